@@ -1,0 +1,5 @@
+"""Placeholder while the demo is written."""
+
+
+def run() -> None:
+    """x"""

@@ -1,0 +1,131 @@
+"""`consentry emit …`: send one member event, as an importer would, and wait until it is accepted."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from consentry.domain.values import AgeBand, Choice
+
+if TYPE_CHECKING:
+    from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
+    from consentry.domain.values import Micros
+
+app = typer.Typer(name="emit", help="Send one member event and wait until it is accepted.", no_args_is_help=True)
+
+MemberArgument = Annotated[str, typer.Argument(help="Pseudonym of the member.")]
+PurposeOption = Annotated[str, typer.Option(help="What the data would be used for.")]
+EffectiveOption = Annotated[str | None, typer.Option(help="When it holds, ISO 8601; default: now.")]
+
+
+@app.command("opt-out")
+def opt_out(
+    member: MemberArgument, purpose: PurposeOption = "genai_training", effective: EffectiveOption = None
+) -> None:
+    """The member opts out (or objects): always applies."""
+    _choose(member, purpose, Choice.OPT_OUT, effective, None)
+
+
+@app.command("opt-in")
+def opt_in(
+    member: MemberArgument,
+    purpose: PurposeOption = "genai_training",
+    observed: Annotated[
+        int | None, typer.Option(help="Version of the record that the person had seen; an unseen opt-out stands.")
+    ] = None,
+    effective: EffectiveOption = None,
+) -> None:
+    """The member opts in: cancels an opt-out only if they had seen it (--observed)."""
+    _choose(member, purpose, Choice.OPT_IN, effective, observed)
+
+
+@app.command()
+def relocate(
+    member: MemberArgument,
+    jurisdiction: Annotated[str, typer.Argument(help="ISO 3166 code, such as HK or US-CA.")],
+    age_band: Annotated[AgeBand, typer.Option(help="Whether the member is of age there.")] = AgeBand.UNKNOWN,
+    effective: EffectiveOption = None,
+) -> None:
+    """The member lives somewhere (else) now."""
+    from consentry.domain.events import MemberRelocated
+    from consentry.domain.values import parse_member_id
+    from consentry.wire.forms import parse_scope
+
+    parse_scope([jurisdiction], what="jurisdiction")
+    now, at = _times(effective)
+    _send(
+        MemberRelocated(
+            event_id=uuid.uuid4().bytes,
+            member=parse_member_id(member),
+            jurisdiction=jurisdiction,
+            effective_at=at,
+            recorded_at=now,
+            age_band=age_band,
+            source="cli",
+        )
+    )
+
+
+@app.command()
+def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
+    """The member is erased: it latches, and opens a purge order."""
+    from consentry.domain.events import MemberErased
+    from consentry.domain.values import parse_member_id
+
+    now, at = _times(effective)
+    _send(
+        MemberErased(
+            event_id=uuid.uuid4().bytes,
+            member=parse_member_id(member),
+            effective_at=at,
+            recorded_at=now,
+            source="cli",
+        )
+    )
+
+
+def _choose(member: str, purpose: str, choice: Choice, effective: str | None, observed: int | None) -> None:
+    from consentry.domain.events import ConsentChanged
+    from consentry.domain.values import parse_member_id, parse_name
+
+    now, at = _times(effective)
+    _send(
+        ConsentChanged(
+            event_id=uuid.uuid4().bytes,
+            member=parse_member_id(member),
+            purpose=parse_name(purpose, what="purpose"),
+            choice=choice,
+            effective_at=at,
+            recorded_at=now,
+            observed_version=observed,
+            legal_basis="OTHER",
+            source="cli",
+        )
+    )
+
+
+def _times(effective: str | None) -> tuple[Micros, Micros]:
+    from consentry.ops.clock import system_clock
+    from consentry.wire.forms import parse_instant
+
+    now = system_clock()
+    return now, now if effective is None else parse_instant(effective, what="--effective")
+
+
+def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
+    from confluent_kafka import Producer
+
+    from consentry.cli.wiring import count_partitions, load_settings, open_catalog
+    from consentry.wire.events import write_event
+    from consentry.wire.kafka import producer_config, send
+    from consentry.wire.schemas import MEMBER_EVENTS, topic_name
+
+    settings = load_settings()
+    count_partitions(settings)
+    value = write_event(event, open_catalog(settings))
+    topic = topic_name(settings.namespace, MEMBER_EVENTS)
+    producer = Producer(producer_config(settings.kafka(), "consentry-emit"))
+    [(partition, offset)] = send(producer, topic, [(event.member.encode(), value)])
+    typer.echo(f"accepted: {topic} partition {partition} offset {offset}, event {uuid.UUID(bytes=event.event_id)}")

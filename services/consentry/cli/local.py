@@ -1,0 +1,405 @@
+"""`consentry local …`: a real Kafka, Redis and schema registry on this computer, without Docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from consentry.domain.errors import ConsentryError
+
+if TYPE_CHECKING:
+    from consentry.local.state import Addresses, StackState
+
+EXIT_NOT_RUNNING = 1
+EXIT_FAILED = 2
+EXIT_INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+ASK_TIMEOUT_SECONDS = 5.0
+FOLLOW_SECONDS = 0.3
+
+app = typer.Typer(
+    name="local",
+    help="Run a real Kafka, a real Redis and a real schema registry on this computer, without Docker or root.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+out = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+DirectoryOption = Annotated[
+    Path,
+    typer.Option("--dir", envvar="CONSENTRY_LOCAL_DIR", help="Where the stack keeps its data, logs and state."),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        envvar="CONSENTRY_CACHE_DIR",
+        help="Where downloaded programs are kept, for all stacks.",
+        show_default="~/.cache/consentry",
+    ),
+]
+RepositoryOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CONSENTRY_MAVEN_REPOSITORY",
+        help="Address of the Maven repository to download from, if not the default one.",
+    ),
+]
+
+
+@app.command()
+def up(
+    directory: DirectoryOption = Path(".consentry"),
+    cache_directory: CacheOption = None,
+    maven_repository: RepositoryOption = None,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Begin empty, and keep no data.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the stack is up; it goes on running.")] = False,
+) -> None:
+    """Start the stack, and keep it up until Ctrl-C (or `down`). The first time downloads about 200 MB."""
+    with _explained():
+        from consentry.local.errors import Cancelled
+        from consentry.local.supervisor import ended_by_signals
+
+        parent_pid = os.getppid()
+        cache = (cache_directory or _default_cache()).absolute()
+        try:
+            with ended_by_signals() as asked_to_end:
+                _fetch(directory, cache, maven_repository, asked_to_end)
+                if detach:
+                    _up_detached(directory, cache, ephemeral, asked_to_end)
+                else:
+                    _up_in_foreground(directory, cache, ephemeral, parent_pid, asked_to_end)
+        except Cancelled as cancelled:
+            errors.print("Ended before it was up; nothing is left running.")
+            raise typer.Exit(EXIT_INTERRUPTED) from cancelled
+
+
+@app.command()
+def status(
+    directory: DirectoryOption = Path(".consentry"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask each service a real question. Exit status: 0 all answer, 1 no stack runs, 2 one does not answer."""
+    with _explained():
+        from consentry.local.state import read_state
+
+        state = read_state(directory)
+        if state is None:
+            if as_json:
+                out.print_json(json.dumps({"running": False}))
+            else:
+                out.print(f"No local stack runs in {directory}. Start one: {_command('up', directory)}", soft_wrap=True)
+            raise typer.Exit(EXIT_NOT_RUNNING)
+        silences = _ask_all(state)
+        if as_json:
+            out.print_json(json.dumps(_status_document(state, silences)))
+        else:
+            _print_status(directory, state, silences)
+        if any(silence is not None for silence in silences.values()):
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def env(directory: DirectoryOption = Path(".consentry")) -> None:
+    """Print the addresses as shell commands, for `eval "$(consentry local env)"`."""
+    with _explained():
+        for name, value in _variables(_running(directory)).items():
+            typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def logs(
+    service: Annotated[
+        str | None, typer.Argument(help="kafka, redis, registry or supervisor; all if left out.")
+    ] = None,
+    directory: DirectoryOption = Path(".consentry"),
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing what is written.")] = False,
+    lines: Annotated[int, typer.Option("-n", min=0, help="How many of the last lines to print.")] = 20,
+) -> None:
+    """Print the end of the services' logs, also those of a stack that has ended."""
+    with _explained():
+        from consentry.local.bringup import last_lines
+        from consentry.local.errors import LocalStackError
+        from consentry.local.services import SERVICE_NAMES
+        from consentry.local.state import log_path
+
+        known = (*SERVICE_NAMES, "supervisor")
+        if service is not None and service not in known:
+            raise LocalStackError(
+                f"There is no service {service!r}.", code="local.no_service", fix=f"name one of {', '.join(known)}"
+            )
+        paths = {name: log_path(directory, name) for name in ([service] if service else known)}
+        paths = {name: path for name, path in paths.items() if path.exists()}
+        if not paths:
+            raise LocalStackError(
+                f"There is no log in {directory}.",
+                code="local.no_log",
+                fix=f"start a stack there first: {_command('up', directory)}, or name its directory with --dir",
+            )
+        for name, path in paths.items():
+            for line in last_lines(path, lines):
+                typer.echo(_prefixed(name, line, alone=len(paths) == 1))
+        if follow:
+            _follow(paths)
+
+
+@app.command()
+def down(directory: DirectoryOption = Path(".consentry")) -> None:
+    """End the stack and wait until it is gone. Its data stays, unless it was ephemeral."""
+    with _explained():
+        from consentry.local.supervisor import end_stack
+
+        if end_stack(directory, report=_say):
+            out.print(f"The local stack in {directory} has ended.", soft_wrap=True)
+        else:
+            out.print(f"No local stack runs in {directory}: nothing to end.", soft_wrap=True)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Print our errors as one paragraph, without a traceback, and exit with 2."""
+    try:
+        yield
+    except ConsentryError as error:
+        _print_error(str(error))
+        for note in getattr(error, "__notes__", ()):
+            errors.print(note, markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_FAILED) from error
+    except ModuleNotFoundError as error:
+        _print_error(
+            f"The local stack needs the package {error.name}, which is not installed. [local.not_installed] "
+            'Fix: pip install "consentry[local]"'
+        )
+        raise typer.Exit(EXIT_FAILED) from error
+    except OSError as error:
+        _print_error(
+            f"The operating system refused: {error.strerror or error} ({error.filename}). [local.file] Fix: make room "
+            "or give yourself the right to that path, or name other directories with --dir and --cache-dir"
+        )
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+def _print_error(text: str) -> None:
+    errors.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
+
+
+def _default_cache() -> Path:
+    told = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251 - the platform's own setting, which is none of Consentry's
+    return (Path(told) if told else Path.home() / ".cache") / "consentry"
+
+
+def _say(line: str) -> None:
+    out.print(f"  {line}", style="dim", markup=False, soft_wrap=True)
+
+
+def _command(verb: str, directory: Path) -> str:
+    """Return the command to type for the stack in this directory."""
+    place = "" if directory == Path(".consentry") else f" --dir {shlex.quote(str(directory))}"
+    return f"consentry local {verb}{place}"
+
+
+def _fetch(directory: Path, cache: Path, repository: str | None, asked_to_end: threading.Event) -> None:
+    """Fill the cache before anything is started, with a bar; says nothing if all is there."""
+    from consentry.local.artifacts import fetch, load_lock
+    from consentry.local.stack import already_running
+    from consentry.local.state import read_state
+
+    if read_state(directory) is not None:  # said before a long download, and checked again by the start
+        raise already_running(directory)
+    with _download_bar() as progress:
+        fetch(
+            load_lock().everything,
+            cache=cache,
+            repository=repository,
+            report=_say,
+            progress=progress,
+            cancelled=asked_to_end,
+        )
+
+
+@contextmanager
+def _download_bar() -> Iterator[Callable[[int, int, str], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, console=out)
+    task = bar.add_task("Downloading Kafka and the registry", total=None)
+
+    def show(done: int, total: int, file_name: str) -> None:
+        bar.start()  # does nothing the second time; with a full cache there is no bar at all
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _up_in_foreground(
+    directory: Path, cache: Path, ephemeral: bool, parent_pid: int, asked_to_end: threading.Event
+) -> None:
+    from consentry.local.stack import LocalStack
+    from consentry.local.supervisor import supervise
+
+    def ready() -> None:
+        _print_up(directory, _running(directory))
+        out.print("Ctrl-C ends the stack.")
+
+    out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
+    stack = LocalStack(directory, cache=cache, ephemeral=ephemeral, report=_say, cancelled=asked_to_end)
+    # The parent of process 1's children never changes: there is nobody to outlive.
+    watched = parent_pid if parent_pid > 1 else None
+    why = supervise(stack, asked_to_end=asked_to_end, parent_pid=watched, on_ready=ready)
+    out.print(f"The local stack has ended: {why}.")
+
+
+def _up_detached(directory: Path, cache: Path, ephemeral: bool, asked_to_end: threading.Event) -> None:
+    from consentry.local.supervisor import start_detached
+
+    out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
+    arguments = [str(directory.absolute()), "--cache", str(cache), *(["--ephemeral"] if ephemeral else [])]
+    state = start_detached(arguments, directory=directory, asked_to_end=asked_to_end)
+    _print_up(directory, state)
+    out.print(f"It runs until you type: {_command('down', directory)}", soft_wrap=True)
+
+
+def _running(directory: Path) -> StackState:
+    """Return the state of a stack that is up; raises LocalStackError."""
+    from consentry.local.errors import LocalStackError
+    from consentry.local.state import read_state
+
+    state = read_state(directory)
+    if state is None or state.addresses is None:
+        raise LocalStackError(
+            f"No local stack is up in {directory}.", code="local.not_up", fix=f"{_command('up', directory)}"
+        )
+    return state
+
+
+def _by_service(addresses: Addresses | None) -> dict[str, str]:
+    if addresses is None:
+        return {}
+    return {"kafka": addresses.kafka, "redis": addresses.redis_url, "registry": addresses.registry_url}
+
+
+def _variables(state: StackState) -> dict[str, str]:
+    address = _by_service(state.addresses)
+    return {
+        "CONSENTRY_KAFKA_BOOTSTRAP": address["kafka"],
+        "CONSENTRY_REDIS_URL": address["redis"],
+        "CONSENTRY_REGISTRY_URL": address["registry"],
+    }
+
+
+def _print_up(directory: Path, state: StackState) -> None:
+    table = Table("service", "address", "process")
+    for name, address in _by_service(state.addresses).items():
+        table.add_row(name, address, str(state.services[name].pid))
+    out.print(table)
+    keeps = "its data goes with it" if state.ephemeral else f"its data stays in {state.data_directory}"
+    out.print(f"The local stack is up; {keeps}.", soft_wrap=True)
+    out.print("For other programs in another terminal:\n")
+    for name, value in _variables(state).items():
+        out.print(f"  export {name}={value}", markup=False, soft_wrap=True)
+    out.print("\nNext, in another terminal, set all three and ask each service a real question:\n", soft_wrap=True)
+    out.print(
+        f'  eval "$({_command("env", directory)})" && {_command("status", directory)}\n', style="bold", soft_wrap=True
+    )
+
+
+def _ask_all(state: StackState) -> dict[str, str | None]:
+    """Ask each service a real question at the same time, and return what is wrong with it, or None."""
+    from consentry.local.health import NotAnswering, ask_kafka, ask_redis, ask_registry
+
+    if state.addresses is None:
+        return {name: "is still starting" for name in ("kafka", "redis", "registry")}
+    asks: dict[str, Callable[..., str]] = {"kafka": ask_kafka, "redis": ask_redis, "registry": ask_registry}
+
+    def ask(name: str, address: str) -> str | None:
+        try:
+            asks[name](address, timeout_seconds=ASK_TIMEOUT_SECONDS)
+        except NotAnswering as silence:
+            return str(silence)
+        return None
+
+    with ThreadPoolExecutor(len(asks)) as pool:
+        tasks = {name: pool.submit(ask, name, address) for name, address in _by_service(state.addresses).items()}
+        return {name: task.result() for name, task in tasks.items()}
+
+
+def _status_document(state: StackState, silences: dict[str, str | None]) -> dict[str, object]:
+    address = _by_service(state.addresses)
+    return {
+        "running": True,
+        "phase": state.phase,
+        "ephemeral": state.ephemeral,
+        "supervisor_pid": state.supervisor.pid,
+        "data_directory": state.data_directory,
+        "services": {
+            name: {
+                "address": address.get(name),
+                "pid": state.services[name].pid if name in state.services else None,
+                "answers": silence is None,
+                "problem": silence,
+            }
+            for name, silence in silences.items()
+        },
+        "environment": _variables(state) if address else {},
+    }
+
+
+def _print_status(directory: Path, state: StackState, silences: dict[str, str | None]) -> None:
+    address = _by_service(state.addresses)
+    table = Table("service", "answers", "address", "process")
+    for name, silence in silences.items():
+        pid = str(state.services[name].pid) if name in state.services else "–"
+        table.add_row(name, "[green]yes[/]" if silence is None else "[red]no[/]", address.get(name, "–"), pid)
+    out.print(table)
+    for name, silence in silences.items():
+        if silence is not None:
+            out.print(
+                f"{name}: {silence}. Its log: {_command(f'logs {name}', directory)}", markup=False, soft_wrap=True
+            )
+
+
+def _prefixed(name: str, line: str, *, alone: bool) -> str:
+    return line if alone else f"{name:<10} {line}"
+
+
+def _follow(paths: dict[str, Path]) -> None:
+    """Print what is appended to the logs until Ctrl-C; a log that is begun anew is read from its start."""
+    files: dict[str, tuple[int, TextIO]] = {}
+    for name, path in paths.items():
+        files[name] = _open_log(path)
+        files[name][1].seek(0, os.SEEK_END)
+    try:
+        while True:
+            for name, path in paths.items():
+                for line in files[name][1]:
+                    typer.echo(_prefixed(name, line.rstrip("\n"), alone=len(paths) == 1))
+                if path.exists() and path.stat().st_ino != files[name][0]:
+                    files[name][1].close()
+                    files[name] = _open_log(path)
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        return
+    finally:
+        for _, file in files.values():
+            file.close()
+
+
+def _open_log(path: Path) -> tuple[int, TextIO]:
+    file = path.open(encoding="utf-8", errors="replace")
+    return os.fstat(file.fileno()).st_ino, file

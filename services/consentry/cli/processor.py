@@ -1,0 +1,147 @@
+"""`consentry processor`: the Faust worker that turns member events into the table and the records."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consentry.ops.settings import Settings
+
+
+def run() -> None:
+    """Run the processor until SIGINT or SIGTERM. Refuses unsafe settings of broker, topics and table by name."""
+    from consentry.cli.wiring import load_settings
+    from consentry.ops.logs import set_up_logs
+
+    settings = load_settings()
+    set_up_logs(style=settings.log_format, level=settings.log_level)
+    status = _run(settings)
+    # The clients' threads may still hold connections to a broker that is gone; all that matters is done.
+    os._exit(status)
+
+
+def _run(settings: Settings) -> int:
+    from importlib.metadata import version
+
+    import structlog
+
+    from consentry.cli.wiring import open_catalog, open_table
+    from consentry.ledger.agent import Ledger, add_ledger
+    from consentry.ops.clock import system_clock
+    from consentry.ops.metrics import Metrics
+    from consentry.processor.safety import check_topics
+    from consentry.processor.service import HotPathService, build_app, run_worker
+    from consentry.wire.controls_view import ControlsView
+
+    kafka, namespace = settings.kafka(), settings.namespace
+    partitions = check_topics(kafka, namespace=namespace, profile=settings.profile)
+    catalog = open_catalog(settings)
+    metrics = Metrics(version("consentry"))
+    with open_table(settings, partitions) as table:
+        table.check()
+        view = ControlsView(kafka, namespace=namespace, catalog=catalog)
+        view.start()
+        view.wait_until_read(30)
+        parts = _hot_path(settings, catalog, table, view, metrics, partitions)
+        ledger = Ledger(
+            kafka,
+            namespace=namespace,
+            catalog=catalog,
+            declared=settings.declared_subscribers(),
+            clock=system_clock,
+            metrics=metrics,
+        )
+        health = _health(settings, parts, metrics)
+        structlog.get_logger(__name__).info("processor", metrics=health.address, partitions=partitions)
+        with tempfile.TemporaryDirectory(prefix="consentry-faust-") as data_directory:
+            app = build_app(kafka=kafka, app_id=f"{namespace}-ledger", data_directory=data_directory)
+            add_ledger(app, ledger)
+            status = run_worker(app, [lambda: HotPathService(parts["hot_path"], parts["frontiers"])])
+        parts["publisher"].close()
+        view.stop()
+        health.stop()
+    return status
+
+
+def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: Any, partitions: int) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from confluent_kafka import Consumer
+
+    from consentry.ledger.obligations import KafkaObligations
+    from consentry.ops.clock import system_clock
+    from consentry.ops.failpoints import parse_failpoint
+    from consentry.processor.frontiers import FrontierThread, Marks
+    from consentry.processor.hotpath import HotPath, processor_consumer_config
+    from consentry.processor.materialiser import Materialiser
+    from consentry.processor.ownership import last_frontiers
+    from consentry.processor.publisher import KafkaPublisher
+    from consentry.wire.controls import Frontier, read_frontier, write_frontier
+    from consentry.wire.kafka import read_all, read_partition
+    from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
+
+    kafka, namespace = settings.kafka(), settings.namespace
+    failpoint = parse_failpoint(settings.failpoint)
+    publisher = KafkaPublisher(kafka, namespace=namespace, catalog=catalog, version=version("consentry"))
+    marks = Marks()
+    frontiers_topic = topic_name(namespace, FRONTIERS)
+
+    def publish_frontier(frontier: Frontier) -> None:
+        publisher.send(frontiers_topic, str(frontier.partition).encode(), write_frontier(frontier, catalog), 0)
+
+    hot_path = HotPath(
+        consumer=Consumer(
+            processor_consumer_config(kafka, group=f"{namespace}-processor", worker_id=settings.worker_id)
+        ),
+        topic=topic_name(namespace, MEMBER_EVENTS),
+        table=table,
+        materialiser=Materialiser(
+            table=table,
+            publisher=publisher,
+            obligations=KafkaObligations(kafka, namespace=namespace, catalog=catalog, view=view),
+            catalog=catalog,
+            partitions=partitions,
+            failpoint=failpoint,
+        ),
+        marks=marks,
+        last_frontiers=lambda: last_frontiers(
+            read_frontier(message.value, catalog) for message in read_all(kafka, frontiers_topic)
+        ),
+        records=lambda partition: read_partition(kafka, topic_name(namespace, RECORDS), partition),
+        clock=system_clock,
+        metrics=metrics,
+        failpoint=failpoint,
+    )
+    frontiers = FrontierThread(
+        marks, kafka=kafka, namespace=namespace, publish=publish_frontier, clock=system_clock, metrics=metrics
+    )
+    return {"hot_path": hot_path, "frontiers": frontiers, "publisher": publisher}
+
+
+def _health(settings: Settings, parts: dict[str, Any], metrics: Any) -> Any:
+    from time import monotonic
+
+    from consentry.ops.health import HealthServer
+    from consentry.processor.service import STALL_SECONDS
+
+    hot_path, frontiers = parts["hot_path"], parts["frontiers"]
+
+    def alive() -> dict[str, Any]:
+        idle = monotonic() - hot_path.progress_at
+        return {"ok": idle < STALL_SECONDS, "seconds_since_progress": round(idle, 1)}
+
+    def ready() -> dict[str, Any]:
+        ages = frontiers.ages()
+        worst = max(ages.values(), default=None)
+        is_fresh = worst is not None and len(ages) == hot_path.owned and worst < settings.staleness_seconds
+        return {
+            "ok": hot_path.is_settled and is_fresh,
+            "partitions": hot_path.owned,
+            "oldest_frontier_seconds": None if worst is None else round(worst, 2),
+        }
+
+    health = HealthServer(metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port)
+    health.start()
+    return health

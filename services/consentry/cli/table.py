@@ -1,0 +1,224 @@
+"""`consentry table …`: look into the consent table, compare it with the log and with followers, have it rebuilt."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentry.domain.errors import InvalidInput, Unavailable
+
+if TYPE_CHECKING:
+    from consentry.ops.settings import Settings
+    from consentry.table.redis_table import RedisTable
+
+app = typer.Typer(name="table", help="Look into the consent table, verify it, rebuild it.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+@app.command()
+def get(member: Annotated[str, typer.Argument(help="Pseudonym of the member.")], as_json: JsonOption = False) -> None:
+    """Show a member's record as the table holds it; exit 1 where there is none."""
+    from consentry.cli.explain import read_member
+    from consentry.cli.wiring import load_settings
+    from consentry.domain.values import parse_member_id
+    from consentry.wire.forms import moment
+
+    record = read_member(load_settings(), parse_member_id(member))
+    facts = [
+        {
+            "version": fact.version,
+            "kind": fact.kind.name,
+            "name": fact.name,
+            "effective_at": moment(fact.effective_at).isoformat(),
+            "recorded_at": moment(fact.recorded_at).isoformat(),
+            "observed_version": fact.observed_version,
+        }
+        for fact in (record.facts if record else ())
+    ]
+    if as_json:
+        typer.echo(json.dumps({"member": member, "version": record.version if record else None, "facts": facts}))
+    elif record is None:
+        typer.echo(f"no record of {member}")
+    else:
+        typer.echo(f"{member}  version {record.version}")
+        for fact in facts:
+            typer.echo(
+                f"  {fact['version']:>3}  {fact['kind']:<22} {fact['name']:<24} effective {fact['effective_at']}"
+            )
+    raise typer.Exit(0 if record else 1)
+
+
+@app.command()
+def stats(as_json: JsonOption = False) -> None:
+    """Show what each partition of the table holds, and how old it is."""
+    from consentry.cli.wiring import count_partitions, load_settings, open_table
+    from consentry.ops.clock import system_clock
+
+    settings = load_settings()
+    partitions = count_partitions(settings)
+    rows: list[dict[str, Any]] = []
+    with open_table(settings, partitions) as table:
+        for partition in range(partitions):
+            meta = table.meta(partition)
+            age = None if meta.frontier_at is None else round((system_clock() - meta.frontier_at) / 1e6, 1)
+            members = sum(1 for _ in table.scan(partition))
+            rows.append(
+                {
+                    "partition": partition,
+                    "members": members,
+                    "next_offset": meta.next_offset,
+                    "generation": meta.generation,
+                    "age_seconds": age,
+                    "tainted": meta.tainted,
+                }
+            )
+    if as_json:
+        typer.echo(json.dumps({"partitions": rows, "members": sum(row["members"] for row in rows)}))
+        return
+    typer.echo("partition    members  next offset  age (s)  generation")
+    for row in rows:
+        mark = "  TAINTED" if row["tainted"] else ""
+        held, seconds = ("-" if row[name] is None else row[name] for name in ("next_offset", "age_seconds"))
+        typer.echo(
+            f"{row['partition']:>9} {row['members']:>10} {held:>12} {seconds:>8}  {(row['generation'] or '-')[:12]}{mark}"
+        )
+
+
+@app.command()
+def verify(
+    follower: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT of a trainer's metrics address; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare table, log and followers by digest: exit 0 equal, 1 different, 2 cannot tell.
+
+    Events that are still on their way make a difference: it looks again for some seconds before it says so.
+    """
+    from consentry.cli.wiring import load_settings
+
+    settings = load_settings()
+    addresses = follower or []
+    for address in addresses:
+        if ":" not in address:
+            raise InvalidInput(
+                f"The follower {address!r} is not HOST:PORT.", code="input.follower", fix="write HOST:PORT"
+            )
+    differing: dict[str, list[int]] = {}
+    for _attempt in range(5):
+        found = _digests(settings, addresses)
+        differing = {
+            name: [partition for partition, digest in digests.items() if digest != found["table"][partition]]
+            for name, digests in found.items()
+        }
+        if not any(differing.values()):
+            break
+        time.sleep(1.0)
+    is_equal = not any(differing.values())
+    if as_json:
+        typer.echo(json.dumps({"equal": is_equal, "compared": sorted(found), "differing_partitions": differing}))
+    else:
+        for name, partitions in differing.items():
+            typer.echo(f"{name:<24} {'differs in partitions ' + str(partitions) if partitions else 'equal'}")
+    raise typer.Exit(0 if is_equal else 1)
+
+
+def _digests(settings: Settings, followers: list[str]) -> dict[str, dict[int, str]]:
+    from consentry.cli.wiring import count_partitions, open_table
+    from consentry.wire.kafka import read_all
+    from consentry.wire.records import DIGEST_BITS, record_digest, version_of
+    from consentry.wire.schemas import RECORDS, topic_name
+
+    partitions = count_partitions(settings)
+    with open_table(settings, partitions) as table:
+        in_table = {
+            partition: f"{sum(record_digest(*item) for item in table.scan(partition)) % (1 << DIGEST_BITS):032x}"
+            for partition in range(partitions)
+        }
+    newest: dict[int, dict[bytes, bytes]] = {partition: {} for partition in range(partitions)}
+    for message in read_all(settings.kafka(), topic_name(settings.namespace, RECORDS)):
+        if message.key and message.value:
+            known = newest[message.partition].get(message.key)
+            if known is None or version_of(known) <= version_of(message.value):
+                newest[message.partition][message.key] = message.value
+    in_log = {
+        partition: f"{sum(record_digest(*item) for item in held.items()) % (1 << DIGEST_BITS):032x}"
+        for partition, held in newest.items()
+    }
+    found = {"table": in_table, "log": in_log}
+    for address in followers:
+        found[address] = _follower_digests(address)
+    return found
+
+
+def _follower_digests(address: str) -> dict[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}/digest", timeout=10) as answer:
+            told = json.load(answer)
+            return {int(partition): str(digest) for partition, digest in told["digests"].items()}
+    except (urllib.error.URLError, ValueError, KeyError, OSError) as error:
+        raise Unavailable(
+            f"The follower at {address} did not tell its digests ({type(error).__name__}).",
+            code="follower.unavailable",
+            fix="name the metrics address of a running trainer; its log says it at the start",
+        ) from error
+
+
+@app.command()
+def rebuild(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until the table is whole again.")] = 300.0,
+) -> None:
+    """Build the table anew from the records topic. The running processor does it; answers are refused meanwhile."""
+    from consentry.cli.wiring import count_partitions, load_settings, open_table
+    from consentry.ops.clock import system_clock
+
+    settings = load_settings()
+    partitions = count_partitions(settings)
+    with open_table(settings, partitions) as table:
+        table.check()
+        _require_processor(settings)
+        for partition in range(partitions):
+            claim = table.claim(partition, floor=system_clock() // 1000)
+            table.empty(partition, epoch=claim.epoch)
+        typer.echo(f"emptied {partitions} partitions; the processor rebuilds them")
+        until = time.monotonic() + timeout
+        while missing := _unbuilt(table, partitions):
+            if time.monotonic() > until:
+                raise Unavailable(
+                    f"{len(missing)} partitions are not built after {timeout:.0f} s.",
+                    code="table.rebuild_timeout",
+                    fix="check the processor's log; it goes on by itself",
+                )
+            time.sleep(0.2)
+    typer.echo("the table is whole")
+
+
+def _unbuilt(table: RedisTable, partitions: int) -> list[int]:
+    return [partition for partition in range(partitions) if table.meta(partition).generation is None]
+
+
+def _require_processor(settings: Settings) -> None:
+    """Refuse to empty a table that nobody would build."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    from consentry.wire.kafka import client_config, unavailable
+
+    admin = AdminClient(client_config(settings.kafka(), "consentry-cli"))
+    group = f"{settings.namespace}-processor"
+    try:
+        members = admin.describe_consumer_groups([group])[group].result().members
+    except KafkaException as error:
+        raise unavailable("describe the processor's group", error) from error
+    if not members:
+        raise Unavailable(
+            "No processor runs, so nobody would rebuild the table. Nothing was emptied.",
+            code="table.no_processor",
+            fix="start `consentry processor`, then ask again",
+        )

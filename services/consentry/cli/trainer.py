@@ -1,0 +1,75 @@
+"""`consentry trainer`: the reference trainer over one Parquet data set."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def run(
+    dataset: Annotated[Path, typer.Option(help="Directory of Parquet files with a column member_id.")],
+    name: Annotated[str, typer.Option(help="Name of this subscriber, as it stands in receipts.")],
+    purpose: Annotated[str, typer.Option(help="What the data is used for.")] = "genai_training",
+    every: Annotated[float, typer.Option(help="Seconds between epochs; 0: only on SIGUSR1.")] = 60.0,
+    manifest: Annotated[Path | None, typer.Option(help="Write each row's answer of the last epoch here.")] = None,
+    journal: Annotated[Path | None, typer.Option(help="Write when each record and control arrived here.")] = None,
+) -> None:
+    """Follow the records and controls, exclude and purge, until SIGINT or SIGTERM. SIGUSR1 asks for an epoch."""
+    from importlib.metadata import version
+
+    import structlog
+
+    from consentry.cli.wiring import load_settings, open_catalog
+    from consentry.domain.values import parse_name
+    from consentry.ops.clock import system_clock
+    from consentry.ops.health import HealthServer
+    from consentry.ops.logs import set_up_logs
+    from consentry.ops.metrics import Metrics
+    from consentry.trainer.client import Client
+    from consentry.trainer.reference import ReferenceTrainer
+
+    settings = load_settings()
+    set_up_logs(style=settings.log_format, level=settings.log_level)
+    purpose, name = parse_name(purpose, what="purpose"), parse_name(name, what="subscriber")
+    catalog = open_catalog(settings)
+    metrics = Metrics(version("consentry"))
+    client = Client(
+        settings.kafka(),
+        catalog,
+        name=name,
+        namespace=settings.namespace,
+        staleness_seconds=settings.staleness_seconds,
+        metrics=metrics,
+        journal=journal,
+    )
+    trainer = ReferenceTrainer(
+        client,
+        kafka=settings.kafka(),
+        catalog=catalog,
+        namespace=settings.namespace,
+        directory=dataset,
+        purpose=purpose,
+        clock=system_clock,
+        every_seconds=every,
+        manifest=manifest,
+    )
+
+    def alive() -> dict[str, Any]:
+        return {"ok": client.is_following}
+
+    health = HealthServer(
+        metrics, alive=alive, ready=trainer.status, host=settings.metrics_host, port=settings.metrics_port
+    )
+    health.pages["/digest"] = lambda: {"ok": True, "digests": client.view.digests()}
+    health.start()
+    structlog.get_logger(__name__).info("trainer", subscriber=name, metrics=health.address)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, lambda *_: trainer.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: trainer.ask_for_epoch())
+    client.start()
+    trainer.run()
+    client.stop()
+    health.stop()

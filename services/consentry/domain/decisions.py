@@ -1,0 +1,204 @@
+"""The one answer: may this member's data be used for this purpose, at that time, by what was known then, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from consentry.domain.controls import (
+    Controls,
+    Minors,
+    PauseImposed,
+    PauseLifted,
+    PolicyPublished,
+    Regime,
+    Terms,
+)
+from consentry.domain.events import AGE_BANDS, RELOCATION_FACTS, Fact, FactKind
+from consentry.domain.records import Record, next_choice
+from consentry.domain.values import REASON_RANK, AgeBand, Micros, Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What is known of one row of training data; None is not known. `collected` is in microseconds."""
+
+    jurisdiction: str | None = None
+    category: str | None = None
+    collected: Micros | None = None
+
+
+class Ground(NamedTuple):
+    """One fact behind a decision: the reason it stands for, the fact itself, and the jurisdiction asked about."""
+
+    reason: Reason
+    fact: Fact | PauseImposed | PauseLifted | PolicyPublished | str
+    jurisdiction: str | None = None
+    terms: Terms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """An answer: whether the use is allowed, the reason, and the grounds, the deciding one first."""
+
+    allowed: bool
+    reason: Reason
+    because: tuple[Ground, ...] = field(default=())
+
+
+class Standing(NamedTuple):
+    """What a record says for one purpose at one pair of times; the part of an answer that is the member's own."""
+
+    erasure: Fact | None
+    hold: Fact | None
+    is_folded: bool
+    relocation: Fact | None
+    choice: Fact | None
+
+    @property
+    def jurisdiction(self) -> str | None:
+        """Where the member was last known to live, or None."""
+        return None if self.relocation is None else self.relocation.name
+
+    @property
+    def age_band(self) -> AgeBand:
+        """The age band last recorded."""
+        return AgeBand.UNKNOWN if self.relocation is None else AGE_BANDS[self.relocation.kind]
+
+
+NOBODY = Standing(None, None, False, None, None)
+"""The standing of a member of whom nothing is recorded."""
+
+
+def standing(record: Record | None, *, purpose: str, at: Micros, known_at: Micros) -> Standing:
+    """Evaluate a record's facts that count, in log order. Times in microseconds. Source: rules 1 to 4 and 10."""
+    if record is None:
+        return NOBODY
+    if at < record.folded_effective_at or known_at < record.folded_recorded_at:
+        return Standing(None, None, True, None, None)
+    erasure = hold = relocation = choice = None
+    for fact in record.facts:
+        kind, effective_at, recorded_at = fact[0], fact[1], fact[2]
+        if effective_at > at or recorded_at > known_at:
+            continue
+        if kind in RELOCATION_FACTS:
+            relocation = fact
+        elif kind is FactKind.ERASED:
+            erasure = fact
+        elif kind is FactKind.RELEASED:
+            hold = None
+        elif kind is FactKind.HELD or kind is FactKind.UNKNOWN:
+            hold = fact
+        elif fact.name == purpose:
+            choice = next_choice(choice, fact)
+    return Standing(erasure, hold, False, relocation, choice)
+
+
+def decide(
+    record: Record | None, row: Row | None, controls: Controls, *, purpose: str, at: Micros, known_at: Micros
+) -> Decision:
+    """Say whether this row, or the member's data at large, may be used for `purpose`, and why.
+
+    `record` is None for a member who is not in the table. `at` is when the data would be used, `known_at` what had
+    been recorded by then, both in microseconds since 1970-01-01 UTC. Returns the outcome, one reason of the closed
+    list and the grounds, the deciding one first. Raises nothing: whatever is unknown is not allowed.
+    Source: rules 1 to 10 (docs/architecture.md, "Rules").
+    """
+    own = standing(record, purpose=purpose, at=at, known_at=known_at)
+    return judge(own, row, controls, purpose=purpose, at=at, known_at=known_at)
+
+
+def judge(
+    own: Standing, row: Row | None, controls: Controls, *, purpose: str, at: Micros, known_at: Micros
+) -> Decision:
+    """The decision for a member's standing; the only place that returns *allowed*. See `decide`."""
+    if own.erasure is not None:
+        return Decision(False, Reason.ERASED, (Ground(Reason.ERASED, own.erasure),))
+    if own.hold is not None:
+        return Decision(False, Reason.HELD, (Ground(Reason.HELD, own.hold),))
+    if own.is_folded:
+        return Decision(False, Reason.HISTORY_FOLDED, (Ground(Reason.HISTORY_FOLDED, "asked before what is kept"),))
+    places = {place: None for place in (own.jurisdiction, row.jurisdiction if row else None) if place is not None}
+    if not places:
+        return Decision(False, Reason.JURISDICTION_UNKNOWN, (Ground(Reason.JURISDICTION_UNKNOWN, "none recorded"),))
+    question = _Question(own, row, controls, purpose, at, known_at)
+    answers = [question.ask(place) for place in places]
+    refusing = [grounds for grounds in answers if grounds[0].reason not in _ALLOWING]
+    grounds = min(refusing or answers, key=lambda grounds: REASON_RANK[grounds[0].reason])
+    return Decision(not refusing, grounds[0].reason, tuple(grounds))
+
+
+_ALLOWING = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
+
+
+class _Question(NamedTuple):
+    """One question, asked for each jurisdiction that the member or the row names."""
+
+    own: Standing
+    row: Row | None
+    controls: Controls
+    purpose: str
+    at: Micros
+    known_at: Micros
+
+    def ask(self, place: str) -> list[Ground]:
+        """The grounds of the answer for one jurisdiction, the deciding one first. Source: rule 8."""
+        if not self.controls.jurisdictions.is_code(place):
+            return [Ground(Reason.JURISDICTION_UNKNOWN, f"{place[:16]!r} is not a known code", place)]
+        category = self.row.category if self.row else None
+        times = {"at": self.at, "known_at": self.known_at}
+        pause = self.controls.pause_in_force(place, self.purpose, category, **times)
+        choice = self._choice_ground(place)
+        rest = [choice] if choice else []
+        if pause is not None:
+            return [Ground(Reason.PAUSED, pause, place), *rest]
+        if choice is not None and choice.reason is Reason.OPTED_OUT:
+            return [choice]
+        found = self.controls.terms_for(place, self.purpose, **times)
+        if found is None:
+            return [Ground(Reason.NO_TERMS, f"no policy has terms for {self.purpose}", place), *rest]
+        policy, terms = found
+        return [Ground(self._by_terms(terms, choice), policy, place, terms), *rest]
+
+    def _choice_ground(self, place: str) -> Ground | None:
+        """What the member's choice comes to: opted out, opted in, an opt-in that a lift made void, or none."""
+        choice = self.own.choice
+        if choice is None:
+            return None
+        if choice.kind is not FactKind.OPTED_IN:
+            return Ground(Reason.OPTED_OUT, choice, place)
+        lift = self.controls.last_voiding_lift(place, self.purpose, at=self.at, known_at=self.known_at)
+        if lift is not None and choice.recorded_at <= lift.recorded_at:
+            return Ground(Reason.OPT_IN_REQUIRED, lift, place)
+        return Ground(Reason.OPTED_IN, choice, place)
+
+    def _by_terms(self, terms: Terms, choice: Ground | None) -> Reason:
+        """The reason once neither a pause nor an opt-out decides."""
+        if terms.regime in (Regime.NOT_OFFERED, Regime.UNKNOWN):
+            return Reason.NOT_OFFERED
+        if self._is_outside(terms):
+            return Reason.OUTSIDE_TERMS
+        if choice is not None and choice.reason is Reason.OPTED_IN:
+            return Reason.OPTED_IN
+        if terms.notice_until is not None and self.at < terms.notice_until:
+            return Reason.NOTICE_OPEN
+        return Reason.DEFAULT_ON if terms.regime is Regime.DEFAULT_ON else Reason.OPT_IN_REQUIRED
+
+    def _is_outside(self, terms: Terms) -> bool:
+        """Whether age, category or time of collection falls outside the terms. Source: rule 6."""
+        band = self.own.age_band
+        if terms.minors is Minors.EXCLUDE and band is AgeBand.MINOR:
+            return True
+        if terms.minors in (Minors.EXCLUDE_UNLESS_ADULT, Minors.UNKNOWN) and band is not AgeBand.ADULT:
+            return True
+        row = self.row
+        if row is None:
+            return False
+        if terms.categories is not None and row.category is not None and row.category not in terms.categories:
+            return True
+        return terms.collected_from is not None and (row.collected is None or row.collected < terms.collected_from)
+
+
+def stale(detail: str) -> Decision:
+    """The answer where freshness is not proven; `detail` says by what bound."""
+    return Decision(False, Reason.STALE, (Ground(Reason.STALE, detail),))

@@ -1,0 +1,62 @@
+"""Every error of Consentry, sorted by what the caller does next.
+
+ConsentryError                 a sentence: what failed, which value, why; `code` is stable, `fix` says what to do
+├── Refused                    the request or the configuration is wrong: nothing was written, correct it
+│   ├── InvalidInput           a value given by a person or a file does not fit
+│   └── UnsafeSetting          a broker, table or topic is set up in a way that could lose an exclusion
+├── Unavailable                something outside did not answer: try again, nothing is known to be lost
+├── Fenced                     another owner holds the partition now: stop, and claim anew
+├── TableWentBack              the table no longer holds what it held: rewind or rebuild
+└── UndecodableEvent           the bytes cannot be read: quarantine them and hold the member
+"""
+
+from __future__ import annotations
+
+
+class ConsentryError(Exception):
+    """What failed, with a stable `code` and the `fix`; `str(error)` is one paragraph for a person."""
+
+    def __init__(self, message: str, *, code: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.fix = fix
+
+    def __str__(self) -> str:
+        text = f"{self.message} [{self.code}]"
+        return f"{text} Fix: {self.fix}" if self.fix else text
+
+
+class Refused(ConsentryError):
+    """The request or configuration is wrong; nothing was written."""
+
+
+class InvalidInput(Refused):
+    """A value given by a person or a file does not fit."""
+
+
+class UnsafeSetting(Refused):
+    """A broker, table or topic is set up in a way that could lose an exclusion."""
+
+
+class Unavailable(ConsentryError):
+    """Something outside did not answer; the call may be repeated."""
+
+
+class Fenced(ConsentryError):
+    """Another owner has claimed the partition since."""
+
+
+class TableWentBack(ConsentryError):
+    """The table holds less than it once acknowledged (fail-over, torn file, wipe)."""
+
+
+class UndecodableEvent(ConsentryError):
+    """The bytes of a message cannot be read as an event.
+
+    `error_class` is one word of a closed list, safe as a metric label; the message never holds payload text.
+    """
+
+    def __init__(self, error_class: str, message: str) -> None:
+        super().__init__(message, code=f"undecodable.{error_class}", fix="the raw bytes are in quarantine")
+        self.error_class = error_class

@@ -1,0 +1,150 @@
+"""What members did, as it was read from the log. Each event has the fact that a record keeps of it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from consentry.domain.values import AgeBand, Choice, MemberId, Micros
+
+
+class FactKind(enum.IntEnum):
+    """What a fact says; the numbers are the order of symbols in ConsentRecord.avsc."""
+
+    ERASED = 0
+    HELD = 1
+    OPTED_OUT = 2
+    RELOCATED_MINOR = 3
+    RELOCATED_AGE_UNKNOWN = 4
+    CHOICE_UNKNOWN = 5
+    RELOCATED_ADULT = 6
+    RELEASED = 7
+    OPTED_IN = 8
+    UNKNOWN = 9
+
+
+CHOICE_KINDS = {
+    Choice.OPT_OUT: FactKind.OPTED_OUT,
+    Choice.OPT_IN: FactKind.OPTED_IN,
+    Choice.UNKNOWN: FactKind.CHOICE_UNKNOWN,
+}
+AGE_BAND_KINDS = {
+    AgeBand.MINOR: FactKind.RELOCATED_MINOR,
+    AgeBand.ADULT: FactKind.RELOCATED_ADULT,
+    AgeBand.UNKNOWN: FactKind.RELOCATED_AGE_UNKNOWN,
+}
+AGE_BANDS = {kind: band for band, kind in AGE_BAND_KINDS.items()}
+CHOICE_FACTS = frozenset(CHOICE_KINDS.values())
+RELOCATION_FACTS = frozenset(AGE_BANDS)
+
+
+class Fact(NamedTuple):
+    """One recorded fact of a member. `version` is the record's version that it made, 0 before folding.
+
+    `name` is the purpose of a choice or the jurisdiction of a relocation. `tag` is eight bytes of the event's
+    identity, so that a repeated event is recognised. Times are microseconds since 1970-01-01 UTC.
+    """
+
+    kind: FactKind
+    effective_at: Micros
+    recorded_at: Micros
+    tag: bytes
+    observed_version: int | None = None
+    name: str = ""
+    version: int = 0
+
+    def says_the_same(self, other: Fact) -> bool:
+        """Whether both are the same event, whatever version each made."""
+        return self[:6] == other[:6]
+
+
+def event_tag(event_id: bytes) -> bytes:
+    """Combine the two halves of a 16-byte event id by exclusive or."""
+    return (int.from_bytes(event_id[:8], "big") ^ int.from_bytes(event_id[8:], "big")).to_bytes(8, "big")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsentChanged:
+    """A member chose for a purpose."""
+
+    event_id: bytes
+    member: MemberId
+    purpose: str
+    choice: Choice
+    effective_at: Micros
+    recorded_at: Micros
+    observed_version: int | None = None
+    legal_basis: str = "CONSENT"
+    notice_version: str = ""
+    source: str = ""
+    evidence: str | None = None
+
+    def fact(self) -> Fact:
+        """What the member's record keeps of this event."""
+        kind = CHOICE_KINDS[self.choice]
+        tag = event_tag(self.event_id)
+        return Fact(kind, self.effective_at, self.recorded_at, tag, self.observed_version, self.purpose)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberRelocated:
+    """A member is known to live somewhere, or their age band became known."""
+
+    event_id: bytes
+    member: MemberId
+    jurisdiction: str
+    effective_at: Micros
+    recorded_at: Micros
+    age_band: AgeBand = AgeBand.UNKNOWN
+    source: str = ""
+
+    def fact(self) -> Fact:
+        """What the member's record keeps of this event."""
+        kind = AGE_BAND_KINDS[self.age_band]
+        return Fact(kind, self.effective_at, self.recorded_at, event_tag(self.event_id), None, self.jurisdiction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberErased:
+    """A member was erased (GDPR 17)."""
+
+    event_id: bytes
+    member: MemberId
+    effective_at: Micros
+    recorded_at: Micros
+    source: str = ""
+
+    def fact(self) -> Fact:
+        """What the member's record keeps of this event."""
+        return Fact(FactKind.ERASED, self.effective_at, self.recorded_at, event_tag(self.event_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventUnreadable:
+    """A message with this member's key could not be read: the member is held."""
+
+    event_id: bytes
+    member: MemberId
+    recorded_at: Micros
+
+    def fact(self) -> Fact:
+        """What the member's record keeps of this event."""
+        return Fact(FactKind.HELD, self.recorded_at, self.recorded_at, event_tag(self.event_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberReleased:
+    """An operator ended the hold of a member, after the unreadable event was replayed or dismissed."""
+
+    event_id: bytes
+    member: MemberId
+    effective_at: Micros
+    recorded_at: Micros
+
+    def fact(self) -> Fact:
+        """What the member's record keeps of this event."""
+        return Fact(FactKind.RELEASED, self.effective_at, self.recorded_at, event_tag(self.event_id))
+
+
+MemberEvent = ConsentChanged | MemberRelocated | MemberErased | EventUnreadable | MemberReleased

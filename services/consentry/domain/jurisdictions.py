@@ -1,0 +1,64 @@
+"""Which jurisdictions exist, and which groups hold them when. A value: the codes come from a library (wire)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from consentry.domain.values import Micros
+
+ANYWHERE: Final = "*"
+
+_UNBOUNDED: Final = Micros(2**62)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """A country belongs to a group from `since` until `until` (exclusive); microseconds since 1970-01-01 UTC."""
+
+    country: str
+    since: Micros = Micros(-(2**62))
+    until: Micros = _UNBOUNDED
+
+
+@dataclass(frozen=True, slots=True)
+class Jurisdictions:
+    """The codes that are known: ISO 3166-1 alpha-2 countries, ISO 3166-2 subdivisions, and dated groups."""
+
+    codes: frozenset[str]
+    groups: Mapping[str, tuple[Membership, ...]] = field(default_factory=dict)
+
+    def is_code(self, code: str) -> bool:
+        """Whether a member or a row can be in `code`."""
+        return code in self.codes
+
+    def is_scope(self, entry: str) -> bool:
+        """Whether `entry` can stand in the scope of a pause or of terms."""
+        return entry == ANYWHERE or entry in self.codes or entry in self.groups
+
+    def holders(self, code: str, *, at: Micros) -> frozenset[str]:
+        """Every scope entry that holds `code` at that time: itself, its country, its groups, and anywhere."""
+        country = code.split("-", 1)[0]
+        groups = {
+            name
+            for name, members in self.groups.items()
+            if any(member.country == country and member.since <= at < member.until for member in members)
+        }
+        return frozenset({ANYWHERE, code, country, *groups})
+
+    def unknown(self, scope: Iterable[str]) -> tuple[str, ...]:
+        """The entries of `scope` that are neither a code, nor a group, nor anywhere."""
+        return tuple(entry for entry in scope if not self.is_scope(entry))
+
+    def expanded(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
+        """The codes that a scope stands for at that time: groups become their countries, anywhere every country."""
+        codes: set[str] = set()
+        for entry in scope:
+            if entry == ANYWHERE:
+                codes.update(code for code in self.codes if "-" not in code)
+            elif entry in self.groups:
+                codes.update(member.country for member in self.groups[entry] if member.since <= at < member.until)
+            else:
+                codes.add(entry)
+        return frozenset(codes)

@@ -1,0 +1,120 @@
+"""Purge orders: what an erasure, an opt-out or a pause of past training obliges subscribers to delete, and by when."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from consentry.domain.controls import Controls, PauseImposed, Scope
+from consentry.domain.events import RELOCATION_FACTS, Fact, FactKind
+from consentry.domain.records import Record
+from consentry.domain.values import MemberId, Micros
+
+
+class PurgeReason(enum.StrEnum):
+    """Why stored data must go."""
+
+    ERASURE = "ERASURE"
+    PAUSE = "PAUSE"
+    OPT_OUT = "OPT_OUT"
+
+
+class Result(enum.StrEnum):
+    """What a subscriber did for one data set. FAILED leaves the obligation open."""
+
+    FAILED = "FAILED"
+    EXEMPT = "EXEMPT"
+    NOT_FOUND = "NOT_FOUND"
+    DELETED = "DELETED"
+
+
+FINAL_RESULTS = frozenset({Result.DELETED, Result.NOT_FOUND, Result.EXEMPT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurgeOrder:
+    """A duty to delete: for one member, or for the whole scope of a pause. Times in microseconds."""
+
+    order_id: str
+    because: PurgeReason
+    recorded_at: Micros
+    due_at: Micros
+    member: MemberId | None = None
+    pause: str | None = None
+    scope: Scope | None = None
+    is_settled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """A subscriber's answer for one data set, with its version before and after. Times in microseconds."""
+
+    order_id: str
+    subscriber: str
+    dataset: str
+    result: Result
+    rows_removed: int
+    version_before: str
+    version_after: str
+    completed_at: Micros
+    detail: str = ""
+
+
+def order_for_fact(member: MemberId, fact: Fact, record: Record | None, controls: Controls) -> PurgeOrder | None:
+    """The order that an erasure, or an opt-out where the terms ask for it, opens; None for any other fact.
+
+    The identity comes from the event, so that folding it again opens nothing more. Source: rule 9.
+    """
+    relocations = [known for known in (record.facts if record else ()) if known.kind in RELOCATION_FACTS]
+    jurisdictions = tuple(known.name for known in relocations[-1:])
+    at = fact.recorded_at
+    if fact.kind is FactKind.ERASED:
+        because, purposes = PurgeReason.ERASURE, None
+    elif fact.kind is FactKind.OPTED_OUT and _asks_on_opt_out(controls, jurisdictions, fact.name, at):
+        because, purposes = PurgeReason.OPT_OUT, (fact.name,)
+    else:
+        return None
+    within = controls.purge_within(jurisdictions, purposes, at=at, known_at=at)
+    return PurgeOrder(
+        order_id=f"{because.lower()}:{fact.tag.hex()}:{member}",
+        because=because,
+        recorded_at=fact.recorded_at,
+        due_at=Micros(fact.recorded_at + within),
+        member=member,
+        scope=None if purposes is None else Scope(jurisdictions=(), purposes=purposes),
+    )
+
+
+def _asks_on_opt_out(controls: Controls, jurisdictions: Iterable[str], purpose: str, at: Micros) -> bool:
+    found = (controls.terms_for(code, purpose, at=at, known_at=at) for code in jurisdictions)
+    return any(terms.purge_on_opt_out for _, terms in filter(None, found))
+
+
+def order_for_pause(pause: PauseImposed, controls: Controls) -> PurgeOrder | None:
+    """The one order that a pause of past training opens for its whole scope; None if it only goes forward."""
+    if not pause.takes_back:
+        return None
+    within = controls.purge_within(
+        pause.scope.jurisdictions, pause.scope.purposes, at=pause.recorded_at, known_at=pause.recorded_at
+    )
+    return PurgeOrder(
+        order_id=f"pause:{pause.pause}:{pause.version}",
+        because=PurgeReason.PAUSE,
+        recorded_at=pause.recorded_at,
+        due_at=Micros(pause.recorded_at + within),
+        pause=pause.pause,
+        scope=pause.scope,
+    )
+
+
+def owed(
+    order: PurgeOrder, receipts: Mapping[tuple[str, str], Receipt], declared: Iterable[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    """The (subscriber, data set) pairs that still owe a final receipt for the order.
+
+    `receipts` holds the last receipt for this order per pair; `declared` is who must answer. An order that nobody
+    is declared for stays open: nobody can say that it was kept.
+    """
+    pairs = tuple(declared)
+    return tuple(pair for pair in pairs if pair not in receipts or receipts[pair].result not in FINAL_RESULTS)

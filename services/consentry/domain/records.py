@@ -1,0 +1,150 @@
+"""A member's record, and how events fold into it. Pure: the log's order decides, never a clock."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from consentry.domain.events import (
+    CHOICE_FACTS,
+    RELOCATION_FACTS,
+    EventUnreadable,
+    Fact,
+    FactKind,
+    MemberEvent,
+)
+from consentry.domain.values import MemberId, Micros
+
+FACTS_MAX: Final = 64
+"""A record keeps this many facts; older ones are folded, and questions about their time are refused."""
+
+_EXCLUDING: Final = frozenset({FactKind.ERASED, FactKind.HELD, FactKind.OPTED_OUT, FactKind.UNKNOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """The folded state of one member: facts in log order, the newest last.
+
+    `version` counts the distinct events folded so far. Questions with `at` before `folded_effective_at` or
+    `known_at` before `folded_recorded_at` (0: nothing was folded) are beyond what the record still knows.
+    """
+
+    member: MemberId
+    version: int = 0
+    facts: tuple[Fact, ...] = ()
+    folded_effective_at: Micros = Micros(0)
+    folded_recorded_at: Micros = Micros(0)
+
+    @property
+    def erased(self) -> bool:
+        """Whether the member was erased; nothing is folded after that."""
+        return bool(self.facts) and self.facts[-1].kind is FactKind.ERASED
+
+
+def fold(record: Record | None, event: MemberEvent) -> Record:
+    """Return the record after `event`, which follows in the log everything the record holds.
+
+    Deterministic, and the same record for any duplication of events. Raises nothing.
+    Source: design rules 2, 3 and 10 (docs/architecture.md, "Rules").
+    """
+    return fold_fact(record, event.member, event.fact())
+
+
+def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
+    """Return the record after the event behind `fact`; see `fold`.
+
+    An event id that comes back with other content is a forgery or a bug: the member is held.
+    """
+    if record is None:
+        record = Record(member=member)
+    if record.erased:
+        return record
+    for known in record.facts:
+        if known.tag == fact.tag:
+            if known.says_the_same(fact):
+                return record
+            return fold(record, reused_event_id(member, fact))
+    if fact.recorded_at <= record.folded_recorded_at and fact.kind not in _EXCLUDING:
+        # It may repeat an event that was folded away. Letting it in could widen use a second time.
+        return record
+    version = record.version + 1
+    facts = (*record.facts, fact._replace(version=version))
+    after = Record(
+        member=member,
+        version=version,
+        facts=facts,
+        folded_effective_at=record.folded_effective_at,
+        folded_recorded_at=record.folded_recorded_at,
+    )
+    return after if len(facts) <= FACTS_MAX else _fold_oldest(after)
+
+
+def reused_event_id(member: MemberId, fact: Fact) -> EventUnreadable:
+    """The hold that stands for an event id that came back with other content.
+
+    Its own identity is derived from the content, so that repeating the offence changes nothing more.
+    """
+    digest = hashlib.blake2b(repr(tuple(fact[:6])).encode(), digest_size=16).digest()
+    return EventUnreadable(event_id=digest, member=member, recorded_at=fact.recorded_at)
+
+
+def _fold_oldest(record: Record) -> Record:
+    """Drop facts that no question about the remaining time needs, oldest first, until the bound holds.
+
+    For every question after the two horizons all facts of the folded prefix count, so of these only what still
+    stands matters: the last relocation, the standing choice of each purpose, an unended hold.
+    """
+    for length in range(2, len(record.facts) + 1):
+        prefix = record.facts[:length]
+        kept = _still_standing(prefix)
+        if len(kept) + len(record.facts) - length <= FACTS_MAX:
+            return Record(
+                member=record.member,
+                version=record.version,
+                facts=(*kept, *record.facts[length:]),
+                folded_effective_at=max(record.folded_effective_at, *(fact.effective_at for fact in prefix)),
+                folded_recorded_at=max(record.folded_recorded_at, *(fact.recorded_at for fact in prefix)),
+            )
+    # More standing facts than the bound (over 60 purposes with a choice each): keeping them all is right.
+    return record
+
+
+def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
+    """The facts of a prefix that still bear on later questions, in log order, when every one of them counts."""
+    kept: dict[str, Fact] = {}
+    for fact in facts:
+        if fact.kind in RELOCATION_FACTS:
+            kept["relocation"] = fact
+        elif fact.kind in CHOICE_FACTS:
+            key = f"choice {fact.name}"
+            standing = next_choice(kept.get(key), fact)
+            if standing is None:
+                kept.pop(key, None)
+            else:
+                kept[key] = standing
+        elif fact.kind is FactKind.RELEASED:
+            kept.pop("hold", None)
+        else:
+            kept["hold" if fact.kind is not FactKind.ERASED else "erasure"] = fact
+    return tuple(sorted(kept.values(), key=lambda fact: fact.version))
+
+
+def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
+    """The choice that stands after `fact`, given the one that stood before (None: no choice).
+
+    OPT_OUT always takes over. OPT_IN takes over an opt-out only if the person had seen it. UNKNOWN leaves an
+    opt-out and takes an opt-in back. Source: rule 2; 11 CCR 7025(c)(3) names the same tie-break.
+    """
+    if fact.kind is FactKind.OPTED_OUT:
+        return fact
+    opted_out = standing is not None and standing.kind is FactKind.OPTED_OUT
+    if fact.kind is FactKind.OPTED_IN:
+        if (
+            opted_out
+            and standing is not None
+            and (fact.observed_version is None or fact.observed_version < standing.version)
+        ):
+            return standing
+        return fact
+    return standing if opted_out else None

@@ -1,0 +1,81 @@
+"""Identifiers, instants and closed lists shared by all rules. Words: docs/architecture.md, "Words"."""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final, NewType
+
+from consentry.domain.errors import InvalidInput
+
+MemberId = NewType("MemberId", str)
+"""Pseudonym of a member; the Kafka key is exactly these bytes."""
+
+Micros = NewType("Micros", int)
+"""An instant: microseconds since 1970-01-01 UTC."""
+
+DAY_MICROS: Final = 86_400_000_000
+
+MEMBER_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9:_-]{1,64}", re.ASCII)
+NAME_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
+"""Purposes, categories, pause names: lower case, safe as a key, a label and a log field."""
+
+
+def parse_member_id(text: str) -> MemberId:
+    """Return `text` as a member id, or raise InvalidInput."""
+    if MEMBER_ID_PATTERN.fullmatch(text) is None:
+        raise InvalidInput(
+            f"The member id {text[:80]!r} is not a pseudonym of 1 to 64 letters, digits, ':', '_' or '-'.",
+            code="input.member_id",
+            fix="send the platform's pseudonym, not a name, address or path",
+        )
+    return MemberId(text)
+
+
+def parse_name(text: str, *, what: str) -> str:
+    """Return `text` as the name of a purpose, category or pause, or raise InvalidInput."""
+    if NAME_PATTERN.fullmatch(text) is None:
+        raise InvalidInput(
+            f"The {what} {text[:80]!r} is not 1 to 64 lower-case letters, digits, '_', '.' or '-'.",
+            code=f"input.{what.replace(' ', '_')}",
+            fix="use the name that the policy uses, such as genai_training",
+        )
+    return text
+
+
+class Choice(enum.StrEnum):
+    """What a member said for a purpose; no choice is not OPT_IN."""
+
+    OPT_OUT = "OPT_OUT"
+    OPT_IN = "OPT_IN"
+    UNKNOWN = "UNKNOWN"
+
+
+class AgeBand(enum.StrEnum):
+    """Whether a member is of age where they live."""
+
+    MINOR = "MINOR"
+    ADULT = "ADULT"
+    UNKNOWN = "UNKNOWN"
+
+
+class Reason(enum.StrEnum):
+    """Why an answer is what it is, in the order in which the first match wins. Two of them allow."""
+
+    ERASED = "ERASED"
+    HELD = "HELD"
+    HISTORY_FOLDED = "HISTORY_FOLDED"
+    JURISDICTION_UNKNOWN = "JURISDICTION_UNKNOWN"
+    PAUSED = "PAUSED"
+    OPTED_OUT = "OPTED_OUT"
+    NO_TERMS = "NO_TERMS"
+    NOT_OFFERED = "NOT_OFFERED"
+    OUTSIDE_TERMS = "OUTSIDE_TERMS"
+    OPTED_IN = "OPTED_IN"
+    NOTICE_OPEN = "NOTICE_OPEN"
+    DEFAULT_ON = "DEFAULT_ON"
+    OPT_IN_REQUIRED = "OPT_IN_REQUIRED"
+    STALE = "STALE"
+
+
+REASON_RANK: Final = {reason: rank for rank, reason in enumerate(Reason)}

@@ -1,0 +1,172 @@
+"""The ledger as a Faust agent: pauses open orders, receipts settle them. What it does may happen twice, harmlessly.
+
+All three of its topics have one partition, so one worker sees all of it. When that worker changes, the new one first
+reads their history. An effect that fails is repeated in place, and at last the process ends, because Faust
+acknowledges an event whose agent raised (docs/decisions/0001).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import faust
+import structlog
+from confluent_kafka import Producer
+
+from consentry.domain.controls import Controls
+from consentry.domain.errors import ConsentryError, UndecodableEvent
+from consentry.domain.orders import PurgeOrder
+from consentry.domain.values import Micros
+from consentry.ledger.book import Book
+from consentry.ops.clock import Clock
+from consentry.ops.metrics import Metrics
+from consentry.wire.catalog import Catalog
+from consentry.wire.controls import read_control_or_pause, read_order, read_receipt, write_order
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.kafka import producer_config, read_all, send
+from consentry.wire.schemas import CONTROLS, PURGE_ORDERS, RECEIPTS, topic_name
+
+ATTEMPTS_MAX: Final = 8
+_LOG = structlog.get_logger(__name__)
+
+
+class Ledger:
+    """Keeps a Book up to date and publishes what it asks for. Called from one thread at a time."""
+
+    def __init__(
+        self,
+        kafka: Mapping[str, str],
+        *,
+        namespace: str,
+        catalog: Catalog,
+        declared: Iterable[tuple[str, str]],
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._kafka = kafka
+        self._topics = {name: topic_name(namespace, name) for name in (CONTROLS, PURGE_ORDERS, RECEIPTS)}
+        self._catalog = catalog
+        self._declared = tuple(declared)
+        self._clock = clock
+        self._metrics = metrics
+        self._producer = Producer(producer_config(kafka, "consentry-ledger"))
+        self._book: Book | None = None
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics it reads."""
+        return list(self._topics.values())
+
+    def forget(self) -> None:
+        """Another worker may have gone on: read the history anew before anything else."""
+        self._book = None
+
+    def take_in(self, topic: str, value: bytes | None, offset: int, appended_at: Micros) -> None:
+        """Take one message in and publish what follows from it. Raises Unavailable: give it again."""
+        book = self._loaded()
+        order = self._read(book, topic, value, offset, appended_at)
+        if topic == self._topics[RECEIPTS]:
+            self._count_receipt(value)
+        if order is not None:
+            self._publish([order])
+
+    def report(self) -> None:
+        """Set the gauges of open and overdue orders."""
+        for subscriber, (open_orders, overdue) in self._loaded().open_and_overdue(self._clock()).items():
+            self._metrics.gauge("consentry_purge_orders_open", subscriber).set(open_orders)
+            self._metrics.gauge("consentry_purge_orders_overdue", subscriber).set(overdue)
+
+    def _loaded(self) -> Book:
+        """The book, from the history of all three topics; orders that nobody opened or settled are published."""
+        if self._book is not None:
+            return self._book
+        book = Book(Controls(iso_jurisdictions()), self._declared)
+        due: dict[str, PurgeOrder] = {}
+        # Orders first: a pause whose order is open already opens none.
+        for name in (PURGE_ORDERS, CONTROLS, RECEIPTS):
+            for message in read_all(self._kafka, self._topics[name]):
+                order = self._read(book, self._topics[name], message.value, message.offset, message.appended_at)
+                if order is not None:
+                    due[order.order_id] = order
+        self._publish(list(due.values()))
+        self._book = book
+        _LOG.info("ledger_loaded", orders=len(book.orders), published=len(due))
+        return book
+
+    def _read(self, book: Book, topic: str, value: bytes | None, offset: int, appended_at: Micros) -> PurgeOrder | None:
+        try:
+            if topic == self._topics[CONTROLS]:
+                control = read_control_or_pause(value, offset=offset, appended_at=appended_at, catalog=self._catalog)
+                return book.read_control(control)
+            if topic == self._topics[PURGE_ORDERS]:
+                return book.read_order(read_order(value, self._catalog))
+            return book.read_receipt(read_receipt(value, self._catalog))
+        except UndecodableEvent as error:
+            # An unreadable receipt settles nothing, an unreadable order stays what it was.
+            self._metrics.counter("consentry_quarantined_total", error.error_class).inc()
+            _LOG.error("ledger_unreadable", topic=topic, offset=offset, error_class=error.error_class)
+            return None
+
+    def _count_receipt(self, value: bytes | None) -> None:
+        try:
+            receipt = read_receipt(value, self._catalog)
+        except UndecodableEvent:
+            return
+        known = {subscriber for subscriber, _ in self._declared}
+        subscriber = receipt.subscriber if receipt.subscriber in known else "undeclared"
+        self._metrics.counter("consentry_receipts_total", subscriber, receipt.result.value).inc()
+
+    def _publish(self, orders: list[PurgeOrder]) -> None:
+        if not orders:
+            return
+        messages = [(order.order_id.encode(), write_order(order, self._catalog)) for order in orders]
+        send(self._producer, self._topics[PURGE_ORDERS], messages)
+        for order in orders:
+            _LOG.info("purge_order", because=order.because.value, settled=order.is_settled)
+
+
+def add_ledger(app: faust.App, ledger: Ledger) -> None:
+    """Give the app the ledger's agent and its timer."""
+    channel = app.topic(*ledger.topics, value_type=bytes, key_type=bytes)
+    lock = asyncio.Lock()
+
+    async def in_thread(call: Callable[..., None], *args: Any) -> None:
+        async with lock:
+            await _insist(call, *args)
+
+    @app.agent(channel, name="ledger")
+    async def take_in(stream: Any) -> None:
+        async for event in stream.events():
+            message = event.message
+            await in_thread(
+                ledger.take_in, message.topic, event.value, message.offset, Micros(int(message.timestamp * 1_000_000))
+            )
+
+    @app.timer(1.0)  # type: ignore[untyped-decorator]  # Faust's timer has no types
+    async def report() -> None:
+        if any(place.topic in ledger.topics for place in app.consumer.assignment()):
+            await in_thread(ledger.report)
+
+    async def forget(_app: Any, *_args: Any, **_kwargs: Any) -> None:
+        ledger.forget()
+
+    app.on_partitions_assigned.connect(forget)  # type: ignore[arg-type]  # its callback type names a keyword we take
+
+
+async def _insist(call: Callable[..., None], *args: Any) -> None:
+    """Run `call` on a thread, repeating it while Kafka is away; after the last attempt the process ends."""
+    loop = asyncio.get_running_loop()
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        try:
+            return await loop.run_in_executor(None, call, *args)
+        except ConsentryError as error:
+            _LOG.warning("ledger_retried", attempt=attempt, code=error.code, detail=str(error))
+            await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
+        except Exception as error:  # noqa: BLE001 - logged, and the process ends
+            _LOG.critical("ledger_failed", exc_info=error)
+            break
+    # Raising would acknowledge the event; a new process reads it again.
+    os._exit(1)

@@ -1,0 +1,155 @@
+"""Bring one service up: prepare, start, prove that it is our child who listens, then ask it a real question."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from consentry.local.child import Launch, Spawner, end
+from consentry.local.errors import Cancelled, LocalStackError
+from consentry.local.health import NotAnswering
+from consentry.local.ports import Listener, free_ports, who_listens
+from consentry.local.services import Service
+
+START_SECONDS_MAX = 60.0  # measured at 3 to 8; a busy machine gets ten times that
+PORT_ATTEMPTS_MAX = 3
+POLL_SECONDS = 0.05
+ASK_TIMEOUT_SECONDS = 3.0
+LOG_LINES_SHOWN = 12
+
+Child = subprocess.Popen[bytes]
+
+
+class PortTaken(Exception):
+    """Another process listens on a port that was free a moment ago."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.port = port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bringup:
+    """What bringing up needs besides the service; `abort` ends every wait within about a second."""
+
+    spawner: Spawner
+    log_path: Path
+    abort: threading.Event
+    report: Callable[[str], None]
+    on_spawn: Callable[[str, Child], None]
+    start_seconds_max: float = START_SECONDS_MAX
+
+    def bring_up(self, service: Service, ports: tuple[int, ...], *, may_move: bool) -> tuple[Child, tuple[int, ...]]:
+        """Return the child that answers, and its ports.
+
+        Where `may_move`, a port that another process took is given up for a new one. Raises LocalStackError with the
+        end of the log as a note, or Cancelled; a child that failed is ended before.
+        """
+        for attempt in range(1, PORT_ATTEMPTS_MAX + 1):
+            try:
+                return self._try(service, ports), ports
+            except PortTaken as taken:
+                if not may_move or attempt == PORT_ATTEMPTS_MAX:
+                    raise _port_error(service, taken.port, may_move=may_move) from taken
+                self.report(f"{service.name}: another process took port {taken.port}, trying another port")
+                ports = free_ports(service.port_count)
+        raise AssertionError("the loop returns or raises")
+
+    def _try(self, service: Service, ports: tuple[int, ...]) -> Child:
+        began = time.monotonic()
+        deadline = began + self.start_seconds_max
+        preparation = service.preparation(ports)
+        if preparation is not None:
+            self._run_to_end(service, preparation, deadline)
+        child = self._spawn(service, service.launch(ports))
+        try:
+            self._await_listener(service, child, ports, deadline)
+            self._await_answer(service, child, ports, deadline)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        self.report(f"{service.name} answers at {service.address(ports)} ({time.monotonic() - began:.1f} s)")
+        return child
+
+    def _spawn(self, service: Service, launch: Launch) -> Child:
+        with self.log_path.open("ab") as log:
+            child = self.spawner.spawn(launch, log)
+        self.on_spawn(service.name, child)
+        return child
+
+    def _run_to_end(self, service: Service, launch: Launch, deadline: float) -> None:
+        child = self._spawn(service, launch)
+        try:
+            while child.poll() is None:
+                self._pause(service, deadline, "its preparation did not end")
+        finally:
+            child.kill()  # does nothing to one that has ended
+            end(child, patience_seconds=0)
+        if child.returncode != 0:
+            raise self._failure(service, f"could not be prepared: exit status {child.returncode}")
+
+    def _await_listener(self, service: Service, child: Child, ports: tuple[int, ...], deadline: float) -> None:
+        while (listener := who_listens(ports[0], child_pid=child.pid)) is not Listener.OURS:
+            if listener is Listener.FOREIGN:
+                raise PortTaken(ports[0])
+            if child.poll() is not None:
+                self._explain_death(service, child, ports)
+            self._pause(service, deadline, f"it does not listen on port {ports[0]}")
+
+    def _await_answer(self, service: Service, child: Child, ports: tuple[int, ...], deadline: float) -> None:
+        while True:
+            try:
+                service.ask(ports, timeout_seconds=ASK_TIMEOUT_SECONDS)
+            except NotAnswering as silence:
+                if child.poll() is not None:
+                    self._explain_death(service, child, ports)
+                self._pause(service, deadline, str(silence))
+            else:
+                return
+
+    def _explain_death(self, service: Service, child: Child, ports: tuple[int, ...]) -> None:
+        for port in ports:
+            if who_listens(port, child_pid=child.pid) is Listener.FOREIGN:
+                raise PortTaken(port)
+        raise self._failure(service, f"ended while starting, with exit status {child.returncode}")
+
+    def _pause(self, service: Service, deadline: float, waiting_because: str) -> None:
+        if self.abort.wait(POLL_SECONDS):
+            raise Cancelled
+        if time.monotonic() > deadline:
+            raise self._failure(service, f"is not ready after {self.start_seconds_max:.0f} s: {waiting_because}")
+
+    def _failure(self, service: Service, what: str) -> LocalStackError:
+        error = LocalStackError(
+            f"The local {service.name} {what}.",
+            code=f"local.{service.name}_failed",
+            fix=f"read its log at {self.log_path}; its data lies in {service.directory}, and a local stack that "
+            "holds nothing you need can be begun anew by deleting that directory",
+        )
+        error.add_note(f"The last lines of {self.log_path}:\n" + "\n".join(last_lines(self.log_path)))
+        return error
+
+
+def last_lines(path: Path, count: int = LOG_LINES_SHOWN) -> list[str]:
+    """Return the last lines of a log; none if there is no such file."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return [line.rstrip("\n") for line in deque(file, maxlen=count)]
+    except FileNotFoundError:
+        return []
+
+
+def _port_error(service: Service, port: int, *, may_move: bool) -> LocalStackError:
+    if may_move:
+        what = f"found {PORT_ATTEMPTS_MAX} times in a row that another process had taken its port, lastly {port}"
+        fix = "run the command again; if it stays, another program takes every port of this computer"
+    else:
+        what = f"has to listen on port {port} again, and another process listens there"
+        fix = f"end the process that listens on port {port}, then start {service.name} again"
+    return LocalStackError(f"The local {service.name} {what}.", code="local.port_taken", fix=fix)

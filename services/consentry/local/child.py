@@ -1,0 +1,68 @@
+"""Child processes that end with us: started from one thread that lives as long as the stack does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from consentry.local import parent_death
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A program to start: absolute path and arguments, its directory, and its settings as environment variables.
+
+    The child gets nothing else of our environment: a stray JAVA_TOOL_OPTIONS or QUARKUS_* of the shell must not
+    change what a stack is.
+    """
+
+    command: Sequence[str]
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Spawner:
+    """Starts children that the kernel kills when this process dies, even by kill -9 (Linux).
+
+    The kernel ties that to the *thread* that forked, so all children come from one thread of our own, which ends
+    with `close` and not with whoever called.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="consentry-local-spawner")
+
+    def spawn(self, launch: Launch, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start `launch` in a session of its own, so that Ctrl-C reaches us and not the child; output goes to `log`."""
+        return self._thread.submit(self._spawn, launch, log).result()
+
+    def close(self) -> None:
+        """End the thread; children that still run are killed by that, so stop them first."""
+        self._thread.shutdown(wait=True)
+
+    @staticmethod
+    def _spawn(launch: Launch, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        wrapper = [sys.executable, "-I", "-S", str(Path(parent_death.__file__)), str(os.getpid())]
+        return subprocess.Popen(  # noqa: S603 - our own command line, no shell
+            [*wrapper, *launch.command],
+            cwd=launch.directory,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": str(launch.directory), **launch.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def end(child: subprocess.Popen[bytes], *, patience_seconds: float) -> None:
+    """Wait for a child that was asked to end, and kill it when the patience is over."""
+    try:
+        child.wait(patience_seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

@@ -1,0 +1,309 @@
+"""The local stack: a real Kafka, a real Redis or Valkey and a real schema registry, as children of this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from consentry.local.artifacts import Progress, fetch, load_lock, unpack
+from consentry.local.bringup import START_SECONDS_MAX, Bringup, Child, last_lines
+from consentry.local.child import Spawner, end
+from consentry.local.errors import Cancelled, LocalStackError
+from consentry.local.exclusive import try_lock
+from consentry.local.ports import free_ports, is_free
+from consentry.local.services import (
+    KAFKA,
+    REDIS,
+    REGISTRY,
+    KafkaBroker,
+    RedisServer,
+    SchemaRegistry,
+    Service,
+    find_redis,
+)
+from consentry.local.state import (
+    RUNNING,
+    STARTING,
+    Addresses,
+    ProcessIdentity,
+    StackState,
+    clear_stale_state,
+    load_state,
+    log_path,
+    state_directory,
+    state_path,
+    write_state,
+)
+
+STOP_PATIENCE_SECONDS = 15.0
+STOP_ORDER = (REGISTRY, REDIS, KAFKA)
+POLL_SECONDS = 0.2
+
+
+class LocalStack:
+    """One stack in `<directory>/local`; at most one runs there at a time.
+
+    `with LocalStack(...) as addresses` returns once all three services answered real requests, and ends them with the
+    block. They also end when this process dies, however it dies: at once on Linux, by the next start elsewhere.
+    Data outlives the stack unless `ephemeral`. Addresses stay the same from run to run while the ports are free.
+
+    `report` is called with lines for a person, from several threads. Errors are LocalStackError. Not to be shared by
+    processes; `stop_service` and `start_service` are not to be called at the same time for one service.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cache: Path,
+        ephemeral: bool = False,
+        repository: str | None = None,
+        report: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
+        cancelled: threading.Event | None = None,
+        start_seconds_max: float = START_SECONDS_MAX,
+    ) -> None:
+        self._directory = directory.absolute()
+        self._cache = cache.absolute()
+        self._ephemeral = ephemeral
+        self._repository = repository
+        self._report = report or (lambda line: None)
+        self._progress = progress
+        self._cancelled = cancelled or threading.Event()
+        self._start_seconds_max = start_seconds_max
+        self._abort = threading.Event()
+        self._lock = threading.Lock()  # guards what the threads that bring services up write
+        self._held: int | None = None
+        self._spawner: Spawner | None = None
+        self._state: StackState | None = None
+        self._services: dict[str, Service] = {}
+        self._ports: dict[str, tuple[int, ...]] = {}
+        self._children: dict[str, Child] = {}
+
+    def __enter__(self) -> Addresses:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """The services that run now, with their process ids."""
+        return {name: child.pid for name, child in self._children.items() if child.poll() is None}
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where clients find the services; raises LocalStackError while the stack is not up."""
+        if self._state is None or self._state.addresses is None:
+            raise LocalStackError("The local stack is not up.", code="local.not_up", fix="call start() first")
+        return self._state.addresses
+
+    def start(self) -> Addresses:
+        """Start everything and return the addresses; on any error nothing is left running."""
+        self._claim()
+        try:
+            data = self._prepare_state()
+            self._services = {service.name: service for service in self._assemble(data)}
+            self._ports = self._choose_ports(data)
+            self._spawner = Spawner()
+            self._bring_all_up()
+            return self._announce(data)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything, gently for a bounded time; may be called again, and in any state."""
+        self._abort.set()
+        running = [self._children[name] for name in STOP_ORDER if name in self._children]
+        for child in running:
+            if child.poll() is None:
+                child.terminate()
+        for child in running:
+            end(child, patience_seconds=STOP_PATIENCE_SECONDS)
+        self._children.clear()
+        if self._spawner is not None:
+            self._spawner.close()
+            self._spawner = None
+        if self._state is not None:
+            if self._ephemeral:
+                shutil.rmtree(self._state.data_directory, ignore_errors=True)
+            state_path(self._directory).unlink(missing_ok=True)
+            self._state = None
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def stop_service(self, name: str, *, patience_seconds: float = STOP_PATIENCE_SECONDS) -> None:
+        """End one service, gently; the others go on. Does nothing if it has ended already."""
+        child = self._children.pop(name, None)
+        if child is not None:
+            if child.poll() is None:
+                child.terminate()
+            end(child, patience_seconds=patience_seconds)
+
+    def start_service(self, name: str) -> None:
+        """Start one service that was stopped or has died, on the same port and with the same data."""
+        if name in self.processes:
+            raise LocalStackError(
+                f"The local {name} runs already, as process {self.processes[name]}.",
+                code="local.service_runs",
+                fix=f"stop it first: stop_service({name!r})",
+            )
+        self._bring_up(self._services[name], may_move=False)
+
+    def failed_services(self) -> dict[str, str]:
+        """Return the services that died without being asked to, each with what a person should know of it."""
+        return {
+            name: f"{name} ended with exit status {child.returncode}; the end of its log "
+            f"{log_path(self._directory, name)}:\n" + "\n".join(last_lines(log_path(self._directory, name)))
+            for name, child in self._children.items()
+            if child.poll() is not None
+        }
+
+    def _claim(self) -> None:
+        local = state_directory(self._directory)
+        (local / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._held = try_lock(local / "lock")
+        if self._held is None:
+            raise already_running(self._directory)
+        self._abort.clear()
+        clear_stale_state(self._directory, self._report)
+
+    def _prepare_state(self) -> Path:
+        local = state_directory(self._directory)
+        if self._ephemeral:
+            data = Path(tempfile.mkdtemp(prefix="ephemeral-", dir=local))
+        else:
+            data = local / "data"
+            data.mkdir(exist_ok=True, mode=0o700)
+        self._state = StackState(
+            phase=STARTING,
+            supervisor=ProcessIdentity.of(os.getpid()),
+            ephemeral=self._ephemeral,
+            data_directory=str(data),
+        )
+        write_state(self._directory, self._state)
+        return data
+
+    def _assemble(self, data: Path) -> tuple[Service, ...]:
+        if ":" in str(self._cache):
+            raise LocalStackError(
+                f"The cache directory {self._cache} has a colon in its path, which Java reads as the end of a path.",
+                code="local.cache_path",
+                fix="choose another with --cache-dir (CONSENTRY_CACHE_DIR)",
+            )
+        lock = load_lock()
+        paths = fetch(
+            lock.everything,
+            cache=self._cache,
+            repository=self._repository,
+            report=self._report,
+            progress=self._progress,
+            cancelled=self._cancelled,
+        )
+        application = unpack(lock.registry, cache=self._cache, report=self._report, cancelled=self._cancelled)
+        return (
+            KafkaBroker(jars=paths[: len(lock.kafka)], directory=data / KAFKA),
+            RedisServer(binary=find_redis(), directory=data / REDIS),
+            SchemaRegistry(application=application, directory=data / REGISTRY),
+        )
+
+    def _choose_ports(self, data: Path) -> dict[str, tuple[int, ...]]:
+        """Return the ports of the last run where all are free still, so that exported addresses stay right."""
+        try:
+            told = json.loads((data / "ports.json").read_text("utf-8"))
+            earlier = {name: tuple(int(port) for port in told[name]) for name in self._services}
+            if all(is_free(port) for ports in earlier.values() for port in ports):
+                return earlier
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # a first run, or a file that a person changed: new ports serve as well
+        fresh = iter(free_ports(sum(service.port_count for service in self._services.values())))
+        return {name: tuple(next(fresh) for _ in range(service.port_count)) for name, service in self._services.items()}
+
+    def _bring_all_up(self) -> None:
+        for name in self._services:
+            log = log_path(self._directory, name)
+            if log.exists():
+                log.replace(log.with_suffix(".log.1"))
+        with ThreadPoolExecutor(len(self._services), thread_name_prefix="consentry-local") as pool:
+            tasks = [pool.submit(self._bring_up, service, may_move=True) for service in self._services.values()]
+            try:
+                self._await_all(tasks)
+            except BaseException:
+                self._abort.set()  # before the pool waits for its threads
+                raise
+
+    def _await_all(self, tasks: list[Future[None]]) -> None:
+        pending = set(tasks)
+        while pending:
+            done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            if self._cancelled.is_set():
+                raise Cancelled
+
+    def _bring_up(self, service: Service, *, may_move: bool) -> None:
+        if self._spawner is None:
+            raise LocalStackError("The local stack is not up.", code="local.not_up", fix="call start() first")
+        bringup = Bringup(
+            spawner=self._spawner,
+            log_path=log_path(self._directory, service.name),
+            abort=self._abort,
+            report=self._report,
+            on_spawn=self._remember,
+            start_seconds_max=self._start_seconds_max,
+        )
+        child, ports = bringup.bring_up(service, self._ports[service.name], may_move=may_move)
+        with self._lock:
+            self._children[service.name] = child
+            self._ports[service.name] = ports
+
+    def _remember(self, name: str, child: Child) -> None:
+        """Write a child into the state as soon as it lives, so that a killed start is cleared up after, too."""
+        try:
+            identity = ProcessIdentity.of(child.pid)
+        except psutil.NoSuchProcess:
+            return  # it has died already, and whoever waits for it will say why
+        with self._lock:
+            if self._state is not None:
+                self._state = replace(self._state, services={**self._state.services, name: identity})
+                write_state(self._directory, self._state)
+
+    def _announce(self, data: Path) -> Addresses:
+        address = {name: service.address(self._ports[name]) for name, service in self._services.items()}
+        addresses = Addresses(kafka=address[KAFKA], redis_url=address[REDIS], registry_url=address[REGISTRY])
+        (data / "ports.json").write_text(json.dumps(self._ports), "utf-8")
+        with self._lock:
+            if self._state is None:
+                raise Cancelled
+            self._state = replace(self._state, phase=RUNNING, addresses=addresses)
+            write_state(self._directory, self._state)
+        return addresses
+
+
+def already_running(directory: Path) -> LocalStackError:
+    """Return the error for a second start in one directory."""
+    try:
+        state = load_state(directory)
+    except LocalStackError:
+        state = None
+    by = f", by process {state.supervisor.pid}" if state is not None else ""
+    return LocalStackError(
+        f"A local stack runs in {directory} already{by}.",
+        code="local.already_running",
+        fix=f"use it (consentry local status --dir {directory}), end it (consentry local down --dir {directory}), "
+        "or give this one a directory of its own with --dir",
+    )

@@ -1,0 +1,101 @@
+"""All settings, parsed once from the environment (CONSENTRY_*), complete before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from consentry.domain.errors import InvalidInput
+
+
+class Settings(BaseSettings):
+    """What every command may need to know. Secrets are masked when printed; see README, "Settings"."""
+
+    model_config = SettingsConfigDict(env_prefix="CONSENTRY_", frozen=True, extra="ignore")
+
+    kafka_bootstrap: str = ""
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: str = "SCRAM-SHA-512"
+    kafka_sasl_username: str = ""
+    kafka_sasl_password: SecretStr = SecretStr("")
+    kafka_ca_file: Path | None = None
+    redis_url: SecretStr = SecretStr("")
+    registry_url: str = ""
+    registry_credentials: SecretStr = SecretStr("")
+
+    profile: Literal["production", "local"] = "production"
+    namespace: str = Field(default="consentry", pattern=r"^[a-z][a-z0-9-]{0,40}$")
+    worker_id: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,60}$")
+    subscribers: str = ""
+    table_members: int = Field(default=1_000_000, ge=1_000, le=10_000_000_000)
+    staleness_seconds: float = Field(default=5.0, gt=0, le=3600)
+
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    failpoint: str = ""
+
+    local_dir: Path = Path(".consentry")
+    cache_dir: Path | None = None
+
+    @field_validator("kafka_bootstrap")
+    @classmethod
+    def _is_host_and_port(cls, value: str) -> str:
+        for address in filter(None, value.split(",")):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"{address!r} is not HOST:PORT")
+        return value
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any] | None = None) -> Self:
+        """Settings from the environment, overridden by `values`. Raises InvalidInput naming the variable."""
+        try:
+            return cls(**(values or {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"CONSENTRY_{'_'.join(str(part) for part in first['loc'])}".upper()
+            given = "" if "password" in name.lower() or "redis" in name.lower() else f" {first.get('input')!r}"
+            raise InvalidInput(
+                f"{name} has a value{given} that does not fit: {first['msg']}.",
+                code="settings.invalid",
+                fix="correct the environment variable; README, 'Settings', lists what each may hold",
+            ) from error
+
+    def kafka(self) -> dict[str, str]:
+        """librdkafka settings that every client shares. Holds the password: never log it."""
+        config = {"bootstrap.servers": self.kafka_bootstrap, "security.protocol": self.kafka_security_protocol}
+        if self.kafka_security_protocol.startswith("SASL"):
+            config |= {
+                "sasl.mechanism": self.kafka_sasl_mechanism,
+                "sasl.username": self.kafka_sasl_username,
+                "sasl.password": self.kafka_sasl_password.get_secret_value(),
+            }
+        if self.kafka_ca_file is not None:
+            config["ssl.ca.location"] = str(self.kafka_ca_file)
+        return config
+
+    def registry(self) -> dict[str, Any]:
+        """Settings of the registry client beside its address. Holds credentials: never log it."""
+        credentials = self.registry_credentials.get_secret_value()
+        return {"basic.auth.user.info": credentials} if credentials else {}
+
+    def declared_subscribers(self) -> tuple[tuple[str, str], ...]:
+        """(subscriber, data set) pairs that owe receipts, from CONSENTRY_SUBSCRIBERS="name=dataset,…"."""
+        pairs = []
+        for entry in filter(None, (part.strip() for part in self.subscribers.split(","))):
+            subscriber, equals, dataset = entry.partition("=")
+            if not (subscriber and equals and dataset):
+                raise InvalidInput(
+                    f"CONSENTRY_SUBSCRIBERS holds {entry!r}, which is not NAME=DATASET.",
+                    code="settings.invalid",
+                    fix="write pairs separated by commas, such as ranker=posts,writer=articles",
+                )
+            pairs.append((subscriber, dataset))
+        return tuple(pairs)

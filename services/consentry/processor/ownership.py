@@ -1,0 +1,163 @@
+"""Taking a partition over: claim it, see what the table holds, rebuild it if it must be, say where to read on."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Final, NamedTuple
+
+import structlog
+
+from consentry.domain.errors import UnsafeSetting
+from consentry.processor.materialiser import Owned
+from consentry.table.protocol import Claim, ConsentTable
+from consentry.wire.controls import Frontier
+from consentry.wire.kafka import Stored
+from consentry.wire.records import DamagedRecord, check_sum, version_of
+
+REBUILD_BATCH: Final = 2000
+_LOG = structlog.get_logger(__name__)
+
+
+class LogSpan(NamedTuple):
+    """What the log holds of a partition, and what was committed of it (None: nothing)."""
+
+    first_offset: int
+    end_offset: int
+    committed_offset: int | None
+
+
+class Takeover(NamedTuple):
+    """A partition that is owned now, the offset to read from, and whether its table was built anew."""
+
+    owned: Owned
+    start_offset: int
+    rebuilt: bool
+
+
+def take_over(
+    table: ConsentTable,
+    partition: int,
+    *,
+    span: LogSpan,
+    last_frontier: Frontier | None,
+    records: Callable[[], Iterable[Stored]],
+    floor: int,
+) -> Takeover:
+    """Own the partition and make its table whole.
+
+    `last_frontier` is the last one published for it (None: never owned before), `records` reads its partition of the
+    records topic from the beginning, `floor` is the time in milliseconds. Raises Fenced, Unavailable, and
+    UnsafeSetting where log and table cannot both be right: no answer is better than a guess.
+    """
+    claim = table.claim(partition, floor=floor)
+    is_new = last_frontier is None and span.committed_offset is None
+    if claim.generation is None and is_new:
+        return _begin(table, partition, claim, span.first_offset, span)
+    is_whole = (
+        claim.generation is not None
+        and claim.next_offset is not None
+        and (last_frontier is None or last_frontier.generation == claim.generation)
+    )
+    if is_whole and claim.generation is not None and claim.next_offset is not None:
+        _check_reachable(partition, claim.next_offset, span)
+        start = claim.next_offset if span.committed_offset is None else min(claim.next_offset, span.committed_offset)
+        owned = Owned(
+            partition=partition,
+            epoch=claim.epoch,
+            generation=claim.generation,
+            next_offset=claim.next_offset,
+            acknowledged_offset=start,
+            tainted=claim.tainted,
+        )
+        return Takeover(owned, max(start, span.first_offset), False)
+    return rebuild(table, partition, claim=claim, span=span, last_frontier=last_frontier, records=records)
+
+
+def rebuild(
+    table: ConsentTable,
+    partition: int,
+    *,
+    claim: Claim,
+    span: LogSpan,
+    last_frontier: Frontier | None,
+    records: Callable[[], Iterable[Stored]],
+) -> Takeover:
+    """Build the partition's table anew from the records topic, under a new generation.
+
+    All events below the committed offset, and below the last frontier's, are in records; the rest is folded again.
+    """
+    _LOG.warning("table_rebuild", partition=partition, held_offset=claim.next_offset)
+    covered = max(span.committed_offset or 0, last_frontier.next_offset if last_frontier else 0, span.first_offset)
+    _check_reachable(partition, covered, span)
+    tainted = claim.tainted or (last_frontier is not None and last_frontier.tainted)
+    table.empty(partition, epoch=claim.epoch)
+    count = restore(table, partition, epoch=claim.epoch, records=records())
+    _LOG.info("table_rebuilt", partition=partition, records=count, next_offset=covered)
+    return _begin(table, partition, claim._replace(tainted=tainted), covered, span, rebuilt=True)
+
+
+def restore(table: ConsentTable, partition: int, *, epoch: int, records: Iterable[Stored]) -> int:
+    """Write the newest version of each record into an emptied partition; how many messages were read.
+
+    A message whose checksum is wrong is left out: its member is then unknown, which excludes.
+    """
+    count = 0
+    stream = iter(records)
+    while batch := list(islice(stream, REBUILD_BATCH)):
+        count += len(batch)
+        newest: dict[bytes, bytes] = {}
+        for message in batch:
+            if message.key and message.value and _is_sound(message.value, message.key):
+                known = newest.get(message.key)
+                if known is None or version_of(known) <= version_of(message.value):
+                    newest[message.key] = message.value
+        members = list(newest)
+        for member, held in zip(members, table.load(partition, members), strict=True):
+            if held is not None and version_of(held) > version_of(newest[member]):
+                del newest[member]
+        table.store(partition, newest, epoch=epoch, expected_offset=None, next_offset=None)
+    return count
+
+
+def _begin(
+    table: ConsentTable, partition: int, claim: Claim, offset: int, span: LogSpan, *, rebuilt: bool = False
+) -> Takeover:
+    generation = uuid.uuid4().hex
+    table.begin(partition, epoch=claim.epoch, generation=generation, next_offset=offset, tainted=claim.tainted)
+    start = offset if span.committed_offset is None else min(offset, span.committed_offset)
+    owned = Owned(
+        partition=partition,
+        epoch=claim.epoch,
+        generation=generation,
+        next_offset=offset,
+        acknowledged_offset=start,
+        tainted=claim.tainted,
+    )
+    return Takeover(owned, max(start, span.first_offset), rebuilt)
+
+
+def _check_reachable(partition: int, offset: int, span: LogSpan) -> None:
+    if span.first_offset <= offset <= span.end_offset:
+        return
+    raise UnsafeSetting(
+        f"Partition {partition} of member-events holds offsets {span.first_offset} to {span.end_offset}, but the table "
+        f"or the committed offset stands at {offset}: the log was truncated or the topic made anew.",
+        code="log.unreachable",
+        fix="restore the log; going on would forget opt-outs. For a log that is meant to start anew, use another "
+        "CONSENTRY_NAMESPACE",
+    )
+
+
+def _is_sound(value: bytes, member: bytes) -> bool:
+    try:
+        check_sum(value, member)
+    except DamagedRecord:
+        return False
+    return True
+
+
+def last_frontiers(messages: Iterable[Frontier]) -> Mapping[int, Frontier]:
+    """The last frontier of each partition."""
+    return {frontier.partition: frontier for frontier in messages}

@@ -1,0 +1,125 @@
+"""The worker: Faust owns lifecycle, signals and low-rate agents; the hot path runs beside it on its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+import faust
+import structlog
+from mode import Service
+
+from consentry.domain.errors import ConsentryError
+from consentry.processor.frontiers import FrontierThread
+from consentry.processor.hotpath import HotPath
+
+STALL_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 30.0
+_LOG = structlog.get_logger(__name__)
+
+FAUST_SETTINGS: Final[dict[str, Any]] = {
+    # docs/decisions/0001 has the reason for each of these.
+    "broker_commit_every": 10**9,
+    "broker_commit_interval": 1.0,
+    "broker_max_poll_records": 500,
+    "broker_session_timeout": 10,
+    "broker_heartbeat_interval": 3,
+    "consumer_auto_offset_reset": "earliest",
+    "processing_guarantee": "at_least_once",
+    "stream_wait_empty": False,
+    "topic_allow_declare": False,
+    "topic_disable_leader": True,
+    "web_enabled": False,
+    "value_serializer": "raw",
+    "key_serializer": "raw",
+    "store": "memory://",
+}
+
+
+class HotPathService(Service):
+    """Runs the hot path on a thread; if it ends by itself, the whole worker ends with a status that is not 0."""
+
+    def __init__(self, hot_path: HotPath, frontiers: FrontierThread, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._hot_path = hot_path
+        self._frontiers = frontiers
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="hot-path", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._hot_path.run()
+        except BaseException as error:  # noqa: BLE001 - whatever ended it, _watch ends the process
+            self._failure = error
+            if isinstance(error, ConsentryError):
+                _LOG.critical("hot_path_ended", code=error.code, detail=str(error))
+            else:
+                _LOG.critical("hot_path_ended", exc_info=error)
+
+    async def on_start(self) -> None:
+        """Start both threads."""
+        self._thread.start()
+        self._frontiers.start()
+
+    @Service.task
+    async def _watch(self) -> None:
+        """End the process when the thread died or stands still: a supervisor starts it anew, and nothing is lost."""
+        while not self.should_stop:
+            await self.sleep(0.5)
+            if not self._thread.is_alive() and not self.should_stop:
+                _LOG.critical("worker_ends", why="the hot path ended")
+                os._exit(1)
+            if monotonic() - self._hot_path.progress_at > STALL_SECONDS:
+                _LOG.critical("worker_ends", why=f"no progress for {STALL_SECONDS:.0f} s")
+                os._exit(1)
+
+    async def on_stop(self) -> None:
+        """Let the batch in hand finish."""
+        self._hot_path.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _STOP_SECONDS)
+        await asyncio.get_running_loop().run_in_executor(None, self._frontiers.stop)
+
+
+def build_app(*, kafka: dict[str, str], app_id: str, data_directory: str) -> faust.App:
+    """A Faust app with our settings; it consumes nothing until agents are added."""
+    credentials = _credentials(kafka)
+    app: faust.App = faust.App(
+        app_id,
+        broker=[f"kafka://{address.strip()}" for address in kafka["bootstrap.servers"].split(",")],
+        datadir=data_directory,
+        **(FAUST_SETTINGS | ({"broker_credentials": credentials} if credentials else {})),
+    )
+    return app
+
+
+def _credentials(kafka: dict[str, str]) -> Any:
+    """Faust's form of the same security settings; None for plain text."""
+    protocol = kafka.get("security.protocol", "PLAINTEXT")
+    if protocol == "PLAINTEXT":
+        return None
+    import ssl  # noqa: PLC0415 - only where TLS is used
+
+    context = ssl.create_default_context(cafile=kafka.get("ssl.ca.location"))
+    if protocol == "SSL":
+        return faust.SSLCredentials(context)
+    return faust.SASLCredentials(
+        username=kafka["sasl.username"],
+        password=kafka["sasl.password"],
+        mechanism=kafka["sasl.mechanism"],
+        ssl_context=context,
+    )
+
+
+def run_worker(app: faust.App, services: list[Callable[[], Service]]) -> int:
+    """Run the app with these services until SIGINT or SIGTERM; the exit status."""
+    made = [service() for service in services]
+    worker = faust.Worker(app, *made, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0

@@ -1,0 +1,84 @@
+"""The consent table, in the words of those who use it: a rebuildable view, never the record of truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from consentry.domain.values import Micros
+
+
+class Claim(NamedTuple):
+    """What a new owner of a partition gets: its epoch, and what the table holds (None: nothing yet)."""
+
+    epoch: int
+    next_offset: int | None
+    generation: str | None
+    tainted: bool
+
+
+class Meta(NamedTuple):
+    """What the table says of a partition without being claimed; None where it holds nothing."""
+
+    epoch: int | None
+    next_offset: int | None
+    generation: str | None
+    frontier_at: Micros | None
+    tainted: bool
+
+
+class ConsentTable(Protocol):
+    """Member id → record bytes, per partition, written by one owner at a time.
+
+    Every call may raise Unavailable: nothing is known then, and the call may be repeated. Writing calls raise Fenced
+    where another owner has claimed the partition since, and TableWentBack where the table holds another position
+    than expected. A write is one atomic step.
+    """
+
+    def check(self) -> None:
+        """Raise UnsafeSetting, naming the setting, if the server could lose or forget a record."""
+        ...
+
+    def claim(self, partition: int, *, floor: int) -> Claim:
+        """Become the partition's owner: the epoch is above all earlier ones and at least `floor`."""
+        ...
+
+    def begin(self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool) -> None:
+        """Start a life of the partition's table at a position."""
+        ...
+
+    def load(self, partition: int, members: Sequence[bytes]) -> list[bytes | None]:
+        """The record bytes of each member, in order; None for a member without one."""
+        ...
+
+    def store(
+        self,
+        partition: int,
+        records: Mapping[bytes, bytes],
+        *,
+        epoch: int,
+        expected_offset: int | None,
+        next_offset: int | None,
+        tainted: bool = False,
+    ) -> None:
+        """Write records and position together; a taint stays until the next life.
+
+        None: a table that is being rebuilt has no position yet.
+        """
+        ...
+
+    def beat(self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros) -> None:
+        """Note the frontier, and notice a lost or taken table on an idle partition."""
+        ...
+
+    def empty(self, partition: int, *, epoch: int) -> None:
+        """Drop everything the partition holds, before a rebuild."""
+        ...
+
+    def meta(self, partition: int) -> Meta:
+        """What the table says of a partition."""
+        ...
+
+    def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        """Every (member, record bytes) of a partition, each member once."""
+        ...

@@ -1,0 +1,28 @@
+"""What the table's refusals mean: another owner, or a table that went back."""
+
+from __future__ import annotations
+
+from consentry.domain.errors import ConsentryError, Fenced, TableWentBack
+
+
+def refuse(
+    why: str, partition: int, *, epoch: int, held_epoch: int | None, held_offset: int | None
+) -> Fenced | TableWentBack:
+    """The error for a refusal: a higher epoch means another owner, anything else that the table lost something."""
+    if why == "EPOCH" and held_epoch is not None and held_epoch > epoch:
+        return Fenced(
+            f"Partition {partition} is owned under epoch {held_epoch}; this worker holds {epoch}.",
+            code="table.fenced",
+            fix="nothing: the newer owner goes on",
+        )
+    return TableWentBack(
+        f"Partition {partition} of the table holds epoch {held_epoch} and offset {held_offset}, "
+        "not what was stored last.",
+        code=f"table.{why.lower()}",
+        fix="nothing: the worker rewinds to what the table holds, or rebuilds it",
+    )
+
+
+def reason_of(error: ConsentryError) -> str:
+    """The metric label of a refusal: `epoch` or `offset`."""
+    return "offset" if error.code == "table.offset" else "epoch"

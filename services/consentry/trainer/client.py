@@ -1,0 +1,349 @@
+"""The client that a training system embeds: follow the records and controls, ask, filter. Fails closed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import structlog
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from consentry.domain.decisions import Decision, Row
+from consentry.domain.errors import Unavailable, UndecodableEvent
+from consentry.domain.orders import PurgeOrder
+from consentry.domain.values import Micros, Reason, parse_member_id
+from consentry.ops.clock import Clock, system_clock
+from consentry.ops.metrics import Metrics
+from consentry.trainer.filter import Columns, Verdict, judge_rows
+from consentry.trainer.view import View
+from consentry.wire.catalog import Catalog
+from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.kafka import client_config, end_offsets, follower_config, partition_count, stored
+from consentry.wire.records import newest_fact, version_of
+from consentry.wire.schemas import CONTROLS, FRONTIERS, PURGE_ORDERS, RECORDS, topic_name
+
+STALENESS_SECONDS: Final = 5.0
+_FRONTIERS_TAIL: Final = 20
+"""A live partition publishes a frontier every second: its last one is among this many per partition."""
+_BATCH: Final = 5000
+_SAMPLES: Final = 32
+_KEPT_DELAYS: Final = 200_000
+_LOG = structlog.get_logger(__name__)
+
+
+class Client:
+    """Follows everything from the beginning (or from an earlier view's position) on one thread, and answers.
+
+    It assigns its partitions itself, joins no group and commits nothing; do not share it across a fork. `name` is
+    the subscriber in metrics and receipts. Until all that was there at the start has been read, and whenever
+    freshness is not proven within `staleness_seconds`, every answer is STALE.
+    """
+
+    def __init__(
+        self,
+        kafka: Mapping[str, str],
+        catalog: Catalog,
+        *,
+        name: str,
+        namespace: str = "consentry",
+        staleness_seconds: float = STALENESS_SECONDS,
+        clock: Clock = system_clock,
+        metrics: Metrics | None = None,
+        resume: View | None = None,
+        journal: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.metrics = metrics or Metrics("client")
+        self.delays_ms: deque[float] = deque(maxlen=_KEPT_DELAYS)
+        """Append by the broker → in memory, in milliseconds, of the last records that came live."""
+        self._kafka = kafka
+        self._catalog = catalog
+        self._clock = clock
+        self._staleness_seconds = staleness_seconds
+        self._topics = {topic_name(namespace, topic): topic for topic in (RECORDS, CONTROLS, FRONTIERS, PURGE_ORDERS)}
+        self._names = {topic: name for name, topic in self._topics.items()}
+        self._admin = AdminClient(client_config(kafka, f"consentry-{name}"))
+        self.partitions = partition_count(self._admin, self._names[RECORDS])
+        self.view = resume or View(self.partitions, iso_jurisdictions())
+        self._orders: dict[str, PurgeOrder] = {}
+        self._on_change: list[Callable[[], None]] = []
+        self._journal = journal.open("a", buffering=1) if journal is not None else None
+        self._ends: dict[tuple[str, int], int] = {}
+        self._caught_up = threading.Event()
+        self._failure = ""
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow. Raises Refused or Unavailable where the topics cannot be read."""
+        places = [(self._names[topic], 0) for topic in (CONTROLS, PURGE_ORDERS, FRONTIERS)]
+        places += [(self._names[RECORDS], partition) for partition in range(self.partitions)]
+        self._ends = {
+            (self._topics[name], partition): end for (name, partition), end in end_offsets(self._admin, places).items()
+        }
+        # Computed at each scrape, so that it grows when following stops.
+        self.metrics.gauge("consentry_staleness_seconds", self.name).set_function(self.staleness_seconds)
+        self._consumer = Consumer(follower_config(self._kafka, f"consentry-{self.name}"))
+        self._consumer.assign([TopicPartition(*place, self._start_of(*place)) for place in places])
+        self._thread.start()
+
+    def _start_of(self, name: str, partition: int) -> int:
+        topic = self._topics[name]
+        if topic == FRONTIERS:
+            # Frontiers are only of use while they are young; an older one proves nothing.
+            tail = self._ends[FRONTIERS, 0] - _FRONTIERS_TAIL * self.partitions
+            return tail if tail > 0 else OFFSET_BEGINNING
+        return self.view.positions.get((topic, partition), OFFSET_BEGINNING)
+
+    def stop(self) -> None:
+        """End following; answers are STALE from then on."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+        self._failure = self._failure or "the client was stopped"
+        if self._journal is not None:
+            self._journal.close()
+
+    def wait_until_ready(self, timeout_seconds: float) -> None:
+        """Return once fresh answers are given. Raises Unavailable after that time."""
+        until = monotonic() + timeout_seconds
+        while self._stale_detail(self._clock()):
+            if monotonic() > until:
+                raise Unavailable(
+                    f"The trainer {self.name} is not ready after {timeout_seconds:.0f} s: "
+                    f"{self._stale_detail(self._clock())}.",
+                    code="trainer.not_ready",
+                    fix="check that the processor runs: it publishes a frontier every second",
+                )
+            self._stopping.wait(0.02)
+
+    @property
+    def is_following(self) -> bool:
+        """Whether the following thread lives: what liveness looks at."""
+        return self._thread.is_alive() and not self._failure
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether answers are given now; otherwise every one is STALE."""
+        return not self._stale_detail(self._clock())
+
+    def staleness_seconds(self) -> float:
+        """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""
+        return self.view.staleness_seconds(self._clock())
+
+    def _stale_detail(self, now: Micros) -> str:
+        """Why nothing can be allowed now; empty where freshness is proven."""
+        if self._failure:
+            return self._failure
+        if not self._caught_up.is_set():
+            return "what was there at the start has not all been read"
+        age = self.view.staleness_seconds(now)
+        if age > self._staleness_seconds:
+            return f"the least fresh partition is {age:.1f} s old, the bound is {self._staleness_seconds:g} s"
+        return ""
+
+    def decide(
+        self,
+        member: str,
+        *,
+        purpose: str,
+        row: Row | None = None,
+        at: Micros | None = None,
+        known_at: Micros | None = None,
+    ) -> Decision:
+        """May this member's data, or this row of it, be used for `purpose`? Times default to now, in microseconds.
+
+        Raises InvalidInput for a member id that is none.
+        """
+        now = self._clock()
+        decision = self.view.decide(
+            parse_member_id(member),
+            row,
+            purpose=purpose,
+            at=now if at is None else at,
+            known_at=now if known_at is None else known_at,
+            stale_detail=self._stale_detail(now),
+        )
+        self._count(decision.allowed, decision.reason, 1)
+        return decision
+
+    def judge(
+        self,
+        table: pa.Table,
+        *,
+        purpose: str,
+        columns: Columns | None = None,
+        at: Micros | None = None,
+        known_at: Micros | None = None,
+    ) -> Verdict:
+        """Decide every row of an Arrow table; see filter.judge_rows. Times default to now, in microseconds."""
+        now = self._clock()
+        verdict = judge_rows(
+            table,
+            self.view,
+            purpose=purpose,
+            at=now if at is None else at,
+            known_at=now if known_at is None else known_at,
+            columns=columns or Columns(),
+            is_fresh=not self._stale_detail(now),
+        )
+        for reason, number in verdict.counts().items():
+            self._count(reason in (Reason.OPTED_IN, Reason.DEFAULT_ON), reason, number)
+        return verdict
+
+    def filter(self, table: pa.Table, *, purpose: str, columns: Columns | None = None) -> pa.Table:
+        """The rows of an Arrow table that may be used for `purpose` now."""
+        return table.filter(pa.array(self.judge(table, purpose=purpose, columns=columns).mask))
+
+    def open_orders(self) -> list[PurgeOrder]:
+        """The purge orders that are not settled, in the order in which they were opened."""
+        return [order for order in list(self._orders.values()) if not order.is_settled]
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Have `call` run, on the following thread, after purge orders or controls changed."""
+        self._on_change.append(call)
+
+    def status(self) -> dict[str, Any]:
+        """What an operator asks first: freshness, positions, counts. No member ids."""
+        staleness = self.staleness_seconds()
+        detail = self._stale_detail(self._clock())
+        return {
+            "ok": not detail,
+            "detail": detail or "fresh",
+            "subscriber": self.name,
+            "staleness_seconds": None if staleness == float("inf") else round(staleness, 3),
+            "members": len(self.view.records),
+            "controls": len(self.view.controls.log),
+            "purge_orders_open": len(self.open_orders()),
+            "positions": {f"{topic}-{partition}": at for (topic, partition), at in sorted(self.view.positions.items())},
+        }
+
+    def _count(self, allowed: bool, reason: Reason, number: int) -> None:
+        outcome = "allowed" if allowed else "excluded"
+        fresh = "false" if reason is Reason.STALE else "true"
+        self.metrics.counter("consentry_decisions_total", outcome, reason.value, fresh).inc(number)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                first = self._consumer.poll(0.05)
+                messages = [] if first is None else [first, *self._consumer.consume(_BATCH - 1, 0)]
+                self._apply(messages)
+                self.view.settle_frontiers()
+                self._look_whether_caught_up()
+        except Exception as error:  # noqa: BLE001 - logged, and every answer is STALE from here on
+            # Whatever it was, what is held is not proven any more: from here on everything is STALE.
+            self._failure = f"following ended ({type(error).__name__})"
+            _LOG.critical("follower_ended", subscriber=self.name, exc_info=error)
+        finally:
+            self._consumer.close()
+
+    def _apply(self, messages: Sequence[Message]) -> None:
+        records: dict[int, list[Message]] = {}
+        changed = False
+        for message in messages:
+            error = message.error()
+            topic = self._topics.get(message.topic() or "", "")
+            partition, offset = message.partition(), message.offset()
+            if error is not None:
+                self._note_error(error, topic, partition, offset)
+            elif topic == RECORDS:
+                records.setdefault(partition or 0, []).append(message)
+            else:
+                self._apply_other(topic, message)
+                changed = changed or topic in (CONTROLS, PURGE_ORDERS)
+        for partition, found in records.items():
+            self._apply_records(partition, found)
+        if changed:
+            for call in self._on_change:
+                call()
+
+    def _note_error(self, error: KafkaError, topic: str, partition: int | None, offset: int | None) -> None:
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._move(topic, partition or 0, offset or 0)
+        elif error.fatal() or error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise Unavailable(
+                f"The topic {topic} no longer holds what was to be read next: {error.str()}.",
+                code="kafka.position_lost",
+                fix="start the trainer anew, so that it reads from the beginning",
+            )
+        else:
+            _LOG.warning("kafka_error", subscriber=self.name, detail=error.str())
+
+    def _apply_records(self, partition: int, messages: Sequence[Message]) -> None:
+        whole = [message for message in messages if message.key() and message.value()]
+        before = self.view.regressions
+        keys = [bytes(message.key() or b"") for message in whole]
+        values = [bytes(message.value() or b"") for message in whole]
+        self.view.apply_records(partition, keys, values)
+        self._move(RECORDS, partition, (messages[-1].offset() or 0) + 1)
+        if self.view.regressions > before:
+            count = self.view.regressions - before
+            self.metrics.counter("consentry_follower_regressions_total", self.name).inc(count)
+        if self._caught_up.is_set():
+            self._measure([message.timestamp()[1] for message in whole])
+        self.metrics.gauge("consentry_members", self.name).set(len(self.view.records))
+        if self._journal is not None:
+            now = self._clock()
+            for key, value in zip(keys, values, strict=True):
+                fact = newest_fact(value)
+                line = {"applied_at": now, "member": key.decode(), "version": version_of(value)}
+                self._journal.write(json.dumps(line | {"tag": fact.tag.hex() if fact else ""}) + "\n")
+
+    def _measure(self, appended_ms: Sequence[int]) -> None:
+        now_ms = self._clock() / 1000
+        delays = np.maximum(now_ms - np.array(appended_ms, dtype=np.float64), 0.0).tolist()
+        self.delays_ms.extend(delays)
+        histogram = self.metrics.histogram("consentry_event_to_trainer_seconds", self.name)
+        for delay in delays[:: max(1, len(delays) // _SAMPLES)]:
+            histogram.observe(delay / 1000)
+
+    def _apply_other(self, topic: str, message: Message) -> None:
+        found = stored(message)
+        if topic == CONTROLS:
+            control = read_control_or_pause(
+                found.value, offset=found.offset, appended_at=found.appended_at, catalog=self._catalog
+            )
+            self.view.apply_control(control)
+            now = self._clock()
+            if self._caught_up.is_set():
+                delay = max(0.0, (now - found.appended_at) / 1e6)
+                self.metrics.histogram("consentry_pause_to_trainer_seconds", self.name).observe(delay)
+            if self._journal is not None:
+                self._journal.write(json.dumps({"applied_at": now, "control": control.event_id.hex()}) + "\n")
+        else:
+            self._apply_frontier_or_order(topic, found.value)
+        self._move(topic, found.partition, found.offset + 1)
+
+    def _apply_frontier_or_order(self, topic: str, value: bytes | None) -> None:
+        try:
+            if topic == FRONTIERS:
+                self.view.apply_frontier(read_frontier(value, self._catalog))
+            else:
+                order = read_order(value, self._catalog)
+                known = self._orders.get(order.order_id)
+                if known is None or not known.is_settled:
+                    self._orders[order.order_id] = order
+        except UndecodableEvent as error:
+            # An unreadable frontier proves nothing; an unreadable order stays owed in the ledger.
+            _LOG.error("follower_unreadable", subscriber=self.name, topic=topic, error_class=error.error_class)
+
+    def _move(self, topic: str, partition: int, position: int) -> None:
+        key = (topic, partition)
+        self.view.positions[key] = max(position, self.view.positions.get(key, 0))
+
+    def _look_whether_caught_up(self) -> None:
+        if self._caught_up.is_set():
+            return
+        if all(self.view.positions.get(place, 0) >= end for place, end in self._ends.items()):
+            self._caught_up.set()
+            _LOG.info("follower_caught_up", subscriber=self.name, members=len(self.view.records))

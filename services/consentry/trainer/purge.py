@@ -1,0 +1,175 @@
+"""Deleting from a Parquet data set what purge orders name: each file is rewritten whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from consentry.domain.decisions import standing
+from consentry.domain.errors import InvalidInput
+from consentry.domain.orders import PurgeOrder
+from consentry.domain.values import Micros
+from consentry.trainer.filter import Columns, encoded
+from consentry.trainer.view import View
+from consentry.wire.records import DamagedRecord, read_record
+
+_TEMPORARY = ".consentry-purge-"
+
+
+@dataclass(slots=True)
+class PurgeResult:
+    """What a purge did: rows removed per order, and the data set's version before and after."""
+
+    version_before: str
+    version_after: str = ""
+    rows_removed: dict[str, int] = field(default_factory=dict)
+    files_rewritten: int = 0
+
+
+def dataset_files(directory: Path) -> list[Path]:
+    """The Parquet files of a data set, in order of name. Raises InvalidInput where there is no such directory."""
+    if not directory.is_dir():
+        raise InvalidInput(
+            f"The data set {str(directory)!r} is not a directory.",
+            code="input.dataset",
+            fix="name the directory that holds the Parquet files",
+        )
+    return sorted(path for path in directory.rglob("*.parquet") if not path.name.startswith("."))
+
+
+def dataset_version(directory: Path) -> str:
+    """Identity of a data set's content: a digest over each file's name, size and Parquet footer."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in dataset_files(directory):
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(-8 - length, os.SEEK_END)
+            digest.update(f"{path.relative_to(directory)}\n{path.stat().st_size}\n".encode() + file.read(length))
+    return digest.hexdigest()
+
+
+def purge(directory: Path, orders: Sequence[PurgeOrder], view: View, *, columns: Columns, now: Micros) -> PurgeResult:
+    """Rewrite every file that holds rows of the orders, without them. Idempotent; `now` in microseconds.
+
+    A file is replaced in one step after its successor is on disk: killed anywhere, each file is the old or the new
+    one, and running again finishes the rest.
+    """
+    _remove_leftovers(directory)
+    result = PurgeResult(
+        version_before=dataset_version(directory), rows_removed={order.order_id: 0 for order in orders}
+    )
+    cover = _Cover(orders, view, columns, now)
+    for path in dataset_files(directory):
+        table = pq.read_table(path, partitioning=None)
+        covered_by = cover.first_order(table)
+        is_covered = covered_by >= 0
+        if not is_covered.any():
+            continue
+        for place, count in zip(*np.unique(covered_by[is_covered], return_counts=True), strict=True):
+            result.rows_removed[orders[int(place)].order_id] += int(count)
+        _replace(path, table.filter(pa.array(~is_covered)))
+        result.files_rewritten += 1
+    result.version_after = dataset_version(directory)
+    return result
+
+
+def _replace(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    pq.write_table(table, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for path in directory.rglob(f"{_TEMPORARY}*"):
+        path.unlink()
+
+
+class _Cover:
+    """Which rows the orders name."""
+
+    def __init__(self, orders: Sequence[PurgeOrder], view: View, columns: Columns, now: Micros) -> None:
+        self._by_member: dict[str, list[int]] = {}
+        self._scopes: list[tuple[int, frozenset[str], PurgeOrder]] = []
+        self._view = view
+        self._columns = columns
+        self._now = now
+        for place, order in enumerate(orders):
+            if order.member is not None:
+                self._by_member.setdefault(order.member, []).append(place)
+            elif order.scope is not None:
+                self._scopes.append((place, frozenset(order.scope.jurisdictions), order))
+
+    def first_order(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        """Per row, the place of the first order that covers it, or -1."""
+        covered = np.full(table.num_rows, -1, dtype=np.int64)
+        if table.num_rows == 0:
+            return covered
+        members, codes = encoded(table[self._columns.member])
+        own = np.array([self._by_member.get(member, [-1])[0] for member in members], dtype=np.int64)
+        covered = own[codes]
+        for place, scope, order in self._scopes:
+            hit = np.array([self._lives_in(member, scope) for member in members], dtype=np.bool_)[codes]
+            hit |= self._row_is_in(table, scope)
+            hit &= self._category_is_in(table, order)
+            covered = np.where((covered < 0) & hit, place, covered)
+        return covered
+
+    def _lives_in(self, member: Any, scope: frozenset[str]) -> bool:
+        """Whether the member was last known to live in the scope."""
+        key = member.encode() if isinstance(member, str) else b""
+        raw = self._view.records.get(key)
+        if raw is None:
+            return "*" in scope
+        try:
+            record = read_record(raw, key)
+        except DamagedRecord:
+            return True
+        place = standing(record, purpose="", at=self._now, known_at=self._now).jurisdiction
+        if place is None:
+            return "*" in scope
+        return not scope.isdisjoint(self._view.controls.jurisdictions.holders(place, at=self._now))
+
+    def _row_is_in(self, table: pa.Table, scope: frozenset[str]) -> npt.NDArray[np.bool_]:
+        if self._columns.jurisdiction is None:
+            return np.zeros(table.num_rows, dtype=np.bool_)
+        places, codes = encoded(table[self._columns.jurisdiction])
+        known = self._view.controls.jurisdictions
+        inside = [
+            isinstance(place, str) and not scope.isdisjoint(known.holders(place, at=self._now)) for place in places
+        ]
+        return np.array(inside, dtype=np.bool_)[codes]
+
+    def _category_is_in(self, table: pa.Table, order: PurgeOrder) -> npt.NDArray[np.bool_]:
+        categories = order.scope.categories if order.scope else None
+        if categories is None or self._columns.category is None:
+            return np.ones(table.num_rows, dtype=np.bool_)
+        column = table[self._columns.category]
+        found = pc.or_kleene(pc.is_in(column, value_set=pa.array(categories)), pc.is_null(column))
+        mask: npt.NDArray[np.bool_] = (
+            found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy()
+        )
+        return mask
+
+
+def read_dataset(directory: Path) -> Iterator[tuple[Path, pa.Table]]:
+    """Each file of a data set and its table."""
+    for path in dataset_files(directory):
+        yield path, pq.read_table(path, partitioning=None)

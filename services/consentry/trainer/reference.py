@@ -1,0 +1,202 @@
+"""The reference trainer: follows, purges what it is ordered to, and reads its data set in epochs, row by row judged."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+from confluent_kafka import Producer
+
+from consentry.domain.errors import ConsentryError, Unavailable
+from consentry.domain.orders import PurgeOrder, Receipt, Result
+from consentry.ops.clock import Clock
+from consentry.trainer.client import Client
+from consentry.trainer.filter import REASONS, Columns
+from consentry.trainer.purge import purge, read_dataset
+from consentry.wire.catalog import Catalog
+from consentry.wire.controls import write_receipt
+from consentry.wire.kafka import producer_config, send
+from consentry.wire.schemas import RECEIPTS, topic_name
+
+_TICK_SECONDS: Final = 0.1
+_LOG = structlog.get_logger(__name__)
+
+
+def columns_of(directory: Path) -> Columns:
+    """Which columns of a data set say what, by our conventional names; only `member_id` is needed."""
+    names: set[str] = set()
+    for _, table in read_dataset(directory):
+        names = set(table.column_names)
+        break
+    return Columns(
+        jurisdiction="jurisdiction" if "jurisdiction" in names else None,
+        category="category" if "category" in names else None,
+        collected="collected_at" if "collected_at" in names else None,
+    )
+
+
+class ReferenceTrainer:
+    """Runs a client over one Parquet data set until `stop`."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        kafka: Mapping[str, str],
+        catalog: Catalog,
+        namespace: str,
+        directory: Path,
+        purpose: str,
+        clock: Clock,
+        every_seconds: float,
+        manifest: Path | None,
+    ) -> None:
+        self._client = client
+        self._catalog = catalog
+        self._directory = directory
+        self._purpose = purpose
+        self._clock = clock
+        self._every_seconds = every_seconds
+        self._manifest = manifest
+        self._receipts_topic = topic_name(namespace, RECEIPTS)
+        self._producer = Producer(producer_config(kafka, f"consentry-{client.name}"))
+        self._columns = columns_of(directory)
+        self._answered: set[str] = set()
+        self._wake = threading.Event()
+        self._epoch_asked = threading.Event()
+        self._stopping = threading.Event()
+        self._epochs = 0
+        self._last_epoch: dict[str, Any] = {}
+
+    def stop(self) -> None:
+        """End after what is in hand."""
+        self._stopping.set()
+        self._wake.set()
+
+    def ask_for_epoch(self) -> None:
+        """Read the data set once more, soon."""
+        self._epoch_asked.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Purge and read until `stop`."""
+        self._client.on_change(self._wake.set)
+        waited = 0.0
+        while not self._stopping.is_set():
+            self._wake.wait(_TICK_SECONDS)
+            self._wake.clear()
+            waited += _TICK_SECONDS
+            self._insist(self._purge_open_orders)
+            is_due = self._every_seconds > 0 and waited >= self._every_seconds
+            if self._client.is_fresh and (is_due or self._epoch_asked.is_set()):
+                self._epoch_asked.clear()
+                self.read_epoch()
+                waited = 0.0
+
+    def status(self) -> dict[str, Any]:
+        """The client's status, with the last epoch's counts."""
+        return self._client.status() | {"epochs": self._epochs, "last_epoch": self._last_epoch}
+
+    def _insist(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Unavailable as error:
+            # The obligation stays open, so the next round does it again.
+            _LOG.warning("purge_retried", subscriber=self._client.name, detail=str(error))
+
+    def _purge_open_orders(self) -> None:
+        """Carry out what is open, all of it in one pass, and answer each order with a receipt.
+
+        Only while fresh: members who moved into an order's scope before it was opened are then known.
+        """
+        orders = [order for order in self._client.open_orders() if order.order_id not in self._answered]
+        if not orders or not self._client.is_fresh:
+            return
+        try:
+            result = purge(self._directory, orders, self._client.view, columns=self._columns, now=self._clock())
+            receipts = [
+                self._receipt(
+                    order,
+                    Result.DELETED if result.rows_removed[order.order_id] else Result.NOT_FOUND,
+                    rows=result.rows_removed[order.order_id],
+                    versions=(result.version_before, result.version_after),
+                )
+                for order in orders
+            ]
+        except (OSError, pa.ArrowException, ConsentryError) as error:
+            _LOG.error("purge_failed", subscriber=self._client.name, error=type(error).__name__)
+            receipts = [
+                self._receipt(order, Result.FAILED, rows=0, versions=("", ""), detail=type(error).__name__)
+                for order in orders
+            ]
+            self._stopping.wait(1.0)
+        key = self._client.name.encode()
+        send(self._producer, self._receipts_topic, [(key, write_receipt(one, self._catalog)) for one in receipts])
+        # A failed one is tried again; what is answered for good is not.
+        self._answered.update(one.order_id for one in receipts if one.result is not Result.FAILED)
+        _LOG.info(
+            "purged",
+            subscriber=self._client.name,
+            orders=len(orders),
+            rows=sum(receipt.rows_removed for receipt in receipts),
+        )
+
+    def _receipt(
+        self, order: PurgeOrder, result: Result, *, rows: int, versions: tuple[str, str], detail: str = ""
+    ) -> Receipt:
+        return Receipt(
+            order_id=order.order_id,
+            subscriber=self._client.name,
+            dataset=self._directory.name,
+            result=result,
+            rows_removed=rows,
+            version_before=versions[0],
+            version_after=versions[1],
+            completed_at=self._clock(),
+            detail=detail,
+        )
+
+    def read_epoch(self) -> None:
+        """Judge every row of the data set once and, if asked to, write down each row's answer."""
+        before = dict(self._client.view.positions)
+        parts, counts, allowed = [], {reason: 0 for reason in REASONS}, 0
+        for path, table in read_dataset(self._directory):
+            verdict = self._client.judge(table, purpose=self._purpose, columns=self._columns)
+            for reason, number in verdict.counts().items():
+                counts[reason] += number
+            allowed += int(verdict.mask.sum())
+            if self._manifest is not None:
+                parts.append(self._part(path, table, verdict.reasons))
+        self._epochs += 1
+        self._last_epoch = {
+            "rows": sum(counts.values()),
+            "allowed": allowed,
+            "reasons": {reason.value: number for reason, number in counts.items() if number},
+        }
+        if self._manifest is not None:
+            self._write_manifest(parts, {f"{topic}-{partition}": at for (topic, partition), at in before.items()})
+        _LOG.info("epoch", subscriber=self._client.name, **self._last_epoch)
+
+    def _part(self, path: Path, table: pa.Table, reasons: Any) -> pa.Table:
+        names = pa.DictionaryArray.from_arrays(pa.array(reasons, pa.int8()), pa.array([one.value for one in REASONS]))
+        file = pa.DictionaryArray.from_arrays(
+            pa.array(np.zeros(table.num_rows, dtype=np.int32)), pa.array([str(path.relative_to(self._directory))])
+        )
+        rows = pa.array(np.arange(table.num_rows, dtype=np.int64))
+        return pa.table({"file": file, "row": rows, "member_id": table["member_id"], "reason": names})
+
+    def _write_manifest(self, parts: list[pa.Table], positions: dict[str, int]) -> None:
+        """One row per row of the data set; the position it was judged at stands in the file's metadata."""
+        assert self._manifest is not None
+        table = pa.concat_tables(parts) if parts else pa.table({"file": pa.array([], pa.string())})
+        told = {b"consentry": json.dumps({"epoch": self._epochs, "positions": positions}).encode()}
+        temporary = self._manifest.with_suffix(".tmp")
+        pq.write_table(table.replace_schema_metadata(told), temporary)
+        temporary.replace(self._manifest)

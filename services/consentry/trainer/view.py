@@ -1,0 +1,117 @@
+"""What a trainer holds in memory: the records, the controls, and how fresh both are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from consentry.domain.controls import Control, Controls
+from consentry.domain.decisions import Decision, Ground, Row, decide, stale
+from consentry.domain.jurisdictions import Jurisdictions
+from consentry.domain.records import Record
+from consentry.domain.values import MemberId, Micros, Reason
+from consentry.wire.controls import Frontier
+from consentry.wire.partitions import partition_of, partitions_of
+from consentry.wire.records import DIGEST_BITS, DamagedRecord, check_sum, read_record, record_digest, version_of
+
+
+class View:
+    """Records and controls as of a position, and the proof of how fresh they are.
+
+    One thread applies messages, others may ask meanwhile: each answer sees a record and the controls as they are at
+    that moment. `partitions` is the partition count of records.
+    """
+
+    def __init__(self, partitions: int, jurisdictions: Jurisdictions) -> None:
+        self.partitions = partitions
+        self.controls = Controls(jurisdictions)
+        self.records: dict[bytes, bytes] = {}
+        self.regressions = 0
+        self.positions: dict[tuple[str, int], int] = {}
+        """Next offset per (short topic name, partition)."""
+        self._held: set[bytes] = set()
+        self._tainted: set[int] = set()
+        self._fresh_at: dict[int, Micros] = {}
+        self._waiting: dict[int, Frontier] = {}
+
+    def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Take record messages of one partition in; an older version than the one held is ignored and counted."""
+        records, homes = self.records, partitions_of(keys, self.partitions).tolist()
+        for key, value, home in zip(keys, values, homes, strict=True):
+            if home != partition:
+                # Some producer put the member on a foreign partition: its events have no order with the others.
+                self._held.add(key)
+                continue
+            try:
+                check_sum(value, key)
+            except DamagedRecord:
+                self._held.add(key)
+                continue
+            known = records.get(key)
+            if known is None or version_of(known) <= version_of(value):
+                records[key] = value
+            else:
+                self.regressions += 1
+
+    def apply_control(self, control: Control) -> None:
+        """Take one control in."""
+        self.controls = self.controls.after(control)
+
+    def apply_frontier(self, frontier: Frontier) -> None:
+        """Take a frontier in; it counts once the positions it names are reached."""
+        self._waiting[frontier.partition] = frontier
+        if frontier.tainted:
+            self._tainted.add(frontier.partition)
+        else:
+            self._tainted.discard(frontier.partition)
+
+    def settle_frontiers(self) -> None:
+        """Let the frontiers count whose positions have been reached by now."""
+        controls_position = self.positions.get(("controls", 0), 0)
+        for partition, frontier in list(self._waiting.items()):
+            reached = self.positions.get(("records", partition), 0) >= frontier.records_offset
+            if reached and controls_position >= frontier.controls_offset:
+                del self._waiting[partition]
+                self._fresh_at[partition] = max(frontier.frontier_at, self._fresh_at.get(partition, Micros(0)))
+
+    def staleness_seconds(self, now: Micros) -> float:
+        """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""
+        if len(self._fresh_at) < self.partitions:
+            return math.inf
+        return (now - min(self._fresh_at.values())) / 1e6
+
+    def record(self, member: MemberId) -> Record | None:
+        """The member's record, or None. Raises DamagedRecord."""
+        key = member.encode()
+        raw = self.records.get(key)
+        return None if raw is None else read_record(raw, key)
+
+    def is_held(self, member: bytes) -> bool:
+        """Whether the member is excluded because something about them could not be read."""
+        return member in self._held or (bool(self._tainted) and partition_of(member, self.partitions) in self._tainted)
+
+    def decide(
+        self, member: MemberId, row: Row | None, *, purpose: str, at: Micros, known_at: Micros, stale_detail: str
+    ) -> Decision:
+        """The answer for one member or row; `stale_detail` is not empty where freshness is not proven."""
+        if stale_detail:
+            return stale(stale_detail)
+        if self.is_held(member.encode()):
+            return HELD
+        try:
+            record = self.record(member)
+        except DamagedRecord:
+            return HELD
+        return decide(record, row, self.controls, purpose=purpose, at=at, known_at=known_at)
+
+    def digests(self) -> dict[int, str]:
+        """Per partition, the sum of all records' digests: equal exactly where the same records are held."""
+        sums = dict.fromkeys(range(self.partitions), 0)
+        keys = list(self.records)
+        for key, partition in zip(keys, partitions_of(keys, self.partitions).tolist(), strict=True):
+            sums[partition] = (sums[partition] + record_digest(key, self.records[key])) % (1 << DIGEST_BITS)
+        return {partition: f"{total:032x}" for partition, total in sums.items()}
+
+
+HELD: Final = Decision(False, Reason.HELD, (Ground(Reason.HELD, "something about the member could not be read"),))

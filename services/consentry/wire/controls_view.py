@@ -1,0 +1,68 @@
+"""The controls of the log, followed by a thread: what a service that decides or opens orders looks at."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import structlog
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+from consentry.domain.controls import Controls
+from consentry.domain.errors import Unavailable
+from consentry.wire.catalog import Catalog
+from consentry.wire.controls import read_control_or_pause
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.kafka import follower_config, place_of, stored
+from consentry.wire.schemas import CONTROLS, topic_name
+
+_LOG = structlog.get_logger(__name__)
+
+
+class ControlsView:
+    """Follows the controls topic from its beginning; `controls` is the value as of the last message read."""
+
+    def __init__(self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog) -> None:
+        self.controls = Controls(iso_jurisdictions())
+        self._catalog = catalog
+        self._consumer = Consumer(follower_config(kafka, "consentry-controls"))
+        self._consumer.assign([TopicPartition(topic_name(namespace, CONTROLS), 0, OFFSET_BEGINNING)])
+        self._at_end = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="controls", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def wait_until_read(self, timeout_seconds: float) -> None:
+        """Return once everything there was at the start is read. Raises Unavailable after that time."""
+        if not self._at_end.wait(timeout_seconds):
+            raise Unavailable(
+                f"The controls could not be read to their end within {timeout_seconds:.0f} s.",
+                code="kafka.stalled",
+                fix="check the broker; the call may be repeated",
+            )
+
+    def stop(self) -> None:
+        """End, within a moment."""
+        self._stopping.set()
+        self._thread.join(timeout=5)
+        self._consumer.close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            for message in self._consumer.consume(500, 0.2):
+                try:
+                    _, offset, is_end = place_of(message)
+                except Unavailable as error:
+                    _LOG.warning("controls_unavailable", detail=str(error))
+                    continue
+                if is_end:
+                    self._at_end.set()
+                    continue
+                found = stored(message)
+                control = read_control_or_pause(
+                    found.value, offset=offset, appended_at=found.appended_at, catalog=self._catalog
+                )
+                self.controls = self.controls.after(control)

@@ -1,0 +1,44 @@
+"""The jurisdictions of ISO 3166, from pycountry, and the EEA as dated data."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from typing import Final
+
+import pycountry
+
+from consentry.domain.jurisdictions import Jurisdictions, Membership
+from consentry.domain.values import Micros
+
+
+def _day(text: str) -> Micros:
+    return Micros(int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) * 1_000_000)
+
+
+_EEA_SINCE: Final = {
+    # EEA Agreement of 2 May 1992 in force, and its enlargements (OJ L 1, 3.1.1994; L 130, 29.4.2004; L 221, 25.8.2007;
+    # L 170, 11.6.2014). Liechtenstein from 1 May 1995.
+    "1994-01-01": "AT BE DE DK ES FI FR GB GR IE IS IT LU NL NO PT SE",
+    "1995-05-01": "LI",
+    "2004-05-01": "CY CZ EE HU LT LV MT PL SI SK",
+    "2007-08-01": "BG RO",
+    "2014-04-12": "HR",
+}
+_EEA_UNTIL: Final = {
+    # The United Kingdom stayed in until the transition period of its Withdrawal Agreement ended.
+    "GB": "2021-01-01",
+}
+
+
+@cache
+def iso_jurisdictions() -> Jurisdictions:
+    """All ISO 3166-1 alpha-2 and ISO 3166-2 codes that pycountry knows, and the group EEA."""
+    countries = frozenset(country.alpha_2 for country in pycountry.countries)
+    subdivisions = frozenset(subdivision.code for subdivision in pycountry.subdivisions)
+    eea = tuple(
+        Membership(country=country, since=_day(since), until=_day(_EEA_UNTIL.get(country, "9999-01-01")))
+        for since, members in _EEA_SINCE.items()
+        for country in members.split()
+    )
+    return Jurisdictions(codes=countries | subdivisions, groups={"EEA": eea})

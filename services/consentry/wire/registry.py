@@ -1,0 +1,79 @@
+"""A Confluent-compatible schema registry over HTTP."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from confluent_kafka.schema_registry import ConfigCompatibilityLevel, SchemaRegistryClient, ServerConfig
+from confluent_kafka.schema_registry import Schema as RemoteSchema
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from consentry.domain.errors import Refused, Unavailable
+from consentry.wire.schemas import Schema
+
+Answer = TypeVar("Answer")
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line a request says nothing that an operator needs
+
+
+class HttpRegistry:
+    """The registry at `url`; see catalog.Registry for the contract."""
+
+    def __init__(self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 5.0) -> None:
+        self._url = url
+        config = {"url": url, "timeout": timeout_seconds, "max.retries": 2, **(settings or {})}
+        self._client = SchemaRegistryClient(config)
+
+    def register(self, subject: str, schema: Schema) -> int:
+        """See Registry."""
+        return self._ask(lambda: int(self._client.register_schema(subject, RemoteSchema(schema.text, "AVRO"))))
+
+    def find(self, subject: str, schema: Schema) -> int | None:
+        """See Registry."""
+
+        def ask() -> int:
+            found = self._client.lookup_schema(subject, RemoteSchema(schema.text, "AVRO"))
+            return int(found.schema_id or 0)
+
+        return self._ask_or_none(ask)
+
+    def text(self, schema_id: int) -> str | None:
+        """See Registry."""
+        return self._ask_or_none(lambda: str(self._client.get_schema(schema_id).schema_str))
+
+    def set_compatibility(self, subject: str, level: str) -> None:
+        """See Registry."""
+        self._ask(lambda: self._client.set_config(subject, ServerConfig(compatibility=ConfigCompatibilityLevel(level))))
+
+    def _ask_or_none(self, question: Callable[[], Answer]) -> Answer | None:
+        try:
+            return self._ask(question)
+        except Refused as error:
+            if error.code == "registry.refused.404":
+                return None
+            raise
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        try:
+            return question()
+        except SchemaRegistryError as error:
+            if error.http_status_code >= 500:
+                raise self._unavailable(error) from error
+            raise Refused(
+                f"The schema registry at {self._url} refused with HTTP {error.http_status_code}, "
+                f"error {error.error_code}: {error.error_message}",
+                code=f"registry.refused.{error.http_status_code}",
+                fix="check that the address is the registry's Confluent-compatible API, and the schema's compatibility",
+            ) from error
+        except Exception as error:
+            # The client lets the errors of its HTTP library through; whatever they are, there was no answer.
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"The schema registry at {self._url} did not answer ({type(error).__name__}: {error}).",
+            code="registry.unavailable",
+            fix="check CONSENTRY_REGISTRY_URL and that the registry runs (`consentry local status` for the local one)",
+        )

@@ -84,10 +84,9 @@ def stats(as_json: JsonOption = False) -> None:
     typer.echo("partition    members  next offset  age (s)  generation")
     for row in rows:
         mark = "  TAINTED" if row["tainted"] else ""
-        held, seconds = ("-" if row[name] is None else row[name] for name in ("next_offset", "age_seconds"))
-        typer.echo(
-            f"{row['partition']:>9} {row['members']:>10} {held:>12} {seconds:>8}  {(row['generation'] or '-')[:12]}{mark}"
-        )
+        held, age_text = ("-" if row[name] is None else row[name] for name in ("next_offset", "age_seconds"))
+        generation = (row["generation"] or "-")[:12]
+        typer.echo(f"{row['partition']:>9} {row['members']:>10} {held:>12} {age_text:>8}  {generation}{mark}")
 
 
 @app.command()

@@ -44,7 +44,7 @@ def load_settings(**overrides: Any) -> Settings:
     from consentry.local.state import read_state
 
     state = read_state(settings.local_dir)
-    if state is None:
+    if state is None or state.addresses is None:
         raise Refused(
             f"No addresses are set and no local stack runs in {settings.local_dir}.",
             code="settings.address_missing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
@@ -164,8 +165,11 @@ class FrontierThread:
             if partition not in self._last:
                 # Computed at each scrape: were it set by this thread, a dead thread would look fresh for ever.
                 gauge = self._metrics.gauge("consentry_frontier_age_seconds", str(partition))
-                gauge.set_function(lambda partition=partition: self.ages().get(partition, math.nan))
+                gauge.set_function(partial(self._age, partition))
             self._last[partition] = found.mark.frontier_at
+
+    def _age(self, partition: int) -> float:
+        return self.ages().get(partition, math.nan)
 
     def _forget_revoked(self) -> None:
         for gone in set(self._last) - self._marks.owned:

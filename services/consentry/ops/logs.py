@@ -33,6 +33,7 @@ def set_up_logs(*, style: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(threshold)
+    logging.getLogger("librdkafka").setLevel(logging.WARNING)
     # Faust, mode and aiokafka say much at start that is no news to an operator.
     for noisy in ("faust", "mode", "aiokafka"):
         logging.getLogger(noisy).setLevel(max(threshold, logging.WARNING))

@@ -117,7 +117,7 @@ def _credentials(kafka: dict[str, str]) -> Any:
 def run_worker(app: faust.App, services: list[Callable[[], Service]]) -> int:
     """Run the app with these services until SIGINT or SIGTERM; the exit status."""
     made = [service() for service in services]
-    worker = faust.Worker(app, *made, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+    worker = faust.Worker(app, *made, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True)
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:

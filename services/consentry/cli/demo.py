@@ -1,5 +1,0 @@
-"""Placeholder while the demo is written."""
-
-
-def run() -> None:
-    """x"""

@@ -1,0 +1,143 @@
+"""The demo, start to finish: start everything, tell the story, check it against the pure rules."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from consentry.ops.settings import Settings
+
+if TYPE_CHECKING:
+    from consentry.cli.demo.performance import Performance
+
+EXIT_WRONG = 1
+
+
+def run(
+    members: Annotated[int, typer.Option(min=100, max=2_000_000, help="How many synthetic members.")] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end, until Ctrl-C.")] = False,
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where the demo's stack, data sets and logs are while it runs.")
+    ] = Path(".consentry/demo"),
+) -> None:
+    """Watch real consent events go from a producer through Kafka, Faust and Redis to three training systems.
+
+    Starts its own stack (the first time downloads about 200 MB), or uses the one that CONSENTRY_KAFKA_BOOTSTRAP,
+    CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL name, in a namespace of its own. Exit status 0 only if every answer
+    of every trainer was right.
+    """
+    console = Console(stderr=as_json, highlight=False)
+    started = monotonic()
+    with ExitStack() as stack:
+        settings, work = stack.enter_context(_surroundings(directory, console, keep))
+        from consentry.cli.demo.performance import Performance
+
+        performance = stack.enter_context(Performance(settings, work, members=members, console=console))
+        result = performance.play() | {"seconds": round(monotonic() - started, 1)}
+        _show(console, performance, result)
+        if as_json:
+            typer.echo(json.dumps(result))
+        if keep:
+            console.print("\nEverything goes on running until Ctrl-C. In another terminal:\n", style="bold")
+            console.print(performance.next_commands(), markup=False, soft_wrap=True)
+            _wait_for_interrupt()
+    raise typer.Exit(0 if result["ok"] else EXIT_WRONG)
+
+
+@contextmanager
+def _surroundings(directory: Path, console: Console, keep: bool) -> Iterator[tuple[Settings, Path]]:
+    """A stack (the environment's, or our own) and a directory to work in, gone afterwards."""
+    given = Settings.parse()
+    namespace = f"demo-{uuid.uuid4().hex[:8]}"
+    if given.kafka_bootstrap and given.redis_url.get_secret_value() and given.registry_url:
+        settings = given.model_copy(update={"namespace": namespace})
+        work = Path(tempfile.mkdtemp(prefix="consentry-demo-"))
+        console.print(f"Using the given Kafka at {given.kafka_bootstrap}, namespace {namespace}.")
+        try:
+            yield settings, work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return
+    from consentry.cli.downloads import default_cache, download_everything
+    from consentry.local.stack import LocalStack, already_running
+    from consentry.local.state import read_state
+    from consentry.local.supervisor import ended_by_signals
+
+    if read_state(directory) is not None:
+        raise already_running(directory)
+    cache = (given.cache_dir or default_cache()).absolute()
+
+    def say(line: str) -> None:
+        console.print(f"  {line}", style="dim", markup=False)
+
+    with ended_by_signals() as asked_to_end:
+        download_everything(cache, repository=None, console=console, say=say, cancelled=asked_to_end)
+        console.print("Starting Kafka, Redis and the schema registry …")
+        local = LocalStack(directory, cache=cache, ephemeral=True, report=say, cancelled=asked_to_end)
+        addresses = local.start()
+    work = directory.absolute() / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield (
+            Settings.parse(
+                {
+                    "kafka_bootstrap": addresses.kafka,
+                    "redis_url": addresses.redis_url,
+                    "registry_url": addresses.registry_url,
+                    "profile": "local",
+                    "namespace": given.namespace,
+                    "local_dir": directory,
+                }
+            ),
+            work,
+        )
+    finally:
+        local.stop()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _show(console: Console, performance: Performance, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("promise", "measured", title="What the demo checked", title_justify="left")
+    table.add_row(
+        "rows and members answered as the rules say", f"{result['members']} members, {performance.findings.rows} rows"
+    )
+    table.add_row("wrongly allowed / wrongly excluded", f"{result['wrong_allowed']} / {result['wrong_excluded']}")
+    left = result["rows_left_of_purged_members"]
+    table.add_row("rows purged / left of purged members", f"{result['purged_rows']} / {left}")
+    for name, title in (
+        ("event_to_table_ms", "event → table, ms (p50, p99)"),
+        ("event_to_trainer_ms", "event → trainer, ms (p50, p99)"),
+        ("pause_to_trainer_ms", "pause → trainer, ms (p50, p99)"),
+    ):
+        table.add_row(title, f"{result[name]['p50']} , {result[name]['p99']}")
+    console.print(table)
+    for note in performance.findings.notes:
+        console.print(f"  {note}", style="red", markup=False)
+    verdict = (
+        "[green]Everything is as the rules say.[/]" if result["ok"] else "[red]Something is not as the rules say.[/]"
+    )
+    console.print(f"{verdict} {result['seconds']} s in all.")
+
+
+def _wait_for_interrupt() -> None:
+    from consentry.local.supervisor import ended_by_signals
+
+    with ended_by_signals() as asked_to_end:
+        parent = os.getppid()
+        while not asked_to_end.wait(0.5) and os.getppid() == parent:
+            pass

@@ -1,0 +1,166 @@
+"""The demo's second opinion: the pure rules over everything that was sent, held against what the system did."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consentry.cli.demo.story import PURPOSE, ChangeEvent
+from consentry.domain.controls import Control, Controls, PauseImposed
+from consentry.domain.decisions import Row, decide
+from consentry.domain.records import Record, fold
+from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason
+from consentry.table.protocol import ConsentTable
+from consentry.wire.forms import micros
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.records import DIGEST_BITS, record_digest, write_record
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the comparison found; all of it has to be zero but the counts of what was looked at."""
+
+    rows: int = 0
+    wrong_allowed: int = 0
+    wrong_excluded: int = 0
+    wrong_reason: int = 0
+    rows_left: int = 0
+    rows_missing: int = 0
+    wrong_records: int = 0
+    unequal_digests: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing at all differs."""
+        wrong = (self.wrong_allowed, self.wrong_excluded, self.wrong_reason, self.rows_left, self.rows_missing)
+        return not any((*wrong, self.wrong_records, self.unequal_digests))
+
+
+class Oracle:
+    """Folds what was sent, in the log's order, with the pure functions and nothing else."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.controls = Controls(iso_jurisdictions())
+        self.purged: dict[str, frozenset[str]] = {}
+        """Members whose rows must be gone, and for a pause also the jurisdictions of rows."""
+        self._erased: set[str] = set()
+        self._taken_back: set[str] = set()
+        self._places: set[str] = set()
+
+    def send(self, events: Iterable[ChangeEvent]) -> None:
+        """Fold events of members; each member's own are in order."""
+        for event in events:
+            self.records[event.member] = fold(self.records.get(event.member), event)
+            if self.records[event.member].erased:
+                self._erased.add(event.member)
+
+    def control(self, control: Control) -> None:
+        """Take a control; a pause of past training takes back whoever lives in its scope now."""
+        self.controls = self.controls.after(control)
+        if isinstance(control, PauseImposed) and control.takes_back:
+            scope = control.scope.jurisdictions
+            self._places.update(scope)
+            for member, record in self.records.items():
+                places = [fact.name for fact in record.facts if fact.kind.name.startswith("RELOCATED")]
+                if places and places[-1] in scope:
+                    self._taken_back.add(member)
+
+    def must_go(self, member: object, jurisdiction: object) -> bool:
+        """Whether a stored row had to be purged."""
+        return member in self._erased or member in self._taken_back or jurisdiction in self._places
+
+    def version(self, member: str) -> int:
+        """The version that the member's record must have come to."""
+        return self.records[member].version
+
+
+def check_dataset(
+    oracle: Oracle, before: pa.Table, directory: Path, manifest: Path, now: Micros, findings: Findings
+) -> None:
+    """Hold every row of a data set, and the answer the trainer wrote down for it, against the rules."""
+    stored = {path.name: pq.read_table(path) for path in sorted(directory.glob("*.parquet"))}
+    kept = sum(table.num_rows for table in stored.values())
+    places = before["jurisdiction"].to_pylist() if "jurisdiction" in before.column_names else [None] * before.num_rows
+    wanted = sum(
+        not oracle.must_go(member, place) for member, place in zip(before["member_id"].to_pylist(), places, strict=True)
+    )
+    findings.rows_missing += max(0, wanted - kept)
+    answers = {(row["file"], row["row"]): row["reason"] for row in pq.read_table(manifest).to_pylist()}
+    for name, table in stored.items():
+        for number, row in enumerate(table.to_pylist()):
+            _check_row(oracle, row, answers.get((name, number)), now, findings)
+
+
+def _check_row(oracle: Oracle, row: dict[str, object], told: str | None, now: Micros, findings: Findings) -> None:
+    findings.rows += 1
+    member, place = row["member_id"], row.get("jurisdiction")
+    findings.rows_left += oracle.must_go(member, place)
+    expected, allowed = _expected(oracle, row, now)
+    was_allowed = told in (Reason.OPTED_IN, Reason.DEFAULT_ON)
+    findings.wrong_allowed += was_allowed and not allowed
+    findings.wrong_excluded += allowed and not was_allowed
+    if told != expected:
+        findings.wrong_reason += 1
+        if len(findings.notes) < 5:
+            findings.notes.append(f"a row of {member} was answered {told}, the rules say {expected}")
+
+
+def _expected(oracle: Oracle, row: dict[str, object], now: Micros) -> tuple[str, bool]:
+    member = row["member_id"]
+    if not isinstance(member, str) or MEMBER_ID_PATTERN.fullmatch(member) is None:
+        return Reason.HELD, False
+    collected = row.get("collected_at")
+    asked = Row(
+        jurisdiction=_text(row.get("jurisdiction")),
+        category=_text(row.get("category")),
+        collected=None if collected is None else micros(_midnight(collected)),
+    )
+    decision = decide(oracle.records.get(member), asked, oracle.controls, purpose=PURPOSE, at=now, known_at=now)
+    return decision.reason, decision.allowed
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _midnight(day: object) -> datetime:
+    assert isinstance(day, date)
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def check_table(
+    oracle: Oracle,
+    table: ConsentTable,
+    partitions: int,
+    record_frame: bytes,
+    followers: Iterable[str],
+    findings: Findings,
+) -> None:
+    """Hold the consent table against the rules, record by record, and every follower against the table."""
+    found: dict[str, bytes] = {}
+    digests: dict[int, str] = {}
+    for partition in range(partitions):
+        total = 0
+        for member, raw in table.scan(partition):
+            found[member.decode()] = raw
+            total += record_digest(member, raw)
+        digests[partition] = f"{total % (1 << DIGEST_BITS):032x}"
+    for name, record in oracle.records.items():
+        if found.pop(name, None) != write_record(record, record_frame):
+            findings.wrong_records += 1
+            if len(findings.notes) < 5:
+                findings.notes.append(f"the table's record of {name} is not what the rules fold to")
+    findings.wrong_records += len(found)
+    for address in followers:
+        with urllib.request.urlopen(f"http://{address}/digest", timeout=30) as answer:
+            told = {int(number): str(digest) for number, digest in json.load(answer)["digests"].items()}
+        findings.unequal_digests += sum(told.get(number) != digest for number, digest in digests.items())

@@ -108,8 +108,8 @@ class HotPath:
                 self.progress_at = monotonic()
                 self._open_due()
                 messages = self._poll()
-                for partition, batch in self._batches(messages).items():
-                    self._take(partition, batch)
+                if messages:
+                    self._take(self._batches(messages))
                 self._look_at_marks()
             self._commit_all()
         finally:
@@ -149,33 +149,40 @@ class HotPath:
             raise unavailable("deliver a readable batch; see deploy/runbooks", KafkaException(error))
         _LOG.warning("kafka_error", detail=error.str())
 
-    def _take(self, partition: int, batch: Batch) -> None:
-        owned = self._owned.get(partition)
-        if owned is None:
+    def _take(self, batches: Mapping[int, Batch]) -> None:
+        """Apply what was polled, however often it takes, and commit it."""
+        pairs = [(self._owned[partition], batch) for partition, batch in batches.items() if partition in self._owned]
+        if not pairs:
             return
-        for attempt in range(1_000_000_000):
+        attempt = 0
+        while True:
             try:
-                outcome = self._materialiser.apply(owned, batch)
+                outcomes = self._materialiser.apply_all(pairs)
                 break
             except Unavailable as error:
-                _LOG.warning("batch_retried", partition=partition, attempt=attempt, detail=str(error))
+                _LOG.warning("batch_retried", attempt=attempt, detail=str(error))
                 if self._stopping.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]):
                     return
+                attempt += 1
                 self.progress_at = monotonic()
-            except (Fenced, TableWentBack) as error:
-                self._close(partition, error)
-                return
-        self._commit(owned)
-        self._measure(batch, outcome)
+        done = []
+        for (owned, batch), outcome in zip(pairs, outcomes, strict=True):
+            if outcome.refused is not None:
+                self._close(owned.partition, outcome.refused)
+            else:
+                done.append(owned)
+                self._measure(batch, outcome)
+        self._commit(done)
 
-    def _commit(self, owned: Owned) -> None:
+    def _commit(self, done: Sequence[Owned]) -> None:
         self._failpoint("before_commit")
-        place = TopicPartition(self._topic, owned.partition, owned.acknowledged_offset)
+        places = [TopicPartition(self._topic, owned.partition, owned.acknowledged_offset) for owned in done]
         try:
-            self._consumer.commit(offsets=[place], asynchronous=True)
+            if places:
+                self._consumer.commit(offsets=places, asynchronous=True)
         except KafkaException as error:
             # Not committed means replayed: harmless, and the next commit covers it.
-            _LOG.warning("commit_failed", partition=owned.partition, detail=str(error))
+            _LOG.warning("commit_failed", detail=str(error))
 
     def _commit_all(self) -> None:
         places = [

@@ -1,4 +1,4 @@
-"""One batch of one partition: strict decode, fold, store in one atomic step, publish. The order is the guarantee.
+"""Batches of some partitions: strict decode, fold, store in one atomic step, publish. The order is the guarantee.
 
 Stored → published → committed (docs/decisions/0002). A batch that was interrupted anywhere is simply given again:
 what the table holds already is not folded again, but its members' records are published again.
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
-from consentry.domain.errors import TableWentBack, UndecodableEvent
+from consentry.domain.errors import Fenced, TableWentBack, UndecodableEvent
 from consentry.domain.events import EventUnreadable, MemberEvent
 from consentry.domain.records import fold_fact
 from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros
 from consentry.ops.failpoints import Failpoint
 from consentry.processor.ports import MemberChange, Obligations, Published, Publisher, Refusal
-from consentry.table.protocol import ConsentTable
+from consentry.table.protocol import ConsentTable, Write
 from consentry.wire.catalog import Catalog
 from consentry.wire.columns import EventColumns, FastFact
 from consentry.wire.events import admit, read_event
@@ -60,20 +60,26 @@ class Owned:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: events by outcome, refusals by class, and seconds by step."""
+    """What became of a batch: events by outcome, unreadable ones, the table's refusal if any, seconds by step."""
 
     applied: int = 0
     repeated: int = 0
     replayed: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    refused: Fenced | TableWentBack | None = None
 
 
 class _Work:
-    """The state of one batch while it is folded."""
+    """The state of one partition's batch on its way."""
 
-    def __init__(self, loaded: dict[bytes, bytes | None]) -> None:
-        self.current = loaded
+    def __init__(self, owned: Owned, batch: Batch) -> None:
+        self.owned = owned
+        self.batch = batch
+        self.end = batch.offsets[-1] + 1
+        self.outcome = Outcome()
+        self.facts: list[FastFact | None] = []
+        self.current: dict[bytes, bytes | None] = {}
         self.changed: dict[bytes, bytes] = {}
         self.newest_ms: dict[bytes, int] = {}
         self.changes: list[MemberChange] = []
@@ -102,54 +108,60 @@ class Materialiser:
         self._failpoint = failpoint
 
     def apply(self, owned: Owned, batch: Batch) -> Outcome:
-        """Take one batch all the way to acknowledged records; afterwards its offsets may be committed.
-
-        Moves `owned.next_offset` and `owned.acknowledged_offset`. Raises Fenced, TableWentBack (rewind or rebuild),
-        Unavailable (give the same batch again). Whatever it raises, nothing is lost and nothing is applied twice.
-        """
-        outcome = Outcome()
-        clock = _Steps(outcome.seconds)
-        facts = self._decode(owned, batch, outcome)
-        self._failpoint("after_decode")
-        clock.step("decode")
-        work = self._load(owned, batch, facts)
-        self._failpoint("after_load")
-        clock.step("load")
-        self._fold(owned, batch, facts, work, outcome)
-        self._failpoint("after_fold")
-        clock.step("fold")
-        end = batch.offsets[-1] + 1
-        if end > owned.next_offset:
-            self._table.store(
-                owned.partition,
-                work.changed,
-                epoch=owned.epoch,
-                expected_offset=owned.next_offset,
-                next_offset=end,
-                tainted=owned.tainted,
-            )
-            owned.next_offset = end
-        self._failpoint("after_store")
-        clock.step("store")
-        self._publish(owned, work, outcome)
-        owned.acknowledged_offset = max(owned.acknowledged_offset, end)
-        self._failpoint("after_publish")
-        clock.step("publish")
+        """`apply_all` for one partition; its refusal is raised."""
+        [outcome] = self.apply_all([(owned, batch)])
+        if outcome.refused is not None:
+            raise outcome.refused
         return outcome
 
-    def _decode(self, owned: Owned, batch: Batch, outcome: Outcome) -> list[FastFact | None]:
+    def apply_all(self, batches: Sequence[tuple[Owned, Batch]]) -> list[Outcome]:
+        """Take batches of different partitions all the way to acknowledged records, in one round trip a step.
+
+        Afterwards the offsets of each may be committed, unless its outcome is `refused` (Fenced, or TableWentBack:
+        rewind or rebuild). Moves `next_offset` and `acknowledged_offset` of each. Raises Unavailable: give the same
+        batches again. Whatever it raises, nothing is lost and nothing is applied twice.
+        """
+        works = [_Work(owned, batch) for owned, batch in batches]
+        clock = _Steps()
+        self._decode(works)
+        self._failpoint("after_decode")
+        clock.step("decode")
+        self._load(works)
+        self._failpoint("after_load")
+        clock.step("load")
+        for work in works:
+            self._fold(work)
+        self._failpoint("after_fold")
+        clock.step("fold")
+        self._store(works)
+        self._failpoint("after_store")
+        clock.step("store")
+        self._publish(works)
+        for work in works:
+            if work.outcome.refused is None:
+                work.owned.acknowledged_offset = max(work.owned.acknowledged_offset, work.end)
+            work.outcome.seconds = clock.seconds
+        self._failpoint("after_publish")
+        clock.step("publish")
+        return [work.outcome for work in works]
+
+    def _decode(self, works: Sequence[_Work]) -> None:
         """The fact of each message; a hold in place of an unreadable one; None where not even the key is readable."""
-        facts = self._columns.read(batch.values, batch.keys)
-        readable = [key if key and fact is not None else b"" for key, fact in zip(batch.keys, facts, strict=True)]
+        values = [value for work in works for value in work.batch.values]
+        keys = [key for work in works for key in work.batch.keys]
+        facts = self._columns.read(values, keys)
+        readable = [key if key and fact is not None else b"" for key, fact in zip(keys, facts, strict=True)]
         homes = partitions_of(readable, self._partitions).tolist()
-        for place, fact in enumerate(facts):
-            if (
-                fact is None
-                or homes[place] != owned.partition
-                or fact.recorded_at >= (batch.appended_ms[place] + 1) * MILLI_MICROS
+        start = 0
+        for work in works:
+            partition, size = work.owned.partition, len(work.batch.offsets)
+            work.facts = facts[start : start + size]
+            for place, (fact, home, appended_ms) in enumerate(
+                zip(work.facts, homes[start : start + size], work.batch.appended_ms, strict=True)
             ):
-                facts[place] = self._decode_strictly(owned, batch, place, outcome)
-        return facts
+                if fact is None or home != partition or fact.recorded_at >= (appended_ms + 1) * MILLI_MICROS:
+                    work.facts[place] = self._decode_strictly(work.owned, work.batch, place, work.outcome)
+            start += size
 
     def _decode_strictly(self, owned: Owned, batch: Batch, place: int, outcome: Outcome) -> FastFact | None:
         key, value, offset = batch.keys[place], batch.values[place], batch.offsets[place]
@@ -175,17 +187,36 @@ class Materialiser:
             raise UndecodableEvent("wrong_partition", "The producer's partitioner is not murmur2.")
         return read_event(value, key, self._catalog)
 
-    def _load(self, owned: Owned, batch: Batch, facts: Sequence[FastFact | None]) -> _Work:
-        members = list({key: None for key, fact in zip(batch.keys, facts, strict=True) if key and fact is not None})
-        return _Work(dict(zip(members, self._table.load(owned.partition, members), strict=True)))
+    def _load(self, works: Sequence[_Work]) -> None:
+        wanted = {
+            work.owned.partition: list(
+                {key: None for key, fact in zip(work.batch.keys, work.facts, strict=True) if key and fact is not None}
+            )
+            for work in works
+        }
+        loaded = self._table.load_all(wanted)
+        for work in works:
+            partition = work.owned.partition
+            work.current = dict(zip(wanted[partition], loaded[partition], strict=True))
 
-    def _fold(
-        self, owned: Owned, batch: Batch, facts: Sequence[FastFact | None], work: _Work, outcome: Outcome
-    ) -> None:
-        current, changed, newest_ms = work.current, work.changed, work.newest_ms
-        record_frame, wants = self._frame, self._obligations.wants
-        first_new = owned.next_offset
-        for offset, key, fact, appended_ms in zip(batch.offsets, batch.keys, facts, batch.appended_ms, strict=True):
+    def _fold(self, work: _Work) -> None:
+        try:
+            self._fold_events(work)
+        except TableWentBack as refusal:
+            work.outcome.refused = refusal
+
+    def _fold_events(self, work: _Work) -> None:
+        current, changed, newest_ms, batch, outcome = (
+            work.current,
+            work.changed,
+            work.newest_ms,
+            work.batch,
+            work.outcome,
+        )
+        record_frame, wants, first_new = self._frame, self._obligations.wants, work.owned.next_offset
+        for offset, key, fact, appended_ms in zip(
+            batch.offsets, batch.keys, work.facts, batch.appended_ms, strict=True
+        ):
             if fact is None or key is None:
                 continue
             newest_ms[key] = appended_ms
@@ -201,6 +232,26 @@ class Materialiser:
                     outcome.applied += 1
             if wants(fact.kind):
                 work.changes.append(self._change(key, fact, current[key]))
+
+    def _store(self, works: Sequence[_Work]) -> None:
+        new = [work for work in works if work.outcome.refused is None and work.end > work.owned.next_offset]
+        if not new:
+            return
+        writes = [
+            Write(
+                work.owned.partition,
+                work.changed,
+                work.owned.epoch,
+                work.owned.next_offset,
+                work.end,
+                work.owned.tainted,
+            )
+            for work in new
+        ]
+        for work, refusal in zip(new, self._table.store_all(writes), strict=True):
+            work.outcome.refused = refusal
+            if refusal is None:
+                work.owned.next_offset = work.end
 
     def _after(self, key: bytes, before: bytes | None, fact: FastFact, record_frame: bytes) -> bytes:
         """The member's record bytes after one fact; the very same object if nothing changed."""
@@ -225,21 +276,26 @@ class Materialiser:
         record = read_record(raw, key)
         return MemberChange(record.member, body_fact(fact.body), record)
 
-    def _publish(self, owned: Owned, work: _Work, outcome: Outcome) -> None:
+    def _publish(self, works: Sequence[_Work]) -> None:
         """Publish what the table now says of every touched member, whether this batch changed it or not."""
-        current = work.current
-        touched = [
-            Published(member, raw, appended_ms)
-            for member, appended_ms in work.newest_ms.items()
-            if (raw := current[member]) is not None
-        ]
-        self._publisher.publish(owned.partition, touched)
-        if outcome.refusals:
-            self._publisher.quarantine(outcome.refusals)
+        changes: list[MemberChange] = []
+        for work in works:
+            if work.outcome.refused is not None:
+                continue
+            current = work.current
+            touched = [
+                Published(member, raw, appended_ms)
+                for member, appended_ms in work.newest_ms.items()
+                if (raw := current[member]) is not None
+            ]
+            self._publisher.publish(work.owned.partition, touched)
+            if work.outcome.refusals:
+                self._publisher.quarantine(work.outcome.refusals)
+            changes += work.changes
         self._failpoint("before_settle")
         self._publisher.settle()
-        if work.changes:
-            self._obligations.open_for(work.changes)
+        if changes:
+            self._obligations.open_for(changes)
 
 
 def _is_member_id(key: bytes) -> bool:
@@ -252,11 +308,11 @@ def _is_member_id(key: bytes) -> bool:
 class _Steps:
     """Notes how long each step took, in seconds."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds = seconds
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
         self._since = perf_counter()
 
     def step(self, name: str) -> None:
         now = perf_counter()
-        self._seconds[name] = now - self._since
+        self.seconds[name] = now - self._since
         self._since = now

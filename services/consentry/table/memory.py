@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.values import Micros
-from consentry.table.protocol import Claim, Meta
+from consentry.table.protocol import Claim, Meta, Write
 from consentry.table.refusals import refuse
 
 
@@ -39,6 +40,28 @@ class InMemoryTable:
         """See ConsentTable."""
         held = self._owned(partition, epoch)
         held.generation, held.next_offset, held.tainted = generation, next_offset, tainted
+
+    def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
+        """See ConsentTable."""
+        return {partition: self.load(partition, members) for partition, members in wanted.items()}
+
+    def store_all(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
+        """See ConsentTable."""
+        refusals: list[Fenced | TableWentBack | None] = []
+        for partition, records, epoch, expected_offset, next_offset, tainted in writes:
+            try:
+                self.store(
+                    partition,
+                    records,
+                    epoch=epoch,
+                    expected_offset=expected_offset,
+                    next_offset=next_offset,
+                    tainted=tainted,
+                )
+                refusals.append(None)
+            except (Fenced, TableWentBack) as refusal:
+                refusals.append(refusal)
+        return refusals
 
     def load(self, partition: int, members: Sequence[bytes]) -> list[bytes | None]:
         """See ConsentTable."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.values import Micros
 
 
@@ -27,6 +28,17 @@ class Meta(NamedTuple):
     tainted: bool
 
 
+class Write(NamedTuple):
+    """Records and position to store for one partition; None: a table that is being rebuilt has no position yet."""
+
+    partition: int
+    records: Mapping[bytes, bytes]
+    epoch: int
+    expected_offset: int | None
+    next_offset: int | None
+    tainted: bool = False
+
+
 class ConsentTable(Protocol):
     """Member id → record bytes, per partition, written by one owner at a time.
 
@@ -45,6 +57,14 @@ class ConsentTable(Protocol):
 
     def begin(self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool) -> None:
         """Start a life of the partition's table at a position."""
+        ...
+
+    def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
+        """`load` for several partitions in one round trip."""
+        ...
+
+    def store_all(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
+        """`store` for several partitions in one round trip; each is atomic, and each has its refusal or None."""
         ...
 
     def load(self, partition: int, members: Sequence[bytes]) -> list[bytes | None]:

@@ -6,7 +6,7 @@ import functools
 from binascii import crc32
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -15,9 +15,9 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from consentry.domain.errors import Refused, Unavailable, UnsafeSetting
+from consentry.domain.errors import Fenced, Refused, TableWentBack, Unavailable, UnsafeSetting
 from consentry.domain.values import Micros
-from consentry.table.protocol import Claim, Meta
+from consentry.table.protocol import Claim, Meta, Write
 from consentry.table.refusals import refuse
 
 _BUCKET_MEMBERS: Final = 100
@@ -27,6 +27,14 @@ _SOCKET_SECONDS: Final = 2.0
 
 _Parameters = ParamSpec("_Parameters")
 _Returned = TypeVar("_Returned")
+
+
+class _Call(NamedTuple):
+    """One call of a function of ours: its short name, keys and arguments."""
+
+    name: str
+    keys: list[str]
+    arguments: Sequence[Any]
 
 
 def _translated(call: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
@@ -114,27 +122,32 @@ class RedisTable:
         """See ConsentTable."""
         self._write("begin", partition, [], [epoch, generation, next_offset, int(tainted)], epoch)
 
-    @_translated
     def load(self, partition: int, members: Sequence[bytes]) -> list[bytes | None]:
         """See ConsentTable."""
-        if not members:
-            return []
-        buckets = self._bucket_count(partition)
-        places: dict[int, list[int]] = {}
-        for place, member in enumerate(members):
-            places.setdefault(crc32(member) % buckets, []).append(place)
-        keys = [self._meta_key(partition), *(self._bucket_key(partition, bucket) for bucket in places)]
-        arguments: list[bytes | int] = []
-        for inside in places.values():
-            arguments.append(len(inside))
-            arguments.extend(members[place] for place in inside)
-        reply = self._call("load", keys, arguments, read_only=True)
-        found: list[bytes | None] = [None] * len(members)
-        for place, value in zip((place for inside in places.values() for place in inside), reply, strict=True):
-            found[place] = value or None
-        return found
+        return self.load_all({partition: members})[partition]
 
     @_translated
+    def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
+        """See ConsentTable."""
+        found: dict[int, list[bytes | None]] = {partition: [None] * len(wanted[partition]) for partition in wanted}
+        asked = [partition for partition, members in wanted.items() if members]
+        order: list[list[int]] = []
+        calls: list[_Call] = []
+        for partition in asked:
+            members = wanted[partition]
+            inside = self._by_bucket(partition, members)
+            arguments: list[Any] = []
+            for places in inside.values():
+                arguments.append(len(places))
+                arguments.extend(members[place] for place in places)
+            keys = [self._meta_key(partition), *(self._bucket_key(partition, bucket) for bucket in inside)]
+            calls.append(_Call("load", keys, arguments))
+            order.append([place for places in inside.values() for place in places])
+        for partition, places, reply in zip(asked, order, self._call_all(calls), strict=True):
+            for place, value in zip(places, reply, strict=True):
+                found[partition][place] = value or None
+        return found
+
     def store(
         self,
         partition: int,
@@ -146,20 +159,39 @@ class RedisTable:
         tainted: bool = False,
     ) -> None:
         """See ConsentTable."""
-        buckets = self._bucket_count(partition)
-        pairs: dict[int, list[bytes]] = {}
-        for member, record in records.items():
-            pairs.setdefault(crc32(member) % buckets, []).extend((member, record))
-        arguments: list[Any] = [
-            epoch,
-            *("" if offset is None else offset for offset in (expected_offset, next_offset)),
-            int(tainted),
+        [refusal] = self.store_all([Write(partition, records, epoch, expected_offset, next_offset, tainted)])
+        if refusal is not None:
+            raise refusal
+
+    @_translated
+    def store_all(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
+        """See ConsentTable."""
+        replies = self._call_all([self._store_call(write) for write in writes])
+        return [
+            self._refusal(reply, write.partition, write.epoch, write.next_offset)
+            for write, reply in zip(writes, replies, strict=True)
         ]
+
+    def _store_call(self, write: Write) -> _Call:
+        buckets = self._bucket_count(write.partition)
+        pairs: dict[int, list[bytes]] = {}
+        for member, record in write.records.items():
+            pairs.setdefault(crc32(member) % buckets, []).extend((member, record))
+        offsets = ("" if offset is None else offset for offset in (write.expected_offset, write.next_offset))
+        arguments: list[Any] = [write.epoch, *offsets, int(write.tainted)]
         for inside in pairs.values():
             arguments.append(len(inside))
             arguments.extend(inside)
-        keys = [self._bucket_key(partition, bucket) for bucket in pairs]
-        self._write("store", partition, keys, arguments, epoch, next_offset)
+        keys = [self._meta_key(write.partition), *(self._bucket_key(write.partition, bucket) for bucket in pairs)]
+        return _Call("store", keys, arguments)
+
+    def _by_bucket(self, partition: int, members: Sequence[bytes]) -> dict[int, list[int]]:
+        """The place of each member, by bucket."""
+        buckets = self._bucket_count(partition)
+        places: dict[int, list[int]] = {}
+        for place, member in enumerate(members):
+            places.setdefault(crc32(member) % buckets, []).append(place)
+        return places
 
     @_translated
     def beat(self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros) -> None:
@@ -210,34 +242,44 @@ class RedisTable:
             self._buckets[partition] = stored
         return self._buckets[partition]
 
-    def _call(self, name: str, keys: list[str], arguments: Sequence[Any], *, read_only: bool = False) -> list[Any]:
-        call = self._redis.fcall_ro if read_only else self._redis.fcall
+    def _call(self, name: str, keys: list[str], arguments: Sequence[Any]) -> list[Any]:
+        [reply] = self._call_all([_Call(name, keys, arguments)])
+        return reply
+
+    def _call_all(self, calls: Sequence[_Call]) -> list[list[Any]]:
+        """Call functions in one round trip, each atomic by itself."""
         try:
-            return list(call(f"consentry_{name}_1", len(keys), *keys, *arguments))
+            return self._call_once(calls)
         except ResponseError as error:
             if "Function not found" not in str(error):
                 raise
             # A server that came back empty has lost the library too.
             self._load_library()
-            return list(call(f"consentry_{name}_1", len(keys), *keys, *arguments))
+            return self._call_once(calls)
 
-    def _write(
-        self,
-        name: str,
-        partition: int,
-        keys: list[str],
-        arguments: Sequence[Any],
-        epoch: int,
-        next_offset: int | None = None,
-    ) -> None:
+    def _call_once(self, calls: Sequence[_Call]) -> list[list[Any]]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for name, keys, arguments in calls:
+            call = pipeline.fcall_ro if name == "load" else pipeline.fcall
+            call(f"consentry_{name}_1", len(keys), *keys, *arguments)
+        return list(pipeline.execute())
+
+    def _write(self, name: str, partition: int, keys: list[str], arguments: Sequence[Any], epoch: int) -> None:
         reply = self._call(name, [self._meta_key(partition), *keys], arguments)
+        refusal = self._refusal(reply, partition, epoch, None)
+        if refusal is not None:
+            raise refusal
+
+    def _refusal(
+        self, reply: Sequence[Any], partition: int, epoch: int, next_offset: int | None
+    ) -> Fenced | TableWentBack | None:
         if reply[0] == b"OK":
-            return
+            return None
         held_epoch, held_offset = _number(reply[1]), _number(reply[2])
         if reply[0] == b"OFFSET" and held_epoch == epoch and next_offset is not None and held_offset == next_offset:
-            return  # our own write, whose answer was lost before the client repeated it
+            return None  # our own write, whose answer was lost before it was repeated
         self._buckets.pop(partition, None)
-        raise refuse(reply[0].decode(), partition, epoch=epoch, held_epoch=held_epoch, held_offset=held_offset)
+        return refuse(reply[0].decode(), partition, epoch=epoch, held_epoch=held_epoch, held_offset=held_offset)
 
 
 def _number(value: Any) -> int | None:

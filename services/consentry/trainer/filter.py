@@ -35,6 +35,16 @@ class Columns:
     collected: str | None = None
 
 
+def conventional_columns(table: pa.Table) -> Columns:
+    """The columns that have our conventional names; only `member_id` has to be there."""
+    names = table.column_names
+    return Columns(
+        jurisdiction="jurisdiction" if "jurisdiction" in names else None,
+        category="category" if "category" in names else None,
+        collected="collected_at" if "collected_at" in names else None,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One answer per row: `reasons` are places in REASONS."""
@@ -60,7 +70,7 @@ def judge_rows(
 
     A null or malformed member id is held, never dropped silently; nothing is allowed where `is_fresh` is False.
     """
-    _check_columns(table, columns)
+    check_columns(table, columns)
     if not is_fresh or table.num_rows == 0:
         return Verdict(np.full(table.num_rows, _STALE, dtype=np.int8))
     controls = view.controls
@@ -151,7 +161,8 @@ def _standing_of(member: Any, view: View, purpose: str, at: Micros, known_at: Mi
         return None
 
 
-def _check_columns(table: pa.Table, columns: Columns) -> None:
+def check_columns(table: pa.Table, columns: Columns) -> None:
+    """Raise InvalidInput where a named column is missing."""
     for name in (columns.member, columns.jurisdiction, columns.category, columns.collected):
         if name is not None and name not in table.column_names:
             raise InvalidInput(

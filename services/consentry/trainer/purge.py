@@ -19,7 +19,7 @@ from consentry.domain.decisions import standing
 from consentry.domain.errors import InvalidInput
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros
-from consentry.trainer.filter import Columns, encoded
+from consentry.trainer.filter import Columns, check_columns, conventional_columns, encoded
 from consentry.trainer.view import View
 from consentry.wire.records import DamagedRecord, read_record
 
@@ -59,8 +59,12 @@ def dataset_version(directory: Path) -> str:
     return digest.hexdigest()
 
 
-def purge(directory: Path, orders: Sequence[PurgeOrder], view: View, *, columns: Columns, now: Micros) -> PurgeResult:
+def purge(
+    directory: Path, orders: Sequence[PurgeOrder], view: View, *, now: Micros, columns: Columns | None = None
+) -> PurgeResult:
     """Rewrite every file that holds rows of the orders, without them. Idempotent; `now` in microseconds.
+
+    Without `columns` each file's columns are found by their conventional names.
 
     A file is replaced in one step after its successor is on disk: killed anywhere, each file is the old or the new
     one, and running again finishes the rest.
@@ -69,10 +73,10 @@ def purge(directory: Path, orders: Sequence[PurgeOrder], view: View, *, columns:
     result = PurgeResult(
         version_before=dataset_version(directory), rows_removed={order.order_id: 0 for order in orders}
     )
-    cover = _Cover(orders, view, columns, now)
+    cover = _Cover(orders, view, now)
     for path in dataset_files(directory):
         table = pq.read_table(path, partitioning=None)
-        covered_by = cover.first_order(table)
+        covered_by = cover.first_order(table, columns or conventional_columns(table))
         is_covered = covered_by >= 0
         if not is_covered.any():
             continue
@@ -105,11 +109,10 @@ def _remove_leftovers(directory: Path) -> None:
 class _Cover:
     """Which rows the orders name."""
 
-    def __init__(self, orders: Sequence[PurgeOrder], view: View, columns: Columns, now: Micros) -> None:
+    def __init__(self, orders: Sequence[PurgeOrder], view: View, now: Micros) -> None:
         self._by_member: dict[str, list[int]] = {}
         self._scopes: list[tuple[int, frozenset[str], PurgeOrder]] = []
         self._view = view
-        self._columns = columns
         self._now = now
         for place, order in enumerate(orders):
             if order.member is not None:
@@ -117,18 +120,19 @@ class _Cover:
             elif order.scope is not None:
                 self._scopes.append((place, frozenset(order.scope.jurisdictions), order))
 
-    def first_order(self, table: pa.Table) -> npt.NDArray[np.int64]:
-        """Per row, the place of the first order that covers it, or -1."""
+    def first_order(self, table: pa.Table, columns: Columns) -> npt.NDArray[np.int64]:
+        """Per row, the place of the first order that covers it, or -1. Raises InvalidInput for a missing column."""
+        check_columns(table, columns)
         covered = np.full(table.num_rows, -1, dtype=np.int64)
         if table.num_rows == 0:
             return covered
-        members, codes = encoded(table[self._columns.member])
+        members, codes = encoded(table[columns.member])
         own = np.array([self._by_member.get(member, [-1])[0] for member in members], dtype=np.int64)
         covered = own[codes]
         for place, scope, order in self._scopes:
             hit = np.array([self._lives_in(member, scope) for member in members], dtype=np.bool_)[codes]
-            hit |= self._row_is_in(table, scope)
-            hit &= self._category_is_in(table, order)
+            hit |= self._row_is_in(table, scope, columns)
+            hit &= _category_is_in(table, order, columns)
             covered = np.where((covered < 0) & hit, place, covered)
         return covered
 
@@ -147,26 +151,26 @@ class _Cover:
             return "*" in scope
         return not scope.isdisjoint(self._view.controls.jurisdictions.holders(place, at=self._now))
 
-    def _row_is_in(self, table: pa.Table, scope: frozenset[str]) -> npt.NDArray[np.bool_]:
-        if self._columns.jurisdiction is None:
+    def _row_is_in(self, table: pa.Table, scope: frozenset[str], columns: Columns) -> npt.NDArray[np.bool_]:
+        if columns.jurisdiction is None:
             return np.zeros(table.num_rows, dtype=np.bool_)
-        places, codes = encoded(table[self._columns.jurisdiction])
+        places, codes = encoded(table[columns.jurisdiction])
         known = self._view.controls.jurisdictions
         inside = [
             isinstance(place, str) and not scope.isdisjoint(known.holders(place, at=self._now)) for place in places
         ]
         return np.array(inside, dtype=np.bool_)[codes]
 
-    def _category_is_in(self, table: pa.Table, order: PurgeOrder) -> npt.NDArray[np.bool_]:
-        categories = order.scope.categories if order.scope else None
-        if categories is None or self._columns.category is None:
-            return np.ones(table.num_rows, dtype=np.bool_)
-        column = table[self._columns.category]
-        found = pc.or_kleene(pc.is_in(column, value_set=pa.array(categories)), pc.is_null(column))
-        mask: npt.NDArray[np.bool_] = (
-            found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy()
-        )
-        return mask
+
+def _category_is_in(table: pa.Table, order: PurgeOrder, columns: Columns) -> npt.NDArray[np.bool_]:
+    """Per row, whether the order is about its category; a row without one is in any."""
+    categories = order.scope.categories if order.scope else None
+    if categories is None or columns.category is None:
+        return np.ones(table.num_rows, dtype=np.bool_)
+    column = table[columns.category].combine_chunks()
+    found = pc.or_kleene(pc.is_in(column, value_set=pa.array(categories)), pc.is_null(column))
+    mask: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
+    return mask
 
 
 def read_dataset(directory: Path) -> Iterator[tuple[Path, pa.Table]]:

@@ -18,8 +18,8 @@ from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.ops.clock import Clock
 from consentry.trainer.client import Client
-from consentry.trainer.filter import REASONS, Columns
-from consentry.trainer.purge import purge, read_dataset
+from consentry.trainer.filter import REASONS, conventional_columns
+from consentry.trainer.purge import dataset_files, purge, read_dataset
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import write_receipt
 from consentry.wire.kafka import producer_config, send
@@ -27,19 +27,6 @@ from consentry.wire.schemas import RECEIPTS, topic_name
 
 _TICK_SECONDS: Final = 0.1
 _LOG = structlog.get_logger(__name__)
-
-
-def columns_of(directory: Path) -> Columns:
-    """Which columns of a data set say what, by our conventional names; only `member_id` is needed."""
-    names: set[str] = set()
-    for _, table in read_dataset(directory):
-        names = set(table.column_names)
-        break
-    return Columns(
-        jurisdiction="jurisdiction" if "jurisdiction" in names else None,
-        category="category" if "category" in names else None,
-        collected="collected_at" if "collected_at" in names else None,
-    )
 
 
 class ReferenceTrainer:
@@ -67,7 +54,7 @@ class ReferenceTrainer:
         self._manifest = manifest
         self._receipts_topic = topic_name(namespace, RECEIPTS)
         self._producer = Producer(producer_config(kafka, f"consentry-{client.name}"))
-        self._columns = columns_of(directory)
+        dataset_files(directory)  # refuses a directory that is not there before anything is followed
         self._answered: set[str] = set()
         self._wake = threading.Event()
         self._epoch_asked = threading.Event()
@@ -120,7 +107,7 @@ class ReferenceTrainer:
         if not orders or not self._client.is_fresh:
             return
         try:
-            result = purge(self._directory, orders, self._client.view, columns=self._columns, now=self._clock())
+            result = purge(self._directory, orders, self._client.view, now=self._clock())
             receipts = [
                 self._receipt(
                     order,
@@ -168,7 +155,7 @@ class ReferenceTrainer:
         before = dict(self._client.view.positions)
         parts, counts, allowed = [], {reason: 0 for reason in REASONS}, 0
         for path, table in read_dataset(self._directory):
-            verdict = self._client.judge(table, purpose=self._purpose, columns=self._columns)
+            verdict = self._client.judge(table, purpose=self._purpose, columns=conventional_columns(table))
             for reason, number in verdict.counts().items():
                 counts[reason] += number
             allowed += int(verdict.mask.sum())

@@ -47,6 +47,10 @@ class HttpRegistry:
         """See Registry."""
         self._ask(lambda: self._client.set_config(subject, ServerConfig(compatibility=ConfigCompatibilityLevel(level))))
 
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
     def _ask_or_none(self, question: Callable[[], Answer]) -> Answer | None:
         try:
             return self._ask(question)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from consentry.domain.controls import OptIns, PauseBasis, Reach
 from consentry.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from consentry.domain.controls import Control
+    from consentry.domain.controls import Control, Scope
     from consentry.domain.values import Micros
     from consentry.ops.settings import Settings
 
@@ -43,10 +44,12 @@ def impose(
     from consentry.wire.forms import parse_scope
 
     scope = parse_scope(jurisdiction, purpose or None, category or None, what="--jurisdiction")
+    name, settings = parse_name(pause, what="pause"), _settings()
+    _refuse_without_effect(name, version, scope, _log(settings))
     now, at = _times(effective)
     control = PauseImposed(
         event_id=uuid.uuid4().bytes,
-        pause=parse_name(pause, what="pause"),
+        pause=name,
         version=version,
         scope=scope,
         effective_at=at,
@@ -56,7 +59,23 @@ def impose(
         reach=reach,
         source="cli",
     )
-    _send(control)
+    _send(control, settings)
+
+
+def _refuse_without_effect(pause: str, version: int, scope: Scope, log: Sequence[Control]) -> None:
+    """A version that was lifted, or imposed with another scope, would be accepted and stop nothing."""
+    from consentry.domain.controls import PauseImposed, PauseLifted
+
+    for known in log:
+        is_lifted = isinstance(known, PauseLifted) and known.pause == pause and known.version >= version
+        is_other = isinstance(known, PauseImposed) and (known.pause, known.version) == (pause, version)
+        if is_lifted or (is_other and known.scope != scope):  # type: ignore[union-attr]
+            raise InvalidInput(
+                f"Version {version} of pause {pause!r} was {'lifted' if is_lifted else 'imposed for another scope'} "
+                "already: this one would stop nothing.",
+                code="input.pause_version",
+                fix="give --version a higher number",
+            )
 
 
 @pause_app.command()

@@ -33,7 +33,8 @@ def opt_in(
     member: MemberArgument,
     purpose: PurposeOption = "genai_training",
     observed: Annotated[
-        int | None, typer.Option(help="Version of the record that the person had seen; an unseen opt-out stands.")
+        int | None,
+        typer.Option(min=0, help="Version of the record that the person had seen; an unseen opt-out stands."),
     ] = None,
     effective: EffectiveOption = None,
 ) -> None:

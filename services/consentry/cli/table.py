@@ -181,7 +181,7 @@ def rebuild(
     partitions = count_partitions(settings)
     with open_table(settings, partitions) as table:
         table.check()
-        _require_processor(settings)
+        _require_processor(table, partitions)
         for partition in range(partitions):
             claim = table.claim(partition, floor=system_clock() // 1000)
             table.empty(partition, epoch=claim.epoch)
@@ -202,22 +202,18 @@ def _unbuilt(table: RedisTable, partitions: int) -> list[int]:
     return [partition for partition in range(partitions) if table.meta(partition).generation is None]
 
 
-def _require_processor(settings: Settings) -> None:
-    """Refuse to empty a table that nobody would build."""
-    from confluent_kafka import KafkaException
-    from confluent_kafka.admin import AdminClient
+def _require_processor(table: RedisTable, partitions: int) -> None:
+    """Refuse to empty a table that nobody would build: a running processor moves a frontier every second.
 
-    from consentry.wire.kafka import client_config, unavailable
-
-    admin = AdminClient(client_config(settings.kafka(), "consentry-cli"))
-    group = f"{settings.namespace}-processor"
-    try:
-        members = admin.describe_consumer_groups([group])[group].result().members
-    except KafkaException as error:
-        raise unavailable("describe the processor's group", error) from error
-    if not members:
-        raise Unavailable(
-            "No processor runs, so nobody would rebuild the table. Nothing was emptied.",
-            code="table.no_processor",
-            fix="start `consentry processor`, then ask again",
-        )
+    Its group would not do: a worker that was killed or that is to come back stays in it for some time.
+    """
+    before = [table.meta(partition).frontier_at for partition in range(partitions)]
+    until = time.monotonic() + 5.0
+    while [table.meta(partition).frontier_at for partition in range(partitions)] == before:
+        if time.monotonic() > until:
+            raise Unavailable(
+                "No processor keeps the table, so nobody would rebuild it. Nothing was emptied.",
+                code="table.no_processor",
+                fix="start `consentry processor`, then ask again",
+            )
+        time.sleep(0.2)

@@ -150,12 +150,16 @@ class Controls:
     _seen: frozenset[bytes] = field(default=frozenset(), repr=False)
 
     def after(self, *controls: Control) -> Controls:
-        """The controls after these followed in the log; one with a known event id changes nothing."""
+        """The controls after these followed in the log; one with a known event id changes nothing.
+
+        Except a pause that says something new: who uses an id twice must not thereby leave a regulator unheard.
+        """
         log, seen = list(self.log), set(self._seen)
         for control in controls:
-            if control.event_id not in seen:
+            taken = self._widened(control)
+            if control.event_id not in seen or (isinstance(taken, PauseImposed) and taken not in log):
                 seen.add(control.event_id)
-                log.append(self._widened(control))
+                log.append(taken)
         return replace(self, log=tuple(log), _seen=frozenset(seen)) if len(log) > len(self.log) else self
 
     def _widened(self, control: Control) -> Control:

@@ -19,7 +19,9 @@ from consentry.domain.values import MemberId, Micros
 FACTS_MAX: Final = 64
 """A record keeps this many facts; older ones are folded, and questions about their time are refused."""
 
-_EXCLUDING: Final = frozenset({FactKind.ERASED, FactKind.HELD, FactKind.OPTED_OUT, FactKind.UNKNOWN})
+_EXCLUDING: Final = frozenset(
+    {FactKind.ERASED, FactKind.HELD, FactKind.OPTED_OUT, FactKind.CHOICE_UNKNOWN, FactKind.UNKNOWN}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +68,9 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
                 return record
             return fold(record, reused_event_id(member, fact))
     if fact.recorded_at <= record.folded_recorded_at and fact.kind not in _EXCLUDING:
-        # It may repeat an event that was folded away. Letting it in could widen use a second time.
-        return record
+        # It may repeat an event that was folded away. Letting it in could widen use a second time; and a relocation
+        # that is new after all must not be lost, so where the member lives is then unknown.
+        return fold(record, reused_event_id(member, fact)) if fact.kind in RELOCATION_FACTS else record
     version = record.version + 1
     facts = (*record.facts, fact._replace(version=version))
     after = Record(

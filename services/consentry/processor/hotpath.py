@@ -209,7 +209,7 @@ class HotPath:
             except (Fenced, TableWentBack) as error:
                 self._close(partition, error)
                 continue
-            self._marks.reach(partition, Reached(mark, owned.generation, owned.next_offset, owned.tainted))
+            self._marks.reach(partition, Reached(mark, owned.generation, owned.acknowledged_offset, owned.tainted))
 
     def _close(self, partition: int, error: ConsentryError) -> None:
         """Let go of a partition whose table is another's or went back; while assigned, it is opened again soon."""
@@ -233,8 +233,14 @@ class HotPath:
         due = [partition for partition, when in self._to_open.items() if when <= monotonic()]
         if not due:
             return
-        frontiers = self._last_frontiers()
+        try:
+            frontiers = self._last_frontiers()
+        except Unavailable as error:
+            _LOG.warning("open_failed", detail=str(error))
+            self._to_open.update(dict.fromkeys(due, monotonic() + _REOPEN_SECONDS))
+            return
         for partition in due:
+            self.progress_at = monotonic()
             try:
                 start = self._open(partition, frontiers)
                 self._consumer.seek(TopicPartition(self._topic, partition, start))

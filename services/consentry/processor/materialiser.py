@@ -234,7 +234,8 @@ class Materialiser:
                 work.changes.append(self._change(key, fact, current[key]))
 
     def _store(self, works: Sequence[_Work]) -> None:
-        new = [work for work in works if work.outcome.refused is None and work.end > work.owned.next_offset]
+        # A batch that only repeats writes nothing, and still asks: a table that was wiped has nothing to publish again.
+        new = [work for work in works if work.outcome.refused is None]
         if not new:
             return
         writes = [
@@ -243,7 +244,7 @@ class Materialiser:
                 work.changed,
                 work.owned.epoch,
                 work.owned.next_offset,
-                work.end,
+                max(work.end, work.owned.next_offset),
                 work.owned.tainted,
             )
             for work in new
@@ -251,7 +252,7 @@ class Materialiser:
         for work, refusal in zip(new, self._table.store_all(writes), strict=True):
             work.outcome.refused = refusal
             if refusal is None:
-                work.owned.next_offset = work.end
+                work.owned.next_offset = max(work.end, work.owned.next_offset)
 
     def _after(self, key: bytes, before: bytes | None, fact: FastFact, record_frame: bytes) -> bytes:
         """The member's record bytes after one fact; the very same object if nothing changed."""

@@ -60,6 +60,10 @@ class View:
 
     def apply_frontier(self, frontier: Frontier) -> None:
         """Take a frontier in; it counts once the positions it names are reached."""
+        waiting = self._waiting.get(frontier.partition)
+        newest = waiting.frontier_at if waiting else self._fresh_at.get(frontier.partition, Micros(0))
+        if frontier.frontier_at < newest:
+            return  # of a worker that was replaced while it was frozen: it must not take a taint back
         self._waiting[frontier.partition] = frontier
         if frontier.tainted:
             self._tainted.add(frontier.partition)

@@ -8,11 +8,12 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, NoReturn
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from consentry.domain.controls import PURGE_WITHIN_DEFAULT, Minors, PolicyPublished, Regime, Scope, Terms
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros, parse_name
+from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,7 +58,10 @@ def parse_instant(value: object, *, what: str) -> Micros:
             found = datetime.fromisoformat(str(value))
     except ValueError:
         _refuse(what, value, "is not an ISO 8601 date or time", "write 2024-10-11 or 2024-10-11T09:00:00Z")
-    return micros(found if found.tzinfo else found.replace(tzinfo=UTC))
+    instant = micros(found if found.tzinfo else found.replace(tzinfo=UTC))
+    if not INSTANT_MIN <= instant < INSTANT_MAX:
+        _refuse(what, value, "lies outside the years 1979 to 3111", "write the date that is meant")
+    return instant
 
 
 def parse_duration(value: object, *, what: str) -> Micros:
@@ -96,6 +100,9 @@ def parse_policy_file(text: str, *, event_id: bytes, recorded_at: Micros, source
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         _refuse("the file", f"line {line}", f"is not YAML: {error.problem}", "correct the line")
+    except (YAMLError, ValueError, OverflowError) as error:
+        # A date that no calendar has, or a character that no text has.
+        _refuse("the file", text.strip()[:40], f"is not YAML: {error}", "correct it; dates are YYYY-MM-DD")
     return parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=source)
 
 

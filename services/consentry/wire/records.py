@@ -22,6 +22,9 @@ _TAIL: Final = b"\x00\x00\x00"
 _BLOCK_MAX: Final = 63
 """With up to 63 facts the block's count is one byte."""
 _ERASED_BYTE: Final = FactKind.ERASED << 1
+_CONTINUATION: Final = 0x8080808080808080
+_EIGHT_BYTES: Final = 0x0080808080808080
+"""Seven bytes that go on and an eighth that ends, read as a little-endian number."""
 _KINDS: Final = {kind << 1: kind for kind in FactKind}
 
 
@@ -139,11 +142,23 @@ def newest_fact(raw: bytes) -> Fact | None:
     return _read_fact(raw, position)[0] if count > 0 else None
 
 
+def _read_instant(data: bytes, position: int) -> tuple[int, int]:
+    """An Avro long that usually takes eight bytes (an instant of 1979 to 3111): its seven-bit groups joined at once."""
+    raw = int.from_bytes(data[position : position + 8], "little")
+    if raw & _CONTINUATION != _EIGHT_BYTES:
+        return read_long(data, position)
+    raw &= 0x7F7F7F7F7F7F7F7F
+    raw = (raw & 0x007F007F007F007F) | ((raw & 0x7F007F007F007F00) >> 1)
+    raw = (raw & 0x00003FFF00003FFF) | ((raw & 0x3FFF00003FFF0000) >> 2)
+    raw = (raw & 0x000000000FFFFFFF) | ((raw & 0x0FFFFFFF00000000) >> 4)
+    return (raw >> 1) ^ -(raw & 1), position + 8
+
+
 def _read_fact(data: bytes, position: int) -> tuple[Fact, int]:
     version, position = read_long(data, position)
     kind = _KINDS[data[position]]
-    effective_at, position = read_long(data, position + 1)
-    recorded_at, position = read_long(data, position)
+    effective_at, position = _read_instant(data, position + 1)
+    recorded_at, position = _read_instant(data, position)
     tag = data[position : position + 8]
     position += 8
     branch, position = data[position], position + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -14,7 +15,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME
 
 from consentry.ops.settings import Settings
 
@@ -31,6 +34,7 @@ def run(
     directory: Annotated[
         Path, typer.Option("--dir", help="Where the demo's stack, data sets and logs are while it runs.")
     ] = Path(".consentry/demo"),
+    picture: Annotated[Path | None, typer.Option(help="Also write what is shown to this SVG file.")] = None,
 ) -> None:
     """Watch real consent events go from a producer through Kafka, Faust and Redis to three training systems.
 
@@ -38,7 +42,7 @@ def run(
     CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL name, in a namespace of its own. Exit status 0 only if every answer
     of every trainer was right.
     """
-    console = Console(stderr=as_json, highlight=False)
+    console = Console(stderr=as_json, highlight=False, record=picture is not None, width=112 if picture else None)
     started = monotonic()
     with ExitStack() as stack:
         settings, work = stack.enter_context(_surroundings(directory, console, keep))
@@ -47,6 +51,8 @@ def run(
         performance = stack.enter_context(Performance(settings, work, members=members, console=console))
         result = performance.play() | {"seconds": round(monotonic() - started, 1)}
         _show(console, performance, result)
+        if picture is not None:
+            console.save_svg(str(picture), title="make demo", theme=SVG_EXPORT_THEME, code_format=_svg_without_fonts())
         if as_json:
             typer.echo(json.dumps(result))
         if keep:
@@ -54,6 +60,11 @@ def run(
             console.print(performance.next_commands(), markup=False, soft_wrap=True)
             _wait_for_interrupt()
     raise typer.Exit(0 if result["ok"] else EXIT_WRONG)
+
+
+def _svg_without_fonts() -> str:
+    """rich's SVG template without the fonts it would load from elsewhere."""
+    return re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
 @contextmanager

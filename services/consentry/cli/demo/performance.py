@@ -53,6 +53,8 @@ class Performance:
         self._pauses_ms: list[float] = []
         self._events = 0
         self.findings = Findings()
+        # A terminal wraps lines by itself; a picture cannot.
+        self._soft_wrap = not console.record
         self._crew = Crew(work, self._environment(members), self._say)
         self._journals = Journals({name: work / f"{name}.journal" for name in TRAINERS})
 
@@ -124,7 +126,7 @@ class Performance:
         }
 
     def _say(self, line: str) -> None:
-        self._console.print(f"  {line}", style="yellow", markup=False, soft_wrap=True)
+        self._console.print(f"  {line}", style="yellow", markup=False, soft_wrap=self._soft_wrap)
 
     def _set_up(self) -> dict[str, pa.Table]:
         """Topics, schemas, data sets and processes; what each data set held at first."""
@@ -149,7 +151,9 @@ class Performance:
         for worker in self._crew.workers:
             self._crew.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
         pids = ", ".join(f"{worker.name} {self._crew.pid(worker.name)}" for worker in self._crew.workers)
-        self._console.print(f"Running: {pids}. Kill any of them with kill -9: it is started again.", soft_wrap=True)
+        self._console.print(
+            f"Running: {pids}. Kill any of them with kill -9: it is started again.", soft_wrap=self._soft_wrap
+        )
         rows = sum(table.num_rows for table in before.values())
         self._console.print(f"{len(self._story.members)} members, {rows} rows in 3 data sets of 3 trainers.\n")
         return before
@@ -165,10 +169,10 @@ class Performance:
         self._await_members(len(events))
         rate = len(events) / (monotonic() - started)
         self._console.print(
-            f"{date_text(last.recorded_at)}  {len(events)} members told where they live "
+            f"{date_text(last.recorded_at).split(' 00:')[0]:>11}  {len(events)} members told where they live "
             f"({rate:,.0f} a second, all the way to the trainers)",
             markup=False,
-            soft_wrap=True,
+            soft_wrap=self._soft_wrap,
         )
 
     def _await_members(self, count: int) -> None:
@@ -194,13 +198,27 @@ class Performance:
         delays = {name: (at - sent_at) / 1000 for name, at in heeded.items()}
         self._pauses_ms += delays.values()
         told = "  ".join(f"{name} {delay:.0f} ms" for name, delay in sorted(delays.items()))
+        day = date_text(chapter.control.recorded_at).split(" 00:")[0]
         self._console.print(
-            f"[bold]{date_text(chapter.control.recorded_at)}[/]  {chapter.title}\n             {told}", soft_wrap=True
+            f"[bold]{day:>11}[/]  {chapter.title}\n             heeded after: {told}", soft_wrap=self._soft_wrap
         )
+        rows = self._stored_rows()
         self._await_orders()
+        if (gone := rows - self._stored_rows()) > 0:
+            self._console.print(f"             {gone} rows purged from the data sets, with receipts", style="yellow")
         self._send(chapter.changes, paced=True)
-        kinds = _counted(chapter.changes)
-        self._console.print(f"             then {kinds}", style="dim")
+        changed = self._sent[-len(chapter.changes) :]
+        self._await_versions(changed)
+        took = percentiles(self._journals.delays(changed)[0])
+        self._console.print(
+            f"             then {_counted(chapter.changes)}: "
+            f"p50 {took['p50']} ms, p99 {took['p99']} ms to every trainer",
+            style="dim",
+            soft_wrap=self._soft_wrap,
+        )
+
+    def _stored_rows(self) -> int:
+        return sum(pq.read_metadata(file).num_rows for path in self._paths.values() for file in path.glob("*.parquet"))
 
     def _await_orders(self) -> None:
         """A purge is done before the story goes on, so that who moves in afterwards is not taken back too."""
@@ -243,14 +261,19 @@ class Performance:
         self._events += len(events)
 
     def _await_everything(self) -> None:
-        last: dict[str, int] = {}
-        for member, version, _ in self._sent:
-            last[member] = max(version, last.get(member, 0))
-        for member, version in list(last.items())[-2000:]:
-            self._journals.await_version(member, version, timeout_seconds=_PATIENCE_SECONDS)
+        self._await_versions(self._sent)
         for worker in self._crew.workers:
             self._crew.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
         self._await_orders()
+
+    def _await_versions(self, sent: Sequence[tuple[str, int, int]]) -> None:
+        """Wait until every trainer holds what was sent; what never comes is counted as missing later."""
+        last: dict[str, int] = {}
+        for member, version, _ in sent:
+            last[member] = max(version, last.get(member, 0))
+        for member, version in last.items():
+            if not self._journals.await_version(member, version, timeout_seconds=_PATIENCE_SECONDS):
+                return
 
     def _check(self, before: dict[str, pa.Table]) -> None:
         """Ask every trainer to judge its whole data set, and hold all of it against the pure rules."""
@@ -281,7 +304,7 @@ class Performance:
                 f"  by what was known on {date_text(known_at)}: {'allowed' if decision.allowed else 'excluded'}, "
                 f"{decision.reason}: {sentences(decision)[0]}",
                 markup=False,
-                soft_wrap=True,
+                soft_wrap=self._soft_wrap,
             )
 
     def _is_quiet(self, member: str) -> bool:
@@ -311,4 +334,7 @@ def _counted(events: Iterable[ChangeEvent]) -> str:
             "MemberErased": "erasures",
         }.get(type(event).__name__, "others")
         counts[name] = counts.get(name, 0) + 1
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda pair: -pair[1]))
+    ranked = sorted(counts.items(), key=lambda pair: -pair[1])
+    return ", ".join(
+        f"{count} {name if count > 1 else name.split(' and ')[0].removesuffix('s')}" for name, count in ranked
+    )

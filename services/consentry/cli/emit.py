@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consentry.domain.errors import InvalidInput
 from consentry.domain.values import AgeBand, Choice
 
 if TYPE_CHECKING:
@@ -52,9 +53,14 @@ def relocate(
     """The member lives somewhere (else) now."""
     from consentry.domain.events import MemberRelocated
     from consentry.domain.values import parse_member_id
-    from consentry.wire.forms import parse_scope
+    from consentry.wire.jurisdictions import iso_jurisdictions
 
-    parse_scope([jurisdiction], what="jurisdiction")
+    if not iso_jurisdictions().is_code(jurisdiction):
+        raise InvalidInput(
+            f"The jurisdiction {jurisdiction[:80]!r} is not an ISO 3166 code: a member lives in one place.",
+            code="input.jurisdiction",
+            fix="write a code such as HK or US-CA",
+        )
     now, at = _times(effective)
     _send(
         MemberRelocated(

@@ -106,7 +106,8 @@ class FrontierThread:
         metrics: Metrics,
     ) -> None:
         self._marks = marks
-        self._admin = AdminClient(client_config(kafka, "consentry-frontiers"))
+        self._kafka = kafka
+        self._admin = self._new_admin()
         self._events = topic_name(namespace, MEMBER_EVENTS)
         self._records = topic_name(namespace, RECORDS)
         self._controls = topic_name(namespace, CONTROLS)
@@ -132,6 +133,9 @@ class FrontierThread:
         now = self._clock()
         return {partition: (now - at) / 1e6 for partition, at in list(self._last.items())}
 
+    def _new_admin(self) -> AdminClient:
+        return AdminClient(client_config(self._kafka, "consentry-frontiers"))
+
     def _run(self) -> None:
         while not self._stopping.wait(INTERVAL_SECONDS if self._marks.owned else 0.1):
             try:
@@ -139,6 +143,8 @@ class FrontierThread:
             except Unavailable as error:
                 # The frontier then stands still, and its age says so; the next tick asks again.
                 _LOG.warning("frontier_unavailable", detail=str(error))
+                # An admin client never learns of a new leader epoch: after a broker's restart it would fail for ever.
+                self._admin = self._new_admin()
             self._forget_revoked()
 
     def _tick(self) -> None:

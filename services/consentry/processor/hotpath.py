@@ -142,7 +142,9 @@ class HotPath:
         return {partition: Batch(partition, *four) for partition, four in columns.items()}
 
     def _check(self, error: KafkaError) -> None:
-        if error.fatal() or error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        # A fatal error (such as a worker id that is used twice) is told once, by this code and without its flag.
+        hopeless = (KafkaError._FATAL, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
+        if error.fatal() or error.code() in hopeless:
             raise unavailable("deliver member events", KafkaException(error))
         if error.code() == KafkaError._BAD_COMPRESSION:
             # A poisoned batch below the decoder: nothing after it can be read, and skipping would lose an opt-out.

@@ -274,7 +274,10 @@ class Materialiser:
             raise TableWentBack(
                 "The table lost a record that it had stored.", code="table.damaged", fix="nothing: it is rebuilt"
             )
-        record = read_record(raw, key)
+        try:
+            record = read_record(raw, key)
+        except DamagedRecord as error:
+            raise TableWentBack(str(error), code="table.damaged", fix="nothing: the partition is rebuilt") from error
         return MemberChange(record.member, body_fact(fact.body), record)
 
     def _publish(self, works: Sequence[_Work]) -> None:

@@ -62,7 +62,9 @@ def take_over(
     )
     if is_whole and claim.generation is not None and claim.next_offset is not None:
         _check_reachable(partition, claim.next_offset, span)
-        start = claim.next_offset if span.committed_offset is None else min(claim.next_offset, span.committed_offset)
+        # What was stored but never committed may never have been published: it is read again.
+        published = last_frontier.next_offset if last_frontier else span.first_offset
+        start = min(claim.next_offset, published if span.committed_offset is None else span.committed_offset)
         owned = Owned(
             partition=partition,
             epoch=claim.epoch,

@@ -174,10 +174,15 @@ def check_columns(table: pa.Table, columns: Columns) -> None:
 
 def encoded(column: Any) -> tuple[list[Any], npt.NDArray[np.int64]]:
     """The distinct values of a column (null among them where it has any), and each row's place in them."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)  # a null of a categorical has no place in its dictionary
+    elif pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
     encoded = pc.dictionary_encode(column, null_encoding="encode")
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    # All chunks of one encoding share one dictionary; Arrow's own unifying refuses one that holds a null.
+    chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
+    codes = [chunk.indices.to_numpy(zero_copy_only=False).astype(np.int64) for chunk in chunks]
+    return (chunks[0].dictionary.to_pylist(), np.concatenate(codes)) if chunks else ([], np.zeros(0, dtype=np.int64))
 
 
 def _optional(table: pa.Table, name: str | None) -> tuple[list[str | None], npt.NDArray[np.int64]]:
@@ -195,9 +200,16 @@ def _collection_classes(
     if name is None:
         return [None], np.zeros(table.num_rows, dtype=np.int64)
     column = table[name]
-    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("us"))
-    column = column.cast(pa.int64())
+    try:
+        if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("us"), safe=False)
+        column = column.cast(pa.int64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InvalidInput(
+            f"The column {name!r} holds {column.type}, which is not a time of collection.",
+            code="input.column",
+            fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
+        ) from error
     missing = column.is_null().to_numpy()
     values = column.fill_null(0).to_numpy()
     cut_offs = controls.collection_cut_offs

@@ -108,7 +108,10 @@ class Catalog:
                 text = self._registry.text(schema_id)
             except Unavailable:
                 raise refusal from None  # not remembered: the registry may know it later, the member is held till then
-            name = None if text is None else self._pinned.get(canonical_fingerprint(text))
+            try:
+                name = None if text is None else self._pinned.get(canonical_fingerprint(text))
+            except Exception:  # noqa: BLE001 - a shared registry holds Protobuf and worse; whatever it is, it is not ours
+                name = None
             if name is None:
                 if len(self._unknown) < UNKNOWN_IDS_MAX:
                     self._unknown.add(schema_id)

@@ -68,9 +68,13 @@ def parse_duration(value: object, *, what: str) -> Micros:
     """An ISO 8601 duration of weeks, days, hours and minutes in microseconds. Raises InvalidInput."""
     found = _DURATION.fullmatch(str(value))
     parts = {name: int(number) for name, number in (found.groupdict() if found else {}).items() if number}
+    try:
+        length = timedelta(**parts)
+    except OverflowError:
+        parts = {}
     if not parts:
         _refuse(what, value, "is not a duration", "write P30D, P2W or PT12H")
-    return Micros(timedelta(**parts) // timedelta(microseconds=1))
+    return Micros(length // timedelta(microseconds=1))
 
 
 def parse_scope(
@@ -126,7 +130,8 @@ def parse_policy(data: object, *, event_id: bytes, recorded_at: Micros, source: 
 
 def _parse_terms(data: object, where: str) -> Terms:
     fields = _fields(data, _TERMS_FIELDS, where)
-    scope = parse_scope(_needed(fields, "jurisdictions", where), what=f"{where}.jurisdictions")
+    places = _needed(fields, "jurisdictions", where)
+    scope = parse_scope(_listed(places, f"{where}.jurisdictions"), what=f"{where}.jurisdictions")
     notice, since = fields.get("notice_until"), fields.get("collected_from")
     categories = fields.get("categories")
     purge = _fields(fields.get("purge") or {}, frozenset({"on_opt_out", "within"}), f"{where}.purge")
@@ -139,7 +144,7 @@ def _parse_terms(data: object, where: str) -> Terms:
         ),
         basis=_one_of(fields.get("basis") or "OTHER", _BASES, f"{where}.basis"),
         notice_until=None if notice is None else parse_instant(notice, what=f"{where}.notice_until"),
-        categories=None if categories is None else tuple(parse_name(str(one), what="category") for one in categories),
+        categories=None if categories is None else _categories(categories, f"{where}.categories"),
         collected_from=None if since is None else parse_instant(since, what=f"{where}.collected_from"),
         minors=Minors(
             _one_of(fields.get("minors") or "ALLOW", ("EXCLUDE_UNLESS_ADULT", "EXCLUDE", "ALLOW"), f"{where}.minors")
@@ -156,6 +161,16 @@ def _fields(data: object, known: frozenset[str], where: str) -> Mapping[str, Any
     if unknown:
         _refuse(where, unknown[0], "is not a field of it", f"use {', '.join(sorted(known))}")
     return data
+
+
+def _listed(value: object, what: str) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        _refuse(what, value, "is not a list", f"write [{value}]")
+    return value
+
+
+def _categories(value: object, what: str) -> tuple[str, ...]:
+    return tuple(parse_name(str(one), what="category") for one in _listed(value, what))
 
 
 def _needed(fields: Mapping[str, Any], name: str, where: str) -> Any:

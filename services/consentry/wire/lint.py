@@ -90,7 +90,7 @@ def _lint_plain(kind: Any, where: str, inside: tuple[str, ...]) -> Iterator[Find
     name = kind["type"] if isinstance(kind, Mapping) else kind
     if name in ("float", "double"):
         yield Finding("L08", where, "is a float: NaN compares with nothing")
-    if name in inside:
+    if isinstance(name, str) and name.rsplit(".", 1)[-1] in inside:  # also by its full name
         yield Finding("L09", where, f"contains {name} again: a deep value would end the process")
     if isinstance(kind, Mapping) and kind.get("logicalType", "").startswith("timestamp"):
         yield Finding("L10", where, "is a logical timestamp; instants are plain longs of microseconds")

@@ -269,7 +269,7 @@ appendfsync everysec
 aof-load-truncated no
 save ""
 hash-max-listpack-entries 512
-hash-max-listpack-value 512
+hash-max-listpack-value 4096
 """
 
 

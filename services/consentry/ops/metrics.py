@@ -37,9 +37,9 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
     "consentry_frontier_age_seconds": Definition("gauge", ("partition",), "now − the partition's frontier"),
     "consentry_table_refusals_total": Definition("counter", ("reason",), "batches the table refused: epoch, offset"),
     "consentry_table_generation_changes_total": Definition("counter", (), "lives of the table begun: wipe, rebuild"),
-    "consentry_batch_events": Definition("histogram", (), "events in one batch of the hot path", COUNTS),
+    "consentry_batch_events": Definition("histogram", (), "events that went through the hot path together", COUNTS),
     "consentry_batch_seconds": Definition(
-        "histogram", ("step",), "time a batch takes: decode, load, fold, store, publish", SECONDS
+        "histogram", ("step",), "time a round takes by step: decode, load, fold, store, settle", SECONDS
     ),
     "consentry_partitions_tainted": Definition("gauge", (), "partitions that give no allowed answer"),
     "consentry_purge_orders_open": Definition("gauge", ("subscriber",), "purge orders that still owe a receipt"),

@@ -5,10 +5,11 @@ A Faust stream costs 60 to 80 µs a message whatever it does (docs/decisions/000
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -18,7 +19,7 @@ from consentry.ops.clock import Clock
 from consentry.ops.failpoints import Failpoint
 from consentry.ops.metrics import Metrics
 from consentry.processor.frontiers import Marks, Reached
-from consentry.processor.materialiser import Batch, Materialiser, Outcome, Owned
+from consentry.processor.materialiser import Batch, Materialiser, Outcome, Owned, Round
 from consentry.processor.ownership import LogSpan, take_over
 from consentry.table.protocol import ConsentTable
 from consentry.table.refusals import reason_of
@@ -27,10 +28,13 @@ from consentry.wire.kafka import Stored, client_config, unavailable
 
 BATCH_EVENTS_MAX: Final = 5000
 _POLL_SECONDS: Final = 0.05
+_COMMIT_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _REOPEN_SECONDS: Final = 1.0
 _SAMPLES: Final = 32
 _LOG = structlog.get_logger(__name__)
+
+Done = TypeVar("Done")
 
 
 def processor_consumer_config(kafka: Mapping[str, str], *, group: str, worker_id: str) -> dict[str, Any]:
@@ -47,6 +51,7 @@ def processor_consumer_config(kafka: Mapping[str, str], *, group: str, worker_id
         "queued.max.messages.kbytes": 32_768,
         "allow.auto.create.topics": False,
         "check.crcs": True,
+        "enable.partition.eof": True,
     }
     return config | ({"group.instance.id": worker_id} if worker_id else {})
 
@@ -80,6 +85,10 @@ class HotPath:
         self._failpoint = failpoint
         self._owned: dict[int, Owned] = {}
         self._to_open: dict[int, float] = {}
+        self._unsettled: Round | None = None
+        """The round that is stored and queued for publishing, but not acknowledged yet."""
+        self._uncommitted: set[int] = set()
+        self._committed_at = monotonic()
         self._stopping = threading.Event()
         self.progress_at = monotonic()
         """When the loop last went round, on the monotonic clock: what liveness looks at."""
@@ -110,14 +119,19 @@ class HotPath:
                 messages = self._poll()
                 if messages:
                     self._take(self._batches(messages))
+                else:
+                    self._settle()
+                self._commit_due(is_idle=not messages)
                 self._look_at_marks()
+            self._settle()
             self._commit_all()
         finally:
             self._marks.own(frozenset())
             self._consumer.close()
 
     def _poll(self) -> list[Message]:
-        first = self._consumer.poll(_POLL_SECONDS)
+        # While acknowledgements are awaited there is something better to do than to wait for messages.
+        first = self._consumer.poll(0 if self._unsettled else _POLL_SECONDS)
         if first is None:
             return []
         self._failpoint("after_poll")
@@ -128,10 +142,10 @@ class HotPath:
         columns: dict[int, tuple[list[int], list[bytes | None], list[bytes | None], list[int]]] = {}
         for message in messages:
             error = message.error()
-            if error is not None:
-                self._check(error)
-                continue
             partition = message.partition()
+            if error is not None:
+                self._check(error, partition, message.offset())
+                continue
             if partition not in self._owned:
                 continue  # taken away, or waiting to be opened again: it will be read from its position then
             offsets, keys, values, times = columns.setdefault(partition, ([], [], [], []))
@@ -141,7 +155,12 @@ class HotPath:
             times.append(message.timestamp()[1])
         return {partition: Batch(partition, *four) for partition, four in columns.items()}
 
-    def _check(self, error: KafkaError) -> None:
+    def _check(self, error: KafkaError, partition: int | None, offset: int | None) -> None:
+        if error.code() == KafkaError._PARTITION_EOF:
+            owned = self._owned.get(-1 if partition is None else partition)
+            if owned is not None:
+                owned.read_offset = offset or 0
+            return
         # A fatal error (such as a worker id that is used twice) is told once, by this code and without its flag.
         hopeless = (KafkaError._FATAL, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
         if error.fatal() or error.code() in hopeless:
@@ -152,33 +171,70 @@ class HotPath:
         _LOG.warning("kafka_error", detail=error.str())
 
     def _take(self, batches: Mapping[int, Batch]) -> None:
-        """Apply what was polled, however often it takes, and commit it."""
+        """Store what was polled while the last round is being acknowledged, then publish it."""
         pairs = [(self._owned[partition], batch) for partition, batch in batches.items() if partition in self._owned]
         if not pairs:
             return
-        attempt = 0
-        while True:
+        stored = self._insist(lambda: self._materialiser.store(pairs), lambda: self._recover(pairs))
+        if stored is None:
+            return
+        self._measure_table(pairs, stored)
+        self._settle()
+        for work in stored.works:
+            if work.outcome.refused is not None:
+                self._close(work.owned.partition, work.outcome.refused)
+        self._materialiser.publish(stored)
+        self._unsettled = stored
+
+    def _recover(self, pairs: Sequence[tuple[Owned, Batch]]) -> None:
+        """Before a round is stored again: the last one must not wait for that, and the table may hold this one."""
+        self._settle()
+        self._materialiser.catch_up(pairs)
+
+    def _settle(self) -> None:
+        """Wait for the acknowledgements of the last round; its offsets may be committed then."""
+        round_, self._unsettled = self._unsettled, None
+        if round_ is None:
+            return
+        settled = self._insist(lambda: self._materialiser.settle(round_), lambda: self._materialiser.publish(round_))
+        if settled is None:
+            return
+        for step, seconds in round_.seconds.items():
+            self._metrics.histogram("consentry_batch_seconds", step).observe(seconds)
+        for work in round_.works:
+            if work.outcome.refused is None:
+                self._uncommitted.add(work.owned.partition)
+                self._measure(work.outcome)
+
+    def _insist(self, act: Callable[[], Done], again: Callable[[], None]) -> Done | None:
+        """`act`, however often it takes, with `again` before each repetition; None if the worker is to stop first."""
+        for attempt in itertools.count():
             try:
-                outcomes = self._materialiser.apply_all(pairs)
-                break
+                if attempt:
+                    again()
+                return act()
             except Unavailable as error:
                 _LOG.warning("batch_retried", attempt=attempt, detail=str(error))
                 if self._stopping.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]):
-                    return
-                attempt += 1
+                    return None
                 self.progress_at = monotonic()
-        done = []
-        for (owned, batch), outcome in zip(pairs, outcomes, strict=True):
-            if outcome.refused is not None:
-                self._close(owned.partition, outcome.refused)
-            else:
-                done.append(owned)
-                self._measure(batch, outcome)
-        self._commit(done)
+        return None
 
-    def _commit(self, done: Sequence[Owned]) -> None:
+    def _commit_due(self, *, is_idle: bool) -> None:
+        """Commit what was acknowledged since the last commit: at once when idle, else every _COMMIT_SECONDS.
+
+        A commit is a write for the broker, and one a poll cost it a tenth of its time at a thousand events a second.
+        """
+        now = monotonic()
+        if not self._uncommitted or (not is_idle and now - self._committed_at < _COMMIT_SECONDS):
+            return
         self._failpoint("before_commit")
-        places = [TopicPartition(self._topic, owned.partition, owned.acknowledged_offset) for owned in done]
+        places = [
+            TopicPartition(self._topic, partition, self._owned[partition].acknowledged_offset)
+            for partition in self._uncommitted & self._owned.keys()
+        ]
+        self._uncommitted.clear()
+        self._committed_at = now
         try:
             if places:
                 self._consumer.commit(offsets=places, asynchronous=True)
@@ -199,7 +255,7 @@ class HotPath:
     def _look_at_marks(self) -> None:
         for partition, mark in self._marks.due():
             owned = self._owned.get(partition)
-            if owned is None or owned.acknowledged_offset < mark.end_offset:
+            if owned is None or self._reached_offset(owned) < mark.end_offset:
                 continue
             try:
                 self._table.beat(
@@ -212,6 +268,12 @@ class HotPath:
                 self._close(partition, error)
                 continue
             self._marks.reach(partition, Reached(mark, owned.generation, owned.acknowledged_offset, owned.tainted))
+
+    def _reached_offset(self, owned: Owned) -> int:
+        """How far a partition is acknowledged; past the end marks of transactions, which are no messages."""
+        if self._unsettled is not None:
+            return owned.acknowledged_offset
+        return max(owned.acknowledged_offset, owned.read_offset)
 
     def _close(self, partition: int, error: ConsentryError) -> None:
         """Let go of a partition whose table is another's or went back; while assigned, it is opened again soon."""
@@ -297,14 +359,11 @@ class HotPath:
         self._marks.own(frozenset(self._owned))
         self._metrics.gauge("consentry_partitions_tainted").set(sum(owned.tainted for owned in self._owned.values()))
 
-    def _measure(self, batch: Batch, outcome: Outcome) -> None:
+    def _measure(self, outcome: Outcome) -> None:
         count = self._metrics.counter
         count("consentry_events_total", "applied").inc(outcome.applied)
         count("consentry_events_total", "repeated").inc(outcome.repeated)
         count("consentry_events_total", "replayed").inc(outcome.replayed)
-        self._metrics.histogram("consentry_batch_events").observe(len(batch.offsets))
-        for step, seconds in outcome.seconds.items():
-            self._metrics.histogram("consentry_batch_seconds", step).observe(seconds)
         for refusal in outcome.refusals:
             count("consentry_events_total", "quarantined").inc()
             count("consentry_quarantined_total", refusal.error_class).inc()
@@ -313,8 +372,13 @@ class HotPath:
             )
         if outcome.refusals:
             self._announce()
-        # Stored before it was published: the table had it that much earlier.
-        stored_at = self._clock() / 1e6 - outcome.seconds["publish"]
+
+    def _measure_table(self, pairs: Sequence[tuple[Owned, Batch]], stored: Round) -> None:
+        """Event → table, of up to 32 events spread over each batch."""
+        stored_at = self._clock() / 1e6
         table_seconds = self._metrics.histogram("consentry_event_to_table_seconds")
-        for appended_ms in batch.appended_ms[:: max(1, len(batch.appended_ms) // _SAMPLES)]:
-            table_seconds.observe(max(0.0, stored_at - appended_ms / 1e3))
+        self._metrics.histogram("consentry_batch_events").observe(sum(len(batch.offsets) for _, batch in pairs))
+        for (_, batch), work in zip(pairs, stored.works, strict=True):
+            if work.outcome.refused is None:
+                for appended_ms in batch.appended_ms[:: max(1, len(batch.appended_ms) // _SAMPLES)]:
+                    table_seconds.observe(max(0.0, stored_at - appended_ms / 1e3))

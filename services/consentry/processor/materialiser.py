@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from consentry.domain.errors import Fenced, TableWentBack, UndecodableEvent
-from consentry.domain.events import EventUnreadable, MemberEvent
+from consentry.domain.events import EventUnreadable, FactKind, MemberEvent
 from consentry.domain.records import fold_fact
 from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros
 from consentry.ops.failpoints import Failpoint
@@ -34,6 +36,8 @@ from consentry.wire.records import (
 )
 
 MILLI_MICROS = 1000
+_NEVER = (1 << 63) - 1
+"""Later than any append time: what has no fact is doubtful."""
 
 
 class Batch(NamedTuple):
@@ -56,21 +60,22 @@ class Owned:
     next_offset: int
     acknowledged_offset: int
     tainted: bool = False
+    read_offset: int = 0
+    """The end that was last read up to; everything below it was applied, or is no message."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: events by outcome, unreadable ones, the table's refusal if any, seconds by step."""
+    """What became of a batch: events by outcome, unreadable ones, the table's refusal if any."""
 
     applied: int = 0
     repeated: int = 0
     replayed: int = 0
     refusals: list[Refusal] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
     refused: Fenced | TableWentBack | None = None
 
 
-class _Work:
+class Work:
     """The state of one partition's batch on its way."""
 
     def __init__(self, owned: Owned, batch: Batch) -> None:
@@ -83,6 +88,14 @@ class _Work:
         self.changed: dict[bytes, bytes] = {}
         self.newest_ms: dict[bytes, int] = {}
         self.changes: list[MemberChange] = []
+
+
+@dataclass(slots=True)
+class Round:
+    """Batches that went through the steps together, and how long each step took, in seconds."""
+
+    works: list[Work]
+    seconds: dict[str, float]
 
 
 class Materialiser:
@@ -115,13 +128,22 @@ class Materialiser:
         return outcome
 
     def apply_all(self, batches: Sequence[tuple[Owned, Batch]]) -> list[Outcome]:
-        """Take batches of different partitions all the way to acknowledged records, in one round trip a step.
+        """Take batches of different partitions all the way: `store`, `publish`, `settle`.
 
         Afterwards the offsets of each may be committed, unless its outcome is `refused` (Fenced, or TableWentBack:
-        rewind or rebuild). Moves `next_offset` and `acknowledged_offset` of each. Raises Unavailable: give the same
-        batches again. Whatever it raises, nothing is lost and nothing is applied twice.
+        rewind or rebuild). Raises Unavailable: give the same batches again. Whatever it raises, nothing is lost and
+        nothing is applied twice.
         """
-        works = [_Work(owned, batch) for owned, batch in batches]
+        round_ = self.store(batches)
+        self.publish(round_)
+        return self.settle(round_)
+
+    def store(self, batches: Sequence[tuple[Owned, Batch]]) -> Round:
+        """Decode, fold and store batches of different partitions, in one round trip a step.
+
+        Moves `next_offset` of each that was not refused. Raises Unavailable: `catch_up`, then give them again.
+        """
+        works = [Work(owned, batch) for owned, batch in batches]
         clock = _Steps()
         self._decode(works)
         self._failpoint("after_decode")
@@ -136,32 +158,68 @@ class Materialiser:
         self._store(works)
         self._failpoint("after_store")
         clock.step("store")
-        self._publish(works)
-        for work in works:
+        return Round(works, clock.seconds)
+
+    def catch_up(self, batches: Sequence[tuple[Owned, Batch]]) -> None:
+        """After a store whose answer was lost: ask the table whether it holds the batches already.
+
+        Folding them again from the stored records could drop what a bounded record no longer tells apart; taking them
+        as stored publishes exactly what the table holds. Raises Unavailable.
+        """
+        for owned, batch in batches:
+            meta, end = self._table.meta(owned.partition), batch.offsets[-1] + 1
+            if meta.epoch == owned.epoch and meta.next_offset == end:
+                owned.next_offset = end
+
+    def publish(self, round_: Round) -> None:
+        """Queue what the table now says of every touched member, whether this round changed it or not."""
+        for work in round_.works:
+            if work.outcome.refused is None:
+                current = work.current
+                touched = [
+                    Published(member, raw, appended_ms)
+                    for member, appended_ms in work.newest_ms.items()
+                    if (raw := current[member]) is not None
+                ]
+                self._publisher.publish(work.owned.partition, touched)
+                if work.outcome.refusals:
+                    self._publisher.quarantine(work.outcome.refusals)
+
+    def settle(self, round_: Round) -> list[Outcome]:
+        """Wait until all that was queued is acknowledged, open purge orders, and move `acknowledged_offset` of each.
+
+        Raises Unavailable: `publish` the round again, then settle it again.
+        """
+        started = perf_counter()
+        self._failpoint("before_settle")
+        self._publisher.settle()
+        changes = [change for work in round_.works if work.outcome.refused is None for change in work.changes]
+        if changes:
+            self._obligations.open_for(changes)
+        for work in round_.works:
             if work.outcome.refused is None:
                 work.owned.acknowledged_offset = max(work.owned.acknowledged_offset, work.end)
-            work.outcome.seconds = clock.seconds
+        round_.seconds["settle"] = perf_counter() - started
         self._failpoint("after_publish")
-        clock.step("publish")
-        return [work.outcome for work in works]
+        return [work.outcome for work in round_.works]
 
-    def _decode(self, works: Sequence[_Work]) -> None:
+    def _decode(self, works: Sequence[Work]) -> None:
         """The fact of each message; a hold in place of an unreadable one; None where not even the key is readable."""
         values = [value for work in works for value in work.batch.values]
         keys = [key for work in works for key in work.batch.keys]
         facts = self._columns.read(values, keys)
         readable = [key if key and fact is not None else b"" for key, fact in zip(keys, facts, strict=True)]
-        homes = partitions_of(readable, self._partitions).tolist()
+        homes = partitions_of(readable, self._partitions)
+        latest = (np.array([ms for work in works for ms in work.batch.appended_ms], dtype=np.int64) + 1) * MILLI_MICROS
+        recorded = np.array([_NEVER if fact is None else fact.recorded_at for fact in facts], dtype=np.int64)
         start = 0
         for work in works:
-            partition, size = work.owned.partition, len(work.batch.offsets)
-            work.facts = facts[start : start + size]
-            for place, (fact, home, appended_ms) in enumerate(
-                zip(work.facts, homes[start : start + size], work.batch.appended_ms, strict=True)
-            ):
-                if fact is None or home != partition or fact.recorded_at >= (appended_ms + 1) * MILLI_MICROS:
-                    work.facts[place] = self._decode_strictly(work.owned, work.batch, place, work.outcome)
-            start += size
+            end = start + len(work.batch.offsets)
+            work.facts = facts[start:end]
+            doubtful = (homes[start:end] != work.owned.partition) | (recorded[start:end] >= latest[start:end])
+            for place in np.flatnonzero(doubtful).tolist():
+                work.facts[place] = self._decode_strictly(work.owned, work.batch, place, work.outcome)
+            start = end
 
     def _decode_strictly(self, owned: Owned, batch: Batch, place: int, outcome: Outcome) -> FastFact | None:
         key, value, offset = batch.keys[place], batch.values[place], batch.offsets[place]
@@ -187,7 +245,7 @@ class Materialiser:
             raise UndecodableEvent("wrong_partition", "The producer's partitioner is not murmur2.")
         return read_event(value, key, self._catalog)
 
-    def _load(self, works: Sequence[_Work]) -> None:
+    def _load(self, works: Sequence[Work]) -> None:
         wanted = {
             work.owned.partition: list(
                 {key: None for key, fact in zip(work.batch.keys, work.facts, strict=True) if key and fact is not None}
@@ -199,13 +257,13 @@ class Materialiser:
             partition = work.owned.partition
             work.current = dict(zip(wanted[partition], loaded[partition], strict=True))
 
-    def _fold(self, work: _Work) -> None:
+    def _fold(self, work: Work) -> None:
         try:
             self._fold_events(work)
         except TableWentBack as refusal:
             work.outcome.refused = refusal
 
-    def _fold_events(self, work: _Work) -> None:
+    def _fold_events(self, work: Work) -> None:
         current, changed, newest_ms, batch, outcome = (
             work.current,
             work.changed,
@@ -213,7 +271,10 @@ class Materialiser:
             work.batch,
             work.outcome,
         )
-        record_frame, wants, first_new = self._frame, self._obligations.wants, work.owned.next_offset
+        record_frame, first_new, after_fact = self._frame, work.owned.next_offset, self._after
+        # The controls in force are looked at once a batch: within its few milliseconds either answer is right.
+        wanted = {int(kind) for kind in FactKind if self._obligations.wants(kind)}
+        replayed = repeated = applied = 0
         for offset, key, fact, appended_ms in zip(
             batch.offsets, batch.keys, work.facts, batch.appended_ms, strict=True
         ):
@@ -221,19 +282,20 @@ class Materialiser:
                 continue
             newest_ms[key] = appended_ms
             if offset < first_new:
-                outcome.replayed += 1
+                replayed += 1
             else:
                 before = current[key]
-                after = self._after(key, before, fact, record_frame)
+                after = after_fact(key, before, fact, record_frame)
                 if after is before:
-                    outcome.repeated += 1
+                    repeated += 1
                 else:
                     current[key] = changed[key] = after
-                    outcome.applied += 1
-            if wants(fact.kind):
+                    applied += 1
+            if fact.kind in wanted:
                 work.changes.append(self._change(key, fact, current[key]))
+        outcome.replayed, outcome.repeated, outcome.applied = replayed, repeated, applied
 
-    def _store(self, works: Sequence[_Work]) -> None:
+    def _store(self, works: Sequence[Work]) -> None:
         # A batch that only repeats writes nothing, and still asks: a table that was wiped has nothing to publish again.
         new = [work for work in works if work.outcome.refused is None]
         if not new:
@@ -279,27 +341,6 @@ class Materialiser:
         except DamagedRecord as error:
             raise TableWentBack(str(error), code="table.damaged", fix="nothing: the partition is rebuilt") from error
         return MemberChange(record.member, body_fact(fact.body), record)
-
-    def _publish(self, works: Sequence[_Work]) -> None:
-        """Publish what the table now says of every touched member, whether this batch changed it or not."""
-        changes: list[MemberChange] = []
-        for work in works:
-            if work.outcome.refused is not None:
-                continue
-            current = work.current
-            touched = [
-                Published(member, raw, appended_ms)
-                for member, appended_ms in work.newest_ms.items()
-                if (raw := current[member]) is not None
-            ]
-            self._publisher.publish(work.owned.partition, touched)
-            if work.outcome.refusals:
-                self._publisher.quarantine(work.outcome.refusals)
-            changes += work.changes
-        self._failpoint("before_settle")
-        self._publisher.settle()
-        if changes:
-            self._obligations.open_for(changes)
 
 
 def _is_member_id(key: bytes) -> bool:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
 
 import structlog
 
 from consentry.domain.errors import UnsafeSetting
+from consentry.domain.events import EventUnreadable
+from consentry.domain.records import fold
+from consentry.domain.values import MemberId
 from consentry.processor.materialiser import Owned
 from consentry.table.protocol import Claim, ConsentTable
 from consentry.wire.controls import Frontier
+from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.kafka import Stored
-from consentry.wire.records import DamagedRecord, check_sum, version_of
+from consentry.wire.records import DamagedRecord, check_sum, read_record, version_of, write_record
 
 REBUILD_BATCH: Final = 2000
+_VERSION_MAX: Final = 1 << 40
 _LOG = structlog.get_logger(__name__)
 
 
@@ -103,24 +110,50 @@ def rebuild(
 def restore(table: ConsentTable, partition: int, *, epoch: int, records: Iterable[Stored]) -> int:
     """Write the newest version of each record into an emptied partition; how many messages were read.
 
-    A message whose checksum is wrong is left out: its member is then unknown, which excludes.
+    A member one of whose messages has a wrong checksum is held.
     """
     count = 0
+    damaged: dict[bytes, Stored] = {}
     stream = iter(records)
     while batch := list(islice(stream, REBUILD_BATCH)):
         count += len(batch)
         newest: dict[bytes, bytes] = {}
         for message in batch:
-            if message.key and message.value and _is_sound(message.value, message.key):
-                known = newest.get(message.key)
-                if known is None or version_of(known) <= version_of(message.value):
-                    newest[message.key] = message.value
+            if not message.key or not message.value:
+                continue
+            if not _is_sound(message.value, message.key):
+                damaged[message.key] = message
+                continue
+            known = newest.get(message.key)
+            if known is None or version_of(known) <= version_of(message.value):
+                newest[message.key] = message.value
         members = list(newest)
         for member, held in zip(members, table.load(partition, members), strict=True):
             if held is not None and version_of(held) > version_of(newest[member]):
                 del newest[member]
         table.store(partition, newest, epoch=epoch, expected_offset=None, next_offset=None)
+    _hold_damaged(table, partition, damaged, epoch=epoch)
     return count
+
+
+def _hold_damaged(table: ConsentTable, partition: int, damaged: Mapping[bytes, Stored], *, epoch: int) -> None:
+    """Hold every member one of whose records was damaged: what it said, an opt-out perhaps, is not known."""
+    members = list(damaged)
+    held = {}
+    for member, raw in zip(members, table.load(partition, members), strict=True):
+        message = damaged[member]
+        event_id = hashlib.blake2b(bytes(message.value or b""), digest_size=16, key=member[:64]).digest()
+        known = None if raw is None else read_record(raw, member)
+        event = EventUnreadable(
+            event_id=event_id, member=MemberId(member.decode("ascii", "replace")), recorded_at=message.appended_at
+        )
+        record = fold(known, event)
+        # Above the damaged version, if that can be true: followers pass over what is not newer.
+        above = min(version_of(message.value or b""), _VERSION_MAX) + 1
+        frame = bytes(raw[:FRAME_LENGTH]) if raw else bytes((message.value or b"")[:FRAME_LENGTH])
+        held[member] = write_record(replace(record, version=max(record.version, above)), frame)
+        _LOG.error("damaged_record_held", partition=partition, offset=message.offset)
+    table.store(partition, held, epoch=epoch, expected_offset=None, next_offset=None)
 
 
 def _begin(

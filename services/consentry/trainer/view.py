@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,8 @@ from consentry.domain.values import MemberId, Micros, Reason
 from consentry.wire.controls import Frontier
 from consentry.wire.partitions import partition_of, partitions_of
 from consentry.wire.records import DIGEST_BITS, DamagedRecord, check_sum, read_record, record_digest, version_of
+
+_WAITING_MAX: Final = 64
 
 
 class View:
@@ -33,7 +36,7 @@ class View:
         self._held: set[bytes] = set()
         self._tainted: set[int] = set()
         self._fresh_at: dict[int, Micros] = {}
-        self._waiting: dict[int, Frontier] = {}
+        self._waiting: dict[int, deque[Frontier]] = {}
 
     def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Take record messages of one partition in; an older version than the one held is ignored and counted."""
@@ -61,10 +64,11 @@ class View:
     def apply_frontier(self, frontier: Frontier) -> None:
         """Take a frontier in; it counts once the positions it names are reached."""
         waiting = self._waiting.get(frontier.partition)
-        newest = waiting.frontier_at if waiting else self._fresh_at.get(frontier.partition, Micros(0))
+        newest = waiting[-1].frontier_at if waiting else self._fresh_at.get(frontier.partition, Micros(0))
         if frontier.frontier_at < newest:
             return  # of a worker that was replaced while it was frozen: it must not take a taint back
-        self._waiting[frontier.partition] = frontier
+        # Several wait: under a steady lag an older one is reached while the newest never is.
+        self._waiting.setdefault(frontier.partition, deque(maxlen=_WAITING_MAX)).append(frontier)
         if frontier.tainted:
             self._tainted.add(frontier.partition)
         else:
@@ -73,11 +77,11 @@ class View:
     def settle_frontiers(self) -> None:
         """Let the frontiers count whose positions have been reached by now."""
         controls_position = self.positions.get(("controls", 0), 0)
-        for partition, frontier in list(self._waiting.items()):
-            reached = self.positions.get(("records", partition), 0) >= frontier.records_offset
-            if reached and controls_position >= frontier.controls_offset:
-                del self._waiting[partition]
-                self._fresh_at[partition] = max(frontier.frontier_at, self._fresh_at.get(partition, Micros(0)))
+        for partition, waiting in self._waiting.items():
+            position = self.positions.get(("records", partition), 0)
+            while waiting and position >= waiting[0].records_offset and controls_position >= waiting[0].controls_offset:
+                frontier_at = waiting.popleft().frontier_at
+                self._fresh_at[partition] = max(frontier_at, self._fresh_at.get(partition, Micros(0)))
 
     def staleness_seconds(self, now: Micros) -> float:
         """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""

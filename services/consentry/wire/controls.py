@@ -18,7 +18,7 @@ from consentry.domain.controls import (
     Scope,
     Terms,
 )
-from consentry.domain.errors import UndecodableEvent
+from consentry.domain.errors import InvalidInput, UndecodableEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason, Receipt, Result
 from consentry.domain.values import MemberId, Micros
 from consentry.wire.catalog import Catalog
@@ -27,6 +27,8 @@ from consentry.wire.frames import FRAME_LENGTH, schema_id_of
 from consentry.wire.schemas import CONTROLS, FRONTIERS, PURGE_ORDERS, RECEIPTS, schema, topics
 
 SECOND_MICROS = 1_000_000
+CONTROL_BYTES_MAX = 500_000
+INT_MAX = 1 << 31
 
 
 class Frontier(NamedTuple):
@@ -44,11 +46,22 @@ class Frontier(NamedTuple):
 def _read(value: bytes | None, topic: str, catalog: Catalog) -> tuple[str, dict[str, Any]]:
     name = catalog.name_of(schema_id_of(value), allowed=topics()[topic].records)
     assert value is not None  # schema_id_of refuses an empty value
-    return name, read_strictly(name, value[FRAME_LENGTH:])
+    fields = read_strictly(name, value[FRAME_LENGTH:], bytes_max=CONTROL_BYTES_MAX)
+    version = fields.get("version")
+    if isinstance(version, int) and not 0 <= version < INT_MAX:
+        raise UndecodableEvent("version", "The version is not an int of 32 bits.")
+    return name, fields
 
 
 def _write(name: str, fields: Mapping[str, Any], catalog: Catalog) -> bytes:
-    return catalog.frame_of(name) + schema(name).encode(fields)
+    payload = schema(name).encode(fields)
+    if len(payload) > CONTROL_BYTES_MAX:
+        raise InvalidInput(
+            f"The {name} takes {len(payload)} bytes; at most {CONTROL_BYTES_MAX} are read.",
+            code="input.too_large",
+            fix="split it, such as a policy into several purposes",
+        )
+    return catalog.frame_of(name) + payload
 
 
 def _many(values: list[str] | None) -> tuple[str, ...] | None:

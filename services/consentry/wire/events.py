@@ -41,14 +41,14 @@ def read_event(value: bytes | None, key: bytes, catalog: Catalog) -> MemberEvent
     return _BUILDERS[name](fields)
 
 
-def read_strictly(name: str, payload: bytes) -> dict[str, Any]:
+def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX) -> dict[str, Any]:
     """Decode Avro bytes of the record `name`; the cursor must end at the last byte, and encoding must give them back.
 
     Re-encoding catches what the decoder lets through: negative enum and union indexes, over-long varints, booleans
     beyond 1. Raises UndecodableEvent.
     """
-    if len(payload) > EVENT_BYTES_MAX:
-        raise UndecodableEvent("too_large", f"The value has {len(payload)} bytes; at most {EVENT_BYTES_MAX} are read.")
+    if len(payload) > bytes_max:
+        raise UndecodableEvent("too_large", f"The value has {len(payload)} bytes; at most {bytes_max} are read.")
     known = schema(name)
     buffer = io.BytesIO(payload)
     try:
@@ -94,8 +94,11 @@ def admit(event: MemberEvent, appended_at: Micros) -> MemberEvent:
     """Hold `recorded_at` against the broker's append time (microseconds): it cannot be later.
 
     A later time is clamped for whatever excludes; an opt-in from the future is refused, as it could outlive a lift.
+    An erasure binds when it is recorded, at the latest: it latches, so nothing said until a later date would count.
     Raises UndecodableEvent.
     """
+    if isinstance(event, MemberErased) and event.effective_at > event.recorded_at:
+        event = replace(event, effective_at=event.recorded_at)
     if event.recorded_at <= appended_at:
         return event
     ahead = event.recorded_at - appended_at

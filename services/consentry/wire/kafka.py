@@ -45,7 +45,7 @@ def producer_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
     return client_config(kafka, client_id) | {
         "acks": "all",
         "enable.idempotence": True,
-        "linger.ms": 5,
+        "linger.ms": 1,
         "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
         "partitioner": PARTITIONER,
     }

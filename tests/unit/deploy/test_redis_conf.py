@@ -21,7 +21,7 @@ WANTED = {
     "aof-load-truncated": "no",
     "save": "",
     "hash-max-listpack-entries": "512",
-    "hash-max-listpack-value": "512",
+    "hash-max-listpack-value": "4096",
     "protected-mode": "yes",
 }
 

@@ -1,0 +1,245 @@
+"""The consent table on a real server: the contract, and what only a real server can get wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from socket import create_connection, socket
+
+import pytest
+import redis
+from tests.contract.table_contract import FLOOR, ONE, ConsentTableContract, owned
+from tests.strategies import folded, moved
+
+from consentry.domain.errors import Fenced, Refused, TableWentBack, Unavailable, UnsafeSetting
+from consentry.local.ports import LOOPBACK, Listener, free_ports, who_listens
+from consentry.local.services import find_redis
+from consentry.table.redis_table import RedisTable
+from consentry.wire.frames import frame
+from consentry.wire.records import write_record
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+
+CONF = Path(__file__).parents[2] / "deploy" / "redis.conf"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
+    """A server of our own with the settings of deploy/redis.conf, proven to be our child, ended by its id."""
+    [port] = free_ports(1)
+    command = [str(find_redis()), str(CONF), "--port", str(port), "--bind", LOOPBACK]
+    folder = tmp_path_factory.mktemp("redis")
+    child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while who_listens(port, child_pid=child.pid) is not Listener.OURS:
+            assert child.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server does not listen"
+            time.sleep(0.05)
+        client = redis.Redis(host=LOOPBACK, port=port)
+        yield client
+        client.close()
+    finally:
+        child.terminate()
+        child.wait(timeout=20)
+
+
+def url_of(server: redis.Redis) -> str:
+    """The address of the server."""
+    return f"redis://{LOOPBACK}:{server.connection_pool.connection_kwargs['port']}/0"
+
+
+@pytest.fixture
+def table(server: redis.Redis) -> Iterator[RedisTable]:
+    """A table on an empty server that has its sound settings and our functions."""
+    server.flushall()
+    server.config_set("maxmemory-policy", "noeviction")
+    server.config_set("aof-load-truncated", "no")
+    table = RedisTable(url_of(server), namespace="consentry", partitions=8, members=8000)
+    table.check()
+    yield table
+    table.close()
+
+
+class TestRedisTable(ConsentTableContract):
+    """The same suite as the in-memory form."""
+
+
+class TestSettings:
+    @pytest.mark.parametrize(("setting", "value"), [("maxmemory-policy", "allkeys-lru"), ("aof-load-truncated", "yes")])
+    def test_a_server_that_could_forget_is_refused_by_the_name_of_its_setting(
+        self, server: redis.Redis, table: RedisTable, setting: str, value: str
+    ) -> None:
+        """An evicted or torn-off opt-out is a forgotten one."""
+        server.config_set(setting, value)
+
+        with pytest.raises(UnsafeSetting, match=f"{setting} = {value}") as caught:
+            table.check()
+
+        assert caught.value.code == f"table.unsafe.{setting}"
+        assert caught.value.fix
+
+    def test_an_address_that_is_none_is_refused_without_being_repeated(self) -> None:
+        """It may hold a password."""
+        with pytest.raises(Refused) as caught:
+            RedisTable("http://:secret@nowhere", namespace="consentry", partitions=8, members=8000)
+
+        assert "secret" not in str(caught.value)
+
+    def test_a_server_that_is_not_there_is_unavailable(self) -> None:
+        """The worker waits and asks again; nothing is known to be lost."""
+        [port] = free_ports(1)
+        table = RedisTable(f"redis://{LOOPBACK}:{port}/0", namespace="consentry", partitions=8, members=8000)
+
+        with pytest.raises(Unavailable):
+            table.load(3, [ONE])
+
+
+class TestLoss:
+    def test_a_wiped_server_has_gone_back(self, server: redis.Redis, table: RedisTable) -> None:
+        """An empty table answers nothing about anybody; going on would store over the loss."""
+        epoch = owned(table)
+        server.flushall()
+
+        with pytest.raises(TableWentBack):
+            table.store(3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11)
+        with pytest.raises(TableWentBack):
+            table.beat(3, epoch=epoch, expected_offset=10, frontier_at=table.meta(0).frontier_at or 0)  # type: ignore[arg-type]
+
+    def test_a_server_that_lost_our_functions_gets_them_again(self, server: redis.Redis, table: RedisTable) -> None:
+        """A server that came back empty must not need an operator."""
+        owned(table)
+
+        server.function_flush()
+
+        assert table.load(3, [ONE]) == [None]
+        server.function_flush()
+        assert table.claim(3, floor=FLOOR).next_offset == 10
+
+    def test_an_old_epoch_is_fenced_also_after_a_wipe_and_a_new_owner(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
+        """The server forgot all epochs; the floor keeps the new one above the old."""
+        old = owned(table)
+        server.flushall()
+        table.claim(3, floor=old + 1000)
+
+        with pytest.raises(Fenced):
+            table.store(3, {ONE: b"old"}, epoch=old, expected_offset=10, next_offset=11)
+
+    def test_a_write_whose_answer_was_lost_is_recognised_when_it_is_repeated(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
+        """Taken for another's, it would cost a rebuild each time a connection breaks."""
+        epoch = owned(table)
+        with CuttingProxy(server.connection_pool.connection_kwargs["port"]) as proxy:
+            behind = RedisTable(f"redis://{LOOPBACK}:{proxy.port}/0", namespace="consentry", partitions=8, members=8000)
+            behind.load(3, [ONE])  # learns the layout while answers still come
+            proxy.lose_answers(1)
+
+            behind.store(3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11)
+
+            assert proxy.lost == 1
+            behind.close()
+        assert table.load(3, [ONE]) == [b"1"]
+        assert table.meta(3).next_offset == 11
+
+
+class TestSize:
+    def test_buckets_stay_compact_with_records_of_usual_size(self, server: redis.Redis, table: RedisTable) -> None:
+        """A hash that turns into a table costs twice the memory, and a hundred million members do not fit any more."""
+        epoch = owned(table)
+        members = [b"urn:li:member:%d" % number for number in range(1000)]
+        record = folded(moved("US", 1, on=1), moved("HK", 2, on=2))
+        assert record is not None
+        raw = write_record(record, frame(1))
+
+        table.store(3, dict.fromkeys(members, raw), epoch=epoch, expected_offset=10, next_offset=11)
+
+        assert {server.object("ENCODING", key) for key in server.keys("*{3}:b:*")} == {b"listpack"}
+
+    def test_buckets_stay_compact_when_a_record_is_full(self, server: redis.Redis, table: RedisTable) -> None:
+        """One member who changes their mind often must not double the memory of a hundred others."""
+        epoch = owned(table)
+        record = folded(*(moved("US-CA", number, on=number) for number in range(1, 65)))
+        assert record is not None
+
+        table.store(3, {ONE: write_record(record, frame(1))}, epoch=epoch, expected_offset=10, next_offset=11)
+
+        assert {server.object("ENCODING", key) for key in server.keys("*{3}:b:*")} == {b"listpack"}
+
+    def test_the_layout_of_a_partition_stays_when_another_worker_expects_more_members(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
+        """A worker with another setting would look for members in the wrong buckets and take them for unknown."""
+        epoch = owned(table)
+        table.store(3, {b"m%d" % n: b"1" for n in range(300)}, epoch=epoch, expected_offset=10, next_offset=11)
+
+        larger = RedisTable(url_of(server), namespace="consentry", partitions=8, members=1_000_000)
+
+        assert larger.load(3, [b"m7"]) == [b"1"]
+        assert len(dict(larger.scan(3))) == 300
+        larger.claim(3, floor=FLOOR)
+        assert larger.load(3, [b"m7"]) == [b"1"]
+        larger.close()
+
+
+class CuttingProxy:
+    """Passes bytes to the server, and can drop the connection where the server's next answer would come back."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listener = socket()
+        self._listener.bind((LOOPBACK, 0))
+        self._listener.listen()
+        self._listener.settimeout(0.1)
+        self.port = int(self._listener.getsockname()[1])
+        self.lost = 0
+        self._to_lose = 0
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def lose_answers(self, count: int) -> None:
+        """Lose so many of the answers to come."""
+        self._to_lose = count
+
+    def __enter__(self) -> CuttingProxy:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            thread = threading.Thread(target=self._pass_on, args=(client,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _pass_on(self, client: socket) -> None:
+        with client, create_connection((LOOPBACK, self._port)) as server:
+            client.settimeout(0.1)
+            while not self._stopping.is_set():
+                try:
+                    asked = client.recv(1 << 20)
+                except TimeoutError:
+                    continue
+                if not asked:
+                    return
+                server.sendall(asked)
+                answer = server.recv(1 << 20)
+                if self._to_lose and b"consentry_store" in asked:
+                    self._to_lose -= 1
+                    self.lost += 1
+                    return
+                client.sendall(answer)

@@ -1,0 +1,150 @@
+"""Purge orders: what obliges subscribers to delete, by when, and under an identity that is opened once."""
+
+from __future__ import annotations
+
+from tests.strategies import MEMBER, PURPOSE, WORLD, chose, day, erased, folded, moved, pause, policy, terms
+
+from consentry.domain.controls import PURGE_WITHIN_DEFAULT, Controls, Reach
+from consentry.domain.events import MemberEvent
+from consentry.domain.orders import (
+    PurgeOrder,
+    PurgeReason,
+    Receipt,
+    Result,
+    order_for_fact,
+    order_for_pause,
+    owed,
+)
+from consentry.domain.values import DAY_MICROS, Choice, Micros
+
+WEEK = Micros(7 * DAY_MICROS)
+HOME = moved("US", 1, on=1)
+ASKING = Controls(WORLD).after(
+    policy(1, terms("US", purge_on_opt_out=True, purge_within=WEEK), terms("*", purge_on_opt_out=False), on=0)
+)
+
+
+def order_of(
+    event: MemberEvent, controls: Controls = ASKING, *, before: tuple[MemberEvent, ...] = (HOME,)
+) -> PurgeOrder | None:
+    """The order that an event opens for a member with these earlier events."""
+    return order_for_fact(MEMBER, event.fact(), folded(*before, event), controls)
+
+
+class TestMembers:
+    def test_an_erasure_opens_an_order_due_in_the_shortest_time_of_the_members_terms(self) -> None:
+        """The member is told a date; it has to be the strictest that was promised."""
+        order = order_of(erased(2, on=3))
+
+        assert order is not None
+        assert (order.because, order.member, order.scope) == (PurgeReason.ERASURE, MEMBER, None)
+        assert order.recorded_at == day(3)
+        assert order.due_at == day(10)
+
+    def test_without_terms_thirty_days_are_allowed(self) -> None:
+        """A missing policy must not mean that nothing is ever due."""
+        nowhere = order_of(erased(2, on=3), before=())
+        elsewhere = order_of(erased(2, on=3), Controls(WORLD))
+
+        assert nowhere is not None
+        assert elsewhere is not None
+        assert nowhere.due_at == elsewhere.due_at == day(3) + PURGE_WITHIN_DEFAULT
+
+    def test_an_opt_out_opens_an_order_only_where_the_terms_ask_for_it(self) -> None:
+        """Elsewhere an opt-out is for the future, and rows that were used lawfully stay."""
+        asked = order_of(chose(Choice.OPT_OUT, 2, on=3))
+        not_asked = order_of(chose(Choice.OPT_OUT, 2, on=3), before=(moved("HK", 1, on=1),))
+
+        assert asked is not None
+        assert asked.because is PurgeReason.OPT_OUT
+        assert asked.scope is not None
+        assert asked.scope.purposes == (PURPOSE,)
+        assert not_asked is None
+
+    def test_the_terms_of_where_the_member_lives_now_count(self) -> None:
+        """Somebody who moved is owed what their new home promises."""
+        order = order_of(chose(Choice.OPT_OUT, 3, on=3), before=(moved("HK", 1, on=1), moved("US", 2, on=2)))
+
+        assert order is not None
+
+    def test_other_facts_oblige_to_nothing(self) -> None:
+        """An order that nobody caused would delete data that may be kept."""
+        assert order_of(chose(Choice.OPT_IN, 2, on=3)) is None
+        assert order_of(moved("HK", 2, on=3)) is None
+
+    def test_an_event_that_is_read_again_opens_the_same_order(self) -> None:
+        """After a crash the worker reads events again; subscribers must not be asked twice."""
+        first, again = order_of(erased(2, on=3)), order_of(erased(2, on=3), before=(HOME, erased(2, on=3)))
+
+        assert first == again
+
+    def test_two_events_open_two_orders(self) -> None:
+        """One receipt must not settle what another member, or another opt-out, is owed."""
+        ids = {order.order_id for number in (2, 3) if (order := order_of(erased(number, on=3)))}
+
+        assert len(ids) == 2
+
+
+class TestPauses:
+    def test_a_pause_of_past_training_opens_one_order_for_its_whole_scope(self) -> None:
+        """Removing a country from training sets is one duty, however many members live there."""
+        imposed = pause(5, "US", on=3, name="us-2024", version=2, reach=Reach.PRIOR_AND_FUTURE, categories=("posts",))
+
+        order = order_for_pause(imposed, ASKING)
+
+        assert order is not None
+        assert (order.order_id, order.because, order.pause) == ("pause:us-2024:2", PurgeReason.PAUSE, "us-2024")
+        assert (order.member, order.scope) == (None, imposed.scope)
+        assert order.due_at == day(3) + WEEK
+
+    def test_a_group_is_due_in_the_shortest_time_of_its_countries(self) -> None:
+        """One deadline for the group must keep the promise made to each country."""
+        controls = ASKING.after(policy(2, terms("DE", purge_within=Micros(DAY_MICROS)), on=0))
+
+        order = order_for_pause(pause(5, "EEA", on=3, reach=Reach.PRIOR_AND_FUTURE), controls)
+
+        assert order is not None
+        assert order.due_at == day(4)
+
+    def test_a_pause_that_only_goes_forward_opens_none(self) -> None:
+        """What was trained lawfully stays."""
+        assert order_for_pause(pause(5, "US", on=3), ASKING) is None
+
+    def test_a_reach_that_is_not_known_is_read_as_the_stricter_one(self) -> None:
+        """A new word of a regulator's desk must not leave data where it should go."""
+        assert order_for_pause(pause(5, "US", on=3, reach=Reach.UNKNOWN), ASKING) is not None
+
+
+class TestReceipts:
+    order = order_for_pause(pause(5, "US", on=3, reach=Reach.PRIOR_AND_FUTURE), ASKING)
+
+    def receipt(self, subscriber: str, result: Result) -> dict[tuple[str, str], Receipt]:
+        """A receipt for the data set `posts`, by its pair."""
+        assert self.order is not None
+        receipt = Receipt(
+            order_id=self.order.order_id,
+            subscriber=subscriber,
+            dataset="posts",
+            result=result,
+            rows_removed=0,
+            version_before="a",
+            version_after="b",
+            completed_at=day(4),
+        )
+        return {(subscriber, "posts"): receipt}
+
+    def test_only_a_final_answer_ends_what_a_subscriber_owes(self) -> None:
+        """A failed deletion that counted as done would be found by the regulator, not by us."""
+        assert self.order is not None
+        declared = [("ranker", "posts"), ("writer", "posts")]
+
+        for result in Result:
+            left = owed(self.order, self.receipt("ranker", result), declared)
+            assert left == (tuple(declared) if result is Result.FAILED else (("writer", "posts"),))
+
+    def test_the_answer_of_somebody_undeclared_settles_nothing(self) -> None:
+        """A misspelt subscriber must not answer for the real one."""
+        assert self.order is not None
+        receipts = self.receipt("rankre", Result.DELETED)
+
+        assert owed(self.order, receipts, [("ranker", "posts")]) == (("ranker", "posts"),)

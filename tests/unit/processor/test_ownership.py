@@ -1,0 +1,201 @@
+"""Taking a partition over: what is whole is used, what is not is rebuilt, and what cannot be right is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from tests.strategies import chose, day, folded, moved
+
+from consentry.domain.errors import UnsafeSetting
+from consentry.domain.records import Record
+from consentry.domain.values import Choice, Micros
+from consentry.processor.ownership import LogSpan, Takeover, last_frontiers, take_over
+from consentry.table.memory import InMemoryTable
+from consentry.wire.controls import Frontier
+from consentry.wire.frames import frame
+from consentry.wire.kafka import Stored
+from consentry.wire.records import read_record, write_record
+
+FRAME = frame(1)
+KEY = b"member-1"
+FLOOR = 1000
+HOME, OUT = moved("US", 1, on=1), chose(Choice.OPT_OUT, 2, on=2)
+
+
+def raw_of(record: Record | None) -> bytes:
+    """The bytes of a record."""
+    assert record is not None
+    return write_record(record, FRAME)
+
+
+def stored(offset: int, value: bytes | None, key: bytes | None = KEY) -> Stored:
+    """A message of the records topic."""
+    return Stored(0, offset, key, value, Micros(0))
+
+
+def frontier(generation: str, *, next_offset: int, tainted: bool = False) -> Frontier:
+    """The last frontier that was published."""
+    return Frontier(0, generation, day(5), next_offset, 0, 0, tainted)
+
+
+def taken(
+    table: InMemoryTable, span: LogSpan, last: Frontier | None = None, records: Iterable[Stored] = ()
+) -> Takeover:
+    """Take partition 0 over."""
+    return take_over(table, 0, span=span, last_frontier=last, records=lambda: records, floor=FLOOR)
+
+
+@pytest.fixture
+def table() -> InMemoryTable:
+    return InMemoryTable()
+
+
+class TestNew:
+    def test_a_new_partition_begins_where_its_log_begins(self, table: InMemoryTable) -> None:
+        """Beginning at the end would skip what members said before the first worker started."""
+        found = taken(table, LogSpan(3, 50, None))
+
+        assert (found.start_offset, found.owned.next_offset, found.rebuilt) == (3, 3, False)
+        assert table.meta(0).generation == found.owned.generation
+
+    def test_two_lives_have_two_names(self, table: InMemoryTable) -> None:
+        """A reader has to see that the table is not the one it knew."""
+        assert (
+            taken(table, LogSpan(0, 0, None)).owned.generation
+            != taken(InMemoryTable(), LogSpan(0, 0, None)).owned.generation
+        )
+
+
+class TestWhole:
+    def test_a_whole_table_is_read_on_from_what_was_committed(self, table: InMemoryTable) -> None:
+        """What lies between is stored but perhaps not published; it is read again and published."""
+        first = taken(table, LogSpan(0, 50, None)).owned
+        table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
+
+        found = taken(table, LogSpan(0, 50, 15), frontier(first.generation, next_offset=15))
+
+        assert (found.start_offset, found.owned.next_offset, found.rebuilt) == (15, 20, False)
+        assert found.owned.epoch > first.epoch
+        assert found.owned.acknowledged_offset == 15
+
+    def test_a_table_whose_first_batch_was_never_committed_is_read_from_the_beginning(
+        self, table: InMemoryTable
+    ) -> None:
+        """The worker fell between storing and publishing; without this no follower ever hears of that batch."""
+        first = taken(table, LogSpan(2, 50, None)).owned
+        table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=2, next_offset=20)
+
+        assert taken(table, LogSpan(2, 50, None)).start_offset == 2
+
+    def test_where_commits_were_lost_the_last_frontier_says_what_was_published(self, table: InMemoryTable) -> None:
+        """A group that was idle for a week loses its offsets; reading years of log again would be an outage."""
+        first = taken(table, LogSpan(0, 50, None)).owned
+        table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
+
+        assert taken(table, LogSpan(0, 50, None), frontier(first.generation, next_offset=12)).start_offset == 12
+
+    def test_a_table_that_went_back_is_read_on_from_where_it_is(self, table: InMemoryTable) -> None:
+        """The last second of a server that lost its power is folded again from the log."""
+        first = taken(table, LogSpan(0, 50, None)).owned
+        table.store(0, {}, epoch=first.epoch, expected_offset=0, next_offset=20)
+
+        found = taken(table, LogSpan(0, 50, 40), frontier(first.generation, next_offset=40))
+
+        assert (found.start_offset, found.owned.next_offset, found.rebuilt) == (20, 20, False)
+
+    def test_a_taint_is_taken_over(self, table: InMemoryTable) -> None:
+        """A restart must not forget that somebody's opt-out may be among the unreadable."""
+        first = taken(table, LogSpan(0, 50, None)).owned
+        table.store(0, {}, epoch=first.epoch, expected_offset=0, next_offset=20, tainted=True)
+
+        assert taken(table, LogSpan(0, 50, 20)).owned.tainted
+
+
+class TestRebuild:
+    def test_a_lost_table_is_rebuilt_from_the_newest_version_of_each_record(self, table: InMemoryTable) -> None:
+        """Records may stand in any order: a worker that woke late published an older one after a newer."""
+        older, newer = raw_of(folded(HOME)), raw_of(folded(HOME, OUT))
+
+        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=25), [stored(0, newer), stored(1, older)])
+
+        assert found.rebuilt
+        assert table.load(0, [KEY]) == [newer]
+        assert (found.start_offset, found.owned.next_offset) == (20, 25)
+
+    def test_a_table_of_another_life_than_the_frontier_speaks_of_is_rebuilt(self, table: InMemoryTable) -> None:
+        """A server that was restored from somewhere holds somebody's table, not ours."""
+        stranger = taken(table, LogSpan(0, 50, None)).owned
+        table.store(0, {b"member-9": b"x"}, epoch=stranger.epoch, expected_offset=0, next_offset=20)
+
+        found = taken(table, LogSpan(0, 50, 20), frontier("another", next_offset=20), [stored(0, raw_of(folded(OUT)))])
+
+        assert found.rebuilt
+        assert dict(table.scan(0)).keys() == {KEY}
+        assert found.owned.generation not in ("another", stranger.generation)
+
+    def test_a_rebuild_that_was_cut_short_starts_anew(self, table: InMemoryTable) -> None:
+        """Half of the records would look like members who never said anything."""
+        epoch = table.claim(0, floor=FLOOR).epoch
+        table.store(0, {b"member-9": b"half"}, epoch=epoch, expected_offset=None, next_offset=None)
+
+        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, raw_of(folded(OUT)))])
+
+        assert found.rebuilt
+        assert dict(table.scan(0)).keys() == {KEY}
+
+    def test_a_taint_that_only_the_frontier_knows_survives_the_rebuild(self, table: InMemoryTable) -> None:
+        """The table is gone; what it knew of unreadable messages is not."""
+        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20, tainted=True))
+
+        assert found.owned.tainted
+        assert table.meta(0).tainted
+
+    def test_messages_without_key_or_value_are_no_records(self, table: InMemoryTable) -> None:
+        """A tombstone that somebody wrote by hand must not end a rebuild."""
+        found = taken(
+            table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, None), stored(1, b"x", None)]
+        )
+
+        assert found.rebuilt
+        assert dict(table.scan(0)) == {}
+
+    def test_a_damaged_record_does_not_come_back_as_a_member_who_never_opted_out(self, table: InMemoryTable) -> None:
+        """A row that names its country would then be allowed, and the next event publishes the forgetting."""
+        good = raw_of(folded(HOME, OUT))
+        damaged = good[:20] + bytes((good[20] ^ 1,)) + good[21:]
+
+        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, damaged)])
+
+        [raw] = table.load(0, [KEY])
+        assert found.owned.tainted or (raw is not None and read_record(raw, KEY).facts)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("span", "position"),
+        [(LogSpan(30, 50, 20), 20), (LogSpan(0, 10, 20), 20), (LogSpan(0, 0, 20), 20)],
+    )
+    def test_a_log_that_does_not_hold_the_tables_position_is_refused(
+        self, table: InMemoryTable, span: LogSpan, position: int
+    ) -> None:
+        """Truncated, or made anew: going on would forget whatever was in the gap."""
+        first = taken(table, LogSpan(0, 50, None)).owned
+        table.store(0, {}, epoch=first.epoch, expected_offset=0, next_offset=position)
+
+        with pytest.raises(UnsafeSetting) as caught:
+            taken(table, span, frontier(first.generation, next_offset=position))
+
+        assert caught.value.code == "log.unreachable"
+
+    def test_a_lost_table_and_a_truncated_log_are_refused(self, table: InMemoryTable) -> None:
+        """Nothing is left that could say what the gap held."""
+        with pytest.raises(UnsafeSetting):
+            taken(table, LogSpan(0, 10, 20), frontier("lost", next_offset=20))
+
+
+def test_the_last_frontier_of_each_partition_counts() -> None:
+    """The topic holds one a second until it is compacted."""
+    first, second = frontier("a", next_offset=1), frontier("a", next_offset=2)
+
+    assert last_frontiers([first, second]) == {0: second}

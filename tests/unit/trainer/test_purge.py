@@ -1,0 +1,176 @@
+"""Purging a Parquet data set: what the orders name goes, all else stays as it was, and twice is once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.strategies import day, moved
+
+from consentry.domain.controls import Scope
+from consentry.domain.errors import InvalidInput
+from consentry.domain.orders import PurgeOrder, PurgeReason
+from consentry.domain.records import fold
+from consentry.domain.values import MemberId
+from consentry.trainer.filter import Columns
+from consentry.trainer.purge import dataset_files, dataset_version, purge, read_dataset
+from consentry.trainer.view import View
+from consentry.wire.frames import frame
+from consentry.wire.partitions import partition_of
+from consentry.wire.records import write_record
+
+PARTITIONS = 4
+
+
+def member_order(member: str) -> PurgeOrder:
+    """An order for one member."""
+    return PurgeOrder(
+        order_id=f"erasure:{member}",
+        because=PurgeReason.ERASURE,
+        recorded_at=day(1),
+        due_at=day(31),
+        member=MemberId(member),
+    )
+
+
+def scope_order(*jurisdictions: str, categories: tuple[str, ...] | None = None) -> PurgeOrder:
+    """An order for the scope of a pause."""
+    return PurgeOrder(
+        order_id="pause:p:1",
+        because=PurgeReason.PAUSE,
+        recorded_at=day(1),
+        due_at=day(31),
+        pause="p",
+        scope=Scope(jurisdictions=jurisdictions, categories=categories),
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two files of rows, one in a folder of its own."""
+    (tmp_path / "more").mkdir()
+    pq.write_table(
+        pa.table(
+            {
+                "member_id": ["ana", "wing", None, "ana"],
+                "jurisdiction": ["US", None, "HK", "HK"],
+                "category": ["posts", "posts", "profile", None],
+                "text": ["a", "b", "c", "d"],
+            }
+        ),
+        tmp_path / "one.parquet",
+    )
+    pq.write_table(
+        pa.table({"member_id": ["bob"], "jurisdiction": ["US"], "category": ["posts"], "text": ["e"]}),
+        tmp_path / "more" / "two.parquet",
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def view(view: View) -> View:
+    """Wing lives in Hong Kong; of the others nothing is recorded."""
+    record = fold(None, moved("HK", 1, on=1, member="wing"))
+    view.apply_records(partition_of(b"wing", PARTITIONS), [b"wing"], [write_record(record, frame(1))])
+    return view
+
+
+def left(data: Path) -> list[str]:
+    """The texts that are left."""
+    return sorted(text for _, table in read_dataset(data) for text in table["text"].to_pylist())
+
+
+class TestCover:
+    def test_the_rows_of_a_member_are_removed_and_counted(self, data: Path, view: View) -> None:
+        """The receipt tells the regulator how many."""
+        result = purge(data, [member_order("ana")], view, now=day(30))
+
+        assert left(data) == ["b", "c", "e"]
+        assert result.rows_removed == {"erasure:ana": 2}
+        assert result.files_rewritten == 1
+
+    def test_the_rows_of_a_scope_are_those_of_its_residents_and_of_its_rows(self, data: Path, view: View) -> None:
+        """A commitment to remove a country means people who live there and data from there."""
+        result = purge(data, [scope_order("HK")], view, now=day(30))
+
+        assert left(data) == ["a", "e"]
+        assert result.rows_removed == {"pause:p:1": 3}
+
+    def test_a_scope_of_some_categories_leaves_the_others_and_takes_what_has_none(self, data: Path, view: View) -> None:
+        """What a row does not say cannot save it."""
+        purge(data, [scope_order("HK", categories=("posts",))], view, now=day(30))
+
+        assert left(data) == ["a", "c", "e"]
+
+    def test_everywhere_is_everybody(self, data: Path, view: View) -> None:
+        """Members of whom nothing is recorded live somewhere."""
+        purge(data, [scope_order("*")], view, now=day(30))
+
+        assert left(data) == []
+
+    def test_a_row_that_two_orders_name_is_counted_once(self, data: Path, view: View) -> None:
+        """The sum of the receipts is what was removed."""
+        result = purge(data, [member_order("wing"), scope_order("HK")], view, now=day(30))
+
+        assert result.rows_removed == {"erasure:wing": 1, "pause:p:1": 2}
+
+    def test_a_missing_member_of_a_categorical_column_is_nobody(self, data: Path, view: View) -> None:
+        """It must not be purged as the first member of the file, nor shield them."""
+        table = pq.read_table(data / "one.parquet")
+        place = table.column_names.index("member_id")
+        encoded = table.set_column(place, "member_id", table["member_id"].dictionary_encode())
+        pq.write_table(encoded, data / "one.parquet")
+
+        purge(data, [member_order("ana")], view, now=day(30))
+
+        assert left(data) == ["b", "c", "e"]
+
+
+class TestFiles:
+    def test_files_without_such_rows_stay_byte_for_byte(self, data: Path, view: View) -> None:
+        """A rewrite of everything would cost days, and break every checksum that others keep."""
+        before = (data / "more" / "two.parquet").read_bytes()
+
+        purge(data, [member_order("ana")], view, now=day(30))
+
+        assert (data / "more" / "two.parquet").read_bytes() == before
+
+    def test_a_second_purge_removes_nothing_more(self, data: Path, view: View) -> None:
+        """A subscriber that fell before its receipt was sent runs it again."""
+        first = purge(data, [member_order("ana")], view, now=day(30))
+
+        again = purge(data, [member_order("ana")], view, now=day(30))
+
+        assert again.rows_removed == {"erasure:ana": 0}
+        assert again.version_before == again.version_after == first.version_after
+
+    def test_the_version_changes_with_the_content_and_only_then(self, data: Path, view: View) -> None:
+        """Before and after stand in the receipt."""
+        before = dataset_version(data)
+
+        result = purge(data, [member_order("ana")], view, now=day(30))
+
+        assert result.version_before == before
+        assert result.version_after == dataset_version(data) != before
+
+    def test_what_a_killed_purge_left_behind_is_removed_and_never_read(self, data: Path, view: View) -> None:
+        """Half a file beside the whole one would bring its rows back."""
+        leftover = data / "more" / ".consentry-purge-two.parquet"
+        leftover.write_bytes(b"half")
+
+        purge(data, [], view, now=day(30))
+
+        assert not leftover.exists()
+        assert [path.name for path in dataset_files(data)] == ["two.parquet", "one.parquet"]
+
+    def test_a_data_set_that_is_not_there_is_refused(self, tmp_path: Path, view: View) -> None:
+        """NOT_FOUND in a receipt has to mean that somebody looked."""
+        with pytest.raises(InvalidInput, match="is not a directory"):
+            purge(tmp_path / "nowhere", [], view, now=day(30))
+
+    def test_a_file_without_the_members_column_is_refused_by_name(self, data: Path, view: View) -> None:
+        """Skipped, it would keep the rows that the order is about."""
+        with pytest.raises(InvalidInput, match="'user'"):
+            purge(data, [member_order("ana")], view, now=day(30), columns=Columns(member="user"))

@@ -142,7 +142,6 @@ def test_a_member_whose_events_came_by_a_foreign_partition_is_held(world: World)
     assert (refused.returncode, "member.misplaced" in refused.stderr) == (2, True)
 
 
-@pytest.mark.xfail(strict=True, reason="the end mark of a transaction is never acknowledged: the frontier waits for it")
 def test_a_transaction_in_the_log_does_not_stop_the_frontier(world: World) -> None:
     """Its end is an offset that no consumer is ever given: every trainer would wait for it, and stand still."""
     world.processor()

@@ -117,7 +117,7 @@ def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: 
     frontiers = FrontierThread(
         marks, kafka=kafka, namespace=namespace, publish=publish_frontier, clock=system_clock, metrics=metrics
     )
-    return {"hot_path": hot_path, "frontiers": frontiers, "publisher": publisher}
+    return {"hot_path": hot_path, "frontiers": frontiers, "publisher": publisher, "view": view}
 
 
 def _health(settings: Settings, parts: dict[str, Any], metrics: Any) -> Any:
@@ -130,7 +130,8 @@ def _health(settings: Settings, parts: dict[str, Any], metrics: Any) -> Any:
 
     def alive() -> dict[str, Any]:
         idle = monotonic() - hot_path.progress_at
-        return {"ok": idle < STALL_SECONDS, "seconds_since_progress": round(idle, 1)}
+        follows = parts["view"].is_alive
+        return {"ok": idle < STALL_SECONDS and follows, "seconds_since_progress": round(idle, 1), "controls": follows}
 
     def ready() -> dict[str, Any]:
         ages = frontiers.ages()

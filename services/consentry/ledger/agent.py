@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
 from typing import Any, Final
 
 import faust
 import structlog
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupState, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from consentry.domain.controls import Controls
 from consentry.domain.errors import ConsentryError, UndecodableEvent
@@ -26,10 +28,11 @@ from consentry.ops.metrics import Metrics
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause, read_order, read_receipt, write_order
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.kafka import producer_config, read_all, send
+from consentry.wire.kafka import client_config, producer_config, read_all, send
 from consentry.wire.schemas import CONTROLS, PURGE_ORDERS, RECEIPTS, topic_name
 
 ATTEMPTS_MAX: Final = 8
+UNASSIGNED_SECONDS_MAX: Final = 15.0
 _LOG = structlog.get_logger(__name__)
 
 
@@ -78,6 +81,20 @@ class Ledger:
         for subscriber, (open_orders, overdue) in self._loaded().open_and_overdue(self._clock()).items():
             self._metrics.gauge("consentry_purge_orders_open", subscriber).set(open_orders)
             self._metrics.gauge("consentry_purge_orders_overdue", subscriber).set(overdue)
+
+    def is_abandoned(self, group: str) -> bool:
+        """Whether the group is at rest and none of its members holds the controls: then nobody opens orders.
+
+        False where the broker does not say: it is asked again.
+        """
+        admin = AdminClient(client_config(self._kafka, "consentry-ledger"))
+        try:
+            found = admin.describe_consumer_groups([group], request_timeout=5)[group].result()
+        except KafkaException as error:
+            _LOG.warning("ledger_group_unknown", detail=str(error))
+            return False
+        held = {place.topic for member in found.members for place in member.assignment.topic_partitions}
+        return found.state == ConsumerGroupState.STABLE and self._topics[CONTROLS] not in held
 
     def _loaded(self) -> Book:
         """The book, from the history of all three topics; orders that nobody opened or settled are published."""
@@ -132,6 +149,7 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
     """Give the app the ledger's agent and its timer."""
     channel = app.topic(*ledger.topics, value_type=bytes, key_type=bytes)
     lock = asyncio.Lock()
+    unassigned_since: float | None = None
 
     async def in_thread(call: Callable[..., None], *args: Any) -> None:
         async with lock:
@@ -147,8 +165,19 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
 
     @app.timer(1.0)  # type: ignore[untyped-decorator]  # Faust's timer has no types
     async def report() -> None:
+        nonlocal unassigned_since
         if any(place.topic in ledger.topics for place in app.consumer.assignment()):
+            unassigned_since = None
             await in_thread(ledger.report)
+            return
+        # After a broker was away Faust's assignor may settle on giving the topics to nobody, and stay there.
+        unassigned_since = unassigned_since or monotonic()
+        if monotonic() - unassigned_since > UNASSIGNED_SECONDS_MAX:
+            loop = asyncio.get_running_loop()
+            if await loop.run_in_executor(None, ledger.is_abandoned, str(app.conf.id)):
+                _LOG.critical("worker_ends", why="no worker is given the ledger's topics")
+                os._exit(1)
+            unassigned_since = None
 
     async def forget(_app: Any, *_args: Any, **_kwargs: Any) -> None:
         ledger.forget()

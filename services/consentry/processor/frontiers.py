@@ -128,6 +128,11 @@ class FrontierThread:
         self._stopping.set()
         self._thread.join(timeout=5)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether frontiers are still being published; if not, every follower soon excludes everybody."""
+        return self._thread.is_alive()
+
     def ages(self) -> dict[int, float]:
         """Seconds since each owned partition's frontier; a partition without one is not in it."""
         now = self._clock()

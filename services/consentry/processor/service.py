@@ -73,6 +73,9 @@ class HotPathService(Service):
             if not self._thread.is_alive() and not self.should_stop:
                 _LOG.critical("worker_ends", why="the hot path ended")
                 os._exit(1)
+            if not self._frontiers.is_alive and not self.should_stop:
+                _LOG.critical("worker_ends", why="the frontier thread ended")
+                os._exit(1)
             if monotonic() - self._hot_path.progress_at > STALL_SECONDS:
                 _LOG.critical("worker_ends", why=f"no progress for {STALL_SECONDS:.0f} s")
                 os._exit(1)

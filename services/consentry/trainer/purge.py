@@ -89,7 +89,8 @@ def purge(
 
 
 def _replace(path: Path, table: pa.Table) -> None:
-    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    # Not *.parquet: a reader that takes every such file must never meet a half-written one.
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}.tmp")
     pq.write_table(table, temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())

@@ -35,6 +35,11 @@ class ControlsView:
         """Begin to follow."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the controls are still followed."""
+        return self._thread.is_alive()
+
     def wait_until_read(self, timeout_seconds: float) -> None:
         """Return once everything there was at the start is read. Raises Unavailable after that time."""
         if not self._at_end.wait(timeout_seconds):

@@ -118,11 +118,17 @@ def parse_policy(data: object, *, event_id: bytes, recorded_at: Micros, source: 
     if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
         _refuse("terms", entries, "is not a list with at least one entry", "give one entry per group of jurisdictions")
     effective = fields.get("effective")
+    effective_at = recorded_at if effective is None else parse_instant(effective, what="effective")
+    terms = tuple(_parse_terms(entry, f"terms[{place}]") for place, entry in enumerate(entries))
+    for place, entry in enumerate(terms):
+        if entry.notice_until is not None and entry.notice_until < effective_at:
+            given = entries[place].get("notice_until")
+            _refuse(f"terms[{place}].notice_until", given, "is before the policy takes effect", "give a later date")
     return PolicyPublished(
         event_id=event_id,
         version=version,
-        terms=tuple(_parse_terms(entry, f"terms[{place}]") for place, entry in enumerate(entries)),
-        effective_at=recorded_at if effective is None else parse_instant(effective, what="effective"),
+        terms=terms,
+        effective_at=effective_at,
         recorded_at=recorded_at,
         source=source,
     )

@@ -21,9 +21,9 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line a request says
 class HttpRegistry:
     """The registry at `url`; see catalog.Registry for the contract."""
 
-    def __init__(self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 5.0) -> None:
+    def __init__(self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 3.0) -> None:
         self._url = url
-        config = {"url": url, "timeout": timeout_seconds, "max.retries": 2, **(settings or {})}
+        config = {"url": url, "timeout": timeout_seconds, "max.retries": 1, **(settings or {})}
         self._client = SchemaRegistryClient(config)
 
     def register(self, subject: str, schema: Schema) -> int:

@@ -42,7 +42,7 @@ def run(
     CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL name, in a namespace of its own. Exit status 0 only if every answer
     of every trainer was right.
     """
-    console = Console(stderr=as_json, highlight=False, record=picture is not None, width=112 if picture else None)
+    console = Console(stderr=as_json, highlight=False, record=picture is not None, width=124 if picture else None)
     started = monotonic()
     with ExitStack() as stack:
         settings, work = stack.enter_context(_surroundings(directory, console, keep))

@@ -36,7 +36,7 @@ from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, topic_name, topics
 from consentry.wire.topics import apply_topics, plan_topics
 
 TRAINERS: Final = tuple(DATASETS)
-EVENTS_PER_SECOND: Final = 1000
+EVENTS_PER_SECOND: Final = 500
 _PATIENCE_SECONDS: Final = 60.0
 
 
@@ -232,7 +232,7 @@ class Performance:
             sleep(0.1)
 
     def _send(self, events: Sequence[ChangeEvent], *, paced: bool = False) -> None:
-        """Send events in order; paced ones at 1,000 a second, each timed from when it was meant to go."""
+        """Send events in order; paced ones at EVENTS_PER_SECOND, each timed from when it was meant to go."""
         topic = topic_name(self._settings.namespace, MEMBER_EVENTS)
         started = system_clock()
         failed: list[Any] = []

@@ -102,6 +102,8 @@ class Client:
             # Frontiers are only of use while they are young; an older one proves nothing.
             tail = self._ends[FRONTIERS, 0] - _FRONTIERS_TAIL * self.partitions
             return tail if tail > 0 else OFFSET_BEGINNING
+        if topic == PURGE_ORDERS:
+            return OFFSET_BEGINNING  # orders are not part of a view: each client reads them all
         return self.view.positions.get((topic, partition), OFFSET_BEGINNING)
 
     def stop(self) -> None:

@@ -58,7 +58,8 @@ def members_in(directory: Path) -> list[str]:
     """Whose rows a data set still holds."""
     found: list[str] = []
     for path in dataset_files(directory):
-        found += pq.read_table(path)["member_id"].to_pylist()
+        with path.open("rb") as file:  # opened once: a purge may put another file in its place at any moment
+            found += pq.read_table(file)["member_id"].to_pylist()
     return sorted(set(found))
 
 

@@ -75,7 +75,7 @@ def purge(
     )
     cover = _Cover(orders, view, now)
     for path in dataset_files(directory):
-        table = pq.read_table(path, partitioning=None)
+        table = read_file(path)
         covered_by = cover.first_order(table, columns or conventional_columns(table))
         is_covered = covered_by >= 0
         if not is_covered.any():
@@ -174,7 +174,13 @@ def _category_is_in(table: pa.Table, order: PurgeOrder, columns: Columns) -> npt
     return mask
 
 
+def read_file(path: Path) -> pa.Table:
+    """The table of one Parquet file, opened once: reading by path opens it twice, and it may be replaced in between."""
+    with path.open("rb") as file:
+        return pq.read_table(file)
+
+
 def read_dataset(directory: Path) -> Iterator[tuple[Path, pa.Table]]:
     """Each file of a data set and its table."""
     for path in dataset_files(directory):
-        yield path, pq.read_table(path, partitioning=None)
+        yield path, read_file(path)

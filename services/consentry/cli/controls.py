@@ -13,7 +13,7 @@ from consentry.domain.controls import OptIns, PauseBasis, Reach
 from consentry.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from consentry.domain.controls import Control, Scope
+    from consentry.domain.controls import Control, PolicyPublished, Scope
     from consentry.domain.values import Micros
     from consentry.ops.settings import Settings
 
@@ -45,7 +45,9 @@ def impose(
 
     scope = parse_scope(jurisdiction, purpose or None, category or None, what="--jurisdiction")
     name, settings = parse_name(pause, what="pause"), _settings()
-    _refuse_without_effect(name, version, scope, _log(settings))
+    log = _log(settings)
+    _refuse_without_effect(name, version, scope, log)
+    _warn_of_unknown_purposes(scope, log)
     now, at = _times(effective)
     control = PauseImposed(
         event_id=uuid.uuid4().bytes,
@@ -75,6 +77,18 @@ def _refuse_without_effect(pause: str, version: int, scope: Scope, log: Sequence
                 "already: this one would stop nothing.",
                 code="input.pause_version",
                 fix="give --version a higher number",
+            )
+
+
+def _warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
+    """A slip of the finger would pause a purpose that nobody uses."""
+    from consentry.domain.controls import PolicyPublished
+
+    known = {terms.purpose for policy in log if isinstance(policy, PolicyPublished) for terms in policy.terms}
+    for purpose in scope.purposes or ():
+        if known and purpose not in known:
+            typer.echo(
+                f"note: no policy has terms for the purpose {purpose!r}; they have {', '.join(sorted(known))}", err=True
             )
 
 
@@ -148,7 +162,29 @@ def publish(file: Annotated[Path, typer.Argument(help="YAML file; see docs/polic
             code="input.file",
             fix="name a readable text file",
         ) from error
-    _send(parse_policy_file(text, event_id=uuid.uuid4().bytes, recorded_at=system_clock(), source="cli"))
+    policy = parse_policy_file(text, event_id=uuid.uuid4().bytes, recorded_at=system_clock(), source="cli")
+    settings = _settings()
+    if _is_published(policy, _log(settings)):
+        typer.echo(f"policy {policy.version} is published already, with the same terms; nothing was sent")
+        return
+    _send(policy, settings)
+
+
+def _is_published(policy: PolicyPublished, log: Sequence[Control]) -> bool:
+    """Whether this version was published before. Raises InvalidInput if it was with other content."""
+    from consentry.domain.controls import PolicyPublished
+
+    for known in log:
+        if isinstance(known, PolicyPublished) and known.version == policy.version:
+            if known.terms == policy.terms:
+                return True
+            raise InvalidInput(
+                f"The policy version {policy.version!r} was published before with other terms: a record that names it "
+                "would not say which.",
+                code="input.policy_version",
+                fix="give the new terms a version of their own",
+            )
+    return False
 
 
 def _times(effective: str | None) -> tuple[Micros, Micros]:

@@ -284,7 +284,7 @@ def _print_up(directory: Path, state: StackState) -> None:
     out.print("For other programs in another terminal:\n")
     for name, value in _variables(state).items():
         out.print(f"  export {name}={value}", markup=False, soft_wrap=True)
-    out.print("\nNext, in another terminal, set all three and ask each service a real question:\n", soft_wrap=True)
+    out.print("\nNext, in another terminal, set these and ask each service a real question:\n", soft_wrap=True)
     out.print(
         f'  eval "$({_command("env", directory)})" && {_command("status", directory)}\n', style="bold", soft_wrap=True
     )

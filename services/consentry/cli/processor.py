@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ def _run(settings: Settings) -> int:
         )
         health = _health(settings, parts, metrics)
         structlog.get_logger(__name__).info("processor", metrics=health.address, partitions=partitions)
-        with tempfile.TemporaryDirectory(prefix="consentry-faust-") as data_directory:
-            app = build_app(kafka=kafka, app_id=f"{namespace}-ledger", data_directory=data_directory)
-            add_ledger(app, ledger)
-            status = run_worker(app, [lambda: HotPathService(parts["hot_path"], parts["frontiers"])])
+        # Faust keeps nothing there, but wants a directory; one place for all, as a killed worker cannot remove its own.
+        data_directory = str(Path(tempfile.gettempdir()) / f"consentry-faust-{os.getuid()}")
+        app = build_app(kafka=kafka, app_id=f"{namespace}-ledger", data_directory=data_directory)
+        add_ledger(app, ledger)
+        status = run_worker(app, [lambda: HotPathService(parts["hot_path"], parts["frontiers"])])
         parts["publisher"].close()
         view.stop()
         health.stop()

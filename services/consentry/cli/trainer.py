@@ -23,6 +23,7 @@ def run(
     import structlog
 
     from consentry.cli.wiring import load_settings, open_catalog
+    from consentry.domain.errors import InvalidInput
     from consentry.domain.values import parse_name
     from consentry.ops.clock import system_clock
     from consentry.ops.health import HealthServer
@@ -33,6 +34,11 @@ def run(
 
     settings = load_settings()
     set_up_logs(style=settings.log_format, level=settings.log_level)
+    for file in (manifest, journal):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise InvalidInput(
+                f"The directory of {str(file)!r} does not exist.", code="input.file", fix="make it, or name another"
+            )
     purpose, name = parse_name(purpose, what="purpose"), parse_name(name, what="subscriber")
     catalog = open_catalog(settings)
     metrics = Metrics(version("consentry"))

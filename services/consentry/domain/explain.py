@@ -28,7 +28,7 @@ def sentence(ground: Ground) -> str:
     """What a ground says."""
     fact = ground.fact
     if isinstance(fact, str):
-        return fact
+        return f"{fact} in {ground.jurisdiction}" if ground.reason is Reason.NO_TERMS and ground.jurisdiction else fact
     if isinstance(fact, PauseImposed):
         by = f"{fact.authority} " if fact.authority else ""
         return (

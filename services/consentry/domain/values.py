@@ -32,13 +32,16 @@ def parse_member_id(text: str) -> MemberId:
     return MemberId(text)
 
 
+_EXAMPLES: Final = {"purpose": "genai_training, as the policy names it", "category": "posts", "pause": "hk-2024"}
+
+
 def parse_name(text: str, *, what: str) -> str:
     """Return `text` as the name of a purpose, category or pause, or raise InvalidInput."""
     if NAME_PATTERN.fullmatch(text) is None:
         raise InvalidInput(
             f"The {what} {text[:80]!r} is not 1 to 64 lower-case letters, digits, '_', '.' or '-'.",
             code=f"input.{what.replace(' ', '_')}",
-            fix="use the name that the policy uses, such as genai_training",
+            fix=f"use a {what} such as {_EXAMPLES.get(what, 'ranker-2')}",
         )
     return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from consentry.processor.frontiers import FrontierThread
 from consentry.processor.hotpath import HotPath
 
 STALL_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 20.0
 _LOG = structlog.get_logger(__name__)
 
 FAUST_SETTINGS: Final[dict[str, Any]] = {
@@ -81,9 +82,13 @@ class HotPathService(Service):
                 os._exit(1)
 
     async def on_stop(self) -> None:
-        """Let the batch in hand finish."""
+        """Let the batch in hand finish; the rest of the shutdown gets a bounded time."""
         self._hot_path.stop()
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, _STOP_SECONDS)
+        # With the broker away Faust waits for it for a minute; a supervisor would have killed the worker by then.
+        last_resort = threading.Timer(STOP_SECONDS, lambda: os._exit(1 if self._thread.is_alive() else 0))
+        last_resort.daemon = True
+        last_resort.start()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, STOP_SECONDS)
         await asyncio.get_running_loop().run_in_executor(None, self._frontiers.stop)
 
 
@@ -120,7 +125,18 @@ def _credentials(kafka: dict[str, str]) -> Any:
 def run_worker(app: faust.App, services: list[Callable[[], Service]]) -> int:
     """Run the app with these services until SIGINT or SIGTERM; the exit status."""
     made = [service() for service in services]
-    worker = faust.Worker(app, *made, loglevel="WARNING", override_logging=False, redirect_stdouts=False, quiet=True)
+    # Faust draws a spinner on its standard output, also when that is a file.
+    nowhere = io.StringIO()
+    worker = faust.Worker(
+        app,
+        *made,
+        loglevel="WARNING",
+        override_logging=False,
+        redirect_stdouts=False,
+        quiet=True,
+        stdout=nowhere,
+        stderr=nowhere,
+    )
     try:
         worker.execute_from_commandline()
     except SystemExit as ended:

@@ -80,6 +80,7 @@ class Client:
         self._ends: dict[tuple[str, int], int] = {}
         self._caught_up = threading.Event()
         self._failure = ""
+        self._was_stale = True
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
 
@@ -242,12 +243,23 @@ class Client:
                 self._apply(messages)
                 self.view.settle_frontiers()
                 self._look_whether_caught_up()
+                self._tell_freshness()
         except Exception as error:  # noqa: BLE001 - logged, and every answer is STALE from here on
             # Whatever it was, what is held is not proven any more: from here on everything is STALE.
             self._failure = f"following ended ({type(error).__name__})"
             _LOG.critical("follower_ended", subscriber=self.name, exc_info=error)
         finally:
             self._consumer.close()
+
+    def _tell_freshness(self) -> None:
+        """Log once when answers become STALE, and once when they are given again."""
+        detail = self._stale_detail(self._clock())
+        if self._caught_up.is_set() and bool(detail) != self._was_stale:
+            self._was_stale = bool(detail)
+            if detail:
+                _LOG.warning("stale", subscriber=self.name, detail=detail)
+            else:
+                _LOG.info("fresh", subscriber=self.name)
 
     def _apply(self, messages: Sequence[Message]) -> None:
         records: dict[int, list[Message]] = {}

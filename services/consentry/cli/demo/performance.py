@@ -107,7 +107,7 @@ class Performance:
                     if "TABLE" not in name
                 ),
                 f"  consentry table verify {followers}",
-                f"  consentry explain {self._story.members[7]} --at 2024-10-12 --known-at 2024-10-12",
+                f"  consentry explain {self._quiet_member('HK')} --at 2024-10-12 --known-at 2024-10-12",
                 f"  kill -9 {self._crew.pid('processor')}    # the processor; the demo starts it again",
             )
         )
@@ -205,7 +205,10 @@ class Performance:
         rows = self._stored_rows()
         self._await_orders()
         if (gone := rows - self._stored_rows()) > 0:
-            self._console.print(f"             {gone} rows purged from the data sets, with receipts", style="yellow")
+            self._console.print(
+                f"             {gone} {'rows' if gone > 1 else 'row'} gone by now by purge orders, with receipts",
+                style="yellow",
+            )
         self._send(chapter.changes, paced=True)
         changed = self._sent[-len(chapter.changes) :]
         self._await_versions(changed)
@@ -293,7 +296,7 @@ class Performance:
 
     def _ask_about_the_past(self) -> None:
         """The question that needs two times: what was right in Hong Kong on 12 October, and what was known then?"""
-        member = next(name for name, home in self._story.homes.items() if self._is_quiet(name) and home == "HK")
+        member = self._quiet_member("HK")
         record = read_member(self._settings, member)
         controls = Controls(iso_jurisdictions()).after(*read_controls(self._settings))
         self._console.print("\nUsing a silent Hong Kong member's data on 12 October 2024, asked from the table:")
@@ -306,6 +309,10 @@ class Performance:
                 markup=False,
                 soft_wrap=self._soft_wrap,
             )
+
+    def _quiet_member(self, home: str) -> str:
+        """A member who lives there, and of whom nothing else is known."""
+        return next(name for name, place in self._story.homes.items() if place == home and self._is_quiet(name))
 
     def _is_quiet(self, member: str) -> bool:
         """Whether nothing is known of the member but where they live."""

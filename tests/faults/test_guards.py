@@ -23,7 +23,7 @@ from consentry.processor.ports import InMemoryPublisher, NoObligations
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import ConsentTable
 from consentry.table.redis_table import RedisTable
-from consentry.trainer.view import View
+from consentry.trainer.view import FOREVER, View
 from consentry.wire.catalog import Catalog, InMemoryRegistry, load_catalog, register_all
 from consentry.wire.controls import Frontier
 from consentry.wire.events import write_event
@@ -302,9 +302,9 @@ def frontier(*, at: Micros, tainted: bool) -> Frontier:
 class NoTaint(View):
     """A follower that does not look at taints."""
 
-    def apply_frontier(self, frontier: Frontier) -> None:
+    def apply_frontier(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
         """Every frontier as if it were whole."""
-        super().apply_frontier(frontier._replace(tainted=False))
+        super().apply_frontier(frontier._replace(tainted=False), appended_at)
 
 
 def test_a_tainted_partition_allows_nobody_and_an_older_frontier_takes_no_taint_back() -> None:

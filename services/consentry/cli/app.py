@@ -9,6 +9,7 @@ import logging
 import sys
 
 import typer
+from confluent_kafka import KafkaException
 from rich.console import Console
 
 from consentry.cli import controls, emit, explain, local, processor, schemas, table, topics, trainer
@@ -55,6 +56,14 @@ def main() -> None:
             f"consentry: This command needs the package {error.name!r}, which is not installed [install.extra]. "
             f"Fix: pip install 'consentry\\[{wanted}]'",
             style="red",
+        )
+        sys.exit(EXIT_CANNOT_TELL)
+    except KafkaException as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"consentry: The Kafka client refused its settings: {error.args[0]}. [kafka.settings] Fix: check the "
+            "CONSENTRY_KAFKA_* variables, such as the path of the CA file",
+            style="red",
+            markup=False,
         )
         sys.exit(EXIT_CANNOT_TELL)
     except KeyboardInterrupt:

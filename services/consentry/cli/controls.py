@@ -13,9 +13,11 @@ from consentry.domain.controls import OptIns, PauseBasis, Reach
 from consentry.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from consentry.domain.controls import Control, PolicyPublished, Scope
+    from consentry.domain.controls import Control, PauseImposed, PolicyPublished, Scope
     from consentry.domain.values import Micros
     from consentry.ops.settings import Settings
+
+INT_MAX = (1 << 31) - 1
 
 pause_app = typer.Typer(name="pause", help="Impose and lift pauses.", no_args_is_help=True)
 policy_app = typer.Typer(name="policy", help="Publish policies.", no_args_is_help=True)
@@ -28,7 +30,7 @@ EffectiveOption = Annotated[str | None, typer.Option(help="When it takes effect,
 def impose(
     pause: PauseArgument,
     jurisdiction: Annotated[list[str], typer.Option(help="ISO 3166 code, group or '*'; may be repeated.")],
-    version: Annotated[int, typer.Option(min=1, help="Higher than any version that was lifted.")] = 1,
+    version: Annotated[int, typer.Option(min=1, max=INT_MAX, help="Higher than any version that was lifted.")] = 1,
     purpose: Annotated[list[str] | None, typer.Option(help="May be repeated; default: every purpose.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="May be repeated; default: every category.")] = None,
     effective: EffectiveOption = None,
@@ -46,7 +48,7 @@ def impose(
     scope = parse_scope(jurisdiction, purpose or None, category or None, what="--jurisdiction")
     name, settings = parse_name(pause, what="pause"), _settings()
     log = _log(settings)
-    _refuse_without_effect(name, version, scope, log)
+    _refuse_without_effect(name, version, (scope, reach), effective, log)
     _warn_of_unknown_purposes(scope, log)
     now, at = _times(effective)
     control = PauseImposed(
@@ -64,20 +66,30 @@ def impose(
     _send(control, settings)
 
 
-def _refuse_without_effect(pause: str, version: int, scope: Scope, log: Sequence[Control]) -> None:
-    """A version that was lifted, or imposed with another scope, would be accepted and stop nothing."""
+def _refuse_without_effect(
+    pause: str, version: int, asked: tuple[Scope, Reach], effective: str | None, log: Sequence[Control]
+) -> None:
+    """A version that was lifted, or imposed otherwise, would be accepted and change nothing."""
     from consentry.domain.controls import PauseImposed, PauseLifted
 
     for known in log:
         is_lifted = isinstance(known, PauseLifted) and known.pause == pause and known.version >= version
         is_other = isinstance(known, PauseImposed) and (known.pause, known.version) == (pause, version)
-        if is_lifted or (is_other and known.scope != scope):  # type: ignore[union-attr]
+        if is_lifted or (isinstance(known, PauseImposed) and is_other and _differs(known, asked, effective)):
             raise InvalidInput(
-                f"Version {version} of pause {pause!r} was {'lifted' if is_lifted else 'imposed for another scope'} "
-                "already: this one would stop nothing.",
+                f"Version {version} of pause {pause!r} was {'lifted' if is_lifted else 'imposed otherwise'} already: "
+                "repeating it changes nothing.",
                 code="input.pause_version",
                 fix="give --version a higher number",
             )
+
+
+def _differs(known: PauseImposed, asked: tuple[Scope, Reach], effective: str | None) -> bool:
+    """Whether a repeated imposition says something that the first did not."""
+    from consentry.wire.forms import parse_instant
+
+    is_moved = effective is not None and parse_instant(effective, what="--effective") != known.effective_at
+    return (known.scope, known.reach) != asked or is_moved
 
 
 def _warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
@@ -95,7 +107,7 @@ def _warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
 @pause_app.command()
 def lift(
     pause: PauseArgument,
-    version: Annotated[int, typer.Option(min=1, help="This version and those before it end.")] = 1,
+    version: Annotated[int, typer.Option(min=1, max=INT_MAX, help="This version and those before it end.")] = 1,
     opt_ins: Annotated[OptIns, typer.Option(help="Whether opt-ins recorded before it still count.")] = OptIns.VOID,
     effective: EffectiveOption = None,
 ) -> None:

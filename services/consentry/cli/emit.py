@@ -35,7 +35,9 @@ def opt_in(
     purpose: PurposeOption = "genai_training",
     observed: Annotated[
         int | None,
-        typer.Option(min=0, help="Version of the record that the person had seen; an unseen opt-out stands."),
+        typer.Option(
+            min=0, max=(1 << 63) - 1, help="Version of the record that the person had seen; an unseen opt-out stands."
+        ),
     ] = None,
     effective: EffectiveOption = None,
 ) -> None:

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from consentry.domain.errors import Refused
+
 if TYPE_CHECKING:
     from consentry.ops.settings import Settings
 
@@ -17,6 +19,12 @@ def run() -> None:
     from consentry.ops.logs import set_up_logs
 
     settings = load_settings()
+    if settings.failpoint and settings.profile != "local":
+        raise Refused(
+            "CONSENTRY_FAILPOINT is set, which ends the process on purpose; it is for tests.",
+            code="settings.failpoint",
+            fix="unset it",
+        )
     set_up_logs(style=settings.log_format, level=settings.log_level)
     status = _run(settings)
     # The clients' threads may still hold connections to a broker that is gone; all that matters is done.
@@ -80,7 +88,7 @@ def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: 
     from consentry.processor.materialiser import Materialiser
     from consentry.processor.ownership import last_frontiers
     from consentry.processor.publisher import KafkaPublisher
-    from consentry.wire.controls import Frontier, read_frontier, write_frontier
+    from consentry.wire.controls import Frontier, readable_frontiers, write_frontier
     from consentry.wire.kafka import read_all, read_partition
     from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
 
@@ -108,9 +116,7 @@ def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: 
             failpoint=failpoint,
         ),
         marks=marks,
-        last_frontiers=lambda: last_frontiers(
-            read_frontier(message.value, catalog) for message in read_all(kafka, frontiers_topic)
-        ),
+        last_frontiers=lambda: last_frontiers(readable_frontiers(read_all(kafka, frontiers_topic), catalog)),
         records=lambda partition: read_partition(kafka, topic_name(namespace, RECORDS), partition),
         clock=system_clock,
         metrics=metrics,

@@ -13,7 +13,7 @@ def run(
     dataset: Annotated[Path, typer.Option(help="Directory of Parquet files with a column member_id.")],
     name: Annotated[str, typer.Option(help="Name of this subscriber, as it stands in receipts.")],
     purpose: Annotated[str, typer.Option(help="What the data is used for.")] = "genai_training",
-    every: Annotated[float, typer.Option(help="Seconds between epochs; 0: only on SIGUSR1.")] = 60.0,
+    every: Annotated[float, typer.Option(min=0, help="Seconds between epochs; 0: only on SIGUSR1.")] = 60.0,
     manifest: Annotated[Path | None, typer.Option(help="Write each row's answer of the last epoch here.")] = None,
     journal: Annotated[Path | None, typer.Option(help="Write when each record and control arrived here.")] = None,
 ) -> None:

@@ -61,7 +61,10 @@ class Settings(BaseSettings):
         except ValidationError as error:
             first = error.errors()[0]
             name = f"CONSENTRY_{'_'.join(str(part) for part in first['loc'])}".upper()
-            given = "" if "password" in name.lower() or "redis" in name.lower() else f" {first.get('input')!r}"
+            secret = any(word in name.lower() for word in ("password", "redis", "credentials")) or "@" in str(
+                first.get("input")
+            )
+            given = "" if secret else f" {first.get('input')!r}"
             raise InvalidInput(
                 f"{name} has a value{given} that does not fit: {first['msg']}.",
                 code="settings.invalid",

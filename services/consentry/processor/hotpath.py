@@ -125,6 +125,8 @@ class HotPath:
                     self._take(self._batches(messages))
                 else:
                     self._settle()
+                if self._stopping.is_set():
+                    break  # what was read may not have been stored: no mark may count as reached now
                 self._commit_due(is_idle=not messages)
                 self._look_at_marks()
             self._settle()

@@ -20,7 +20,7 @@ from consentry.table.protocol import Claim, ConsentTable
 from consentry.wire.controls import Frontier
 from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.kafka import Stored
-from consentry.wire.records import DamagedRecord, check_sum, read_record, version_of, write_record
+from consentry.wire.records import DamagedRecord, came_from, check_sum, read_record, version_of, write_record
 
 REBUILD_BATCH: Final = 2000
 _VERSION_MAX: Final = 1 << 40
@@ -69,6 +69,8 @@ def take_over(
     )
     if is_whole and claim.generation is not None and claim.next_offset is not None:
         _check_reachable(partition, claim.next_offset, span)
+        if span.committed_offset is not None:
+            _check_reachable(partition, span.committed_offset, span)
         # What was stored but never committed may never have been published: it is read again.
         published = last_frontier.next_offset if last_frontier else span.first_offset
         start = min(claim.next_offset, published if span.committed_offset is None else span.committed_offset)
@@ -98,7 +100,10 @@ def rebuild(
     All events below the committed offset, and below the last frontier's, are in records; the rest is folded again.
     """
     _LOG.warning("table_rebuild", partition=partition, held_offset=claim.next_offset)
-    covered = max(span.committed_offset or 0, last_frontier.next_offset if last_frontier else 0, span.first_offset)
+    known = [
+        offset for offset in (span.committed_offset, last_frontier and last_frontier.next_offset) if offset is not None
+    ]
+    covered = max(known, default=span.first_offset)
     _check_reachable(partition, covered, span)
     tainted = claim.tainted or (last_frontier is not None and last_frontier.tainted)
     table.empty(partition, epoch=claim.epoch)
@@ -127,9 +132,13 @@ def restore(table: ConsentTable, partition: int, *, epoch: int, records: Iterabl
             known = newest.get(message.key)
             if known is None or version_of(known) <= version_of(message.value):
                 newest[message.key] = message.value
+            elif not came_from(known, message.value):
+                damaged[message.key] = message
         members = list(newest)
         for member, held in zip(members, table.load(partition, members), strict=True):
             if held is not None and version_of(held) > version_of(newest[member]):
+                if not came_from(held, newest[member]):
+                    damaged[member] = Stored(partition, -1, member, newest[member], batch[-1].appended_at)
                 del newest[member]
         table.store(partition, newest, epoch=epoch, expected_offset=None, next_offset=None)
     _hold_damaged(table, partition, damaged, epoch=epoch)

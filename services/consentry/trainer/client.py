@@ -22,8 +22,8 @@ from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
-from consentry.trainer.filter import Columns, Verdict, judge_rows
-from consentry.trainer.view import View
+from consentry.trainer.filter import Columns, Verdict, conventional_columns, judge_rows
+from consentry.trainer.view import FOREVER, View
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -32,6 +32,7 @@ from consentry.wire.records import newest_fact, version_of
 from consentry.wire.schemas import CONTROLS, FRONTIERS, PURGE_ORDERS, RECORDS, topic_name
 
 STALENESS_SECONDS: Final = 5.0
+CLOCKS_SECONDS_MAX: Final = 1.0
 _FRONTIERS_TAIL: Final = 20
 """A live partition publishes a frontier every second: its last one is among this many per partition."""
 _BATCH: Final = 5000
@@ -150,6 +151,8 @@ class Client:
         if not self._caught_up.is_set():
             return "what was there at the start has not all been read"
         age = self.view.staleness_seconds(now)
+        if age < -CLOCKS_SECONDS_MAX:
+            return f"this machine's clock is {-age:.1f} s behind the processor's"
         if age > self._staleness_seconds:
             return f"the least fresh partition is {age:.1f} s old, the bound is {self._staleness_seconds:g} s"
         return ""
@@ -172,8 +175,8 @@ class Client:
             parse_member_id(member),
             row,
             purpose=purpose,
-            at=now if at is None else at,
-            known_at=now if known_at is None else known_at,
+            at=max(now, self.view.newest_frontier) if at is None else at,
+            known_at=FOREVER if known_at is None else known_at,
             stale_detail=self._stale_detail(now),
         )
         self._count(decision.allowed, decision.reason, 1)
@@ -188,15 +191,18 @@ class Client:
         at: Micros | None = None,
         known_at: Micros | None = None,
     ) -> Verdict:
-        """Decide every row of an Arrow table; see filter.judge_rows. Times default to now, in microseconds."""
+        """Decide every row of an Arrow table; see filter.judge_rows. Times default to now, in microseconds.
+
+        Without `columns` they are found by their conventional names: member_id, jurisdiction, category, collected_at.
+        """
         now = self._clock()
         verdict = judge_rows(
             table,
             self.view,
             purpose=purpose,
-            at=now if at is None else at,
-            known_at=now if known_at is None else known_at,
-            columns=columns or Columns(),
+            at=max(now, self.view.newest_frontier) if at is None else at,
+            known_at=FOREVER if known_at is None else known_at,
+            columns=columns or conventional_columns(table),
             is_fresh=not self._stale_detail(now),
         )
         for reason, number in verdict.counts().items():
@@ -335,13 +341,13 @@ class Client:
             if self._journal is not None:
                 self._journal.write(json.dumps({"applied_at": now, "control": control.event_id.hex()}) + "\n")
         else:
-            self._apply_frontier_or_order(topic, found.value)
+            self._apply_frontier_or_order(topic, found.value, found.appended_at)
         self._move(topic, found.partition, found.offset + 1)
 
-    def _apply_frontier_or_order(self, topic: str, value: bytes | None) -> None:
+    def _apply_frontier_or_order(self, topic: str, value: bytes | None, appended_at: Micros) -> None:
         try:
             if topic == FRONTIERS:
-                self.view.apply_frontier(read_frontier(value, self._catalog))
+                self.view.apply_frontier(read_frontier(value, self._catalog), appended_at)
             else:
                 order = read_order(value, self._catalog)
                 known = self._orders.get(order.order_id)

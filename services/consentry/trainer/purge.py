@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from consentry.domain.decisions import standing
 from consentry.domain.errors import InvalidInput
+from consentry.domain.events import RELOCATION_FACTS
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros
 from consentry.trainer.filter import Columns, check_columns, conventional_columns, encoded
@@ -44,7 +44,36 @@ def dataset_files(directory: Path) -> list[Path]:
             code="input.dataset",
             fix="name the directory that holds the Parquet files",
         )
-    return sorted(path for path in directory.rglob("*.parquet") if not path.name.startswith("."))
+    return sorted(path for path in _files(directory) if path.suffix == ".parquet")
+
+
+def _files(directory: Path) -> list[Path]:
+    """What a reader would take for data: no hidden files, none of our own."""
+    return [path for path in directory.rglob("*") if path.is_file() and not path.name.startswith((".", "_"))]
+
+
+def _check_understood(directory: Path) -> None:
+    """Raise InvalidInput where a file could hold rows that we would not see: nothing may be called purged then."""
+    for path in _files(directory):
+        if path.suffix != ".parquet":
+            raise InvalidInput(
+                f"The data set holds {path.name!r}, which is not a .parquet file: its rows cannot be looked at.",
+                code="input.dataset",
+                fix="rename it to .parquet if it is one, else keep it elsewhere",
+            )
+
+
+def _check_member_column(table: pa.Table, name: str) -> None:
+    kind = table.schema.field(name).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)) and not (
+        pa.types.is_null(kind)
+    ):
+        raise InvalidInput(
+            f"The member column {name!r} holds {kind}, not text: no member could be found in it.",
+            code="input.member_column",
+            fix="store member ids as strings",
+        )
 
 
 def dataset_version(directory: Path) -> str:
@@ -70,6 +99,7 @@ def purge(
     one, and running again finishes the rest.
     """
     _remove_leftovers(directory)
+    _check_understood(directory)
     result = PurgeResult(
         version_before=dataset_version(directory), rows_removed={order.order_id: 0 for order in orders}
     )
@@ -124,6 +154,7 @@ class _Cover:
     def first_order(self, table: pa.Table, columns: Columns) -> npt.NDArray[np.int64]:
         """Per row, the place of the first order that covers it, or -1. Raises InvalidInput for a missing column."""
         check_columns(table, columns)
+        _check_member_column(table, columns.member)
         covered = np.full(table.num_rows, -1, dtype=np.int64)
         if table.num_rows == 0:
             return covered
@@ -131,15 +162,21 @@ class _Cover:
         own = np.array([self._by_member.get(member, [-1])[0] for member in members], dtype=np.int64)
         covered = own[codes]
         for place, scope, order in self._scopes:
-            hit = np.array([self._lives_in(member, scope) for member in members], dtype=np.bool_)[codes]
+            lived = [self._lived_in(member, scope, order.recorded_at) for member in members]
+            hit = np.array(lived, dtype=np.bool_)[codes]
             hit |= self._row_is_in(table, scope, columns)
             hit &= _category_is_in(table, order, columns)
             covered = np.where((covered < 0) & hit, place, covered)
         return covered
 
-    def _lives_in(self, member: Any, scope: frozenset[str]) -> bool:
-        """Whether the member was last known to live in the scope."""
+    def _lived_in(self, member: Any, scope: frozenset[str], recorded_at: Micros) -> bool:
+        """Whether the member lived in the scope when the order's cause was recorded, or at any time since.
+
+        True also where that is not known any more: the member is held, the record damaged or folded.
+        """
         key = member.encode() if isinstance(member, str) else b""
+        if self._view.is_held(key):
+            return True
         raw = self._view.records.get(key)
         if raw is None:
             return "*" in scope
@@ -147,10 +184,13 @@ class _Cover:
             record = read_record(raw, key)
         except DamagedRecord:
             return True
-        place = standing(record, purpose="", at=self._now, known_at=self._now).jurisdiction
-        if place is None:
-            return "*" in scope
-        return not scope.isdisjoint(self._view.controls.jurisdictions.holders(place, at=self._now))
+        if record.folded_recorded_at > recorded_at:
+            return True
+        moves = [fact for fact in record.facts if fact.kind in RELOCATION_FACTS]
+        since = [fact for fact in moves if fact.recorded_at > recorded_at]
+        before = [fact for fact in moves if fact.recorded_at <= recorded_at][-1:]
+        holders = self._view.controls.jurisdictions.holders
+        return "*" in scope or any(not scope.isdisjoint(holders(fact.name, at=self._now)) for fact in (*before, *since))
 
     def _row_is_in(self, table: pa.Table, scope: frozenset[str], columns: Columns) -> npt.NDArray[np.bool_]:
         if columns.jurisdiction is None:
@@ -168,7 +208,7 @@ def _category_is_in(table: pa.Table, order: PurgeOrder, columns: Columns) -> npt
     categories = order.scope.categories if order.scope else None
     if categories is None or columns.category is None:
         return np.ones(table.num_rows, dtype=np.bool_)
-    column = table[columns.category].combine_chunks()
+    column = table[columns.category].combine_chunks().cast(pa.string())
     found = pc.or_kleene(pc.is_in(column, value_set=pa.array(categories)), pc.is_null(column))
     mask: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
     return mask

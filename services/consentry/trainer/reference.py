@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ from consentry.wire.kafka import producer_config, send
 from consentry.wire.schemas import RECEIPTS, topic_name
 
 _TICK_SECONDS: Final = 0.1
+_RETRY_SECONDS: Final = 15.0
 _LOG = structlog.get_logger(__name__)
 
 
@@ -56,6 +58,8 @@ class ReferenceTrainer:
         self._producer = Producer(producer_config(kafka, f"consentry-{client.name}"))
         dataset_files(directory)  # refuses a directory that is not there before anything is followed
         self._answered: set[str] = set()
+        self._failed: set[str] = set()
+        self._purge_again_at = 0.0
         self._wake = threading.Event()
         self._epoch_asked = threading.Event()
         self._stopping = threading.Event()
@@ -84,7 +88,7 @@ class ReferenceTrainer:
             is_due = self._every_seconds > 0 and waited >= self._every_seconds
             if self._client.is_fresh and (is_due or self._epoch_asked.is_set()):
                 self._epoch_asked.clear()
-                self.read_epoch()
+                self._read_epoch_or_say_why()
                 waited = 0.0
 
     def status(self) -> dict[str, Any]:
@@ -104,7 +108,7 @@ class ReferenceTrainer:
         Only while fresh: members who moved into an order's scope before it was opened are then known.
         """
         orders = [order for order in self._client.open_orders() if order.order_id not in self._answered]
-        if not orders or not self._client.is_fresh:
+        if not orders or not self._client.is_fresh or monotonic() < self._purge_again_at:
             return
         try:
             result = purge(self._directory, orders, self._client.view, now=self._clock())
@@ -118,12 +122,14 @@ class ReferenceTrainer:
                 for order in orders
             ]
         except (OSError, pa.ArrowException, ConsentryError) as error:
-            _LOG.error("purge_failed", subscriber=self._client.name, error=type(error).__name__)
+            _LOG.error("purge_failed", subscriber=self._client.name, detail=str(error)[:500])
             receipts = [
                 self._receipt(order, Result.FAILED, rows=0, versions=("", ""), detail=type(error).__name__)
                 for order in orders
+                if order.order_id not in self._failed
             ]
-            self._stopping.wait(1.0)
+            self._failed.update(order.order_id for order in orders)
+            self._purge_again_at = monotonic() + _RETRY_SECONDS
         key = self._client.name.encode()
         send(self._producer, self._receipts_topic, [(key, write_receipt(one, self._catalog)) for one in receipts])
         # A failed one is tried again; what is answered for good is not.
@@ -149,6 +155,13 @@ class ReferenceTrainer:
             completed_at=self._clock(),
             detail=detail,
         )
+
+    def _read_epoch_or_say_why(self) -> None:
+        """A file that cannot be read ends the epoch, not the trainer: purge orders still have to be carried out."""
+        try:
+            self.read_epoch()
+        except (OSError, pa.ArrowException, ConsentryError) as error:
+            _LOG.error("epoch_failed", subscriber=self._client.name, detail=str(error)[:500])
 
     def read_epoch(self) -> None:
         """Judge every row of the data set once and, if asked to, write down each row's answer."""

@@ -14,9 +14,19 @@ from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros, Reason
 from consentry.wire.controls import Frontier
 from consentry.wire.partitions import partition_of, partitions_of
-from consentry.wire.records import DIGEST_BITS, DamagedRecord, check_sum, read_record, record_digest, version_of
+from consentry.wire.records import (
+    DIGEST_BITS,
+    DamagedRecord,
+    came_from,
+    check_sum,
+    read_record,
+    record_digest,
+    version_of,
+)
 
 _WAITING_MAX: Final = 64
+FOREVER: Final = Micros(1 << 62)
+"""Later than anything: a question about what is known now counts everything that is held."""
 
 
 class View:
@@ -56,13 +66,22 @@ class View:
                 records[key] = value
             else:
                 self.regressions += 1
+                if not came_from(known, value):
+                    # Not an older state of what is held: two histories of one member exist, and one lost an event.
+                    self._held.add(key)
 
     def apply_control(self, control: Control) -> None:
         """Take one control in."""
         self.controls = self.controls.after(control)
 
-    def apply_frontier(self, frontier: Frontier) -> None:
-        """Take a frontier in; it counts once the positions it names are reached."""
+    def apply_frontier(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
+        """Take a frontier in; it counts once the positions it names are reached.
+
+        Its time is a worker's clock: it is never believed beyond `appended_at`, the broker's.
+        """
+        if not 0 <= frontier.partition < self.partitions:
+            return
+        frontier = frontier._replace(frontier_at=min(frontier.frontier_at, appended_at))
         waiting = self._waiting.get(frontier.partition)
         newest = waiting[-1].frontier_at if waiting else self._fresh_at.get(frontier.partition, Micros(0))
         if frontier.frontier_at < newest:
@@ -88,6 +107,11 @@ class View:
         if len(self._fresh_at) < self.partitions:
             return math.inf
         return (now - min(self._fresh_at.values())) / 1e6
+
+    @property
+    def newest_frontier(self) -> Micros:
+        """The latest time that any partition has been proven fresh for."""
+        return max(self._fresh_at.values(), default=Micros(0))
 
     def record(self, member: MemberId) -> Record | None:
         """The member's record, or None. Raises DamagedRecord."""

@@ -13,6 +13,7 @@ from consentry.wire.schemas import Schema, canonical_fingerprint, schemas, subje
 
 REGISTRY_CALLS_PER_SECOND_MAX: Final = 10
 UNKNOWN_IDS_MAX: Final = 10_000
+AWAY_SECONDS: Final = 30.0
 
 
 class Registry(Protocol):
@@ -78,6 +79,9 @@ class Catalog:
         self._lock = threading.Lock()
         self._second = 0
         self._calls = 0
+        self._away_until = 0.0
+        self.away_seconds = AWAY_SECONDS
+        """How long a registry that did not answer is left alone."""
         self._pinned = {known.fingerprint: name for name, known in schemas().items()}
 
     def frame_of(self, name: str) -> bytes:
@@ -102,11 +106,13 @@ class Catalog:
     def _look_up(self, schema_id: int) -> str:
         refusal = UndecodableEvent("schema_id", f"Schema id {schema_id} is not one of the pinned schemas.")
         with self._lock:
-            if schema_id in self._unknown or not self._may_call():
+            if schema_id in self._unknown or time.monotonic() < self._away_until or not self._may_call():
                 raise refusal
             try:
                 text = self._registry.text(schema_id)
             except Unavailable:
+                # Asking again at once for each event would make the hot path wait for a registry that hangs.
+                self._away_until = time.monotonic() + self.away_seconds
                 raise refusal from None  # not remembered: the registry may know it later, the member is held till then
             try:
                 name = None if text is None else self._pinned.get(canonical_fingerprint(text))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
+
+import structlog
 
 from consentry.domain.controls import (
     Control,
@@ -22,11 +25,15 @@ from consentry.domain.errors import InvalidInput, UndecodableEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason, Receipt, Result
 from consentry.domain.values import MemberId, Micros
 from consentry.wire.catalog import Catalog
-from consentry.wire.events import read_strictly
+from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, read_strictly
 from consentry.wire.frames import FRAME_LENGTH, schema_id_of
+from consentry.wire.kafka import Stored
 from consentry.wire.schemas import CONTROLS, FRONTIERS, PURGE_ORDERS, RECEIPTS, schema, topics
 
+_LOG = structlog.get_logger(__name__)
+
 SECOND_MICROS = 1_000_000
+MILLI_MICROS = 1000
 CONTROL_BYTES_MAX = 500_000
 INT_MAX = 1 << 31
 
@@ -83,6 +90,9 @@ def control_key(control: Control) -> bytes:
 def read_control(value: bytes | None, catalog: Catalog) -> Control:
     """Decode one control. Raises UndecodableEvent."""
     name, fields = _read(value, CONTROLS, catalog)
+    for instant in ("effective_at", "recorded_at"):
+        if not INSTANT_MIN <= fields[instant] < INSTANT_MAX:
+            raise UndecodableEvent("time_window", f"{instant} lies outside 1979 to 3111.")
     common = {
         "event_id": fields["event_id"],
         "effective_at": Micros(fields["effective_at"]),
@@ -247,9 +257,27 @@ def read_frontier(value: bytes | None, catalog: Catalog) -> Frontier:
     return Frontier(**fields)
 
 
+def readable_frontiers(messages: Iterable[Stored], catalog: Catalog) -> Iterator[Frontier]:
+    """The frontiers of a topic; one that cannot be read proves nothing and is left out."""
+    for message in messages:
+        try:
+            yield read_frontier(message.value, catalog)
+        except UndecodableEvent as error:
+            _LOG.error("frontier_unreadable", offset=message.offset, error_class=error.error_class)
+
+
 def write_frontier(frontier: Frontier, catalog: Catalog) -> bytes:
     """The framed bytes of a frontier; the key is the partition's number."""
     return _write("Frontier", frontier._asdict(), catalog)
+
+
+def _clamped(control: Control, appended_at: Micros) -> Control:
+    """Hold `recorded_at` against the broker's append time; a pause from a fast clock binds at once."""
+    if control.recorded_at <= appended_at:
+        return control
+    if isinstance(control, PauseImposed):
+        return replace(control, recorded_at=appended_at, effective_at=min(control.effective_at, appended_at))
+    return replace(control, recorded_at=appended_at)
 
 
 def read_control_or_pause(value: bytes | None, *, offset: int, appended_at: Micros, catalog: Catalog) -> Control:
@@ -258,7 +286,7 @@ def read_control_or_pause(value: bytes | None, *, offset: int, appended_at: Micr
     What it said is unknown, so nothing may be used until an operator lifts `unreadable-<offset>`. Source: B-28.
     """
     try:
-        return read_control(value, catalog)
+        return _clamped(read_control(value, catalog), Micros(appended_at + MILLI_MICROS - 1))
     except UndecodableEvent as error:
         return PauseImposed(
             event_id=offset.to_bytes(16, "big"),

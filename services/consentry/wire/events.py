@@ -13,7 +13,7 @@ from typing import Any, Final
 import fastavro
 
 from consentry.domain.errors import UndecodableEvent
-from consentry.domain.events import ConsentChanged, MemberErased, MemberEvent, MemberRelocated
+from consentry.domain.events import ConsentChanged, EventUnreadable, MemberErased, MemberEvent, MemberRelocated
 from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, MemberId, Micros
 from consentry.wire.catalog import Catalog
 from consentry.wire.frames import FRAME_LENGTH, schema_id_of
@@ -104,7 +104,10 @@ def admit(event: MemberEvent, appended_at: Micros) -> MemberEvent:
     ahead = event.recorded_at - appended_at
     if isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN and ahead > CLOCK_TOLERANCE:
         raise UndecodableEvent("opt_in_from_future", "An opt-in claims to be recorded after the broker took it.")
-    return replace(event, recorded_at=appended_at)
+    if isinstance(event, EventUnreadable) or (isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN):
+        return replace(event, recorded_at=appended_at)
+    # The same clock said when it holds: left in the future, an opt-out would not bind until then.
+    return replace(event, recorded_at=appended_at, effective_at=min(event.effective_at, appended_at))
 
 
 def _consent_changed(fields: Mapping[str, Any]) -> MemberEvent:

@@ -146,6 +146,15 @@ def newest_fact(raw: bytes) -> Fact | None:
     return _read_fact(raw, position)[0] if count > 0 else None
 
 
+def came_from(newer: bytes, older: bytes) -> bool:
+    """Whether `newer` holds the last fact of `older`: it continues it. Otherwise one of the two lost an event.
+
+    A record that folded the fact away says no too; that holds a member rather than miss a loss.
+    """
+    last = newest_fact(older)
+    return last is None or last.tag in newer[_FACTS_AT:]
+
+
 def _read_instant(data: bytes, position: int) -> tuple[int, int]:
     """An Avro long that usually takes eight bytes (an instant of 1979 to 3111): its seven-bit groups joined at once."""
     raw = int.from_bytes(data[position : position + 8], "little")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ class HttpRegistry:
     """The registry at `url`; see catalog.Registry for the contract."""
 
     def __init__(self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 3.0) -> None:
-        self._url = url
+        # Errors name the address, never who logs in there.
+        self._url = re.sub(r"//[^/@]*@", "//", url)
         config = {"url": url, "timeout": timeout_seconds, "max.retries": 1, **(settings or {})}
         self._client = SchemaRegistryClient(config)
 

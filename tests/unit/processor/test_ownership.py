@@ -8,6 +8,7 @@ import pytest
 from tests.strategies import chose, day, folded, moved
 
 from consentry.domain.errors import UnsafeSetting
+from consentry.domain.events import FactKind
 from consentry.domain.records import Record
 from consentry.domain.values import Choice, Micros
 from consentry.processor.ownership import LogSpan, Takeover, last_frontiers, take_over
@@ -171,7 +172,34 @@ class TestRebuild:
         assert found.owned.tainted or (raw is not None and read_record(raw, KEY).facts)
 
 
+class TestTwoHistories:
+    def test_a_later_record_of_another_history_holds_the_member(self, table: InMemoryTable) -> None:
+        """A partly lost table made it from one event alone; which of the two is right, nobody can tell."""
+        long, short = raw_of(folded(HOME, chose(Choice.OPT_IN, 3, on=3))), raw_of(folded(OUT))
+
+        taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, long), stored(1, short)])
+
+        [raw] = table.load(0, [KEY])
+        assert raw is not None
+        assert read_record(raw, KEY).facts[-1].kind is FactKind.HELD
+
+    def test_a_late_older_record_of_the_same_history_changes_nothing(self, table: InMemoryTable) -> None:
+        """A worker that was frozen publishes what was true before; that alone must hold nobody."""
+        new, old = raw_of(folded(HOME, OUT)), raw_of(folded(HOME))
+
+        taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, new), stored(1, old)])
+
+        assert table.load(0, [KEY]) == [new]
+
+
 class TestRefused:
+    def test_a_log_that_begins_after_what_was_committed_is_refused(self, table: InMemoryTable) -> None:
+        """What lay between was never applied, and nobody would notice."""
+        with pytest.raises(UnsafeSetting) as caught:
+            taken(table, LogSpan(200, 300, 100), frontier("lost", next_offset=100))
+
+        assert caught.value.code == "log.unreachable"
+
     @pytest.mark.parametrize(
         ("span", "position"),
         [(LogSpan(30, 50, 20), 20), (LogSpan(0, 10, 20), 20), (LogSpan(0, 0, 20), 20)],

@@ -128,6 +128,44 @@ class TestCover:
         assert left(data) == ["b", "c", "e"]
 
 
+class TestWhatCannotBeSeen:
+    @pytest.mark.parametrize("members", [pa.array([b"ana", b"wing"]), pa.array([1, 2])])
+    def test_a_member_column_that_is_not_text_is_refused(self, data: Path, view: View, members: pa.Array) -> None:
+        """Nobody is found in it, and the erasure would be answered: there was nothing."""
+        pq.write_table(pa.table({"member_id": members}), data / "other.parquet")
+
+        with pytest.raises(InvalidInput) as caught:
+            purge(data, [member_order("ana")], view, now=day(30))
+
+        assert caught.value.code == "input.member_column"
+
+    def test_a_file_of_another_kind_is_refused(self, data: Path, view: View) -> None:
+        """Its rows would stay, under a receipt that says deleted."""
+        (data / "rest.parq").write_bytes((data / "one.parquet").read_bytes())
+
+        with pytest.raises(InvalidInput) as caught:
+            purge(data, [member_order("ana")], view, now=day(30))
+
+        assert caught.value.code == "input.dataset"
+
+    def test_a_category_of_no_type_is_any_category(self, data: Path, view: View) -> None:
+        """A column of nothing but nulls has no type; it must not stop every other order."""
+        pq.write_table(pa.table({"member_id": ["wing"], "category": pa.nulls(1), "text": ["n"]}), data / "n.parquet")
+
+        purge(data, [scope_order("HK", categories=("posts",))], view, now=day(30))
+
+        assert "n" not in left(data)
+
+    def test_who_moved_away_since_the_pause_was_recorded_is_purged_too(self, data: Path, view: View) -> None:
+        """The order is about who lived there then, not about where they are when somebody gets to it."""
+        record = fold(fold(None, moved("HK", 1, on=1, member="wing")), moved("US", 2, on=2, member="wing"))
+        view.apply_records(partition_of(b"wing", PARTITIONS), [b"wing"], [write_record(record, frame(1))])
+
+        purge(data, [scope_order("HK")], view, now=day(30))
+
+        assert "b" not in left(data)
+
+
 class TestFiles:
     def test_files_without_such_rows_stay_byte_for_byte(self, data: Path, view: View) -> None:
         """A rewrite of everything would cost days, and break every checksum that others keep."""

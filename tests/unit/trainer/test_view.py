@@ -112,6 +112,34 @@ class TestRecords:
         )
 
 
+class TestTwoHistories:
+    def test_an_older_version_that_the_held_record_did_not_come_from_holds_the_member(self, view: View) -> None:
+        """A table that lost one bucket takes a member for new, and the opt-out that follows becomes version 1."""
+        view.apply_records(HOME, [KEY], [raw(US, chose(Choice.OPT_IN, 3, on=3))])
+
+        view.apply_records(HOME, [KEY], [raw(chose(Choice.OPT_OUT, 4, on=4))])
+
+        assert reason(view) is Reason.HELD
+
+
+class TestClocks:
+    def test_a_frontier_from_a_fast_clock_is_believed_no_further_than_the_broker(self, view: View) -> None:
+        """One worker's clock an hour ahead would make a dead processor look fresh for that hour."""
+        for partition in range(PARTITIONS):
+            view.apply_frontier(frontier(partition, 9), day(5))
+        view.settle_frontiers()
+
+        assert view.staleness_seconds(day(6)) == 86_400.0
+
+    def test_a_frontier_of_a_partition_that_is_none_proves_nothing(self, view: View) -> None:
+        """It would count in place of one that nobody heard of."""
+        for partition in (*range(PARTITIONS - 1), 99):
+            view.apply_frontier(frontier(partition))
+        view.settle_frontiers()
+
+        assert view.staleness_seconds(day(5)) == math.inf
+
+
 class TestControls:
     def test_a_pause_binds_everybody_at_once(self, view: View) -> None:
         """One message, however many members it covers."""

@@ -78,8 +78,20 @@ class TestCatalog:
 
         assert registry.asked == 1
 
+    def test_a_registry_that_hangs_is_not_asked_for_each_event(
+        self, catalog: Catalog, registry: CountingRegistry
+    ) -> None:
+        """Seconds of waiting for each of sixty events would stop every partition."""
+        registry.is_away = True
+        for unknown in range(900, 960):
+            with pytest.raises(UndecodableEvent):
+                catalog.name_of(unknown, allowed=EVENTS)
+
+        assert registry.asked == 1
+
     def test_a_registry_that_is_away_is_asked_again_later(self, catalog: Catalog, registry: CountingRegistry) -> None:
         """What could not be looked up is not thereby unknown for ever."""
+        catalog.away_seconds = 0.0
         other = registry.register("other", schema_of(schemas()["MemberErased"].text + "\n"))
         registry.is_away = True
         with pytest.raises(UndecodableEvent):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ from consentry.domain.controls import Control, Controls, PauseImposed, Reach, Sc
 from consentry.domain.decisions import Row, decide
 from consentry.domain.errors import InvalidInput, UndecodableEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason, Receipt, Result
-from consentry.domain.values import Reason
+from consentry.domain.values import Micros, Reason
 from consentry.wire.controls import (
     Frontier,
     control_key,
@@ -34,12 +36,14 @@ from consentry.wire.controls import (
     read_frontier,
     read_order,
     read_receipt,
+    readable_frontiers,
     write_control,
     write_frontier,
     write_order,
     write_receipt,
 )
 from consentry.wire.frames import FRAME_LENGTH
+from consentry.wire.kafka import Stored
 from consentry.wire.schemas import schema
 
 CATALOG = new_catalog()
@@ -145,6 +149,34 @@ class TestKeys:
         ]
 
         assert len({control_key(control) for control in controls}) == len(controls)
+
+
+class TestClocks:
+    def test_a_pause_from_a_fast_clock_binds_at_once(self) -> None:
+        """An authority ordered it now; a desk whose clock runs ahead must not postpone it by an hour."""
+        value = write_control(pause(1, "GB", on=9), CATALOG)
+
+        found = read_control_or_pause(value, offset=1, appended_at=day(2), catalog=CATALOG)
+
+        assert isinstance(found, PauseImposed)
+        assert found.recorded_at == found.effective_at == day(2) + 999
+
+    def test_a_pause_in_nanoseconds_pauses_everything(self) -> None:
+        """Read as microseconds it would bind in fifty thousand years."""
+        beyond = replace(pause(1, "GB", on=2), effective_at=Micros(day(2) * 1000))
+
+        found = read_control_or_pause(write_control(beyond, CATALOG), offset=1, appended_at=day(2), catalog=CATALOG)
+
+        assert isinstance(found, PauseImposed)
+        assert found.pause == "unreadable-1"
+
+    def test_an_unreadable_frontier_is_left_out(self) -> None:
+        """One junk message on that topic would otherwise end every worker at each start."""
+        good = Frontier(0, "life", day(1), 1, 2, 3, False)
+        values = [b"junk", write_frontier(good, CATALOG), None]
+        messages = [Stored(0, offset, b"0", value, day(1)) for offset, value in enumerate(values)]
+
+        assert list(readable_frontiers(messages, CATALOG)) == [good]
 
 
 class TestRefusals:

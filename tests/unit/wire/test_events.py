@@ -206,6 +206,12 @@ class TestAdmission:
         for event in (chose(Choice.OPT_OUT, 1, on=2), erased(1, on=2), moved("HK", 1, on=2)):
             assert admit(event, day(1)).recorded_at == day(1)
 
+    def test_an_opt_out_from_a_fast_clock_binds_at_once(self) -> None:
+        """An hour of wrong clock would be an hour of training on somebody who had said no."""
+        ahead = chose(Choice.OPT_OUT, 1, on=2)
+
+        assert admit(ahead, day(1)) == replace(ahead, recorded_at=day(1), effective_at=day(1))
+
     def test_an_erasure_that_is_dated_ahead_binds_when_it_is_recorded(self) -> None:
         """It latches: an opt-out in the days of grace would otherwise fall into the gap and free the member."""
         scheduled = replace(erased(1, on=3), effective_at=day(40))

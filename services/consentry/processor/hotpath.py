@@ -113,9 +113,7 @@ class HotPath:
 
     def run(self) -> None:
         """Run until `stop`. Raises what cannot be retried: the worker is then to end and start anew."""
-        self._consumer.subscribe(
-            [self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
-        )
+        self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not self._stopping.is_set():
                 self.progress_at = monotonic()
@@ -362,6 +360,13 @@ class HotPath:
         self._to_open.update({place.partition: now for place in places})
 
     def _revoked(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        """The group takes partitions back in order: what is on its way arrives before the next owner begins."""
+        self._settle()
+        self._commit_all()
+        self._lost(consumer, places)
+
+    def _lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
+        """The group went on without us: another owner may be at work already, and the table refuses us."""
         consumer.incremental_unassign(places)
         for place in places:
             self._owned.pop(place.partition, None)

@@ -148,12 +148,12 @@ def _parse_terms(data: object, where: str) -> Terms:
         regime=Regime(
             _one_of(_needed(fields, "regime", where), ("NOT_OFFERED", "OPT_IN", "DEFAULT_ON"), f"{where}.regime")
         ),
-        basis=_one_of(fields.get("basis") or "OTHER", _BASES, f"{where}.basis"),
+        basis=_one_of(_given(fields, "basis", "OTHER"), _BASES, f"{where}.basis"),
         notice_until=None if notice is None else parse_instant(notice, what=f"{where}.notice_until"),
         categories=None if categories is None else _categories(categories, f"{where}.categories"),
         collected_from=None if since is None else parse_instant(since, what=f"{where}.collected_from"),
         minors=Minors(
-            _one_of(fields.get("minors") or "ALLOW", ("EXCLUDE_UNLESS_ADULT", "EXCLUDE", "ALLOW"), f"{where}.minors")
+            _one_of(_given(fields, "minors", "ALLOW"), ("EXCLUDE_UNLESS_ADULT", "EXCLUDE", "ALLOW"), f"{where}.minors")
         ),
         purge_on_opt_out=bool(purge.get("on_opt_out", False)),
         purge_within=PURGE_WITHIN_DEFAULT if within is None else parse_duration(within, what=f"{where}.purge.within"),
@@ -177,6 +177,12 @@ def _listed(value: object, what: str) -> Sequence[Any]:
 
 def _categories(value: object, what: str) -> tuple[str, ...]:
     return tuple(parse_name(str(one), what="category") for one in _listed(value, what))
+
+
+def _given(fields: Mapping[str, Any], name: str, default: str) -> Any:
+    """A field's value, or the default where it is left out or null; `false` is a value, and refused."""
+    value = fields.get(name)
+    return default if value is None else value
 
 
 def _needed(fields: Mapping[str, Any], name: str, where: str) -> Any:

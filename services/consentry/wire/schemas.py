@@ -34,11 +34,6 @@ class Schema:
     parsed: Any
     fingerprint: str
 
-    @property
-    def full_name(self) -> str:
-        """Name with namespace, as it stands in subjects."""
-        return f"{NAMESPACE}.{self.name}"
-
     def encode(self, value: Mapping[str, Any]) -> bytes:
         """Avro bytes of `value`, without a frame."""
         buffer = io.BytesIO()

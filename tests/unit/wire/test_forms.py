@@ -146,6 +146,8 @@ class TestPolicies:
             ({"categories": 5}, r"terms\[0\].categories"),
             ({"categories": ["Posts!"]}, "category 'Posts!'"),
             ({"minors": "NO"}, r"terms\[0\].minors"),
+            ({"minors": False}, r"terms\[0\].minors"),
+            ({"minors": ""}, r"terms\[0\].minors"),
             ({"purge": 5}, r"terms\[0\].purge"),
             ({"purge": {"within": "soon"}}, r"terms\[0\].purge.within"),
             ({"purge": {"in": "P1D"}}, r"terms\[0\].purge"),

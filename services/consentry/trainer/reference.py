@@ -174,14 +174,15 @@ class ReferenceTrainer:
             allowed += int(verdict.mask.sum())
             if self._manifest is not None:
                 parts.append(self._part(path, table, verdict.reasons))
+        if self._manifest is not None:
+            self._write_manifest(parts, {f"{topic}-{partition}": at for (topic, partition), at in before.items()})
+        # Counted once its manifest is there: who waits for the count may read it.
         self._epochs += 1
         self._last_epoch = {
             "rows": sum(counts.values()),
             "allowed": allowed,
             "reasons": {reason.value: number for reason, number in counts.items() if number},
         }
-        if self._manifest is not None:
-            self._write_manifest(parts, {f"{topic}-{partition}": at for (topic, partition), at in before.items()})
         _LOG.info("epoch", subscriber=self._client.name, **self._last_epoch)
 
     def _part(self, path: Path, table: pa.Table, reasons: Any) -> pa.Table:
@@ -196,7 +197,7 @@ class ReferenceTrainer:
         """One row per row of the data set; the position it was judged at stands in the file's metadata."""
         assert self._manifest is not None
         table = pa.concat_tables(parts) if parts else pa.table({"file": pa.array([], pa.string())})
-        told = {b"consentry": json.dumps({"epoch": self._epochs, "positions": positions}).encode()}
+        told = {b"consentry": json.dumps({"epoch": self._epochs + 1, "positions": positions}).encode()}
         temporary = self._manifest.with_suffix(".tmp")
         pq.write_table(table.replace_schema_metadata(told), temporary)
         temporary.replace(self._manifest)

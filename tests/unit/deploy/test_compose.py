@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
 import subprocess
@@ -183,8 +184,14 @@ class TestTheFile:
 
         for command in sorted(commands):
             name = list(takewhile(lambda word: not word.startswith("-"), command))
+            plain = {key: value for key, value in os.environ.items() if key not in ("FORCE_COLOR", "PY_COLORS")}
             shown = subprocess.run(
-                [consentry, *name, "--help"], capture_output=True, text=True, timeout=60, check=False
+                [consentry, *name, "--help"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                env=plain | {"NO_COLOR": "1", "COLUMNS": "160"},
             )
             assert shown.returncode == 0, f"consentry {' '.join(name)}: {shown.stderr}"
             assert [word for word in command if word.startswith("--") and word not in shown.stdout] == []

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consentry.cli.wiring import recorded_and_effective
 from consentry.domain.controls import OptIns, PauseBasis, Reach
 from consentry.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
     from consentry.domain.controls import Control, PauseImposed, PolicyPublished, Scope
-    from consentry.domain.values import Micros
     from consentry.ops.settings import Settings
 
 INT_MAX = (1 << 31) - 1
@@ -50,7 +50,7 @@ def impose(
     log = _log(settings)
     _refuse_without_effect(name, version, (scope, reach), effective, log)
     _warn_of_unknown_purposes(scope, log)
-    now, at = _times(effective)
+    now, at = recorded_and_effective(effective)
     control = PauseImposed(
         event_id=uuid.uuid4().bytes,
         pause=name,
@@ -124,7 +124,7 @@ def lift(
             code="input.pause_unknown",
             fix="name the pause as it was imposed; `consentry pause list` shows them",
         )
-    now, at = _times(effective)
+    now, at = recorded_and_effective(effective)
     control = PauseLifted(
         event_id=uuid.uuid4().bytes,
         pause=name,
@@ -197,14 +197,6 @@ def _is_published(policy: PolicyPublished, log: Sequence[Control]) -> bool:
                 fix="give the new terms a version of their own",
             )
     return False
-
-
-def _times(effective: str | None) -> tuple[Micros, Micros]:
-    from consentry.ops.clock import system_clock
-    from consentry.wire.forms import parse_instant
-
-    now = system_clock()
-    return now, now if effective is None else parse_instant(effective, what="--effective")
 
 
 def _settings() -> Settings:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consentry.cli.wiring import recorded_and_effective
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import AgeBand, Choice
 
 if TYPE_CHECKING:
     from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
-    from consentry.domain.values import Micros
 
 app = typer.Typer(name="emit", help="Send one member event and wait until it is accepted.", no_args_is_help=True)
 
@@ -63,7 +63,7 @@ def relocate(
             code="input.jurisdiction",
             fix="write a code such as HK or US-CA",
         )
-    now, at = _times(effective)
+    now, at = recorded_and_effective(effective)
     _send(
         MemberRelocated(
             event_id=uuid.uuid4().bytes,
@@ -83,7 +83,7 @@ def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
     from consentry.domain.events import MemberErased
     from consentry.domain.values import parse_member_id
 
-    now, at = _times(effective)
+    now, at = recorded_and_effective(effective)
     _send(
         MemberErased(
             event_id=uuid.uuid4().bytes,
@@ -99,7 +99,7 @@ def _choose(member: str, purpose: str, choice: Choice, effective: str | None, ob
     from consentry.domain.events import ConsentChanged
     from consentry.domain.values import parse_member_id, parse_name
 
-    now, at = _times(effective)
+    now, at = recorded_and_effective(effective)
     _send(
         ConsentChanged(
             event_id=uuid.uuid4().bytes,
@@ -113,14 +113,6 @@ def _choose(member: str, purpose: str, choice: Choice, effective: str | None, ob
             source="cli",
         )
     )
-
-
-def _times(effective: str | None) -> tuple[Micros, Micros]:
-    from consentry.ops.clock import system_clock
-    from consentry.wire.forms import parse_instant
-
-    now = system_clock()
-    return now, now if effective is None else parse_instant(effective, what="--effective")
 
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:

@@ -11,6 +11,7 @@ from consentry.ops.settings import Settings
 
 if TYPE_CHECKING:
     from consentry.domain.controls import Control
+    from consentry.domain.values import Micros
     from consentry.table.redis_table import RedisTable
     from consentry.wire.catalog import Catalog
     from consentry.wire.registry import HttpRegistry
@@ -61,6 +62,15 @@ def load_settings(**overrides: Any) -> Settings:
             "profile": "local",
         }
     )
+
+
+def recorded_and_effective(effective: str | None) -> tuple[Micros, Micros]:
+    """When a command's event is recorded (now), and when it holds: as given in ISO 8601, else now too."""
+    from consentry.ops.clock import system_clock
+    from consentry.wire.forms import parse_instant
+
+    now = system_clock()
+    return now, now if effective is None else parse_instant(effective, what="--effective")
 
 
 def open_registry(settings: Settings) -> HttpRegistry:

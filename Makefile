@@ -21,7 +21,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with every dependency pinned by hash (skipped while nothing changed)
@@ -70,6 +70,10 @@ check: lint ## Before every commit: lint and the fast tests, in under a minute
 .PHONY: test
 test: lint ## The gate: lint and every test, the real local stack included
 	$(BIN)/pytest
+
+.PHONY: exhaustive
+exhaustive: $(STAMP) ## Every sequence of five events and controls instead of four, in about ten minutes
+	CONSENTRY_EXHAUSTIVE_LENGTH=5 $(BIN)/pytest tests/unit/domain/test_exhaustive.py
 
 .PHONY: demo
 demo: $(STAMP) ## Start a real local stack and watch a pause reach three trainers

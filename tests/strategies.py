@@ -29,6 +29,7 @@ from consentry.domain.events import (
     MemberEvent,
     MemberReleased,
     MemberRelocated,
+    SentEvent,
 )
 from consentry.domain.jurisdictions import Jurisdictions, Membership
 from consentry.domain.records import Record, fold
@@ -266,7 +267,7 @@ def any_control() -> st.SearchStrategy[Control]:
     )
 
 
-def member_events_on_the_wire() -> st.SearchStrategy[ConsentChanged | MemberRelocated | MemberErased]:
+def member_events_on_the_wire() -> st.SearchStrategy[SentEvent]:
     """Any event that a producer may send and nobody may refuse."""
     common: dict[str, Any] = {
         "event_id": event_ids,
@@ -293,4 +294,5 @@ def member_events_on_the_wire() -> st.SearchStrategy[ConsentChanged | MemberRelo
             **common,
         ),
         st.builds(MemberErased, **common),
+        st.builds(MemberReleased, **common),
     )

@@ -61,6 +61,8 @@ def test_every_rule_passes_its_unit_tests() -> None:
         ("safety", 'unless consentry_decisions_total{outcome="allowed",fresh="false"} offset 5m)', "< 0)"),
         ("safety", 'fresh="false"', 'fresh="no"'),
         ("safety", "consentry_partitions_tainted > 0", "consentry_partitions_tainted > 1"),
+        ("safety", "max by (kind) (consentry_controls_not_understood) > 0", "consentry_controls_not_understood > 0"),
+        ("safety", "(consentry_controls_not_understood) > 0", "(consentry_controls_not_understood) > 1"),
         ("safety", "keep_firing_for: 15m", "keep_firing_for: 1m"),
         ("safety", "consentry_table_generation_changes_total[10m]", "consentry_table_generation_changes_total[10s]"),
         ("safety", "for: 5m", "for: 1m"),

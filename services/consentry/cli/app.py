@@ -14,6 +14,7 @@ from rich.console import Console
 
 from consentry.cli import controls, emit, explain, local, processor, schemas, table, topics, trainer
 from consentry.cli.demo import command as demo
+from consentry.cli.scenario import command as scenario
 from consentry.domain.errors import ConsentryError
 
 EXIT_CANNOT_TELL = 2
@@ -32,6 +33,7 @@ app.add_typer(emit.app)
 app.add_typer(controls.pause_app)
 app.add_typer(controls.policy_app)
 app.add_typer(table.app)
+app.add_typer(scenario.app)
 app.command("processor")(processor.run)
 app.command("trainer")(trainer.run)
 app.command("explain")(explain.run)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from consentry.cli.wiring import recorded_and_effective
-from consentry.domain.errors import InvalidInput
+from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.values import AgeBand, Choice
 
 if TYPE_CHECKING:
@@ -113,6 +113,20 @@ def _choose(member: str, purpose: str, choice: Choice, effective: str | None, ob
             source="cli",
         )
     )
+    _warn_of_unknown_purpose(purpose)
+
+
+def _warn_of_unknown_purpose(purpose: str) -> None:
+    """A choice for a misspelt purpose decides nothing. Told once it is durable: nothing may delay an opt-out."""
+    from consentry.cli.controls.desk import warn_of_unknown_purpose
+    from consentry.cli.wiring import load_settings, read_controls
+
+    try:
+        log = read_controls(load_settings())
+    except ConsentryError as error:
+        typer.echo(f"note: no policy could be read to look the purpose {purpose!r} up [{error.code}]", err=True)
+        return
+    warn_of_unknown_purpose(purpose, log)
 
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from consentry.domain.errors import Unavailable
 
 if TYPE_CHECKING:
-    from consentry.domain.controls import Controls
-    from consentry.domain.decisions import Decision
+    from consentry.domain.decisions import Row
+    from consentry.domain.explain import Explanation, FactNote
     from consentry.domain.records import Record
-    from consentry.domain.values import Micros
     from consentry.ops.settings import Settings
+    from consentry.table.protocol import ConsentTable
 
 
 def run(
@@ -30,36 +30,48 @@ def run(
     """Say whether a member's data may be used for a purpose, and why; exit 2 where that cannot be told."""
     from consentry.cli.wiring import load_settings, read_controls
     from consentry.domain.controls import Controls
-    from consentry.domain.decisions import Row, decide
+    from consentry.domain.explain import Asked, as_data, explain
     from consentry.domain.values import parse_member_id, parse_name
     from consentry.ops.clock import system_clock
     from consentry.wire.forms import parse_instant
-    from consentry.wire.jurisdictions import iso_jurisdictions
+    from consentry.wire.jurisdictions import iso_jurisdictions, name_of
 
     parse_member_id(member)
     parse_name(purpose, what="purpose")
     now = system_clock()
     asked_at = now if at is None else parse_instant(at, what="--at")
     asked_known_at = now if known_at is None else parse_instant(known_at, what="--known-at")
-    row = None
-    if jurisdiction or category or collected:
-        when = None if collected is None else parse_instant(collected, what="--collected")
-        row = Row(jurisdiction=jurisdiction, category=category, collected=when)
+    row = _row(jurisdiction, category, collected)
     settings = load_settings()
-    record = read_member(settings, member)
-    controls = Controls(iso_jurisdictions()).after(*read_controls(settings))
-    decision = decide(record, row, controls, purpose=purpose, at=asked_at, known_at=asked_known_at)
-    answer = _answer(member, purpose, asked_at, asked_known_at, decision, record)
+    asked = Asked(
+        record=read_member(settings, member),
+        row=row,
+        controls=Controls(iso_jurisdictions()).after(*read_controls(settings)),
+        purpose=purpose,
+        at=asked_at,
+        known_at=asked_known_at,
+    )
+    explanation = explain(asked, name_of)
     if as_json:
-        typer.echo(json.dumps(answer))
+        typer.echo(json.dumps({"member": member, **as_data(explanation), "controls": len(asked.controls.log)}))
     else:
-        _print(answer, record, controls)
+        _print(member, explanation)
+
+
+def _row(jurisdiction: str | None, category: str | None, collected: str | None) -> Row | None:
+    """The row asked about; None where nothing is said of one."""
+    from consentry.domain.decisions import Row
+    from consentry.wire.forms import parse_instant
+
+    if jurisdiction is None and category is None and collected is None:
+        return None
+    when = None if collected is None else parse_instant(collected, what="--collected")
+    return Row(jurisdiction=jurisdiction, category=category, collected=when)
 
 
 def read_member(settings: Settings, member: str) -> Record | None:
     """The member's record, from the table. Raises Unavailable where the table cannot be trusted to be whole."""
     from consentry.cli.wiring import count_partitions, open_table
-    from consentry.ops.clock import system_clock
     from consentry.wire.partitions import partition_of
     from consentry.wire.records import read_record
 
@@ -67,26 +79,7 @@ def read_member(settings: Settings, member: str) -> Record | None:
     key = member.encode()
     home = partition_of(key, partitions)
     with open_table(settings, partitions) as table:
-        meta = table.meta(home)
-        if meta.generation is None or meta.frontier_at is None:
-            raise Unavailable(
-                f"Partition {home} of the table, where this member belongs, is not built.",
-                code="table.not_built",
-                fix="start the processor; it builds what is missing, then ask again",
-            )
-        age = (system_clock() - meta.frontier_at) / 1e6
-        if age > settings.staleness_seconds:
-            raise Unavailable(
-                f"Partition {home} of the table is {age:.0f} s old; the bound is {settings.staleness_seconds:g} s.",
-                code="table.stale",
-                fix="check that the processor runs and is ready (/readyz), then ask again",
-            )
-        if meta.tainted:
-            raise Unavailable(
-                f"Partition {home} is tainted: one of its events has no readable key, so it gives no answer.",
-                code="table.tainted",
-                fix="see deploy/runbooks/ConsentryPartitionTainted.md",
-            )
+        check_partition(table, home, settings)
         raw = table.load(home, [key])[0]
         foreign = any(table.load(other, [key])[0] for other in range(partitions) if other != home)
         if foreign:
@@ -98,38 +91,86 @@ def read_member(settings: Settings, member: str) -> Record | None:
     return None if raw is None else read_record(raw, key)
 
 
-def _answer(
-    member: str, purpose: str, at: Micros, known_at: Micros, decision: Decision, record: Record | None
-) -> dict[str, Any]:
-    from consentry.domain.explain import sentences
-    from consentry.wire.forms import moment
+def check_partition(table: ConsentTable, partition: int, settings: Settings) -> tuple[str, float]:
+    """The generation of a partition and its age in seconds. Raises Unavailable where it gives no answer."""
+    from consentry.ops.clock import system_clock
 
-    return {
-        "member": member,
-        "purpose": purpose,
-        "at": moment(at).isoformat(),
-        "known_at": moment(known_at).isoformat(),
-        "allowed": decision.allowed,
-        "reason": decision.reason.value,
-        "because": list(sentences(decision)),
-        "version": record.version if record else None,
-    }
+    meta = table.meta(partition)
+    if meta.generation is None or meta.frontier_at is None:
+        raise Unavailable(
+            f"Partition {partition} of the table is not built.",
+            code="table.not_built",
+            fix="start the processor; it builds what is missing, then ask again",
+        )
+    age = (system_clock() - meta.frontier_at) / 1e6
+    if age > settings.staleness_seconds:
+        raise Unavailable(
+            f"Partition {partition} of the table is {age:.0f} s old; the bound is {settings.staleness_seconds:g} s.",
+            code="table.stale",
+            fix="check that the processor runs and is ready (/readyz), then ask again",
+        )
+    if meta.tainted:
+        raise Unavailable(
+            f"Partition {partition} is tainted: one of its events has no readable key, so it gives no answer.",
+            code="table.tainted",
+            fix="see deploy/runbooks/ConsentryPartitionTainted.md",
+        )
+    return meta.generation, age
 
 
-def _print(answer: dict[str, Any], record: Record | None, controls: Controls) -> None:
+def _print(member: str, explanation: Explanation) -> None:
+    """The answer as a person reads it; wrapped on a terminal, one line a sentence elsewhere."""
     from rich.console import Console
 
-    from consentry.domain.decisions import Ground
-    from consentry.domain.explain import sentence
-    from consentry.domain.values import Reason
+    from consentry.domain.explain import date_text
 
+    asked, decision = explanation.asked, explanation.decision
     console = Console(highlight=False, soft_wrap=True)
-    outcome = "[green]ALLOWED[/]" if answer["allowed"] else "[red]EXCLUDED[/]"
-    console.print(f"{outcome}  {answer['reason']}  {answer['purpose']} at {answer['at']}")
-    for line in answer["because"]:
-        console.print(f"  because  {line}", markup=False)
-    if record is None:
-        console.print("  record   none: nothing was ever recorded of this member", markup=False)
-    for fact in record.facts if record else ():
-        console.print(f"  fact {fact.version:>3}  {sentence(Ground(Reason.HELD, fact))}", markup=False)
-    console.print(f"  controls read: {len(controls.log)}", markup=False)
+    outcome = "[bold green]ALLOWED[/]" if decision.allowed else "[bold red]EXCLUDED[/]"
+    console.print(f"{outcome}  {decision.reason.value}")
+    said = [
+        ("", f"{member}, {asked.purpose}, {_row_text(asked.row)}"),
+        ("", f"at {date_text(asked.at)}, by what was known on {date_text(asked.known_at)}"),
+        *((f"{'because' if place == 0 else ''}", text) for place, text in enumerate(explanation.because)),
+    ]
+    if asked.record is None:
+        said.append(("record", "none"))
+    said += [(f"fact {note.fact.version}", _note_text(note)) for note in explanation.facts]
+    said.append(("controls", f"{len(asked.controls.log)} read"))
+    width = console.width if console.is_terminal else None
+    for label, text in said:
+        for line in _lines(label, text, width):
+            console.print(line, markup=False)
+
+
+def _row_text(row: Row | None) -> str:
+    """What was asked about beside the member."""
+    from consentry.domain.explain import date_text
+    from consentry.domain.words import place_text
+    from consentry.wire.jurisdictions import name_of
+
+    if row is None:
+        return "the member alone"
+    parts = []
+    if row.jurisdiction is not None:
+        parts.append(f"from {place_text(row.jurisdiction, name_of)}")
+    if row.category is not None:
+        parts.append(f"category {row.category}")
+    if row.collected is not None:
+        parts.append(f"collected {date_text(row.collected)}")
+    return f"a row: {', '.join(parts)}"
+
+
+def _note_text(note: FactNote) -> str:
+    """A fact, and what became of it."""
+    if note.why_not:
+        return f"{note.text} [not counted: {note.why_not}]"
+    return f"{note.text} [replaced by fact {note.replaced_by}]" if note.replaced_by else note.text
+
+
+def _lines(label: str, text: str, width: int | None) -> list[str]:
+    """A sentence behind its label, further lines indented; one line where `width` is None."""
+    import textwrap
+
+    lines = [text] if width is None else textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False)
+    return [f"  {label if place == 0 else '':<9} {line}" for place, line in enumerate(lines)]

@@ -32,6 +32,7 @@ def run() -> None:
 
 
 def _run(settings: Settings) -> int:
+    from functools import partial
     from importlib.metadata import version
 
     import structlog
@@ -42,7 +43,7 @@ def _run(settings: Settings) -> int:
     from consentry.ops.metrics import Metrics
     from consentry.processor.safety import check_topics
     from consentry.processor.service import HotPathService, build_app, run_worker
-    from consentry.wire.controls_view import ControlsView
+    from consentry.wire.controls_view import MISUNDERSTANDINGS, ControlsView
 
     kafka, namespace = settings.kafka(), settings.namespace
     partitions = check_topics(kafka, namespace=namespace, profile=settings.profile)
@@ -53,6 +54,9 @@ def _run(settings: Settings) -> int:
         view = ControlsView(kafka, namespace=namespace, catalog=catalog)
         view.start()
         view.wait_until_read(30)
+        for kind in MISUNDERSTANDINGS:
+            count = partial(_count_not_understood, view, kind)
+            metrics.gauge("consentry_controls_not_understood", kind).set_function(count)
         parts = _hot_path(settings, catalog, table, view, metrics, partitions)
         ledger = Ledger(
             kafka,
@@ -73,6 +77,13 @@ def _run(settings: Settings) -> int:
         view.stop()
         health.stop()
     return status
+
+
+def _count_not_understood(view: Any, kind: str) -> float:
+    """The gauge's value whenever somebody asks for it: a lift takes it back by itself."""
+    from consentry.ops.clock import system_clock
+
+    return float(view.not_understood(kind, system_clock()))
 
 
 def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: Any, partitions: int) -> dict[str, Any]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.values import DAY_MICROS, Micros
 
 PURGE_WITHIN_DEFAULT: Final = Micros(30 * DAY_MICROS)
+
+
+_KNOWN_MAX: Final = 50_000
+"""Answers remembered at most; rows may name any category."""
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Regime(enum.StrEnum):
@@ -141,26 +149,171 @@ class PolicyPublished:
 Control = PauseImposed | PauseLifted | PolicyPublished
 
 
+class Imposition(NamedTuple):
+    """A pause with its place in the log."""
+
+    place: int
+    pause: PauseImposed
+
+
+class Entry(NamedTuple):
+    """The first terms of a policy for a scope entry and purpose, sorted so that the one that binds comes last.
+
+    A later effective time comes before a later place in the log; `number` is that of the terms in the policy.
+    """
+
+    effective_at: Micros
+    place: int
+    number: int
+    policy: PolicyPublished
+    terms: Terms
+
+    @property
+    def precedence(self) -> tuple[int, int, int]:
+        """The greater one binds: the policy that took effect last, and in it the first terms that match."""
+        return self.effective_at, self.place, -self.number
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Controls by what a question asks for. `effective_times` and `recorded_times` are distinct and ascending."""
+
+    impositions: Mapping[str, tuple[Imposition, ...]] = field(default_factory=dict)
+    versions: Mapping[tuple[str, int], tuple[Imposition, ...]] = field(default_factory=dict)
+    lifts: Mapping[str, tuple[PauseLifted, ...]] = field(default_factory=dict)
+    entries: Mapping[tuple[str, str], tuple[Entry, ...]] = field(default_factory=dict)
+    effective_times: tuple[Micros, ...] = ()
+    recorded_times: tuple[Micros, ...] = ()
+
+    def after(self, start: int, controls: Iterable[Control]) -> _Index:
+        """The index with more controls, which stand in the log from place `start` on."""
+        new = tuple(controls)
+        numbered = tuple(enumerate(new, start=start))
+        pauses = [Imposition(place, control) for place, control in numbered if isinstance(control, PauseImposed)]
+        return _Index(
+            impositions=_grown(self.impositions, ((code, one) for one in pauses for code in _codes(one.pause))),
+            versions=_grown(self.versions, (((one.pause.pause, one.pause.version), one) for one in pauses)),
+            lifts=_grown(self.lifts, ((one.pause, one) for one in new if isinstance(one, PauseLifted))),
+            entries=_sorted(_grown(self.entries, _entries(numbered)), self.entries),
+            effective_times=_merged(self.effective_times, (one.effective_at for one in new)),
+            recorded_times=_merged(self.recorded_times, (one.recorded_at for one in new)),
+        )
+
+    def cell(self, at: Micros, known_at: Micros) -> tuple[int, int]:
+        """Questions in the same cell have the same controls count for them."""
+        return bisect_right(self.effective_times, at), bisect_right(self.recorded_times, known_at)
+
+    def impositions_on(self, holders: Iterable[str]) -> list[Imposition]:
+        """The pauses whose scope names any of these, in log order."""
+        # By its place, as a pause itself is long to hash.
+        found = {one.place: one for holder in holders for one in self.impositions.get(holder, ())}
+        return [found[place] for place in sorted(found)]
+
+    def binding(self, holder: str, purpose: str, *, at: Micros, known_at: Micros) -> Entry | None:
+        """The last entry for this scope entry and purpose whose policy counts, or None."""
+        entries = self.entries.get((holder, purpose), ())
+        for place in reversed(range(bisect_right(entries, at, key=_effective_time))):
+            if entries[place].policy.recorded_at <= known_at:
+                return entries[place]
+        return None
+
+
+def _effective_time(entry: Entry) -> Micros:
+    return entry.effective_at
+
+
+def _rank(entry: Entry) -> tuple[int, int]:
+    return entry.effective_at, entry.place
+
+
+def _codes(pause: PauseImposed) -> Iterable[str]:
+    return dict.fromkeys(pause.scope.jurisdictions)
+
+
+def _entries(numbered: Iterable[tuple[int, Control]]) -> Iterator[tuple[tuple[str, str], Entry]]:
+    """Per policy, scope entry and purpose the first terms: the later ones never match first."""
+    for place, control in numbered:
+        if isinstance(control, PolicyPublished):
+            first: dict[tuple[str, str], Entry] = {}
+            for number, terms in enumerate(control.terms):
+                entry = Entry(control.effective_at, place, number, control, terms)
+                for code in terms.jurisdictions:
+                    first.setdefault((code, terms.purpose), entry)
+            yield from first.items()
+
+
+def _grown(
+    before: Mapping[_Key, tuple[_Value, ...]], pairs: Iterable[tuple[_Key, _Value]]
+) -> Mapping[_Key, tuple[_Value, ...]]:
+    """The mapping with values added behind those of their key; what did not change is shared."""
+    added: dict[_Key, list[_Value]] = {}
+    for key, value in pairs:
+        added.setdefault(key, []).append(value)
+    if not added:
+        return before
+    return {**before, **{key: (*before.get(key, ()), *values) for key, values in added.items()}}
+
+
+def _sorted(
+    entries: Mapping[tuple[str, str], tuple[Entry, ...]], before: Mapping[tuple[str, str], tuple[Entry, ...]]
+) -> Mapping[tuple[str, str], tuple[Entry, ...]]:
+    if entries is before:
+        return before
+    changed = {key: found for key, found in entries.items() if found is not before.get(key)}
+    return {**entries, **{key: tuple(sorted(found, key=_rank)) for key, found in changed.items()}}
+
+
+def _merged(before: tuple[Micros, ...], more: Iterable[Micros]) -> tuple[Micros, ...]:
+    new = {time for time in more if (place := bisect_left(before, time)) == len(before) or before[place] != time}
+    return tuple(sorted((*before, *new))) if new else before
+
+
+class Bearing(NamedTuple):
+    """What the controls say of one use in one jurisdiction: the pause, the terms and the voiding lift, if any."""
+
+    pause: PauseImposed | None
+    policy: PolicyPublished | None
+    terms: Terms | None
+    voiding_lift: PauseLifted | None
+
+
 @dataclass(frozen=True)
 class Controls:
-    """All controls in log order, with the jurisdictions they speak of. Extended by `after`, never changed."""
+    """All controls in log order, with the jurisdictions they speak of. Extended by `after`, never changed.
+
+    Answers come from an index and are remembered: which controls count changes only at the times that some control or
+    group membership names, so between two of these all questions about a use have one answer.
+    """
 
     jurisdictions: Jurisdictions
     log: tuple[Control, ...] = ()
-    _seen: frozenset[bytes] = field(default=frozenset(), repr=False)
+    _seen: frozenset[bytes] = field(default=frozenset(), repr=False, compare=False)
+    _index: _Index = field(default_factory=_Index, repr=False, compare=False)
+    _known: dict[tuple[int, int, str, str, str | None], Bearing] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def after(self, *controls: Control) -> Controls:
         """The controls after these followed in the log; one with a known event id changes nothing.
 
         Except a pause that says something new: who uses an id twice must not thereby leave a regulator unheard.
         """
-        log, seen = list(self.log), set(self._seen)
+        new: list[Control] = []
+        seen = set(self._seen)
         for control in controls:
             taken = self._widened(control)
-            if control.event_id not in seen or (isinstance(taken, PauseImposed) and taken not in log):
-                seen.add(control.event_id)
-                log.append(taken)
-        return replace(self, log=tuple(log), _seen=frozenset(seen)) if len(log) > len(self.log) else self
+            if control.event_id in seen and not (
+                isinstance(taken, PauseImposed) and taken not in self.log and taken not in new
+            ):
+                continue
+            seen.add(control.event_id)
+            new.append(taken)
+        if not new:
+            return self
+        index = self._index.after(len(self.log), new)
+        if not self.log:
+            index = replace(index, effective_times=_merged(index.effective_times, self.jurisdictions.changes))
+        return Controls(self.jurisdictions, (*self.log, *new), frozenset(seen), index)
 
     def _widened(self, control: Control) -> Control:
         """A pause whose scope cannot be understood covers everything: it must never cover too little."""
@@ -171,26 +324,85 @@ class Controls:
             return control
         return replace(control, scope=Scope(jurisdictions=("*",)))
 
-    @cached_property
-    def pauses(self) -> tuple[PauseImposed, ...]:
-        """Pauses in log order, each version once: a repeated imposition changes nothing."""
-        first: dict[tuple[str, int], PauseImposed] = {}
-        for control in self.log:
-            if isinstance(control, PauseImposed):
-                first.setdefault((control.pause, control.version), control)
-        return tuple(first.values())
+    def bearing(
+        self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
+    ) -> Bearing:
+        """Everything that the controls say of this use. Times in microseconds. Source: rules 5 to 7."""
+        key = (*self._index.cell(at, known_at), jurisdiction, purpose, category)
+        found = self._known.get(key)
+        if found is None:
+            times = {"at": at, "known_at": known_at}
+            policy, terms = self.terms_for(jurisdiction, purpose, **times) or (None, None)
+            found = Bearing(
+                self.pause_in_force(jurisdiction, purpose, category, **times),
+                policy,
+                terms,
+                self.last_voiding_lift(jurisdiction, purpose, **times),
+            )
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    def pause_in_force(
+        self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
+    ) -> PauseImposed | None:
+        """The first pause that covers this use and is not lifted, or None. Source: rule 5."""
+        for pause in self._counting_impositions(jurisdiction, at, known_at):
+            if pause.scope.covers_use(purpose, category) and not self.is_lifted(pause, at=at, known_at=known_at):
+                return pause
+        return None
+
+    def is_lifted(self, pause: PauseImposed, *, at: Micros, known_at: Micros) -> bool:
+        """Whether a counting lift ends this version of the pause."""
+        lifts = self._index.lifts.get(pause.pause, ())
+        return any(lift.version >= pause.version and counts(lift, at, known_at) for lift in lifts)
+
+    def _counting_impositions(self, jurisdiction: str, at: Micros, known_at: Micros) -> Iterator[PauseImposed]:
+        """The pauses on this jurisdiction that count, in log order, each version by the first that says it."""
+        holders = self.jurisdictions.holders(jurisdiction, at=at)
+        for imposition in self._index.impositions_on(holders):
+            pause = imposition.pause
+            if counts(pause, at, known_at):
+                same = self._index.versions[pause.pause, pause.version]
+                if len(same) == 1 or next(one for one in same if counts(one.pause, at, known_at)) is imposition:
+                    yield pause
+
+    def terms_for(
+        self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
+    ) -> tuple[PolicyPublished, Terms] | None:
+        """The terms that bind: of the latest policy that counts and has a matching entry. Source: rule 6."""
+        best: Entry | None = None
+        for holder in self.jurisdictions.holders(jurisdiction, at=at):
+            found = self._index.binding(holder, purpose, at=at, known_at=known_at)
+            if found is not None and (best is None or found.precedence > best.precedence):
+                best = found
+        return None if best is None else (best.policy, best.terms)
+
+    def last_voiding_lift(self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros) -> PauseLifted | None:
+        """The last counting lift that voids opt-ins of this jurisdiction and purpose, or None. Source: rule 7."""
+        last: PauseLifted | None = None
+        for pause in self._counting_impositions(jurisdiction, at, known_at):
+            if pause.scope.covers_use(purpose, None):
+                for lift in self._index.lifts.get(pause.pause, ()):
+                    if (
+                        lift.voids_opt_ins
+                        and lift.version >= pause.version
+                        and counts(lift, at, known_at)
+                        and (last is None or lift.recorded_at > last.recorded_at)
+                    ):
+                        last = lift
+        return last
 
     @cached_property
-    def lifts(self) -> tuple[PauseLifted, ...]:
-        """Lifts in log order."""
-        return tuple(control for control in self.log if isinstance(control, PauseLifted))
+    def pauses(self) -> tuple[PauseImposed, ...]:
+        """Pauses in log order, each version by the first that says it."""
+        return tuple(found[0].pause for found in self._index.versions.values())
 
     @cached_property
     def policies(self) -> tuple[PolicyPublished, ...]:
-        """Policies, the one that binds last first: latest effective time, ties by later place in the log."""
-        published = [control for control in self.log if isinstance(control, PolicyPublished)]
-        ranked = sorted(enumerate(published), key=lambda pair: (pair[1].effective_at, pair[0]), reverse=True)
-        return tuple(policy for _, policy in ranked)
+        """Policies in log order."""
+        return tuple(control for control in self.log if isinstance(control, PolicyPublished))
 
     @cached_property
     def collection_cut_offs(self) -> tuple[Micros, ...]:
@@ -203,65 +415,16 @@ class Controls:
         """Whether any terms ask for a purge when a member opts out."""
         return any(terms.purge_on_opt_out for policy in self.policies for terms in policy.terms)
 
-    def is_lifted(self, pause: PauseImposed, *, at: Micros, known_at: Micros) -> bool:
-        """Whether a counting lift ends this version of the pause."""
-        return any(
-            lift.pause == pause.pause and lift.version >= pause.version and counts(lift, at, known_at)
-            for lift in self.lifts
-        )
-
-    def pause_in_force(
-        self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
-    ) -> PauseImposed | None:
-        """The first pause that covers this use and is not lifted, or None. Source: rule 5."""
-        holders = self.jurisdictions.holders(jurisdiction, at=at)
-        for pause in self.pauses:
-            if (
-                counts(pause, at, known_at)
-                and pause.scope.covers_use(purpose, category)
-                and not holders.isdisjoint(pause.scope.jurisdictions)
-                and not self.is_lifted(pause, at=at, known_at=known_at)
-            ):
-                return pause
-        return None
-
-    def terms_for(
-        self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
-    ) -> tuple[PolicyPublished, Terms] | None:
-        """The terms that bind: of the latest policy that counts and has a matching entry. Source: rule 6."""
-        holders = self.jurisdictions.holders(jurisdiction, at=at)
-        for policy in self.policies:
-            if counts(policy, at, known_at):
-                for terms in policy.terms:
-                    if terms.purpose == purpose and not holders.isdisjoint(terms.jurisdictions):
-                        return policy, terms
-        return None
-
-    def last_voiding_lift(self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros) -> PauseLifted | None:
-        """The last counting lift that voids opt-ins of this jurisdiction and purpose, or None. Source: rule 7."""
-        holders = self.jurisdictions.holders(jurisdiction, at=at)
-        last: PauseLifted | None = None
-        for lift in self.lifts:
-            if (
-                lift.voids_opt_ins
-                and counts(lift, at, known_at)
-                and (last is None or lift.recorded_at >= last.recorded_at)
-            ):
-                scopes = (
-                    pause.scope
-                    for pause in self.pauses
-                    if pause.pause == lift.pause and pause.version <= lift.version and counts(pause, at, known_at)
-                )
-                if any(
-                    scope.covers_use(purpose, None) and not holders.isdisjoint(scope.jurisdictions) for scope in scopes
-                ):
-                    last = lift
-        return last
-
     @cached_property
     def purposes(self) -> tuple[str, ...]:
         """Every purpose that any terms name, in order of first mention."""
-        return tuple(dict.fromkeys(terms.purpose for policy in reversed(self.policies) for terms in policy.terms))
+        return tuple(dict.fromkeys(terms.purpose for policy in self.policies for terms in policy.terms))
+
+    @cached_property
+    def _subdivisions(self) -> frozenset[str]:
+        """Every subdivision that any terms name."""
+        named = (code for policy in self.policies for terms in policy.terms for code in terms.jurisdictions)
+        return frozenset(code for code in named if "-" in code)
 
     def purge_within(
         self, scope: Iterable[str], purposes: Iterable[str] | None, *, at: Micros, known_at: Micros
@@ -271,10 +434,11 @@ class Controls:
         30 days where there are none. Source: rule 9.
         """
         wanted = self.purposes if purposes is None else tuple(purposes)
+        codes = self.jurisdictions.expanded(scope, at=at)
+        # A part of a country may be promised more than the rest of it.
+        parts = {code for code in self._subdivisions if code.split("-", 1)[0] in codes}
         found = (
-            self.terms_for(code, purpose, at=at, known_at=known_at)
-            for code in self.jurisdictions.expanded(scope, at=at)
-            for purpose in wanted
+            self.terms_for(code, purpose, at=at, known_at=known_at) for code in codes | parts for purpose in wanted
         )
         return min((terms.purge_within for _, terms in filter(None, found)), default=PURGE_WITHIN_DEFAULT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,13 +29,27 @@ class Row:
     collected: Micros | None = None
 
 
+class Limit(enum.StrEnum):
+    """Which condition of terms a question fails; in this order the first one is told. Source: rule 6."""
+
+    MINOR = "MINOR"
+    AGE_NOT_KNOWN = "AGE_NOT_KNOWN"
+    CATEGORY = "CATEGORY"
+    COLLECTED_UNKNOWN = "COLLECTED_UNKNOWN"
+    COLLECTED_BEFORE = "COLLECTED_BEFORE"
+
+
 class Ground(NamedTuple):
-    """One fact behind a decision: the reason it stands for, the fact itself, and the jurisdiction asked about."""
+    """One fact behind a decision: the reason it stands for, the fact itself, and the jurisdiction asked about.
+
+    With a policy come the terms that bind, and for OUTSIDE_TERMS the limit that fails.
+    """
 
     reason: Reason
     fact: Fact | PauseImposed | PauseLifted | PolicyPublished | str
     jurisdiction: str | None = None
     terms: Terms | None = None
+    limit: Limit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +132,10 @@ def judge(
     if own.hold is not None:
         return Decision(False, Reason.HELD, (Ground(Reason.HELD, own.hold),))
     if own.is_folded:
-        return Decision(False, Reason.HISTORY_FOLDED, (Ground(Reason.HISTORY_FOLDED, "asked before what is kept"),))
+        return Decision(False, Reason.HISTORY_FOLDED, (Ground(Reason.HISTORY_FOLDED, _TOO_EARLY),))
     places = {place: None for place in (own.jurisdiction, row.jurisdiction if row else None) if place is not None}
     if not places:
-        return Decision(False, Reason.JURISDICTION_UNKNOWN, (Ground(Reason.JURISDICTION_UNKNOWN, "none recorded"),))
+        return Decision(False, Reason.JURISDICTION_UNKNOWN, (Ground(Reason.JURISDICTION_UNKNOWN, _NOWHERE),))
     question = _Question(own, row, controls, purpose, at, known_at)
     answers = [question.ask(place) for place in places]
     refusing = [grounds for grounds in answers if grounds[0].reason not in _ALLOWING]
@@ -128,6 +143,8 @@ def judge(
     return Decision(not refusing, grounds[0].reason, tuple(grounds))
 
 
+_TOO_EARLY = "the question is about a time before what the record still knows"
+_NOWHERE = "neither the member's record nor the row names a jurisdiction"
 _ALLOWING = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
 
 
@@ -146,28 +163,26 @@ class _Question(NamedTuple):
         if not self.controls.jurisdictions.is_code(place):
             return [Ground(Reason.JURISDICTION_UNKNOWN, f"{place[:16]!r} is not a known code", place)]
         category = self.row.category if self.row else None
-        times = {"at": self.at, "known_at": self.known_at}
-        pause = self.controls.pause_in_force(place, self.purpose, category, **times)
-        choice = self._choice_ground(place)
+        bearing = self.controls.bearing(place, self.purpose, category, at=self.at, known_at=self.known_at)
+        choice = self._choice_ground(place, bearing.voiding_lift)
         rest = [choice] if choice else []
-        if pause is not None:
-            return [Ground(Reason.PAUSED, pause, place), *rest]
+        if bearing.pause is not None:
+            return [Ground(Reason.PAUSED, bearing.pause, place), *rest]
         if choice is not None and choice.reason is Reason.OPTED_OUT:
             return [choice]
-        found = self.controls.terms_for(place, self.purpose, **times)
-        if found is None:
+        if bearing.policy is None or bearing.terms is None:
             return [Ground(Reason.NO_TERMS, f"no policy has terms for {self.purpose}", place), *rest]
-        policy, terms = found
-        return [Ground(self._by_terms(terms, choice), policy, place, terms), *rest]
+        reason = self._by_terms(bearing.terms, choice)
+        limit = failed_limit(bearing.terms, self.own.age_band, self.row) if reason is Reason.OUTSIDE_TERMS else None
+        return [Ground(reason, bearing.policy, place, bearing.terms, limit), *rest]
 
-    def _choice_ground(self, place: str) -> Ground | None:
+    def _choice_ground(self, place: str, lift: PauseLifted | None) -> Ground | None:
         """What the member's choice comes to: opted out, opted in, an opt-in that a lift made void, or none."""
         choice = self.own.choice
         if choice is None:
             return None
         if choice.kind is not FactKind.OPTED_IN:
             return Ground(Reason.OPTED_OUT, choice, place)
-        lift = self.controls.last_voiding_lift(place, self.purpose, at=self.at, known_at=self.known_at)
         if lift is not None and choice.recorded_at <= lift.recorded_at:
             return Ground(Reason.OPT_IN_REQUIRED, lift, place)
         return Ground(Reason.OPTED_IN, choice, place)
@@ -176,7 +191,7 @@ class _Question(NamedTuple):
         """The reason once neither a pause nor an opt-out decides."""
         if terms.regime in (Regime.NOT_OFFERED, Regime.UNKNOWN):
             return Reason.NOT_OFFERED
-        if self._is_outside(terms):
+        if failed_limit(terms, self.own.age_band, self.row) is not None:
             return Reason.OUTSIDE_TERMS
         if choice is not None and choice.reason is Reason.OPTED_IN:
             return Reason.OPTED_IN
@@ -184,19 +199,20 @@ class _Question(NamedTuple):
             return Reason.NOTICE_OPEN
         return Reason.DEFAULT_ON if terms.regime is Regime.DEFAULT_ON else Reason.OPT_IN_REQUIRED
 
-    def _is_outside(self, terms: Terms) -> bool:
-        """Whether age, category or time of collection falls outside the terms. Source: rule 6."""
-        band = self.own.age_band
-        if terms.minors is Minors.EXCLUDE and band is AgeBand.MINOR:
-            return True
-        if terms.minors in (Minors.EXCLUDE_UNLESS_ADULT, Minors.UNKNOWN) and band is not AgeBand.ADULT:
-            return True
-        row = self.row
-        if row is None:
-            return False
-        if terms.categories is not None and row.category is not None and row.category not in terms.categories:
-            return True
-        return terms.collected_from is not None and (row.collected is None or row.collected < terms.collected_from)
+
+def failed_limit(terms: Terms, band: AgeBand, row: Row | None) -> Limit | None:
+    """The first limit by which age, category or time of collection falls outside the terms. Source: rule 6."""
+    if band is AgeBand.MINOR and terms.minors is not Minors.ALLOW:
+        return Limit.MINOR
+    if band is AgeBand.UNKNOWN and terms.minors in (Minors.EXCLUDE_UNLESS_ADULT, Minors.UNKNOWN):
+        return Limit.AGE_NOT_KNOWN
+    if row is None:
+        return None
+    if terms.categories is not None and row.category is not None and row.category not in terms.categories:
+        return Limit.CATEGORY
+    if terms.collected_from is None or (row.collected is not None and row.collected >= terms.collected_from):
+        return None
+    return Limit.COLLECTED_UNKNOWN if row.collected is None else Limit.COLLECTED_BEFORE
 
 
 def stale(detail: str) -> Decision:

@@ -62,6 +62,10 @@ class Fact(NamedTuple):
         """
         return (*self[:2], *self[3:6]) == (*other[:2], *other[3:6])
 
+    def latches(self, later: Fact) -> bool:
+        """Whether this erasure binds a fact that follows it in the log: unless it is dated ahead of that, it does."""
+        return self.effective_at <= max(self.recorded_at, later.recorded_at)
+
 
 def event_tag(event_id: bytes) -> bytes:
     """Combine the two halves of a 16-byte event id by exclusive or."""
@@ -145,10 +149,14 @@ class MemberReleased:
     member: MemberId
     effective_at: Micros
     recorded_at: Micros
+    source: str = ""
 
     def fact(self) -> Fact:
         """What the member's record keeps of this event."""
         return Fact(FactKind.RELEASED, self.effective_at, self.recorded_at, event_tag(self.event_id))
 
 
-MemberEvent = ConsentChanged | MemberRelocated | MemberErased | EventUnreadable | MemberReleased
+SentEvent = ConsentChanged | MemberRelocated | MemberErased | MemberReleased
+"""What producers and operators send."""
+
+MemberEvent = SentEvent | EventUnreadable

@@ -1,79 +1,391 @@
-"""A decision in words that a privacy officer can read, from its grounds."""
+"""Why a decision is what it is: what decides, what the member had chosen, and what the terms would have said."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import enum
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
-from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
-from consentry.domain.decisions import Decision, Ground
-from consentry.domain.events import Fact, FactKind
+from consentry.domain.controls import Controls, PauseImposed, PolicyPublished, counts
+from consentry.domain.decisions import Decision, Ground, Row, Standing, judge, standing
+from consentry.domain.events import CHOICE_FACTS, RELOCATION_FACTS, Fact, FactKind
+from consentry.domain.records import Record, next_choice
 from consentry.domain.values import Micros, Reason
+from consentry.domain.words import NameOf, Words, date_text, moment_of
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+__all__ = ["Asked", "Explanation", "FactNote", "Link", "Role", "as_data", "date_text", "explain", "sentences"]
 
-
-def date_text(instant: Micros) -> str:
-    """`11 Oct 2024`, with the time where it is not midnight, UTC."""
-    moment = _EPOCH + timedelta(microseconds=instant)
-    day = f"{moment.day} {moment:%b %Y}"
-    return day if (moment.hour, moment.minute, moment.second) == (0, 0, 0) else f"{day} {moment:%H:%M}Z"
+_FOREVER: Final = Micros(1 << 62)
 
 
-def sentences(decision: Decision) -> tuple[str, ...]:
-    """One sentence per ground, the deciding one first."""
-    return tuple(sentence(ground) for ground in decision.because)
+class Role(enum.StrEnum):
+    """What a sentence of a chain is there for."""
+
+    DECIDES = "decides"
+    BESIDE = "beside"
+    OTHERWISE = "otherwise"
+    NOT_COUNTED = "not counted"
 
 
-def sentence(ground: Ground) -> str:
-    """What a ground says."""
-    fact = ground.fact
-    if isinstance(fact, str):
-        return f"{fact} in {ground.jurisdiction}" if ground.reason is Reason.NO_TERMS and ground.jurisdiction else fact
-    if isinstance(fact, PauseImposed):
-        by = f"{fact.authority} " if fact.authority else ""
-        return (
-            f"{_place(ground)} is paused since {date_text(fact.effective_at)} by {by}{fact.basis.lower()} "
-            f"({fact.pause} v{fact.version}), recorded {date_text(fact.recorded_at)}"
+class Link(NamedTuple):
+    """One sentence of a chain, its role, and the ground that it speaks of."""
+
+    role: Role
+    ground: Ground
+    text: str
+
+
+class FactNote(NamedTuple):
+    """One fact of the record, in words, and why it does not count for the question ('' where it does).
+
+    `replaced_by` is the version of the fact that took its place; a fact that was replaced did count.
+    """
+
+    fact: Fact
+    text: str
+    why_not: str = ""
+    replaced_by: int | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the fact is heeded in the answer."""
+        return not self.why_not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One question about one member, as `decide` takes it; times in microseconds since 1970-01-01 UTC."""
+
+    record: Record | None
+    row: Row | None
+    controls: Controls
+    purpose: str
+    at: Micros
+    known_at: Micros
+
+    def standing(self) -> Standing:
+        """What the record says for the question."""
+        return standing(self.record, purpose=self.purpose, at=self.at, known_at=self.known_at)
+
+    def judge(self, own: Standing, row: Row | None, controls: Controls) -> Decision:
+        """The decision for a standing, row and controls at the same times."""
+        return judge(own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at)
+
+    def places(self, own: Standing) -> tuple[str, ...]:
+        """The jurisdictions that member and row name, the member's first, each once."""
+        row_place = self.row.jurisdiction if self.row else None
+        return tuple(dict.fromkeys(place for place in (own.jurisdiction, row_place) if place is not None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A decision with its chain of sentences, the deciding one first, and the record's facts in log order."""
+
+    asked: Asked
+    decision: Decision
+    chain: tuple[Link, ...]
+    facts: tuple[FactNote, ...]
+
+    @property
+    def because(self) -> tuple[str, ...]:
+        """The sentences alone."""
+        return tuple(link.text for link in self.chain)
+
+
+def explain(asked: Asked, name_of: NameOf | None = None) -> Explanation:
+    """Decide a question, and say why, what the member had chosen, and what the terms would have said otherwise.
+
+    The decision is that of `decide`. Costs a few decisions more, so it is for people, not for rows. Raises nothing.
+    """
+    words, own = Words(name_of, asked.row), asked.standing()
+    decision = asked.judge(own, asked.row, asked.controls)
+    notes = _notes(asked, own, words)
+    chain = tuple(_Chain(asked, own, decision, notes, words).links())
+    return Explanation(asked=asked, decision=decision, chain=chain, facts=notes)
+
+
+def sentences(decision: Decision, name_of: NameOf | None = None) -> tuple[str, ...]:
+    """One sentence per ground of a decision, the deciding one first; `explain` says more, but needs the question."""
+    words = Words(name_of)
+    return tuple(words.sentence(ground) for ground in decision.because)
+
+
+def _notes(asked: Asked, own: Standing, words: Words) -> tuple[FactNote, ...]:
+    """Every fact of the record, in log order, with what keeps it from counting. Source: rules 1 to 3 and 7."""
+    notes: list[FactNote] = []
+    stands: dict[str, int] = {}
+    choice: Fact | None = None
+    for place, fact in enumerate(asked.record.facts if asked.record else ()):
+        why_not = _why_not(asked, own, fact)
+        if not why_not and fact.kind in CHOICE_FACTS:
+            before, choice = choice, next_choice(choice, fact)
+            if before is not None and choice is before:
+                why_not = _kept_out(fact, before)
+        if not why_not:
+            slot = _slot(fact)
+            if slot in stands:
+                replaced = stands.pop(slot)
+                notes[replaced] = notes[replaced]._replace(replaced_by=fact.version)
+            if fact.kind not in (FactKind.RELEASED, FactKind.CHOICE_UNKNOWN):
+                stands[slot] = place
+            if fact is own.choice and fact.kind is FactKind.OPTED_IN:
+                why_not = _voided(asked, own, fact, words)
+        notes.append(FactNote(fact, words.fact(fact), why_not))
+    return tuple(notes)
+
+
+def _slot(fact: Fact) -> str:
+    """Facts of one slot take each other's place; of choices only those for the purpose asked about come here."""
+    if fact.kind in RELOCATION_FACTS:
+        return "relocation"
+    if fact.kind in CHOICE_FACTS:
+        return "choice"
+    return "erasure" if fact.kind is FactKind.ERASED else "hold"
+
+
+def _why_not(asked: Asked, own: Standing, fact: Fact) -> str:
+    """What keeps a fact from counting before it is held against the others; '' for nothing."""
+    if own.is_folded:
+        return "the record no longer answers for that time"
+    is_late = fact.recorded_at > asked.known_at
+    if fact.effective_at > asked.at:
+        return "recorded later, and takes effect later" if is_late else "takes effect later"
+    if is_late:
+        return "recorded later"
+    if own.erasure is not None and fact.version > own.erasure.version:
+        return "it followed the erasure"
+    if fact.kind in CHOICE_FACTS and fact.name != asked.purpose:
+        return "it is about another purpose"
+    return ""
+
+
+def _kept_out(fact: Fact, opt_out: Fact) -> str:
+    """Why a choice left the opt-out as it was."""
+    if fact.kind is not FactKind.OPTED_IN:
+        return f"it is not understood, and leaves the opt-out of fact {opt_out.version}"
+    if fact.observed_version is None:
+        return "it did not cancel the opt-out, as nothing shows that the person had seen it"
+    return (
+        f"it did not cancel the opt-out, as the person had not seen it (they had seen version {fact.observed_version})"
+    )
+
+
+def _voided(asked: Asked, own: Standing, choice: Fact, words: Words) -> str:
+    """By which lift, and where, the standing opt-in is void; '' where it is not."""
+    found: list[str] = []
+    places = [place for place in asked.places(own) if asked.controls.jurisdictions.is_code(place)]
+    for place in places:
+        lift = asked.controls.last_voiding_lift(place, asked.purpose, at=asked.at, known_at=asked.known_at)
+        if lift is not None and choice.recorded_at <= lift.recorded_at:
+            where = f" in {words.place(place)}" if len(places) > 1 else ""
+            found.append(f"the lift of {lift.pause}, recorded {date_text(lift.recorded_at)}, made it void{where}")
+    return "; ".join(found)
+
+
+class _Chain:
+    """Makes the sentences of one explanation."""
+
+    def __init__(
+        self, asked: Asked, own: Standing, decision: Decision, notes: tuple[FactNote, ...], words: Words
+    ) -> None:
+        self._asked = asked
+        self._own = own
+        self._decision = decision
+        self._notes = notes
+        self._words = words
+
+    def links(self) -> Iterator[Link]:
+        """The chain, the deciding sentence first."""
+        deciding, *beside = self._decision.because
+        yield Link(Role.DECIDES, deciding, self._deciding_text(deciding))
+        place = deciding.jurisdiction
+        if place is None:
+            return
+        pauses = self._pauses(place, self._asked.known_at) if deciding.reason is Reason.PAUSED else ()
+        for pause in pauses:
+            if pause is not deciding.fact:
+                ground = Ground(Reason.PAUSED, pause, place)
+                yield Link(Role.BESIDE, ground, f"also, {self._words.sentence(ground)}")
+        for ground in beside:
+            yield Link(Role.BESIDE, ground, self._words.sentence(ground))
+        yield from self._choices(deciding)
+        yield from self._elsewhere(place)
+        yield from self._otherwise(place, pauses)
+        yield from self._not_counted(place)
+
+    def _deciding_text(self, ground: Ground) -> str:
+        record, row = self._asked.record, self._asked.row
+        if ground.reason is Reason.HISTORY_FOLDED and record is not None:
+            return (
+                "the record's oldest facts were folded together: it answers for uses from "
+                f"{date_text(_next_second(record.folded_effective_at))} on, by what was known from "
+                f"{date_text(_next_second(record.folded_recorded_at))} on"
+            )
+        if ground.reason is not Reason.JURISDICTION_UNKNOWN:
+            return self._words.sentence(ground)
+        if ground.jurisdiction is None:
+            member = (
+                "nothing was ever recorded of the member" if record is None else "the member has no known residence"
+            )
+            return f"{member}, and {'the row names no jurisdiction' if row else 'no row was asked about'}"
+        whose = "the row" if row and row.jurisdiction == ground.jurisdiction else "the member's record"
+        return f"{whose} names a jurisdiction that is not known: {ground.fact}"
+
+    def _choices(self, deciding: Ground) -> Iterator[Link]:
+        """That the member had not chosen, or what did not cancel their opt-out."""
+        if self._own.choice is None:
+            text = f"the member had not chosen for {self._asked.purpose}"
+            if any(note.counts and note.fact.kind is FactKind.CHOICE_UNKNOWN for note in self._notes):
+                text = f"no choice of the member for {self._asked.purpose} stands: the last one is not understood"
+            yield Link(Role.BESIDE, Ground(deciding.reason, text, deciding.jurisdiction), text)
+        elif self._own.choice.kind is FactKind.OPTED_OUT:
+            for note in self._notes:
+                is_later = note.fact.version > self._own.choice.version and note.fact.name == self._asked.purpose
+                if is_later and note.fact.kind is FactKind.OPTED_IN:
+                    text = f"an opt-in on {date_text(note.fact.effective_at)} is not counted: {note.why_not}"
+                    yield Link(Role.NOT_COUNTED, Ground(Reason.OPTED_OUT, note.fact, deciding.jurisdiction), text)
+
+    def _elsewhere(self, decided: str) -> Iterator[Link]:
+        """Where member and row name two jurisdictions: what the other one says. Source: rule 4."""
+        places = self._asked.places(self._own)
+        for place in places:
+            if place != decided:
+                alone = self._alone(place, self._own, self._asked.controls)
+                answers = {place: alone.allowed, decided: self._decision.allowed}
+                home, origin = (
+                    f"{self._words.place(one)}, which {'allows' if answers[one] else 'refuses'}" for one in places
+                )
+                text = f"the member lives in {home}; the row comes from {origin}"
+                yield Link(Role.BESIDE, alone.because[0], f"{text}; {self._words.sentence(alone.because[0])}")
+
+    def _alone(self, place: str, own: Standing, controls: Controls) -> Decision:
+        """The answer that one jurisdiction gives by itself."""
+        row = None if self._asked.row is None else replace(self._asked.row, jurisdiction=None)
+        if own.relocation is None:
+            return self._asked.judge(own, replace(row or Row(), jurisdiction=place), controls)
+        return self._asked.judge(own._replace(relocation=own.relocation._replace(name=place)), row, controls)
+
+    def _otherwise(self, place: str, pauses: tuple[PauseImposed, ...]) -> Iterator[Link]:
+        """What the rest of the rules would have said, with the pauses and the opt-out set aside."""
+        if self._decision.reason not in (Reason.PAUSED, Reason.OPTED_OUT):
+            return
+        own, controls, aside = self._own, self._asked.controls, []
+        if pauses:
+            aside.append("the pause" if len(pauses) == 1 else "the pauses")
+            controls = _without(controls, pauses)
+        if own.choice is not None and own.choice.kind is FactKind.OPTED_OUT:
+            aside.append("the opt-out")
+            own = own._replace(choice=None)
+        alone = self._alone(place, own, controls)
+        text = f"without {' and '.join(aside)}, {self._words.sentence(alone.because[0], would=True)}"
+        for other in self._asked.places(self._own):
+            if alone.allowed and other != place and not self._alone(other, own, controls).allowed:
+                text += f", yet {self._words.place(other)} would still have refused"
+        yield Link(Role.OTHERWISE, alone.because[0], text)
+
+    def _not_counted(self, place: str) -> Iterator[Link]:
+        """Pauses that were in effect already while nobody could know yet."""
+        if self._decision.reason is Reason.PAUSED:
+            return
+        for pause in self._pauses(place, _FOREVER):
+            if pause.recorded_at > self._asked.known_at:
+                ground = Ground(Reason.PAUSED, pause, place)
+                yield Link(Role.NOT_COUNTED, ground, f"not yet known then: {self._words.sentence(ground)}")
+
+    def _pauses(self, place: str, known_at: Micros) -> tuple[PauseImposed, ...]:
+        """Every pause in force on the use in a jurisdiction, in log order; `decide` needs only the first."""
+        asked, controls = self._asked, self._asked.controls
+        holders = controls.jurisdictions.holders(place, at=asked.at)
+        category = asked.row.category if asked.row else None
+        said: dict[tuple[str, int], PauseImposed] = {}
+        for control in controls.log:
+            if isinstance(control, PauseImposed) and counts(control, asked.at, known_at):
+                said.setdefault((control.pause, control.version), control)
+        return tuple(
+            pause
+            for pause in said.values()
+            if not holders.isdisjoint(pause.scope.jurisdictions)
+            and pause.scope.covers_use(asked.purpose, category)
+            and not controls.is_lifted(pause, at=asked.at, known_at=known_at)
         )
-    if isinstance(fact, PauseLifted):
-        return f"the lift of {fact.pause} on {date_text(fact.recorded_at)} voided the earlier opt-in"
-    if isinstance(fact, PolicyPublished):
-        return _policy(ground, fact)
-    return _member_fact(fact)
 
 
-def _place(ground: Ground) -> str:
-    return ground.jurisdiction or "the row"
+def _without(controls: Controls, pauses: tuple[PauseImposed, ...]) -> Controls:
+    """The controls as if these pauses had never been imposed."""
+    gone = {(pause.pause, pause.version) for pause in pauses}
+    kept = (
+        control
+        for control in controls.log
+        if not isinstance(control, PauseImposed) or (control.pause, control.version) not in gone
+    )
+    return Controls(controls.jurisdictions).after(*kept)
 
 
-def _policy(ground: Ground, policy: PolicyPublished) -> str:
-    terms = ground.terms
-    said = f"policy {policy.version} for {_place(ground)}: {terms.regime if terms else 'no terms'}"
-    if terms is None:
-        return said
-    if ground.reason is Reason.NOTICE_OPEN and terms.notice_until is not None:
-        return f"{said}, but its notice is open until {date_text(terms.notice_until)}"
-    if ground.reason is Reason.OUTSIDE_TERMS:
-        limits = []
-        if terms.categories is not None:
-            limits.append(f"categories {', '.join(terms.categories)}")
-        if terms.collected_from is not None:
-            limits.append(f"data collected from {date_text(terms.collected_from)}")
-        limits.append(f"minors {terms.minors.lower().replace('_', ' ')}")
-        return f"{said}, limited to {'; '.join(limits)}"
-    return said
+def as_data(explanation: Explanation) -> dict[str, Any]:
+    """An explanation as plain values for JSON; times in ISO 8601, UTC. `because` and `grounds` go in step."""
+    asked, row = explanation.asked, explanation.asked.row
+    row_data = None
+    if row is not None:
+        collected_at = None if row.collected is None else _iso(row.collected)
+        row_data = {"jurisdiction": row.jurisdiction, "category": row.category, "collected_at": collected_at}
+    return {
+        "purpose": asked.purpose,
+        "row": row_data,
+        "at": _iso(asked.at),
+        "known_at": _iso(asked.known_at),
+        "allowed": explanation.decision.allowed,
+        "reason": explanation.decision.reason.value,
+        "because": list(explanation.because),
+        "grounds": [_ground_data(link) for link in explanation.chain],
+        "version": asked.record.version if asked.record else None,
+        "facts": [_fact_data(note) for note in explanation.facts],
+    }
 
 
-def _member_fact(fact: Fact) -> str:
-    when = f"on {date_text(fact.effective_at)}"
-    if fact.recorded_at != fact.effective_at:
-        when += f", recorded {date_text(fact.recorded_at)}"
-    if fact.kind is FactKind.OPTED_OUT:
-        return f"the member opted out of {fact.name} {when}"
-    if fact.kind is FactKind.OPTED_IN:
-        return f"the member opted in to {fact.name} {when}"
-    if fact.kind is FactKind.ERASED:
-        return f"the member was erased {when}"
-    if fact.kind in (FactKind.HELD, FactKind.UNKNOWN):
-        return f"the member is held: an event could not be read {when}"
-    return f"the member was in {fact.name} {when}"
+def _ground_data(link: Link) -> dict[str, Any]:
+    ground, fact = link.ground, link.ground.fact
+    found: dict[str, Any] = {
+        "role": link.role.value,
+        "reason": ground.reason.value,
+        "kind": "note",
+        "jurisdiction": ground.jurisdiction,
+    }
+    if isinstance(fact, str):
+        return found
+    if isinstance(fact, Fact):
+        found |= {"kind": "fact", "fact": fact.kind.name, "version": fact.version, "name": fact.name}
+    elif isinstance(fact, PolicyPublished):
+        found |= {"kind": "policy", "version": fact.version, "event_id": str(uuid.UUID(bytes=fact.event_id))}
+        found["regime"] = ground.terms.regime.value if ground.terms else None
+        found["limit"] = ground.limit.value if ground.limit else None
+    else:
+        kind = "pause" if isinstance(fact, PauseImposed) else "lift"
+        found |= {"kind": kind, "pause": fact.pause, "version": fact.version}
+        found["event_id"] = str(uuid.UUID(bytes=fact.event_id))
+    return found | {"effective_at": _iso(fact.effective_at), "recorded_at": _iso(fact.recorded_at)}
+
+
+def _fact_data(note: FactNote) -> dict[str, Any]:
+    fact = note.fact
+    return {
+        "version": fact.version,
+        "kind": fact.kind.name,
+        "name": fact.name,
+        "effective_at": _iso(fact.effective_at),
+        "recorded_at": _iso(fact.recorded_at),
+        "observed_version": fact.observed_version,
+        "counts": note.counts,
+        "why_not": note.why_not or None,
+        "replaced_by": note.replaced_by,
+    }
+
+
+def _next_second(instant: Micros) -> Micros:
+    """The first full second that is not before the instant, so that a bound is told right without its fraction."""
+    return Micros(-(-instant // 1_000_000) * 1_000_000)
+
+
+def _iso(instant: Micros) -> str:
+    return moment_of(instant).isoformat()

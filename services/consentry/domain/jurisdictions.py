@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from consentry.domain.values import Micros
@@ -22,7 +23,7 @@ class Membership:
     until: Micros = _UNBOUNDED
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Jurisdictions:
     """The codes that are known: ISO 3166-1 alpha-2 countries, ISO 3166-2 subdivisions, and dated groups."""
 
@@ -40,12 +41,22 @@ class Jurisdictions:
     def holders(self, code: str, *, at: Micros) -> frozenset[str]:
         """Every scope entry that holds `code` at that time: itself, its country, its groups, and anywhere."""
         country = code.split("-", 1)[0]
-        groups = {
-            name
-            for name, members in self.groups.items()
-            if any(member.country == country and member.since <= at < member.until for member in members)
-        }
-        return frozenset({ANYWHERE, code, country, *groups})
+        groups = (name for name, member in self._memberships.get(country, ()) if member.since <= at < member.until)
+        return frozenset((ANYWHERE, code, country, *groups))
+
+    @cached_property
+    def _memberships(self) -> Mapping[str, tuple[tuple[str, Membership], ...]]:
+        """By country, the groups it ever belongs to."""
+        found: dict[str, tuple[tuple[str, Membership], ...]] = {}
+        for name, members in self.groups.items():
+            for member in members:
+                found[member.country] = (*found.get(member.country, ()), (name, member))
+        return found
+
+    @cached_property
+    def changes(self) -> frozenset[Micros]:
+        """Every time at which some country joins or leaves a group."""
+        return frozenset(time for members in self.groups.values() for one in members for time in (one.since, one.until))
 
     def unknown(self, scope: Iterable[str]) -> tuple[str, ...]:
         """The entries of `scope` that are neither a code, nor a group, nor anywhere."""

@@ -64,11 +64,17 @@ class Receipt:
 def order_for_fact(member: MemberId, fact: Fact, record: Record | None, controls: Controls) -> PurgeOrder | None:
     """The order that an erasure, or an opt-out where the terms ask for it, opens; None for any other fact.
 
-    The identity comes from the event, so that folding it again opens nothing more. Source: rule 9.
+    `record` is the member's, after the fact; what followed it in the log does not matter, so that reading the event
+    again after a crash opens the same order. The identity comes from the event. Source: rules 3 and 9.
     """
-    relocations = [known for known in (record.facts if record else ()) if known.kind in RELOCATION_FACTS]
-    jurisdictions = tuple(known.name for known in relocations[-1:])
+    facts = record.facts if record else ()
     at = fact.recorded_at
+    version = next((known.version for known in facts if known.tag == fact.tag), record.version + 1 if record else 1)
+    before = [known for known in facts if known.version < version]
+    if any(known.kind is FactKind.ERASED and known.latches(fact) for known in before):
+        return None  # nothing that is recorded after an erasure changes anything
+    homes = [known.name for known in before if known.kind in RELOCATION_FACTS and known.effective_at <= at]
+    jurisdictions = tuple(homes[-1:])
     if fact.kind is FactKind.ERASED:
         because, purposes = PurgeReason.ERASURE, None
     elif fact.kind is FactKind.OPTED_OUT and _asks_on_opt_out(controls, jurisdictions, fact.name, at):

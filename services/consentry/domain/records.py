@@ -26,7 +26,7 @@ _EXCLUDING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The folded state of one member: facts in log order, the newest last.
+    """The folded state of one member: facts in log order, the newest last; only an erasure dated ahead stays behind.
 
     `version` counts the distinct events folded so far. Questions with `at` before `folded_effective_at` or
     `known_at` before `folded_recorded_at` (0: nothing was folded) are beyond what the record still knows.
@@ -39,9 +39,9 @@ class Record:
     folded_recorded_at: Micros = Micros(0)
 
     @property
-    def erased(self) -> bool:
-        """Whether the member was erased; nothing is folded after that."""
-        return bool(self.facts) and self.facts[-1].kind is FactKind.ERASED
+    def erasure(self) -> Fact | None:
+        """The erasure, which stays the last fact; nothing recorded from its effective time on is folded any more."""
+        return self.facts[-1] if self.facts and self.facts[-1].kind is FactKind.ERASED else None
 
 
 def fold(record: Record | None, event: MemberEvent) -> Record:
@@ -60,7 +60,8 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
     """
     if record is None:
         record = Record(member=member)
-    if record.erased:
+    erasure = record.erasure
+    if erasure is not None and erasure.latches(fact):
         return record
     for known in record.facts:
         if known.tag == fact.tag:
@@ -72,7 +73,7 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
         # that is new after all must not be lost, so where the member lives is then unknown.
         return fold(record, reused_event_id(member, fact)) if fact.kind in RELOCATION_FACTS else record
     version = record.version + 1
-    facts = (*record.facts, fact._replace(version=version))
+    facts = _with(record.facts, erasure, fact._replace(version=version))
     after = Record(
         member=member,
         version=version,
@@ -81,6 +82,15 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
         folded_recorded_at=record.folded_recorded_at,
     )
     return after if len(facts) <= FACTS_MAX else _fold_oldest(after)
+
+
+def _with(facts: tuple[Fact, ...], erasure: Fact | None, fact: Fact) -> tuple[Fact, ...]:
+    """The facts and one more. An erasure dated ahead stays behind what is said before it; of two, the earlier one."""
+    if erasure is None:
+        return (*facts, fact)
+    if fact.kind is FactKind.ERASED and fact.effective_at <= erasure.effective_at:
+        return (*facts, fact)
+    return (*facts[:-1], fact, erasure)
 
 
 def reused_event_id(member: MemberId, fact: Fact) -> EventUnreadable:
@@ -130,7 +140,7 @@ def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
             kept.pop("hold", None)
         else:
             kept["hold" if fact.kind is not FactKind.ERASED else "erasure"] = fact
-    return tuple(sorted(kept.values(), key=lambda fact: fact.version))
+    return tuple(sorted(kept.values(), key=lambda fact: (fact.kind is FactKind.ERASED, fact.version)))
 
 
 def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:

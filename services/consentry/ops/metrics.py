@@ -42,6 +42,9 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
         "histogram", ("step",), "time a round takes by step: decode, load, fold, store, settle", SECONDS
     ),
     "consentry_partitions_tainted": Definition("gauge", (), "partitions that give no allowed answer"),
+    "consentry_controls_not_understood": Definition(
+        "gauge", ("kind",), "pauses of everything in place of what was not understood, not lifted: unreadable, scope"
+    ),
     "consentry_purge_orders_open": Definition("gauge", ("subscriber",), "purge orders that still owe a receipt"),
     "consentry_purge_orders_overdue": Definition("gauge", ("subscriber",), "of these, past their deadline"),
     "consentry_receipts_total": Definition("counter", ("subscriber", "result"), "receipts read by the ledger"),

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     registry_url: str = ""
     registry_credentials: SecretStr = SecretStr("")
 
-    profile: Literal["production", "local"] = "production"
+    profile: Literal["production", "local", "rehearsal"] = "production"
     namespace: str = Field(default="consentry", pattern=r"^[a-z][a-z0-9-]{0,40}$")
     worker_id: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,60}$")
     subscribers: str = ""

@@ -22,7 +22,7 @@ from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
-from consentry.trainer.filter import Columns, Verdict, conventional_columns, judge_rows
+from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
 from consentry.trainer.view import FOREVER, View
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
@@ -191,12 +191,12 @@ class Client:
         at: Micros | None = None,
         known_at: Micros | None = None,
     ) -> Verdict:
-        """Decide every row of an Arrow table; see filter.judge_rows. Times default to now, in microseconds.
+        """Decide every row of an Arrow table; see filter.decide_table. Times default to now, in microseconds.
 
         Without `columns` they are found by their conventional names: member_id, jurisdiction, category, collected_at.
         """
         now = self._clock()
-        verdict = judge_rows(
+        verdict = decide_table(
             table,
             self.view,
             purpose=purpose,

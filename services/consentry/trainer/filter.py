@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import repeat
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentry.domain.controls import Controls
-from consentry.domain.decisions import NOBODY, Row, Standing, judge, standing
+from consentry.domain.decisions import Row, judge
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason
-from consentry.trainer.view import View
-from consentry.wire.records import DamagedRecord, read_record
+from consentry.trainer.view import HELD_CLASS, Distinctions, Likenesses, RowKind, View
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
 _ALLOWING = np.array([reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in REASONS])
-_HELD = REASONS.index(Reason.HELD)
 _STALE = REASONS.index(Reason.STALE)
+_MEMBER_ID: Final = rf"\A(?:{MEMBER_ID_PATTERN.pattern})\z"
+_NO_CODE: Final = "?"
+"""Stands for every jurisdiction that is no known code: one such decides, whatever else is asked."""
+_DIRECT_MIN: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,106 +62,152 @@ class Verdict:
 
     def counts(self) -> dict[Reason, int]:
         """How many rows have each reason."""
-        places, numbers = np.unique(self.reasons, return_counts=True)
-        return Counter({REASONS[place]: int(number) for place, number in zip(places, numbers, strict=True)})
+        numbers = np.bincount(self.reasons, minlength=len(REASONS)).tolist()
+        return Counter({reason: number for reason, number in zip(REASONS, numbers, strict=True) if number})
 
 
-def judge_rows(
+def decide_table(
     table: pa.Table, view: View, *, purpose: str, at: Micros, known_at: Micros, columns: Columns, is_fresh: bool
 ) -> Verdict:
-    """Decide every row of `table`. Raises InvalidInput where a named column is missing.
+    """Decide every row of `table`: for each the reason that `view.decide` gives, for many rows at once.
 
-    A null or malformed member id is held, never dropped silently; nothing is allowed where `is_fresh` is False.
+    Times in microseconds since 1970-01-01 UTC. A member id that is null, malformed or no text is HELD, never dropped
+    silently; a jurisdiction that is no known code is unknown; nothing is allowed where `is_fresh` is False. Raises
+    InvalidInput where a named column is missing or holds no times.
+
+    Only `judge` allows: members who stand alike and rows that no rule tells apart ask one question, and it is asked
+    once. What was found is remembered in the view, until a record, a control or the time asked about makes it another.
     """
     check_columns(table, columns)
     if not is_fresh or table.num_rows == 0:
         return Verdict(np.full(table.num_rows, _STALE, dtype=np.int8))
-    controls = view.controls
-    members, member_codes = encoded(table[columns.member])
-    places, place_codes = _optional(table, columns.jurisdiction)
-    categories, category_codes = _optional(table, columns.category)
-    collected, collected_codes = _collection_classes(table, columns.collected, controls)
-    codes = member_codes.astype(np.int64)
-    for more, size in (
-        (place_codes, len(places)),
-        (category_codes, len(categories)),
-        (collected_codes, len(collected)),
-    ):
-        codes = codes * size + more
-    distinct, inverse = np.unique(codes, return_inverse=True)
-    answer = _Answers(view, controls, purpose, at, known_at, places, categories, collected)
-    standings = [_standing_of(member, view, purpose, at, known_at) for member in members]
-    found = np.fromiter((answer.reason(standings, int(code)) for code in distinct), dtype=np.int8, count=len(distinct))
-    return Verdict(found[inverse])
+    distinctions = view.distinctions
+    likenesses = view.likenesses(purpose, distinctions.voiding)
+    codes = _member_classes(table[columns.member], view, likenesses, at=at, known_at=known_at)
+    axes = (
+        _places(table, columns.jurisdiction, distinctions),
+        _categories(table, columns.category, distinctions),
+        _collection_times(table, columns.collected, distinctions),
+    )
+    size = len(likenesses.standings)
+    for axis in axes:
+        size *= len(axis.values)
+        codes = codes.astype(np.int32 if size < 1 << 31 else np.int64, copy=False)
+        if axis.codes is not None:
+            codes *= len(axis.values)
+            codes += axis.codes
+    question = _Question(likenesses, distinctions, axes, purpose, at, known_at)
+    return Verdict(_answered(codes, size, question.answers))
 
 
-class _Answers:
-    """Answers distinct questions; members who stand alike share an answer."""
+class _Axis(NamedTuple):
+    """One thing that is known of rows: values, each of which stands for all that are judged alike, and their places.
 
-    def __init__(
-        self,
-        view: View,
-        controls: Controls,
-        purpose: str,
-        at: Micros,
-        known_at: Micros,
-        places: Sequence[str | None],
-        categories: Sequence[str | None],
-        collected: Sequence[Micros | None],
-    ) -> None:
-        self._controls = controls
-        self._question = {"purpose": purpose, "at": at, "known_at": known_at}
-        self._rows = [
-            Row(jurisdiction=place, category=category, collected=when)
-            for place in places
-            for category in categories
-            for when in collected
+    `codes` has a place for each row; None is the first one for all.
+    """
+
+    values: Sequence[Any]
+    codes: npt.NDArray[np.int32] | None = None
+
+
+class _Question(NamedTuple):
+    """What is asked of every class of members for every kind of row."""
+
+    likenesses: Likenesses
+    distinctions: Distinctions
+    axes: tuple[_Axis, _Axis, _Axis]
+    purpose: str
+    at: Micros
+    known_at: Micros
+
+    def answers(self, distinct: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int8]:
+        """Places in REASONS for combined codes of class, jurisdiction, category and time of collection."""
+        moment = self.distinctions.moment(self.at, self.known_at)
+        remembered = self.likenesses.answers(self.distinctions, moment)
+        sizes = [len(axis.values) for axis in self.axes]
+        classes, kinds = np.divmod(distinct, math.prod(sizes))
+        kinds, row_of = np.unique(kinds, return_inverse=True)
+        rows: list[RowKind] = [
+            tuple(axis.values[place] for axis, place in zip(self.axes, places, strict=True))
+            for places in zip(*np.unravel_index(kinds, sizes), strict=True)
         ]
-        self._known: dict[tuple[Any, int], int] = {}
-
-    def reason(self, standings: Sequence[Standing | None], code: int) -> int:
-        """The place in REASONS for a combined code of member and row."""
-        member, row = divmod(code, len(self._rows))
-        own = standings[member]
-        if own is None:
-            return _HELD
-        key = (_likeness(own), row)
-        found = self._known.get(key)
-        if found is None:
-            decision = judge(own, self._rows[row], self._controls, **self._question)  # type: ignore[arg-type]
-            found = self._known[key] = REASONS.index(decision.reason)
+        keys = remembered.keys(rows, row_of, classes)
+        found = np.fromiter(map(remembered.given.get, keys, repeat(-1)), dtype=np.int8, count=len(keys))
+        for place in np.flatnonzero(found < 0).tolist():
+            found[place] = remembered.given[keys[place]] = self._judge(classes[place], rows[row_of[place]])
         return found
 
-
-def _likeness(own: Standing) -> tuple[Any, ...]:
-    """Members with the same likeness get the same answer to the same row."""
-    choice = own.choice
-    return (
-        own.erasure is not None,
-        own.hold is not None,
-        own.is_folded,
-        own.jurisdiction,
-        own.relocation.kind if own.relocation else None,
-        choice.kind if choice else None,
-        # Only an opt-in's time matters: whether it was recorded after a lift that voided the earlier ones.
-        choice.recorded_at if choice and choice.kind.name == "OPTED_IN" else None,
-    )
+    def _judge(self, number: int, kind: RowKind) -> int:
+        row = Row(jurisdiction=kind[0], category=kind[1], collected=kind[2])
+        own, controls = self.likenesses.standings[number], self.distinctions.controls
+        decision = judge(own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at)
+        return REASONS.index(decision.reason)
 
 
-def _standing_of(member: Any, view: View, purpose: str, at: Micros, known_at: Micros) -> Standing | None:
-    """The member's standing; None for one that is held."""
-    if not isinstance(member, str) or MEMBER_ID_PATTERN.fullmatch(member) is None:
-        return None
-    key = member.encode()
-    if view.is_held(key):
-        return None
-    raw = view.records.get(key)
-    if raw is None:
-        return NOBODY
-    try:
-        return standing(read_record(raw, key), purpose=purpose, at=at, known_at=known_at)
-    except DamagedRecord:
-        return None
+def _answered(
+    codes: npt.NDArray[Any], size: int, answer: Callable[[npt.NDArray[Any]], npt.NDArray[np.int8]]
+) -> npt.NDArray[np.int8]:
+    """The answer for each of the codes, which are below `size`; asked for once per code that occurs."""
+    if size > max(_DIRECT_MIN, 4 * len(codes)):
+        distinct, places = np.unique(codes, return_inverse=True)
+        found: npt.NDArray[np.int8] = answer(distinct)[places]
+        return found
+    # So few are possible that looking each up is quicker than sorting them.
+    occurs = np.zeros(size, dtype=np.bool_)
+    occurs[codes] = True
+    distinct = np.flatnonzero(occurs)
+    by_code = np.zeros(size, dtype=np.int8)
+    by_code[distinct] = answer(distinct)
+    found = by_code[codes]
+    return found
+
+
+def _member_classes(
+    column: pa.ChunkedArray, view: View, likenesses: Likenesses, *, at: Micros, known_at: Micros
+) -> npt.NDArray[np.int32]:
+    """Each row's class of members."""
+    members, codes = _dictionary(_texts(column, lambda value: value if isinstance(value, str) else None))
+    is_id = pc.match_substring_regex(members, _MEMBER_ID).fill_null(False)
+    kind = pa.large_binary() if pa.types.is_large_string(members.type) else pa.binary()
+    found = np.full(len(members), HELD_CLASS, dtype=np.int32)
+    keys = members.filter(is_id).cast(kind).to_pylist()
+    found[is_id.to_numpy(zero_copy_only=False)] = view.classes(keys, likenesses, at=at, known_at=known_at)
+    return found[codes]
+
+
+def _places(table: pa.Table, name: str | None, distinctions: Distinctions) -> _Axis:
+    is_code = distinctions.controls.jurisdictions.is_code
+    return _axis(table, name, lambda place: place if is_code(place) else _NO_CODE)
+
+
+def _categories(table: pa.Table, name: str | None, distinctions: Distinctions) -> _Axis:
+    named = distinctions.categories
+    not_named = max(named, default="") + "*"
+    return _axis(table, name, lambda category: category if category in named else not_named)
+
+
+def _axis(table: pa.Table, name: str | None, stand_in: Callable[[str], str]) -> _Axis:
+    """The stand-ins of a column's texts, null among them where it has any; one null where there is no such column."""
+    if name is None:
+        return _Axis([None])
+    values, codes = encoded(_texts(table[name], _as_text))
+    places: dict[str | None, int] = {}
+    found = [places.setdefault(None if value is None else stand_in(value), len(places)) for value in values]
+    return _Axis(list(places), np.array(found, dtype=np.int32)[codes])
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return None if value is None else str(value)
+
+
+def _texts(column: pa.ChunkedArray, read: Callable[[Any], str | None]) -> pa.ChunkedArray:
+    """A column of texts as it is; of another, what `read` makes of each value."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column
+    return pa.chunked_array([pa.array([read(value) for value in column.to_pylist()], pa.string())])
 
 
 def check_columns(table: pa.Table, columns: Columns) -> None:
@@ -172,36 +221,53 @@ def check_columns(table: pa.Table, columns: Columns) -> None:
             )
 
 
-def encoded(column: Any) -> tuple[list[Any], npt.NDArray[np.int64]]:
+def encoded(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]]:
     """The distinct values of a column (null among them where it has any), and each row's place in them."""
+    values, codes = _dictionary(column)
+    return values.to_pylist(), codes
+
+
+def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]]:
+    """The values of a column, each row's among them, and each row's place in them."""
     if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)  # a null of a categorical has no place in its dictionary
-    elif pa.types.is_string_view(column.type):
+        shared = _shared_dictionary(column)
+        if shared is not None:
+            return shared
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
-    encoded = pc.dictionary_encode(column, null_encoding="encode")
     # All chunks of one encoding share one dictionary; Arrow's own unifying refuses one that holds a null.
-    chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
-    codes = [chunk.indices.to_numpy(zero_copy_only=False).astype(np.int64) for chunk in chunks]
-    return (chunks[0].dictionary.to_pylist(), np.concatenate(codes)) if chunks else ([], np.zeros(0, dtype=np.int64))
+    chunks = pc.dictionary_encode(column, null_encoding="encode").chunks
+    if not chunks:
+        return pa.array([], column.type), np.zeros(0, dtype=np.int32)
+    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
+    return chunks[0].dictionary, np.concatenate(codes).astype(np.int32, copy=False)
 
 
-def _optional(table: pa.Table, name: str | None) -> tuple[list[str | None], npt.NDArray[np.int64]]:
-    """As encoded; one null value where the table has no such column."""
-    if name is None:
-        return [None], np.zeros(table.num_rows, dtype=np.int64)
-    values, codes = encoded(table[name])
-    return [value if value is None or isinstance(value, str) else str(value) for value in values], codes
+def _shared_dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]] | None:
+    """The dictionary that all chunks have, and a null; None where they differ, or where most of it may be of no use."""
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    values = chunks[0].dictionary if chunks else None
+    if values is None or len(values) > len(column) or any(not one.dictionary.equals(values) for one in chunks[1:]):
+        return None
+    codes = [one.indices.cast(pa.int32()).fill_null(len(values)).to_numpy(zero_copy_only=False) for one in chunks]
+    if pa.types.is_string_view(values.type):
+        values = values.cast(pa.string())
+    # A null of a categorical has no place in its dictionary.
+    return pa.concat_arrays([values, pa.nulls(1, values.type)]), np.concatenate(codes)
 
 
-def _collection_classes(
-    table: pa.Table, name: str | None, controls: Controls
-) -> tuple[list[Micros | None], npt.NDArray[np.int64]]:
+def _collection_times(table: pa.Table, name: str | None, distinctions: Distinctions) -> _Axis:
     """Times of collection matter only by which cut-offs they are before: one time stands for each such class."""
     if name is None:
-        return [None], np.zeros(table.num_rows, dtype=np.int64)
+        return _Axis([None])
     column = table[name]
+    kind = column.type
     try:
-        if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+            column = column.cast(kind)
+        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
             column = column.cast(pa.timestamp("us"), safe=False)
         column = column.cast(pa.int64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -210,10 +276,10 @@ def _collection_classes(
             code="input.column",
             fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
         ) from error
-    missing = column.is_null().to_numpy()
+    cut_offs = distinctions.cut_offs
+    if not cut_offs:
+        return _Axis([None])
     values = column.fill_null(0).to_numpy()
-    cut_offs = controls.collection_cut_offs
-    classes = np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int64) + 1
-    classes[missing] = 0
-    representatives = [None, Micros((cut_offs[0] - 1) if cut_offs else 0), *cut_offs]
-    return representatives, classes
+    codes = np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int32) + np.int32(1)
+    codes[column.is_null().to_numpy()] = 0
+    return _Axis([None, Micros(cut_offs[0] - 1), *cut_offs], codes)

@@ -172,9 +172,6 @@ def _heads_are_canonical(table: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDA
     good = np.ones(len(table), dtype=np.bool_)
     for column, count in zip(shape.enums, shape.symbols, strict=True):
         good &= (table[:, column] & 1 == 0) & (table[:, column] < count * 2)
-    if shape.name == "MemberErased":
-        # One that takes effect later than it is recorded is for the strict path to clamp.
-        good &= _instant(table, shape.instants_at) <= _instant(table, shape.instants_at + 8)
     for start in (shape.instants_at, shape.instants_at + 8):
         eight = table[:, start : start + 8]
         good &= (eight[:, :7] >= 0x80).all(axis=1)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Final
 
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-from consentry.domain.controls import Controls
+from consentry.domain.controls import Control, Controls, PauseImposed
 from consentry.domain.errors import Unavailable
+from consentry.domain.jurisdictions import Jurisdictions
+from consentry.domain.values import Micros
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -18,12 +21,26 @@ from consentry.wire.schemas import CONTROLS, topic_name
 
 _LOG = structlog.get_logger(__name__)
 
+MISUNDERSTANDINGS: Final = ("unreadable", "scope")
+"""What may not be understood of a control: its bytes, or whom it covers. Either way it pauses everything."""
+
+
+def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdictions) -> str | None:
+    """Which of MISUNDERSTANDINGS a control from `read_control_or_pause` is, as it stood at `offset`; None for none."""
+    if not isinstance(control, PauseImposed):
+        return None
+    scope = control.scope.jurisdictions
+    if not scope and control.pause == f"unreadable-{offset}":
+        return "unreadable"
+    return "scope" if not scope or jurisdictions.unknown(scope) else None
+
 
 class ControlsView:
     """Follows the controls topic from its beginning; `controls` is the value as of the last message read."""
 
     def __init__(self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog) -> None:
         self.controls = Controls(iso_jurisdictions())
+        self._not_understood: tuple[tuple[str, PauseImposed], ...] = ()
         self._catalog = catalog
         self._consumer = Consumer(follower_config(kafka, "consentry-controls"))
         self._consumer.assign([TopicPartition(topic_name(namespace, CONTROLS), 0, OFFSET_BEGINNING)])
@@ -39,6 +56,12 @@ class ControlsView:
     def is_alive(self) -> bool:
         """Whether the controls are still followed."""
         return self._thread.is_alive()
+
+    def not_understood(self, kind: str, now: Micros) -> int:
+        """How many pauses of everything stand in for a control of this kind of misunderstanding and are not lifted."""
+        controls = self.controls
+        found = {(pause.pause, pause.version): pause for known, pause in self._not_understood if known == kind}
+        return sum(not controls.is_lifted(pause, at=now, known_at=now) for pause in found.values())
 
     def wait_until_read(self, timeout_seconds: float) -> None:
         """Return once everything there was at the start is read. Raises Unavailable after that time."""
@@ -70,4 +93,13 @@ class ControlsView:
                 control = read_control_or_pause(
                     found.value, offset=offset, appended_at=found.appended_at, catalog=self._catalog
                 )
+                self._note(control, offset)
                 self.controls = self.controls.after(control)
+
+    def _note(self, control: Control, offset: int) -> None:
+        """Remember and report what is not understood: everything is paused now, and somebody has to hear why."""
+        kind = misunderstanding(control, offset=offset, jurisdictions=self.controls.jurisdictions)
+        if kind is not None and isinstance(control, PauseImposed):
+            self._not_understood = (*self._not_understood, (kind, control))
+            said = {"pause": control.pause, "version": control.version, "scope": control.scope.jurisdictions[:10]}
+            _LOG.error("control_not_understood", kind=kind, offset=offset, **said)

@@ -13,7 +13,15 @@ from typing import Any, Final
 import fastavro
 
 from consentry.domain.errors import UndecodableEvent
-from consentry.domain.events import ConsentChanged, EventUnreadable, MemberErased, MemberEvent, MemberRelocated
+from consentry.domain.events import (
+    ConsentChanged,
+    EventUnreadable,
+    MemberErased,
+    MemberEvent,
+    MemberReleased,
+    MemberRelocated,
+    SentEvent,
+)
 from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, MemberId, Micros
 from consentry.wire.catalog import Catalog
 from consentry.wire.frames import FRAME_LENGTH, schema_id_of
@@ -93,18 +101,16 @@ def check_fields(fields: Mapping[str, Any], key: bytes) -> None:
 def admit(event: MemberEvent, appended_at: Micros) -> MemberEvent:
     """Hold `recorded_at` against the broker's append time (microseconds): it cannot be later.
 
-    A later time is clamped for whatever excludes; an opt-in from the future is refused, as it could outlive a lift.
-    An erasure binds when it is recorded, at the latest: it latches, so nothing said until a later date would count.
-    Raises UndecodableEvent.
+    A later time is clamped for whatever excludes; an opt-in or a release from the future is refused, as it could
+    outlive a lift or end a hold too early. Raises UndecodableEvent.
     """
-    if isinstance(event, MemberErased) and event.effective_at > event.recorded_at:
-        event = replace(event, effective_at=event.recorded_at)
     if event.recorded_at <= appended_at:
         return event
-    ahead = event.recorded_at - appended_at
-    if isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN and ahead > CLOCK_TOLERANCE:
-        raise UndecodableEvent("opt_in_from_future", "An opt-in claims to be recorded after the broker took it.")
-    if isinstance(event, EventUnreadable) or (isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN):
+    widens = isinstance(event, MemberReleased) or (isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN)
+    if widens and event.recorded_at - appended_at > CLOCK_TOLERANCE:
+        word = "release" if isinstance(event, MemberReleased) else "opt_in"
+        raise UndecodableEvent(f"{word}_from_future", "The event claims to be recorded after the broker took it.")
+    if widens or isinstance(event, EventUnreadable):
         return replace(event, recorded_at=appended_at)
     # The same clock said when it holds: left in the future, an opt-out would not bind until then.
     return replace(event, recorded_at=appended_at, effective_at=min(event.effective_at, appended_at))
@@ -148,14 +154,25 @@ def _member_erased(fields: Mapping[str, Any]) -> MemberEvent:
     )
 
 
+def _member_released(fields: Mapping[str, Any]) -> MemberEvent:
+    return MemberReleased(
+        event_id=fields["event_id"],
+        member=MemberId(fields["member_id"]),
+        effective_at=Micros(fields["effective_at"]),
+        recorded_at=Micros(fields["recorded_at"]),
+        source=fields["source"],
+    )
+
+
 _BUILDERS: Final[Mapping[str, Callable[[Mapping[str, Any]], MemberEvent]]] = {
     "ConsentChanged": _consent_changed,
     "MemberRelocated": _member_relocated,
     "MemberErased": _member_erased,
+    "MemberReleased": _member_released,
 }
 
 
-def write_event(event: ConsentChanged | MemberRelocated | MemberErased, catalog: Catalog) -> bytes:
+def write_event(event: SentEvent, catalog: Catalog) -> bytes:
     """The framed bytes of an event, as a producer sends them; the key is `event.member` in ASCII."""
     name = type(event).__name__
     fields: dict[str, Any] = {

@@ -1,38 +1,45 @@
-"""Controls as people write them: instants, durations, scopes and policy files, checked with a named error."""
+"""Controls as people write them: instants, scopes, pauses, lifts and policies, checked with a named error."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, NoReturn
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-from consentry.domain.controls import PURGE_WITHIN_DEFAULT, Minors, PolicyPublished, Regime, Scope, Terms
+from consentry.domain.controls import (
+    PURGE_WITHIN_DEFAULT,
+    Minors,
+    OptIns,
+    PauseBasis,
+    PauseImposed,
+    PauseLifted,
+    PolicyPublished,
+    Reach,
+    Regime,
+    Scope,
+    Terms,
+)
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros, parse_name
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.yaml_text import InvalidForm, read_form
 
+VERSION_MAX: Final = (1 << 31) - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DURATION: Final = re.compile(
     r"P(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?)?"
 )
-_POLICY_FIELDS: Final = frozenset({"version", "effective", "terms"})
-_TERMS_FIELDS: Final = frozenset(
-    {
-        "jurisdictions",
-        "purpose",
-        "regime",
-        "basis",
-        "notice_until",
-        "categories",
-        "collected_from",
-        "minors",
-        "purge",
-    }
+POLICY_FIELDS: Final = ("version", "effective", "terms")
+PAUSE_FIELDS: Final = (
+    *("pause", "version", "jurisdictions", "purposes", "categories"),
+    *("effective", "authority", "basis", "reach"),
+)
+LIFT_FIELDS: Final = ("pause", "version", "effective", "opt_ins")
+_TERMS_FIELDS: Final = (
+    *("jurisdictions", "purpose", "regime", "basis", "notice_until"),
+    *("categories", "collected_from", "minors", "purge"),
 )
 _BASES: Final = ("CONSENT", "LEGITIMATE_INTEREST", "OTHER")
 
@@ -48,7 +55,7 @@ def moment(instant: Micros) -> datetime:
 
 
 def parse_instant(value: object, *, what: str) -> Micros:
-    """An ISO 8601 date or date and time as microseconds; without a zone it is UTC. Raises InvalidInput."""
+    """An ISO 8601 date or date and time as microseconds; without a zone it is UTC. Raises InvalidForm."""
     try:
         if isinstance(value, datetime):
             found = value
@@ -57,15 +64,15 @@ def parse_instant(value: object, *, what: str) -> Micros:
         else:
             found = datetime.fromisoformat(str(value))
     except ValueError:
-        _refuse(what, value, "is not an ISO 8601 date or time", "write 2024-10-11 or 2024-10-11T09:00:00Z")
+        refuse(what, value, "is not an ISO 8601 date or time", "write 2024-10-11 or 2024-10-11T09:00:00Z")
     instant = micros(found if found.tzinfo else found.replace(tzinfo=UTC))
     if not INSTANT_MIN <= instant < INSTANT_MAX:
-        _refuse(what, value, "lies outside the years 1979 to 3111", "write the date that is meant")
+        refuse(what, value, "lies outside the years 1979 to 3111", "write the date that is meant")
     return instant
 
 
 def parse_duration(value: object, *, what: str) -> Micros:
-    """An ISO 8601 duration of weeks, days, hours and minutes in microseconds. Raises InvalidInput."""
+    """An ISO 8601 duration of weeks, days, hours and minutes in microseconds. Raises InvalidForm."""
     found = _DURATION.fullmatch(str(value))
     parts = {name: int(number) for name, number in (found.groupdict() if found else {}).items() if number}
     try:
@@ -73,7 +80,7 @@ def parse_duration(value: object, *, what: str) -> Micros:
     except OverflowError:
         parts = {}
     if not parts:
-        _refuse(what, value, "is not a duration", "write P30D, P2W or PT12H")
+        refuse(what, value, "is not a duration", "write P30D, P2W or PT12H")
     return Micros(length // timedelta(microseconds=1))
 
 
@@ -84,12 +91,12 @@ def parse_scope(
     *,
     what: str = "jurisdictions",
 ) -> Scope:
-    """A scope whose every entry is known. Raises InvalidInput for an empty one or an unknown code."""
+    """A scope whose every entry is known. Raises InvalidForm for an empty one or an unknown code."""
     if not jurisdictions:
-        _refuse(what, [], "is empty", "name ISO 3166 codes, a group such as EEA, or '*' for everywhere")
+        refuse(what, [], "is empty", "name ISO 3166 codes, a group such as EEA, or '*' for everywhere")
     unknown = iso_jurisdictions().unknown([str(entry) for entry in jurisdictions])
     if unknown:
-        _refuse(what, unknown[0], "is not an ISO 3166 code, a known group or '*'", "write HK, US-CA, EEA or '*'")
+        refuse(what, unknown[0], "is not an ISO 3166 code, a known group or '*'", "write HK, US-CA, EEA or '*'")
     return Scope(
         jurisdictions=tuple(map(str, jurisdictions)),
         purposes=None if purposes is None else tuple(parse_name(one, what="purpose") for one in purposes),
@@ -97,36 +104,140 @@ def parse_scope(
     )
 
 
-def parse_policy_file(text: str, *, event_id: bytes, recorded_at: Micros, source: str) -> PolicyPublished:
-    """A policy from YAML 1.2 text (so NO is Norway). Raises InvalidInput naming line or field."""
-    try:
-        data = YAML(typ="safe").load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        _refuse("the file", f"line {line}", f"is not YAML: {error.problem}", "correct the line")
-    except (YAMLError, ValueError, OverflowError) as error:
-        # A date that no calendar has, or a character that no text has.
-        _refuse("the file", text.strip()[:40], f"is not YAML: {error}", "correct it; dates are YYYY-MM-DD")
-    return parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=source)
+class Form:
+    """A mapping of fields that stands at a path of a document; every reading of it checks. Raises InvalidForm."""
+
+    def __init__(self, data: object, known: Collection[str], where: str, *, top: bool = False) -> None:
+        self.where = where
+        self._prefix = "" if top else f"{where}."
+        if not isinstance(data, Mapping):
+            refuse(where, data, "is not a mapping of fields", f"write fields such as {', '.join([*known][:3])}")
+        self._data: Mapping[Any, Any] = data
+        for field in data:
+            if field not in known:
+                refuse(self.path(str(field)), field, f"is not a field of {where}", f"use {', '.join(known)}")
+
+    def path(self, field: str) -> str:
+        """Where a field of this form stands in the document."""
+        return f"{self._prefix}{field}"
+
+    def get(self, field: str) -> Any:
+        """The value; None where it is left out or null."""
+        return self._data.get(field)
+
+    def needed(self, field: str) -> Any:
+        """The value of a field that must be there."""
+        value = self._data.get(field)
+        if value is None:
+            refuse(self.where, field, "is missing", f"add {field}")
+        return value
+
+    def instant(self, field: str) -> Micros | None:
+        """An ISO 8601 instant in microseconds."""
+        value = self._data.get(field)
+        return None if value is None else parse_instant(value, what=self.path(field))
+
+    def name(self, field: str, what: str) -> str:
+        """The needed name of a purpose, category or pause."""
+        return self._name(self.needed(field), what, self.path(field))
+
+    def names(self, field: str, what: str) -> tuple[str, ...] | None:
+        """A list of such names; None means all, and an empty one would mean none."""
+        values = self.listed(field)
+        if values is None:
+            return None
+        if not values:
+            refuse(self.path(field), [], "is empty", f"leave {field} out for all of them, or name some")
+        return tuple(self._name(value, what, f"{self.path(field)}[{n}]") for n, value in enumerate(values))
+
+    def listed(self, field: str) -> Sequence[Any] | None:
+        """A list."""
+        value = self._data.get(field)
+        if value is not None and (not isinstance(value, Sequence) or isinstance(value, str)):
+            refuse(self.path(field), value, "is not a list", f"write [{value}]")
+        return value
+
+    def word(self, field: str, words: Sequence[str], default: str | None = None) -> str:
+        """One of a closed list; without a default it is needed. `false` is a value, and refused."""
+        value = self.needed(field) if default is None else self._data.get(field)
+        if value is None and default is not None:
+            return default
+        if value not in words:
+            refuse(self.path(field), value, "is not one of the known words", f"use {', '.join(words)}")
+        return str(value)
+
+    def number(self, field: str, *, least: int = 1, most: int = VERSION_MAX) -> int | None:
+        """A whole number."""
+        value = self._data.get(field)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            refuse(self.path(field), value, f"is not a whole number from {least} to {most}", "write such as 1")
+        return value
+
+    def truth(self, field: str) -> bool | None:
+        """A yes or no."""
+        value = self._data.get(field)
+        if value is not None and not isinstance(value, bool):
+            refuse(self.path(field), value, "is neither true nor false", "write true or false")
+        return value
+
+    def text(self, field: str, default: str = "") -> str:
+        """Printable text."""
+        value = self._data.get(field)
+        found = default if value is None else str(value)
+        if not found.isprintable() or len(found) > 200:
+            refuse(self.path(field), value, "has unprintable or more than 200 characters", "shorten it to one line")
+        return found
+
+    def scope(self, field: str) -> tuple[str, ...]:
+        """The needed list of jurisdictions, each known."""
+        self.needed(field)
+        values = self.listed(field) or ()
+        return parse_scope(list(map(str, values)), what=self.path(field)).jurisdictions
+
+    def _name(self, value: object, what: str, path: str) -> str:
+        try:
+            return parse_name(str(value), what=what)
+        except InvalidInput as error:
+            raise InvalidForm(path, error.message.removesuffix("."), error.fix) from error
 
 
-def parse_policy(data: object, *, event_id: bytes, recorded_at: Micros, source: str) -> PolicyPublished:
-    """A policy from plain values: version, effective (default: recorded) and terms. Raises InvalidInput."""
-    fields = _fields(data, _POLICY_FIELDS, "the policy")
-    version = str(_needed(fields, "version", "the policy"))
-    entries = _needed(fields, "terms", "the policy")
-    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
-        _refuse("terms", entries, "is not a list with at least one entry", "give one entry per group of jurisdictions")
-    effective = fields.get("effective")
-    effective_at = recorded_at if effective is None else parse_instant(effective, what="effective")
-    terms = tuple(_parse_terms(entry, f"terms[{place}]") for place, entry in enumerate(entries))
+def parse_policy_file(
+    text: str, *, event_id: bytes, recorded_at: Micros, source: str, file: str = "the policy"
+) -> PolicyPublished:
+    """A policy from YAML 1.2 text. Raises InvalidInput naming the file, the line and the field."""
+
+    def parse(data: object) -> PolicyPublished:
+        return parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=source)
+
+    return read_form(text, parse, source=file)
+
+
+def parse_policy(
+    data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = ""
+) -> PolicyPublished:
+    """A policy from plain values: version, effective (default: recorded) and terms. Raises InvalidForm."""
+    form = Form(data, POLICY_FIELDS, where or "the policy", top=not where)
+    form.needed("version")
+    form.needed("terms")
+    entries = form.listed("terms") or ()
+    if not entries:
+        refuse(form.path("terms"), [], "is empty", "give one entry per group of jurisdictions")
+    effective_at = _or(form.instant("effective"), recorded_at)
+    terms = tuple(_parse_terms(entry, form.path(f"terms[{place}]")) for place, entry in enumerate(entries))
     for place, entry in enumerate(terms):
         if entry.notice_until is not None and entry.notice_until < effective_at:
             given = entries[place].get("notice_until")
-            _refuse(f"terms[{place}].notice_until", given, "is before the policy takes effect", "give a later date")
+            refuse(
+                form.path(f"terms[{place}].notice_until"),
+                given,
+                "is before the policy takes effect",
+                "give a date after `effective`, or leave it out",
+            )
     return PolicyPublished(
         event_id=event_id,
-        version=version,
+        version=form.text("version"),
         terms=terms,
         effective_at=effective_at,
         recorded_at=recorded_at,
@@ -135,67 +246,62 @@ def parse_policy(data: object, *, event_id: bytes, recorded_at: Micros, source: 
 
 
 def _parse_terms(data: object, where: str) -> Terms:
-    fields = _fields(data, _TERMS_FIELDS, where)
-    places = _needed(fields, "jurisdictions", where)
-    scope = parse_scope(_listed(places, f"{where}.jurisdictions"), what=f"{where}.jurisdictions")
-    notice, since = fields.get("notice_until"), fields.get("collected_from")
-    categories = fields.get("categories")
-    purge = _fields(fields.get("purge") or {}, frozenset({"on_opt_out", "within"}), f"{where}.purge")
+    form = Form(data, _TERMS_FIELDS, where)
+    purge = Form(form.get("purge") or {}, ("on_opt_out", "within"), form.path("purge"))
     within = purge.get("within")
     return Terms(
-        jurisdictions=scope.jurisdictions,
-        purpose=parse_name(str(_needed(fields, "purpose", where)), what="purpose"),
-        regime=Regime(
-            _one_of(_needed(fields, "regime", where), ("NOT_OFFERED", "OPT_IN", "DEFAULT_ON"), f"{where}.regime")
-        ),
-        basis=_one_of(_given(fields, "basis", "OTHER"), _BASES, f"{where}.basis"),
-        notice_until=None if notice is None else parse_instant(notice, what=f"{where}.notice_until"),
-        categories=None if categories is None else _categories(categories, f"{where}.categories"),
-        collected_from=None if since is None else parse_instant(since, what=f"{where}.collected_from"),
-        minors=Minors(
-            _one_of(_given(fields, "minors", "ALLOW"), ("EXCLUDE_UNLESS_ADULT", "EXCLUDE", "ALLOW"), f"{where}.minors")
-        ),
-        purge_on_opt_out=bool(purge.get("on_opt_out", False)),
-        purge_within=PURGE_WITHIN_DEFAULT if within is None else parse_duration(within, what=f"{where}.purge.within"),
+        jurisdictions=form.scope("jurisdictions"),
+        purpose=form.name("purpose", "purpose"),
+        regime=Regime(form.word("regime", ("NOT_OFFERED", "OPT_IN", "DEFAULT_ON"))),
+        basis=form.word("basis", _BASES, "OTHER"),
+        notice_until=form.instant("notice_until"),
+        categories=form.names("categories", "category"),
+        collected_from=form.instant("collected_from"),
+        minors=Minors(form.word("minors", ("EXCLUDE", "EXCLUDE_UNLESS_ADULT", "ALLOW"), "ALLOW")),
+        purge_on_opt_out=purge.truth("on_opt_out") or False,
+        purge_within=PURGE_WITHIN_DEFAULT if within is None else parse_duration(within, what=purge.path("within")),
     )
 
 
-def _fields(data: object, known: frozenset[str], where: str) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        _refuse(where, data, "is not a mapping of fields", f"write fields such as {', '.join(sorted(known)[:3])}")
-    unknown = sorted(set(map(str, data)) - known)
-    if unknown:
-        _refuse(where, unknown[0], "is not a field of it", f"use {', '.join(sorted(known))}")
-    return data
+def parse_pause(data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = "") -> PauseImposed:
+    """A pause from plain values; jurisdictions are needed, purposes and categories mean all. Raises InvalidForm."""
+    form = Form(data, PAUSE_FIELDS, where or "the pause", top=not where)
+    return PauseImposed(
+        event_id=event_id,
+        pause=form.name("pause", "pause"),
+        version=_or(form.number("version"), 1),
+        scope=Scope(
+            jurisdictions=form.scope("jurisdictions"),
+            purposes=form.names("purposes", "purpose"),
+            categories=form.names("categories", "category"),
+        ),
+        effective_at=_or(form.instant("effective"), recorded_at),
+        recorded_at=recorded_at,
+        authority=form.text("authority"),
+        basis=PauseBasis(form.word("basis", ("ORDER", "UNDERTAKING"), "UNDERTAKING")),
+        reach=Reach(form.word("reach", ("GOING_FORWARD", "PRIOR_AND_FUTURE"), "GOING_FORWARD")),
+        source=source,
+    )
 
 
-def _listed(value: object, what: str) -> Sequence[Any]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        _refuse(what, value, "is not a list", f"write [{value}]")
-    return value
+def parse_lift(data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = "") -> PauseLifted:
+    """A lift from plain values; earlier opt-ins become void unless it says KEEP. Raises InvalidForm."""
+    form = Form(data, LIFT_FIELDS, where or "the lift", top=not where)
+    return PauseLifted(
+        event_id=event_id,
+        pause=form.name("pause", "pause"),
+        version=_or(form.number("version"), 1),
+        effective_at=_or(form.instant("effective"), recorded_at),
+        recorded_at=recorded_at,
+        opt_ins=OptIns(form.word("opt_ins", ("VOID", "KEEP"), "VOID")),
+        source=source,
+    )
 
 
-def _categories(value: object, what: str) -> tuple[str, ...]:
-    return tuple(parse_name(str(one), what="category") for one in _listed(value, what))
-
-
-def _given(fields: Mapping[str, Any], name: str, default: str) -> Any:
-    """A field's value, or the default where it is left out or null; `false` is a value, and refused."""
-    value = fields.get(name)
+def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _needed(fields: Mapping[str, Any], name: str, where: str) -> Any:
-    if fields.get(name) is None:
-        _refuse(where, name, "is missing", f"add {name}")
-    return fields[name]
-
-
-def _one_of(value: object, choices: Sequence[str], what: str) -> str:
-    if value not in choices:
-        _refuse(what, value, "is not one of the known words", f"use {', '.join(choices)}")
-    return str(value)
-
-
-def _refuse(what: str, value: object, why: str, fix: str) -> NoReturn:
-    raise InvalidInput(f"In {what}: {str(value)[:80]!r} {why}.", code="input.form", fix=fix)
+def refuse(field: str, value: object, problem: str, fix: str) -> NoReturn:
+    """Raise InvalidForm for a value at a field."""
+    raise InvalidForm(field, f"{str(value)[:80]!r} {problem}", fix)

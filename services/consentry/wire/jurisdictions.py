@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Final
@@ -42,3 +43,15 @@ def iso_jurisdictions() -> Jurisdictions:
         for country in members.split()
     )
     return Jurisdictions(codes=countries | subdivisions, groups={"EEA": eea})
+
+
+def name_of(code: str) -> str | None:
+    """The English name of a country, or of a subdivision with its country's; None where `code` is neither."""
+    return _names().get(code)
+
+
+@cache
+def _names() -> Mapping[str, str]:
+    found = {one.alpha_2: str(getattr(one, "common_name", one.name)) for one in pycountry.countries}
+    parts = {one.code: f"{one.name}, {found[one.country_code]}" for one in pycountry.subdivisions}
+    return found | parts

@@ -174,11 +174,16 @@ def stored(message: Message) -> Stored:
 
 
 def send(
-    producer: Producer, topic: str, messages: Iterable[tuple[bytes, bytes]], *, timeout_seconds: float = 35.0
+    producer: Producer,
+    topic: str,
+    messages: Iterable[tuple[bytes, bytes] | tuple[bytes, bytes, int]],
+    *,
+    timeout_seconds: float = 35.0,
 ) -> list[tuple[int, int]]:
     """Send (key, value) messages and wait until all are acknowledged; their (partition, offset) in order.
 
-    Raises Unavailable if any was not: it is then unknown whether it counts, and sending the same again is safe.
+    A third item is the sender's time in milliseconds, which counts only where the topic takes it. Raises Unavailable
+    if any was not acknowledged: it is then unknown whether it counts, and sending the same again is safe.
     """
     places: list[tuple[int, int]] = []
     failed: list[KafkaError] = []
@@ -192,11 +197,13 @@ def send(
 
         return note
 
-    for key, value in messages:
+    for key, value, *times in messages:
         places.append((-1, -1))
         while True:
             try:
-                producer.produce(topic, value, key, on_delivery=delivered(len(places) - 1))
+                producer.produce(
+                    topic, value, key, timestamp=times[0] if times else 0, on_delivery=delivered(len(places) - 1)
+                )
                 break
             except BufferError:
                 producer.poll(0.05)

@@ -76,8 +76,15 @@ class Topic:
     same_partitions_as: str | None = None
 
     def config_for(self, profile: str) -> dict[str, str]:
-        """The broker's topic settings for a profile, `production` or `local`."""
-        return {name: value if isinstance(value, str) else str(value[profile]) for name, value in self.config.items()}
+        """The broker's topic settings for a profile; a rehearsal is like `local` where nothing else is said."""
+        return {
+            name: value if isinstance(value, str) else str(value.get(profile, value["local"]))
+            for name, value in self.config.items()
+        }
+
+    def partitions_for(self, profile: str) -> int:
+        """The declared partition count for a profile."""
+        return self.partitions.get(profile, self.partitions["local"])
 
 
 @cache

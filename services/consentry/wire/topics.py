@@ -20,7 +20,7 @@ from consentry.domain.errors import UnsafeSetting
 from consentry.wire.kafka import client_config, unavailable
 from consentry.wire.schemas import Topic, topic_name, topics
 
-REPLICAS = {"production": 3, "local": 1}
+REPLICAS = {"production": 3, "local": 1, "rehearsal": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def plan_topics(kafka: Mapping[str, str], *, namespace: str, profile: str) -> li
     for topic in topics().values():
         name = topic_name(namespace, topic.name)
         if name not in existing:
-            plan.append(Step("create", name, f"{topic.partitions[profile]} partitions", topic))
+            plan.append(Step("create", name, f"{topic.partitions_for(profile)} partitions", topic))
             continue
         plan += _differences(topic, name, existing, configs[name], namespace, profile)
     return plan
@@ -72,7 +72,7 @@ def _differences(
 ) -> Iterator[Step]:
     paired = topic.same_partitions_as
     wanted = existing.get(topic_name(namespace, paired)) if paired else None
-    wanted = wanted or topic.partitions[profile]
+    wanted = wanted or topic.partitions_for(profile)
     if existing[name] != wanted and (paired or topic.partitions["production"] == 1):
         detail = f"{existing[name]} partitions, declared {wanted}: changing the count would move keys and break order"
         yield Step("refuse", name, detail, topic)
@@ -111,7 +111,7 @@ def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str
             if step.act == "create":
                 new = NewTopic(
                     step.topic,
-                    num_partitions=step.declared.partitions[profile],
+                    num_partitions=step.declared.partitions_for(profile),
                     replication_factor=REPLICAS[profile],
                     config=step.declared.config_for(profile),
                 )

@@ -16,9 +16,9 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 RUNBOOKS = ROOT / "deploy" / "runbooks"
 
 EXPECTED = {
-    "ConsentryAllowedWhileNotFresh", "ConsentryDeadMan", "ConsentryFrontierAbsent", "ConsentryFrontierStale",
-    "ConsentryPartitionTainted", "ConsentryPurgeOverdue", "ConsentryQuarantine", "ConsentryTableGenerationChanged",
-    "ConsentryTableRefusals", "ConsentryTargetDown", "ConsentryTrainerStale",
+    "ConsentryAllowedWhileNotFresh", "ConsentryControlNotUnderstood", "ConsentryDeadMan", "ConsentryFrontierAbsent",
+    "ConsentryFrontierStale", "ConsentryPartitionTainted", "ConsentryPurgeOverdue", "ConsentryQuarantine",
+    "ConsentryTableGenerationChanged", "ConsentryTableRefusals", "ConsentryTargetDown", "ConsentryTrainerStale",
 }  # fmt: skip
 SEVERITIES = {"page", "ticket", "deadman"}
 OWNERS = {"sre", "privacy", "training"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-TARGETS = {"bench", "check", "clean", "demo", "help", "lint", "lock", "setup", "test"}
+TARGETS = {"bench", "check", "clean", "demo", "exhaustive", "help", "lint", "lock", "mutants", "setup", "test"}
 
 PASSED = "======== 3 passed, 1 skipped in 0.42s ========"
 SKIPPED = "======== 4 skipped in 0.42s ========"

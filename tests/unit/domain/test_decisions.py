@@ -1,15 +1,12 @@
-"""Deciding: each reason by an example, the stories the rules were made for, and an oracle that shares no code."""
+"""Deciding: each reason by an example, and the stories the rules were made for. More by chance: test_oracle.py."""
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 from tests.strategies import (
-    MEMBER,
     PURPOSE,
     WORLD,
     chose,
@@ -17,7 +14,6 @@ from tests.strategies import (
     erased,
     folded,
     histories,
-    identity,
     lift,
     moved,
     pause,
@@ -26,29 +22,18 @@ from tests.strategies import (
     terms,
     unreadable,
 )
-from tests.unit.domain import oracle
 
 from consentry.domain.controls import (
     Controls,
     Minors,
     OptIns,
-    PauseImposed,
-    PauseLifted,
-    PolicyPublished,
     Regime,
-    Scope,
-    Terms,
 )
 from consentry.domain.decisions import Decision, Row, decide, stale
 from consentry.domain.events import (
-    ConsentChanged,
-    EventUnreadable,
-    MemberErased,
     MemberEvent,
-    MemberReleased,
-    MemberRelocated,
 )
-from consentry.domain.records import Record, fold
+from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, Reason
 from consentry.wire.forms import parse_instant
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -410,169 +395,6 @@ class TestTerms:
         controls = Controls(WORLD).after(policy(1, terms("US", regime=Regime.OPT_IN), on=0), pause(2, "HK", on=1))
 
         assert ask(folded(US), controls, row=Row(jurisdiction="HK")).reason is Reason.PAUSED
-
-
-def timeline_by_chance(random: Random) -> list[dict[str, Any]]:
-    """A short log of one member's events and of controls, with ties, repetitions and things out of order."""
-    entries: list[dict[str, Any]] = []
-    for number in range(1, random.randrange(2, 14)):
-        entry: dict[str, Any] = {
-            "id": number,
-            "kind": random.choices(
-                ["chose", "moved", "unreadable", "released", "erased", "paused", "lifted", "policy"],
-                weights=[8, 5, 1, 1.5, 0.3, 4, 4, 6],
-            )[0],
-            "recorded": random.randrange(6),
-        }
-        entry["effective"] = entry["recorded"] if random.random() < 0.6 else random.randrange(7)
-        places = random.sample(["HK", "US", "US-CA", "GB", "GB-SCT", "DE", "EEA", "*"], random.randrange(1, 3))
-        if entry["kind"] == "chose":
-            entry |= {
-                "purpose": random.choice(["p", "p", "p", "q"]),
-                "choice": random.choice(["OPT_OUT", "OPT_IN", "OPT_IN", "UNKNOWN"]),
-                "observed": random.choice([None, *range(5)]),
-            }
-        elif entry["kind"] == "moved":
-            entry |= {
-                "jurisdiction": random.choice(["HK", "US", "US-CA", "GB", "GB-SCT", "DE"]),
-                "age_band": random.choice(["MINOR", "ADULT", "UNKNOWN"]),
-            }
-        elif entry["kind"] == "unreadable":
-            entry["effective"] = entry["recorded"]
-        elif entry["kind"] == "paused":
-            entry |= {
-                "pause": random.choice("ab"),
-                "version": random.choice([1, 1, 2]),
-                "jurisdictions": random.choice([places, places, places, places, [], [*places, "XX"]]),
-                "purposes": random.choice([None, ["p"], ["q"]]),
-                "categories": random.choice([None, None, ["x"]]),
-            }
-        elif entry["kind"] == "lifted":
-            entry |= {
-                "pause": random.choice("ab"),
-                "version": random.choice([1, 2]),
-                "opt_ins": random.choice(["VOID", "KEEP"]),
-            }
-        elif entry["kind"] == "policy":
-            entry["terms"] = [
-                {
-                    "jurisdictions": random.choice([["*"], places]),
-                    "purpose": random.choice(["p", "p", "q"]),
-                    "regime": random.choice(["DEFAULT_ON", "DEFAULT_ON", "OPT_IN", "NOT_OFFERED"]),
-                    "notice_until": random.choice([None, None, 3]),
-                    "categories": random.choice([None, None, ["x"]]),
-                    "collected_from": random.choice([None, None, 2]),
-                    "minors": random.choice(["ALLOW", "ALLOW", "EXCLUDE", "EXCLUDE_UNLESS_ADULT"]),
-                }
-                for _ in range(random.randrange(1, 3))
-            ]
-        entries.append(entry)
-        if random.random() < 0.15:
-            entries.append(random.choice(entries))
-    return entries
-
-
-def in_domain(entry: dict[str, Any]) -> MemberEvent | PauseImposed | PauseLifted | PolicyPublished:
-    """A plain entry as the value that the rules take."""
-    times: dict[str, Any] = {"effective_at": day(entry["effective"]), "recorded_at": day(entry["recorded"])}
-    event_id = identity(entry["id"])
-    own: dict[str, Any] = {"event_id": event_id, "member": MEMBER}
-    match entry["kind"]:
-        case "chose":
-            said = {"purpose": entry["purpose"], "choice": Choice(entry["choice"])}
-            return ConsentChanged(observed_version=entry["observed"], **said, **own, **times)
-        case "moved":
-            band = AgeBand(entry["age_band"])
-            return MemberRelocated(jurisdiction=entry["jurisdiction"], age_band=band, **own, **times)
-        case "unreadable":
-            return EventUnreadable(recorded_at=times["recorded_at"], **own)
-        case "released":
-            return MemberReleased(**own, **times)
-        case "erased":
-            return MemberErased(**own, **times)
-        case _:
-            return control_in_domain(entry, event_id, times)
-
-
-def control_in_domain(
-    entry: dict[str, Any], event_id: bytes, times: dict[str, Any]
-) -> PauseImposed | PauseLifted | PolicyPublished:
-    """A plain control as the value that the rules take."""
-    if entry["kind"] == "policy":
-        entries = tuple(terms_in_domain(one) for one in entry["terms"])
-        return PolicyPublished(event_id=event_id, version="1", terms=entries, **times)
-    named = {"event_id": event_id, "pause": entry["pause"], "version": entry["version"]}
-    if entry["kind"] == "lifted":
-        return PauseLifted(opt_ins=OptIns(entry["opt_ins"]), **named, **times)
-    scope = Scope(
-        jurisdictions=tuple(entry["jurisdictions"]),
-        purposes=entry["purposes"] and tuple(entry["purposes"]),
-        categories=entry["categories"] and tuple(entry["categories"]),
-    )
-    return PauseImposed(scope=scope, **named, **times)
-
-
-def terms_in_domain(one: dict[str, Any]) -> Terms:
-    """One plain entry of a policy."""
-    return Terms(
-        jurisdictions=tuple(one["jurisdictions"]),
-        purpose=one["purpose"],
-        regime=Regime(one["regime"]),
-        notice_until=None if one["notice_until"] is None else day(one["notice_until"]),
-        categories=one["categories"] and tuple(one["categories"]),
-        collected_from=None if one["collected_from"] is None else day(one["collected_from"]),
-        minors=Minors(one["minors"]),
-    )
-
-
-def row_in_domain(row: dict[str, Any] | None) -> Row | None:
-    """A plain row as the rules take it."""
-    if row is None:
-        return None
-    collected = None if row["collected"] is None else day(row["collected"])
-    return Row(jurisdiction=row["jurisdiction"], category=row["category"], collected=collected)
-
-
-@settings(max_examples=2500)
-@given(st.integers(0, 2**48))
-def test_the_rules_and_an_oracle_written_from_their_text_agree(seed: int) -> None:
-    """Hurt when this breaks: whoever is answered by the one of the two that is wrong."""
-    random = Random(seed)
-    timeline = timeline_by_chance(random)
-    record: Record | None = None
-    controls = Controls(WORLD)
-    for entry in timeline:
-        value = in_domain(entry)
-        if isinstance(value, PauseImposed | PauseLifted | PolicyPublished):
-            controls = controls.after(value)
-        else:
-            record = fold(record, value)
-
-    for _ in range(4):
-        at, known_at, british_exit = random.randrange(-1, 8), random.randrange(8), 20
-        row: dict[str, Any] | None = None
-        if random.random() < 0.6:
-            row = {
-                "jurisdiction": random.choice([None, None, "HK", "US-CA", "DE", "XX"]),
-                "category": random.choice([None, "x", "y"]),
-                "collected": random.choice([None, 1, 2, 3]),
-            }
-        expected = oracle.answer(timeline, purpose="p", at=at, known_at=known_at, row=row, british_exit=british_exit)
-        decision = decide(record, row_in_domain(row), controls, purpose="p", at=day(at), known_at=day(known_at))
-        assert (decision.allowed, decision.reason.value) == expected, (timeline, at, known_at, row)
-
-
-def test_the_oracle_sees_every_reason() -> None:
-    """An oracle that only ever meets the easy cases agrees with anything."""
-    met = set()
-    for seed in range(3000):
-        random = Random(seed)
-        timeline = timeline_by_chance(random)
-        at = random.randrange(7)
-        answer = oracle.answer(timeline, purpose="p", at=at, known_at=6, row=None, british_exit=20)
-        met.add(answer[1])
-
-    assert met == set(oracle.ORDER)
 
 
 def test_britain_left_the_european_economic_area_with_the_year_2020() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.strategies import MEMBER, PURPOSE, WORLD, chose, day, erased, folded, moved, pause, policy, terms
 
 from consentry.domain.controls import PURGE_WITHIN_DEFAULT, Controls, Reach
@@ -67,6 +69,36 @@ class TestMembers:
 
         assert order is not None
 
+    def test_a_move_that_has_not_taken_effect_changes_no_terms(self) -> None:
+        """Somebody who says that they will move must not lose, until then, what their home promises."""
+        announced = moved("HK", 2, on=2, effective_at=day(100))
+
+        assert order_of(chose(Choice.OPT_OUT, 3, on=3), before=(HOME, announced)) is not None
+
+    def test_nothing_that_follows_an_erasure_opens_an_order(self) -> None:
+        """Subscribers would look for a member again whom they have purged."""
+        gone = (HOME, erased(2, on=3))
+
+        assert order_of(erased(3, on=4), before=gone) is None
+        assert order_of(chose(Choice.OPT_OUT, 3, on=4), before=gone) is None
+
+    def test_until_an_erasure_takes_effect_an_opt_out_opens_an_order(self) -> None:
+        """The account is still open; what it says is heard."""
+        scheduled = (HOME, replace(erased(2, on=3), effective_at=day(20)))
+
+        assert order_of(chose(Choice.OPT_OUT, 3, on=4), before=scheduled) is not None
+        assert order_of(chose(Choice.OPT_OUT, 3, on=20), before=scheduled) is None
+
+    def test_what_followed_in_the_log_does_not_change_the_order(self) -> None:
+        """After a crash the event is read again, and the record has come further: still the same order and date."""
+        opt_out, erasure = chose(Choice.OPT_OUT, 2, on=3), replace(erased(3, on=4), effective_at=day(20))
+        later = folded(HOME, opt_out, erasure, moved("HK", 4, on=5))
+
+        for event, before in ((opt_out, (HOME,)), (erasure, (HOME, opt_out))):
+            first = order_of(event, before=before)
+            assert first is not None
+            assert order_for_fact(MEMBER, event.fact(), later, ASKING) == first
+
     def test_other_facts_oblige_to_nothing(self) -> None:
         """An order that nobody caused would delete data that may be kept."""
         assert order_of(chose(Choice.OPT_IN, 2, on=3)) is None
@@ -105,6 +137,15 @@ class TestPauses:
 
         assert order is not None
         assert order.due_at == day(4)
+
+    def test_a_part_of_a_country_keeps_its_shorter_promise(self) -> None:
+        """A member in California may be promised five days; the country's pause must not make them thirty."""
+        controls = ASKING.after(policy(2, terms("US-CA", purge_within=Micros(DAY_MICROS)), on=0))
+
+        for scope in ("US", "*"):
+            order = order_for_pause(pause(5, scope, on=3, reach=Reach.PRIOR_AND_FUTURE), controls)
+            assert order is not None
+            assert order.due_at == day(4)
 
     def test_a_pause_that_only_goes_forward_opens_none(self) -> None:
         """What was trained lawfully stays."""

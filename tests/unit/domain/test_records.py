@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import (
@@ -43,8 +45,9 @@ def unbounded(history: Sequence[MemberEvent]) -> Record:
     """The record that never forgets: every fact in log order up to an erasure."""
     record = Record(member=MEMBER)
     for event in history:
-        if record.erased:
-            break
+        said = [known for known in record.facts if known.kind is FactKind.ERASED]
+        if any(erasure.effective_at <= max(event.recorded_at, erasure.recorded_at) for erasure in said):
+            continue
         version = record.version + 1
         record = Record(member=MEMBER, version=version, facts=(*record.facts, event.fact()._replace(version=version)))
     return record
@@ -108,6 +111,29 @@ class TestLatches:
             again = fold(again, event)
 
         assert again == gone
+
+    def test_what_is_said_before_an_erasure_takes_effect_counts_until_then(self) -> None:
+        """An account that closes in two weeks belongs to a person who may still opt out, and is then obeyed."""
+        home, scheduled = moved("US", 1, on=1), replace(erased(2, on=2), effective_at=day(16))
+        record = folded(home, scheduled, chose(Choice.OPT_OUT, 3, on=9), chose(Choice.OPT_IN, 4, on=16, observed=9))
+
+        assert record is not None
+        assert stands(record, at=day(9)).choice is not None
+        assert stands(record, at=day(9)).erasure is None
+        assert stands(record, at=day(16)).erasure is not None
+        assert [fact.kind for fact in record.facts if fact.name == PURPOSE] == [FactKind.OPTED_OUT]
+
+    @pytest.mark.parametrize("dates", [(16, 9), (9, 16)])
+    def test_of_two_erasures_the_earlier_one_latches(self, dates: tuple[float, float]) -> None:
+        """A later date given by mistake must not keep an erased account open for new facts."""
+        both = [replace(erased(place, on=1), effective_at=day(date)) for place, date in enumerate(dates, start=1)]
+
+        record = folded(*both, chose(Choice.OPT_IN, 3, on=10))
+
+        assert record is not None
+        assert [fact.kind for fact in record.facts] == [FactKind.ERASED] * 2
+        assert record.erasure is not None
+        assert record.erasure.effective_at == day(9)
 
     def test_an_event_id_with_other_content_holds_the_member(self) -> None:
         """Somebody forges, or a producer is broken: either way what the member said is not known."""

@@ -461,7 +461,7 @@ class TestObligations:
             self.worker(world, opened).apply(owned, world.batch(self.HOME, 0, 1))
 
         assert [change.fact.kind for change in opened.changes] == [FactKind.ERASED] * 2
-        assert opened.changes[0].record.erased
+        assert opened.changes[0].record.erasure is not None
 
     def test_a_damaged_record_sends_the_partition_to_be_rebuilt(self) -> None:
         """Folding onto damaged bytes would make the damage look sound."""

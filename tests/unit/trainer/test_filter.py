@@ -18,7 +18,7 @@ from consentry.domain.decisions import Row
 from consentry.domain.errors import InvalidInput
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, Choice, MemberId, Micros, Reason
-from consentry.trainer.filter import REASONS, Columns, conventional_columns, judge_rows
+from consentry.trainer.filter import REASONS, Columns, conventional_columns, decide_table
 from consentry.trainer.view import View
 from consentry.wire.controls import Frontier
 from consentry.wire.forms import moment
@@ -33,7 +33,7 @@ ALL = Columns(jurisdiction="place", category="category", collected="collected")
 
 def verdict(table: pa.Table, view: View, columns: Columns = ALL, *, is_fresh: bool = True) -> list[Reason]:
     """The reason of each row on day 25."""
-    found = judge_rows(table, view, purpose=PURPOSE, at=day(25), known_at=day(25), columns=columns, is_fresh=is_fresh)
+    found = decide_table(table, view, purpose=PURPOSE, at=day(25), known_at=day(25), columns=columns, is_fresh=is_fresh)
     assert found.mask.tolist() == [REASONS[place] in (Reason.OPTED_IN, Reason.DEFAULT_ON) for place in found.reasons]
     return [REASONS[place] for place in found.reasons]
 
@@ -152,7 +152,7 @@ class TestEveryRow:
         """The report of a training run is checked against the data set's size."""
         table = pa.table({"member_id": ["a", "b", None], "place": ["US", "XX", "US"]})
 
-        found = judge_rows(
+        found = decide_table(
             table,
             view,
             purpose=PURPOSE,

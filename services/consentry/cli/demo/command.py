@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +15,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 
-from consentry.ops.settings import Settings
+from consentry.cli.surroundings import surroundings
 
 if TYPE_CHECKING:
     from consentry.cli.demo.performance import Performance
@@ -45,7 +41,7 @@ def run(
     console = Console(stderr=as_json, highlight=False, record=picture is not None, width=124 if picture else None)
     started = monotonic()
     with ExitStack() as stack:
-        settings, work = stack.enter_context(_surroundings(directory, console, keep))
+        settings, work = stack.enter_context(surroundings(directory, console, prefix="demo"))
         from consentry.cli.demo.performance import Performance
 
         performance = stack.enter_context(Performance(settings, work, members=members, console=console))
@@ -65,59 +61,6 @@ def run(
 def _svg_without_fonts() -> str:
     """rich's SVG template without the fonts it would load from elsewhere."""
     return re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-
-
-@contextmanager
-def _surroundings(directory: Path, console: Console, keep: bool) -> Iterator[tuple[Settings, Path]]:
-    """A stack (the environment's, or our own) and a directory to work in, gone afterwards."""
-    given = Settings.parse()
-    namespace = f"demo-{uuid.uuid4().hex[:8]}"
-    if given.kafka_bootstrap and given.redis_url.get_secret_value() and given.registry_url:
-        settings = given.model_copy(update={"namespace": namespace})
-        work = Path(tempfile.mkdtemp(prefix="consentry-demo-"))
-        console.print(f"Using the given Kafka at {given.kafka_bootstrap}, namespace {namespace}.")
-        try:
-            yield settings, work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return
-    from consentry.cli.downloads import default_cache, download_everything
-    from consentry.local.stack import LocalStack, already_running
-    from consentry.local.state import read_state
-    from consentry.local.supervisor import ended_by_signals
-
-    if read_state(directory) is not None:
-        raise already_running(directory)
-    cache = (given.cache_dir or default_cache()).absolute()
-
-    def say(line: str) -> None:
-        console.print(f"  {line}", style="dim", markup=False)
-
-    with ended_by_signals() as asked_to_end:
-        download_everything(cache, repository=None, console=console, say=say, cancelled=asked_to_end)
-        console.print("Starting Kafka, Redis and the schema registry …")
-        local = LocalStack(directory, cache=cache, ephemeral=True, report=say, cancelled=asked_to_end)
-        addresses = local.start()
-    work = directory.absolute() / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield (
-            Settings.parse(
-                {
-                    "kafka_bootstrap": addresses.kafka,
-                    "redis_url": addresses.redis_url,
-                    "registry_url": addresses.registry_url,
-                    "profile": "local",
-                    "namespace": given.namespace,
-                    "local_dir": directory,
-                }
-            ),
-            work,
-        )
-    finally:
-        local.stop()
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _show(console: Console, performance: Performance, result: dict[str, Any]) -> None:

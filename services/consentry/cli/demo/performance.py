@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from confluent_kafka import Producer
 from rich.console import Console
 
-from consentry.cli.demo.crew import Crew
+from consentry.cli.crew import Crew
 from consentry.cli.demo.rules import Findings, Oracle, check_dataset, check_table
 from consentry.cli.demo.story import DATASETS, PURPOSE, ChangeEvent, Chapter, Storyteller
 from consentry.cli.demo.watch import Buckets, Journals, percentiles

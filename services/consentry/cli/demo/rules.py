@@ -60,7 +60,7 @@ class Oracle:
         """Fold events of members; each member's own are in order."""
         for event in events:
             self.records[event.member] = fold(self.records.get(event.member), event)
-            if self.records[event.member].erased:
+            if self.records[event.member].erasure is not None:
                 self._erased.add(event.member)
 
     def control(self, control: Control) -> None:

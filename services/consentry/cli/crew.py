@@ -1,4 +1,4 @@
-"""The demo's processes: a processor and three trainers, started again when somebody kills them."""
+"""Services as children of a command: a processor, trainers, started again when somebody kills them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Crew:
             if monotonic() > until:
                 raise Unavailable(
                     f"{name} was not ready after {timeout_seconds:.0f} s. The end of its log: {_tail(worker.log)}",
-                    code="demo.not_ready",
+                    code="service.not_ready",
                     fix=f"read {worker.log}",
                 )
             self._stopping.wait(0.05)

@@ -1,0 +1,218 @@
+"""`consentry pause …`: impose and lift pauses, from options or a file, or only tell what they would change."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from consentry.cli.controls.desk import (
+    INT_MAX,
+    DryRunOption,
+    Form,
+    JsonOption,
+    objection_to_lift,
+    objection_to_pause,
+    open_settings,
+    read_file,
+    read_log,
+    refuse,
+    refuse_both_ways,
+    send_control,
+    warn_of_unknown_purposes,
+)
+from consentry.cli.wiring import recorded_and_effective
+from consentry.domain.controls import OptIns, PauseBasis, Reach
+
+if TYPE_CHECKING:
+    from consentry.domain.controls import PauseImposed, PauseLifted
+
+pause_app = typer.Typer(name="pause", help="Impose and lift pauses.", no_args_is_help=True)
+
+PauseArgument = Annotated[str | None, typer.Argument(help="Name of the pause, such as hk-2024.", show_default=False)]
+EffectiveOption = Annotated[str | None, typer.Option(help="When it takes effect, ISO 8601; default: now.")]
+FileOption = Annotated[Path | None, typer.Option(help="YAML file instead of options; see docs/pauses.md.")]
+
+
+class _Draft(NamedTuple):
+    """A pause as it was asked for; whether it names its own effective time, and the file it stands in."""
+
+    control: PauseImposed
+    has_effective: bool
+    form: Form | None
+
+
+class _LiftDraft(NamedTuple):
+    """As _Draft, for a lift."""
+
+    control: PauseLifted
+    has_effective: bool
+    form: Form | None
+
+
+@pause_app.command()
+def impose(
+    context: typer.Context,
+    pause: PauseArgument = None,
+    jurisdiction: Annotated[
+        list[str] | None, typer.Option(help="ISO 3166 code, group or '*'; may be repeated.", show_default=False)
+    ] = None,
+    version: Annotated[int, typer.Option(min=1, max=INT_MAX, help="Higher than any version that was lifted.")] = 1,
+    purpose: Annotated[list[str] | None, typer.Option(help="May be repeated; default: every purpose.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="May be repeated; default: every category.")] = None,
+    effective: EffectiveOption = None,
+    authority: Annotated[str, typer.Option(help="Who asked for it, such as PCPD.")] = "",
+    basis: Annotated[PauseBasis, typer.Option(help="Ordered, or promised.")] = PauseBasis.UNDERTAKING,
+    reach: Annotated[
+        Reach, typer.Option(help="PRIOR_AND_FUTURE also has stored training data purged.")
+    ] = Reach.GOING_FORWARD,
+    file: FileOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a use for a scope, however many members it covers. Binds at once."""
+    from consentry.domain.controls import PauseImposed
+    from consentry.domain.values import parse_name
+    from consentry.wire.forms import parse_scope
+
+    if file is not None:
+        refuse_both_ways(context)
+        draft = _pause_in(read_file(file))
+    else:
+        if pause is None:
+            raise typer.BadParameter("name the pause, or a file", param_hint="'PAUSE'")
+        if jurisdiction is None:
+            raise typer.BadParameter("name what it covers, or a file", param_hint="'--jurisdiction'")
+        scope = parse_scope(jurisdiction, purpose or None, category or None, what="--jurisdiction")
+        name = parse_name(pause, what="pause")
+        now, at = recorded_and_effective(effective)
+        control = PauseImposed(
+            event_id=uuid.uuid4().bytes,
+            pause=name,
+            version=version,
+            scope=scope,
+            effective_at=at,
+            recorded_at=now,
+            authority=authority,
+            basis=basis,
+            reach=reach,
+            source="cli",
+        )
+        draft = _Draft(control, effective is not None, None)
+    _impose(draft, dry_run=dry_run, as_json=as_json)
+
+
+def _pause_in(form: Form) -> _Draft:
+    """The pause in a file. Raises InvalidInput naming file, line and field."""
+    from consentry.ops.clock import system_clock
+    from consentry.wire.forms import parse_pause
+    from consentry.wire.yaml_text import read_form
+
+    now = system_clock()
+
+    def parse(data: object) -> _Draft:
+        control = parse_pause(data, event_id=uuid.uuid4().bytes, recorded_at=now, source="cli")
+        return _Draft(control, isinstance(data, dict) and data.get("effective") is not None, form)
+
+    return read_form(form.text, parse, source=form.path)
+
+
+def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
+    from consentry.cli.controls.report import show_impact
+
+    settings = open_settings()
+    log = read_log(settings)
+    objection = objection_to_pause(draft.control, log, has_effective=draft.has_effective)
+    if objection is not None:
+        refuse(objection, draft.form)
+    warn_of_unknown_purposes(draft.control.scope, log)
+    if dry_run:
+        show_impact(draft.control, settings, log, as_json=as_json)
+    else:
+        send_control(draft.control, settings, as_json=as_json)
+
+
+@pause_app.command()
+def lift(
+    context: typer.Context,
+    pause: PauseArgument = None,
+    version: Annotated[int, typer.Option(min=1, max=INT_MAX, help="This version and those before it end.")] = 1,
+    opt_ins: Annotated[OptIns, typer.Option(help="Whether opt-ins recorded before it still count.")] = OptIns.VOID,
+    effective: EffectiveOption = None,
+    file: FileOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """End a pause; opt-outs survive it. New terms come by `consentry policy publish`."""
+    from consentry.cli.controls.report import show_impact
+    from consentry.domain.controls import PauseLifted
+    from consentry.domain.values import parse_name
+
+    if file is not None:
+        refuse_both_ways(context)
+        draft = _lift_in(read_file(file))
+    else:
+        if pause is None:
+            raise typer.BadParameter("name the pause, or a file", param_hint="'PAUSE'")
+        name = parse_name(pause, what="pause")
+        now, at = recorded_and_effective(effective)
+        control = PauseLifted(
+            event_id=uuid.uuid4().bytes,
+            pause=name,
+            version=version,
+            effective_at=at,
+            recorded_at=now,
+            opt_ins=opt_ins,
+            source="cli",
+        )
+        draft = _LiftDraft(control, effective is not None, None)
+    settings = open_settings()
+    log = read_log(settings)
+    objection = objection_to_lift(draft.control, log, has_effective=draft.has_effective)
+    if objection is not None:
+        refuse(objection, draft.form)
+    if dry_run:
+        show_impact(draft.control, settings, log, as_json=as_json)
+    else:
+        send_control(draft.control, settings, as_json=as_json)
+
+
+def _lift_in(form: Form) -> _LiftDraft:
+    """The lift in a file. Raises InvalidInput naming file, line and field."""
+    from consentry.ops.clock import system_clock
+    from consentry.wire.forms import parse_lift
+    from consentry.wire.yaml_text import read_form
+
+    now = system_clock()
+
+    def parse(data: object) -> _LiftDraft:
+        control = parse_lift(data, event_id=uuid.uuid4().bytes, recorded_at=now, source="cli")
+        return _LiftDraft(control, isinstance(data, dict) and data.get("effective") is not None, form)
+
+    return read_form(form.text, parse, source=form.path)
+
+
+@pause_app.command("list")
+def list_pauses() -> None:
+    """Show every pause, and which are in force now."""
+    from consentry.domain.controls import Controls
+    from consentry.ops.clock import system_clock
+    from consentry.wire.forms import moment
+    from consentry.wire.jurisdictions import iso_jurisdictions
+
+    controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
+    for pause in controls.pauses:
+        if controls.is_lifted(pause, at=now, known_at=now):
+            state = "lifted"
+        else:
+            state = "in force" if pause.effective_at <= now else "announced"
+        # Only what stands in for a control that could not be read is in effect from the beginning of time.
+        since = f"{moment(pause.effective_at):%Y-%m-%d %H:%M}Z" if pause.effective_at > 0 else "always (unreadable)"
+        typer.echo(
+            f"{pause.pause:<24} v{pause.version}  {state:<9} {','.join(pause.scope.jurisdictions):<12} "
+            f"effective {since}, recorded {moment(pause.recorded_at):%Y-%m-%d %H:%M}Z"
+        )
+    if not controls.pauses:
+        typer.echo("no pause was ever imposed")

@@ -1,0 +1,101 @@
+"""`consentry policy …`: publish policy versions, show them, or only tell what one would change."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentry.cli.controls.desk import (
+    DryRunOption,
+    JsonOption,
+    is_published,
+    open_settings,
+    read_file,
+    read_log,
+    send_control,
+)
+
+if TYPE_CHECKING:
+    from consentry.domain.controls import Controls, PolicyPublished
+    from consentry.domain.values import Micros
+
+policy_app = typer.Typer(name="policy", help="Publish policies.", no_args_is_help=True)
+
+
+@policy_app.command()
+def publish(
+    file: Annotated[Path, typer.Argument(help="YAML file; see docs/policies.md.")],
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a policy version: it binds from its effective time."""
+    from consentry.cli.controls.report import show_impact
+    from consentry.ops.clock import system_clock
+    from consentry.wire.forms import parse_policy_file
+
+    form = read_file(file)
+    policy = parse_policy_file(
+        form.text, event_id=uuid.uuid4().bytes, recorded_at=system_clock(), source="cli", file=form.path
+    )
+    settings = open_settings()
+    log = read_log(settings)
+    if is_published(policy, log, form):
+        said = f"policy {policy.version} is published already, with the same terms; nothing was sent"
+        typer.echo(json.dumps({"sent": False, "why": said}) if as_json else said)
+    elif dry_run:
+        show_impact(policy, settings, log, as_json=as_json)
+    else:
+        send_control(policy, settings, as_json=as_json)
+
+
+@policy_app.command("list")
+def list_policies(as_json: JsonOption = False) -> None:
+    """Show every policy version, and where its terms bind now."""
+    from consentry.domain.controls import Controls
+    from consentry.domain.words import date_text
+    from consentry.ops.clock import system_clock
+    from consentry.wire.jurisdictions import iso_jurisdictions
+
+    controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
+    if as_json:
+        typer.echo(json.dumps({"policies": [_policy_data(policy, controls, now) for policy in controls.policies]}))
+        return
+    if not controls.policies:
+        typer.echo("no policy was ever published")
+    for policy in controls.policies:
+        count = len(policy.terms)
+        typer.echo(
+            f"{policy.version}: {count} {'entry' if count == 1 else 'entries'}, effective "
+            f"{date_text(policy.effective_at)}, recorded {date_text(policy.recorded_at)}"
+        )
+        for line in _binding_lines(policy, controls, now):
+            typer.echo(f"  {line}")
+
+
+def _binding_lines(policy: PolicyPublished, controls: Controls, now: Micros) -> list[str]:
+    """Where a policy's terms bind now, by purpose."""
+    from consentry.domain.impact import in_force, named
+
+    found = in_force(policy, controls, at=now, known_at=now)
+    if found:
+        places = {purpose: named(codes, controls.jurisdictions, at=now) for purpose, codes in found.items()}
+        return [f"in force for {purpose} in {text}" for purpose, text in places.items()]
+    return ["announced" if policy.effective_at > now else "in force nowhere: later policies took its place"]
+
+
+def _policy_data(policy: PolicyPublished, controls: Controls, now: Micros) -> dict[str, Any]:
+    from consentry.domain.impact import in_force
+    from consentry.wire.forms import moment
+
+    return {
+        "version": policy.version,
+        "event_id": str(uuid.UUID(bytes=policy.event_id)),
+        "effective_at": moment(policy.effective_at).isoformat(),
+        "recorded_at": moment(policy.recorded_at).isoformat(),
+        "terms": len(policy.terms),
+        "in_force": dict(in_force(policy, controls, at=now, known_at=now)),
+    }

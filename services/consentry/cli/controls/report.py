@@ -1,0 +1,274 @@
+"""A dry run as a person reads it, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from consentry.cli.controls.dry_run import Report, make_report
+
+if TYPE_CHECKING:
+    from consentry.domain.controls import Control
+    from consentry.domain.impact import Impact, TermsChange
+    from consentry.domain.values import Micros
+    from consentry.ops.settings import Settings
+
+ROWS_MAX = 40
+
+
+def show_impact(control: Control, settings: Settings, log: Sequence[Control], *, as_json: bool) -> None:
+    """Print what a control would change. Sends nothing. Raises Unavailable where the table cannot be trusted."""
+    report = make_report(control, settings, log)
+    if as_json:
+        typer.echo(json.dumps(_data(report)))
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in _lines(report):
+        typer.echo(line if width is None else _wrapped(line, width))
+
+
+def _wrapped(line: str, width: int) -> str:
+    """A line for a terminal; what is too long goes on below, further in than it began."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, width, subsequent_indent=indent, drop_whitespace=False) if len(line) > width else line
+
+
+def _lines(report: Report) -> Iterator[str]:
+    """The report as a person reads it."""
+    from consentry.domain.controls import PauseImposed
+    from consentry.domain.words import date_text
+
+    first, *later = report.impacts
+    yield f"DRY RUN, nothing is sent: {_control_text(report)}"
+    yield (
+        f"asked of {first.members + report.held} members as of {date_text(first.known_at)}, the table being "
+        f"{report.age_seconds:.1f} s old{'' if first.at == first.known_at else f', for uses on {date_text(first.at)}'}"
+    )
+    if not isinstance(report.control, PauseImposed):
+        yield f"opens use: {'YES' if report.opens_use else 'no, nowhere'}"
+    yield ""
+    yield from _covered_lines(report)
+    yield ""
+    if report.changes_nothing:
+        yield "it changes nothing: every answer and every reason stays what it is"
+    yield from _impact_lines(first)
+    for impact in later:
+        yield ""
+        yield f"once the notice ends, for uses on {date_text(impact.at)}:"
+        yield from _impact_lines(impact)
+    yield from _terms_lines(report)
+    yield ""
+    yield from _dataset_lines(report)
+    yield from _notes(report)
+
+
+def _control_text(report: Report) -> str:
+    """The control in one line."""
+    from consentry.domain.controls import PauseImposed, PauseLifted
+    from consentry.domain.impact import named, scope_of
+    from consentry.domain.words import date_text
+
+    control = report.control
+    effective = f"effective {date_text(control.effective_at)}"
+    where = named(
+        report.after.jurisdictions.expanded(scope_of(control, report.after), at=report.impacts[0].at),
+        report.after.jurisdictions,
+        at=report.impacts[0].at,
+    )
+    if isinstance(control, PauseImposed):
+        what = ", ".join(control.scope.purposes or ("every purpose",))
+        only = f", only {', '.join(control.scope.categories)}" if control.scope.categories else ""
+        reach = "prior and future data" if control.takes_back else "going forward"
+        return f"pause {control.pause} v{control.version} of {what} in {where}{only}, {effective}, {reach}"
+    if isinstance(control, PauseLifted):
+        kept = "void" if control.voids_opt_ins else "kept"
+        return f"lift of {control.pause} up to v{control.version} in {where}, {effective}, earlier opt-ins {kept}"
+    return f"policy {control.version} for {where}, {effective}"
+
+
+def _covered_lines(report: Report) -> Iterator[str]:
+    """Whom the control speaks of."""
+    from consentry.domain.words import place_text
+    from consentry.wire.jurisdictions import name_of
+
+    first = report.impacts[0]
+    yield f"covered: {sum(first.covered.values())} members, by where they last lived"
+    ranked = sorted(first.covered.items(), key=lambda item: -item[1])
+    for code, members in ranked[:ROWS_MAX]:
+        yield f"  {members:>9}  {place_text(code, name_of)}"
+    if len(ranked) > ROWS_MAX:
+        yield f"  … and {len(ranked) - ROWS_MAX} more jurisdictions; --json has all"
+    if first.unplaced:
+        yield f"without known residence: {first.unplaced} members, excluded before and after unless a row names a place"
+    if report.held:
+        yield f"held: {report.held} members whose record cannot be read; they are excluded before and after"
+
+
+def _impact_lines(impact: Impact) -> Iterator[str]:
+    """What becomes of the answers at one moment."""
+    for verb, found in (("allowed → excluded", impact.excluded()), ("excluded → allowed", impact.opened())):
+        counted = ", ".join(f"{members} for {purpose}" for purpose, members in found.items())
+        yield f"{verb}: {counted or 'none'}"
+    if impact.changes:
+        rows = [("purpose", "lives in", "before", "after", "members")]
+        for change in impact.changes[:ROWS_MAX]:
+            before = f"{'allowed' if change.was_allowed else 'excluded'} {change.before}"
+            after = f"{'allowed' if change.is_allowed else 'excluded'} {change.after}"
+            rows.append((change.purpose, change.jurisdiction or "unknown", before, after, str(change.members)))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=False)]
+            yield f"  {'  '.join(cells)}  {row[4].rjust(widths[4])}"
+        if len(impact.changes) > ROWS_MAX:
+            yield f"  … and {len(impact.changes) - ROWS_MAX} more kinds of change; --json has all"
+    for (purpose, reason), members in impact.unchanged.items():
+        yield f"  unchanged: {members} covered members for {purpose}, {reason}"
+
+
+def _terms_lines(report: Report) -> Iterator[str]:
+    """What a policy changes in the terms, and whether that opens use."""
+    from consentry.domain.controls import PolicyPublished
+    from consentry.domain.impact import named
+    from consentry.domain.words import terms_summary
+
+    if not isinstance(report.control, PolicyPublished):
+        return
+    at, jurisdictions = report.impacts[0].at, report.after.jurisdictions
+    yield ""
+    yield "terms:" if report.terms else "terms: the same everywhere"
+    for change in report.terms:
+        yield f"  {change.purpose} in {named(change.jurisdictions, jurisdictions, at=at)}"
+        yield f"    was  {terms_summary(change.old)}"
+        yield f"    is   {terms_summary(change.new)}"
+        for how in change.opens:
+            yield f"    OPENS USE: {how}"
+        if change.paused and change.opens:
+            yield f"    (paused in {named(change.paused, jurisdictions, at=at)}: there only once the pause ends)"
+
+
+def _dataset_lines(report: Report) -> Iterator[str]:
+    """Which data sets are concerned, and which of them would owe a receipt."""
+    from consentry.domain.words import date_text
+
+    named = ", ".join(f"{dataset} ({subscriber})" for subscriber, dataset in report.datasets)
+    if not named:
+        yield "data sets: none is declared (CONSENTRY_SUBSCRIBERS), so nobody would owe a receipt"
+    else:
+        yield f"data sets: {named}"
+    if report.order is not None:
+        due = f"due {date_text(report.order.due_at)}"
+        yield f"purge order {report.order.order_id}, {due}: " + (
+            f"a receipt is owed for {named}" if named else "it stays open, as nobody is there to answer it"
+        )
+    else:
+        yield "no purge order: what is stored stays stored, and orders that are open stay open"
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """What the numbers do not say."""
+    from consentry.domain.controls import PauseImposed, PolicyPublished
+
+    control = report.control
+    if isinstance(control, PauseImposed):
+        yield "note: rows that name a jurisdiction of the scope themselves are excluded too, whoever's they are"
+        if control.scope.categories is not None:
+            yield (
+                "note: it pauses only some categories; the numbers are for data of unknown category, and rows of "
+                "other categories stay as they are"
+            )
+    elif isinstance(control, PolicyPublished) and any(
+        terms.categories is not None or terms.collected_from is not None for terms in control.terms
+    ):
+        yield "note: the terms look at rows too (category, time of collection); the numbers are for members alone"
+
+
+def _data(report: Report) -> dict[str, Any]:
+    """The report for a machine."""
+    first, *later = report.impacts
+    order = report.order
+    due_at = None if order is None else _iso(order.due_at)
+    return {
+        "dry_run": True,
+        "sent": False,
+        "control": _control_data(report.control),
+        "table_age_seconds": round(report.age_seconds, 1),
+        "held": report.held,
+        "opens_use": report.opens_use,
+        "changes_nothing": report.changes_nothing,
+        **_impact_data(first),
+        "after_notice": [_impact_data(impact) for impact in later],
+        "terms": [_terms_data(change) for change in report.terms],
+        "purge_order": None if order is None else {"order_id": order.order_id, "due_at": due_at},
+        "datasets": [
+            {"subscriber": subscriber, "dataset": dataset, "owes_receipt": order is not None, "due_at": due_at}
+            for subscriber, dataset in report.datasets
+        ],
+    }
+
+
+def _control_data(control: Control) -> dict[str, Any]:
+    from consentry.domain.controls import PolicyPublished
+
+    found: dict[str, Any] = {"kind": type(control).__name__, "version": control.version}
+    if not isinstance(control, PolicyPublished):
+        found["pause"] = control.pause
+    return found | {"effective_at": _iso(control.effective_at), "recorded_at": _iso(control.recorded_at)}
+
+
+def _impact_data(impact: Impact) -> dict[str, Any]:
+    return {
+        "at": _iso(impact.at),
+        "known_at": _iso(impact.known_at),
+        "members": impact.members,
+        "covered": dict(impact.covered),
+        "without_residence": impact.unplaced,
+        "allowed_to_excluded": dict(impact.excluded()),
+        "excluded_to_allowed": dict(impact.opened()),
+        "changes": [change._asdict() for change in impact.changes],
+        "unchanged": [
+            {"purpose": purpose, "reason": reason, "members": members}
+            for (purpose, reason), members in impact.unchanged.items()
+        ],
+    }
+
+
+def _terms_data(change: TermsChange) -> dict[str, Any]:
+    from consentry.domain.words import terms_summary
+
+    return {
+        "purpose": change.purpose,
+        "jurisdictions": list(change.jurisdictions),
+        "was": _one_terms_data(change.old),
+        "is": _one_terms_data(change.new),
+        "was_text": terms_summary(change.old),
+        "is_text": terms_summary(change.new),
+        "opens": list(change.opens),
+        "paused": list(change.paused),
+    }
+
+
+def _one_terms_data(terms: Any) -> Mapping[str, Any] | None:
+    if terms is None:
+        return None
+    return {
+        "regime": terms.regime.value,
+        "basis": terms.basis,
+        "notice_until": None if terms.notice_until is None else _iso(terms.notice_until),
+        "categories": None if terms.categories is None else list(terms.categories),
+        "collected_from": None if terms.collected_from is None else _iso(terms.collected_from),
+        "minors": terms.minors.value,
+        "purge_on_opt_out": terms.purge_on_opt_out,
+        "purge_within_seconds": terms.purge_within // 1_000_000,
+    }
+
+
+def _iso(instant: Micros) -> str:
+    from consentry.wire.forms import moment
+
+    return moment(instant).isoformat()

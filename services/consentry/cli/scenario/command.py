@@ -1,0 +1,248 @@
+"""`consentry scenario …`: run stories against the rules or the real stack, and begin a new one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+
+from consentry.domain.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from consentry.domain.scenarios import Failure, Scenario
+
+EXIT_FAILED = 1
+EXIT_CANNOT_TELL = 2
+
+app = typer.Typer(
+    name="scenario", help="Run stories of what was recorded and what must be answered.", no_args_is_help=True
+)
+
+
+class Engine(StrEnum):
+    """What answers: the pure rules, or broker, processor, table and trainer."""
+
+    RULES = "rules"
+    STACK = "stack"
+
+
+class Read(NamedTuple):
+    """A scenario and the file it came from."""
+
+    file: Path
+    text: str
+    scenario: Scenario
+
+
+@app.command()
+def run(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Scenario files, or folders of them.")],
+    engine: Annotated[Engine, typer.Option(help="The pure rules, or the real stack.")] = Engine.RULES,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, max=16, help="Scenarios at a time with --engine stack.")] = 3,
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where --engine stack keeps its own stack while it runs.")
+    ] = Path(".consentry/scenarios"),
+) -> None:
+    """Hold scenarios against the rules; exit 0 if all hold, 1 if some do not, 2 if a file cannot be understood.
+
+    With --engine stack the same events go through Kafka, the processor and Redis to a subscribed trainer: through the
+    stack that CONSENTRY_KAFKA_BOOTSTRAP and its like name or that runs here, else through one started for it.
+    """
+    console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    read, errors = _read_all(paths)
+    if errors:
+        for error in errors:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"consentry: {error}", style="red", markup=False
+            )
+        if as_json:
+            _print_json([], [], errors)
+        raise typer.Exit(EXIT_CANNOT_TELL)
+    outcomes = _by_rules(read) if engine is Engine.RULES else _on_the_stack(read, console, directory, jobs)
+    failed: list[tuple[Read, Failure]] = []
+    for one, failures, seconds in outcomes:
+        _show(console, one, failures, seconds)
+        failed += [(one, failure) for failure in failures]
+    count = sum(len(one.scenario.expect) for one in read)
+    verdict = f"[red]{len(failed)} did not hold.[/]" if failed else "[green]All hold.[/]"
+    console.print(f"{_counted(len(read), 'scenario')}, {_counted(count, 'expectation')}. {verdict}")
+    if as_json:
+        _print_json(read, failed, [])
+    raise typer.Exit(EXIT_FAILED if failed else 0)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What it is called, such as hong-kong-pause.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write it; default: NAME.yaml. '-': print it.")
+    ] = None,
+) -> None:
+    """Write a scenario that holds, to change into your own."""
+    from consentry.domain.values import parse_name
+
+    text = _form("scenario.template.yaml").replace("my-scenario", parse_name(name, what="scenario"))
+    if output == Path("-"):
+        typer.echo(text, nl=False)
+        return
+    target = output or Path(f"{name}.yaml")
+    try:
+        with target.open("x") as file:
+            file.write(text)
+    except OSError as error:
+        raise InvalidInput(
+            f"The file {str(target)!r} cannot be written ({type(error).__name__}).",
+            code="input.file",
+            fix="name another with --output; an existing file is never overwritten",
+        ) from error
+    typer.echo(f"{target} written. Run it: consentry scenario run {target}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, for editors that check while you write."""
+    typer.echo(_form("scenario.schema.json"), nl=False)
+
+
+def _form(name: str) -> str:
+    return (files("consentry_schemas") / "forms" / name).read_text()
+
+
+def _read_all(paths: Sequence[Path]) -> tuple[list[Read], list[str]]:
+    """The scenarios, and what is wrong with the files that hold none."""
+    from consentry.domain.errors import ConsentryError
+
+    read: list[Read] = []
+    errors: list[str] = []
+    for path in _expanded(paths):
+        try:
+            read.append(_read(path))
+        except ConsentryError as error:
+            errors.append(str(error))
+    if not read and not errors:
+        errors.append(f"There is no *.yaml file in {', '.join(map(str, paths))}. [input.file] Fix: name scenario files")
+    return read, errors
+
+
+def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(found for found in path.iterdir() if found.suffix in (".yaml", ".yml"))
+        else:
+            yield path
+
+
+def _read(path: Path) -> Read:
+    from consentry.wire.scenarios import read_scenario
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"The scenario file {str(path)!r} cannot be read ({type(error).__name__}).",
+            code="input.file",
+            fix="name a readable UTF-8 text file",
+        ) from error
+    return Read(path, text, read_scenario(text, file=str(path)))
+
+
+Outcome = tuple[Read, "tuple[Failure, ...]", float]
+
+
+def _by_rules(read: Sequence[Read]) -> Iterator[Outcome]:
+    from consentry.domain.scenarios import run as run_rules
+    from consentry.wire.jurisdictions import iso_jurisdictions
+
+    return _timed(read, lambda _, scenario: run_rules(scenario, iso_jurisdictions()))
+
+
+def _on_the_stack(read: Sequence[Read], console: Console, directory: Path, jobs: int) -> Iterator[Outcome]:
+    from consentry.cli.scenario.stack import clean_up, play
+    from consentry.cli.surroundings import surroundings
+    from consentry.ops.logs import set_up_logs
+
+    set_up_logs(style="text", level="error")
+    with surroundings(directory, console, prefix="scenario", use_running=True) as (settings, work):
+        is_ours = settings.local_dir == directory
+
+        def play_one(number: int, scenario: Scenario) -> tuple[Failure, ...]:
+            own = settings.model_copy(update={"namespace": f"{settings.namespace}-{number}"})
+            place = work / str(number)
+            place.mkdir()
+            try:
+                return play(scenario, own, place)
+            finally:
+                if not is_ours:
+                    clean_up(own)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            # A thread each, and as many at a time as asked for; told in the order in which they were given.
+            running = [
+                pool.submit(lambda pair: next(_timed([pair[1]], play_one, pair[0])), pair) for pair in enumerate(read)
+            ]
+            try:
+                for future in running:
+                    yield future.result()
+            finally:
+                for future in running:
+                    future.cancel()
+
+
+def _timed(
+    read: Sequence[Read], run_one: Callable[[int, Scenario], tuple[Failure, ...]], first: int = 0
+) -> Iterator[Outcome]:
+    for number, one in enumerate(read, start=first):
+        started = monotonic()
+        failures = run_one(number, one.scenario)
+        yield one, failures, monotonic() - started
+
+
+def _show(console: Console, one: Read, failures: Sequence[Failure], seconds: float) -> None:
+    from consentry.wire.yaml_text import line_of
+
+    count = _counted(len(one.scenario.expect), "expectation")
+    took = f", {seconds:.1f} s" if seconds >= 0.1 else ""
+    style = "red" if failures else "green"
+    console.print(f"[{style}]{'FAILED' if failures else 'holds '}[/]  {one.scenario.name}  ({count}{took})")
+    for failure in failures:
+        console.print(f"        {one.file}, line {line_of(one.text, failure.where)}: {failure.question}", markup=False)
+        console.print(f"          expected  {failure.expected}", markup=False)
+        console.print(f"          got       {failure.got}", markup=False)
+        for sentence in failure.because:
+            console.print(f"          because   {sentence}", markup=False)
+
+
+def _print_json(read: Sequence[Read], failed: Sequence[tuple[Read, Failure]], errors: Sequence[str]) -> None:
+    from consentry.wire.yaml_text import line_of
+
+    result: dict[str, Any] = {
+        "scenarios": len(read),
+        "expectations": sum(len(one.scenario.expect) for one in read),
+        "failed": [
+            {
+                "scenario": one.scenario.name,
+                "file": str(one.file),
+                "line": line_of(one.text, failure.where),
+                "where": failure.where,
+                "question": failure.question,
+                "expected": failure.expected,
+                "got": failure.got,
+                "because": list(failure.because),
+            }
+            for one, failure in failed
+        ],
+    }
+    typer.echo(json.dumps(result | ({"errors": list(errors)} if errors else {})))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,305 @@
+"""What a control would change: which members, where, for what reason, and what new terms open. Counted, not sent."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from consentry.domain.controls import (
+    Control,
+    Controls,
+    Minors,
+    PauseImposed,
+    PauseLifted,
+    PolicyPublished,
+    Regime,
+    Terms,
+)
+from consentry.domain.decisions import Standing, judge, standing
+from consentry.domain.events import FactKind
+from consentry.domain.jurisdictions import Jurisdictions
+from consentry.domain.records import Record
+from consentry.domain.values import Micros, Reason
+from consentry.domain.words import date_text
+
+ANY_PURPOSE: Final = "any purpose"
+"""Stands for every purpose where no policy names one; it is no name that a purpose can have."""
+
+_NAMED_MAX: Final = 12
+_DEFAULT_ON: Final = 2
+_OFFERED: Final[Mapping[Regime, int]] = {Regime.OPT_IN: 1, Regime.DEFAULT_ON: _DEFAULT_ON}
+"""How far a regime opens a use; 0 for not at all."""
+_STRICTNESS: Final[Mapping[Minors, int]] = {Minors.ALLOW: 0, Minors.EXCLUDE: 1}
+"""How many a rule on minors leaves out; 2 for all who are not known to be of age."""
+
+
+class Change(NamedTuple):
+    """Members whose answer becomes another one, or comes for another reason. `jurisdiction` is their residence."""
+
+    purpose: str
+    jurisdiction: str | None
+    before: Reason
+    after: Reason
+    was_allowed: bool
+    is_allowed: bool
+    members: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Impact:
+    """How answers differ at one moment with and without a control. Times in microseconds.
+
+    `covered` has members by last residence, for residences inside the control's scope; `unplaced` are those without
+    one. `unchanged` counts the covered members' other answers by purpose and reason.
+    """
+
+    at: Micros
+    known_at: Micros
+    members: int
+    covered: Mapping[str, int]
+    unplaced: int
+    changes: tuple[Change, ...]
+    unchanged: Mapping[tuple[str, Reason], int]
+
+    def excluded(self) -> Mapping[str, int]:
+        """By purpose, how many members would be allowed no more."""
+        return _by_purpose(change for change in self.changes if change.was_allowed and not change.is_allowed)
+
+    def opened(self) -> Mapping[str, int]:
+        """By purpose, how many members would be allowed who were not."""
+        return _by_purpose(change for change in self.changes if change.is_allowed and not change.was_allowed)
+
+
+def _by_purpose(changes: Iterable[Change]) -> Mapping[str, int]:
+    found: Counter[str] = Counter()
+    for change in changes:
+        found[change.purpose] += change.members
+    return found
+
+
+class Census:
+    """Counts members by all that an answer depends on, so that each kind of member is judged once, however many."""
+
+    def __init__(self, controls: Controls, *, purposes: tuple[str, ...], at: Micros, known_at: Micros) -> None:
+        """`controls` are all that will be compared: which lifts an opt-in came before is part of its kind."""
+        self._purposes = purposes
+        self._times = {"at": at, "known_at": known_at}
+        self._lifted_at = sorted({one.recorded_at for one in controls.log if isinstance(one, PauseLifted)})
+        self._kinds: dict[tuple[object, ...], tuple[str, Standing]] = {}
+        self._counts: Counter[tuple[object, ...]] = Counter()
+        self._members = 0
+
+    def add(self, record: Record, members: int = 1) -> None:
+        """Count one member; -1 takes one back."""
+        self._members += members
+        for purpose in self._purposes:
+            own = standing(record, purpose=purpose, **self._times)
+            relocation, choice = own.relocation, own.choice
+            kind = (
+                purpose,
+                own.erasure is None,
+                own.hold is None,
+                own.is_folded,
+                None if relocation is None else (relocation.kind, relocation.name),
+                None if choice is None else choice.kind,
+                # Of an opt-in it matters which lifts came after it: those that void opt-ins end it.
+                bisect_left(self._lifted_at, choice.recorded_at)
+                if choice is not None and choice.kind is FactKind.OPTED_IN
+                else 0,
+            )
+            if kind not in self._kinds:
+                self._kinds[kind] = (purpose, own)
+            self._counts[kind] += members
+
+    def compare(self, before: Controls, after: Controls, scope: Iterable[str]) -> Impact:
+        """How the answers of all members counted so far differ, asked of the member alone, without a row."""
+        wanted = frozenset(scope)
+        covered: Counter[str] = Counter()
+        changed: Counter[tuple[str, str | None, Reason, Reason, bool, bool]] = Counter()
+        unchanged: Counter[tuple[str, Reason]] = Counter()
+        unplaced = 0
+        for kind, (purpose, own) in self._kinds.items():
+            members, place = self._counts[kind], own.jurisdiction
+            if members == 0:
+                continue  # all of them were taken back
+            is_covered = place is not None and not wanted.isdisjoint(
+                after.jurisdictions.holders(place, at=self._times["at"])
+            )
+            if purpose == self._purposes[0]:
+                unplaced += members if place is None else 0
+                covered.update({place: members} if place is not None and is_covered else {})
+            was = judge(own, None, before, purpose=purpose, **self._times)
+            now = judge(own, None, after, purpose=purpose, **self._times)
+            if was.reason is not now.reason:
+                changed[purpose, place, was.reason, now.reason, was.allowed, now.allowed] += members
+            elif is_covered:
+                unchanged[purpose, now.reason] += members
+        return Impact(
+            **self._times,
+            members=self._members,
+            covered=dict(sorted(covered.items())),
+            unplaced=unplaced,
+            changes=tuple(sorted((Change(*key, members) for key, members in changed.items()), key=_order)),
+            unchanged=dict(sorted(unchanged.items())),
+        )
+
+
+def _order(change: Change) -> tuple[object, ...]:
+    """What opens use first, then what closes it, then what only has another reason."""
+    weight = 0 if change.is_allowed and not change.was_allowed else 1 if change.was_allowed != change.is_allowed else 2
+    return (weight, change.purpose, change.jurisdiction or "", -change.members, change.before, change.after)
+
+
+def scope_of(control: Control, controls: Controls) -> tuple[str, ...]:
+    """The jurisdictions that a control speaks of; a lift speaks of those of the pauses that it ends."""
+    if isinstance(control, PauseImposed):
+        return control.scope.jurisdictions
+    if isinstance(control, PolicyPublished):
+        return tuple(dict.fromkeys(code for terms in control.terms for code in terms.jurisdictions))
+    return tuple(dict.fromkeys(code for pause in lifted_by(control, controls) for code in pause.scope.jurisdictions))
+
+
+def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
+    """The purposes that a control speaks of; every one that terms name where it speaks of all."""
+    if isinstance(control, PolicyPublished):
+        return tuple(dict.fromkeys(terms.purpose for terms in control.terms))
+    named: dict[str, None] = {}
+    for pause in [control] if isinstance(control, PauseImposed) else lifted_by(control, controls):
+        if pause.scope.purposes is None:
+            return controls.purposes or (ANY_PURPOSE,)
+        named.update(dict.fromkeys(pause.scope.purposes))
+    return tuple(named) or controls.purposes or (ANY_PURPOSE,)
+
+
+def lifted_by(lift: PauseLifted, controls: Controls) -> tuple[PauseImposed, ...]:
+    """The pauses that a lift ends."""
+    return tuple(pause for pause in controls.pauses if pause.pause == lift.pause and pause.version <= lift.version)
+
+
+def moments_of(control: Control, *, now: Micros) -> tuple[Micros, ...]:
+    """When to ask: once the control is in effect, and again as each notice of a policy ends. In microseconds."""
+    start = max(now, control.effective_at)
+    terms = control.terms if isinstance(control, PolicyPublished) else ()
+    ends = {one.notice_until for one in terms if one.notice_until is not None and one.notice_until > start}
+    return (start, *sorted(ends))
+
+
+class TermsChange(NamedTuple):
+    """Jurisdictions in which a purpose comes under other terms; None: under none. The terms name no jurisdictions here.
+
+    `opens` says in words how the new terms let in what the old ones kept out; empty where they do not. `paused` are
+    those of the jurisdictions in which a pause keeps it closed for as long as it lasts.
+    """
+
+    purpose: str
+    jurisdictions: tuple[str, ...]
+    old: Terms | None
+    new: Terms | None
+    opens: tuple[str, ...]
+    paused: tuple[str, ...]
+
+
+def terms_changes(
+    policy: PolicyPublished, before: Controls, after: Controls, *, at: Micros, known_at: Micros
+) -> tuple[TermsChange, ...]:
+    """Where a policy changes the terms that bind at a time, jurisdictions with the same change together."""
+    times = {"at": at, "known_at": known_at}
+    found: dict[tuple[str, Terms | None, Terms | None], list[str]] = {}
+    codes = _codes(scope_of(policy, after), after, at)
+    for purpose in purposes_of(policy, after):
+        for code in codes:
+            old = _content(before.terms_for(code, purpose, **times))
+            new = _content(after.terms_for(code, purpose, **times))
+            if old != new:
+                found.setdefault((purpose, old, new), []).append(code)
+    return tuple(
+        TermsChange(
+            purpose,
+            tuple(places),
+            old,
+            new,
+            widenings(old, new),
+            tuple(place for place in places if after.pause_in_force(place, purpose, None, **times)),
+        )
+        for (purpose, old, new), places in found.items()
+    )
+
+
+def _content(binding: tuple[PolicyPublished, Terms] | None) -> Terms | None:
+    """What terms say, whichever other jurisdictions they say it of."""
+    return None if binding is None else replace(binding[1], jurisdictions=())
+
+
+def in_force(policy: PolicyPublished, controls: Controls, *, at: Micros, known_at: Micros) -> Mapping[str, list[str]]:
+    """By purpose, the jurisdictions in which this policy's terms are the ones that bind."""
+    found: dict[str, list[str]] = {}
+    for code in _codes(scope_of(policy, controls), controls, at):
+        for purpose in purposes_of(policy, controls):
+            binding = controls.terms_for(code, purpose, at=at, known_at=known_at)
+            if binding is not None and binding[0].event_id == policy.event_id:
+                found.setdefault(purpose, []).append(code)
+    return found
+
+
+def _codes(scope: Iterable[str], controls: Controls, at: Micros) -> tuple[str, ...]:
+    """The countries of a scope, and the parts of them that some policy names by themselves."""
+    countries = controls.jurisdictions.expanded(scope, at=at)
+    named = {code for policy in controls.policies for terms in policy.terms for code in terms.jurisdictions}
+    return tuple(sorted(countries | {code for code in named if code.split("-", 1)[0] in countries and "-" in code}))
+
+
+def widenings(old: Terms | None, new: Terms | None) -> tuple[str, ...]:
+    """How new terms let in what the old ones kept out, in words; empty where they let in nothing more."""
+    was = 0 if old is None else _OFFERED.get(old.regime, 0)
+    is_now = 0 if new is None else _OFFERED.get(new.regime, 0)
+    if new is None or is_now == 0:
+        return ()
+    ends = date_text(new.notice_until) if new.notice_until is not None and is_now == _DEFAULT_ON else ""
+    if old is None or was == 0:
+        return (f"it is offered, which it was not{f' (before {ends} only to who opted in)' if ends else ''}",)
+    found = []
+    if is_now > was:
+        found.append(f"members who have not chosen are used too{f', from {ends} on' if ends else ''}")
+    if was == is_now == _DEFAULT_ON and _ends_earlier(old, new):
+        found.append(f"the notice ends {f'on {date_text(new.notice_until)}' if new.notice_until else 'at once'}")
+    if _STRICTNESS.get(new.minors, 2) < _STRICTNESS.get(old.minors, 2):
+        found.append("minors are used too" if new.minors is Minors.ALLOW else "members of unknown age are used too")
+    if old.categories is not None and (new.categories is None or not set(new.categories) <= set(old.categories)):
+        more = "all" if new.categories is None else ", ".join(sorted(set(new.categories) - set(old.categories)))
+        found.append(f"more categories are used: {more}")
+    if old.collected_from is not None and (new.collected_from is None or new.collected_from < old.collected_from):
+        since = "any time" if new.collected_from is None else date_text(new.collected_from)
+        found.append(f"older data is used: from {since}")
+    return tuple(found)
+
+
+def _ends_earlier(old: Terms, new: Terms) -> bool:
+    return old.notice_until is not None and (new.notice_until is None or new.notice_until < old.notice_until)
+
+
+def named(codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros) -> str:
+    """Codes as a person would write them: whole groups by name, `everywhere`, or what is left out of it."""
+    left = set(codes)
+    countries = jurisdictions.expanded(("*",), at=at)
+    if countries <= left:
+        return ", ".join(("everywhere", *sorted(left - countries)))
+    missing = countries - left
+    if len(missing) < len(countries) // 2:
+        rest = sorted(code for code in left if "-" in code)
+        return ", ".join((f"everywhere but {_listed(missing, jurisdictions, at)}", *rest))
+    return _listed(left, jurisdictions, at)
+
+
+def _listed(codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros) -> str:
+    left, groups = set(codes), []
+    for group in sorted(jurisdictions.groups):
+        members = jurisdictions.expanded((group,), at=at)
+        if members and members <= left:
+            groups.append(group)
+            left -= members
+    names = [*groups, *sorted(left)]
+    more = len(names) - _NAMED_MAX
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_NAMED_MAX])} and {more} more"

@@ -1,0 +1,210 @@
+"""A story as data: what was recorded, in order, and what must then be answered. Source: docs/scenarios.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from consentry.domain.controls import Control, Controls
+from consentry.domain.decisions import Decision, Row, decide
+from consentry.domain.events import ConsentChanged, MemberEvent
+from consentry.domain.explain import date_text, sentences
+from consentry.domain.jurisdictions import Jurisdictions
+from consentry.domain.orders import PurgeOrder, PurgeReason, order_for_fact, order_for_pause
+from consentry.domain.records import Record, fold
+from consentry.domain.values import MemberId, Micros, Reason
+
+
+class Entry(NamedTuple):
+    """One entry of a timeline. `observed_entry` is the number, from 1, of the entry that an opt-in had seen."""
+
+    what: MemberEvent | Control
+    observed_entry: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """A question and its right answer; times in microseconds."""
+
+    member: MemberId
+    purpose: str
+    at: Micros
+    known_at: Micros
+    row: Row | None
+    allowed: bool
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedOrder:
+    """A purge order that must be open at the end; `jurisdictions` are those of a pause's scope, in any order."""
+
+    because: PurgeReason
+    member: MemberId | None = None
+    pause: str | None = None
+    jurisdictions: frozenset[str] = frozenset()
+    due_at: Micros | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A timeline in log order, the questions to ask, and the orders that must be open (None: not looked at)."""
+
+    name: str
+    timeline: tuple[Entry, ...]
+    expect: tuple[Expectation, ...]
+    expect_orders: tuple[ExpectedOrder, ...] | None
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """The timeline's pauses, lifts and policies, in log order."""
+        return tuple(one.what for one in self.timeline if isinstance(one.what, Control))
+
+    @property
+    def end(self) -> Micros:
+        """When the last entry was recorded; 0 for an empty timeline."""
+        return self.timeline[-1].what.recorded_at if self.timeline else Micros(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An expectation that did not hold; `where` is its place in the file, such as `expect[3]`."""
+
+    where: str
+    question: str
+    expected: str
+    got: str
+    because: tuple[str, ...] = ()
+
+
+class History(NamedTuple):
+    """What a timeline comes to: each member's record, the controls, and the events with what opt-ins had seen."""
+
+    records: dict[MemberId, Record]
+    controls: Controls
+    events: tuple[MemberEvent, ...]
+    orders: tuple[PurgeOrder, ...]
+
+
+def history(scenario: Scenario, jurisdictions: Jurisdictions) -> History:
+    """Fold a timeline. An observed entry becomes the version that the member's record had at that entry."""
+    controls = Controls(jurisdictions).after(*scenario.controls)
+    records: dict[MemberId, Record] = {}
+    versions: dict[MemberId, list[tuple[int, int]]] = {}
+    events: list[MemberEvent] = []
+    orders: list[PurgeOrder | None] = []
+    for number, (what, observed_entry) in enumerate(scenario.timeline, start=1):
+        if isinstance(what, Control):
+            continue
+        seen = versions.setdefault(what.member, [])
+        event = what
+        if isinstance(what, ConsentChanged) and observed_entry is not None:
+            event = replace(what, observed_version=_version_at(seen, observed_entry))
+        record = records[event.member] = fold(records.get(event.member), event)
+        seen.append((number, record.version))
+        events.append(event)
+        orders.append(order_for_fact(event.member, event.fact(), record, controls))
+    orders += [order_for_pause(pause, controls) for pause in controls.pauses]
+    return History(records, controls, tuple(events), tuple(order for order in orders if order is not None))
+
+
+def _version_at(versions: Sequence[tuple[int, int]], entry: int) -> int:
+    return max((version for number, version in versions if number <= entry), default=0)
+
+
+def answers(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[Decision, ...]:
+    """What the rules say to each question."""
+    folded = history(scenario, jurisdictions)
+    return tuple(_answer(question, folded) for question in scenario.expect)
+
+
+def _answer(question: Expectation, folded: History) -> Decision:
+    return decide(
+        folded.records.get(question.member),
+        question.row,
+        folded.controls,
+        purpose=question.purpose,
+        at=question.at,
+        known_at=question.known_at,
+    )
+
+
+def open_orders(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[PurgeOrder, ...]:
+    """The purge orders that a timeline opens."""
+    return history(scenario, jurisdictions).orders
+
+
+def run(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[Failure, ...]:
+    """Hold the rules against a scenario; no failures means that every expectation holds."""
+    folded = history(scenario, jurisdictions)
+    decisions = [_answer(question, folded) for question in scenario.expect]
+    return (*failed_answers(scenario, decisions), *failed_orders(scenario, folded.orders))
+
+
+def failed_answers(scenario: Scenario, decisions: Sequence[Decision | None]) -> Iterator[Failure]:
+    """The questions that were answered otherwise than expected; None stands for one that was not asked."""
+    for place, (question, got) in enumerate(zip(scenario.expect, decisions, strict=True)):
+        if got is not None and (got.allowed, got.reason) != (question.allowed, question.reason):
+            yield Failure(
+                where=f"expect[{place}]",
+                question=_question_words(question),
+                expected=_words(question.allowed, question.reason),
+                got=_words(got.allowed, got.reason),
+                because=sentences(got),
+            )
+
+
+def failed_orders(scenario: Scenario, orders: Sequence[PurgeOrder]) -> Iterator[Failure]:
+    """The purge orders that are missing, and those that nobody expects."""
+    if scenario.expect_orders is None:
+        return
+    left = list(orders)
+    missing = []
+    for place, wanted in enumerate(scenario.expect_orders):
+        found = next((order for order in left if _fits(wanted, order)), None)
+        if found is None:
+            missing.append((place, wanted))
+        else:
+            left.remove(found)
+    opened = "; ".join(_order_words(order) for order in left) or "no other order is open"
+    for place, wanted in missing:
+        yield Failure(
+            where=f"expect_orders[{place}]", question="open orders", expected=_order_words(wanted), got=opened
+        )
+    if left and not missing:
+        yield Failure(where="expect_orders", question="open orders", expected="no other order", got=opened)
+
+
+def _fits(wanted: ExpectedOrder, order: PurgeOrder) -> bool:
+    places = _places(order)
+    return (
+        (wanted.because, wanted.member, wanted.pause) == (order.because, order.member, order.pause)
+        and (wanted.jurisdictions or places) == places
+        and wanted.due_at in (None, order.due_at)
+    )
+
+
+def _places(order: ExpectedOrder | PurgeOrder) -> frozenset[str]:
+    if isinstance(order, ExpectedOrder):
+        return order.jurisdictions
+    return frozenset(order.scope.jurisdictions) if order.scope and order.pause else frozenset()
+
+
+def _order_words(order: ExpectedOrder | PurgeOrder) -> str:
+    places = f" in {', '.join(sorted(_places(order)))}" if _places(order) else ""
+    due = "" if order.due_at is None else f", due {date_text(order.due_at)}"
+    return f"{order.because} of {order.member or order.pause}{places}{due}"
+
+
+def _question_words(question: Expectation) -> str:
+    row = question.row
+    of = "" if row is None else f", row {row.jurisdiction or '?'}/{row.category or '?'}"
+    if row is not None and row.collected is not None:
+        of += f" of {date_text(row.collected)}"
+    known = "" if question.known_at == question.at else f", known {date_text(question.known_at)}"
+    return f"{question.member}, {question.purpose}{of}, at {date_text(question.at)}{known}"
+
+
+def _words(allowed: bool, reason: Reason) -> str:
+    return f"{'allowed' if allowed else 'excluded'}, {reason}"

@@ -1,0 +1,185 @@
+"""Grounds, facts and instants in English that a privacy officer can read. Names of jurisdictions come from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, time, timedelta
+from typing import Final
+
+from consentry.domain.controls import (
+    PURGE_WITHIN_DEFAULT,
+    Minors,
+    PauseBasis,
+    PauseImposed,
+    PauseLifted,
+    PolicyPublished,
+    Regime,
+    Terms,
+)
+from consentry.domain.decisions import Ground, Limit, Row
+from consentry.domain.events import AGE_BANDS, RELOCATION_FACTS, Fact, FactKind
+from consentry.domain.jurisdictions import ANYWHERE
+from consentry.domain.values import AgeBand, Micros, Reason
+
+NameOf = Callable[[str], str | None]
+"""The English name of a jurisdiction's code, or None; wire/jurisdictions.py has one."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_AGES: Final = {AgeBand.ADULT: "of age", AgeBand.MINOR: "a minor", AgeBand.UNKNOWN: "age not known"}
+_REGIMES: Final = {Regime.DEFAULT_ON: "default on", Regime.OPT_IN: "opt-in", Regime.NOT_OFFERED: "not offered"}
+_MINORS: Final = {Minors.EXCLUDE: "no minors", Minors.EXCLUDE_UNLESS_ADULT: "only members known to be of age"}
+_BASES: Final = {"LEGITIMATE_INTEREST": "legitimate interest", "CONSENT": "consent"}
+_SAYS: Final[Mapping[Reason, tuple[str, str]]] = {
+    Reason.DEFAULT_ON: ("allows the use", "would have allowed the use"),
+    Reason.OPTED_IN: ("allows the use, as the member opted in", "would have allowed the use, as the member opted in"),
+    Reason.OPT_IN_REQUIRED: ("asks for an opt-in", "would have asked for an opt-in"),
+    Reason.NOT_OFFERED: ("does not offer the use", "would not have offered the use"),
+    Reason.NOTICE_OPEN: ("is under notice", "would have been under notice"),
+    Reason.OUTSIDE_TERMS: ("does not cover the use", "would not have covered the use"),
+}
+"""What a policy does by the reason it stands for, and what it would have done."""
+
+
+def date_text(instant: Micros) -> str:
+    """`11 Oct 2024`, with the time to the second where it is not midnight, UTC."""
+    moment = moment_of(instant)
+    day = f"{moment.day} {moment:%b %Y}"
+    if moment.time() == time():
+        return day
+    return f"{day} {moment:%H:%M:%S}Z" if moment.second or moment.microsecond else f"{day} {moment:%H:%M}Z"
+
+
+def moment_of(instant: Micros) -> datetime:
+    """The aware UTC datetime of an instant."""
+    return _EPOCH + timedelta(microseconds=instant)
+
+
+def place_text(code: str, name_of: NameOf | None = None) -> str:
+    """`Hong Kong (HK)`, or the code alone where it has no name."""
+    name = name_of(code) if name_of else None
+    return code if name is None else f"{name} ({code})"
+
+
+def terms_text(terms: Terms) -> str:
+    """`default on, legitimate interest`."""
+    regime = _REGIMES.get(terms.regime, "a regime that is not understood")
+    return ", ".join(filter(None, (regime, _BASES.get(terms.basis))))
+
+
+def terms_summary(terms: Terms | None) -> str:
+    """Everything that terms say but where and for what: the regime, then its limits."""
+    if terms is None:
+        return "no terms"
+    said = [terms_text(terms)]
+    if terms.notice_until is not None:
+        said.append(f"notice until {date_text(terms.notice_until)}")
+    if terms.categories is not None:
+        said.append(f"categories {', '.join(terms.categories)}")
+    if terms.collected_from is not None:
+        said.append(f"collected from {date_text(terms.collected_from)} on")
+    if terms.minors is not Minors.ALLOW:
+        said.append(_MINORS.get(terms.minors, "only members known to be of age"))
+    if terms.purge_on_opt_out:
+        said.append("purge on opt-out")
+    if terms.purge_within != PURGE_WITHIN_DEFAULT:
+        said.append(f"purge within {duration_text(terms.purge_within)}")
+    return "; ".join(said)
+
+
+def duration_text(length: Micros) -> str:
+    """`30 days`, `12 hours` or `90 minutes`: the largest unit that says it exactly, rounded to minutes."""
+    minutes = round(length / 60_000_000)
+    for unit, size in (("day", 1440), ("hour", 60), ("minute", 1)):
+        if minutes % size == 0:
+            return f"{minutes // size} {unit}{'' if minutes == size else 's'}"
+    raise AssertionError("every whole number is a multiple of 1")
+
+
+class Words:
+    """Says grounds and facts; `row` is what was asked about, as far as that is known."""
+
+    def __init__(self, name_of: NameOf | None = None, row: Row | None = None) -> None:
+        self._name_of = name_of
+        self._row = row or Row()
+
+    def place(self, code: str | None) -> str:
+        """A jurisdiction."""
+        return "the row" if code is None else place_text(code, self._name_of)
+
+    def sentence(self, ground: Ground, *, would: bool = False) -> str:
+        """What a ground says, or what it would have said if nothing before it had decided."""
+        fact, place = ground.fact, self.place(ground.jurisdiction)
+        if isinstance(fact, str):
+            if ground.reason is not Reason.NO_TERMS:
+                return fact
+            return f"{fact} in {place}, so it would have been excluded" if would else f"{fact} in {place}"
+        if isinstance(fact, PauseImposed):
+            return f"{place} is paused{self._pause(fact, ground.jurisdiction)}"
+        if isinstance(fact, PauseLifted):
+            return f"the lift of {fact.pause} on {date_text(fact.recorded_at)} voided the earlier opt-in"
+        if isinstance(fact, PolicyPublished):
+            return self._policy(ground, fact, place, would=would)
+        return f"the member {self.fact(fact)}"
+
+    def fact(self, fact: Fact) -> str:
+        """What a fact says, after `the member`."""
+        dates, recorded = date_text(fact.effective_at), date_text(fact.recorded_at)
+        if recorded != dates:
+            dates += f", recorded {recorded}"
+        if fact.kind in RELOCATION_FACTS:
+            return f"lived in {self.place(fact.name)}, {_AGES[AGE_BANDS[fact.kind]]}, from {dates}"
+        said = {
+            FactKind.OPTED_OUT: f"opted out of {fact.name}",
+            FactKind.OPTED_IN: f"opted in to {fact.name}",
+            FactKind.CHOICE_UNKNOWN: f"made a choice for {fact.name} that is not understood",
+            FactKind.ERASED: "was erased",
+            FactKind.RELEASED: "was released from a hold",
+        }
+        return f"{said.get(fact.kind, 'is held: an event could not be read')} on {dates}"
+
+    def _pause(self, pause: PauseImposed, asked: str | None) -> str:
+        """Since when, by whom, which, and when that was recorded."""
+        recorded = f"recorded {date_text(pause.recorded_at)}"
+        if pause.effective_at <= 0:
+            # Only a control that could not be read pauses from the beginning of time (wire/controls.py).
+            return f" until an operator lifts {pause.pause}, a control that could not be read, {recorded}"
+        basis = "" if pause.basis is PauseBasis.UNKNOWN else pause.basis.lower()
+        by = " ".join(filter(None, (pause.authority, basis)))
+        whole = self._whole(asked, pause.scope.jurisdictions)
+        since = f" since {date_text(pause.effective_at)}{f' by {by}' if by else ''}"
+        return f"{since} ({pause.pause} v{pause.version}{whole}), {recorded}"
+
+    def _whole(self, asked: str | None, scope: tuple[str, ...]) -> str:
+        """What a scope names instead, where it does not name the jurisdiction itself."""
+        country = (asked or "").split("-", 1)[0]
+        if asked is None or asked in scope:
+            return ""
+        if ANYWHERE in scope:
+            return ", everywhere"
+        return f", for {self.place(country)}" if country in scope else f", for {', '.join(scope)}"
+
+    def _policy(self, ground: Ground, policy: PolicyPublished, place: str, *, would: bool) -> str:
+        said = f"policy {policy.version} for {place} {_SAYS[ground.reason][would]}"
+        terms = ground.terms
+        if terms is None or terms.regime is Regime.NOT_OFFERED:
+            return said
+        if ground.reason is Reason.NOTICE_OPEN and terms.notice_until is not None:
+            said += f" until {date_text(terms.notice_until)}, and until then uses only members who opted in"
+        if ground.limit is not None:
+            return f"{said}: {self._limit(ground.limit, terms)}"
+        return f"{said} ({terms_text(terms)})"
+
+    def _limit(self, limit: Limit, terms: Terms) -> str:
+        """Which condition failed, and by what."""
+        row, start = self._row, date_text(terms.collected_from or Micros(0))
+        if limit is Limit.MINOR:
+            return "the member is a minor"
+        if limit is Limit.AGE_NOT_KNOWN:
+            return "the member is not known to be of age"
+        if limit is Limit.CATEGORY:
+            category = f"the category {row.category}" if row.category else "the row's category"
+            return f"{category} is not among {', '.join(terms.categories or ())}"
+        if limit is Limit.COLLECTED_UNKNOWN:
+            return f"nobody knows when the row was collected, and only data from {start} on is covered"
+        when = "" if row.collected is None else f" on {date_text(row.collected)},"
+        return f"the row was collected{when} before {start}"

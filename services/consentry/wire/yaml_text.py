@@ -1,0 +1,92 @@
+"""YAML 1.2 text (so NO is Norway) as plain values, and in which line of it a field stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from consentry.domain.errors import InvalidInput
+
+CHARACTERS_MAX: Final = 1_000_000
+_STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+
+_Form = TypeVar("_Form")
+
+
+class InvalidForm(InvalidInput):
+    """A value in a form does not fit; `field` is its path, such as `terms[0].regime`."""
+
+    def __init__(self, field: str, problem: str, fix: str) -> None:
+        super().__init__(f"In {field}: {problem}.", code="input.form", fix=fix)
+        self.field = field
+        self.problem = problem
+
+
+def read_form(text: str, parse: Callable[[object], _Form], *, source: str) -> _Form:
+    """What `parse` makes of the text's plain values. Raises InvalidInput naming `source`, line and field."""
+    data = _load(text, source)
+    try:
+        return parse(data)
+    except InvalidForm as error:
+        raise InvalidInput(
+            f"{source}, line {line_of(text, error.field)}, {error.field}: {error.problem}.",
+            code=error.code,
+            fix=error.fix,
+        ) from error
+
+
+def _load(text: str, source: str) -> Any:
+    if len(text) > CHARACTERS_MAX:
+        raise _not_yaml(source, 1, f"it has more than {CHARACTERS_MAX} characters")
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _not_yaml(source, mark.line + 1 if mark else 1, str(error.problem or error.context)) from error
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
+        # A date that no calendar has, a character that no text has, or brackets without end.
+        raise _not_yaml(source, _line_of_problem(text, error), str(error).splitlines()[0]) from error
+
+
+def _not_yaml(source: str, line: int, problem: str) -> InvalidInput:
+    return InvalidInput(
+        f"{source}, line {line}: it is not YAML: {problem}.",
+        code="input.form",
+        fix="correct the line; dates are YYYY-MM-DD, and a text with ': ' or '#' in it needs quotes",
+    )
+
+
+def _line_of_problem(text: str, error: Exception) -> int:
+    """The line of the first value that cannot be made, such as 2024-13-01; 1 where nothing shows it."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            YAML(typ="safe", pure=True).load(line.strip().removeprefix("- "))
+        except MarkedYAMLError:
+            continue  # a part of something longer
+        except type(error):
+            return number
+    return 1
+
+
+def line_of(text: str, field: str) -> int:
+    """The line, from 1, in which a field of the text stands; that of the nearest thing around it if it does not."""
+    node: Node | None = YAML(typ="safe", pure=True).compose(text)
+    line = 1
+    for name, number in _STEP.findall(field):
+        if isinstance(node, MappingNode):
+            found = [(key, value) for key, value in node.value if str(key.value) == name]
+            if not found:
+                break
+            key, node = found[0]
+            line = key.start_mark.line + 1
+        elif isinstance(node, SequenceNode) and number and int(number) < len(node.value):
+            node = node.value[int(number)]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

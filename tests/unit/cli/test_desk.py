@@ -1,0 +1,110 @@
+"""What a regulator desk is told before a control is sent: what speaks against it, and whom the table counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.strategies import WORLD, day, folded, lift, moved, new_catalog, pause
+
+from consentry.cli.controls.desk import Form, objection_to_lift, objection_to_pause, read_file, refuse
+from consentry.cli.controls.dry_run import count_table
+from consentry.domain.controls import Control, Controls, Reach
+from consentry.domain.errors import InvalidInput
+from consentry.domain.impact import Census
+from consentry.table.memory import InMemoryTable
+from consentry.wire.partitions import partition_of
+from consentry.wire.records import write_record
+
+PARTITIONS = 4
+HK = pause(1, "HK", on=5)
+
+
+class TestObjections:
+    @pytest.mark.parametrize(
+        ("again", "has_effective", "log", "said"),
+        [
+            (pause(2, "HK", on=9), False, [HK], None),
+            (pause(2, "HK", on=9), True, [HK], "imposed otherwise"),
+            (pause(2, "HK", on=9, effective_at=day(5)), True, [HK], None),
+            (pause(2, "US", on=9), False, [HK], "imposed otherwise"),
+            (pause(2, "HK", on=9, reach=Reach.PRIOR_AND_FUTURE), False, [HK], "imposed otherwise"),
+            (pause(2, "HK", on=9), False, [HK, lift(3, on=6)], "was lifted"),
+            (pause(2, "HK", on=9), False, [lift(3, on=6, version=2)], "was lifted"),
+            (pause(2, "HK", on=9, version=2), False, [HK, lift(3, on=6)], None),
+        ],
+    )
+    def test_a_pause_that_would_change_nothing_is_objected_to(
+        self, again: object, has_effective: bool, log: list[Control], said: str | None
+    ) -> None:
+        """*Accepted* would be read as *paused*."""
+        objection = objection_to_pause(again, log, has_effective=has_effective)  # type: ignore[arg-type]
+
+        assert (objection is None) == (said is None)
+        assert said is None or said in objection.problem  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize(
+        ("ending", "has_effective", "code"),
+        [
+            (lift(3, on=9), False, None),
+            (lift(3, on=9, name="other"), False, "input.pause_unknown"),
+            (lift(3, on=9, effective_at=day(4)), True, "input.dates_inverted"),
+            (lift(3, on=9, effective_at=day(5)), True, None),
+            (lift(3, on=4, effective_at=day(4)), False, None),
+        ],
+    )
+    def test_a_lift_of_nothing_or_from_before_the_pause_is_objected_to(
+        self, ending: object, has_effective: bool, code: str | None
+    ) -> None:
+        """It would say that the pause never held, and every answer of that time be wrong afterwards.
+
+        Without a time of its own a lift may come before an announced pause: that is how one is withdrawn.
+        """
+        objection = objection_to_lift(ending, [HK], has_effective=has_effective)  # type: ignore[arg-type]
+
+        assert (objection and objection.code) == code
+
+    def test_an_objection_names_the_line_of_the_file_or_reads_as_a_sentence(self) -> None:
+        """Who wrote fifty lines has to find the one that is meant."""
+        objection = objection_to_pause(pause(2, "US", on=9), [HK], has_effective=False)
+        assert objection is not None
+
+        with pytest.raises(InvalidInput, match=r"^hk\.yaml, line 3, version: version 1 of pause 'pause-1' was"):
+            refuse(objection, Form("hk.yaml", "pause: pause-1\njurisdictions: [US]\nversion: 1\n"))
+        with pytest.raises(InvalidInput, match=r"^Version 1 of pause 'pause-1' was .* changes nothing\. \["):
+            refuse(objection, None)
+
+    def test_a_file_that_is_no_text_is_refused_by_name(self, tmp_path: Path) -> None:
+        """A traceback tells the desk nothing."""
+        (tmp_path / "pause.yaml").write_bytes(b"\xff\xfe\x00")
+
+        for path in (tmp_path / "pause.yaml", tmp_path, tmp_path / "none.yaml"):
+            with pytest.raises(InvalidInput, match=path.name):
+                read_file(path)
+
+
+def test_damaged_and_misplaced_members_are_held_and_nobody_is_counted_twice() -> None:
+    """Somebody with two histories would be counted as allowed by the one that lost the opt-out."""
+    catalog, table = new_catalog(), InMemoryTable()
+    frame = catalog.frame_of("ConsentRecord")
+    names = {name: partition_of(name.encode(), PARTITIONS) for name in ("anna", "bo", "cy", "di")}
+    for partition in range(PARTITIONS):
+        epoch = table.claim(partition, floor=1).epoch
+        table.begin(partition, epoch=epoch, generation="g", next_offset=0, tainted=False)
+        held = {}
+        for name, home in names.items():
+            record = folded(moved("HK", 1, on=1, member=name))
+            assert record is not None
+            raw = write_record(record, frame)
+            if home == partition:
+                held[name.encode()] = raw[:-1] + bytes([raw[-1] ^ 1]) if name == "bo" else raw
+            elif name == "cy":
+                held[name.encode()] = raw
+        table.store(partition, held, epoch=epoch, expected_offset=0, next_offset=1)
+    controls = Controls(WORLD)
+    census = Census(controls, purposes=("genai_training",), at=day(9), known_at=day(9))
+
+    held_count = count_table(table, PARTITIONS, [census])
+    found = census.compare(controls, controls, ("HK",))
+
+    assert (held_count, found.members, found.covered) == (2, 2, {"HK": 2})

@@ -420,26 +420,25 @@ class Controls:
         """Every purpose that any terms name, in order of first mention."""
         return tuple(dict.fromkeys(terms.purpose for policy in self.policies for terms in policy.terms))
 
+    def codes_in(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
+        """The countries of a scope at that time, and the parts of them of which some terms speak by themselves."""
+        countries = self.jurisdictions.expanded(scope, at=at)
+        return countries | {code for code in self._subdivisions if code.split("-", 1)[0] in countries}
+
     @cached_property
     def _subdivisions(self) -> frozenset[str]:
-        """Every subdivision that any terms name."""
         named = (code for policy in self.policies for terms in policy.terms for code in terms.jurisdictions)
         return frozenset(code for code in named if "-" in code)
 
     def purge_within(
-        self, scope: Iterable[str], purposes: Iterable[str] | None, *, at: Micros, known_at: Micros
+        self, codes: Iterable[str], purposes: Iterable[str] | None, *, at: Micros, known_at: Micros
     ) -> Micros:
-        """The time allowed for a purge, in microseconds: the shortest of all terms in force in the scope.
+        """The time allowed for a purge, in microseconds: the shortest of all terms in force in these jurisdictions.
 
         30 days where there are none. Source: rule 9.
         """
         wanted = self.purposes if purposes is None else tuple(purposes)
-        codes = self.jurisdictions.expanded(scope, at=at)
-        # A part of a country may be promised more than the rest of it.
-        parts = {code for code in self._subdivisions if code.split("-", 1)[0] in codes}
-        found = (
-            self.terms_for(code, purpose, at=at, known_at=known_at) for code in codes | parts for purpose in wanted
-        )
+        found = (self.terms_for(code, purpose, at=at, known_at=known_at) for code in codes for purpose in wanted)
         return min((terms.purge_within for _, terms in filter(None, found)), default=PURGE_WITHIN_DEFAULT)
 
 

@@ -208,7 +208,7 @@ def terms_changes(
     """Where a policy changes the terms that bind at a time, jurisdictions with the same change together."""
     times = {"at": at, "known_at": known_at}
     found: dict[tuple[str, Terms | None, Terms | None], list[str]] = {}
-    codes = _codes(scope_of(policy, after), after, at)
+    codes = sorted(after.codes_in(scope_of(policy, after), at=at))
     for purpose in purposes_of(policy, after):
         for code in codes:
             old = _content(before.terms_for(code, purpose, **times))
@@ -236,19 +236,12 @@ def _content(binding: tuple[PolicyPublished, Terms] | None) -> Terms | None:
 def in_force(policy: PolicyPublished, controls: Controls, *, at: Micros, known_at: Micros) -> Mapping[str, list[str]]:
     """By purpose, the jurisdictions in which this policy's terms are the ones that bind."""
     found: dict[str, list[str]] = {}
-    for code in _codes(scope_of(policy, controls), controls, at):
+    for code in sorted(controls.codes_in(scope_of(policy, controls), at=at)):
         for purpose in purposes_of(policy, controls):
             binding = controls.terms_for(code, purpose, at=at, known_at=known_at)
             if binding is not None and binding[0].event_id == policy.event_id:
                 found.setdefault(purpose, []).append(code)
     return found
-
-
-def _codes(scope: Iterable[str], controls: Controls, at: Micros) -> tuple[str, ...]:
-    """The countries of a scope, and the parts of them that some policy names by themselves."""
-    countries = controls.jurisdictions.expanded(scope, at=at)
-    named = {code for policy in controls.policies for terms in policy.terms for code in terms.jurisdictions}
-    return tuple(sorted(countries | {code for code in named if code.split("-", 1)[0] in countries and "-" in code}))
 
 
 def widenings(old: Terms | None, new: Terms | None) -> tuple[str, ...]:

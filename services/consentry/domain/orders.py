@@ -101,9 +101,9 @@ def order_for_pause(pause: PauseImposed, controls: Controls) -> PurgeOrder | Non
     """The one order that a pause of past training opens for its whole scope; None if it only goes forward."""
     if not pause.takes_back:
         return None
-    within = controls.purge_within(
-        pause.scope.jurisdictions, pause.scope.purposes, at=pause.recorded_at, known_at=pause.recorded_at
-    )
+    at = pause.recorded_at
+    codes = controls.codes_in(pause.scope.jurisdictions, at=at)
+    within = controls.purge_within(codes, pause.scope.purposes, at=at, known_at=at)
     return PurgeOrder(
         order_id=f"pause:{pause.pause}:{pause.version}",
         because=PurgeReason.PAUSE,

@@ -26,6 +26,7 @@ _MEMBER_ID: Final = rf"\A(?:{MEMBER_ID_PATTERN.pattern})\z"
 _NO_CODE: Final = "?"
 """Stands for every jurisdiction that is no known code: one such decides, whatever else is asked."""
 _DIRECT_MIN: Final = 1 << 16
+_EARLIEST: Final = -(1 << 63)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +280,7 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
     cut_offs = distinctions.cut_offs
     if not cut_offs:
         return _Axis([None])
-    values = column.fill_null(0).to_numpy()
-    codes = np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int32) + np.int32(1)
-    codes[column.is_null().to_numpy()] = 0
-    return _Axis([None, Micros(cut_offs[0] - 1), *cut_offs], codes)
+    # Nobody knows when is as early as can be: it is inside no cut-off either.
+    values = column.fill_null(_EARLIEST).to_numpy()
+    codes = np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int32)
+    return _Axis([None, *cut_offs], codes)

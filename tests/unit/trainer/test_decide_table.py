@@ -527,7 +527,7 @@ class TestBounds:
         table = pa.table(
             {
                 "member_id": [MEMBERS[row % 12] for row in range(rows)],
-                "place": [("HK", "US")[row % 2] for row in range(rows)],
+                "place": [("HK", "US", f"no-code-{row}")[row % 3] for row in range(rows)],
                 "category": [f"category-{row}" for row in range(rows)],
             }
         )
@@ -535,7 +535,7 @@ class TestBounds:
         for _ in range(2):
             reasons(table, view, NOW, Columns(jurisdiction="place", category="category"))
 
-        assert len(judged) == 2
+        assert len(judged) == 3
 
 
 class TestColumnTypes:

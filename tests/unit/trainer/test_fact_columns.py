@@ -169,6 +169,15 @@ class TestSignatures:
         """Each class more is a question more for each kind of row."""
         assert signature(*events) == signature(*same)
 
+    def test_an_opt_in_that_saw_nothing_never_takes_over(self) -> None:
+        """Not even from an opt-out whose version is the lowest that can be written."""
+        facts = (OUT.fact(), UNSEEN.fact())
+        raws = [write_record(replace(record_of(OUT), facts=facts[:size]), frame(1)) for size in (1, 2)]
+
+        alone, followed = FactColumns([MEMBER, MEMBER], raws, PURPOSE).signatures(FOREVER, FOREVER, ())
+
+        assert alone == followed
+
     def test_members_whose_answers_may_differ_never_share_one(self) -> None:
         """One member's choice, age or home would speak for another."""
         homes = ["US", "US-CA", "HK", "", "US\x00"]

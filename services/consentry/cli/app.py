@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 from confluent_kafka import KafkaException
@@ -38,6 +39,23 @@ app.command("processor")(processor.run)
 app.command("trainer")(trainer.run)
 app.command("explain")(explain.run)
 app.command("demo")(demo.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("consentry"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Carry consent changes, pauses and policies to every system that trains on member data."""
 
 
 def main() -> None:

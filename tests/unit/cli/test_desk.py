@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 from tests.strategies import WORLD, day, folded, lift, moved, new_catalog, pause
 
-from consentry.cli.controls.desk import Form, objection_to_lift, objection_to_pause, read_file, refuse
+from consentry.cli.controls.desk import (
+    Form,
+    objection_to_lift,
+    objection_to_pause,
+    read_file,
+    refuse,
+    warn_of_voided_opt_ins,
+)
 from consentry.cli.controls.dry_run import count_table
-from consentry.domain.controls import Control, Controls, Reach
+from consentry.domain.controls import Control, Controls, OptIns, PauseLifted, Reach
 from consentry.domain.errors import InvalidInput
 from consentry.domain.impact import Census
 from consentry.table.memory import InMemoryTable
@@ -108,3 +115,26 @@ def test_damaged_and_misplaced_members_are_held_and_nobody_is_counted_twice() ->
     found = census.compare(controls, controls, ("HK",))
 
     assert (held_count, found.members, found.covered) == (2, 2, {"HK": 2})
+
+
+class TestNotes:
+    @pytest.mark.parametrize(
+        ("ending", "log", "said"),
+        [
+            (lift(3, on=9), [HK], ""),
+            (lift(3, on=9), [HK, lift(2, on=6)], "was lifted before"),
+            (lift(3, on=9, version=2), [HK, lift(2, on=6)], ""),
+            (lift(3, on=9, opt_ins=OptIns.KEEP), [HK, lift(2, on=6)], ""),
+            (lift(3, on=9, name="unreadable-17"), [HK], "opt-ins everywhere"),
+            (lift(3, on=9, name="unreadable-17", opt_ins=OptIns.KEEP), [HK], ""),
+        ],
+    )
+    def test_a_lift_that_ends_opt_ins_for_nothing_is_noted(
+        self, ending: PauseLifted, log: list[Control], said: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Members who opted in would have to do so again because of a slip."""
+        warn_of_voided_opt_ins(ending, log)
+
+        noted = capsys.readouterr().err
+        assert said in noted
+        assert bool(noted) == bool(said)

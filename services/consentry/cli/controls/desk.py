@@ -145,6 +145,19 @@ def is_published(policy: PolicyPublished, log: Sequence[Control], form: Form) ->
     return False
 
 
+def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:
+    """Say on standard error that a second lift, or one of an unreadable control, ends opt-ins for nothing."""
+    from consentry.domain.controls import PauseLifted
+
+    if not lift.voids_opt_ins:
+        return
+    known = [one for one in log if isinstance(one, PauseLifted) and one.pause == lift.pause]
+    if any(one.version >= lift.version for one in known):
+        typer.echo(f"note: {lift.pause} was lifted before; this makes the opt-ins since then void too", err=True)
+    elif lift.pause.startswith("unreadable-"):
+        typer.echo("note: opt-ins everywhere become void; --opt-ins KEEP leaves them", err=True)
+
+
 def warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
     """A slip of the finger would pause a purpose that nobody uses."""
     for purpose in scope.purposes or ():

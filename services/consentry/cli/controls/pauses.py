@@ -22,6 +22,7 @@ from consentry.cli.controls.desk import (
     refuse_both_ways,
     send_control,
     warn_of_unknown_purposes,
+    warn_of_voided_opt_ins,
 )
 from consentry.cli.wiring import recorded_and_effective
 from consentry.domain.controls import OptIns, PauseBasis, Reach
@@ -173,6 +174,7 @@ def lift(
     objection = objection_to_lift(draft.control, log, has_effective=draft.has_effective)
     if objection is not None:
         refuse(objection, draft.form)
+    warn_of_voided_opt_ins(draft.control, log)
     if dry_run:
         show_impact(draft.control, settings, log, as_json=as_json)
     else:

@@ -65,7 +65,7 @@ lint: $(STAMP) ## Style, types, import contracts, schemas
 
 .PHONY: check
 check: lint ## Before every commit: lint and the fast tests, in under a minute
-	$(BIN)/pytest -m "not stack" $(FAST_TESTS)
+	$(BIN)/pytest -m "not stack and not model" $(FAST_TESTS)
 
 .PHONY: test
 test: lint ## The gate: lint and every test, the real local stack included

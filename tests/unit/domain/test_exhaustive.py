@@ -198,6 +198,7 @@ def begun(*letters: Letter) -> State:
 class TestEverySequence:
     """Whoever is wronged by one of these was not even unlucky: it takes no more than four messages."""
 
+    @pytest.mark.model
     @pytest.mark.timeout(7200)
     @pytest.mark.parametrize("start", [NOTHING, UNDER_WAY], ids=["from nothing", "under way"])
     def test_is_folded_once_and_allows_what_has_a_basis_and_nothing_else(self, start: tuple[Letter, ...]) -> None:

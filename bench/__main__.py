@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import KafkaException
 from redis.exceptions import RedisError
@@ -19,6 +20,7 @@ from rich.console import Console
 from bench import report
 from bench.figures import CannotMeasure
 from bench.latency import measure_latency
+from bench.rules import OPT_OUTS, Sizes, measure_rules
 from bench.stack import ROOT, open_place
 from bench.throughput import Run, Workloads, measure_naive, measure_processor, summary
 from consentry.domain.errors import ConsentryError
@@ -28,9 +30,17 @@ from consentry.ops.clock import system_clock
 EXIT_CANNOT_MEASURE = 2
 RESULTS = ROOT / "bench" / "results"
 
-QUICK = {"events": 30_000, "naive_events": 3_000, "repeats": 1, "seconds": 5.0, "warm_up": 2.0, "pauses": 10}
+QUICK = {
+    **{"events": 30_000, "naive_events": 3_000, "repeats": 1, "seconds": 5.0, "warm_up": 2.0, "pauses": 10},
+    **{"rows": 100_000, "members": 20_000},
+}
 """What --quick makes of whatever is not given."""
-DEFAULT = {"events": 200_000, "naive_events": 20_000, "repeats": 2, "seconds": 20.0, "warm_up": 5.0, "pauses": 50}
+DEFAULT = {
+    **{"events": 200_000, "naive_events": 20_000, "repeats": 2, "seconds": 20.0, "warm_up": 5.0, "pauses": 50},
+    **{"rows": 1_000_000, "members": 200_000},
+}
+HISTORIES = 20_000
+QUESTIONS = 2_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A broker that has just started asks clients to wait a little; that is no news.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
-        run(options, errors)
+        run(options, errors) if options.what == "all" else run_rules(options, errors)
     except (CannotMeasure, ConsentryError, KafkaException, RedisError, OSError) as error:
         errors.print(f"bench: could not measure: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_CANNOT_MEASURE
@@ -50,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, each from the command line, else from --quick or the default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("all", "rules"), default="all", help="rules: without any server")
     parser.add_argument("--quick", action="store_true", help="fewer events, under a minute: a look, no figure to quote")
     parser.add_argument("--events", type=int, help="events for the processor in each repeat")
     parser.add_argument("--naive-events", type=int, help="how many of the same events the naive peer gets")
@@ -59,19 +70,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="how long latency is measured")
     parser.add_argument("--warm-up", type=float, help="seconds of the same rate before that, not counted")
     parser.add_argument("--pauses", type=int, help="pauses, and as many lifts, during that time")
+    parser.add_argument("--rows", type=int, help="rows of the table that is decided at once")
+    parser.add_argument("--members", type=int, help="members that its rows are of")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same events")
     options = parser.parse_args(arguments)
     for name, value in (QUICK if options.quick else DEFAULT).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if min(options.events, options.naive_events, options.repeats, options.rate, options.seconds) <= 0:
-        parser.error("events, repeats, rate and seconds have to be above 0")
+    if min(options.events, options.naive_events, options.repeats, options.rate, options.seconds, options.rows) <= 0:
+        parser.error("events, repeats, rate, seconds and rows have to be above 0")
+    if options.members < OPT_OUTS:
+        parser.error(f"members have to be at least {OPT_OUTS}: so many opt out")
     return options
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Start a stack, measure throughput and latency, print and keep the results."""
+    """Measure the rules; start a stack, measure throughput and latency; print and keep the results."""
     machine = report.machine()
+    rules = rules_of(options, console)
     with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory:
         stack = LocalStack(Path(directory), cache=_cache(), ephemeral=True)
         console.print("Starting a broker, a table and a registry …")
@@ -100,15 +116,32 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 seed=options.seed,
             )
             about = {"machine": machine, "versions": report.versions(place), "settings": report.settings(place)}
-    results = report.document(
-        about=about,
-        throughput=summary(ours, naive, client=options.naive_client),
-        latency=latency,
-        at=datetime.now(tz=UTC),
-    )
+    throughput = summary(ours, naive, client=options.naive_client)
+    tell(report.document(about=about, rules=rules, throughput=throughput, latency=latency, at=_now()), console)
+
+
+def run_rules(options: argparse.Namespace, console: Console) -> None:
+    """Measure what needs no server; print and keep the results."""
+    about = {"machine": report.machine(), "versions": report.packages(), "settings": {}}
+    tell(report.document(about=about, rules=rules_of(options, console), at=_now()), console)
+
+
+def rules_of(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The part of the results that tells of the rules."""
+    console.print(f"Rules: {options.rows:,} rows of {options.members:,} members, {options.repeats} times …")
+    sizes = Sizes(histories=HISTORIES, questions=QUESTIONS, rows=options.rows, members=options.members)
+    return measure_rules(sizes, repeats=options.repeats, seed=options.seed)
+
+
+def tell(results: dict[str, Any], console: Console) -> None:
+    """Print the results, for a program and for a person, and keep them."""
     print(json.dumps(results, indent=2))
     report.show(results, console)
     console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+
+
+def _now() -> datetime:
+    return datetime.now(tz=UTC)
 
 
 def _cache() -> Path:

@@ -17,10 +17,10 @@ CONSENT_SHARE = 0.8
 """The rest are relocations. Erasures are left out: each opens a purge order, which is another path's cost."""
 EVENTS_PER_MEMBER = 4
 
-_PURPOSES = ("genai_training", "genai_training", "genai_training", "ranking_models", "feed_research")
+PURPOSES = ("genai_training", "genai_training", "genai_training", "ranking_models", "feed_research")
 _NOTICES = ("2024-09", "2024-11", "2025-11")
 _SOURCES = ("settings-page", "mobile", "support")
-_JURISDICTIONS = ("US", "US-CA", "IN", "BR", "HK", "GB", "CA", "DE", "FR", "IE", "CH", "AU", "SG", "JP", "MX")
+JURISDICTIONS = ("US", "US-CA", "IN", "BR", "HK", "GB", "CA", "DE", "FR", "IE", "CH", "AU", "SG", "JP", "MX")
 
 Event = ConsentChanged | MemberRelocated
 
@@ -51,10 +51,15 @@ def make_events(recorded_at: Sequence[int], *, seed: int, members: int | None = 
     events: list[Event] = []
     for instant in recorded_at:
         member = random_numbers.choice(names)
-        make = _consent if random_numbers.random() < CONSENT_SHARE else _relocation
-        events.append(make(random_numbers, member, Micros(instant), seen[member]))
+        events.append(make_event(random_numbers, member, Micros(instant), seen[member]))
         seen[member] += 1
     return events
+
+
+def make_event(random_numbers: random.Random, member: MemberId, instant: Micros, version: int) -> Event:
+    """What a member of so many events says next."""
+    make = _consent if random_numbers.random() < CONSENT_SHARE else _relocation
+    return make(random_numbers, member, instant, version)
 
 
 def encode(events: Sequence[Event], catalog: Catalog) -> Workload:
@@ -72,7 +77,7 @@ def _consent(random_numbers: random.Random, member: MemberId, instant: Micros, v
     return ConsentChanged(
         event_id=random_numbers.randbytes(16),
         member=member,
-        purpose=random_numbers.choice(_PURPOSES),
+        purpose=random_numbers.choice(PURPOSES),
         choice=Choice.OPT_IN if opts_in else Choice.OPT_OUT,
         effective_at=instant,
         recorded_at=instant,
@@ -87,7 +92,7 @@ def _relocation(random_numbers: random.Random, member: MemberId, instant: Micros
     return MemberRelocated(
         event_id=random_numbers.randbytes(16),
         member=member,
-        jurisdiction=random_numbers.choice(_JURISDICTIONS),
+        jurisdiction=random_numbers.choice(JURISDICTIONS),
         effective_at=instant,
         recorded_at=instant,
         age_band=AgeBand.ADULT if random_numbers.random() < 0.9 else AgeBand.UNKNOWN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, NamedTuple, TypeVar
@@ -150,10 +150,32 @@ Control = PauseImposed | PauseLifted | PolicyPublished
 
 
 class Imposition(NamedTuple):
-    """A pause with its place in the log."""
+    """A pause with its place in the log; its times once more, where a search finds them quickly."""
 
     place: int
+    effective_at: Micros
+    recorded_at: Micros
     pause: PauseImposed
+
+    def counts(self, at: Micros, known_at: Micros) -> bool:
+        """Whether it counts for a question. Source: rule 1."""
+        return self.effective_at <= at and self.recorded_at <= known_at
+
+
+class Lift(NamedTuple):
+    """A lift with its place in the log."""
+
+    place: int
+    lift: PauseLifted
+
+
+class Voiding(NamedTuple):
+    """A lift that voids the opt-ins of a pause's scope, if both count."""
+
+    recorded_at: Micros
+    place: int
+    lift: PauseLifted
+    imposition: Imposition
 
 
 class Entry(NamedTuple):
@@ -176,11 +198,16 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Controls by what a question asks for. `effective_times` and `recorded_times` are distinct and ascending."""
+    """Controls by what a question asks for.
+
+    `impositions` and `voidings` are by scope entry, the first in log order and the last recorded one first. `by_name`
+    has the impositions of a pause in log order. `effective_times` and `recorded_times` are distinct and ascending.
+    """
 
     impositions: Mapping[str, tuple[Imposition, ...]] = field(default_factory=dict)
-    versions: Mapping[tuple[str, int], tuple[Imposition, ...]] = field(default_factory=dict)
-    lifts: Mapping[str, tuple[PauseLifted, ...]] = field(default_factory=dict)
+    by_name: Mapping[str, tuple[Imposition, ...]] = field(default_factory=dict)
+    lifts: Mapping[str, tuple[Lift, ...]] = field(default_factory=dict)
+    voidings: Mapping[str, tuple[Voiding, ...]] = field(default_factory=dict)
     entries: Mapping[tuple[str, str], tuple[Entry, ...]] = field(default_factory=dict)
     effective_times: tuple[Micros, ...] = ()
     recorded_times: tuple[Micros, ...] = ()
@@ -189,12 +216,21 @@ class _Index:
         """The index with more controls, which stand in the log from place `start` on."""
         new = tuple(controls)
         numbered = tuple(enumerate(new, start=start))
-        pauses = [Imposition(place, control) for place, control in numbered if isinstance(control, PauseImposed)]
+        pauses = [
+            Imposition(place, control.effective_at, control.recorded_at, control)
+            for place, control in numbered
+            if isinstance(control, PauseImposed)
+        ]
+        lifts = [Lift(place, control) for place, control in numbered if isinstance(control, PauseLifted)]
+        by_name = _grown(self.by_name, ((one.pause.pause, one) for one in pauses))
+        pairs = [(one, lift) for lift in lifts for one in by_name.get(lift.lift.pause, ())]
+        pairs += [(one, lift) for one in pauses for lift in self.lifts.get(one.pause.pause, ())]
         return _Index(
             impositions=_grown(self.impositions, ((code, one) for one in pauses for code in _codes(one.pause))),
-            versions=_grown(self.versions, (((one.pause.pause, one.pause.version), one) for one in pauses)),
-            lifts=_grown(self.lifts, ((one.pause, one) for one in new if isinstance(one, PauseLifted))),
-            entries=_sorted(_grown(self.entries, _entries(numbered)), self.entries),
+            by_name=by_name,
+            lifts=_grown(self.lifts, ((one.lift.pause, one) for one in lifts)),
+            voidings=_sorted(_grown(self.voidings, _voidings(pairs)), self.voidings, key=_last_recorded_first),
+            entries=_sorted(_grown(self.entries, _entries(numbered)), self.entries, key=_rank),
             effective_times=_merged(self.effective_times, (one.effective_at for one in new)),
             recorded_times=_merged(self.recorded_times, (one.recorded_at for one in new)),
         )
@@ -203,11 +239,18 @@ class _Index:
         """Questions in the same cell have the same controls count for them."""
         return bisect_right(self.effective_times, at), bisect_right(self.recorded_times, known_at)
 
-    def impositions_on(self, holders: Iterable[str]) -> list[Imposition]:
-        """The pauses whose scope names any of these, in log order."""
-        # By its place, as a pause itself is long to hash.
-        found = {one.place: one for holder in holders for one in self.impositions.get(holder, ())}
-        return [found[place] for place in sorted(found)]
+    def is_the_one(self, imposition: Imposition, at: Micros, known_at: Micros) -> bool:
+        """Whether it is the first that counts of those of its pause and version: the others then change nothing."""
+        same = self.by_name[imposition.pause.pause]
+        if len(same) == 1:
+            return True
+        version = imposition.pause.version
+        return imposition is next(one for one in same if one.pause.version == version and one.counts(at, known_at))
+
+    def is_lifted(self, pause: PauseImposed, at: Micros, known_at: Micros) -> bool:
+        """Whether a counting lift ends this version of the pause."""
+        lifts = self.lifts.get(pause.pause, ())
+        return any(lift.version >= pause.version and counts(lift, at, known_at) for _, lift in lifts)
 
     def binding(self, holder: str, purpose: str, *, at: Micros, known_at: Micros) -> Entry | None:
         """The last entry for this scope entry and purpose whose policy counts, or None."""
@@ -228,6 +271,17 @@ def _rank(entry: Entry) -> tuple[int, int]:
 
 def _codes(pause: PauseImposed) -> Iterable[str]:
     return dict.fromkeys(pause.scope.jurisdictions)
+
+
+def _voidings(pairs: Iterable[tuple[Imposition, Lift]]) -> Iterator[tuple[str, Voiding]]:
+    for imposition, (place, lift) in pairs:
+        if lift.voids_opt_ins and lift.version >= imposition.pause.version:
+            for code in _codes(imposition.pause):
+                yield code, Voiding(lift.recorded_at, place, lift, imposition)
+
+
+def _last_recorded_first(voiding: Voiding) -> tuple[int, int]:
+    return -voiding.recorded_at, -voiding.place
 
 
 def _entries(numbered: Iterable[tuple[int, Control]]) -> Iterator[tuple[tuple[str, str], Entry]]:
@@ -255,12 +309,16 @@ def _grown(
 
 
 def _sorted(
-    entries: Mapping[tuple[str, str], tuple[Entry, ...]], before: Mapping[tuple[str, str], tuple[Entry, ...]]
-) -> Mapping[tuple[str, str], tuple[Entry, ...]]:
-    if entries is before:
+    found: Mapping[_Key, tuple[_Value, ...]],
+    before: Mapping[_Key, tuple[_Value, ...]],
+    *,
+    key: Callable[[_Value], tuple[int, int]],
+) -> Mapping[_Key, tuple[_Value, ...]]:
+    """The mapping with what is new in it in order."""
+    if found is before:
         return before
-    changed = {key: found for key, found in entries.items() if found is not before.get(key)}
-    return {**entries, **{key: tuple(sorted(found, key=_rank)) for key, found in changed.items()}}
+    changed = {name: values for name, values in found.items() if values is not before.get(name)}
+    return {**found, **{name: tuple(sorted(values, key=key)) for name, values in changed.items()}}
 
 
 def _merged(before: tuple[Micros, ...], more: Iterable[Micros]) -> tuple[Micros, ...]:
@@ -348,25 +406,24 @@ class Controls:
         self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
     ) -> PauseImposed | None:
         """The first pause that covers this use and is not lifted, or None. Source: rule 5."""
-        for pause in self._counting_impositions(jurisdiction, at, known_at):
-            if pause.scope.covers_use(purpose, category) and not self.is_lifted(pause, at=at, known_at=known_at):
-                return pause
-        return None
+        first: Imposition | None = None
+        for holder in self.jurisdictions.holders(jurisdiction, at=at):
+            for imposition in self._index.impositions.get(holder, ()):
+                if first is not None and imposition.place >= first.place:
+                    break
+                if (
+                    imposition.counts(at, known_at)
+                    and imposition.pause.scope.covers_use(purpose, category)
+                    and not self._index.is_lifted(imposition.pause, at, known_at)
+                    and self._index.is_the_one(imposition, at, known_at)
+                ):
+                    first = imposition
+                    break
+        return None if first is None else first.pause
 
     def is_lifted(self, pause: PauseImposed, *, at: Micros, known_at: Micros) -> bool:
         """Whether a counting lift ends this version of the pause."""
-        lifts = self._index.lifts.get(pause.pause, ())
-        return any(lift.version >= pause.version and counts(lift, at, known_at) for lift in lifts)
-
-    def _counting_impositions(self, jurisdiction: str, at: Micros, known_at: Micros) -> Iterator[PauseImposed]:
-        """The pauses on this jurisdiction that count, in log order, each version by the first that says it."""
-        holders = self.jurisdictions.holders(jurisdiction, at=at)
-        for imposition in self._index.impositions_on(holders):
-            pause = imposition.pause
-            if counts(pause, at, known_at):
-                same = self._index.versions[pause.pause, pause.version]
-                if len(same) == 1 or next(one for one in same if counts(one.pause, at, known_at)) is imposition:
-                    yield pause
+        return self._index.is_lifted(pause, at, known_at)
 
     def terms_for(
         self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
@@ -381,23 +438,29 @@ class Controls:
 
     def last_voiding_lift(self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros) -> PauseLifted | None:
         """The last counting lift that voids opt-ins of this jurisdiction and purpose, or None. Source: rule 7."""
-        last: PauseLifted | None = None
-        for pause in self._counting_impositions(jurisdiction, at, known_at):
-            if pause.scope.covers_use(purpose, None):
-                for lift in self._index.lifts.get(pause.pause, ()):
-                    if (
-                        lift.voids_opt_ins
-                        and lift.version >= pause.version
-                        and counts(lift, at, known_at)
-                        and (last is None or lift.recorded_at > last.recorded_at)
-                    ):
-                        last = lift
+        last, latest = None, (-(1 << 63), -1)
+        for holder in self.jurisdictions.holders(jurisdiction, at=at):
+            for recorded_at, place, lift, imposition in self._index.voidings.get(holder, ()):
+                if (recorded_at, place) <= latest:
+                    break
+                if (
+                    counts(lift, at, known_at)
+                    and imposition.counts(at, known_at)
+                    and imposition.pause.scope.covers_use(purpose, None)
+                    and self._index.is_the_one(imposition, at, known_at)
+                ):
+                    last, latest = lift, (recorded_at, place)
+                    break
         return last
 
     @cached_property
     def pauses(self) -> tuple[PauseImposed, ...]:
         """Pauses in log order, each version by the first that says it."""
-        return tuple(found[0].pause for found in self._index.versions.values())
+        first: dict[tuple[str, int], PauseImposed] = {}
+        for control in self.log:
+            if isinstance(control, PauseImposed):
+                first.setdefault((control.pause, control.version), control)
+        return tuple(first.values())
 
     @cached_property
     def policies(self) -> tuple[PolicyPublished, ...]:

@@ -499,6 +499,7 @@ class TestBounds:
 
             assert found.pop("purpose-3") is Reason.OPTED_OUT
             assert set(found.values()) == {Reason.DEFAULT_ON}
+        assert len(view._likenesses) == 8
 
     def test_answers_beyond_those_that_are_remembered_are_given_all_the_same(
         self, monkeypatch: pytest.MonkeyPatch
@@ -509,8 +510,35 @@ class TestBounds:
         rows: list[tuple[str | None, Row]] = [("a", Row(jurisdiction=place)) for place in PLACES]
         table = pa.table({"member_id": ["a"] * len(PLACES), "place": pa.array(PLACES, pa.string())})
 
-        for _ in range(3):
+        for place in PLACES:
+            assert reason(view, "a", place=place) in Reason
             assert reasons(table, view, NOW, Columns(jurisdiction="place")) == alone(rows, view, NOW)
+            remembered = view.likenesses(PURPOSE, view.distinctions.voiding)._asked[2]
+            assert len(remembered.given) <= len(PLACES)
+
+    def test_questions_may_be_more_than_a_number_of_32_bits_can_tell_apart(self) -> None:
+        """Thousands of categories and cut-offs over the years, each of which some terms name."""
+        many = 3000
+        cut_offs = [Micros(day(0) + number) for number in range(many)]
+        entries = [
+            terms("US", categories=(f"c{number}",), collected_from=cut_off) for number, cut_off in enumerate(cut_offs)
+        ]
+        view = new_view(policy(901, *entries, terms("HK", collected_from=cut_offs[7], categories=("c5",)), on=1))
+        for number in range(200):
+            view.apply_control(lift(10_000 + number, on=number))
+            opt_in = chose(Choice.OPT_IN, 5, on=number + 0.5, effective_at=day(1))
+            put(view, record_of(f"m{number}", opt_in))
+        rows: list[tuple[str | None, Row]] = [
+            (
+                f"m{number % 200}",
+                Row(jurisdiction=PLACES[number % 9], category=f"c{number}", collected=cut_offs[number]),
+            )
+            for number in range(0, many, 7)
+        ]
+
+        assert reasons(table_of(rows, Random(1)), view, NOW) == alone(rows, view, NOW)
+        classes = len(view.likenesses(PURPOSE, view.distinctions.voiding).standings)
+        assert classes * len(PLACES) * len(rows) * many > 1 << 31
 
     def test_only_questions_that_occur_are_judged_and_each_only_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A million rows of a thousand members ask few questions; asking each row's would take a minute."""
@@ -580,6 +608,24 @@ class TestColumnTypes:
 
         assert reasons(table, new_view(), NOW, Columns(jurisdiction="place")) == expected
         assert reasons(table[1:2], new_view(), NOW, Columns(jurisdiction="place")) == expected[1:2]
+
+    def test_a_categorical_may_be_of_views(self) -> None:
+        """Newer writers use another layout for texts."""
+        texts = pa.array(["a", "no such id"]).cast(pa.string_view())
+        table = pa.table({"member_id": pa.DictionaryArray.from_arrays(pa.array([1, 0]), texts), "place": ["US"] * 2})
+
+        found = reasons(table, new_view(), NOW, Columns(jurisdiction="place"))
+
+        assert found == [Reason.HELD, Reason.DEFAULT_ON]
+
+    def test_what_was_collected_nobody_knows_when_is_inside_no_cut_off(self) -> None:
+        """Not even in one that lies before every time that a computer counts from."""
+        view = new_view(policy(901, terms("US", collected_from=Micros(-5)), on=1))
+        table = pa.table({"member_id": ["a"] * 3, "place": ["US"] * 3, "collected": pa.array([None, -6, -5])})
+
+        found = reasons(table, view, NOW, Columns(jurisdiction="place", collected="collected"))
+
+        assert found == [Reason.OUTSIDE_TERMS, Reason.OUTSIDE_TERMS, Reason.DEFAULT_ON]
 
     def test_a_table_without_rows_or_chunks_has_no_answers(self) -> None:
         """The last batch of a reader is often empty."""

@@ -101,6 +101,15 @@ class TestWhatIsLeftToTheStrictReader:
 
         assert not is_plain(content + crc32(content, crc32(MEMBER)).to_bytes(4, "big"))
 
+    @pytest.mark.parametrize("count", [2, 63])
+    def test_more_facts_than_there_are(self, count: int) -> None:
+        """Whoever counts on must not read what somebody else's record says, nor beyond the last one."""
+        raw = bytearray(write_record(record_of(HOME), frame(1)))
+        raw[13] = count << 1
+        content = bytes(raw[:-4])
+
+        assert not is_plain(content + crc32(content, crc32(MEMBER)).to_bytes(4, "big"))
+
     @pytest.mark.parametrize(("kind", "branch"), [(20, 0), (1, 0), (6, 1), (6, 4)])
     def test_a_kind_or_branch_that_does_not_exist(self, kind: int, branch: int) -> None:
         """A newer writer's word is not guessed at."""
@@ -108,7 +117,7 @@ class TestWhatIsLeftToTheStrictReader:
         raw[15], raw[40] = kind, branch
         content = bytes(raw[:-4])
 
-        assert is_plain(content + crc32(content, crc32(MEMBER)).to_bytes(4, "big")) is False
+        assert not is_plain(content + crc32(content, crc32(MEMBER)).to_bytes(4, "big"))
 
     def test_everything_else_is_read_side_by_side(self) -> None:
         """If ordinary records were left to the strict reader too, a table of a million members would take a minute."""
@@ -203,6 +212,20 @@ class TestSignatures:
         assert [found.index(one) for one in found] == [0, 0, 2, 2, 4]
         assert len({signature(HOME, recorded(OUT, on), voiding=lifts) for on in days}) == 1
         assert len({signature(HOME, recorded(IN, on), voiding=()) for on in days}) == 1
+
+    @pytest.mark.parametrize("purpose", ["", PURPOSE[:8], PURPOSE[:-1], PURPOSE + "\x00", "p" * 14])
+    def test_a_purpose_is_the_one_asked_about_only_where_all_of_it_is(self, purpose: str) -> None:
+        """Neither its beginning nor one of the same length."""
+        raw = write_record(record_of(chose(Choice.OPT_OUT, 2, on=2, purpose=purpose)), frame(1))
+
+        assert FactColumns([MEMBER], [raw], PURPOSE).signatures(FOREVER, FOREVER, ()) != [signature(OUT)]
+        assert FactColumns([MEMBER], [raw], purpose).signatures(FOREVER, FOREVER, ()) == [signature(OUT)]
+
+    def test_an_opt_in_that_is_over_parts_nobody(self) -> None:
+        """When it was recorded matters no more."""
+        again = recorded(OUT, 7)
+
+        assert signature(HOME, IN, again, voiding=[day(2)]) == signature(HOME, again, voiding=[day(2)])
 
     def test_only_facts_that_count_are_taken_in(self) -> None:
         """A fact dated ahead says nothing yet, to the microsecond."""

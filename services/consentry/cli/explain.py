@@ -65,7 +65,7 @@ def _row(jurisdiction: str | None, category: str | None, collected: str | None) 
 
     if jurisdiction is None and category is None and collected is None:
         return None
-    when = None if collected is None else parse_instant(collected, what="--collected")
+    when = None if collected is None else parse_instant(collected, what="--collected", at_any_time=True)
     return Row(jurisdiction=jurisdiction, category=category, collected=when)
 
 

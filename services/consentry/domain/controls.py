@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final, NamedTuple, TypeVar
 
 from consentry.domain.jurisdictions import Jurisdictions
-from consentry.domain.values import DAY_MICROS, Micros
+from consentry.domain.values import DAY_MICROS, NAME_PATTERN, Micros
 
 PURGE_WITHIN_DEFAULT: Final = Micros(30 * DAY_MICROS)
 
@@ -373,14 +373,25 @@ class Controls:
             index = replace(index, effective_times=_merged(index.effective_times, self.jurisdictions.changes))
         return Controls(self.jurisdictions, (*self.log, *new), frozenset(seen), index)
 
+    def understands(self, control: Control) -> bool:
+        """Whether it is known whom and what a pause covers; other controls cover nobody."""
+        return self._widened(control) is control
+
     def _widened(self, control: Control) -> Control:
-        """A pause whose scope cannot be understood covers everything: it must never cover too little."""
+        """A pause whose scope cannot be understood covers everything: it must never cover too little.
+
+        An empty list, or a name that no purpose or category can have, is no way to say what is meant.
+        """
         if not isinstance(control, PauseImposed):
             return control
-        scope = control.scope.jurisdictions
-        if scope and not self.jurisdictions.unknown(scope):
+        scope = control.scope
+        if not scope.jurisdictions or self.jurisdictions.unknown(scope.jurisdictions):
+            return replace(control, scope=Scope(jurisdictions=("*",)))
+        purposes = scope.purposes if _are_names(scope.purposes) else None
+        categories = scope.categories if _are_names(scope.categories) else None
+        if (purposes, categories) == (scope.purposes, scope.categories):
             return control
-        return replace(control, scope=Scope(jurisdictions=("*",)))
+        return replace(control, scope=replace(scope, purposes=purposes, categories=categories))
 
     def bearing(
         self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
@@ -503,6 +514,10 @@ class Controls:
         wanted = self.purposes if purposes is None else tuple(purposes)
         found = (self.terms_for(code, purpose, at=at, known_at=known_at) for code in codes for purpose in wanted)
         return min((terms.purge_within for _, terms in filter(None, found)), default=PURGE_WITHIN_DEFAULT)
+
+
+def _are_names(names: tuple[str, ...] | None) -> bool:
+    return names is None or (bool(names) and all(NAME_PATTERN.fullmatch(name) for name in names))
 
 
 def counts(fact: Control, at: Micros, known_at: Micros) -> bool:

@@ -187,6 +187,25 @@ def moments_of(control: Control, *, now: Micros) -> tuple[Micros, ...]:
     return (start, *sorted(ends))
 
 
+def freed(
+    lift: PauseLifted, before: Controls, after: Controls, *, at: Micros, known_at: Micros
+) -> Mapping[str, list[str]]:
+    """By purpose, the jurisdictions in which rows may be used again once a lift has ended its pauses.
+
+    There no other pause is in force, and some terms offer the purpose: what a row's member said decides.
+    """
+    found: dict[str, list[str]] = {}
+    times = {"at": at, "known_at": known_at}
+    for code in sorted(after.codes_in(scope_of(lift, after), at=at)):
+        for purpose in purposes_of(lift, after):
+            was = before.pause_in_force(code, purpose, None, **times)
+            binding = after.terms_for(code, purpose, **times)
+            is_offered = binding is not None and binding[1].regime in _OFFERED
+            if was is not None and is_offered and after.pause_in_force(code, purpose, None, **times) is None:
+                found.setdefault(purpose, []).append(code)
+    return found
+
+
 class TermsChange(NamedTuple):
     """Jurisdictions in which a purpose comes under other terms; None: under none. The terms name no jurisdictions here.
 

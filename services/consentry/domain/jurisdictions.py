@@ -25,10 +25,14 @@ class Membership:
 
 @dataclass(frozen=True)
 class Jurisdictions:
-    """The codes that are known: ISO 3166-1 alpha-2 countries, ISO 3166-2 subdivisions, and dated groups."""
+    """The codes that are known: ISO 3166-1 alpha-2 countries, ISO 3166-2 subdivisions, and dated groups.
+
+    `twins` are subdivisions that are listed as countries too, such as CN-HK, with the country's code.
+    """
 
     codes: frozenset[str]
     groups: Mapping[str, tuple[Membership, ...]] = field(default_factory=dict)
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     def is_code(self, code: str) -> bool:
         """Whether a member or a row can be in `code`."""
@@ -39,10 +43,18 @@ class Jurisdictions:
         return entry == ANYWHERE or entry in self.codes or entry in self.groups
 
     def holders(self, code: str, *, at: Micros) -> frozenset[str]:
-        """Every scope entry that holds `code` at that time: itself, its country, its groups, and anywhere."""
-        country = code.split("-", 1)[0]
-        groups = (name for name, member in self._memberships.get(country, ()) if member.since <= at < member.until)
-        return frozenset((ANYWHERE, code, country, *groups))
+        """Every scope entry that holds `code` at that time: itself, its country, its groups, and anywhere.
+
+        A subdivision that has a country's code of its own is held by what holds that country as well.
+        """
+        countries = {code.split("-", 1)[0], self.twins.get(code, code.split("-", 1)[0])}
+        groups = (
+            name
+            for country in countries
+            for name, member in self._memberships.get(country, ())
+            if member.since <= at < member.until
+        )
+        return frozenset((ANYWHERE, code, *countries, *groups))
 
     @cached_property
     def _memberships(self) -> Mapping[str, tuple[tuple[str, Membership], ...]]:

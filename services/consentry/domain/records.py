@@ -156,7 +156,8 @@ def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
         if (
             opted_out
             and standing is not None
-            and (fact.observed_version is None or fact.observed_version < standing.version)
+            # A version that did not exist yet was seen by nobody: such a claim is a bug, or a forgery.
+            and (fact.observed_version is None or not standing.version <= fact.observed_version < fact.version)
         ):
             return standing
         return fact

@@ -269,14 +269,13 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
             kind = kind.value_type
             column = column.cast(kind)
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-            column = column.cast(pa.timestamp("us"), safe=False)
+            # Only nanoseconds lose something, which no cut-off can tell; a time that wraps round would be another one.
+            column = column.cast(pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
+        elif not pa.types.is_integer(kind) and not pa.types.is_null(kind):
+            raise _no_times(name, column.type)
         column = column.cast(pa.int64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InvalidInput(
-            f"The column {name!r} holds {column.type}, which is not a time of collection.",
-            code="input.column",
-            fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
-        ) from error
+        raise _no_times(name, column.type) from error
     cut_offs = distinctions.cut_offs
     if not cut_offs:
         return _Axis([None])
@@ -284,3 +283,11 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
     values = column.fill_null(_EARLIEST).to_numpy()
     codes = np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int32)
     return _Axis([None, *cut_offs], codes)
+
+
+def _no_times(name: str, kind: pa.DataType) -> InvalidInput:
+    return InvalidInput(
+        f"The column {name!r} holds {kind}, which is not a time of collection, or one out of all bounds.",
+        code="input.column",
+        fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
+    )

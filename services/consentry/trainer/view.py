@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from consentry.domain.controls import Control, Controls, PauseImposed, PauseLifted
 from consentry.domain.decisions import NOBODY, Decision, Ground, Row, Standing, decide, stale, standing
-from consentry.domain.events import RELOCATION_FACTS, Fact, FactKind
+from consentry.domain.events import CHOICE_FACTS, RELOCATION_FACTS, Fact, FactKind
 from consentry.domain.jurisdictions import Jurisdictions
-from consentry.domain.records import Record
+from consentry.domain.records import Record, next_choice
 from consentry.domain.values import MemberId, Micros, Reason
 from consentry.wire.controls import Frontier
 from consentry.wire.frames import FRAME_LENGTH
@@ -223,6 +223,13 @@ _INSTANT_MASK: Final = _HIGH_BITS | np.uint64(1)
 _LOW_BYTES: Final = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
 _RELOCATES: Final = np.isin(np.arange(256), list(RELOCATION_FACTS))
 _NO_FACT: Final = np.uint8(255)
+_CHOICES: Final = (FactKind.UNKNOWN, *sorted(CHOICE_FACTS))
+"""What a choice's number stands for; 0 is none."""
+_CHOICE_NUMBERS: Final = np.zeros(256, dtype=np.uint8)
+_CHOICE_NUMBERS[list(_CHOICES[1:])] = np.arange(1, len(_CHOICES))
+_OUTCOMES: Final = np.zeros((len(_CHOICES), 64, len(_CHOICES), 65, 64), dtype=np.int8)
+"""What `next_choice` was found to say, by the choice that stood, its version, the new one, what it saw, its version."""
+_STAYS, _TAKEN, _NOTHING = range(1, 4)
 
 RowKind = tuple[str | None, str | None, Micros | None]
 """Jurisdiction, category and time of collection that stand for all rows that are judged alike."""
@@ -481,7 +488,7 @@ class FactColumns:
         signatures["place"][others] = found.place[others]
         signatures["age"][others] = found.age[others]
         signatures["choice"][others] = found.choice[others]
-        opted_in = others & (found.choice == FactKind.OPTED_IN)
+        opted_in = others & (found.choice == _CHOICE_NUMBERS[FactKind.OPTED_IN])
         lifts = np.array([_word(lift) for lift in voiding], dtype=np.uint64)
         signatures["lifts"][opted_in] = np.searchsorted(lifts, found.opted_in_at[opted_in])
         as_bytes = signatures.view(f"V{_SIGNATURE.itemsize}").tolist()
@@ -489,12 +496,12 @@ class FactColumns:
 
 
 class _StandingColumns:
-    """What `standing` says of each of many records, fact by fact in log order: the same rules, for all at once."""
+    """What `standing` says of each of many records, fact by fact in log order, for all at once."""
 
     def __init__(self, count: int) -> None:
         self.is_erased, self.is_held = np.zeros((2, count), dtype=np.bool_)
         self.place, self.opted_in_at = np.zeros((2, count), dtype=np.uint64)
-        self.age, self.choice, self._opted_out_by = np.zeros((3, count), dtype=np.uint8)
+        self.age, self.choice, self._chosen_by = np.zeros((3, count), dtype=np.uint8)
 
     def take_in(self, step: _Step, counts: _Column) -> None:
         """Take in one fact of each of some records where it counts. Source: rules 2, 3, 4 and 10."""
@@ -507,16 +514,32 @@ class _StandingColumns:
         self._choose(step, np.where(step.is_of_purpose, kind, _NO_FACT))
 
     def _choose(self, step: _Step, kind: _Column) -> None:
-        """As `next_choice`. A choice is the number of its kind, 0 is none."""
-        out = kind == FactKind.OPTED_OUT
-        self.choice[step.rows[out]], self._opted_out_by[step.rows[out]] = FactKind.OPTED_OUT, step.version[out]
-        back = np.flatnonzero(kind == FactKind.OPTED_IN)
-        rows = step.rows[back]
-        takes_over = (self.choice[rows] != FactKind.OPTED_OUT) | (step.observed[back] >= self._opted_out_by[rows])
-        rows, back = rows[takes_over], back[takes_over]
-        self.choice[rows], self.opted_in_at[rows] = FactKind.OPTED_IN, step.recorded[back]
-        rows = step.rows[kind == FactKind.CHOICE_UNKNOWN]
-        self.choice[rows[self.choice[rows] == FactKind.OPTED_IN]] = 0
+        """Have `next_choice` say what stands after each of these facts that is a choice."""
+        here = np.flatnonzero(_CHOICE_NUMBERS[kind])
+        rows, chosen, version = step.rows[here], _CHOICE_NUMBERS[kind[here]], step.version[here]
+        outcome = _outcomes(self.choice[rows], self._chosen_by[rows], chosen, step.observed[here], version)
+        taken = outcome == _TAKEN
+        self.choice[rows[outcome == _NOTHING]] = 0
+        self.choice[rows[taken]], self._chosen_by[rows[taken]] = chosen[taken], version[taken]
+        self.opted_in_at[rows[taken]] = step.recorded[here][taken]
+
+
+def _outcomes(standing: _Column, by: _Column, chosen: _Column, observed: _Column, version: _Column) -> _Column:
+    """What `next_choice` makes of each choice after the one that stands, each by its number and version."""
+    codes = np.ravel_multi_index((standing, by, chosen, observed + 1, version), _OUTCOMES.shape)
+    known = _OUTCOMES.reshape(-1)
+    for code in np.unique(codes[known[codes] == 0]).tolist():
+        known[code] = _outcome(*(int(part) for part in np.unravel_index(code, _OUTCOMES.shape)))
+    return known[codes]
+
+
+def _outcome(standing: int, by: int, chosen: int, seen: int, version: int) -> int:
+    before = Fact(_CHOICES[standing], Micros(0), Micros(0), b"", version=by) if standing else None
+    now = Fact(_CHOICES[chosen], Micros(0), Micros(0), b"", seen - 1 if seen else None, version=version)
+    after = next_choice(before, now)
+    if after is None:
+        return _NOTHING
+    return _TAKEN if after is now else _STAYS
 
 
 class _Step(NamedTuple):

@@ -33,6 +33,7 @@ from consentry.wire.schemas import CONTROLS, FRONTIERS, PURGE_ORDERS, RECEIPTS, 
 _LOG = structlog.get_logger(__name__)
 
 SECOND_MICROS = 1_000_000
+WITHIN_SECONDS_MAX = 100 * 365 * 86_400
 MILLI_MICROS = 1000
 CONTROL_BYTES_MAX = 500_000
 INT_MAX = 1 << 31
@@ -132,7 +133,8 @@ def _terms(fields: Mapping[str, Any]) -> Terms:
         collected_from=fields["collected_from"],
         minors=Minors(fields["minors"]),
         purge_on_opt_out=fields["purge_on_opt_out"],
-        purge_within=Micros(fields["purge_within_seconds"] * SECOND_MICROS),
+        # Beyond a hundred years, or before now, a deadline would be no date; the stricter one is read for it.
+        purge_within=Micros(min(max(fields["purge_within_seconds"], 0), WITHIN_SECONDS_MAX) * SECOND_MICROS),
     )
 
 

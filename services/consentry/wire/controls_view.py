@@ -29,10 +29,9 @@ def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdicti
     """Which of MISUNDERSTANDINGS a control from `read_control_or_pause` is, as it stood at `offset`; None for none."""
     if not isinstance(control, PauseImposed):
         return None
-    scope = control.scope.jurisdictions
-    if not scope and control.pause == f"unreadable-{offset}":
+    if not control.scope.jurisdictions and control.pause == f"unreadable-{offset}":
         return "unreadable"
-    return "scope" if not scope or jurisdictions.unknown(scope) else None
+    return None if Controls(jurisdictions).understands(control) else "scope"
 
 
 class ControlsView:

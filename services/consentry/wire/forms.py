@@ -21,13 +21,14 @@ from consentry.domain.controls import (
     Terms,
 )
 from consentry.domain.errors import InvalidInput
-from consentry.domain.values import Micros, parse_name
+from consentry.domain.values import DAY_MICROS, Micros, parse_name
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.yaml_text import InvalidForm, read_form
 
 VERSION_MAX: Final = (1 << 31) - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER_MAX: Final = 10**40
 _DURATION: Final = re.compile(
     r"P(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?)?"
 )
@@ -41,6 +42,7 @@ _TERMS_FIELDS: Final = (
     *("jurisdictions", "purpose", "regime", "basis", "notice_until"),
     *("categories", "collected_from", "minors", "purge"),
 )
+WITHIN_MAX: Final = Micros(100 * 365 * DAY_MICROS)
 _BASES: Final = ("CONSENT", "LEGITIMATE_INTEREST", "OTHER")
 
 
@@ -54,33 +56,36 @@ def moment(instant: Micros) -> datetime:
     return _EPOCH + timedelta(microseconds=instant)
 
 
-def parse_instant(value: object, *, what: str) -> Micros:
-    """An ISO 8601 date or date and time as microseconds; without a zone it is UTC. Raises InvalidForm."""
+def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Micros:
+    """An ISO 8601 date or date and time as microseconds; without a zone it is UTC. Raises InvalidForm.
+
+    What is recorded lies in the years 1979 to 3111; data may have been collected `at_any_time`.
+    """
     try:
         if isinstance(value, datetime):
             found = value
         elif isinstance(value, date):
             found = datetime(value.year, value.month, value.day, tzinfo=UTC)
         else:
-            found = datetime.fromisoformat(str(value))
+            found = datetime.fromisoformat(_shown(value))
     except ValueError:
         refuse(what, value, "is not an ISO 8601 date or time", "write 2024-10-11 or 2024-10-11T09:00:00Z")
     instant = micros(found if found.tzinfo else found.replace(tzinfo=UTC))
-    if not INSTANT_MIN <= instant < INSTANT_MAX:
+    if not at_any_time and not INSTANT_MIN <= instant < INSTANT_MAX:
         refuse(what, value, "lies outside the years 1979 to 3111", "write the date that is meant")
     return instant
 
 
 def parse_duration(value: object, *, what: str) -> Micros:
     """An ISO 8601 duration of weeks, days, hours and minutes in microseconds. Raises InvalidForm."""
-    found = _DURATION.fullmatch(str(value))
+    found = _DURATION.fullmatch(_shown(value))
     parts = {name: int(number) for name, number in (found.groupdict() if found else {}).items() if number}
     try:
         length = timedelta(**parts)
     except OverflowError:
-        parts = {}
-    if not parts:
-        refuse(what, value, "is not a duration", "write P30D, P2W or PT12H")
+        parts, length = {}, timedelta()
+    if not parts or length // timedelta(microseconds=1) > WITHIN_MAX:
+        refuse(what, value, "is not a duration of at most a hundred years", "write P30D, P2W or PT12H")
     return Micros(length // timedelta(microseconds=1))
 
 
@@ -115,7 +120,7 @@ class Form:
         self._data: Mapping[Any, Any] = data
         for field in data:
             if field not in known:
-                refuse(self.path(str(field)), field, f"is not a field of {where}", f"use {', '.join(known)}")
+                refuse(self.path(_shown(field)), field, f"is not a field of {where}", f"use {', '.join(known)}")
 
     def path(self, field: str) -> str:
         """Where a field of this form stands in the document."""
@@ -132,10 +137,10 @@ class Form:
             refuse(self.where, field, "is missing", f"add {field}")
         return value
 
-    def instant(self, field: str) -> Micros | None:
+    def instant(self, field: str, *, at_any_time: bool = False) -> Micros | None:
         """An ISO 8601 instant in microseconds."""
         value = self._data.get(field)
-        return None if value is None else parse_instant(value, what=self.path(field))
+        return None if value is None else parse_instant(value, what=self.path(field), at_any_time=at_any_time)
 
     def name(self, field: str, what: str) -> str:
         """The needed name of a purpose, category or pause."""
@@ -162,7 +167,7 @@ class Form:
         value = self.needed(field) if default is None else self._data.get(field)
         if value is None and default is not None:
             return default
-        if value not in words:
+        if not isinstance(value, str) or value not in words:
             refuse(self.path(field), value, "is not one of the known words", f"use {', '.join(words)}")
         return str(value)
 
@@ -185,7 +190,7 @@ class Form:
     def text(self, field: str, default: str = "") -> str:
         """Printable text."""
         value = self._data.get(field)
-        found = default if value is None else str(value)
+        found = default if value is None else self._scalar(value, self.path(field))
         if not found.isprintable() or len(found) > 200:
             refuse(self.path(field), value, "has unprintable or more than 200 characters", "shorten it to one line")
         return found
@@ -194,13 +199,28 @@ class Form:
         """The needed list of jurisdictions, each known."""
         self.needed(field)
         values = self.listed(field) or ()
-        return parse_scope(list(map(str, values)), what=self.path(field)).jurisdictions
+        codes = [self._scalar(value, f"{self.path(field)}[{place}]") for place, value in enumerate(values)]
+        return parse_scope(codes, what=self.path(field)).jurisdictions
+
+    def scalar(self, field: str) -> str:
+        """The needed single value of a field as text."""
+        return self._scalar(self.needed(field), self.path(field))
 
     def _name(self, value: object, what: str, path: str) -> str:
         try:
-            return parse_name(str(value), what=what)
+            return parse_name(self._scalar(value, path), what=what)
         except InvalidInput as error:
+            if isinstance(error, InvalidForm):
+                raise
             raise InvalidForm(path, error.message.removesuffix("."), error.fix) from error
+
+    def _scalar(self, value: object, path: str) -> str:
+        """A single value as text; a list, a mapping or a truth in its place is a slip."""
+        if isinstance(value, bool) or not isinstance(value, str | int | float | date):
+            refuse(path, value, "is not a text", "write it in quotes")
+        if isinstance(value, int) and abs(value) >= _NUMBER_MAX:
+            refuse(path, value, "is not a text", "write it in quotes")
+        return str(value)
 
 
 def parse_policy_file(
@@ -304,4 +324,15 @@ def _or(value: Any, default: Any) -> Any:
 
 def refuse(field: str, value: object, problem: str, fix: str) -> NoReturn:
     """Raise InvalidForm for a value at a field."""
-    raise InvalidForm(field, f"{str(value)[:80]!r} {problem}", fix)
+    raise InvalidForm(field, f"{_shown(value)[:80]!r} {problem}", fix)
+
+
+def _shown(value: object) -> str:
+    """A value in a sentence; a thing of many parts is only named, as its parts may be without number."""
+    if isinstance(value, Mapping):
+        return f"a mapping of {len(value)}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[]" if not value else f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) >= _NUMBER_MAX:
+        return "a very long number"
+    return str(value)

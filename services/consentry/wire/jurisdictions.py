@@ -26,6 +26,22 @@ _EEA_SINCE: Final = {
     "2007-08-01": "BG RO",
     "2014-04-12": "HR",
 }
+_EEA_TERRITORIES: Final = {
+    # Parts of members that ISO 3166-1 lists by themselves, and in which Union law holds: Aland (Act of Accession of
+    # 1994, Protocol 2) and the outermost regions of France (TFEU 349 and 355(1)).
+    "1994-01-01": "GF GP MF MQ RE",
+    "1995-01-01": "AX",
+    "2014-01-01": "YT",
+}
+_TWINS: Final = {
+    # ISO 3166-2: subdivisions that ISO 3166-1 lists as countries too.
+    "CN": "HK MO TW",
+    "FR": "BL MF NC PF PM TF WF 971=GP 972=MQ 973=GF 974=RE 976=YT",
+    "FI": "01=AX",
+    "NL": "AW CW SX BQ1=BQ BQ2=BQ BQ3=BQ",
+    "NO": "21=SJ 22=SJ",
+    "US": "AS GU MP PR UM VI",
+}
 _EEA_UNTIL: Final = {
     # The United Kingdom stayed in until the transition period of its Withdrawal Agreement ended.
     "GB": "2021-01-01",
@@ -39,10 +55,15 @@ def iso_jurisdictions() -> Jurisdictions:
     subdivisions = frozenset(subdivision.code for subdivision in pycountry.subdivisions)
     eea = tuple(
         Membership(country=country, since=_day(since), until=_day(_EEA_UNTIL.get(country, "9999-01-01")))
-        for since, members in _EEA_SINCE.items()
+        for since, members in (*_EEA_SINCE.items(), *_EEA_TERRITORIES.items())
         for country in members.split()
     )
-    return Jurisdictions(codes=countries | subdivisions, groups={"EEA": eea})
+    twins = {
+        f"{country}-{part}": code or part
+        for country, parts in _TWINS.items()
+        for part, _, code in (entry.partition("=") for entry in parts.split())
+    }
+    return Jurisdictions(codes=countries | subdivisions, groups={"EEA": eea}, twins=twins)
 
 
 def name_of(code: str) -> str | None:

@@ -151,7 +151,7 @@ _KINDS: Final[dict[str, Callable[[object, str, bytes, Micros], Entry]]] = {
 
 def _member(form: Form) -> MemberId:
     try:
-        return parse_member_id(str(form.needed("member")))
+        return parse_member_id(form.scalar("member"))
     except InvalidInput as error:
         if isinstance(error, InvalidForm):
             raise
@@ -159,10 +159,12 @@ def _member(form: Form) -> MemberId:
 
 
 def _jurisdiction(form: Form) -> str | None:
-    value = form.get("jurisdiction")
-    if value is not None and not iso_jurisdictions().is_code(str(value)):
+    if form.get("jurisdiction") is None:
+        return None
+    value = form.scalar("jurisdiction")
+    if not iso_jurisdictions().is_code(value):
         refuse(form.path("jurisdiction"), value, "is not an ISO 3166 code", "write such as HK or US-CA")
-    return None if value is None else str(value)
+    return value
 
 
 def _effective(form: Form, recorded_at: Micros) -> Micros:
@@ -217,7 +219,7 @@ def _parse_row(data: object, where: str) -> Row:
     return Row(
         jurisdiction=_jurisdiction(form),
         category=None if category is None else form.name("category", "category"),
-        collected=form.instant("collected"),
+        collected=form.instant("collected", at_any_time=True),
     )
 
 

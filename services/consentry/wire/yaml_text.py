@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from ruamel.yaml import YAML
@@ -73,9 +74,16 @@ def _line_of_problem(text: str, error: Exception) -> int:
     return 1
 
 
+@lru_cache(maxsize=4)
+def _composed(text: str) -> Node | None:
+    """The nodes of a text, which know their lines; a report asks for many lines of one file."""
+    found: Node | None = YAML(typ="safe", pure=True).compose(text)
+    return found
+
+
 def line_of(text: str, field: str) -> int:
     """The line, from 1, in which a field of the text stands; that of the nearest thing around it if it does not."""
-    node: Node | None = YAML(typ="safe", pure=True).compose(text)
+    node: Node | None = _composed(text)
     line = 1
     for name, number in _STEP.findall(field):
         if isinstance(node, MappingNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -53,6 +54,9 @@ class Asked(NamedTuple):
     category: str | None
     at: Micros
     known_at: Micros
+
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
 def counting(log: Iterable[Control], asked: Asked) -> list[Any]:
@@ -135,15 +139,24 @@ def plain_voiding_lifts(jurisdictions: Jurisdictions, log: Iterable[Control], as
     return [other for other in found if other.recorded_at == latest]
 
 
+def plain_scope(jurisdictions: Jurisdictions, scope: Scope) -> Scope:
+    """A scope as it is read: whatever cannot be understood in it covers everything. Source: rule 5."""
+    known = {*jurisdictions.codes, *jurisdictions.groups, "*"}
+    if not scope.jurisdictions or not known.issuperset(scope.jurisdictions):
+        return Scope(jurisdictions=("*",))
+    purposes, categories = (
+        names if names and all(re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) for name in names) else None
+        for names in (scope.purposes, scope.categories)
+    )
+    return Scope(jurisdictions=scope.jurisdictions, purposes=purposes, categories=categories)
+
+
 def plain_log(jurisdictions: Jurisdictions, controls: Iterable[Control]) -> list[Control]:
     """The controls that change anything: no repeated event id, except of a pause that says something else."""
     log: list[Control] = []
     for one in controls:
         if isinstance(one, PauseImposed):
-            entries = one.scope.jurisdictions
-            known = {*jurisdictions.codes, *jurisdictions.groups, "*"}
-            if not entries or not known.issuperset(entries):
-                one = replace(one, scope=Scope(jurisdictions=("*",)))  # as it is read
+            one = replace(one, scope=plain_scope(jurisdictions, one.scope))
         is_known = any(other.event_id == one.event_id for other in log)
         if not is_known or (isinstance(one, PauseImposed) and one not in log):
             log.append(one)
@@ -186,8 +199,8 @@ def control_by_chance(random: Random, number: int) -> Control:
     if drawn < 0.65:
         scope = Scope(
             jurisdictions=tuple(random.choice([*SCOPES, "ZZ"]) for _ in range(random.choice([0, 1, 1, 1, 2]))),
-            purposes=random.choice([None, (PURPOSE,), ("ads",), ()]),
-            categories=random.choice([None, None, ("posts",), ()]),
+            purposes=random.choice([None, (PURPOSE,), ("ads",), (), ("Ads",)]),
+            categories=random.choice([None, None, ("posts",), (), ("posts", "")]),
         )
         return PauseImposed(scope=scope, **fields)
     return PauseLifted(opt_ins=random.choice(list(OptIns)), **fields)
@@ -416,7 +429,10 @@ class TestPauses:
         [
             ({"purposes": ("ads",)}, {}, False),
             ({"purposes": None}, {}, True),
-            ({"purposes": ()}, {}, False),
+            ({"purposes": ()}, {}, True),
+            ({"purposes": ("GenAI Training",)}, {}, True),
+            ({"categories": ()}, {"category": "profile"}, True),
+            ({"categories": ("posts", "")}, {"category": "profile"}, True),
             ({"categories": ("posts",)}, {"category": "profile"}, False),
             ({"categories": ("posts",)}, {"category": "posts"}, True),
             ({"categories": ("posts",)}, {"category": None}, True),
@@ -527,6 +543,18 @@ class TestVoidingLifts:
         assert voiding(controls, known_at=day(4)) == 3
         assert voiding(controls, at=day(6), known_at=day(4)) == 3
         assert voiding(controls, at=Micros(day(6) - 1), known_at=day(4)) is None
+
+    @pytest.mark.parametrize("scopes", [("US", "US"), ("*", "US"), ("US", "*")])
+    def test_of_two_recorded_at_once_the_later_in_the_log_is_told(self, scopes: tuple[str, str]) -> None:
+        """Both void the same opt-ins; whoever asks twice is to be given one and the same ground."""
+        controls = told(
+            pause(1, scopes[0], on=1, name="a"),
+            pause(2, scopes[1], on=1, name="b"),
+            lift(3, on=2, name="b"),
+            lift(4, on=2, name="a"),
+        )
+
+        assert voiding(controls) == 4
 
     @pytest.mark.parametrize(("opt_ins", "voids"), [(OptIns.VOID, True), (OptIns.UNKNOWN, True), (OptIns.KEEP, False)])
     def test_a_lift_voids_unless_it_says_that_it_keeps(self, opt_ins: OptIns, voids: bool) -> None:

@@ -409,3 +409,27 @@ def test_britain_left_the_european_economic_area_with_the_year_2020() -> None:
     assert "EEA" not in holders("CH", "2024-01-01")
     assert "EEA" not in holders("HR", "2014-04-11")
     assert "EEA" in holders("HR", "2014-04-12")
+
+
+class TestPlacesWithTwoCodes:
+    """ISO 3166 lists some places as countries and as parts of one; a rule for either has to hold."""
+
+    @pytest.mark.parametrize(("part", "country"), [("CN-HK", "HK"), ("US-PR", "PR"), ("FR-974", "RE"), ("FI-01", "AX")])
+    def test_a_pause_on_the_country_covers_the_part(self, part: str, country: str) -> None:
+        """Hong Kong was paused; a profile that says CN-HK is in Hong Kong."""
+        controls = Controls(iso_jurisdictions()).after(
+            policy(900, terms("*"), on=0), pause(901, country, on=1), pause(902, "DE", on=1, name="other")
+        )
+
+        assert ask(folded(moved(part, 1, on=1)), controls).reason is Reason.PAUSED
+        assert ask(folded(moved(country, 1, on=1)), controls).reason is Reason.PAUSED
+
+    @pytest.mark.parametrize("territory", ["AX", "RE", "GP", "MQ", "GF", "YT"])
+    def test_the_law_of_the_union_holds_in_its_outermost_parts(self, territory: str) -> None:
+        """Members there are not offered less than those of the mainland."""
+        controls = Controls(iso_jurisdictions()).after(
+            policy(900, terms("EEA", regime=Regime.NOT_OFFERED), terms("*"), on=0)
+        )
+
+        assert ask(folded(moved(territory, 1, on=1)), controls).reason is Reason.NOT_OFFERED
+        assert ask(folded(moved("NC", 1, on=1)), controls).reason is Reason.DEFAULT_ON

@@ -17,7 +17,7 @@ import pytest
 from tests.strategies import WORLD, chose, day, erased, folded, lift, moved, pause, policy, terms
 
 from consentry.domain import decisions, records
-from consentry.domain.controls import Control, Controls, PauseLifted, Regime
+from consentry.domain.controls import Control, Controls, PauseLifted, Regime, _Index
 from consentry.domain.decisions import decide
 from consentry.domain.events import Fact, FactKind, MemberEvent
 from consentry.domain.records import Record, fold, next_choice
@@ -216,7 +216,7 @@ class TestEverySequence:
 
 def any_opt_in_cancels(standing: Fact | None, fact: Fact) -> Fact | None:
     """A choice rule that does not ask what the person had seen."""
-    seen = fact._replace(observed_version=1 << 40) if fact.kind is FactKind.OPTED_IN else fact
+    seen = fact._replace(observed_version=fact.version - 1) if fact.kind is FactKind.OPTED_IN else fact
     return next_choice(standing, seen)
 
 
@@ -237,7 +237,7 @@ class TestTheCheckItself:
             (records, "fold_fact", fold_without_looking_back, "a replay changes a record"),
             (Fact, "latches", lambda *_: False, "an erasure ends"),
             (PauseLifted, "voids_opt_ins", False, "is OPTED_IN for by_opt_in"),
-            (Controls, "is_lifted", lambda *_, **__: False, "is PAUSED for"),
+            (_Index, "is_lifted", lambda *_, **__: False, "is PAUSED for"),
             (Controls, "pause_in_force", lambda *_, **__: None, "is DEFAULT_ON for"),
         ],
         ids=["uninformed", "repeated", "unlatched", "not voided", "never lifted", "never paused"],

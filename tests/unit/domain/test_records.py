@@ -200,6 +200,23 @@ class TestChoices:
         assert choice.kind is FactKind.OPTED_OUT
 
 
+class TestWhatNobodyCanHaveSeen:
+    def test_a_version_that_does_not_exist_yet_was_seen_by_nobody(self) -> None:
+        """A broken producer that sends a huge number would cancel every opt-out it meets."""
+        for observed in (3, 4, 99, 1 << 40):
+            record = folded(
+                moved("US", 1, on=1), chose(Choice.OPT_OUT, 2, on=2), chose(Choice.OPT_IN, 3, on=3, observed=observed)
+            )
+            choice = stands(record).choice
+            assert choice is not None
+            assert choice.kind is FactKind.OPTED_OUT
+
+        seen = folded(moved("US", 1, on=1), chose(Choice.OPT_OUT, 2, on=2), chose(Choice.OPT_IN, 3, on=3, observed=2))
+        choice = stands(seen).choice
+        assert choice is not None
+        assert choice.kind is FactKind.OPTED_IN
+
+
 class TestBound:
     @given(long_histories())
     def test_a_record_keeps_at_most_64_facts(self, history: list[MemberEvent]) -> None:

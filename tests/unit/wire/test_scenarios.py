@@ -101,6 +101,12 @@ def test_each_slip_names_its_line_and_field(right: str, wrong: str, line: int, f
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        (STORY.replace('version: "1"', "version: 0x" + "f" * 6000), 5),
+        (STORY.replace("name: story", "name: [a, b]"), 1),
+        (STORY.replace("name: story", "name: {a: b}"), 1),
+        (STORY.replace("member: ana, jurisdiction", "member: true, jurisdiction"), 13),
+        (STORY.replace("member: ana, jurisdiction", "member: [ana], jurisdiction"), 13),
+        (STORY.replace("regime: DEFAULT_ON}", "regime: DEFAULT_ON, purge: {within: P99999999D}}", 1), 8),
         ("name: a\ntimeline: [", 2),
         ("name: a\nname: b", 2),
         ("name: a\ntimeline:\n  - {recorded: 2024-13-01, member_erased: {member: m}}", 3),
@@ -154,3 +160,23 @@ def test_plain_values_are_read_as_a_file_is() -> None:
     document = read_form(STORY, lambda data: data, source="story")
 
     assert parse_scenario(document) == read_scenario(STORY)
+
+
+def test_a_small_file_that_stands_for_a_huge_one_is_refused_at_once() -> None:
+    """Four hundred bytes of references would take the desk's machine."""
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    text = "\n".join(levels) + "\n" + STORY.replace("name: story", "name: *a9")
+
+    with pytest.raises(InvalidInput, match="is not a field of the scenario"):
+        read_scenario(text)
+    nested = "name: " + "[" * 3 + "*a9" + "]" * 3
+    with pytest.raises(InvalidInput):
+        read_scenario("\n".join(levels) + "\n" + STORY.replace("name: story", nested))
+
+
+def test_data_may_have_been_collected_before_anything_was_recorded() -> None:
+    """Old data is what a cut-off is for."""
+    story = STORY.replace("reason: DEFAULT_ON}", "reason: DEFAULT_ON, row: {collected: 1965-05-05}}")
+
+    assert run(read_scenario(story), iso_jurisdictions()) == ()

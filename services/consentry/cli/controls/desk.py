@@ -126,17 +126,19 @@ def objection_to_lift(lift: PauseLifted, log: Sequence[Control], *, has_effectiv
     return None
 
 
-def is_published(policy: PolicyPublished, log: Sequence[Control], form: Form) -> bool:
+def is_published(policy: PolicyPublished, log: Sequence[Control], form: Form, *, has_effective: bool) -> bool:
     """Whether this version was published before. Raises InvalidInput if it was with other content."""
     from consentry.domain.controls import PolicyPublished
 
     for known in log:
         if isinstance(known, PolicyPublished) and known.version == policy.version:
-            if known.terms == policy.terms:
+            is_moved = has_effective and known.effective_at != policy.effective_at
+            if known.terms == policy.terms and not is_moved:
                 return True
+            other = "another effective time" if known.terms == policy.terms else "other terms"
             objection = Objection(
                 "version",
-                f"the policy version {policy.version!r} was published before with other terms: a record that names it "
+                f"the policy version {policy.version!r} was published before with {other}: a record that names it "
                 "would not say which",
                 "give the new terms a version of their own",
                 "input.policy_version",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,24 +36,27 @@ class Report:
     terms: tuple[TermsChange, ...]
     order: PurgeOrder | None
     datasets: tuple[tuple[str, str], ...]
+    freed: Mapping[str, list[str]]
     held: int
     age_seconds: float
 
     @property
     def opens_use(self) -> bool:
         """Whether anybody's data would be let in, or new terms would let in what the old ones kept out."""
-        return any(impact.opened() for impact in self.impacts) or any(change.opens for change in self.terms)
+        in_terms = any(change.opens for change in self.terms)
+        return bool(self.freed) or in_terms or any(impact.opened() for impact in self.impacts)
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether all answers and all terms stay what they are."""
-        return not self.terms and not any(impact.changes for impact in self.impacts)
+        """Whether all answers and all terms stay what they are, and nothing has to be purged."""
+        is_same = not self.terms and not any(impact.changes for impact in self.impacts)
+        return is_same and not self.freed and self.order is None
 
 
 def make_report(control: Control, settings: Settings, log: Sequence[Control]) -> Report:
     """Count the members of the table under the controls so far, and with this one after them."""
-    from consentry.domain.controls import Controls, PauseImposed, PolicyPublished
-    from consentry.domain.impact import Census, moments_of, purposes_of, scope_of, terms_changes
+    from consentry.domain.controls import Controls, PauseImposed, PauseLifted, PolicyPublished
+    from consentry.domain.impact import Census, freed, moments_of, purposes_of, scope_of, terms_changes
     from consentry.domain.orders import order_for_pause
     from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -76,6 +79,9 @@ def make_report(control: Control, settings: Settings, log: Sequence[Control]) ->
         terms=terms,
         order=order_for_pause(_first(control, after), after) if isinstance(control, PauseImposed) else None,
         datasets=settings.declared_subscribers(),
+        freed=freed(control, before, after, at=moments[0], known_at=known_at)
+        if isinstance(control, PauseLifted)
+        else {},
         held=walk.held,
         age_seconds=walk.age_seconds,
     )

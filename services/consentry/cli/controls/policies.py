@@ -43,7 +43,9 @@ def publish(
     )
     settings = open_settings()
     log = read_log(settings)
-    if is_published(policy, log, form):
+    # Left out, it is the time of publishing, which a repetition does not mean to change.
+    has_effective = policy.effective_at != policy.recorded_at
+    if is_published(policy, log, form, has_effective=has_effective):
         said = f"policy {policy.version} is published already, with the same terms; nothing was sent"
         typer.echo(json.dumps({"sent": False, "why": said}) if as_json else said)
     elif dry_run:

@@ -173,6 +173,7 @@ def _dataset_lines(report: Report) -> Iterator[str]:
 def _notes(report: Report) -> Iterator[str]:
     """What the numbers do not say."""
     from consentry.domain.controls import PauseImposed, PolicyPublished
+    from consentry.domain.impact import named
 
     control = report.control
     if isinstance(control, PauseImposed):
@@ -182,7 +183,10 @@ def _notes(report: Report) -> Iterator[str]:
                 "note: it pauses only some categories; the numbers are for data of unknown category, and rows of "
                 "other categories stay as they are"
             )
-    elif isinstance(control, PolicyPublished) and any(
+    for purpose, codes in report.freed.items():
+        where = named(codes, report.after.jurisdictions, at=report.impacts[0].at)
+        yield f"note: rows that name {where} themselves may be used again for {purpose}, as their members' word allows"
+    if isinstance(control, PolicyPublished) and any(
         terms.categories is not None or terms.collected_from is not None for terms in control.terms
     ):
         yield "note: the terms look at rows too (category, time of collection); the numbers are for members alone"
@@ -201,6 +205,7 @@ def _data(report: Report) -> dict[str, Any]:
         "held": report.held,
         "opens_use": report.opens_use,
         "changes_nothing": report.changes_nothing,
+        "freed": report.freed,
         **_impact_data(first),
         "after_notice": [_impact_data(impact) for impact in later],
         "terms": [_terms_data(change) for change in report.terms],

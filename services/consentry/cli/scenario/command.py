@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from rich.console import Console
 
-from consentry.domain.errors import InvalidInput
+from consentry.domain.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from consentry.domain.scenarios import Failure, Scenario
@@ -171,6 +173,7 @@ def _on_the_stack(read: Sequence[Read], console: Console, directory: Path, jobs:
     from consentry.ops.logs import set_up_logs
 
     set_up_logs(style="text", level="error")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it wants nothing left behind, either
     with surroundings(directory, console, prefix="scenario", use_running=True) as (settings, work):
         is_ours = settings.local_dir == directory
 
@@ -179,10 +182,15 @@ def _on_the_stack(read: Sequence[Read], console: Console, directory: Path, jobs:
             place = work / str(number)
             place.mkdir()
             try:
-                return play(scenario, own, place)
-            finally:
+                failures = play(scenario, own, place)
+            except BaseException:
                 if not is_ours:
-                    clean_up(own)
+                    with suppress(Unavailable):  # what went wrong first is what is told
+                        clean_up(own)
+                raise
+            if not is_ours:
+                clean_up(own)
+            return failures
 
         with ThreadPoolExecutor(jobs) as pool:
             # A thread each, and as many at a time as asked for; told in the order in which they were given.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -16,11 +17,13 @@ from consentry.cli.explain import read_member
 from consentry.cli.wiring import open_catalog, open_registry, read_controls
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Decision, decide
-from consentry.domain.errors import Unavailable
+from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.events import EventUnreadable
+from consentry.domain.explain import date_text
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.scenarios import Expectation, Failure, Scenario, failed_answers, failed_orders, history
 from consentry.domain.values import Micros, Reason
+from consentry.ops.clock import system_clock
 from consentry.ops.settings import Settings
 from consentry.trainer.client import Client
 from consentry.wire.catalog import Catalog, register_all
@@ -45,6 +48,7 @@ def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failu
     `settings` name the stack; their namespace is the scenario's own. Its topics take the sender's time, so that the
     story plays when it happened. Raises Refused or Unavailable.
     """
+    _check_is_past(scenario)
     settings = settings.model_copy(update={"profile": PROFILE})
     kafka, namespace = settings.kafka(), settings.namespace
     register_all(open_registry(settings), namespace)
@@ -68,13 +72,26 @@ def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failu
     return (*failed_answers(scenario, decisions), *failed_orders(scenario, orders))
 
 
+def _check_is_past(scenario: Scenario) -> None:
+    if scenario.end > system_clock():
+        raise Refused(
+            f"The scenario {scenario.name!r} ends on {date_text(scenario.end)}; no broker takes what is still to come.",
+            code="scenario.future",
+            fix="run it with --engine rules",
+        )
+
+
 def clean_up(settings: Settings) -> None:
-    """Remove the topics and the table of a namespace from a stack that is not ours. Raises Unavailable."""
+    """Remove what a scenario left on a stack that is not ours: topics, groups and its table. Raises Unavailable."""
     names = [topic_name(settings.namespace, topic) for topic in topics()]
     admin = AdminClient(client_config(settings.kafka(), "consentry-scenario"))
     try:
         for answer in admin.delete_topics(names, request_timeout=15).values():
             answer.result()
+        groups = [f"{settings.namespace}-processor", f"{settings.namespace}-ledger"]
+        for gone in admin.delete_consumer_groups(groups, request_timeout=15).values():
+            with suppress(KafkaException):
+                gone.result()  # one that never came to be, or whose last member is just leaving
     except KafkaException as error:
         raise Unavailable(
             f"The topics of {settings.namespace} could not be deleted: {error.args[0]}.",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.strategies import WORLD, day, folded, lift, moved, new_catalog, pause
+from tests.strategies import WORLD, day, folded, lift, moved, new_catalog, pause, policy, terms
 
 from consentry.cli.controls.desk import (
     Form,
+    is_published,
     objection_to_lift,
     objection_to_pause,
     read_file,
@@ -138,3 +140,23 @@ class TestNotes:
         noted = capsys.readouterr().err
         assert said in noted
         assert bool(noted) == bool(said)
+
+
+class TestPublishing:
+    FORM = Form("policy.yaml", "version: '1'")
+
+    def published(self, effective: float, *, has_effective: bool) -> bool:
+        """Whether a policy of the same version and terms, with another time, counts as published already."""
+        known = policy(1, terms("*"), on=5)
+        again = replace(policy(2, terms("*"), on=9, effective=effective), version=known.version)
+        return is_published(again, [known], self.FORM, has_effective=has_effective)
+
+    def test_the_same_file_again_changes_nothing(self) -> None:
+        """A pipeline may publish the same file every night."""
+        assert self.published(9, has_effective=False)
+        assert self.published(5, has_effective=True)
+
+    def test_the_same_version_brought_forward_is_refused(self) -> None:
+        """The desk would believe that stricter terms bind already."""
+        with pytest.raises(InvalidInput, match="another effective time"):
+            self.published(3, has_effective=True)

@@ -23,7 +23,7 @@ from tests.strategies import (
     terms,
 )
 
-from consentry.domain.controls import Control, Controls, Minors, OptIns, Regime, Terms
+from consentry.domain.controls import Control, Controls, Minors, OptIns, PauseLifted, Regime, Terms
 from consentry.domain.decisions import Row, decide
 from consentry.domain.events import MemberEvent
 from consentry.domain.impact import (
@@ -31,6 +31,7 @@ from consentry.domain.impact import (
     Census,
     Change,
     Impact,
+    freed,
     in_force,
     moments_of,
     named,
@@ -174,6 +175,28 @@ class TestWhatIsAsked:
         assert moments_of(published, now=NOW) == (NOW, day(50))
         assert moments_of(policy(1, terms("HK"), on=30, effective=40), now=NOW) == (day(40),)
         assert moments_of(pause(1, "HK", on=30, effective_at=day(1)), now=NOW) == (NOW,)
+
+
+class TestFreed:
+    PAUSED = OPEN.after(pause(1, "GB", on=5, name="gb"), pause(2, "GB-SCT", on=6, name="sct"), pause(3, "HK", on=6))
+
+    def freed_by(self, ending: PauseLifted, before: Controls) -> dict[str, list[str]]:
+        """Where rows may be used again after a lift."""
+        return dict(freed(ending, before, before.after(ending), at=NOW, known_at=NOW))
+
+    def test_a_lift_frees_rows_of_its_place_although_no_member_lives_there(self) -> None:
+        """The desk must not read *opens nothing* where a row of somebody elsewhere is used from then on."""
+        assert self.freed_by(lift(9, on=30, name="gb"), self.PAUSED) == {PURPOSE: ["GB"]}
+
+    def test_what_another_pause_or_no_terms_keep_closed_is_not_freed(self) -> None:
+        """A warning that is always there is read by nobody."""
+        again = self.PAUSED.after(pause(4, "GB", on=7, name="gb-2"))
+        not_offered = self.PAUSED.after(policy(901, terms("GB", regime=Regime.NOT_OFFERED), on=8))
+
+        assert self.freed_by(lift(9, on=30, name="gb"), again) == {}
+        assert self.freed_by(lift(9, on=30, name="gb"), not_offered) == {}
+        assert self.freed_by(lift(9, on=30, name="other"), self.PAUSED) == {}
+        assert self.freed_by(lift(9, on=30, name="gb"), self.PAUSED.after(lift(8, on=20, name="gb"))) == {}
 
 
 class TestTerms:

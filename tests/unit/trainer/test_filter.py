@@ -197,6 +197,26 @@ class TestTimes:
 
 
 class TestColumns:
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pa.array([1_700_000_000], pa.duration("ns")),
+            pa.array([True]),
+            pa.array(["2024-01-01"]),
+            pa.array([1], pa.time64("us")),
+            pa.array([-9_223_372_036_855], pa.timestamp("s")),
+            pa.array([-106_751_992], pa.date32()),
+            pa.array([1.5]),
+        ],
+    )
+    def test_what_is_no_time_of_collection_is_refused(self, values: pa.Array) -> None:
+        """Read as one all the same, or wrapped round, it would pass a cut-off that the data does not."""
+        view = View(PARTITIONS, iso_jurisdictions())
+        view.apply_control(policy(901, terms("*", collected_from=day(5)), on=1))
+
+        with pytest.raises(InvalidInput, match="not a time of collection"):
+            verdict(pa.table({"member_id": ["a"], "when": values}), view, Columns(collected="when"))
+
     @pytest.mark.parametrize("columns", [Columns(member="user"), Columns(jurisdiction="place"), Columns(collected="x")])
     def test_a_missing_column_is_named_with_those_that_are_there(self, view: View, columns: Columns) -> None:
         """Whoever mistyped it finds the right one in the message."""

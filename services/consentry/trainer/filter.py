@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from consentry.domain.decisions import Row, judge
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason
-from consentry.trainer.view import HELD_CLASS, Distinctions, Likenesses, RowKind, View
+from consentry.trainer.likenesses import HELD_CLASS, Distinctions, Likenesses, RowKind
+from consentry.trainer.view import View
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
 _ALLOWING = np.array([reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in REASONS])

@@ -35,7 +35,7 @@ from consentry.domain.events import Fact, FactKind, MemberEvent
 from consentry.domain.records import Record
 from consentry.domain.values import MEMBER_ID_PATTERN, Choice, MemberId, Micros, Reason
 from consentry.trainer import filter as filtering
-from consentry.trainer import view as viewing
+from consentry.trainer import likenesses
 from consentry.trainer.filter import REASONS, Columns, decide_table
 from consentry.trainer.view import FOREVER, View
 from consentry.wire.controls import Frontier
@@ -472,7 +472,7 @@ class TestMeanwhile:
         self, monkeypatch: pytest.MonkeyPatch, changed_max: int
     ) -> None:
         """The old record is remembered after the new one was applied: for ever, unless that is noticed."""
-        monkeypatch.setattr(viewing, "_CHANGED_MAX", changed_max)
+        monkeypatch.setattr(likenesses, "_CHANGED_MAX", changed_max)
         view = new_view()
         put(view, *(record_of(member, HOME) for member in MEMBERS))
         view.records = _Slow(view.records, view, *(record_of(member, HOME, OUT) for member in MEMBERS[:3]))
@@ -505,7 +505,7 @@ class TestBounds:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Letting go of answers costs time, never an answer."""
-        monkeypatch.setattr(viewing, "_ANSWERS_MAX", 1)
+        monkeypatch.setattr(likenesses, "_ANSWERS_MAX", 1)
         view = new_view(pause(1, "HK", on=2))
         rows: list[tuple[str | None, Row]] = [("a", Row(jurisdiction=place)) for place in PLACES]
         table = pa.table({"member_id": ["a"] * len(PLACES), "place": pa.array(PLACES, pa.string())})

@@ -12,7 +12,8 @@ from tests.strategies import PURPOSE, chose, day, erased, folded, moved, release
 from consentry.domain.events import Fact, FactKind, MemberEvent
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros
-from consentry.trainer.view import FOREVER, FactColumns
+from consentry.trainer.fact_columns import FactColumns
+from consentry.trainer.view import FOREVER
 from consentry.wire.frames import frame
 from consentry.wire.records import write_record
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from tests.strategies import (
+    MEMBER,
     PURPOSE,
     WORLD,
     chose,
@@ -29,10 +30,8 @@ from consentry.domain.controls import (
     OptIns,
     Regime,
 )
-from consentry.domain.decisions import Decision, Row, decide, stale
-from consentry.domain.events import (
-    MemberEvent,
-)
+from consentry.domain.decisions import NOBODY, Decision, Limit, Row, decide, stale, standing
+from consentry.domain.events import Fact, MemberEvent
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, Reason
 from consentry.wire.forms import parse_instant
@@ -433,3 +432,139 @@ class TestPlacesWithTwoCodes:
 
         assert ask(folded(moved(territory, 1, on=1)), controls).reason is Reason.NOT_OFFERED
         assert ask(folded(moved("NC", 1, on=1)), controls).reason is Reason.DEFAULT_ON
+
+
+class TestGrounds:
+    """What is told besides the reason: explain, the trainer's log and a regulator's answer are made of it."""
+
+    opt_in = chose(Choice.OPT_IN, 2, on=2)
+    published = policy(900, terms("*"), on=0)
+
+    def because(self, decision: Decision) -> list[tuple[Reason, object, str | None]]:
+        """Reason, fact and place of each ground, the versions of facts left out."""
+        return [
+            (one.reason, one.fact._replace(version=0) if isinstance(one.fact, Fact) else one.fact, one.jurisdiction)
+            for one in decision.because
+        ]
+
+    def test_what_ends_a_question_is_its_only_ground(self) -> None:
+        """Whoever is erased or held hears just that; where they lived is nobody's business any more."""
+        gone, held = erased(3, on=3), unreadable(3, on=3)
+
+        assert self.because(ask(folded(US, gone))) == [(Reason.ERASED, gone.fact(), None)]
+        assert self.because(ask(folded(US, held))) == [(Reason.HELD, held.fact(), None)]
+
+    def test_a_question_that_cannot_be_answered_says_why(self) -> None:
+        """A member without a place, and one whose past is folded away, need different help."""
+        many = folded(US, *(chose(Choice.UNKNOWN, number, on=2) for number in range(100, 180)))
+
+        [folded_away], [nowhere] = ask(many, at=1).because, ask(None).because
+
+        assert (folded_away.reason, nowhere.reason) == (Reason.HISTORY_FOLDED, Reason.JURISDICTION_UNKNOWN)
+        assert "before what the record still knows" in str(folded_away.fact)
+        assert "neither the member's record nor the row" in str(nowhere.fact)
+
+    def test_an_unknown_code_is_told_and_cut(self) -> None:
+        """Free text in a column of codes may be anything, and is copied into answers."""
+        [ground] = ask(None, row=Row(jurisdiction="x" * 30)).because
+
+        assert ground == (Reason.JURISDICTION_UNKNOWN, f"'{'x' * 16}' is not a known code", "x" * 30, None, None)
+
+    def test_without_terms_the_purpose_the_place_and_the_choice_are_told(self) -> None:
+        """The policy that is missing has to be found, and the member's opt-in is not forgotten over it."""
+        assert self.because(ask(folded(US, self.opt_in), Controls(WORLD))) == [
+            (Reason.NO_TERMS, f"no policy has terms for {PURPOSE}", "US"),
+            (Reason.OPTED_IN, self.opt_in.fact(), "US"),
+        ]
+
+    def test_an_opt_in_is_told_with_the_policy_that_lets_it_count(self) -> None:
+        """The basis of the use is both."""
+        decision = ask(folded(US, self.opt_in))
+
+        assert self.because(decision) == [
+            (Reason.OPTED_IN, self.published, "US"),
+            (Reason.OPTED_IN, self.opt_in.fact(), "US"),
+        ]
+        assert decision.because[0].terms == self.published.terms[0]
+        assert decision.because[0].limit is None
+
+    def test_an_opt_in_that_a_lift_made_void_is_told_by_the_lift(self) -> None:
+        """The member said yes, and asks why that does not count."""
+        lifted = lift(4, on=5)
+        controls = EVERYWHERE.after(pause(3, "US", on=4), lifted)
+
+        assert self.because(ask(folded(US, self.opt_in), controls)) == [
+            (Reason.DEFAULT_ON, self.published, "US"),
+            (Reason.OPT_IN_REQUIRED, lifted, "US"),
+        ]
+
+    def test_a_pause_is_told_before_the_choice(self) -> None:
+        """Two things stand against the use; ending one would not allow it."""
+        imposed, opt_out = pause(3, "US", on=4), chose(Choice.OPT_OUT, 2, on=2)
+
+        assert self.because(ask(folded(US, opt_out), EVERYWHERE.after(imposed))) == [
+            (Reason.PAUSED, imposed, "US"),
+            (Reason.OPTED_OUT, opt_out.fact(), "US"),
+        ]
+        assert self.because(ask(folded(US, opt_out))) == [(Reason.OPTED_OUT, opt_out.fact(), "US")]
+
+    @pytest.mark.parametrize(
+        ("conditions", "band", "row", "limit"),
+        [
+            ({"minors": Minors.EXCLUDE}, AgeBand.MINOR, None, Limit.MINOR),
+            ({"minors": Minors.EXCLUDE_UNLESS_ADULT}, AgeBand.MINOR, None, Limit.MINOR),
+            ({"minors": Minors.EXCLUDE_UNLESS_ADULT}, AgeBand.UNKNOWN, None, Limit.AGE_NOT_KNOWN),
+            ({"minors": Minors.UNKNOWN}, AgeBand.UNKNOWN, None, Limit.AGE_NOT_KNOWN),
+            ({"categories": ("posts",)}, AgeBand.ADULT, Row(category="messages"), Limit.CATEGORY),
+            ({"collected_from": day(5)}, AgeBand.ADULT, Row(), Limit.COLLECTED_UNKNOWN),
+            ({"collected_from": day(5)}, AgeBand.ADULT, Row(collected=day(4)), Limit.COLLECTED_BEFORE),
+        ],
+    )
+    def test_terms_that_do_not_cover_the_use_say_by_which_limit(
+        self, conditions: dict[str, Any], band: AgeBand, row: Row | None, limit: Limit
+    ) -> None:
+        """An officer corrects the row, the age or the policy, whichever it is."""
+        decision = ask(folded(moved("US", 1, on=1, age_band=band)), with_terms(**conditions), row=row)
+
+        assert (decision.reason, decision.because[0].limit) == (Reason.OUTSIDE_TERMS, limit)
+
+    def test_a_stale_answer_says_by_what_bound(self) -> None:
+        """Whoever is woken has to see how far behind it is."""
+        assert stale("7 s behind").because == ((Reason.STALE, "7 s behind", None, None, None),)
+
+    def test_of_two_places_the_one_that_decides_is_told(self) -> None:
+        """Where both allow, the reason that ranks first; where one refuses, only that one."""
+        controls = EVERYWHERE.after(policy(901, terms("HK", regime=Regime.OPT_IN), on=1))
+
+        refused = ask(folded(US), controls, row=Row(jurisdiction="HK"))
+        both = ask(folded(US), controls, row=Row(jurisdiction="GB"))
+
+        assert [one.jurisdiction for one in refused.because] == ["HK"]
+        assert (refused.allowed, refused.reason) == (False, Reason.OPT_IN_REQUIRED)
+        assert (both.allowed, both.reason) == (True, Reason.DEFAULT_ON)
+        assert [one.jurisdiction for one in both.because] == ["US"]
+
+
+class TestInstants:
+    """Both times of every fact, and the ends of what a record knows, are inclusive; one instant off wrongs somebody."""
+
+    @pytest.mark.parametrize(("at", "known_at", "counts"), [(5, 7, True), (4.99999, 7, False), (5, 6.99999, False)])
+    def test_a_fact_counts_from_its_first_instant(self, at: float, known_at: float, counts: bool) -> None:
+        """An opt-out holds at the instant that the member was told."""
+        record = folded(US, chose(Choice.OPT_OUT, 2, on=7, effective_at=day(5)))
+
+        assert (ask(record, at=at, known_at=known_at).reason is Reason.OPTED_OUT) == counts
+
+    def test_a_folded_record_answers_from_the_horizon_itself_on(self) -> None:
+        """There everything that was folded counts; an instant earlier some of it would not."""
+        many = (chose(Choice.UNKNOWN, number, on=7, effective_at=day(5)) for number in range(100, 180))
+        record = folded(moved("US", 1, on=1), *many)
+
+        assert ask(record, at=5, known_at=7).reason is Reason.DEFAULT_ON
+        assert ask(record, at=4.99999, known_at=7).reason is Reason.HISTORY_FOLDED
+        assert ask(record, at=5, known_at=6.99999).reason is Reason.HISTORY_FOLDED
+
+    def test_a_record_that_says_nothing_is_nobodys(self) -> None:
+        """Who is in the table and said nothing stands like somebody who is not in it."""
+        assert standing(Record(member=MEMBER), purpose=PURPOSE, at=day(1), known_at=day(1)) == NOBODY
+        assert NOBODY.is_folded is False

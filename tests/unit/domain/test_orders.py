@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.strategies import MEMBER, PURPOSE, WORLD, chose, day, erased, folded, moved, pause, policy, terms
 
-from consentry.domain.controls import PURGE_WITHIN_DEFAULT, Controls, Reach
+from consentry.domain.controls import PURGE_WITHIN_DEFAULT, Controls, Reach, Scope
 from consentry.domain.events import MemberEvent
 from consentry.domain.orders import (
     PurgeOrder,
@@ -189,3 +189,69 @@ class TestReceipts:
         receipts = self.receipt("rankre", Result.DELETED)
 
         assert owed(self.order, receipts, [("ranker", "posts")]) == (("ranker", "posts"),)
+
+
+class TestIdentity:
+    """What a receipt refers to, months later and perhaps to another version of Consentry."""
+
+    def test_an_order_is_named_by_its_cause_the_event_and_the_member(self) -> None:
+        """Under another name the receipts of the old version would settle nothing."""
+        asked, gone = order_of(chose(Choice.OPT_OUT, 2, on=3)), order_of(erased(2, on=3))
+
+        assert asked is not None
+        assert gone is not None
+        assert asked.order_id == "opt_out:0000000000000002:member-1"
+        assert gone.order_id == "erasure:0000000000000002:member-1"
+
+    def test_an_opt_outs_order_is_for_its_purpose_wherever_the_member_lived(self) -> None:
+        """What was collected before a move is the member's too."""
+        order = order_of(chose(Choice.OPT_OUT, 2, on=3))
+
+        assert order is not None
+        assert order.scope == Scope(jurisdictions=(), purposes=(PURPOSE,), categories=None)
+        assert (order.recorded_at, order.due_at, order.pause) == (day(3), day(10), None)
+
+    def test_a_pauses_order_begins_when_it_was_recorded(self) -> None:
+        """From then the subscribers have their days, also when the authority's date was earlier."""
+        imposed = pause(5, "US", on=3, reach=Reach.PRIOR_AND_FUTURE, effective_at=day(1))
+
+        order = order_for_pause(imposed, ASKING)
+
+        assert order is not None
+        assert (order.recorded_at, order.due_at) == (day(3), day(10))
+
+
+class TestDueDates:
+    """The one number that a member and a regulator are told."""
+
+    def test_a_move_that_takes_effect_in_the_instant_of_the_event_counts(self) -> None:
+        """The member is owed what their home promises from its first instant on."""
+        here = (moved("HK", 1, on=1), moved("US", 2, on=2, effective_at=day(3)))
+
+        assert order_of(chose(Choice.OPT_OUT, 3, on=3), before=here) is not None
+        assert order_of(chose(Choice.OPT_OUT, 3, on=2.9), before=here) is None
+
+    def test_a_pause_is_due_by_the_terms_of_its_own_purposes(self) -> None:
+        """A stricter promise about another use is not this regulator's."""
+        quick = policy(2, terms("US", purpose="ads", purge_within=Micros(DAY_MICROS)), on=0)
+        imposed = pause(5, "US", on=3, reach=Reach.PRIOR_AND_FUTURE)
+        everything = replace(imposed, scope=replace(imposed.scope, purposes=None))
+
+        for one, due in ((imposed, day(10)), (everything, day(4))):
+            order = order_for_pause(one, ASKING.after(quick))
+            assert order is not None
+            assert order.due_at == due
+
+    def test_the_terms_in_force_when_the_cause_was_recorded_count(self) -> None:
+        """What is promised later, or was not yet known, cannot have been the promise."""
+        quick = terms("US", purge_on_opt_out=True, purge_within=Micros(DAY_MICROS))
+        causes = (erased(2, on=3), chose(Choice.OPT_OUT, 2, on=3))
+
+        for published, due in ((policy(2, quick, on=3), day(4)), (policy(2, quick, on=3.1, effective=1), day(10))):
+            for cause in causes:
+                order = order_of(cause, ASKING.after(published))
+                assert order is not None
+                assert order.due_at == due
+            of_pause = order_for_pause(pause(5, "US", on=3, reach=Reach.PRIOR_AND_FUTURE), ASKING.after(published))
+            assert of_pause is not None
+            assert of_pause.due_at == due

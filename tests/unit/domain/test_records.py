@@ -29,8 +29,8 @@ from tests.strategies import (
 
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Standing, decide, standing
-from consentry.domain.events import FactKind, MemberEvent
-from consentry.domain.records import FACTS_MAX, Record, fold
+from consentry.domain.events import FactKind, MemberEvent, event_tag
+from consentry.domain.records import FACTS_MAX, Record, fold, reused_event_id
 from consentry.domain.values import Choice, Micros, Reason
 
 OPEN = Controls(WORLD).after(policy(1, terms("*"), on=0))
@@ -311,3 +311,168 @@ def full_record(*events: MemberEvent) -> Record:
     assert record is not None
     assert record.folded_recorded_at == day(1)
     return record
+
+
+def aged(*events: MemberEvent) -> Record:
+    """The record after these events and so many later ones that all of these are in the folded part."""
+    record = folded(*events, *(chose(Choice.UNKNOWN, 900 + number, on=300, purpose="filler") for number in range(80)))
+    assert record is not None
+    assert record.folded_recorded_at >= day(300)
+    return record
+
+
+def kept(record: Record) -> list[tuple[FactKind, int]]:
+    """What a record keeps beside the fillers: kinds and versions, in its order."""
+    return [(fact.kind, fact.version) for fact in record.facts if fact.name != "filler"]
+
+
+class TestFoldedAway:
+    """Of what is folded away only what still stands is kept: one fact too few forgets a no, one too many a change."""
+
+    @pytest.mark.parametrize(
+        ("events", "expected"),
+        [
+            ([moved("US", 1, on=1), moved("HK", 2, on=2)], [(FactKind.RELOCATED_ADULT, 2)]),
+            ([chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2)], [(FactKind.OPTED_OUT, 1)]),
+            ([chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2, observed=1)], [(FactKind.OPTED_IN, 2)]),
+            ([chose(Choice.OPT_OUT, 1, on=1), chose(Choice.UNKNOWN, 2, on=2)], [(FactKind.OPTED_OUT, 1)]),
+            ([chose(Choice.OPT_IN, 1, on=1), chose(Choice.UNKNOWN, 2, on=2)], []),
+            ([unreadable(1, on=1), released(2, on=2)], []),
+            ([released(1, on=1), unreadable(2, on=2)], [(FactKind.HELD, 2)]),
+            ([unreadable(1, on=1), unreadable(2, on=2)], [(FactKind.HELD, 2)]),
+        ],
+        ids=[
+            "moved again",
+            "opted in unseen",
+            "opted in seen",
+            "opt-out, then unknown",
+            "opt-in, then unknown",
+            "released",
+            "held after a release",
+            "held twice",
+        ],
+    )
+    def test_what_stands_is_kept_and_nothing_else(
+        self, events: list[MemberEvent], expected: list[tuple[FactKind, int]]
+    ) -> None:
+        """Somebody whom we have known for years must get the answer of somebody new who said the same."""
+        record = aged(*events)
+
+        assert kept(record) == expected
+        assert stands(record) == stands(folded(*events))
+
+    def test_each_purpose_keeps_its_own_choice(self) -> None:
+        """An opt-out of one use must not take the place of the opt-out of another."""
+        record = aged(
+            chose(Choice.OPT_IN, 1, on=1, purpose="ads"),
+            chose(Choice.OPT_OUT, 2, on=2),
+            chose(Choice.OPT_IN, 3, on=3, purpose="ads"),
+        )
+
+        assert kept(record) == [(FactKind.OPTED_OUT, 2), (FactKind.OPTED_IN, 3)]
+
+    def test_what_is_kept_stays_in_the_order_of_the_log(self) -> None:
+        """Later events fold on from it, and only the log's order says which word was the last."""
+        record = aged(chose(Choice.OPT_IN, 1, on=1), unreadable(2, on=2), moved("US", 3, on=3))
+
+        assert kept(record) == [(FactKind.OPTED_IN, 1), (FactKind.HELD, 2), (FactKind.RELOCATED_ADULT, 3)]
+
+    def test_an_erasure_dated_ahead_is_kept_behind_all_else_and_no_release_ends_it(self) -> None:
+        """An account that closes in two years closes, however much is said until then."""
+        late, early = (replace(erased(one, on=2), effective_at=day(date)) for one, date in ((2, 900), (3, 800)))
+        home = moved("US", 1, on=1)
+
+        record = aged(home, late, early, unreadable(4, on=4), released(5, on=5))
+
+        assert kept(record) == [(FactKind.RELOCATED_ADULT, 1), (FactKind.ERASED, 2), (FactKind.ERASED, 3)]
+        assert record.facts[-1].kind is FactKind.ERASED
+        assert record.erasure == record.facts[-1]
+        assert stands(record, at=day(900)).erasure == record.erasure
+
+    def test_the_horizon_never_goes_back(self) -> None:
+        """A question that was refused yesterday because its facts are gone would be answered, wrongly, today."""
+        ahead = chose(Choice.OPT_OUT, 1, on=350, effective_at=day(390))
+
+        record = aged(ahead, chose(Choice.OPT_OUT, 2, on=1))
+
+        assert record.folded_effective_at == day(390)
+        assert folded_on(record).folded_effective_at == day(390)
+        assert folded_on(record).folded_recorded_at == record.folded_recorded_at
+
+    def test_as_few_facts_are_folded_as_it_takes(self) -> None:
+        """Each one more puts the horizon forward, and an auditor is refused an answer that was still there."""
+        fillers = [chose(Choice.UNKNOWN, 900 + number, on=number, purpose="filler") for number in range(10, 73)]
+        record = folded(moved("US", 1, on=1), moved("HK", 2, on=2), *fillers)
+
+        assert record is not None
+        assert len(record.facts) == FACTS_MAX
+        assert kept(record) == [(FactKind.RELOCATED_ADULT, 2)]
+        assert (record.folded_effective_at, record.folded_recorded_at) == (day(2), day(2))
+
+    def test_a_record_is_folded_up_to_its_last_fact_if_need_be(self) -> None:
+        """A record that may outgrow its bound where it could be folded is one that no server takes at last."""
+        choices = [chose(Choice.OPT_OUT, number, on=number, purpose=f"purpose-{number}") for number in range(FACTS_MAX)]
+        again = chose(Choice.OPT_OUT, FACTS_MAX, on=FACTS_MAX, purpose="purpose-0")
+        one_more = chose(Choice.OPT_OUT, FACTS_MAX, on=FACTS_MAX, purpose="purpose-64")
+
+        record, over = folded(*choices, again), folded(*choices, one_more)
+
+        assert record is not None
+        assert over is not None
+        assert [fact.version for fact in record.facts] == [*range(2, FACTS_MAX + 2)]
+        assert record.folded_recorded_at == day(FACTS_MAX)
+        assert [fact.version for fact in over.facts] == [*range(1, FACTS_MAX + 2)]
+        assert (over.folded_effective_at, over.folded_recorded_at) == (0, 0)
+
+    def test_of_two_erasures_of_one_day_the_later_in_the_log_stays_behind(self) -> None:
+        """Both close the account on that day; every worker has to keep the two in the same order."""
+        both = [replace(erased(number, on=2), effective_at=day(9)) for number in (1, 2)]
+
+        record = folded(*both, unreadable(3, on=3))
+
+        assert record is not None
+        assert [fact.version for fact in record.facts] == [1, 3, 2]
+
+    def test_it_stays_the_members_own_record(self) -> None:
+        """A record under no name is nobody's, and its member's opt-out is gone."""
+        forged = folded(chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 1, on=2))
+
+        assert forged is not None
+        assert aged(chose(Choice.OPT_OUT, 1, on=1)).member == forged.member == MEMBER
+
+    def test_a_late_relocation_holds_the_member_and_takes_nothing_away(self) -> None:
+        """What the member said before must not be the price of a move that came too late."""
+        record, late = full_record(chose(Choice.OPT_OUT, 1, on=0)), moved("HK", 300, on=1)
+
+        after = fold(record, late)
+
+        assert after == fold(record, reused_event_id(MEMBER, late.fact()))
+        assert after.member == MEMBER
+        assert (choice := stands(after).choice) is not None
+        assert choice.kind is FactKind.OPTED_OUT
+
+    def test_a_reused_event_id_is_one_offence_whatever_version_it_would_have_made(self) -> None:
+        """A forger who repeats the forgery must not thereby add a fact each time."""
+        fact = chose(Choice.OPT_OUT, 1, on=1).fact()
+
+        assert reused_event_id(MEMBER, fact) == reused_event_id(MEMBER, fact._replace(version=7))
+        assert reused_event_id(MEMBER, fact) != reused_event_id(MEMBER, fact._replace(name="ads"))
+
+
+def folded_on(record: Record) -> Record:
+    """The record after as many events again as it keeps, all of an earlier day than any before."""
+    for number in range(FACTS_MAX):
+        record = fold(record, unreadable(5000 + number, on=-number))
+    return record
+
+
+def test_every_byte_of_an_event_id_makes_another_tag() -> None:
+    """Of two events with one tag and other content the second is taken for a forgery, and the member is held."""
+    tags = {event_tag(bytes(16)), *(event_tag(bytes(place) + b"\1" + bytes(15 - place)) for place in range(8))}
+
+    assert len(tags) == 9
+    assert tags == {
+        event_tag(bytes(16)),
+        *(event_tag(bytes(place) + b"\1" + bytes(15 - place)) for place in range(8, 16)),
+    }
+    assert event_tag(bytes(range(16))) == bytes([8] * 8)

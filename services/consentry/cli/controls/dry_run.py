@@ -50,7 +50,13 @@ class Report:
     def changes_nothing(self) -> bool:
         """Whether all answers and all terms stay what they are, and nothing has to be purged."""
         is_same = not self.terms and not any(impact.changes for impact in self.impacts)
-        return is_same and not self.freed and self.order is None
+        return is_same and not self.freed and not self.opens_order
+
+    @property
+    def opens_order(self) -> bool:
+        """Whether a purge order is opened that is not open since an earlier imposition of the same version."""
+        known = {f"pause:{pause.pause}:{pause.version}" for pause in self.before.pauses}
+        return self.order is not None and self.order.order_id not in known
 
 
 def make_report(control: Control, settings: Settings, log: Sequence[Control]) -> Report:

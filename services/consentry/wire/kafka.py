@@ -15,6 +15,14 @@ from consentry.domain.values import Micros
 from consentry.wire.partitions import PARTITIONER
 
 DELIVERY_TIMEOUT_MS: Final = 30_000
+_LEADER_MOVED: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+    }
+)
 _LOG: Final = logging.getLogger("librdkafka")
 
 
@@ -98,11 +106,15 @@ def end_offsets(
     asked = {TopicPartition(topic, partition): OffsetSpec.latest() for topic, partition in places}
     if not asked:
         return {}
-    try:
-        answers = admin.list_offsets(asked, request_timeout=timeout_seconds)
-        return {(place.topic, place.partition): answer.result().offset for place, answer in answers.items()}
-    except KafkaException as error:
-        raise unavailable("tell its offsets", error) from error
+    until = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            answers = admin.list_offsets(asked, request_timeout=timeout_seconds)
+            return {(place.topic, place.partition): answer.result().offset for place, answer in answers.items()}
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_MOVED or time.monotonic() > until:
+                raise unavailable("tell its offsets", error) from error
+            time.sleep(0.2)  # a broker that came back gives out new leader epochs; the client hears of it in a moment
 
 
 def read_all(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 30.0) -> Iterator[Stored]:

@@ -52,7 +52,7 @@ $(STAMP): requirements.lock pyproject.toml
 .PHONY: lock
 lock: $(STAMP) ## Pin the dependencies of pyproject.toml again, by hash
 	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
-	$(COMPILE) --extra processor -c requirements.lock pyproject.toml -o deploy/requirements.lock
+	$(COMPILE) --extra processor --extra gateway -c requirements.lock pyproject.toml -o deploy/requirements.lock
 	$(COMPILE) -c requirements.lock deploy/build-requirements.in -o deploy/build-requirements.lock
 
 .PHONY: lint

@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 import structlog
 from confluent_kafka.admin import AdminClient
 
-from consentry.domain.errors import Unavailable
+from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
 from consentry.wire.controls import Frontier
-from consentry.wire.kafka import client_config, end_offsets
+from consentry.wire.kafka import client_config, end_offsets, log_identity
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, RECORDS, topic_name
 
 INTERVAL_SECONDS: Final = 1.0
@@ -116,6 +116,7 @@ class FrontierThread:
         self._metrics = metrics
         self._last: dict[int, Micros] = {}
         self._controls_end = 0
+        self._log = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="frontiers", daemon=True)
 
@@ -145,7 +146,7 @@ class FrontierThread:
         while not self._stopping.wait(INTERVAL_SECONDS if self._marks.owned else 0.1):
             try:
                 self._tick()
-            except Unavailable as error:
+            except (Refused, Unavailable) as error:
                 # The frontier then stands still, and its age says so; the next tick asks again.
                 _LOG.warning("frontier_unavailable", detail=str(error))
                 # An admin client never learns of a new leader epoch: after a broker's restart it would fail for ever.
@@ -154,6 +155,8 @@ class FrontierThread:
 
     def _tick(self) -> None:
         owned = self._marks.owned
+        if not self._log:
+            self._log = log_identity(self._kafka, self._events).hex()
         asked_at = self._clock()
         ends = end_offsets(self._admin, [(self._controls, 0), *((self._events, partition) for partition in owned)])
         self._controls_end = ends.pop((self._controls, 0))
@@ -171,6 +174,7 @@ class FrontierThread:
                     records_offset=published[self._records, partition],
                     controls_offset=self._controls_end,
                     tainted=found.tainted,
+                    log=self._log,
                 )
             )
             if partition not in self._last:

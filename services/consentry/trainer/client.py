@@ -30,9 +30,12 @@ from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.kafka import client_config, end_offsets, follower_config, partition_count, stored
 from consentry.wire.records import newest_fact, version_of
 from consentry.wire.schemas import CONTROLS, FRONTIERS, PURGE_ORDERS, RECORDS, topic_name
+from consentry.wire.tokens import TokenKeys, read_token
 
 STALENESS_SECONDS: Final = 5.0
 CLOCKS_SECONDS_MAX: Final = 1.0
+TOKEN_WAIT_SECONDS: Final = 3.0
+"""So long a question waits for what its token demands; frontiers, which prove it, come every second."""
 _FRONTIERS_TAIL: Final = 20
 """A live partition publishes a frontier every second: its last one is among this many per partition."""
 _BATCH: Final = 5000
@@ -61,6 +64,7 @@ class Client:
         metrics: Metrics | None = None,
         resume: View | None = None,
         journal: Path | None = None,
+        token_keys: TokenKeys | None = None,
     ) -> None:
         self.name = name
         self.metrics = metrics or Metrics("client")
@@ -70,6 +74,8 @@ class Client:
         self._catalog = catalog
         self._clock = clock
         self._staleness_seconds = staleness_seconds
+        self._token_keys = token_keys or TokenKeys()
+        self._moved = threading.Condition()
         self._topics = {topic_name(namespace, topic): topic for topic in (RECORDS, CONTROLS, FRONTIERS, PURGE_ORDERS)}
         self._names = {topic: name for name, topic in self._topics.items()}
         self._admin = AdminClient(client_config(kafka, f"consentry-{name}"))
@@ -130,6 +136,34 @@ class Client:
                 )
             self._stopping.wait(0.02)
 
+    def wait_for(self, token: str, timeout_seconds: float) -> None:
+        """Return once answers are at least as fresh as a consent token. Raises Unavailable after that time.
+
+        Raises InvalidInput for a text that is no token, or one that was altered where the client has the token keys.
+        """
+        detail = self._behind(token, timeout_seconds)
+        if detail:
+            raise Unavailable(
+                f"The trainer {self.name} is not as fresh as the token after {timeout_seconds:g} s: {detail}.",
+                code="trainer.not_yet",
+                fix="wait longer, or check that the processor runs: it publishes a frontier every second",
+            )
+
+    def _behind(self, at_least: str | None, wait_seconds: float) -> str:
+        """Why an answer would not be fresh, or not as fresh as the token, after waiting at most so long; else empty."""
+        token = None if at_least is None else read_token(at_least, self._token_keys)
+        detail = self._stale_detail(self._clock()) or ("" if token is None else self.view.missing(token))
+        if token is None or not detail:
+            return detail
+        until = monotonic() + wait_seconds
+        with self._moved:
+            while (detail := self._stale_detail(self._clock()) or self.view.missing(token)) and not self._failure:
+                left = until - monotonic()
+                if left <= 0:
+                    break
+                self._moved.wait(min(left, 0.25))  # freshness also comes and goes with time alone
+        return detail
+
     @property
     def is_following(self) -> bool:
         """Whether the following thread lives: what liveness looks at."""
@@ -165,11 +199,15 @@ class Client:
         row: Row | None = None,
         at: Micros | None = None,
         known_at: Micros | None = None,
+        at_least: str | None = None,
+        wait_seconds: float = TOKEN_WAIT_SECONDS,
     ) -> Decision:
         """May this member's data, or this row of it, be used for `purpose`? Times default to now, in microseconds.
 
-        Raises InvalidInput for a member id that is none.
+        With the consent token `at_least` the answer knows of what was accepted with it: it is waited for, at most
+        `wait_seconds`, and else the answer is STALE. Raises InvalidInput for a member id or a token that is none.
         """
+        detail = self._behind(at_least, wait_seconds)
         now = self._clock()
         decision = self.view.decide(
             parse_member_id(member),
@@ -177,7 +215,7 @@ class Client:
             purpose=purpose,
             at=max(now, self.view.newest_frontier) if at is None else at,
             known_at=FOREVER if known_at is None else known_at,
-            stale_detail=self._stale_detail(now),
+            stale_detail=detail,
         )
         self._count(decision.allowed, decision.reason, 1)
         return decision
@@ -190,11 +228,16 @@ class Client:
         columns: Columns | None = None,
         at: Micros | None = None,
         known_at: Micros | None = None,
+        at_least: str | None = None,
+        wait_seconds: float = TOKEN_WAIT_SECONDS,
     ) -> Verdict:
         """Decide every row of an Arrow table; see filter.decide_table. Times default to now, in microseconds.
 
+        `at_least` and `wait_seconds` are those of `decide`: where the token is not reached every row is STALE.
+
         Without `columns` they are found by their conventional names: member_id, jurisdiction, category, collected_at.
         """
+        detail = self._behind(at_least, wait_seconds)
         now = self._clock()
         verdict = decide_table(
             table,
@@ -203,15 +246,24 @@ class Client:
             at=max(now, self.view.newest_frontier) if at is None else at,
             known_at=FOREVER if known_at is None else known_at,
             columns=columns or conventional_columns(table),
-            is_fresh=not self._stale_detail(now),
+            is_fresh=not detail,
         )
         for reason, number in verdict.counts().items():
             self._count(reason in (Reason.OPTED_IN, Reason.DEFAULT_ON), reason, number)
         return verdict
 
-    def filter(self, table: pa.Table, *, purpose: str, columns: Columns | None = None) -> pa.Table:
-        """The rows of an Arrow table that may be used for `purpose` now."""
-        return table.filter(pa.array(self.judge(table, purpose=purpose, columns=columns).mask))
+    def filter(
+        self,
+        table: pa.Table,
+        *,
+        purpose: str,
+        columns: Columns | None = None,
+        at_least: str | None = None,
+        wait_seconds: float = TOKEN_WAIT_SECONDS,
+    ) -> pa.Table:
+        """The rows of an Arrow table that may be used for `purpose` now; see `judge`."""
+        verdict = self.judge(table, purpose=purpose, columns=columns, at_least=at_least, wait_seconds=wait_seconds)
+        return table.filter(pa.array(verdict.mask))
 
     def open_orders(self) -> list[PurgeOrder]:
         """The purge orders that are not settled, in the order in which they were opened."""
@@ -249,6 +301,9 @@ class Client:
                 self._apply(messages)
                 self.view.settle_frontiers()
                 self._look_whether_caught_up()
+                if messages:
+                    with self._moved:
+                        self._moved.notify_all()
                 self._tell_freshness()
         except Exception as error:  # noqa: BLE001 - logged, and every answer is STALE from here on
             # Whatever it was, what is held is not proven any more: from here on everything is STALE.

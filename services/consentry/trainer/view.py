@@ -27,6 +27,7 @@ from consentry.wire.records import (
     record_digest,
     version_of,
 )
+from consentry.wire.tokens import Token
 
 _WAITING_MAX: Final = 64
 _PURPOSES_MAX: Final = 8
@@ -53,6 +54,8 @@ class View:
         self._held: set[bytes] = set()
         self._tainted: set[int] = set()
         self._fresh_at: dict[int, Micros] = {}
+        self._covered: dict[int, tuple[str, int]] = {}
+        """Per partition: the log, and its next offset up to which every event is in what is held."""
         self._waiting: dict[int, deque[Frontier]] = {}
         self._distinctions = Distinctions(self.controls)
         self._likenesses: dict[str, Likenesses] = {}
@@ -110,8 +113,27 @@ class View:
         for partition, waiting in self._waiting.items():
             position = self.positions.get(("records", partition), 0)
             while waiting and position >= waiting[0].records_offset and controls_position >= waiting[0].controls_offset:
-                frontier_at = waiting.popleft().frontier_at
-                self._fresh_at[partition] = max(frontier_at, self._fresh_at.get(partition, Micros(0)))
+                frontier = waiting.popleft()
+                self._fresh_at[partition] = max(frontier.frontier_at, self._fresh_at.get(partition, Micros(0)))
+                log, covered = self._covered.get(partition, ("", 0))
+                self._covered[partition] = (
+                    frontier.log,
+                    max(frontier.next_offset, covered) if log == frontier.log else frontier.next_offset,
+                )
+
+    def missing(self, token: Token) -> str:
+        """What is not here yet of what the token demands; empty where all of it is."""
+        log = token.log.hex()
+        if all(known != log for known, _ in self._covered.values()):
+            return "the token is of a log that is not followed here"
+        for partition, offset in token.offsets.items():
+            known, covered = self._covered.get(partition, ("", 0))
+            if offset > 0 and (known != log or covered < offset):
+                return f"partition {partition} is followed up to event {covered}, the token asks for {offset}"
+        position = self.positions.get(("controls", 0), 0)
+        if position < token.controls:
+            return f"the controls are followed up to {position}, the token asks for {token.controls}"
+        return ""
 
     def staleness_seconds(self, now: Micros) -> float:
         """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""

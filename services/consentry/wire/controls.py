@@ -40,7 +40,10 @@ INT_MAX = 1 << 31
 
 
 class Frontier(NamedTuple):
-    """How far a partition has come; times in microseconds since 1970-01-01 UTC, offsets exclusive."""
+    """How far a partition has come; times in microseconds since 1970-01-01 UTC, offsets exclusive.
+
+    `log` names the log of `next_offset` (kafka.log_identity, in hexadecimal digits; empty: not known).
+    """
 
     partition: int
     generation: str
@@ -49,6 +52,7 @@ class Frontier(NamedTuple):
     records_offset: int
     controls_offset: int
     tainted: bool
+    log: str = ""
 
 
 def _read(value: bytes | None, topic: str, catalog: Catalog) -> tuple[str, dict[str, Any]]:

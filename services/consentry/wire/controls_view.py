@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from time import monotonic
 from typing import Final
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from consentry.domain.controls import Control, Controls, PauseImposed
 from consentry.domain.errors import Unavailable
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.values import Micros
+from consentry.ops.clock import Clock
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.kafka import follower_config, place_of, stored
 from consentry.wire.schemas import CONTROLS, topic_name
 
+_ASK_SECONDS: Final = 0.5
 _LOG = structlog.get_logger(__name__)
 
 MISUNDERSTANDINGS: Final = ("unreadable", "scope")
@@ -35,14 +38,26 @@ def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdicti
 
 
 class ControlsView:
-    """Follows the controls topic from its beginning; `controls` is the value as of the last message read."""
+    """Follows the controls topic from its beginning; `controls` is the value as of the last message read.
 
-    def __init__(self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog) -> None:
+    With a `clock` the broker is asked for the end of the topic every half second, so that silence differs from lag.
+    """
+
+    def __init__(
+        self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog, clock: Clock | None = None
+    ) -> None:
+        self.position = 0
+        """Next offset: every control below it is in `controls`."""
+        self.fresh_at = Micros(0)
+        """All that had been appended by this time, on the given clock, is in `controls`."""
+        self._clock = clock
+        self._asked_at = 0.0
         self.controls = Controls(iso_jurisdictions())
         self._not_understood: tuple[tuple[str, PauseImposed], ...] = ()
         self._catalog = catalog
         self._consumer = Consumer(follower_config(kafka, "consentry-controls"))
-        self._consumer.assign([TopicPartition(topic_name(namespace, CONTROLS), 0, OFFSET_BEGINNING)])
+        self._place = TopicPartition(topic_name(namespace, CONTROLS), 0, OFFSET_BEGINNING)
+        self._consumer.assign([self._place])
         self._at_end = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="controls", daemon=True)
@@ -86,6 +101,7 @@ class ControlsView:
                     _LOG.warning("controls_unavailable", detail=str(error))
                     continue
                 if is_end:
+                    self.position = max(self.position, offset)
                     self._at_end.set()
                     continue
                 found = stored(message)
@@ -94,6 +110,21 @@ class ControlsView:
                 )
                 self._note(control, offset)
                 self.controls = self.controls.after(control)
+                self.position = offset + 1
+            self._prove_freshness()
+
+    def _prove_freshness(self) -> None:
+        """Ask where the topic ends; if all of it has been read, that is known as of before the question."""
+        if self._clock is None or monotonic() - self._asked_at < _ASK_SECONDS:
+            return
+        self._asked_at, asked_at = monotonic(), self._clock()
+        try:
+            _, end = self._consumer.get_watermark_offsets(self._place, timeout=1.0, cached=False)
+        except KafkaException as error:
+            _LOG.warning("controls_unavailable", detail=str(error))
+            return
+        if self.position >= end:
+            self.fresh_at = asked_at
 
     def _note(self, control: Control, offset: int) -> None:
         """Remember and report what is not understood: everything is paused now, and somebody has to hear why."""

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consentry.domain.errors import Refused, Unavailable
@@ -97,6 +107,22 @@ def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 
             fix="run `consentry topics apply` once against this broker",
         )
     return len(found.partitions)
+
+
+def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 10.0) -> bytes:
+    """Eight bytes that tell this topic from one of the same name made anew, whose offsets begin again.
+
+    Derived from the broker's topic id (KIP-516); a broker without such ids gives every topic the same. Raises Refused
+    where the topic does not exist, Unavailable without a broker.
+    """
+    admin = AdminClient(client_config(kafka, "consentry-identity"))
+    partition_count(admin, topic, timeout_seconds=timeout_seconds)
+    try:
+        [answer] = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout_seconds).values()
+        topic_id = answer.result().topic_id
+    except KafkaException as error:
+        raise unavailable("describe the topic", error) from error
+    return hashlib.blake2b(str(topic_id).encode(), digest_size=8).digest()
 
 
 def end_offsets(

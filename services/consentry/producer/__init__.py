@@ -1,0 +1,1 @@
+"""What a producing service embeds: consent changes sent by its own Kafka client, acknowledged, with a token."""

@@ -1,0 +1,38 @@
+"""The headers that a member event travels with: CloudEvents in Kafka's binary mode, and W3C trace context.
+
+Nothing is decided by a header. They are for the tools of those who run the topics.
+Source: CloudEvents 1.0.2, Kafka protocol binding 1.0.2, section 3.2; W3C Trace Context, section 3.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from functools import lru_cache
+from typing import Final
+
+from consentry.domain.events import SentEvent
+
+CONTENT_TYPE: Final = b"application/avro"
+TRACEPARENT_PATTERN: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@lru_cache(maxsize=1024)
+def _constant(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
+    return (
+        ("content-type", CONTENT_TYPE),
+        ("ce_specversion", b"1.0"),
+        ("ce_type", f"consentry.{kind}".encode()),
+        ("ce_source", f"/{source}".encode()),
+    )
+
+
+def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[tuple[str, bytes]]:
+    """The headers of an event; `traceparent` is left out where it is none. No header names the member."""
+    headers = [
+        *_constant(type(event).__name__, event.source),
+        ("ce_id", str(uuid.UUID(bytes=event.event_id)).encode()),
+    ]
+    if traceparent is not None and TRACEPARENT_PATTERN.fullmatch(traceparent):
+        headers.append(("traceparent", traceparent.encode()))
+    return headers

@@ -90,9 +90,15 @@ def unreadable(number: int, *, on: float) -> EventUnreadable:
     return EventUnreadable(event_id=identity(number), member=MEMBER, recorded_at=day(on))
 
 
-def released(number: int, *, on: float) -> MemberReleased:
+def released(number: int, *, on: float, observed: int | None = None) -> MemberReleased:
     """The end of a hold, on a day."""
-    return MemberReleased(event_id=identity(number), member=MEMBER, effective_at=day(on), recorded_at=day(on))
+    return MemberReleased(
+        event_id=identity(number),
+        member=MEMBER,
+        effective_at=day(on),
+        recorded_at=day(on),
+        observed_version=observed,
+    )
 
 
 def terms(*jurisdictions: str, regime: Regime = Regime.DEFAULT_ON, **more: Any) -> Terms:
@@ -178,7 +184,8 @@ def random_event(random: Random, number: int, *, recorded_at: Micros | None = No
     if drawn < 0.94:
         return EventUnreadable(**identified)
     if drawn < 0.997:
-        return MemberReleased(effective_at=effective, **identified)
+        observed = random.choice([None, random.randrange(12), number - 1])
+        return MemberReleased(effective_at=effective, observed_version=observed, **identified)
     return MemberErased(effective_at=effective, **identified)
 
 
@@ -294,5 +301,5 @@ def member_events_on_the_wire() -> st.SearchStrategy[SentEvent]:
             **common,
         ),
         st.builds(MemberErased, **common),
-        st.builds(MemberReleased, **common),
+        st.builds(MemberReleased, observed_version=st.none() | st.integers(0, 1 << 40), **common),
     )

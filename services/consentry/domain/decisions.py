@@ -16,7 +16,7 @@ from consentry.domain.controls import (
     Terms,
 )
 from consentry.domain.events import AGE_BANDS, RELOCATION_FACTS, Fact, FactKind
-from consentry.domain.records import Record, next_choice
+from consentry.domain.records import Record, next_choice, next_hold
 from consentry.domain.values import REASON_RANK, AgeBand, Micros, Reason
 
 
@@ -100,10 +100,8 @@ def standing(record: Record | None, *, purpose: str, at: Micros, known_at: Micro
             relocation = fact
         elif kind is FactKind.ERASED:
             erasure = fact
-        elif kind is FactKind.RELEASED:
-            hold = None
-        elif kind is FactKind.HELD or kind is FactKind.UNKNOWN:
-            hold = fact
+        elif kind is FactKind.HELD or kind is FactKind.RELEASED or kind is FactKind.UNKNOWN:
+            hold = next_hold(hold, fact)
         elif fact.name == purpose:
             choice = next_choice(choice, fact)
     return Standing(erasure, hold, False, relocation, choice)

@@ -37,6 +37,8 @@ AGE_BAND_KINDS = {
 AGE_BANDS = {kind: band for band, kind in AGE_BAND_KINDS.items()}
 CHOICE_FACTS = frozenset(CHOICE_KINDS.values())
 RELOCATION_FACTS = frozenset(AGE_BANDS)
+HOLD_FACTS = frozenset({FactKind.HELD, FactKind.RELEASED, FactKind.UNKNOWN})
+"""What begins or ends a hold; a kind that is not known is read as a hold."""
 
 
 class Fact(NamedTuple):
@@ -143,17 +145,23 @@ class EventUnreadable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberReleased:
-    """An operator ended the hold of a member, after the unreadable event was replayed or dismissed."""
+    """An operator ended the hold of a member, after the unreadable event was replayed or dismissed.
+
+    `observed_version` is the version of the record that the operator had looked at: a hold above it was not looked at,
+    and stays. None releases from every hold before it.
+    """
 
     event_id: bytes
     member: MemberId
     effective_at: Micros
     recorded_at: Micros
+    observed_version: int | None = None
     source: str = ""
 
     def fact(self) -> Fact:
         """What the member's record keeps of this event."""
-        return Fact(FactKind.RELEASED, self.effective_at, self.recorded_at, event_tag(self.event_id))
+        tag = event_tag(self.event_id)
+        return Fact(FactKind.RELEASED, self.effective_at, self.recorded_at, tag, self.observed_version)
 
 
 SentEvent = ConsentChanged | MemberRelocated | MemberErased | MemberReleased

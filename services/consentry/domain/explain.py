@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from consentry.domain.controls import Controls, PauseImposed, PolicyPublished, counts
 from consentry.domain.decisions import Decision, Ground, Row, Standing, judge, standing
-from consentry.domain.events import CHOICE_FACTS, RELOCATION_FACTS, Fact, FactKind
-from consentry.domain.records import Record, next_choice
+from consentry.domain.events import CHOICE_FACTS, HOLD_FACTS, RELOCATION_FACTS, Fact, FactKind
+from consentry.domain.records import Record, next_choice, next_hold
 from consentry.domain.values import Micros, Reason
 from consentry.domain.words import NameOf, Words, date_text, moment_of
 
@@ -117,12 +117,17 @@ def _notes(asked: Asked, own: Standing, words: Words) -> tuple[FactNote, ...]:
     notes: list[FactNote] = []
     stands: dict[str, int] = {}
     choice: Fact | None = None
+    hold: Fact | None = None
     for place, fact in enumerate(asked.record.facts if asked.record else ()):
         why_not = _why_not(asked, own, fact)
         if not why_not and fact.kind in CHOICE_FACTS:
             before, choice = choice, next_choice(choice, fact)
             if before is not None and choice is before:
                 why_not = _kept_out(fact, before)
+        if not why_not and fact.kind in HOLD_FACTS:
+            before, hold = hold, next_hold(hold, fact)
+            if before is not None and hold is before:
+                why_not = _left_held(fact, before)
         if not why_not:
             slot = _slot(fact)
             if slot in stands:
@@ -169,6 +174,14 @@ def _kept_out(fact: Fact, opt_out: Fact) -> str:
         return "it did not cancel the opt-out, as nothing shows that the person had seen it"
     return (
         f"it did not cancel the opt-out, as the person had not seen it (they had seen version {fact.observed_version})"
+    )
+
+
+def _left_held(release: Fact, hold: Fact) -> str:
+    """Why a release left the hold as it was."""
+    return (
+        f"it did not end the hold of fact {hold.version}, as the operator had not looked at it (they had looked at "
+        f"version {release.observed_version})"
     )
 
 

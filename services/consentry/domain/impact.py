@@ -206,6 +206,30 @@ def freed(
     return found
 
 
+def openings(control: Control, before: Controls, *, now: Micros) -> tuple[str, ...]:
+    """What a lift or a policy would let in, in words, asked when it takes effect; a pause lets nothing in.
+
+    A lift always opens something: at the least, a pause ends. Times in microseconds.
+    """
+    if isinstance(control, PauseImposed):
+        return ()
+    after, at = before.after(control), max(now, control.effective_at)
+    if isinstance(control, PauseLifted):
+        ended = ", ".join(f"{pause.pause} version {pause.version}" for pause in lifted_by(control, after))
+        free = freed(control, before, after, at=at, known_at=control.recorded_at)
+        places = (
+            f"{purpose} is no longer paused in {named(codes, after.jurisdictions, at=at)}"
+            for purpose, codes in sorted(free.items())
+        )
+        return (f"ends the pause {ended or control.pause}", *places)
+    changes = terms_changes(control, before, after, at=at, known_at=control.recorded_at)
+    return tuple(
+        f"{change.purpose} in {named(change.jurisdictions, after.jurisdictions, at=at)}: {words}"
+        for change in changes
+        for words in change.opens
+    )
+
+
 class TermsChange(NamedTuple):
     """Jurisdictions in which a purpose comes under other terms; None: under none. The terms name no jurisdictions here.
 

@@ -136,10 +136,14 @@ def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
                 kept.pop(key, None)
             else:
                 kept[key] = standing
-        elif fact.kind is FactKind.RELEASED:
-            kept.pop("hold", None)
+        elif fact.kind is FactKind.ERASED:
+            kept["erasure"] = fact
         else:
-            kept["hold" if fact.kind is not FactKind.ERASED else "erasure"] = fact
+            hold = next_hold(kept.get("hold"), fact)
+            if hold is None:
+                kept.pop("hold", None)
+            else:
+                kept["hold"] = hold
     return tuple(sorted(kept.values(), key=lambda fact: (fact.kind is FactKind.ERASED, fact.version)))
 
 
@@ -162,3 +166,17 @@ def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
             return standing
         return fact
     return standing if opted_out else None
+
+
+def next_hold(standing: Fact | None, fact: Fact) -> Fact | None:
+    """The hold that stands after `fact`, a hold or a release, given the one that stood before (None: no hold).
+
+    Versions grow along the log, so the newest hold stands for all before it: a release that had seen it has seen
+    them. A release says by `observed_version` what its operator had looked at; one that claims a version which did
+    not exist yet releases nothing. Source: rule 10.
+    """
+    if fact.kind is not FactKind.RELEASED:
+        return fact
+    if standing is None or fact.observed_version is None:
+        return None
+    return None if standing.version <= fact.observed_version < fact.version else standing

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from consentry.domain.controls import Control, Controls
 from consentry.domain.decisions import Decision, Row, decide
-from consentry.domain.events import ConsentChanged, MemberEvent
+from consentry.domain.events import ConsentChanged, MemberEvent, MemberReleased
 from consentry.domain.explain import date_text, sentences
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.orders import PurgeOrder, PurgeReason, order_for_fact, order_for_pause
@@ -17,7 +17,7 @@ from consentry.domain.values import MemberId, Micros, Reason
 
 
 class Entry(NamedTuple):
-    """One entry of a timeline. `observed_entry` is the number, from 1, of the entry that an opt-in had seen."""
+    """One entry of a timeline. `observed_entry`: the number, from 1, of the entry that a choice or release had seen."""
 
     what: MemberEvent | Control
     observed_entry: int | None = None
@@ -79,7 +79,7 @@ class Failure:
 
 
 class History(NamedTuple):
-    """What a timeline comes to: each member's record, the controls, and the events with what opt-ins had seen."""
+    """What a timeline comes to: each member's record, the controls, and the events with what had been seen."""
 
     records: dict[MemberId, Record]
     controls: Controls
@@ -99,7 +99,7 @@ def history(scenario: Scenario, jurisdictions: Jurisdictions) -> History:
             continue
         seen = versions.setdefault(what.member, [])
         event = what
-        if isinstance(what, ConsentChanged) and observed_entry is not None:
+        if isinstance(what, ConsentChanged | MemberReleased) and observed_entry is not None:
             event = replace(what, observed_version=_version_at(seen, observed_entry))
         record = records[event.member] = fold(records.get(event.member), event)
         seen.append((number, record.version))

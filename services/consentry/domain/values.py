@@ -16,6 +16,7 @@ Micros = NewType("Micros", int)
 
 DAY_MICROS: Final = 86_400_000_000
 
+MEMBER_ID_BYTES_MAX: Final = 64
 MEMBER_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9:_-]{1,64}", re.ASCII)
 NAME_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
 """Purposes, categories, pause names: lower case, safe as a key, a label and a log field."""

@@ -31,7 +31,7 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
         "histogram", (), "append by the broker → stored in the table", SECONDS
     ),
     "consentry_events_total": Definition(
-        "counter", ("outcome",), "member events by outcome: applied, repeated, replayed, quarantined"
+        "counter", ("outcome",), "member events by outcome: applied, repeated, replayed, quarantined, clamped"
     ),
     "consentry_quarantined_total": Definition("counter", ("error_class",), "messages that could not be read"),
     "consentry_frontier_age_seconds": Definition("gauge", ("partition",), "now − the partition's frontier"),
@@ -64,6 +64,15 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
     "consentry_members": Definition("gauge", ("subscriber",), "members with a record in this trainer's memory"),
     "consentry_follower_regressions_total": Definition(
         "counter", ("subscriber",), "older versions of a record seen after newer ones, and ignored"
+    ),
+    "consentry_gateway_requests_total": Definition(
+        "counter", ("route", "status"), "requests answered by the gateway, by declared route and HTTP status"
+    ),
+    "consentry_gateway_request_seconds": Definition(
+        "histogram", ("route",), "from the head of a request to its whole answer", SECONDS
+    ),
+    "consentry_gateway_messages_waiting": Definition(
+        "gauge", (), "messages that wait for the broker's acknowledgement"
     ),
 }
 

@@ -34,6 +34,21 @@ class Settings(BaseSettings):
     table_members: int = Field(default=1_000_000, ge=1_000, le=10_000_000_000)
     staleness_seconds: float = Field(default=5.0, gt=0, le=3600)
 
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8780, ge=0, le=65535)
+    gateway_rate: float = Field(default=20_000, gt=0)
+    gateway_dev: bool = False
+    token_keys_file: Path | None = None
+    access_keys_file: Path | None = None
+    access_pepper_file: Path | None = None
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_jwks_url: str = ""
+    oidc_algorithm: Literal["RS256", "PS256", "ES256", "EdDSA"] = "RS256"
+    oidc_roles_claim: str = "roles"
+    gateway_url: str = ""
+    gateway_credential_file: Path | None = None
+
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
     log_format: Literal["text", "json"] = "text"

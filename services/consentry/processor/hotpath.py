@@ -24,6 +24,7 @@ from consentry.processor.ownership import LogSpan, take_over
 from consentry.table.protocol import ConsentTable
 from consentry.table.refusals import reason_of
 from consentry.wire.controls import Frontier
+from consentry.wire.headers import Headers, headers_of_all
 from consentry.wire.kafka import Stored, client_config, unavailable
 
 BATCH_EVENTS_MAX: Final = 5000
@@ -143,8 +144,10 @@ class HotPath:
 
     def _batches(self, messages: Sequence[Message]) -> dict[int, Batch]:
         """The messages by partition, column by column. A broker's error is raised, never skipped."""
-        columns: dict[int, tuple[list[int], list[bytes | None], list[bytes | None], list[int]]] = {}
-        for message in messages:
+        columns: dict[
+            int, tuple[list[int], list[bytes | None], list[bytes | None], list[int], list[Headers | None]]
+        ] = {}
+        for message, found in zip(messages, headers_of_all(messages), strict=True):
             error = message.error()
             partition = message.partition()
             if error is not None:
@@ -152,12 +155,13 @@ class HotPath:
                 continue
             if partition not in self._owned:
                 continue  # taken away, or waiting to be opened again: it will be read from its position then
-            offsets, keys, values, times = columns.setdefault(partition, ([], [], [], []))
+            offsets, keys, values, times, headers = columns.setdefault(partition, ([], [], [], [], []))
             offsets.append(message.offset() or 0)
             keys.append(message.key())
             values.append(message.value())
             times.append(message.timestamp()[1])
-        return {partition: Batch(partition, *four) for partition, four in columns.items()}
+            headers.append(found)
+        return {partition: Batch(partition, *five) for partition, five in columns.items()}
 
     def _check(self, error: KafkaError, partition: int | None, offset: int | None) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
@@ -301,6 +305,7 @@ class HotPath:
         due = [partition for partition, when in self._to_open.items() if when <= monotonic()]
         if not due:
             return
+        self._settle()  # opening may publish by itself, and an acknowledgement that fails has to be the right one's
         try:
             frontiers = self._last_frontiers()
         except Unavailable as error:
@@ -337,6 +342,7 @@ class HotPath:
             span=LogSpan(first, end, committed if committed >= 0 else None),
             last_frontier=frontiers.get(partition),
             records=lambda: self._noting_progress(self._records(partition)),
+            publish=lambda held: self._materialiser.publish_now(partition, held),
             floor=self._clock() // 1000,
         )
         if taken.rebuilt:
@@ -383,6 +389,7 @@ class HotPath:
         count("consentry_events_total", "applied").inc(outcome.applied)
         count("consentry_events_total", "repeated").inc(outcome.repeated)
         count("consentry_events_total", "replayed").inc(outcome.replayed)
+        count("consentry_events_total", "clamped").inc(outcome.clamped)
         for refusal in outcome.refusals:
             count("consentry_events_total", "quarantined").inc()
             count("consentry_quarantined_total", refusal.error_class).inc()

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from consentry.domain.errors import Fenced, TableWentBack, UndecodableEvent
-from consentry.domain.events import EventUnreadable, FactKind, MemberEvent
-from consentry.domain.records import fold_fact
+from consentry.domain.events import EventUnreadable, FactKind, MemberEvent, event_tag
+from consentry.domain.records import fold_fact, reused_event_id
 from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros
 from consentry.ops.failpoints import Failpoint
 from consentry.processor.ports import MemberChange, Obligations, Published, Publisher, Refusal
@@ -24,6 +24,7 @@ from consentry.table.protocol import ConsentTable, Write
 from consentry.wire.catalog import Catalog
 from consentry.wire.columns import EventColumns, FastFact
 from consentry.wire.events import admit, read_event
+from consentry.wire.headers import HEADERS_MAX, Headers, are_refused
 from consentry.wire.partitions import partition_of, partitions_of
 from consentry.wire.records import (
     DamagedRecord,
@@ -41,13 +42,17 @@ _NEVER = (1 << 63) - 1
 
 
 class Batch(NamedTuple):
-    """Consecutive messages of one partition, column by column; append times in milliseconds."""
+    """Consecutive messages of one partition, column by column; append times in milliseconds.
+
+    `headers` may be left out where no message has any.
+    """
 
     partition: int
     offsets: Sequence[int]
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
     appended_ms: Sequence[int]
+    headers: Sequence[Headers | None] = ()
 
 
 @dataclass(slots=True)
@@ -66,11 +71,15 @@ class Owned:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch: events by outcome, unreadable ones, the table's refusal if any."""
+    """What became of a batch: events by outcome, what goes to quarantine, the table's refusal if any.
+
+    `clamped` events, told to be recorded later than the broker took them, are counted among the others too.
+    """
 
     applied: int = 0
     repeated: int = 0
     replayed: int = 0
+    clamped: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     refused: Fenced | TableWentBack | None = None
 
@@ -185,6 +194,14 @@ class Materialiser:
                 if work.outcome.refusals:
                     self._publisher.quarantine(work.outcome.refusals)
 
+    def publish_now(self, partition: int, records: Sequence[Published]) -> None:
+        """Publish records of a partition that belong to no batch, and wait for the acknowledgements.
+
+        No round may be on its way. Raises Unavailable.
+        """
+        self._publisher.publish(partition, records)
+        self._publisher.settle()
+
     def settle(self, round_: Round) -> list[Outcome]:
         """Wait until all that was queued is acknowledged, open purge orders, and move `acknowledged_offset` of each.
 
@@ -217,19 +234,23 @@ class Materialiser:
             end = start + len(work.batch.offsets)
             work.facts = facts[start:end]
             doubtful = (homes[start:end] != work.owned.partition) | (recorded[start:end] >= latest[start:end])
+            for place, headers in enumerate(work.batch.headers):
+                if headers is not None and are_refused(headers):
+                    doubtful[place] = True
             for place in np.flatnonzero(doubtful).tolist():
                 work.facts[place] = self._decode_strictly(work.owned, work.batch, place, work.outcome)
             start = end
 
     def _decode_strictly(self, owned: Owned, batch: Batch, place: int, outcome: Outcome) -> FastFact | None:
-        key, value, offset = batch.keys[place], batch.values[place], batch.offsets[place]
-        # The broker's time is in whole milliseconds: the event was taken at any moment of that one.
-        appended_at = Micros(batch.appended_ms[place] * MILLI_MICROS + MILLI_MICROS - 1)
+        key, offset = batch.keys[place], batch.offsets[place]
+        appended_at = _appended_at(batch, place)
         try:
-            fact = admit(self._event(owned, key, value), appended_at).fact()
+            event = self._event(owned, batch, place)
+            admitted = admit(event, appended_at)
+            outcome.clamped += admitted is not event
+            fact = admitted.fact()
         except UndecodableEvent as error:
-            refusal = Refusal(owned.partition, offset, key, value, appended_at, error.error_class)
-            outcome.refusals.append(refusal)
+            outcome.refusals.append(_refusal(batch, place, error.error_class))
             if key is None or not _is_member_id(key):
                 owned.tainted = True
                 return None
@@ -238,12 +259,15 @@ class Materialiser:
             fact = EventUnreadable(event_id=event_id, member=member, recorded_at=appended_at).fact()
         return FastFact(fact_body(fact), fact.tag, int(fact.kind), fact.recorded_at)
 
-    def _event(self, owned: Owned, key: bytes | None, value: bytes | None) -> MemberEvent:
+    def _event(self, owned: Owned, batch: Batch, place: int) -> MemberEvent:
+        key = batch.keys[place]
         if key is None or not _is_member_id(key):
             raise UndecodableEvent("key", "The record key is not a member id.")
         if partition_of(key, self._partitions) != owned.partition:
             raise UndecodableEvent("wrong_partition", "The producer's partitioner is not murmur2.")
-        return read_event(value, key, self._catalog)
+        if batch.headers and are_refused(batch.headers[place]):
+            raise UndecodableEvent("headers", f"The message has more than {HEADERS_MAX} headers, or unreadable ones.")
+        return read_event(batch.values[place], key, self._catalog)
 
     def _load(self, works: Sequence[Work]) -> None:
         wanted = {
@@ -274,18 +298,20 @@ class Materialiser:
         record_frame, first_new, after_fact = self._frame, work.owned.next_offset, self._after
         # The controls in force are looked at once a batch: within its few milliseconds either answer is right.
         wanted = {int(kind) for kind in FactKind if self._obligations.wants(kind)}
+        conflicts: list[tuple[int, str]] = []
         replayed = repeated = applied = 0
-        for offset, key, fact, appended_ms in zip(
-            batch.offsets, batch.keys, work.facts, batch.appended_ms, strict=True
+        for place, offset, key, fact, appended_ms in zip(
+            range(len(batch.offsets)), batch.offsets, batch.keys, work.facts, batch.appended_ms, strict=True
         ):
             if fact is None or key is None:
                 continue
             newest_ms[key] = appended_ms
             if offset < first_new:
                 replayed += 1
+                conflicts += _conflict(place, key, fact, current[key])
             else:
                 before = current[key]
-                after = after_fact(key, before, fact, record_frame)
+                after = after_fact(key, before, fact, record_frame, place, conflicts)
                 if after is before:
                     repeated += 1
                 else:
@@ -294,6 +320,7 @@ class Materialiser:
             if fact.kind in wanted:
                 work.changes.append(self._change(key, fact, current[key]))
         outcome.replayed, outcome.repeated, outcome.applied = replayed, repeated, applied
+        outcome.refusals += [_refusal(batch, place, error_class) for place, error_class in conflicts]
 
     def _store(self, works: Sequence[Work]) -> None:
         # A batch that only repeats writes nothing, and still asks: a table that was wiped has nothing to publish again.
@@ -316,8 +343,19 @@ class Materialiser:
             if refusal is None:
                 work.owned.next_offset = max(work.end, work.owned.next_offset)
 
-    def _after(self, key: bytes, before: bytes | None, fact: FastFact, record_frame: bytes) -> bytes:
-        """The member's record bytes after one fact; the very same object if nothing changed."""
+    def _after(
+        self,
+        key: bytes,
+        before: bytes | None,
+        fact: FastFact,
+        record_frame: bytes,
+        place: int,
+        conflicts: list[tuple[int, str]],
+    ) -> bytes:
+        """The member's record bytes after one fact; the very same object if nothing changed.
+
+        What the record could not take in, so that its member is held, is added to `conflicts` by its place.
+        """
         if before is None:
             return first_record(key, fact.body, record_frame)
         try:
@@ -326,6 +364,7 @@ class Materialiser:
                 record = read_record(before, key)
                 folded = fold_fact(record, record.member, body_fact(fact.body))
                 after = before if folded is record else write_record(folded, record_frame)
+                conflicts += _conflict(place, key, fact, after)
         except DamagedRecord as error:
             # The table's bytes are not what was stored. What followers hold is better: take that back.
             raise TableWentBack(str(error), code="table.damaged", fix="nothing: the partition is rebuilt") from error
@@ -341,6 +380,35 @@ class Materialiser:
         except DamagedRecord as error:
             raise TableWentBack(str(error), code="table.damaged", fix="nothing: the partition is rebuilt") from error
         return MemberChange(record.member, body_fact(fact.body), record)
+
+
+def _appended_at(batch: Batch, place: int) -> Micros:
+    # The broker's time is in whole milliseconds: the event was taken at any moment of that one.
+    return Micros(batch.appended_ms[place] * MILLI_MICROS + MILLI_MICROS - 1)
+
+
+def _refusal(batch: Batch, place: int, error_class: str) -> Refusal:
+    return Refusal(
+        batch.partition,
+        batch.offsets[place],
+        batch.keys[place],
+        batch.values[place],
+        _appended_at(batch, place),
+        error_class,
+        batch.headers[place] if batch.headers else None,
+    )
+
+
+def _conflict(place: int, key: bytes, fact: FastFact, raw: bytes | None) -> list[tuple[int, str]]:
+    """Place and error class of a well-formed event that made its record a hold; nothing for any other.
+
+    Asked of the record that the event was folded into, also when that was earlier: so a batch that comes again after a
+    crash says the same, and a message that should go to quarantine is never forgotten.
+    """
+    hold = event_tag(reused_event_id(MemberId(key.decode("ascii")), body_fact(fact.body)).event_id)
+    if raw is None or hold not in raw:
+        return []
+    return [(place, "event_id_reused" if fact.tag in raw else "beyond_history")]
 
 
 def _is_member_id(key: bytes) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple
@@ -16,6 +16,7 @@ from consentry.domain.events import EventUnreadable
 from consentry.domain.records import fold
 from consentry.domain.values import MemberId
 from consentry.processor.materialiser import Owned
+from consentry.processor.ports import Published
 from consentry.table.protocol import Claim, ConsentTable
 from consentry.wire.controls import Frontier
 from consentry.wire.frames import FRAME_LENGTH
@@ -25,6 +26,9 @@ from consentry.wire.records import DamagedRecord, came_from, check_sum, read_rec
 REBUILD_BATCH: Final = 2000
 _VERSION_MAX: Final = 1 << 40
 _LOG = structlog.get_logger(__name__)
+
+Publish = Callable[[Sequence[Published]], None]
+"""Publishes records of the partition that is taken over, and returns once they are acknowledged. Raises Unavailable."""
 
 
 class LogSpan(NamedTuple):
@@ -50,12 +54,14 @@ def take_over(
     span: LogSpan,
     last_frontier: Frontier | None,
     records: Callable[[], Iterable[Stored]],
+    publish: Publish,
     floor: int,
 ) -> Takeover:
     """Own the partition and make its table whole.
 
     `last_frontier` is the last one published for it (None: never owned before), `records` reads its partition of the
-    records topic from the beginning, `floor` is the time in milliseconds. Raises Fenced, Unavailable, and
+    records topic from the beginning, `publish` puts records there and returns once they are acknowledged, `floor` is
+    the time in milliseconds. Raises Fenced, Unavailable, and
     UnsafeSetting where log and table cannot both be right: no answer is better than a guess.
     """
     claim = table.claim(partition, floor=floor)
@@ -83,7 +89,9 @@ def take_over(
             tainted=claim.tainted,
         )
         return Takeover(owned, max(start, span.first_offset), False)
-    return rebuild(table, partition, claim=claim, span=span, last_frontier=last_frontier, records=records)
+    return rebuild(
+        table, partition, claim=claim, span=span, last_frontier=last_frontier, records=records, publish=publish
+    )
 
 
 def rebuild(
@@ -94,10 +102,13 @@ def rebuild(
     span: LogSpan,
     last_frontier: Frontier | None,
     records: Callable[[], Iterable[Stored]],
+    publish: Publish,
 ) -> Takeover:
     """Build the partition's table anew from the records topic, under a new generation.
 
     All events below the committed offset, and below the last frontier's, are in records; the rest is folded again.
+    Members who are held because a record of theirs was damaged are published before the new life begins: a follower
+    that missed the damaged message would go by an older one.
     """
     _LOG.warning("table_rebuild", partition=partition, held_offset=claim.next_offset)
     known = [
@@ -107,15 +118,20 @@ def rebuild(
     _check_reachable(partition, covered, span)
     tainted = claim.tainted or (last_frontier is not None and last_frontier.tainted)
     table.empty(partition, epoch=claim.epoch)
-    count = restore(table, partition, epoch=claim.epoch, records=records())
+    count, held = restore(table, partition, epoch=claim.epoch, records=records())
+    if held:
+        publish(held)
     _LOG.info("table_rebuilt", partition=partition, records=count, next_offset=covered)
     return _begin(table, partition, claim._replace(tainted=tainted), covered, span, rebuilt=True)
 
 
-def restore(table: ConsentTable, partition: int, *, epoch: int, records: Iterable[Stored]) -> int:
-    """Write the newest version of each record into an emptied partition; how many messages were read.
+def restore(
+    table: ConsentTable, partition: int, *, epoch: int, records: Iterable[Stored]
+) -> tuple[int, list[Published]]:
+    """Write the newest version of each record into an emptied partition.
 
-    A member one of whose messages has a wrong checksum is held.
+    Returns how many messages were read, and the records of the members that are held from now on because one of their
+    messages has a wrong checksum, or lost what an earlier one said.
     """
     count = 0
     damaged: dict[bytes, Stored] = {}
@@ -141,14 +157,15 @@ def restore(table: ConsentTable, partition: int, *, epoch: int, records: Iterabl
                     damaged[member] = Stored(partition, -1, member, newest[member], batch[-1].appended_at)
                 del newest[member]
         table.store(partition, newest, epoch=epoch, expected_offset=None, next_offset=None)
-    _hold_damaged(table, partition, damaged, epoch=epoch)
-    return count
+    return count, _hold_damaged(table, partition, damaged, epoch=epoch)
 
 
-def _hold_damaged(table: ConsentTable, partition: int, damaged: Mapping[bytes, Stored], *, epoch: int) -> None:
+def _hold_damaged(
+    table: ConsentTable, partition: int, damaged: Mapping[bytes, Stored], *, epoch: int
+) -> list[Published]:
     """Hold every member one of whose records was damaged: what it said, an opt-out perhaps, is not known."""
     members = list(damaged)
-    held = {}
+    held = []
     for member, raw in zip(members, table.load(partition, members), strict=True):
         message = damaged[member]
         event_id = hashlib.blake2b(bytes(message.value or b""), digest_size=16, key=member[:64]).digest()
@@ -160,9 +177,12 @@ def _hold_damaged(table: ConsentTable, partition: int, damaged: Mapping[bytes, S
         # Above the damaged version, if that can be true: followers pass over what is not newer.
         above = min(version_of(message.value or b""), _VERSION_MAX) + 1
         frame = bytes(raw[:FRAME_LENGTH]) if raw else bytes((message.value or b"")[:FRAME_LENGTH])
-        held[member] = write_record(replace(record, version=max(record.version, above)), frame)
+        held_record = write_record(replace(record, version=max(record.version, above)), frame)
+        held.append(Published(member, held_record, message.appended_at // 1000))
         _LOG.error("damaged_record_held", partition=partition, offset=message.offset)
-    table.store(partition, held, epoch=epoch, expected_offset=None, next_offset=None)
+    new = {member: record for member, record, _ in held}
+    table.store(partition, new, epoch=epoch, expected_offset=None, next_offset=None)
+    return held
 
 
 def _begin(

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from consentry.domain.events import Fact
 from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros
+from consentry.wire.headers import Headers
 
 
 class Published(NamedTuple):
@@ -19,7 +20,7 @@ class Published(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that could not be read, as it goes to quarantine; `appended_at` in microseconds."""
+    """A message that could not be heeded, as it goes to quarantine; `appended_at` in microseconds."""
 
     partition: int
     offset: int
@@ -27,6 +28,7 @@ class Refusal(NamedTuple):
     value: bytes | None
     appended_at: Micros
     error_class: str
+    headers: Headers | None = None
 
 
 class MemberChange(NamedTuple):

@@ -7,13 +7,17 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from consentry.domain.values import MEMBER_ID_BYTES_MAX
 from consentry.processor.ports import Published, Refusal
 from consentry.wire.catalog import Catalog
+from consentry.wire.headers import kept_headers
 from consentry.wire.kafka import producer_config, unavailable
 from consentry.wire.schemas import QUARANTINE, RECORDS, schema, topic_name
 
 _SETTLE_SECONDS: Final = 35.0
 _QUEUE_MESSAGES: Final = 500_000
+_MESSAGE_BYTES_MAX: Final = 2_097_152
+"""As quarantine.yaml has it: what is refused is kept with its key, headers and place, so it grows by all of these."""
 
 
 class KafkaPublisher:
@@ -29,6 +33,7 @@ class KafkaPublisher:
         config: dict[str, Any] = producer_config(kafka, "consentry-processor") | {
             "compression.type": "lz4",
             "queue.buffering.max.messages": _QUEUE_MESSAGES,
+            "message.max.bytes": _MESSAGE_BYTES_MAX,
             # Successes need no callback each: what was not reported as failed after a full flush, arrived.
             "delivery.report.only.error": True,
             "on_delivery": self._note_failure,
@@ -62,7 +67,23 @@ class KafkaPublisher:
                     "value": refusal.value,
                 }
             )
-            self._producer.produce(self._quarantine, value, refusal.key, refusal.partition)
+            # A key that is no member's may be of any size; the value holds all of it.
+            key = None if refusal.key is None else refusal.key[:MEMBER_ID_BYTES_MAX]
+            headers: Any = kept_headers(refusal.headers, self._place_of(refusal))
+            self._producer.produce(self._quarantine, value, key, refusal.partition, headers=headers)
+
+    def _place_of(self, refusal: Refusal) -> dict[str, str]:
+        """Where a refused message came from and why it was refused, as headers: nothing of its content."""
+        schema_id = _schema_id(refusal.value)
+        known = {} if schema_id is None else {"schema_id": str(schema_id)}
+        return known | {
+            "orig.topic": self._source,
+            "orig.partition": str(refusal.partition),
+            "orig.offset": str(refusal.offset),
+            "orig.timestamp": str(refusal.appended_at // 1000),
+            "error_class": refusal.error_class,
+            "app_version": self._version,
+        }
 
     def settle(self) -> None:
         """See Publisher."""

@@ -145,7 +145,7 @@ class _StandingColumns:
     def __init__(self, count: int) -> None:
         self.is_erased, self.is_held = np.zeros((2, count), dtype=np.bool_)
         self.place, self.opted_in_at = np.zeros((2, count), dtype=np.uint64)
-        self.age, self.choice, self._chosen_by = np.zeros((3, count), dtype=np.uint8)
+        self.age, self.choice, self._chosen_by, self._held_by = np.zeros((4, count), dtype=np.uint8)
 
     def take_in(self, step: _Step, counts: _Column) -> None:
         """Take in one fact of each of some records where it counts. Source: rules 2, 3, 4 and 10."""
@@ -153,9 +153,16 @@ class _StandingColumns:
         moves = _RELOCATES[kind]
         self.place[step.rows[moves]], self.age[step.rows[moves]] = step.name[moves], kind[moves]
         self.is_erased[step.rows[kind == FactKind.ERASED]] = True
-        self.is_held[step.rows[(kind == FactKind.HELD) | (kind == FactKind.UNKNOWN)]] = True
-        self.is_held[step.rows[kind == FactKind.RELEASED]] = False
+        self._hold(step, kind)
         self._choose(step, np.where(step.is_of_purpose, kind, _NO_FACT))
+
+    def _hold(self, step: _Step, kind: _Column) -> None:
+        """What `next_hold` says after each of these facts that is a hold or a release."""
+        holds = (kind == FactKind.HELD) | (kind == FactKind.UNKNOWN)
+        rows = step.rows[holds]
+        self.is_held[rows], self._held_by[rows] = True, step.version[holds]
+        has_seen = (step.observed >= self._held_by[step.rows]) & (step.observed < step.version)
+        self.is_held[step.rows[(kind == FactKind.RELEASED) & ((step.observed < 0) | has_seen)]] = False
 
     def _choose(self, step: _Step, kind: _Column) -> None:
         """Have `next_choice` say what stands after each of these facts that is a choice."""

@@ -7,9 +7,9 @@ Source: CloudEvents 1.0.2, Kafka protocol binding 1.0.2, section 3.2; W3C Trace 
 from __future__ import annotations
 
 import re
-import uuid
 from functools import lru_cache
 from typing import Final
+from urllib.parse import quote
 
 from consentry.domain.events import SentEvent
 
@@ -23,15 +23,19 @@ def _constant(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
         ("content-type", CONTENT_TYPE),
         ("ce_specversion", b"1.0"),
         ("ce_type", f"consentry.{kind}".encode()),
-        ("ce_source", f"/{source}".encode()),
+        ("ce_source", f"/{quote(source)}".encode()),
     )
 
 
 def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[tuple[str, bytes]]:
-    """The headers of an event; `traceparent` is left out where it is none. No header names the member."""
+    """The headers of an event; `traceparent` is left out where it is none. No header names the member.
+
+    `ce_partitionkey` would, and is left out: the message's key says the same, and headers are what tools show and log.
+    """
+    name = event.event_id.hex()
     headers = [
         *_constant(type(event).__name__, event.source),
-        ("ce_id", str(uuid.UUID(bytes=event.event_id)).encode()),
+        ("ce_id", f"{name[:8]}-{name[8:12]}-{name[12:16]}-{name[16:20]}-{name[20:]}".encode()),
     ]
     if traceparent is not None and TRACEPARENT_PATTERN.fullmatch(traceparent):
         headers.append(("traceparent", traceparent.encode()))

@@ -42,8 +42,11 @@ EVENT_NAMES: Final = topics()[MEMBER_EVENTS].records
 
 def read_event(value: bytes | None, key: bytes, catalog: Catalog) -> MemberEvent:
     """Decode one member event. Raises UndecodableEvent for anything that is not exactly one, whatever it is."""
-    name = catalog.name_of(schema_id_of(value), allowed=EVENT_NAMES)
+    schema_id = schema_id_of(value)
     assert value is not None  # schema_id_of refuses an empty value
+    if len(value) > EVENT_BYTES_MAX:
+        raise UndecodableEvent("too_large", f"The value has {len(value)} bytes; at most {EVENT_BYTES_MAX} are read.")
+    name = catalog.name_of(schema_id, allowed=EVENT_NAMES)
     fields = read_strictly(name, value[FRAME_LENGTH:])
     check_fields(fields, key)
     return _BUILDERS[name](fields)
@@ -160,6 +163,7 @@ def _member_released(fields: Mapping[str, Any]) -> MemberEvent:
         member=MemberId(fields["member_id"]),
         effective_at=Micros(fields["effective_at"]),
         recorded_at=Micros(fields["recorded_at"]),
+        observed_version=fields["observed_version"],
         source=fields["source"],
     )
 
@@ -193,4 +197,6 @@ def write_event(event: SentEvent, catalog: Catalog) -> bytes:
         }
     elif isinstance(event, MemberRelocated):
         fields |= {"age_band": event.age_band.value, "jurisdiction": event.jurisdiction}
+    elif isinstance(event, MemberReleased):
+        fields |= {"observed_version": event.observed_version}
     return catalog.frame_of(name) + schema(name).encode(fields)

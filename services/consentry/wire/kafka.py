@@ -44,6 +44,8 @@ class Stored(NamedTuple):
     key: bytes | None
     value: bytes | None
     appended_at: Micros
+    headers: tuple[tuple[str, bytes], ...] = ()
+    """Only where they were asked for."""
 
 
 def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
@@ -157,21 +159,37 @@ def read_all(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 3
 
 
 def read_partition(
-    kafka: Mapping[str, str], topic: str, partition: int, *, timeout_seconds: float = 30.0
+    kafka: Mapping[str, str],
+    topic: str,
+    partition: int,
+    *,
+    start: int = OFFSET_BEGINNING,
+    with_headers: bool = False,
+    timeout_seconds: float = 30.0,
 ) -> Iterator[Stored]:
-    """Every message of one partition, from its beginning to the end seen at the start. Raises Unavailable."""
+    """Every message of one partition, from an offset (default: its beginning) to the end seen at the start.
+
+    Raises Unavailable, also where the offset is no longer held.
+    """
     admin = AdminClient(client_config(kafka, "consentry-reader"))
-    ends = end_offsets(admin, [(topic, partition)])
-    yield from _read_between(kafka, topic, {partition: ends[topic, partition]}, timeout_seconds)
+    end = end_offsets(admin, [(topic, partition)])[topic, partition]
+    ends = {partition: end if start < end else 0}
+    yield from _read_between(kafka, topic, ends, timeout_seconds, start=start, with_headers=with_headers)
 
 
 def _read_between(
-    kafka: Mapping[str, str], topic: str, ends: Mapping[int, int], timeout_seconds: float
+    kafka: Mapping[str, str],
+    topic: str,
+    ends: Mapping[int, int],
+    timeout_seconds: float,
+    *,
+    start: int = OFFSET_BEGINNING,
+    with_headers: bool = False,
 ) -> Iterator[Stored]:
     consumer = Consumer(follower_config(kafka, "consentry-reader"))
     try:
         open_partitions = {partition for partition, end in ends.items() if end > 0}
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in open_partitions])
+        consumer.assign([TopicPartition(topic, partition, start) for partition in open_partitions])
         progress_at = time.monotonic()
         while open_partitions:
             for message in consumer.consume(5000, 0.1):
@@ -180,7 +198,8 @@ def _read_between(
                 if offset >= ends[partition] or is_end or offset + 1 >= ends[partition]:
                     open_partitions.discard(partition)
                 if not is_end and offset < ends[partition]:
-                    yield stored(message)
+                    found = stored(message)
+                    yield found._replace(headers=headers_of(message)) if with_headers else found
             if time.monotonic() - progress_at > timeout_seconds:
                 raise Unavailable(
                     f"Reading {topic} made no progress for {timeout_seconds:.0f} s.",
@@ -209,6 +228,13 @@ def stored(message: Message) -> Stored:
     partition, offset, _ = place_of(message)
     _, milliseconds = message.timestamp()
     return Stored(partition, offset, message.key(), message.value(), Micros(milliseconds * 1000))
+
+
+def headers_of(message: Message) -> tuple[tuple[str, bytes], ...]:
+    """The message's headers; an absent value is an empty one."""
+    found = message.headers() or []
+    pairs = found.items() if isinstance(found, dict) else found
+    return tuple((name, value.encode() if isinstance(value, str) else value or b"") for name, value in pairs)
 
 
 def send(

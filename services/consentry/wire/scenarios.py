@@ -130,11 +130,12 @@ def _unreadable(data: object, where: str, event_id: bytes, recorded_at: Micros) 
 
 
 def _released(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    form = Form(data, ("member", "effective"), where)
+    form = Form(data, ("member", "observed", "effective"), where)
     effective_at = _effective(form, recorded_at)
-    return Entry(
-        MemberReleased(event_id=event_id, member=_member(form), effective_at=effective_at, recorded_at=recorded_at)
+    release = MemberReleased(
+        event_id=event_id, member=_member(form), effective_at=effective_at, recorded_at=recorded_at, source=SOURCE
     )
+    return Entry(release, form.number("observed"))
 
 
 _KINDS: Final[dict[str, Callable[[object, str, bytes, Micros], Entry]]] = {

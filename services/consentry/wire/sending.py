@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from consentry.domain.errors import Unavailable
+from consentry.domain.errors import Refused, Unavailable
 from consentry.wire.kafka import DELIVERY_TIMEOUT_MS, producer_config, unavailable
 
 QUEUE_MESSAGES: Final = 100_000
+CLOSE_SECONDS: Final = 10.0
 Headers = Sequence[tuple[str, bytes]]
+
+_POLL_SECONDS: Final = 0.1
+_FLUSH_LOOK_SECONDS: Final = 0.002
+_LAST_WORDS_SECONDS: Final = 5.0
+_LOG: Final = logging.getLogger(__name__)
 _REFUSED_FOR_SURE: Final = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
@@ -23,12 +32,15 @@ _REFUSED_FOR_SURE: Final = frozenset(
         KafkaError.INVALID_TIMESTAMP,
         KafkaError.NOT_ENOUGH_REPLICAS,
         KafkaError.POLICY_VIOLATION,
-        KafkaError._PURGE_QUEUE,
         KafkaError._UNKNOWN_TOPIC,
         KafkaError._UNKNOWN_PARTITION,
     }
 )
-"""What the broker or the client refused before anything was written; after any other error it is not known."""
+"""What the broker or the client refused before anything was written; after any other error it is not known.
+
+A message purged from the queue is not among them: it may be back there because an attempt had no answer.
+"""
+_new_tuple: Final = tuple.__new__
 
 
 class Place(NamedTuple):
@@ -59,11 +71,14 @@ class QueueFull(Unavailable):
 
 
 Delivered = Callable[[Place | Undelivered], None]
-"""Told once, on the sender's thread: where the message stands, or that it was not acknowledged."""
+"""Told once, on the sender's thread: where the message stands, or that it was not acknowledged. Must not block."""
 
 
 class Sender:
-    """An idempotent producer, and a thread that serves its acknowledgements. May be called from any thread."""
+    """An idempotent producer, and a thread that serves its acknowledgements. May be called from any thread.
+
+    Not from a child made by fork(): librdkafka's threads stay behind in the parent.
+    """
 
     def __init__(
         self,
@@ -77,54 +92,107 @@ class Sender:
             "queue.buffering.max.messages": queue_messages,
             "delivery.timeout.ms": delivery_timeout_ms,
         }
+        self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._producer = Producer(self._config)
+        self._producer = self._new_producer()
+        self._retired: list[Producer] = []
+        self._is_closed = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="acknowledgements", daemon=True)
         self._thread.start()
 
     def send(self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered) -> None:
-        """Queue a message; `delivered` is told. Raises QueueFull and Unavailable, and then nothing is told."""
+        """Queue a message; `delivered` is told. Raises QueueFull, Unavailable, Refused, and then nothing is told."""
 
         def note(error: KafkaError | None, message: Message) -> None:
             if error is None:
-                delivered(Place(message.partition() or 0, message.offset() or 0))
+                # The constructor of a NamedTuple is a Python function; this is what it does.
+                delivered(_new_tuple(Place, (message.partition(), message.offset())))
             else:
                 delivered(Undelivered(topic, error))
 
-        producer = self._producer
-        try:
-            producer.produce(topic, value, key, headers=headers, on_delivery=note)  # type: ignore[arg-type]
-        except BufferError:
-            raise QueueFull from None
-        except KafkaException as error:
-            self._replace_if_fatal(producer, error)
-            raise unavailable(f"accept a message for {topic}", error) from error
+        if os.getpid() != self._pid:
+            raise _refused_after_fork()
+        with self._lock:
+            if self._is_closed:
+                raise Refused(
+                    "This sender was closed; the message was not taken.",
+                    code="kafka.sender_closed",
+                    fix="send before closing, or open another",
+                )
+            try:
+                self._producer.produce(topic, value, key, headers=headers, on_delivery=note)  # type: ignore[arg-type] # a list is not the only sequence
+            except BufferError:
+                raise QueueFull from None
+            except KafkaException as error:
+                self._replace_if_fatal(error)
+                raise unavailable(f"accept a message for {topic}", error) from error
 
     @property
     def waiting(self) -> int:
         """How many messages wait to be sent or acknowledged."""
-        return len(self._producer)
+        return sum(map(len, self._producers()))
 
     def flush(self, timeout_seconds: float) -> int:
         """Wait until everything queued is acknowledged, at most so long; how many are not."""
-        return int(self._producer.flush(timeout_seconds))
+        # Not librdkafka's flush: it would tell the acknowledgements on this thread, and raise what is told there.
+        until = time.monotonic() + timeout_seconds
+        while (left := self.waiting) and time.monotonic() < until:
+            time.sleep(_FLUSH_LOOK_SECONDS)
+        return left
 
-    def close(self, timeout_seconds: float = 10.0) -> None:
-        """Wait a while for what is queued, then end."""
-        self._producer.flush(timeout_seconds)
+    def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
+        """Wait a while for what is queued, then end; whoever still waits is told that it is not known."""
+        if os.getpid() != self._pid:
+            return  # the parent's, and its thread is not here
+        with self._lock:
+            self._is_closed = True
+        if self.flush(timeout_seconds):
+            for producer in self._producers():
+                producer.purge()
+            self.flush(_LAST_WORDS_SECONDS)
         self._stopping.set()
-        self._thread.join(timeout=5)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+
+    def _new_producer(self) -> Producer:
+        return Producer(self._config)
+
+    def _producers(self) -> list[Producer]:
+        return [*self._retired, self._producer]
 
     def _serve(self) -> None:
         while not self._stopping.is_set():
-            self._producer.poll(0.1)
+            _poll(self._producer, _POLL_SECONDS)
+            for old in tuple(self._retired):
+                _poll(old, 0)
+                if len(old) == 0:
+                    self._retired.remove(old)
 
-    def _replace_if_fatal(self, failed: Producer, error: KafkaException) -> None:
-        """After a fatal error an idempotent producer never sends again: another one takes its place."""
-        if not error.args[0].fatal():
-            return
-        with self._lock:
-            if self._producer is failed:
-                failed.flush(0)
-                self._producer = Producer(self._config)
+    def _replace_if_fatal(self, error: KafkaException) -> None:
+        """After a fatal error an idempotent producer never sends again: another one takes its place.
+
+        The old one is served until everybody who waits for it has been told.
+        """
+        # What is raised here says _FATAL without being marked fatal; the error that was, is only logged.
+        if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
+            self._retired.append(self._producer)
+            self._producer = self._new_producer()
+
+
+def _poll(producer: Producer, seconds: float) -> None:
+    try:
+        producer.poll(seconds)
+    except KafkaException as error:
+        _LOG.error("the Kafka client failed: %s", error)
+    except Exception:  # noqa: BLE001 - it is logged whole, and whoever was told has been told
+        # One caller's mistake must not leave all the others without an answer.
+        _LOG.exception("an acknowledgement was told, and whoever was told failed")
+
+
+def _refused_after_fork() -> Refused:
+    return Refused(
+        "This process was forked from the one that opened the connection to Kafka, which does not survive that.",
+        code="kafka.forked",
+        fix="open the producer in each worker process, after the fork (post_fork in gunicorn, worker_init in Celery)",
+    )

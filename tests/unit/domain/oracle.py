@@ -156,10 +156,16 @@ def reason(seen: Sequence[Entry], asked: Question, place: str | None, home: Entr
 
 
 def held(seen: Iterable[Entry], member: str) -> bool:
-    """Whether an unreadable event has no release after it."""
-    unreadable = last(of_member(seen, member, "unreadable"))
-    release = last(of_member(seen, member, "released"))
-    return unreadable is not None and (release is None or release.number < unreadable.number)
+    """Whether there is an unreadable event without a release after it by somebody who had seen it."""
+    releases = of_member(seen, member, "released")
+    return any(
+        not any(
+            release.number > unreadable.number
+            and (release.says.get("observed") is None or release.says["observed"] >= unreadable.number)
+            for release in releases
+        )
+        for unreadable in of_member(seen, member, "unreadable")
+    )
 
 
 def choice(choices: Iterable[Entry], purpose: str) -> Entry | None:

@@ -81,6 +81,25 @@ class TestReasons:
 
         assert (decision.allowed, decision.reason) == (True, Reason.DEFAULT_ON)
 
+    @pytest.mark.parametrize(
+        ("observed", "reason"),
+        [
+            (None, Reason.DEFAULT_ON),
+            (3, Reason.DEFAULT_ON),
+            (2, Reason.HELD),
+            (1, Reason.HELD),
+            (4, Reason.HELD),
+            (9, Reason.HELD),
+        ],
+    )
+    def test_a_release_ends_only_the_holds_that_its_operator_had_looked_at(
+        self, observed: int | None, reason: Reason
+    ) -> None:
+        """Between the look and the release another message came that nobody could read: perhaps the opt-out."""
+        held = (unreadable(2, on=2), unreadable(3, on=3))
+
+        assert ask(folded(US, *held, released(4, on=4, observed=observed))).reason is reason
+
     def test_jurisdiction_unknown(self) -> None:
         """Nobody can say which law protects this member."""
         assert ask(None).reason is Reason.JURISDICTION_UNKNOWN

@@ -320,6 +320,16 @@ class TestFacts:
         assert note(found, 4).why_not == "it is not understood, and leaves the opt-out of fact 2"
         assert note(found, 2).replaced_by is None
 
+    def test_a_release_that_left_a_hold_standing_says_why(self) -> None:
+        """Whoever released the member would wonder for ever why they are still excluded."""
+        found = asked(HK, unreadable(2, on=2), unreadable(3, on=3), released(4, on=4, observed=2))
+
+        assert found.decision.reason is Reason.HELD
+        assert note(found, 4).why_not == (
+            "it did not end the hold of fact 3, as the operator had not looked at it (they had looked at version 2)"
+        )
+        assert [note(found, version).replaced_by for version in (2, 3)] == [3, None]
+
     @given(histories() | settled_histories, st.integers(0, 30), st.integers(0, 30))
     def test_every_fact_is_shown_once_and_the_standing_ones_count(
         self, history: list[MemberEvent], at: int, known_at: int

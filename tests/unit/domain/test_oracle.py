@@ -39,7 +39,10 @@ KINDS = (
     *("pause_lifted",) * 11,
     *("unreadable", "released", "member_erased", "member_erased"),
 )
-THEMES = (KINDS, KINDS, (*KINDS, *("pause_imposed", "pause_lifted") * 30), (*KINDS, *("member_erased",) * 15))
+THEMES = (
+    *(KINDS, KINDS, (*KINDS, *("pause_imposed", "pause_lifted") * 30), (*KINDS, *("member_erased",) * 15)),
+    (*KINDS, *("unreadable", "released") * 30),
+)
 """What happens how often: in some documents much more of one thing, so that it meets itself."""
 PLACES = ("HK", "US", "US-CA", "GB", "GB-SCT", "DE", "CH")
 SCOPES = (["*"], ["*"], ["*"], ["US"], ["US-CA", "HK"], ["EEA", "CH"], ["GB"], ["GB-SCT"], ["DE", "US"], ["HK"])
@@ -114,6 +117,9 @@ def entry_by_chance(random: Random, kinds: Sequence[str], number: int, today: in
         case "pause_imposed" | "pause_lifted":
             says |= {"pause": random.choice("ab"), "version": random.choice((1, 1, 2))}
             says |= scope_by_chance(random) if kind == "pause_imposed" else {"opt_ins": random.choice(("VOID", "KEEP"))}
+        case "released":
+            observed = random.choice((None, number - 1, random.randrange(number), random.randrange(number + 3)))
+            says |= member | random.choice(({}, {"observed": observed or None}))
         case _:
             says |= member
     return {kind: says}
@@ -314,6 +320,11 @@ def erased(**more: Any) -> dict[str, Any]:
     return {"member_erased": {"member": "m1"} | more}
 
 
+def released(**more: Any) -> dict[str, Any]:
+    """A release of the member."""
+    return {"released": {"member": "m1"} | more}
+
+
 def story(*timeline: dict[str, Any], **question: Any) -> dict[str, Any]:
     """A document whose entries are recorded on day 1, 2, 3 and so on, unless they say when, and one question."""
     entries = [{"recorded": day(number)} | one for number, one in enumerate(timeline, start=1)]
@@ -339,6 +350,11 @@ class TestOracle:
             (story(POLICY, HOME, UNREADABLE), "HELD"),
             (story(POLICY, HOME, UNREADABLE, RELEASED), "DEFAULT_ON"),
             (story(POLICY, HOME, RELEASED, UNREADABLE), "HELD"),
+            (story(POLICY, HOME, UNREADABLE, released(observed=3)), "DEFAULT_ON"),
+            (story(POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=3)), "HELD"),
+            (story(POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=4)), "DEFAULT_ON"),
+            (story(POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=4), released(observed=3)), "DEFAULT_ON"),
+            (story(POLICY, HOME, UNREADABLE, released(observed=2)), "HELD"),
             (story(POLICY, HOME, OUT, IN), "OPTED_OUT"),
             (story(POLICY, HOME, OUT, chose("OPT_IN", observed=2)), "OPTED_OUT"),
             (story(POLICY, HOME, OUT, chose("OPT_IN", observed=3)), "OPTED_IN"),

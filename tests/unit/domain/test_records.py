@@ -339,6 +339,9 @@ class TestFoldedAway:
             ([chose(Choice.OPT_IN, 1, on=1), chose(Choice.UNKNOWN, 2, on=2)], []),
             ([unreadable(1, on=1), released(2, on=2)], []),
             ([released(1, on=1), unreadable(2, on=2)], [(FactKind.HELD, 2)]),
+            ([unreadable(1, on=1), released(2, on=2, observed=1)], []),
+            ([unreadable(1, on=1), unreadable(2, on=2), released(3, on=3, observed=1)], [(FactKind.HELD, 2)]),
+            ([unreadable(1, on=1), released(2, on=2, observed=2)], [(FactKind.HELD, 1)]),
             ([unreadable(1, on=1), unreadable(2, on=2)], [(FactKind.HELD, 2)]),
         ],
         ids=[
@@ -349,6 +352,9 @@ class TestFoldedAway:
             "opt-in, then unknown",
             "released",
             "held after a release",
+            "released, as it was seen",
+            "held again after the operator had looked",
+            "released by a claim to have seen what was not there yet",
             "held twice",
         ],
     )

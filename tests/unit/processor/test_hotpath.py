@@ -50,6 +50,9 @@ class Message:
     def value(self) -> bytes | None:
         return self._value
 
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        return None
+
     def timestamp(self) -> tuple[int, int]:
         return 2, APPENDED_MS
 

@@ -17,7 +17,7 @@ from consentry.domain.values import Choice, Micros
 from consentry.ops.failpoints import NAMES
 from consentry.processor.materialiser import Batch, Materialiser, Owned
 from consentry.processor.ownership import LogSpan, Takeover, take_over
-from consentry.processor.ports import InMemoryPublisher, MemberChange, NoObligations
+from consentry.processor.ports import InMemoryPublisher, MemberChange, NoObligations, Published
 from consentry.table.memory import InMemoryTable
 from consentry.wire.controls import Frontier
 from consentry.wire.events import read_event, write_event
@@ -82,8 +82,14 @@ class World:
             span=LogSpan(0, len(self.logs[partition]), self.committed.get(partition)),
             last_frontier=self.frontiers.get(partition),
             records=lambda: self.records(partition),
+            publish=lambda held: self.publish(partition, held),
             floor=self.floor,
         )
+
+    def publish(self, partition: int, held: Sequence[Published]) -> None:
+        """Put records into the records topic."""
+        self.topics.publish(partition, held)
+        self.topics.settle()
 
     def records(self, partition: int) -> list[Stored]:
         """The records topic of a partition from its beginning."""

@@ -7,16 +7,17 @@ from collections.abc import Iterable
 import pytest
 from tests.strategies import chose, day, folded, moved
 
-from consentry.domain.errors import UnsafeSetting
+from consentry.domain.errors import Unavailable, UnsafeSetting
 from consentry.domain.events import FactKind
 from consentry.domain.records import Record
 from consentry.domain.values import Choice, Micros
-from consentry.processor.ownership import LogSpan, Takeover, last_frontiers, take_over
+from consentry.processor.ownership import LogSpan, Publish, Takeover, last_frontiers, take_over
+from consentry.processor.ports import Published
 from consentry.table.memory import InMemoryTable
 from consentry.wire.controls import Frontier
 from consentry.wire.frames import frame
 from consentry.wire.kafka import Stored
-from consentry.wire.records import read_record, write_record
+from consentry.wire.records import read_record, version_of, write_record
 
 FRAME = frame(1)
 KEY = b"member-1"
@@ -41,10 +42,14 @@ def frontier(generation: str, *, next_offset: int, tainted: bool = False) -> Fro
 
 
 def taken(
-    table: InMemoryTable, span: LogSpan, last: Frontier | None = None, records: Iterable[Stored] = ()
+    table: InMemoryTable,
+    span: LogSpan,
+    last: Frontier | None = None,
+    records: Iterable[Stored] = (),
+    publish: Publish = lambda _held: None,
 ) -> Takeover:
     """Take partition 0 over."""
-    return take_over(table, 0, span=span, last_frontier=last, records=lambda: records, floor=FLOOR)
+    return take_over(table, 0, span=span, last_frontier=last, records=lambda: records, publish=publish, floor=FLOOR)
 
 
 @pytest.fixture
@@ -170,6 +175,43 @@ class TestRebuild:
 
         [raw] = table.load(0, [KEY])
         assert found.owned.tainted or (raw is not None and read_record(raw, KEY).facts)
+
+    def test_a_member_who_is_held_for_a_damaged_record_is_published_as_held(self, table: InMemoryTable) -> None:
+        """Trainers that started after the damage was compacted away would go on with what stood before it."""
+        good = raw_of(folded(HOME, OUT))
+        damaged = good[:20] + bytes((good[20] ^ 1,)) + good[21:]
+        published: list[Published] = []
+
+        taken(
+            table,
+            LogSpan(0, 50, 20),
+            frontier("lost", next_offset=20),
+            [stored(0, raw_of(folded(HOME))), stored(1, damaged)],
+            publish=published.extend,
+        )
+
+        [held] = published
+        assert [held.record] == table.load(0, [KEY])
+        assert read_record(held.record, KEY).facts[-1].kind is FactKind.HELD
+        assert version_of(held.record) > version_of(damaged), "followers pass over what is not newer"
+
+    def test_a_hold_that_could_not_be_published_begins_no_life(self, table: InMemoryTable) -> None:
+        """The worker would take the table for whole after that, and the hold would never be told to anybody."""
+
+        def away(_held: object) -> None:
+            raise Unavailable("The broker is away.", code="kafka.unavailable")
+
+        good = raw_of(folded(HOME, OUT))
+        with pytest.raises(Unavailable):
+            taken(
+                table,
+                LogSpan(0, 50, 20),
+                frontier("lost", next_offset=20),
+                [stored(0, good[:-1] + bytes((good[-1] ^ 1,)))],
+                publish=away,
+            )
+
+        assert table.meta(0).generation is None
 
 
 class TestTwoHistories:

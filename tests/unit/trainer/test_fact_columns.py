@@ -169,6 +169,13 @@ class TestSignatures:
             ([HOME], [HOME, chose(Choice.OPT_OUT, 2, on=2, purpose=PURPOSE[:-1] + "x")]),
             ([HOME], [HOME, chose(Choice.OPT_OUT, 2, on=2, purpose=PURPOSE + "x")]),
             ([HOME], [HOME, unreadable(2, on=2), released(3, on=3)]),
+            ([HOME], [HOME, unreadable(2, on=2), released(3, on=3, observed=2)]),
+            ([HOME, unreadable(2, on=2)], [HOME, unreadable(2, on=2), released(3, on=3, observed=1)]),
+            ([HOME, unreadable(2, on=2)], [HOME, unreadable(2, on=2), released(3, on=3, observed=3)]),
+            (
+                [HOME, unreadable(2, on=2)],
+                [HOME, unreadable(2, on=2), unreadable(3, on=3), released(4, on=4, observed=2)],
+            ),
             ([HOME, unreadable(2, on=2)], [unreadable(2, on=2), OUT]),
             ([erased(2, on=2)], [HOME, OUT, unreadable(3, on=2), erased(4, on=4)]),
         ],

@@ -50,7 +50,7 @@ timeline:
                     effective: 2025-01-03, authority: EXAMPLE, basis: ORDER, reach: PRIOR_AND_FUTURE}
   - {recorded: 2025-01-05T00:00:00Z, pause_lifted: {pause: p-1, version: 1, effective: 2025-02-01, opt_ins: KEEP}}
   - {recorded: 2025-01-06T00:00:00Z, unreadable: {member: m1}}
-  - {recorded: 2025-01-07T00:00:00Z, released: {member: m1}}
+  - {recorded: 2025-01-07T00:00:00Z, released: {member: m1, observed: 6}}
   - {recorded: 2025-01-08T00:00:00Z, member_erased: {member: m1}}
 expect:
   - {member: m1, purpose: genai_training, at: 2025-01-05, known_at: 2025-01-05,
@@ -216,6 +216,8 @@ SLIPS: list[tuple[Callable[[Any], Any], dict[str, Any]]] = [
     (purge, {"within": "P"}),
     (part(CHOICE), {"observed": 0}),
     (part(CHOICE), {"observed": "2"}),
+    (part(RELEASE), {"observed": 0}),
+    (part(RELEASE), {"observed": "2"}),
     (part(PAUSE), {"version": 0}),
     (part(PAUSE), {"version": True}),
     (part(LIFT), {"version": "1"}),
@@ -228,7 +230,7 @@ NULLS: list[tuple[Callable[[Any], Any], str]] = [
     *[(part(place), "effective") for place in ENTRIES if place != UNREADABLE],
     *[(part(PAUSE), name) for name in ("version", "purposes", "categories", "authority", "basis", "reach")],
     *[(part(LIFT), name) for name in ("version", "opt_ins")],
-    *[(part(CHOICE), "observed"), (part(MOVE), "age_band")],
+    *[(part(CHOICE), "observed"), (part(RELEASE), "observed"), (part(MOVE), "age_band")],
     *[(question, name) for name in ("at", "known_at", "row")],
     *[(row, name) for name in ("jurisdiction", "category", "collected")],
     *[(order(1), "due"), (top, "expect"), (top, "expect_orders")],

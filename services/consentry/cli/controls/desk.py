@@ -13,7 +13,8 @@ import typer
 from consentry.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished, Scope
+    from consentry.domain.controls import Control, PauseLifted, Scope
+    from consentry.domain.objections import Objection
     from consentry.ops.settings import Settings
 
 INT_MAX = (1 << 31) - 1
@@ -29,15 +30,6 @@ class Form(NamedTuple):
 
     path: str
     text: str
-
-
-class Objection(NamedTuple):
-    """Why a control would not do what it is meant to: the field, what is wrong (a clause), the cure, a stable code."""
-
-    field: str
-    problem: str
-    fix: str
-    code: str
 
 
 def read_file(path: Path) -> Form:
@@ -78,73 +70,6 @@ def refuse(objection: Objection, form: Form | None) -> NoReturn:
         line = line_of(form.text, objection.field)
         message = f"{form.path}, line {line}, {objection.field}: {objection.problem}."
     raise InvalidInput(message, code=objection.code, fix=objection.fix)
-
-
-def objection_to_pause(pause: PauseImposed, log: Sequence[Control], *, has_effective: bool) -> Objection | None:
-    """A version that was lifted, or imposed otherwise, would be accepted and change nothing."""
-    from consentry.domain.controls import PauseImposed, PauseLifted
-
-    for known in log:
-        is_lifted = isinstance(known, PauseLifted) and known.pause == pause.pause and known.version >= pause.version
-        is_other = False
-        if isinstance(known, PauseImposed) and (known.pause, known.version) == (pause.pause, pause.version):
-            is_moved = has_effective and pause.effective_at != known.effective_at
-            is_other = is_moved or (known.scope, known.reach) != (pause.scope, pause.reach)
-        if is_lifted or is_other:
-            return Objection(
-                "version",
-                f"version {pause.version} of pause {pause.pause!r} was "
-                f"{'lifted' if is_lifted else 'imposed otherwise'} already: repeating it changes nothing",
-                "give it a higher version",
-                "input.pause_version",
-            )
-    return None
-
-
-def objection_to_lift(lift: PauseLifted, log: Sequence[Control], *, has_effective: bool) -> Objection | None:
-    """A lift of a pause that nobody imposed changes nothing; one from before the pause would undo that it ever held."""
-    from consentry.domain.controls import PauseImposed
-    from consentry.domain.words import date_text
-
-    named = [known for known in log if isinstance(known, PauseImposed) and known.pause == lift.pause]
-    ended = [known for known in named if known.version <= lift.version]
-    if not ended:
-        return Objection(
-            "pause" if not named else "version",
-            f"no pause {lift.pause!r} with a version up to {lift.version} was ever imposed",
-            "name the pause as it was imposed; `consentry pause list` shows them",
-            "input.pause_unknown",
-        )
-    start = max(known.effective_at for known in ended)
-    if has_effective and lift.effective_at < start:
-        return Objection(
-            "effective",
-            f"the lift takes effect on {date_text(lift.effective_at)}, before the pause does on {date_text(start)}",
-            "give a time from then on; to withdraw a pause that was only announced, leave it out",
-            "input.dates_inverted",
-        )
-    return None
-
-
-def is_published(policy: PolicyPublished, log: Sequence[Control], form: Form, *, has_effective: bool) -> bool:
-    """Whether this version was published before. Raises InvalidInput if it was with other content."""
-    from consentry.domain.controls import PolicyPublished
-
-    for known in log:
-        if isinstance(known, PolicyPublished) and known.version == policy.version:
-            is_moved = has_effective and known.effective_at != policy.effective_at
-            if known.terms == policy.terms and not is_moved:
-                return True
-            other = "another effective time" if known.terms == policy.terms else "other terms"
-            objection = Objection(
-                "version",
-                f"the policy version {policy.version!r} was published before with {other}: a record that names it "
-                "would not say which",
-                "give the new terms a version of their own",
-                "input.policy_version",
-            )
-            refuse(objection, form)
-    return False
 
 
 def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:

@@ -13,8 +13,6 @@ from consentry.cli.controls.desk import (
     DryRunOption,
     Form,
     JsonOption,
-    objection_to_lift,
-    objection_to_pause,
     open_settings,
     read_file,
     read_log,
@@ -26,6 +24,7 @@ from consentry.cli.controls.desk import (
 )
 from consentry.cli.wiring import recorded_and_effective
 from consentry.domain.controls import OptIns, PauseBasis, Reach
+from consentry.domain.objections import objection_to_lift, objection_to_pause
 
 if TYPE_CHECKING:
     from consentry.domain.controls import PauseImposed, PauseLifted

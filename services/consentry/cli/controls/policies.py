@@ -12,10 +12,10 @@ import typer
 from consentry.cli.controls.desk import (
     DryRunOption,
     JsonOption,
-    is_published,
     open_settings,
     read_file,
     read_log,
+    refuse,
     send_control,
 )
 
@@ -34,6 +34,7 @@ def publish(
 ) -> None:
     """Publish a policy version: it binds from its effective time."""
     from consentry.cli.controls.report import show_impact
+    from consentry.domain.objections import is_published, objection_to_policy
     from consentry.ops.clock import system_clock
     from consentry.wire.forms import parse_policy_file
 
@@ -45,7 +46,10 @@ def publish(
     log = read_log(settings)
     # Left out, it is the time of publishing, which a repetition does not mean to change.
     has_effective = policy.effective_at != policy.recorded_at
-    if is_published(policy, log, form, has_effective=has_effective):
+    objection = objection_to_policy(policy, log, has_effective=has_effective)
+    if objection is not None:
+        refuse(objection, form)
+    if is_published(policy, log, has_effective=has_effective):
         said = f"policy {policy.version} is published already, with the same terms; nothing was sent"
         typer.echo(json.dumps({"sent": False, "why": said}) if as_json else said)
     elif dry_run:

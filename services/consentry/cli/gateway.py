@@ -1,0 +1,220 @@
+"""`consentry gateway`: the HTTP door for producers, the regulator desk, and whoever asks for a decision."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentry.domain.errors import InvalidInput, Refused
+
+if TYPE_CHECKING:
+    from consentry.gateway.parts import Parts
+    from consentry.ops.settings import Settings
+    from consentry.wire.tokens import TokenKeys
+
+
+def run(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: CONSENTRY_GATEWAY_HOST.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0: one from the system; default: CONSENTRY_GATEWAY_PORT.")
+    ] = None,
+    dev: Annotated[
+        bool, typer.Option("--dev", help="Let everybody in by name, on loopback only: `Bearer dev:anna:producer`.")
+    ] = False,
+) -> None:
+    """Answer HTTP until SIGINT or SIGTERM. Refuses to start where nobody, or everybody from outside, could get in."""
+    from consentry.cli.wiring import load_settings
+    from consentry.ops.logs import set_up_logs
+
+    settings = load_settings(gateway_host=host, gateway_port=port, gateway_dev=dev or None)
+    set_up_logs(style=settings.log_format, level=settings.log_level)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ModuleNotFoundError:  # not on Windows
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(settings: Settings) -> None:
+    import structlog
+    import uvicorn
+
+    from consentry.gateway.app import build_app
+
+    log = structlog.get_logger(__name__)
+    async with _parts(settings) as parts:
+        listener = _bind(settings.gateway_host, settings.gateway_port)
+        try:
+            health = _health(settings, parts)
+            address = f"{settings.gateway_host}:{listener.getsockname()[1]}"
+            log.info("gateway", url=f"http://{address}", metrics=health.address)
+            config = uvicorn.Config(
+                build_app(parts),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=20,
+                h11_max_incomplete_event_size=65_536,
+                lifespan="off",
+            )
+            await uvicorn.Server(config).serve(sockets=[listener])
+            health.stop()
+        finally:
+            listener.close()
+
+
+def _bind(host: str, port: int) -> Any:
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Refused(
+            f"The gateway's address {host}:{port} cannot be opened: {error.strerror}.",
+            code="gateway.address",
+            fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating system",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+@asynccontextmanager
+async def _parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Everything behind the gateway, opened and closed again. Raises Refused, UnsafeSetting and Unavailable."""
+    from importlib.metadata import version
+
+    from redis.asyncio import Redis
+
+    from consentry.cli.wiring import count_partitions, open_catalog, open_table
+    from consentry.gateway.access.opening import open_authenticator
+    from consentry.gateway.idempotency import RedisIdempotency
+    from consentry.gateway.limits import RateLimit
+    from consentry.gateway.parts import Parts
+    from consentry.gateway.proposals import RedisProposals
+    from consentry.gateway.quarantine import QuarantineDesk
+    from consentry.gateway.reading import Reader
+    from consentry.gateway.submission import Submitter
+    from consentry.ops.clock import system_clock
+    from consentry.ops.metrics import Metrics
+    from consentry.wire.controls_view import ControlsView
+    from consentry.wire.kafka import log_identity
+    from consentry.wire.schemas import MEMBER_EVENTS, topic_name
+    from consentry.wire.sending import Sender
+
+    kafka, namespace = settings.kafka(), settings.namespace
+    authenticator = open_authenticator(
+        access_settings(settings), bind_host=settings.gateway_host, profile=settings.profile
+    )
+    keys = load_token_keys(settings)
+    partitions = count_partitions(settings)
+    catalog = open_catalog(settings)
+    log = log_identity(kafka, topic_name(namespace, MEMBER_EVENTS))
+    metrics = Metrics(version("consentry"))
+    view = ControlsView(kafka, namespace=namespace, catalog=catalog, clock=system_clock)
+    redis = Redis.from_url(settings.redis_url.get_secret_value(), protocol=3, socket_timeout=2, max_connections=256)
+    sender = Sender(kafka, "consentry-gateway")
+    view.start()
+    try:
+        view.wait_until_read(30)
+        submitter = Submitter(sender, catalog, namespace=namespace)
+        metrics.gauge("consentry_gateway_messages_waiting").set_function(lambda: float(submitter.waiting))
+        with open_table(settings, partitions) as table:
+            reader = Reader(
+                table,
+                view,
+                partitions=partitions,
+                log=log,
+                staleness_seconds=settings.staleness_seconds,
+                clock=system_clock,
+            )
+            yield Parts(
+                authenticator=authenticator,
+                submitter=submitter,
+                reader=reader,
+                idempotency=RedisIdempotency(redis, namespace=namespace),
+                proposals=RedisProposals(redis, namespace=namespace, keys=keys),
+                quarantine=QuarantineDesk(kafka, namespace=namespace, catalog=catalog, submitter=submitter),
+                rate=RateLimit(per_second=settings.gateway_rate, burst=settings.gateway_rate * 2),
+                token_keys=keys,
+                clock=system_clock,
+                metrics=metrics,
+                subscribers=settings.declared_subscribers(),
+                version=version("consentry"),
+            )
+    finally:
+        view.stop()
+        await asyncio.to_thread(sender.close)
+        await redis.aclose()
+
+
+def access_settings(settings: Settings) -> Any:
+    """What of the settings says who is let in."""
+    from consentry.gateway.access.oidc import OidcSettings
+    from consentry.gateway.access.opening import AccessSettings
+
+    oidc = None
+    if settings.oidc_issuer:
+        oidc = OidcSettings(
+            issuer=settings.oidc_issuer,
+            audience=settings.oidc_audience,
+            jwks_url=settings.oidc_jwks_url,
+            algorithm=settings.oidc_algorithm,
+            roles_claim=settings.oidc_roles_claim,
+        )
+    return AccessSettings(
+        keys_file=settings.access_keys_file,
+        pepper_file=settings.access_pepper_file,
+        oidc=oidc,
+        dev=settings.gateway_dev,
+    )
+
+
+def load_token_keys(settings: Settings) -> TokenKeys:
+    """The keys that consent tokens are signed with; none where no file is named. Raises InvalidInput."""
+    from consentry.wire.tokens import TokenKeys
+
+    if settings.token_keys_file is None:
+        return TokenKeys()
+    try:
+        text = settings.token_keys_file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"The file of token keys {str(settings.token_keys_file)!r} cannot be read ({type(error).__name__}).",
+            code="token.keys",
+            fix="set CONSENTRY_TOKEN_KEYS_FILE to a readable file with lines of ID:HEX",
+        ) from error
+    return TokenKeys.parse(text)
+
+
+def _health(settings: Settings, parts: Parts) -> Any:
+    from consentry.ops.health import HealthServer
+
+    view = parts.reader.controls
+
+    def alive() -> dict[str, Any]:
+        return {"ok": view.is_alive, "controls": view.is_alive}
+
+    def ready() -> dict[str, Any]:
+        # Events are taken also while the table is stale: an opt-out must not wait for that.
+        detail = parts.reader.stale_detail()
+        return {"ok": view.is_alive and not detail, "detail": detail, "messages_waiting": parts.submitter.waiting}
+
+    health = HealthServer(
+        parts.metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port
+    )
+    health.start()
+    return health

@@ -1,0 +1,192 @@
+"""`consentry keys …`: make, list and revoke the API keys of the gateway."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentry.domain.errors import InvalidInput, Refused
+
+if TYPE_CHECKING:
+    from consentry.domain.values import Micros
+    from consentry.gateway.access.key_file import FileKeyStore
+    from consentry.gateway.access.keys import ApiKey
+    from consentry.gateway.access.roles import Role
+
+ANY_PURPOSE = "*"
+NEVER = "never"
+_SHORT_DURATION = re.compile(r"([1-9][0-9]{0,4})([hdw])", re.ASCII)
+
+app = typer.Typer(name="keys", help="Make, list and revoke the API keys of the gateway.", no_args_is_help=True)
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+@app.command()
+def new(
+    subject: Annotated[str, typer.Option(help="The service or person that the key is for.")],
+    role: Annotated[list[str], typer.Option(help="producer, trainer, desk, approver or auditor; repeatable.")],
+    expires: Annotated[str, typer.Option(help="After how long it expires: 12h, 90d, 8w, or never.")] = "90d",
+    purpose: Annotated[
+        list[str] | None, typer.Option(help="What a trainer may ask about; repeatable. '*' is anything.")
+    ] = None,
+    subscriber: Annotated[str | None, typer.Option(help="The subscriber that a trainer is.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key, and show it this once: on standard output, all else on standard error.
+
+    A running gateway accepts it within five seconds. The first key also makes the files that the settings name.
+    """
+    from consentry.gateway.access.key_file import load_pepper, make_pepper
+    from consentry.gateway.access.keys import new_key
+    from consentry.ops.clock import system_clock
+
+    store, pepper_file, keys_file = _open()
+    now = system_clock()
+    roles = _roles(role)
+    purposes = _purposes(purpose or [], roles)
+    ends = _end(expires, now)
+    if not pepper_file.exists() and not keys_file.exists():
+        make_pepper(pepper_file)
+        typer.echo(f"Made the pepper {pepper_file}: a gateway needs the same one to accept the key.", err=True)
+    key, text = new_key(
+        load_pepper(pepper_file),
+        subject=subject,
+        roles=roles,
+        now=now,
+        purposes=purposes,
+        subscriber=subscriber,
+        expires=ends,
+    )
+    store.add(key)
+    typer.echo(_line(key, now), err=True)
+    typer.echo("Send it as `Authorization: Bearer …`. It is not stored and cannot be shown again.", err=True)
+    typer.echo(json.dumps({**_shown(key, now), "key": text}) if as_json else text)
+
+
+@app.command("list")
+def list_keys(as_json: JsonOption = False) -> None:
+    """Show every key but its secret, the oldest first."""
+    from consentry.ops.clock import system_clock
+
+    now = system_clock()
+    keys = _open()[0].all()
+    if as_json:
+        typer.echo(json.dumps([_shown(key, now) for key in keys]))
+        return
+    for key in keys:
+        typer.echo(_line(key, now))
+    if not keys:
+        typer.echo("there are no keys")
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The ten characters between the key's underscores.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a key; a running gateway refuses it within five seconds. There is no way back: make a new one."""
+    from consentry.ops.clock import system_clock
+
+    now = system_clock()
+    key = _open()[0].revoke(key_id, at=now)
+    typer.echo(json.dumps(_shown(key, now)) if as_json else _line(key, now))
+
+
+def _open() -> tuple[FileKeyStore, Path, Path]:
+    """The store, and the files of pepper and keys. Raises Refused where the settings do not name them."""
+    from consentry.gateway.access.key_file import FileKeyStore
+    from consentry.ops.settings import Settings
+
+    settings = Settings.parse()
+    keys_file, pepper_file = settings.access_keys_file, settings.access_pepper_file
+    if keys_file is None or pepper_file is None:
+        raise Refused(
+            "The settings do not name the files of the API keys and of their pepper.",
+            code="access.keys_file_missing",
+            fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, as for the gateway",
+        )
+    return FileKeyStore(keys_file), pepper_file, keys_file
+
+
+def _roles(words: list[str]) -> list[Role]:
+    from consentry.gateway.access.roles import Role
+
+    try:
+        return [Role(word) for word in words]
+    except ValueError as error:
+        raise InvalidInput(
+            f"One of the roles {', '.join(words)[:200]!r} does not exist.",
+            code="access.roles",
+            fix=f"give one or more of {', '.join(Role)}",
+        ) from error
+
+
+def _purposes(given: list[str], roles: list[Role]) -> frozenset[str] | None:
+    """What the key may ask about; None is anything, which a trainer's key has to say."""
+    from consentry.gateway.access.roles import Role
+
+    if ANY_PURPOSE in given and Role.TRAINER in roles:
+        return None
+    return frozenset(given) if given or Role.TRAINER in roles else None
+
+
+def _end(expires: str, now: Micros) -> Micros | None:
+    from consentry.domain.values import Micros
+    from consentry.wire.forms import parse_duration
+
+    if expires == NEVER:
+        return None
+    short = _SHORT_DURATION.fullmatch(expires)
+    if short is None:
+        raise InvalidInput(
+            f"{expires[:40]!r} is not how long a key lasts.",
+            code="access.key_expires",
+            fix="write 12h, 90d, 8w or never",
+        )
+    iso = f"P{'T' if short[2] == 'h' else ''}{short[1]}{short[2].upper()}"
+    return Micros(now + parse_duration(iso, what="--expires"))
+
+
+def _shown(key: ApiKey, now: Micros) -> dict[str, Any]:
+    from consentry.domain.words import moment_of
+
+    def moment(instant: Micros | None) -> str | None:
+        return None if instant is None else moment_of(instant).isoformat()
+
+    return {
+        "id": key.id,
+        "subject": key.subject,
+        "roles": sorted(key.roles),
+        "purposes": None if key.purposes is None else sorted(key.purposes),
+        "subscriber": key.subscriber,
+        "created": moment(key.created),
+        "expires": moment(key.expires),
+        "revoked": moment(key.revoked),
+        "state": _state(key, now),
+    }
+
+
+def _state(key: ApiKey, now: Micros) -> str:
+    if key.revoked is not None:
+        return "revoked"
+    return "valid" if key.is_valid(now) else "expired"
+
+
+def _line(key: ApiKey, now: Micros) -> str:
+    """One line a person can read: id, state, whose, what for, until when."""
+    from consentry.domain.words import date_text
+    from consentry.gateway.access.roles import Role
+
+    parts = [key.id, f"{_state(key, now):7}", key.subject, "+".join(sorted(key.roles))]
+    if Role.TRAINER in key.roles:
+        parts.append(f"purposes {ANY_PURPOSE if key.purposes is None else ','.join(sorted(key.purposes))}")
+    if key.subscriber is not None:
+        parts.append(f"subscriber {key.subscriber}")
+    parts.append("never expires" if key.expires is None else f"expires {date_text(key.expires)}")
+    if key.revoked is not None:
+        parts.append(f"revoked {date_text(key.revoked)}")
+    return "  ".join(parts)

@@ -1,0 +1,30 @@
+"""Who calls the gateway, and what they may do."""
+
+from consentry.gateway.access.authenticator import (
+    CHALLENGE,
+    Authenticator,
+    require,
+    require_purpose,
+    require_subscriber,
+)
+from consentry.gateway.access.errors import Forbidden, Unauthenticated
+from consentry.gateway.access.oidc import OidcSettings
+from consentry.gateway.access.opening import AccessSettings, open_authenticator
+from consentry.gateway.access.roles import PERMISSIONS, Permission, Principal, Role
+
+__all__ = [
+    "CHALLENGE",
+    "PERMISSIONS",
+    "AccessSettings",
+    "Authenticator",
+    "Forbidden",
+    "OidcSettings",
+    "Permission",
+    "Principal",
+    "Role",
+    "Unauthenticated",
+    "open_authenticator",
+    "require",
+    "require_purpose",
+    "require_subscriber",
+]

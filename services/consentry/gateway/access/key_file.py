@@ -1,0 +1,278 @@
+"""API keys in a JSON file: replaced as a whole, read again when it changes, and nobody's while it is damaged."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from consentry.domain.errors import Refused, UnsafeSetting
+from consentry.domain.values import Micros
+from consentry.gateway.access.keys import (
+    KEY_ID_PATTERN,
+    PEPPER_BYTES_MIN,
+    ApiKey,
+    Pepper,
+    in_order,
+    with_key,
+    with_revocation,
+)
+from consentry.gateway.access.roles import Role
+
+CHECK_SECONDS: Final = 2.0
+"""How often the file is looked at."""
+COUNTS_SECONDS: Final = 5.0
+"""How long what was read counts, even where the file cannot be looked at: a revocation takes no longer."""
+FILE_BYTES_MAX: Final = 16 << 20
+_FORMAT: Final = 1
+# A secret store may show the file to a group of its own; nobody else reads it, and only the owner changes it.
+_FORBIDDEN_MODE: Final = stat.S_IWGRP | stat.S_IRWXO
+_LOG = structlog.get_logger(__name__)
+
+_Mark = tuple[int, int, int, int]
+
+
+class FileKeyStore:
+    """The keys of a file. `find` answers from what was last read; before the first `renew`, that is nothing."""
+
+    def __init__(self, path: Path, *, monotonic_seconds: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._monotonic_seconds = monotonic_seconds
+        self._renewing = threading.Lock()
+        self._keys: dict[str, ApiKey] = {}
+        self._mark: _Mark | None = None
+        self._looked_at = float("-inf")
+        self._complaint = ""
+
+    def find(self, key_id: str) -> ApiKey | None:
+        """The key, as of the last `renew`; none where that was five seconds ago."""
+        counts = self._monotonic_seconds() < self._looked_at + COUNTS_SECONDS
+        return self._keys.get(key_id) if counts else None
+
+    def is_stale(self) -> bool:
+        """Whether the file has not been looked at for two seconds."""
+        return self._monotonic_seconds() >= self._looked_at + CHECK_SECONDS
+
+    def renew(self) -> None:
+        """Read the file if it has changed. A file that cannot be read, or not trusted, holds no keys."""
+        with self._renewing:
+            started = self._monotonic_seconds()
+            try:
+                mark = _mark(os.stat(self._path))
+                if mark != self._mark:
+                    self._keys, self._mark = _read(self._path)
+                complaint = ""
+            except (OSError, Refused) as error:
+                self._keys, self._mark = {}, None
+                complaint = str(error) if isinstance(error, Refused) else type(error).__name__
+            if complaint and complaint != self._complaint:
+                _LOG.error("the API keys cannot be read: no API key is accepted", file=str(self._path), why=complaint)
+            elif self._complaint and not complaint:
+                _LOG.warning("the API keys can be read again", file=str(self._path), keys=len(self._keys))
+            self._complaint = complaint
+            # Counted from before the file was read: what changes meanwhile is seen in time.
+            self._looked_at = started
+
+    def all(self) -> tuple[ApiKey, ...]:
+        """Every key in the file, the oldest first. Raises Refused."""
+        return in_order(self._read_now())
+
+    def add(self, key: ApiKey) -> None:
+        """Write the file with one key more. Raises Refused."""
+        with self._changing():
+            keys = self._read_now() if self._path.exists() else {}
+            self._write(with_key(keys, key))
+
+    def revoke(self, key_id: str, *, at: Micros) -> ApiKey:
+        """Write the file with the key revoked. Raises InvalidInput or Refused."""
+        with self._changing():
+            keys = with_revocation(self._read_now(), key_id, at)
+            self._write(keys)
+        return keys[key_id]
+
+    def _read_now(self) -> dict[str, ApiKey]:
+        try:
+            return _read(self._path)[0]
+        except OSError as error:
+            raise _unreadable(self._path, type(error).__name__) from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One writer at a time, on this machine: two who read, add and write would lose the key of one."""
+        lock = self._path.with_name(f".{self._path.name}.lock")
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+        finally:
+            os.close(descriptor)
+
+    def _write(self, keys: dict[str, ApiKey]) -> None:
+        document = {"format": _FORMAT, "keys": [_written(key) for key in in_order(keys)]}
+        # Beside the file itself where the name is a link: replacing the link would leave two files that differ.
+        replace_file(self._path.resolve(), (json.dumps(document, indent=1) + "\n").encode("ascii"))
+
+
+def load_pepper(path: Path) -> Pepper:
+    """The pepper of a file, bytes as they are. Raises Refused, or UnsafeSetting where others could get at it."""
+    try:
+        return Pepper(_read_private(path)[0])
+    except OSError as error:
+        raise Refused(
+            f"The pepper of the API keys, {str(path)!r}, cannot be read ({type(error).__name__}).",
+            code="access.pepper_unreadable",
+            fix="name the file of CONSENTRY_ACCESS_PEPPER_FILE that the keys were made with; without it make new keys",
+        ) from error
+
+
+def make_pepper(path: Path) -> None:
+    """Write a new pepper of 32 random bytes where there is no file yet. Raises Refused."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(PEPPER_BYTES_MIN))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put `content` in place of a file, for its owner only; whoever reads sees the old or the new. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _read_private(path: Path) -> tuple[bytes, os.stat_result]:
+    """The bytes of a file that nobody else can change or, but for its group, read. Raises OSError, UnsafeSetting."""
+    with path.open("rb") as file:
+        # Asked of the open file: the name could lead to another one a moment later.
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES_MAX:
+            raise _unreadable(path, "not a file of at most 16 MiB")
+        if status.st_mode & _FORBIDDEN_MODE or status.st_uid not in (0, os.geteuid()):
+            raise UnsafeSetting(
+                f"The file {str(path)!r} (mode {stat.S_IMODE(status.st_mode):04o}) can be changed by others than its "
+                "owner, read by everybody, or belongs to another user.",
+                code="access.file_mode",
+                fix=f"chmod 600 {path}, owned by the user of the service; make new keys if others may have used it",
+            )
+        return file.read(FILE_BYTES_MAX), status
+
+
+def _read(path: Path) -> tuple[dict[str, ApiKey], _Mark]:
+    content, status = _read_private(path)
+    try:
+        document = json.loads(content)
+        if document["format"] != _FORMAT:
+            raise _unreadable(path, "of another format")
+        keys = [_read_key(written) for written in document["keys"]]
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise _unreadable(path, f"damaged ({type(error).__name__})") from error
+    found = {key.id: key for key in keys}
+    if len(found) != len(keys):
+        raise _unreadable(path, "damaged (an id stands there twice)")
+    return found, _mark(status)
+
+
+def _mark(status: os.stat_result) -> _Mark:
+    """What changes with a file's content, however it was written, and with its mode and owner."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _written(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "digest": key.digest.hex(),
+        "subject": key.subject,
+        "roles": sorted(key.roles),
+        "purposes": None if key.purposes is None else sorted(key.purposes),
+        "subscriber": key.subscriber,
+        "created": key.created,
+        "expires": key.expires,
+        "revoked": key.revoked,
+    }
+
+
+def _read_key(written: dict[str, Any]) -> ApiKey:
+    """A key as written. Raises KeyError, TypeError or ValueError for anything that is not exactly so."""
+    if KEY_ID_PATTERN.fullmatch(written["id"]) is None:
+        raise ValueError("id")
+    digest = bytes.fromhex(written["digest"])
+    if len(digest) != 32:
+        raise ValueError("digest")
+    return ApiKey(
+        id=written["id"],
+        digest=digest,
+        subject=_text(written["subject"]),
+        roles=frozenset(Role(role) for role in _texts(written["roles"])),
+        purposes=None if written["purposes"] is None else frozenset(_texts(written["purposes"])),
+        subscriber=None if written["subscriber"] is None else _text(written["subscriber"]),
+        created=_instant(written["created"]),
+        expires=None if written["expires"] is None else _instant(written["expires"]),
+        revoked=None if written["revoked"] is None else _instant(written["revoked"]),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError("list")
+    return [_text(item) for item in value]
+
+
+def _instant(value: object) -> Micros:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("instant")
+    return Micros(value)
+
+
+def _unreadable(path: Path, why: str) -> Refused:
+    return Refused(
+        f"The file {str(path)!r} cannot be read: {why}.",
+        code="access.keys_unreadable",
+        fix="restore it, or make the first key with `consentry keys new`; until then no API key is accepted",
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> Refused:
+    return Refused(
+        f"The file {str(path)!r} cannot be written ({type(error).__name__}).",
+        code="access.keys_unwritable",
+        fix="run the command as the user who owns the file and its directory",
+    )

@@ -1,0 +1,153 @@
+"""Routes by which a second person looks at what would widen use, and lets it take effect or not."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Path, Request, Response
+
+from consentry.domain.errors import ConsentryError
+from consentry.gateway.access import Permission, Principal
+from consentry.gateway.desk import check_control, control_of
+from consentry.gateway.models import Json, iso
+from consentry.gateway.openapi import answers
+from consentry.gateway.parts import Parts, caller_of
+from consentry.gateway.problems import Problem
+from consentry.gateway.proposals import Proposal, being_decided, check_decidable
+from consentry.gateway.quarantine_routes import carry_out as release_or_replay
+
+router = APIRouter(prefix="/v1/approvals", tags=["approvals"])
+_LOG = structlog.get_logger(__name__)
+
+ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+Carry = Callable[[Parts, Proposal], Awaitable[Json]]
+
+
+@router.get("", responses=answers())
+async def get_approvals(request: Request) -> Json:
+    """The newest proposals, and what became of them."""
+    parts, _ = await caller_of(request, Permission.READ_APPROVALS)
+    return {"approvals": [_data(one) for one in await parts.proposals.newest()]}
+
+
+@router.get("/{approval_id}", responses=answers(404, 422))
+async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
+    """One proposal."""
+    parts, _ = await caller_of(request, Permission.READ_APPROVALS)
+    found = await parts.proposals.get(approval_id)
+    if found is None:
+        raise Problem(404, "There is no such proposal.", code="approval.unknown", fix="GET /v1/approvals lists them")
+    return _data(found)
+
+
+@router.post("/{approval_id}/approve", responses=answers(404, 409, 422, 504))
+async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
+    """Let a proposal take effect, now. Not by who proposed it. Repeated after a time-out it takes effect once."""
+    parts, caller = await caller_of(request, Permission.APPROVE)
+    return await _decide(parts, caller, approval_id, _approve)
+
+
+@router.post("/{approval_id}/reject", responses=answers(404, 409, 422))
+async def post_reject(request: Request, approval_id: ApprovalPath) -> Response:
+    """Let a proposal come to nothing."""
+    parts, caller = await caller_of(request, Permission.APPROVE)
+    return await _decide(parts, caller, approval_id, _reject)
+
+
+async def _decide(
+    parts: Parts,
+    caller: Principal,
+    approval_id: str,
+    act: Callable[[Parts, Principal, Proposal], Awaitable[Proposal]],
+) -> Response:
+    """One person at a time decides."""
+    if not await parts.proposals.lock(approval_id):
+        raise Problem(
+            409,
+            "Somebody is deciding this right now.",
+            code="approval.busy",
+            fix="look again in a moment",
+            headers={"Retry-After": "1"},
+        )
+    try:
+        found = await parts.proposals.get(approval_id)
+        proposal = check_decidable(found, by=caller.subject, now=parts.clock())
+        decided = await act(parts, caller, proposal)
+    finally:
+        await parts.proposals.unlock(approval_id)
+    return Response(json.dumps(_data(decided)), 200, media_type="application/json")
+
+
+async def _approve(parts: Parts, caller: Principal, proposal: Proposal) -> Proposal:
+    taken = being_decided(proposal, by=caller.subject, now=parts.clock())
+    await parts.proposals.put(taken)
+    try:
+        result = await _carry_out(parts, taken)
+    except Problem as error:
+        if error.status != 504:
+            await parts.proposals.put(proposal)
+        raise
+    except ConsentryError:
+        await parts.proposals.put(proposal)
+        raise
+    done = replace(taken, state="approved", result=result)
+    await parts.proposals.put(done)
+    _LOG.info("approved", kind=done.kind, proposal=done.proposal_id, by=done.decided_by, requested_by=done.requested_by)
+    return done
+
+
+async def _carry_out(parts: Parts, proposal: Proposal) -> Json:
+    """Send what was approved, as of the time of the approval; both persons are named in it."""
+    if proposal.kind in ("release", "replay"):
+        return await release_or_replay(parts, proposal)
+    source = f"{proposal.requested_by}, approved by {proposal.decided_by}"
+    control = control_of(
+        proposal.kind,
+        proposal.form,
+        event_id=proposal.event_id,
+        recorded_at=proposal.decided_at,
+        source=source[:200],
+    )
+    if not any(known.event_id == control.event_id for known in parts.reader.controls.controls.log):
+        check_control(parts, control, proposal.form)
+    place = await parts.submitter.submit_control(control)
+    return {
+        "event_id": str(uuid.UUID(bytes=control.event_id)),
+        "token": parts.token({}, controls=place.offset + 1),
+        "offset": place.offset,
+    }
+
+
+async def _reject(parts: Parts, caller: Principal, proposal: Proposal) -> Proposal:
+    if proposal.state != "open":
+        raise Problem(
+            409,
+            "The proposal was approved, and it is not known whether that has taken effect.",
+            code="approval.decided",
+            fix="approve it again, which tells",
+        )
+    done = replace(proposal, state="rejected", decided_by=caller.subject, decided_at=parts.clock())
+    await parts.proposals.put(done)
+    _LOG.info("rejected", kind=done.kind, proposal=done.proposal_id, by=done.decided_by, requested_by=done.requested_by)
+    return done
+
+
+def _data(proposal: Proposal) -> Json:
+    return {
+        "approval_id": proposal.proposal_id,
+        "kind": proposal.kind,
+        "state": proposal.state,
+        "asks_for": proposal.form,
+        "opens": proposal.opens,
+        "requested_by": proposal.requested_by,
+        "requested_at": iso(proposal.requested_at),
+        "expires_at": iso(proposal.expires_at),
+        "decided_by": proposal.decided_by or None,
+        "decided_at": iso(proposal.decided_at) if proposal.decided_at else None,
+        "result": proposal.result,
+    }

@@ -1,0 +1,222 @@
+"""Routes of the regulator desk: pauses bind at once; lifts and policies that open something need a second person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, Final
+
+import structlog
+from fastapi import APIRouter, Path, Request, Response
+
+from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
+from consentry.domain.impact import openings
+from consentry.domain.objections import (
+    Objection,
+    is_published,
+    objection_to_lift,
+    objection_to_pause,
+    objection_to_policy,
+)
+from consentry.domain.values import NAME_PATTERN, Micros
+from consentry.gateway.accepting import Claim, Draft, accept, new_attempt
+from consentry.gateway.access import Permission, Principal
+from consentry.gateway.bodies import CONTROL_BYTES_MAX, parse_json, read_body
+from consentry.gateway.idempotency import store_key
+from consentry.gateway.models import Accepted, AwaitingApproval, Json, iso
+from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, form_body
+from consentry.gateway.parts import Parts, caller_of
+from consentry.gateway.problems import Problem
+from consentry.gateway.proposals import Kind, new_proposal
+from consentry.wire.forms import parse_lift, parse_pause, parse_policy
+
+router = APIRouter(prefix="/v1", tags=["desk"])
+_LOG = structlog.get_logger(__name__)
+
+PausePath = Annotated[str, Path(pattern=f"^{NAME_PATTERN.pattern}$")]
+_VERSION: Final = {"type": "integer", "minimum": 1, "maximum": 2_147_483_647}
+_CODES: Final = {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "ISO 3166 codes, EEA, *."}
+_NAMES: Final = {"type": ["array", "null"], "items": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"}}
+_INSTANT: Final = {"type": "string", "description": "ISO 8601; default: when it is accepted or approved."}
+_LIFT: Final = {
+    "version": _VERSION,
+    "effective": _INSTANT,
+    "opt_ins": {"enum": ["VOID", "KEEP"], "default": "VOID"},
+}
+_PAUSE_SCHEMA: Final = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["pause", "jurisdictions"],
+    "properties": {
+        "pause": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"},
+        "version": _VERSION,
+        "jurisdictions": _CODES,
+        "purposes": _NAMES,
+        "categories": _NAMES,
+        "effective": _INSTANT,
+        "authority": {"type": "string", "maxLength": 200},
+        "basis": {"enum": ["ORDER", "UNDERTAKING"]},
+        "reach": {"enum": ["GOING_FORWARD", "PRIOR_AND_FUTURE"]},
+    },
+}
+_LIFT_SCHEMA: Final = {"type": "object", "additionalProperties": False, "properties": _LIFT}
+_POLICY_SCHEMA: Final = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["version", "terms"],
+    "description": "As in a policy file; docs/policies.md.",
+    "properties": {
+        "version": {"type": "string", "maxLength": 200},
+        "effective": _INSTANT,
+        "terms": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+    },
+}
+_PROPOSED: Final = {"model": Accepted | AwaitingApproval, "description": "Accepted, or awaiting approval"}
+
+
+@router.post(
+    "/pauses",
+    status_code=202,
+    response_model=Accepted,
+    responses=answers(400, 408, 409, 413, 415, 422, 504),
+    openapi_extra=form_body(_PAUSE_SCHEMA, *ACCEPTS_REPETITION),
+)
+async def post_pause(request: Request) -> Response:
+    """Stop a use for a scope, however many members it covers. Binds at once, without a second person."""
+    parts, caller = await caller_of(request, Permission.IMPOSE)
+    body = await read_body(request, bytes_max=CONTROL_BYTES_MAX)
+    form = parse_json(body)
+
+    def make(event_id: bytes, recorded_at: Micros) -> PauseImposed:
+        return parse_pause(form, event_id=event_id, recorded_at=recorded_at, source=caller.subject)
+
+    async def check() -> None:
+        pause = make(bytes(16), parts.clock())
+        log = parts.reader.controls.controls.log
+        refuse(objection_to_pause(pause, log, has_effective=form.get("effective") is not None))
+
+    make(bytes(16), parts.clock())  # what does not fit is refused before the Idempotency-Key is used up
+    return await accept(parts, caller, request, body, Draft(make, None, excludes=True, check=check))
+
+
+@router.post(
+    "/pauses/{pause}/lift",
+    status_code=202,
+    response_model=AwaitingApproval,
+    responses=answers(400, 408, 409, 413, 415, 422),
+    openapi_extra=form_body(_LIFT_SCHEMA, *ACCEPTS_REPETITION),
+)
+async def post_lift(request: Request, pause: PausePath) -> Response:
+    """Propose to end a pause. It takes effect when a second person approves; opt-outs survive it."""
+    parts, caller = await caller_of(request, Permission.PROPOSE)
+    body = await read_body(request)
+    data = parse_json(body)
+    if not isinstance(data, dict) or "pause" in data:
+        raise Problem(
+            422, "The body is not an object of fields, or names the pause again.", code="input.form", fix="see docs"
+        )
+    return await _propose(parts, caller, request, body, "lift", {**data, "pause": pause})
+
+
+@router.post(
+    "/policies",
+    status_code=202,
+    responses={**answers(400, 408, 409, 413, 415, 422, 504), 202: _PROPOSED},
+    openapi_extra=form_body(_POLICY_SCHEMA, *ACCEPTS_REPETITION),
+)
+async def post_policy(request: Request) -> Response:
+    """Publish a policy version. What opens nothing binds from its effective time; the rest needs a second person."""
+    parts, caller = await caller_of(request, Permission.PROPOSE)
+    body = await read_body(request, bytes_max=CONTROL_BYTES_MAX)
+    form = parse_json(body)
+    now = parts.clock()
+    policy = control_of("policy", form, event_id=bytes(16), recorded_at=now, source=caller.subject)
+    check_control(parts, policy, form)
+    if openings(policy, parts.reader.controls.controls, now=now):
+        return await _propose(parts, caller, request, body, "policy", form)
+    make = partial(_make, "policy", form, caller.subject)
+    return await accept(parts, caller, request, body, Draft(make, None, excludes=False))
+
+
+def _make(kind: Kind, form: Json, source: str, event_id: bytes, recorded_at: Micros) -> Control:
+    return control_of(kind, form, event_id=event_id, recorded_at=recorded_at, source=source)
+
+
+async def _propose(parts: Parts, caller: Principal, request: Request, body: bytes, kind: Kind, form: Json) -> Response:
+    """Keep a proposal; a repetition of the request finds the same one."""
+    now = parts.clock()
+    control = control_of(kind, form, event_id=bytes(16), recorded_at=now, source=caller.subject)
+    check_control(parts, control, form)
+    return await propose(
+        parts,
+        caller,
+        request,
+        body,
+        lambda: (kind, form, list(openings(control, parts.reader.controls.controls, now=now))),
+    )
+
+
+async def propose(
+    parts: Parts,
+    caller: Principal,
+    request: Request,
+    body: bytes,
+    draft: Callable[[], tuple[Kind, Json, list[str]]],
+) -> Response:
+    """Keep what `draft` asks for as a proposal, once for an Idempotency-Key, and say how it goes on."""
+    key = store_key(caller.subject, request.headers.get("idempotency-key"))
+    claim = await Claim.take(parts, key, new_attempt(parts, request, body), excludes=False)
+    if claim.attempt.answer is None:
+        kind, form, opens = draft()
+        proposal = new_proposal(kind, form, opens, by=caller.subject, now=claim.attempt.accepted_at)
+        proposal = replace(proposal, proposal_id=claim.attempt.event_id)
+        try:
+            await parts.proposals.put(proposal)
+        except Exception:
+            await claim.drop()
+            raise
+        _LOG.info("proposed", kind=kind, proposal=proposal.proposal_id, by=caller.subject)
+        answer = {
+            "state": "awaiting_approval",
+            "approval_id": proposal.proposal_id,
+            "opens": proposal.opens,
+            "expires_at": iso(proposal.expires_at),
+        }
+        await claim.answer(answer)
+    else:
+        answer = claim.attempt.answer
+    return Response(json.dumps(answer), 202, media_type="application/json")
+
+
+def control_of(
+    kind: Kind, form: Any, *, event_id: bytes, recorded_at: Micros, source: str
+) -> PauseLifted | PolicyPublished:
+    """The lift or policy that a form asks for. Raises InvalidForm."""
+    parse = parse_lift if kind == "lift" else parse_policy
+    return parse(form, event_id=event_id, recorded_at=recorded_at, source=source)
+
+
+def check_control(parts: Parts, control: Control, form: Json) -> None:
+    """Raise Problem 409 where the control would not do what it is meant to."""
+    log = parts.reader.controls.controls.log
+    has_effective = form.get("effective") is not None
+    if isinstance(control, PauseLifted):
+        refuse(objection_to_lift(control, log, has_effective=has_effective))
+    elif isinstance(control, PolicyPublished):
+        refuse(objection_to_policy(control, log, has_effective=has_effective))
+        if is_published(control, log, has_effective=has_effective):
+            raise Problem(
+                409,
+                f"The policy version {control.version!r} is published already, with the same terms.",
+                code="input.policy_version",
+                fix="nothing is to be done",
+            )
+
+
+def refuse(objection: Objection | None) -> None:
+    """Raise Problem 409 for an objection."""
+    if objection is not None:
+        text = f"{objection.problem[0].upper()}{objection.problem[1:]}."
+        raise Problem(409, text, code=objection.code, fix=objection.fix, field=objection.field)

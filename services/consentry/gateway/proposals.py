@@ -1,0 +1,240 @@
+"""What would widen use and waits for a second person: lifts, opening policies, releases and replays.
+
+A proposal is kept in Redis only until it is decided, under a signature where there are token keys; what it comes to
+stands in the log, and names both persons. Losing Redis loses open proposals, which opens nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, Literal, Protocol
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from consentry.domain.errors import Unavailable
+from consentry.domain.values import DAY_MICROS, Micros
+from consentry.gateway.problems import Problem
+from consentry.wire.tokens import TokenKeys
+
+Kind = Literal["lift", "policy", "release", "replay"]
+State = Literal["open", "approving", "approved", "rejected"]
+OPEN_MICROS: Final = Micros(7 * DAY_MICROS)
+KEPT_SECONDS: Final = 30 * 86_400
+LISTED_MAX: Final = 200
+_LOCK_SECONDS: Final = 60
+_LOG = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What was asked for (`form`, plain values by kind), what it would open, by whom, and what became of it.
+
+    Times in microseconds. `decided_at` is the time the control or event gets, also when approving is repeated.
+    """
+
+    proposal_id: str
+    kind: Kind
+    form: dict[str, Any]
+    opens: list[str]
+    requested_by: str
+    requested_at: Micros
+    expires_at: Micros
+    state: State = "open"
+    decided_by: str = ""
+    decided_at: Micros = Micros(0)
+    result: dict[str, Any] | None = None
+
+    @property
+    def event_id(self) -> bytes:
+        """The identity of the one event or control that this can come to."""
+        return bytes.fromhex(self.proposal_id)
+
+
+def new_proposal(kind: Kind, form: dict[str, Any], opens: list[str], *, by: str, now: Micros) -> Proposal:
+    """A proposal made now."""
+    return Proposal(
+        proposal_id=secrets.token_bytes(16).hex(),
+        kind=kind,
+        form=form,
+        opens=opens,
+        requested_by=by,
+        requested_at=now,
+        expires_at=Micros(now + OPEN_MICROS),
+    )
+
+
+class ProposalStore(Protocol):
+    """Proposals by id. Every call may raise Unavailable."""
+
+    async def put(self, proposal: Proposal) -> None:
+        """Keep it as it is now."""
+        ...
+
+    async def get(self, proposal_id: str) -> Proposal | None:
+        """The proposal, or None; also where it was tampered with."""
+        ...
+
+    async def newest(self) -> list[Proposal]:
+        """The newest LISTED_MAX, newest first."""
+        ...
+
+    async def lock(self, proposal_id: str) -> bool:
+        """Whether the caller is now the only one deciding it, until `unlock` or for a minute."""
+        ...
+
+    async def unlock(self, proposal_id: str) -> None:
+        """Let others decide it."""
+        ...
+
+
+class InMemoryProposals:
+    """In this process: same contract, nothing kept."""
+
+    def __init__(self) -> None:
+        self._proposals: dict[str, Proposal] = {}
+        self._locks: set[str] = set()
+
+    async def put(self, proposal: Proposal) -> None:
+        """See ProposalStore."""
+        self._proposals[proposal.proposal_id] = proposal
+
+    async def get(self, proposal_id: str) -> Proposal | None:
+        """See ProposalStore."""
+        return self._proposals.get(proposal_id)
+
+    async def newest(self) -> list[Proposal]:
+        """See ProposalStore."""
+        return sorted(self._proposals.values(), key=lambda one: -one.requested_at)[:LISTED_MAX]
+
+    async def lock(self, proposal_id: str) -> bool:
+        """See ProposalStore."""
+        if proposal_id in self._locks:
+            return False
+        self._locks.add(proposal_id)
+        return True
+
+    async def unlock(self, proposal_id: str) -> None:
+        """See ProposalStore."""
+        self._locks.discard(proposal_id)
+
+
+class RedisProposals:
+    """In Redis, shared by all gateways of a namespace."""
+
+    def __init__(self, redis: Redis, *, namespace: str, keys: TokenKeys) -> None:
+        self._redis = redis
+        self._prefix = f"{namespace}:proposal:"
+        self._index = f"{namespace}:proposals"
+        self._keys = keys
+
+    async def put(self, proposal: Proposal) -> None:
+        """See ProposalStore."""
+        try:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.set(self._prefix + proposal.proposal_id, self._written(proposal), ex=KEPT_SECONDS)
+                pipe.zadd(self._index, {proposal.proposal_id: proposal.requested_at})
+                pipe.zremrangebyscore(self._index, 0, proposal.requested_at - KEPT_SECONDS * 1_000_000)
+                await pipe.execute()
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def get(self, proposal_id: str) -> Proposal | None:
+        """See ProposalStore."""
+        try:
+            text = await self._redis.get(self._prefix + proposal_id)
+        except RedisError as error:
+            raise _unavailable(error) from error
+        return None if text is None else self._read(text)
+
+    async def newest(self) -> list[Proposal]:
+        """See ProposalStore."""
+        try:
+            ids: list[Any] = list(await self._redis.zrevrange(self._index, 0, LISTED_MAX - 1))
+            texts = await self._redis.mget([self._prefix + _text(one) for one in ids]) if ids else []
+        except RedisError as error:
+            raise _unavailable(error) from error
+        found = [self._read(text) for text in texts if text is not None]
+        return [one for one in found if one is not None]
+
+    async def lock(self, proposal_id: str) -> bool:
+        """See ProposalStore."""
+        try:
+            return bool(await self._redis.set(f"{self._prefix}{proposal_id}:lock", "1", nx=True, ex=_LOCK_SECONDS))
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    async def unlock(self, proposal_id: str) -> None:
+        """See ProposalStore."""
+        try:
+            await self._redis.delete(f"{self._prefix}{proposal_id}:lock")
+        except RedisError as error:
+            raise _unavailable(error) from error
+
+    def _written(self, proposal: Proposal) -> str:
+        body = json.dumps(asdict(proposal), sort_keys=True)
+        return json.dumps({"key": self._keys.signing, "mac": self._mac(self._keys.signing, body), "body": body})
+
+    def _read(self, text: bytes | str) -> Proposal | None:
+        """The proposal; None, and a log line, where its signature is not ours: somebody wrote it into Redis."""
+        try:
+            kept = json.loads(text)
+            is_ours = kept["key"] == self._keys.signing or (self._keys and kept["key"] != 0)
+            if is_ours and hmac.compare_digest(kept["mac"], self._mac(kept["key"], kept["body"])):
+                return Proposal(**json.loads(kept["body"]))
+        except (ValueError, TypeError, KeyError) as error:
+            _LOG.error("proposal_unreadable", detail=type(error).__name__)
+            return None
+        _LOG.error("proposal_forged")
+        return None
+
+    def _mac(self, key_id: int, body: str) -> str:
+        return self._keys.mac(key_id, b"proposal\0" + body.encode()).hex()
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _unavailable(error: RedisError) -> Unavailable:
+    return Unavailable(
+        f"The store of proposals did not answer ({type(error).__name__}).",
+        code="proposals.unavailable",
+        fix="check Redis, then send the request again",
+    )
+
+
+def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Proposal:
+    """The proposal, if this person may decide it now. Raises Problem."""
+    if proposal is None:
+        raise Problem(
+            404, "There is no such proposal.", code="approval.unknown", fix="GET /v1/approvals lists those there are"
+        )
+    if proposal.state in ("approved", "rejected"):
+        raise Problem(
+            409,
+            f"The proposal was {proposal.state} before.",
+            code="approval.decided",
+            fix="propose it again if it is still wanted",
+        )
+    if now > proposal.expires_at and proposal.state == "open":
+        raise Problem(409, "The proposal has expired.", code="approval.expired", fix="propose it again")
+    if by == proposal.requested_by:
+        raise Problem(
+            403,
+            "Who proposes something cannot approve or reject it: it takes a second person.",
+            code="approval.own",
+            fix="have somebody else with the role approver look at it",
+        )
+    return proposal
+
+
+def being_decided(proposal: Proposal, *, by: str, now: Micros) -> Proposal:
+    """The proposal while its event is sent; a repetition keeps the first time, so that it is the same event."""
+    if proposal.state == "approving":
+        return proposal
+    return replace(proposal, state="approving", decided_by=by, decided_at=now)

@@ -1,0 +1,168 @@
+"""What could not be read, and what may be done about it: release the member, or send the message again.
+
+Both need a second person, and go the way of every event. A release ends only the holds that were looked at. A replay
+sends the original bytes, oldest first; where a later event of the member says what order decides, it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from consentry.domain.decisions import standing
+from consentry.domain.errors import ConsentryError, UndecodableEvent
+from consentry.domain.events import FactKind, MemberReleased, MemberRelocated
+from consentry.domain.records import Record
+from consentry.domain.values import Micros
+from consentry.gateway.models import Json, iso
+from consentry.gateway.problems import Problem
+from consentry.gateway.proposals import Proposal
+from consentry.gateway.submission import Submitter
+from consentry.wire.catalog import Catalog
+from consentry.wire.events import admit, read_event
+from consentry.wire.kafka import Stored, read_all, read_partition
+from consentry.wire.quarantined import Entry, read_entry
+from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, topic_name
+from consentry.wire.sending import Place
+
+LISTED_MAX: Final = 500
+_LATEST: Final = Micros((1 << 62) - 1)
+
+
+class QuarantineDesk:
+    """Reads the quarantine, and sends what two persons agreed on. Its reading calls block; use a thread."""
+
+    def __init__(self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog, submitter: Submitter) -> None:
+        self._kafka = kafka
+        self._catalog = catalog
+        self._submitter = submitter
+        self._quarantine = topic_name(namespace, QUARANTINE)
+        self._events = topic_name(namespace, MEMBER_EVENTS)
+
+    def entries(self) -> list[Entry]:
+        """The newest LISTED_MAX, newest first; each message once, however often it was quarantined."""
+        found: dict[str, Entry] = {}
+        for message in read_all(self._kafka, self._quarantine):
+            entry = read_entry(message, self._catalog)
+            if entry is not None:
+                found[entry.name] = entry
+        return sorted(found.values(), key=lambda one: -one.appended_at)[:LISTED_MAX]
+
+    def of_partition(self, partition: int) -> Iterator[Entry]:
+        """Every entry of a partition, oldest first, some of them more than once."""
+        for message in read_partition(self._kafka, self._quarantine, partition, with_headers=True):
+            entry = read_entry(message, self._catalog)
+            if entry is not None:
+                yield entry
+
+    def find(self, partition: int, offset: int) -> Entry | None:
+        """The entry of one message of member-events."""
+        return next((entry for entry in self.of_partition(partition) if entry.offset == offset), None)
+
+    def open_before(self, entry: Entry, record: Record | None) -> list[Entry]:
+        """Earlier entries of the same member whose hold stands."""
+        found = {
+            one.name: one
+            for one in self.of_partition(entry.partition)
+            if one.key == entry.key and one.offset < entry.offset and is_open(one, record)
+        }
+        return list(found.values())
+
+    def why_not_replayed(self, entry: Entry, now: Micros) -> str:
+        """Why sending the bytes again would not mean what they meant; empty where it would."""
+        try:
+            event = admit(read_event(entry.value, entry.key or b"", self._catalog), now)
+        except UndecodableEvent as error:
+            return f"it still cannot be read ({error.error_class})"
+        if isinstance(event, MemberRelocated) and self._was_relocated_since(entry):
+            return "the member was relocated again since, and the order of relocations decides where they live"
+        return ""
+
+    def _was_relocated_since(self, entry: Entry) -> bool:
+        messages = read_partition(self._kafka, self._events, entry.partition, start=entry.offset + 1)
+        return any(message.key == entry.key and self._is_relocation(message) for message in messages)
+
+    def _is_relocation(self, message: Stored) -> bool:
+        try:
+            return isinstance(read_event(message.value, message.key or b"", self._catalog), MemberRelocated)
+        except UndecodableEvent:
+            return True  # it might be one
+
+    async def carry_out(self, entry: Entry, proposal: Proposal) -> tuple[bytes, list[Place]]:
+        """Send what was approved; the id of the release, and where the messages stand."""
+        places = []
+        if proposal.kind == "replay":
+            assert entry.key is not None
+            assert entry.value is not None
+            headers = [*entry.headers, ("consentry-replay-of", entry.name.encode())]
+            places.append(await self._submitter.replay(entry.key, entry.value, headers))
+        assert entry.member is not None
+        release = MemberReleased(
+            event_id=proposal.event_id,
+            member=entry.member,
+            effective_at=proposal.decided_at,
+            recorded_at=proposal.decided_at,
+            observed_version=proposal.form["observed_version"],
+            source=f"{proposal.requested_by}, approved by {proposal.decided_by}"[:200],
+        )
+        places.append(await self._submitter.submit(release))
+        return release.event_id, places
+
+
+def is_open(entry: Entry, record: Record | None) -> bool:
+    """Whether the member is still held on account of this message."""
+    if record is None or standing(record, purpose="", at=_LATEST, known_at=_LATEST).hold is None:
+        return False
+    hold = entry.hold(record)
+    if hold is None:
+        return True  # folded away, or a hold of another kind: as long as the member is held it counts as open
+    return not any(
+        fact.kind is FactKind.RELEASED
+        and fact.version > hold.version
+        and (fact.observed_version is None or hold.version <= fact.observed_version < fact.version)
+        for fact in (record.facts if record else ())
+    )
+
+
+def observed_version(entry: Entry, record: Record | None) -> int:
+    """The version up to which a release of this entry ends holds. Raises Problem 409 where nothing is held."""
+    if entry.member is None:
+        raise Problem(
+            409,
+            "The message names no member, so its whole partition is tainted; there is nobody to release.",
+            code="quarantine.tainted",
+            fix="see deploy/runbooks/ConsentryPartitionTainted.md",
+        )
+    if record is None or not is_open(entry, record):
+        raise Problem(
+            409,
+            "The member is not held on account of this message.",
+            code="quarantine.not_held",
+            fix="nothing is to be done, or the processor has not come to it yet",
+        )
+    hold = entry.hold(record)
+    return hold.version if hold is not None else record.version
+
+
+def entry_data(entry: Entry, record: Record | ConsentryError | None, *, whole: bool) -> Json:
+    """An entry as plain values; its bytes only where asked for `whole`."""
+    if entry.member is None:
+        state = "tainted"
+    elif isinstance(record, ConsentryError):
+        state = "unknown"
+    else:
+        state = "held" if is_open(entry, record) else "released"
+    found: Json = {
+        "entry": entry.name,
+        "member": entry.member,
+        "state": state,
+        "error_class": entry.error_class,
+        "appended_at": iso(entry.appended_at),
+        "schema_id": entry.schema_id,
+        "bytes": None if entry.value is None else len(entry.value),
+    }
+    if whole:
+        found["key_hex"] = None if entry.key is None else entry.key.hex()
+        found["value_hex"] = None if entry.value is None else entry.value.hex()
+        found["headers"] = [{"name": name, "value_hex": value.hex()} for name, value in entry.headers]
+    return found

@@ -1,0 +1,199 @@
+"""Answers from the consent table: what it holds of a member, and whether that is fresh enough to be believed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final
+
+from consentry.domain.decisions import Decision, Ground, Row, stale, standing
+from consentry.domain.errors import ConsentryError, Unavailable
+from consentry.domain.events import FactKind
+from consentry.domain.explain import Asked, Explanation, explain
+from consentry.domain.records import Record
+from consentry.domain.values import MemberId, Micros, Reason
+from consentry.ops.clock import Clock
+from consentry.table.protocol import ConsentTable
+from consentry.wire.controls_view import ControlsView
+from consentry.wire.jurisdictions import name_of
+from consentry.wire.partitions import partition_of
+from consentry.wire.records import DamagedRecord, read_record
+from consentry.wire.tokens import Token
+
+WAIT_SECONDS_MAX: Final = 10.0
+CLOCKS_SECONDS_MAX: Final = 1.0
+_LOOK_SECONDS: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A decision, the version of the record that was asked (0: none; None: it could not be read), and why in full."""
+
+    decision: Decision
+    version: int | None
+    because: tuple[str, ...]
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked about a member; times in microseconds, None for now."""
+
+    member: MemberId
+    purpose: str
+    row: Row | None = None
+    at: Micros | None = None
+    known_at: Micros | None = None
+    at_least: Token | None = None
+    wait_seconds: float = 0.0
+
+
+class Reader:
+    """Reads records from the table and controls from their follower; refuses to believe either when it is old."""
+
+    def __init__(
+        self,
+        table: ConsentTable,
+        controls: ControlsView,
+        *,
+        partitions: int,
+        log: bytes,
+        staleness_seconds: float,
+        clock: Clock,
+    ) -> None:
+        self.controls = controls
+        self.partitions = partitions
+        self.log = log
+        self._table = table
+        self._staleness_seconds = staleness_seconds
+        self._clock = clock
+
+    async def answer(self, question: Question) -> Answer:
+        """The answer to a question; STALE where freshness, or what the token asks for, is not proven in time."""
+        until = monotonic() + min(question.wait_seconds, WAIT_SECONDS_MAX)
+        while True:
+            found = await asyncio.to_thread(self._look, question)
+            if isinstance(found, Answer):
+                return found
+            if monotonic() >= until:
+                return Answer(stale(found), None, (f"freshness is not proven: {found}",))
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def record(self, member: MemberId) -> Record | None:
+        """The member's record as the table holds it now. Raises Unavailable where it is not whole."""
+        return await asyncio.to_thread(self._record, member)
+
+    async def version_of_opt_out(self, member: MemberId, purpose: str) -> int | None:
+        """The version of the opt-out that stands for a purpose, where the table can be read and has one."""
+        try:
+            record = await self.record(member)
+        except ConsentryError:
+            return None  # the fold decides, when it gets there
+        if record is None:
+            return None
+        now = self._clock()
+        choice = standing(record, purpose=purpose, at=now, known_at=now).choice
+        return choice.version if choice is not None and choice.kind is FactKind.OPTED_OUT else None
+
+    def stale_detail(self) -> str:
+        """Why the controls are not fresh; empty where they are."""
+        age = (self._clock() - self.controls.fresh_at) / 1e6
+        if age > self._staleness_seconds:
+            return f"the controls were known to be complete {age:.1f} s ago, the bound is {self._staleness_seconds:g} s"
+        return ""
+
+    def status(self) -> list[dict[str, object]]:
+        """How far each partition of the table has come. Raises Unavailable."""
+        now = self._clock()
+        found: list[dict[str, object]] = []
+        for partition in range(self.partitions):
+            meta = self._table.meta(partition)
+            age = None if meta.frontier_at is None else round((now - meta.frontier_at) / 1e6, 3)
+            detail = self._partition_detail(partition)
+            found.append(
+                {
+                    "partition": partition,
+                    "next_offset": meta.next_offset,
+                    "generation": meta.generation,
+                    "age_seconds": age,
+                    "tainted": meta.tainted,
+                    "fresh": not detail,
+                }
+            )
+        return found
+
+    def _look(self, question: Question) -> Answer | str:
+        """The answer, or why it cannot be fresh yet."""
+        try:
+            detail = self._detail(question)
+            if detail:
+                return detail
+            if self._table.meta(partition_of(question.member.encode(), self.partitions)).tainted:
+                return _held("an event of the member's partition has no readable key")
+            # Read after the checks: what the table holds now is at least what they saw.
+            return self._answer(question, self._record(question.member))
+        except DamagedRecord:
+            return _held("the member's record is damaged")
+        except Unavailable as error:
+            if error.code == "member.misplaced":
+                return _held("events of the member came on a foreign partition, so they have no order")
+            return "the table does not answer"
+
+    def _detail(self, question: Question) -> str:
+        """What is not fresh, or not as fresh as the token asks; empty where all is. Raises Unavailable."""
+        partition, token = partition_of(question.member.encode(), self.partitions), question.at_least
+        if token is None:
+            return self._partition_detail(partition) or self.stale_detail()
+        if token.log != self.log:
+            return "the token is of a log that is not read here"
+        # Events of other partitions are not this member's: only their own one is waited for.
+        detail = self._partition_detail(partition, token.offsets.get(partition, 0)) or self.stale_detail()
+        if not detail and self.controls.position < token.controls:
+            detail = f"the controls are read up to {self.controls.position}, the token asks for {token.controls}"
+        return detail
+
+    def _answer(self, question: Question, record: Record | None) -> Answer:
+        now = self._clock()
+        asked = Asked(
+            record=record,
+            row=question.row,
+            controls=self.controls.controls,
+            purpose=question.purpose,
+            at=now if question.at is None else question.at,
+            known_at=now if question.known_at is None else question.known_at,
+        )
+        explanation = explain(asked, name_of)
+        version = 0 if record is None else record.version
+        return Answer(explanation.decision, version, tuple(explanation.because), explanation)
+
+    def _partition_detail(self, partition: int, demanded: int = 0) -> str:
+        meta = self._table.meta(partition)
+        if meta.generation is None or meta.frontier_at is None or meta.next_offset is None:
+            return f"partition {partition} of the table is not built"
+        age = (self._clock() - meta.frontier_at) / 1e6
+        if age < -CLOCKS_SECONDS_MAX:
+            return f"this machine's clock is {-age:.1f} s behind the processor's"
+        if age > self._staleness_seconds:
+            return f"partition {partition} is {age:.1f} s old, the bound is {self._staleness_seconds:g} s"
+        if meta.next_offset < demanded:
+            return f"partition {partition} is applied up to event {meta.next_offset}, the token asks for {demanded}"
+        return ""
+
+    def _record(self, member: MemberId) -> Record | None:
+        key = member.encode()
+        home = partition_of(key, self.partitions)
+        found = self._table.load_all({partition: [key] for partition in range(self.partitions)})
+        if any(found[other][0] for other in found if other != home):
+            raise Unavailable(
+                "Events of this member also came on a foreign partition, so they have no order: the member is held.",
+                code="member.misplaced",
+                fix="give the producer the murmur2 partitioner",
+            )
+        raw = found[home][0]
+        return None if raw is None else read_record(raw, key)
+
+
+def _held(why: str) -> Answer:
+    decision = Decision(False, Reason.HELD, (Ground(Reason.HELD, why),))
+    return Answer(decision, None, (why,))

@@ -1,0 +1,69 @@
+"""What became of a sent event: accepted, with a token, or not acknowledged."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from consentry.domain.events import SentEvent
+from consentry.domain.values import Micros
+from consentry.wire.sending import Undelivered
+from consentry.wire.tokens import Token, TokenKeys, write_token
+
+
+class Signer(NamedTuple):
+    """What a token needs beside a place: which log its offsets are of, and the keys."""
+
+    log: bytes
+    keys: TokenKeys
+
+
+class Acceptance(NamedTuple):
+    """The broker's acknowledgement of one event. `accepted_at` is when it arrived, in microseconds since 1970 UTC."""
+
+    identity: bytes
+    partition: int
+    offset: int
+    accepted_at: Micros
+    signer: Signer
+
+    @property
+    def event_id(self) -> uuid.UUID:
+        """The event's id, given or made."""
+        return uuid.UUID(bytes=self.identity)
+
+    @property
+    def token(self) -> str:
+        """The consent token: pass it on to whoever has to answer as freshly as this event."""
+        next_offsets = {self.partition: self.offset + 1}
+        return write_token(Token(self.signer.log, next_offsets, 0, self.accepted_at), self.signer.keys)
+
+    def __repr__(self) -> str:
+        return f"Acceptance(event_id={self.event_id}, partition={self.partition}, offset={self.offset})"
+
+
+class EventUndelivered(Undelivered):
+    """Events that were not acknowledged: send the very same ones again. `is_unknown`: they may count already.
+
+    `event` is the first of `unacknowledged`; of the same call, those in `accepted` were acknowledged.
+    """
+
+    def __init__(
+        self,
+        first: Undelivered,
+        unacknowledged: Sequence[SentEvent],
+        *,
+        is_unknown: bool,
+        accepted: Sequence[Acceptance] = (),
+    ) -> None:
+        # Not the parent's constructor: the sentence about the broker's error was made there.
+        super(Undelivered, self).__init__(
+            first.message,
+            code=first.code,
+            fix="send the very same event again, producer.send(error.event): it counts once; never make a new one",
+        )
+        self.is_unknown = is_unknown
+        self.event = unacknowledged[0]
+        self.unacknowledged = tuple(unacknowledged)
+        self.accepted = tuple(accepted)

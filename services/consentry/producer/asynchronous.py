@@ -1,0 +1,107 @@
+"""The same for asyncio: nothing here makes the event loop wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from consentry.domain.errors import Refused
+from consentry.domain.events import SentEvent
+from consentry.ops.clock import Clock, system_clock
+from consentry.producer.acceptance import Acceptance
+from consentry.producer.statements import Statements
+from consentry.producer.sync import DELIVERY_TIMEOUT_SECONDS, ConsentProducer, Slot
+from consentry.producer.tracing import traceparent_of
+from consentry.wire.catalog import Catalog
+from consentry.wire.schemas import NAMESPACE
+from consentry.wire.sending import CLOSE_SECONDS, QUEUE_MESSAGES
+from consentry.wire.tokens import TokenKeys
+
+
+class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
+    """See ConsentProducer; opened by `async with`, which asks registry and broker on a thread.
+
+    A cancelled send may have been sent: it is not known, as after EventUndelivered.
+    """
+
+    def __init__(
+        self,
+        kafka: Mapping[str, str],
+        *,
+        source: str,
+        registry_url: str | None = None,
+        registry: Mapping[str, Any] | None = None,
+        catalog: Catalog | None = None,
+        namespace: str = NAMESPACE,
+        token_keys: TokenKeys | None = None,
+        clock: Clock = system_clock,
+        queue_messages: int = QUEUE_MESSAGES,
+        delivery_timeout_seconds: float = DELIVERY_TIMEOUT_SECONDS,
+    ) -> None:
+        super().__init__(source=source, clock=clock)
+        self._opening = partial(
+            ConsentProducer,
+            kafka,
+            source=source,
+            registry_url=registry_url,
+            registry=registry,
+            catalog=catalog,
+            namespace=namespace,
+            token_keys=token_keys,
+            clock=clock,
+            queue_messages=queue_messages,
+            delivery_timeout_seconds=delivery_timeout_seconds,
+        )
+        self._opened: ConsentProducer | None = None
+
+    async def __aenter__(self) -> AsyncConsentProducer:
+        self._opened = await asyncio.to_thread(self._opening)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def send(self, event: SentEvent, *, traceparent: str | None = None) -> Acceptance:
+        """See ConsentProducer.send."""
+        producer = self._producer()
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Slot] = loop.create_future()
+
+        def settle(slot: Slot) -> None:
+            if not answered.done():  # whoever waited may have been cancelled
+                answered.set_result(slot)
+
+        def told(slot: Slot) -> None:
+            with suppress(RuntimeError):  # the loop was closed, so nobody waits any more
+                loop.call_soon_threadsafe(settle, slot)
+
+        producer.start(event, told, traceparent=traceparent)
+        return producer.answer(await answered)
+
+    async def send_all(self, events: Iterable[SentEvent], *, traceparent: str | None = None) -> list[Acceptance]:
+        """See ConsentProducer.send_all; `events` is gone through on another thread."""
+        trace = traceparent_of(traceparent)
+        return await asyncio.to_thread(self._producer().send_all, events, traceparent=trace)
+
+    async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
+        """See ConsentProducer.close."""
+        if self._opened is not None:
+            await asyncio.to_thread(self._opened.close, timeout_seconds)
+
+    def _take(self, event: SentEvent, traceparent: str | None) -> Coroutine[Any, Any, Acceptance]:
+        return self.send(event, traceparent=traceparent)
+
+    def _producer(self) -> ConsentProducer:
+        if self._opened is None:
+            raise Refused(
+                "This producer is not open yet.",
+                code="producer.not_open",
+                fix="write `async with AsyncConsentProducer(…) as producer:` around its use",
+            )
+        return self._opened

@@ -1,0 +1,226 @@
+"""The transactional outbox: the event is written in the business transaction, and sent once that is committed.
+
+Table and columns are Debezium's (deploy/outbox); `Relay` does the same for those who do not run Debezium.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from consentry.domain.errors import Unavailable
+from consentry.domain.events import SentEvent
+from consentry.ops.clock import Clock, system_clock
+from consentry.producer.statements import Statements
+from consentry.producer.sync import DELIVERY_TIMEOUT_SECONDS, catalog_of
+from consentry.wire.catalog import Catalog
+from consentry.wire.schemas import MEMBER_EVENTS, NAMESPACE, topic_name
+from consentry.wire.sending import Place, Sender
+from consentry.wire.writing import EventWriter
+
+INSERT: Final = "INSERT INTO consent_outbox (id, aggregatetype, aggregateid, type, payload) VALUES (%s, %s, %s, %s, %s)"
+BATCH_ROWS: Final = 500
+IDLE_SECONDS: Final = 0.2
+AWAY_SECONDS: Final = 1.0
+
+# One relay at a time: a second one would overtake the first, and a member's events lose their order.
+_LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtext('consent_outbox'))"
+_READ: Final = "SELECT position, id, aggregatetype, aggregateid, payload FROM consent_outbox ORDER BY position LIMIT %s"
+_DELETE: Final = "DELETE FROM consent_outbox WHERE position = ANY(%s)"
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One row of consent_outbox, in the order of INSERT's parameters."""
+
+    id: uuid.UUID
+    aggregatetype: str
+    aggregateid: str
+    type: str
+    payload: bytes
+
+
+class Outbox(Statements[Row]):
+    """Makes rows instead of sending: `cursor.execute(INSERT, outbox.opt_out(member, purpose))`, and commit.
+
+    See ConsentProducer for the arguments. Raises Refused, Unavailable when made, InvalidInput for what nobody could
+    read: then the transaction fails, and not the member's exclusion.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        registry_url: str | None = None,
+        registry: Mapping[str, Any] | None = None,
+        catalog: Catalog | None = None,
+        namespace: str = NAMESPACE,
+        clock: Clock = system_clock,
+    ) -> None:
+        super().__init__(source=source, clock=clock)
+        self._writer = EventWriter(catalog or catalog_of(registry_url, registry, namespace))
+
+    def row_for(self, event: SentEvent) -> Row:
+        """The row to insert in the transaction that the event belongs to. Raises InvalidInput."""
+        return Row(
+            id=uuid.UUID(bytes=event.event_id),
+            aggregatetype=MEMBER_EVENTS,
+            aggregateid=event.member,
+            type=f"{NAMESPACE}.{type(event).__name__}",
+            payload=self._writer.write(event),
+        )
+
+    def _take(self, event: SentEvent, traceparent: str | None) -> Row:
+        return self.row_for(event)
+
+
+class Cursor(Protocol):
+    """What is used of a DB-API cursor."""
+
+    def execute(self, query: Any, parameters: Any = ..., /) -> Any:
+        """Run a statement with %s parameters."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next row."""
+        ...
+
+    def fetchall(self) -> Any:
+        """All rows left."""
+        ...
+
+
+class Connection(Protocol):
+    """What is used of a DB-API connection to PostgreSQL (psycopg), not in autocommit mode."""
+
+    def cursor(self) -> Any:
+        """A new cursor."""
+        ...
+
+    def commit(self) -> None:
+        """End the transaction, for good."""
+        ...
+
+    def rollback(self) -> None:
+        """End the transaction, as if it had not been."""
+        ...
+
+
+class Relay:
+    """Sends the rows of consent_outbox in their order, and deletes each once the broker has acknowledged it.
+
+    At least once: a relay that ends in between sends a row again, and the same event counts once. Of one member at
+    most one event is on its way, so that none can overtake an earlier one that has to be sent again.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        kafka: Mapping[str, str],
+        *,
+        namespace: str = NAMESPACE,
+        batch_rows: int = BATCH_ROWS,
+        delivery_timeout_seconds: float = DELIVERY_TIMEOUT_SECONDS,
+    ) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._batch_rows = batch_rows
+        self._sender = Sender(kafka, "consentry-outbox", delivery_timeout_ms=int(delivery_timeout_seconds * 1000))
+
+    def run(self, stopping: threading.Event) -> None:
+        """Relay until told to stop; waits while there is nothing, or the broker does not answer."""
+        while not stopping.is_set():
+            try:
+                relayed = self.run_once()
+            except Unavailable as error:
+                _LOG.warning("the outbox waits: %s", error)
+                stopping.wait(AWAY_SECONDS)
+                continue
+            if relayed == 0:
+                stopping.wait(IDLE_SECONDS)
+
+    def run_once(self) -> int:
+        """Send a batch; how many rows were sent and deleted (0 too while another relay is at it).
+
+        Raises Unavailable for the first row that was not acknowledged, after deleting those that were.
+        """
+        cursor = self._connection.cursor()
+        acknowledged: list[int] = []
+        try:
+            cursor.execute(_LOCK)
+            if not cursor.fetchone()[0]:
+                return 0
+            cursor.execute(_READ, (self._batch_rows,))
+            failure = self._send(cursor.fetchall(), acknowledged.append)
+            if acknowledged:
+                cursor.execute(_DELETE, (acknowledged,))
+            self._connection.commit()
+        finally:
+            # After the commit this ends nothing; before it, the lock must not stay with a failed transaction.
+            self._connection.rollback()
+        if failure is not None:
+            raise failure
+        return len(acknowledged)
+
+    def close(self) -> None:
+        """Give the connection to Kafka back; the one to the database is the caller's."""
+        self._sender.close()
+
+    def _send(self, rows: Sequence[Any], acknowledged: Callable[[int], None]) -> Unavailable | None:
+        """Send the rows; the first failure. What follows a failed event of the same member waits, the others do not."""
+        failure: Unavailable | None = None
+        stuck: set[str] = set()
+        for wave in _waves(rows):
+            sent = [row for row in wave if row[3] not in stuck]
+            outcomes = self._send_wave(sent)
+            for position, _, _, member, _ in sent:
+                outcome = outcomes[position]
+                if isinstance(outcome, Place):
+                    acknowledged(position)
+                else:
+                    failure = failure or outcome
+                    stuck.add(member)
+            if not any(isinstance(outcome, Place) for outcome in outcomes.values()):
+                break  # the broker is away: the next wave would only wait as long again
+        return failure
+
+    def _send_wave(self, rows: Sequence[Any]) -> dict[int, Place | Unavailable]:
+        """What became of each row, by position."""
+        outcomes: dict[int, Place | Unavailable] = {}
+        all_told = threading.Semaphore(0)
+        for position, event_id, aggregatetype, aggregateid, payload in rows:
+
+            def told(outcome: Place | Unavailable, position: int = position) -> None:
+                outcomes[position] = outcome
+                all_told.release()
+
+            topic = topic_name(self._namespace, _text(aggregatetype))
+            headers = [("id", str(event_id).encode())]  # Debezium's
+            try:
+                self._sender.send(topic, _text(aggregateid).encode(), bytes(payload), headers, told)
+            except Unavailable as error:
+                told(error)
+        for _ in rows:
+            all_told.acquire()  # the client tells every message within its delivery time-out
+        return outcomes
+
+
+def _waves(rows: Sequence[Any]) -> list[list[Any]]:
+    """The rows in their order, cut so that no member is twice in a wave, and none before an earlier event of theirs."""
+    waves: list[list[Any]] = []
+    depths: dict[str, int] = {}
+    for row in rows:
+        member = row[3]
+        depth = depths[member] = depths.get(member, -1) + 1
+        if depth == len(waves):
+            waves.append([])
+        waves[depth].append(row)
+    return waves
+
+
+def _text(value: str | bytes) -> str:
+    """A text column's value; psycopg gives bytes in a database without an encoding (SQL_ASCII)."""
+    return value if isinstance(value, str) else value.decode()

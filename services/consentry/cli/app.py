@@ -13,7 +13,21 @@ import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from consentry.cli import controls, emit, explain, gateway, keys, local, processor, schemas, table, topics, trainer
+from consentry.cli import (
+    approval,
+    controls,
+    emit,
+    explain,
+    gateway,
+    keys,
+    local,
+    processor,
+    quarantine,
+    schemas,
+    table,
+    topics,
+    trainer,
+)
 from consentry.cli.demo import command as demo
 from consentry.cli.scenario import command as scenario
 from consentry.domain.errors import ConsentryError
@@ -35,6 +49,8 @@ app.add_typer(controls.pause_app)
 app.add_typer(controls.policy_app)
 app.add_typer(table.app)
 app.add_typer(scenario.app)
+app.add_typer(quarantine.app)
+app.add_typer(approval.app)
 app.add_typer(keys.app)
 app.command("processor")(processor.run)
 app.command("gateway")(gateway.run)

@@ -167,13 +167,16 @@ def access_settings(settings: Settings) -> Any:
     from consentry.gateway.access.opening import AccessSettings
 
     oidc = None
-    if settings.oidc_issuer:
+    if settings.oidc_issuer or settings.oidc_audience or settings.oidc_jwks_url:
         oidc = OidcSettings(
             issuer=settings.oidc_issuer,
             audience=settings.oidc_audience,
             jwks_url=settings.oidc_jwks_url,
             algorithm=settings.oidc_algorithm,
             roles_claim=settings.oidc_roles_claim,
+            purposes_claim=settings.oidc_purposes_claim,
+            subscriber_claim=settings.oidc_subscriber_claim,
+            ca_file=settings.oidc_ca_file,
         )
     return AccessSettings(
         keys_file=settings.access_keys_file,

@@ -12,7 +12,7 @@ from fastapi import Response
 from consentry.domain.errors import ConsentryError
 from consentry.domain.events import SentEvent
 from consentry.gateway.access import Principal
-from consentry.gateway.bodies import parse_json, validated
+from consentry.gateway.bodies import parse_json, read_model
 from consentry.gateway.conversions import EventIn, check_purpose, check_repeatable, to_event, with_observed
 from consentry.gateway.idempotency import Attempt
 from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
@@ -54,6 +54,8 @@ def parse_lines(parts: Parts, caller: Principal, lines: Sequence[bytes], attempt
 
 
 def _parse(text: bytes) -> EventIn:
+    if b"kind" not in text:
+        return read_model(ConsentChangeIn, text)
     data = parse_json(text)
     kind = data.pop("kind", "consent-change") if isinstance(data, dict) else "consent-change"
     model = _KINDS.get(kind) if isinstance(kind, str) else None
@@ -61,7 +63,7 @@ def _parse(text: bytes) -> EventIn:
         raise Problem(
             422, "'kind' is none of ours.", code="input.field", fix=f"use one of {', '.join(_KINDS)}", field="kind"
         )
-    return validated(model, data)
+    return read_model(model, json.dumps(data).encode())
 
 
 def _event_id(base: bytes, number: int) -> bytes:

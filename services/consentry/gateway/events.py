@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from consentry.domain.values import Choice
 from consentry.gateway.accepting import Claim, Draft, accept, new_attempt
 from consentry.gateway.access import Permission
-from consentry.gateway.bodies import BULK_BYTES_MAX, parse_json, read_body, validated
+from consentry.gateway.bodies import BULK_BYTES_MAX, read_body, read_model
 from consentry.gateway.bulk import LINES_MAX, bulk_answer, parse_lines
 from consentry.gateway.conversions import check_observed, check_purpose, check_repeatable, to_event, with_observed
 from consentry.gateway.idempotency import store_key
@@ -32,7 +32,7 @@ async def post_consent_change(request: Request) -> Response:
     """Say that a member chose for a purpose. An OPT_IN names the version of the record that the person had seen."""
     parts, caller = await caller_of(request, Permission.EMIT)
     body = await read_body(request)
-    change = with_observed(validated(ConsentChangeIn, parse_json(body)), request.headers.get("if-match"))
+    change = with_observed(read_model(ConsentChangeIn, body), request.headers.get("if-match"))
     check_repeatable(change)
     warnings = check_purpose(parts, change)
     is_opt_in = change.choice is Choice.OPT_IN
@@ -57,7 +57,7 @@ async def post_relocation(request: Request) -> Response:
     """Say that a member lives somewhere (else) now, or that their age band became known."""
     parts, caller = await caller_of(request, Permission.EMIT)
     body = await read_body(request)
-    relocation = validated(RelocationIn, parse_json(body))
+    relocation = read_model(RelocationIn, body)
     check_repeatable(relocation)
     draft = Draft(partial(to_event, relocation, caller.subject), relocation.event_id, excludes=False)
     return await accept(parts, caller, request, body, draft)
@@ -74,7 +74,7 @@ async def post_erasure(request: Request) -> Response:
     """Say that a member was erased. It latches, and opens a purge order."""
     parts, caller = await caller_of(request, Permission.EMIT)
     body = await read_body(request)
-    erasure = validated(ErasureIn, parse_json(body))
+    erasure = read_model(ErasureIn, body)
     check_repeatable(erasure)
     draft = Draft(partial(to_event, erasure, caller.subject), erasure.event_id, excludes=True)
     return await accept(parts, caller, request, body, draft)

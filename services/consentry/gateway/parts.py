@@ -57,7 +57,9 @@ def parts_of(request: Request) -> Parts:
 async def caller_of(request: Request, permission: Permission, *, cost: float = 1.0) -> tuple[Parts, Principal]:
     """Who asks, if they may. Raises Unauthenticated, Forbidden, and Problem 429."""
     parts = parts_of(request)
-    caller = await parts.authenticator.authenticate(request.headers.get("authorization"))
+    given = request.headers.getlist("authorization")
+    # Of several it would not be clear which one counts, here and at a proxy.
+    caller = await parts.authenticator.authenticate(given[0] if len(given) == 1 else None)
     require(caller, permission)
     parts.rate.take(caller.subject, cost)
     return parts, caller

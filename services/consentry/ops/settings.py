@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     oidc_jwks_url: str = ""
     oidc_algorithm: Literal["RS256", "PS256", "ES256", "EdDSA"] = "RS256"
     oidc_roles_claim: str = "roles"
+    oidc_purposes_claim: str = "purposes"
+    oidc_subscriber_claim: str = "subscriber"
+    oidc_ca_file: Path | None = None
     gateway_url: str = ""
     gateway_credential_file: Path | None = None
 

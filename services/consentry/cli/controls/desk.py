@@ -6,11 +6,11 @@ import json
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
-from consentry.domain.errors import InvalidInput
+from consentry.domain.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
     from consentry.domain.controls import Control, PauseLifted, Scope
@@ -114,6 +114,39 @@ def read_log(settings: Settings) -> list[Control]:
     from consentry.cli.wiring import read_controls
 
     return read_controls(settings)
+
+
+def hand_in(
+    control: Control, path: str, form: Any, settings: Settings, log: Sequence[Control], *, as_json: bool
+) -> None:
+    """Bring a control on its way: by the gateway where the settings name one, else straight to the topic.
+
+    Raises Refused where it would widen use and no second person could look at it.
+    """
+    from consentry.domain.controls import Controls
+    from consentry.domain.impact import openings
+    from consentry.wire.jurisdictions import iso_jurisdictions
+
+    if settings.gateway_url:
+        from consentry.cli.approval import say_proposed
+        from consentry.cli.gateway_client import GatewayClient
+
+        answer = GatewayClient.open(settings).post(path, form)
+        if answer["state"] == "awaiting_approval":
+            say_proposed(answer, as_json=as_json)
+        else:
+            kind = type(control).__name__
+            said = f"accepted: controls offset {answer['offset']}, {kind} {answer['event_id']}"
+            typer.echo(json.dumps({"sent": True, "kind": kind, **answer}) if as_json else said)
+        return
+    opens = openings(control, Controls(iso_jurisdictions()).after(*log), now=control.recorded_at)
+    if opens and settings.profile == "production":
+        raise Refused(
+            f"This would widen use ({opens[0]}), and takes a second person.",
+            code="approval.needed",
+            fix="set CONSENTRY_GATEWAY_URL and CONSENTRY_GATEWAY_CREDENTIAL_FILE: the gateway keeps it for approval",
+        )
+    send_control(control, settings, as_json=as_json)
 
 
 def send_control(control: Control, settings: Settings, *, as_json: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,12 +13,12 @@ from consentry.cli.controls.desk import (
     DryRunOption,
     Form,
     JsonOption,
+    hand_in,
     open_settings,
     read_file,
     read_log,
     refuse,
     refuse_both_ways,
-    send_control,
     warn_of_unknown_purposes,
     warn_of_voided_opt_ins,
 )
@@ -131,7 +131,25 @@ def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         show_impact(draft.control, settings, log, as_json=as_json)
     else:
-        send_control(draft.control, settings, as_json=as_json)
+        hand_in(draft.control, "/v1/pauses", _pause_form(draft), settings, log, as_json=as_json)
+
+
+def _pause_form(draft: _Draft) -> dict[str, Any]:
+    """The pause as the gateway takes it."""
+    from consentry.wire.forms import moment
+
+    pause, scope = draft.control, draft.control.scope
+    found: dict[str, Any] = {
+        "pause": pause.pause,
+        "version": pause.version,
+        "jurisdictions": list(scope.jurisdictions),
+        "purposes": None if scope.purposes is None else list(scope.purposes),
+        "categories": None if scope.categories is None else list(scope.categories),
+        "authority": pause.authority,
+        "basis": pause.basis.value,
+        "reach": pause.reach.value,
+    }
+    return found | ({"effective": moment(pause.effective_at).isoformat()} if draft.has_effective else {})
 
 
 @pause_app.command()
@@ -149,6 +167,7 @@ def lift(
     from consentry.cli.controls.report import show_impact
     from consentry.domain.controls import PauseLifted
     from consentry.domain.values import parse_name
+    from consentry.wire.forms import moment
 
     if file is not None:
         refuse_both_ways(context)
@@ -177,7 +196,9 @@ def lift(
     if dry_run:
         show_impact(draft.control, settings, log, as_json=as_json)
     else:
-        send_control(draft.control, settings, as_json=as_json)
+        body: dict[str, Any] = {"version": draft.control.version, "opt_ins": draft.control.opt_ins.value}
+        body |= {"effective": moment(draft.control.effective_at).isoformat()} if draft.has_effective else {}
+        hand_in(draft.control, f"/v1/pauses/{draft.control.pause}/lift", body, settings, log, as_json=as_json)
 
 
 def _lift_in(form: Form) -> _LiftDraft:

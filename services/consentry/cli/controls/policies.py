@@ -12,11 +12,11 @@ import typer
 from consentry.cli.controls.desk import (
     DryRunOption,
     JsonOption,
+    hand_in,
     open_settings,
     read_file,
     read_log,
     refuse,
-    send_control,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def publish(
     from consentry.domain.objections import is_published, objection_to_policy
     from consentry.ops.clock import system_clock
     from consentry.wire.forms import parse_policy_file
+    from consentry.wire.yaml_text import read_form
 
     form = read_file(file)
     policy = parse_policy_file(
@@ -55,7 +56,8 @@ def publish(
     elif dry_run:
         show_impact(policy, settings, log, as_json=as_json)
     else:
-        send_control(policy, settings, as_json=as_json)
+        plain = read_form(form.text, lambda data: data, source=form.path)
+        hand_in(policy, "/v1/policies", plain, settings, log, as_json=as_json)
 
 
 @policy_app.command("list")

@@ -1,0 +1,84 @@
+"""`consentry approval …`: what waits for a second person, and letting it take effect or not."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="approval", help="Look at proposals, and approve or reject those of others.", no_args_is_help=True
+)
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `approval list` shows it.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+@app.command("list")
+def list_approvals(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were decided.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the proposals that wait for a second person, the newest first."""
+    found = [one for one in _gateway().get("/v1/approvals")["approvals"] if everything or _is_open(one)]
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for one in found:
+        _print(one)
+    if not found:
+        typer.echo("nothing waits for approval")
+
+
+@app.command()
+def approve(approval_id: IdArgument, as_json: JsonOption = False) -> None:
+    """Let a proposal of somebody else take effect, now."""
+    _show(_gateway().post(f"/v1/approvals/{approval_id}/approve"), as_json=as_json)
+
+
+@app.command()
+def reject(approval_id: IdArgument, as_json: JsonOption = False) -> None:
+    """Let a proposal come to nothing."""
+    _show(_gateway().post(f"/v1/approvals/{approval_id}/reject"), as_json=as_json)
+
+
+def _gateway() -> Any:
+    from consentry.cli.gateway_client import GatewayClient
+    from consentry.ops.settings import Settings
+
+    return GatewayClient.open(Settings.parse())
+
+
+def _is_open(proposal: dict[str, Any]) -> bool:
+    return proposal["state"] in ("open", "approving")
+
+
+def _show(proposal: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(proposal))
+    else:
+        _print(proposal)
+
+
+def _print(proposal: dict[str, Any]) -> None:
+    """A proposal as a person reads it."""
+    decided = f", {proposal['decided_by']} decided" if proposal["decided_by"] else ""
+    typer.echo(f"{proposal['approval_id']}  {proposal['kind']:<8} {proposal['state']}")
+    typer.echo(f"  {proposal['requested_by']} asked {proposal['requested_at'][:16]}Z{decided}")
+    for line in proposal["opens"]:
+        typer.echo(f"  opens: {line}")
+    for name, value in proposal["asks_for"].items():
+        if name != "terms" and value not in (None, "", []):
+            typer.echo(f"  {name}: {value}")
+
+
+def say_proposed(answer: dict[str, Any], *, as_json: bool) -> None:
+    """Tell what a proposal waits for."""
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    typer.echo(f"awaiting approval: {answer['approval_id']}, until {answer['expires_at'][:10]}")
+    for line in answer["opens"]:
+        typer.echo(f"  opens: {line}")
+    typer.echo(f"  a second person runs: consentry approval approve {answer['approval_id']}")

@@ -1,0 +1,93 @@
+"""The gateway as a command asks it: a person's credential from a file, and problems as errors of ours."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from consentry.domain.errors import InvalidInput, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from consentry.ops.settings import Settings
+
+_SECONDS = 30.0
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class GatewayClient:
+    """Calls to one gateway, with one credential that no error or representation shows."""
+
+    def __init__(self, url: str, credential: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+        if not is_safe or parts.username or parts.query:
+            raise InvalidInput(
+                "CONSENTRY_GATEWAY_URL is not https://HOST, or http:// on this machine.",
+                code="settings.gateway_url",
+                fix="write such as https://consentry.example.org",
+            )
+        self._url = url.rstrip("/")
+        self._credential = credential
+
+    @classmethod
+    def open(cls, settings: Settings) -> GatewayClient:
+        """The gateway that the settings name. Raises Refused and InvalidInput."""
+        if not settings.gateway_url or settings.gateway_credential_file is None:
+            raise Refused(
+                "This goes through the gateway, and the settings do not name it and your credential.",
+                code="settings.gateway_missing",
+                fix="set CONSENTRY_GATEWAY_URL, and CONSENTRY_GATEWAY_CREDENTIAL_FILE to a file with your API key",
+            )
+        try:
+            credential = settings.gateway_credential_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(
+                f"The file {str(settings.gateway_credential_file)!r} cannot be read ({type(error).__name__}).",
+                code="input.file",
+                fix="set CONSENTRY_GATEWAY_CREDENTIAL_FILE to a readable file that holds your API key",
+            ) from error
+        return cls(settings.gateway_url, credential)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """What a path answers. Raises as `post`."""
+        return self._call("GET", path, None)
+
+    def post(self, path: str, body: Any = None) -> dict[str, Any]:
+        """Send a body. Raises Refused for what the gateway refuses, Unavailable where it does not answer."""
+        return self._call("POST", path, body)
+
+    def _call(self, method: str, path: str, body: Any) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._credential}", "Accept": "application/json"}
+        data = None
+        if method == "POST":
+            headers |= {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
+            data = json.dumps({} if body is None else body, default=str).encode()
+        request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - https, or loopback
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS, context=ssl.create_default_context()) as answer:  # noqa: S310 - as above
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as refused:
+            with refused:
+                raise _error_of(refused) from None
+        except (OSError, ValueError) as error:
+            raise Unavailable(
+                f"The gateway at {self._url} did not answer ({type(error).__name__}).",
+                code="gateway.unavailable",
+                fix="check CONSENTRY_GATEWAY_URL and that the gateway runs; the command may be repeated",
+            ) from error
+
+
+def _error_of(refused: urllib.error.HTTPError) -> Refused | Unavailable:
+    try:
+        problem = dict(json.load(refused))
+    except ValueError:
+        problem = {}
+    detail = str(problem.get("detail") or f"The gateway answered HTTP {refused.code}.")
+    code, fix = str(problem.get("code") or f"http.{refused.code}"), str(problem.get("fix") or "")
+    kind = Unavailable if refused.code >= 500 or refused.code == 429 else Refused
+    return kind(detail, code=code, fix=fix)

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from bench import report
+from bench import producer, report
 from bench.figures import CannotMeasure
 from bench.latency import measure_latency
 from bench.rules import OPT_OUTS, Sizes, measure_rules
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A broker that has just started asks clients to wait a little; that is no news.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
-        run(options, errors) if options.what == "all" else run_rules(options, errors)
+        {"all": run, "rules": run_rules, "producer": run_producer}[options.what](options, errors)
     except (CannotMeasure, ConsentryError, KafkaException, RedisError, OSError) as error:
         errors.print(f"bench: could not measure: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_CANNOT_MEASURE
@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, each from the command line, else from --quick or the default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "rules"), default="all", help="rules: without any server")
+    parser.add_argument(
+        "what", nargs="?", choices=("all", "rules", "producer"), default="all", help="rules: without any server"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer events, under a minute: a look, no figure to quote")
     parser.add_argument("--events", type=int, help="events for the processor in each repeat")
     parser.add_argument("--naive-events", type=int, help="how many of the same events the naive peer gets")
@@ -124,6 +126,24 @@ def run_rules(options: argparse.Namespace, console: Console) -> None:
     """Measure what needs no server; print and keep the results."""
     about = {"machine": report.machine(), "versions": report.packages(), "settings": {}}
     tell(report.document(about=about, rules=rules_of(options, console), at=_now()), console)
+
+
+def run_producer(options: argparse.Namespace, console: Console) -> None:
+    """Measure the SDK beside a raw client on a stack of its own; print and keep the results."""
+    machine = report.machine()
+    with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory:
+        stack = LocalStack(Path(directory), cache=_cache(), ephemeral=True)
+        console.print("Starting a broker, a table and a registry …")
+        with stack as addresses:
+            place = open_place(addresses, "bench-producer")
+            found = producer.measure_producer(
+                place, options.events, repeats=options.repeats, seed=options.seed, now=system_clock()
+            )
+            about = {"machine": machine, "versions": report.versions(place), "settings": report.settings(place)}
+    results = producer.document(about, found, at=_now())
+    print(json.dumps(results, indent=2))
+    producer.show(results, console)
+    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
 
 
 def rules_of(options: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -48,7 +48,8 @@ async def _serve(settings: Settings) -> None:
     import structlog
     import uvicorn
 
-    from consentry.gateway.app import build_app
+    from consentry.gateway.app import build_gateway
+    from consentry.gateway.heads import BoundedHeads
 
     log = structlog.get_logger(__name__)
     async with _parts(settings) as parts:
@@ -58,13 +59,14 @@ async def _serve(settings: Settings) -> None:
             address = f"{settings.gateway_host}:{listener.getsockname()[1]}"
             log.info("gateway", url=f"http://{address}", metrics=health.address)
             config = uvicorn.Config(
-                build_app(parts),
+                build_gateway(parts),
+                http=BoundedHeads,
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=30,
                 timeout_graceful_shutdown=20,
-                h11_max_incomplete_event_size=65_536,
                 lifespan="off",
             )
             await uvicorn.Server(config).serve(sockets=[listener])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +23,46 @@ ANY_PURPOSE = "*"
 NEVER = "never"
 _SHORT_DURATION = re.compile(r"([1-9][0-9]{0,4})([hdw])", re.ASCII)
 
+# FileKeyStore reads it back as no keys, and a test holds the two together.
+_NO_KEYS = b'{"format": 1, "keys": []}\n'
+
 app = typer.Typer(name="keys", help="Make, list and revoke the API keys of the gateway.", no_args_is_help=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+@app.command()
+def init(as_json: JsonOption = False) -> None:
+    """Make the files that a gateway needs to start and that are not there: the pepper, and a file of no keys yet.
+
+    Also a first token key, where CONSENTRY_TOKEN_KEYS_FILE names a file. What is there is checked and left as it is.
+    """
+    from consentry.cli.gateway import load_token_keys
+    from consentry.gateway.access.key_file import load_pepper, make_pepper
+    from consentry.ops.settings import Settings
+    from consentry.wire.tokens import SECRET_BYTES_MIN
+
+    store, pepper_file, keys_file = _open()
+    settings = Settings.parse()
+    made: list[Path] = []
+    # Beside keys of a pepper that is lost a new one would open nothing, and hide the loss.
+    if not pepper_file.exists() and not (keys_file.exists() and store.all()):
+        make_pepper(pepper_file)
+        made.append(pepper_file)
+    load_pepper(pepper_file)
+    if _make_file(keys_file, _NO_KEYS):
+        made.append(keys_file)
+    store.all()
+    files = [pepper_file, keys_file]
+    if settings.token_keys_file is not None:
+        files.append(settings.token_keys_file)
+        if _make_file(settings.token_keys_file, f"1:{secrets.token_hex(SECRET_BYTES_MIN)}\n".encode("ascii")):
+            made.append(settings.token_keys_file)
+        load_token_keys(settings)
+    if as_json:
+        typer.echo(json.dumps([{"file": str(file), "made": file in made} for file in files]))
+        return
+    for file in files:
+        typer.echo(f"{'made' if file in made else 'was there'}: {file}")
 
 
 @app.command()
@@ -110,6 +150,31 @@ def _open() -> tuple[FileKeyStore, Path, Path]:
             fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, as for the gateway",
         )
     return FileKeyStore(keys_file), pepper_file, keys_file
+
+
+def _make_file(path: Path, content: bytes) -> bool:
+    """Write a file for its owner only where there is none, whole or not at all; whether it did. Raises Refused."""
+    from consentry.gateway.access.key_file import replace_file
+
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        if path.exists():
+            return False
+        replace_file(beside, content)
+        try:
+            # Unlike a rename a link never takes the place of what somebody else wrote meanwhile.
+            os.link(beside, path)
+        finally:
+            beside.unlink()
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise Refused(
+            f"The file {str(path)!r} cannot be written ({type(error).__name__}).",
+            code="access.keys_unwritable",
+            fix="run the command as the user who owns the file and its directory",
+        ) from error
+    return True
 
 
 def _roles(words: list[str]) -> list[Role]:

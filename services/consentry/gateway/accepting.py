@@ -49,9 +49,10 @@ class Draft:
 class Claim:
     """An Idempotency-Key in the store, for as long as one request is answered."""
 
-    def __init__(self, parts: Parts, key: str | None, attempt: Attempt) -> None:
+    def __init__(self, parts: Parts, key: str | None, attempt: Attempt, *, is_repetition: bool = False) -> None:
         self._store = parts.idempotency
         self._key = key
+        self.is_repetition = is_repetition
         self.attempt = attempt
 
     @classmethod
@@ -72,7 +73,7 @@ class Claim:
         if first is None:
             return cls(parts, key, attempt)
         check_repetition(first, attempt)
-        claim = cls(parts, key, replace(first, in_flight_until=attempt.in_flight_until))
+        claim = cls(parts, key, replace(first, in_flight_until=attempt.in_flight_until), is_repetition=True)
         if first.answer is None:
             await claim._keep(claim.attempt)
         return claim
@@ -86,8 +87,10 @@ class Claim:
         await self._keep(left_open(self.attempt))
 
     async def drop(self) -> None:
-        """Nothing was sent under this key."""
-        if self._key is not None:
+        """Nothing was sent by this request. A repetition leaves the key: the first one may have sent its event."""
+        if self.is_repetition:
+            await self.leave_open()
+        elif self._key is not None:
             await self._insist(self._store.forget(self._key))
 
     async def _keep(self, attempt: Attempt) -> None:
@@ -102,24 +105,23 @@ class Claim:
             _LOG.warning("idempotency_not_kept", detail=str(error))
 
 
-def new_attempt(parts: Parts, request: Request, body: bytes, *more: str, event_id: uuid.UUID | None = None) -> Attempt:
+def new_attempt(parts: Parts, request: Request, body: bytes, *, event_id: uuid.UUID | None = None) -> Attempt:
     """The attempt that this request is, now."""
     now = parts.clock()
-    asked = fingerprint(request.method, request.url.path, body, *more)
+    asked = fingerprint(request.method, request.scope["path"], body, request.headers.get("if-match", ""))
     return Attempt(asked, (event_id or uuid.uuid4()).hex, now, Micros(now + int(IN_FLIGHT_SECONDS * 1e6)))
 
 
 async def accept(parts: Parts, caller: Principal, request: Request, body: bytes, draft: Draft) -> Response:
     """Send the event, once, and answer when the broker has acknowledged it. Raises ConsentryError."""
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
-    if_match = request.headers.get("if-match", "")
-    attempt = new_attempt(parts, request, body, if_match, event_id=draft.event_id)
+    attempt = new_attempt(parts, request, body, event_id=draft.event_id)
     claim = await Claim.take(parts, key, attempt, excludes=draft.excludes)
     if claim.attempt.answer is not None:
         return _response(claim.attempt.answer, replayed=True)
     event = draft.make(bytes.fromhex(claim.attempt.event_id), claim.attempt.accepted_at)
     try:
-        if draft.check is not None:
+        if draft.check is not None and not (claim.is_repetition and _stands(parts, event)):
             await draft.check()
         if isinstance(event, PauseImposed | PauseLifted | PolicyPublished):
             place = await parts.submitter.submit_control(event)
@@ -144,6 +146,11 @@ async def accept(parts: Parts, caller: Principal, request: Request, body: bytes,
     }
     await claim.answer(answer)
     return _response(answer, replayed=False)
+
+
+def _stands(parts: Parts, event: SentEvent | Control) -> bool:
+    """Whether it is a control that the log has already: what it was checked against then includes itself now."""
+    return any(known.event_id == event.event_id for known in parts.reader.controls.controls.log)
 
 
 def _response(answer: dict[str, Any], *, replayed: bool) -> Response:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from pydantic import AwareDatetime
 
 from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
 from consentry.domain.decisions import Row
@@ -16,7 +16,7 @@ from consentry.domain.errors import Unavailable
 from consentry.domain.explain import as_data
 from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId, Micros
 from consentry.gateway.access import Permission, require_purpose
-from consentry.gateway.models import DecisionOut, Json, iso, micros
+from consentry.gateway.models import DecisionOut, Json, Moment, iso, micros
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
 from consentry.gateway.problems import Problem
@@ -30,8 +30,8 @@ MemberPath = Annotated[str, Path(pattern=f"^{MEMBER_ID_PATTERN.pattern}$")]
 PurposeQuery = Annotated[
     str, Query(pattern=f"^{NAME_PATTERN.pattern}$", description="What the data would be used for.")
 ]
-AtQuery = Annotated[AwareDatetime | None, Query(description="When the data would be used; default: now.")]
-KnownAtQuery = Annotated[AwareDatetime | None, Query(description="By what had been recorded then; default: now.")]
+AtQuery = Annotated[Moment | None, Query(description="When the data would be used; default: now.")]
+KnownAtQuery = Annotated[Moment | None, Query(description="By what had been recorded then; default: now.")]
 TokenQuery = Annotated[
     str | None,
     Query(max_length=TEXT_LENGTH_MAX, description="Consent token: the answer is at least as fresh, or STALE."),
@@ -39,7 +39,7 @@ TokenQuery = Annotated[
 WaitQuery = Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds to wait for freshness.")]
 PlaceQuery = Annotated[str | None, Query(max_length=6, description="Where the row comes from: an ISO 3166 code.")]
 CategoryQuery = Annotated[str | None, Query(pattern=f"^{NAME_PATTERN.pattern}$", description="The row's category.")]
-CollectedQuery = Annotated[AwareDatetime | None, Query(description="When the row was collected.")]
+CollectedQuery = Annotated[Moment | None, Query(description="When the row was collected.")]
 
 
 @router.get("/members/{member_id}/decision", response_model=DecisionOut, responses=answers(400, 422))
@@ -156,7 +156,7 @@ async def get_status(request: Request) -> Json:
     }
 
 
-def _row(jurisdiction: str | None, category: str | None, collected: AwareDatetime | None) -> Row | None:
+def _row(jurisdiction: str | None, category: str | None, collected: datetime | None) -> Row | None:
     if jurisdiction is None and category is None and collected is None:
         return None
     return Row(jurisdiction=jurisdiction, category=category, collected=None if collected is None else micros(collected))
@@ -167,8 +167,8 @@ def _question(
     member_id: str,
     purpose: str,
     row: Row | None,
-    at: AwareDatetime | None,
-    known_at: AwareDatetime | None,
+    at: datetime | None,
+    known_at: datetime | None,
     at_least: str | None,
     wait: float,
 ) -> Question:
@@ -193,7 +193,7 @@ def _question(
     )
 
 
-def _instant(moment: AwareDatetime | None, name: str) -> Micros | None:
+def _instant(moment: datetime | None, name: str) -> Micros | None:
     if moment is None:
         return None
     found = micros(moment)

@@ -7,9 +7,12 @@ from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from prometheus_client import Counter, Histogram
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consentry.gateway import answers, approvals, desk, events, quarantine_routes
+from consentry.gateway.fast_lane import FastLane
 from consentry.gateway.limits import ConcurrencyLimit
 from consentry.gateway.openapi import describe
 from consentry.gateway.parts import Parts
@@ -26,6 +29,7 @@ class Observed:
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -43,6 +47,8 @@ class Observed:
 
         try:
             await self._app(scope, receive, note)
+        except ClientDisconnect:
+            return  # nobody is there to be answered
         except Exception as error:
             _LOG.error("request_failed", method=scope["method"], route=_route(scope), exc_info=error)
             if status:
@@ -50,8 +56,19 @@ class Observed:
             await unhandled()(scope, receive, note)
         finally:
             route = _route(scope)
-            self._metrics.counter("consentry_gateway_requests_total", route, str(status)).inc()
-            self._metrics.histogram("consentry_gateway_request_seconds", route).observe(perf_counter() - started)
+            requests, seconds = self._series(route, status)
+            requests.inc()
+            seconds.observe(perf_counter() - started)
+
+    def _series(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        """The series of a route and status; looking them up each time would cost more than counting."""
+        found = self._known.get((route, status))
+        if found is None:
+            found = self._known[route, status] = (
+                self._metrics.counter("consentry_gateway_requests_total", route, str(status)),
+                self._metrics.histogram("consentry_gateway_request_seconds", route),
+            )
+        return found
 
 
 def _route(scope: Scope) -> str:
@@ -60,7 +77,7 @@ def _route(scope: Scope) -> str:
     return str(route.path) if route is not None else "none"
 
 
-def build_app(parts: Parts | None, *, concurrency: int = CONCURRENCY) -> FastAPI:
+def build_app(parts: Parts | None) -> FastAPI:
     """The application over these parts; without any it can only be described."""
     app = FastAPI(title="Consentry gateway", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.parts = parts
@@ -70,10 +87,13 @@ def build_app(parts: Parts | None, *, concurrency: int = CONCURRENCY) -> FastAPI
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_api_route("/openapi.json", _describe, include_in_schema=False)
     app.add_api_route("/healthz", _alive, include_in_schema=False)
-    if parts is not None:
-        app.add_middleware(ConcurrencyLimit, most=concurrency)
-        app.add_middleware(Observed, metrics=parts.metrics)
     return app
+
+
+def build_gateway(parts: Parts, *, concurrency: int = CONCURRENCY) -> ASGIApp:
+    """The whole gateway: the application behind its limits, watched, with the fast lane before it."""
+    lane = FastLane(build_app(parts))
+    return Observed(ConcurrencyLimit(lane, most=concurrency), metrics=parts.metrics)
 
 
 async def _describe(request: Request) -> dict[str, Any]:

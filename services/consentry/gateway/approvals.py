@@ -11,14 +11,16 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Path, Request, Response
 
+from consentry.domain.controls import Control
 from consentry.domain.errors import ConsentryError
+from consentry.domain.impact import openings
 from consentry.gateway.access import Permission, Principal
 from consentry.gateway.desk import check_control, control_of
 from consentry.gateway.models import Json, iso
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
 from consentry.gateway.problems import Problem
-from consentry.gateway.proposals import Proposal, being_decided, check_decidable
+from consentry.gateway.proposals import Proposal, being_decided, both_persons, check_decidable
 from consentry.gateway.quarantine_routes import carry_out as release_or_replay
 
 router = APIRouter(prefix="/v1/approvals", tags=["approvals"])
@@ -66,7 +68,8 @@ async def _decide(
     act: Callable[[Parts, Principal, Proposal], Awaitable[Proposal]],
 ) -> Response:
     """One person at a time decides."""
-    if not await parts.proposals.lock(approval_id):
+    ticket = await parts.proposals.lock(approval_id)
+    if ticket is None:
         raise Problem(
             409,
             "Somebody is deciding this right now.",
@@ -79,7 +82,7 @@ async def _decide(
         proposal = check_decidable(found, by=caller.subject, now=parts.clock())
         decided = await act(parts, caller, proposal)
     finally:
-        await parts.proposals.unlock(approval_id)
+        await parts.proposals.unlock(approval_id, ticket)
     return Response(json.dumps(_data(decided)), 200, media_type="application/json")
 
 
@@ -105,22 +108,34 @@ async def _carry_out(parts: Parts, proposal: Proposal) -> Json:
     """Send what was approved, as of the time of the approval; both persons are named in it."""
     if proposal.kind in ("release", "replay"):
         return await release_or_replay(parts, proposal)
-    source = f"{proposal.requested_by}, approved by {proposal.decided_by}"
     control = control_of(
         proposal.kind,
         proposal.form,
         event_id=proposal.event_id,
         recorded_at=proposal.decided_at,
-        source=source[:200],
+        source=both_persons(proposal),
     )
     if not any(known.event_id == control.event_id for known in parts.reader.controls.controls.log):
         check_control(parts, control, proposal.form)
+        _check_opens(parts, control, proposal)
     place = await parts.submitter.submit_control(control)
     return {
         "event_id": str(uuid.UUID(bytes=control.event_id)),
         "token": parts.token({}, controls=place.offset + 1),
         "offset": place.offset,
     }
+
+
+def _check_opens(parts: Parts, control: Control, proposal: Proposal) -> None:
+    """Raise Problem 409 where it would open what the proposal did not show: nobody has agreed to that."""
+    opens = openings(control, parts.reader.controls.controls, now=parts.clock())
+    if not set(opens) <= set(proposal.opens):
+        raise Problem(
+            409,
+            "Controls have changed since this was proposed: it would now open something else.",
+            code="approval.changed",
+            fix="reject it, and propose it again",
+        )
 
 
 async def _reject(parts: Parts, caller: Principal, proposal: Proposal) -> Proposal:

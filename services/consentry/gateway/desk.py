@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Final
@@ -133,11 +133,14 @@ async def post_policy(request: Request) -> Response:
     form = parse_json(body)
     now = parts.clock()
     policy = control_of("policy", form, event_id=bytes(16), recorded_at=now, source=caller.subject)
-    check_control(parts, policy, form)
     if openings(policy, parts.reader.controls.controls, now=now):
         return await _propose(parts, caller, request, body, "policy", form)
+
+    async def check() -> None:
+        check_control(parts, policy, form)
+
     make = partial(_make, "policy", form, caller.subject)
-    return await accept(parts, caller, request, body, Draft(make, None, excludes=False))
+    return await accept(parts, caller, request, body, Draft(make, None, excludes=False, check=check))
 
 
 def _make(kind: Kind, form: Json, source: str, event_id: bytes, recorded_at: Micros) -> Control:
@@ -148,14 +151,12 @@ async def _propose(parts: Parts, caller: Principal, request: Request, body: byte
     """Keep a proposal; a repetition of the request finds the same one."""
     now = parts.clock()
     control = control_of(kind, form, event_id=bytes(16), recorded_at=now, source=caller.subject)
-    check_control(parts, control, form)
-    return await propose(
-        parts,
-        caller,
-        request,
-        body,
-        lambda: (kind, form, list(openings(control, parts.reader.controls.controls, now=now))),
-    )
+
+    async def draft() -> tuple[Kind, Json, list[str]]:
+        check_control(parts, control, form)
+        return kind, form, list(openings(control, parts.reader.controls.controls, now=now))
+
+    return await propose(parts, caller, request, body, draft)
 
 
 async def propose(
@@ -163,21 +164,29 @@ async def propose(
     caller: Principal,
     request: Request,
     body: bytes,
-    draft: Callable[[], tuple[Kind, Json, list[str]]],
+    draft: Callable[[], Awaitable[tuple[Kind, Json, list[str]]]],
 ) -> Response:
-    """Keep what `draft` asks for as a proposal, once for an Idempotency-Key, and say how it goes on."""
+    """Keep what `draft` asks for as a proposal, once for an Idempotency-Key, and say how it goes on.
+
+    `draft` raises what speaks against it. It is not asked again for a repetition: what was proposed has been looked at,
+    and may have been approved since.
+    """
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
     claim = await Claim.take(parts, key, new_attempt(parts, request, body), excludes=False)
+    headers = None
     if claim.attempt.answer is None:
-        kind, form, opens = draft()
-        proposal = new_proposal(kind, form, opens, by=caller.subject, now=claim.attempt.accepted_at)
-        proposal = replace(proposal, proposal_id=claim.attempt.event_id)
         try:
-            await parts.proposals.put(proposal)
+            # The first request may have ended between its proposal and its answer.
+            proposal = await parts.proposals.get(claim.attempt.event_id) if claim.is_repetition else None
+            if proposal is None:
+                kind, form, opens = await draft()
+                proposal = new_proposal(kind, form, opens, by=caller.subject, now=claim.attempt.accepted_at)
+                proposal = replace(proposal, proposal_id=claim.attempt.event_id)
+                await parts.proposals.put(proposal)
         except Exception:
             await claim.drop()
             raise
-        _LOG.info("proposed", kind=kind, proposal=proposal.proposal_id, by=caller.subject)
+        _LOG.info("proposed", kind=proposal.kind, proposal=proposal.proposal_id, by=caller.subject)
         answer = {
             "state": "awaiting_approval",
             "approval_id": proposal.proposal_id,
@@ -186,8 +195,8 @@ async def propose(
         }
         await claim.answer(answer)
     else:
-        answer = claim.attempt.answer
-    return Response(json.dumps(answer), 202, media_type="application/json")
+        answer, headers = claim.attempt.answer, {"Idempotent-Replayed": "true"}
+    return Response(json.dumps(answer), 202, headers, "application/json")
 
 
 def control_of(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from redis.asyncio import Redis
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Micros
 from consentry.gateway.problems import Problem
+from consentry.gateway.redis_calls import RedisCalls
 
 KEPT_SECONDS: Final = 86_400
 """So long a key is remembered after its first use."""
@@ -82,13 +83,15 @@ class RedisIdempotency:
     """In Redis, for as long as KEPT_SECONDS; shared by all gateways of a namespace."""
 
     def __init__(self, redis: Redis, *, namespace: str) -> None:
-        self._redis = redis
+        self._calls = RedisCalls(redis)
         self._prefix = f"{namespace}:idempotency:"
 
     async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
         """See IdempotencyStore."""
         try:
-            kept = await self._redis.set(self._prefix + key, _written(attempt), nx=True, ex=KEPT_SECONDS, get=True)
+            kept = await self._calls.call(
+                "SET", self._prefix + key, _written(attempt), "NX", "GET", "EX", KEPT_SECONDS, get=True
+            )
         except RedisError as error:
             raise _unavailable(error) from error
         return _read(kept) if isinstance(kept, bytes | str) else None
@@ -96,20 +99,20 @@ class RedisIdempotency:
     async def finish(self, key: str, attempt: Attempt) -> None:
         """See IdempotencyStore."""
         try:
-            await self._redis.set(self._prefix + key, _written(attempt), ex=KEPT_SECONDS)
+            await self._calls.call("SET", self._prefix + key, _written(attempt), "EX", KEPT_SECONDS)
         except RedisError as error:
             raise _unavailable(error) from error
 
     async def forget(self, key: str) -> None:
         """See IdempotencyStore."""
         try:
-            await self._redis.delete(self._prefix + key)
+            await self._calls.call("DEL", self._prefix + key)
         except RedisError as error:
             raise _unavailable(error) from error
 
 
 def _written(attempt: Attempt) -> str:
-    return json.dumps(asdict(attempt))
+    return json.dumps({name: getattr(attempt, name) for name in Attempt.__slots__})
 
 
 def _read(text: bytes | str) -> Attempt:

@@ -7,7 +7,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, Micros
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, STRING_BYTES_MAX
@@ -26,6 +26,18 @@ def _in_window(moment: datetime) -> datetime:
     if not INSTANT_MIN <= micros(moment) < INSTANT_MAX:
         raise ValueError("it lies outside 1979 to 3111")
     return moment
+
+
+def _moment(given: object) -> object:
+    """A date and time in ISO 8601 and nothing else: of a number it would be guessed whether it means milliseconds."""
+    if isinstance(given, str) and "T" in given.upper():
+        try:
+            return datetime.fromisoformat(given.upper())
+        except ValueError:
+            pass  # told below, without what was given
+    elif isinstance(given, datetime):
+        return given
+    raise ValueError("it is not a date and time such as 2024-10-11T09:00:00Z")
 
 
 def _is_text(text: str) -> str:
@@ -57,7 +69,8 @@ PurposeField = Annotated[
         pattern=f"^{NAME_PATTERN.pattern}$", description="What the data would be used for.", examples=["genai_training"]
     ),
 ]
-Instant = Annotated[AwareDatetime, AfterValidator(_in_window)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=AwareDatetime)]
+Instant = Annotated[Moment, AfterValidator(_in_window)]
 Text = Annotated[str, AfterValidator(_is_text), Field(max_length=STRING_BYTES_MAX)]
 
 

@@ -10,6 +10,7 @@ import hmac
 import json
 import secrets
 from dataclasses import asdict, dataclass, replace
+from time import monotonic
 from typing import Any, Final, Literal, Protocol
 
 import structlog
@@ -26,7 +27,8 @@ State = Literal["open", "approving", "approved", "rejected"]
 OPEN_MICROS: Final = Micros(7 * DAY_MICROS)
 KEPT_SECONDS: Final = 30 * 86_400
 LISTED_MAX: Final = 200
-_LOCK_SECONDS: Final = 60
+LOCK_SECONDS: Final = 60
+_UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 _LOG = structlog.get_logger(__name__)
 
 
@@ -83,12 +85,12 @@ class ProposalStore(Protocol):
         """The newest LISTED_MAX, newest first."""
         ...
 
-    async def lock(self, proposal_id: str) -> bool:
-        """Whether the caller is now the only one deciding it, until `unlock` or for a minute."""
+    async def lock(self, proposal_id: str) -> str | None:
+        """A ticket for the one who may decide it, until `unlock` or for LOCK_SECONDS; None while another one may."""
         ...
 
-    async def unlock(self, proposal_id: str) -> None:
-        """Let others decide it."""
+    async def unlock(self, proposal_id: str, ticket: str) -> None:
+        """Let others decide it; nothing where the ticket's time was over and somebody else has one now."""
         ...
 
 
@@ -97,11 +99,13 @@ class InMemoryProposals:
 
     def __init__(self) -> None:
         self._proposals: dict[str, Proposal] = {}
-        self._locks: set[str] = set()
+        self._locks: dict[str, tuple[str, float]] = {}
 
     async def put(self, proposal: Proposal) -> None:
         """See ProposalStore."""
         self._proposals[proposal.proposal_id] = proposal
+        for old in [one for one in self._proposals.values() if _is_over(one, proposal.requested_at)]:
+            del self._proposals[old.proposal_id]
 
     async def get(self, proposal_id: str) -> Proposal | None:
         """See ProposalStore."""
@@ -111,16 +115,18 @@ class InMemoryProposals:
         """See ProposalStore."""
         return sorted(self._proposals.values(), key=lambda one: -one.requested_at)[:LISTED_MAX]
 
-    async def lock(self, proposal_id: str) -> bool:
+    async def lock(self, proposal_id: str) -> str | None:
         """See ProposalStore."""
-        if proposal_id in self._locks:
-            return False
-        self._locks.add(proposal_id)
-        return True
+        if proposal_id in self._locks and self._locks[proposal_id][1] > monotonic():
+            return None
+        ticket = secrets.token_hex(16)
+        self._locks[proposal_id] = (ticket, monotonic() + LOCK_SECONDS)
+        return ticket
 
-    async def unlock(self, proposal_id: str) -> None:
+    async def unlock(self, proposal_id: str, ticket: str) -> None:
         """See ProposalStore."""
-        self._locks.discard(proposal_id)
+        if proposal_id in self._locks and self._locks[proposal_id][0] == ticket:
+            del self._locks[proposal_id]
 
 
 class RedisProposals:
@@ -130,6 +136,7 @@ class RedisProposals:
         self._redis = redis
         self._prefix = f"{namespace}:proposal:"
         self._index = f"{namespace}:proposals"
+        self._unlock = redis.register_script(_UNLOCK)
         self._keys = keys
 
     async def put(self, proposal: Proposal) -> None:
@@ -149,43 +156,51 @@ class RedisProposals:
             text = await self._redis.get(self._prefix + proposal_id)
         except RedisError as error:
             raise _unavailable(error) from error
-        return None if text is None else self._read(text)
+        return None if text is None else self._read(text, proposal_id)
 
     async def newest(self) -> list[Proposal]:
         """See ProposalStore."""
         try:
-            ids: list[Any] = list(await self._redis.zrevrange(self._index, 0, LISTED_MAX - 1))
-            texts = await self._redis.mget([self._prefix + _text(one) for one in ids]) if ids else []
+            found: list[Any] = list(await self._redis.zrevrange(self._index, 0, LISTED_MAX - 1))
+            ids = [_text(one) for one in found]
+            texts = await self._redis.mget([self._prefix + one for one in ids]) if ids else []
         except RedisError as error:
             raise _unavailable(error) from error
-        found = [self._read(text) for text in texts if text is not None]
-        return [one for one in found if one is not None]
+        proposals = [self._read(text, name) for name, text in zip(ids, texts, strict=True) if text is not None]
+        return [one for one in proposals if one is not None]
 
-    async def lock(self, proposal_id: str) -> bool:
+    async def lock(self, proposal_id: str) -> str | None:
         """See ProposalStore."""
+        ticket = secrets.token_hex(16)
         try:
-            return bool(await self._redis.set(f"{self._prefix}{proposal_id}:lock", "1", nx=True, ex=_LOCK_SECONDS))
+            is_taken = await self._redis.set(self._lock_key(proposal_id), ticket, nx=True, ex=LOCK_SECONDS)
         except RedisError as error:
             raise _unavailable(error) from error
+        return ticket if is_taken else None
 
-    async def unlock(self, proposal_id: str) -> None:
-        """See ProposalStore."""
+    async def unlock(self, proposal_id: str, ticket: str) -> None:
+        """See ProposalStore. Where Redis does not answer, the lock ends by itself."""
         try:
-            await self._redis.delete(f"{self._prefix}{proposal_id}:lock")
+            await self._unlock(keys=[self._lock_key(proposal_id)], args=[ticket])
         except RedisError as error:
-            raise _unavailable(error) from error
+            _LOG.warning("proposal_not_unlocked", detail=type(error).__name__)
+
+    def _lock_key(self, proposal_id: str) -> str:
+        return f"{self._prefix}{proposal_id}:lock"
 
     def _written(self, proposal: Proposal) -> str:
         body = json.dumps(asdict(proposal), sort_keys=True)
         return json.dumps({"key": self._keys.signing, "mac": self._mac(self._keys.signing, body), "body": body})
 
-    def _read(self, text: bytes | str) -> Proposal | None:
-        """The proposal; None, and a log line, where its signature is not ours: somebody wrote it into Redis."""
+    def _read(self, text: bytes | str, proposal_id: str) -> Proposal | None:
+        """The proposal; None, and a log line, where it is not what we signed as this one: somebody else wrote it."""
         try:
             kept = json.loads(text)
             is_ours = kept["key"] == self._keys.signing or (self._keys and kept["key"] != 0)
             if is_ours and hmac.compare_digest(kept["mac"], self._mac(kept["key"], kept["body"])):
-                return Proposal(**json.loads(kept["body"]))
+                found = Proposal(**json.loads(kept["body"]))
+                if found.proposal_id == proposal_id:
+                    return found
         except (ValueError, TypeError, KeyError) as error:
             _LOG.error("proposal_unreadable", detail=type(error).__name__)
             return None
@@ -194,6 +209,10 @@ class RedisProposals:
 
     def _mac(self, key_id: int, body: str) -> str:
         return self._keys.mac(key_id, b"proposal\0" + body.encode()).hex()
+
+
+def _is_over(proposal: Proposal, now: Micros) -> bool:
+    return proposal.requested_at < now - KEPT_SECONDS * 1_000_000
 
 
 def _text(value: bytes | str) -> str:
@@ -231,6 +250,11 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
             fix="have somebody else with the role approver look at it",
         )
     return proposal
+
+
+def both_persons(proposal: Proposal) -> str:
+    """The source of what a proposal comes to; whole, as a subject has at most 200 characters and a source 512 bytes."""
+    return f"{proposal.requested_by}, approved by {proposal.decided_by}"
 
 
 def being_decided(proposal: Proposal, *, by: str, now: Micros) -> Proposal:

@@ -16,7 +16,7 @@ from consentry.domain.records import Record
 from consentry.domain.values import Micros
 from consentry.gateway.models import Json, iso
 from consentry.gateway.problems import Problem
-from consentry.gateway.proposals import Proposal
+from consentry.gateway.proposals import Proposal, both_persons
 from consentry.gateway.submission import Submitter
 from consentry.wire.catalog import Catalog
 from consentry.wire.events import admit, read_event
@@ -80,7 +80,11 @@ class QuarantineDesk:
 
     def _was_relocated_since(self, entry: Entry) -> bool:
         messages = read_partition(self._kafka, self._events, entry.partition, start=entry.offset + 1)
-        return any(message.key == entry.key and self._is_relocation(message) for message in messages)
+        # The same bytes are this very event: a replay of it that was sent, and not answered, is not another move.
+        return any(
+            message.key == entry.key and message.value != entry.value and self._is_relocation(message)
+            for message in messages
+        )
 
     def _is_relocation(self, message: Stored) -> bool:
         try:
@@ -103,7 +107,7 @@ class QuarantineDesk:
             effective_at=proposal.decided_at,
             recorded_at=proposal.decided_at,
             observed_version=proposal.form["observed_version"],
-            source=f"{proposal.requested_by}, approved by {proposal.decided_by}"[:200],
+            source=both_persons(proposal),
         )
         places.append(await self._submitter.submit(release))
         return release.event_id, places

@@ -79,6 +79,15 @@ async def _propose(request: Request, name: str, kind: Kind) -> Response:
     parts, caller = await caller_of(request, Permission.PROPOSE)
     body = await read_body(request)
     reason = validated(ReleaseIn, parse_json(body)).reason
+
+    async def draft() -> tuple[Kind, Json, list[str]]:
+        return await _draft(parts, name, kind, reason)
+
+    return await propose(parts, caller, request, body, draft)
+
+
+async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> tuple[Kind, Json, list[str]]:
+    """What to propose, and what it would open. Raises Problem."""
     entry = await _find(parts, name)
     record = await parts.reader.record(entry.member) if entry.member is not None else None
     observed = observed_version(entry, record)
@@ -94,8 +103,7 @@ async def _propose(request: Request, name: str, kind: Kind) -> Response:
         await check_replay(parts, entry)
     opens = [f"the hold of one member ends, held since version {observed} ({entry.error_class})"]
     opens += [f"so do their earlier holds: {', '.join(earlier)}"] if earlier else []
-    form = {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier}
-    return await propose(parts, caller, request, body, lambda: (kind, form, opens))
+    return kind, {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier}, opens
 
 
 async def check_replay(parts: Parts, entry: Entry) -> None:

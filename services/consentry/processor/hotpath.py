@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 import structlog
-from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from consentry.domain.errors import ConsentryError, Fenced, TableWentBack, Unavailable
+from consentry.domain.errors import Fenced, TableWentBack, Unavailable
 from consentry.ops.clock import Clock
 from consentry.ops.failpoints import Failpoint
 from consentry.ops.metrics import Metrics
 from consentry.processor.frontiers import Marks, Reached
 from consentry.processor.materialiser import Batch, Materialiser, Outcome, Owned, Round
-from consentry.processor.ownership import LogSpan, take_over
+from consentry.processor.partitions import Partitions
 from consentry.table.protocol import ConsentTable
-from consentry.table.refusals import reason_of
 from consentry.wire.controls import Frontier
 from consentry.wire.headers import Headers, headers_of_all
 from consentry.wire.kafka import Stored, client_config, unavailable
@@ -31,7 +30,6 @@ BATCH_EVENTS_MAX: Final = 5000
 _POLL_SECONDS: Final = 0.05
 _COMMIT_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-_REOPEN_SECONDS: Final = 1.0
 _SAMPLES: Final = 32
 _LOG = structlog.get_logger(__name__)
 
@@ -81,22 +79,29 @@ class HotPath:
         self._table = table
         self._materialiser = materialiser
         self._marks = marks
-        self._last_frontiers = last_frontiers
-        self._records = records
         self._clock = clock
         self._metrics = metrics
         self._failpoint = failpoint
-        self._owned: dict[int, Owned] = {}
-        self._to_open: dict[int, float] = {}
+        self.progress_at = monotonic()
+        """When the loop last went round, on the monotonic clock: what liveness looks at."""
+        self._partitions = Partitions(
+            consumer=consumer,
+            topic=topic,
+            table=table,
+            publish=materialiser.publish_now,
+            marks=marks,
+            last_frontiers=last_frontiers,
+            records=records,
+            clock=clock,
+            metrics=metrics,
+            note_progress=self._note_progress,
+        )
+        self._owned = self._partitions.owned
         self._unsettled: Round | None = None
         """The round that is stored and queued for publishing, but not acknowledged yet."""
-        self._tainted: set[int] = set()
-        """Partitions seen tainted: a table that is wiped before the next frontier must not make this worker forget."""
         self._uncommitted: set[int] = set()
         self._committed_at = monotonic()
         self._stopping = threading.Event()
-        self.progress_at = monotonic()
-        """When the loop last went round, on the monotonic clock: what liveness looks at."""
 
     @property
     def owned(self) -> int:
@@ -106,7 +111,10 @@ class HotPath:
     @property
     def is_settled(self) -> bool:
         """Whether every assigned partition is open, and at least one is assigned."""
-        return bool(self._owned) and not self._to_open
+        return bool(self._owned) and self._partitions.are_all_open
+
+    def _note_progress(self) -> None:
+        self.progress_at = monotonic()
 
     def stop(self) -> None:
         """Finish the batch in hand, commit, and leave the group."""
@@ -114,7 +122,10 @@ class HotPath:
 
     def run(self) -> None:
         """Run until `stop`. Raises what cannot be retried: the worker is then to end and start anew."""
-        self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        partitions = self._partitions
+        self._consumer.subscribe(
+            [self._topic], on_assign=partitions.assigned, on_revoke=self._revoked, on_lost=partitions.lost
+        )
         try:
             while not self._stopping.is_set():
                 self.progress_at = monotonic()
@@ -133,6 +144,11 @@ class HotPath:
         finally:
             self._marks.own(frozenset())
             self._consumer.close()
+
+    def _open_due(self) -> None:
+        if self._partitions.has_due:
+            self._settle()  # opening may publish by itself, and an acknowledgement that fails has to be the right one's
+            self._partitions.open_due()
 
     def _poll(self) -> list[Message]:
         # While acknowledgements are awaited there is something better to do than to wait for messages.
@@ -190,7 +206,7 @@ class HotPath:
         self._settle()
         for work in stored.works:
             if work.outcome.refused is not None:
-                self._close(work.owned.partition, work.outcome.refused)
+                self._partitions.close(work.owned.partition, work.outcome.refused)
         self._materialiser.publish(stored)
         self._unsettled = stored
 
@@ -273,7 +289,7 @@ class HotPath:
                 _LOG.warning("beat_failed", partition=partition, detail=str(error))
                 return
             except (Fenced, TableWentBack) as error:
-                self._close(partition, error)
+                self._partitions.close(partition, error)
                 continue
             self._marks.reach(partition, Reached(mark, owned.generation, owned.acknowledged_offset, owned.tainted))
 
@@ -283,106 +299,11 @@ class HotPath:
             return owned.acknowledged_offset
         return max(owned.acknowledged_offset, owned.read_offset)
 
-    def _close(self, partition: int, error: ConsentryError) -> None:
-        """Let go of a partition whose table is another's or went back; while assigned, it is opened again soon."""
-        _LOG.warning("partition_closed", partition=partition, code=error.code, detail=str(error))
-        self._metrics.counter("consentry_table_refusals_total", reason_of(error)).inc()
-        if error.code == "table.damaged":
-            self._discard_table(partition)
-        self._owned.pop(partition, None)
-        self._consumer.pause([TopicPartition(self._topic, partition)])
-        self._to_open[partition] = monotonic() + (_REOPEN_SECONDS if isinstance(error, Fenced) else 0.0)
-        self._announce()
-
-    def _discard_table(self, partition: int) -> None:
-        """Make the next opening a rebuild: the table's own position cannot be trusted any more."""
-        try:
-            self._table.empty(partition, epoch=self._owned[partition].epoch)
-        except ConsentryError as error:
-            _LOG.warning("discard_failed", partition=partition, detail=str(error))
-
-    def _open_due(self) -> None:
-        due = [partition for partition, when in self._to_open.items() if when <= monotonic()]
-        if not due:
-            return
-        self._settle()  # opening may publish by itself, and an acknowledgement that fails has to be the right one's
-        try:
-            frontiers = self._last_frontiers()
-        except Unavailable as error:
-            _LOG.warning("open_failed", detail=str(error))
-            self._to_open.update(dict.fromkeys(due, monotonic() + _REOPEN_SECONDS))
-            return
-        for partition in due:
-            self.progress_at = monotonic()
-            try:
-                start = self._open(partition, frontiers)
-                self._consumer.seek(TopicPartition(self._topic, partition, start))
-                self._consumer.resume([TopicPartition(self._topic, partition)])
-                del self._to_open[partition]
-            except (Unavailable, Fenced, TableWentBack) as error:
-                _LOG.warning("open_failed", partition=partition, detail=str(error))
-                self._to_open[partition] = monotonic() + _REOPEN_SECONDS
-            except KafkaException as error:
-                _LOG.warning("seek_failed", partition=partition, detail=str(error))
-                self._owned.pop(partition, None)
-                self._to_open[partition] = monotonic() + _REOPEN_SECONDS
-        self._announce()
-
-    def _open(self, partition: int, frontiers: Mapping[int, Frontier]) -> int:
-        """Own the partition; the offset to read from."""
-        place = TopicPartition(self._topic, partition)
-        try:
-            first, end = self._consumer.get_watermark_offsets(place, timeout=10)
-            committed = self._consumer.committed([place], timeout=10)[0].offset
-        except KafkaException as error:
-            raise unavailable("tell what is committed", error) from error
-        taken = take_over(
-            self._table,
-            partition,
-            span=LogSpan(first, end, committed if committed >= 0 else None),
-            last_frontier=frontiers.get(partition),
-            records=lambda: self._noting_progress(self._records(partition)),
-            publish=lambda held: self._materialiser.publish_now(partition, held),
-            floor=self._clock() // 1000,
-        )
-        if taken.rebuilt:
-            self._metrics.counter("consentry_table_generation_changes_total").inc()
-        taken.owned.tainted = taken.owned.tainted or partition in self._tainted
-        self._owned[partition] = taken.owned
-        _LOG.info("partition_opened", partition=partition, epoch=taken.owned.epoch, offset=taken.start_offset, end=end)
-        return taken.start_offset
-
-    def _noting_progress(self, records: Iterable[Stored]) -> Iterator[Stored]:
-        """A rebuild may take minutes; as long as it reads on, the worker does not stand still."""
-        for record in records:
-            self.progress_at = monotonic()
-            yield record
-
-    def _assigned(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        # Opening may take long (a rebuild) or fail for a while: each is assigned at once, but read only when open.
-        consumer.incremental_assign([TopicPartition(place.topic, place.partition, OFFSET_END) for place in places])
-        consumer.pause(places)
-        now = monotonic()
-        self._to_open.update({place.partition: now for place in places})
-
     def _revoked(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         """The group takes partitions back in order: what is on its way arrives before the next owner begins."""
         self._settle()
         self._commit_all()
-        self._lost(consumer, places)
-
-    def _lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        """The group went on without us: another owner may be at work already, and the table refuses us."""
-        consumer.incremental_unassign(places)
-        for place in places:
-            self._owned.pop(place.partition, None)
-            self._to_open.pop(place.partition, None)
-        self._announce()
-
-    def _announce(self) -> None:
-        self._marks.own(frozenset(self._owned))
-        self._tainted.update(partition for partition, owned in self._owned.items() if owned.tainted)
-        self._metrics.gauge("consentry_partitions_tainted").set(sum(owned.tainted for owned in self._owned.values()))
+        self._partitions.lost(consumer, places)
 
     def _measure(self, outcome: Outcome) -> None:
         count = self._metrics.counter
@@ -397,7 +318,7 @@ class HotPath:
                 "quarantined", partition=refusal.partition, offset=refusal.offset, error_class=refusal.error_class
             )
         if outcome.refusals:
-            self._announce()
+            self._partitions.announce()
 
     def _measure_table(self, pairs: Sequence[tuple[Owned, Batch]], stored: Round) -> None:
         """Event → table, of up to 32 events spread over each batch."""

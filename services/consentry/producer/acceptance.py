@@ -20,7 +20,7 @@ class Signer(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """The broker's acknowledgement of one event. `accepted_at` is when it arrived, in microseconds since 1970 UTC."""
+    """The broker's acknowledgement of one event. `accepted_at`: when it was taken in, microseconds since 1970 UTC."""
 
     identity: bytes
     partition: int

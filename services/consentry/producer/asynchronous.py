@@ -39,6 +39,7 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
         namespace: str = NAMESPACE,
         token_keys: TokenKeys | None = None,
         clock: Clock = system_clock,
+        with_headers: bool = True,
         queue_messages: int = QUEUE_MESSAGES,
         delivery_timeout_seconds: float = DELIVERY_TIMEOUT_SECONDS,
     ) -> None:
@@ -53,6 +54,7 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
             namespace=namespace,
             token_keys=token_keys,
             clock=clock,
+            with_headers=with_headers,
             queue_messages=queue_messages,
             delivery_timeout_seconds=delivery_timeout_seconds,
         )

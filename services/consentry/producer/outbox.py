@@ -28,7 +28,10 @@ AWAY_SECONDS: Final = 1.0
 
 # One relay at a time: a second one would overtake the first, and a member's events lose their order.
 _LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtext('consent_outbox'))"
-_READ: Final = "SELECT position, id, aggregatetype, aggregateid, payload FROM consent_outbox ORDER BY position LIMIT %s"
+_READ: Final = """
+    SELECT position, id, aggregateid, payload FROM consent_outbox
+    WHERE aggregatetype = %s ORDER BY position LIMIT %s
+"""
 _DELETE: Final = "DELETE FROM consent_outbox WHERE position = ANY(%s)"
 _LOG: Final = logging.getLogger(__name__)
 
@@ -126,7 +129,7 @@ class Relay:
         delivery_timeout_seconds: float = DELIVERY_TIMEOUT_SECONDS,
     ) -> None:
         self._connection = connection
-        self._namespace = namespace
+        self._topic = topic_name(namespace, MEMBER_EVENTS)
         self._batch_rows = batch_rows
         self._sender = Sender(kafka, "consentry-outbox", delivery_timeout_ms=int(delivery_timeout_seconds * 1000))
 
@@ -153,7 +156,7 @@ class Relay:
             cursor.execute(_LOCK)
             if not cursor.fetchone()[0]:
                 return 0
-            cursor.execute(_READ, (self._batch_rows,))
+            cursor.execute(_READ, (MEMBER_EVENTS, self._batch_rows))
             failure = self._send(cursor.fetchall(), acknowledged.append)
             if acknowledged:
                 cursor.execute(_DELETE, (acknowledged,))
@@ -174,9 +177,9 @@ class Relay:
         failure: Unavailable | None = None
         stuck: set[str] = set()
         for wave in _waves(rows):
-            sent = [row for row in wave if row[3] not in stuck]
+            sent = [row for row in wave if row[2] not in stuck]
             outcomes = self._send_wave(sent)
-            for position, _, _, member, _ in sent:
+            for position, _, member, _ in sent:
                 outcome = outcomes[position]
                 if isinstance(outcome, Place):
                     acknowledged(position)
@@ -191,16 +194,15 @@ class Relay:
         """What became of each row, by position."""
         outcomes: dict[int, Place | Unavailable] = {}
         all_told = threading.Semaphore(0)
-        for position, event_id, aggregatetype, aggregateid, payload in rows:
+        for position, event_id, member, payload in rows:
 
             def told(outcome: Place | Unavailable, position: int = position) -> None:
                 outcomes[position] = outcome
                 all_told.release()
 
-            topic = topic_name(self._namespace, _text(aggregatetype))
             headers = [("id", str(event_id).encode())]  # Debezium's
             try:
-                self._sender.send(topic, _text(aggregateid).encode(), bytes(payload), headers, told)
+                self._sender.send(self._topic, _bytes(member), bytes(payload), headers, told)
             except Unavailable as error:
                 told(error)
         for _ in rows:
@@ -213,7 +215,7 @@ def _waves(rows: Sequence[Any]) -> list[list[Any]]:
     waves: list[list[Any]] = []
     depths: dict[str, int] = {}
     for row in rows:
-        member = row[3]
+        member = row[2]
         depth = depths[member] = depths.get(member, -1) + 1
         if depth == len(waves):
             waves.append([])
@@ -221,6 +223,6 @@ def _waves(rows: Sequence[Any]) -> list[list[Any]]:
     return waves
 
 
-def _text(value: str | bytes) -> str:
+def _bytes(text: str | bytes) -> bytes:
     """A text column's value; psycopg gives bytes in a database without an encoding (SQL_ASCII)."""
-    return value if isinstance(value, str) else value.decode()
+    return text.encode() if isinstance(text, str) else text

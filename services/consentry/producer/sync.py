@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final
 
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Message
 
 from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.events import SentEvent
@@ -23,7 +23,7 @@ from consentry.wire.envelopes import event_headers
 from consentry.wire.kafka import log_identity
 from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import MEMBER_EVENTS, NAMESPACE, topic_name
-from consentry.wire.sending import CLOSE_SECONDS, QUEUE_MESSAGES, Place, QueueFull, Sender, Undelivered
+from consentry.wire.sending import CLOSE_SECONDS, QUEUE_MESSAGES, Note, QueueFull, Sender, Undelivered
 from consentry.wire.tokens import TokenKeys
 from consentry.wire.writing import EventWriter
 
@@ -32,44 +32,48 @@ IN_FLIGHT_MAX: Final = 20_000
 DELIVERY_TIMEOUT_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 10.0
 _FULL_PAUSE_SECONDS: Final = 0.005
+_LOOK_EVENTS: Final = 64
+_new_tuple: Final = tuple.__new__
 
 
 class Slot:
     """One event on its way, and what became of it. Told on the sender's thread, awaited on another."""
 
-    __slots__ = ("_clock", "_waiter", "accepted_at", "event", "outcome")
+    __slots__ = ("_waiter", "error", "event", "is_told", "offset", "partition")
 
-    def __init__(self, event: SentEvent, clock: Clock) -> None:
+    def __init__(self, event: SentEvent) -> None:
         self.event = event
-        self.outcome: Place | Undelivered | None = None
-        self.accepted_at = Micros(0)
-        self._clock = clock
+        self.is_told = False
         self._waiter: threading.Lock | None = None
 
-    def told(self, outcome: Place | Undelivered) -> None:
+    def note(self, error: KafkaError | None, message: Message) -> None:
         """Keep what became of it."""
-        self.accepted_at = self._clock()
-        self.outcome = outcome
+        self.error = error
+        if error is None:
+            self.partition = message.partition()
+            self.offset = message.offset()
+        self.is_told = True
         if self._waiter is not None:
             self._waiter.release()
 
-    def wait(self, topic: str, timeout_seconds: float) -> Place | Undelivered:
-        """What became of it, once that is told."""
-        if self.outcome is None:
-            waiter = threading.Lock()
-            waiter.acquire()
-            self._waiter = waiter
-            # It may have been told between the first look and now; then nobody releases, and nobody has to.
-            if self.outcome is None:
-                waiter.acquire(timeout=timeout_seconds)
-        return self.outcome or Undelivered(topic, KafkaError(KafkaError._TIMED_OUT))
+    def wait(self, timeout_seconds: float) -> None:
+        """Return once it is told what became of it; at the latest, as unknown, after that time."""
+        if self.is_told:
+            return
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiter = waiter
+        # It may have been told between the first look and now; then nobody releases, and nobody has to.
+        if not self.is_told and not waiter.acquire(timeout=timeout_seconds):
+            self.error = KafkaError(KafkaError._TIMED_OUT)
 
 
 class ConsentProducer(Statements[Acceptance]):
     """Sends events and waits for the broker's acknowledgement of each. Threads may share one; forked children may not.
 
     `kafka` holds librdkafka's settings for addresses and security; `registry` more settings of the registry client,
-    unless a `catalog` is given. `source` names the service. With `token_keys` the tokens are signed.
+    unless a `catalog` is given. `source` names the service. With `token_keys` the tokens are signed. Headers decide
+    nothing; an import that leaves them out is half as long.
     Raises Refused (topic or schemas missing; nothing is ever registered from here), Unavailable.
     """
 
@@ -84,6 +88,7 @@ class ConsentProducer(Statements[Acceptance]):
         namespace: str = NAMESPACE,
         token_keys: TokenKeys | None = None,
         clock: Clock = system_clock,
+        with_headers: bool = True,
         queue_messages: int = QUEUE_MESSAGES,
         delivery_timeout_seconds: float = DELIVERY_TIMEOUT_SECONDS,
     ) -> None:
@@ -91,6 +96,7 @@ class ConsentProducer(Statements[Acceptance]):
         self._topic = topic_name(namespace, MEMBER_EVENTS)
         self._writer = EventWriter(catalog or catalog_of(registry_url, registry, namespace))
         self._signer = Signer(log_identity(kafka, self._topic), token_keys or TokenKeys())
+        self._with_headers = with_headers
         self._wait_seconds = delivery_timeout_seconds + _GRACE_SECONDS
         self._sender = Sender(
             kafka,
@@ -113,11 +119,10 @@ class ConsentProducer(Statements[Acceptance]):
         Raises InvalidInput, and nothing was sent; QueueFull, and nothing was sent; EventUndelivered, which holds the
         event: it may count already if `is_unknown`, and sending the very same again is right in every case.
         """
-        slot = self._start(event, traceparent_of(traceparent))
-        outcome = slot.wait(self._topic, self._wait_seconds)
-        if isinstance(outcome, Undelivered):
-            raise EventUndelivered(outcome, [event], is_unknown=outcome.is_unknown)
-        return self._acceptance(slot, outcome)
+        slot = Slot(event)
+        self._queue(event, traceparent_of(traceparent), slot.note)
+        slot.wait(self._wait_seconds)
+        return self.answer(slot)
 
     def send_all(self, events: Iterable[SentEvent], *, traceparent: str | None = None) -> list[Acceptance]:
         """Send many events without waiting for each; their acceptances, in order. Waits where the broker lags.
@@ -127,36 +132,44 @@ class ConsentProducer(Statements[Acceptance]):
         before it were acknowledged. Sending all of them again is right in both cases.
         """
         trace = traceparent_of(traceparent)
-        batch = _Batch(self._topic, self._wait_seconds, self._acceptance)
+        batch = _Batch(self._wait_seconds, self._accept, self._clock)
+        queue = self._queue
         try:
             for event in events:
-                slot = self._start_patiently(event, trace, batch)
-                if slot is None:
+                if batch.is_due and not batch.make_room():
                     break
+                slot = Slot(event)
+                while True:
+                    try:
+                        queue(event, trace, slot.note)
+                        break
+                    except QueueFull:
+                        batch.wait_a_while()
                 batch.add(slot)
         except ConsentryError as error:
             batch.settle()
             error.add_note(f"{len(batch.accepted)} events before it were accepted.")
             raise
         batch.settle()
+        if batch.failed:
+            raise self._undelivered(batch.failed, batch.accepted)
         return batch.accepted
 
     def start(self, event: SentEvent, told: Callable[[Slot], None], *, traceparent: str | None = None) -> None:
         """Queue an event; `told` is called on the sender's thread once its slot holds what became of it."""
-        slot = Slot(event, self._clock)
+        slot = Slot(event)
 
-        def note(outcome: Place | Undelivered) -> None:
-            slot.told(outcome)
+        def note(error: KafkaError | None, message: Message) -> None:
+            slot.note(error, message)
             told(slot)
 
         self._queue(event, traceparent_of(traceparent), note)
 
     def answer(self, slot: Slot) -> Acceptance:
         """The acceptance in a slot that was told. Raises EventUndelivered."""
-        outcome = slot.wait(self._topic, 0)
-        if isinstance(outcome, Undelivered):
-            raise EventUndelivered(outcome, [slot.event], is_unknown=outcome.is_unknown)
-        return self._acceptance(slot, outcome)
+        if slot.error is not None:
+            raise self._undelivered([slot], [])
+        return self._accept(slot, self._clock())
 
     def flush(self, timeout_seconds: float) -> int:
         """Wait until everything queued is acknowledged, at most so long; how many are not."""
@@ -169,76 +182,83 @@ class ConsentProducer(Statements[Acceptance]):
     def _take(self, event: SentEvent, traceparent: str | None) -> Acceptance:
         return self.send(event, traceparent=traceparent)
 
-    def _start(self, event: SentEvent, traceparent: str | None) -> Slot:
-        slot = Slot(event, self._clock)
-        self._queue(event, traceparent, slot.told)
-        return slot
-
-    def _queue(self, event: SentEvent, traceparent: str | None, told: Callable[[Place | Undelivered], None]) -> None:
+    def _queue(self, event: SentEvent, traceparent: str | None, note: Note) -> None:
         value = self._writer.write(event)
-        headers = event_headers(event, traceparent=traceparent)
-        self._sender.send(self._topic, event.member.encode(), value, headers, told)
+        headers = event_headers(event, traceparent=traceparent) if self._with_headers else []
+        self._sender.produce(self._topic, event.member.encode(), value, headers, note)
 
-    def _start_patiently(self, event: SentEvent, traceparent: str | None, batch: _Batch) -> Slot | None:
-        """Queue an event as soon as there is room; None once an earlier one was not acknowledged."""
-        while batch.has_room():
-            try:
-                return self._start(event, traceparent)
-            except QueueFull:
-                batch.wait_for_room()
-        return None
+    def _accept(self, slot: Slot, accepted_at: Micros) -> Acceptance:
+        # The constructor of a NamedTuple is a Python function; this is what it does.
+        return _new_tuple(Acceptance, (slot.event.event_id, slot.partition, slot.offset, accepted_at, self._signer))
 
-    def _acceptance(self, slot: Slot, place: Place) -> Acceptance:
-        return Acceptance(slot.event.event_id, place.partition, place.offset, slot.accepted_at, self._signer)
+    def _undelivered(self, slots: Sequence[Slot], accepted: Sequence[Acceptance]) -> EventUndelivered:
+        failures = [Undelivered(self._topic, slot.error) for slot in slots if slot.error is not None]
+        return EventUndelivered(
+            failures[0],
+            [slot.event for slot in slots],
+            is_unknown=any(failure.is_unknown for failure in failures),
+            accepted=accepted,
+        )
 
 
 class _Batch:
     """The events of one send_all: those on their way in order, those accepted, those that were not."""
 
-    def __init__(self, topic: str, wait_seconds: float, accept: Callable[[Slot, Place], Acceptance]) -> None:
-        self._topic = topic
+    def __init__(self, wait_seconds: float, accept: Callable[[Slot, Micros], Acceptance], clock: Clock) -> None:
         self._wait_seconds = wait_seconds
         self._accept = accept
+        self._clock = clock
         self._waiting: deque[Slot] = deque()
-        self._failed: list[tuple[SentEvent, Undelivered]] = []
+        self._added = 0
+        self.is_due = False
         self.accepted: list[Acceptance] = []
+        self.failed: list[Slot] = []
 
     def add(self, slot: Slot) -> None:
         """One more on its way."""
         self._waiting.append(slot)
+        self._added += 1
+        # To look at every event would cost as much as the sending.
+        self.is_due = self._added % _LOOK_EVENTS == 0
 
-    def has_room(self) -> bool:
+    def make_room(self) -> bool:
         """Take in what was told; False once something was not acknowledged."""
-        waiting = self._waiting
-        while waiting and (waiting[0].outcome is not None or len(waiting) >= IN_FLIGHT_MAX):
-            self._finish(waiting.popleft())
-        return not self._failed
+        self._take_in()
+        if len(self._waiting) >= IN_FLIGHT_MAX:
+            self.wait_a_while()
+        return not self.failed
 
-    def wait_for_room(self) -> None:
-        """The queue is full, of ours or of another thread's."""
+    def wait_a_while(self) -> None:
+        """Too many are on their way, ours or another thread's: wait for a good part of ours at once.
+
+        Waiting for one at a time would hand the interpreter to and fro for each event.
+        """
         if self._waiting:
-            self._finish(self._waiting.popleft())
+            self._waiting[len(self._waiting) // 4].wait(self._wait_seconds)
+            self._take_in(at_least=1)
         else:
             time.sleep(_FULL_PAUSE_SECONDS)
 
     def settle(self) -> None:
-        """Wait for all on their way. Raises EventUndelivered."""
-        while self._waiting:
-            self._finish(self._waiting.popleft())
-        if self._failed:
-            raise EventUndelivered(
-                self._failed[0][1],
-                [event for event, _ in self._failed],
-                is_unknown=any(failure.is_unknown for _, failure in self._failed),
-                accepted=self.accepted,
-            )
+        """Wait for all on their way."""
+        self._take_in(at_least=len(self._waiting))
 
-    def _finish(self, slot: Slot) -> None:
-        outcome = slot.wait(self._topic, self._wait_seconds)
-        if isinstance(outcome, Undelivered):
-            self._failed.append((slot.event, outcome))
-        else:
-            self.accepted.append(self._accept(slot, outcome))
+    def _take_in(self, at_least: int = 0) -> None:
+        waiting = self._waiting
+        patience_seconds = self._wait_seconds
+        if at_least > 0:
+            waiting[at_least - 1].wait(patience_seconds)
+        accepted_at = self._clock()
+        while waiting and (at_least > 0 or waiting[0].is_told):
+            at_least -= 1
+            slot = waiting.popleft()
+            slot.wait(patience_seconds)
+            if not slot.is_told:
+                patience_seconds = 0.0  # one that waits in vain has waited for all
+            if slot.error is None:
+                self.accepted.append(self._accept(slot, accepted_at))
+            else:
+                self.failed.append(slot)
 
 
 def catalog_of(registry_url: str | None, registry: Mapping[str, Any] | None, namespace: str) -> Catalog:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -16,7 +16,8 @@ from consentry.wire.kafka import DELIVERY_TIMEOUT_MS, producer_config, unavailab
 
 QUEUE_MESSAGES: Final = 100_000
 CLOSE_SECONDS: Final = 10.0
-Headers = Sequence[tuple[str, bytes]]
+Headers = list[tuple[str, bytes]]
+"""A list and no other sequence: the client takes nothing else."""
 
 _POLL_SECONDS: Final = 0.1
 _FLUSH_LOOK_SECONDS: Final = 0.002
@@ -70,6 +71,7 @@ class QueueFull(Unavailable):
         )
 
 
+Note = Callable[[KafkaError | None, Message], None]
 Delivered = Callable[[Place | Undelivered], None]
 """Told once, on the sender's thread: where the message stands, or that it was not acknowledged. Must not block."""
 
@@ -111,6 +113,10 @@ class Sender:
             else:
                 delivered(Undelivered(topic, error))
 
+        self.produce(topic, key, value, headers, note)
+
+    def produce(self, topic: str, key: bytes, value: bytes, headers: Headers, note: Note) -> None:
+        """The same for who sends so much that each call counts: `note` gets what librdkafka gives out."""
         if os.getpid() != self._pid:
             raise _refused_after_fork()
         with self._lock:
@@ -121,7 +127,7 @@ class Sender:
                     fix="send before closing, or open another",
                 )
             try:
-                self._producer.produce(topic, value, key, headers=headers, on_delivery=note)  # type: ignore[arg-type] # a list is not the only sequence
+                self._producer.produce(topic, value, key, headers=headers, on_delivery=note)  # type: ignore[arg-type] # it takes str and None too
             except BufferError:
                 raise QueueFull from None
             except KafkaException as error:

@@ -1,0 +1,84 @@
+"""The peer of the gateway: what a team writes first. FastAPI, a model, fastavro, one producer; nothing is checked.
+
+No credentials, no limits, no repetition, no token, no headers: whatever the real gateway adds, this does without.
+`python -m bench.bare_gateway` serves `POST /v1/consent-changes` until it is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+
+import uvicorn
+import uvloop
+from confluent_kafka import KafkaError, Message, Producer
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from consentry.wire.catalog import load_catalog
+from consentry.wire.kafka import producer_config
+from consentry.wire.registry import HttpRegistry
+from consentry.wire.schemas import schema
+
+
+class Change(BaseModel):
+    """A consent change."""
+
+    member_id: str
+    purpose: str
+    choice: str
+
+
+def build(producer: Producer, topic: str, frame: bytes) -> FastAPI:
+    """The application."""
+    app = FastAPI()
+    known = schema("ConsentChanged")
+
+    @app.post("/v1/consent-changes", status_code=202)
+    async def accept(change: Change) -> dict[str, str]:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def note(error: KafkaError | None, _message: Message) -> None:
+            assert error is None
+            loop.call_soon_threadsafe(done.set_result, None)
+
+        event_id, now = uuid.uuid4(), time.time_ns() // 1000
+        fields = change.model_dump() | {"event_id": event_id.bytes, "effective_at": now, "recorded_at": now}
+        fields |= {"legal_basis": "CONSENT", "notice_version": "", "source": "bare"}
+        fields |= {"observed_version": None, "evidence": None}
+        producer.produce(topic, frame + known.encode(fields), change.member_id.encode(), on_delivery=note)
+        await done
+        return {"event_id": str(event_id)}
+
+    return app
+
+
+def main() -> None:
+    """Serve on a port from the system, and say which."""
+    namespace = os.environ["CONSENTRY_NAMESPACE"]
+    kafka = {"bootstrap.servers": os.environ["CONSENTRY_KAFKA_BOOTSTRAP"]}
+    catalog = load_catalog(HttpRegistry(os.environ["CONSENTRY_REGISTRY_URL"]), namespace)
+    producer = Producer(producer_config(kafka, "bare"))
+
+    def poll() -> None:
+        while True:
+            producer.poll(0.1)
+
+    threading.Thread(target=poll, daemon=True).start()
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    app = build(producer, f"{namespace}.member-events", catalog.frame_of("ConsentChanged"))
+    print(json.dumps({"event": "bare", "url": f"http://127.0.0.1:{listener.getsockname()[1]}"}), flush=True)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What the HTTP door carries: single requests beside a bare peer, bulk, and how long one accepted request takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from confluent_kafka.admin import AdminClient
+
+from bench.events import PURPOSES, pseudonym
+from bench.figures import CannotMeasure, as_document, check_count, latency_of, rate_of, spread_of
+from bench.http import Loaded, closed_loop, open_loop, request_of
+from bench.stack import ROOT, Place, Program, cpu_per_million, cpu_seconds
+from consentry.wire.kafka import client_config, end_offsets
+from consentry.wire.schemas import MEMBER_EVENTS
+
+CONNECTIONS: Final = 32
+BULK_LINES: Final = 10_000
+BULK_CONNECTIONS: Final = 2
+OPEN_RATE: Final = 500.0
+WARM_UP: Final = 1_000
+
+
+def measure_gateway(
+    place: Place, services: Mapping[str, int], *, requests: int, bulks: int, seconds: float, repeats: int, seed: int
+) -> dict[str, Any]:
+    """Every way in turn, `repeats` times; each event has to be in the log. Raises CannotMeasure.
+
+    A gateway and its bare peer run side by side, and only one of them is asked at a time.
+    """
+    singles: dict[str, list[Loaded]] = {"gateway": [], "with_idempotency_key": [], "bare": []}
+    bulk: list[Loaded] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory,
+        _gateway(place, Path(directory)) as gateway,
+        _bare(place, Path(directory)) as bare,
+    ):
+        ours, theirs = _address(gateway, "gateway"), _address(bare, "bare")
+        pids = {**services, "gateway": gateway.pid}
+        for address in (ours, theirs):
+            _closed(place, address, single_requests(WARM_UP, seed=seed), CONNECTIONS, events=WARM_UP)
+        used: list[dict[str, float]] = []
+        for repeat in range(repeats):
+            plain = single_requests(requests, seed=seed + repeat)
+            keyed = single_requests(requests, seed=seed + repeat, keyed=True)
+            before = cpu_seconds(pids)
+            singles["gateway"].append(_closed(place, ours, plain, CONNECTIONS, events=requests))
+            used.append(cpu_per_million(before, cpu_seconds(pids), requests))
+            singles["with_idempotency_key"].append(_closed(place, ours, keyed, CONNECTIONS, events=requests))
+            singles["bare"].append(_closed(place, theirs, plain, CONNECTIONS, events=requests))
+            many = bulk_requests(bulks, seed=seed + repeat)
+            bulk.append(_closed(place, ours, many, BULK_CONNECTIONS, events=bulks * BULK_LINES, status=200))
+        paced = single_requests(round(OPEN_RATE * seconds), seed=seed)
+        loaded = asyncio.run(open_loop(ours, paced, rate=OPEN_RATE, connections=CONNECTIONS))
+        _check(loaded, 202)
+    rates = {name: [rate_of(requests, run.seconds) for run in runs] for name, runs in singles.items()}
+    pairs = zip(rates["gateway"], rates["bare"], strict=True)
+    return {
+        "requests_per_second": as_document({name: spread_of(found) for name, found in rates.items()}),
+        "gateway_to_bare": spread_of([ours / theirs for ours, theirs in pairs]).median,
+        "cpu_seconds_per_million": used[-1],
+        "bulk_events_per_second": as_document(
+            {"_": spread_of([rate_of(bulks * BULK_LINES, run.seconds) for run in bulk])}
+        )["_"],
+        "latency": {"rate": OPEN_RATE, **as_document({"_": latency_of(loaded.samples_micros)})["_"]},
+    }
+
+
+def single_requests(count: int, *, seed: int, keyed: bool = False) -> list[bytes]:
+    """So many opt-outs, each of a member of its own."""
+    numbers = random.Random(seed)
+    found = []
+    for number in range(count):
+        body = {"member_id": pseudonym(number, seed=seed), "purpose": PURPOSES[0], "choice": "OPT_OUT"}
+        headers = f"Idempotency-Key: {numbers.randbytes(16).hex()}\r\n" if keyed else ""
+        found.append(request_of("/v1/consent-changes", json.dumps(body).encode(), headers=headers))
+    return found
+
+
+def bulk_requests(count: int, *, seed: int) -> list[bytes]:
+    """So many bodies of BULK_LINES opt-outs each."""
+    found = []
+    for part in range(count):
+        lines = [
+            json.dumps({"member_id": pseudonym(number, seed=seed), "purpose": PURPOSES[0], "choice": "OPT_OUT"})
+            for number in range(part * BULK_LINES, (part + 1) * BULK_LINES)
+        ]
+        found.append(request_of("/v1/bulk", "\n".join(lines).encode(), kind="application/x-ndjson"))
+    return found
+
+
+def _gateway(place: Place, directory: Path) -> Program:
+    command = [str(Path(sys.executable).parent / "consentry"), "gateway", "--dev", "--port", "0"]
+    environment = place.environment | {"CONSENTRY_GATEWAY_RATE": "100000000"}
+    return Program("gateway", command, directory=directory, environment=environment)
+
+
+def _bare(place: Place, directory: Path) -> Program:
+    command = [sys.executable, "-m", "bench.bare_gateway"]
+    return Program("bare", command, directory=directory, environment=place.environment | {"PYTHONPATH": _path(place)})
+
+
+def _path(place: Place) -> str:
+    return f"{place.environment['PYTHONPATH']}:{ROOT}"
+
+
+def _address(program: Program, event: str) -> str:
+    return str(program.wait_for(event)["url"]).removeprefix("http://")
+
+
+def _closed(
+    place: Place, address: str, requests: Sequence[bytes], connections: int, *, events: int, status: int = 202
+) -> Loaded:
+    """Send everything; every answer has to be a success, and every event in the log once."""
+    before = _end(place)
+    loaded = asyncio.run(closed_loop(address, requests, connections=connections))
+    _check(loaded, status)
+    check_count("Events in the log", expected=events, found=_end(place) - before)
+    return loaded
+
+
+def _check(loaded: Loaded, status: int) -> None:
+    if set(loaded.statuses) != {status}:
+        raise CannotMeasure(f"Not every request was answered with {status}: {dict(loaded.statuses)}.")
+
+
+def _end(place: Place) -> int:
+    admin = AdminClient(client_config(place.kafka, "consentry-bench"))
+    topic = place.topic(MEMBER_EVENTS)
+    return sum(end_offsets(admin, [(topic, partition) for partition in range(place.partitions)]).values())

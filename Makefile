@@ -62,6 +62,8 @@ lint: $(STAMP) ## Style, types, import contracts, schemas
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/lint-imports
 	$(BIN)/consentry schemas lint
+	$(BIN)/consentry schemas asyncapi --check schemas/asyncapi.yaml
+	$(BIN)/consentry schemas openapi --check schemas/openapi.yaml
 
 .PHONY: check
 check: lint ## Before every commit: lint and the fast tests, in under a minute

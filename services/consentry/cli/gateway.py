@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentry.domain.errors import InvalidInput, Refused
+from consentry.domain.errors import Refused
 
 if TYPE_CHECKING:
     from consentry.gateway.parts import Parts
     from consentry.ops.settings import Settings
-    from consentry.wire.tokens import TokenKeys
 
 
 def run(
@@ -101,7 +100,7 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
 
     from redis.asyncio import Redis
 
-    from consentry.cli.wiring import count_partitions, open_catalog, open_table
+    from consentry.cli.wiring import count_partitions, load_token_keys, open_catalog, open_table
     from consentry.gateway.access.opening import open_authenticator
     from consentry.gateway.idempotency import RedisIdempotency
     from consentry.gateway.limits import RateLimit
@@ -186,23 +185,6 @@ def access_settings(settings: Settings) -> Any:
         oidc=oidc,
         dev=settings.gateway_dev,
     )
-
-
-def load_token_keys(settings: Settings) -> TokenKeys:
-    """The keys that consent tokens are signed with; none where no file is named. Raises InvalidInput."""
-    from consentry.wire.tokens import TokenKeys
-
-    if settings.token_keys_file is None:
-        return TokenKeys()
-    try:
-        text = settings.token_keys_file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(
-            f"The file of token keys {str(settings.token_keys_file)!r} cannot be read ({type(error).__name__}).",
-            code="token.keys",
-            fix="set CONSENTRY_TOKEN_KEYS_FILE to a readable file with lines of ID:HEX",
-        ) from error
-    return TokenKeys.parse(text)
 
 
 def _health(settings: Settings, parts: Parts) -> Any:

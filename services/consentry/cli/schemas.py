@@ -63,3 +63,15 @@ def asyncapi(
     from consentry.wire.asyncapi import asyncapi_text
 
     print_or_check(asyncapi_text(), check, command="consentry schemas asyncapi")
+
+
+@app.command()
+def openapi(
+    check: Annotated[Path | None, typer.Option(help="Compare with this file instead; exit 1 if it is behind.")] = None,
+) -> None:
+    """Print the OpenAPI 3.1 document of the gateway."""
+    from consentry.cli.generated import print_or_check
+    from consentry.gateway.app import build_app
+    from consentry.gateway.openapi import openapi_text
+
+    print_or_check(openapi_text(build_app(None)), check, command="consentry schemas openapi")

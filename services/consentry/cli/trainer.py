@@ -22,9 +22,9 @@ def run(
 
     import structlog
 
-    from consentry.cli.wiring import load_settings, open_catalog
+    from consentry.cli.wiring import load_settings, load_token_keys, open_catalog
     from consentry.domain.errors import InvalidInput
-    from consentry.domain.values import parse_name
+    from consentry.domain.values import DATASET_PATTERN, parse_name
     from consentry.ops.clock import system_clock
     from consentry.ops.health import HealthServer
     from consentry.ops.logs import set_up_logs
@@ -40,6 +40,13 @@ def run(
                 f"The directory of {str(file)!r} does not exist.", code="input.file", fix="make it, or name another"
             )
     purpose, name = parse_name(purpose, what="purpose"), parse_name(name, what="subscriber")
+    if DATASET_PATTERN.fullmatch(dataset.resolve().name) is None:
+        raise InvalidInput(
+            f"The directory {str(dataset)!r} names its data set, and its name is not 1 to 128 letters, digits, '_', '.' "
+            "or '-', a letter or digit first.",
+            code="input.dataset",
+            fix="rename it, or name a link to it",
+        )
     catalog = open_catalog(settings)
     metrics = Metrics(version("consentry"))
     client = Client(
@@ -50,6 +57,7 @@ def run(
         staleness_seconds=settings.staleness_seconds,
         metrics=metrics,
         journal=journal,
+        token_keys=load_token_keys(settings),
     )
     trainer = ReferenceTrainer(
         client,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from consentry.domain.errors import Refused
+from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from consentry.table.redis_table import RedisTable
     from consentry.wire.catalog import Catalog
     from consentry.wire.registry import HttpRegistry
+    from consentry.wire.tokens import TokenKeys
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -127,3 +128,20 @@ def read_controls(settings: Settings) -> list[Control]:
         read_control_or_pause(message.value, offset=message.offset, appended_at=message.appended_at, catalog=catalog)
         for message in messages
     ]
+
+
+def load_token_keys(settings: Settings) -> TokenKeys:
+    """The keys that consent tokens are signed with; none where no file is named. Raises InvalidInput."""
+    from consentry.wire.tokens import TokenKeys
+
+    if settings.token_keys_file is None:
+        return TokenKeys()
+    try:
+        text = settings.token_keys_file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"The file of token keys {str(settings.token_keys_file)!r} cannot be read ({type(error).__name__}).",
+            code="token.keys",
+            fix="set CONSENTRY_TOKEN_KEYS_FILE to a readable file with lines of ID:HEX",
+        ) from error
+    return TokenKeys.parse(text)

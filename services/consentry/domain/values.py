@@ -22,6 +22,12 @@ NAME_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
 """Purposes, categories, pause names: lower case, safe as a key, a label and a log field."""
 
 
+POLICY_VERSION_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
+"""Versions of policies: part of a record's key, and what a notice names."""
+DATASET_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+"""Names of data sets, in receipts and metric labels."""
+
+
 def parse_member_id(text: str) -> MemberId:
     """Return `text` as a member id, or raise InvalidInput."""
     if MEMBER_ID_PATTERN.fullmatch(text) is None:

@@ -51,9 +51,10 @@ class Observed:
             return  # nobody is there to be answered
         except Exception as error:
             _LOG.error("request_failed", method=scope["method"], route=_route(scope), exc_info=error)
-            if status:
-                raise
-            await unhandled()(scope, receive, note)
+            if status not in (0, 500):
+                raise  # half of an answer is out: all that is left is to close the connection
+            if status == 0:
+                await unhandled()(scope, receive, note)
         finally:
             route = _route(scope)
             requests, seconds = self._series(route, status)
@@ -79,7 +80,14 @@ def _route(scope: Scope) -> str:
 
 def build_app(parts: Parts | None) -> FastAPI:
     """The application over these parts; without any it can only be described."""
-    app = FastAPI(title="Consentry gateway", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Consentry gateway",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.parts = parts
     add_problem_handlers(app)
     for router in (events.router, answers.router, desk.router, approvals.router, quarantine_routes.router):

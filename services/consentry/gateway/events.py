@@ -96,7 +96,7 @@ async def post_bulk(request: Request) -> Response:
 
     Each line has a result of its own. Sent again with the same Idempotency-Key every event counts once.
     """
-    parts, caller = await caller_of(request, Permission.EMIT)
+    parts, caller = await caller_of(request, Permission.EMIT, cost=0)  # each line costs, below
     body = await read_body(request, kind="application/x-ndjson", bytes_max=BULK_BYTES_MAX)
     lines = body.splitlines()
     if len(lines) > LINES_MAX:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
 from consentry.gateway.models import ProblemOut
 from consentry.gateway.problems import MEDIA_TYPE
@@ -104,3 +106,15 @@ def describe(app: FastAPI) -> dict[str, Any]:
         found["security"] = [{"bearer": []}]
         app.openapi_schema = found
     return app.openapi_schema
+
+
+def openapi_text(app: FastAPI) -> str:
+    """The description as YAML, the same for the same code."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.representer.ignore_aliases = lambda _: True
+    out = io.StringIO()
+    out.write("# Made by `consentry schemas openapi` from services/consentry/gateway; do not edit.\n")
+    yaml.dump(describe(app), out)
+    return out.getvalue()

@@ -123,8 +123,14 @@ async def _on_invalid_parameter(_request: Request, error: Exception) -> Response
     )
 
 
+async def _on_fault(_request: Request, _error: Exception) -> Response:
+    return unhandled()
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Have every error of this app answered as a problem."""
     app.add_exception_handler(ConsentryError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    # Answered by the application's own outermost layer, which then raises it again.
+    app.add_exception_handler(Exception, _on_fault)

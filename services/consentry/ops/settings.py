@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from consentry.domain.errors import InvalidInput
+from consentry.domain.values import DATASET_PATTERN, NAME_PATTERN
 
 
 class Settings(BaseSettings):
@@ -112,9 +113,9 @@ class Settings(BaseSettings):
         pairs = []
         for entry in filter(None, (part.strip() for part in self.subscribers.split(","))):
             subscriber, equals, dataset = entry.partition("=")
-            if not (subscriber and equals and dataset):
+            if not (equals and NAME_PATTERN.fullmatch(subscriber) and DATASET_PATTERN.fullmatch(dataset)):
                 raise InvalidInput(
-                    f"CONSENTRY_SUBSCRIBERS holds {entry!r}, which is not NAME=DATASET.",
+                    f"CONSENTRY_SUBSCRIBERS holds {entry!r}, which is not NAME=DATASET, the name in lower case.",
                     code="settings.invalid",
                     fix="write pairs separated by commas, such as ranker=posts,writer=articles",
                 )

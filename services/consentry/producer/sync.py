@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, Message
 
-from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.domain.errors import InvalidInput
 from consentry.domain.events import SentEvent
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
@@ -48,10 +48,10 @@ class Slot:
 
     def note(self, error: KafkaError | None, message: Message) -> None:
         """Keep what became of it."""
-        self.error = error
         if error is None:
             self.partition = message.partition()
             self.offset = message.offset()
+        self.error = error
         self.is_told = True
         if self._waiter is not None:
             self._waiter.release()
@@ -73,7 +73,7 @@ class ConsentProducer(Statements[Acceptance]):
 
     `kafka` holds librdkafka's settings for addresses and security; `registry` more settings of the registry client,
     unless a `catalog` is given. `source` names the service. With `token_keys` the tokens are signed. Headers decide
-    nothing; an import that leaves them out is half as long.
+    nothing; an import may leave them out.
     Raises Refused (topic or schemas missing; nothing is ever registered from here), Unavailable.
     """
 
@@ -116,8 +116,8 @@ class ConsentProducer(Statements[Acceptance]):
     def send(self, event: SentEvent, *, traceparent: str | None = None) -> Acceptance:
         """Send an event and wait until it is accepted; an event that was sent before counts once.
 
-        Raises InvalidInput, and nothing was sent; QueueFull, and nothing was sent; EventUndelivered, which holds the
-        event: it may count already if `is_unknown`, and sending the very same again is right in every case.
+        Raises InvalidInput, QueueFull, Unavailable, and nothing was sent; EventUndelivered, which holds the event: it
+        may count already if `is_unknown`, and sending the very same again is right in every case.
         """
         slot = Slot(event)
         self._queue(event, traceparent_of(traceparent), slot.note)
@@ -127,9 +127,9 @@ class ConsentProducer(Statements[Acceptance]):
     def send_all(self, events: Iterable[SentEvent], *, traceparent: str | None = None) -> list[Acceptance]:
         """Send many events without waiting for each; their acceptances, in order. Waits where the broker lags.
 
-        Takes no further event after the first that is not acknowledged, waits for those on their way, and raises
-        EventUndelivered with all that were not. An event that nobody could read raises InvalidInput, after those
-        before it were acknowledged. Sending all of them again is right in both cases.
+        Once one is not acknowledged it soon takes no more, waits for those on their way, and raises EventUndelivered
+        with all that were not. An event that nobody could read raises InvalidInput, after those before it were
+        acknowledged. Sending all of them again is right in both cases.
         """
         trace = traceparent_of(traceparent)
         batch = _Batch(self._wait_seconds, self._accept, self._clock)
@@ -146,8 +146,10 @@ class ConsentProducer(Statements[Acceptance]):
                     except QueueFull:
                         batch.wait_a_while()
                 batch.add(slot)
-        except ConsentryError as error:
+        except Exception as error:
             batch.settle()
+            if batch.failed:
+                raise self._undelivered(batch.failed, batch.accepted) from error
             error.add_note(f"{len(batch.accepted)} events before it were accepted.")
             raise
         batch.settle()

@@ -21,7 +21,7 @@ from consentry.domain.controls import (
     Terms,
 )
 from consentry.domain.errors import InvalidInput
-from consentry.domain.values import DAY_MICROS, Micros, parse_name
+from consentry.domain.values import DAY_MICROS, POLICY_VERSION_PATTERN, Micros, parse_name
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.yaml_text import InvalidForm, read_form
@@ -195,6 +195,18 @@ class Form:
             refuse(self.path(field), value, "has unprintable or more than 200 characters", "shorten it to one line")
         return found
 
+    def version(self, field: str) -> str:
+        """The needed version of a policy."""
+        found = self.scalar(field)
+        if POLICY_VERSION_PATTERN.fullmatch(found) is None:
+            refuse(
+                self.path(field),
+                found,
+                "is not 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first",
+                "write such as 2025-11-03 or v2",
+            )
+        return found
+
     def scope(self, field: str) -> tuple[str, ...]:
         """The needed list of jurisdictions, each known."""
         self.needed(field)
@@ -257,7 +269,7 @@ def parse_policy(
             )
     return PolicyPublished(
         event_id=event_id,
-        version=form.text("version"),
+        version=form.version("version"),
         terms=terms,
         effective_at=effective_at,
         recorded_at=recorded_at,

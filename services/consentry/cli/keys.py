@@ -36,7 +36,7 @@ def init(as_json: JsonOption = False) -> None:
 
     Also a first token key, where CONSENTRY_TOKEN_KEYS_FILE names a file. What is there is checked and left as it is.
     """
-    from consentry.cli.gateway import load_token_keys
+    from consentry.cli.wiring import load_token_keys
     from consentry.gateway.access.key_file import load_pepper, make_pepper
     from consentry.ops.settings import Settings
     from consentry.wire.tokens import SECRET_BYTES_MIN

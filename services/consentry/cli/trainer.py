@@ -42,8 +42,8 @@ def run(
     purpose, name = parse_name(purpose, what="purpose"), parse_name(name, what="subscriber")
     if DATASET_PATTERN.fullmatch(dataset.resolve().name) is None:
         raise InvalidInput(
-            f"The directory {str(dataset)!r} names its data set, and its name is not 1 to 128 letters, digits, '_', '.' "
-            "or '-', a letter or digit first.",
+            f"The directory {str(dataset)!r} names its data set, but is not called by 1 to 128 letters, digits, '_', "
+            "'.' or '-', a letter or digit first.",
             code="input.dataset",
             fix="rename it, or name a link to it",
         )

@@ -7,7 +7,7 @@
 CREATE TABLE IF NOT EXISTS consent_outbox (
     position      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     id            uuid         NOT NULL UNIQUE,  -- the event_id: the same event is never written twice
-    aggregatetype varchar(255) NOT NULL,         -- where it goes: member-events
+    aggregatetype varchar(255) NOT NULL CHECK (aggregatetype = 'member-events'),  -- where it goes, and nowhere else
     aggregateid   varchar(64)  NOT NULL,         -- the member: the Kafka key, exactly these characters
     type          varchar(255) NOT NULL,         -- which record: consentry.ConsentChanged and so on
     payload       bytea        NOT NULL          -- the Kafka value: framed Avro, as row_for made it

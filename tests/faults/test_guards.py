@@ -6,7 +6,7 @@ In this process and without the stack, except for the table's function, whose ch
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 import pytest
@@ -19,7 +19,7 @@ from consentry.domain.records import Record, fold
 from consentry.domain.values import MemberId, Micros
 from consentry.processor.materialiser import Batch, Materialiser, Owned
 from consentry.processor.ownership import LogSpan, take_over
-from consentry.processor.ports import InMemoryPublisher, NoObligations
+from consentry.processor.ports import InMemoryPublisher, NoObligations, Published
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import ConsentTable
 from consentry.table.redis_table import RedisTable
@@ -66,10 +66,20 @@ class Worker:
             for offset, (partition, one) in enumerate(self.publisher.records)
         ]
         taken = take_over(
-            self.table, 2, span=span, last_frontier=last_frontier, records=lambda: records, floor=now() // 1000
+            self.table,
+            2,
+            span=span,
+            last_frontier=last_frontier,
+            records=lambda: records,
+            publish=self._publish,
+            floor=now() // 1000,
         )
         self.owned = taken.owned
         return self.owned
+
+    def _publish(self, held: Sequence[Published]) -> None:
+        self.publisher.publish(2, held)
+        self.publisher.settle()
 
     def apply(self, start: int, end: int) -> None:
         """Take these events of the log."""

@@ -73,7 +73,18 @@ def test_every_rule_passes_its_unit_tests() -> None:
         ("freshness", "consentry_staleness_seconds > 5", "consentry_staleness_seconds > 50000"),
         ("purge", "consentry_purge_orders_overdue > 0", "consentry_purge_orders_open > 0"),
         ("watch", 'or absent(up{job="consentry-trainer"})', ""),
+        ("watch", 'or absent(up{job="consentry-gateway"})', ""),
+        ("watch", "processor|gateway|trainer", "processor|trainer"),
         ("watch", "vector(1)", "vector(1) > 1"),
+        ("gateway", "> 0.05", "> 0.5"),
+        ("gateway", '=~"5.."', '="500"'),
+        ("gateway", "by (instance, route) (rate", "by (instance) (rate"),
+        ("gateway", "[5m])) > 2", "[5m])) > 9"),
+        ("gateway", "messages_waiting > 10000", "messages_waiting > 50000"),
+        ("gateway", 'route=~"/v1/(consent-changes|relocations|erasures|pauses)"', 'route=~".*"'),
+        ("gateway", "for: 10m", "for: 5m"),
+        ("gateway", "401|403|429", "401|429"),
+        ("gateway", "[10m])) > 30", "[10m])) > 300"),
     ],
 )
 def test_the_unit_tests_notice_a_rule_that_was_weakened(rules: str, old: str, new: str, tmp_path: Path) -> None:

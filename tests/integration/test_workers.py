@@ -6,6 +6,7 @@ import re
 
 import pytest
 from tests.stack import (
+    PURPOSE,
     Running,
     World,
     allowed,
@@ -21,6 +22,7 @@ from tests.stack import (
     wait_for,
 )
 
+from consentry.cli.gateway_client import GatewayClient
 from consentry.domain.controls import Reach
 from consentry.domain.orders import Receipt, Result
 from consentry.ops.metrics import DEFINITIONS
@@ -113,7 +115,16 @@ def test_every_metric_is_exported_with_exactly_its_labels_and_no_member_stands_i
     wait_for(lambda: worker.metric("consentry_events_total", outcome="quarantined"), "a quarantined event")
     wait_for(lambda: trainer.metric("consentry_decisions_total", outcome="excluded"), "decisions")
     wait_for(lambda: trainer.metric("consentry_members", subscriber="ranker") == 3, "three members")
-    for running, expected in ((worker, DEFINITIONS.keys() - OF_TRAINERS), (trainer, OF_TRAINERS)):
+    gateway = world.start("gateway", "--dev", "--port", "0", name="gateway", LOG_LEVEL="debug")
+    door = GatewayClient(str(wait_for(lambda: gateway.lines("gateway"), "the gateway")[0]["url"]), "dev:web:producer")
+    door.post("/v1/consent-changes", {"member_id": "marked-dee", "purpose": PURPOSE, "choice": "OPT_OUT"})
+    door.get(f"/v1/members/marked-dee/decision?purpose={PURPOSE}")
+    of_gateway = {name for name in DEFINITIONS if name.startswith("consentry_gateway_")}
+    for running, expected in (
+        (worker, DEFINITIONS.keys() - OF_TRAINERS - of_gateway),
+        (trainer, OF_TRAINERS),
+        (gateway, of_gateway | {"consentry_decisions_total"}),
+    ):
         assert_exported(running, {*expected, "consentry_build_info"} - ONLY_AFTER_A_FAULT)
         assert "marked-" not in running.page("/metrics")[1]
         assert "marked-" not in running.text(), "no member and no payload in a log line"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,8 @@ async def _serve(settings: Settings) -> None:
                 timeout_graceful_shutdown=20,
                 lifespan="off",
             )
+            # The server raises the signal that ended it once more: what is open is to be closed first.
+            signal.signal(signal.SIGTERM, lambda *_: None)
             await uvicorn.Server(config).serve(sockets=[listener])
             health.stop()
         finally:
@@ -99,6 +102,8 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
     from importlib.metadata import version
 
     from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import ExponentialBackoff
 
     from consentry.cli.wiring import count_partitions, load_token_keys, open_catalog, open_table
     from consentry.gateway.access.opening import open_authenticator
@@ -126,7 +131,14 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
     log = log_identity(kafka, topic_name(namespace, MEMBER_EVENTS))
     metrics = Metrics(version("consentry"))
     view = ControlsView(kafka, namespace=namespace, catalog=catalog, clock=system_clock)
-    redis = Redis.from_url(settings.redis_url.get_secret_value(), protocol=3, socket_timeout=2, max_connections=256)
+    redis = Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        protocol=3,
+        socket_timeout=1.0,
+        socket_connect_timeout=1.0,
+        # One retry, for a connection that was closed meanwhile: the library's ten would keep every caller waiting.
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 1),
+    )
     sender = Sender(kafka, "consentry-gateway")
     view.start()
     try:

@@ -115,6 +115,7 @@ async def _carry_out(parts: Parts, proposal: Proposal) -> Json:
         recorded_at=proposal.decided_at,
         source=both_persons(proposal),
     )
+    parts.reader.check_controls()
     if not any(known.event_id == control.event_id for known in parts.reader.controls.controls.log):
         check_control(parts, control, proposal.form)
         _check_opens(parts, control, proposal)

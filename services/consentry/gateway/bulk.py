@@ -92,12 +92,12 @@ async def bulk_answer(parts: Parts, lines: Sequence[Line], *, traceparent: str |
             if offsets.get(partition, 0) <= offset:
                 offsets[partition] = offset + 1
             results.append(f'{{"line":{number},"status":"accepted","event_id":"{event_id}"}}')
-        elif isinstance(answer, Undelivered) and not answer.is_unknown:
-            counts["refused"] += 1
-            results.append(_refusal(number, "refused", answer, event_id=event_id))
-        else:
+        elif answer is None or (isinstance(answer, Undelivered) and answer.is_unknown):
             counts["unknown"] += 1
             results.append(_json({"line": number, "status": "unknown", "event_id": event_id, "code": "kafka.unknown"}))
+        else:
+            counts["refused"] += 1
+            results.append(_refusal(number, "refused", answer, event_id=event_id))
     token = parts.token(offsets) if offsets else None
     results.append(_json({"summary": counts, "token": token}))
     return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")

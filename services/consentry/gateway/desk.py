@@ -37,9 +37,24 @@ _LOG = structlog.get_logger(__name__)
 
 PausePath = Annotated[str, Path(pattern=f"^{NAME_PATTERN.pattern}$")]
 _VERSION: Final = {"type": "integer", "minimum": 1, "maximum": 2_147_483_647}
-_CODES: Final = {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "ISO 3166 codes, EEA, *."}
-_NAMES: Final = {"type": ["array", "null"], "items": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"}}
-_INSTANT: Final = {"type": "string", "description": "ISO 8601; default: when it is accepted or approved."}
+_CODES: Final = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "string", "pattern": r"^([A-Z]{2,3}|[A-Z]{2}-[A-Z0-9]{1,3}|\*)$", "examples": ["HK"]},
+    "description": "ISO 3166 codes, EEA, *.",
+}
+_NAMES: Final = {
+    "type": ["array", "null"],
+    "minItems": 1,
+    "items": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"},
+    "description": "Default: all of them.",
+}
+_INSTANT: Final = {
+    "type": "string",
+    "minLength": 7,
+    "examples": ["2024-10-11T09:00:00Z"],
+    "description": "ISO 8601; default: when it is accepted or approved.",
+}
 _LIFT: Final = {
     "version": _VERSION,
     "effective": _INSTANT,
@@ -131,6 +146,7 @@ async def post_policy(request: Request) -> Response:
     parts, caller = await caller_of(request, Permission.PROPOSE)
     body = await read_body(request, bytes_max=CONTROL_BYTES_MAX)
     form = parse_json(body)
+    await parts.reader.wait_for_controls()
     now = parts.clock()
     policy = control_of("policy", form, event_id=bytes(16), recorded_at=now, source=caller.subject)
     if openings(policy, parts.reader.controls.controls, now=now):

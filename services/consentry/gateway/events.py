@@ -13,8 +13,8 @@ from consentry.gateway.bodies import BULK_BYTES_MAX, read_body, read_model
 from consentry.gateway.bulk import LINES_MAX, bulk_answer, parse_lines
 from consentry.gateway.conversions import check_observed, check_purpose, check_repeatable, to_event, with_observed
 from consentry.gateway.idempotency import store_key
-from consentry.gateway.models import Accepted, BulkLine, ConsentChangeIn, ErasureIn, RelocationIn
-from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, body_of, ndjson_body
+from consentry.gateway.models import Accepted, BulkLine, BulkSummary, ConsentChangeIn, ErasureIn, RelocationIn
+from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, body_of, ndjson_body, one_of_lines
 from consentry.gateway.parts import caller_of
 from consentry.gateway.problems import Problem
 
@@ -85,7 +85,7 @@ async def post_erasure(request: Request) -> Response:
     responses={
         200: {
             "description": "One result a line, in order, then one line with the counts and a token over all of them.",
-            "content": {"application/x-ndjson": {"schema": BulkLine.model_json_schema()}},
+            "content": {"application/x-ndjson": {"schema": one_of_lines(BulkLine, BulkSummary)}},
         },
         **answers(400, 408, 409, 413, 415, 422),
     },

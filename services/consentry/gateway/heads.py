@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import TimerHandle
+from http import HTTPStatus
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -62,6 +63,10 @@ class BoundedHeads(HttpToolsProtocol):
         self._end()
         super().on_headers_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered as a problem too."""
+        self._refuse(400, msg, code="http.400")
+
     @property
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -88,8 +93,8 @@ class BoundedHeads(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, *, code: str) -> None:
         """Answer in place of the application, which has not heard of this request, and close."""
-        answer = problem_response(status, message, code=code, fix="send the head at once, and less of it")
-        head = [f"HTTP/1.1 {status} {'Request Timeout' if status == 408 else 'Request Header Fields Too Large'}"]
+        answer = problem_response(status, message, code=code, fix="send HTTP/1.1, the head at once and not too large")
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         head += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
         self.transport.write("\r\n".join([*head, "connection: close", "", ""]).encode() + bytes(answer.body))
         self.transport.close()

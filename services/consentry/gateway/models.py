@@ -169,10 +169,25 @@ class BulkLine(BaseModel):
     line: int
     status: Literal["accepted", "invalid", "refused", "unknown"]
     event_id: uuid.UUID | None = None
-    token: str | None = None
     code: str | None = None
     detail: str | None = None
     fix: str | None = None
+
+
+class BulkCounts(BaseModel):
+    """How many lines came to what."""
+
+    accepted: int
+    invalid: int
+    refused: int
+    unknown: int
+
+
+class BulkSummary(BaseModel):
+    """The last line of the answer to a bulk request."""
+
+    summary: BulkCounts
+    token: str | None = Field(description="Consent token over all that was accepted; null where nothing was.")
 
 
 class ProblemOut(BaseModel):

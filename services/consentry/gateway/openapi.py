@@ -28,8 +28,8 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "name": "traceparent",
         "in": "header",
         "required": False,
-        "description": "W3C trace context; travels with the event.",
-        "schema": {"type": "string", "maxLength": 100},
+        "description": "W3C trace context; travels with the event. One that is malformed is left out.",
+        "schema": {"type": "string"},
     },
     "if-match": {
         "name": "If-Match",
@@ -52,12 +52,18 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def body_of(model: type[BaseModel], *headers: str) -> dict[str, Any]:
     """The description of a JSON body, and of headers."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    _BODIES[model.__name__] = model
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "parameters": [_HEADERS[name] for name in headers],
-    }
+    return form_body(_reference(model), *headers)
+
+
+def one_of_lines(*models: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a line of JSON lines."""
+    return {"anyOf": [_reference(model) for model in models]}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    """Where a model that FastAPI does not see stands in the description."""
+    _MODELS[model.__name__] = model
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def form_body(schema: dict[str, Any], *headers: str) -> dict[str, Any]:
@@ -79,7 +85,7 @@ def ndjson_body(*headers: str) -> dict[str, Any]:
     }
 
 
-_BODIES: Final[dict[str, type[BaseModel]]] = {}
+_MODELS: Final[dict[str, type[BaseModel]]] = {}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         schemas = found.setdefault("components", {}).setdefault("schemas", {})
-        models: list[type[BaseModel]] = [ProblemOut, *_BODIES.values()]
+        models: list[type[BaseModel]] = [ProblemOut, *_MODELS.values()]
         for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))

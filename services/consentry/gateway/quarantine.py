@@ -20,6 +20,7 @@ from consentry.gateway.proposals import Proposal, both_persons
 from consentry.gateway.submission import Submitter
 from consentry.wire.catalog import Catalog
 from consentry.wire.events import admit, read_event
+from consentry.wire.headers import HEADERS_MAX
 from consentry.wire.kafka import Stored, read_all, read_partition
 from consentry.wire.quarantined import Entry, read_entry
 from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, topic_name
@@ -98,7 +99,8 @@ class QuarantineDesk:
         if proposal.kind == "replay":
             assert entry.key is not None
             assert entry.value is not None
-            headers = [*entry.headers, ("consentry-replay-of", entry.name.encode())]
+            # One more than a message may carry would be refused again.
+            headers = [*entry.headers[: HEADERS_MAX - 1], ("consentry-replay-of", entry.name.encode())]
             places.append(await self._submitter.replay(entry.key, entry.value, headers))
         assert entry.member is not None
         release = MemberReleased(

@@ -23,7 +23,9 @@ from consentry.wire.tokens import Token
 
 WAIT_SECONDS_MAX: Final = 10.0
 CLOCKS_SECONDS_MAX: Final = 1.0
+CONTROLS_SECONDS_MAX: Final = 3.0
 _LOOK_SECONDS: Final = 0.01
+_LOOK_SECONDS_MAX: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,15 @@ class Reader:
 
     async def answer(self, question: Question) -> Answer:
         """The answer to a question; STALE where freshness, or what the token asks for, is not proven in time."""
-        until = monotonic() + min(question.wait_seconds, WAIT_SECONDS_MAX)
+        until, pause = monotonic() + min(question.wait_seconds, WAIT_SECONDS_MAX), _LOOK_SECONDS
         while True:
             found = await asyncio.to_thread(self._look, question)
             if isinstance(found, Answer):
                 return found
             if monotonic() >= until:
                 return Answer(stale(found), None, (f"freshness is not proven: {found}",))
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LOOK_SECONDS_MAX)
 
     async def record(self, member: MemberId) -> Record | None:
         """The member's record as the table holds it now. Raises Unavailable where it is not whole."""
@@ -95,6 +98,24 @@ class Reader:
         now = self._clock()
         choice = standing(record, purpose=purpose, at=now, known_at=now).choice
         return choice.version if choice is not None and choice.kind is FactKind.OPTED_OUT else None
+
+    async def wait_for_controls(self) -> None:
+        """Return once every control that is in the log now is known here. Raises Unavailable after a bounded time.
+
+        Whether a policy opens something is judged against the controls before it: against old ones it could undo,
+        without a second person, what somebody had narrowed a moment ago.
+        """
+        asked_at, until = self._clock(), monotonic() + CONTROLS_SECONDS_MAX
+        while self.controls.fresh_at < asked_at:
+            if monotonic() >= until:
+                raise _stale_controls(self.stale_detail() or "the broker does not say where their log ends")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def check_controls(self) -> None:
+        """Return if the controls are as fresh as a decision needs them. Raises Unavailable."""
+        detail = self.stale_detail()
+        if detail:
+            raise _stale_controls(detail)
 
     def stale_detail(self) -> str:
         """Why the controls are not fresh; empty where they are."""
@@ -192,6 +213,14 @@ class Reader:
             )
         raw = found[home][0]
         return None if raw is None else read_record(raw, key)
+
+
+def _stale_controls(detail: str) -> Unavailable:
+    return Unavailable(
+        f"What is in force is not known well enough to change it: {detail}.",
+        code="controls.stale",
+        fix="check the broker, then send the request again",
+    )
 
 
 def _held(why: str) -> Answer:

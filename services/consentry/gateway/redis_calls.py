@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 Call = tuple[str | bytes | int, ...]
 
@@ -36,7 +35,7 @@ class RedisCalls:
                 pipe.execute_command(*command, **options)
             try:
                 answers: list[Any] = await pipe.execute(raise_on_error=False)
-            except RedisError as error:
+            except Exception as error:  # noqa: BLE001 - each of those who asked is told
                 answers = [error] * len(batch)
             except BaseException:
                 for _, _, future in batch:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from consentry.domain.controls import Control
+from consentry.domain.errors import ConsentryError
 from consentry.domain.events import SentEvent
 from consentry.gateway.problems import Problem
 from consentry.wire.catalog import Catalog
@@ -84,21 +85,26 @@ class Submitter:
             raise unknown(event_id) from None
         return _place(answer, event_id)
 
-    async def submit_all(self, events: Sequence[SentEvent], *, traceparent: str | None = None) -> list[Answer | None]:
-        """Send many events; for each its place, what the client said, or None where it is not known.
+    async def submit_all(
+        self, events: Sequence[SentEvent], *, traceparent: str | None = None
+    ) -> list[Place | ConsentryError | None]:
+        """Send many events; for each its place, why it was refused, or None where it is not known.
 
         Waits whenever the queue is full. Order is kept; every event is tried.
         """
         batch = _Batch(len(events))
         send, write, topic = self._sender.send, self._writer.write, self._events
         for place, event in enumerate(events):
-            message = (event.member.encode(), write(event), event_headers(event, traceparent=traceparent))
             while True:
                 try:
-                    send(topic, *message, partial(batch.note, place))
-                    break
+                    headers = event_headers(event, traceparent=traceparent)
+                    send(topic, event.member.encode(), write(event), headers, partial(batch.note, place))
                 except QueueFull:
                     await asyncio.sleep(0.005)
+                    continue
+                except ConsentryError as error:
+                    batch.refuse(place, error)
+                break
             if place % 500 == 499:
                 await asyncio.sleep(0)  # others want an answer too
         await batch.wait(self._answer_seconds)
@@ -123,8 +129,10 @@ class _Batch:
     """The answers to many messages, and a wake-up when the last one has come."""
 
     def __init__(self, count: int) -> None:
-        self.answers: list[Answer | None] = [None] * count
-        self._left = count
+        self.answers: list[Place | ConsentryError | None] = [None] * count
+        self._count = count
+        # Each is counted up by one thread alone.
+        self._told = self._refused = 0
         self._loop = asyncio.get_running_loop()
         self._all = asyncio.Event()
         if not count:
@@ -133,9 +141,16 @@ class _Batch:
     def note(self, place: int, answer: Answer) -> None:
         """On the sender's thread."""
         self.answers[place] = answer
-        self._left -= 1
-        if not self._left:
+        self._told += 1
+        if self._told + self._refused == self._count:
             self._loop.call_soon_threadsafe(self._all.set)
+
+    def refuse(self, place: int, error: ConsentryError) -> None:
+        """On the event loop: this one was not even taken."""
+        self.answers[place] = error
+        self._refused += 1
+        if self._told + self._refused == self._count:
+            self._all.set()
 
     async def wait(self, seconds: float) -> None:
         """Return when every answer has come, or after that time."""

@@ -6,7 +6,6 @@ what the table holds already is not folded again, but its members' records are p
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -26,6 +25,7 @@ from consentry.wire.columns import EventColumns, FastFact
 from consentry.wire.events import admit, read_event
 from consentry.wire.headers import HEADERS_MAX, Headers, are_refused
 from consentry.wire.partitions import partition_of, partitions_of
+from consentry.wire.quarantined import unreadable_event_id
 from consentry.wire.records import (
     DamagedRecord,
     appended,
@@ -254,7 +254,7 @@ class Materialiser:
             if key is None or not _is_member_id(key):
                 owned.tainted = True
                 return None
-            event_id = hashlib.blake2b(f"{owned.partition}:{offset}".encode(), digest_size=16).digest()
+            event_id = unreadable_event_id(owned.partition, offset)
             member = MemberId(key.decode("ascii"))
             fact = EventUnreadable(event_id=event_id, member=member, recorded_at=appended_at).fact()
         return FastFact(fact_body(fact), fact.tag, int(fact.kind), fact.recorded_at)

@@ -22,6 +22,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.values import Micros
+from consentry.wire.headers import Header, headers_of
 from consentry.wire.partitions import PARTITIONER
 
 DELIVERY_TIMEOUT_MS: Final = 30_000
@@ -44,7 +45,7 @@ class Stored(NamedTuple):
     key: bytes | None
     value: bytes | None
     appended_at: Micros
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[Header, ...] = ()
     """Only where they were asked for."""
 
 
@@ -199,7 +200,7 @@ def _read_between(
                     open_partitions.discard(partition)
                 if not is_end and offset < ends[partition]:
                     found = stored(message)
-                    yield found._replace(headers=headers_of(message)) if with_headers else found
+                    yield found._replace(headers=tuple(headers_of(message) or ())) if with_headers else found
             if time.monotonic() - progress_at > timeout_seconds:
                 raise Unavailable(
                     f"Reading {topic} made no progress for {timeout_seconds:.0f} s.",
@@ -228,13 +229,6 @@ def stored(message: Message) -> Stored:
     partition, offset, _ = place_of(message)
     _, milliseconds = message.timestamp()
     return Stored(partition, offset, message.key(), message.value(), Micros(milliseconds * 1000))
-
-
-def headers_of(message: Message) -> tuple[tuple[str, bytes], ...]:
-    """The message's headers; an absent value is an empty one."""
-    found = message.headers() or []
-    pairs = found.items() if isinstance(found, dict) else found
-    return tuple((name, value.encode() if isinstance(value, str) else value or b"") for name, value in pairs)
 
 
 def send(

@@ -67,7 +67,11 @@ def read_entry(message: Stored, catalog: Catalog) -> Entry | None:
         fields = read_strictly(name, (value or b"")[FRAME_LENGTH:], bytes_max=_BYTES_MAX)
     except UndecodableEvent:
         return None
-    headers = tuple(one for one in message.headers if one[0] not in OUR_HEADERS and not one[0].startswith("orig."))
+    headers = tuple(
+        (name, value or b"")
+        for name, value in message.headers
+        if name not in OUR_HEADERS and not name.startswith("orig.")
+    )
     return Entry(
         partition=fields["partition"],
         offset=fields["offset"],

@@ -16,8 +16,10 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 RUNBOOKS = ROOT / "deploy" / "runbooks"
 
 EXPECTED = {
-    "ConsentryAllowedWhileNotFresh", "ConsentryControlNotUnderstood", "ConsentryDeadMan", "ConsentryFrontierAbsent",
-    "ConsentryFrontierStale", "ConsentryPartitionTainted", "ConsentryPurgeOverdue", "ConsentryQuarantine",
+    "ConsentryAllowedWhileNotFresh", "ConsentryControlNotUnderstood", "ConsentryDeadMan", "ConsentryEventIdReused",
+    "ConsentryFrontierAbsent",
+    "ConsentryFrontierStale", "ConsentryGatewayErrors", "ConsentryGatewayRefusals", "ConsentryGatewaySlow",
+    "ConsentryGatewayWaiting", "ConsentryPartitionTainted", "ConsentryPurgeOverdue", "ConsentryQuarantine",
     "ConsentryTableGenerationChanged", "ConsentryTableRefusals", "ConsentryTargetDown", "ConsentryTrainerStale",
 }  # fmt: skip
 SEVERITIES = {"page", "ticket", "deadman"}
@@ -195,6 +197,37 @@ class TestMetrics:
         assert metric_complaints("rate(consentry_b_seconds_bucket[5m])", metrics) == []
         assert metric_complaints("consentry_c > 0", metrics) == ["consentry_c is exported by nobody"]
         assert metric_complaints('consentry_a_total{cause="x"}', metrics) == ["consentry_a_total has no label cause"]
+
+
+class TestTheGateway:
+    def test_the_routes_that_have_to_be_fast_are_routes_that_take_what_members_say(self) -> None:
+        """A route that was renamed would be slow unseen: its old name has no requests, which looks like peace."""
+        from consentry.gateway.app import build_app
+
+        expression = by_name()["ConsentryGatewaySlow"]["expr"]
+        found = re.search(r'route=~"/v1/\(([^)]+)\)"', expression)
+        assert found is not None
+        posts = {path for path, methods in build_app(None).openapi()["paths"].items() if "post" in methods}
+
+        assert {f"/v1/{name}" for name in found[1].split("|")} <= posts
+
+    def test_waiting_is_told_long_before_the_queue_is_full(self) -> None:
+        """A bound above the queue's own would never be passed, and the first sign would be refused opt-outs."""
+        from consentry.wire.sending import QUEUE_MESSAGES
+
+        bound = int(by_name()["ConsentryGatewayWaiting"]["expr"].rpartition(">")[2])
+
+        assert bound * 10 == QUEUE_MESSAGES, "the alert and its runbook say that ten times as many are too many"
+
+    def test_every_job_is_watched_for_silence(self) -> None:
+        """A service that is scraped and not watched may be dead for weeks."""
+        expression = by_name()["ConsentryTargetDown"]["expr"]
+        jobs = [job["job_name"] for job in load(PROMETHEUS / "prometheus.yml")["scrape_configs"]]
+        pattern = re.search(r'job=~"([^"]+)"', expression)
+
+        assert pattern is not None
+        assert [job for job in jobs if not re.fullmatch(pattern[1], job)] == []
+        assert [job for job in jobs if f'absent(up{{job="{job}"}})' not in expression] == []
 
 
 class TestTheChecks:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from itertools import takewhile
@@ -31,6 +32,9 @@ CONDITIONS = {"service_healthy", "service_completed_successfully"}
 DURATION = re.compile(r"^\d+[smh]$")
 VARIABLE = re.compile(r"\$\{([A-Z_]+)(:-([^}]*))?\}")
 FIRST_RUN = ["init-topics", "init-schemas"]
+SECRETS_VOLUME = "gateway-access"
+SECRETS_FOLDER = "/access"
+SECRETS = {"CONSENTRY_ACCESS_KEYS_FILE", "CONSENTRY_ACCESS_PEPPER_FILE", "CONSENTRY_TOKEN_KEYS_FILE"}
 
 
 def load(text: str) -> dict[str, Any]:
@@ -118,6 +122,30 @@ def safety_complaints(compose: Mapping[str, Any], settings: set[str]) -> list[st
         complaints += [
             f"{name}: {key} is no known setting" for key in service.get("environment", {}) if key not in settings
         ]
+        if "CONSENTRY_GATEWAY_DEV" in service.get("environment", {}) or "--dev" in service["command"]:
+            complaints.append(f"{name}: lets everybody in by name")
+    return complaints
+
+
+def secret_complaints(compose: Mapping[str, Any]) -> list[str]:
+    """Where a secret would be seen by more than the gateway, be lost with a container, or be missing at its start."""
+    services = compose["services"]
+    complaints = []
+    for name, service in services.items():
+        mounts = [volume for volume in service.get("volumes", []) if volume.split(":")[0] == SECRETS_VOLUME]
+        files = {key: value for key, value in service.get("environment", {}).items() if key in SECRETS}
+        if name not in {"gateway", "init-access"}:
+            complaints += [f"{name}: sees the secrets of the gateway"] if mounts or files else []
+            continue
+        complaints += [] if mounts == [f"{SECRETS_VOLUME}:{SECRETS_FOLDER}"] else [f"{name}: has no place for secrets"]
+        complaints += [f"{name}: does not name {key}" for key in sorted(SECRETS - files.keys())]
+        complaints += [
+            f"{name}: {key} is lost with the container"
+            for key, value in sorted(files.items())
+            if Path(value).parent != Path(SECRETS_FOLDER)
+        ]
+    if services["gateway"]["depends_on"].get("init-access") != {"condition": "service_completed_successfully"}:
+        complaints.append("gateway: may start before its files are there")
     return complaints
 
 
@@ -128,13 +156,39 @@ class TestTheFile:
 
         assert shape_complaints(compose) == []
         for name, service in compose["services"].items():
-            if is_ours(service) and name not in FIRST_RUN:
+            if is_ours(service) and not runs_once(service):
                 missing = [step for step in FIRST_RUN if step not in service["depends_on"]]
                 assert missing == [], f"{name} does not wait for {missing}"
 
     def test_it_opens_nothing_and_sets_only_what_is_read(self) -> None:
         """A port open to a café's network would show who opted out; a misspelt setting would quietly be the default."""
         assert safety_complaints(compose_file(), known_settings()) == []
+
+    def test_only_the_gateway_has_its_secrets_and_finds_them_again(self) -> None:
+        """Whoever reads the pepper can make keys; a pepper that is lost makes every key of every service useless."""
+        assert secret_complaints(compose_file()) == []
+
+    def test_the_gateway_is_reached_from_this_machine_where_it_listens(self) -> None:
+        """It speaks plain HTTP: on a port that is open to the network every credential could be read."""
+        gateway = compose_file()["services"]["gateway"]
+        published = [VARIABLE.sub(r"\3", port) for port in gateway["ports"]]
+
+        assert gateway["environment"]["CONSENTRY_GATEWAY_HOST"] == "0.0.0.0"  # noqa: S104 - inside the container only
+        assert published == [f"127.0.0.1:8780:{gateway['environment']['CONSENTRY_GATEWAY_PORT']}"]
+
+    def test_an_opt_out_is_taken_without_the_processor(self) -> None:
+        """Hurt when this breaks: who opts out while the processor is down, and is turned away."""
+        assert "processor" not in compose_file()["services"]["gateway"]["depends_on"]
+
+    def test_the_first_key_is_made_as_the_file_says(self) -> None:
+        """A command in a comment is the first thing that somebody types, and the last that anybody tests."""
+        text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+        told = re.search(r"^#   docker compose run --rm --no-deps -T gateway (keys new .+) > ", text, re.MULTILINE)
+        assert told is not None
+
+        made = run_consentry(told[1].split(), compose_file()["services"]["init-access"])
+
+        assert made.stdout.startswith("ck_")
 
     def test_every_variable_has_a_default(self) -> None:
         """`docker compose up` has to work as it stands, without a file of variables."""
@@ -173,6 +227,7 @@ class TestTheFile:
         owing = {entry.split("=")[0] for entry in subscribers.split(",")}
 
         assert owing == {name for name in services if name.startswith("trainer-")}
+        assert services["gateway"]["environment"]["CONSENTRY_SUBSCRIBERS"] == subscribers
         for name in owing:
             assert services[name]["command"] == ["trainer", "--dataset", "/data", "--name", name]
 
@@ -208,6 +263,21 @@ class TestTheFile:
         )  # fmt: skip
 
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def run_consentry(words: list[str], service: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+    """What a container of the service runs, then these words in another, with a new folder as the volume of secrets."""
+    consentry = Path(sys.executable).with_name("consentry")
+    with tempfile.TemporaryDirectory() as folder:
+        volume = {key: str(Path(folder, Path(value).name)) for key, value in service["environment"].items()}
+        for arguments in (service["command"], service["command"], words):
+            result = subprocess.run(
+                [consentry, *arguments],
+                capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+                env={"PATH": os.environ["PATH"], **volume},
+            )  # fmt: skip
+            assert result.returncode == 0, result.stderr
+    return result
 
 
 def compose_tool() -> list[str] | None:
@@ -273,12 +343,52 @@ class TestTheRules:
                 lambda s: s["processor"]["environment"].update(CONSENTRY_REDIS_ULR=""),
                 "processor: CONSENTRY_REDIS_ULR is no known setting",
             ),
+            (
+                lambda s: s["gateway"].update(ports=["8780:8780"]),
+                "gateway: port 8780:8780 is open to the network",
+            ),
+            (lambda s: s["gateway"]["command"].append("--dev"), "gateway: lets everybody in by name"),
+            (
+                lambda s: s["gateway"]["environment"].update(CONSENTRY_GATEWAY_DEV="true"),
+                "gateway: lets everybody in by name",
+            ),
         ],
     )  # fmt: skip
     def test_an_open_door_is_noticed(self, change: Change, complaint: str) -> None:
         """A rule that cannot fail protects nobody."""
         compose = copy.deepcopy(compose_file())
         settings = {key for one in compose["services"].values() for key in one.get("environment", {})}
+        settings.add("CONSENTRY_GATEWAY_DEV")
         change(compose["services"])
 
         assert safety_complaints(compose, settings) == [complaint]
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            (
+                lambda s: s["trainer-a"].update(volumes=["gateway-access:/data"]),
+                "trainer-a: sees the secrets of the gateway",
+            ),
+            (
+                lambda s: s["processor"]["environment"].update({"CONSENTRY_TOKEN_KEYS_FILE": "/access/token-keys"}),
+                "processor: sees the secrets of the gateway",
+            ),
+            (lambda s: s["init-access"].pop("volumes"), "init-access: has no place for secrets"),
+            (
+                lambda s: s["gateway"]["environment"].pop("CONSENTRY_ACCESS_PEPPER_FILE"),
+                "gateway: does not name CONSENTRY_ACCESS_PEPPER_FILE",
+            ),
+            (
+                lambda s: s["gateway"]["environment"].update(CONSENTRY_ACCESS_KEYS_FILE="/keys.json"),
+                "gateway: CONSENTRY_ACCESS_KEYS_FILE is lost with the container",
+            ),
+            (lambda s: s["gateway"]["depends_on"].pop("init-access"), "gateway: may start before its files are there"),
+        ],
+    )  # fmt: skip
+    def test_a_secret_that_is_seen_or_lost_is_noticed(self, change: Change, complaint: str) -> None:
+        """A rule that cannot fail protects nobody."""
+        compose = copy.deepcopy(compose_file())
+        change(compose["services"])
+
+        assert secret_complaints(compose) == [complaint]

@@ -67,6 +67,15 @@ def test_a_weaker_image_is_noticed(old: str, new: str, complaint: str) -> None:
     assert any(complaint in found for found in complaints(DOCKERFILE.replace(old, new)))
 
 
+def test_the_places_that_are_written_to_belong_to_who_runs_there() -> None:
+    """An empty volume takes over owner and mode: root's could take no key, an open one would show it."""
+    made = [part for name, argument in instructions(DOCKERFILE) if name == "RUN" for part in argument.split("&&")]
+    places = {part.split()[-1]: part.split()[1:-1] for part in made if part.split()[:2] == ["install", "--directory"]}
+
+    assert places["/data"] == ["--directory", "--owner=10001", "--group=10001"]
+    assert places["/access"] == ["--directory", "--owner=10001", "--group=10001", "--mode=0700"]
+
+
 def test_everything_that_is_copied_gets_past_the_dockerignore() -> None:
     """A build that cannot see a file fails at whoever builds first, long after the change."""
     ignore = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()

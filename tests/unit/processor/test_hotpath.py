@@ -9,17 +9,18 @@ from confluent_kafka import KafkaError, TopicPartition
 from tests.strategies import chose, day, moved, new_catalog
 
 from consentry.domain.errors import Fenced, TableWentBack, Unavailable
-from consentry.domain.events import SentEvent
+from consentry.domain.events import FactKind, SentEvent
 from consentry.domain.values import Choice, Micros
 from consentry.ops.metrics import Metrics
 from consentry.processor.frontiers import Mark, Marks, Reached
 from consentry.processor.hotpath import HotPath
-from consentry.processor.materialiser import Materialiser
+from consentry.processor.materialiser import Materialiser, Round
 from consentry.processor.ports import InMemoryPublisher, NoObligations
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import Write
 from consentry.wire.events import write_event
 from consentry.wire.kafka import Stored
+from consentry.wire.records import read_record
 
 CATALOG = new_catalog()
 APPENDED_MS = day(100) // 1000
@@ -30,9 +31,15 @@ class Message:
     """One message, or the end of the partition."""
 
     def __init__(
-        self, offset: int, key: bytes | None = None, value: bytes | None = None, *, is_end: bool = False
+        self,
+        offset: int,
+        key: bytes | None = None,
+        value: bytes | None = None,
+        *,
+        headers: list[tuple[str, bytes | None]] | None = None,
+        is_end: bool = False,
     ) -> None:
-        self._offset, self._key, self._value = offset, key, value
+        self._offset, self._key, self._value, self._headers = offset, key, value, headers
         self._error = KafkaError(KafkaError._PARTITION_EOF) if is_end else None
 
     def error(self) -> KafkaError | None:
@@ -51,7 +58,7 @@ class Message:
         return self._value
 
     def headers(self) -> list[tuple[str, bytes | None]] | None:
-        return None
+        return self._headers
 
     def timestamp(self) -> tuple[int, int]:
         return 2, APPENDED_MS
@@ -63,6 +70,8 @@ class ScriptedConsumer:
     def __init__(self, script: Sequence[Step]) -> None:
         self.log: list[tuple[bytes | None, bytes | None]] = []
         self.commits: list[int] = []
+        self.headers: list[tuple[str, bytes | None]] | None = None
+        """Those of every message."""
         self._script = list(script)
         self._position: int | None = None
         self._ready: list[Message] = []
@@ -76,7 +85,7 @@ class ScriptedConsumer:
         if self._position is None:
             return None
         end = len(self.log)
-        self._ready = [Message(place, *self.log[place]) for place in range(self._position, end)]
+        self._ready = [Message(place, *self.log[place], headers=self.headers) for place in range(self._position, end)]
         if self._ready:
             self._ready.append(Message(end, is_end=True))
         self._position = end
@@ -231,3 +240,52 @@ def test_a_taint_outlives_a_table_that_is_wiped() -> None:
     [reached] = seen
     assert reached is not None
     assert reached.tainted
+
+
+def test_who_is_held_for_a_damaged_record_is_published_when_the_partition_is_opened_again() -> None:
+    """The table alone would know of the hold, and every trainer go on with what stood before the damage."""
+
+    def damage() -> None:
+        partition, one = bench.publisher.records[-1]
+        damaged = one.record[:-1] + bytes((one.record[-1] ^ 1,))
+        bench.publisher.records[-1] = (partition, one._replace(record=damaged))
+        bench.table.wipe()
+        bench.send(moved("HK", 2, on=2, member="member-2"))
+
+    def arrive() -> None:
+        bench.send(moved("US", 1, on=1))
+
+    bench = Bench(lambda: None, arrive, lambda: None, damage, lambda: None, lambda: None, lambda: None)
+
+    bench.hot_path.run()
+
+    told = [record.record for _, record in bench.publisher.records if record.member == b"member-1"]
+    assert read_record(told[-1], b"member-1").facts[-1].kind is FactKind.HELD
+    assert dict(bench.table.scan(0))[b"member-1"] == told[-1]
+
+
+def test_nothing_is_on_its_way_when_a_partition_is_opened() -> None:
+    """Opening may publish: an acknowledgement that failed would be taken for its own, and the round for arrived."""
+    bench = Bench()
+    bench.hot_path._partitions.assigned(bench.hot_path._consumer, [TopicPartition("t", 0)])
+    bench.hot_path._unsettled = Round([], {})
+
+    bench.hot_path._open_due()
+
+    assert bench.hot_path._unsettled is None
+    assert bench.hot_path.owned == 1
+
+
+def test_a_message_with_too_many_headers_is_refused_and_counted() -> None:
+    """What the loop does not hand on, nobody behind it can refuse."""
+
+    def arrive() -> None:
+        bench.send(chose(Choice.OPT_OUT, 1, on=1))
+        bench.consumer.headers = [("header", b"x")] * 33
+
+    bench = Bench(lambda: None, arrive, lambda: None)
+
+    bench.hot_path.run()
+
+    assert 'consentry_quarantined_total{error_class="headers"} 1.0' in bench.metrics.text().decode()
+    assert [len(refusal.headers or ()) for refusal in bench.publisher.refusals] == [33]

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.strategies import chose, day, erased, moved, new_catalog
+from tests.strategies import chose, day, erased, moved, new_catalog, released
 
-from consentry.domain.errors import ConsentryError, Fenced, TableWentBack, Unavailable
-from consentry.domain.events import ConsentChanged, EventUnreadable, FactKind, MemberErased, MemberRelocated
+from consentry.domain.errors import ConsentryError, Fenced, TableWentBack, Unavailable, UndecodableEvent
+from consentry.domain.events import (
+    ConsentChanged,
+    EventUnreadable,
+    FactKind,
+    MemberErased,
+    MemberEvent,
+    MemberRelocated,
+    SentEvent,
+)
 from consentry.domain.records import Record, fold
-from consentry.domain.values import Choice, Micros
+from consentry.domain.values import Choice, MemberId, Micros
 from consentry.ops.failpoints import NAMES
-from consentry.processor.materialiser import Batch, Materialiser, Owned
+from consentry.processor.materialiser import Batch, Materialiser, Outcome, Owned
 from consentry.processor.ownership import LogSpan, Takeover, take_over
 from consentry.processor.ports import InMemoryPublisher, MemberChange, NoObligations, Published
 from consentry.table.memory import InMemoryTable
 from consentry.wire.controls import Frontier
-from consentry.wire.events import read_event, write_event
+from consentry.wire.events import admit, read_event, write_event
+from consentry.wire.headers import Headers
 from consentry.wire.kafka import Stored
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import DamagedRecord, newest_fact, read_record, record_digest, version_of
@@ -514,3 +525,143 @@ def test_a_hold_is_a_fact_like_any_other() -> None:
     )
 
     assert (held.version, held.facts[0].kind) == (1, FactKind.HELD)
+
+
+def told(world: World, *messages: tuple[bytes | None, bytes | None], headers: Sequence[Headers | None] = ()) -> Outcome:
+    """What becomes of these messages on partition 0, each under its own key."""
+    worker, opened = world.worker(), world.open(0)
+    start = len(world.logs[0])
+    world.logs[0] += messages
+    batch = world.batch(0, opened.start_offset, start + len(messages))._replace(headers=headers)
+    return worker.apply(opened.owned, batch)
+
+
+def member_at_home() -> str:
+    """A member whose events belong to partition 0."""
+    return next(
+        name for name in (f"m{number}" for number in range(100)) if partition_of(name.encode(), PARTITIONS) == 0
+    )
+
+
+class TestReusedEventIds:
+    """An event id that comes back with other content is a forgery or a bug, and somebody has to look at it."""
+
+    MEMBER = member_at_home()
+    KEY = MEMBER.encode()
+    FIRST = write_event(chose(Choice.OPT_OUT, 1, on=1, member=MEMBER), CATALOG)
+    FORGED = write_event(chose(Choice.OPT_IN, 1, on=1, member=MEMBER), CATALOG)
+
+    def test_the_offending_message_goes_to_quarantine_and_a_retry_does_not(self) -> None:
+        """The hold alone says that something happened, and not what."""
+        outcome = told(World(), (self.KEY, self.FIRST), (self.KEY, self.FIRST), (self.KEY, self.FORGED))
+
+        assert [(one.offset, one.value, one.error_class) for one in outcome.refusals] == [
+            (2, self.FORGED, "event_id_reused")
+        ]
+        assert (outcome.applied, outcome.repeated) == (2, 1)
+
+    @pytest.mark.parametrize("place", PASSED)
+    def test_a_crash_anywhere_forgets_no_offence(self, place: str) -> None:
+        """Between the table and the topics the worker dies: replayed, the record is a hold and looks like any other."""
+        world = World()
+        world.crash_at = place
+        with pytest.raises(Crash):
+            told(world, (self.KEY, self.FIRST), (self.KEY, self.FORGED))
+
+        opened = world.open(0)
+        outcome = world.worker().apply(opened.owned, world.batch(0, opened.start_offset, 10))
+
+        assert [(one.offset, one.error_class) for one in outcome.refusals] == [(1, "event_id_reused")]
+        assert {one.offset for one in world.topics.refusals} == {1}
+
+    def test_a_move_that_may_repeat_one_of_beyond_the_record_goes_to_quarantine_too(self) -> None:
+        """Its member is held, as nobody can tell: without the message nobody could ever find out why."""
+        events = [moved("US", 1, on=1, member=self.MEMBER)]
+        events += [moved("HK", number, on=number, member=self.MEMBER) for number in range(2, 70)]
+        late = moved("DE", 99, on=1.5, member=self.MEMBER)
+
+        outcome = told(World(), *((self.KEY, write_event(event, CATALOG)) for event in [*events, late]))
+
+        assert [one.error_class for one in outcome.refusals] == ["beyond_history"]
+
+
+class TestHeaders:
+    def test_headers_of_what_is_refused_are_kept_with_it(self) -> None:
+        """They say who sent it, and which request it belonged to."""
+        member = member_at_home()
+        value = write_event(chose(Choice.OPT_OUT, 1, on=1, member=member), CATALOG)
+        some: Headers = [("traceparent", b"00-1-2-01")]
+
+        outcome = told(
+            World(), (member.encode(), value), (member.encode(), b"?"), (None, value), headers=[some, some, None]
+        )
+
+        assert [(one.error_class, one.headers) for one in outcome.refusals] == [("short", some), ("key", None)]
+
+
+class TestClamped:
+    def test_events_from_a_fast_clock_are_counted(self) -> None:
+        """A clock that is wrong is mended only if somebody hears of it."""
+        member = member_at_home()
+        ahead = write_event(chose(Choice.OPT_OUT, 1, on=101, member=member), CATALOG)
+        right = write_event(chose(Choice.OPT_OUT, 2, on=99, member=member), CATALOG)
+
+        outcome = told(World(), (member.encode(), ahead), (member.encode(), right))
+
+        assert (outcome.clamped, outcome.applied, outcome.refusals) == (1, 2, [])
+
+
+class TestAnyBytes:
+    @settings(max_examples=300)
+    @given(st.integers(0, 2**48))
+    def test_whatever_is_sent_the_table_is_what_the_strict_path_alone_makes_of_it(self, seed: int) -> None:
+        """Fast path, dictionary of middles and coalescing are there for speed: they may change no single answer."""
+        random = Random(seed)
+        world = World()
+        member = member_at_home()
+        key = member.encode()
+        messages = [mutated(random, member) for _ in range(random.randrange(1, 12))]
+        messages += random.choices(messages, k=3)
+
+        told(world, *((key, value) for value in messages))
+
+        record: Record | None = None
+        for offset, value in enumerate(messages):
+            record = fold(record, strictly(key, value, offset))
+        assert record is not None
+        assert world.held() == {key: record}
+
+
+def strictly(key: bytes, value: bytes, offset: int) -> MemberEvent:
+    """The event of a message by the strict path alone, or the hold in its place."""
+    appended_at = Micros(APPENDED_MS * 1000 + 999)
+    try:
+        return admit(read_event(value, key, CATALOG), appended_at)
+    except UndecodableEvent:
+        event_id = hashlib.blake2b(f"0:{offset}".encode(), digest_size=16).digest()
+        return EventUnreadable(event_id=event_id, member=MemberId(key.decode()), recorded_at=appended_at)
+
+
+def mutated(random: Random, member: str) -> bytes:
+    """A good event of the member, or one with some bytes changed, cut, repeated or swapped."""
+    number = random.randrange(1, 6)
+    events: list[SentEvent] = [
+        chose(random.choice(list(Choice)), number, on=random.choice([1, 2, 101]), member=member, observed=number),
+        moved(random.choice(["US", "HK", "XX"]), number, on=1, member=member),
+        erased(number, on=99, member=member),
+        replace(released(number, on=3, observed=random.choice([None, number])), member=MemberId(member)),
+    ]
+    value = bytearray(write_event(random.choice(events), CATALOG))
+    for _ in range(random.choice([0, 0, 1, 2])):
+        place = random.randrange(len(value))
+        match random.randrange(4):
+            case 0:
+                value[place] ^= 1 << random.randrange(8)
+            case 1:
+                del value[place:]
+                value += b"\x00"
+            case 2:
+                value[place:place] = bytes(value[place : place + random.randrange(4)])
+            case _:
+                value[place] = random.choice([0, 1, 2, 3, 0x80, 0xFF])
+    return bytes(value)

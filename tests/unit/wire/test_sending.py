@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from consentry.domain.errors import Refused, Unavailable
 from consentry.wire.sending import Place, QueueFull, Sender, Undelivered
@@ -193,3 +194,21 @@ def test_after_a_fatal_error_another_producer_takes_over_and_all_are_told() -> N
         sender.close()
     assert [number for number, _ in outcomes] == [0, 1, 2, 3, 5]
     assert [isinstance(outcome, Place) for _, outcome in outcomes] == [True, False, False, False, True]
+
+
+def test_what_a_replaced_producer_had_on_its_way_is_told_all_the_same() -> None:
+    """Replaced and forgotten, it would leave requests without an answer for ever."""
+    outcomes: list[tuple[int, Outcome]] = []
+    sender = Sender(BROKER | {"test.mock.broker.rtt": "300"}, "test")
+    try:
+        send_numbers(sender, 1, lambda number, outcome: outcomes.append((number, outcome)))
+        assert sender.flush(20) == 0
+        send_numbers(sender, 3, lambda number, outcome: outcomes.append((number, outcome)), first=1)
+        sender._replace_if_fatal(KafkaException(KafkaError(KafkaError._FATAL)))
+        assert sender.waiting >= 3  # librdkafka counts its own notes of them too
+        wait_for(lambda: len(outcomes) == 4)
+        wait_for(lambda: not sender._retired)
+    finally:
+        sender.close()
+    assert [number for number, _ in outcomes] == [0, 1, 2, 3]
+    assert all(isinstance(outcome, Place) for _, outcome in outcomes)

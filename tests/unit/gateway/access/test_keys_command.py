@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from consentry.cli.keys import app
+from consentry.cli.keys import _make_file, app
 from consentry.domain.errors import ConsentryError
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.key_file import FileKeyStore, load_pepper
 from consentry.gateway.access.keys import KeysWayIn
+from consentry.gateway.access.opening import AccessSettings, open_authenticator
 from consentry.gateway.access.roles import Principal, Role
 from consentry.ops.clock import system_clock
+from consentry.wire.tokens import TokenKeys
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +46,124 @@ def verify(files: Path, text: str) -> Principal:
     store = FileKeyStore(files / "keys.json")
     store.renew()
     return KeysWayIn(store, load_pepper(files / "pepper"), system_clock).verify(text)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_init_makes_what_a_gateway_needs_to_start_and_nobody_else_can_read(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the files a gateway does not start; were they open to others it would refuse them."""
+    monkeypatch.setenv("CONSENTRY_TOKEN_KEYS_FILE", str(files / "token-keys"))
+    before = os.umask(0)  # the mode must not hang on who calls
+    try:
+        result = run("init")
+    finally:
+        os.umask(before)
+
+    assert result.exit_code == 0, result.output
+    settings = AccessSettings(keys_file=files / "keys.json", pepper_file=files / "pepper")
+    open_authenticator(settings, bind_host="192.0.2.1", profile="production")
+    assert FileKeyStore(files / "keys.json").all() == ()
+    assert TokenKeys.parse((files / "token-keys").read_text()).signing == 1
+    assert {path.name: mode(path) for path in files.iterdir()} == {
+        "keys.json": 0o600, "pepper": 0o600, "token-keys": 0o600,
+    }  # fmt: skip
+
+
+def test_init_shows_no_secret(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output is in the log of a container."""
+    monkeypatch.setenv("CONSENTRY_TOKEN_KEYS_FILE", str(files / "token-keys"))
+
+    shown = run("init").output + run("init", "--json").output
+
+    assert (files / "token-keys").read_text().strip().partition(":")[2] not in shown
+    assert (files / "pepper").read_bytes().hex() not in shown
+
+
+def test_init_makes_no_token_keys_where_none_are_named(files: Path) -> None:
+    """A secret that nobody reads is one more to lose."""
+    run("init")
+
+    assert {path.name for path in files.iterdir()} == {"keys.json", "pepper"}
+
+
+def test_a_second_init_changes_nothing(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs before every start of the stack: a new pepper would close the door on every service."""
+    monkeypatch.setenv("CONSENTRY_TOKEN_KEYS_FILE", str(files / "token-keys"))
+    first = json.loads(run("init", "--json").stdout)
+    key = run("new", "--subject", "billing", "--role", "producer").stdout.strip()
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
+
+    second = json.loads(run("init", "--json").stdout)
+
+    assert [one["made"] for one in first] == [True, True, True]
+    assert [one["made"] for one in second] == [False, False, False]
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == before
+    assert verify(files, key).subject == "billing"
+
+
+def test_an_init_that_was_broken_off_is_finished_by_the_next(files: Path) -> None:
+    """A container may be ended between two files."""
+    run("init")
+    (files / "keys.json").unlink()
+
+    assert run("init").exit_code == 0
+    assert FileKeyStore(files / "keys.json").all() == ()
+
+    (files / "pepper").unlink()  # lost with no key made yet: nothing is lost
+
+    assert run("init").exit_code == 0
+    load_pepper(files / "pepper")
+
+
+def test_init_makes_no_new_pepper_beside_old_keys(files: Path) -> None:
+    """Then every key would be dead, and nobody told."""
+    run("new", "--subject", "billing", "--role", "producer")
+    (files / "pepper").unlink()
+
+    assert refused("init").code == "access.pepper_unreadable"
+    assert not (files / "pepper").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("keys.json", "{", "access.keys_unreadable"),
+        ("pepper", "short", "access.pepper_short"),
+        ("token-keys", "1:short", "token.keys"),
+    ],
+)
+def test_init_says_what_the_gateway_would_not_take(
+    files: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, code: str
+) -> None:
+    """It is the first to run: what it does not say is found when the gateway does not start, and is left as it is."""
+    monkeypatch.setenv("CONSENTRY_TOKEN_KEYS_FILE", str(files / "token-keys"))
+    (files / name).write_text(content)
+    (files / name).chmod(0o600)
+
+    assert refused("init").code == code
+    assert (files / name).read_text() == content
+
+
+def test_init_into_a_folder_that_is_not_there_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing error in a path should not end in a traceback."""
+    for name in ("ACCESS_KEYS_FILE", "ACCESS_PEPPER_FILE"):
+        monkeypatch.setenv(f"CONSENTRY_{name}", str(files / "gone" / name))
+
+    assert refused("init").code == "access.keys_unwritable"
+
+
+def test_init_leaves_the_keys_that_somebody_else_made_meanwhile(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two containers may start at once; the file of one must not take the place of the other's first key."""
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # as both saw it
+    (files / "keys.json").write_text("theirs")
+
+    assert _make_file(files / "keys.json", b"ours") is False
+    assert (files / "keys.json").read_text() == "theirs"
+    assert [path.name for path in files.iterdir()] == ["keys.json"]
 
 
 def test_a_new_key_opens_the_gateway_and_is_alone_on_standard_output(files: Path) -> None:

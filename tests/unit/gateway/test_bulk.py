@@ -1,0 +1,132 @@
+"""Many events in one request: each line for itself, in order, once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.unit.gateway.door import Door, Reply
+
+from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
+
+OUT: dict[str, Any] = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
+
+
+def bulk(door: Door, *lines: object, **headers: str) -> Reply:
+    """One request of these lines."""
+    body = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    return door.call("POST", "/v1/bulk", body, content_type="application/x-ndjson", **headers)
+
+
+def told(reply: Reply) -> tuple[list[Any], Any]:
+    """The results of the lines, and the summary."""
+    assert reply.status == 200, reply
+    *found, summary = map(json.loads, reply.body.splitlines())
+    return found, summary
+
+
+def test_bad_lines_between_good_ones_are_told_and_the_good_ones_sent() -> None:
+    """One mistyped line must not keep ten thousand people waiting, nor vanish among them."""
+    door = Door()
+
+    found, summary = told(
+        bulk(
+            door,
+            OUT,
+            b"{",
+            b"",
+            OUT | {"kind": "erasure"},
+            {"kind": "erasure", "member_id": "m:2"},
+            {"kind": "relocation", "member_id": "m:3", "jurisdiction": "DE"},
+            OUT | {"kind": ["x"]},
+            OUT | {"choice": "OPT_IN"},
+            OUT | {"choice": "OPT_IN", "observed_version": 1},
+            OUT | {"event_id": "018f3a9e-1c5a-7cc0-9b1a-0c5fe0f3a111"},
+            b"[1]",
+            b'{"member_id":"a","member_id":"b","purpose":"p","choice":"OPT_OUT"}',
+            b'{"kind":"erasure","kind":"erasure","member_id":"b"}',
+        )
+    )
+
+    assert [one["line"] for one in found] == list(range(1, 14))
+    codes = [one.get("code", "") for one in found]
+    assert codes == [
+        *("", "input.json", "input.json", "input.field", "", "", "input.field"),
+        *("observed.missing", "purpose.unknown", "event.time_missing", "input.field", "input.json", "input.json"),
+    ]
+    assert summary["summary"] == {"accepted": 3, "invalid": 10, "refused": 0, "unknown": 0}
+    assert [type(event) for event in door.log.events] == [ConsentChanged, MemberErased, MemberRelocated]
+
+
+def test_the_events_of_a_member_keep_their_order() -> None:
+    """The last word is the one that counts."""
+    door = Door()
+    choices = ["OPT_OUT", "UNKNOWN", "OPT_OUT", "UNKNOWN", "UNKNOWN"]
+
+    bulk(door, *(OUT | {"choice": choice} for choice in choices))
+
+    assert [getattr(event, "choice", None) for event in door.log.events] == choices
+
+
+def test_sent_again_with_its_key_every_line_is_the_same_event() -> None:
+    """A connection that breaks after line 7,000 of 10,000 leaves nobody knowing which were taken."""
+    door = Door()
+    first, _ = told(bulk(door, OUT, OUT | {"member_id": "m:2"}, OUT, idempotency_key="k"))
+    door.now += 60_000_000
+
+    second, _ = told(bulk(door, OUT, OUT | {"member_id": "m:2"}, OUT, idempotency_key="k"))
+
+    assert first == second
+    assert len({one["event_id"] for one in first}) == 3
+    record = door.log.record("m:1")
+    assert record is not None
+    assert record.version == 2
+    assert bulk(door, OUT, idempotency_key="k").code == "idempotency.reused"
+
+
+def test_without_a_key_it_is_another_import() -> None:
+    """Two people who both opted out this morning are two events, also when the lines look alike."""
+    door = Door()
+    for _ in range(2):
+        bulk(door, OUT)
+
+    assert len({event.event_id for event in door.log.events}) == 2
+
+
+def test_lines_that_nobody_knows_of_and_lines_that_were_refused_are_told_apart() -> None:
+    """One kind has to be repeated with the same key, the other can be sent as one likes."""
+    for fails, status in (("silent", "unknown"), ("refused", "refused")):
+        door = Door()
+        door.log.fails = fails
+        found, summary = told(bulk(door, OUT, b"{", OUT))
+
+        assert [one["status"] for one in found] == [status, "invalid", status]
+        assert found[0]["event_id"]
+        assert summary["token"] is None
+        assert summary["summary"][status] == 2
+
+
+def test_the_token_asks_for_all_that_was_accepted() -> None:
+    """Asked with it, nobody of the file is answered for from before the file."""
+    door = Door()
+    found, summary = told(bulk(door, *(OUT | {"member_id": f"m:{number}"} for number in range(50))))
+
+    assert len(found) == 50
+    for number in (0, 17, 49):
+        assert door.decision(f"m:{number}", at_least=summary["token"])["reason"] != "STALE"
+
+
+def test_an_empty_file_is_nothing() -> None:
+    """A night without choices is no error."""
+    found, summary = told(bulk(Door()))
+
+    assert (found, summary["token"]) == ([], None)
+
+
+def test_ten_thousand_lines_are_the_most() -> None:
+    """Taken in part, the rest would be believed taken."""
+    door = Door()
+
+    assert bulk(door, *([b"{}"] * 10_001)).code == "input.too_many_lines"
+    assert told(bulk(door, *([b"{}"] * 10_000)))[1]["summary"]["invalid"] == 10_000
+    assert door.log.messages == []

@@ -1,0 +1,271 @@
+"""What widens use waits for somebody else than who asked for it; what narrows it does not wait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.strategies import PURPOSE
+from tests.unit.gateway.door import APPROVER, DESK, POLICY, Door
+
+from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
+from consentry.domain.errors import Unavailable
+from consentry.domain.values import DAY_MICROS
+from consentry.gateway import reading
+from consentry.gateway.idempotency import IN_FLIGHT_SECONDS
+from consentry.gateway.proposals import LOCK_SECONDS, InMemoryProposals, Proposal
+
+PAUSE = {"pause": "hk-2024", "jurisdictions": ["HK"], "purposes": [PURPOSE]}
+BOTH = "dev:dora:desk+approver"
+
+
+@pytest.fixture
+def door() -> Door:
+    """A gateway with a policy that allows, a member in Hong Kong, and a pause there."""
+    door = Door()
+    door.publish()
+    door.settle("m:1", "HK")
+    assert door.decision()["allowed"]
+    assert door.call("POST", "/v1/pauses", PAUSE, DESK).status == 202
+    return door
+
+
+def approve(door: Door, approval: str, who: str = APPROVER, act: str = "approve") -> tuple[int, str]:
+    """Status, and the code of a problem or the state of the proposal."""
+    reply = door.call("POST", f"/v1/approvals/{approval}/{act}", who=who)
+    return reply.status, str(reply.json.get("code", reply.json.get("state")))
+
+
+def test_a_pause_binds_at_once(door: Door) -> None:
+    """A regulator's order that waited for a second person would be broken meanwhile."""
+    assert door.decision()["reason"] == "PAUSED"
+
+
+def test_a_lift_takes_effect_when_somebody_else_approves(door: Door) -> None:
+    """One person, or one stolen credential, could end a regulator's pause."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {"opt_ins": "KEEP"})
+    assert door.decision()["reason"] == "PAUSED"
+    door.now += 60_000_000
+
+    reply = door.call("POST", f"/v1/approvals/{approval}/approve", who=APPROVER)
+
+    assert (reply.status, reply.json["state"]) == (200, "approved")
+    lift = door.controls.controls.log[-1]
+    assert isinstance(lift, PauseLifted)
+    assert lift.source == "dora, approved by eva"
+    assert (lift.recorded_at, lift.effective_at) == (door.now, door.now)
+    assert door.decision(at_least=reply.json["result"]["token"])["reason"] == "DEFAULT_ON"
+
+
+def test_nobody_approves_or_rejects_what_they_proposed(door: Door) -> None:
+    """With both roles one person would be two."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {}, BOTH)
+
+    assert approve(door, approval, BOTH) == (403, "approval.own")
+    assert approve(door, approval, BOTH, "reject") == (403, "approval.own")
+    assert approve(door, approval, "dev:dora:approver") == (403, "approval.own")
+    assert door.decision()["reason"] == "PAUSED"
+
+
+def test_what_was_decided_is_not_decided_again(door: Door) -> None:
+    """A rejected lift that could be approved later was never rejected."""
+    lifted = door.propose("/v1/pauses/hk-2024/lift", {})
+    assert approve(door, lifted) == (200, "approved")
+    assert approve(door, lifted) == (409, "approval.decided")
+    assert approve(door, lifted, act="reject") == (409, "approval.decided")
+    door.call("POST", "/v1/pauses", PAUSE | {"version": 2}, DESK)
+    rejected = door.propose("/v1/pauses/hk-2024/lift", {"version": 2})
+    assert approve(door, rejected, act="reject") == (200, "rejected")
+
+    assert approve(door, rejected) == (409, "approval.decided")
+    assert door.decision()["reason"] == "PAUSED"
+
+
+def test_a_proposal_expires(door: Door) -> None:
+    """A lift that somebody asked for last year must not be a click away for ever."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    door.now += 7 * DAY_MICROS + 1
+
+    assert approve(door, approval) == (409, "approval.expired")
+    assert door.decision()["reason"] == "PAUSED"
+
+
+def test_an_approval_that_nobody_knows_of_is_repeated_as_the_same_control(door: Door) -> None:
+    """Two lifts of one approval would void opt-ins twice, the second time some that people gave since."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    before = len(door.log.controls)
+    door.log.fails = "silent"
+    assert approve(door, approval) == (504, "kafka.unknown")
+    door.log.fails = ""
+    door.now += 60_000_000
+
+    assert approve(door, approval, act="reject") == (409, "approval.decided")
+    assert approve(door, approval, "dev:fay:approver") == (200, "approved")
+
+    first, second = door.log.controls[before:]
+    assert first == second
+    assert first.source == "dora, approved by eva"
+
+
+def test_an_approval_that_was_not_sent_can_be_given_or_refused_later(door: Door) -> None:
+    """Kafka being full for a second must not use up the approval, nor leave it half given."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    for fails in ("full", "refused"):
+        door.log.fails = fails
+        status, _ = approve(door, approval)
+        assert status == 503
+    door.log.fails = ""
+
+    assert approve(door, approval, act="reject") == (200, "rejected")
+
+
+def test_a_repeated_approval_that_finds_the_queue_full_stays_the_same_control(door: Door) -> None:
+    """After 504 the lift may stand in the log: under a new time it would be another one."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    before = len(door.log.controls)
+    door.log.fails = "silent"
+    approve(door, approval)
+    door.log.fails = "full"
+    door.now += 1_000_000
+    approve(door, approval)
+    door.log.fails = ""
+    door.now += 1_000_000
+
+    assert approve(door, approval) == (200, "approved")
+    assert len(set(door.log.controls[before:])) == 1
+
+
+def test_only_one_decides_at_a_time(door: Door) -> None:
+    """Two who click at once would both see it succeed, one of them with a rejection."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+
+    class Taken(InMemoryProposals):
+        async def lock(self, proposal_id: str) -> str | None:
+            return None
+
+    taken = Taken()
+    taken.__dict__.update(door.proposals.__dict__)
+    busy = Door(proposals=taken)
+    assert approve(busy, approval) == (409, "approval.busy")
+    assert LOCK_SECONDS <= IN_FLIGHT_SECONDS * 2
+
+
+def test_a_proposal_that_would_open_more_than_it_showed_is_not_carried_out(door: Door) -> None:
+    """A lift of version 5 showed that it ends version 1; a new order, version 2, would end with it unseen."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {"version": 5, "opt_ins": "KEEP"})
+    door.call("POST", "/v1/pauses", PAUSE | {"version": 2, "jurisdictions": ["HK", "US"]}, DESK)
+
+    assert approve(door, approval) == (409, "approval.changed")
+    assert door.decision()["reason"] == "PAUSED"
+    assert approve(door, approval, act="reject") == (200, "rejected")
+
+
+def test_a_policy_that_opens_waits_and_one_that_closes_does_not(door: Door) -> None:
+    """Waiting with what closes would use data against the new policy; not waiting with what opens needs no words."""
+    closing = POLICY | {"version": "2", "terms": [POLICY["terms"][0] | {"regime": "OPT_IN"}]}
+    opening = POLICY | {"version": "3"}
+    door.settle("m:2", "US")
+
+    assert door.call("POST", "/v1/policies", closing, DESK).json["state"] == "accepted"
+    assert door.decision("m:2")["reason"] == "OPT_IN_REQUIRED"
+    reply = door.call("POST", "/v1/policies", opening, DESK)
+    assert reply.json["state"] == "awaiting_approval"
+    assert reply.json["opens"]
+    assert door.decision("m:2")["reason"] == "OPT_IN_REQUIRED"
+    assert approve(door, reply.json["approval_id"]) == (200, "approved")
+    assert door.decision("m:2")["reason"] == "DEFAULT_ON"
+    policy = door.controls.controls.log[-1]
+    assert isinstance(policy, PolicyPublished)
+    assert policy.source == "dora, approved by eva"
+
+
+def test_against_old_controls_no_policy_is_judged_and_nothing_approved(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What undoes a colleague's policy of a moment ago opens something, which old controls do not show."""
+    monkeypatch.setattr(reading, "CONTROLS_SECONDS_MAX", 0.05)
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    before = len(door.log.messages)
+    door.is_fresh = False
+    door.now += 1
+    narrowing = POLICY | {"version": "2", "terms": [POLICY["terms"][0] | {"regime": "OPT_IN"}]}
+
+    judged = door.call("POST", "/v1/policies", narrowing, DESK)
+    assert (judged.status, judged.code) == (503, "controls.stale")
+    door.now += 6_000_000
+    assert approve(door, approval) == (503, "controls.stale")
+    assert len(door.log.messages) == before
+    assert door.call("POST", "/v1/pauses", PAUSE | {"version": 9}, DESK).status == 202, "a pause does not wait"
+    door.is_fresh = True
+    assert approve(door, approval) == (200, "approved")
+
+
+def test_what_cannot_do_what_it_says_is_refused_when_it_is_proposed(door: Door) -> None:
+    """A lift of a mistyped pause would be approved, and change nothing."""
+    for path, body, code in (
+        ("/v1/pauses/hk-2023/lift", {}, "input.pause_unknown"),
+        ("/v1/pauses/hk-2024/lift", {"effective": "2020-01-01"}, "input.dates_inverted"),
+        ("/v1/policies", POLICY, "input.policy_version"),
+        ("/v1/pauses", PAUSE | {"jurisdictions": ["US"]}, "input.pause_version"),
+    ):
+        reply = door.call("POST", path, body, DESK)
+        assert (reply.status, reply.code) == (409, code)
+
+
+def test_both_persons_are_named_whole_in_the_log(door: Door) -> None:
+    """A name that is cut off names nobody; a name at an issuer may have 200 characters."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {}, f"dev:{'a' * 64}:desk")
+    found = door.proposals
+    assert isinstance(found, InMemoryProposals)
+    one = found._proposals[approval]
+    found._proposals[approval] = replace(one, requested_by="r" * 200)
+
+    approve(door, approval, f"dev:{'b' * 64}:approver")
+
+    assert door.controls.controls.log[-1].source == f"{'r' * 200}, approved by {'b' * 64}"
+
+
+def test_the_list_tells_who_asked_for_what_and_what_became_of_it(door: Door) -> None:
+    """The auditor's question is who let this happen."""
+    door.now += 1
+    approval = door.propose("/v1/pauses/hk-2024/lift", {"opt_ins": "KEEP"})
+    approve(door, approval)
+
+    newest = door.call("GET", "/v1/approvals", who="dev:adam:auditor").json["approvals"][0]
+    one = door.call("GET", f"/v1/approvals/{approval}", who="dev:adam:auditor").json
+
+    assert newest == one
+    assert (one["requested_by"], one["decided_by"], one["state"], one["kind"]) == ("dora", "eva", "approved", "lift")
+    assert one["asks_for"] == {"opt_ins": "KEEP", "pause": "hk-2024"}
+    assert "hk-2024 version 1" in one["opens"][0]
+
+
+def test_an_unknown_proposal_is_404(door: Door) -> None:
+    """A link from yesterday's mail needs an answer, not a fault."""
+    assert approve(door, "00" * 16) == (404, "approval.unknown")
+    assert door.call("GET", f"/v1/approvals/{'00' * 16}", who=DESK).code == "approval.unknown"
+
+
+def test_without_the_store_nothing_is_approved(door: Door) -> None:
+    """What nobody can read, nobody has agreed to."""
+
+    class Gone(InMemoryProposals):
+        async def lock(self, proposal_id: str) -> str | None:
+            raise Unavailable("gone", code="proposals.unavailable")
+
+        async def put(self, proposal: Proposal) -> None:
+            raise Unavailable("gone", code="proposals.unavailable")
+
+    down = Door(proposals=Gone())
+
+    assert approve(down, "00" * 16) == (503, "proposals.unavailable")
+    assert down.call("POST", "/v1/policies", POLICY, DESK).status == 503
+    assert down.log.messages == []
+
+
+def test_a_pause_names_who_imposed_it(door: Door) -> None:
+    """Who asks why training stopped has to find a person."""
+    pause = door.controls.controls.log[-1]
+
+    assert isinstance(pause, PauseImposed)
+    assert pause.source == "dora"

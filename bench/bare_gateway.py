@@ -73,6 +73,7 @@ def main() -> None:
     threading.Thread(target=poll, daemon=True).start()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen(2048)
     app = build(producer, f"{namespace}.member-events", catalog.frame_of("ConsentChanged"))
     print(json.dumps({"event": "bare", "url": f"http://127.0.0.1:{listener.getsockname()[1]}"}), flush=True)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")

@@ -15,11 +15,14 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 ROOT = Path(__file__).parents[2]
-EXAMPLES = int(os.environ.get("CONSENTRY_OPENAPI_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("CONSENTRY_OPENAPI_EXAMPLES", "8"))
 """Generated requests for each operation and phase; more by hand, to search for longer."""
 
 # Any text is a body of JSON lines: those that hold no event are told line by line.
 CONFIGURATION = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 408, 409, 412, 413, 415, 422, 428, 429, 431, 503]
+
 [[operations]]
 include-path = "/v1/bulk"
 checks.negative_data_rejection.enabled = false
@@ -46,7 +49,8 @@ def test_no_request_gets_an_answer_that_the_description_does_not_have(world: Wor
             *("--exclude-checks", "positive_data_acceptance"),
             *("--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES)),
             *("--generation-deterministic", "--continue-on-failure"),
-            *("--workers", "2", "--warnings", "off", "--no-color", "--request-timeout", "30"),
+            # One: Python 3.11 may fail to parse in two threads at a time (python/cpython#106905).
+            *("--workers", "1", "--warnings", "off", "--no-color", "--request-timeout", "30"),
         ],
         cwd=tmp_path,
         env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.integration.openapi_hooks", "PYTHONPATH": str(ROOT)},

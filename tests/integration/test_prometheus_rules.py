@@ -84,6 +84,9 @@ def test_every_rule_passes_its_unit_tests() -> None:
         ("gateway", 'route=~"/v1/(consent-changes|relocations|erasures|pauses)"', 'route=~".*"'),
         ("gateway", "for: 10m", "for: 5m"),
         ("gateway", "401|403|429", "401|429"),
+        ("gateway", "refused|unknown", "refused"),
+        ("gateway", "[5m])) > 0", "[5m])) > 1000"),
+        ("gateway", "controls_age_seconds > 15", "controls_age_seconds > 300"),
         ("gateway", "[10m])) > 30", "[10m])) > 300"),
     ],
 )

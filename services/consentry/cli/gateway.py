@@ -92,6 +92,8 @@ def _bind(host: str, port: int) -> Any:
             code="gateway.address",
             fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating system",
         ) from error
+    # From here on callers wait in the queue instead of being turned away.
+    listener.listen(2048)
     listener.setblocking(False)
     return listener
 
@@ -154,6 +156,7 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
                 staleness_seconds=settings.staleness_seconds,
                 clock=system_clock,
             )
+            metrics.gauge("consentry_gateway_controls_age_seconds").set_function(reader.controls_age_seconds)
             yield Parts(
                 authenticator=authenticator,
                 submitter=submitter,

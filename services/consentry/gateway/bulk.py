@@ -98,6 +98,8 @@ async def bulk_answer(parts: Parts, lines: Sequence[Line], *, traceparent: str |
         else:
             counts["refused"] += 1
             results.append(_refusal(number, "refused", answer, event_id=event_id))
+    for outcome, count in counts.items():
+        parts.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
     token = parts.token(offsets) if offsets else None
     results.append(_json({"summary": counts, "token": token}))
     return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")

@@ -15,7 +15,7 @@ from consentry.gateway.models import ProblemOut
 from consentry.gateway.problems import MEDIA_TYPE
 
 ACCEPTS_REPETITION: Final = ("idempotency-key", "traceparent")
-_ALWAYS: Final = (401, 403, 429, 500, 503)
+_ALWAYS: Final = (400, 401, 403, 408, 429, 431, 500, 503)
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "idempotency-key": {
         "name": "Idempotency-Key",

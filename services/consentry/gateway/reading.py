@@ -117,9 +117,13 @@ class Reader:
         if detail:
             raise _stale_controls(detail)
 
+    def controls_age_seconds(self) -> float:
+        """How long ago, in seconds, all controls were known here."""
+        return (self._clock() - self.controls.fresh_at) / 1e6
+
     def stale_detail(self) -> str:
         """Why the controls are not fresh; empty where they are."""
-        age = (self._clock() - self.controls.fresh_at) / 1e6
+        age = self.controls_age_seconds()
         if age > self._staleness_seconds:
             return f"the controls were known to be complete {age:.1f} s ago, the bound is {self._staleness_seconds:g} s"
         return ""

@@ -74,6 +74,12 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
     "consentry_gateway_messages_waiting": Definition(
         "gauge", (), "messages that wait for the broker's acknowledgement"
     ),
+    "consentry_gateway_bulk_lines_total": Definition(
+        "counter", ("outcome",), "lines of bulk requests by outcome: accepted, invalid, refused, unknown"
+    ),
+    "consentry_gateway_controls_age_seconds": Definition(
+        "gauge", (), "now − the time up to which all controls are known here; old ones make every decision STALE"
+    ),
 }
 
 METRICS: Final[Mapping[str, tuple[str, ...]]] = {name: definition.labels for name, definition in DEFINITIONS.items()}

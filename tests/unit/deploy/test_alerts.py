@@ -18,7 +18,8 @@ RUNBOOKS = ROOT / "deploy" / "runbooks"
 EXPECTED = {
     "ConsentryAllowedWhileNotFresh", "ConsentryControlNotUnderstood", "ConsentryDeadMan", "ConsentryEventIdReused",
     "ConsentryFrontierAbsent",
-    "ConsentryFrontierStale", "ConsentryGatewayErrors", "ConsentryGatewayRefusals", "ConsentryGatewaySlow",
+    "ConsentryFrontierStale", "ConsentryGatewayBulkLines", "ConsentryGatewayControlsStale",
+    "ConsentryGatewayErrors", "ConsentryGatewayRefusals", "ConsentryGatewaySlow",
     "ConsentryGatewayWaiting", "ConsentryPartitionTainted", "ConsentryPurgeOverdue", "ConsentryQuarantine",
     "ConsentryTableGenerationChanged", "ConsentryTableRefusals", "ConsentryTargetDown", "ConsentryTrainerStale",
 }  # fmt: skip

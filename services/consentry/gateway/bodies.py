@@ -96,7 +96,9 @@ def parse_json(text: bytes) -> Any:
 def _place_of(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, line {error.lineno}, column {error.colno}"
-    return "it is not text in UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    return "it holds a number of too many digits"
 
 
 def read_model(model: type[Model], text: bytes) -> Model:
@@ -135,7 +137,7 @@ def _misfit(error: ValidationError) -> Problem:
     field = ".".join(str(part) for part in first["loc"])[:80] or "the body"
     return Problem(
         422,
-        f"{field!r} does not fit: {first['msg']}.",
+        f"{field!r} does not fit: {first['msg'].removeprefix('Value error, ')}.",
         code="input.field",
         fix="see /openapi.json for what it may hold",
         field=field,

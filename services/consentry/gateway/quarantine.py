@@ -6,8 +6,11 @@ sends the original bytes, oldest first; where a later event of the member says w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
 
 from consentry.domain.decisions import standing
 from consentry.domain.errors import ConsentryError, UndecodableEvent
@@ -27,6 +30,9 @@ from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, topic_name
 from consentry.wire.sending import Place
 
 LISTED_MAX: Final = 500
+_THREADS: Final = 2
+Asked = ParamSpec("Asked")
+Found = TypeVar("Found")
 _LATEST: Final = Micros((1 << 62) - 1)
 
 
@@ -39,6 +45,16 @@ class QuarantineDesk:
         self._submitter = submitter
         self._quarantine = topic_name(namespace, QUARANTINE)
         self._events = topic_name(namespace, MEMBER_EVENTS)
+        # Threads of its own: reading a long topic must not keep decisions waiting.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="quarantine")
+
+    async def aside(self, read: Callable[Asked, Found], *asked: Asked.args, **named: Asked.kwargs) -> Found:
+        """What one of the reading calls answers, read on a thread of the desk."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(read, *asked, **named))
+
+    def close(self) -> None:
+        """Give the threads back."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def entries(self) -> list[Entry]:
         """The newest LISTED_MAX, newest first; each message once, however often it was quarantined."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -33,7 +32,7 @@ LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
 async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
     """The newest messages that could not be read, and whether their members are still held."""
     parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
-    entries = (await asyncio.to_thread(parts.quarantine.entries))[:limit]
+    entries = (await parts.quarantine.aside(parts.quarantine.entries))[:limit]
     records: dict[str, Record | ConsentryError | None] = {}
     for entry in entries:
         if entry.member is not None and entry.member not in records:
@@ -47,7 +46,7 @@ async def get_entry(request: Request, entry: EntryPath) -> Json:
     parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
     found = await _find(parts, entry)
     record = await _record(parts, found)
-    why_not = await asyncio.to_thread(parts.quarantine.why_not_replayed, found, parts.clock())
+    why_not = await parts.quarantine.aside(parts.quarantine.why_not_replayed, found, parts.clock())
     return entry_data(found, record, whole=True) | {"why_not_replayed": why_not or None}
 
 
@@ -91,7 +90,7 @@ async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> tuple[Kind
     entry = await _find(parts, name)
     record = await parts.reader.record(entry.member) if entry.member is not None else None
     observed = observed_version(entry, record)
-    earlier = [one.name for one in await asyncio.to_thread(parts.quarantine.open_before, entry, record)]
+    earlier = [one.name for one in await parts.quarantine.aside(parts.quarantine.open_before, entry, record)]
     if kind == "replay":
         if earlier:
             raise Problem(
@@ -108,7 +107,7 @@ async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> tuple[Kind
 
 async def check_replay(parts: Parts, entry: Entry) -> None:
     """Raise Problem 409 where the bytes, sent again, would not mean what they meant."""
-    why_not = await asyncio.to_thread(parts.quarantine.why_not_replayed, entry, parts.clock())
+    why_not = await parts.quarantine.aside(parts.quarantine.why_not_replayed, entry, parts.clock())
     if why_not:
         raise Problem(
             409,
@@ -146,7 +145,7 @@ async def _find(parts: Parts, name: str) -> Entry:
     partition, _, offset = name.partition("-")
     found = None
     if int(partition) < parts.reader.partitions:
-        found = await asyncio.to_thread(parts.quarantine.find, int(partition), int(offset))
+        found = await parts.quarantine.aside(parts.quarantine.find, int(partition), int(offset))
     if found is None:
         raise Problem(
             404, "No such message is in quarantine.", code="quarantine.unknown", fix="GET /v1/quarantine lists them"

@@ -7,6 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from time import monotonic
 from typing import Final
 
 from consentry.domain.controls import Control
@@ -88,27 +89,36 @@ class Submitter:
     async def submit_all(
         self, events: Sequence[SentEvent], *, traceparent: str | None = None
     ) -> list[Place | ConsentryError | None]:
-        """Send many events; for each its place, why it was refused, or None where it is not known.
+        """Send many events, in order; for each its place, why it was refused, or None where it is not known.
 
-        Waits whenever the queue is full. Order is kept; every event is tried.
+        Waits while the queue is full, as long as for the broker. From the first that does not get in by then on, all
+        are refused: a later event of a member must not come before an earlier one.
         """
-        batch = _Batch(len(events))
-        send, write, topic = self._sender.send, self._writer.write, self._events
+        batch, until = _Batch(len(events)), monotonic() + self._answer_seconds
         for place, event in enumerate(events):
-            while True:
-                try:
-                    headers = event_headers(event, traceparent=traceparent)
-                    send(topic, event.member.encode(), write(event), headers, partial(batch.note, place))
-                except QueueFull:
-                    await asyncio.sleep(0.005)
-                    continue
-                except ConsentryError as error:
-                    batch.refuse(place, error)
+            full = self._take(event, traceparent, batch, place)
+            while full is not None and monotonic() < until:
+                await asyncio.sleep(0.005)
+                full = self._take(event, traceparent, batch, place)
+            if full is not None:
+                for left in range(place, len(events)):
+                    batch.refuse(left, full)
                 break
             if place % 500 == 499:
                 await asyncio.sleep(0)  # others want an answer too
         await batch.wait(self._answer_seconds)
         return batch.answers
+
+    def _take(self, event: SentEvent, traceparent: str | None, batch: _Batch, place: int) -> QueueFull | None:
+        """Queue one event of a batch, or note why it is refused; what is returned means: not now."""
+        try:
+            value, headers = self._writer.write(event), event_headers(event, traceparent=traceparent)
+            self._sender.send(self._events, event.member.encode(), value, headers, partial(batch.note, place))
+        except QueueFull as error:
+            return error
+        except ConsentryError as error:
+            batch.refuse(place, error)
+        return None
 
     def _note(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Answer], answer: Answer) -> None:
         """On the sender's thread: one wake-up of the loop for all that is acknowledged until it runs."""

@@ -150,7 +150,7 @@ class TestABareMachine:
         assert result.returncode == 0, result.stdout + result.stderr
         assert (open_folder / "asked").read_text(encoding="utf-8").splitlines() == [
             "apt-get update -qq",
-            "apt-get install -y -qq --no-install-recommends python3 python3-venv make prometheus",
+            "apt-get install -y -qq --no-install-recommends python3 python3-venv make prometheus curl postgresql",
             "timeout --kill-after=30 3600 make test",
         ]
 
@@ -161,7 +161,7 @@ class TestABareMachine:
         result = run_bare(open_folder, "apt-get", "timeout", user=nobody)
 
         assert result.returncode == 1
-        assert "only root can install it: python3 python3-venv make prometheus" in result.stderr
+        assert "only root can install it: python3 python3-venv make prometheus curl postgresql" in result.stderr
         assert not (open_folder / "asked").exists()
 
 
@@ -190,7 +190,10 @@ def run_gate(folder: Path, make: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     tools = folder / "tools"
     tools.mkdir()
-    for name, body in {"make": make, "promtool": "true", "prometheus": "true"}.items():
+    for name, body in {
+        "make": make,
+        **dict.fromkeys(("promtool", "prometheus", "curl", "pg_ctlcluster"), "true"),
+    }.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (tools / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}

@@ -130,3 +130,21 @@ def test_ten_thousand_lines_are_the_most() -> None:
     assert bulk(door, *([b"{}"] * 10_001)).code == "input.too_many_lines"
     assert told(bulk(door, *([b"{}"] * 10_000)))[1]["summary"]["invalid"] == 10_000
     assert door.log.messages == []
+
+
+def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
+    """A member's second choice that got in while the first did not would be taken for their only one."""
+    door = Door()
+    send, taken = door.log.send, []
+
+    def two_then_full_then_free(*message: Any) -> None:
+        taken.append(message)
+        door.log.fails = "full" if len(door.log.messages) >= 2 and len(taken) < 1000 else ""
+        send(*message)
+
+    door.log.send = two_then_full_then_free  # type: ignore[method-assign]
+    found, summary = told(bulk(door, *({"member_id": f"m:{number}", "kind": "erasure"} for number in range(6))))
+    assert [one["status"] for one in found] == ["accepted"] * 2 + ["refused"] * 4
+    assert {one["code"] for one in found[2:]} == {"kafka.queue_full"}
+    assert summary["summary"]["refused"] == 4
+    assert len(door.log.messages) == 2

@@ -141,7 +141,7 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
         # One retry, for a connection that was closed meanwhile: the library's ten would keep every caller waiting.
         retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 1),
     )
-    sender = Sender(kafka, "consentry-gateway")
+    sender = Sender(kafka, "consentry-gateway", has_thread=False)
     view.start()
     try:
         view.wait_until_read(30)

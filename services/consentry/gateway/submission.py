@@ -24,6 +24,9 @@ from consentry.wire.writing import EventWriter
 ANSWER_SECONDS: Final = 10.0
 """So long a caller is kept waiting for the broker; the message may still be acknowledged later."""
 
+_SERVE_SECONDS: Final = 0.001
+"""Between two looks for acknowledgements, while any are waited for."""
+
 Answer = Place | Undelivered
 
 
@@ -52,6 +55,7 @@ class Submitter:
         self._answer_seconds = answer_seconds
         self._acknowledged: deque[tuple[asyncio.Future[Answer], Answer]] = deque()
         self._is_woken = False
+        self._serving: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
@@ -79,6 +83,7 @@ class Submitter:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._sender.send(topic, key, value, headers, partial(self._note, loop, future))
+        self._serve()
         try:
             async with asyncio.timeout(self._answer_seconds):
                 answer = await future
@@ -95,6 +100,7 @@ class Submitter:
         are refused: a later event of a member must not come before an earlier one.
         """
         batch, until = _Batch(len(events)), monotonic() + self._answer_seconds
+        self._serve()
         for place, event in enumerate(events):
             full = self._take(event, traceparent, batch, place)
             while full is not None and monotonic() < until:
@@ -108,6 +114,18 @@ class Submitter:
                 await asyncio.sleep(0)  # others want an answer too
         await batch.wait(self._answer_seconds)
         return batch.answers
+
+    def _serve(self) -> None:
+        """See to it that acknowledgements are told while any is waited for."""
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while True:
+            self._sender.serve()
+            await asyncio.sleep(_SERVE_SECONDS)
+            if not self._sender.waiting:
+                return
 
     def _take(self, event: SentEvent, traceparent: str | None, batch: _Batch, place: int) -> QueueFull | None:
         """Queue one event of a batch, or note why it is refused; what is returned means: not now."""

@@ -79,6 +79,8 @@ Delivered = Callable[[Place | Undelivered], None]
 class Sender:
     """An idempotent producer, and a thread that serves its acknowledgements. May be called from any thread.
 
+    An event loop does without the thread, which would take turns with it: it calls `serve` while any are `waiting`.
+
     Not from a child made by fork(): librdkafka's threads stay behind in the parent.
     """
 
@@ -89,6 +91,7 @@ class Sender:
         *,
         queue_messages: int = QUEUE_MESSAGES,
         delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS,
+        has_thread: bool = True,
     ) -> None:
         self._config = producer_config(kafka, client_id) | {
             "queue.buffering.max.messages": queue_messages,
@@ -101,7 +104,8 @@ class Sender:
         self._is_closed = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="acknowledgements", daemon=True)
-        self._thread.start()
+        if has_thread:
+            self._thread.start()
 
     def send(self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered) -> None:
         """Queue a message; `delivered` is told. Raises QueueFull, Unavailable, Refused, and then nothing is told."""
@@ -153,12 +157,14 @@ class Sender:
             return  # the parent's, and its thread is not here
         with self._lock:
             self._is_closed = True
+        if not self._thread.is_alive() and not self._stopping.is_set():
+            self._thread.start()
         if self.flush(timeout_seconds):
             for producer in self._producers():
                 producer.purge()
             self.flush(_LAST_WORDS_SECONDS)
         self._stopping.set()
-        if threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
 
     def _new_producer(self) -> Producer:
@@ -167,13 +173,17 @@ class Sender:
     def _producers(self) -> list[Producer]:
         return [*self._retired, self._producer]
 
+    def serve(self, seconds: float = 0.0) -> None:
+        """Tell the acknowledgements that have come, waiting at most so long for the first."""
+        _poll(self._producer, seconds)
+        for old in tuple(self._retired):
+            _poll(old, 0)
+            if len(old) == 0:
+                self._retired.remove(old)
+
     def _serve(self) -> None:
         while not self._stopping.is_set():
-            _poll(self._producer, _POLL_SECONDS)
-            for old in tuple(self._retired):
-                _poll(old, 0)
-                if len(old) == 0:
-                    self._retired.remove(old)
+            self.serve(_POLL_SECONDS)
 
     def _replace_if_fatal(self, error: KafkaException) -> None:
         """After a fatal error an idempotent producer never sends again: another one takes its place.

@@ -87,6 +87,9 @@ class Log(Sender):
     def waiting(self) -> int:
         return 0
 
+    def serve(self, seconds: float = 0.0) -> None:
+        """Whoever is told is told at once."""
+
     @property
     def events(self) -> list[MemberEvent]:
         """The member events of the log, in order."""

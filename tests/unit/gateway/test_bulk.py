@@ -142,7 +142,7 @@ def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
         door.log.fails = "full" if len(door.log.messages) >= 2 and len(taken) < 1000 else ""
         send(*message)
 
-    door.log.send = two_then_full_then_free  # type: ignore[method-assign]
+    door.log.send = two_then_full_then_free  # type: ignore[assignment]
     found, summary = told(bulk(door, *({"member_id": f"m:{number}", "kind": "erasure"} for number in range(6))))
     assert [one["status"] for one in found] == ["accepted"] * 2 + ["refused"] * 4
     assert {one["code"] for one in found[2:]} == {"kafka.queue_full"}

@@ -212,3 +212,21 @@ def test_what_a_replaced_producer_had_on_its_way_is_told_all_the_same() -> None:
         sender.close()
     assert [number for number, _ in outcomes] == [0, 1, 2, 3]
     assert all(isinstance(outcome, Place) for _, outcome in outcomes)
+
+
+def test_without_a_thread_nothing_is_told_until_it_is_served_and_closing_tells_the_rest() -> None:
+    """An event loop that forgot to serve would leave callers waiting; one that ends must still tell them all."""
+    sender = Sender(BROKER, "test", has_thread=False)
+    told: list[object] = []
+    for _ in range(2):
+        sender.send("t", b"k", b"v", [], told.append)
+    time.sleep(0.3)
+    assert told == []
+    until = time.monotonic() + 10
+    while len(told) < 2 and time.monotonic() < until:
+        sender.serve(0.05)
+    assert [type(one) for one in told] == [Place, Place]
+    assert sender.waiting == 0
+    sender.send("t", b"k", b"v", [], told.append)
+    sender.close()
+    assert len(told) == 3

@@ -74,7 +74,9 @@ def test_a_lift_takes_effect_when_a_second_person_says_so(desk: Desk, tmp_path: 
     assert "accepted" in desk.ok("anna", "pause", "impose", "hk-2024", "--jurisdiction", "HK", "--authority", "PCPD")
     wait_for(lambda: reason(client, "anna") == "PAUSED", "paused, by one person alone")
 
-    proposed = wait_for(lambda: _lift(desk), "the gateway knows the pause")
+    nothing_else = {"KAFKA_BOOTSTRAP": "", "REDIS_URL": "", "REGISTRY_URL": "", "PROFILE": "production"}
+    proposed = wait_for(lambda: _lift(desk, **nothing_else), "the gateway knows the pause")
+    assert "A dry run" in desk.refused("anna", "pause", "lift", "hk-2024", "--dry-run", **nothing_else)
     found = re.search(r"approval approve ([0-9a-f]{32})", proposed)
     assert found is not None, proposed
     assert "no longer paused in HK" in proposed
@@ -91,8 +93,8 @@ def test_a_lift_takes_effect_when_a_second_person_says_so(desk: Desk, tmp_path: 
     assert "nothing waits" in desk.ok("ben", "approval", "list")
 
 
-def _lift(desk: Desk) -> str:
-    done = desk.run("anna", "pause", "lift", "hk-2024")
+def _lift(desk: Desk, **settings: str) -> str:
+    done = desk.run("anna", "pause", "lift", "hk-2024", **settings)
     return done.stdout if done.returncode == 0 else ""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentry.domain.errors import Refused
+from consentry.domain.errors import Refused, UnsafeSetting
 
 if TYPE_CHECKING:
     from consentry.gateway.parts import Parts
@@ -128,6 +128,12 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
         access_settings(settings), bind_host=settings.gateway_host, profile=settings.profile
     )
     keys = load_token_keys(settings)
+    if not keys and settings.profile == "production":
+        raise UnsafeSetting(
+            "There are no token keys: whoever can write to Redis could put proposals there in anybody's name.",
+            code="access.token_keys",
+            fix="run `consentry keys init` with CONSENTRY_TOKEN_KEYS_FILE set, and give all gateways the same file",
+        )
     partitions = count_partitions(settings)
     catalog = open_catalog(settings)
     log = log_identity(kafka, topic_name(namespace, MEMBER_EVENTS))

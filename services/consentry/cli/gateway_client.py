@@ -19,6 +19,13 @@ _SECONDS = 30.0
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like any other: it is not followed."""
+
+    def redirect_request(self, *_arguments: Any, **_named: Any) -> None:
+        """See urllib."""
+
+
 class GatewayClient:
     """Calls to one gateway, with one credential that no error or representation shows."""
 
@@ -31,8 +38,20 @@ class GatewayClient:
                 code="settings.gateway_url",
                 fix="write such as https://consentry.example.org",
             )
+        if not (credential.isascii() and credential.isprintable()) or " " in credential or not credential:
+            raise InvalidInput(
+                "The credential for the gateway is not one line of visible characters.",
+                code="settings.gateway_credential",
+                fix="let CONSENTRY_GATEWAY_CREDENTIAL_FILE hold the key alone, as `consentry keys new` printed it",
+            )
         self._url = url.rstrip("/")
         self._credential = credential
+        # The credential goes where the settings say, and nowhere that an answer or the environment names.
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}),
+            _NoRedirect(),
+            urllib.request.HTTPSHandler(context=ssl.create_default_context()),
+        )
 
     @classmethod
     def open(cls, settings: Settings) -> GatewayClient:
@@ -69,7 +88,7 @@ class GatewayClient:
             data = json.dumps({} if body is None else body, default=str).encode()
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - https, or loopback
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS, context=ssl.create_default_context()) as answer:  # noqa: S310 - as above
+            with self._opener.open(request, timeout=_SECONDS) as answer:
                 return dict(json.load(answer))
         except urllib.error.HTTPError as refused:
             with refused:

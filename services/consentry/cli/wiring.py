@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from consentry.domain.errors import InvalidInput, Refused
+from consentry.domain.errors import Refused
 from consentry.ops.settings import Settings
 
 if TYPE_CHECKING:
@@ -134,14 +134,4 @@ def load_token_keys(settings: Settings) -> TokenKeys:
     """The keys that consent tokens are signed with; none where no file is named. Raises InvalidInput."""
     from consentry.wire.tokens import TokenKeys
 
-    if settings.token_keys_file is None:
-        return TokenKeys()
-    try:
-        text = settings.token_keys_file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(
-            f"The file of token keys {str(settings.token_keys_file)!r} cannot be read ({type(error).__name__}).",
-            code="token.keys",
-            fix="set CONSENTRY_TOKEN_KEYS_FILE to a readable file with lines of ID:HEX",
-        ) from error
-    return TokenKeys.parse(text)
+    return TokenKeys() if settings.token_keys_file is None else TokenKeys.read(settings.token_keys_file)

@@ -93,6 +93,12 @@ class ConsentProducer(Statements[Acceptance]):
         delivery_timeout_seconds: float = DELIVERY_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(source=source, clock=clock)
+        if token_keys is not None and not isinstance(token_keys, TokenKeys):
+            raise InvalidInput(
+                f"token_keys is a {type(token_keys).__name__}, not TokenKeys.",
+                code="token.keys",
+                fix="pass TokenKeys.read(path), from consentry.wire.tokens",
+            )
         self._topic = topic_name(namespace, MEMBER_EVENTS)
         self._writer = EventWriter(catalog or catalog_of(registry_url, registry, namespace))
         self._signer = Signer(log_identity(kafka, self._topic), token_keys or TokenKeys())

@@ -13,6 +13,7 @@ import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Final, NoReturn
 
 from consentry.domain.errors import InvalidInput
@@ -104,6 +105,18 @@ class TokenKeys:
                 )
             secrets[key_id] = key
         return cls(secrets)
+
+    @classmethod
+    def read(cls, path: Path | str) -> TokenKeys:
+        """Keys from a file; see `parse`. Raises InvalidInput, also where the file cannot be read."""
+        try:
+            return cls.parse(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(
+                f"The file of token keys {str(path)!r} cannot be read ({type(error).__name__}).",
+                code="token.keys",
+                fix="name a readable file with lines of ID:HEX, such as `consentry keys init` makes",
+            ) from error
 
     def mac(self, key_id: int, payload: bytes) -> bytes:
         """The 16 bytes that end a token: HMAC-SHA-256, cut; for an unsigned one a checksum. KeyError: no such key."""

@@ -103,10 +103,12 @@ def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
 
 
 def open_settings() -> Settings:
-    """The settings of the command."""
+    """The settings of the command. Who has a gateway needs no addresses beside it."""
     from consentry.cli.wiring import load_settings
+    from consentry.ops.settings import Settings
 
-    return load_settings()
+    given = Settings.parse()
+    return given if given.gateway_url and not given.kafka_bootstrap else load_settings()
 
 
 def read_log(settings: Settings) -> list[Control]:
@@ -116,8 +118,24 @@ def read_log(settings: Settings) -> list[Control]:
     return read_controls(settings)
 
 
+def log_to_judge_by(settings: Settings, *, dry_run: bool) -> list[Control] | None:
+    """Every control so far; None where only a gateway is known, which judges by itself.
+
+    Raises Refused for a dry run then: it counts members, for which the table is needed.
+    """
+    if not settings.gateway_url or settings.kafka_bootstrap:
+        return read_log(settings)
+    if dry_run:
+        raise Refused(
+            "A dry run reads the controls and the table, and the settings name a gateway only.",
+            code="settings.address_missing",
+            fix="set CONSENTRY_KAFKA_BOOTSTRAP, _REDIS_URL and _REGISTRY_URL too, or leave --dry-run out",
+        )
+    return None
+
+
 def hand_in(
-    control: Control, path: str, form: Any, settings: Settings, log: Sequence[Control], *, as_json: bool
+    control: Control, path: str, form: Any, settings: Settings, log: Sequence[Control] | None, *, as_json: bool
 ) -> None:
     """Bring a control on its way: by the gateway where the settings name one, else straight to the topic.
 
@@ -139,7 +157,7 @@ def hand_in(
             said = f"accepted: controls offset {answer['offset']}, {kind} {answer['event_id']}"
             typer.echo(json.dumps({"sent": True, "kind": kind, **answer}) if as_json else said)
         return
-    opens = openings(control, Controls(iso_jurisdictions()).after(*log), now=control.recorded_at)
+    opens = openings(control, Controls(iso_jurisdictions()).after(*(log or ())), now=control.recorded_at)
     if opens and settings.profile == "production":
         raise Refused(
             f"This would widen use ({opens[0]}), and takes a second person.",

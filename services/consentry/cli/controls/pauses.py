@@ -14,6 +14,7 @@ from consentry.cli.controls.desk import (
     Form,
     JsonOption,
     hand_in,
+    log_to_judge_by,
     open_settings,
     read_file,
     read_log,
@@ -123,12 +124,13 @@ def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
     from consentry.cli.controls.report import show_impact
 
     settings = open_settings()
-    log = read_log(settings)
-    objection = objection_to_pause(draft.control, log, has_effective=draft.has_effective)
-    if objection is not None:
-        refuse(objection, draft.form)
-    warn_of_unknown_purposes(draft.control.scope, log)
-    if dry_run:
+    log = log_to_judge_by(settings, dry_run=dry_run)
+    if log is not None:
+        objection = objection_to_pause(draft.control, log, has_effective=draft.has_effective)
+        if objection is not None:
+            refuse(objection, draft.form)
+        warn_of_unknown_purposes(draft.control.scope, log)
+    if dry_run and log is not None:
         show_impact(draft.control, settings, log, as_json=as_json)
     else:
         hand_in(draft.control, "/v1/pauses", _pause_form(draft), settings, log, as_json=as_json)
@@ -188,12 +190,13 @@ def lift(
         )
         draft = _LiftDraft(control, effective is not None, None)
     settings = open_settings()
-    log = read_log(settings)
-    objection = objection_to_lift(draft.control, log, has_effective=draft.has_effective)
-    if objection is not None:
-        refuse(objection, draft.form)
-    warn_of_voided_opt_ins(draft.control, log)
-    if dry_run:
+    log = log_to_judge_by(settings, dry_run=dry_run)
+    if log is not None:
+        objection = objection_to_lift(draft.control, log, has_effective=draft.has_effective)
+        if objection is not None:
+            refuse(objection, draft.form)
+        warn_of_voided_opt_ins(draft.control, log)
+    if dry_run and log is not None:
         show_impact(draft.control, settings, log, as_json=as_json)
     else:
         body: dict[str, Any] = {"version": draft.control.version, "opt_ins": draft.control.opt_ins.value}

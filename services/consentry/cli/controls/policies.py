@@ -13,6 +13,7 @@ from consentry.cli.controls.desk import (
     DryRunOption,
     JsonOption,
     hand_in,
+    log_to_judge_by,
     open_settings,
     read_file,
     read_log,
@@ -44,16 +45,16 @@ def publish(
         form.text, event_id=uuid.uuid4().bytes, recorded_at=system_clock(), source="cli", file=form.path
     )
     settings = open_settings()
-    log = read_log(settings)
+    log = log_to_judge_by(settings, dry_run=dry_run)
     # Left out, it is the time of publishing, which a repetition does not mean to change.
     has_effective = policy.effective_at != policy.recorded_at
-    objection = objection_to_policy(policy, log, has_effective=has_effective)
+    objection = None if log is None else objection_to_policy(policy, log, has_effective=has_effective)
     if objection is not None:
         refuse(objection, form)
-    if is_published(policy, log, has_effective=has_effective):
+    if log is not None and is_published(policy, log, has_effective=has_effective):
         said = f"policy {policy.version} is published already, with the same terms; nothing was sent"
         typer.echo(json.dumps({"sent": False, "why": said}) if as_json else said)
-    elif dry_run:
+    elif dry_run and log is not None:
         show_impact(policy, settings, log, as_json=as_json)
     else:
         plain = read_form(form.text, lambda data: data, source=form.path)

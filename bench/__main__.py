@@ -19,6 +19,8 @@ from rich.console import Console
 
 from bench import producer, report
 from bench.figures import CannotMeasure
+from bench.gateway import document as gateway_document
+from bench.gateway import measure_gateway, show_gateway
 from bench.latency import measure_latency
 from bench.rules import OPT_OUTS, Sizes, measure_rules
 from bench.stack import ROOT, open_place
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A broker that has just started asks clients to wait a little; that is no news.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
-        {"all": run, "rules": run_rules, "producer": run_producer}[options.what](options, errors)
+        {"all": run, "rules": run_rules, "producer": run_producer, "gateway": run_gateway}[options.what](
+            options, errors
+        )
     except (CannotMeasure, ConsentryError, KafkaException, RedisError, OSError) as error:
         errors.print(f"bench: could not measure: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_CANNOT_MEASURE
@@ -61,7 +65,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, each from the command line, else from --quick or the default."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=("all", "rules", "producer"), default="all", help="rules: without any server"
+        "what",
+        nargs="?",
+        choices=("all", "rules", "producer", "gateway"),
+        default="all",
+        help="rules: without any server",
     )
     parser.add_argument("--quick", action="store_true", help="fewer events, under a minute: a look, no figure to quote")
     parser.add_argument("--events", type=int, help="events for the processor in each repeat")
@@ -143,6 +151,30 @@ def run_producer(options: argparse.Namespace, console: Console) -> None:
     results = producer.document(about, found, at=_now())
     print(json.dumps(results, indent=2))
     producer.show(results, console)
+    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+
+
+def run_gateway(options: argparse.Namespace, console: Console) -> None:
+    """Measure the gateway beside a bare peer on a stack of its own; print and keep the results."""
+    machine = report.machine()
+    with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory:
+        stack = LocalStack(Path(directory), cache=_cache(), ephemeral=True)
+        console.print("Starting a broker, a table and a registry …")
+        with stack as addresses:
+            place = open_place(addresses, "bench-gateway")
+            found = measure_gateway(
+                place,
+                {"broker": stack.processes["kafka"]},
+                requests=options.events // 10,
+                bulks=max(2, options.events // 20_000),
+                seconds=options.seconds,
+                repeats=options.repeats,
+                seed=options.seed,
+            )
+            about = {"machine": machine, "versions": report.versions(place), "settings": report.settings(place)}
+    results = gateway_document(about, found, at=_now())
+    print(json.dumps(results, indent=2))
+    show_gateway(results, console)
     console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
 
 

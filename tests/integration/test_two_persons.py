@@ -90,6 +90,11 @@ def test_a_lift_takes_effect_when_a_second_person_says_so(desk: Desk, tmp_path: 
     assert told["allowed"]
     [lift] = [control for control in client.view.controls.log if type(control).__name__ == "PauseLifted"]
     assert lift.source == "anna, approved by ben"
+    listed = desk.world.ok("pause", "list")
+    assert "PCPD; UNDERTAKING; by anna" in listed
+    assert "by anna, approved by ben" in listed
+    [told] = json.loads(desk.world.ok("pause", "list", "--json"))
+    assert (told["state"], told["lifted_by"], told["purposes"]) == ("lifted", "anna, approved by ben", None)
     assert "nothing waits" in desk.ok("ben", "approval", "list")
 
 

@@ -76,6 +76,18 @@ Delivered = Callable[[Place | Undelivered], None]
 """Told once, on the sender's thread: where the message stands, or that it was not acknowledged. Must not block."""
 
 
+_forks = 0
+"""How often this process is a child made by fork(). Cheaper to look at, for each message, than asking for the pid."""
+
+
+def _note_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
 class Sender:
     """An idempotent producer, and a thread that serves its acknowledgements. May be called from any thread.
 
@@ -97,7 +109,7 @@ class Sender:
             "queue.buffering.max.messages": queue_messages,
             "delivery.timeout.ms": delivery_timeout_ms,
         }
-        self._pid = os.getpid()
+        self._forks = _forks
         self._lock = threading.Lock()
         self._producer = self._new_producer()
         self._retired: list[Producer] = []
@@ -121,7 +133,7 @@ class Sender:
 
     def produce(self, topic: str, key: bytes, value: bytes, headers: Headers, note: Note) -> None:
         """The same for who sends so much that each call counts: `note` gets what librdkafka gives out."""
-        if os.getpid() != self._pid:
+        if self._forks != _forks:
             raise _refused_after_fork()
         with self._lock:
             if self._is_closed:
@@ -153,7 +165,7 @@ class Sender:
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
         """Wait a while for what is queued, then end; whoever still waits is told that it is not known."""
-        if os.getpid() != self._pid:
+        if self._forks != _forks:
             return  # the parent's, and its thread is not here
         with self._lock:
             self._is_closed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -28,7 +29,8 @@ from consentry.domain.controls import OptIns, PauseBasis, Reach
 from consentry.domain.objections import objection_to_lift, objection_to_pause
 
 if TYPE_CHECKING:
-    from consentry.domain.controls import PauseImposed, PauseLifted
+    from consentry.domain.controls import Controls, PauseImposed, PauseLifted
+    from consentry.domain.values import Micros
 
 pause_app = typer.Typer(name="pause", help="Impose and lift pauses.", no_args_is_help=True)
 
@@ -220,24 +222,67 @@ def _lift_in(form: Form) -> _LiftDraft:
 
 
 @pause_app.command("list")
-def list_pauses() -> None:
-    """Show every pause, and which are in force now."""
+def list_pauses(as_json: JsonOption = False) -> None:
+    """Show every pause, what it covers, whether it is in force now, and who ended it."""
     from consentry.domain.controls import Controls
     from consentry.ops.clock import system_clock
-    from consentry.wire.forms import moment
     from consentry.wire.jurisdictions import iso_jurisdictions
 
     controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
-    for pause in controls.pauses:
-        if controls.is_lifted(pause, at=now, known_at=now):
-            state = "lifted"
-        else:
-            state = "in force" if pause.effective_at <= now else "announced"
-        # Only what stands in for a control that could not be read is in effect from the beginning of time.
-        since = f"{moment(pause.effective_at):%Y-%m-%d %H:%M}Z" if pause.effective_at > 0 else "always (unreadable)"
-        typer.echo(
-            f"{pause.pause:<24} v{pause.version}  {state:<9} {','.join(pause.scope.jurisdictions):<12} "
-            f"effective {since}, recorded {moment(pause.recorded_at):%Y-%m-%d %H:%M}Z"
-        )
-    if not controls.pauses:
+    found = [_pause_data(pause, controls, now) for pause in controls.pauses]
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for one in found:
+        _print_pause(one)
+    if not found:
         typer.echo("no pause was ever imposed")
+
+
+def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[str, Any]:
+    """A pause as plain values, with the lift that ended it."""
+    from consentry.domain.controls import PauseLifted
+    from consentry.wire.forms import moment
+
+    lift = next(
+        (
+            known
+            for known in controls.log
+            if isinstance(known, PauseLifted)
+            and (known.pause == pause.pause and known.version >= pause.version)
+            and max(known.effective_at, known.recorded_at) <= now
+        ),
+        None,
+    )
+    state = "lifted" if lift is not None else "in force" if pause.effective_at <= now else "announced"
+    scope = pause.scope
+    return {
+        "pause": pause.pause,
+        "version": pause.version,
+        "state": state,
+        "jurisdictions": list(scope.jurisdictions),
+        "purposes": None if scope.purposes is None else list(scope.purposes),
+        "categories": None if scope.categories is None else list(scope.categories),
+        "authority": pause.authority,
+        "basis": pause.basis.value,
+        "reach": pause.reach.value,
+        # Only what stands in for a control that could not be read is in effect from the beginning of time.
+        "effective_at": moment(pause.effective_at).isoformat() if pause.effective_at > 0 else None,
+        "recorded_at": moment(pause.recorded_at).isoformat(),
+        "source": pause.source,
+        "lifted_at": None if lift is None else moment(lift.effective_at).isoformat(),
+        "lifted_by": None if lift is None else lift.source,
+    }
+
+
+def _print_pause(one: dict[str, Any]) -> None:
+    since = f"{one['effective_at'][:16].replace('T', ' ')}Z" if one["effective_at"] else "always (unreadable)"
+    typer.echo(
+        f"{one['pause']:<24} v{one['version']}  {one['state']:<9} {','.join(one['jurisdictions']):<12} "
+        f"effective {since}, recorded {one['recorded_at'][:16].replace('T', ' ')}Z"
+    )
+    covered = [", ".join(one[name]) for name in ("purposes", "categories") if one[name] is not None]
+    told = [one["authority"], one["basis"], *covered, *([one["reach"]] if one["reach"] != "GOING_FORWARD" else [])]
+    typer.echo(f"  {'; '.join(filter(None, told))}; by {one['source'] or 'nobody named'}")
+    if one["lifted_at"]:
+        typer.echo(f"  lifted {one['lifted_at'][:16].replace('T', ' ')}Z by {one['lifted_by'] or 'nobody named'}")

@@ -6,7 +6,7 @@ import pytest
 from tests.strategies import day
 
 from consentry.domain.errors import Fenced, TableWentBack
-from consentry.table.protocol import Claim, ConsentTable, Meta, Write
+from consentry.table.protocol import Claim, ConsentTable, Meta, Reading, Write
 
 ONE, TWO = b"member-1", b"member-2"
 FLOOR = 1_700_000_000_000
@@ -26,6 +26,7 @@ class ConsentTableContract:
         """A new worker has to see that there is nothing, or it would trust what is not there."""
         assert table.meta(3) == Meta(None, None, None, None, False)
         assert table.load(3, [ONE]) == [None]
+        assert table.read(ONE, [3]) == {3: Reading(Meta(None, None, None, None, False), None)}
         assert list(table.scan(3)) == []
         assert table.claim(3, floor=FLOOR) == Claim(FLOOR, None, None, False)
 
@@ -45,6 +46,20 @@ class ConsentTableContract:
         assert table.load(3, []) == []
         assert dict(table.scan(3)) == {ONE: b"1", TWO: b"2"}
         assert table.meta(3) == Meta(epoch, 12, "life-1", None, False)
+
+    def test_a_reading_tells_record_and_meta_of_each_partition(self, table: ConsentTable) -> None:
+        """Whoever takes a missing record for "nothing was said" has to see in the same look that the table is whole."""
+        epoch, other = owned(table, 3), owned(table, 4)
+        table.store(3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11, tainted=True)
+        table.beat(4, epoch=other, expected_offset=10, frontier_at=day(1))
+
+        assert table.read(ONE, [3, 4]) == {
+            3: Reading(Meta(epoch, 11, "life-1", None, True), b"1"),
+            4: Reading(Meta(other, 10, "life-1", day(1), False), None),
+        }
+        table.empty(3, epoch=epoch)
+        assert table.read(ONE, [3])[3] == Reading(Meta(epoch, None, None, None, True), None)
+        assert table.read(ONE, []) == {}
 
     def test_bytes_are_kept_as_they_are(self, table: ConsentTable) -> None:
         """A record that changes by one bit on its way is another consent."""

@@ -186,6 +186,41 @@ class TestSize:
         assert larger.load(3, [b"m7"]) == [b"1"]
         larger.close()
 
+    def test_a_reader_learns_that_the_table_was_laid_out_anew(self, server: redis.Redis, table: RedisTable) -> None:
+        """A gateway that runs on would look in the old buckets, and find nothing of anybody's opt-out or erasure."""
+        members = {b"m%d" % number: b"1" for number in range(300)}
+        assert table.claim(3, floor=FLOOR) is not None
+        assert table.load(3, list(members)) == [None] * 300
+        server.flushall()
+        larger = RedisTable(url_of(server), namespace="consentry", partitions=8, members=1_000_000)
+        epoch = larger.claim(3, floor=FLOOR + 100).epoch
+        larger.begin(3, epoch=epoch, generation="life-2", next_offset=10, tainted=False)
+        larger.store(3, members, epoch=epoch, expected_offset=10, next_offset=11)
+        unaware = [RedisTable(url_of(server), namespace="consentry", partitions=8, members=8000) for _ in range(3)]
+        for one in unaware:
+            one._buckets.update(table._buckets)
+        reading, loading, scanning = unaware
+
+        assert {reading.read(member, [3])[3].record for member in members} == {b"1"}
+        assert reading.read(b"m7", [3])[3].meta.generation == "life-2"
+        assert loading.load(3, list(members)) == list(members.values())
+        assert dict(scanning.scan(3)) == members
+        for one in (larger, *unaware):
+            one.close()
+
+    def test_a_reading_is_one_step_of_the_server(self, server: redis.Redis, table: RedisTable) -> None:
+        """Between two steps the table may be emptied: whole by the first, and without the record by the second."""
+        owned(table)
+        table.read(ONE, [3])
+        server.config_resetstat()
+
+        table.read(ONE, [3])
+
+        used = {name: held["calls"] for name, held in server.info("commandstats").items()}
+        assert used.pop("cmdstat_fcall_ro") == 1
+        assert used.pop("cmdstat_hmget") == 2, "meta and bucket, inside the one function"
+        assert used.keys() <= {"cmdstat_config|resetstat", "cmdstat_info"}
+
 
 class CuttingProxy:
     """Passes bytes to the server, and can drop the connection where the server's next answer would come back."""

@@ -152,9 +152,9 @@ def test_a_dry_run_of_a_policy_says_what_it_opens_and_tells_exactly_what_then_ha
     assert found["opens_use"]
     assert found["excluded_to_allowed"] == {PURPOSE: 2}
     assert {tuple(change["jurisdictions"]): change["opens"] for change in found["terms"]} == {
-        ("HK",): ["members who have not chosen are used too"],
-        ("US",): [],
-    }
+        ("CN-HK", "HK"): ["members who have not chosen are used too"],
+        ("US", "US-AS", "US-GU", "US-MP", "US-PR", "US-UM", "US-VI"): [],
+    }, "also by the other codes of these places"
     assert "opens use: YES" in text
     assert "is   default on; purge within 10 days" in text
 

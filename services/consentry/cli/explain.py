@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from consentry.domain.explain import Explanation, FactNote
     from consentry.domain.records import Record
     from consentry.ops.settings import Settings
-    from consentry.table.protocol import ConsentTable
+    from consentry.table.protocol import ConsentTable, Meta
 
 
 def run(
@@ -79,10 +79,11 @@ def read_member(settings: Settings, member: str) -> Record | None:
     key = member.encode()
     home = partition_of(key, partitions)
     with open_table(settings, partitions) as table:
-        check_partition(table, home, settings)
-        raw = table.load(home, [key])[0]
-        foreign = any(table.load(other, [key])[0] for other in range(partitions) if other != home)
-        if foreign:
+        # Position and record in one step: a table that is emptied in between would say that nothing is known.
+        readings = table.read(key, range(partitions))
+        check_meta(readings[home].meta, home, settings)
+        raw = readings[home].record
+        if any(reading.record for other, reading in readings.items() if other != home):
             raise Unavailable(
                 "Events of this member also came on a foreign partition, so they have no order: the member is held.",
                 code="member.misplaced",
@@ -93,9 +94,13 @@ def read_member(settings: Settings, member: str) -> Record | None:
 
 def check_partition(table: ConsentTable, partition: int, settings: Settings) -> tuple[str, float]:
     """The generation of a partition and its age in seconds. Raises Unavailable where it gives no answer."""
+    return check_meta(table.meta(partition), partition, settings)
+
+
+def check_meta(meta: Meta, partition: int, settings: Settings) -> tuple[str, float]:
+    """As `check_partition`, by what the table said."""
     from consentry.ops.clock import system_clock
 
-    meta = table.meta(partition)
     if meta.generation is None or meta.frontier_at is None:
         raise Unavailable(
             f"Partition {partition} of the table is not built.",

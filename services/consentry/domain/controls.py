@@ -495,9 +495,18 @@ class Controls:
         return tuple(dict.fromkeys(terms.purpose for policy in self.policies for terms in policy.terms))
 
     def codes_in(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
-        """The countries of a scope at that time, and the parts of them of which some terms speak by themselves."""
+        """The countries of a scope at that time, and the parts of them that may come under other terms than those.
+
+        These are the parts of which some terms speak by themselves, and those that are countries too: what holds
+        either country holds them, so that they can stand otherwise than both.
+        """
         countries = self.jurisdictions.expanded(scope, at=at)
-        return countries | {code for code in self._subdivisions if code.split("-", 1)[0] in countries}
+        twins = self.jurisdictions.twins
+        return countries | {
+            code
+            for code in self._subdivisions | twins.keys()
+            if code.split("-", 1)[0] in countries or twins.get(code) in countries
+        }
 
     @cached_property
     def _subdivisions(self) -> frozenset[str]:

@@ -37,6 +37,8 @@ AGE_BAND_KINDS = {
 AGE_BANDS = {kind: band for band, kind in AGE_BAND_KINDS.items()}
 CHOICE_FACTS = frozenset(CHOICE_KINDS.values())
 RELOCATION_FACTS = frozenset(AGE_BANDS)
+CLAMPED_FACTS = frozenset({FactKind.ERASED, FactKind.OPTED_OUT, FactKind.CHOICE_UNKNOWN}) | RELOCATION_FACTS
+"""What holds from when the broker took it, where the sender's clock was ahead of the broker's."""
 HOLD_FACTS = frozenset({FactKind.HELD, FactKind.RELEASED, FactKind.UNKNOWN})
 """What begins or ends a hold; a kind that is not known is read as a hold."""
 
@@ -59,10 +61,25 @@ class Fact(NamedTuple):
     def says_the_same(self, other: Fact) -> bool:
         """Whether both are the same event, whatever version each made.
 
-        `recorded_at` may differ: a gateway stamps every attempt, and a fast clock is clamped to each append. The first
-        one stands, so a retry can never outlive a lift.
+        `recorded_at` may differ: a gateway stamps every attempt, and a fast clock is clamped to each append, where
+        `effective_at` is clamped with it. The first one stands, so a retry can never outlive a lift.
         """
-        return (*self[:2], *self[3:6]) == (*other[:2], *other[3:6])
+        if (self.kind, *self[3:6]) != (other.kind, *other[3:6]):
+            return False
+        return self.effective_at == other.effective_at or self._was_clamped_before(other)
+
+    def _was_clamped_before(self, other: Fact) -> bool:
+        """Whether the two can be one message that was appended twice, the first time ahead of the broker's clock.
+
+        Then the one recorded first holds from when it was recorded, and the other from then or later. What is kept is
+        whichever came first in the log.
+        """
+        first, again = sorted((self, other), key=lambda fact: fact.recorded_at)
+        return (
+            self.kind in CLAMPED_FACTS
+            and first.recorded_at < again.recorded_at
+            and first.effective_at == first.recorded_at < again.effective_at
+        )
 
     def latches(self, later: Fact) -> bool:
         """Whether this erasure binds a fact that follows it in the log: unless it is dated ahead of that, it does."""

@@ -6,9 +6,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from consentry.domain.controls import (
+    PURGE_WITHIN_DEFAULT,
     Control,
     Controls,
     Minors,
@@ -22,13 +24,15 @@ from consentry.domain.decisions import Standing, judge, standing
 from consentry.domain.events import FactKind
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.records import Record
-from consentry.domain.values import Micros, Reason
+from consentry.domain.values import DAY_MICROS, Micros, Reason
 from consentry.domain.words import date_text
 
 ANY_PURPOSE: Final = "any purpose"
 """Stands for every purpose where no policy names one; it is no name that a purpose can have."""
 
 _NAMED_MAX: Final = 12
+_PAST_MICROS: Final = 60_000_000
+"""A policy that takes effect so much before it is recorded changes answers about the past."""
 _DEFAULT_ON: Final = 2
 _OFFERED: Final[Mapping[Regime, int]] = {Regime.OPT_IN: 1, Regime.DEFAULT_ON: _DEFAULT_ON}
 """How far a regime opens a use; 0 for not at all."""
@@ -209,25 +213,63 @@ def freed(
 def openings(control: Control, before: Controls, *, now: Micros) -> tuple[str, ...]:
     """What a lift or a policy would let in, in words, asked when it takes effect; a pause lets nothing in.
 
-    A lift always opens something: at the least, a pause ends. Times in microseconds.
+    A lift always opens something: at the least, a pause ends. So does a policy that offers something, and takes effect
+    at another time than now: what it is compared with is known for now only. Times in microseconds.
     """
     if isinstance(control, PauseImposed):
         return ()
     after, at = before.after(control), max(now, control.effective_at)
     if isinstance(control, PauseLifted):
         ended = ", ".join(f"{pause.pause} version {pause.version}" for pause in lifted_by(control, after))
-        free = freed(control, before, after, at=at, known_at=control.recorded_at)
+        free = freed(control, before, after, at=at, known_at=_everything_known(after, now))
         places = (
-            f"{purpose} is no longer paused in {named(codes, after.jurisdictions, at=at)}"
+            f"{purpose} is no longer paused in {named(codes, after.jurisdictions, at=at, most=None)}"
             for purpose, codes in sorted(free.items())
         )
         return (f"ends the pause {ended or control.pause}", *places)
-    changes = terms_changes(control, before, after, at=at, known_at=control.recorded_at)
-    return tuple(
-        f"{change.purpose} in {named(change.jurisdictions, after.jurisdictions, at=at)}: {words}"
-        for change in changes
+    words = (
+        f"{change.purpose} in {named(change.jurisdictions, after.jurisdictions, at=at, most=None)}: {words}"
+        for change in _opening_changes(control, before, now)
         for words in change.opens
     )
+    return (*_at_another_time(control, now), *words)
+
+
+def openings_digest(control: Control, before: Controls, *, now: Micros) -> str:
+    """What a control opens, exactly: the pauses that it ends, or the old and new terms wherever they let in more.
+
+    Words round off: terms that were narrowed since can give the same ones.
+    """
+    if isinstance(control, PolicyPublished):
+        changes = _opening_changes(control, before, now)
+        found = sorted(repr((one.purpose, one.jurisdictions, one.old, one.new)) for one in changes)
+    elif isinstance(control, PauseLifted):
+        found = sorted(repr((one.pause, one.version, one.scope)) for one in lifted_by(control, before))
+    else:
+        found = []
+    return sha256("\n".join(found).encode()).hexdigest()
+
+
+def _opening_changes(policy: PolicyPublished, before: Controls, now: Micros) -> tuple[TermsChange, ...]:
+    after, at = before.after(policy), max(now, policy.effective_at)
+    found = terms_changes(policy, before, after, at=at, known_at=_everything_known(after, now))
+    return tuple(change for change in found if change.opens)
+
+
+def _everything_known(controls: Controls, now: Micros) -> Micros:
+    """A time by which every control is recorded, also one by somebody whose clock is ahead."""
+    return max(now, *(control.recorded_at for control in controls.log))
+
+
+def _at_another_time(policy: PolicyPublished, now: Micros) -> tuple[str, ...]:
+    """Why a policy that offers something opens more than what is known now tells."""
+    if all(terms.regime not in _OFFERED for terms in policy.terms):
+        return ()
+    if policy.effective_at > now:
+        return (f"takes effect on {date_text(policy.effective_at)}, when terms may have been narrowed by then",)
+    if policy.effective_at < policy.recorded_at - _PAST_MICROS:
+        return (f"takes effect in the past, on {date_text(policy.effective_at)}",)
+    return ()
 
 
 class TermsChange(NamedTuple):
@@ -288,10 +330,14 @@ def in_force(policy: PolicyPublished, controls: Controls, *, at: Micros, known_a
 
 
 def widenings(old: Terms | None, new: Terms | None) -> tuple[str, ...]:
-    """How new terms let in what the old ones kept out, in words; empty where they let in nothing more."""
+    """How new terms let in what the old ones kept out, or keep what those purged, in words; empty where in no way."""
+    return () if new is None else (*_let_in(old, new), *_kept(old, new))
+
+
+def _let_in(old: Terms | None, new: Terms) -> tuple[str, ...]:
     was = 0 if old is None else _OFFERED.get(old.regime, 0)
-    is_now = 0 if new is None else _OFFERED.get(new.regime, 0)
-    if new is None or is_now == 0:
+    is_now = _OFFERED.get(new.regime, 0)
+    if is_now == 0:
         return ()
     ends = date_text(new.notice_until) if new.notice_until is not None and is_now == _DEFAULT_ON else ""
     if old is None or was == 0:
@@ -312,24 +358,43 @@ def widenings(old: Terms | None, new: Terms | None) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _kept(old: Terms | None, new: Terms) -> tuple[str, ...]:
+    found = []
+    if old is not None and old.purge_on_opt_out and not new.purge_on_opt_out:
+        found.append("an opt-out no longer has stored data purged")
+    within = PURGE_WITHIN_DEFAULT if old is None else old.purge_within
+    if new.purge_within > within:
+        found.append(f"a purge may take {_days(new.purge_within)} days instead of {_days(within)}")
+    return tuple(found)
+
+
+def _days(time: Micros) -> str:
+    return f"{time / DAY_MICROS:g}"
+
+
 def _ends_earlier(old: Terms, new: Terms) -> bool:
     return old.notice_until is not None and (new.notice_until is None or new.notice_until < old.notice_until)
 
 
-def named(codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros) -> str:
-    """Codes as a person would write them: whole groups by name, `everywhere`, or what is left out of it."""
-    left = set(codes)
+def named(codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros, most: int | None = _NAMED_MAX) -> str:
+    """Codes as a person would write them: whole groups by name, `everywhere`, or what is left out of it.
+
+    A part that is a country too is left unsaid where it is said as that country. At most `most` are named; None: all.
+    """
+    every = set(codes)
+    twins = jurisdictions.twins
+    left = {code for code in every if twins.get(code) not in every}
     countries = jurisdictions.expanded(("*",), at=at)
     if countries <= left:
         return ", ".join(("everywhere", *sorted(left - countries)))
     missing = countries - left
     if len(missing) < len(countries) // 2:
         rest = sorted(code for code in left if "-" in code)
-        return ", ".join((f"everywhere but {_listed(missing, jurisdictions, at)}", *rest))
-    return _listed(left, jurisdictions, at)
+        return ", ".join((f"everywhere but {_listed(missing, jurisdictions, at, most)}", *rest))
+    return _listed(left, jurisdictions, at, most)
 
 
-def _listed(codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros) -> str:
+def _listed(codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros, most: int | None) -> str:
     left, groups = set(codes), []
     for group in sorted(jurisdictions.groups):
         members = jurisdictions.expanded((group,), at=at)
@@ -337,5 +402,5 @@ def _listed(codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros) -> s
             groups.append(group)
             left -= members
     names = [*groups, *sorted(left)]
-    more = len(names) - _NAMED_MAX
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_NAMED_MAX])} and {more} more"
+    more = 0 if most is None else len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"

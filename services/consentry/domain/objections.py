@@ -38,7 +38,11 @@ def objection_to_pause(pause: PauseImposed, log: Sequence[Control], *, has_effec
 
 
 def objection_to_lift(lift: PauseLifted, log: Sequence[Control], *, has_effective: bool) -> Objection | None:
-    """A lift of a pause that nobody imposed changes nothing; one from before the pause would undo that it ever held."""
+    """A lift of a pause that nobody imposed changes nothing; one from before the pause would undo that it ever held.
+
+    One of a version beyond the highest would end, unseen, what an authority imposes next: a lift that comes first
+    still lifts.
+    """
     named = [known for known in log if isinstance(known, PauseImposed) and known.pause == lift.pause]
     ended = [known for known in named if known.version <= lift.version]
     if not ended:
@@ -47,6 +51,15 @@ def objection_to_lift(lift: PauseLifted, log: Sequence[Control], *, has_effectiv
             f"no pause {lift.pause!r} with a version up to {lift.version} was ever imposed",
             "name the pause as it was imposed; `consentry pause list` shows them",
             "input.pause_unknown",
+        )
+    highest = max(known.version for known in named)
+    if lift.version > highest:
+        return Objection(
+            "version",
+            f"the lift ends versions up to {lift.version} of pause {lift.pause!r}, of which version {highest} is the "
+            "last: it would end what nobody has seen yet",
+            f"give it the version {highest}",
+            "input.pause_version",
         )
     start = max(known.effective_at for known in ended)
     if has_effective and lift.effective_at < start:

@@ -70,7 +70,8 @@ class Claim:
                 raise
             _LOG.warning("idempotency_unchecked", detail=str(error))
             return cls(parts, None, attempt)
-        if first is None:
+        if first is None or first.nonce == attempt.nonce:
+            # The client of the store repeats a command that was answered late, and then meets what it has set itself.
             return cls(parts, key, attempt)
         check_repetition(first, attempt)
         claim = cls(parts, key, replace(first, in_flight_until=attempt.in_flight_until), is_repetition=True)
@@ -109,7 +110,8 @@ def new_attempt(parts: Parts, request: Request, body: bytes, *, event_id: uuid.U
     """The attempt that this request is, now."""
     now = parts.clock()
     asked = fingerprint(request.method, request.scope["path"], body, request.headers.get("if-match", ""))
-    return Attempt(asked, (event_id or uuid.uuid4()).hex, now, Micros(now + int(IN_FLIGHT_SECONDS * 1e6)))
+    in_flight_until = Micros(now + int(IN_FLIGHT_SECONDS * 1e6))
+    return Attempt(asked, (event_id or uuid.uuid4()).hex, now, in_flight_until, nonce=uuid.uuid4().hex)
 
 
 async def accept(parts: Parts, caller: Principal, request: Request, body: bytes, draft: Draft) -> Response:
@@ -142,10 +144,17 @@ async def accept(parts: Parts, caller: Principal, request: Request, body: bytes,
         "accepted_at": iso(event.recorded_at),
         "partition": place.partition,
         "offset": place.offset,
-        "warnings": list(draft.warnings),
+        "warnings": [*draft.warnings, *_late(event)],
     }
     await claim.answer(answer)
     return _response(answer, replayed=False)
+
+
+def _late(event: SentEvent | Control) -> tuple[str, ...]:
+    """A warning about a pause that stops nothing yet."""
+    if isinstance(event, PauseImposed) and event.effective_at > event.recorded_at:
+        return (f"the pause does not bind before {iso(event.effective_at)}",)
+    return ()
 
 
 def _stands(parts: Parts, event: SentEvent | Control) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -14,8 +15,9 @@ from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
 from consentry.domain.decisions import Row
 from consentry.domain.errors import Unavailable
 from consentry.domain.explain import as_data
-from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId, Micros
-from consentry.gateway.access import Permission, require_purpose
+from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId, Micros, Reason
+from consentry.gateway.access import Permission, Principal, require_purpose
+from consentry.gateway.limits import WaitingLimit
 from consentry.gateway.models import DecisionOut, Json, Moment, iso, micros
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
@@ -60,7 +62,7 @@ async def get_decision(
     require_purpose(caller, purpose)
     row = _row(jurisdiction, category, collected)
     question = _question(parts, member_id, purpose, row, at, known_at, at_least, wait)
-    answer = await parts.reader.answer(question)
+    answer = await _answer(request, parts, caller, question)
     _count(parts, answer)
     return _response(_decision_data(answer), answer)
 
@@ -83,7 +85,7 @@ async def get_explanation(
     require_purpose(caller, purpose)
     row = _row(jurisdiction, category, collected)
     question = _question(parts, member_id, purpose, row, at, known_at, at_least, wait)
-    answer = await parts.reader.answer(question)
+    answer = await _answer(request, parts, caller, question)
     data: Json = {"member": member_id, **_decision_data(answer)}
     if answer.explanation is not None:
         data |= as_data(answer.explanation)
@@ -154,6 +156,16 @@ async def get_status(request: Request) -> Json:
         "messages_waiting": parts.submitter.waiting,
         "subscribers": [{"subscriber": name, "datasets": datasets} for name, datasets in subscribers.items()],
     }
+
+
+async def _answer(request: Request, parts: Parts, caller: Principal, question: Question) -> Answer:
+    """The answer, waited for only where it is not fresh at once. Raises Problem 429 and 503 where no place is free."""
+    answer = await parts.reader.answer(replace(question, wait_seconds=0.0))
+    if answer.decision.reason is not Reason.STALE or question.wait_seconds <= 0:
+        return answer
+    waiting: WaitingLimit = request.app.state.waiting
+    with waiting.place(caller.subject):
+        return await parts.reader.answer(question)
 
 
 def _row(jurisdiction: str | None, category: str | None, collected: datetime | None) -> Row | None:

@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consentry.gateway import answers, approvals, desk, events, quarantine_routes
-from consentry.gateway.fast_lane import FastLane
-from consentry.gateway.limits import ConcurrencyLimit
+from consentry.gateway.fast_lane import ENDPOINTS, FastLane
+from consentry.gateway.limits import ConcurrencyLimit, WaitingLimit
 from consentry.gateway.openapi import describe
 from consentry.gateway.parts import Parts
 from consentry.gateway.problems import add_problem_handlers, unhandled
@@ -89,6 +89,7 @@ def build_app(parts: Parts | None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.parts = parts
+    app.state.waiting = WaitingLimit()
     add_problem_handlers(app)
     for router in (events.router, answers.router, desk.router, approvals.router, quarantine_routes.router):
         app.include_router(router)
@@ -101,7 +102,7 @@ def build_app(parts: Parts | None) -> FastAPI:
 def build_gateway(parts: Parts, *, concurrency: int = CONCURRENCY) -> ASGIApp:
     """The whole gateway: the application behind its limits, watched, with the fast lane before it."""
     lane = FastLane(build_app(parts))
-    return Observed(ConcurrencyLimit(lane, most=concurrency), metrics=parts.metrics)
+    return Observed(ConcurrencyLimit(lane, most=concurrency, apart=ENDPOINTS), metrics=parts.metrics)
 
 
 async def _describe(request: Request) -> dict[str, Any]:

@@ -6,28 +6,32 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Final
 
 import structlog
 from fastapi import APIRouter, Path, Request, Response
 
 from consentry.domain.controls import Control
 from consentry.domain.errors import ConsentryError
-from consentry.domain.impact import openings
+from consentry.domain.impact import openings, openings_digest
+from consentry.domain.values import Micros
 from consentry.gateway.access import Permission, Principal
 from consentry.gateway.desk import check_control, control_of
 from consentry.gateway.models import Json, iso
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
 from consentry.gateway.problems import Problem
-from consentry.gateway.proposals import Proposal, being_decided, both_persons, check_decidable
+from consentry.gateway.proposals import Proposal, as_in_log, being_decided, both_persons, check_decidable
 from consentry.gateway.quarantine_routes import carry_out as release_or_replay
+from consentry.wire.kafka import DELIVERY_TIMEOUT_MS
+from consentry.wire.sending import Place
 
 router = APIRouter(prefix="/v1/approvals", tags=["approvals"])
 _LOG = structlog.get_logger(__name__)
+_SENT_MICROS: Final = Micros(2 * DELIVERY_TIMEOUT_MS * 1000)
+"""After that what was sent is in the log or never will be; twice the time, as gateways' clocks differ."""
 
 ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
-Carry = Callable[[Parts, Proposal], Awaitable[Json]]
 
 
 @router.get("", responses=answers())
@@ -90,7 +94,7 @@ async def _approve(parts: Parts, caller: Principal, proposal: Proposal) -> Propo
     taken = being_decided(proposal, by=caller.subject, now=parts.clock())
     await parts.proposals.put(taken)
     try:
-        result = await _carry_out(parts, taken)
+        carried = await _carry_out(parts, taken)
     except Problem as error:
         if error.status != 504:
             await parts.proposals.put(proposal)
@@ -98,16 +102,24 @@ async def _approve(parts: Parts, caller: Principal, proposal: Proposal) -> Propo
     except ConsentryError:
         await parts.proposals.put(proposal)
         raise
-    done = replace(taken, state="approved", result=result)
+    done = replace(carried, state="approved")
     await parts.proposals.put(done)
     _LOG.info("approved", kind=done.kind, proposal=done.proposal_id, by=done.decided_by, requested_by=done.requested_by)
     return done
 
 
-async def _carry_out(parts: Parts, proposal: Proposal) -> Json:
-    """Send what was approved, as of the time of the approval; both persons are named in it."""
+async def _carry_out(parts: Parts, proposal: Proposal) -> Proposal:
+    """Send what was approved, as of the time of the approval; both persons are named in it.
+
+    What the log has already is not sent again, though the store may have forgotten that it was approved.
+    """
     if proposal.kind in ("release", "replay"):
         return await release_or_replay(parts, proposal)
+    await parts.reader.wait_for_controls()
+    known = _in_log(parts, proposal)
+    if known is not None:
+        done = as_in_log(proposal, source=known.source, recorded_at=known.recorded_at)
+        return replace(done, result=_result(parts, proposal, None))
     control = control_of(
         proposal.kind,
         proposal.form,
@@ -115,22 +127,32 @@ async def _carry_out(parts: Parts, proposal: Proposal) -> Json:
         recorded_at=proposal.decided_at,
         source=both_persons(proposal),
     )
-    parts.reader.check_controls()
-    if not any(known.event_id == control.event_id for known in parts.reader.controls.controls.log):
-        check_control(parts, control, proposal.form)
-        _check_opens(parts, control, proposal)
+    check_control(parts, control, proposal.form)
+    _check_opens(parts, control, proposal)
     place = await parts.submitter.submit_control(control)
+    return replace(proposal, result=_result(parts, proposal, place))
+
+
+def _in_log(parts: Parts, proposal: Proposal) -> Control | None:
+    """The control that the proposal came to, where the log has it."""
+    log = parts.reader.controls.controls.log
+    return next((known for known in reversed(log) if known.event_id == proposal.event_id), None)
+
+
+def _result(parts: Parts, proposal: Proposal, place: Place | None) -> Json:
+    """What it came to; `place` is None where it stands among the controls that are known here."""
     return {
-        "event_id": str(uuid.UUID(bytes=control.event_id)),
-        "token": parts.token({}, controls=place.offset + 1),
-        "offset": place.offset,
+        "event_id": str(uuid.UUID(bytes=proposal.event_id)),
+        "token": parts.token({}, controls=0 if place is None else place.offset + 1),
+        "offset": None if place is None else place.offset,
     }
 
 
 def _check_opens(parts: Parts, control: Control, proposal: Proposal) -> None:
     """Raise Problem 409 where it would open what the proposal did not show: nobody has agreed to that."""
-    opens = openings(control, parts.reader.controls.controls, now=parts.clock())
-    if not set(opens) <= set(proposal.opens):
+    known, now = parts.reader.controls.controls, parts.clock()
+    is_shown = set(openings(control, known, now=now)) <= set(proposal.opens)
+    if not is_shown or openings_digest(control, known, now=now) != proposal.digest:
         raise Problem(
             409,
             "Controls have changed since this was proposed: it would now open something else.",
@@ -140,17 +162,35 @@ def _check_opens(parts: Parts, control: Control, proposal: Proposal) -> None:
 
 
 async def _reject(parts: Parts, caller: Principal, proposal: Proposal) -> Proposal:
-    if proposal.state != "open":
+    if proposal.state != "open" and not await _never_came(parts, proposal):
         raise Problem(
             409,
             "The proposal was approved, and it is not known whether that has taken effect.",
             code="approval.decided",
             fix="approve it again, which tells",
         )
+    if _in_log(parts, proposal) is not None:
+        raise Problem(
+            409,
+            "The proposal was approved, and has taken effect.",
+            code="approval.decided",
+            fix="approve it again, which keeps that",
+        )
     done = replace(proposal, state="rejected", decided_by=caller.subject, decided_at=parts.clock())
     await parts.proposals.put(done)
     _LOG.info("rejected", kind=done.kind, proposal=done.proposal_id, by=done.decided_by, requested_by=done.requested_by)
     return done
+
+
+async def _never_came(parts: Parts, proposal: Proposal) -> bool:
+    """Whether what was approved is surely not among the controls: nothing sends it any more, and all are known.
+
+    Raises Unavailable where they are not.
+    """
+    if proposal.kind in ("release", "replay") or parts.clock() < proposal.tried_at + _SENT_MICROS:
+        return False
+    await parts.reader.wait_for_controls()
+    return _in_log(parts, proposal) is None
 
 
 def _data(proposal: Proposal) -> Json:

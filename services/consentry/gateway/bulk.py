@@ -13,7 +13,14 @@ from consentry.domain.errors import ConsentryError
 from consentry.domain.events import SentEvent
 from consentry.gateway.access import Principal
 from consentry.gateway.bodies import parse_json, read_model
-from consentry.gateway.conversions import EventIn, check_purpose, check_repeatable, to_event, with_observed
+from consentry.gateway.conversions import (
+    EventIn,
+    check_ahead,
+    check_purpose,
+    check_repeatable,
+    to_event,
+    with_observed,
+)
 from consentry.gateway.idempotency import Attempt
 from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.parts import Parts
@@ -46,6 +53,7 @@ def parse_lines(parts: Parts, caller: Principal, lines: Sequence[bytes], attempt
                 data = with_observed(data, None)
                 check_purpose(parts, data)
             check_repeatable(data)
+            check_ahead(data, attempt.accepted_at)
             event_id = data.event_id.bytes if data.event_id is not None else _event_id(base, number)
             found.append(Line(to_event(data, caller.subject, event_id, attempt.accepted_at)))
         except ConsentryError as error:

@@ -13,6 +13,8 @@ from consentry.gateway.problems import Problem
 
 _ETAG: Final = re.compile(r'"?(\d{1,19})"?')
 EventIn = ConsentChangeIn | RelocationIn | ErasureIn
+AHEAD_MAX: Final = Micros(2_000_000)
+"""A sender's clock may be this far ahead of ours, in microseconds; what excludes then binds at once."""
 
 
 def with_observed(change: ConsentChangeIn, if_match: str | None) -> ConsentChangeIn:
@@ -54,6 +56,29 @@ def check_repeatable(event: EventIn) -> None:
         )
 
 
+def check_ahead(event: EventIn, now: Micros) -> None:
+    """Raise Problem 422 for what excludes, but only later, and does not say that it is meant so.
+
+    A clock or a time zone that is wrong would otherwise leave the member in use for that long, and nobody told.
+    """
+    if not _binds_at_once(event) or event.effective_at is None or micros(event.effective_at) - now <= AHEAD_MAX:
+        return
+    raise Problem(
+        422,
+        "effective_at lies ahead: the event would be accepted now and exclude nobody before then.",
+        code="event.ahead",
+        fix='leave effective_at out to have it bind now; where it is meant for later, send "announced": true',
+        field="effective_at",
+    )
+
+
+def _binds_at_once(event: EventIn) -> bool:
+    """Whether it excludes, and is not announced for later."""
+    if isinstance(event, RelocationIn) or event.announced:
+        return False
+    return isinstance(event, ErasureIn) or event.choice is not Choice.OPT_IN
+
+
 def check_purpose(parts: Parts, change: ConsentChangeIn) -> tuple[str, ...]:
     """Warnings about the purpose. Raises Problem 422 for an OPT_IN to what no policy names."""
     known = parts.reader.controls.controls.purposes
@@ -85,6 +110,8 @@ async def check_observed(parts: Parts, change: ConsentChangeIn) -> None:
 def to_event(data: EventIn, source: str, event_id: bytes, recorded_at: Micros) -> SentEvent:
     """The event that was sent in, recorded now by this producer."""
     effective_at = recorded_at if data.effective_at is None else micros(data.effective_at)
+    if _binds_at_once(data):
+        effective_at = min(effective_at, recorded_at)
     member = MemberId(data.member_id)
     if isinstance(data, ConsentChangeIn):
         return ConsentChanged(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import structlog
 from fastapi import APIRouter, Path, Request, Response
 
 from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
-from consentry.domain.impact import openings
+from consentry.domain.impact import openings, openings_digest
 from consentry.domain.objections import (
     Objection,
     is_published,
@@ -152,15 +151,44 @@ async def post_policy(request: Request) -> Response:
     if openings(policy, parts.reader.controls.controls, now=now):
         return await _propose(parts, caller, request, body, "policy", form)
 
-    async def check() -> None:
-        check_control(parts, policy, form)
+    made: list[PauseLifted | PolicyPublished] = []
 
-    make = partial(_make, "policy", form, caller.subject)
+    def make(event_id: bytes, recorded_at: Micros) -> Control:
+        made.append(control_of("policy", form, event_id=event_id, recorded_at=recorded_at, source=caller.subject))
+        return made[-1]
+
+    async def check() -> None:
+        await _check_opens_nothing(parts, made[-1], form)
+
     return await accept(parts, caller, request, body, Draft(make, None, excludes=False, check=check))
 
 
-def _make(kind: Kind, form: Json, source: str, event_id: bytes, recorded_at: Micros) -> Control:
-    return control_of(kind, form, event_id=event_id, recorded_at=recorded_at, source=source)
+async def _check_opens_nothing(parts: Parts, policy: PauseLifted | PolicyPublished, form: Json) -> None:
+    """Raise Problem where a policy opens something after all, right before it is sent.
+
+    Between the first look and this one the store was asked, which may take seconds: somebody may have narrowed terms.
+    """
+    await parts.reader.wait_for_controls()
+    check_control(parts, policy, form)
+    now = parts.clock()
+    # A repetition after a time-out keeps its first time: sent now, that is one in the past.
+    opens = openings(replace(policy, recorded_at=now), parts.reader.controls.controls, now=now)
+    if opens:
+        raise Problem(
+            409,
+            f"Controls have changed since this was sent: it would now widen use ({opens[0]}).",
+            code="approval.changed",
+            fix="send it again: it then waits for a second person",
+        )
+
+
+class Wanted(NamedTuple):
+    """What is to be proposed: of what kind, as which plain values, and what it would open, in words and exactly."""
+
+    kind: Kind
+    form: Json
+    opens: list[str]
+    digest: str = ""
 
 
 async def _propose(parts: Parts, caller: Principal, request: Request, body: bytes, kind: Kind, form: Json) -> Response:
@@ -168,9 +196,10 @@ async def _propose(parts: Parts, caller: Principal, request: Request, body: byte
     now = parts.clock()
     control = control_of(kind, form, event_id=bytes(16), recorded_at=now, source=caller.subject)
 
-    async def draft() -> tuple[Kind, Json, list[str]]:
+    async def draft() -> Wanted:
         check_control(parts, control, form)
-        return kind, form, list(openings(control, parts.reader.controls.controls, now=now))
+        known = parts.reader.controls.controls
+        return Wanted(kind, form, list(openings(control, known, now=now)), openings_digest(control, known, now=now))
 
     return await propose(parts, caller, request, body, draft)
 
@@ -180,7 +209,7 @@ async def propose(
     caller: Principal,
     request: Request,
     body: bytes,
-    draft: Callable[[], Awaitable[tuple[Kind, Json, list[str]]]],
+    draft: Callable[[], Awaitable[Wanted]],
 ) -> Response:
     """Keep what `draft` asks for as a proposal, once for an Idempotency-Key, and say how it goes on.
 
@@ -195,8 +224,10 @@ async def propose(
             # The first request may have ended between its proposal and its answer.
             proposal = await parts.proposals.get(claim.attempt.event_id) if claim.is_repetition else None
             if proposal is None:
-                kind, form, opens = await draft()
-                proposal = new_proposal(kind, form, opens, by=caller.subject, now=claim.attempt.accepted_at)
+                wanted, now = await draft(), claim.attempt.accepted_at
+                proposal = new_proposal(
+                    wanted.kind, wanted.form, wanted.opens, by=caller.subject, now=now, digest=wanted.digest
+                )
                 proposal = replace(proposal, proposal_id=claim.attempt.event_id)
                 await parts.proposals.put(proposal)
         except Exception:

@@ -11,7 +11,14 @@ from consentry.gateway.accepting import Claim, Draft, accept, new_attempt
 from consentry.gateway.access import Permission
 from consentry.gateway.bodies import BULK_BYTES_MAX, read_body, read_model
 from consentry.gateway.bulk import LINES_MAX, bulk_answer, parse_lines
-from consentry.gateway.conversions import check_observed, check_purpose, check_repeatable, to_event, with_observed
+from consentry.gateway.conversions import (
+    check_ahead,
+    check_observed,
+    check_purpose,
+    check_repeatable,
+    to_event,
+    with_observed,
+)
 from consentry.gateway.idempotency import store_key
 from consentry.gateway.models import Accepted, BulkLine, BulkSummary, ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, body_of, ndjson_body, one_of_lines
@@ -34,6 +41,7 @@ async def post_consent_change(request: Request) -> Response:
     body = await read_body(request)
     change = with_observed(read_model(ConsentChangeIn, body), request.headers.get("if-match"))
     check_repeatable(change)
+    check_ahead(change, parts.clock())
     warnings = check_purpose(parts, change)
     is_opt_in = change.choice is Choice.OPT_IN
     draft = Draft(
@@ -76,6 +84,7 @@ async def post_erasure(request: Request) -> Response:
     body = await read_body(request)
     erasure = read_model(ErasureIn, body)
     check_repeatable(erasure)
+    check_ahead(erasure, parts.clock())
     draft = Draft(partial(to_event, erasure, caller.subject), erasure.event_id, excludes=True)
     return await accept(parts, caller, request, body, draft)
 

@@ -39,6 +39,8 @@ class Attempt:
     """When the event was recorded, in microseconds: a repetition sends the very same event."""
     in_flight_until: Micros
     answer: dict[str, Any] | None = None
+    nonce: str = ""
+    """Of one request alone: by it a request knows its own attempt when the store gives it back."""
 
 
 class IdempotencyStore(Protocol):
@@ -116,7 +118,9 @@ def _written(attempt: Attempt) -> str:
 
 
 def _read(text: bytes | str) -> Attempt:
-    return Attempt(**json.loads(text))
+    kept = json.loads(text)
+    # What a newer gateway adds is not ours to understand.
+    return Attempt(**{name: kept[name] for name in Attempt.__slots__ if name in kept})
 
 
 def _unavailable(error: RedisError) -> Unavailable:

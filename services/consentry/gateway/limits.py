@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from consentry.gateway.problems import Problem, problem_response
 
 CALLERS_MAX: Final = 10_000
+WAITING_MAX: Final = 128
+WAITING_OF_ONE_MAX: Final = 16
+"""Questions that wait for freshness, of all callers and of one."""
 
 
 class RateLimit:
@@ -43,20 +47,60 @@ class RateLimit:
             self._buckets.popitem(last=False)
 
 
-class ConcurrencyLimit:
-    """ASGI: at most `most` requests are answered at a time; more are told to come again."""
+class WaitingLimit:
+    """At most `most` questions wait at a time, of one caller at most `most_of_one`. In this process."""
 
-    def __init__(self, app: ASGIApp, *, most: int) -> None:
+    def __init__(self, *, most: int = WAITING_MAX, most_of_one: int = WAITING_OF_ONE_MAX) -> None:
+        self._most = most
+        self._most_of_one = most_of_one
+        self._waiting: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """A place to wait in. Raises Problem: 429 where the caller has as many as one may have, 503 where all have."""
+        if self._waiting[caller] >= self._most_of_one:
+            raise _no_place(429, f"{self._most_of_one} questions of this credential are waiting")
+        if self._waiting.total() >= self._most:
+            raise _no_place(503, f"{self._most} questions are waiting")
+        self._waiting[caller] += 1
+        try:
+            yield
+        finally:
+            self._waiting[caller] -= 1
+            if not self._waiting[caller]:
+                del self._waiting[caller]
+
+
+def _no_place(status: int, detail: str) -> Problem:
+    return Problem(
+        status,
+        f"The answer is not fresh yet, and {detail} for one that is.",
+        code="limit.waiting",
+        fix="send it again in a moment, or with wait=0",
+        headers={"Retry-After": "1"},
+    )
+
+
+class ConcurrencyLimit:
+    """ASGI: at most `most` requests are answered at a time; more are told to come again.
+
+    POSTs to the paths of `apart` are counted apart, with as many places of their own: whatever else is asked, it
+    keeps no opt-out waiting.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: int, apart: Collection[str] = ()) -> None:
         self._app = app
         self._most = most
-        self._now = 0
+        self._apart = frozenset(apart)
+        self._now = {True: 0, False: 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._now >= self._most:
+        lane = scope["path"] in self._apart and scope["method"] == "POST"
+        if self._now[lane] >= self._most:
             answer = problem_response(
                 503,
                 f"More than {self._most} requests are being answered.",
@@ -66,8 +110,8 @@ class ConcurrencyLimit:
             )
             await answer(scope, receive, send)
             return
-        self._now += 1
+        self._now[lane] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._now -= 1
+            self._now[lane] -= 1

@@ -99,7 +99,16 @@ class _EventIn(_In):
     )
 
 
-class ConsentChangeIn(_EventIn):
+class _ExcludingIn(_EventIn):
+    announced: bool = Field(
+        False,
+        strict=True,
+        description="What excludes binds from when it is accepted, at the latest. Only with true may effective_at lie "
+        "ahead, and then it does not bind before.",
+    )
+
+
+class ConsentChangeIn(_ExcludingIn):
     """A member chose for a purpose."""
 
     purpose: PurposeField
@@ -123,7 +132,7 @@ class RelocationIn(_EventIn):
     age_band: AgeBand = AgeBand.UNKNOWN
 
 
-class ErasureIn(_EventIn):
+class ErasureIn(_ExcludingIn):
     """A member was erased; it latches."""
 
 

@@ -36,7 +36,8 @@ _LOG = structlog.get_logger(__name__)
 class Proposal:
     """What was asked for (`form`, plain values by kind), what it would open, by whom, and what became of it.
 
-    Times in microseconds. `decided_at` is the time the control or event gets, also when approving is repeated.
+    Times in microseconds. `decided_at` is the time the control or event gets, also when approving is repeated;
+    `tried_at` is that of the last try to send it. `digest` says exactly what `opens` says in words.
     """
 
     proposal_id: str
@@ -49,6 +50,8 @@ class Proposal:
     state: State = "open"
     decided_by: str = ""
     decided_at: Micros = Micros(0)
+    tried_at: Micros = Micros(0)
+    digest: str = ""
     result: dict[str, Any] | None = None
 
     @property
@@ -57,7 +60,9 @@ class Proposal:
         return bytes.fromhex(self.proposal_id)
 
 
-def new_proposal(kind: Kind, form: dict[str, Any], opens: list[str], *, by: str, now: Micros) -> Proposal:
+def new_proposal(
+    kind: Kind, form: dict[str, Any], opens: list[str], *, by: str, now: Micros, digest: str = ""
+) -> Proposal:
     """A proposal made now."""
     return Proposal(
         proposal_id=secrets.token_bytes(16).hex(),
@@ -67,6 +72,7 @@ def new_proposal(kind: Kind, form: dict[str, Any], opens: list[str], *, by: str,
         requested_by=by,
         requested_at=now,
         expires_at=Micros(now + OPEN_MICROS),
+        digest=digest,
     )
 
 
@@ -254,11 +260,20 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
 
 def both_persons(proposal: Proposal) -> str:
     """The source of what a proposal comes to; whole, as a subject has at most 200 characters and a source 512 bytes."""
-    return f"{proposal.requested_by}, approved by {proposal.decided_by}"
+    return f"{_requested(proposal)}{proposal.decided_by}"
+
+
+def as_in_log(proposal: Proposal, *, source: str, recorded_at: Micros) -> Proposal:
+    """The proposal as the log tells who approved it and when, which outlives what the store forgot."""
+    return replace(proposal, decided_by=source.removeprefix(_requested(proposal)), decided_at=recorded_at)
+
+
+def _requested(proposal: Proposal) -> str:
+    return f"{proposal.requested_by}, approved by "
 
 
 def being_decided(proposal: Proposal, *, by: str, now: Micros) -> Proposal:
     """The proposal while its event is sent; a repetition keeps the first time, so that it is the same event."""
     if proposal.state == "approving":
-        return proposal
-    return replace(proposal, state="approving", decided_by=by, decided_at=now)
+        return replace(proposal, tried_at=now)
+    return replace(proposal, state="approving", decided_by=by, decided_at=now, tried_at=now)

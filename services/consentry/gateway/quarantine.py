@@ -7,16 +7,23 @@ sends the original bytes, oldest first; where a later event of the member says w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from consentry.domain.decisions import standing
 from consentry.domain.errors import ConsentryError, UndecodableEvent
-from consentry.domain.events import FactKind, MemberReleased, MemberRelocated
+from consentry.domain.events import (
+    ConsentChanged,
+    FactKind,
+    MemberErased,
+    MemberEvent,
+    MemberReleased,
+    MemberRelocated,
+)
 from consentry.domain.records import Record
-from consentry.domain.values import Micros
+from consentry.domain.values import Choice, Micros
 from consentry.gateway.models import Json, iso
 from consentry.gateway.problems import Problem
 from consentry.gateway.proposals import Proposal, both_persons
@@ -91,23 +98,17 @@ class QuarantineDesk:
             event = admit(read_event(entry.value, entry.key or b"", self._catalog), now)
         except UndecodableEvent as error:
             return f"it still cannot be read ({error.error_class})"
-        if isinstance(event, MemberRelocated) and self._was_relocated_since(entry):
-            return "the member was relocated again since, and the order of relocations decides where they live"
-        return ""
+        return overtaken(event, entry, self._since(entry), self._catalog)
 
-    def _was_relocated_since(self, entry: Entry) -> bool:
-        messages = read_partition(self._kafka, self._events, entry.partition, start=entry.offset + 1)
-        # The same bytes are this very event: a replay of it that was sent, and not answered, is not another move.
-        return any(
-            message.key == entry.key and message.value != entry.value and self._is_relocation(message)
-            for message in messages
-        )
+    def _since(self, entry: Entry) -> Iterator[Stored]:
+        yield from read_partition(self._kafka, self._events, entry.partition, start=entry.offset + 1)
 
-    def _is_relocation(self, message: Stored) -> bool:
+    def what(self, entry: Entry) -> str:
+        """What a replay would send, in words for who approves it; empty where it cannot be read."""
         try:
-            return isinstance(read_event(message.value, message.key or b"", self._catalog), MemberRelocated)
+            return described(read_event(entry.value, entry.key or b"", self._catalog))
         except UndecodableEvent:
-            return True  # it might be one
+            return ""
 
     async def carry_out(self, entry: Entry, proposal: Proposal) -> tuple[bytes, list[Place]]:
         """Send what was approved; the id of the release, and where the messages stand."""
@@ -129,6 +130,45 @@ class QuarantineDesk:
         )
         places.append(await self._submitter.submit(release))
         return release.event_id, places
+
+
+def overtaken(event: MemberEvent, entry: Entry, since: Iterable[Stored], catalog: Catalog) -> str:
+    """Why a message that came after the entry forbids to send its event now; empty where none does.
+
+    Sent again it would be the member's last word, about where they live or that they opted in, and it is not.
+    """
+    if isinstance(event, MemberRelocated):
+        why = "the member was relocated again since, and the order of relocations decides where they live"
+    elif isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN:
+        why = "the member chose again since, or may have, and an opt-in that comes last would stand"
+    else:
+        return ""  # what excludes may always be said again
+    # The same bytes are this very event: a replay of it that was sent, and not answered, is not another one.
+    later = (message for message in since if message.key == entry.key and message.value != entry.value)
+    return why if any(_may_follow(event, message, catalog) for message in later) else ""
+
+
+def _may_follow(event: MemberRelocated | ConsentChanged, message: Stored, catalog: Catalog) -> bool:
+    """Whether the message says, or may say, something about the same as the event."""
+    try:
+        later = read_event(message.value, message.key or b"", catalog)
+    except UndecodableEvent:
+        return True  # it might be one
+    if isinstance(event, MemberRelocated):
+        return isinstance(later, MemberRelocated)
+    return isinstance(later, ConsentChanged) and later.purpose == event.purpose
+
+
+def described(event: MemberEvent) -> str:
+    """A member event in words, without its member."""
+    if isinstance(event, ConsentChanged):
+        return f"a consent change: {event.choice.value} for {event.purpose}, effective {iso(event.effective_at)}"
+    if isinstance(event, MemberRelocated):
+        band = event.age_band.value
+        return f"a relocation: {event.jurisdiction}, age band {band}, effective {iso(event.effective_at)}"
+    if isinstance(event, MemberErased):
+        return f"an erasure, effective {iso(event.effective_at)}"
+    return "a release of the member"
 
 
 def is_open(entry: Entry, record: Record | None) -> bool:

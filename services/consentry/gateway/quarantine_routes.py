@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from consentry.domain.errors import ConsentryError
-from consentry.domain.events import event_tag
+from consentry.domain.events import Fact, FactKind, event_tag
 from consentry.domain.records import Record
 from consentry.gateway.access import Permission
 from consentry.gateway.bodies import parse_json, read_body, validated
-from consentry.gateway.desk import propose
+from consentry.gateway.desk import Wanted, propose
 from consentry.gateway.models import AwaitingApproval, Json, ReleaseIn
 from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, body_of
 from consentry.gateway.parts import Parts, caller_of
@@ -79,13 +81,13 @@ async def _propose(request: Request, name: str, kind: Kind) -> Response:
     body = await read_body(request)
     reason = validated(ReleaseIn, parse_json(body)).reason
 
-    async def draft() -> tuple[Kind, Json, list[str]]:
+    async def draft() -> Wanted:
         return await _draft(parts, name, kind, reason)
 
     return await propose(parts, caller, request, body, draft)
 
 
-async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> tuple[Kind, Json, list[str]]:
+async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> Wanted:
     """What to propose, and what it would open. Raises Problem."""
     entry = await _find(parts, name)
     record = await parts.reader.record(entry.member) if entry.member is not None else None
@@ -102,7 +104,8 @@ async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> tuple[Kind
         await check_replay(parts, entry)
     opens = [f"the hold of one member ends, held since version {observed} ({entry.error_class})"]
     opens += [f"so do their earlier holds: {', '.join(earlier)}"] if earlier else []
-    return kind, {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier}, opens
+    opens += [f"sent again: {await parts.quarantine.aside(parts.quarantine.what, entry)}"] if kind == "replay" else []
+    return Wanted(kind, {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier}, opens)
 
 
 async def check_replay(parts: Parts, entry: Entry) -> None:
@@ -117,28 +120,46 @@ async def check_replay(parts: Parts, entry: Entry) -> None:
         )
 
 
-async def carry_out(parts: Parts, proposal: Proposal) -> Json:
-    """Do what two persons agreed on. Raises Problem where it does not hold any more."""
+async def carry_out(parts: Parts, proposal: Proposal) -> Proposal:
+    """Do what two persons agreed on. Raises Problem where it does not hold any more.
+
+    A release that the member's record has already is not sent again: under another time it would be another event of
+    the same identity, which holds the member.
+    """
     entry = await _find(parts, proposal.form["entry"])
     assert entry.member is not None
     record = await parts.reader.record(entry.member)
-    done = record is not None and any(fact.version for fact in record.facts if fact.tag == _release_tag(proposal))
-    if not done and observed_version(entry, record) != proposal.form["observed_version"]:
+    known = _release_in(record, proposal)
+    if known is not None:
+        done = replace(proposal, decided_at=known.recorded_at)
+        return replace(done, result=await _result_of_known(parts, entry, proposal))
+    if observed_version(entry, record) != proposal.form["observed_version"]:
         raise Problem(
             409,
             "The member's holds are not what they were when this was proposed.",
             code="quarantine.changed",
             fix="look at it again, and propose it again",
         )
-    if proposal.kind == "replay" and not done:
+    if proposal.kind == "replay":
         await check_replay(parts, entry)
     event_id, places = await parts.quarantine.carry_out(entry, proposal)
     last = places[-1]
-    return {"event_id": event_id.hex(), "token": parts.event_token(last), "offset": last.offset}
+    result = {"event_id": event_id.hex(), "token": parts.event_token(last), "offset": last.offset}
+    return replace(proposal, result=result)
 
 
-def _release_tag(proposal: Proposal) -> bytes:
-    return event_tag(proposal.event_id)
+def _release_in(record: Record | None, proposal: Proposal) -> Fact | None:
+    tag = event_tag(proposal.event_id)
+    releases = (fact for fact in (record.facts if record else ()) if fact.kind is FactKind.RELEASED and fact.version)
+    return next((fact for fact in releases if fact.tag == tag), None)
+
+
+async def _result_of_known(parts: Parts, entry: Entry, proposal: Proposal) -> Json:
+    """As of a release that was sent now, as far as the table tells: it has been applied up to some offset."""
+    status = await asyncio.to_thread(parts.reader.status)
+    applied = {one["partition"]: one["next_offset"] for one in status}.get(entry.partition)
+    offsets = {entry.partition: applied} if isinstance(applied, int) else {}
+    return {"event_id": proposal.event_id.hex(), "token": parts.token(offsets), "offset": None}
 
 
 async def _find(parts: Parts, name: str) -> Entry:

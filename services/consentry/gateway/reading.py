@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
+from consentry.domain.controls import Controls
 from consentry.domain.decisions import Decision, Ground, Row, stale, standing
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.events import FactKind
@@ -14,7 +16,7 @@ from consentry.domain.explain import Asked, Explanation, explain
 from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros, Reason
 from consentry.ops.clock import Clock
-from consentry.table.protocol import ConsentTable
+from consentry.table.protocol import ConsentTable, Meta, Reading
 from consentry.wire.controls_view import ControlsView
 from consentry.wire.jurisdictions import name_of
 from consentry.wire.partitions import partition_of
@@ -96,7 +98,8 @@ class Reader:
         if record is None:
             return None
         now = self._clock()
-        choice = standing(record, purpose=purpose, at=now, known_at=now).choice
+        known_at = _known_at(now, record, self.controls.controls)
+        choice = standing(record, purpose=purpose, at=now, known_at=known_at).choice
         return choice.version if choice is not None and choice.kind is FactKind.OPTED_OUT else None
 
     async def wait_for_controls(self) -> None:
@@ -135,7 +138,7 @@ class Reader:
         for partition in range(self.partitions):
             meta = self._table.meta(partition)
             age = None if meta.frontier_at is None else round((now - meta.frontier_at) / 1e6, 3)
-            detail = self._partition_detail(partition)
+            detail = self._partition_detail(partition, meta)
             found.append(
                 {
                     "partition": partition,
@@ -151,13 +154,15 @@ class Reader:
     def _look(self, question: Question) -> Answer | str:
         """The answer, or why it cannot be fresh yet."""
         try:
-            detail = self._detail(question)
+            found = self._read(question.member)
+            detail = _unbuilt(found) or self._detail(question, found)
             if detail:
                 return detail
-            if self._table.meta(partition_of(question.member.encode(), self.partitions)).tainted:
+            meta = found[self._home(question.member)].meta
+            if meta.tainted:
                 return _held("an event of the member's partition has no readable key")
-            # Read after the checks: what the table holds now is at least what they saw.
-            return self._answer(question, self._record(question.member))
+            # The controls are taken after the checks: they are at least what those saw.
+            return self._answer(question, self._record_in(found, question.member), meta)
         except DamagedRecord:
             return _held("the member's record is damaged")
         except Unavailable as error:
@@ -165,35 +170,47 @@ class Reader:
                 return _held("events of the member came on a foreign partition, so they have no order")
             return "the table does not answer"
 
-    def _detail(self, question: Question) -> str:
-        """What is not fresh, or not as fresh as the token asks; empty where all is. Raises Unavailable."""
-        partition, token = partition_of(question.member.encode(), self.partitions), question.at_least
+    def _detail(self, question: Question, found: Mapping[int, Reading]) -> str:
+        """What is not fresh, or not as fresh as the token asks; empty where all is."""
+        partition, token = self._home(question.member), question.at_least
+        meta = found[partition].meta
         if token is None:
-            return self._partition_detail(partition) or self.stale_detail()
+            return self._partition_detail(partition, meta) or self.stale_detail()
         if token.log != self.log:
             return "the token is of a log that is not read here"
+        ahead = (token.issued_at - self._clock()) / 1e6
+        if ahead > CLOCKS_SECONDS_MAX:
+            return f"the token was given out {ahead:.1f} s ahead of this machine's clock"
         # Events of other partitions are not this member's: only their own one is waited for.
-        detail = self._partition_detail(partition, token.offsets.get(partition, 0)) or self.stale_detail()
+        detail = self._partition_detail(partition, meta, token.offsets.get(partition, 0)) or self.stale_detail()
         if not detail and self.controls.position < token.controls:
             detail = f"the controls are read up to {self.controls.position}, the token asks for {token.controls}"
         return detail
 
-    def _answer(self, question: Question, record: Record | None) -> Answer:
-        now = self._clock()
+    def _answer(self, question: Question, record: Record | None, meta: Meta) -> Answer:
+        controls = self.controls.controls
+        now = self._now(question, meta)
         asked = Asked(
             record=record,
             row=question.row,
-            controls=self.controls.controls,
+            controls=controls,
             purpose=question.purpose,
             at=now if question.at is None else question.at,
-            known_at=now if question.known_at is None else question.known_at,
+            known_at=_known_at(now, record, controls) if question.known_at is None else question.known_at,
         )
         explanation = explain(asked, name_of)
         version = 0 if record is None else record.version
         return Answer(explanation.decision, version, tuple(explanation.because), explanation)
 
-    def _partition_detail(self, partition: int, demanded: int = 0) -> str:
-        meta = self._table.meta(partition)
+    def _now(self, question: Question, meta: Meta) -> Micros:
+        """The latest of the clocks that are seen: what another machine stamped a moment ago is not in the future.
+
+        Those ahead are at most CLOCKS_SECONDS_MAX ahead, or `_detail` had refused them; a token has whole seconds only.
+        """
+        issued = Micros(0) if question.at_least is None else Micros(question.at_least.issued_at + 1_000_000)
+        return max(self._clock(), meta.frontier_at or Micros(0), issued)
+
+    def _partition_detail(self, partition: int, meta: Meta, demanded: int = 0) -> str:
         if meta.generation is None or meta.frontier_at is None or meta.next_offset is None:
             return f"partition {partition} of the table is not built"
         age = (self._clock() - meta.frontier_at) / 1e6
@@ -205,18 +222,51 @@ class Reader:
             return f"partition {partition} is applied up to event {meta.next_offset}, the token asks for {demanded}"
         return ""
 
+    def _home(self, member: MemberId) -> int:
+        return partition_of(member.encode(), self.partitions)
+
+    def _read(self, member: MemberId) -> dict[int, Reading]:
+        """What every partition says of the member: a foreign one tells that their events have no order."""
+        return self._table.read(member.encode(), range(self.partitions))
+
     def _record(self, member: MemberId) -> Record | None:
-        key = member.encode()
-        home = partition_of(key, self.partitions)
-        found = self._table.load_all({partition: [key] for partition in range(self.partitions)})
-        if any(found[other][0] for other in found if other != home):
+        found = self._read(member)
+        detail = _unbuilt(found)
+        if detail:
+            raise Unavailable(
+                f"The record of the member is not known: {detail}.",
+                code="table.not_built",
+                fix="check that the processor runs; it builds what is missing, then ask again",
+            )
+        return self._record_in(found, member)
+
+    def _record_in(self, found: Mapping[int, Reading], member: MemberId) -> Record | None:
+        """Raises Unavailable where the member's events have no order, DamagedRecord where the record is broken."""
+        home = self._home(member)
+        if any(reading.record for partition, reading in found.items() if partition != home):
             raise Unavailable(
                 "Events of this member also came on a foreign partition, so they have no order: the member is held.",
                 code="member.misplaced",
                 fix="give the producer the murmur2 partitioner",
             )
-        raw = found[home][0]
-        return None if raw is None else read_record(raw, key)
+        raw = found[home].record
+        return None if raw is None else read_record(raw, member.encode())
+
+
+def _unbuilt(found: Mapping[int, Reading]) -> str:
+    """Which partition is not built; a foreign one counts too, as it may lack what says that the member is misplaced."""
+    for partition, reading in found.items():
+        if reading.meta.generation is None:
+            return f"partition {partition} of the table is not built"
+    return ""
+
+
+def _known_at(now: Micros, record: Record | None, controls: Controls) -> Micros:
+    """A time by which all that is held here was recorded, whichever clock said when."""
+    times = [control.recorded_at for control in controls.log]
+    if record is not None:
+        times += [record.folded_recorded_at, *(fact.recorded_at for fact in record.facts)]
+    return max(now, max(times, default=now))
 
 
 def _stale_controls(detail: str) -> Unavailable:

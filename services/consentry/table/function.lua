@@ -49,9 +49,14 @@ local function store(keys, args)
   return { 'OK' }
 end
 
--- load(meta, bucket…; then per bucket: count, member …): the records, in that order, nil where there is none.
-local function load(keys, args)
-  local found, size, place = {}, 0, 1
+-- read(meta, bucket…; buckets, then per bucket: count, member …): what meta says, and the records in that order, nil
+-- where there is none; all as of one moment. Who expects another layout is told the one that holds, and gets no record:
+-- in the wrong buckets everybody would look unknown.
+local function read(keys, args)
+  local meta = redis.call('HMGET', keys[1], 'epoch', 'next_offset', 'generation', 'frontier', 'tainted', 'buckets')
+  local buckets = meta[6]
+  if buckets and buckets ~= args[1] then return { 'LAYOUT', buckets } end
+  local found, size, place = {}, 0, 2
   for index = 2, #keys do
     local count = tonumber(args[place])
     local first, last = place + 1, place + count
@@ -66,7 +71,7 @@ local function load(keys, args)
     end
     place = last + 1
   end
-  return found
+  return { 'OK', meta, found }
 end
 
 -- beat(meta; epoch, expected, frontier): note the frontier; refuses like store, so that a lost or taken
@@ -93,4 +98,4 @@ redis.register_function('consentry_begin_1', begin)
 redis.register_function('consentry_store_1', store)
 redis.register_function('consentry_beat_1', beat)
 redis.register_function('consentry_empty_1', empty)
-redis.register_function { function_name = 'consentry_load_1', callback = load, flags = { 'no-writes' } }
+redis.register_function { function_name = 'consentry_read_1', callback = read, flags = { 'no-writes' } }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.values import Micros
-from consentry.table.protocol import Claim, Meta, Write
+from consentry.table.protocol import Claim, Meta, Reading, Write
 from consentry.table.refusals import refuse
 
 
@@ -40,6 +40,10 @@ class InMemoryTable:
         """See ConsentTable."""
         held = self._owned(partition, epoch)
         held.generation, held.next_offset, held.tainted = generation, next_offset, tainted
+
+    def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
+        """See ConsentTable."""
+        return {partition: Reading(self.meta(partition), self.load(partition, [member])[0]) for partition in partitions}
 
     def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
         """See ConsentTable."""

@@ -28,6 +28,13 @@ class Meta(NamedTuple):
     tainted: bool
 
 
+class Reading(NamedTuple):
+    """What a partition of the table says of itself and of one member, as of one moment; None: it has no record."""
+
+    meta: Meta
+    record: bytes | None
+
+
 class Write(NamedTuple):
     """Records and position to store for one partition; None: a table that is being rebuilt has no position yet."""
 
@@ -57,6 +64,14 @@ class ConsentTable(Protocol):
 
     def begin(self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool) -> None:
         """Start a life of the partition's table at a position."""
+        ...
+
+    def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
+        """What each of these partitions says of itself and of the member, each as of one moment, in one round trip.
+
+        For whoever does not own the table: that a record is missing means something only beside the meta of that very
+        moment, as the table may be emptied and laid out anew at any time.
+        """
         ...
 
     def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:

@@ -17,13 +17,14 @@ from redis.retry import Retry
 
 from consentry.domain.errors import Fenced, Refused, TableWentBack, Unavailable, UnsafeSetting
 from consentry.domain.values import Micros
-from consentry.table.protocol import Claim, Meta, Write
+from consentry.table.protocol import Claim, Meta, Reading, Write
 from consentry.table.refusals import refuse
 
 _BUCKET_MEMBERS: Final = 100
 """Members per bucket at the expected size: small enough to stay a listpack, large enough to share its overhead."""
 _SERVER_FLOOR: Final = (7, 0)
 _SOCKET_SECONDS: Final = 2.0
+_LAYOUT_TRIES: Final = 3
 
 _Parameters = ParamSpec("_Parameters")
 _Returned = TypeVar("_Returned")
@@ -35,6 +36,13 @@ class _Call(NamedTuple):
     name: str
     keys: list[str]
     arguments: Sequence[Any]
+
+
+class _Found(NamedTuple):
+    """What one partition holds, as of one moment: its meta, and a record or None per member asked for."""
+
+    meta: Meta
+    records: list[bytes | None]
 
 
 def _translated(call: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
@@ -129,24 +137,47 @@ class RedisTable:
     @_translated
     def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
         """See ConsentTable."""
-        found: dict[int, list[bytes | None]] = {partition: [None] * len(wanted[partition]) for partition in wanted}
-        asked = [partition for partition, members in wanted.items() if members]
-        order: list[list[int]] = []
-        calls: list[_Call] = []
-        for partition in asked:
-            members = wanted[partition]
-            inside = self._by_bucket(partition, members)
-            arguments: list[Any] = []
-            for places in inside.values():
-                arguments.append(len(places))
-                arguments.extend(members[place] for place in places)
-            keys = [self._meta_key(partition), *(self._bucket_key(partition, bucket) for bucket in inside)]
-            calls.append(_Call("load", keys, arguments))
-            order.append([place for places in inside.values() for place in places])
-        for partition, places, reply in zip(asked, order, self._call_all(calls), strict=True):
-            for place, value in zip(places, reply, strict=True):
-                found[partition][place] = value or None
+        found = self._found({partition: members for partition, members in wanted.items() if members})
+        return {partition: found[partition].records if partition in found else [] for partition in wanted}
+
+    @_translated
+    def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
+        """See ConsentTable."""
+        found = self._found({partition: [member] for partition in partitions})
+        return {partition: Reading(meta, records[0]) for partition, (meta, records) in found.items()}
+
+    def _found(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, _Found]:
+        """What the partitions hold. One that was laid out anew since its layout was learned is asked again."""
+        found: dict[int, _Found] = {}
+        for _ in range(_LAYOUT_TRIES):
+            asked = {p: self._read_call(p, members) for p, members in wanted.items() if p not in found}
+            if not asked:
+                return found
+            replies = self._call_all([call for call, _ in asked.values()])
+            for (partition, (_, order)), reply in zip(asked.items(), replies, strict=True):
+                if reply[0] == b"LAYOUT":
+                    self._buckets[partition] = int(reply[1])
+                    continue
+                records: list[bytes | None] = [None] * len(order)
+                for place, value in zip(order, reply[2], strict=True):
+                    records[place] = value or None
+                found[partition] = _Found(_meta(reply[1]), records)
+        if len(found) < len(wanted):
+            raise _laid_out_anew()
         return found
+
+    def _read_call(self, partition: int, members: Sequence[bytes]) -> tuple[_Call, list[int]]:
+        """The call, and the place among the members of each record that it returns."""
+        buckets = self._bucket_count(partition)
+        places: dict[int, list[int]] = {}
+        for place, member in enumerate(members):
+            places.setdefault(crc32(member) % buckets, []).append(place)
+        arguments: list[Any] = [buckets]
+        for inside in places.values():
+            arguments.append(len(inside))
+            arguments.extend(members[place] for place in inside)
+        keys = [self._meta_key(partition), *(self._bucket_key(partition, bucket) for bucket in places)]
+        return _Call("read", keys, arguments), [place for inside in places.values() for place in inside]
 
     def store(
         self,
@@ -185,14 +216,6 @@ class RedisTable:
         keys = [self._meta_key(write.partition), *(self._bucket_key(write.partition, bucket) for bucket in pairs)]
         return _Call("store", keys, arguments)
 
-    def _by_bucket(self, partition: int, members: Sequence[bytes]) -> dict[int, list[int]]:
-        """The place of each member, by bucket."""
-        buckets = self._bucket_count(partition)
-        places: dict[int, list[int]] = {}
-        for place, member in enumerate(members):
-            places.setdefault(crc32(member) % buckets, []).append(place)
-        return places
-
     @_translated
     def beat(self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros) -> None:
         """See ConsentTable."""
@@ -209,20 +232,17 @@ class RedisTable:
         """See ConsentTable."""
         fields = ("epoch", "next_offset", "generation", "frontier", "tainted")
         found: list[Any] = list(self._redis.hmget(self._meta_key(partition), *fields))
-        epoch, next_offset, generation, frontier, tainted = found
-        frontier_at = _number(frontier)
-        return Meta(
-            _number(epoch),
-            _number(next_offset),
-            generation.decode() if generation else None,
-            None if frontier_at is None else Micros(frontier_at),
-            tainted == b"1",
-        )
+        return _meta(found)
 
     def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """See ConsentTable."""
-        for bucket in range(self._bucket_count(partition)):
+        """See ConsentTable. Raises Unavailable, at its end too, where the table was laid out anew meanwhile."""
+        self._buckets.pop(partition, None)
+        buckets = self._bucket_count(partition)
+        for bucket in range(buckets):
             yield from self._bucket(partition, bucket).items()
+        self._buckets.pop(partition, None)
+        if self._bucket_count(partition) != buckets:
+            raise _laid_out_anew()
 
     @_translated
     def _bucket(self, partition: int, bucket: int) -> dict[bytes, bytes]:
@@ -235,6 +255,7 @@ class RedisTable:
 
     @_translated
     def _bucket_count(self, partition: int) -> int:
+        """The layout as it was learned; only a check on the server shows that it still holds."""
         if partition not in self._buckets:
             stored = _number(self._redis.hget(self._meta_key(partition), "buckets"))
             if stored is None:
@@ -260,7 +281,7 @@ class RedisTable:
     def _call_once(self, calls: Sequence[_Call]) -> list[list[Any]]:
         pipeline = self._redis.pipeline(transaction=False)
         for name, keys, arguments in calls:
-            call = pipeline.fcall_ro if name == "load" else pipeline.fcall
+            call = pipeline.fcall_ro if name == "read" else pipeline.fcall
             call(f"consentry_{name}_1", len(keys), *keys, *arguments)
         return list(pipeline.execute())
 
@@ -284,6 +305,27 @@ class RedisTable:
 
 def _number(value: Any) -> int | None:
     return int(value) if value else None
+
+
+def _meta(values: Sequence[Any]) -> Meta:
+    """Meta of the values of epoch, next_offset, generation, frontier and tainted; more are ignored."""
+    epoch, next_offset, generation, frontier, tainted = values[:5]
+    frontier_at = _number(frontier)
+    return Meta(
+        _number(epoch),
+        _number(next_offset),
+        generation.decode() if generation else None,
+        None if frontier_at is None else Micros(frontier_at),
+        tainted == b"1",
+    )
+
+
+def _laid_out_anew() -> Unavailable:
+    return Unavailable(
+        "The consent table was laid out anew while it was read.",
+        code="table.layout",
+        fix="ask again; the processor builds the table anew",
+    )
 
 
 def _unsafe(setting: str, found: object, wanted: str) -> UnsafeSetting:

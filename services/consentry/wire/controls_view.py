@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Final
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from consentry.domain.controls import Control, Controls, PauseImposed
 from consentry.domain.errors import Unavailable
@@ -22,6 +22,7 @@ from consentry.wire.kafka import follower_config, place_of, stored
 from consentry.wire.schemas import CONTROLS, topic_name
 
 _ASK_SECONDS: Final = 0.5
+_POSITION_LOST: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 _LOG = structlog.get_logger(__name__)
 
 MISUNDERSTANDINGS: Final = ("unreadable", "scope")
@@ -41,6 +42,8 @@ class ControlsView:
     """Follows the controls topic from its beginning; `controls` is the value as of the last message read.
 
     With a `clock` the broker is asked for the end of the topic every half second, so that silence differs from lag.
+    A topic that no longer holds what was read of it, because it was truncated or made anew, is not followed further:
+    what it says now may lack a pause that was read, or hold one that would be skipped. A new view begins anew.
     """
 
     def __init__(
@@ -95,23 +98,36 @@ class ControlsView:
     def _run(self) -> None:
         while not self._stopping.is_set():
             for message in self._consumer.consume(500, 0.2):
-                try:
-                    _, offset, is_end = place_of(message)
-                except Unavailable as error:
-                    _LOG.warning("controls_unavailable", detail=str(error))
-                    continue
-                if is_end:
-                    self.position = max(self.position, offset)
-                    self._at_end.set()
-                    continue
-                found = stored(message)
-                control = read_control_or_pause(
-                    found.value, offset=offset, appended_at=found.appended_at, catalog=self._catalog
-                )
-                self._note(control, offset)
-                self.controls = self.controls.after(control)
-                self.position = offset + 1
+                if self._is_lost(message):
+                    _LOG.error("controls_lost", position=self.position, offset=message.offset())
+                    return
+                self._take(message)
             self._prove_freshness()
+
+    def _is_lost(self, message: Message) -> bool:
+        """Whether the topic no longer goes on from where it was read."""
+        error, offset = message.error(), message.offset()
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            return offset is not None and offset < self.position
+        return error.fatal() or error.code() in _POSITION_LOST
+
+    def _take(self, message: Message) -> None:
+        try:
+            _, offset, is_end = place_of(message)
+        except Unavailable as error:
+            _LOG.warning("controls_unavailable", detail=str(error))
+            return
+        if is_end:
+            self.position = offset
+            self._at_end.set()
+            return
+        found = stored(message)
+        control = read_control_or_pause(
+            found.value, offset=offset, appended_at=found.appended_at, catalog=self._catalog
+        )
+        self._note(control, offset)
+        self.controls = self.controls.after(control)
+        self.position = offset + 1
 
     def _prove_freshness(self) -> None:
         """Ask where the topic ends; if all of it has been read, that is known as of before the question."""
@@ -123,8 +139,10 @@ class ControlsView:
         except KafkaException as error:
             _LOG.warning("controls_unavailable", detail=str(error))
             return
-        if self.position >= end:
+        if self.position == end:
             self.fresh_at = asked_at
+        elif self.position > end:
+            _LOG.error("controls_truncated", position=self.position, end=end)
 
     def _note(self, control: Control, offset: int) -> None:
         """Remember and report what is not understood: everything is paused now, and somebody has to hear why."""

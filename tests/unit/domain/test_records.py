@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from random import Random
 
 import pytest
@@ -29,9 +30,10 @@ from tests.strategies import (
 
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Standing, decide, standing
-from consentry.domain.events import FactKind, MemberEvent, event_tag
+from consentry.domain.events import FactKind, MemberEvent, SentEvent, event_tag
 from consentry.domain.records import FACTS_MAX, Record, fold, reused_event_id
 from consentry.domain.values import Choice, Micros, Reason
+from consentry.wire.events import admit
 
 OPEN = Controls(WORLD).after(policy(1, terms("*"), on=0))
 
@@ -146,6 +148,38 @@ class TestLatches:
             chose(Choice.OPT_IN, 1, on=2, observed=1),
             chose(Choice.OPT_IN, 1, on=2, observed=1),
         )
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            chose(Choice.OPT_OUT, 1, on=5),
+            chose(Choice.UNKNOWN, 1, on=5),
+            chose(Choice.OPT_IN, 1, on=5, observed=0),
+            chose(Choice.OPT_OUT, 1, on=5, effective_at=day(9)),
+            chose(Choice.OPT_OUT, 1, on=5, effective_at=day(2)),
+            moved("DE", 1, on=5),
+            erased(1, on=5),
+        ],
+    )
+    def test_the_same_bytes_appended_twice_never_hold(self, event: SentEvent) -> None:
+        """A sender whose clock is ahead retries: holding the member for that, nobody could release them all."""
+        moments = [day(5) - 900_000 + step for step in (0, 400_000, 800_000, 1_200_000)]
+        for first, again in product(moments, repeat=2):
+            once = fold(None, admit(event, Micros(first)))
+
+            assert fold(once, admit(event, Micros(again))) == once
+
+    def test_another_effective_time_that_no_clamping_explains_holds_the_member(self) -> None:
+        """A forged repetition must not pass for a retry: it is said by somebody who must not say anything."""
+        first = chose(Choice.OPT_OUT, 1, on=5, effective_at=day(3))
+        for other in (
+            chose(Choice.OPT_OUT, 1, on=6, effective_at=day(2)),
+            chose(Choice.OPT_OUT, 1, on=6, effective_at=day(4)),
+            chose(Choice.OPT_OUT, 1, on=5, effective_at=day(7)),
+        ):
+            assert stands(folded(first, other)).hold is not None
+        opt_in = chose(Choice.OPT_IN, 1, on=5, observed=0)
+        assert stands(folded(opt_in, replace(opt_in, effective_at=day(7), recorded_at=day(8)))).hold is not None
 
     def test_a_hold_ends_when_an_operator_releases_the_member(self) -> None:
         """Without an end, one unreadable message would exclude a member who opted in for ever."""

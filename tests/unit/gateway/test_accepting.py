@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from tests.strategies import PURPOSE
-from tests.unit.gateway.door import DESK, POLICY, PRODUCER, Door
+from tests.unit.gateway.door import DESK, POLICY, PRODUCER, START, Door
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.events import FactKind
+from consentry.domain.values import Micros
 from consentry.gateway.idempotency import IN_FLIGHT_SECONDS, Attempt, InMemoryIdempotency
+from consentry.gateway.models import iso
 
 OPT_OUT = {"member_id": "m:1", "purpose": PURPOSE, "choice": "OPT_OUT"}
 OPT_IN = {"member_id": "m:1", "purpose": PURPOSE, "choice": "OPT_IN"}
@@ -297,3 +299,93 @@ def test_a_host_that_is_none_changes_nothing() -> None:
 
     for host in ("[::1", "a b", "", "x" * 5000):
         assert door.call("POST", "/v1/consent-changes", OPT_OUT, host=host, idempotency_key="k").status == 202
+
+
+class AskedTwice(InMemoryIdempotency):
+    """A store whose client repeats a command that is answered late, as redis-py does, and tells the second answer."""
+
+    async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
+        await super().claim(key, attempt)
+        return await super().claim(key, attempt)
+
+
+def test_a_request_that_meets_its_own_attempt_is_the_first() -> None:
+    """Told that another one is being answered, a member's opt-out would be kept out by nobody at all."""
+    door = Door(idempotency=AskedTwice())
+
+    first = door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k")
+    again = door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k")
+
+    assert (first.status, again.status) == (202, 202)
+    assert "idempotent-replayed" not in first.headers
+    assert first.json == again.json
+    assert len(door.log.messages) == 1
+
+
+EXCLUDING = [
+    ("/v1/consent-changes", OPT_OUT),
+    ("/v1/consent-changes", OPT_OUT | {"choice": "UNKNOWN"}),
+    ("/v1/erasures", {"member_id": "m:1"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), EXCLUDING)
+def test_what_excludes_binds_at_once_unless_it_is_announced(path: str, body: dict[str, Any]) -> None:
+    """A wrong time zone would leave a person in training for hours after they were told that they are out."""
+    for seconds, status, effective in (
+        (2.1, 422, None),
+        (2, 202, START),
+        (0, 202, START),
+        (-5, 202, START - 5_000_000),
+    ):
+        door = Door()
+        at = iso(Micros(START + int(seconds * 1e6)))
+
+        reply = door.call("POST", path, body | {"effective_at": at})
+
+        assert reply.status == status
+        assert [event.fact().effective_at for event in door.log.events] == ([] if effective is None else [effective])
+        if effective is None:
+            assert (reply.code, reply.json["field"]) == ("event.ahead", "effective_at")
+            assert "announced" in reply.json["fix"]
+
+
+@pytest.mark.parametrize(("path", "body"), EXCLUDING)
+def test_what_is_announced_binds_when_it_says(path: str, body: dict[str, Any]) -> None:
+    """An account that closes at the end of the month is in use until then."""
+    door = Door()
+    later = Micros(START + 86_400_000_000)
+
+    reply = door.call("POST", path, body | {"effective_at": iso(later), "announced": True})
+
+    assert reply.status == 202
+    assert door.log.events[0].fact().effective_at == later
+    assert door.call("POST", path, body | {"effective_at": iso(later), "announced": "yes"}).code == "input.field"
+
+
+def test_a_repetition_by_id_after_its_time_came_is_the_same_event() -> None:
+    """Clamped the first time and not the second, it would be taken for a forgery."""
+    door = Door()
+    body = OPT_OUT | {
+        "event_id": "018f3a9e-1c5a-7cc0-9b1a-0c5fe0f3a111",
+        "effective_at": iso(Micros(START + 1_500_000)),
+    }
+    for _ in range(3):
+        assert door.call("POST", "/v1/consent-changes", body).status == 202
+        door.now += 1_000_000
+
+    record = door.log.record("m:1")
+    assert record is not None
+    assert [fact.kind for fact in record.facts] == [FactKind.OPTED_OUT]
+
+
+def test_a_pause_for_later_says_so() -> None:
+    """Whoever thinks that it binds stops looking."""
+    door = Door()
+    pause = {"pause": "hk", "jurisdictions": ["HK"]}
+
+    now = door.call("POST", "/v1/pauses", pause, DESK)
+    later = door.call("POST", "/v1/pauses", pause | {"pause": "de", "effective": "2030-01-01T00:00:00Z"}, DESK)
+
+    assert now.json["warnings"] == []
+    assert "does not bind before 2030-01-01T00:00:00Z" in later.json["warnings"][0]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.unit.gateway.door import Door, Reply
+from tests.unit.gateway.door import START, Door, Reply
 
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
+from consentry.domain.values import Micros
+from consentry.gateway.models import iso
 
 OUT: dict[str, Any] = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
 
@@ -148,3 +150,16 @@ def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
     assert {one["code"] for one in found[2:]} == {"kafka.queue_full"}
     assert summary["summary"]["refused"] == 4
     assert len(door.log.messages) == 2
+
+
+def test_a_line_that_excludes_later_has_to_say_that_it_is_meant_so() -> None:
+    """A file written in another time zone would leave everybody in it in use for hours."""
+    door = Door()
+    late = OUT | {"effective_at": iso(Micros(START + 3_600_000_000))}
+    near = OUT | {"effective_at": iso(Micros(START + 1_000_000)), "member_id": "m:2"}
+
+    found, summary = told(bulk(door, late, near, late | {"announced": True}, OUT | {"kind": "erasure", "purpose": "p"}))
+
+    assert [one.get("code", "") for one in found] == ["event.ahead", "", "", "input.field"]
+    assert summary["summary"]["accepted"] == 2
+    assert [event.fact().effective_at - START for event in door.log.events] == [0, 3_600_000_000]

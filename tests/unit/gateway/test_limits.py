@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
-from tests.unit.gateway.door import PRODUCER, Door
+from tests.unit.gateway.door import AUDITOR, PARTITIONS, PRODUCER, START, Door
 
 from consentry.gateway import limits
-from consentry.gateway.limits import ConcurrencyLimit, RateLimit
+from consentry.gateway.limits import ConcurrencyLimit, RateLimit, WaitingLimit
 from consentry.gateway.problems import Problem
+from consentry.wire.tokens import Token, write_token
 
 OPT_OUT = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
 
@@ -155,3 +157,55 @@ def test_a_gateway_that_is_full_says_so_as_a_problem() -> None:
     reply = Door(concurrency=0).call("POST", "/v1/consent-changes", OPT_OUT, PRODUCER)
 
     assert (reply.status, reply.code, reply.headers["retry-after"]) == (503, "limit.concurrency", "1")
+
+
+def test_places_to_wait_in_are_counted_by_caller_and_in_all_and_come_free() -> None:
+    """One caller that asks with a token of nowhere would hold every other one's questions up."""
+    limit = WaitingLimit(most=3, most_of_one=2)
+
+    def told(caller: str) -> int:
+        try:
+            with limit.place(caller):
+                return 0
+        except Problem as problem:
+            return problem.status if problem.code == "limit.waiting" and problem.headers["Retry-After"] == "1" else -1
+
+    with limit.place("a"), limit.place("a"):
+        assert (told("a"), told("b")) == (429, 0)
+        with limit.place("b"):
+            assert (told("a"), told("b"), told("c")) == (429, 503, 503)
+        assert told("c") == 0
+    assert told("a") == 0
+    assert not limit._waiting
+
+
+def test_questions_that_wait_keep_no_opt_out_waiting() -> None:
+    """Twenty lines of script would have kept everybody's objections out for as long as it ran."""
+    door = Door(concurrency=4)
+    token = write_token(Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys)
+    question = f"/v1/members/m:1/decision?purpose=p&wait=0.3&at_least={token}"
+    door.log.beat(START)
+
+    async def story() -> tuple[list[int], int, int]:
+        asked = {"authorization": f"Bearer {AUDITOR}"}
+        waiting = [asyncio.create_task(door.ask("GET", question, [b""], asked)) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        fifth = await door.ask("GET", question, [b""], asked)
+        named = {"authorization": f"Bearer {PRODUCER}", "content-type": "application/json"}
+        opt_out = await door.ask("POST", "/v1/consent-changes", [json.dumps(OPT_OUT).encode()], named)
+        return [one.status for one in await asyncio.gather(*waiting)], fifth.status, opt_out.status
+
+    assert asyncio.run(story()) == ([200] * 4, 503, 202)
+
+
+@pytest.mark.parametrize("path", ["decision", "explain"])
+def test_a_caller_without_a_place_to_wait_in_still_gets_what_is_fresh(path: str) -> None:
+    """The limit is for those who wait; a service that asks much and gets answers at once must not meet it."""
+    door = Door()
+    door.app._app._app._app.state.waiting = WaitingLimit(most=0)  # type: ignore[attr-defined] # inside its layers
+    token = write_token(Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys)
+    asked = f"/v1/members/m:1/{path}?purpose=p&wait=2"
+
+    assert door.call("GET", asked, who=AUDITOR).status == 200
+    assert door.call("GET", f"{asked}&at_least={token}", who=AUDITOR).code == "limit.waiting"
+    assert door.call("GET", f"{asked}&at_least={token}".replace("wait=2", "wait=0"), who=AUDITOR).status == 200

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from tests.strategies import PURPOSE
-from tests.unit.gateway.door import APPROVER, DESK, POLICY, Door
+from tests.strategies import NAMESPACE, PURPOSE
+from tests.unit.gateway.door import APPROVER, CATALOG, DESK, PARTITIONS, POLICY, Door
 
-from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
+from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished, Regime, Terms
 from consentry.domain.errors import Unavailable
-from consentry.domain.values import DAY_MICROS
+from consentry.domain.events import EventUnreadable
+from consentry.domain.records import Record, fold
+from consentry.domain.values import DAY_MICROS, MemberId, Micros
 from consentry.gateway import reading
-from consentry.gateway.idempotency import IN_FLIGHT_SECONDS
+from consentry.gateway.idempotency import IN_FLIGHT_SECONDS, Attempt, InMemoryIdempotency
+from consentry.gateway.models import iso
 from consentry.gateway.proposals import LOCK_SECONDS, InMemoryProposals, Proposal
+from consentry.gateway.quarantine import QuarantineDesk
+from consentry.wire.kafka import DELIVERY_TIMEOUT_MS
+from consentry.wire.partitions import partition_of
+from consentry.wire.quarantined import Entry, unreadable_event_id
+from consentry.wire.records import write_record
 
 PAUSE = {"pause": "hk-2024", "jurisdictions": ["HK"], "purposes": [PURPOSE]}
 BOTH = "dev:dora:desk+approver"
@@ -93,6 +102,22 @@ def test_a_proposal_expires(door: Door) -> None:
 def test_an_approval_that_nobody_knows_of_is_repeated_as_the_same_control(door: Door) -> None:
     """Two lifts of one approval would void opt-ins twice, the second time some that people gave since."""
     approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    before, approved_at = len(door.log.controls), door.now
+    door.log.fails = "lost"
+    assert approve(door, approval) == (504, "kafka.unknown")
+    door.log.fails = ""
+    door.now += 30_000_000
+
+    assert approve(door, approval, act="reject") == (409, "approval.decided")
+    assert approve(door, approval, "dev:fay:approver") == (200, "approved")
+
+    [lift] = door.log.controls[before:]
+    assert (lift.recorded_at, lift.source) == (approved_at, "dora, approved by eva")
+
+
+def test_what_the_log_has_is_answered_and_not_sent_again(door: Door) -> None:
+    """A second message of one approval, at another time, is a lift that nobody approved then."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
     before = len(door.log.controls)
     door.log.fails = "silent"
     assert approve(door, approval) == (504, "kafka.unknown")
@@ -102,9 +127,100 @@ def test_an_approval_that_nobody_knows_of_is_repeated_as_the_same_control(door: 
     assert approve(door, approval, act="reject") == (409, "approval.decided")
     assert approve(door, approval, "dev:fay:approver") == (200, "approved")
 
-    first, second = door.log.controls[before:]
-    assert first == second
-    assert first.source == "dora, approved by eva"
+    assert len(door.log.controls) == before + 1
+
+
+def test_a_store_that_went_back_lets_nobody_approve_or_reject_what_has_taken_effect(door: Door) -> None:
+    """Redis restored from an hour ago shows it open: approved anew it would name the wrong person and time."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    found = door.proposals
+    assert isinstance(found, InMemoryProposals)
+    kept, approved_at = found._proposals[approval], door.now
+    assert approve(door, approval) == (200, "approved")
+    before = len(door.log.controls)
+    found._proposals[approval] = kept
+    door.now += 3_600_000_000
+
+    assert approve(door, approval, "dev:fay:approver", "reject") == (409, "approval.decided")
+    reply = door.call("POST", f"/v1/approvals/{approval}/approve", who="dev:fay:approver")
+
+    assert (reply.status, reply.json["decided_by"]) == (200, "eva")
+    assert found._proposals[approval].decided_at == approved_at
+    assert len(door.log.controls) == before
+
+
+class Shelf(QuarantineDesk):
+    """A quarantine with one message."""
+
+    entry: Entry
+
+    def find(self, partition: int, offset: int) -> Entry | None:
+        return self.entry
+
+    def open_before(self, entry: Entry, record: Record | None) -> list[Entry]:
+        return []
+
+
+def test_a_store_that_went_back_has_no_release_sent_twice(door: Door) -> None:
+    """Under another time it would be another event of the same identity, which holds the member for ever."""
+    shelf = Shelf({}, namespace=NAMESPACE, catalog=CATALOG, submitter=door.parts.submitter)
+    shelf.entry = hold(door, "m:2")
+    object.__setattr__(door.parts, "quarantine", shelf)
+    door.settle("m:2", "US")
+    approval = door.propose(f"/v1/quarantine/{shelf.entry.name}/release", {"reason": "cut short"})
+    found = door.proposals
+    assert isinstance(found, InMemoryProposals)
+    kept = found._proposals[approval]
+    assert approve(door, approval) == (200, "approved")
+    assert door.decision("m:2")["allowed"]
+    before = len(door.log.messages)
+    found._proposals[approval] = kept
+    door.now += 1_000_000
+
+    reply = door.call("POST", f"/v1/approvals/{approval}/approve", who="dev:fay:approver")
+
+    assert (reply.status, reply.json["state"], len(door.log.messages)) == (200, "approved", before)
+    assert door.decision("m:2", at_least=reply.json["result"]["token"])["allowed"]
+    shelf.close()
+
+
+def hold(door: Door, member: str) -> Entry:
+    """A message of the member that could not be read."""
+    key, place = member.encode(), partition_of(member.encode(), PARTITIONS)
+    entry = Entry(
+        partition=place,
+        offset=0,
+        appended_at=Micros(door.now),
+        error_class="X",
+        schema_id=None,
+        key=key,
+        value=b"",
+    )
+    event_id = unreadable_event_id(place, 0)
+    held = fold(None, EventUnreadable(event_id=event_id, member=MemberId(member), recorded_at=Micros(door.now)))
+    next_offset = door.table.meta(place).next_offset or 0
+    door.table.store(
+        place,
+        {key: write_record(held, CATALOG.frame_of("ConsentRecord"))},
+        epoch=door.log._epochs[place],
+        expected_offset=next_offset,
+        next_offset=next_offset + 1,
+    )
+    return entry
+
+
+def test_an_approval_that_surely_came_to_nothing_can_be_rejected(door: Door) -> None:
+    """It could be neither approved, as terms have changed, nor rejected, and would be a click away for a month."""
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    door.log.fails = "lost"
+    assert approve(door, approval) == (504, "kafka.unknown")
+    door.log.fails = ""
+    door.now += 2 * DELIVERY_TIMEOUT_MS * 1000 - 1
+    assert approve(door, approval, act="reject") == (409, "approval.decided")
+    door.now += 1
+
+    assert approve(door, approval, act="reject") == (200, "rejected")
+    assert door.decision()["reason"] == "PAUSED"
 
 
 def test_an_approval_that_was_not_sent_can_be_given_or_refused_later(door: Door) -> None:
@@ -120,19 +236,17 @@ def test_an_approval_that_was_not_sent_can_be_given_or_refused_later(door: Door)
 
 
 def test_a_repeated_approval_that_finds_the_queue_full_stays_the_same_control(door: Door) -> None:
-    """After 504 the lift may stand in the log: under a new time it would be another one."""
+    """After 504 the lift may come to the log yet: under a new time it would be another one."""
     approval = door.propose("/v1/pauses/hk-2024/lift", {})
-    before = len(door.log.controls)
-    door.log.fails = "silent"
-    approve(door, approval)
-    door.log.fails = "full"
-    door.now += 1_000_000
-    approve(door, approval)
+    before, approved_at = len(door.log.controls), door.now
+    for fails in ("lost", "full"):
+        door.log.fails = fails
+        approve(door, approval)
+        door.now += 1_000_000
     door.log.fails = ""
-    door.now += 1_000_000
 
     assert approve(door, approval) == (200, "approved")
-    assert len(set(door.log.controls[before:])) == 1
+    assert [lift.recorded_at for lift in door.log.controls[before:]] == [approved_at]
 
 
 def test_only_one_decides_at_a_time(door: Door) -> None:
@@ -151,13 +265,96 @@ def test_only_one_decides_at_a_time(door: Door) -> None:
 
 
 def test_a_proposal_that_would_open_more_than_it_showed_is_not_carried_out(door: Door) -> None:
-    """A lift of version 5 showed that it ends version 1; a new order, version 2, would end with it unseen."""
-    approval = door.propose("/v1/pauses/hk-2024/lift", {"version": 5, "opt_ins": "KEEP"})
+    """The lift of version 3 showed that it ends versions 1 and 3; a new order, version 2, would end with it unseen."""
+    door.call("POST", "/v1/pauses", PAUSE | {"version": 3}, DESK)
+    approval = door.propose("/v1/pauses/hk-2024/lift", {"version": 3, "opt_ins": "KEEP"})
     door.call("POST", "/v1/pauses", PAUSE | {"version": 2, "jurisdictions": ["HK", "US"]}, DESK)
 
     assert approve(door, approval) == (409, "approval.changed")
     assert door.decision()["reason"] == "PAUSED"
     assert approve(door, approval, act="reject") == (200, "rejected")
+
+
+def test_a_lift_of_a_version_that_nobody_imposed_is_refused(door: Door) -> None:
+    """A lift that comes first still lifts: the authority's next order would never bind, and nobody had seen it."""
+    reply = door.call("POST", "/v1/pauses/hk-2024/lift", {"version": 2}, DESK)
+
+    assert (reply.status, reply.code) == (409, "input.pause_version")
+
+
+def test_an_approval_waits_for_the_controls_that_others_have_just_sent(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four seconds old are fresh for a decision; meanwhile another gateway may have taken a new order."""
+    monkeypatch.setattr(reading, "CONTROLS_SECONDS_MAX", 0.05)
+    approval = door.propose("/v1/pauses/hk-2024/lift", {})
+    before = len(door.log.messages)
+    door.is_fresh = False
+    door.now += 4_000_000
+
+    assert approve(door, approval) == (503, "controls.stale")
+    assert len(door.log.messages) == before
+
+
+def test_what_was_narrowed_since_the_proposal_is_shown_again_though_the_words_are_the_same(door: Door) -> None:
+    """The second person read that more categories are used, of terms that are not the ones in force any more."""
+    entry = POLICY["terms"][0]
+    assert door.call("POST", "/v1/policies", _version("2", entry | {"categories": ["a", "b"]}), DESK).status == 202
+    approval = door.propose("/v1/policies", _version("3", entry))
+    door.now += 1
+    assert door.call("POST", "/v1/policies", _version("4", entry | {"categories": ["a"]}), DESK).status == 202
+
+    assert approve(door, approval) == (409, "approval.changed")
+
+
+def test_a_proposal_names_every_place(door: Door) -> None:
+    """Behind "and 3 more" stands the country that would not have been signed."""
+    codes = ["AT", "BE", "BR", "CA", "CH", "CL", "CO", "CY", "DE", "DK", "EG", "ES", "FI", "FR", "GB"]
+    entry = POLICY["terms"][0] | {"jurisdictions": codes, "purpose": "ads"}
+
+    [opens] = door.call("POST", "/v1/policies", _version("2", entry), DESK).json["opens"]
+
+    assert all(code in opens for code in codes)
+
+
+def test_a_policy_that_would_open_by_the_time_it_is_sent_is_not_sent(door: Door) -> None:
+    """Redis was slow for two seconds, in which a colleague closed Hong Kong: this policy would open it again."""
+
+    class Slow(InMemoryIdempotency):
+        async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
+            closed = Terms(jurisdictions=("HK",), purpose=PURPOSE, regime=Regime.NOT_OFFERED)
+            now = Micros(door.now)
+            narrowing = PolicyPublished(
+                event_id=b"N" * 16, version="narrow", terms=(closed,), effective_at=now, recorded_at=now
+            )
+            door.controls.follow(narrowing)
+            return await super().claim(key, attempt)
+
+    object.__setattr__(door.parts, "idempotency", Slow())
+    before = len(door.log.messages)
+
+    reply = door.call("POST", "/v1/policies", POLICY | {"version": "2"}, DESK, idempotency_key="k")
+
+    assert (reply.status, reply.code) == (409, "approval.changed")
+    assert len(door.log.messages) == before
+    again = door.call("POST", "/v1/policies", POLICY | {"version": "2"}, DESK, idempotency_key="k")
+    assert again.json["state"] == "awaiting_approval"
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+def test_a_policy_that_offers_at_another_time_than_now_waits(door: Door, days: int) -> None:
+    """It opens nothing today; what is narrowed until then it would open again, and nobody would be asked."""
+    effective = iso(Micros(door.now + days * DAY_MICROS))
+
+    reply = door.call("POST", "/v1/policies", POLICY | {"version": "2", "effective": effective}, DESK)
+
+    assert reply.json["state"] == "awaiting_approval"
+    assert reply.json["opens"][0].startswith("takes effect ")
+    assert approve(door, reply.json["approval_id"]) == (200, "approved")
+
+
+def _version(version: str, *entries: dict[str, Any]) -> dict[str, Any]:
+    return {"version": version, "terms": list(entries)}
 
 
 def test_a_policy_that_opens_waits_and_one_that_closes_does_not(door: Door) -> None:

@@ -226,6 +226,9 @@ def openings(control: Control, before: Controls, *, now: Micros) -> tuple[str, .
             f"{purpose} is no longer paused in {named(codes, after.jurisdictions, at=at, most=None)}"
             for purpose, codes in sorted(free.items())
         )
+        if _is_repeated(control, before, at=at, known_at=_everything_known(after, now)):
+            void = ": the opt-ins since then become void too" if control.voids_opt_ins else ""
+            return (f"repeats an earlier lift of the pause {ended}{void}", *places)
         return (f"ends the pause {ended or control.pause}", *places)
     words = (
         f"{change.purpose} in {named(change.jurisdictions, after.jurisdictions, at=at, most=None)}: {words}"
@@ -244,10 +247,20 @@ def openings_digest(control: Control, before: Controls, *, now: Micros) -> str:
         changes = _opening_changes(control, before, now)
         found = sorted(repr((one.purpose, one.jurisdictions, one.old, one.new)) for one in changes)
     elif isinstance(control, PauseLifted):
-        found = sorted(repr((one.pause, one.version, one.scope)) for one in lifted_by(control, before))
+        times = {"at": max(now, control.effective_at), "known_at": _everything_known(before.after(control), now)}
+        found = sorted(
+            repr((one.pause, one.version, one.scope, before.is_lifted(one, **times)))
+            for one in lifted_by(control, before)
+        )
     else:
         found = []
     return sha256("\n".join(found).encode()).hexdigest()
+
+
+def _is_repeated(lift: PauseLifted, before: Controls, *, at: Micros, known_at: Micros) -> bool:
+    """Whether every pause that a lift names was lifted before it."""
+    ended = lifted_by(lift, before)
+    return bool(ended) and all(before.is_lifted(pause, at=at, known_at=known_at) for pause in ended)
 
 
 def _opening_changes(policy: PolicyPublished, before: Controls, now: Micros) -> tuple[TermsChange, ...]:

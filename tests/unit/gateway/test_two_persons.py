@@ -466,3 +466,18 @@ def test_a_pause_names_who_imposed_it(door: Door) -> None:
 
     assert isinstance(pause, PauseImposed)
     assert pause.source == "dora"
+
+
+def test_a_lift_that_was_proposed_twice_takes_effect_once(door: Door) -> None:
+    """The second one, approved a week later, would make void what members have opted in to since."""
+    first, second = (door.propose("/v1/pauses/hk-2024/lift", {}) for _ in range(2))
+    assert approve(door, first) == (200, "approved")
+    before = len(door.log.messages)
+
+    assert approve(door, second) == (409, "approval.changed")
+    assert len(door.log.messages) == before
+    door.now += 1
+    again = door.call("POST", "/v1/pauses/hk-2024/lift", {}, DESK).json["opens"]
+    assert again[0].startswith("repeats an earlier lift of the pause hk-2024 version 1: the opt-ins since then")
+    kept = door.call("POST", "/v1/pauses/hk-2024/lift", {"opt_ins": "KEEP"}, DESK).json["opens"]
+    assert kept[0] == "repeats an earlier lift of the pause hk-2024 version 1"

@@ -68,3 +68,11 @@ def test_a_worker_asked_to_end_finishes_its_batch_and_leaves_nothing_to_repeat(w
     world.assert_all_agree()
     assert second.metric("consentry_events_total", outcome="replayed") == 0
     assert second.metric("consentry_events_total", outcome="applied") > 0 or load.acknowledged
+
+
+def test_a_worker_asked_to_end_while_it_still_starts_ends_too(world: World) -> None:
+    """A rollout that is taken back within a second would wait for a worker that waits for its own start."""
+    worker = world.processor()
+    wait_for(lambda: "HotPathService]: Starting" in worker.text(), "it starts", seconds=40, every=0.01)
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.text()

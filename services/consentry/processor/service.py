@@ -49,6 +49,7 @@ class HotPathService(Service):
         self._hot_path = hot_path
         self._frontiers = frontiers
         self._failure: BaseException | None = None
+        self._is_ending = False
         self._thread = threading.Thread(target=self._run, name="hot-path", daemon=True)
 
     def _run(self) -> None:
@@ -71,6 +72,8 @@ class HotPathService(Service):
         """End the process when the thread died or stands still: a supervisor starts it anew, and nothing is lost."""
         while not self.should_stop:
             await self.sleep(0.5)
+            if self._is_ending:
+                return
             if not self._thread.is_alive() and not self.should_stop:
                 _LOG.critical("worker_ends", why="the hot path ended")
                 os._exit(1)
@@ -81,13 +84,23 @@ class HotPathService(Service):
                 _LOG.critical("worker_ends", why=f"no progress for {STALL_SECONDS:.0f} s")
                 os._exit(1)
 
-    async def on_stop(self) -> None:
-        """Let the batch in hand finish; the rest of the shutdown gets a bounded time."""
+    def end(self) -> None:
+        """Have the hot path finish its batch, and the process end soon, whatever else goes on; may be called again.
+
+        With the broker away Faust waits for it for a minute, and asked to end while it is still starting it may wait
+        for good; a supervisor would have killed the worker by then.
+        """
+        if self._is_ending:
+            return
+        self._is_ending = True
         self._hot_path.stop()
-        # With the broker away Faust waits for it for a minute; a supervisor would have killed the worker by then.
         last_resort = threading.Timer(STOP_SECONDS, lambda: os._exit(1 if self._thread.is_alive() else 0))
         last_resort.daemon = True
         last_resort.start()
+
+    async def on_stop(self) -> None:
+        """Let the batch in hand finish; the rest of the shutdown gets a bounded time."""
+        self.end()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, STOP_SECONDS)
         await asyncio.get_running_loop().run_in_executor(None, self._frontiers.stop)
 
@@ -122,12 +135,22 @@ def _credentials(kafka: dict[str, str]) -> Any:
     )
 
 
+class _Worker(faust.Worker):
+    """Faust's worker, except that a signal reaches our service at once, not when Faust gets to it."""
+
+    def _schedule_shutdown(self, signal: Any) -> None:
+        for service in self.services:
+            if isinstance(service, HotPathService):
+                service.end()
+        super()._schedule_shutdown(signal)
+
+
 def run_worker(app: faust.App, services: list[Callable[[], Service]]) -> int:
     """Run the app with these services until SIGINT or SIGTERM; the exit status."""
     made = [service() for service in services]
     # Faust draws a spinner on its standard output, also when that is a file.
     nowhere = io.StringIO()
-    worker = faust.Worker(
+    worker = _Worker(
         app,
         *made,
         loglevel="WARNING",

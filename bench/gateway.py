@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
@@ -20,8 +19,6 @@ from bench.events import PURPOSES, pseudonym
 from bench.figures import CannotMeasure, as_document, check_count, latency_of, rate_of, spread_of
 from bench.http import Loaded, closed_loop, open_loop, request_of
 from bench.stack import ROOT, Place, Program, cpu_per_million, cpu_seconds
-from consentry.wire.kafka import client_config, end_offsets
-from consentry.wire.schemas import MEMBER_EVENTS
 
 CONNECTIONS: Final = 32
 BULK_LINES: Final = 10_000
@@ -128,22 +125,16 @@ def _closed(
     place: Place, address: str, requests: Sequence[bytes], connections: int, *, events: int, status: int = 202
 ) -> Loaded:
     """Send everything; every answer has to be a success, and every event in the log once."""
-    before = _end(place)
+    before = place.events()
     loaded = asyncio.run(closed_loop(address, requests, connections=connections))
     _check(loaded, status)
-    check_count("Events in the log", expected=events, found=_end(place) - before)
+    check_count("Events in the log", expected=events, found=place.events() - before)
     return loaded
 
 
 def _check(loaded: Loaded, status: int) -> None:
     if set(loaded.statuses) != {status}:
         raise CannotMeasure(f"Not every request was answered with {status}: {dict(loaded.statuses)}.")
-
-
-def _end(place: Place) -> int:
-    admin = AdminClient(client_config(place.kafka, "consentry-bench"))
-    topic = place.topic(MEMBER_EVENTS)
-    return sum(end_offsets(admin, [(topic, partition) for partition in range(place.partitions)]).values())
 
 
 def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime) -> dict[str, Any]:

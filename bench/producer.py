@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from confluent_kafka import KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from bench.stack import Place
 from consentry.domain.events import ConsentChanged
 from consentry.producer import ConsentProducer
 from consentry.wire.envelopes import event_headers
-from consentry.wire.kafka import client_config, end_offsets, producer_config
+from consentry.wire.kafka import producer_config
 from consentry.wire.schemas import MEMBER_EVENTS, schema
 
 WAYS: Final = ("sdk", "raw", "sdk_without_headers", "raw_without_headers")
@@ -74,9 +73,9 @@ def measure_producer(place: Place, count: int, *, repeats: int, seed: int, now: 
         for repeat in range(repeats):
             for step in range(len(WAYS)):
                 name = WAYS[(repeat + step) % len(WAYS)]
-                before = _end(place)
+                before = place.events()
                 found[name].append(timed(ways[name], prepared))
-                check_count(f"Events in the log by {name}", expected=count, found=_end(place) - before)
+                check_count(f"Events in the log by {name}", expected=count, found=place.events() - before)
     return summary(found)
 
 
@@ -195,13 +194,6 @@ def show(results: Mapping[str, Any], console: Console) -> None:
 def _poll(producer: Producer, stopping: threading.Event) -> None:
     while not stopping.is_set():
         producer.poll(0.1)
-
-
-def _end(place: Place) -> int:
-    """How many events the log holds."""
-    admin = AdminClient(client_config(place.kafka, "consentry-bench"))
-    topic = place.topic(MEMBER_EVENTS)
-    return sum(end_offsets(admin, [(topic, partition) for partition in range(place.partitions)]).values())
 
 
 def _fields(event: Event) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from bench.figures import CannotMeasure
 from consentry.local.child import Launch, Spawner, end
 from consentry.local.state import Addresses
 from consentry.wire.catalog import Catalog, load_catalog, register_all
-from consentry.wire.kafka import client_config, partition_count, producer_config
+from consentry.wire.kafka import client_config, end_offsets, partition_count, producer_config
 from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import MEMBER_EVENTS, topic_name, topics
 from consentry.wire.topics import REPLICAS, apply_topics, plan_topics
@@ -70,6 +70,12 @@ class Place:
     def topic(self, name: str) -> str:
         """The broker's name of one of our topics."""
         return topic_name(self.namespace, name)
+
+    def events(self) -> int:
+        """How many events the log holds."""
+        admin = AdminClient(client_config(self.kafka, "consentry-bench"))
+        topic = self.topic(MEMBER_EVENTS)
+        return sum(end_offsets(admin, [(topic, partition) for partition in range(self.partitions)]).values())
 
     def add_topic(self, name: str) -> str:
         """One more topic, declared as member-events is; its name on the broker."""

@@ -25,6 +25,7 @@ from consentry.gateway.idempotency import Attempt
 from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.parts import Parts
 from consentry.gateway.problems import Problem
+from consentry.wire.envelopes import uuid_text
 from consentry.wire.sending import Place, Undelivered
 
 LINES_MAX: Final = 10_000
@@ -92,8 +93,7 @@ async def bulk_answer(parts: Parts, lines: Sequence[Line], *, traceparent: str |
             results.append(_refusal(number, "invalid", problem))
             continue
         answer = next(answers)
-        name = event.event_id.hex()
-        event_id = f"{name[:8]}-{name[8:12]}-{name[12:16]}-{name[16:20]}-{name[20:]}"
+        event_id = uuid_text(event.event_id)
         if isinstance(answer, Place):
             counts["accepted"] += 1
             partition, offset = answer

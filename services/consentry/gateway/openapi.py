@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from ruamel.yaml import YAML
 
 from consentry.gateway.models import ProblemOut
 from consentry.gateway.problems import MEDIA_TYPE
+from consentry.wire.yaml_text import document_text
 
 ACCEPTS_REPETITION: Final = ("idempotency-key", "traceparent")
 _ALWAYS: Final = (400, 401, 403, 408, 429, 431, 500, 503)
@@ -116,11 +115,5 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 def openapi_text(app: FastAPI) -> str:
     """The description as YAML, the same for the same code."""
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 4096
-    yaml.representer.ignore_aliases = lambda _: True
-    out = io.StringIO()
-    out.write("# Made by `consentry schemas openapi` from services/consentry/gateway; do not edit.\n")
-    yaml.dump(describe(app), out)
-    return out.getvalue()
+    made_by = "Made by `consentry schemas openapi` from services/consentry/gateway; do not edit."
+    return document_text(describe(app), made_by)

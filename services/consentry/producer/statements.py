@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from datetime import datetime
 from typing import Generic, TypeVar
 
@@ -16,7 +17,7 @@ Answer = TypeVar("Answer")
 Instant = datetime | Micros
 
 
-class Statements(Generic[Answer]):
+class Statements(ABC, Generic[Answer]):
     """Opt-outs, opt-ins, relocations and erasures, made into events with an id and both times.
 
     `effective_at` (an aware datetime, or microseconds since 1970 UTC) is when it holds in the world; default: now.
@@ -29,9 +30,9 @@ class Statements(Generic[Answer]):
         self._source = source
         self._clock = clock
 
+    @abstractmethod
     def _take(self, event: SentEvent, traceparent: str | None) -> Answer:
         """Do with the event what this class is for."""
-        raise NotImplementedError
 
     def opt_out(
         self,

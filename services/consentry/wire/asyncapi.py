@@ -6,12 +6,9 @@ Source: AsyncAPI 3.0.0; Kafka bindings 0.5.0 (channels, messages).
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
-
-from ruamel.yaml import YAML
 
 from consentry.domain.values import MEMBER_ID_PATTERN
 from consentry.wire.envelopes import CONTENT_TYPE, TRACEPARENT_PATTERN
@@ -28,6 +25,7 @@ from consentry.wire.schemas import (
     schemas,
     topics,
 )
+from consentry.wire.yaml_text import document_text
 
 PROFILE: Final = "production"
 AVRO: Final = "application/vnd.apache.avro;version=1.9.0"
@@ -84,14 +82,8 @@ _NUMBERS: Final = frozenset({"retention.ms", "retention.bytes", "delete.retentio
 
 def asyncapi_text() -> str:
     """The document as YAML, the same for the same topics and schemas."""
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 4096
-    yaml.representer.ignore_aliases = lambda _: True  # repeated is easier to read than &id001
-    out = io.StringIO()
-    out.write("# Made by `consentry schemas asyncapi` from topics/*.yaml and avro/*.avsc; do not edit.\n")
-    yaml.dump(asyncapi_document(), out)
-    return out.getvalue()
+    made_by = "Made by `consentry schemas asyncapi` from topics/*.yaml and avro/*.avsc; do not edit."
+    return document_text(asyncapi_document(), made_by)
 
 
 def asyncapi_document() -> dict[str, Any]:

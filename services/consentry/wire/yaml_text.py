@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -98,3 +99,15 @@ def line_of(text: str, field: str) -> int:
         else:
             break
     return line
+
+
+def document_text(document: Any, made_by: str) -> str:
+    """Plain values as YAML under a line that says what made it; the same text for the same values."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.representer.ignore_aliases = lambda _: True  # repeated is easier to read than &id001
+    out = io.StringIO()
+    out.write(f"# {made_by}\n")
+    yaml.dump(document, out)
+    return out.getvalue()

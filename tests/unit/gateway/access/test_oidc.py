@@ -173,10 +173,6 @@ class TestHonest:
         assert ask(way_in(issuer), token).purposes == expected
 
 
-def _now() -> int:
-    return int(time.time())
-
-
 def _replaced(token: str, part: int, text: str) -> str:
     parts = token.split(".")
     parts[part] = text
@@ -189,6 +185,11 @@ def _cut(token: str, part: int) -> str:
 
 def _with(**claims: Any) -> Callable[[Issuer], str]:
     return lambda issuer: issuer.token(claims=claims)
+
+
+def _dated(claim: str, *, seconds: int) -> Callable[[Issuer], str]:
+    """A time so far from when the token is asked for: the modules of a long run are read minutes before."""
+    return lambda issuer: issuer.token(claims={claim: int(time.time()) + seconds})
 
 
 def _headed(**header: Any) -> Callable[[Issuer], str]:
@@ -267,7 +268,7 @@ FORGED: dict[str, tuple[Callable[[Issuer], str], str]] = {
         lambda issuer: signed(issuer.header(), issuer.claims(), rsa_key("forger"), "RS256"),
         "token_signature",
     ),
-    "expired": (_with(exp=_now() - 60), "token_expired"),
+    "expired": (_dated("exp", seconds=-60), "token_expired"),
     "no exp": (_with(exp=...), "token_claim_missing"),
     "exp as text": (_with(exp="99999999999"), "token_time"),
     "exp as yes": (_with(exp=True), "token_expired"),
@@ -278,10 +279,10 @@ FORGED: dict[str, tuple[Callable[[Issuer], str], str]] = {
         ),
         "token_invalid",
     ),
-    "not yet valid": (_with(nbf=_now() + 600), "token_not_yet_valid"),
+    "not yet valid": (_dated("nbf", seconds=600), "token_not_yet_valid"),
     "no nbf": (_with(nbf=...), "token_claim_missing"),
     "nbf as text": (_with(nbf="1"), "token_time"),
-    "issued tomorrow": (_with(iat=_now() + 86_400), "token_not_yet_valid"),
+    "issued tomorrow": (_dated("iat", seconds=86_400), "token_not_yet_valid"),
     "no iat": (_with(iat=...), "token_claim_missing"),
     "another audience": (_with(aud="https://other.example"), "token_audience"),
     "an audience that begins as ours": (_with(aud=AUDIENCE + ".evil"), "token_audience"),

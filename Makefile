@@ -7,6 +7,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STAMP_ALL := $(VENV)/.installed-all
 
 # The newest Python that really runs is taken; `make setup PYTHON=/path/to/python` overrides the search.
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3)
@@ -15,13 +16,16 @@ FAST_TESTS := tests/unit tests/contract tests/schemas tests/architecture
 # bench/ is typed like the rest, but mypy refuses a folder that holds no Python at all.
 TYPED := services schemas tests $(if $(wildcard bench/*.py),bench)
 
+# torch, pyspark and ray take gigabytes: `make setup-all` brings them, `make setup` does not.
+EXTRAS := processor gateway bundler agent polars pandas duckdb hf delta iceberg local dev
+
 # What goes into the image is cut out of requirements.lock, so that no version is chosen twice.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-annotate --custom-compile-command "make lock"
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Create .venv with every dependency pinned by hash (skipped while nothing changed)
@@ -49,9 +53,19 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The same versions as requirements.lock wherever both name a package; uv, as pip takes minutes for gigabytes.
+.PHONY: setup-all
+setup-all: $(STAMP_ALL) ## Also torch, pyspark, ray, MLflow and OpenLineage, for test-all (gigabytes)
+
+$(STAMP_ALL): $(STAMP) tests/heavy/requirements.lock
+	@echo "Installing tests/heavy/requirements.lock, every file checked against its hash"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r tests/heavy/requirements.lock
+	@touch $@
+
 .PHONY: lock
 lock: $(STAMP) ## Pin the dependencies of pyproject.toml again, by hash
-	$(COMPILE) --all-extras pyproject.toml -o requirements.lock
+	$(COMPILE) --all-extras pyproject.toml -o tests/heavy/requirements.lock
+	$(COMPILE) $(addprefix --extra ,$(EXTRAS)) -c tests/heavy/requirements.lock pyproject.toml -o requirements.lock
 	$(COMPILE) --extra processor --extra gateway -c requirements.lock pyproject.toml -o deploy/requirements.lock
 	$(COMPILE) -c requirements.lock deploy/build-requirements.in -o deploy/build-requirements.lock
 
@@ -72,6 +86,10 @@ check: lint ## Before every commit: lint and the fast tests, in under a minute
 .PHONY: test
 test: lint ## The gate: lint and every test, the real local stack included
 	$(BIN)/pytest
+
+.PHONY: test-all
+test-all: $(STAMP_ALL) ## The tests of what is too heavy for `make test`: torch, Spark, Ray, MLflow, OpenLineage
+	$(BIN)/pytest tests/heavy
 
 .PHONY: exhaustive
 exhaustive: $(STAMP) ## Every sequence of five events and controls instead of four, in about ten minutes

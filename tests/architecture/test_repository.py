@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+HEAVY_EXTRAS = ("torch", "ray", "spark", "openlineage", "mlflow")
+"""Tested by `make test-all` alone."""
 TOP_LEVEL = {
     ".ci", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "bench", "deploy", "docker-compose.yml", "docs",
     "pyproject.toml", "requirements.lock", "schemas", "services", "tests",
@@ -159,9 +161,14 @@ class TestLeftovers:
 class TestLocks:
     def test_every_dependency_is_pinned_by_hash(self, root: Path, pyproject: dict[str, Any]) -> None:
         """A package replaced on its way would run inside of the service that knows who opted out."""
-        lock = (root / "requirements.lock").read_text(encoding="utf-8")
+        main = (root / "requirements.lock").read_text(encoding="utf-8")
+        heavy = (root / "tests" / "heavy" / "requirements.lock").read_text(encoding="utf-8")
+        extras = pyproject["project"]["optional-dependencies"]
+        kept_out = {text for name in HEAVY_EXTRAS for text in extras[name]}
 
-        assert lock_complaints(lock, declared(pyproject)) == []
+        assert lock_complaints(main, [text for text in declared(pyproject) if text not in kept_out]) == []
+        assert lock_complaints(heavy, declared(pyproject)) == []
+        assert strangers(main, heavy) == []
 
     def test_the_image_installs_nothing_that_was_not_tested(self, root: Path, pyproject: dict[str, Any]) -> None:
         """What runs in production has to be what the gate ran."""

@@ -23,10 +23,11 @@ from consentry.processor.ports import InMemoryPublisher, NoObligations, Publishe
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import ConsentTable
 from consentry.table.redis_table import RedisTable
-from consentry.trainer.view import FOREVER, View
+from consentry.trainer.view import View
 from consentry.wire.catalog import Catalog, InMemoryRegistry, load_catalog, register_all
 from consentry.wire.controls import Frontier
 from consentry.wire.events import write_event
+from consentry.wire.freshness import FOREVER
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.kafka import Stored
 from consentry.wire.partitions import partition_of

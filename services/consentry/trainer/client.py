@@ -23,9 +23,10 @@ from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
 from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
-from consentry.trainer.view import FOREVER, View
+from consentry.trainer.view import View
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
+from consentry.wire.freshness import FOREVER
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.kafka import client_config, end_offsets, follower_config, partition_count, stored
 from consentry.wire.records import newest_fact, version_of
@@ -173,6 +174,16 @@ class Client:
     def is_fresh(self) -> bool:
         """Whether answers are given now; otherwise every one is STALE."""
         return not self._stale_detail(self._clock())
+
+    @property
+    def stale_detail(self) -> str:
+        """Why nothing is allowed now; empty where freshness is proven."""
+        return self._stale_detail(self._clock())
+
+    @property
+    def view_id(self) -> str:
+        """Names all that answers rest on: equal only where the same records and controls were read."""
+        return self.view.view_id
 
     def staleness_seconds(self) -> float:
         """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,6 +17,7 @@ from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros, Reason
 from consentry.trainer.likenesses import HELD_CLASS, Distinctions, Likenesses
 from consentry.wire.controls import Frontier
+from consentry.wire.freshness import FOREVER, Freshness
 from consentry.wire.partitions import partition_of, partitions_of
 from consentry.wire.records import (
     DIGEST_BITS,
@@ -29,11 +30,8 @@ from consentry.wire.records import (
 )
 from consentry.wire.tokens import Token
 
-_WAITING_MAX: Final = 64
 _PURPOSES_MAX: Final = 8
 """For so many purposes it is remembered which members stand alike."""
-FOREVER: Final = Micros(1 << 62)
-"""Later than anything: a question about what is known now counts everything that is held."""
 
 
 class View:
@@ -51,12 +49,8 @@ class View:
         self.regressions = 0
         self.positions: dict[tuple[str, int], int] = {}
         """Next offset per (short topic name, partition)."""
+        self.freshness = Freshness(partitions)
         self._held: set[bytes] = set()
-        self._tainted: set[int] = set()
-        self._fresh_at: dict[int, Micros] = {}
-        self._covered: dict[int, tuple[str, int]] = {}
-        """Per partition: the log, and its next offset up to which every event is in what is held."""
-        self._waiting: dict[int, deque[Frontier]] = {}
         self._distinctions = Distinctions(self.controls)
         self._likenesses: dict[str, Likenesses] = {}
 
@@ -89,62 +83,33 @@ class View:
         self.controls = self.controls.after(control)
 
     def apply_frontier(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
-        """Take a frontier in; it counts once the positions it names are reached.
-
-        Its time is a worker's clock: it is never believed beyond `appended_at`, the broker's.
-        """
-        if not 0 <= frontier.partition < self.partitions:
-            return
-        frontier = frontier._replace(frontier_at=min(frontier.frontier_at, appended_at))
-        waiting = self._waiting.get(frontier.partition)
-        newest = waiting[-1].frontier_at if waiting else self._fresh_at.get(frontier.partition, Micros(0))
-        if frontier.frontier_at < newest:
-            return  # of a worker that was replaced while it was frozen: it must not take a taint back
-        # Several wait: under a steady lag an older one is reached while the newest never is.
-        self._waiting.setdefault(frontier.partition, deque(maxlen=_WAITING_MAX)).append(frontier)
-        if frontier.tainted:
-            self._tainted.add(frontier.partition)
-        else:
-            self._tainted.discard(frontier.partition)
+        """Take a frontier in; see Freshness."""
+        self.freshness.apply(frontier, appended_at)
 
     def settle_frontiers(self) -> None:
         """Let the frontiers count whose positions have been reached by now."""
-        controls_position = self.positions.get(("controls", 0), 0)
-        for partition, waiting in self._waiting.items():
-            position = self.positions.get(("records", partition), 0)
-            while waiting and position >= waiting[0].records_offset and controls_position >= waiting[0].controls_offset:
-                frontier = waiting.popleft()
-                self._fresh_at[partition] = max(frontier.frontier_at, self._fresh_at.get(partition, Micros(0)))
-                log, covered = self._covered.get(partition, ("", 0))
-                self._covered[partition] = (
-                    frontier.log,
-                    max(frontier.next_offset, covered) if log == frontier.log else frontier.next_offset,
-                )
+        self.freshness.settle(self.positions)
 
     def missing(self, token: Token) -> str:
         """What is not here yet of what the token demands; empty where all of it is."""
-        log = token.log.hex()
-        if all(known != log for known, _ in self._covered.values()):
-            return "the token is of a log that is not followed here"
-        for partition, offset in token.offsets.items():
-            known, covered = self._covered.get(partition, ("", 0))
-            if offset > 0 and (known != log or covered < offset):
-                return f"partition {partition} is followed up to event {covered}, the token asks for {offset}"
-        position = self.positions.get(("controls", 0), 0)
-        if position < token.controls:
-            return f"the controls are followed up to {position}, the token asks for {token.controls}"
-        return ""
+        return self.freshness.missing(token, self.positions)
 
     def staleness_seconds(self, now: Micros) -> float:
         """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""
-        if len(self._fresh_at) < self.partitions:
-            return math.inf
-        return (now - min(self._fresh_at.values())) / 1e6
+        return self.freshness.staleness_seconds(now)
 
     @property
     def newest_frontier(self) -> Micros:
         """The latest time that any partition has been proven fresh for."""
-        return max(self._fresh_at.values(), default=Micros(0))
+        return self.freshness.newest
+
+    @property
+    def view_id(self) -> str:
+        """Names all that answers rest on: equal only where the same records and controls were read, of the same logs."""
+        told = hashlib.blake2b(digest_size=16)
+        logs = {partition: frontier.log for partition, frontier in self.freshness.counted().items()}
+        told.update(json.dumps([sorted(self.positions.items()), sorted(logs.items())]).encode())
+        return told.hexdigest()
 
     def record(self, member: MemberId) -> Record | None:
         """The member's record, or None. Raises DamagedRecord."""
@@ -154,7 +119,8 @@ class View:
 
     def is_held(self, member: bytes) -> bool:
         """Whether the member is excluded because something about them could not be read."""
-        return member in self._held or (bool(self._tainted) and partition_of(member, self.partitions) in self._tainted)
+        tainted = self.freshness.tainted
+        return member in self._held or (bool(tainted) and partition_of(member, self.partitions) in tainted)
 
     @property
     def distinctions(self) -> Distinctions:
@@ -184,7 +150,7 @@ class View:
 
     def _held_among(self, members: Sequence[bytes]) -> npt.NDArray[np.bool_]:
         """As `is_held`, for each of them."""
-        held, tainted = self._held, list(self._tainted)
+        held, tainted = self._held, list(self.freshness.tainted)
         found = np.array([member in held for member in members] if held else np.zeros(len(members)), dtype=np.bool_)
         return found | np.isin(partitions_of(members, self.partitions), tainted) if tainted else found
 

@@ -37,9 +37,10 @@ from consentry.domain.values import MEMBER_ID_PATTERN, Choice, MemberId, Micros,
 from consentry.trainer import filter as filtering
 from consentry.trainer import likenesses
 from consentry.trainer.filter import REASONS, Columns, decide_table
-from consentry.trainer.view import FOREVER, View
+from consentry.trainer.view import View
 from consentry.wire.controls import Frontier
 from consentry.wire.frames import frame
+from consentry.wire.freshness import FOREVER
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of, write_record
 

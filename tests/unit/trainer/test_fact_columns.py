@@ -13,8 +13,8 @@ from consentry.domain.events import Fact, FactKind, MemberEvent
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros
 from consentry.trainer.fact_columns import FactColumns
-from consentry.trainer.view import FOREVER
 from consentry.wire.frames import frame
+from consentry.wire.freshness import FOREVER
 from consentry.wire.records import write_record
 
 MEMBER = b"member-1"

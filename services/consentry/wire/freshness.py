@@ -1,0 +1,116 @@
+"""How fresh what a follower holds is proven to be, by the frontiers that it has read and reached."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+from consentry.domain.values import Micros
+from consentry.wire.controls import Frontier
+from consentry.wire.schemas import CONTROLS, RECORDS
+from consentry.wire.tokens import Token
+
+_WAITING_MAX: Final = 64
+FOREVER: Final = Micros(1 << 62)
+"""Later than anything: a question about what is known now counts everything that is held."""
+
+Positions = Mapping[tuple[str, int], int]
+"""Next offset per (short topic name, partition)."""
+
+
+class Freshness:
+    """The frontiers of all partitions: those that wait for their positions, and those that count.
+
+    `partitions` is the partition count of records.
+    """
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+        self.tainted: set[int] = set()
+        """Partitions with an event of which not even the key could be read."""
+        self._fresh_at: dict[int, Micros] = {}
+        self._covered: dict[int, Frontier] = {}
+        """Per partition the frontier that counts: its log, and the next offset up to which every event is held."""
+        self._waiting: dict[int, deque[Frontier]] = {}
+
+    def apply(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
+        """Take a frontier in; it counts once the positions it names are reached.
+
+        Its time is a worker's clock: it is never believed beyond `appended_at`, the broker's.
+        """
+        if not 0 <= frontier.partition < self.partitions:
+            return
+        frontier = frontier._replace(frontier_at=min(frontier.frontier_at, appended_at))
+        waiting = self._waiting.get(frontier.partition)
+        newest = waiting[-1].frontier_at if waiting else self._fresh_at.get(frontier.partition, Micros(0))
+        if frontier.frontier_at < newest:
+            return  # of a worker that was replaced while it was frozen: it must not take a taint back
+        # Several wait: under a steady lag an older one is reached while the newest never is.
+        self._waiting.setdefault(frontier.partition, deque(maxlen=_WAITING_MAX)).append(frontier)
+        if frontier.tainted:
+            self.tainted.add(frontier.partition)
+        else:
+            self.tainted.discard(frontier.partition)
+
+    def settle(self, positions: Positions) -> None:
+        """Let the frontiers count whose positions have been reached by now."""
+        controls_position = positions.get((CONTROLS, 0), 0)
+        for partition, waiting in self._waiting.items():
+            position = positions.get((RECORDS, partition), 0)
+            while waiting and position >= waiting[0].records_offset and controls_position >= waiting[0].controls_offset:
+                frontier = waiting.popleft()
+                self._fresh_at[partition] = max(frontier.frontier_at, self._fresh_at.get(partition, Micros(0)))
+                known = self._covered.get(partition)
+                if known is not None and known.log == frontier.log:
+                    frontier = frontier._replace(next_offset=max(frontier.next_offset, known.next_offset))
+                self._covered[partition] = frontier
+
+    def missing(self, token: Token, positions: Positions) -> str:
+        """What is not here yet of what the token demands; empty where all of it is."""
+        log = token.log.hex()
+        if all(known.log != log for known in self._covered.values()):
+            return "the token is of a log that is not followed here"
+        for partition, offset in token.offsets.items():
+            known = self._covered.get(partition)
+            covered = 0 if known is None else known.next_offset
+            if offset > 0 and (known is None or known.log != log or covered < offset):
+                return f"partition {partition} is followed up to event {covered}, the token asks for {offset}"
+        position = positions.get((CONTROLS, 0), 0)
+        if position < token.controls:
+            return f"the controls are followed up to {position}, the token asks for {token.controls}"
+        return ""
+
+    def staleness_seconds(self, now: Micros) -> float:
+        """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""
+        if len(self._fresh_at) < self.partitions:
+            return math.inf
+        return (now - min(self._fresh_at.values())) / 1e6
+
+    @property
+    def newest(self) -> Micros:
+        """The latest time that any partition has been proven fresh for."""
+        return max(self._fresh_at.values(), default=Micros(0))
+
+    def counted(self) -> dict[int, Frontier]:
+        """Per partition the frontier that counts, its time being the latest that the partition is fresh for."""
+        return {
+            partition: frontier._replace(frontier_at=self._fresh_at[partition], tainted=partition in self.tainted)
+            for partition, frontier in sorted(self._covered.items())
+        }
+
+    def token(self, positions: Positions, issued_at: Micros) -> Token | None:
+        """The token of all that is held: who is as fresh as it knows as much. None while nothing is proven.
+
+        Partitions whose frontier names no log, or another than the first one's, are left out: they demand nothing.
+        """
+        logs = {frontier.log for frontier in self._covered.values() if frontier.log}
+        if len(logs) != 1:
+            return None
+        log = logs.pop()
+        offsets = {
+            partition: frontier.next_offset for partition, frontier in self._covered.items() if frontier.log == log
+        }
+        seconds = issued_at // 1_000_000 * 1_000_000
+        return Token(bytes.fromhex(log), offsets, positions.get((CONTROLS, 0), 0), Micros(seconds))

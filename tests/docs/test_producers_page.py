@@ -11,9 +11,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from tests.pages import Snippet, snippets
 from tests.postgres import DATABASE, USER, postgres_server
 from tests.stack import World, wait_for
 
@@ -30,32 +30,6 @@ SDK_LINES_MAX = 10
 RUNNERS = ("python", "bash")
 OWN_TEST = ("Over HTTP",)
 """Sections whose snippets another test runs, with the server that they need."""
-
-
-class Snippet(NamedTuple):
-    """A fenced block: under which heading, in which language, at which line."""
-
-    section: str
-    language: str
-    text: str
-    line: int
-
-
-def snippets(text: str) -> list[Snippet]:
-    """Every fenced block of a page, in order."""
-    found, section, begun, language = [], "", -1, ""
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        if begun >= 0:
-            if line == "```":
-                found.append(Snippet(section, language, "\n".join(lines[begun + 1 : number]) + "\n", begun + 1))
-                begun = -1
-        elif line.startswith("```"):
-            begun, language = number, line[3:].strip()
-        elif line.startswith("## "):
-            section = line[3:]
-    assert begun < 0, f"the block of line {begun + 1} has no end"
-    return found
 
 
 def run(snippet: Snippet, environment: dict[str, str], *, directory: Path = ROOT) -> str:

@@ -24,16 +24,19 @@ from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
 from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
 from consentry.trainer.view import View
-from consentry.wire.catalog import Catalog
+from consentry.wire.catalog import Catalog, load_catalog
 from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
 from consentry.wire.freshness import FOREVER
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.kafka import client_config, end_offsets, follower_config, partition_count, stored
 from consentry.wire.records import newest_fact, version_of
-from consentry.wire.schemas import CONTROLS, FRONTIERS, PURGE_ORDERS, RECORDS, topic_name
+from consentry.wire.registry import HttpRegistry
+from consentry.wire.schemas import CONTROLS, FRONTIERS, NAMESPACE, PURGE_ORDERS, RECORDS, topic_name
 from consentry.wire.tokens import TokenKeys, read_token
 
 STALENESS_SECONDS: Final = 5.0
+READY_SECONDS: Final = 120.0
+"""So long `connect` waits until everything that was there at the start has been read."""
 CLOCKS_SECONDS_MAX: Final = 1.0
 TOKEN_WAIT_SECONDS: Final = 3.0
 """So long a question waits for what its token demands; frontiers, which prove it, come every second."""
@@ -59,7 +62,7 @@ class Client:
         catalog: Catalog,
         *,
         name: str,
-        namespace: str = "consentry",
+        namespace: str = NAMESPACE,
         staleness_seconds: float = STALENESS_SECONDS,
         clock: Clock = system_clock,
         metrics: Metrics | None = None,
@@ -91,6 +94,39 @@ class Client:
         self._was_stale = True
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
+
+    @classmethod
+    def connect(
+        cls,
+        kafka: Mapping[str, str],
+        *,
+        name: str,
+        registry_url: str,
+        registry: Mapping[str, Any] | None = None,
+        namespace: str = NAMESPACE,
+        ready_seconds: float = READY_SECONDS,
+        **options: Any,
+    ) -> Client:
+        """A client that follows and is ready; `with` stops it. Raises Unavailable, Refused, InvalidInput.
+
+        `kafka` holds librdkafka's settings for addresses and security, `registry` more settings of the registry's
+        client, such as basic.auth.user.info; `options` are those of the class.
+        """
+        catalog = load_catalog(HttpRegistry(registry_url, settings=registry), namespace)
+        client = cls(kafka, catalog, name=name, namespace=namespace, **options)
+        client.start()
+        try:
+            client.wait_until_ready(ready_seconds)
+        except BaseException:
+            client.stop()
+            raise
+        return client
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Begin to follow. Raises Refused or Unavailable where the topics cannot be read."""

@@ -105,10 +105,10 @@ class View:
 
     @property
     def view_id(self) -> str:
-        """Names all that answers rest on: equal only where the same records and controls were read, of the same logs."""
+        """Names all that answers rest on: equal only where the same records and controls were read."""
         told = hashlib.blake2b(digest_size=16)
         logs = {partition: frontier.log for partition, frontier in self.freshness.counted().items()}
-        told.update(json.dumps([sorted(self.positions.items()), sorted(logs.items())]).encode())
+        told.update(json.dumps([sorted(dict(self.positions).items()), sorted(logs.items())]).encode())
         return told.hexdigest()
 
     def record(self, member: MemberId) -> Record | None:

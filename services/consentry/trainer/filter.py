@@ -16,14 +16,15 @@ import pyarrow.compute as pc
 
 from consentry.domain.decisions import Row, judge
 from consentry.domain.errors import InvalidInput
-from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason
+from consentry.domain.values import Micros, Reason
 from consentry.trainer.likenesses import HELD_CLASS, Distinctions, Likenesses, RowKind
 from consentry.trainer.view import View
+from consentry.wire.record_store import IntegerKeys, Keys, TextKeys
+from consentry.wire.record_store.keys import INTEGERS_BELOW
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
 _ALLOWING = np.array([reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in REASONS])
 _STALE = REASONS.index(Reason.STALE)
-_MEMBER_ID: Final = rf"\A(?:{MEMBER_ID_PATTERN.pattern})\z"
 _NO_CODE: Final = "?"
 """Stands for every jurisdiction that is no known code: one such decides, whatever else is asked."""
 _DIRECT_MIN: Final = 1 << 16
@@ -73,9 +74,9 @@ def decide_table(
 ) -> Verdict:
     """Decide every row of `table`: for each the reason that `view.decide` gives, for many rows at once.
 
-    Times in microseconds since 1970-01-01 UTC. A member id that is null, malformed or no text is HELD, never dropped
-    silently; a jurisdiction that is no known code is unknown; nothing is allowed where `is_fresh` is False. Raises
-    InvalidInput where a named column is missing or holds no times.
+    Times in microseconds since 1970-01-01 UTC. A member id is a text, or an integer for its decimal text; one that is
+    null, malformed or of another type is HELD, never dropped silently; a jurisdiction that is no known code is unknown;
+    nothing is allowed where `is_fresh` is False. Raises InvalidInput where a named column is missing or holds no times.
 
     Only `judge` allows: members who stand alike and rows that no rule tells apart ask one question, and it is asked
     once. What was found is remembered in the view, until a record, a control or the time asked about makes it another.
@@ -168,13 +169,49 @@ def _member_classes(
     column: pa.ChunkedArray, view: View, likenesses: Likenesses, *, at: Micros, known_at: Micros
 ) -> npt.NDArray[np.int32]:
     """Each row's class of members."""
-    members, codes = _dictionary(_texts(column, lambda value: value if isinstance(value, str) else None))
-    is_id = pc.match_substring_regex(members, _MEMBER_ID).fill_null(False)
-    kind = pa.large_binary() if pa.types.is_large_string(members.type) else pa.binary()
-    found = np.full(len(members), HELD_CLASS, dtype=np.int32)
-    keys = members.filter(is_id).cast(kind).to_pylist()
-    found[is_id.to_numpy(zero_copy_only=False)] = view.classes(keys, likenesses, at=at, known_at=known_at)
-    return found[codes]
+    if pa.types.is_dictionary(column.type):
+        is_whole = pa.types.is_integer(column.type.value_type)
+        values, codes = _dictionary(column if is_whole else _texts(column, _as_member))
+        by_code = _member_classes(pa.chunked_array([values]), view, likenesses, at=at, known_at=known_at)
+        found: npt.NDArray[np.int32] = by_code[codes]
+        return found
+
+    def ask(keys: Keys) -> npt.NDArray[np.int32]:
+        return view.classes(keys, likenesses, at=at, known_at=known_at)
+
+    read = _integer_classes if pa.types.is_integer(column.type) else _text_classes
+    if read is _text_classes:
+        column = _texts(column, _as_member)
+    return np.concatenate([np.zeros(0, dtype=np.int32), *(read(chunk, ask) for chunk in column.chunks)])
+
+
+_Ask = Callable[[Keys], npt.NDArray[np.int32]]
+
+
+def _text_classes(chunk: pa.Array, ask: _Ask) -> npt.NDArray[np.int32]:
+    if pa.types.is_string_view(chunk.type):
+        chunk = chunk.cast(pa.large_string())
+    keys = TextKeys.of_arrow(chunk)
+    is_id = keys.valid()
+    if is_id.all():
+        return ask(keys)
+    found = np.full(len(chunk), HELD_CLASS, dtype=np.int32)
+    rows = np.flatnonzero(is_id)
+    found[rows] = ask(keys.taken(rows))
+    return found
+
+
+def _integer_classes(chunk: pa.Array, ask: _Ask) -> npt.NDArray[np.int32]:
+    """An integer stands for its decimal text; nobody is called by a null."""
+    if chunk.null_count == 0:
+        values = chunk.to_numpy(zero_copy_only=False)
+        if len(values) and int(values.min()) >= 0 and int(values.max()) < INTEGERS_BELOW:
+            return ask(IntegerKeys(values.astype(np.uint64)))
+    return _text_classes(chunk.cast(pa.string()), ask)
+
+
+def _as_member(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _places(table: pa.Table, name: str | None, distinctions: Distinctions) -> _Axis:

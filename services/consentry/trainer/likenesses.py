@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections import defaultdict, deque
-from collections.abc import Hashable, Mapping, Sequence
-from itertools import count, repeat
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Sequence
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -17,13 +17,12 @@ from consentry.domain.decisions import NOBODY, Standing, standing
 from consentry.domain.events import Fact, FactKind
 from consentry.domain.values import Micros
 from consentry.trainer.fact_columns import FactColumns, Signature
-from consentry.wire.records import (
-    DamagedRecord,
-    read_record,
-)
+from consentry.wire.record_store import Found, Segment
+from consentry.wire.records import DamagedRecord, read_record
 
 _ANSWERS_MAX: Final = 200_000
-_CHANGED_MAX: Final = 100_000
+_REMEMBERED_MAX: Final = (1 << 15) - 1
+"""The last class that is remembered in two bytes for a member; of any beyond it is looked anew each time."""
 _SIDE_BY_SIDE: Final = 16_384
 """Records read at once: enough for the arithmetic to count, few enough for a processor's cache."""
 _LONG_AGO: Final = -(1 << 62)
@@ -80,8 +79,8 @@ class Answers:
 class Likenesses:
     """Which members stand alike for one purpose: a class of them gets one answer to the same row.
 
-    A member's class is remembered until their record changes, and only once all facts of it count, for then it is the
-    same at all later times. `voiding` is that of the distinctions asked under.
+    A member's class is remembered by the place of their record, which never changes in its segment, and only once all
+    facts of it count, for then it is the same at all later times. `voiding` is that of the distinctions asked under.
     """
 
     def __init__(self, purpose: str, voiding: tuple[Micros, ...]) -> None:
@@ -91,17 +90,10 @@ class Likenesses:
         self._purpose = purpose
         self._numbers = {self._likeness(own): number for number, own in enumerate(self.standings)}
         self._signatures: dict[Signature | None, int] = {}
-        self._settled: dict[bytes, int] = {}
+        self._codes: dict[Segment, npt.NDArray[np.int16]] = {}
         self._settled_at = self._settled_known_at = _LONG_AGO
         self._asked: tuple[Distinctions | None, tuple[int, int], Answers] = (None, (0, 0), Answers())
-        self._changed: deque[bytes] = deque(maxlen=_CHANGED_MAX)
         self._asking = threading.Lock()
-
-    def forget(self, member: bytes) -> None:
-        """Have the member looked at anew: their record has changed. To be called after it has."""
-        # In this order: whoever remembers the old record between the two finds the member among the changed.
-        self._changed.append(member)
-        self._settled.pop(member, None)
 
     def answers(self, distinctions: Distinctions, moment: tuple[int, int]) -> Answers:
         """The answers given so far under these controls at this moment; to be added to."""
@@ -112,45 +104,55 @@ class Likenesses:
         return found
 
     def classes(
-        self, members: Sequence[bytes], records: Mapping[bytes, bytes], *, at: Micros, known_at: Micros
+        self, found: Sequence[Found], count: int, live: Collection[Segment], *, at: Micros, known_at: Micros
     ) -> npt.NDArray[np.int32]:
-        """The class of each member, a place in `standings`. Times in microseconds.
+        """The class of each of `count` members, a place in `standings`; `found` says where there are records of them.
 
-        Records may change meanwhile: an answer is then that of the old one or of the new one.
+        Of the segments that are not `live` nothing is remembered any more. Times in microseconds.
         """
+        classes = np.full(count, _NOBODY_CLASS, dtype=np.int32)
         with self._asking:
+            self._codes = {segment: codes for segment, codes in self._codes.items() if segment in live}
             covers = at >= self._settled_at and known_at >= self._settled_known_at
-            remembered = self._settled if covers else {}
-            found = np.fromiter(map(remembered.get, members, repeat(-1)), dtype=np.int32, count=len(members))
-            missing = np.flatnonzero(found < 0).tolist()
-            if missing:
-                self._changed.clear()
-                found[missing] = self._look_up([members[place] for place in missing], records, at, known_at)
-                self._forget_changed()
-            return found
+            for segment, rows, places in found:
+                codes = self._codes_of(segment)
+                numbers = codes[places].astype(np.int32) if covers else np.full(len(places), -1, dtype=np.int32)
+                missing = np.flatnonzero(numbers < 0)
+                if len(missing):
+                    distinct, inverse = np.unique(places[missing], return_inverse=True)
+                    numbers[missing] = self._look_up(segment, codes, distinct, at, known_at)[inverse]
+                classes[rows] = numbers
+        return classes
+
+    def _codes_of(self, segment: Segment) -> npt.NDArray[np.int16]:
+        codes = self._codes.get(segment)
+        if codes is None:
+            codes = self._codes[segment] = np.full(len(segment), -1, dtype=np.int16)
+        return codes
 
     def _look_up(
-        self, members: Sequence[bytes], records: Mapping[bytes, bytes], at: Micros, known_at: Micros
+        self,
+        segment: Segment,
+        codes: npt.NDArray[np.int16],
+        places: npt.NDArray[np.integer[Any]],
+        at: Micros,
+        known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The classes of members of whom none is remembered."""
-        found = np.full(len(members), _NOBODY_CLASS, dtype=np.int32)
-        raws = list(map(records.get, members))
-        recorded = [place for place, raw in enumerate(raws) if raw is not None]
-        for start in range(0, len(recorded), _SIDE_BY_SIDE):
-            part = recorded[start : start + _SIDE_BY_SIDE]
-            part_raws = [raw for place in part if (raw := raws[place]) is not None]
-            found[part] = self._look([members[place] for place in part], part_raws, at, known_at)
-        return found
+        """The classes of the members at these places; those that are settled are remembered in `codes`."""
+        parts = []
+        for start in range(0, len(places), _SIDE_BY_SIDE):
+            part = places[start : start + _SIDE_BY_SIDE]
+            members, raws = segment.members_at(part), segment.records_at(part)
+            numbers, settled = self._look(members, raws, at, known_at)
+            settled &= numbers <= _REMEMBERED_MAX
+            codes[part[settled]] = numbers[settled]
+            parts.append(numbers)
+        return np.concatenate(parts)
 
-    def _forget_changed(self) -> None:
-        """Forget again who changed while their record was looked at: an old class may have been remembered since."""
-        if len(self._changed) == _CHANGED_MAX:
-            self._settled.clear()
-        while self._changed:
-            self._settled.pop(self._changed.popleft(), None)
-
-    def _look(self, members: Sequence[bytes], raws: Sequence[bytes], at: Micros, known_at: Micros) -> list[int]:
-        """The classes of some members with their records; those that are settled are remembered."""
+    def _look(
+        self, members: Sequence[bytes], raws: Sequence[bytes], at: Micros, known_at: Micros
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """The classes of some members with their records, and which of them are the same at all later times."""
         facts = FactColumns(members, raws, self._purpose)
         effective, recorded = facts.latest()
         found = []
@@ -162,15 +164,11 @@ class Likenesses:
                 if signature is not None:
                     self._signatures[signature] = number
             found.append(number)
-        settled = np.flatnonzero((effective <= at) & (recorded <= known_at))
-        if len(settled):
+        settled = (effective <= at) & (recorded <= known_at)
+        if settled.any():
             self._settled_at = max(self._settled_at, int(effective[settled].max()))
             self._settled_known_at = max(self._settled_known_at, int(recorded[settled].max()))
-            places = settled.tolist()
-            self._settled.update(
-                zip([members[place] for place in places], [found[place] for place in places], strict=True)
-            )
-        return found
+        return np.array(found, dtype=np.int32), settled
 
     def _look_closely(self, member: bytes, raw: bytes, at: Micros, known_at: Micros) -> tuple[int, int, int]:
         """The class of one member as the rules have it, and the two times from which on nothing in it changes."""

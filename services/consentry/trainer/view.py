@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from consentry.trainer.likenesses import HELD_CLASS, Distinctions, Likenesses
 from consentry.wire.controls import Frontier
 from consentry.wire.freshness import FOREVER, Freshness
 from consentry.wire.partitions import partition_of, partitions_of
+from consentry.wire.record_store import Keys, RecordStore, Segment, TextKeys
 from consentry.wire.records import (
     DIGEST_BITS,
     DamagedRecord,
@@ -26,10 +28,10 @@ from consentry.wire.records import (
     check_sum,
     read_record,
     record_digest,
-    version_of,
 )
 from consentry.wire.tokens import Token
 
+_SIDE_BY_SIDE: Final = 65_536
 _PURPOSES_MAX: Final = 8
 """For so many purposes it is remembered which members stand alike."""
 
@@ -41,11 +43,10 @@ class View:
     that moment. `partitions` is the partition count of records.
     """
 
-    def __init__(self, partitions: int, jurisdictions: Jurisdictions) -> None:
+    def __init__(self, partitions: int, jurisdictions: Jurisdictions, base: Segment | None = None) -> None:
         self.partitions = partitions
         self.controls = Controls(jurisdictions)
-        self.records: dict[bytes, bytes] = {}
-        """Changed by `apply_records` alone: whatever else changes a record has to `forget` its member."""
+        self.records = RecordStore(base)
         self.regressions = 0
         self.positions: dict[tuple[str, int], int] = {}
         """Next offset per (short topic name, partition)."""
@@ -56,7 +57,7 @@ class View:
 
     def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Take record messages of one partition in; an older version than the one held is ignored and counted."""
-        records, homes = self.records, partitions_of(keys, self.partitions).tolist()
+        good, homes = [], partitions_of(keys, self.partitions).tolist()
         for key, value, home in zip(keys, values, homes, strict=True):
             if home != partition:
                 # Some producer put the member on a foreign partition: its events have no order with the others.
@@ -67,16 +68,12 @@ class View:
             except DamagedRecord:
                 self._held.add(key)
                 continue
-            known = records.get(key)
-            if known is None or version_of(known) <= version_of(value):
-                records[key] = value
-                for likenesses in self._likenesses.values():
-                    likenesses.forget(key)
-            else:
-                self.regressions += 1
-                if not came_from(known, value):
-                    # Not an older state of what is held: two histories of one member exist, and one lost an event.
-                    self._held.add(key)
+            good.append((key, value))
+        for member, held, older in self.records.apply(*zip(*good, strict=True)) if good else ():
+            self.regressions += 1
+            if not came_from(held, older):
+                # Not an older state of what is held: two histories of one member exist, and one lost an event.
+                self._held.add(member)
 
     def apply_control(self, control: Control) -> None:
         """Take one control in."""
@@ -141,18 +138,20 @@ class View:
         return found
 
     def classes(
-        self, members: Sequence[bytes], likenesses: Likenesses, *, at: Micros, known_at: Micros
+        self, members: Sequence[bytes] | Keys, likenesses: Likenesses, *, at: Micros, known_at: Micros
     ) -> npt.NDArray[np.int32]:
         """The class of each member: a place in `likenesses.standings`. Times in microseconds."""
-        found = likenesses.classes(members, self.records, at=at, known_at=known_at)
-        found[self._held_among(members)] = HELD_CLASS
-        return found
-
-    def _held_among(self, members: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-        """As `is_held`, for each of them."""
-        held, tainted = self._held, list(self.freshness.tainted)
-        found = np.array([member in held for member in members] if held else np.zeros(len(members)), dtype=np.bool_)
-        return found | np.isin(partitions_of(members, self.partitions), tainted) if tainted else found
+        keys = TextKeys.of(members) if isinstance(members, Sequence) else members
+        found = self.records.find(keys)
+        live = set(self.records.segments()) | {one.segment for one in found}
+        classes = likenesses.classes(found, len(keys), live, at=at, known_at=known_at)
+        if self._held:
+            held = list(self._held)
+            classes[Segment.of(held, [b""] * len(held)).find(keys, keys.hashes(decimals=True)) >= 0] = HELD_CLASS
+        if self.freshness.tainted:
+            homes = partitions_of(keys.to_list(), self.partitions)
+            classes[np.isin(homes, list(self.freshness.tainted))] = HELD_CLASS
+        return classes
 
     def decide(
         self, member: MemberId, row: Row | None, *, purpose: str, at: Micros, known_at: Micros, stale_detail: str
@@ -171,9 +170,11 @@ class View:
     def digests(self) -> dict[int, str]:
         """Per partition, the sum of all records' digests: equal exactly where the same records are held."""
         sums = dict.fromkeys(range(self.partitions), 0)
-        keys = list(self.records)
-        for key, partition in zip(keys, partitions_of(keys, self.partitions).tolist(), strict=True):
-            sums[partition] = (sums[partition] + record_digest(key, self.records[key])) % (1 << DIGEST_BITS)
+        pairs = self.records.pairs()
+        while some := list(islice(pairs, _SIDE_BY_SIDE)):
+            homes = partitions_of([member for member, _ in some], self.partitions).tolist()
+            for (member, record), home in zip(some, homes, strict=True):
+                sums[home] = (sums[home] + record_digest(member, record)) % (1 << DIGEST_BITS)
         return {partition: f"{total:032x}" for partition, total in sums.items()}
 
 

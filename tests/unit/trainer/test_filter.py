@@ -134,7 +134,7 @@ class TestEveryRow:
         """The last batch of a reader is often empty."""
         assert verdict(pa.table({"member_id": pa.array([], pa.string())}), view, Columns()) == []
 
-    @pytest.mark.parametrize("members", [pa.nulls(2), pa.array([1, 2]), pa.array([None, None], pa.string())])
+    @pytest.mark.parametrize("members", [pa.nulls(2), pa.array([1.0, 2.0]), pa.array([None, None], pa.string())])
     def test_members_that_are_no_pseudonyms_are_held_and_not_dropped(self, view: View, members: pa.Array) -> None:
         """A row that vanishes from a report is a row that nobody asks about."""
         table = pa.table({"member_id": members, "place": ["US", "US"]})

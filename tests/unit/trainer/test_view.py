@@ -86,7 +86,7 @@ class TestRecords:
         """A flipped bit of a host without error correction must not become consent."""
         view.apply_records(HOME, [KEY], [raw(US, OUT)])
 
-        view.records[KEY] = view.records[KEY][:-1] + b"?"
+        view.records.apply([KEY], [view.records[KEY][:-1] + b"?"])
 
         assert reason(view) is Reason.HELD
 
@@ -105,7 +105,7 @@ class TestRecords:
                 each.apply_records(home, [key], [raw(moved("US", 1, on=1, member=key.decode()))])
 
         assert view.digests() == other.digests()
-        other.records[keys[0]] = raw(moved("HK", 1, on=1, member=keys[0].decode()))
+        other.records.apply(keys[:1], [raw(moved("HK", 1, on=1, member=keys[0].decode()))])
         assert view.digests() != other.digests()
         assert sum(int(digest, 16) for digest in view.digests().values()) % 2**128 == (
             sum(record_digest(key, value) for key, value in view.records.items()) % 2**128

@@ -1,0 +1,11 @@
+"""The records of very many members in memory, found for millions of rows at once.
+
+`keys` holds member ids column-wise and hashes them, `segment` is an immutable part with its index, `store` is the
+whole: a few segments and what has changed since.
+"""
+
+from consentry.wire.record_store.keys import IntegerKeys, Keys, TextKeys
+from consentry.wire.record_store.segment import Segment
+from consentry.wire.record_store.store import Found, RecordStore, Regression
+
+__all__ = ["Found", "IntegerKeys", "Keys", "RecordStore", "Regression", "Segment", "TextKeys"]

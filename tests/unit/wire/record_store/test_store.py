@@ -1,0 +1,160 @@
+"""The records of a follower: what is found is what a dict would hold, for one key, for many, and for integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consentry.domain.errors import InvalidInput
+from consentry.wire.record_store import IntegerKeys, Keys, RecordStore, Regression, Segment, TextKeys, store
+from consentry.wire.record_store.keys import INTEGERS_BELOW, hash_of
+
+LETTERS = "abzABZ0123456789:_-"
+MEMBERS = st.one_of(
+    st.integers(0, INTEGERS_BELOW * 10).map(str),
+    st.sampled_from(["0", "00", "7", "07", "-7", "12345678", "123456789012345678", "1234567890123456789"]),
+    st.text(LETTERS, min_size=1, max_size=64),
+).map(str.encode)
+"""Decimals of all lengths, such as look like decimals, and others."""
+
+
+def record(version: int, rest: bytes = b"") -> bytes:
+    return b"\0\0\0\0\1" + version.to_bytes(8, "big") + rest
+
+
+def found(held: RecordStore, keys: Keys) -> list[bytes | None]:
+    """What the columns find, as a dict would say it."""
+    answers: list[bytes | None] = [None] * len(keys)
+    for segment, rows, places in held.find(keys):
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            assert answers[row] is None, "found twice"
+            answers[row] = segment.record(place)
+    return answers
+
+
+@given(st.lists(MEMBERS, max_size=40))
+def test_one_key_and_a_column_of_keys_have_the_same_hashes(keys: list[bytes]) -> None:
+    """A member whom only one of the two finds would be excluded by `decide` and not by a filter."""
+    column = TextKeys.of(keys)
+
+    assert column.hashes(decimals=True).tolist() == [hash_of(key) for key in keys]
+    assert column.to_list() == keys
+
+
+@given(st.lists(MEMBERS, max_size=40))
+def test_the_integer_of_a_text_is_the_one_that_it_is_the_plain_decimal_form_of(keys: list[bytes]) -> None:
+    """'007' and '7' are two members: who takes one for the other opts out the wrong one."""
+    values, is_decimal = TextKeys.of(keys).decimals()
+
+    for key, value, is_one in zip(keys, values.tolist(), is_decimal.tolist(), strict=True):
+        text = key.decode()
+        assert is_one == (text.isdigit() and str(int(text)) == text and int(text) < INTEGERS_BELOW)
+        assert not is_one or value == int(text)
+
+
+@given(
+    st.lists(st.lists(st.tuples(MEMBERS, st.integers(0, 3)), max_size=30), max_size=6),
+    st.integers(0, 40),
+    st.lists(MEMBERS, max_size=20),
+)
+def test_it_holds_what_a_dict_would_whatever_the_sizes(
+    batches: list[list[tuple[bytes, int]]], recent_max: int, others: list[bytes]
+) -> None:
+    """Every answer rests on it."""
+    held, expected, told = RecordStore(), dict[bytes, bytes](), list[Regression]()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "RECENT_MAX", recent_max)
+        patched.setattr(store, "_SIDE_BY_SIDE", 5)
+        for batch in batches:
+            values = [record(version, key) for key, version in batch]
+            told += held.apply([key for key, _ in batch], values)
+            for (key, version), value in zip(batch, values, strict=True):
+                if key not in expected or expected[key][5:13] <= version.to_bytes(8, "big"):
+                    expected[key] = value
+
+    asked = [*expected, *others]
+    answers = [expected.get(key) for key in asked]
+    assert found(held, TextKeys.of(asked)) == answers == [held.get(key) for key in asked]
+    numbers = [int(key) for key in asked if key.isdigit() and str(int(key)).encode() == key and int(key) < 10**18]
+    by_number = [expected.get(b"%d" % number) for number in numbers]
+    assert found(held, IntegerKeys(np.array(numbers, dtype=np.uint64))) == by_number
+    assert dict(held.pairs()) == expected == dict(held)
+    assert len(list(held.pairs())) == len(held) == len(expected)
+    assert all(one.held[5:13] > one.older[5:13] for one in told)
+
+
+def test_an_older_version_is_told_and_not_taken() -> None:
+    """A worker that was frozen may publish an opt-in again that was taken back since."""
+    held = RecordStore()
+    held.apply([b"a"], [record(2)])
+
+    assert held.apply([b"a", b"b"], [record(1), record(1)]) == [Regression(b"a", record(2), record(1))]
+    assert dict(held) == {b"a": record(2), b"b": record(1)}
+
+
+@given(st.lists(MEMBERS, unique=True, max_size=50))
+def test_a_segment_is_the_same_after_it_was_a_file(tmp_path_factory: pytest.TempPathFactory, keys: list[bytes]) -> None:
+    """Other processes read what one has written."""
+    path = tmp_path_factory.mktemp("segment") / "records"
+    segment = Segment.of(keys, [record(1, key) for key in keys])
+
+    segment.save(path)
+    opened = Segment.open(path)
+
+    assert dict(opened.items()) == {key: record(1, key) for key in keys}
+    assert [opened.place_of(key) for key in keys] == [segment.place_of(key) for key in keys]
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 15, 40, 100, 300])
+def test_a_file_that_ends_too_early_is_refused(tmp_path: Path, keep: int) -> None:
+    """Half of the records would be half of the opt-outs."""
+    path = tmp_path / "records"
+    Segment.of([b"a", b"b"], [record(1), record(2)]).save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(InvalidInput) as caught:
+        Segment.open(path)
+    assert caught.value.code == "records.file"
+
+
+def test_a_member_who_is_named_twice_is_refused() -> None:
+    """One of the two records may be the opt-out."""
+    with pytest.raises(InvalidInput) as caught:
+        Segment.of([b"a", b"b", b"a"], [record(1), record(1), record(2)])
+    assert caught.value.code == "records.twice"
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
+def test_columns_of_every_width_and_slices_of_them_are_read(kind: pa.DataType) -> None:
+    """What a reader hands over is often a slice, with a null in it."""
+    texts = ["ab", None, "c" * 64, "0", "längst", "d e", "", "f" * 65, "g" * 9]
+    values = [None if text is None else text.encode() for text in texts]
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    column = pa.array(values if binary else texts, kind)
+
+    for start in range(len(texts)):
+        keys = TextKeys.of_arrow(column.slice(start))
+        assert keys.to_list() == [value or b"" for value in values[start:]]
+        assert keys.valid().tolist() == [text in ("ab", "c" * 64, "0", "g" * 9) for text in texts[start:]]
+
+
+def test_large_merges_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Following would stand still, and every answer would be STALE."""
+    monkeypatch.setattr(store, "RECENT_MAX", 10)
+    monkeypatch.setattr(store, "MERGED_MAX", 50)
+    held = RecordStore(Segment.of([b"m%d" % n for n in range(100)], [record(1)] * 100))
+
+    for start in range(0, 400, 20):
+        keys = [b"m%d" % n for n in range(start, start + 20)]
+        held.apply(keys, [record(2)] * 20)
+
+    sizes = [len(segment) for segment in held.segments()]
+    assert sizes[-1] == 100
+    assert 20 < max(sizes[:-1]) <= 50
+    assert len(held) == 400

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -43,10 +43,10 @@ class View:
     that moment. `partitions` is the partition count of records.
     """
 
-    def __init__(self, partitions: int, jurisdictions: Jurisdictions, base: Segment | None = None) -> None:
+    def __init__(self, partitions: int, jurisdictions: Jurisdictions, segments: Sequence[Segment] = ()) -> None:
         self.partitions = partitions
         self.controls = Controls(jurisdictions)
-        self.records = RecordStore(base)
+        self.records = RecordStore(segments)
         self.regressions = 0
         self.positions: dict[tuple[str, int], int] = {}
         """Next offset per (short topic name, partition)."""
@@ -74,6 +74,15 @@ class View:
             if not came_from(held, older):
                 # Not an older state of what is held: two histories of one member exist, and one lost an event.
                 self._held.add(member)
+
+    def hold(self, members: Iterable[bytes]) -> None:
+        """Hold members for good: something about them could not be believed."""
+        self._held.update(members)
+
+    @property
+    def held(self) -> frozenset[bytes]:
+        """Who is held for good."""
+        return frozenset(self._held)
 
     def apply_control(self, control: Control) -> None:
         """Take one control in."""

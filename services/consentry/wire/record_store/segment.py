@@ -78,10 +78,11 @@ class Segment:
             )
         ids, records = ids.cast(pa.binary()), records.cast(pa.binary())
         hashes = TextKeys.of_arrow(ids).hashes(decimals=True)
-        order = np.argsort(hashes, kind="stable")
-        hashes = hashes[order]
-        by_hash = pa.array(order)
-        ids, records = _with_room(ids.take(by_hash)), records.take(by_hash)
+        if not (hashes[1:] >= hashes[:-1]).all():  # a segment's own order costs no sorting
+            order = np.argsort(hashes)
+            hashes, by_hash = hashes[order], pa.array(order)
+            ids, records = ids.take(by_hash), records.take(by_hash)
+        ids = _with_room(ids)
         _check_once(ids, hashes)
         bits = max(count // 2, 1).bit_length()
         starts = np.searchsorted(hashes >> np.uint64(_BITS - bits), np.arange((1 << bits) + 1, dtype=np.uint64))
@@ -175,7 +176,7 @@ class Segment:
         head = head.ljust(-(-(len(head) + 16) // _ALIGNMENT) * _ALIGNMENT - 16)
         file.write(_MAGIC + len(head).to_bytes(8, "little") + head)
         for buffer in buffers:
-            file.write(np.ascontiguousarray(buffer).tobytes())
+            file.write(np.ascontiguousarray(buffer).data)
             file.write(bytes(-buffer.nbytes % _ALIGNMENT))
 
     def _buffers(self) -> _Buffers:

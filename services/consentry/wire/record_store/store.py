@@ -41,12 +41,13 @@ class RecordStore(Mapping[bytes, bytes]):
     A reader sees each member's record as it is or as it was a moment ago, never none where there is one.
     """
 
-    def __init__(self, base: Segment | None = None) -> None:
-        self._segments: tuple[Segment, ...] = () if base is None else (base,)
+    def __init__(self, segments: Sequence[Segment] = ()) -> None:
+        """Of these segments, the newest first."""
+        self._segments = tuple(segments)
         self._recent: dict[bytes, bytes] = {}
         self._changes = 0
         self._indexed: tuple[int, Segment] = (0, Segment.of([], []))
-        self._count = 0 if base is None else len(base)
+        self._count = sum(map(len, self._segments)) - _repeated(self._segments)
 
     def __len__(self) -> int:
         return self._count
@@ -169,6 +170,20 @@ class RecordStore(Mapping[bytes, bytes]):
         self._segments = segments
         self._recent = {}
         self._changes += 1
+
+
+def _repeated(segments: Sequence[Segment]) -> int:
+    """How many records stand behind a newer one of the same member."""
+    count = 0
+    for place, older in enumerate(segments):
+        if place == 0:
+            continue
+        hashes = older.keys.hashes(decimals=True)
+        covered = np.zeros(len(older), dtype=np.bool_)
+        for newer in segments[:place]:
+            covered |= newer.find(older.keys, hashes) >= 0
+        count += int(covered.sum())
+    return count
 
 
 def _worth_merging(newer: Segment, older: Segment) -> bool:

@@ -148,7 +148,7 @@ def test_large_merges_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Following would stand still, and every answer would be STALE."""
     monkeypatch.setattr(store, "RECENT_MAX", 10)
     monkeypatch.setattr(store, "MERGED_MAX", 50)
-    held = RecordStore(Segment.of([b"m%d" % n for n in range(100)], [record(1)] * 100))
+    held = RecordStore([Segment.of([b"m%d" % n for n in range(100)], [record(1)] * 100)])
 
     for start in range(0, 400, 20):
         keys = [b"m%d" % n for n in range(start, start + 20)]

@@ -1,0 +1,116 @@
+"""A trainer's view from a bundle: in seconds what takes minutes to read from Kafka, and offline without any Kafka."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from consentry.ops.clock import Clock, system_clock
+from consentry.trainer.judge import ViewJudge
+from consentry.trainer.view import View
+from consentry.wire.bundles import Bundle, PublicKeys, open_bundle
+from consentry.wire.catalog import Catalog
+from consentry.wire.controls import read_control_or_pause
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.record_store import Segment
+from consentry.wire.schemas import NAMESPACE
+
+_SEGMENT_BYTES_MAX: Final = 1 << 30
+"""Of ids or of records: an Arrow array with offsets of 32 bits holds twice as much."""
+
+
+def view_of(bundle: Bundle, *, catalog: Catalog | None = None, directory: Path | None = None) -> View:
+    """The view that a bundle holds, as of its positions. Raises BundleRefused, Unavailable.
+
+    The records lie in files without a name in `directory` (default: that of temporary files), so that memory holds
+    their pages only as long as nobody needs it more.
+    """
+    manifest = bundle.manifest
+    catalog = catalog or bundle.catalog()
+    snapshot = sum(file.rows for file in bundle.manifests[0].with_role("records"))
+    batches = iter(bundle.record_batches())
+    bases, held = _segments(batches, snapshot, directory)
+    view = View(len(manifest.partitions), iso_jurisdictions(), bases)
+    view.hold(held)
+    for batch in batches:
+        _apply_changes(view, batch)
+    for control in bundle.controls():
+        view.apply_control(
+            read_control_or_pause(
+                control.value, offset=control.offset, appended_at=control.appended_at, catalog=catalog
+            )
+        )
+    view.positions.update(bundle.positions)
+    for one in manifest.partitions:
+        if one.tainted:
+            view.freshness.tainted.add(one.partition)
+        if one.frontier is not None:
+            view.apply_frontier(one.frontier)
+    view.settle_frontiers()
+    return view
+
+
+def bundle_judge(
+    url: str,
+    *,
+    keys: PublicKeys,
+    namespace: str | None = NAMESPACE,
+    max_age_seconds: float,
+    clock: Clock = system_clock,
+    directory: Path | None = None,
+) -> ViewJudge:
+    """Judges by the newest bundle of a store, as long as that was proven fresh so lately; then all is STALE.
+
+    Raises BundleRefused, Unavailable.
+    """
+    bundle = open_bundle(url, keys=keys, namespace=namespace, now=clock(), max_age_seconds=max_age_seconds)
+    return ViewJudge(view_of(bundle, directory=directory), clock=clock, stale_after_seconds=max_age_seconds)
+
+
+def _segments(
+    batches: Iterable[pa.RecordBatch], rows: int, directory: Path | None
+) -> tuple[tuple[Segment, ...], list[bytes]]:
+    """The first so many rows as segments, and who of them is held. Reads no batch beyond."""
+    segments: list[Segment] = []
+    parts: list[pa.RecordBatch] = []
+    held: list[bytes] = []
+    size = 0
+    while rows > 0:
+        batch = next(iter(batches))
+        rows -= batch.num_rows
+        held += batch.column("member_id").filter(batch.column("damaged")).cast(pa.binary()).to_pylist()
+        parts.append(batch.filter(batch.column("record").is_valid()))
+        size += batch.nbytes
+        if size > _SEGMENT_BYTES_MAX or rows <= 0:
+            segments.append(_segment(parts, directory))
+            parts, size = [], 0
+    return tuple(segments), held
+
+
+def _segment(parts: list[pa.RecordBatch], directory: Path | None) -> Segment:
+    ids = pa.concat_arrays([part.column("member_id").cast(pa.binary()) for part in parts])
+    records = pa.concat_arrays([part.column("record") for part in parts])
+    parts.clear()
+    made = Segment.of_arrow(ids, records)
+    with tempfile.TemporaryFile(dir=directory, prefix="consentry-records-") as file:
+        made.write(file)
+        file.flush()
+        return Segment.mapped(file)
+
+
+def _apply_changes(view: View, batch: pa.RecordBatch) -> None:
+    """Take the rows of a delta in. Who has no record there and is not held had none before; if so, they are held."""
+    columns = (batch.column(name) for name in ("member_id", "record", "damaged"))
+    members, records, damaged = (column.to_pylist() for column in columns)
+    keys = [member.encode() for member in members]
+    whole = [place for place, record in enumerate(records) if record is not None]
+    view.records.apply([keys[place] for place in whole], [records[place] for place in whole])
+    view.hold(
+        key
+        for key, record, is_damaged in zip(keys, records, damaged, strict=True)
+        if is_damaged or (record is None and key in view.records)
+    )

@@ -14,7 +14,10 @@ from confluent_kafka import KafkaException
 from rich.console import Console
 
 from consentry.cli import (
+    agent,
     approval,
+    bundler,
+    check,
     controls,
     emit,
     explain,
@@ -22,6 +25,7 @@ from consentry.cli import (
     keys,
     local,
     processor,
+    purge,
     quarantine,
     schemas,
     table,
@@ -52,9 +56,13 @@ app.add_typer(scenario.app)
 app.add_typer(quarantine.app)
 app.add_typer(approval.app)
 app.add_typer(keys.app)
+app.add_typer(purge.app)
 app.command("processor")(processor.run)
 app.command("gateway")(gateway.run)
 app.command("trainer")(trainer.run)
+app.command("bundler")(bundler.run)
+app.command("agent")(agent.run)
+app.command("check")(check.run)
 app.command("explain")(explain.run)
 app.command("demo")(demo.run)
 
@@ -88,6 +96,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         extra = {
             "faust": "processor",
+            "pyroaring": "bundler",
             "fastapi": "gateway",
             "uvicorn": "gateway",
             "jwt": "gateway",

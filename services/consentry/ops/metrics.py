@@ -65,6 +65,27 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
     "consentry_follower_regressions_total": Definition(
         "counter", ("subscriber",), "older versions of a record seen after newer ones, and ignored"
     ),
+    "consentry_bundle_age_seconds": Definition(
+        "gauge", (), "now − the time up to which the newest bundle is proven; infinite while there is none"
+    ),
+    "consentry_bundles_total": Definition(
+        "counter", ("outcome",), "bundles due, by outcome: snapshot, delta, stale, unhealed, standby, failed"
+    ),
+    "consentry_bundler_regressions_total": Definition(
+        "counter", (), "older versions of a record read behind newer ones"
+    ),
+    "consentry_bundler_heals_total": Definition(
+        "counter", ("outcome",), "records to be published again, by outcome: appended, overtaken, failed"
+    ),
+    "consentry_bundler_unhealed_seconds": Definition(
+        "gauge", (), "for how long the oldest record has stood behind an older version of itself; 0 where none does"
+    ),
+    "consentry_members_held": Definition(
+        "gauge", (), "members whom the bundles hold: something about them was unreadable"
+    ),
+    "consentry_bundler_divergences_total": Definition(
+        "counter", (), "of the regressions, those of records that share no history: their members are held"
+    ),
     "consentry_gateway_requests_total": Definition(
         "counter", ("route", "status"), "requests answered by the gateway, by declared route and HTTP status"
     ),

@@ -53,6 +53,13 @@ class Settings(BaseSettings):
     gateway_url: str = ""
     gateway_credential_file: Path | None = None
 
+    bundle_store: str = Field(default="", max_length=1000)
+    bundle_signing_key_file: Path | None = None
+    bundle_public_key_files: str = ""
+
+    agent_listen: str = "127.0.0.1:8790"
+    agent_token_file: Path | None = None
+
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)
     log_format: Literal["text", "json"] = "text"
@@ -107,6 +114,10 @@ class Settings(BaseSettings):
         """Settings of the registry client beside its address. Holds credentials: never log it."""
         credentials = self.registry_credentials.get_secret_value()
         return {"basic.auth.user.info": credentials} if credentials else {}
+
+    def bundle_public_keys(self) -> tuple[Path, ...]:
+        """The files of public keys that bundles are believed by, from CONSENTRY_BUNDLE_PUBLIC_KEY_FILES="a.pub,…"."""
+        return tuple(Path(part.strip()) for part in self.bundle_public_key_files.split(",") if part.strip())
 
     def declared_subscribers(self) -> tuple[tuple[str, str], ...]:
         """(subscriber, data set) pairs that owe receipts, from CONSENTRY_SUBSCRIBERS="name=dataset,…"."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,26 +17,41 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 from confluent_kafka.admin import AdminClient
 
 from consentry.domain.decisions import Decision, Row
-from consentry.domain.errors import Unavailable, UndecodableEvent
+from consentry.domain.errors import InvalidInput, Refused, Unavailable, UndecodableEvent
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
+from consentry.trainer.bundled import view_of
 from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
+from consentry.trainer.hooks import Hooks
+from consentry.trainer.integrations.dispatch import filter_any
+from consentry.trainer.shared import SharedView, ViewWriter
 from consentry.trainer.view import View
+from consentry.wire.bundles import PublicKeys, StoredControl, open_bundle
 from consentry.wire.catalog import Catalog, load_catalog
 from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
 from consentry.wire.freshness import FOREVER
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.kafka import client_config, end_offsets, follower_config, partition_count, stored
+from consentry.wire.kafka import (
+    Stored,
+    client_config,
+    end_offsets,
+    follower_config,
+    log_identity,
+    partition_count,
+    stored,
+)
 from consentry.wire.records import newest_fact, version_of
 from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import CONTROLS, FRONTIERS, NAMESPACE, PURGE_ORDERS, RECORDS, topic_name
-from consentry.wire.tokens import TokenKeys, read_token
+from consentry.wire.tokens import TokenKeys, read_token, write_token
 
 STALENESS_SECONDS: Final = 5.0
 READY_SECONDS: Final = 120.0
 """So long `connect` waits until everything that was there at the start has been read."""
+BUNDLE_AGE_SECONDS: Final = 24 * 3600.0
+"""What came since is read from Kafka: an older bundle only makes that longer, but may also be a sign of a roll-back."""
 CLOCKS_SECONDS_MAX: Final = 1.0
 TOKEN_WAIT_SECONDS: Final = 3.0
 """So long a question waits for what its token demands; frontiers, which prove it, come every second."""
@@ -45,6 +60,7 @@ _FRONTIERS_TAIL: Final = 20
 _BATCH: Final = 5000
 _SAMPLES: Final = 32
 _KEPT_DELAYS: Final = 200_000
+DataSet = TypeVar("DataSet")
 _LOG = structlog.get_logger(__name__)
 
 
@@ -67,9 +83,19 @@ class Client:
         clock: Clock = system_clock,
         metrics: Metrics | None = None,
         resume: View | None = None,
+        bundles: str | None = None,
+        bundle_keys: PublicKeys | Path | str | None = None,
+        bundle_age_seconds: float = BUNDLE_AGE_SECONDS,
+        cache: Path | None = None,
         journal: Path | None = None,
         token_keys: TokenKeys | None = None,
     ) -> None:
+        """Begins with the newest bundle of the store `bundles`, if that is given, and else with an empty view.
+
+        `bundle_keys` are the public keys that are believed, or the file that holds them; a bundle that was proven fresh
+        longer than `bundle_age_seconds` ago is refused. Its records lie in unnamed files in the directory `cache`.
+        Raises Unavailable, Refused, InvalidInput, BundleRefused.
+        """
         self.name = name
         self.metrics = metrics or Metrics("client")
         self.delays_ms: deque[float] = deque(maxlen=_KEPT_DELAYS)
@@ -85,6 +111,16 @@ class Client:
         self._admin = AdminClient(client_config(kafka, f"consentry-{name}"))
         self.partitions = partition_count(self._admin, self._names[RECORDS])
         self.view = resume or View(self.partitions, iso_jurisdictions())
+        self._controls_log: list[Stored | StoredControl] = []
+        """Every control's message so far, in log order, for who shares the view."""
+        if bundles is not None:
+            self._load(bundles, bundle_keys, namespace, bundle_age_seconds, cache)
+        self._is_whole = resume is None
+        self._sharing: ViewWriter | None = None
+        self.hooks = Hooks(self.view, self.open_orders, clock=clock)
+        self.on_exclusion = self.hooks.on_exclusion
+        self.on_control = self.hooks.on_control
+        self.on_purge_order = self.hooks.on_purge_order
         self._orders: dict[str, PurgeOrder] = {}
         self._on_change: list[Callable[[], None]] = []
         self._journal = journal.open("a", buffering=1) if journal is not None else None
@@ -94,6 +130,68 @@ class Client:
         self._was_stale = True
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
+
+    def _load(
+        self,
+        url: str,
+        keys: PublicKeys | Path | str | None,
+        namespace: str,
+        age_seconds: float,
+        cache: Path | None,
+    ) -> None:
+        """Begin with the newest bundle. Raises BundleRefused, Refused where it is of other topics, InvalidInput."""
+        if keys is None:
+            raise InvalidInput(
+                "A store of bundles was given without the keys to believe.",
+                code="bundle.no_keys",
+                fix="give bundle_keys, the file of the bundler's public key",
+            )
+        believed = keys if isinstance(keys, PublicKeys) else PublicKeys.read(keys)
+        bundle = open_bundle(url, keys=believed, namespace=namespace, now=self._clock(), max_age_seconds=age_seconds)
+        for topic, told in bundle.manifest.logs.items():
+            if told and told != log_identity(self._kafka, self._names[topic]).hex():
+                raise Refused(
+                    f"The bundle {bundle.manifest.bundle_id} was read from another topic {topic} than the one of this "
+                    "broker: that was made anew since, or the bundle is of another cluster.",
+                    code="bundle.other_log",
+                    fix="take the bundles of this cluster, or have its bundler write a snapshot",
+                )
+        self.view = view_of(bundle, catalog=self._catalog, directory=cache)
+        self._controls_log += bundle.controls()
+        _LOG.info(
+            "bundle_loaded", subscriber=self.name, bundle=bundle.manifest.bundle_id, members=len(self.view.records)
+        )
+
+    def share(self, directory: Path | str) -> SharedView:
+        """Keep the view in a directory, for worker processes on this machine; what they get is a Judge.
+
+        Written a few times a second until `stop`. Raises InvalidInput for a directory that others can write.
+        """
+        if not self._is_whole:
+            raise InvalidInput(
+                "A client that resumed from another's view cannot share it: it has not read all controls itself.",
+                code="trainer.not_whole",
+                fix="let it begin anew, or with a bundle",
+            )
+        if self._sharing is None:
+            self._sharing = ViewWriter(
+                self.view,
+                Path(directory),
+                catalog=self._catalog,
+                detail=lambda: self.stale_detail,
+                controls=self._controls_log,
+            )
+        return self.portable()
+
+    def portable(self) -> SharedView:
+        """What stands for this client in another process. Raises Refused unless the view is shared."""
+        if self._sharing is None:
+            raise Refused(
+                f"The client {self.name} cannot work in another process, as librdkafka does not survive a fork.",
+                code="trainer.not_portable",
+                fix="call client.share(DIRECTORY) before the workers begin; or read without worker processes",
+            )
+        return SharedView(self._sharing.directory, staleness_seconds=self._staleness_seconds, clock=self._clock)
 
     @classmethod
     def connect(
@@ -157,6 +255,9 @@ class Client:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         self._failure = self._failure or "the client was stopped"
+        self.hooks.stop()
+        if self._sharing is not None:
+            self._sharing.stop()
         if self._journal is not None:
             self._journal.close()
 
@@ -301,16 +402,25 @@ class Client:
 
     def filter(
         self,
-        table: pa.Table,
+        data: DataSet,
         *,
         purpose: str,
         columns: Columns | None = None,
         at_least: str | None = None,
-        wait_seconds: float = TOKEN_WAIT_SECONDS,
-    ) -> pa.Table:
-        """The rows of an Arrow table that may be used for `purpose` now; see `judge`."""
-        verdict = self.judge(table, purpose=purpose, columns=columns, at_least=at_least, wait_seconds=wait_seconds)
-        return table.filter(pa.array(verdict.mask))
+        tally: Counter[Reason] | None = None,
+    ) -> DataSet:
+        """The rows that may be used for `purpose`, of a data set of any library in docs/trainers.md; see `judge`.
+
+        What is lazy or streaming stays so, and is judged when it is read. `tally` counts every row by its reason.
+        Raises InvalidInput for other data sets, and for a column that is missing.
+        """
+        found: DataSet = filter_any(self, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
+        return found
+
+    def token(self) -> str | None:
+        """The consent token of all that answers rest on now; None while nothing is proven."""
+        found = self.view.freshness.token(self.view.positions, self._clock())
+        return None if found is None else write_token(found, self._token_keys)
 
     def open_orders(self) -> list[PurgeOrder]:
         """The purge orders that are not settled, in the order in which they were opened."""
@@ -347,6 +457,7 @@ class Client:
                 messages = [] if first is None else [first, *self._consumer.consume(_BATCH - 1, 0)]
                 self._apply(messages)
                 self.view.settle_frontiers()
+                self.hooks.look()
                 self._look_whether_caught_up()
                 if messages:
                     with self._moved:
@@ -388,6 +499,7 @@ class Client:
         if changed:
             for call in self._on_change:
                 call()
+            self.hooks.changed()
 
     def _note_error(self, error: KafkaError, topic: str, partition: int | None, offset: int | None) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
@@ -406,7 +518,9 @@ class Client:
         before = self.view.regressions
         keys = [bytes(message.key() or b"") for message in whole]
         values = [bytes(message.value() or b"") for message in whole]
+        earlier = self.hooks.before(keys)
         self.view.apply_records(partition, keys, values)
+        self.hooks.after(earlier, keys, values)
         self._move(RECORDS, partition, (messages[-1].offset() or 0) + 1)
         if self.view.regressions > before:
             count = self.view.regressions - before
@@ -435,6 +549,7 @@ class Client:
             control = read_control_or_pause(
                 found.value, offset=found.offset, appended_at=found.appended_at, catalog=self._catalog
             )
+            self._controls_log.append(found)
             self.view.apply_control(control)
             now = self._clock()
             if self._caught_up.is_set():
@@ -468,4 +583,5 @@ class Client:
             return
         if all(self.view.positions.get(place, 0) >= end for place, end in self._ends.items()):
             self._caught_up.set()
+            self.hooks.ready()
             _LOG.info("follower_caught_up", subscriber=self.name, members=len(self.view.records))

@@ -20,7 +20,8 @@ from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.ops.clock import Clock
 from consentry.trainer.client import Client
 from consentry.trainer.filter import REASONS, conventional_columns
-from consentry.trainer.purge import dataset_files, purge, read_dataset
+from consentry.trainer.purge import PurgeResult, dataset_files, purge, read_dataset
+from consentry.trainer.purge.receipts import receipt
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import write_receipt
 from consentry.wire.kafka import producer_config, send
@@ -112,22 +113,10 @@ class ReferenceTrainer:
             return
         try:
             result = purge(self._directory, orders, self._client.view, now=self._clock())
-            receipts = [
-                self._receipt(
-                    order,
-                    Result.DELETED if result.rows_removed[order.order_id] else Result.NOT_FOUND,
-                    rows=result.rows_removed[order.order_id],
-                    versions=(result.version_before, result.version_after),
-                )
-                for order in orders
-            ]
+            receipts = [self._receipt(order, result) for order in orders]
         except (OSError, pa.ArrowException, ConsentryError) as error:
             _LOG.error("purge_failed", subscriber=self._client.name, detail=str(error)[:500])
-            receipts = [
-                self._receipt(order, Result.FAILED, rows=0, versions=("", ""), detail=type(error).__name__)
-                for order in orders
-                if order.order_id not in self._failed
-            ]
+            receipts = [self._receipt(order, error) for order in orders if order.order_id not in self._failed]
             self._failed.update(order.order_id for order in orders)
             self._purge_again_at = monotonic() + _RETRY_SECONDS
         key = self._client.name.encode()
@@ -141,19 +130,13 @@ class ReferenceTrainer:
             rows=sum(receipt.rows_removed for receipt in receipts),
         )
 
-    def _receipt(
-        self, order: PurgeOrder, result: Result, *, rows: int, versions: tuple[str, str], detail: str = ""
-    ) -> Receipt:
-        return Receipt(
-            order_id=order.order_id,
+    def _receipt(self, order: PurgeOrder, outcome: PurgeResult | Exception) -> Receipt:
+        return receipt(
+            order,
+            outcome,
             subscriber=self._client.name,
             dataset=self._directory.name,
-            result=result,
-            rows_removed=rows,
-            version_before=versions[0],
-            version_after=versions[1],
             completed_at=self._clock(),
-            detail=detail,
         )
 
     def _read_epoch_or_say_why(self) -> None:

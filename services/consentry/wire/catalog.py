@@ -96,6 +96,10 @@ class Catalog:
         """Every id known so far to mean this record."""
         return tuple(schema_id for schema_id, known in self._names.items() if known == name)
 
+    def ids_for(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """Every id known so far to mean these records, by name: what `catalog_of_ids` takes."""
+        return {name: tuple(sorted(self.ids_of(name))) for name in sorted(names)}
+
     def name_of(self, schema_id: int, *, allowed: Iterable[str]) -> str:
         """The record that an id means, if the topic may carry it. Raises UndecodableEvent."""
         name = self._names.get(schema_id) or self._look_up(schema_id)
@@ -151,6 +155,39 @@ def load_catalog(registry: Registry, namespace: str) -> Catalog:
             fix="run `consentry schemas register` once against this registry",
         )
     return Catalog(registry, ids)
+
+
+def catalog_of_ids(ids: Mapping[str, tuple[int, ...]]) -> Catalog:
+    """A catalog that knows the schemas behind these ids, by name, and no others; it asks no registry."""
+    known = schemas()
+    texts = {one: known[name].text for name, several in ids.items() if name in known for one in several}
+    return Catalog(_KnownIds(texts), {name: several[0] for name, several in ids.items() if several and name in known})
+
+
+class _KnownIds:
+    """A registry that nothing can be added to."""
+
+    def __init__(self, texts: Mapping[int, str]) -> None:
+        self._texts = texts
+
+    def register(self, subject: str, schema: Schema) -> int:
+        """See Registry. Raises Refused."""
+        raise Refused(
+            "These schema ids were read from a file; nothing can be registered there.",
+            code="registry.read_only",
+            fix="connect to the registry",
+        )
+
+    def find(self, subject: str, schema: Schema) -> int | None:
+        """See Registry."""
+        return next((one for one, text in self._texts.items() if text == schema.text), None)
+
+    def text(self, schema_id: int) -> str | None:
+        """See Registry."""
+        return self._texts.get(schema_id)
+
+    def set_compatibility(self, subject: str, level: str) -> None:
+        """See Registry; nothing here evolves."""
 
 
 def register_all(registry: Registry, namespace: str) -> dict[str, int]:

@@ -49,6 +49,13 @@ class RecordStore(Mapping[bytes, bytes]):
         self._indexed: tuple[int, Segment] = (0, Segment.of([], []))
         self._count = sum(map(len, self._segments)) - _repeated(self._segments)
 
+    @classmethod
+    def counted(cls, segments: Sequence[Segment], count: int) -> RecordStore:
+        """A store of these segments, the newest first, that is said to have `count` members: none are counted."""
+        made = cls()
+        made._segments, made._count = tuple(segments), count
+        return made
+
     def __len__(self) -> int:
         return self._count
 

@@ -1,0 +1,115 @@
+"""`consentry agent`: the client as a small local HTTP service, for trainers in other languages."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from consentry.ops.settings import Settings
+    from consentry.trainer.client import Client
+
+
+def run(
+    name: Annotated[str, typer.Option(help="Name of this subscriber, in metrics.")],
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT, 0 for a port from the system, or unix:PATH; CONSENTRY_AGENT_LISTEN.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Callers bring a token of this file; CONSENTRY_AGENT_TOKEN_FILE.")
+    ] = None,
+    purpose: Annotated[list[str] | None, typer.Option(help="Tell events for it; default: genai_training.")] = None,
+    root: Annotated[list[Path] | None, typer.Option(help="Directory under which /v1/check may read files.")] = None,
+) -> None:
+    """Answer on this machine who may be used, until SIGINT or SIGTERM. See docs/trainers.md, "Other languages"."""
+    from consentry.cli.wiring import load_settings
+    from consentry.domain.errors import InvalidInput
+    from consentry.domain.values import parse_name
+    from consentry.ops.logs import set_up_logs
+    from consentry.trainer.agent.guard import read_tokens
+    from consentry.trainer.agent.serving import Listen
+
+    settings = load_settings(agent_listen=listen, agent_token_file=token_file)
+    set_up_logs(style=settings.log_format, level=settings.log_level)
+    name = parse_name(name, what="subscriber")
+    purposes = [parse_name(one, what="purpose") for one in purpose or ["genai_training"]]
+    tokens = () if settings.agent_token_file is None else read_tokens(settings.agent_token_file)
+    address = Listen.parse(settings.agent_listen)
+    address.check(has_tokens=bool(tokens))
+    for directory in root or ():
+        if not directory.is_dir():
+            raise InvalidInput(
+                f"The root {str(directory)!r} is no directory.", code="agent.root", fix="make it, or name another"
+            )
+    listener = address.open()
+    try:
+        asyncio.run(_serve(settings, name, purposes, root or [], address, listener, tokens))
+    finally:
+        address.close(listener)
+
+
+async def _serve(
+    settings: Settings, name: str, purposes: list[str], roots: list[Path], address: Any, listener: Any, tokens: Any
+) -> None:
+    import structlog
+
+    from consentry.trainer.agent.service import Agent
+    from consentry.trainer.agent.serving import make_server, serve
+
+    client = _client(settings, name)
+    agent = Agent(client, client.hooks, purposes=purposes, roots=roots)
+    server = make_server(agent, client.metrics, tokens=tokens, is_unix=address.path is not None)
+    health = _health(settings, client, agent)
+    url = f"unix:{address.path}" if address.path else f"http://{_authority(address.host, listener)}"
+    structlog.get_logger(__name__).info("agent", subscriber=name, url=url, metrics=health.address)
+    # The server raises the signal that ended it once more: what is open is to be closed first.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    client.start()
+    try:
+        await serve(server, agent, listener)
+    finally:
+        await asyncio.to_thread(client.stop)
+        health.stop()
+
+
+def _authority(host: str, listener: Any) -> str:
+    return f"[{host}]:{listener.getsockname()[1]}" if ":" in host else f"{host}:{listener.getsockname()[1]}"
+
+
+def _client(settings: Settings, name: str) -> Client:
+    from importlib.metadata import version
+
+    from consentry.cli.wiring import load_token_keys, open_catalog
+    from consentry.ops.metrics import Metrics
+    from consentry.trainer.client import Client
+
+    return Client(
+        settings.kafka(),
+        open_catalog(settings),
+        name=name,
+        namespace=settings.namespace,
+        staleness_seconds=settings.staleness_seconds,
+        metrics=Metrics(version("consentry")),
+        token_keys=load_token_keys(settings),
+    )
+
+
+def _health(settings: Settings, client: Client, agent: Any) -> Any:
+    from consentry.ops.health import HealthServer
+
+    def alive() -> dict[str, Any]:
+        return {"ok": client.is_following}
+
+    def ready() -> dict[str, Any]:
+        detail = client.stale_detail
+        return {"ok": not detail, "detail": detail, "ready": agent.is_ready}
+
+    health = HealthServer(
+        client.metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port
+    )
+    health.start()
+    return health

@@ -1,0 +1,203 @@
+"""`consentry bundler`: signed bundles of all records, one after another, and the healing of records that went back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentry.domain.errors import Refused
+
+if TYPE_CHECKING:
+    from consentry.bundles.healing import Healer
+    from consentry.bundles.service import Bundler
+    from consentry.ops.settings import Settings
+    from consentry.wire.bundles import BundleState, BundleStore, Manifest, PublicKeys, Regression, SigningKey
+    from consentry.wire.catalog import Catalog
+
+_TAKE_UP_ATTEMPTS_MAX = 3
+
+
+def run(
+    store: Annotated[
+        str | None, typer.Option(help="Directory or fsspec URL of the bundles; default: CONSENTRY_BUNDLE_STORE.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="File of the signing key; default: CONSENTRY_BUNDLE_SIGNING_KEY_FILE.")
+    ] = None,
+    public_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of public keys that bundles may be signed with; default: the signing key's own."),
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds between bundles.")] = 60.0,
+    snapshot_every: Annotated[
+        int, typer.Option(min=1, max=256, help="Every so many bundles a snapshot, the others deltas on it.")
+    ] = 60,
+    keep: Annotated[float, typer.Option(min=0, help="Seconds that a bundle stays after it was the newest.")] = 3600.0,
+) -> None:
+    """Follow records and controls, write bundles while all of it is proven fresh, heal; until SIGINT or SIGTERM."""
+    from consentry.cli.wiring import load_settings
+    from consentry.ops.logs import set_up_logs
+
+    settings = load_settings(bundle_store=store, bundle_signing_key_file=key)
+    set_up_logs(style=settings.log_format, level=settings.log_level)
+    from consentry.bundles.service import Plan
+
+    _run(
+        settings,
+        Plan(
+            every_seconds=every,
+            snapshot_every=snapshot_every,
+            keep_seconds=keep,
+            staleness_seconds=settings.staleness_seconds,
+        ),
+        [*(public_key or []), *settings.bundle_public_keys()],
+    )
+
+
+def _run(settings: Settings, plan: Any, public_keys: list[Path]) -> None:
+    from importlib.metadata import version
+
+    import structlog
+
+    from consentry.bundles.claims import Claims
+    from consentry.bundles.following import Follower
+    from consentry.bundles.healing import Healer, KafkaAppender
+    from consentry.bundles.service import Bundler, went_back
+    from consentry.cli.wiring import open_catalog
+    from consentry.ops.clock import system_clock
+    from consentry.ops.metrics import Metrics
+    from consentry.wire.bundles import BundleStore
+    from consentry.wire.kafka import read_all
+    from consentry.wire.schemas import RECORDS, topic_name
+
+    kafka, namespace = settings.kafka(), settings.namespace
+    signing, believed = _keys(settings, public_keys)
+    store = BundleStore(_store_of(settings))
+    catalog = open_catalog(settings)
+    metrics = Metrics(version("consentry"))
+    stopping = threading.Event()
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, lambda *_: stopping.set())
+    state, newest = _taken_up(store, believed, namespace, catalog)
+    appender = KafkaAppender(kafka, namespace=namespace)
+
+    def note(regression: Regression) -> None:
+        # What is read before that was healed long ago, or is found by looking back.
+        if follower.is_caught_up:
+            healer.note(regression)
+
+    with Follower(kafka, catalog, namespace=namespace, state=state, on_regression=note) as follower:
+        healer = Healer(appender, newest=follower.state.get, ready=lambda: follower.is_caught_up, metrics=metrics)
+        bundler = Bundler(
+            follower,
+            store,
+            Claims(store.url, writer=_writer(settings), clock=system_clock),
+            key=signing,
+            believed=believed,
+            namespace=namespace,
+            plan=plan,
+            clock=system_clock,
+            metrics=metrics,
+            healer=healer,
+            newest=newest,
+        )
+        health = _health(settings, bundler, healer, metrics)
+        structlog.get_logger(__name__).info(
+            "bundler", metrics=health.address, key=signing.key_id, sequence=0 if newest is None else newest.sequence
+        )
+        healer.start(lambda: went_back(read_all(kafka, topic_name(namespace, RECORDS)), follower.state.get))
+        try:
+            bundler.run(stopping)
+        finally:
+            healer.stop()
+            appender.close()
+            health.stop()
+
+
+def _store_of(settings: Settings) -> str:
+    if not settings.bundle_store:
+        raise Refused(
+            "No store for the bundles is named.",
+            code="bundle.no_store",
+            fix="give --store, or set CONSENTRY_BUNDLE_STORE: a directory, or a URL such as s3://bucket/bundles",
+        )
+    return settings.bundle_store
+
+
+def _keys(settings: Settings, public_keys: list[Path]) -> tuple[SigningKey, PublicKeys]:
+    """The key that signs, and all that earlier bundles may be signed with. Raises Refused, UnsafeSetting."""
+    from consentry.wire.bundles import PublicKeys, SigningKey
+
+    if settings.bundle_signing_key_file is None:
+        raise Refused(
+            "No signing key is named: nobody would believe an unsigned bundle.",
+            code="bundle.no_key",
+            fix="run `consentry bundle keys init FILE` once, then give --key FILE",
+        )
+    signing = SigningKey.read(settings.bundle_signing_key_file)
+    believed = PublicKeys.read(*public_keys) if public_keys else PublicKeys([signing.public])
+    if signing.key_id not in believed:
+        raise Refused(
+            "The signing key is not among the public keys that are named: the bundler would not believe itself.",
+            code="bundle.key_not_believed",
+            fix="name the public key of the signing key too",
+        )
+    return signing, believed
+
+
+def _writer(settings: Settings) -> str:
+    """Who claims numbers: with a worker id of its own a bundler that was killed goes on at once, as the same one."""
+    import secrets
+    import socket
+
+    return settings.worker_id or f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _taken_up(
+    store: BundleStore, believed: PublicKeys, namespace: str, catalog: Catalog
+) -> tuple[BundleState | None, Manifest | None]:
+    """The state of the store's newest bundle, every byte of its chain checked; nothing where the store is empty.
+
+    A chain that does not check ends the bundler: to write over it would hide whatever happened to it, and lose the
+    members who are held by nothing but the bundle. Raises BundleRefused, Unavailable.
+    """
+    from consentry.domain.errors import Unavailable
+    from consentry.ops.clock import system_clock
+    from consentry.wire.bundles import BundleRefused, open_bundle, restore
+
+    for attempt in range(_TAKE_UP_ATTEMPTS_MAX):
+        try:
+            bundle = open_bundle(store, keys=believed, namespace=namespace, now=system_clock())
+            return restore(bundle, catalog), bundle.manifest
+        except Unavailable as error:
+            if error.code == "bundle.none":
+                return None, None
+            raise
+        except BundleRefused as error:
+            # Another bundler may have published meanwhile, and deleted what this was being read from.
+            if error.code != "bundle.missing" or attempt + 1 == _TAKE_UP_ATTEMPTS_MAX:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _health(settings: Settings, bundler: Bundler, healer: Healer, metrics: Any) -> Any:
+    from time import monotonic
+
+    from consentry.bundles.service import STALL_SECONDS
+    from consentry.ops.health import HealthServer
+
+    def alive() -> dict[str, Any]:
+        idle = monotonic() - bundler.progress_at
+        heals = healer.is_alive
+        return {"ok": idle < STALL_SECONDS and heals, "seconds_since_progress": round(idle, 1), "heals": heals}
+
+    health = HealthServer(
+        metrics, alive=alive, ready=bundler.status, host=settings.metrics_host, port=settings.metrics_port
+    )
+    health.start()
+    return health

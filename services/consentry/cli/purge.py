@@ -1,0 +1,568 @@
+"""`consentry purge …`: what orders oblige to delete from a data set: what it would cost, doing it, and a second look."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from consentry.domain.errors import ConsentryError, InvalidInput, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from consentry.domain.orders import PurgeOrder, Receipt
+    from consentry.ops.settings import Settings
+    from consentry.trainer.judge import Judge
+    from consentry.trainer.purge.cover import Cover
+    from consentry.trainer.purge.outcome import Dataset, Plan, Progress, PurgeResult, Verified
+    from consentry.trainer.view import View
+
+app = typer.Typer(
+    name="purge", help="Delete from a data set what orders name, and look whether it is gone.", no_args_is_help=True
+)
+OPEN: Final = "open"
+_BUNDLE_SECONDS_MAX: Final = 86_400.0
+
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="DATASET", help="Directory of Parquet files, delta:PATH, or iceberg:CATALOG.TABLE.")
+]
+OrdersOption = Annotated[
+    str | None, typer.Option(help="File of orders, or 'open' for the open ones in Kafka (default without --excluded).")
+]
+OrderOption = Annotated[list[str] | None, typer.Option(help="Only this order; may be repeated.")]
+ExcludedOption = Annotated[
+    str | None, typer.Option(metavar="PURPOSE", help="Every row that may not be used for it now.")
+]
+UnknownOption = Annotated[str, typer.Option(help="keep or purge: rows excluded only as something is not known.")]
+MemberOption = Annotated[str | None, typer.Option(help="Column of member ids; default: member_id.")]
+JurisdictionOption = Annotated[str | None, typer.Option(help="Default: jurisdiction, where there is one.")]
+CategoryOption = Annotated[str | None, typer.Option(help="Default: category, where there is one.")]
+CollectedOption = Annotated[str | None, typer.Option(help="Default: collected_at, where there is one.")]
+BundleOption = Annotated[str | None, typer.Option(help="Know the members by the newest bundle there, without Kafka.")]
+BundleKeyOption = Annotated[Path | None, typer.Option(help="File with the public key that bundles are signed by.")]
+SparkOption = Annotated[
+    str | None, typer.Option(metavar="MASTER", help="Work on the files of a directory by Spark; '' as it is set up.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What all three commands are asked."""
+
+    dataset: str
+    orders: str | None
+    order: Sequence[str]
+    excluded: str | None
+    unknown: str
+    columns: tuple[str | None, str | None, str | None, str | None]
+    bundle: str | None
+    bundle_key: Path | None
+    spark: str | None
+
+    @property
+    def from_kafka(self) -> bool:
+        """Whether the orders are those in Kafka."""
+        return self.orders == OPEN or (self.orders is None and self.excluded is None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """The data set, the orders, and what is known of members."""
+
+    dataset: Dataset
+    orders: Sequence[PurgeOrder]
+    view: View
+    judge: Judge
+    excluded: str | None
+    purge_unknown: bool
+
+    def cover(self, exempt: Mapping[str, str]) -> Cover:
+        """What rows go for: the orders that are not exempt, and the excluded."""
+        from consentry.ops.clock import system_clock
+        from consentry.trainer.purge.cover import ExcludedCover, JointCover, OrdersCover
+
+        bound = [order for order in self.orders if order.order_id not in exempt]
+        covers: list[Cover] = [OrdersCover(bound, self.view, system_clock())]
+        if self.excluded is not None:
+            covers.append(ExcludedCover(self.judge, self.excluded, purge_unknown=self.purge_unknown))
+        return JointCover(covers)
+
+
+@app.command()
+def plan(
+    dataset: DatasetArgument,
+    orders: OrdersOption = None,
+    order: OrderOption = None,
+    excluded: ExcludedOption = None,
+    unknown: UnknownOption = "keep",
+    member_col: MemberOption = None,
+    jurisdiction_col: JurisdictionOption = None,
+    category_col: CategoryOption = None,
+    collected_col: CollectedOption = None,
+    bundle: BundleOption = None,
+    bundle_key: BundleKeyOption = None,
+    spark: SparkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell which files, rows and bytes a purge would touch, by order. Writes nothing."""
+    asked = _Asked(
+        dataset=dataset,
+        orders=orders,
+        order=order or (),
+        excluded=excluded,
+        unknown=unknown,
+        columns=(member_col, jurisdiction_col, category_col, collected_col),
+        bundle=bundle,
+        bundle_key=bundle_key,
+        spark=spark,
+    )
+    with _known(asked, settled=False) as known, _plainly(), _progress("looking") as progress:
+        cover = known.cover({})
+        found = known.dataset.plan(cover, progress)
+    typer.echo(json.dumps(_plan_fields(known.dataset, found, cover)) if as_json else _plan_text(found, cover))
+
+
+@app.command()
+def apply(
+    dataset: DatasetArgument,
+    orders: OrdersOption = None,
+    order: OrderOption = None,
+    excluded: ExcludedOption = None,
+    unknown: UnknownOption = "keep",
+    exempt: Annotated[
+        list[str] | None, typer.Option(metavar="ORDER=REASON", help="Keep this order's rows, for a reason.")
+    ] = None,
+    subscriber: Annotated[
+        str | None, typer.Option(help="Send the receipts of Kafka's orders under this subscriber's name.")
+    ] = None,
+    receipts: Annotated[Path | None, typer.Option(help="Write the receipts to this file, as JSON.")] = None,
+    if_version: Annotated[str | None, typer.Option(help="Only if the data set still has this plan's version.")] = None,
+    vacuum: Annotated[
+        bool, typer.Option("--vacuum", help="Destroy a table's older versions, for all who read them.")
+    ] = False,
+    member_col: MemberOption = None,
+    jurisdiction_col: JurisdictionOption = None,
+    category_col: CategoryOption = None,
+    collected_col: CollectedOption = None,
+    bundle: BundleOption = None,
+    bundle_key: BundleKeyOption = None,
+    spark: SparkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete the rows, and answer each order with a receipt. Killed at any point, it may be run again.
+
+    Exit 0: done. 2: refused, failed, or rows were kept because something about them is not known.
+    """
+    from consentry.domain.values import parse_name
+
+    asked = _Asked(
+        dataset=dataset,
+        orders=orders,
+        order=order or (),
+        excluded=excluded,
+        unknown=unknown,
+        columns=(member_col, jurisdiction_col, category_col, collected_col),
+        bundle=bundle,
+        bundle_key=bundle_key,
+        spark=spark,
+    )
+    name = "" if subscriber is None else parse_name(subscriber, what="subscriber")
+    reasons = _exempt(exempt or ())
+    if receipts is not None and not receipts.absolute().parent.is_dir():
+        raise InvalidInput(
+            f"The directory of {str(receipts)!r} does not exist.", code="input.file", fix="make it, or name another"
+        )
+    with _known(asked, settled=False) as known:
+        _check_exempt(reasons, known.orders)
+        if vacuum and not known.dataset.keeps_versions:
+            known.dataset.vacuum()  # says that there are none
+        answer = _Answer(asked, known, reasons, name, receipts)
+        try:
+            if if_version is not None:
+                _check_version(known.dataset, if_version)
+            with _plainly(), _progress("purging") as progress:
+                result = known.dataset.apply(known.cover(reasons), progress)
+                gone = known.dataset.vacuum() if vacuum else ()
+        except ConsentryError as error:
+            answer.give(error)
+            raise
+        detail = _kept_by_old_versions(known.dataset, vacuum=vacuum)
+        given = answer.give(result, detail)
+    typer.echo(
+        json.dumps(_result_fields(known.dataset, result, given, gone))
+        if as_json
+        else _result_text(known.dataset, result, given, gone, detail)
+    )
+    raise typer.Exit(2 if result.unknown else 0)
+
+
+@app.command()
+def verify(
+    dataset: DatasetArgument,
+    orders: OrdersOption = None,
+    order: OrderOption = None,
+    excluded: ExcludedOption = None,
+    unknown: UnknownOption = "keep",
+    exempt: Annotated[list[str] | None, typer.Option(metavar="ORDER=REASON", help="As for apply.")] = None,
+    current_only: Annotated[bool, typer.Option("--current-only", help="Leave a table's older versions out.")] = False,
+    member_col: MemberOption = None,
+    jurisdiction_col: JurisdictionOption = None,
+    category_col: CategoryOption = None,
+    collected_col: CollectedOption = None,
+    bundle: BundleOption = None,
+    bundle_key: BundleKeyOption = None,
+    spark: SparkOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at every row again, of open orders and of erasures that are settled.
+
+    Exit 0: nothing is left. 1: rows are left, here or in an older version. 2: it cannot be told.
+    """
+    asked = _Asked(
+        dataset=dataset,
+        orders=orders,
+        order=order or (),
+        excluded=excluded,
+        unknown=unknown,
+        columns=(member_col, jurisdiction_col, category_col, collected_col),
+        bundle=bundle,
+        bundle_key=bundle_key,
+        spark=spark,
+    )
+    reasons = _exempt(exempt or ())
+    with _known(asked, settled=True) as known, _plainly(), _progress("looking") as progress:
+        _check_exempt(reasons, known.orders)
+        cover = known.cover(reasons)
+        found = known.dataset.verify(cover, progress, old_versions=not current_only)
+    fields = asdict(found) | {"dataset": known.dataset.name, "orders": list(cover.order_ids)}
+    typer.echo(json.dumps(fields) if as_json else _verified_text(known.dataset, found, cover))
+    raise typer.Exit(found.exit_status)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Lets what the disk or a library says end as an error of ours; Arrow's own texts may quote rows."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        detail = f": {error.strerror} ({error.filename})" if isinstance(error, OSError) and error.strerror else ""
+        raise Unavailable(
+            f"The data set could not be worked on: {type(error).__name__}{detail}.",
+            code="purge.failed",
+            fix="mend that and run the same command again; what was swapped is whole and counted",
+        ) from error
+
+
+# ---- what is known
+
+
+@contextmanager
+def _known(asked: _Asked, *, settled: bool) -> Iterator[_Known]:
+    """Opens what is asked for: the data set first, as that is quick to refuse. Raises ConsentryError."""
+    from consentry.domain.values import parse_name
+    from consentry.ops.clock import system_clock
+    from consentry.trainer.filter import Columns
+    from consentry.trainer.purge.opening import open_dataset
+
+    if asked.unknown not in ("keep", "purge"):
+        raise InvalidInput(
+            f"--unknown is {asked.unknown!r}, neither keep nor purge.", code="input.unknown", fix="write one of them"
+        )
+    if asked.excluded is not None:
+        parse_name(asked.excluded, what="purpose")
+    member, jurisdiction, category, collected = asked.columns
+    columns = (
+        Columns(member=member or "member_id", jurisdiction=jurisdiction, category=category, collected=collected)
+        if any(asked.columns)
+        else None
+    )
+    dataset = open_dataset(asked.dataset, clock=system_clock, columns=columns, spark_master=asked.spark)
+    with _members(asked, settled=settled) as (orders, view, judge):
+        yield _Known(
+            dataset=dataset,
+            orders=_chosen(orders, asked.order),
+            view=view,
+            judge=judge,
+            excluded=asked.excluded,
+            purge_unknown=asked.unknown == "purge",
+        )
+
+
+@contextmanager
+def _members(asked: _Asked, *, settled: bool) -> Iterator[tuple[Sequence[PurgeOrder], View, Judge]]:
+    """The orders, and what tells where members live and who is excluded: a client, a bundle, or nothing."""
+    from consentry.trainer.judge import ViewJudge
+    from consentry.trainer.purge.orders_file import read_orders
+    from consentry.trainer.view import View
+    from consentry.wire.jurisdictions import iso_jurisdictions
+
+    if (asked.bundle is None) != (asked.bundle_key is None) or (asked.bundle is not None and asked.from_kafka):
+        raise InvalidInput(
+            "A bundle needs the key that it is signed by, and a file of orders or --excluded.",
+            code="input.bundle",
+            fix="give --bundle, --bundle-key and one of --orders FILE, --excluded PURPOSE; or none of the first two",
+        )
+    listed = [] if asked.from_kafka or asked.orders is None else read_orders(Path(asked.orders))
+    if asked.bundle is not None and asked.bundle_key is not None:
+        judge = _bundle_judge(asked.bundle, asked.bundle_key)
+        yield listed, judge.view, judge
+    elif asked.from_kafka or asked.excluded is not None:
+        yield from _following(asked, listed, settled=settled)
+    elif any(order.member is None for order in listed):
+        raise Refused(
+            "An order of the file is about a jurisdiction, and nobody says who lives there.",
+            code="purge.no_members",
+            fix="give --bundle and --bundle-key, or have the orders read from Kafka",
+        )
+    else:
+        view = View(1, iso_jurisdictions())
+        yield listed, view, ViewJudge(view)
+
+
+def _bundle_judge(url: str, key_file: Path) -> Any:
+    from consentry.ops.settings import Settings
+    from consentry.trainer.bundled import bundle_judge
+    from consentry.wire.bundles import PublicKeys
+
+    return bundle_judge(
+        url,
+        keys=PublicKeys.read(key_file),
+        namespace=Settings.parse().namespace,
+        max_age_seconds=_BUNDLE_SECONDS_MAX,
+    )
+
+
+def _following(
+    asked: _Asked, listed: Sequence[PurgeOrder], *, settled: bool
+) -> Iterator[tuple[Sequence[PurgeOrder], View, Judge]]:
+    import os
+
+    from consentry.cli.wiring import load_settings
+    from consentry.ops.clock import system_clock
+    from consentry.trainer.client import Client
+    from consentry.trainer.judge import ViewJudge
+
+    settings = load_settings()
+    with Client.connect(
+        settings.kafka(),
+        name=f"purge-{os.getpid()}",
+        registry_url=settings.registry_url,
+        registry=settings.registry(),
+        namespace=settings.namespace,
+        staleness_seconds=settings.staleness_seconds,
+    ) as client:
+        orders = listed
+        if asked.from_kafka:
+            orders = _all_orders(settings, asked.order) if settled or asked.order else client.open_orders()
+        if asked.spark is None:
+            yield orders, client.view, client
+        else:
+            # What travels to the executors stands still: a client can be in one process only.
+            client.stop()
+            yield orders, client.view, ViewJudge(client.view, at=system_clock())
+
+
+def _all_orders(settings: Settings, chosen: Sequence[str]) -> list[PurgeOrder]:
+    """The orders that are open, that are chosen, or that nothing can end: an erasure holds for what comes later too."""
+    from consentry.cli.wiring import open_catalog
+    from consentry.domain.orders import PurgeReason
+    from consentry.wire.controls import read_order
+    from consentry.wire.kafka import read_all
+    from consentry.wire.schemas import PURGE_ORDERS, topic_name
+
+    catalog = open_catalog(settings)
+    newest: dict[str, PurgeOrder] = {}
+    for message in read_all(settings.kafka(), topic_name(settings.namespace, PURGE_ORDERS)):
+        if message.value is not None:
+            order = read_order(message.value, catalog)
+            newest[order.order_id] = order
+    return [
+        order
+        for order in newest.values()
+        if not order.is_settled or order.because is PurgeReason.ERASURE or order.order_id in chosen
+    ]
+
+
+def _chosen(orders: Sequence[PurgeOrder], chosen: Sequence[str]) -> Sequence[PurgeOrder]:
+    known = {order.order_id: order for order in orders}
+    if missing := [name for name in chosen if name not in known]:
+        raise _no_order(missing[0])
+    return [known[name] for name in dict.fromkeys(chosen)] if chosen else orders
+
+
+def _no_order(name: str) -> InvalidInput:
+    return InvalidInput(f"There is no order {name!r}.", code="input.order", fix="`consentry purge plan` lists them")
+
+
+def _exempt(pairs: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        order, equals, reason = pair.partition("=")
+        if not (order and equals and reason.strip()):
+            raise InvalidInput(
+                f"--exempt {pair!r} is not ORDER=REASON.", code="input.exempt", fix="say why the rows may stay"
+            )
+        found[order] = reason.strip()
+    return found
+
+
+def _check_exempt(reasons: Mapping[str, str], orders: Sequence[PurgeOrder]) -> None:
+    known = {order.order_id for order in orders}
+    if missing := [name for name in reasons if name not in known]:
+        raise _no_order(missing[0])
+
+
+def _check_version(dataset: Dataset, expected: str) -> None:
+    if (found := dataset.version()) != expected:
+        raise Unavailable(
+            f"The data set has the version {found}, not {expected}: it was written to since.",
+            code="purge.dataset_changed",
+            fix="plan it again",
+        )
+
+
+# ---- what is answered
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Gives the receipts: to a file, and to Kafka where the orders came from there."""
+
+    asked: _Asked
+    known: _Known
+    exempt: Mapping[str, str]
+    subscriber: str
+    file: Path | None
+
+    def give(self, outcome: PurgeResult | Exception, detail: str = "") -> list[Receipt]:
+        """The receipts, once they are written and acknowledged."""
+        from consentry.ops.clock import system_clock
+        from consentry.trainer.purge.receipts import as_fields, receipts
+
+        given = receipts(
+            self.known.orders,
+            self.exempt,
+            outcome,
+            subscriber=self.subscriber,
+            dataset=self.known.dataset.name,
+            completed_at=system_clock(),
+            detail=detail,
+        )
+        if self.file is not None:
+            temporary = self.file.with_name(f".{self.file.name}.tmp")
+            temporary.write_text(json.dumps([as_fields(one) for one in given], indent=2) + "\n")
+            temporary.replace(self.file)
+        if self.subscriber and self.asked.from_kafka and given:
+            _publish(given)
+        return given
+
+
+def _publish(receipts: Sequence[Receipt]) -> None:
+    from confluent_kafka import Producer
+
+    from consentry.cli.wiring import load_settings, open_catalog
+    from consentry.wire.controls import write_receipt
+    from consentry.wire.kafka import producer_config, send
+    from consentry.wire.schemas import RECEIPTS, topic_name
+
+    settings = load_settings()
+    catalog = open_catalog(settings)
+    key = receipts[0].subscriber.encode()
+    producer = Producer(producer_config(settings.kafka(), "consentry-purge"))
+    send(
+        producer,
+        topic_name(settings.namespace, RECEIPTS),
+        [(key, write_receipt(receipt, catalog)) for receipt in receipts],
+    )
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Progress]:
+    """A bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown:
+        task = shown.add_task(what, total=None)
+
+        def told(done: int, files: int) -> None:
+            shown.update(task, completed=done, total=files)
+
+        yield told
+
+
+# ---- as text and as JSON
+
+
+def _plan_fields(dataset: Dataset, found: Plan, cover: Cover) -> dict[str, Any]:
+    by_order = {
+        order: dict(zip(("files", "rows", "bytes"), found.covered(order), strict=True)) for order in cover.order_ids
+    }
+    return asdict(found) | {"dataset": dataset.name, "orders": by_order}
+
+
+def _plan_text(found: Plan, cover: Cover) -> str:
+    lines = [
+        f"version {found.version}: {found.files_looked_at:,} files, {found.rows_looked_at:,} rows",
+        f"{'files':>8} {'rows':>12} {'bytes':>16}  order",
+    ]
+    for order in cover.order_ids:
+        files, rows, size = found.covered(order)
+        lines.append(f"{files:>8,} {rows:>12,} {size:>16,}  {order}")
+    rows = sum(sum(file.covered.values()) for file in found.files)
+    lines.append(f"{len(found.files):>8,} {rows:>12,} {sum(file.bytes for file in found.files):>16,}  in all")
+    return "\n".join(lines + _unknown_text(found.unknown))
+
+
+def _unknown_text(unknown: int) -> list[str]:
+    return [f"{unknown:,} rows are kept: something about them is not known"] if unknown else []
+
+
+def _kept_by_old_versions(dataset: Dataset, *, vacuum: bool) -> str:
+    from consentry.trainer.purge.receipts import KEPT_BY_OLD_VERSIONS
+
+    return KEPT_BY_OLD_VERSIONS if dataset.keeps_versions and not vacuum else ""
+
+
+def _result_fields(
+    dataset: Dataset, result: PurgeResult, given: Sequence[Receipt], gone: Sequence[str]
+) -> dict[str, Any]:
+    from consentry.trainer.purge.receipts import as_fields
+
+    return asdict(result) | {
+        "dataset": dataset.name,
+        "receipts": [as_fields(one) for one in given],
+        "vacuumed": list(gone),
+    }
+
+
+def _result_text(
+    dataset: Dataset, result: PurgeResult, given: Sequence[Receipt], gone: Sequence[str], detail: str
+) -> str:
+    removed = sum(result.rows_removed.values())
+    lines = [f"{dataset.name}: {removed:,} rows removed from {result.files_rewritten:,} files"]
+    lines.append(f"version {result.version_before} -> {result.version_after}")
+    lines += [f"{one.result.value:<10} {one.rows_removed:>12,}  {one.order_id}" for one in given]
+    lines += [f"{rows:>23,}  {name}" for name, rows in result.rows_removed.items() if name.startswith("excluded:")]
+    lines += [f"vacuumed: {len(gone)} old"] if gone else []
+    lines += [detail] if detail and removed else []
+    return "\n".join(lines + sorted(set(result.notes)) + _unknown_text(result.unknown))
+
+
+def _verified_text(dataset: Dataset, found: Verified, cover: Cover) -> str:
+    lines = [f"{dataset.name}: {found.files:,} files, {found.rows:,} rows, {len(cover.order_ids)} orders"]
+    lines += [f"left: {rows:,} rows of {order}" for order, rows in found.rows_left.items()]
+    lines += [f"left: {rows:,} rows in the older version {version}" for version, rows in found.old_versions.items()]
+    lines += [f"cannot be read: {why}" for why in found.unreadable]
+    lines += [f"{found.unknown:,} rows of which something is not known"] if found.unknown else []
+    lines.append(("clean", "rows are left", "it cannot be told")[found.exit_status])
+    return "\n".join(lines)

@@ -1,0 +1,249 @@
+"""What is sent to the agent, read strictly and within bounds, as a table that can be judged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fastapi import Request
+
+from consentry.domain.errors import InvalidInput
+from consentry.trainer.agent.problems import Problem
+from consentry.trainer.data_files import Asked, table_of, wanted
+from consentry.trainer.filter import Columns
+
+BODY_BYTES_MAX: Final = 32 * 1024 * 1024
+ROWS_MAX: Final = 1_000_000
+JSON: Final = "application/json"
+ARROW: Final = "application/vnd.apache.arrow.stream"
+PARQUET: Final = "application/vnd.apache.parquet"
+BYTES: Final = "application/octet-stream"
+_BODY_SECONDS: Final = 30.0
+_EXPANDED_BYTES_MAX: Final = 256 * 1024 * 1024
+_ROW_FIELDS: Final = ("member_id", "jurisdiction", "category", "collected_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows of one request, and which of its columns say what."""
+
+    rows: pa.Table
+    columns: Columns
+
+
+async def read_body(request: Request, kinds: tuple[str, ...]) -> tuple[str, bytes]:
+    """The kind of a body and the whole of it. Raises Problem: 415 another kind, 413 too large, 408 too slow."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in kinds:
+        raise Problem(
+            415,
+            "The body is not announced as what is read here.",
+            code="input.media_type",
+            fix=f"send Content-Type: {' or '.join(kinds)}",
+        )
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[-20:]) > BODY_BYTES_MAX:
+        _too_large()
+    chunks, length = [], 0
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                length += len(chunk)
+                if length > BODY_BYTES_MAX:
+                    _too_large()
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Problem(
+            408,
+            f"The body did not arrive within {_BODY_SECONDS:.0f} s.",
+            code="input.slow",
+            fix="send it at once",
+            headers={"Connection": "close"},
+        ) from None
+    return kind, b"".join(chunks)
+
+
+def _too_large() -> NoReturn:
+    raise Problem(
+        413,
+        f"The body has more than {BODY_BYTES_MAX} bytes.",
+        code="input.too_large",
+        fix="split it",
+        headers={"Connection": "close"},
+    )
+
+
+def _too_many(rows: int) -> NoReturn:
+    raise Problem(
+        413, f"There are {rows} rows, more than {ROWS_MAX}.", code="input.too_many_rows", fix="split them into batches"
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise Problem(400, "The body names a key twice.", code="input.json", fix="name each once")
+    return found
+
+
+def _no_number(_text: str) -> NoReturn:
+    raise Problem(400, "The body holds NaN or Infinity.", code="input.json", fix="leave it out: JSON does not have it")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
+
+
+def parse_object(text: bytes, known: frozenset[str]) -> dict[str, Any]:
+    """The JSON object in a body. Raises Problem, also for a key that is not known: it may have meant to exclude."""
+    try:
+        found = _DECODER.decode(text.decode())
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Problem(400, "The body is not one JSON object in UTF-8.", code="input.json", fix="send one")
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise field_problem(unknown[0], f"is not known; there are {', '.join(sorted(known))}")
+    return found
+
+
+def field_problem(name: str, what: str) -> Problem:
+    """A field of a body does not fit."""
+    return Problem(
+        422,
+        f"The field {name[:80]!r} {what}.",
+        code="input.field",
+        fix="see /openapi.json for what it may hold",
+        field=name[:80],
+    )
+
+
+def text_field(data: Mapping[str, Any], name: str, *, length_max: int = 4096) -> str | None:
+    """A text, or None where it is left out. Raises Problem."""
+    found = data.get(name)
+    if found is not None and (not isinstance(found, str) or len(found) > length_max):
+        raise field_problem(name, "is not a text, or a very long one")
+    return found
+
+
+def table_of_json(data: Mapping[str, Any]) -> Table:
+    """Rows given as lists side by side; one value in place of a list holds for all rows. Raises Problem, InvalidInput.
+
+    Ids that are neither texts nor whole numbers stay in, as rows that are excluded.
+    """
+    members = data.get("member_id")
+    if not isinstance(members, list):
+        raise field_problem("member_id", "is not a list of member ids")
+    rows = len(members)
+    if rows > ROWS_MAX:
+        _too_many(rows)
+    values: dict[str, list[Any]] = {"member_id": members}
+    for name in _ROW_FIELDS[1:]:
+        value = data.get(name)
+        if value is None:
+            continue
+        if isinstance(value, list) and len(value) != rows:
+            raise field_problem(name, f"has {len(value)} values for {rows} members")
+        values[name] = value if isinstance(value, list) else [value] * rows
+    columns = Asked().among(list(values))
+    return Table(table_of(columns, values, rows), columns)
+
+
+def table_of_arrow(body: bytes, asked: Asked) -> Table:
+    """Rows given as an Arrow IPC stream. Raises Problem and InvalidInput.
+
+    Nothing in it is believed before it is checked: neither its lengths nor its offsets, and what is compressed is
+    refused, as nobody can say beforehand how large it becomes.
+    """
+    try:
+        _check_messages(body)
+        with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
+            columns = asked.among(reader.schema.names)
+            names = wanted(columns)
+            batches, rows = [], 0
+            for batch in reader:
+                rows += batch.num_rows
+                if rows > ROWS_MAX:
+                    _too_many(rows)
+                part = batch.select(names)
+                part.validate(full=True)
+                batches.append(part)
+            table = pa.Table.from_batches(batches, schema=pa.schema([reader.schema.field(name) for name in names]))
+    except (pa.ArrowException, OSError, ValueError, KeyError, struct.error, IndexError) as error:
+        raise Problem(
+            400,
+            f"The body is not an Arrow IPC stream ({type(error).__name__}).",
+            code="input.arrow",
+            fix="write one with the stream writer of an Arrow library",
+        ) from None
+    for name in names:
+        _check_column(name, table[name], is_time=name == columns.collected)
+    return Table(table, columns)
+
+
+def _check_column(name: str, column: pa.ChunkedArray, *, is_time: bool) -> None:
+    kind = column.type
+    if pa.types.is_null(kind) or pa.types.is_integer(kind):
+        return
+    if is_time and (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        return
+    shared = pa.types.is_dictionary(kind)
+    value = kind.value_type if shared else kind
+    if is_time or not (pa.types.is_string(value) or pa.types.is_large_string(value)):
+        raise InvalidInput(
+            f"The column {name!r} holds {kind}, which is not read here.",
+            code="input.column",
+            fix="send texts (plain or as a dictionary), int64 ids, and dates or timestamps",
+        )
+    if shared:
+        longest = max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks), default=0)
+        if longest * len(column) > _EXPANDED_BYTES_MAX:
+            raise Problem(413, f"The column {name!r} is too large written out.", code="input.too_large", fix="split it")
+
+
+def _check_messages(body: bytes) -> None:
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+        if _is_compressed(message.metadata.to_pybytes()):
+            raise Problem(
+                415,
+                "The Arrow stream is compressed.",
+                code="input.arrow_compressed",
+                fix="write it without compression; the agent is on the same machine",
+            )
+
+
+def _is_compressed(metadata: bytes) -> bool:
+    """Whether a message says that its buffers are compressed. Source: Message.fbs of Apache Arrow, FlatBuffers."""
+    root = struct.unpack_from("<I", metadata)[0]
+    kind = _slot(metadata, root, 1)
+    header = _slot(metadata, root, 2)
+    if not kind or not header:
+        return False
+    table = header + struct.unpack_from("<I", metadata, header)[0]
+    if metadata[kind] == _DICTIONARY_BATCH:
+        data = _slot(metadata, table, 1)
+        if not data:
+            return False
+        table = data + struct.unpack_from("<I", metadata, data)[0]
+    elif metadata[kind] != _RECORD_BATCH:
+        return False
+    return _slot(metadata, table, 3) != 0
+
+
+_DICTIONARY_BATCH: Final = 2
+_RECORD_BATCH: Final = 3
+
+
+def _slot(data: bytes, table: int, number: int) -> int:
+    """Where a table's field lies; 0 where it is left out."""
+    vtable: int = table - struct.unpack_from("<i", data, table)[0]
+    if vtable < 0 or 4 + 2 * number >= struct.unpack_from("<H", data, vtable)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", data, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else 0

@@ -1,0 +1,218 @@
+"""What happened, for readers that come and go: a bounded list of events that each reader goes through by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from consentry.domain.controls import Control, PauseImposed, PauseLifted
+from consentry.domain.orders import PurgeOrder
+from consentry.domain.values import Micros
+from consentry.trainer.hooks import Cause, Exclusion
+
+EVENTS_MAX: Final = 10_000
+BYTES_MAX: Final = 16 * 1024 * 1024
+MEMBERS_MAX: Final = 1_000
+"""Members in one event: a line of some 70 kB at most."""
+HEARTBEAT_SECONDS: Final = 10.0
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Json = dict[str, Any]
+
+
+class Event(NamedTuple):
+    """One event as it is sent. `purpose` is empty where it concerns every one."""
+
+    number: int
+    kind: str
+    purpose: str
+    text: str
+
+
+class Feed:
+    """The last events, numbered. Anything may add to it from any thread; readers are on one event loop."""
+
+    def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
+        self.life: Final = secrets.token_hex(4)
+        """Names this list: numbers of an earlier one mean nothing here."""
+        self._events: deque[Event] = deque()
+        self._bytes = 0
+        self._last = 0
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._adding = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        self.is_closed = False
+
+    def attach(self) -> None:
+        """Wake the readers of the loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, kind: str, data: Json, *, purpose: str = "") -> None:
+        """Add an event; the oldest make room for it."""
+        text = json.dumps(data, separators=(",", ":"))
+        with self._adding:
+            self._last += 1
+            self._events.append(Event(self._last, kind, purpose, text))
+            self._bytes += len(text)
+            while len(self._events) > self._events_max or (self._bytes > self._bytes_max and len(self._events) > 1):
+                self._bytes -= len(self._events.popleft().text)
+        self._wake()
+
+    def close(self) -> None:
+        """Let every reader come to its end."""
+        self.is_closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        told, self._changed = self._changed, asyncio.Event()
+        told.set()
+
+    @property
+    def last(self) -> int:
+        """The number of the newest event."""
+        return self._last
+
+    def identity(self, number: int) -> str:
+        """What a reader says to go on after an event."""
+        return f"{self.life}-{number}"
+
+    def place(self, identity: str) -> int | None:
+        """The number behind an identity; None where it is of another list, or no longer known."""
+        life, _, number = identity.partition("-")
+        if life != self.life or not number.isascii() or not number.isdigit() or len(number) > 18:
+            return None
+        return int(number) if self._oldest() <= int(number) + 1 <= self._last + 1 else None
+
+    def _oldest(self) -> int:
+        events = self._events
+        return events[0].number if events else self._last + 1
+
+    def _after(self, number: int) -> list[Event] | None:
+        """The events after this number; None where some of them are gone."""
+        with self._adding:
+            if number + 1 < self._oldest():
+                return None
+            return [event for event in self._events if event.number > number] if number < self._last else []
+
+    async def read(
+        self,
+        last_id: str | None,
+        *,
+        purposes: Collection[str],
+        greeting: Callable[[], Json],
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> AsyncIterator[bytes]:
+        """Server-sent events after the one with this identity, or from now on; those of these purposes.
+
+        Where events are gone, `lost` stands in for all of them. Source: HTML, "Server-sent events".
+        """
+        found = self.last if last_id is None else self.place(last_id)
+        number = self.last if found is None else found
+        yield _lines("status", self.identity(number), json.dumps(greeting()))
+        if found is None:
+            yield self._lost(number)
+        while not self.is_closed:
+            changed = self._changed
+            events = self._after(number)
+            if events is None:
+                number = self.last
+                yield self._lost(number)
+                continue
+            for event in events:
+                number = event.number
+                if not event.purpose or event.purpose in purposes:
+                    yield _lines(event.kind, self.identity(number), event.text)
+            if not events:
+                try:
+                    await asyncio.wait_for(changed.wait(), heartbeat_seconds)
+                except TimeoutError:
+                    yield b": heartbeat\n\n"
+
+    def _lost(self, number: int) -> bytes:
+        text = json.dumps({"detail": "events are gone: ask again about every member that you keep an answer of"})
+        return _lines("lost", self.identity(number), text)
+
+    # ---- what the hooks tell
+
+    def add_exclusion(self, exclusion: Exclusion) -> None:
+        """Members became excluded. Controls are told apart, once for all purposes."""
+        if exclusion.cause is Cause.CONTROL:
+            return
+        for part in _parts(exclusion.members):
+            data = {
+                "purpose": exclusion.purpose,
+                "cause": exclusion.cause.value,
+                "reason": None if exclusion.reason is None else exclusion.reason.value,
+                "at": iso(exclusion.at),
+                "members": part,
+                "partitions": list(exclusion.partitions),
+            }
+            self.add("lost" if exclusion.cause is Cause.MANY else "exclusion", data, purpose=exclusion.purpose)
+
+    def add_control(self, control: Control) -> None:
+        """A pause, a lift or a policy came."""
+        data: Json = {
+            "effective_at": iso(control.effective_at),
+            "recorded_at": iso(control.recorded_at),
+            "version": control.version,
+        }
+        if isinstance(control, PauseImposed):
+            scope = control.scope
+            data |= {
+                "pause": control.pause,
+                "jurisdictions": list(scope.jurisdictions),
+                "purposes": None if scope.purposes is None else list(scope.purposes),
+                "categories": None if scope.categories is None else list(scope.categories),
+                "reach": control.reach.value,
+            }
+            self.add("pause", data)
+        elif isinstance(control, PauseLifted):
+            self.add("lift", data | {"pause": control.pause, "opt_ins": control.opt_ins.value})
+        else:
+            self.add("policy", data)
+
+    def add_order(self, order: PurgeOrder) -> None:
+        """A purge order is open."""
+        scope = order.scope
+        data = {
+            "order_id": order.order_id,
+            "because": order.because.value,
+            "recorded_at": iso(order.recorded_at),
+            "due_at": iso(order.due_at),
+            "member": order.member,
+            "pause": order.pause,
+            "jurisdictions": None if scope is None else list(scope.jurisdictions),
+            "purposes": None if scope is None or scope.purposes is None else list(scope.purposes),
+            "categories": None if scope is None or scope.categories is None else list(scope.categories),
+        }
+        self.add("purge_order", data)
+
+
+def _parts(members: tuple[str, ...]) -> Iterator[list[str]]:
+    for start in range(0, max(len(members), 1), MEMBERS_MAX):
+        yield list(members[start : start + MEMBERS_MAX])
+
+
+def _lines(kind: str, identity: str, text: str) -> bytes:
+    return f"id: {identity}\nevent: {kind}\ndata: {text}\n\n".encode()
+
+
+def iso(instant: Micros) -> str:
+    """An instant in ISO 8601, UTC; one that no calendar has, as the nearest that it has."""
+    try:
+        return (_EPOCH + timedelta(microseconds=instant)).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return "9999-12-31T23:59:59Z" if instant > 0 else "0001-01-01T00:00:00Z"

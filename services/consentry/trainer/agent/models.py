@@ -1,0 +1,101 @@
+"""What is sent to the agent and what it answers: for the OpenAPI description, and to check small bodies."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Texts = list[str | int | None]
+
+
+class DecideIn(BaseModel):
+    """A question about one member, or one row of theirs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
+
+    member: Annotated[str, Field(description="Pseudonym of the member.", examples=["m:42"])]
+    purpose: Annotated[str, Field(description="What the data would be used for.", examples=["genai_training"])]
+    jurisdiction: Annotated[str | None, Field(max_length=6, description="Where the row comes from.")] = None
+    category: Annotated[str | None, Field(max_length=64, description="Category of the row.")] = None
+    collected_at: Annotated[
+        str | int | None, Field(description="When the row was collected: ISO 8601, or microseconds since 1970 UTC.")
+    ] = None
+    at_least: Annotated[
+        str | None, Field(max_length=4096, description="Consent token: the answer is as fresh, or STALE.")
+    ] = None
+    wait: Annotated[float, Field(ge=0, le=10, description="Seconds to wait for that.")] = 2.0
+
+
+class MaskIn(BaseModel):
+    """Rows, as lists side by side; one value in place of a list holds for all of them."""
+
+    purpose: str
+    member_id: Texts = Field(description="Send texts: JavaScript has no integers above 2^53. At most 1,000,000.")
+    jurisdiction: Texts | str | None = None
+    category: Texts | str | None = None
+    collected_at: Texts | str | int | None = None
+    at_least: str | None = None
+    wait: float = 2.0
+    reasons: bool = Field(False, description="Also tell the reason of each row.")
+
+
+class CheckIn(BaseModel):
+    """Files to check; or, in its place, the body that lakeFS sends to a webhook of pre-commit or pre-merge."""
+
+    files: list[str] = Field(description="Paths of files and directories, relative to a root of the agent.")
+    purpose: str = "genai_training"
+    member_col: str = "member_id"
+    jurisdiction_col: str | None = None
+    category_col: str | None = None
+    collected_col: str | None = None
+    at_least: str | None = None
+    wait: float = 2.0
+    show_members: int = Field(0, ge=0, le=1000)
+
+
+class DecisionOut(BaseModel):
+    """The answer to one question. Where `fresh` is false it is STALE, which excludes."""
+
+    allowed: bool
+    reason: str
+    because: list[str]
+    fresh: bool
+    view: str = Field(description="Names the records and controls that it rests on.")
+
+
+class MaskOut(BaseModel):
+    """One answer for each row, in their order."""
+
+    fresh: bool
+    view: str
+    rows: int
+    allowed: int
+    counts: dict[str, int]
+    mask: list[bool]
+    reasons: list[str] | None = None
+
+
+class CheckOut(BaseModel):
+    """What a check came to: 200 clean; else a problem that holds the same as `report`."""
+
+    outcome: Literal["clean", "violations", "cannot_tell"]
+    purpose: str
+    view: str
+    rows: int
+    counts: dict[str, int]
+    violations: int
+    files: list[dict[str, Any]]
+    model_config = ConfigDict(extra="allow")
+
+
+class ProblemOut(BaseModel):
+    """Why a request was not answered as asked. Source: RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable; what programs look at.")
+    fix: str
+    model_config = ConfigDict(extra="allow")

@@ -1,0 +1,246 @@
+"""What the agent does for its callers: questions in few threads, events to all readers, checks under its roots."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, Protocol, TypeVar
+
+import pyarrow as pa
+
+from consentry.domain.decisions import Decision, Row
+from consentry.domain.errors import InvalidInput, Refused, Unavailable
+from consentry.trainer.agent.feed import Feed
+from consentry.trainer.agent.problems import Problem
+from consentry.trainer.data_files import DataFile, find_files
+from consentry.trainer.filter import Columns, Verdict
+from consentry.trainer.hooks import Hooks
+
+QUESTION_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 300.0
+WAIT_SECONDS_MAX: Final = 10.0
+_WATCH_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 0.02
+_REF: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)
+_LAKEFS_REFS: Final = {"pre-commit": "branch_id", "pre-merge": "source_ref"}
+
+Found = TypeVar("Found")
+
+
+class Follower(Protocol):
+    """The client, as far as the agent needs it."""
+
+    @property
+    def view_id(self) -> str: ...
+
+    @property
+    def stale_detail(self) -> str: ...
+
+    @property
+    def is_following(self) -> bool: ...
+
+    def judge(
+        self,
+        table: pa.Table,
+        *,
+        purpose: str,
+        columns: Columns | None = None,
+        at_least: str | None = None,
+        wait_seconds: float = ...,
+    ) -> Verdict: ...
+
+    def decide(
+        self,
+        member: str,
+        *,
+        purpose: str,
+        row: Row | None = None,
+        at_least: str | None = None,
+        wait_seconds: float = ...,
+    ) -> Decision: ...
+
+    def wait_for(self, token: str, timeout_seconds: float) -> None: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+
+class Work:
+    """Calls that take long, on `threads` threads: the event loop stays free. At most `most` run or wait."""
+
+    def __init__(self, name: str, *, threads: int, most: int, seconds: float) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._most = most
+        self._seconds = seconds
+        self._now = 0
+
+    async def run(self, call: Callable[[], Found]) -> Found:
+        """What the call gives. Raises Problem 503 where no place is free, or when it takes too long."""
+        if self._now >= self._most:
+            raise _busy(f"{self._most} such requests are being worked on already")
+        self._now += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        # A call that nobody waits for any more still has its place until its thread is free again.
+        future.add_done_callback(self._end)
+        done, _ = await asyncio.wait({future}, timeout=self._seconds)
+        if not done:
+            raise _busy(f"The answer was not there within {self._seconds:g} s")
+        return future.result()
+
+    def _end(self, future: asyncio.Future[Any]) -> None:
+        self._now -= 1
+        if not future.cancelled():
+            future.exception()  # whoever waited was told otherwise
+
+    def close(self) -> None:
+        """Take no more; what waits is left out."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _busy(what: str) -> Problem:
+    return Problem(
+        503, f"{what}.", code="limit.busy", fix="send it again in a moment, or less of it", headers={"Retry-After": "1"}
+    )
+
+
+class Agent:
+    """The parts of one agent. Events are told for `purposes`; files are read under `roots` only."""
+
+    def __init__(
+        self,
+        follower: Follower,
+        hooks: Hooks,
+        *,
+        purposes: Sequence[str],
+        roots: Sequence[Path] = (),
+        feed: Feed | None = None,
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
+        self.follower = follower
+        self.purposes = tuple(dict.fromkeys(purposes))
+        self.feed = feed or Feed()
+        self.questions = Work("question", threads=2, most=32, seconds=QUESTION_SECONDS)
+        self.checks = Work("check", threads=1, most=2, seconds=check_seconds + 5)
+        self.check_seconds = check_seconds
+        self._roots = tuple(root.resolve(strict=True) for root in roots)
+        self._was_ready = False
+        for purpose in self.purposes:
+            hooks.on_exclusion(purpose=purpose)(self.feed.add_exclusion)
+        hooks.on_control(self.feed.add_control)
+        hooks.on_purge_order(self.feed.add_order)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has ever given fresh answers; from then on it gives answers, be they STALE."""
+        self._was_ready = self._was_ready or not self.follower.stale_detail
+        return self._was_ready
+
+    def require_ready(self) -> None:
+        """Return if it is ready. Raises Unavailable."""
+        if not self.is_ready:
+            raise Unavailable(
+                f"The agent is not ready yet: {self.follower.stale_detail}.",
+                code="agent.not_ready",
+                fix="ask again in a moment; /readyz says when",
+            )
+
+    def freshness(self) -> dict[str, Any]:
+        """Whether answers are given now, and what they rest on."""
+        detail = self.follower.stale_detail
+        return {"fresh": not detail, "detail": detail, "view": self.follower.view_id}
+
+    async def watch(self) -> None:
+        """Tell the readers of events whenever freshness is lost or found again, until cancelled.
+
+        It looks at the clock itself: a thread that hangs tells of nothing.
+        """
+        self.feed.attach()
+        was_fresh: bool | None = None
+        while True:
+            found = self.freshness() if self.is_ready else None
+            if found is not None and found["fresh"] is not was_fresh:
+                was_fresh = found["fresh"]
+                self.feed.add("freshness", found)
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def reach(self, token: str | None, wait_seconds: float) -> None:
+        """Return once answers are as fresh as the token, or after that time. Raises InvalidInput for no token."""
+        until = monotonic() + wait_seconds
+        while token is not None:
+            try:
+                return self.follower.wait_for(token, 0.0)
+            except Unavailable:
+                if monotonic() >= until:
+                    return None  # the answer will be STALE
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def close(self) -> None:
+        """Let readers and waiting calls come to their end."""
+        self.feed.close()
+        self.questions.close()
+        self.checks.close()
+
+    # ---- files to check
+
+    def files(self, names: Iterable[str]) -> Iterator[tuple[DataFile, str]]:
+        """The data files behind these paths, with the names they are told by.
+
+        Raises Refused where there are no roots, InvalidInput for what does not lie under one, also behind a link.
+        """
+        if not self._roots:
+            raise Refused(
+                "This agent reads no files.", code="check.roots", fix="start it with --root DIRECTORY, once for each"
+            )
+        for name in names:
+            root, path = self._under_root(name)
+            for file in find_files([path]):
+                if not file.path.resolve().is_relative_to(root):
+                    raise _outside()
+                yield file, str(file.path.relative_to(root)) if file.path.is_relative_to(root) else file.path.name
+
+    def _under_root(self, name: str) -> tuple[Path, Path]:
+        for root in self._roots:
+            try:
+                path = (root / name).resolve(strict=True)
+            except (OSError, ValueError, RuntimeError):  # not there; or a path that no path can be
+                continue
+            if path.is_relative_to(root):
+                return root, path
+        raise _outside()
+
+
+def _outside() -> InvalidInput:
+    # Whether there is such a file elsewhere is not for the caller to know.
+    return InvalidInput(
+        "A path is not that of a file or directory under a root of this agent.",
+        code="check.outside",
+        fix="name it relative to a --root of the agent",
+    )
+
+
+def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> list[str]:
+    """Where a branch that lakeFS is about to commit or merge is mounted: ROOT/repository/branch, and files in it.
+
+    Raises Problem for another event. Source: lakeFS, "Webhooks", the body of a request.
+    """
+    ref_field = _LAKEFS_REFS.get(str(event.get("event_type")).replace("_", "-"))
+    if ref_field is None:
+        raise Problem(
+            422,
+            "The body is not of a lakeFS event that is checked here.",
+            code="check.event",
+            fix=f"use it for {' and '.join(_LAKEFS_REFS)}",
+        )
+    names = [event.get("repository_id"), event.get(ref_field)]
+    if any(not isinstance(name, str) or _REF.fullmatch(name) is None for name in names):
+        raise Problem(
+            422,
+            f"The event names no repository_id and {ref_field} that are plain names.",
+            code="check.event",
+            fix="check branches whose names hold letters, digits, '.', '_' and '-'",
+        )
+    branch = "/".join(map(str, names))
+    return [f"{branch}/{file}" for file in files] or [branch]

@@ -1,0 +1,109 @@
+"""What the filters of all libraries share: which columns are asked about, what each batch gets, and what is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from consentry.domain.errors import InvalidInput
+from consentry.domain.values import Reason
+from consentry.trainer.filter import Columns, check_columns, conventional_columns
+from consentry.trainer.judge import Judge
+
+
+class Sieve:
+    """One question, asked of a data set batch by batch, maybe on several threads.
+
+    `names` are the data set's columns. Raises InvalidInput where a column that is asked about is not among them, or
+    more than once.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        names: Iterable[Any],
+        *,
+        purpose: str,
+        columns: Columns | None,
+        at_least: str | None,
+        tally: Counter[Reason] | None,
+    ) -> None:
+        self._judge = judge
+        self._purpose = purpose
+        self._at_least = at_least
+        self._tally: Counter[Reason] = Counter() if tally is None else tally
+        self._counting = threading.Lock()
+        self.columns = _columns_among(list(map(str, names)), columns)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are asked about, each once."""
+        columns = self.columns
+        every = (columns.member, columns.jurisdiction, columns.category, columns.collected)
+        return list(dict.fromkeys(name for name in every if name is not None))
+
+    def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
+        """True for each row that may be used; `table` has the columns of `names`. Every row is counted."""
+        verdict = self._judge.judge(table, purpose=self._purpose, columns=self.columns, at_least=self._at_least)
+        with self._counting:
+            self._tally.update(verdict.counts())
+        return verdict.mask
+
+    def mask_of(self, values: Mapping[str, Sequence[Any]]) -> npt.NDArray[np.bool_]:
+        """As `mask`, of Python values by column."""
+        return self.mask(pa.table({name: self.column(name, values[name]) for name in self.names}))
+
+    def column(self, name: str, values: Sequence[Any]) -> pa.Array:
+        """Python values as an Arrow column, also where they are of several types: then what is no text is no id.
+
+        Raises InvalidInput where the times of collection are of several types.
+        """
+        try:
+            return pa.array(values, from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
+            if name == self.columns.collected:
+                raise InvalidInput(
+                    f"The column {name!r} holds values of several types, which are no times of collection.",
+                    code="input.column",
+                    fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
+                ) from error
+        read = _as_id if name == self.columns.member else _as_text
+        return pa.array([read(value) for value in values], pa.large_string())
+
+
+def _columns_among(names: list[str], columns: Columns | None) -> Columns:
+    # Only the names count here, whatever the library calls the types.
+    stand_in = pa.schema([pa.field(name, pa.null()) for name in names]).empty_table()
+    columns = columns or conventional_columns(stand_in)
+    check_columns(stand_in, columns)
+    for name in (columns.member, columns.jurisdiction, columns.category, columns.collected):
+        if name is not None and names.count(name) > 1:
+            raise InvalidInput(
+                f"The table has {names.count(name)} columns named {name!r}, so it cannot be told which one counts.",
+                code="input.column",
+                fix="rename all but one of them",
+            )
+    return columns
+
+
+def _as_id(value: Any) -> str | None:
+    return value if isinstance(value, str) and _is_writable(value) else None
+
+
+def _as_text(value: Any) -> str | None:
+    """No number is a jurisdiction or a category, so not-a-number, which stands for a gap, needs no care."""
+    if value is None:
+        return None
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text if _is_writable(text) else text.encode(errors="replace").decode()
+
+
+def _is_writable(text: str) -> bool:
+    """Whether it can be written as UTF-8, which half of a surrogate pair cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -1,0 +1,31 @@
+"""Deleting from a data set what purge orders name, or who may not be used: each file is rewritten whole, or not at all.
+
+Parquet directories here; `opening` knows every kind of data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from consentry.domain.orders import PurgeOrder
+from consentry.domain.values import Micros
+from consentry.trainer.filter import Columns
+from consentry.trainer.purge.cover import OrdersCover
+from consentry.trainer.purge.files import dataset_files, dataset_version, read_dataset, read_file
+from consentry.trainer.purge.outcome import PurgeResult
+from consentry.trainer.purge.parquet import ParquetDirectory
+from consentry.trainer.view import View
+
+__all__ = ["PurgeResult", "dataset_files", "dataset_version", "purge", "read_dataset", "read_file"]
+
+
+def purge(
+    directory: Path, orders: Sequence[PurgeOrder], view: View, *, now: Micros, columns: Columns | None = None
+) -> PurgeResult:
+    """Rewrite every Parquet file that holds rows of the orders, without them. Idempotent; `now` in microseconds.
+
+    Without `columns` each file's columns are found by their conventional names. Killed anywhere, each file is the old
+    or the new one, and running again finishes the rest. Raises DatasetChanged where somebody else writes meanwhile.
+    """
+    return ParquetDirectory(directory, columns=columns).apply(OrdersCover(orders, view, now))

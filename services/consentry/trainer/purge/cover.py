@@ -1,0 +1,233 @@
+"""Which rows of a table have to go: those that purge orders name, and those that may not be used for a purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from consentry.domain.errors import InvalidInput, Unavailable
+from consentry.domain.events import RELOCATION_FACTS
+from consentry.domain.orders import PurgeOrder
+from consentry.domain.values import Micros, Reason
+from consentry.trainer.filter import REASONS, Columns, check_columns, encoded
+from consentry.trainer.judge import Judge
+from consentry.trainer.view import View
+from consentry.wire.records import DamagedRecord, read_record
+
+NOBODY: Final = -1
+UNKNOWN_REASONS: Final = frozenset({Reason.HELD, Reason.HISTORY_FOLDED, Reason.JURISDICTION_UNKNOWN})
+"""Excluded because something is not known, which may be known tomorrow: not reason enough to destroy a row."""
+_ALLOWING: Final = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
+
+
+class Covered(NamedTuple):
+    """Per row the place of the first order that covers it, or -1, and how many kept rows are of unknown owner."""
+
+    first: npt.NDArray[np.int32]
+    unknown: int = 0
+
+    def counts(self, order_ids: Sequence[str]) -> dict[str, int]:
+        """How many rows each order covers, those with none left out."""
+        places, numbers = np.unique(self.first[self.first >= 0], return_counts=True)
+        return {order_ids[place]: number for place, number in zip(places.tolist(), numbers.tolist(), strict=True)}
+
+
+class Cover(Protocol):
+    """What decides which rows go."""
+
+    @property
+    def order_ids(self) -> Sequence[str]:
+        """Names of what rows are removed for, by place."""
+        ...
+
+    def of(self, table: pa.Table, columns: Columns) -> Covered:
+        """Which rows of a table go. Raises InvalidInput for a missing column, Unavailable where nobody can say now."""
+        ...
+
+
+class OrdersCover:
+    """The rows that purge orders name. `now` in microseconds; what depends on the view is read when it is asked for."""
+
+    def __init__(self, orders: Sequence[PurgeOrder], view: View, now: Micros) -> None:
+        self._order_ids = tuple(order.order_id for order in orders)
+        self._view = view
+        self._now = now
+        by_member: dict[str, int] = {}
+        self._scopes: list[tuple[int, PurgeOrder, dict[str | None, bool]]] = []
+        for place, order in enumerate(orders):
+            if order.member is not None:
+                by_member.setdefault(order.member, place)
+            elif order.scope is not None:
+                self._scopes.append((place, order, {}))
+        self._members = pa.array(by_member, pa.string())
+        self._places = np.array([*by_member.values(), NOBODY], dtype=np.int32)
+
+    @property
+    def order_ids(self) -> Sequence[str]:
+        """See Cover."""
+        return self._order_ids
+
+    def of(self, table: pa.Table, columns: Columns) -> Covered:
+        """See Cover."""
+        check_columns(table, columns)
+        members = _member_texts(table[columns.member], columns.member)
+        covered = np.full(table.num_rows, NOBODY, dtype=np.int32)
+        if table.num_rows == 0:
+            return Covered(covered)
+        if len(self._members):
+            found = pc.index_in(members, value_set=self._members, skip_nulls=True)
+            covered = self._places[found.fill_null(len(self._members)).to_numpy()]
+        if self._scopes:
+            distinct, codes = encoded(members)
+            for place, order, lived in self._scopes:
+                hit = self._residents(distinct, order, lived)[codes]
+                hit |= self._rows_inside(table, order, columns)
+                hit &= _category_is_in(table, order, columns)
+                covered[(covered < 0) & hit] = place
+        return Covered(covered)
+
+    def _residents(self, members: list[Any], order: PurgeOrder, lived: dict[str | None, bool]) -> npt.NDArray[np.bool_]:
+        """Per member, whether they lived in the order's scope; each is looked up once in the life of the cover."""
+        assert order.scope is not None
+        scope = frozenset(order.scope.jurisdictions)
+        if "*" in scope:
+            return np.ones(len(members), dtype=np.bool_)
+        for member in members:
+            if member not in lived:
+                lived[member] = self._lived_in(member, scope, order.recorded_at)
+        return np.fromiter(map(lived.__getitem__, members), dtype=np.bool_, count=len(members))
+
+    def _lived_in(self, member: str | None, scope: frozenset[str], recorded_at: Micros) -> bool:
+        """Whether the member lived in the scope when the order's cause was recorded, or at any time since.
+
+        True also where that is not known any more: the member is held, the record damaged or folded.
+        """
+        key = b"" if member is None else member.encode()
+        if self._view.is_held(key):
+            return True
+        raw = self._view.records.get(key)
+        if raw is None:
+            return False
+        try:
+            record = read_record(raw, key)
+        except DamagedRecord:
+            return True
+        if record.folded_recorded_at > recorded_at:
+            return True
+        moves = [fact for fact in record.facts if fact.kind in RELOCATION_FACTS]
+        since = [fact for fact in moves if fact.recorded_at > recorded_at]
+        before = [fact for fact in moves if fact.recorded_at <= recorded_at][-1:]
+        holders = self._view.controls.jurisdictions.holders
+        return any(not scope.isdisjoint(holders(fact.name, at=self._now)) for fact in (*before, *since))
+
+    def _rows_inside(self, table: pa.Table, order: PurgeOrder, columns: Columns) -> npt.NDArray[np.bool_]:
+        assert order.scope is not None
+        if columns.jurisdiction is None:
+            return np.zeros(table.num_rows, dtype=np.bool_)
+        places, codes = encoded(table[columns.jurisdiction])
+        known, scope = self._view.controls.jurisdictions, frozenset(order.scope.jurisdictions)
+        inside = [
+            isinstance(place, str) and not scope.isdisjoint(known.holders(place, at=self._now)) for place in places
+        ]
+        return np.array(inside, dtype=np.bool_)[codes]
+
+
+class ExcludedCover:
+    """The rows that may not be used for a purpose now.
+
+    Rows that are excluded only because something is not known (no member id, a held member, an unknown jurisdiction)
+    go only with `purge_unknown`; otherwise they are counted. Raises Unavailable while the judge is not fresh: to a
+    stale judge everybody is excluded, and that must never empty a data set.
+    """
+
+    def __init__(self, judge: Judge, purpose: str, *, purge_unknown: bool = False) -> None:
+        self._judge = judge
+        self._purpose = purpose
+        self._purge_unknown = purge_unknown
+        known = frozenset(Reason) - _ALLOWING - UNKNOWN_REASONS
+        self._is_excluded = np.array([reason in known for reason in REASONS])
+        self._is_unknown = np.array([reason in UNKNOWN_REASONS for reason in REASONS])
+
+    @property
+    def order_ids(self) -> Sequence[str]:
+        """See Cover."""
+        return (f"excluded:{self._purpose}",)
+
+    def of(self, table: pa.Table, columns: Columns) -> Covered:
+        """See Cover."""
+        check_columns(table, columns)
+        verdict = self._judge.judge(table, purpose=self._purpose, columns=columns)
+        if (verdict.reasons == REASONS.index(Reason.STALE)).any():
+            raise Unavailable(
+                f"Who is excluded from {self._purpose} is not known now: {self._judge.stale_detail or 'stale'}.",
+                code="purge.stale",
+                fix="check that the processor runs, or take a newer bundle; nothing more is removed until then",
+            )
+        unknown = self._is_unknown[verdict.reasons]
+        excluded = self._is_excluded[verdict.reasons]
+        if self._purge_unknown:
+            excluded = excluded | unknown
+        first = np.where(excluded, np.int32(0), np.int32(NOBODY))
+        return Covered(first, 0 if self._purge_unknown else int(unknown.sum()))
+
+
+class JointCover:
+    """Several covers at once: a row is counted for the first that covers it."""
+
+    def __init__(self, covers: Sequence[Cover]) -> None:
+        self._covers = tuple(covers)
+
+    @property
+    def order_ids(self) -> Sequence[str]:
+        """See Cover."""
+        return tuple(name for cover in self._covers for name in cover.order_ids)
+
+    def of(self, table: pa.Table, columns: Columns) -> Covered:
+        """See Cover."""
+        first, unknown, offset = np.full(table.num_rows, NOBODY, dtype=np.int32), 0, 0
+        for cover in self._covers:
+            found = cover.of(table, columns)
+            fresh = (first < 0) & (found.first >= 0)
+            first[fresh] = found.first[fresh] + offset
+            # A row of unknown owner that an earlier cover removes is still counted: too many rather than too few.
+            unknown += found.unknown
+            offset += len(cover.order_ids)
+        return Covered(first, unknown)
+
+
+def _member_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """The members of a column as text; integers are member ids in decimal digits. Raises InvalidInput."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (is_text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise InvalidInput(
+            f"The member column {name!r} holds {kind}, not text or integers: no member could be found in it.",
+            code="input.member_column",
+            fix="store member ids as strings or integers",
+        )
+    return column if pa.types.is_string(column.type) else column.cast(kind).cast(pa.string())
+
+
+def _category_is_in(table: pa.Table, order: PurgeOrder, columns: Columns) -> npt.NDArray[np.bool_]:
+    """Per row, whether the order is about its category; a row without one is in any."""
+    categories = order.scope.categories if order.scope else None
+    if categories is None or columns.category is None:
+        return np.ones(table.num_rows, dtype=np.bool_)
+    column = table[columns.category].combine_chunks().cast(pa.string())
+    found = pc.or_kleene(pc.is_in(column, value_set=pa.array(categories)), pc.is_null(column))
+    mask: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
+    return mask
+
+
+def merged(*counts: Mapping[str, int]) -> dict[str, int]:
+    """The sums of several counts by name."""
+    total: dict[str, int] = {}
+    for one in counts:
+        for name, number in one.items():
+            total[name] = total.get(name, 0) + number
+    return total

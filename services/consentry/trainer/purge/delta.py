@@ -1,0 +1,201 @@
+"""Purging a Delta table: touched files are replaced in one transaction, the old ones stay until they are vacuumed."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Final
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError, DeltaProtocolError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from consentry.domain.errors import InvalidInput, Refused
+from consentry.ops.clock import Clock
+from consentry.trainer.filter import Columns, conventional_columns
+from consentry.trainer.purge.cover import Cover
+from consentry.trainer.purge.journal import Total
+from consentry.trainer.purge.rewrite import check_same, rewrite
+from consentry.trainer.purge.versions import Conflict, VersionedTable
+from consentry.trainer.purge.work import Done, look
+
+_ROWS: Final = "consentry.purge.rows"
+_BEFORE: Final = "consentry.purge.before"
+_STATISTICS_BYTES_MAX: Final = 32
+
+
+def delta_table(uri: str, *, clock: Clock, columns: Columns | None = None) -> VersionedTable:
+    """The Delta table at a path or address. Raises InvalidInput where there is none."""
+    return VersionedTable(uri.rstrip("/").rpartition("/")[2], _Table(uri, clock, columns))
+
+
+class _Table:
+    """See versions.Versions."""
+
+    def __init__(self, uri: str, clock: Clock, columns: Columns | None) -> None:
+        self._uri = uri
+        self._clock = clock
+        self._columns = columns
+        self.newest()
+
+    def newest(self) -> _Version:
+        return _Version(self._load(), self._clock, self._columns)
+
+    def older(self) -> Iterator[_Version]:
+        for number in range(self._load().version() - 1, -1, -1):
+            try:
+                yield _Version(self._load(number), self._clock, self._columns)
+            except (DeltaError, OSError):
+                return  # its log was cleaned away: it cannot be read by anybody any more
+
+    def totals(self) -> Mapping[str, Total]:
+        found: dict[str, Total] = {}
+        for commit in reversed(self._load().history()):
+            for key, rows in json.loads(commit.get(_ROWS, "{}")).items():
+                found.setdefault(key, Total(0, commit[_BEFORE])).rows += rows
+        return found
+
+    def vacuum(self) -> tuple[str, ...]:
+        table = self._load()
+        return tuple(table.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False))
+
+    def _load(self, version: int | None = None) -> DeltaTable:
+        try:
+            return DeltaTable(self._uri, version=version)
+        except TableNotFoundError as error:
+            raise InvalidInput(
+                f"There is no Delta table at {self._uri!r}.", code="input.dataset", fix="name the folder of _delta_log"
+            ) from error
+
+
+class _Version:
+    """See versions.Version."""
+
+    def __init__(self, table: DeltaTable, clock: Clock, columns: Columns | None) -> None:
+        self._table = table
+        self._clock = clock
+        try:
+            dataset = table.to_pyarrow_dataset()
+        except DeltaProtocolError as error:
+            raise Refused(
+                "The Delta table uses a feature under which its files do not say which rows it has, such as deletion "
+                f"vectors: {error}",
+                code="purge.delta_feature",
+                fix="have it rewritten first, by REORG TABLE … APPLY (PURGE), and switch the feature off",
+            ) from error
+        self._names = dataset.schema.names
+        self._columns = columns or conventional_columns(dataset.schema.empty_table())
+        self._filesystem: pyarrow.fs.FileSystem = dataset.filesystem
+
+    @property
+    def id(self) -> str:
+        return str(self._table.version())
+
+    @cached_property
+    def _actions(self) -> dict[str, dict[str, Any]]:
+        return {action["path"]: action for action in pa.table(self._table.get_add_actions()).to_pylist()}
+
+    @cached_property
+    def files(self) -> Mapping[str, int]:
+        return {path: action["size_bytes"] for path, action in self._actions.items()}
+
+    def look(self, path: str, cover: Cover) -> Done:
+        done = Done(name=path)
+        with self._open(path) as source:
+            look(pq.ParquetFile(source), cover, self._columns, done, self._said(path, source))
+        return done
+
+    def _open(self, path: str) -> pa.NativeFile:
+        return self._filesystem.open_input_file(unquote(path))
+
+    def _said(self, path: str, source: pa.NativeFile) -> dict[str, str | None]:
+        """The partition's values; null for the columns that the table was given after the file was written."""
+        stored = pq.read_schema(source).names
+        missing = dict.fromkeys(name for name in self._names if name not in stored)
+        return missing | self._partition(path)
+
+    def _partition(self, path: str) -> dict[str, str | None]:
+        values = self._actions[path].get("partition") or {}
+        return {name: None if value is None else str(value) for name, value in values.items()}
+
+    def commit(self, done: list[Done], cover: Cover, rows: Mapping[str, int]) -> None:
+        written: list[AddAction] = []
+        try:
+            written = [added for one in done if (added := self._replace(one.name, cover)) is not None]
+            removed = [self._removed(one.name) for one in done]
+            self._table.create_write_transaction(
+                [*removed, *written],
+                "append",
+                self._table.schema(),
+                self._table.metadata().partition_columns,
+                commit_properties=CommitProperties(
+                    custom_metadata={_ROWS: json.dumps(rows), _BEFORE: self.id}, max_commit_retries=0
+                ),
+            )
+        except CommitFailedError as error:
+            for added in written:
+                self._filesystem.delete_file(unquote(added.path))
+            raise Conflict from error
+
+    def _removed(self, path: str) -> RemoveAction:
+        size = self._actions[path]["size_bytes"]
+        return RemoveAction(path, True, self._clock() // 1000, size, self._partition(path))
+
+    def _replace(self, path: str, cover: Cover) -> AddAction | None:
+        """Write a file's successor; None where no row of it is left."""
+        done = Done(name=path)
+        folder, _, _name = path.rpartition("/")
+        new = f"{folder}/" * bool(folder) + f"part-00000-{uuid.uuid4()}-c000.parquet"
+        with self._open(path) as source:
+            old = pq.ParquetFile(source)
+            keep = look(old, cover, self._columns, done, self._said(path, source))
+            if not keep.any():
+                return None
+            with self._filesystem.open_output_stream(unquote(new)) as sink:
+                rewrite(old, keep, sink)
+            with self._filesystem.open_input_file(unquote(new)) as written:
+                size, successor = written.size(), pq.ParquetFile(written)
+                check_same(old, successor, int(keep.sum()), path)
+                stats = _statistics(successor.metadata)
+        return AddAction(
+            path=new,
+            size=size,
+            partition_values=self._partition(path),
+            modification_time=self._clock() // 1000,
+            data_change=True,
+            stats=json.dumps(stats),
+        )
+
+
+def _statistics(told: pq.FileMetaData) -> dict[str, Any]:
+    """The number of rows, and the bounds of plain columns: a reader skips by them. What is left out is not skipped."""
+    bounds: dict[str, tuple[Any, Any]] = {}
+    nulls: dict[str, int] = {}
+    for place in range(told.num_columns):
+        chunks = [told.row_group(group).column(place) for group in range(told.num_row_groups)]
+        name, found = chunks[0].path_in_schema, [chunk.statistics for chunk in chunks]
+        if "." in name or any(one is None or not one.has_null_count for one in found):
+            continue
+        nulls[name] = sum(one.null_count for one in found)
+        with_bounds = [one for one in found if one.has_min_max]
+        if len(with_bounds) == len(found) and all(_is_plain(one) for one in with_bounds):
+            bounds[name] = min(one.min for one in with_bounds), max(one.max for one in with_bounds)
+    return {
+        "numRecords": told.num_rows,
+        "minValues": {name: least for name, (least, _) in bounds.items()},
+        "maxValues": {name: greatest for name, (_, greatest) in bounds.items()},
+        "nullCount": nulls,
+    }
+
+
+def _is_plain(found: pq.Statistics) -> bool:
+    """Whether the bounds are exact in JSON: whole numbers, and texts too short to have been cut."""
+    if found.logical_type.type in ("INT", "NONE") and found.physical_type in ("INT32", "INT64"):
+        return True
+    return found.logical_type.type == "STRING" and max(len(found.min), len(found.max)) <= _STATISTICS_BYTES_MAX

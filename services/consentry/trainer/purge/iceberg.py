@@ -1,0 +1,192 @@
+"""Purging an Iceberg table: the touched files are replaced in one snapshot, the old ones stay until they expire."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Final
+
+import pyarrow as pa
+from pyiceberg.catalog import load_catalog
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, ValidationException
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import ArrowScan, _dataframe_to_data_files
+from pyiceberg.manifest import DataFile
+from pyiceberg.schema import Schema
+from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table.snapshots import Snapshot
+
+from consentry.domain.errors import InvalidInput, Refused
+from consentry.trainer.filter import Columns, conventional_columns
+from consentry.trainer.purge.cover import Cover
+from consentry.trainer.purge.journal import Total
+from consentry.trainer.purge.versions import Conflict, VersionedTable
+from consentry.trainer.purge.work import Done
+
+_PREFIX: Final = "consentry.purge."
+"""Properties of the table: the rows removed by order key, and the version before the first of them."""
+
+
+def iceberg_table(
+    name: str, *, columns: Columns | None = None, properties: Mapping[str, str] | None = None
+) -> VersionedTable:
+    """The Iceberg table CATALOG.NAMESPACE.TABLE; the catalog is set up as pyiceberg's own. Raises InvalidInput."""
+    catalog, _, identifier = name.partition(".")
+    if "." not in identifier:
+        raise InvalidInput(
+            f"The Iceberg table {name!r} is not CATALOG.NAMESPACE.TABLE.", code="input.dataset", fix="write it so"
+        )
+    try:
+        table = load_catalog(catalog, **(properties or {})).load_table(identifier)
+    except NoSuchTableError as error:
+        raise InvalidInput(
+            f"There is no table {identifier!r} in the Iceberg catalog {catalog!r}.",
+            code="input.dataset",
+            fix="check the name, and pyiceberg's settings of the catalog",
+        ) from error
+    return VersionedTable(identifier, _Table(table, columns))
+
+
+class _Table:
+    """See versions.Versions."""
+
+    def __init__(self, table: Table, columns: Columns | None) -> None:
+        self._table = table
+        self._columns = columns
+
+    def newest(self) -> _Version:
+        self._table.refresh()
+        return _Version(self._table, self._table.current_snapshot(), self._columns)
+
+    def older(self) -> Iterator[_Version]:
+        current = self._table.current_snapshot()
+        for snapshot in sorted(self._table.snapshots(), key=lambda one: one.timestamp_ms, reverse=True):
+            if current is None or snapshot.snapshot_id != current.snapshot_id:
+                yield _Version(self._table, snapshot, self._columns)
+
+    def totals(self) -> Mapping[str, Total]:
+        self._table.refresh()
+        return {
+            name.removeprefix(_PREFIX): Total(*json.loads(value))
+            for name, value in self._table.properties.items()
+            if name.startswith(_PREFIX)
+        }
+
+    def vacuum(self) -> tuple[str, ...]:
+        """Expire all snapshots but those that a branch or tag holds, and delete the files that only they had."""
+        self._table.refresh()
+        before = {snapshot.snapshot_id: snapshot for snapshot in self._table.snapshots()}
+        held = {reference.snapshot_id for reference in self._table.metadata.refs.values()}
+        expired = [number for number in before if number not in held]
+        if not expired:
+            return ()
+        files = {number: set(self._files_of(snapshot)) for number, snapshot in before.items()}
+        self._table.maintenance.expire_snapshots().by_ids(expired).commit()
+        self._table.refresh()
+        left: set[str] = set()
+        for snapshot in self._table.snapshots():
+            left |= files.get(snapshot.snapshot_id) or set(self._files_of(snapshot))
+        for path in sorted(set[str]().union(*(files[number] for number in expired)) - left):
+            self._table.io.delete(path)
+        return tuple(str(number) for number in expired)
+
+    def _files_of(self, snapshot: Snapshot) -> Iterator[str]:
+        """The data files of a snapshot and the lists that name them, which keep their least and greatest values."""
+        if snapshot.manifest_list:
+            yield snapshot.manifest_list
+        for manifest in snapshot.manifests(self._table.io):
+            yield manifest.manifest_path
+            for entry in manifest.fetch_manifest_entry(self._table.io, discard_deleted=True):
+                yield entry.data_file.file_path
+
+
+class _Version:
+    """See versions.Version."""
+
+    def __init__(self, table: Table, snapshot: Snapshot | None, columns: Columns | None) -> None:
+        self._table = table
+        self._snapshot = snapshot
+        self._schema = table.schema() if snapshot is None else _schema_of(table, snapshot)
+        names = [field.name for field in self._schema.fields]
+        self._columns = columns or conventional_columns(pa.table({name: pa.nulls(0) for name in names}))
+        wanted = (self._columns.member, self._columns.jurisdiction, self._columns.category, self._columns.collected)
+        if missing := [name for name in wanted if name is not None and name not in names]:
+            raise InvalidInput(
+                f"The table has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.",
+                code="input.column",
+                fix="name the right columns; member ids are needed, the others are optional",
+            )
+        self._wanted = tuple(name for name in wanted if name is not None)
+
+    @property
+    def id(self) -> str:
+        return "none" if self._snapshot is None else str(self._snapshot.snapshot_id)
+
+    @cached_property
+    def _tasks(self) -> dict[str, FileScanTask]:
+        if self._snapshot is None:
+            return {}
+        try:
+            planned = list(self._table.scan(snapshot_id=self._snapshot.snapshot_id).plan_files())
+        except ValueError as error:
+            raise Refused(
+                f"The Iceberg table deletes rows in a way that cannot be read here: {error}",
+                code="purge.iceberg_feature",
+                fix="have it compacted first",
+            ) from error
+        return {task.file.file_path: task for task in planned}
+
+    @cached_property
+    def files(self) -> Mapping[str, int]:
+        return {path: task.file.file_size_in_bytes for path, task in self._tasks.items()}
+
+    def look(self, path: str, cover: Cover) -> Done:
+        table = self._read(path, self._schema.select(*self._wanted))
+        found = cover.of(table, self._columns)
+        return Done(name=path, rows=table.num_rows, covered=found.counts(cover.order_ids), unknown=found.unknown)
+
+    def _read(self, path: str, schema: Schema) -> pa.Table:
+        scan = ArrowScan(self._table.metadata, self._table.io, schema, AlwaysTrue())
+        return scan.to_table(tasks=[self._tasks[path]])
+
+    def commit(self, done: list[Done], cover: Cover, rows: Mapping[str, int]) -> None:
+        commit_id, counter = uuid.uuid4(), itertools.count(0)
+        new: list[DataFile] = []
+        try:
+            with self._table.transaction() as transaction:
+                with transaction.update_snapshot().overwrite(commit_uuid=commit_id) as overwrite:
+                    overwrite.delete_by_predicate(AlwaysTrue())  # all manifests are looked into for the files below
+                    for one in done:
+                        overwrite.delete_data_file(self._tasks[one.name].file)
+                        for added in self._kept(one.name, cover, commit_id, counter):
+                            new.append(added)
+                            overwrite.append_data_file(added)
+                transaction.set_properties(self._counted(rows))
+        except (CommitFailedException, ValidationException) as error:
+            for added in new:
+                self._table.io.delete(added.file_path)
+            raise Conflict from error
+
+    def _kept(self, path: str, cover: Cover, commit_id: uuid.UUID, counter: Any) -> Iterator[DataFile]:
+        table = self._read(path, self._schema)
+        kept = table.filter(pa.array(cover.of(table, self._columns).first < 0))
+        if kept.num_rows:
+            yield from _dataframe_to_data_files(
+                self._table.metadata, kept, self._table.io, write_uuid=commit_id, counter=counter
+            )
+
+    def _counted(self, rows: Mapping[str, int]) -> dict[str, str]:
+        known = self._table.properties
+        found = {}
+        for key, number in rows.items():
+            total = Total(*json.loads(known[_PREFIX + key])) if _PREFIX + key in known else Total(0, self.id)
+            found[_PREFIX + key] = json.dumps([total.rows + number, total.version_before])
+        return found
+
+
+def _schema_of(table: Table, snapshot: Snapshot) -> Schema:
+    schemas = table.schemas()
+    return schemas[snapshot.schema_id] if snapshot.schema_id in schemas else table.schema()

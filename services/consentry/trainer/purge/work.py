@@ -1,0 +1,129 @@
+"""The work on one file of a Parquet directory: done here, or by Spark on the machine that the file is given to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.trainer.filter import Columns
+from consentry.trainer.purge.cover import Cover, merged
+from consentry.trainer.purge.files import Fingerprint, chunks, fingerprint, fingerprint_of, folder_values
+from consentry.trainer.purge.rewrite import check_same, rewrite
+from consentry.trainer.purge.swap import sync_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One file to look into, and to write anew as `staged` where it holds covered rows; None: only look."""
+
+    directory: str
+    name: str
+    staged: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Done:
+    """What was found in one file: rows, covered rows by order id, rows of unknown owner, and what was staged."""
+
+    name: str
+    rows: int = 0
+    covered: dict[str, int] = field(default_factory=dict)
+    unknown: int = 0
+    old: Fingerprint | None = None
+    new: Fingerprint | None = None
+    staged: str = ""
+    notes: list[str] = field(default_factory=list)
+    unreadable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What all files are looked into with. It travels to other processes, so its cover has to as well."""
+
+    cover: Cover
+    columns: Columns | None = None
+    tolerant: bool = False
+    """Tell of a file that cannot be read instead of raising."""
+
+    def __call__(self, task: Task) -> Done:
+        """Look into one file. Raises InvalidInput, OSError, ArrowException unless tolerant."""
+        path = Path(task.directory, task.name)
+        try:
+            with path.open("rb") as file:
+                return self._work(file, path, task)
+        except (OSError, pa.ArrowException) as error:
+            return self._unreadable(task, f"{task.name}: {type(error).__name__}", error)
+        except InvalidInput as error:
+            return self._unreadable(task, f"{task.name}: {error.message}", error)
+
+    def _unreadable(self, task: Task, why: str, error: Exception) -> Done:
+        if not self.tolerant:
+            if isinstance(error, ConsentryError | FileNotFoundError):
+                raise error
+            raise InvalidInput(
+                f"The file {task.name!r} cannot be read: {type(error).__name__}.",
+                code="input.dataset",
+                fix="mend it, or take it out of the data set",
+            ) from error
+        return Done(name=task.name, unreadable=why)
+
+    def _work(self, file: Any, path: Path, task: Task) -> Done:
+        done = Done(name=task.name, old=fingerprint_of(file, task.name))
+        old = pq.ParquetFile(file)
+        keep = look(old, self.cover, self.columns, done, folder_values(task.name))
+        if task.staged is None or not done.covered:
+            return done
+        staged = Path(task.staged)
+        with staged.open("wb") as sink:
+            rewrite(old, keep, sink)
+        with staged.open("rb") as written:
+            done.notes = check_same(old, pq.ParquetFile(written), int(keep.sum()), task.name)
+        shutil.copymode(path, staged)
+        sync_file(staged)
+        done.new, done.staged = fingerprint(staged), staged.name
+        return done
+
+
+def look(
+    file: pq.ParquetFile, cover: Cover, columns: Columns | None, done: Done, said: Mapping[str, str | None]
+) -> npt.NDArray[np.bool_]:
+    """Which rows of a file stay; what was found is counted in `done`. `said` are columns that all its rows share."""
+    order_ids, kept = cover.order_ids, [np.ones(0, dtype=np.bool_)]
+    for chunk in chunks(file, done.name, columns, said):
+        found = cover.of(chunk.table, chunk.columns)
+        kept.append(found.first < 0)
+        done.covered = merged(done.covered, found.counts(order_ids))
+        done.unknown += found.unknown
+    done.rows = file.metadata.num_rows
+    return np.concatenate(kept)
+
+
+Run = Callable[[Worker, Sequence[Task]], Iterator[Done]]
+"""Who does the work on some files; the answers may come in any order."""
+
+
+def run_here(worker: Worker, tasks: Sequence[Task]) -> Iterator[Done]:
+    """One file after the other, in this process."""
+    return map(worker, tasks)
+
+
+def as_fields(done: Done) -> Mapping[str, Any]:
+    """A JSON object of it."""
+    return {name: getattr(done, name) for name in Done.__slots__}
+
+
+def from_fields(fields: Mapping[str, Any]) -> Done:
+    """What as_fields was made of."""
+    found = Done(**fields)
+    found.old = None if found.old is None else Fingerprint(*found.old)
+    found.new = None if found.new is None else Fingerprint(*found.new)
+    return found

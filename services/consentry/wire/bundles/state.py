@@ -1,0 +1,204 @@
+"""What a bundle is made of and what it is read into: the newest record of each member, controls, positions, proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from consentry.domain.controls import Controls
+from consentry.domain.values import Micros
+from consentry.wire.catalog import Catalog
+from consentry.wire.controls import read_control_or_pause
+from consentry.wire.freshness import Freshness
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.partitions import partitions_of
+from consentry.wire.records import DIGEST_BITS, DamagedRecord, came_from, check_sum, record_digest, version_of
+from consentry.wire.schemas import CONTROLS, RECORDS
+
+_MODULUS: Final = 1 << DIGEST_BITS
+
+
+class StoredControl(NamedTuple):
+    """A control's message as it stands in the log; `appended_at` by the broker, in microseconds."""
+
+    offset: int
+    appended_at: Micros
+    value: bytes | None
+
+
+class Regression(NamedTuple):
+    """An older version of a record that came after a newer one; `held` is what is kept."""
+
+    partition: int
+    member: bytes
+    held: bytes
+    arrived: bytes
+
+
+class BundleState:
+    """The newest record of every member, by the same rules as a trainer's view, and all that a manifest tells.
+
+    `catalog` reads the controls. `logs` are those of a manifest: the identities of the topics that are followed.
+    One thread applies messages and writes bundles.
+    """
+
+    def __init__(self, partitions: int, catalog: Catalog, *, logs: Mapping[str, str] | None = None) -> None:
+        self.partitions = partitions
+        self.catalog = catalog
+        self.logs = dict(logs or {})
+        self.controls = Controls(iso_jurisdictions())
+        self.stored_controls: list[StoredControl] = []
+        """Every control's message, in log order."""
+        self.damaged: set[bytes] = set()
+        """Members who stay held by whoever reads the bundle: some bytes of theirs could not be believed."""
+        self.positions: dict[tuple[str, int], int] = {}
+        """Next offset per (short topic name, partition)."""
+        self.freshness = Freshness(partitions)
+        self._records: dict[bytes, bytes] = {}
+        self._before: dict[bytes, bytes | None] | None = None
+        """Since the last bundle: the record that stood in it, of each member who changed. None: no bundle yet."""
+        self._sums = [0] * partitions
+        self._counts = [0] * partitions
+
+    # ---- taking messages in
+
+    def apply_records(
+        self,
+        partition: int,
+        keys: Sequence[bytes],
+        values: Sequence[bytes],
+        on_regression: Callable[[Regression], None] | None = None,
+    ) -> None:
+        """Take record messages of one partition in, as View.apply_records does; older versions are ignored and told."""
+        records = self._records
+        homes = partitions_of(keys, self.partitions).tolist()
+        for key, value, home in zip(keys, values, homes, strict=True):
+            if home != partition:
+                self.damage(key)
+                continue
+            try:
+                check_sum(value, key)
+            except DamagedRecord:
+                self.damage(key)
+                continue
+            known = records.get(key)
+            if known is None or version_of(known) <= version_of(value):
+                if known != value:
+                    self._note(key, known)
+                    records[key] = value
+                continue
+            if not came_from(known, value):
+                self.damage(key)  # two histories of one member exist, and one lost an event
+            if on_regression is not None:
+                on_regression(Regression(partition, key, known, value))
+
+    def apply_control(self, stored: StoredControl) -> None:
+        """Take one control's message in; one that cannot be read pauses everything."""
+        self.stored_controls.append(stored)
+        self.controls = self.controls.after(
+            read_control_or_pause(
+                stored.value, offset=stored.offset, appended_at=stored.appended_at, catalog=self.catalog
+            )
+        )
+        self.move(CONTROLS, 0, stored.offset + 1)
+
+    def move(self, topic: str, partition: int, position: int) -> None:
+        """Note how far a topic has been read."""
+        place = (topic, partition)
+        self.positions[place] = max(position, self.positions.get(place, 0))
+
+    def settle_frontiers(self) -> None:
+        """Let the frontiers count whose positions have been reached by now."""
+        self.freshness.settle(self.positions)
+
+    def damage(self, member: bytes) -> None:
+        """Hold a member for good: what was read of them cannot be believed."""
+        if member not in self.damaged:
+            self._note(member, self._records.get(member))
+            self.damaged.add(member)
+
+    def put(self, member: bytes, record: bytes | None, *, damaged: bool) -> None:
+        """Set what is held of a member, as a row of a bundle says; None and not damaged: nothing is."""
+        self._note(member, self._records.get(member))
+        if record is None:
+            self._records.pop(member, None)
+        else:
+            self._records[member] = record
+        (self.damaged.add if damaged else self.damaged.discard)(member)
+
+    def _note(self, member: bytes, record: bytes | None) -> None:
+        if self._before is not None:
+            self._before.setdefault(member, record)
+
+    # ---- asking
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, member: bytes) -> bytes | None:
+        """The bytes of a member's record, or None."""
+        return self._records.get(member)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every member with a record, in no order."""
+        return iter(self._records.items())
+
+    def members(self) -> list[bytes]:
+        """Everybody of whom a bundle has a row."""
+        if not self.damaged:
+            return list(self._records)
+        return [*self._records, *(member for member in self.damaged if member not in self._records)]
+
+    @property
+    def changed(self) -> list[bytes] | None:
+        """Whose row may differ from the last bundle's; None where there was none."""
+        return None if self._before is None else list(self._before)
+
+    @property
+    def newest_policy(self) -> str | None:
+        """The version of the policy that stands last in the log."""
+        policies = self.controls.policies
+        return policies[-1].version if policies else None
+
+    @property
+    def purposes(self) -> tuple[str, ...]:
+        """Every purpose that any policy names, sorted."""
+        return tuple(sorted(self.controls.purposes))
+
+    def position(self, topic: str, partition: int) -> int:
+        """The next offset to read."""
+        return self.positions.get((topic, partition), 0)
+
+    def records_offset(self, partition: int) -> int:
+        """The next offset of records to read."""
+        return self.position(RECORDS, partition)
+
+    # ---- digests, and what changed since a bundle
+
+    def digests(self) -> list[str]:
+        """Per partition the sum of all records' digests, as View.digests() has them."""
+        return [f"{total:032x}" for total in self._totals()[0]]
+
+    def counts(self) -> list[int]:
+        """Per partition the members with a record."""
+        return self._totals()[1]
+
+    def mark(self) -> None:
+        """Count what changes from here on: a bundle of all that is held was written."""
+        self._sums, self._counts = self._totals()
+        self._before = {}
+
+    def _totals(self) -> tuple[list[int], list[int]]:
+        """The sums and counts as of now: those of the last bundle, less what was there, plus what is."""
+        sums, counts = list(self._sums), list(self._counts)
+        changed = list(self._records) if self._before is None else list(self._before)
+        for member, partition in zip(changed, partitions_of(changed, self.partitions).tolist(), strict=True):
+            before = None if self._before is None else self._before[member]
+            now = self._records.get(member)
+            if before is not None:
+                sums[partition] -= record_digest(member, before)
+                counts[partition] -= 1
+            if now is not None:
+                sums[partition] += record_digest(member, now)
+                counts[partition] += 1
+        return [total % _MODULUS for total in sums], counts

@@ -1,0 +1,56 @@
+"""JSON with one spelling for each value: a part of RFC 8785 that every language writes alike."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from consentry.domain.errors import InvalidInput
+
+_NUMBER_MAX: Final = (1 << 53) - 1
+"""Greater whole numbers are not the same in every language."""
+_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
+"""Names of fields; these sort alike by characters, bytes and UTF-16 units."""
+
+
+def canonical(value: Any) -> bytes:
+    """The bytes of a value made of objects, lists, texts, whole numbers, true, false and null.
+
+    Names sorted, no space, UTF-8. Raises ValueError for anything else, such as a fraction.
+    """
+    _check(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _check(value: Any) -> None:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+                raise ValueError(f"{str(name)[:80]!r} is no name of a field")
+            _check(part)
+    elif isinstance(value, list):
+        for part in value:
+            _check(part)
+    elif isinstance(value, str):
+        value.encode()  # a lone surrogate has no bytes
+    elif isinstance(value, int):
+        if not -_NUMBER_MAX <= value <= _NUMBER_MAX:
+            raise ValueError(f"{value} has more than 53 bits")
+    elif value is not None:
+        raise ValueError(f"a {type(value).__name__} has no one spelling")
+
+
+def read_canonical(raw: bytes, *, what: str, code: str) -> dict[str, Any]:
+    """The object behind canonical bytes. Raises InvalidInput for any that are not exactly its one spelling."""
+    try:
+        value = json.loads(raw)
+        if isinstance(value, dict) and canonical(value) == raw:
+            return value
+    except (ValueError, RecursionError):
+        pass
+    raise InvalidInput(
+        f"The {what} is not in canonical form: it was altered, or cut short.",
+        code=code,
+        fix=f"take the {what} as it was written, every byte of it",
+    )

@@ -1,0 +1,164 @@
+"""A view that another process reads: it says what the client says, and STALE whenever that is not proven."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tests.strategies import PURPOSE, pause
+from tests.unit.trainer.test_decide_table import HOME, MEMBERS, OUT, new_view, put, record_of
+
+from consentry.domain.errors import InvalidInput
+from consentry.domain.values import Micros, Reason
+from consentry.trainer.filter import REASONS
+from consentry.trainer.shared import SharedView, ViewWriter
+from consentry.trainer.view import View
+from consentry.wire import catalog as catalogs
+from consentry.wire.catalog import Catalog, load_catalog, register_all
+from consentry.wire.controls import Frontier, write_control
+from consentry.wire.kafka import Stored
+
+TABLE = pa.table({"member_id": MEMBERS})
+
+
+class Shared:
+    """A view, its writer, and a reader with a clock of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        registry = catalogs.InMemoryRegistry()
+        register_all(registry, "consentry")
+        self.catalog: Catalog = load_catalog(registry, "consentry")
+        self.view, self.controls, self.detail, self.now = new_view(), list[Stored](), "", Micros(time.time_ns() // 1000)
+        for control in self.view.controls.log:
+            value = write_control(control, self.catalog)
+            self.controls.append(Stored(0, len(self.controls), b"key", value, control.recorded_at))
+        put(self.view, *(record_of(member, HOME) for member in MEMBERS))
+        self.prove()
+        self.directory = directory
+        self.writer = ViewWriter(
+            self.view, directory, catalog=self.catalog, detail=lambda: self.detail, controls=self.controls
+        )
+        self.writer._stopping.set()  # written when the test says so
+        self.reader = SharedView(directory, staleness_seconds=5.0, clock=lambda: self.now)
+
+    def prove(self) -> None:
+        for partition in range(self.view.partitions):
+            self.view.apply_frontier(Frontier(partition, "g", self.now, 0, 0, 0, False, "00" * 8))
+        self.view.settle_frontiers()
+
+    def reasons(self) -> list[Reason]:
+        return [REASONS[place] for place in self.reader.judge(TABLE, purpose=PURPOSE).reasons.tolist()]
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Shared:
+    return Shared(tmp_path / "view")
+
+
+def test_what_the_client_learns_the_other_process_knows(shared: Shared) -> None:
+    """An opt-out in the middle of an epoch has to reach the workers that read."""
+    assert shared.reasons() == [Reason.DEFAULT_ON] * len(MEMBERS)
+
+    put(shared.view, record_of(MEMBERS[0], HOME, OUT))
+    before = shared.reader.view_id
+    shared.view.positions["records", 0] = 1
+    shared.writer.write()
+
+    assert shared.reasons()[0] is Reason.OPTED_OUT
+    assert shared.reader.view_id != before
+    imposed = pause(1, "US", on=2)
+    shared.controls.append(Stored(0, 99, b"key", write_control(imposed, shared.catalog), imposed.recorded_at))
+    shared.view.apply_control(imposed)
+    shared.writer.write()
+    assert set(shared.reasons()) == {Reason.PAUSED}
+
+
+def test_who_is_held_is_held_there_too(shared: Shared) -> None:
+    """Something about them could not be read: it may have been the opt-out."""
+    shared.view.hold([MEMBERS[1].encode()])
+    shared.writer.write()
+
+    assert shared.reasons()[1] is Reason.HELD
+
+
+@pytest.mark.parametrize("broken", ["detail", "old", "gone", "damaged", "foreign", "records"])
+def test_everything_is_stale_while_it_is_not_proven(shared: Shared, broken: str) -> None:
+    """Workers go on reading when the client has died; what they hold gets older and looks the same."""
+    state = shared.directory / "state.json"
+    assert Reason.STALE not in shared.reasons()
+    if broken == "detail":
+        shared.detail = "the client was stopped"
+        shared.writer.write()
+    elif broken == "old":
+        shared.now = Micros(shared.now + 5_100_000)
+    elif broken == "gone":
+        state.unlink()
+    elif broken == "damaged":
+        state.write_text(state.read_text()[:-9])
+    elif broken == "foreign":
+        state.write_text(state.read_text().replace("records-", "../records-"))
+    else:
+        put(shared.view, record_of(MEMBERS[0], HOME, OUT))
+        shared.writer.write()
+        for path in shared.directory.glob("records-*"):
+            path.unlink()
+        shared.reader = SharedView(shared.directory, staleness_seconds=5.0, clock=lambda: shared.now)
+
+    assert set(shared.reasons()) == {Reason.STALE}
+    assert shared.reader.stale_detail
+
+
+def test_it_recovers_once_the_client_writes_again(shared: Shared) -> None:
+    """An outage ends the reading, not the job."""
+    shared.now = Micros(shared.now + 60_000_000)
+    assert set(shared.reasons()) == {Reason.STALE}
+
+    shared.prove()
+    shared.writer.write()
+
+    assert set(shared.reasons()) == {Reason.DEFAULT_ON}
+
+
+def test_it_can_be_sent_to_another_process(shared: Shared) -> None:
+    """Workers are forked, spawned, or on a cluster's other side of the machine."""
+    reader = SharedView(shared.directory, staleness_seconds=1e6)
+    assert pickle.loads(pickle.dumps(reader)).view_id == reader.view_id  # noqa: S301 - our own bytes
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(judged, (reader,))
+
+    assert found == ["DEFAULT_ON"] * len(MEMBERS)
+
+
+def judged(reader: SharedView) -> list[str]:
+    return [REASONS[place].value for place in reader.judge(TABLE, purpose=PURPOSE).reasons.tolist()]
+
+
+def test_a_directory_that_others_can_write_is_refused(tmp_path: Path, shared: Shared) -> None:
+    """Whoever writes there says who may be trained on."""
+    directory = tmp_path / "open"
+    directory.mkdir()
+    directory.chmod(0o777)
+
+    with pytest.raises(InvalidInput) as caught:
+        ViewWriter(
+            View(1, shared.view.controls.jurisdictions),
+            directory,
+            catalog=shared.catalog,
+            detail=lambda: "",
+            controls=[],
+        )
+    assert caught.value.code == "trainer.shared_directory"
+
+
+def test_old_files_do_not_pile_up(shared: Shared) -> None:
+    """A job runs for weeks."""
+    for number in range(30):
+        put(shared.view, record_of(f"new-{number}", HOME))
+        shared.writer.write()
+        shared.reasons()
+
+    assert len(list(shared.directory.iterdir())) < 14

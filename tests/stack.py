@@ -332,10 +332,15 @@ class World:
         """Start a processor. With the same worker id a killed one is replaced at once."""
         return self.start("processor", name=f"processor-{worker_id}", WORKER_ID=worker_id, **environment)
 
-    def client(self, name: str = "watcher", *, staleness_seconds: float = 5.0) -> Client:
-        """A trainer's client in this process, following."""
+    def client(self, name: str = "watcher", *, staleness_seconds: float = 5.0, **options: Any) -> Client:
+        """A trainer's client in this process, following; `options` are the class's."""
         client = Client(
-            self.kafka, self.catalog, name=name, namespace=self.namespace, staleness_seconds=staleness_seconds
+            self.kafka,
+            self.catalog,
+            name=name,
+            namespace=self.namespace,
+            staleness_seconds=staleness_seconds,
+            **options,
         )
         client.start()
         self._clients.append(client)

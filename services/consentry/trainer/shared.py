@@ -92,17 +92,21 @@ class ViewWriter:
 
     def stop(self) -> None:
         """Write once more, and end."""
-        self._stopping.set()
-        self._thread.join(timeout=10)
-        self.write()
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._thread.join(timeout=10)
+            self._write_or_say_why()
 
     def _run(self) -> None:
         while not self._stopping.wait(EVERY_SECONDS):
-            try:
-                self.write()
-            except (OSError, ConsentryError) as error:
-                # What is there grows old, and the workers exclude everything: nothing else has to be done.
-                _LOG.error("view_not_shared", error_class=type(error).__name__)
+            self._write_or_say_why()
+
+    def _write_or_say_why(self) -> None:
+        try:
+            self.write()
+        except (OSError, ConsentryError) as error:
+            # What is there grows old, and the workers exclude everything: nothing else has to be done.
+            _LOG.error("view_not_shared", error_class=type(error).__name__)
 
     def write(self) -> None:
         """Write the view as it is now."""

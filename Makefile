@@ -66,7 +66,7 @@ $(STAMP_ALL): $(STAMP) tests/heavy/requirements.lock
 lock: $(STAMP) ## Pin the dependencies of pyproject.toml again, by hash
 	$(COMPILE) --all-extras pyproject.toml -o tests/heavy/requirements.lock
 	$(COMPILE) $(addprefix --extra ,$(EXTRAS)) -c tests/heavy/requirements.lock pyproject.toml -o requirements.lock
-	$(COMPILE) --extra processor --extra gateway -c requirements.lock pyproject.toml -o deploy/requirements.lock
+	$(COMPILE) --extra processor --extra gateway --extra bundler -c requirements.lock pyproject.toml -o deploy/requirements.lock
 	$(COMPILE) -c requirements.lock deploy/build-requirements.in -o deploy/build-requirements.lock
 
 .PHONY: lint

@@ -65,3 +65,54 @@ def test_ray_keeps_the_rows_that_the_rules_allow(ids: Any, counting: bool) -> No
     assert rows_of(found) == given.kept_rows
     assert found.schema().names == given.table.column_names
     assert tally == (given.reasons if counting else {})
+
+
+def test_what_the_workers_know_when_they_read_counts(tmp_path: Path) -> None:
+    """A Dataset is made long before it is read; where nothing is proven by then the job has to fail, not to end early."""
+    until, given = tmp_path / "until", corpus.small()
+    data = ray.data.from_arrow(given.table)
+    found = ray_.filter(Sent("text", until), data, purpose=given.purpose)
+    assert rows_of(found) == given.kept_rows
+
+    until.touch()
+
+    with pytest.raises(Exception, match=r"trainer\.stale") as stopped:
+        ray_.filter(Sent("text", until), data, purpose=given.purpose).take_all()
+    assert isinstance(stopped.value, Unavailable) or "Unavailable" in repr(stopped.value) + str(stopped.value.__cause__)
+
+
+def test_a_client_is_refused_unless_its_view_is_shared(small: Corpus) -> None:
+    """A client cannot be sent to Ray's workers; without a word they would answer by nothing."""
+    client = object.__new__(Client)
+    client.name, client._sharing = "unshared", None
+
+    with pytest.raises(Refused) as refused:
+        ray_.filter(client, ray.data.from_arrow(small.table), purpose=small.purpose)
+
+    assert refused.value.code == "trainer.not_portable"
+
+
+def test_missing_columns_are_told_before_anything_is_read(small: Corpus) -> None:
+    """Not by a worker of a cluster, an hour later."""
+    data = ray.data.from_arrow(small.table)
+    with pytest.raises(InvalidInput, match="has no column 'member'; it has 'row', 'member_id'"):
+        ray_.filter(Sent(), data, purpose=small.purpose, columns=Columns(member="member"))
+
+
+def test_a_data_set_of_python_values_is_filtered_as_a_table_is(small: Corpus) -> None:
+    """Ray holds what it is given in blocks of several kinds."""
+    data = ray.data.from_items(small.table.to_pylist())
+
+    assert rows_of(ray_.filter(Sent(), data, purpose=small.purpose)) == small.kept_rows
+
+
+def test_a_million_rows_are_the_very_rows_of_the_other_filters(tmp_path: Path) -> None:
+    """What no small table shows: many blocks, judged in several processes by one judge of the object store."""
+    given = corpus.big()
+    table = given.table.select(["row", "member_id", "jurisdiction", "category", "collected_at"])
+    data = ray.data.from_arrow([table.slice(start, 100_000) for start in range(0, table.num_rows, 100_000)])
+
+    found = ray_.filter(given.judge if picklable(given.judge) else Big(), data, purpose=given.purpose)
+
+    rows = [row for batch in found.iter_batches(batch_format="pyarrow") for row in batch["row"].to_pylist()]
+    assert sorted(rows) == given.kept_rows

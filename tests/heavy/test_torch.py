@@ -7,7 +7,7 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from tests.contract.filters import corpus
 from tests.contract.filters.corpus import Corpus
 from tests.heavy.judges import Sent
+from tests.stack import PURPOSE, World, allowed, lives_in, opted_out, wait_for
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
@@ -26,13 +27,8 @@ from consentry.trainer.integrations import torch_
 from consentry.trainer.integrations.torch_ import ConsentDataset, ConsentLoader, filter_batches
 from consentry.trainer.integrations.torch_batches import taken
 
+BOUND_SECONDS = 5.0
 WORKERS = [(0, None), (2, "fork"), (2, "spawn")]
-
-
-class Unshared(Client):
-    """A client that was not shared with other processes."""
-
-    portable = None
 
 
 def loader_of(dataset: ConsentDataset, workers: int = 0, start: str | None = None) -> ConsentLoader:
@@ -129,6 +125,7 @@ def test_workers_and_ranks_read_every_allowed_row_once(small: Corpus, workers: i
     assert tally == small.reasons
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (3, "fork")])
 @pytest.mark.parametrize("after", [0, 1, 5, 12])
 def test_a_resumed_epoch_goes_on_in_the_very_order(small: Corpus, workers: int, start: str, after: int) -> None:
@@ -275,8 +272,8 @@ def test_workers_say_stale_with_a_code_of_their_own(tmp_path: Path, small: Corpu
 
 def test_a_client_is_refused_in_workers(small: Corpus) -> None:
     """librdkafka does not survive a fork: a client there would answer for ever by what it knew."""
-    client = object.__new__(Unshared)
-    client.name = "t"
+    client = object.__new__(Client)
+    client.name, client._sharing = "unshared", None
     dataset = ConsentDataset(client, Stream(small.table.to_pylist()), purpose=small.purpose)
 
     for workers, start in WORKERS[1:]:
@@ -294,8 +291,8 @@ def test_ids_of_any_type_are_read_row_by_row() -> None:
     given = corpus.small("integers")
     member = int(corpus.allowed_member(given))
     ids = [member, str(member), torch.tensor(member), np.int64(member), None, True, float(member), b"x", [member], "é"]
-    examples = [{"member_id": one, "row": row, "jurisdiction": "BR"} for row, one in enumerate(ids)]
-    examples.append({"row": 99, "jurisdiction": "BR"})
+    examples = [{"member_id": one, "row": row, "jurisdiction": "IN"} for row, one in enumerate(ids)]
+    examples.append({"row": 99, "jurisdiction": "IN"})
     for block in (2, 3, 100):
         tally = Counter[Reason]()
         dataset = ConsentDataset(given.judge, examples, purpose=given.purpose, tally=tally, block=block)
@@ -329,12 +326,12 @@ def test_what_cannot_be_filtered_is_told_at_the_first_batch(small: Corpus) -> No
     """Not hours later, when the first of its members opts out."""
     asked: dict[str, Any] = {"purpose": small.purpose}
     allowed = corpus.allowed_member(small)
-    ok = {"member_id": [allowed], "jurisdiction": ["BR"]}
+    ok = {"member_id": [allowed], "jurisdiction": ["IN"]}
     for batch, told in (
         ({"member": ["a"]}, "has no column 'member_id'; it has 'member'"),
         ([1, 2], "A batch is a list"),
         (ok | {"epoch": 3}, "Rows cannot be taken"),
-        (ok | {"jurisdiction": ["BR", "BR"]}, "not equally long"),
+        (ok | {"jurisdiction": ["IN", "IN"]}, "not equally long"),
     ):
         with pytest.raises(InvalidInput, match=told):
             list(filter_batches(small.judge, [batch], **asked))
@@ -356,3 +353,50 @@ def test_a_source_that_splits_itself_is_not_split_again(small: Corpus) -> None:
 
     with pytest.raises(InvalidInput, match="splits itself"):
         list(loader_of(ConsentDataset(small.judge, stream, purpose=small.purpose), 2, "fork"))
+
+
+class Endless(IterableDataset[Any]):
+    """The same members again and again: an epoch that lasts as long as the test."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return ({"member_id": f"c:{number % 10}", "row": number} for number in count())
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_an_opt_out_and_a_lost_broker_reach_the_workers_of_a_running_epoch(
+    world: World, tmp_path: Path, start: str
+) -> None:
+    """The epoch takes days: who opts out on its first is not trained on until its last."""
+    world.processor().wait_ready()
+    world.open_policy()
+    world.produce(*(lives_in(f"c:{number}") for number in range(10)))
+    client = world.client(staleness_seconds=BOUND_SECONDS)
+    wait_for(lambda: client.is_fresh and allowed(client, "c:9"), "the client is ready")
+    client.share(tmp_path / "shared")
+    dataset = ConsentDataset(client, Endless(), purpose=PURPOSE)
+    # Judged by workers alone, and once more when a batch is handed out.
+    options: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": start}
+    plain = iter(DataLoader(dataset, batch_size=16, collate_fn=columns_of, **options))
+    loader = iter(ConsentLoader(dataset, batch_size=16, collate_fn=columns_of, **options))
+    assert {member for batch in islice(plain, 40) for member in batch["member_id"]} == {f"c:{n}" for n in range(10)}
+    next(loader)
+
+    world.produce(opted_out("c:3"))
+    until = time.monotonic() + BOUND_SECONDS
+    while time.monotonic() < until:
+        next(plain)
+        next(loader)
+    for batches in (plain, loader):
+        late = {member for batch in islice(batches, 60) for member in batch["member_id"]}
+        assert late == {f"c:{number}" for number in range(10)} - {"c:3"}
+
+    world.stack.stop_service("kafka")
+    until = time.monotonic() + 2 * BOUND_SECONDS + 5
+    with pytest.raises(Unavailable) as stopped:  # noqa: PT012 - it may go on as long as the bound says
+        while time.monotonic() < until:
+            next(loader)
+    assert stopped.value.code == "trainer.stale"
+    with pytest.raises(Exception, match=r"trainer\.stale"):  # noqa: PT012 - it may go on as long as the bound says
+        while time.monotonic() < until + 5:
+            next(plain)

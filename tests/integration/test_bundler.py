@@ -8,11 +8,24 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from tests.gateway import Gateway
 from tests.stack import Running, World, allowed, lives_in, opted_in, opted_out, wait_for
 
+from consentry.domain.errors import Refused
 from consentry.ops.clock import system_clock
-from consentry.wire.bundles import BundleState, BundleStore, Manifest, PublicKeys, open_bundle, restore
+from consentry.wire.bundles import (
+    BundleRefused,
+    BundleState,
+    BundleStore,
+    Manifest,
+    PublicKeys,
+    SigningKey,
+    open_bundle,
+    restore,
+)
+from consentry.wire.bundles.http_store import open_store
 from consentry.wire.bundles.keys import make_key_files
+from consentry.wire.bundles.manifest import read_manifest
 from consentry.wire.kafka import producer_config
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of
@@ -59,7 +72,7 @@ class Bundles:
     def wait_beyond(self, sequence: int, *, seconds: float = 30) -> Manifest:
         """The newest bundle, as soon as its number is above."""
         return wait_for(
-            lambda: found if (found := self.newest()).sequence > sequence else None,  # type: ignore[arg-type, return-value]
+            lambda: found if (found := self.newest()).sequence > sequence else None,  # type: ignore[return-value]
             f"a bundle after {sequence}",
             seconds=seconds,
         )
@@ -102,7 +115,7 @@ def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_
     wait_for(arrived, "the opt-out in a bundle", every=0.2)
     bundles.wait_beyond(4)
     assert {"snapshot", "delta"} == {name.split("-")[1] for name in BundleStore(bundles.store).bundle_ids()}
-    #     world.ok("bundle", "verify", str(bundles.store), "--public-key", str(bundles.public_key))
+    world.ok("bundle", "verify", str(bundles.store), "--key", str(bundles.public_key))
     assert bundler.metric("consentry_bundle_age_seconds") < 5
     assert bundler.metric("consentry_bundles_total", outcome="delta") >= 2
     assert not told(bundler)["detail"].startswith("m:")
@@ -117,6 +130,45 @@ def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_
     world.processor().wait_ready()
     bundles.wait_beyond(stopped_at)
     assert bundler.stop() == 0
+
+
+def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_it(world: World) -> None:
+    """A trainer without a way to the object store starts from what it gets at the door, or not at all."""
+    world.processor().wait_ready()
+    world.open_policy()
+    world.produce(*(lives_in(f"m:{number}") for number in range(30)))
+    bundles = Bundles(world)
+    bundles.bundler(every=1.0).wait_ready()
+    gateway = Gateway(world, BUNDLE_STORE=str(bundles.store), BUNDLE_PUBLIC_KEY_FILES=str(bundles.public_key))
+    trainer = "dev:ranker:trainer"
+    first = gateway.call("GET", "/v1/bundles/latest", who=trainer)
+    content, _, signature = first.body.partition(b"\n")
+    assert first.status == 200
+    assert first.headers["etag"] == f'"{read_manifest(content, signature, bundles.keys).sha256}"'
+    assert "private" in first.headers["cache-control"]
+    gateway.choose("m:3", "OPT_OUT")
+
+    def changed() -> bool:
+        again = gateway.call("GET", "/v1/bundles/latest", who=trainer, if_none_match=first.headers["etag"])
+        assert (again.status, again.body) == (304, b"") or again.status == 200
+        return again.status == 200
+
+    wait_for(changed, "another entity tag")
+    store = open_store(f"{gateway.url}/v1/bundles", credential=trainer)
+
+    def read() -> BundleState:
+        return restore(open_bundle(store, keys=bundles.keys, namespace=world.namespace, now=system_clock()))
+
+    wait_for(lambda: dict(read().items()) == world.expected_records(), "the opt-out by HTTP", every=0.3)
+    for who, code in (("dev:x:producer", 403), ("dev:ranker:trainer:ads", 403), (None, 401)):
+        assert gateway.call("GET", "/v1/bundles/latest", who=who).status == code
+    with pytest.raises(Refused, match="credential"):
+        open_bundle(open_store(f"{gateway.url}/v1/bundles"), keys=bundles.keys, namespace=None, now=system_clock())
+    with pytest.raises(BundleRefused) as forged:
+        keys = PublicKeys([SigningKey.generate().public])
+        open_bundle(store, keys=keys, namespace=None, now=system_clock())
+    assert forged.value.code == "bundle.key_unknown"
+    assert "m:3" not in gateway.running.text()
 
 
 def test_a_bundler_that_is_killed_leaves_a_readable_bundle_and_the_next_goes_on(world: World) -> None:

@@ -49,7 +49,8 @@ class Follower:
         admin = AdminClient(client_config(kafka, f"consentry-{name}"))
         partitions = partition_count(admin, self._names[RECORDS])
         logs = {topic: log_identity(kafka, self._names[topic]).hex() for topic in (RECORDS, CONTROLS)}
-        self.state = state or BundleState(partitions, catalog, logs=logs)
+        # An empty state is one too: it is as false as none, but says which topics it is of.
+        self.state = BundleState(partitions, catalog, logs=logs) if state is None else state
         if (self.state.partitions, self.state.logs) != (partitions, logs):
             raise Refused(
                 "The topics are not those that the bundle was read from: they were made anew since.",

@@ -6,12 +6,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import structlog
 
 from consentry.bundles.claims import Claims
-from consentry.bundles.following import Follower
 from consentry.bundles.healing import Healer
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.values import Micros
@@ -19,6 +18,7 @@ from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
 from consentry.wire.bundles import (
     BundleRefused,
+    BundleState,
     BundleStore,
     Manifest,
     Pointer,
@@ -62,6 +62,19 @@ class Plan:
         return max(_SILENT_TURNS * self.every_seconds, _SILENT_SECONDS)
 
 
+class Following(Protocol):
+    """Keeps a state up to date; see Follower."""
+
+    state: BundleState
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether everything that was there at the start has been read."""
+
+    def step(self, timeout_seconds: float = 0.1) -> int:
+        """Wait at most so long for messages and take in what is there; how many there were."""
+
+
 class Bundler:
     """Writes bundles of what the follower holds, one after another; `step` is to be called all the time.
 
@@ -71,7 +84,7 @@ class Bundler:
 
     def __init__(
         self,
-        follower: Follower,
+        follower: Following,
         store: BundleStore,
         claims: Claims,
         *,

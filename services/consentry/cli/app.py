@@ -16,6 +16,7 @@ from rich.console import Console
 from consentry.cli import (
     agent,
     approval,
+    bundle,
     bundler,
     check,
     controls,
@@ -27,10 +28,12 @@ from consentry.cli import (
     processor,
     purge,
     quarantine,
+    reach,
     schemas,
     table,
     topics,
     trainer,
+    verify,
 )
 from consentry.cli.demo import command as demo
 from consentry.cli.scenario import command as scenario
@@ -56,6 +59,7 @@ app.add_typer(scenario.app)
 app.add_typer(quarantine.app)
 app.add_typer(approval.app)
 app.add_typer(keys.app)
+app.add_typer(bundle.app)
 app.add_typer(purge.app)
 app.command("processor")(processor.run)
 app.command("gateway")(gateway.run)
@@ -63,6 +67,8 @@ app.command("trainer")(trainer.run)
 app.command("bundler")(bundler.run)
 app.command("agent")(agent.run)
 app.command("check")(check.run)
+app.command("verify")(verify.run)
+app.command("reach")(reach.run)
 app.command("explain")(explain.run)
 app.command("demo")(demo.run)
 

@@ -29,10 +29,13 @@ def run(
     key: Annotated[
         Path | None, typer.Option(help="File of the signing key; default: CONSENTRY_BUNDLE_SIGNING_KEY_FILE.")
     ] = None,
-    public_key: Annotated[
+    believe: Annotated[
         list[Path] | None,
-        typer.Option(help="File of public keys that bundles may be signed with; default: the signing key's own."),
+        typer.Option(help="Public keys that earlier bundles are signed with; may be repeated."),
     ] = None,
+    make_key: Annotated[
+        bool, typer.Option("--make-key", help="Make the signing key where its file is not there, as in a first start.")
+    ] = False,
     every: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds between bundles.")] = 60.0,
     snapshot_every: Annotated[
         int, typer.Option(min=1, max=256, help="Every so many bundles a snapshot, the others deltas on it.")
@@ -55,11 +58,12 @@ def run(
             keep_seconds=keep,
             staleness_seconds=settings.staleness_seconds,
         ),
-        [*(public_key or []), *settings.bundle_public_keys()],
+        [*(believe or []), *settings.bundle_public_keys()],
+        make_key=make_key,
     )
 
 
-def _run(settings: Settings, plan: Any, public_keys: list[Path]) -> None:
+def _run(settings: Settings, plan: Any, public_keys: list[Path], *, make_key: bool) -> None:
     from importlib.metadata import version
 
     import structlog
@@ -76,7 +80,7 @@ def _run(settings: Settings, plan: Any, public_keys: list[Path]) -> None:
     from consentry.wire.schemas import RECORDS, topic_name
 
     kafka, namespace = settings.kafka(), settings.namespace
-    signing, believed = _keys(settings, public_keys)
+    signing, believed = _keys(settings, public_keys, make_key=make_key)
     store = BundleStore(_store_of(settings))
     catalog = open_catalog(settings)
     metrics = Metrics(version("consentry"))
@@ -129,9 +133,10 @@ def _store_of(settings: Settings) -> str:
     return settings.bundle_store
 
 
-def _keys(settings: Settings, public_keys: list[Path]) -> tuple[SigningKey, PublicKeys]:
+def _keys(settings: Settings, public_keys: list[Path], *, make_key: bool) -> tuple[SigningKey, PublicKeys]:
     """The key that signs, and all that earlier bundles may be signed with. Raises Refused, UnsafeSetting."""
     from consentry.wire.bundles import PublicKeys, SigningKey
+    from consentry.wire.bundles.keys import make_key_files
 
     if settings.bundle_signing_key_file is None:
         raise Refused(
@@ -139,15 +144,11 @@ def _keys(settings: Settings, public_keys: list[Path]) -> tuple[SigningKey, Publ
             code="bundle.no_key",
             fix="run `consentry bundle keys init FILE` once, then give --key FILE",
         )
-    signing = SigningKey.read(settings.bundle_signing_key_file)
-    believed = PublicKeys.read(*public_keys) if public_keys else PublicKeys([signing.public])
-    if signing.key_id not in believed:
-        raise Refused(
-            "The signing key is not among the public keys that are named: the bundler would not believe itself.",
-            code="bundle.key_not_believed",
-            fix="name the public key of the signing key too",
-        )
-    return signing, believed
+    file = settings.bundle_signing_key_file
+    if make_key and not file.exists():
+        make_key_files(file)
+    signing = SigningKey.read(file)
+    return signing, PublicKeys.read(*public_keys).and_of(signing)
 
 
 def _writer(settings: Settings) -> str:

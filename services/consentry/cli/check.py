@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentry.domain.errors import InvalidInput, Refused
+from consentry.domain.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     from consentry.trainer.check import FileReport, Report
@@ -35,12 +35,14 @@ def run(
     bundle_key: Annotated[
         Path | None, typer.Option(help="File with the public key that the bundle is signed by.")
     ] = None,
+    bundle_max_age: Annotated[float, typer.Option(min=1, help="Seconds since the bundle was proven fresh.")] = 3600.0,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of names in directories that are no data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     show_members: Annotated[int, typer.Option(min=0, max=_SHOWN_MAX, help="Name so many excluded members.")] = 0,
 ) -> None:
     """Exit 0: every row may be used. 1: some may not. 2: it cannot be told, as when freshness is not proven."""
     from consentry.domain.values import parse_name
+    from consentry.ops.logs import set_up_logs
     from consentry.trainer.check import EXIT_STATUS, Check
     from consentry.trainer.data_files import Asked, find_files
 
@@ -49,7 +51,9 @@ def run(
     found = list(find_files(files, ignored=ignore or ()))
     if not found:
         raise InvalidInput("There is no data file there.", code="input.file", fix="name other files or directories")
-    with _open_judge(bundle, bundle_key, at_least) as judge:
+    # Standard output is for the answer alone.
+    set_up_logs(style="text", level="error")
+    with _open_judge(bundle, bundle_key, bundle_max_age, at_least) as judge:
         check = Check(
             judge,
             purpose=purpose,
@@ -65,12 +69,14 @@ def run(
 
 
 @contextmanager
-def _open_judge(bundle: str | None, bundle_key: Path | None, at_least: str | None) -> Iterator[Judge]:
+def _open_judge(
+    bundle: str | None, bundle_key: Path | None, max_age_seconds: float, at_least: str | None
+) -> Iterator[Judge]:
     """Who answers: a client that is ready, or a bundle; each as fresh as the token. Raises Unavailable and Refused."""
     if bundle is None and bundle_key is None:
         yield from _following(at_least)
     elif bundle is not None and bundle_key is not None:
-        yield _bundle_judge(bundle, bundle_key, at_least)
+        yield _bundle_judge(bundle, bundle_key, max_age_seconds, at_least)
     else:
         raise InvalidInput(
             "A bundle and the key that it is signed by belong together.",
@@ -100,13 +106,26 @@ def _following(at_least: str | None) -> Iterator[Judge]:
         yield client
 
 
-def _bundle_judge(url: str, key_file: Path, at_least: str | None) -> Judge:
-    """A judge by the view in a bundle, verified by the key; refused where it does not hold what the token asks for."""
-    raise Refused(
-        "This version does not read bundles here.",
-        code="check.bundle",
-        fix="leave --bundle out and set CONSENTRY_KAFKA_BOOTSTRAP and CONSENTRY_REGISTRY_URL",
-    )
+def _bundle_judge(url: str, key_file: Path, max_age_seconds: float, at_least: str | None) -> Judge:
+    """A judge by the newest bundle of a store. Raises BundleRefused, and Unavailable where the token asks for more."""
+    from consentry.cli.wiring import load_token_keys
+    from consentry.ops.settings import Settings
+    from consentry.trainer.bundled import bundle_judge
+    from consentry.wire.bundles import PublicKeys
+    from consentry.wire.tokens import read_token
+
+    settings = Settings.parse()  # a bundle needs no addresses
+    keys = PublicKeys.read(key_file)
+    judge = bundle_judge(url, keys=keys, namespace=settings.namespace, max_age_seconds=max_age_seconds)
+    if at_least is not None:
+        missing = judge.view.missing(read_token(at_least, load_token_keys(settings)))
+        if missing:
+            raise Unavailable(
+                f"The bundle does not hold what the token asks for: {missing}.",
+                code="check.bundle_not_yet",
+                fix="check again by the next bundle",
+            )
+    return judge
 
 
 def _tell_file(file: FileReport) -> None:

@@ -13,6 +13,7 @@ import typer
 from consentry.domain.errors import Refused, UnsafeSetting
 
 if TYPE_CHECKING:
+    from consentry.gateway.bundles import BundleShelf
     from consentry.gateway.parts import Parts
     from consentry.ops.settings import Settings
 
@@ -148,6 +149,7 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
         retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 1),
     )
     sender = Sender(kafka, "consentry-gateway", has_thread=False)
+    shelf = _shelf(settings)
     view.start()
     try:
         view.wait_until_read(30)
@@ -175,12 +177,27 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
                 clock=system_clock,
                 metrics=metrics,
                 subscribers=settings.declared_subscribers(),
+                bundles=shelf,
                 version=version("consentry"),
             )
     finally:
         view.stop()
+        if shelf is not None:
+            shelf.close()
         await asyncio.to_thread(sender.close)
         await redis.aclose()
+
+
+def _shelf(settings: Settings) -> BundleShelf | None:
+    """The store of bundles that are handed out, where one is named. Raises Refused, InvalidInput."""
+    if not settings.bundle_store:
+        return None
+    from consentry.gateway.bundles import BundleShelf
+    from consentry.wire.bundles import PublicKeys
+    from consentry.wire.bundles.serving import ServedStore
+
+    files = settings.bundle_public_keys()
+    return BundleShelf(ServedStore(settings.bundle_store), believed=PublicKeys.read(*files) if files else None)
 
 
 def access_settings(settings: Settings) -> Any:

@@ -1,4 +1,4 @@
-"""`consentry purge …`: what orders oblige to delete from a data set: what it would cost, doing it, and a second look."""
+"""`consentry purge …`: delete from a data set what orders name: what it would cost, doing it, a second look."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from consentry.gateway import answers, approvals, desk, events, quarantine_routes
+from consentry.gateway import answers, approvals, bundles, desk, events, quarantine_routes
 from consentry.gateway.fast_lane import ENDPOINTS, FastLane
 from consentry.gateway.limits import ConcurrencyLimit, WaitingLimit
 from consentry.gateway.openapi import describe
@@ -91,8 +91,8 @@ def build_app(parts: Parts | None) -> FastAPI:
     app.state.parts = parts
     app.state.waiting = WaitingLimit()
     add_problem_handlers(app)
-    for router in (events.router, answers.router, desk.router, approvals.router, quarantine_routes.router):
-        app.include_router(router)
+    for rooms in (events, answers, desk, approvals, quarantine_routes, bundles):
+        app.include_router(rooms.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_api_route("/openapi.json", _describe, include_in_schema=False)
     app.add_api_route("/healthz", _alive, include_in_schema=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
@@ -18,6 +19,9 @@ from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
 from consentry.wire.sending import Place
 from consentry.wire.tokens import Token, TokenKeys, write_token
+
+if TYPE_CHECKING:
+    from consentry.gateway.bundles import BundleShelf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,7 @@ class Parts:
     clock: Clock
     metrics: Metrics
     subscribers: Sequence[tuple[str, str]] = ()
+    bundles: BundleShelf | None = None
     version: str = ""
 
     def event_token(self, place: Place) -> str:

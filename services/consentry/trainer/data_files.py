@@ -215,8 +215,8 @@ def read_ipc(source: Source, asked: Asked, partitions: Mapping[str, str | None])
 def _read_csv(source: Source, asked: Asked, partitions: Mapping[str, str | None]) -> Iterator[tuple[pa.Table, Columns]]:
     assert isinstance(source, Path)
     delimiter = "\t" if ".tsv" in source.suffixes else ","
-    with _text(source) as lines:
-        names = next(csv.reader(io.TextIOWrapper(lines, "utf-8-sig", newline=""), delimiter=delimiter), [])
+    with _text(source) as lines, io.TextIOWrapper(lines, "utf-8-sig", newline="") as text:
+        names = next(csv.reader(text, delimiter=delimiter), [])
     columns = asked.among(_all_names(names, partitions))
     found = [name for name in wanted(columns) if name in names]
     options = pacsv.ConvertOptions(

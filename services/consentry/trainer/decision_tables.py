@@ -164,7 +164,7 @@ def _members(
     assert numbers[HELD_CLASS] == _Standings.HELD
     found: npt.NDArray[np.int32] = numbers[np.concatenate(classes)] if classes else np.zeros(0, dtype=np.int32)
     # Of some who are held nothing else is recorded.
-    only_held = sorted(key for key in list(view._held) if key not in view.records)
+    only_held = sorted(key for key in view.held if key not in view.records)
     ids = pa.array([*keys, *only_held], pa.binary()).cast(pa.string())
     held = np.full(len(only_held), _Standings.HELD, dtype=np.int32)
     return pa.table({"member_id": ids, "standing": pa.array(np.concatenate([found, held]))})

@@ -28,6 +28,12 @@ _STALE = REASONS.index(Reason.STALE)
 _NO_CODE: Final = "?"
 """Stands for every jurisdiction that is no known code: one such decides, whatever else is asked."""
 _DIRECT_MIN: Final = 1 << 16
+_SIDE_BY_SIDE: Final = 1 << 17
+"""Rows looked up at once: enough for the arithmetic to count, few enough for a processor's cache."""
+_SLOTS: Final = 1 << 16
+_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
+_SPREAD_SHIFT: Final = np.uint64(48)
+_NULL_NUMBER: Final = (1 << 64) - 1
 _EARLIEST: Final = -(1 << 63)
 
 
@@ -182,7 +188,7 @@ def _member_classes(
     read = _integer_classes if pa.types.is_integer(column.type) else _text_classes
     if read is _text_classes:
         column = _texts(column, _as_member)
-    return np.concatenate([np.zeros(0, dtype=np.int32), *(read(chunk, ask) for chunk in column.chunks)])
+    return np.concatenate([np.zeros(0, dtype=np.int32), *(read(part, ask) for part in _slices(column))])
 
 
 _Ask = Callable[[Keys], npt.NDArray[np.int32]]
@@ -260,8 +266,50 @@ def check_columns(table: pa.Table, columns: Columns) -> None:
             )
 
 
+def _slices(column: pa.ChunkedArray) -> list[pa.Array]:
+    return [
+        chunk.slice(start, _SIDE_BY_SIDE) for chunk in column.chunks for start in range(0, len(chunk), _SIDE_BY_SIDE)
+    ]
+
+
+def _short_texts(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]] | None:
+    """As `encoded`, for a few texts of up to seven bytes, such as codes of jurisdictions; None for others."""
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        return None
+    numbers, slots = np.zeros(_SLOTS, dtype=np.uint64), []
+    for part in _slices(column):
+        found = TextKeys.of_arrow(part).short_numbers()
+        if found is None:
+            return None
+        if part.null_count:
+            found[part.is_null().to_numpy(zero_copy_only=False)] = _NULL_NUMBER
+        slot = ((found * _SPREAD) >> _SPREAD_SHIFT).astype(np.uint16)
+        new = numbers[slot] != found
+        if new.any():
+            free = np.flatnonzero(new & (numbers[slot] == 0))
+            numbers[slot[free]] = found[free]
+            if not (numbers[slot] == found).all():
+                return None  # two texts have one slot: it is rare, and slower only
+        slots.append(slot)
+    used = np.flatnonzero(numbers)
+    places = np.zeros(_SLOTS, dtype=np.int32)
+    places[used] = np.arange(len(used))
+    codes = np.concatenate([np.zeros(0, dtype=np.int32), *(places[slot] for slot in slots)])
+    return [_short_text(int(number)) for number in numbers[used]], codes
+
+
+def _short_text(number: int) -> str | None:
+    if number == _NULL_NUMBER:
+        return None
+    raw = number.to_bytes(8, "little")
+    return raw[: raw[7] - 1].decode(errors="replace")
+
+
 def encoded(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]]:
     """The distinct values of a column (null among them where it has any), and each row's place in them."""
+    short = _short_texts(column)
+    if short is not None:
+        return short
     values, codes = _dictionary(column)
     return values.to_pylist(), codes
 

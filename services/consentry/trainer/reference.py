@@ -21,6 +21,7 @@ from consentry.ops.clock import Clock
 from consentry.trainer.client import Client
 from consentry.trainer.filter import REASONS, conventional_columns
 from consentry.trainer.purge import PurgeResult, dataset_files, purge, read_dataset
+from consentry.trainer.purge.outcome import DatasetChanged
 from consentry.trainer.purge.receipts import receipt
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import write_receipt
@@ -29,6 +30,7 @@ from consentry.wire.schemas import RECEIPTS, topic_name
 
 _TICK_SECONDS: Final = 0.1
 _RETRY_SECONDS: Final = 15.0
+_CHANGED_SECONDS: Final = 1.0
 _LOG = structlog.get_logger(__name__)
 
 
@@ -114,6 +116,9 @@ class ReferenceTrainer:
         try:
             result = purge(self._directory, orders, self._client.view, now=self._clock())
             receipts = [self._receipt(order, result) for order in orders]
+        except DatasetChanged:
+            self._purge_again_at = monotonic() + _CHANGED_SECONDS
+            raise  # nobody failed, somebody was writing: not worth a receipt
         except (OSError, pa.ArrowException, ConsentryError) as error:
             _LOG.error("purge_failed", subscriber=self._client.name, detail=str(error)[:500])
             receipts = [self._receipt(order, error) for order in orders if order.order_id not in self._failed]

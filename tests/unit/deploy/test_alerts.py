@@ -16,11 +16,12 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 RUNBOOKS = ROOT / "deploy" / "runbooks"
 
 EXPECTED = {
-    "ConsentryAllowedWhileNotFresh", "ConsentryControlNotUnderstood", "ConsentryDeadMan", "ConsentryEventIdReused",
+    "ConsentryAllowedWhileNotFresh", "ConsentryBundleOld", "ConsentryControlNotUnderstood", "ConsentryDeadMan", "ConsentryEventIdReused",
     "ConsentryFrontierAbsent",
     "ConsentryFrontierStale", "ConsentryGatewayBulkLines", "ConsentryGatewayControlsStale",
     "ConsentryGatewayErrors", "ConsentryGatewayRefusals", "ConsentryGatewaySlow",
     "ConsentryGatewayWaiting", "ConsentryPartitionTainted", "ConsentryPurgeOverdue", "ConsentryQuarantine",
+    "ConsentryRecordsDiverged", "ConsentryRegressionNotHealed",
     "ConsentryTableGenerationChanged", "ConsentryTableRefusals", "ConsentryTargetDown", "ConsentryTrainerStale",
 }  # fmt: skip
 SEVERITIES = {"page", "ticket", "deadman"}

@@ -176,6 +176,20 @@ class TestTheFile:
         assert gateway["environment"]["CONSENTRY_GATEWAY_HOST"] == "0.0.0.0"  # noqa: S104 - inside the container only
         assert published == [f"127.0.0.1:8780:{gateway['environment']['CONSENTRY_GATEWAY_PORT']}"]
 
+    def test_only_the_bundler_sees_the_key_that_signs_and_writes_bundles(self) -> None:
+        """Whoever has the key can make bundles without a single opt-out, which every trainer believes."""
+        services = compose_file()["services"]
+        mounts = {name: service.get("volumes", []) for name, service in services.items()}
+
+        assert {name for name, found in mounts.items() if any("bundler-key" in one for one in found)} == {"bundler"}
+        stores = {name: [one for one in found if one.startswith("bundles:")] for name, found in mounts.items()}
+        assert {name: one for name, one in stores.items() if one} == {
+            "bundler": ["bundles:/bundles"],
+            "gateway": ["bundles:/bundles:ro"],
+        }
+        assert services["gateway"]["environment"]["CONSENTRY_BUNDLE_STORE"] == "/bundles"
+        assert services["bundler"]["command"][:5] == ["bundler", "--store", "/bundles", "--key", "/signing/key"]
+
     def test_an_opt_out_is_taken_without_the_processor(self) -> None:
         """Hurt when this breaks: who opts out while the processor is down, and is turned away."""
         assert "processor" not in compose_file()["services"]["gateway"]["depends_on"]

@@ -72,8 +72,9 @@ def test_the_places_that_are_written_to_belong_to_who_runs_there() -> None:
     made = [part for name, argument in instructions(DOCKERFILE) if name == "RUN" for part in argument.split("&&")]
     places = {part.split()[-1]: part.split()[1:-1] for part in made if part.split()[:2] == ["install", "--directory"]}
 
-    assert places["/data"] == ["--directory", "--owner=10001", "--group=10001"]
-    assert places["/access"] == ["--directory", "--owner=10001", "--group=10001", "--mode=0700"]
+    assert places["/data"] == places["/bundles"] == ["--directory", "--owner=10001", "--group=10001"]
+    secret = ["--directory", "--owner=10001", "--group=10001", "--mode=0700"]
+    assert places["/access"] == places["/signing"] == secret
 
 
 def test_everything_that_is_copied_gets_past_the_dockerignore() -> None:

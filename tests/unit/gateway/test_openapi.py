@@ -44,7 +44,7 @@ def test_every_route_tells_its_problems(method: str, path: str, operation: dict[
         if int(status) >= 400:
             reference = response["content"][MEDIA_TYPE]["schema"]["$ref"]
             assert reference == "#/components/schemas/ProblemOut"
-        else:
+        elif status != "304":
             assert response["content"], "an answer without a kind"
 
 

@@ -32,12 +32,17 @@ MAY: Final[dict[tuple[str, str], set[str]]] = {
     ("GET", "/v1/quarantine/{entry}"): {D, A, U},
     ("POST", "/v1/quarantine/{entry}/release"): {D},
     ("POST", "/v1/quarantine/{entry}/replay"): {D},
+    ("GET", "/v1/bundles/latest"): {T, U},
+    ("GET", "/v1/bundles/latest.jsonl"): {T, U},
+    ("GET", "/v1/bundles/{bundle_id}/{file}"): {T, U},
 }
 GIVEN: Final = {
     "{member_id}": "m:1",
     "{pause}": "hk",
     "{approval_id}": "0" * 32,
     "{entry}": "0-0",
+    "{bundle_id}": "0000000001-snapshot-0123456789abcdef",
+    "{file}": "manifest.json",
 }
 
 

@@ -39,6 +39,8 @@ class Permission(enum.StrEnum):
     """Read the state of the system and of subscribers; see `Principal.may_see_subscriber`."""
     READ_QUARANTINE = "read_quarantine"
     READ_APPROVALS = "read_approvals"
+    READ_BUNDLES = "read_bundles"
+    """Read the records of everybody, as signed bundles; see `Principal.may_read_bundles`."""
 
 
 _EVERY_ROLE: Final = frozenset({Permission.READ_CONTROLS, Permission.READ_STATUS})
@@ -47,7 +49,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = MappingProxyType(
     {
         # A producer has to know the version that its user has seen.
         Role.PRODUCER: _EVERY_ROLE | {Permission.EMIT, Permission.ASK},
-        Role.TRAINER: _EVERY_ROLE | {Permission.ASK},
+        Role.TRAINER: _EVERY_ROLE | {Permission.ASK, Permission.READ_BUNDLES},
         Role.DESK: _EVERY_ROLE
         | {
             Permission.IMPOSE,
@@ -59,7 +61,13 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = MappingProxyType(
         },
         Role.APPROVER: _EVERY_ROLE | {Permission.APPROVE, Permission.READ_QUARANTINE, Permission.READ_APPROVALS},
         Role.AUDITOR: _EVERY_ROLE
-        | {Permission.ASK, Permission.EXPLAIN, Permission.READ_QUARANTINE, Permission.READ_APPROVALS},
+        | {
+            Permission.ASK,
+            Permission.EXPLAIN,
+            Permission.READ_QUARANTINE,
+            Permission.READ_APPROVALS,
+            Permission.READ_BUNDLES,
+        },
     }
 )
 """Role → permissions. What is not here is forbidden."""
@@ -97,6 +105,12 @@ class Principal:
         if self._may_unnarrowed(Permission.READ_STATUS):
             return True
         return self.may(Permission.READ_STATUS) and self.subscriber == subscriber
+
+    def may_read_bundles(self) -> bool:
+        """Whether this caller may read everybody's choices for every purpose: a trainer only where it is for any."""
+        if self._may_unnarrowed(Permission.READ_BUNDLES):
+            return True
+        return self.may(Permission.READ_BUNDLES) and self.purposes is None
 
     def _may_unnarrowed(self, permission: Permission) -> bool:
         return any(permission in PERMISSIONS[role] for role in self.roles - NARROWED)

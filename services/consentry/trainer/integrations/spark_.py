@@ -10,10 +10,11 @@ import shutil
 import tempfile
 import uuid
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import fsspec
 import pyarrow as pa
@@ -52,7 +53,7 @@ def filter(
     purpose: str,
     columns: Columns | None = None,
     at_least: str | None = None,
-    tally: Any = None,
+    tally: Counter[Reason] | None = None,
     reason_column: str | None = None,
     directory: str | Path | None = None,
     join: Join = "auto",
@@ -86,7 +87,7 @@ def filter(
         judged = judged.localCheckpoint()
     if tally is not None:
         counts = judged.groupBy(reason.alias("reason")).count().collect()
-        tally.add({Reason(row["reason"]): row["count"] for row in counts})
+        tally.update({Reason(row["reason"]): row["count"] for row in counts})
     kept = judged.where(reason.isin(*_ALLOWING))
     return kept if reason_column else kept.drop(f"{_HELPER}reason")
 

@@ -139,6 +139,8 @@ class ConsentDataset(IterableDataset[Any]):
         return self._portable_judge()
 
     def _portable_judge(self) -> Judge:
+        if self._portable is None and self._judge is not None and self._process == os.getpid():
+            self._portable, self._why_not_portable = _tried(self._judge)  # it may have been shared since
         if self._portable is None:
             assert self._why_not_portable is not None
             raise self._why_not_portable

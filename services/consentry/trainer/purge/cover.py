@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -10,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentry.domain.errors import InvalidInput, Unavailable
+from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.events import RELOCATION_FACTS
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros, Reason
 from consentry.trainer.filter import REASONS, Columns, check_columns, encoded
-from consentry.trainer.judge import Judge
+from consentry.trainer.judge import Judge, ViewJudge
 from consentry.trainer.view import View
 from consentry.wire.records import DamagedRecord, read_record
 
@@ -66,6 +67,9 @@ class OrdersCover:
                 self._scopes.append((place, order, {}))
         self._members = pa.array(by_member, pa.string())
         self._places = np.array([*by_member.values(), NOBODY], dtype=np.int32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_view": _without_memory(self._view)}
 
     @property
     def order_ids(self) -> Sequence[str]:
@@ -153,6 +157,18 @@ class ExcludedCover:
         self._is_excluded = np.array([reason in known for reason in REASONS])
         self._is_unknown = np.array([reason in UNKNOWN_REASONS for reason in REASONS])
 
+    def __getstate__(self) -> dict[str, Any]:
+        judge = self._judge
+        if not isinstance(judge, ViewJudge):
+            raise Refused(
+                f"The judge {type(judge).__name__} cannot work in another process.",
+                code="purge.not_portable",
+                fix="give a judge by a view that stands still",
+            )
+        still = copy(judge)
+        still.view = _without_memory(judge.view)
+        return self.__dict__ | {"_judge": still}
+
     @property
     def order_ids(self) -> Sequence[str]:
         """See Cover."""
@@ -198,6 +214,13 @@ class JointCover:
             unknown += found.unknown
             offset += len(cover.order_ids)
         return Covered(first, unknown)
+
+
+def _without_memory(view: View) -> View:
+    """The same records and controls, in a form that can be sent to other processes: what was remembered is not."""
+    bare = copy(view)
+    bare._likenesses = {}
+    return bare
 
 
 def _member_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

@@ -99,7 +99,8 @@ class _Version:
 
     @cached_property
     def _actions(self) -> dict[str, dict[str, Any]]:
-        return {action["path"]: action for action in pa.table(self._table.get_add_actions()).to_pylist()}
+        # The log encodes paths; a file is opened, and a transaction takes them, as they are on the disk.
+        return {unquote(action["path"]): action for action in pa.table(self._table.get_add_actions()).to_pylist()}
 
     @cached_property
     def files(self) -> Mapping[str, int]:
@@ -112,7 +113,7 @@ class _Version:
         return done
 
     def _open(self, path: str) -> pa.NativeFile:
-        return self._filesystem.open_input_file(unquote(path))
+        return self._filesystem.open_input_file(path)
 
     def _said(self, path: str, source: pa.NativeFile) -> dict[str, str | None]:
         """The partition's values; null for the columns that the table was given after the file was written."""
@@ -140,7 +141,7 @@ class _Version:
             )
         except CommitFailedError as error:
             for added in written:
-                self._filesystem.delete_file(unquote(added.path))
+                self._filesystem.delete_file(added.path)
             raise Conflict from error
 
     def _removed(self, path: str) -> RemoveAction:
@@ -157,9 +158,9 @@ class _Version:
             keep = look(old, cover, self._columns, done, self._said(path, source))
             if not keep.any():
                 return None
-            with self._filesystem.open_output_stream(unquote(new)) as sink:
+            with self._filesystem.open_output_stream(new) as sink:
                 rewrite(old, keep, sink)
-            with self._filesystem.open_input_file(unquote(new)) as written:
+            with self._filesystem.open_input_file(new) as written:
                 size, successor = written.size(), pq.ParquetFile(written)
                 check_same(old, successor, int(keep.sum()), path)
                 stats = _statistics(successor.metadata)

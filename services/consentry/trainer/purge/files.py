@@ -110,7 +110,7 @@ def understood_files(directory: Path) -> list[Path]:
 
 
 def listing(directory: Path) -> dict[str, Fingerprint]:
-    """Every data file by name, relative to the data set, with its fingerprint. Raises InvalidInput."""
+    """Every data file by name, relative to the data set, with its fingerprint. Raises InvalidInput, OSError."""
     return {path.relative_to(directory).as_posix(): fingerprint(path) for path in understood_files(directory)}
 
 

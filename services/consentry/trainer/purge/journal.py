@@ -103,12 +103,22 @@ class Journal:
                 code="purge.under_way",
                 fix="wait for it to end",
             ) from error
-        self._state = _read(self._path)
-        self._settle()
+        try:
+            self._state = _read(self._path)
+            self.settle()
+            if self._state.lines > _COMPACT_LINES_MIN:
+                self._compact()
+        except BaseException:
+            os.close(self._lock)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        try:
+            if not self._state.under_way:
+                self._remove_leftovers()
+        finally:
+            os.close(self._lock)
 
     def totals(self) -> Mapping[str, Total]:
         """By order key, what has been removed so far."""
@@ -134,14 +144,8 @@ class Journal:
             for one in many
         )
 
-    def close(self, staged: Sequence[str], *, swapped: bool) -> None:
-        """Write down that files were swapped, or will not be, and destroy what is left under their staged names."""
-        self._write({"do": "done" if swapped else "drop", "staged": name} for name in staged)
-        for name in staged:
-            (self.folder / name).unlink(missing_ok=True)
-
-    def _settle(self) -> None:
-        """Find out of each swap that was under way whether it took place.
+    def settle(self) -> None:
+        """Find out of each swap that is under way whether it took place, count it, and destroy what is left over.
 
         The successor is under its staged name until the swap, and never after it.
         """
@@ -153,13 +157,14 @@ class Journal:
                 # It fell just when it had taken out what somebody else had put there, and was about to put that back.
                 put_back(path, staged, one.new)
             (dropped if is_content(staged, one.new) else done).append(name)
-        self.close(done, swapped=True)
-        self.close(dropped, swapped=False)
+        self._write({"do": "done", "staged": name} for name in done)
+        self._write({"do": "drop", "staged": name} for name in dropped)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
         for path in self.folder.iterdir():
             if path.name not in (_LINES, "lock"):
                 path.unlink()
-        if self._state.lines > _COMPACT_LINES_MIN:
-            self._compact()
 
     def _compact(self) -> None:
         lines = [

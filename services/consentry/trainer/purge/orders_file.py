@@ -46,7 +46,7 @@ def _order(fields: Any, number: int) -> PurgeOrder:
         raise _wrong(number, "it is no object")
     if unknown := sorted(set(fields) - _FIELDS):
         raise _wrong(number, f"{unknown[0]!r} is no field of an order")
-    order_id, because = fields.get("order_id"), fields.get("because")
+    order_id, because = fields.get("order_id"), str(fields.get("because"))
     if not isinstance(order_id, str) or not 0 < len(order_id) <= _ORDER_ID_MAX:
         raise _wrong(number, f"order_id is not a text of 1 to {_ORDER_ID_MAX} characters")
     if because not in PurgeReason.__members__:

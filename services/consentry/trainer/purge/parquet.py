@@ -172,18 +172,14 @@ class _Apply:
 
     def _swap(self, many: Sequence[Done]) -> None:
         self._expect_nothing_changed()
-        swapped: list[str] = []
         self._journal.stage([_as_staged(one) for one in many], self.result.version_before)
         try:
             for one in many:
                 self._swap_one(one)
-                swapped.append(one.staged)
         finally:
-            paths = [self._directory / one.name for one in many]
-            sync_folders([*paths, self._journal.folder / "any"])
-            self._note_other_names([self._journal.folder / name for name in swapped])
-            self._journal.close(swapped, swapped=True)
-            self._journal.close([one.staged for one in many if one.staged not in swapped], swapped=False)
+            sync_folders([*(self._directory / one.name for one in many), self._journal.folder / "any"])
+            self._note_other_names([self._journal.folder / one.staged for one in many])
+            self._journal.settle()
 
     def _swap_one(self, one: Done) -> None:
         assert one.old is not None
@@ -209,7 +205,10 @@ class _Apply:
             how = "appeared in" if name in found else "vanished from"
             raise DatasetChanged(f"The file {name!r} {how} the data set while it was purged.")
         for name, listed in self._listed.items():
-            told = os.stat(self._directory / name)
+            try:
+                told = os.stat(self._directory / name)
+            except FileNotFoundError as error:
+                raise DatasetChanged(f"The file {name!r} vanished from the data set while it was purged.") from error
             if (told.st_size, told.st_mtime_ns) != (listed.size, listed.modified_ns):
                 raise DatasetChanged(f"The file {name!r} was written anew while the data set was purged.")
 

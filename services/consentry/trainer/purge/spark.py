@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from consentry.domain import errors
-from consentry.domain.errors import ConsentryError
+from consentry.domain.errors import ConsentryError, Refused
 from consentry.trainer.filter import Columns
 from consentry.trainer.purge.outcome import DatasetChanged
 from consentry.trainer.purge.parquet import ParquetDirectory
@@ -38,22 +37,21 @@ def spark_directory(
 def run_on(spark: SparkSession) -> Run:
     """Does the work on files by the executors of a session: one task per file, and no row ever leaves them."""
 
+    try:
+        context = spark.sparkContext
+    except AttributeError as error:
+        raise Refused(
+            "Spark Connect cannot give files to machines.",
+            code="purge.spark_connect",
+            fix="run this on the cluster's own driver, such as by spark-submit",
+        ) from error
+
     def run(worker: Worker, tasks: Sequence[Task]) -> Iterator[Done]:
-        asked = spark.createDataFrame([(json.dumps(asdict(task)),) for task in tasks], "task string")
-        spread = asked.repartition(min(len(tasks), _TASKS_MAX))
-        for row in spread.mapInArrow(_worked(worker), "done string").collect():
-            yield _answer(json.loads(row["done"]))
+        asked = context.parallelize([asdict(task) for task in tasks], min(len(tasks), _TASKS_MAX) or 1)
+        # A function of this module only, so that executors need this package and nothing of the caller.
+        return map(_answer, asked.map(partial(_work, worker)).collect())
 
     return run
-
-
-def _worked(worker: Worker) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            done = [json.dumps(_work(worker, json.loads(task))) for task in batch.column("task").to_pylist()]
-            yield pa.RecordBatch.from_pydict({"done": pa.array(done, pa.string())})
-
-    return work
 
 
 def _work(worker: Worker, task: dict[str, Any]) -> dict[str, Any]:
@@ -62,8 +60,6 @@ def _work(worker: Worker, task: dict[str, Any]) -> dict[str, Any]:
         return dict(as_fields(worker(Task(**task))))
     except ConsentryError as error:
         return {"error": type(error).__name__, "message": error.message, "code": error.code, "fix": error.fix}
-    except FileNotFoundError:
-        return {"error": "DatasetChanged", "message": f"The file {task['name']!r} has vanished."}
 
 
 def _answer(fields: dict[str, Any]) -> Done:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.trainer.filter import Columns
 from consentry.trainer.purge.cover import Cover, merged
 from consentry.trainer.purge.files import Fingerprint, chunks, fingerprint, fingerprint_of, folder_values
+from consentry.trainer.purge.outcome import DatasetChanged
 from consentry.trainer.purge.rewrite import check_same, rewrite
 from consentry.trainer.purge.swap import sync_file
 
@@ -59,7 +61,7 @@ class Worker:
         path = Path(task.directory, task.name)
         try:
             with path.open("rb") as file:
-                return self._work(file, path, task)
+                return self._work(file, task)
         except (OSError, pa.ArrowException) as error:
             return self._unreadable(task, f"{task.name}: {type(error).__name__}", error)
         except InvalidInput as error:
@@ -67,8 +69,10 @@ class Worker:
 
     def _unreadable(self, task: Task, why: str, error: Exception) -> Done:
         if not self.tolerant:
-            if isinstance(error, ConsentryError | FileNotFoundError):
+            if isinstance(error, ConsentryError):
                 raise error
+            if isinstance(error, FileNotFoundError):
+                raise DatasetChanged(f"The file {task.name!r} vanished while it was looked into.") from error
             raise InvalidInput(
                 f"The file {task.name!r} cannot be read: {type(error).__name__}.",
                 code="input.dataset",
@@ -76,7 +80,7 @@ class Worker:
             ) from error
         return Done(name=task.name, unreadable=why)
 
-    def _work(self, file: Any, path: Path, task: Task) -> Done:
+    def _work(self, file: Any, task: Task) -> Done:
         done = Done(name=task.name, old=fingerprint_of(file, task.name))
         old = pq.ParquetFile(file)
         keep = look(old, self.cover, self.columns, done, folder_values(task.name))
@@ -87,10 +91,17 @@ class Worker:
             rewrite(old, keep, sink)
         with staged.open("rb") as written:
             done.notes = check_same(old, pq.ParquetFile(written), int(keep.sum()), task.name)
-        shutil.copymode(path, staged)
+        _give_rights(os.fstat(file.fileno()), staged)
         sync_file(staged)
         done.new, done.staged = fingerprint(staged), staged.name
         return done
+
+
+def _give_rights(old: os.stat_result, staged: Path) -> None:
+    staged.chmod(old.st_mode & 0o7777)
+    # Only root may give files away; whoever else purges owns what they write.
+    with suppress(PermissionError):
+        os.chown(staged, old.st_uid, old.st_gid)
 
 
 def look(

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +16,25 @@ import pyarrow.parquet as pq
 
 from consentry.domain.controls import PauseImposed
 from consentry.domain.errors import InvalidInput
-from consentry.domain.values import MemberId, Micros, Reason
+from consentry.domain.values import REASON_RANK, MemberId, Micros, Reason
 from consentry.trainer.likenesses import Likenesses
-from consentry.trainer.run.again import CANNOT_TELL, VIOLATED, examine, proven_at
+from consentry.trainer.run.again import CANNOT_TELL, VIOLATED, examine, proven_at, row_of
 from consentry.trainer.run.reads import merged, open_reads, reads_of
-from consentry.trainer.run.store import CERTIFICATE_FILE, END_FILE, READS_FILE, START_FILE, RunFolder, RunStore
+from consentry.trainer.run.run import RUN_FORMAT
+from consentry.trainer.run.store import (
+    CERTIFICATE_FILE,
+    END_FILE,
+    READS_FILE,
+    START_FILE,
+    RunFolder,
+    RunStore,
+    damaged,
+)
 from consentry.trainer.view import View
 from consentry.wire.certificates.reads import SCHEMA, distinct, micros
 from consentry.wire.freshness import FOREVER
 
+_NUMBERS: Final = ("started_at", "lease_micros", "tail_micros", "tail_rows")
 BEFORE, AFTER, BOTH, NOT_EXCLUDED = "before", "after", "before and after", "not excluded"
 
 
@@ -76,11 +86,8 @@ def reach_of_member(folder: RunFolder, view: View, member: MemberId, *, now: Mic
     if reads.num_rows:
         _count(found, reads)
         _judge(found, view, reads, start)
-        decision = view.decide(member, None, purpose=found.purpose, at=now, known_at=FOREVER, stale_detail="")
-        if not decision.allowed:
-            found.excluded_now = decision.reason.value
-            found.excluded_since = _since(decision.because[0].fact)
-            found.before = found.before or _is_before(found, start)
+        _say_now(found, view, reads, member, now)
+        found.before = bool(found.excluded_now) and _is_before(found, start)
     return found if found.rows or found.unclear else None
 
 
@@ -118,17 +125,19 @@ def pauses_named(view: View, name: str) -> list[PauseImposed]:
 def _started(folder: RunFolder) -> tuple[dict[str, Any], Reach]:
     """What a run said at its start, and a reach without reads."""
     start = folder.read_json(START_FILE)
+    if start.get("format") != RUN_FORMAT or not all(isinstance(start.get(name), int) for name in _NUMBERS):
+        raise damaged(folder.run_id, START_FILE)
     found = Reach(
         run_id=folder.run_id,
         url=folder.url,
-        dataset=str(start["dataset"]),
-        dataset_version=str(start["dataset_version"]),
-        purpose=str(start["purpose"]),
-        subscriber=str(start["subscriber"]),
+        dataset=str(start.get("dataset")),
+        dataset_version=str(start.get("dataset_version")),
+        purpose=str(start.get("purpose")),
+        subscriber=str(start.get("subscriber")),
         state="UNFINISHED",
     )
     if folder.exists(END_FILE):
-        found.state = str(folder.read_json(END_FILE)["state"])
+        found.state = str(folder.read_json(END_FILE).get("state"))
     elif folder.exists(CERTIFICATE_FILE):
         found.state = "COMPLETED"
     else:
@@ -163,6 +172,17 @@ def _judge(found: Reach, view: View, reads: pa.Table, start: dict[str, Any], *, 
     known_at = proven_at(view)
     if known_at is None or (found.last_read_at or 0) - start["lease_micros"] > known_at:
         found.unclear.append("it read later than what is known here: ask again with a newer bundle")
+
+
+def _say_now(found: Reach, view: View, reads: pa.Table, member: MemberId, now: Micros) -> None:
+    """Whether rows such as were read are excluded now, and since when; of several reasons the first in their order."""
+    asked = {"purpose": found.purpose, "at": now, "known_at": FOREVER, "stale_detail": ""}
+    decisions = [view.decide(member, row_of(reads, row), **asked) for row in range(reads.num_rows)]  # type: ignore[arg-type]
+    excluding = [decision for decision in decisions if not decision.allowed]
+    if excluding:
+        first = min(excluding, key=lambda decision: REASON_RANK[decision.reason])
+        found.excluded_now = first.reason.value
+        found.excluded_since = _since(first.because[0].fact)
 
 
 def _is_before(found: Reach, start: dict[str, Any]) -> bool:

@@ -30,6 +30,7 @@ from consentry.trainer.run.errors import ConsentStale, LeaseRevoked, RunClosed
 from consentry.trainer.run.lease import Lease, LeaseCondition, RunJudge
 from consentry.trainer.run.reads import SPOOL_ROWS, SPOOL_SECONDS, ReadLog, Summary, Summing, opened, pieces, read_rows
 from consentry.trainer.run.store import CERTIFICATE_FILE, END_FILE, READS_FILE, START_FILE, RunFolder, RunStore
+from consentry.trainer.run.watching import RunTold, RunWatcher
 from consentry.wire.bundles.keys import SigningKey
 from consentry.wire.certificates import FORMAT, LIMIT, canonical, write_certificate
 from consentry.wire.certificates.reads import LEAF
@@ -55,6 +56,7 @@ class TrainingRun:
     A context manager: entering registers the run in `store`, an fsspec URL, leaving writes its certificate. `judge` is
     the client, or ViewJudge. `lease_seconds` is the bound within which freshness has to be proven; `stale="wait"` waits
     for it, at most `wait_seconds`, instead of stopping at once. `conditions` may take the lease back for other reasons.
+    `watchers` are told of beginning and end.
 
     Raises ConsentStale or LeaseRevoked at the next batch when the lease is lost, and hands out nothing in it again: the
     run is ABORTED, with the reason, and what it has read is recorded. Raises Unavailable where the store cannot be
@@ -79,6 +81,7 @@ class TrainingRun:
         token_keys: TokenKeys | None = None,
         spool_seconds: float = SPOOL_SECONDS,
         spool_rows: int = SPOOL_ROWS,
+        watchers: Sequence[RunWatcher] = (),
         clock: Clock = system_clock,
     ) -> None:
         if DATASET_PATTERN.fullmatch(dataset) is None:
@@ -129,6 +132,7 @@ class TrainingRun:
         self._signing_key = signing_key
         self._token_keys = token_keys or TokenKeys()
         self._spool = {"spool_seconds": spool_seconds, "spool_rows": spool_rows}
+        self._watchers = tuple(watchers)
         self._log: ReadLog | None = None
         self._start: dict[str, Any] = {}
         self._handing_out = threading.RLock()
@@ -156,6 +160,7 @@ class TrainingRun:
         self.folder.write(START_FILE, canonical(self._start) + b"\n")
         self._log = ReadLog(self.folder, self._clock, **self._spool)  # type: ignore[arg-type]
         self.state = "RUNNING"
+        self._tell()
         _LOG.info("training_run_started", run=self.run_id, dataset=self.dataset, purpose=self.purpose)
         return self
 
@@ -264,6 +269,7 @@ class TrainingRun:
         except Unavailable as error:
             # What stopped the run is to be heard of, not this; without its end the run counts as unfinished.
             _LOG.critical("training_run_not_recorded", run=self.run_id, exc_info=error)
+        self._tell()
         _LOG.warning("training_run_aborted", run=self.run_id, code=code)
 
     def _complete(self) -> None:
@@ -286,7 +292,16 @@ class TrainingRun:
             self._abort(error.code, error.message)
             raise
         self.folder.remove_parts(merged_only=False)
+        self._tell()
         _LOG.info("training_run_completed", run=self.run_id, rows=self.certificate["rows_read"])
+
+    def _tell(self) -> None:
+        told = RunTold(self.state, self.reason, self._now(), self.folder.url, self._start, self.certificate)
+        for watcher in self._watchers:
+            try:
+                watcher.told(told)
+            except Exception as error:  # noqa: BLE001 - whatever a lineage service does, the run is what it is
+                _LOG.error("training_run_not_told", run=self.run_id, watcher=type(watcher).__name__, exc_info=error)
 
     def _write_end(self) -> None:
         end = {"run_id": self.run_id, "state": self.state, "reason": self.reason, "ended_at": self._now()}

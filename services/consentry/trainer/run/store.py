@@ -115,9 +115,7 @@ class RunFolder:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise Unavailable(
-                f"The file {name} of the run {self.run_id} is damaged.", code="run.damaged", fix="restore the run store"
-            )
+            raise damaged(self.run_id, name)
         return found
 
     @contextmanager
@@ -152,6 +150,13 @@ class RunFolder:
             names = [found.rsplit("/", 1)[-1] for found in self._files.ls(path, detail=False)]
         matches = (match for name in names if (match := _PART.fullmatch(name)))
         return sorted((int(match[1]), int(match[2])) for match in matches)
+
+
+def damaged(run_id: str, name: str) -> Unavailable:
+    """The error for a file of a run that is not what was written."""
+    return Unavailable(
+        f"The file {name} of the run {run_id} is damaged.", code="run.damaged", fix="restore the run store"
+    )
 
 
 def _part_name(first: int, last: int) -> str:

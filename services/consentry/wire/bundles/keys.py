@@ -104,6 +104,10 @@ class PublicKeys:
         """The keys in these PEM files, each with one public key or several. Raises InvalidInput where one has none."""
         return cls(key for path in paths for key in _public_keys(path))
 
+    def and_of(self, key: SigningKey) -> PublicKeys:
+        """These, and the one that belongs to a signing key."""
+        return PublicKeys([*self._keys.values(), key.public])
+
     def verifies(self, key_id: str, signature: bytes, content: bytes) -> bool:
         """Whether the key with this id signed exactly these bytes. KeyError where it is not among them."""
         try:

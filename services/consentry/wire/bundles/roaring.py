@@ -41,5 +41,5 @@ def read_set(content: bytes) -> Any:
     """The BitMap64 behind portable bytes. Raises BundleRefused."""
     try:
         return type(_bit_map()).deserialize(content)
-    except (ValueError, MemoryError) as error:
+    except (IndexError, MemoryError, ValueError) as error:
         raise BundleRefused("malformed", "A set of the bundle is not 64-bit Roaring.") from error

@@ -59,6 +59,8 @@ class BundleState:
         """Since the last bundle: the record that stood in it, of each member who changed. None: no bundle yet."""
         self._sums = [0] * partitions
         self._counts = [0] * partitions
+        self._known_totals: tuple[list[int], list[int]] | None = None
+        """The sums and counts as of now, until something changes."""
 
     # ---- taking messages in
 
@@ -127,6 +129,7 @@ class BundleState:
         (self.damaged.add if damaged else self.damaged.discard)(member)
 
     def _note(self, member: bytes, record: bytes | None) -> None:
+        self._known_totals = None
         if self._before is not None:
             self._before.setdefault(member, record)
 
@@ -181,7 +184,7 @@ class BundleState:
 
     def counts(self) -> list[int]:
         """Per partition the members with a record."""
-        return self._totals()[1]
+        return list(self._totals()[1])
 
     def mark(self) -> None:
         """Count what changes from here on: a bundle of all that is held was written."""
@@ -190,6 +193,8 @@ class BundleState:
 
     def _totals(self) -> tuple[list[int], list[int]]:
         """The sums and counts as of now: those of the last bundle, less what was there, plus what is."""
+        if self._known_totals is not None:
+            return self._known_totals
         sums, counts = list(self._sums), list(self._counts)
         changed = list(self._records) if self._before is None else list(self._before)
         for member, partition in zip(changed, partitions_of(changed, self.partitions).tolist(), strict=True):
@@ -201,4 +206,5 @@ class BundleState:
             if now is not None:
                 sums[partition] += record_digest(member, now)
                 counts[partition] += 1
-        return [total % _MODULUS for total in sums], counts
+        self._known_totals = [total % _MODULUS for total in sums], counts
+        return self._known_totals

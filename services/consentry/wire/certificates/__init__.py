@@ -1,10 +1,18 @@
 """Certificates of training runs: what they say and how it is signed, and the Merkle tree over what was read."""
 
 from consentry.wire.certificates.canonical import canonical, read_canonical
-from consentry.wire.certificates.envelope import FORMAT, LIMIT, Certificate, read_certificate, write_certificate
+from consentry.wire.certificates.envelope import (
+    BYTES_MAX,
+    FORMAT,
+    LIMIT,
+    Certificate,
+    read_certificate,
+    write_certificate,
+)
 from consentry.wire.certificates.merkle import Inclusion, MerkleTree, inclusions
 
 __all__ = [
+    "BYTES_MAX",
     "FORMAT",
     "LIMIT",
     "Certificate",

@@ -11,6 +11,7 @@ from typing import Any, Final
 from consentry.domain.errors import InvalidInput
 from consentry.wire.bundles.keys import PublicKeys, SigningKey
 from consentry.wire.certificates.canonical import canonical, read_canonical
+from consentry.wire.certificates.statement import check_statement
 
 FORMAT: Final = "consentry-certificate/1"
 BYTES_MAX: Final = 1 << 20
@@ -62,6 +63,7 @@ def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
             code="certificate.format",
             fix="verify it with the version that wrote it, or a newer one",
         )
+    check_statement(statement)
     if signature is None:
         return Certificate(statement, "", False)
     name, value = _signature(signature)

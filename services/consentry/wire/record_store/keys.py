@@ -79,7 +79,8 @@ class TextKeys:
     def __init__(self, data: npt.NDArray[np.uint8], starts: Offsets, ends: Offsets) -> None:
         self.starts, self.ends, self.data = starts, ends, data
         lengths = ends - starts
-        self._shortest, self._longest = int(lengths.min(initial=WORD)), int(lengths.max(initial=0))
+        self._shortest = int(lengths.min()) if len(lengths) else WORD
+        self._longest = int(lengths.max(initial=0))
         if self._shortest < WORD and not self._has_room():
             # Words are read from a text's beginning and up to its end: short ones need room on both sides.
             room = np.zeros(WORD, np.uint8)
@@ -144,13 +145,25 @@ class TextKeys:
             found &= bad[self.ends - first] == bad[self.starts - first]
         return found
 
+    def short_numbers(self) -> U64 | None:
+        """Each as a number other than 0: its bytes, and one more than its length in the highest; None: some are longer.
+
+        No two texts of up to seven bytes have the same.
+        """
+        if self._longest >= WORD:
+            return None
+        lengths = self.lengths
+        found = _words(self, self.starts, lengths, 0)
+        found |= (lengths + 1).astype(np.uint64) << _u64(56)
+        return found
+
     def hashes(self, *, decimals: bool) -> U64:
         """The hash of each; with `decimals` decimal texts hash as their integers, without they hash as any text."""
         lengths = self.lengths
         found = lengths.astype(np.uint64)
         for start in range(0, self._longest, WORD):
-            if self._shortest >= start + WORD:
-                mixed(found, self._whole_words(start))
+            if self._shortest > start:
+                mixed(found, self._all_words(start, lengths))
             else:
                 rows = np.flatnonzero(lengths > start)
                 found[rows] = mixed(found[rows], _words(self, self.starts[rows], lengths[rows], start))
@@ -161,12 +174,12 @@ class TextKeys:
             found[rows] = integer_hashes(values[rows])
         return found
 
-    def _whole_words(self, start: int) -> U64:
-        if not self._is_dense:
-            found: U64 = self.words[self.starts + start]
-            return found
+    def _all_words(self, start: int, lengths: Offsets) -> U64:
+        """As `_words`, of all of them."""
+        if self._shortest < WORD or not self._is_dense:
+            return _words(self, self.starts, lengths, start)
         # Texts of one length behind one another: a walk by that length, instead of a jump to each.
-        at = int(self.starts[0]) + start
+        at = int(self.starts[0]) + min(start, self._longest - WORD)
         return np.ndarray((len(self),), "<u8", self.data, offset=at, strides=(self._longest,)).copy()
 
     @cached_property
@@ -196,6 +209,12 @@ class TextKeys:
         is_decimal[rows] = good
         return values, is_decimal
 
+    @cached_property
+    def all_decimals(self) -> tuple[U64, Mask | None]:
+        """As `decimals`, kept: eight bytes a member, which only those take who ask by integers. None: all are."""
+        values, is_decimal = self.decimals()
+        return values, None if is_decimal.all() else is_decimal
+
     def _last_digits(self, begin: Offsets, left: Offsets) -> U64:
         """The last eight digits of those that are left of each number, with '0' before where they are fewer."""
         missing = WORD - np.minimum(left, WORD)
@@ -214,10 +233,11 @@ class TextKeys:
             some = np.flatnonzero(found)
             found[some] = self.same(rows[some], others, places[some])
             return found
-        shortest = int(length.min(initial=0))
+        shortest = int(length.min()) if len(length) else WORD
         for start in range(0, int(length.max(initial=0)), WORD):
-            if shortest >= start + WORD:
-                found &= self.words[here + start] == others.words[there + start]
+            if shortest > start:
+                at = _moved(length, start, shortest)
+                found &= _words_at(self, here, length, at) == _words_at(others, there, length, at)
             else:
                 some = np.flatnonzero(length > start)
                 mine = _words(self, here[some], length[some], start)
@@ -225,15 +245,26 @@ class TextKeys:
         return found
 
 
-def _words(keys: TextKeys, begin: Offsets, length: Offsets, start: int) -> U64:
-    """The eight bytes from `start` on, or the last eight where fewer are left; of shorter texts all bytes."""
-    short = length < WORD
-    if not short.any():
-        whole: U64 = keys.words[begin + np.minimum(start, length - WORD)]
+def _moved(length: Offsets, start: int, shortest: int) -> Offsets | int:
+    """How far behind a text's beginning its word of `start` lies: the last one lies wholly inside, if it can."""
+    if shortest >= start + WORD:
+        return start
+    return np.minimum(start, length - WORD)  # negative of texts that have no whole word
+
+
+def _words_at(keys: TextKeys, begin: Offsets, length: Offsets, at: Offsets | int) -> U64:
+    if isinstance(at, int) or int(at.min(initial=0)) >= 0:
+        whole: U64 = keys.words[begin + at]
         return whole
-    found: U64 = keys.words[np.where(short, begin, begin + np.minimum(start, length - WORD))]
+    found: U64 = keys.words[begin + np.maximum(at, 0)]
+    short = at < 0
     found[short] &= _LOW_BITS[length[short]]
     return found
+
+
+def _words(keys: TextKeys, begin: Offsets, length: Offsets, start: int) -> U64:
+    """The eight bytes from `start` on, or the last eight where fewer are left; of shorter texts all bytes."""
+    return _words_at(keys, begin, length, _moved(length, start, int(length.min()) if len(length) else WORD))
 
 
 def _eight_digits(words: U64) -> tuple[U64, Mask]:
@@ -270,9 +301,9 @@ class IntegerKeys:
 
     def same(self, rows: Offsets, others: TextKeys, places: Offsets) -> Mask:
         """Whether the keys of these rows are those at the places of the others, pair by pair."""
-        values, is_decimal = others.taken(places).decimals()
-        found: Mask = is_decimal & (values == self.values[rows])
-        return found
+        values, is_decimal = others.all_decimals
+        found: Mask = values[places] == self.values[rows]
+        return found if is_decimal is None else found & is_decimal[places]
 
 
 Keys = TextKeys | IntegerKeys

@@ -1,8 +1,8 @@
 """An immutable part of the records: ids and records by the order of their hashes, and where each hash begins.
 
 A member is found in three steps: the first bits of the hash say where to look, 32 more bits of it who it may be, and
-the id itself who it is. Beside ids and records that takes 4 bytes of print, two offsets of 4, and 2 to 4 for the
-beginnings, for each member; in a file all of it may lie in pages that processes share.
+the id itself who it is. Beside ids and records that takes 4 bytes of print, two offsets of 4, and 1.25 to 2.5 for where
+to look, for each member; in a file all of it may lie in pages that processes share.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _MAGIC: Final = b"CONSEG\x00\x01"
 _ALIGNMENT: Final = 64
 _BITS: Final = 64
 _PRINT_BITS: Final = 32
+_GROUP_BITS: Final = 4
+_GROUP: Final = 1 << _GROUP_BITS
 _NONE: Final = -1
 _VERSION_AT: Final = 5
 """Behind the frame of five bytes a record has its version, eight bytes (wire/records.py)."""
@@ -41,14 +43,21 @@ class Segment:
     """Members, each once, and the framed bytes of their records. Made by `of`, `of_arrow`, `merged` or `open`."""
 
     def __init__(
-        self, starts: npt.NDArray[np.uint32], prints: npt.NDArray[np.uint32], ids: pa.Array, records: pa.Array
+        self,
+        groups: npt.NDArray[np.uint32],
+        steps: npt.NDArray[np.uint16 | np.uint8],
+        prints: npt.NDArray[np.uint32],
+        ids: pa.Array,
+        records: pa.Array,
     ) -> None:
         self.ids = ids
         self.records = records
         self.keys = TextKeys.of_arrow(ids)
-        self._starts = starts
+        self._groups = groups
+        self._steps = steps
+        """A bucket begins so far behind where its group of buckets does."""
         self._prints = prints
-        self._bucket_bits = (len(starts) - 1).bit_length() - 1
+        self._bucket_bits = (len(steps) - 1).bit_length() - 1
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,10 +93,13 @@ class Segment:
             ids, records = ids.take(by_hash), records.take(by_hash)
         ids = _with_room(ids)
         _check_once(ids, hashes)
-        bits = max(count // 2, 1).bit_length()
+        bits = max(count, 1).bit_length()
         starts = np.searchsorted(hashes >> np.uint64(_BITS - bits), np.arange((1 << bits) + 1, dtype=np.uint64))
+        groups = starts[::_GROUP]
+        steps = starts - np.repeat(groups, _GROUP)[: len(starts)]
         prints = (hashes >> np.uint64(_BITS - bits - _PRINT_BITS)).astype(np.uint32)
-        return cls(starts.astype(np.uint32), prints, ids, records)
+        width = np.uint8 if steps.max(initial=0) < 256 else np.uint16
+        return cls(groups.astype(np.uint32), steps.astype(width), prints, ids, records)
 
     @classmethod
     def merged(cls, newer: Segment, older: Segment) -> Segment:
@@ -101,22 +113,29 @@ class Segment:
         found = np.full(len(keys), _NONE, dtype=np.int32)
         if len(self) == 0:
             return found
-        bucket = (hashes >> np.uint64(_BITS - self._bucket_bits)).astype(np.intp)
-        at, end = self._starts[bucket].astype(np.int32), self._starts[1:][bucket].astype(np.int32)
+        bucket = (hashes >> np.uint64(_BITS - self._bucket_bits)).view(np.int64)
+        at, end = self._begin(bucket), self._begin(bucket + 1)
         wanted = (hashes >> np.uint64(_BITS - self._bucket_bits - _PRINT_BITS)).astype(np.uint32)
         rows = np.flatnonzero(at < end)
         at, end, wanted = at[rows], end[rows], wanted[rows]
         while len(rows):
-            alike = self._prints[at] == wanted
-            hits = np.flatnonzero(alike)
+            print_there = self._prints[at]
+            hits = np.flatnonzero(print_there == wanted)
             same = keys.same(rows[hits], self.keys, at[hits])
-            if not same.all():
-                alike[hits] = same
-                hits = hits[same]
-            found[rows[hits]] = at[hits]
+            alike = hits if same.all() else hits[same]
+            found[rows[alike]] = at[alike]
+            # Prints ascend within a bucket; those that are equal may still be another's.
+            goes_on = print_there < wanted
+            if len(alike) < len(hits):
+                goes_on[hits[~same]] = True
             at += 1
-            left = np.flatnonzero(~alike & (at < end))
+            left = np.flatnonzero(goes_on & (at < end))
             rows, at, end, wanted = rows[left], at[left], end[left], wanted[left]
+        return found
+
+    def _begin(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        found: npt.NDArray[np.int32] = self._groups[bucket >> _GROUP_BITS].view(np.int32)
+        found += self._steps[bucket]
         return found
 
     def place_of(self, key: bytes) -> int:
@@ -126,7 +145,8 @@ class Segment:
         hashed = hash_of(key)
         bucket = hashed >> (_BITS - self._bucket_bits)
         wanted = hashed >> (_BITS - self._bucket_bits - _PRINT_BITS) & 0xFFFFFFFF
-        for place in range(int(self._starts[bucket]), int(self._starts[bucket + 1])):
+        begin, end = self._begin(np.array([bucket, bucket + 1])).tolist()
+        for place in range(begin, end):
             if self._prints[place] == wanted and self.ids[place].as_py() == key:
                 return place
         return _NONE
@@ -156,7 +176,7 @@ class Segment:
     @property
     def memory_bytes(self) -> int:
         """What prints, beginnings and offsets take; ids and records are not counted."""
-        return int(self._starts.nbytes + self._prints.nbytes) + 8 * len(self)
+        return int(self._groups.nbytes + self._steps.nbytes + self._prints.nbytes) + 8 * len(self)
 
     def save(self, path: Path) -> None:
         """Write it to a file that `open` takes; the file appears whole or not at all."""
@@ -172,7 +192,8 @@ class Segment:
         for buffer in buffers:
             places.append([at, buffer.nbytes])
             at += -(-buffer.nbytes // _ALIGNMENT) * _ALIGNMENT
-        head = json.dumps({"format": _FORMAT, "members": len(self), "buffers": places}).encode()
+        told = {"format": _FORMAT, "members": len(self), "steps": self._steps.dtype.name, "buffers": places}
+        head = json.dumps(told).encode()
         head = head.ljust(-(-(len(head) + 16) // _ALIGNMENT) * _ALIGNMENT - 16)
         file.write(_MAGIC + len(head).to_bytes(8, "little") + head)
         for buffer in buffers:
@@ -180,7 +201,7 @@ class Segment:
             file.write(bytes(-buffer.nbytes % _ALIGNMENT))
 
     def _buffers(self) -> _Buffers:
-        return (self._starts, self._prints, *_parts(self.ids), *_parts(self.records))
+        return (self._groups, self._steps, self._prints, *_parts(self.ids), *_parts(self.records))
 
     @classmethod
     def open(cls, path: Path) -> Segment:
@@ -198,15 +219,16 @@ class Segment:
             head = json.loads(held[16 : 16 + size]) if is_ours else {}
             parts = [_part(held, 16 + size + at, length) for at, length in head["buffers"]]
             count = int(head["members"])
-            starts, prints = parts[0].view(np.uint32), parts[1].view(np.uint32)
-            ids, records = _array(count, *parts[2:4]), _array(count, *parts[4:6])
+            groups, prints = parts[0].view(np.uint32), parts[2].view(np.uint32)
+            steps = parts[1].view(np.dtype(head["steps"]))
+            ids, records = _array(count, *parts[3:5]), _array(count, *parts[5:7])
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise InvalidInput(
                 f"The file of records cannot be read ({type(error).__name__}).",
                 code="records.file",
                 fix="remove it: it is made anew from the bundle or from Kafka",
             ) from error
-        return cls(starts, prints, ids, records)
+        return cls(groups, steps, prints, ids, records)
 
 
 def _part(held: mmap.mmap, at: int, length: int) -> npt.NDArray[np.uint8]:

@@ -27,6 +27,7 @@ read_controls    yes      yes     yes  yes      yes
 read_status      yes      yes     yes  yes      yes
 read_quarantine  no       no      yes  yes      yes
 read_approvals   no       no      yes  yes      yes
+read_bundles     no       yes     no   no       yes
 """
 ROLES = TABLE.split("\n")[1].split()
 CELLS = [
@@ -89,6 +90,15 @@ def test_a_trainer_without_purposes_asks_about_none() -> None:
     """A claim that got lost must narrow, never widen."""
     with pytest.raises(Forbidden):
         require_purpose(who(Role.TRAINER, purposes=frozenset()), "ads")
+
+
+def test_a_trainer_of_some_purposes_reads_no_bundle() -> None:
+    """A bundle holds everybody's choices for every purpose: a stolen key would read far more than it may ask."""
+    assert who(Role.TRAINER).may_read_bundles()
+    assert not who(Role.TRAINER, purposes=frozenset({"ads"})).may_read_bundles()
+    assert not who(Role.TRAINER, purposes=frozenset()).may_read_bundles()
+    assert not who(Role.DESK, Role.PRODUCER, Role.APPROVER).may_read_bundles()
+    assert who(Role.TRAINER, Role.AUDITOR, purposes=frozenset()).may_read_bundles()
 
 
 def test_a_wider_role_is_not_narrowed_by_being_a_trainer_too() -> None:

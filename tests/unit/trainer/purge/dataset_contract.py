@@ -256,7 +256,7 @@ class DatasetContract(ABC):
         """Skipped, it would keep the rows that the order is about."""
         dataset = self.make(directory, [FIRST], Columns(member="user"))
 
-        with pytest.raises(InvalidInput, match="'user'.*'member_id'"):
+        with pytest.raises(InvalidInput, match=r"'user'.*'member_id'"):
             dataset.apply(self.orders(view, erasure("ana")))
 
         assert len(self.texts(directory)) == FIRST.num_rows

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.strategies import day, moved
+from tests.strategies import PURPOSE, day, moved
 
 from consentry.domain.controls import Scope
-from consentry.domain.errors import InvalidInput
+from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.records import fold
 from consentry.domain.values import MemberId
-from consentry.trainer.filter import Columns
+from consentry.trainer.filter import Columns, conventional_columns
+from consentry.trainer.judge import ViewJudge
 from consentry.trainer.purge import dataset_files, dataset_version, purge, read_dataset
+from consentry.trainer.purge.cover import ExcludedCover, JointCover, OrdersCover
 from consentry.trainer.view import View
 from consentry.wire.frames import frame
 from consentry.wire.partitions import partition_of
@@ -213,3 +217,51 @@ class TestFiles:
         """Skipped, it would keep the rows that the order is about."""
         with pytest.raises(InvalidInput, match="'user'"):
             purge(data, [member_order("ana")], view, now=day(30), columns=Columns(member="user"))
+
+
+class TestOtherProcesses:
+    """Spark sends what decides to every executor."""
+
+    def test_a_cover_decides_there_as_here(self, data: Path, view: View) -> None:
+        """A cover that remembers, and cannot be sent because of it, fails only on the cluster."""
+        table = pq.read_table(data / "one.parquet")
+        judge = ViewJudge(view, at=day(30))
+        cover = JointCover([OrdersCover([scope_order("HK")], view, day(30)), ExcludedCover(judge, PURPOSE)])
+        here = cover.of(table, conventional_columns(table))
+
+        there = pickle.loads(pickle.dumps(cover)).of(table, conventional_columns(table))  # noqa: S301 - our own bytes
+
+        assert there.first.tolist() == here.first.tolist()
+        assert there.unknown == here.unknown
+
+    def test_a_judge_that_follows_is_refused(self, view: View) -> None:
+        """In another process it would answer for ever by what was known when that began."""
+
+        class Other:
+            def __init__(self, judge: ViewJudge) -> None:
+                self.view_id, self.stale_detail, self.judge = judge.view_id, "", judge.judge
+
+        with pytest.raises(Refused, match="another process"):
+            pickle.dumps(ExcludedCover(Other(ViewJudge(view)), PURPOSE))
+
+
+class TestSpeed:
+    """Nothing is looked up twice."""
+
+    def test_each_member_is_looked_up_once_however_many_files_there_are(self, view: View) -> None:
+        """Five million rows of a hundred thousand members are a hundred thousand records to read, not five million."""
+        asked: list[bytes] = []
+
+        class Counting(dict[bytes, bytes]):
+            def get(self, key: bytes, default: Any = None) -> Any:
+                asked.append(key)
+                return super().get(key, default)
+
+        view.records = Counting(view.records)  # type: ignore[assignment]
+        cover = OrdersCover([scope_order("HK")], view, day(30))
+        table = pa.table({"member_id": ["ana", "wing", "ana", None] * 100})
+
+        for _ in range(3):
+            assert (cover.of(table, Columns()).first >= 0).sum() == 100
+
+        assert sorted(asked) == [b"", b"ana", b"wing"]

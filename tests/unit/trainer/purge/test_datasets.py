@@ -73,7 +73,9 @@ class TestDelta(DatasetContract):
         deltalake.write_deltalake(directory, table, mode="append", partition_by=self.PARTITION_BY)
 
     def read(self, directory: Path) -> pa.Table:
-        return pa.table(deltalake.DeltaTable(directory).to_pyarrow_table().select(["member_id", "jurisdiction", "text"]))
+        return pa.table(
+            deltalake.DeltaTable(directory).to_pyarrow_table().select(["member_id", "jurisdiction", "text"])
+        )
 
 
 class TestPartitionedDelta(TestDelta):

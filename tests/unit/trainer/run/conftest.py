@@ -71,11 +71,13 @@ class SmallWorld:
             self.view.apply_records(home, [key], [write_record(record, _FRAME)])
             self.view.positions[RECORDS, home] = self.view.positions.get((RECORDS, home), 0) + 1
 
-    def chose(self, choice: Choice, *members: str, observed: int | None = 1 << 40, **more: Any) -> None:
-        """The members choose at this moment."""
+    def chose(self, choice: Choice, *members: str, **more: Any) -> None:
+        """The members choose at this moment, having seen everything."""
         times: dict[str, Any] = {"effective_at": self.now, "recorded_at": self.now} | more
         for member in members:
             self._events += 1
+            known = self.records.get(member)
+            observed = known.version if known else None
             self.tell(chose(choice, self._events, on=0, member=member, observed=observed, **times))
 
     def opt_out(self, *members: str, **more: Any) -> None:
@@ -83,7 +85,7 @@ class SmallWorld:
         self.chose(Choice.OPT_OUT, *members, **more)
 
     def opt_in(self, *members: str, **more: Any) -> None:
-        """The members opt in at this moment, having seen everything."""
+        """The members opt in at this moment."""
         self.chose(Choice.OPT_IN, *members, **more)
 
     def live(self, jurisdiction: str, *members: str) -> None:

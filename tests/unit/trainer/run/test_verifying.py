@@ -62,7 +62,7 @@ def verified(run: TrainingRun, world: SmallWorld | None, **more: Any) -> Report:
     """What is found of a finished run with what a world holds."""
     certificate = read_certificate(run.folder.read(CERTIFICATE_FILE), more.pop("keys", None))
     with opened(run.folder, [READS_FILE]) as (file,):
-        return verify(certificate, more.pop("reads", pieces(file)), world and world.view, **more)
+        return verify(certificate, more.pop("reads", pieces(file)), world.view if world else None, **more)
 
 
 class TestAgain:
@@ -163,7 +163,8 @@ class TestAgain:
             ]
             moves[kind]()
         moments = st.integers(-5, 60).map(lambda second: begun + second * SECOND)
-        told = [(member, *sorted(data.draw(st.tuples(moments, moments)))) for member in members for _ in range(2)]
+        spans = [(member, sorted(data.draw(st.tuples(moments, moments)))) for member in members for _ in range(2)]
+        told = [(member, first, last) for member, (first, last) in spans]
         table = reads(*told)
         found = examine(small.view, table, purpose=PURPOSE, bound=BOUND)
         assert found.outcomes.tolist() == [slowly(small.view, table, row) for row in range(table.num_rows)]
@@ -272,7 +273,6 @@ class TestVerify:
     def test_a_shorter_bound_may_be_asked_for(self, small: SmallWorld, tmp_path: Path) -> None:
         """A run with a lease of an hour proves little: whoever checks says what they want proven."""
         with small.run(tmp_path, lease_seconds=3600) as run:
-            small.judge = small.judge
             run.filter(batch("a"))
         true = SmallWorld()
         true.opt_out("a", recorded_at=Micros(true.now - 60 * SECOND))

@@ -25,6 +25,7 @@ from consentry.wire.bundles import (
     BundleStore,
     Manifest,
     PublicKeys,
+    Regression,
     SigningKey,
     open_bundle,
     prune,
@@ -213,6 +214,7 @@ def test_a_reader_sees_the_previous_bundle_until_the_new_one_is_whole(log: Log) 
 
 KILLED = """
 import os, signal, sys
+import pyarrow
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from tests.strategies import Choice, chose
@@ -221,6 +223,7 @@ from consentry.wire.bundles import BundleStore, SigningKey
 key = SigningKey.read({key!r})
 
 log = populated()
+pyarrow.array([1])  # loads what it loads on first use once, and not in every child
 
 def attempt(place):
     store = BundleStore(Path({root!r}, str(place)))
@@ -314,7 +317,8 @@ def test_a_record_that_goes_back_is_told_and_not_taken(log: Log) -> None:
 
     events = [chose(Choice.OPT_IN, 50, on=1, member="m:x"), chose(Choice.OPT_OUT, 51, on=2, member="m:x")]
     older, newer = (record_bytes(log.catalog, "m:x", *events[:count]) for count in (1, 2))
-    home, told = partition_of(b"m:x", PARTITIONS), []
+    home = partition_of(b"m:x", PARTITIONS)
+    told: list[Regression] = []
     log.state.apply_records(home, [b"m:x", b"m:x", b"m:x"], [newer, older, newer], told.append)
     assert [(one.member, one.held, one.arrived) for one in told] == [(b"m:x", newer, older)]
     assert log.state.get(b"m:x") == newer

@@ -502,6 +502,21 @@ class TestForms:
         assert shop.code() == "malformed"
 
 
+    @pytest.mark.parametrize("how", ["spaces", "twice", "order"])
+    def test_another_spelling_of_a_true_manifest_is_refused(self, shop: Shop, how: str) -> None:
+        """Of a member named twice one reader takes the first, another the last."""
+        content = manifest_bytes(shop.third)
+        told = json.loads(content)
+        spelled = {
+            "spaces": json.dumps(told, sort_keys=True).encode(),
+            "twice": content.replace(b'{"bundle_id"', b'{"namespace":"other","bundle_id"', 1),
+            "order": json.dumps(dict(reversed(told.items())), separators=(",", ":")).encode(),
+        }[how]
+        assert json.loads(spelled) == told
+        shop.sign_bytes(shop.third, spelled)
+        assert shop.code() == "malformed"
+
+
 def test_an_empty_store_is_told_from_a_refused_bundle(tmp_path: Path, keys: PublicKeys) -> None:
     """Nothing there yet, or not reachable: the same call may work in a minute."""
     with pytest.raises(Unavailable, match=r"bundle\.none"):

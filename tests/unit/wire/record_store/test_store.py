@@ -158,3 +158,14 @@ def test_large_merges_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes[-1] == 100
     assert 20 < max(sizes[:-1]) <= 50
     assert len(held) == 400
+
+
+@given(st.lists(st.text(max_size=4).filter(lambda text: len(text.encode()) < 8), max_size=30))
+def test_short_texts_have_numbers_of_their_own(texts: list[str]) -> None:
+    """Two codes of jurisdictions that looked alike would make one country's pause another's."""
+    numbers = TextKeys.of([text.encode() for text in texts]).short_numbers()
+
+    assert numbers is not None
+    assert len(set(numbers.tolist())) == len(set(texts))
+    assert 0 not in numbers
+    assert TextKeys.of([b"a", b"12345678"]).short_numbers() is None

@@ -1,0 +1,166 @@
+"""`consentry reach`: which training runs read a member, or those whom a pause covers, before and after it bound."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consentry.domain.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from consentry.domain.controls import PauseImposed
+    from consentry.domain.values import Micros
+    from consentry.trainer.run.reaching import Reach
+    from consentry.trainer.view import View
+
+
+def run(
+    member: Annotated[str | None, typer.Argument(help="Pseudonym of the member.")] = None,
+    pause: Annotated[str | None, typer.Option(help="Instead of a member: the name of a pause.")] = None,
+    runs: Annotated[list[str] | None, typer.Option(help="Run store, a path or a URL; repeatable.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="Decide by this store of bundles, without Kafka.")] = None,
+    key: Annotated[list[Path] | None, typer.Option(help="File of the bundler's public key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Exit 0: nothing was read after it was excluded. 1: something was. 2: it cannot be told, as of a killed run."""
+    from consentry.domain.values import parse_member_id
+    from consentry.ops.clock import system_clock
+    from consentry.trainer.run.reaching import pauses_named, reach_of_member, reach_of_pause, runs_in
+
+    if (member is None) == (pause is None) or not runs:
+        raise InvalidInput(
+            "Who is to be looked for is not clear, or where.",
+            code="input.reach",
+            fix="name one member, or one pause with --pause, and run stores with --runs",
+        )
+    asked = None if member is None else parse_member_id(member)
+    found: list[Reach] = []
+    folders = [folder for url in runs for folder in runs_in(url)]
+    with _open_view(bundle, key) as view:
+        now = system_clock()
+        pauses = [] if pause is None else pauses_named(view, pause)
+        for folder in folders:
+            one = (
+                reach_of_pause(folder, view, pause or "", now=now)
+                if asked is None
+                else reach_of_member(folder, view, asked, now=now)
+            )
+            found += [] if one is None else [one]
+    status = 1 if any(one.violations for one in found) else 2 if any(one.unclear for one in found) else 0
+    if as_json:
+        typer.echo(json.dumps(_as_data(found, pauses, len(folders), status), indent=2))
+    else:
+        _print(found, pauses, len(folders))
+    raise typer.Exit(status)
+
+
+@contextmanager
+def _open_view(bundle: str | None, key: list[Path] | None) -> Iterator[View]:
+    """What is known: of a bundle, or of Kafka, fresh. Raises Unavailable and Refused."""
+    from consentry.cli.verify import view_of_bundle
+    from consentry.wire.bundles import PublicKeys
+
+    if bundle is not None:
+        yield view_of_bundle(bundle, PublicKeys.read(*key) if key else None)
+        return
+    from consentry.cli.wiring import load_settings
+    from consentry.ops.logs import set_up_logs
+    from consentry.trainer.client import Client
+
+    settings = load_settings()
+    set_up_logs(style=settings.log_format, level="warning")
+    with Client.connect(
+        settings.kafka(),
+        name=f"reach-{os.getpid()}",
+        registry_url=settings.registry_url,
+        registry=settings.registry(),
+        namespace=settings.namespace,
+        staleness_seconds=settings.staleness_seconds,
+    ) as client:
+        yield client.view
+
+
+def _as_data(found: list[Reach], pauses: list[PauseImposed], looked_at: int, status: int) -> dict[str, Any]:
+    return {
+        "status": ("nothing wrong", "violation", "cannot tell")[status],
+        "runs_looked_at": looked_at,
+        "pauses": [_pause_data(pause) for pause in pauses],
+        "runs": [_reach_data(one, pauses) for one in found],
+    }
+
+
+def _pause_data(pause: PauseImposed) -> dict[str, Any]:
+    times = {"effective_at": pause.effective_at, "recorded_at": pause.recorded_at}
+    return {"pause": pause.pause, "version": pause.version, "reach": pause.reach.value, **times}
+
+
+def _reach_data(one: Reach, pauses: list[PauseImposed]) -> dict[str, Any]:
+    return {
+        "run_id": one.run_id,
+        "url": one.url,
+        "dataset": one.dataset,
+        "dataset_version": one.dataset_version,
+        "purpose": one.purpose,
+        "subscriber": one.subscriber,
+        "state": one.state,
+        "members": one.members,
+        "rows": one.rows,
+        "first_read_at": one.first_read_at,
+        "last_read_at": one.last_read_at,
+        "excluded_now": one.excluded_now,
+        "excluded_since": one.excluded_since,
+        "when": one.when,
+        "to_be_purged": _is_to_be_purged(one, pauses),
+        "violations": {reason.value: number for reason, number in sorted(one.violations.items())},
+        "unclear": one.unclear,
+    }
+
+
+def _is_to_be_purged(one: Reach, pauses: list[PauseImposed]) -> bool:
+    return bool(one.rows) and any(pause.takes_back for pause in pauses)
+
+
+def _print(found: list[Reach], pauses: list[PauseImposed], looked_at: int) -> None:
+    for pause in pauses:
+        typer.echo(
+            f"{pause.pause} version {pause.version}: {pause.reach.value}, effective {_date(pause.effective_at)}, "
+            f"recorded {_date(pause.recorded_at)}"
+        )
+    for one in found:
+        typer.echo(f"{one.run_id}  {one.state}  {one.dataset} {one.dataset_version} for {one.purpose}")
+        if one.rows:
+            typer.echo(
+                f"  {one.rows:,} rows of {one.members:,} members, first read {_date(one.first_read_at)}, "
+                f"last {_date(one.last_read_at)}"
+            )
+            typer.echo(f"  {_verdict(one, pauses)}")
+        for text in one.unclear:
+            typer.echo(f"  cannot tell: {text}")
+    with_reads = sum(bool(one.rows) for one in found)
+    typer.echo(
+        f"{with_reads} of {looked_at} runs read them. What a model learned from rows it was given stays learned."
+    )
+
+
+def _verdict(one: Reach, pauses: list[PauseImposed]) -> str:
+    since = "" if one.excluded_since is None else f" {_date(one.excluded_since)}"
+    if one.violations:
+        told = ", ".join(f"{reason.value} {number:,}" for reason, number in sorted(one.violations.items()))
+        return f"VIOLATION: read after they were excluded{since}: {told}"
+    if not one.before:
+        return "not excluded"
+    if _is_to_be_purged(one, pauses):
+        return f"before the exclusion{since}; the pause reaches back: what is stored of it is to be purged"
+    return f"before the exclusion{since}: it stands, going forward"
+
+
+def _date(instant: Micros | None) -> str:
+    from consentry.domain.explain import date_text
+
+    return "never" if instant is None else date_text(instant)

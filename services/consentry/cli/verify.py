@@ -1,0 +1,149 @@
+"""`consentry verify`: does the certificate of a training run hold? Offline, by its reads and a bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from consentry.domain.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+    from consentry.trainer.run.verifying import Report
+    from consentry.trainer.view import View
+    from consentry.wire.bundles import PublicKeys
+    from consentry.wire.certificates import Certificate
+
+STATUS = ("holds", "violated", "cannot tell")
+
+
+def run(
+    certificate: Annotated[str, typer.Argument(help="The certificate, or the folder of its run: a path or a URL.")],
+    reads: Annotated[str | None, typer.Option(help="The reads of the run; default: those beside it.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="Store of bundles to decide every read by, once more.")] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of public keys to believe: of the certificate's signer and of the bundler's."),
+    ] = None,
+    within: Annotated[
+        float | None, typer.Option(min=0, help="Seconds by which the run's knowledge may lag; default: its lease.")
+    ] = None,
+    show_members: Annotated[bool, typer.Option("--show-members", help="Name whose reads violate.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Exit 0: the certificate holds. 1: it does not, or someone excluded was read. 2: it cannot be told."""
+    from consentry.domain.values import Micros
+    from consentry.trainer.run.reads import pieces
+    from consentry.trainer.run.store import CERTIFICATE_FILE, READS_FILE
+    from consentry.trainer.run.verifying import verify
+    from consentry.wire.bundles import PublicKeys
+    from consentry.wire.certificates import BYTES_MAX, read_certificate
+
+    keys = PublicKeys.read(*key) if key else None
+    place = certificate.rstrip("/")
+    place = place if place.endswith(".json") else f"{place}/{CERTIFICATE_FILE}"
+    with open_file(place) as file:
+        found = read_certificate(file.read(BYTES_MAX + 1), keys)
+    view = None if bundle is None else view_of_bundle(bundle, keys)
+    with _open_reads(reads, f"{place.rpartition('/')[0] or '.'}/{READS_FILE}") as opened:
+        report = verify(
+            found,
+            None if opened is None else pieces(opened),
+            view,
+            bound=None if within is None else Micros(round(within * 1e6)),
+            key_is_given=keys is not None,
+            show_members=show_members,
+        )
+    if as_json:
+        typer.echo(json.dumps(_as_data(found, report), indent=2))
+    else:
+        _print(found, report)
+    raise typer.Exit(report.status)
+
+
+def view_of_bundle(url: str, keys: PublicKeys | None) -> View:
+    """The view in the newest bundle of a store. Raises BundleRefused, Unavailable, and InvalidInput without a key."""
+    from consentry.ops.clock import system_clock
+    from consentry.trainer.bundled import view_of
+    from consentry.wire.bundles import open_bundle
+
+    if keys is None:
+        raise InvalidInput(
+            "A bundle without the key of its bundler proves nothing.",
+            code="input.key",
+            fix="name the file of the bundler's public key with --key",
+        )
+    return view_of(open_bundle(url, keys=keys, namespace=None, now=system_clock()))
+
+
+@contextmanager
+def open_file(place: str) -> Iterator[IO[bytes]]:
+    """A file at a path or an fsspec URL. Raises InvalidInput where it cannot be read."""
+    import fsspec
+
+    try:
+        file = fsspec.open(place, "rb").open()
+    except (OSError, ValueError, ImportError) as error:
+        raise InvalidInput(
+            f"The file {place!r} cannot be read ({type(error).__name__}).",
+            code="input.file",
+            fix="name a readable file, or install what the scheme of its URL needs",
+        ) from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _open_reads(named: str | None, beside: str) -> Iterator[pq.ParquetFile | None]:
+    """The reads that were named, or those beside the certificate where there are any."""
+    import fsspec
+
+    from consentry.trainer.run.reads import open_reads
+
+    place = named or beside
+    if named is None:
+        files, path = fsspec.core.url_to_fs(place)
+        if not files.exists(path):
+            yield None
+            return
+    with open_file(place) as file:
+        yield open_reads(file, place)
+
+
+def _as_data(certificate: Certificate, report: Report) -> dict[str, object]:
+    return {
+        "status": STATUS[report.status],
+        "checked": report.checked,
+        "wrong": report.wrong,
+        "unclear": report.unclear,
+        "violations": {reason.value: number for reason, number in sorted(report.violations.items())},
+        "members": report.members,
+        "key": certificate.key_id,
+        "is_verified": certificate.is_verified,
+        "certificate": certificate.statement,
+    }
+
+
+def _print(certificate: Certificate, report: Report) -> None:
+    from consentry.domain.explain import date_text
+
+    told = certificate.statement
+    # Before the signature is known to hold its texts may be anybody's: nothing of them may steer a terminal.
+    typer.echo(f"{STATUS[report.status].upper()}  run {told['run_id']!s:.36}")
+    typer.echo(
+        f"  {told['rows_read']:,} rows of {told['members_read']:,} members, from {told['dataset']!r:.140} "
+        f"{told['dataset_version']!r:.140}, for {told['purpose']!r:.70}"
+    )
+    typer.echo(f"  {date_text(told['started_at'])} to {date_text(told['ended_at'])}, by {told['subscriber']!r:.70}")
+    for label, texts in (("holds", report.checked), ("WRONG", report.wrong), ("cannot tell", report.unclear)):
+        for text in texts:
+            typer.echo(f"  {label:<11}  {text}")
+    for member in report.members:
+        typer.echo(f"    {member}")
+    typer.echo(f"  limit        {told['limit']!s:.200}")

@@ -1,0 +1,137 @@
+"""Training runs against the real stack: registered, certified, verified offline, and searched."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.stack import PURPOSE, World, lives_in, now, opted_out, pause, reason, wait_for
+from typer.testing import CliRunner
+
+from consentry.bundles.building import build
+from consentry.cli.app import app
+from consentry.domain.controls import Reach
+from consentry.domain.errors import ConsentryError
+from consentry.trainer.run import TrainingRun
+from consentry.wire.bundles import BundleStore, SigningKey
+from consentry.wire.certificates.reads import SCHEMA, distinct
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+
+LEASE_SECONDS = 5.0
+
+
+def here(*arguments: str) -> tuple[int, str]:
+    """Exit status and output of a command, run in this process: a dozen of them, none of which needs settings."""
+    done = CliRunner().invoke(app, arguments)
+    if isinstance(done.exception, ConsentryError):
+        return 2, str(done.exception)
+    return done.exit_code, done.output
+
+
+def batch(*members: str) -> pa.Table:
+    """Rows of these members, from where they live."""
+    return pa.table({"member_id": list(members)})
+
+
+def test_a_run_is_certified_verified_by_a_bundle_and_found_again(world: World, tmp_path: Path) -> None:
+    """From the first batch to the auditor who has no Kafka, and the member who asks where they were read."""
+    world.processor()
+    world.open_policy()
+    world.produce(*(lives_in(member) for member in ("a", "b", "c")), lives_in("hk", "HK"), opted_out("c"))
+    client = world.client("ranker")
+    wait_for(lambda: reason(client, "c") == "OPTED_OUT", "the opt-out", seconds=40)
+    key, store = SigningKey.generate(), tmp_path / "runs"
+    public, foreign = tmp_path / "key.pub", tmp_path / "foreign.pub"
+    public.write_bytes(key.public_text())
+    foreign.write_bytes(SigningKey.generate().public_text())
+
+    def loader() -> Iterator[pa.Table]:
+        yield batch("a", "b", "c", "hk")
+        world.produce(opted_out("a"))
+        wait_for(lambda: reason(client, "a") == "OPTED_OUT", "the opt-out mid-epoch")
+        # A read within the bound may have been too early to know: what follows is certainly later.
+        time.sleep(LEASE_SECONDS)
+        yield batch("a", "b", "c", "hk")
+
+    with TrainingRun(
+        client,
+        dataset="posts-2026-10",
+        purpose=PURPOSE,
+        store=f"file://{store}",
+        subscriber="ranker",
+        lease_seconds=LEASE_SECONDS,
+        stale="wait",
+        signing_key=key,
+    ) as run:
+        read = [kept["member_id"].to_pylist() for kept in run.filter(loader(), shard="part-0")]
+    assert read == [["a", "b", "hk"], ["b", "hk"]]
+
+    world.control(pause("hk-2024", "HK", reach=Reach.PRIOR_AND_FUTURE))
+    wait_for(lambda: reason(client, "hk") == "PAUSED", "the pause")
+    bundles = str(tmp_path / "bundles")
+    build(BundleStore(bundles), world.kafka, world.catalog, key=key, namespace=world.namespace, clock=now)
+    folder = store / run.run_id
+    by_bundle = ("--bundle", bundles, "--key", str(public))
+
+    verified = world.cli("verify", str(folder), *by_bundle, "--json")
+    found = json.loads(verified.stdout)
+    assert (verified.returncode, found["status"], found["unclear"]) == (0, "holds", []), found
+    assert found["is_verified"]
+    assert here("verify", str(folder / "certificate.json"), *by_bundle)[0] == 0
+    for arguments in ([], ["--key", str(public)], ["--key", str(foreign)], ["--bundle", bundles]):
+        assert here("verify", str(folder), *arguments)[0] == 2, arguments
+
+    planted = str(_planted(folder / "reads.parquet", tmp_path / "planted.parquet"))
+    status, told = here("verify", str(folder), "--reads", planted, *by_bundle, "--show-members")
+    assert status == 1
+    assert "1 reads were excluded when they were read: OPTED_OUT" in told
+    assert "\n    c\n" in told
+    assert "\n    c\n" not in here("verify", str(folder), "--reads", planted, *by_bundle)[1]
+    raw = (folder / "certificate.json").read_bytes()
+    (tmp_path / "tampered.json").write_bytes(raw.replace(b'"purpose":"genai_training"', b'"purpose":"safety_training"'))
+    status, told = here("verify", str(tmp_path / "tampered.json"), *by_bundle)
+    assert status == 2
+    assert "[certificate.tampered]" in told
+
+    _check_reach(world, store, by_bundle)
+
+
+def _planted(reads: Path, to: Path) -> Path:
+    """The reads with one more: that of somebody who had opted out before."""
+    table = pq.read_table(reads)
+    last = table.slice(table.num_rows - 1).to_pylist()[0]
+    more = pa.Table.from_pylist([{**last, "member_id": "c"}], schema=SCHEMA)
+    pq.write_table(distinct(pa.concat_tables([table.cast(SCHEMA), more])), to)
+    return to
+
+
+def _check_reach(world: World, store: Path, by_bundle: tuple[str, ...]) -> None:
+    def asked(*arguments: str) -> dict[str, Any]:
+        status, told = here("reach", *arguments, "--runs", str(store), "--json", *by_bundle)
+        assert status == 0, told
+        found: dict[str, Any] = json.loads(told)
+        return found
+
+    (one,) = asked("a")["runs"]
+    assert (one["when"], one["excluded_now"], one["rows"], one["dataset"]) == (
+        "before",
+        "OPTED_OUT",
+        1,
+        "posts-2026-10",
+    )
+    assert json.loads(world.ok("reach", "a", "--runs", str(store), "--json"))["runs"] == [one], "by Kafka, the same"
+    assert asked("c")["runs"] == []
+    (paused,) = asked("--pause", "hk-2024")["runs"]
+    assert (paused["members"], paused["rows"], paused["when"], paused["to_be_purged"]) == (1, 2, "before", True)
+    told = here("reach", "--pause", "hk-2024", "--runs", str(store), *by_bundle)[1]
+    assert "PRIOR_AND_FUTURE" in told
+    assert "is to be purged" in told
+    for wrong in ([], ["a", "--pause", "hk-2024", "--runs", str(store)], ["--pause", "no", "--runs", str(store)]):
+        assert here("reach", *wrong, *by_bundle)[0] == 2

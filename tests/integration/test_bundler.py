@@ -164,8 +164,8 @@ def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_i
         assert gateway.call("GET", "/v1/bundles/latest", who=who).status == code
     with pytest.raises(Refused, match="credential"):
         open_bundle(open_store(f"{gateway.url}/v1/bundles"), keys=bundles.keys, namespace=None, now=system_clock())
+    keys = PublicKeys([SigningKey.generate().public])
     with pytest.raises(BundleRefused) as forged:
-        keys = PublicKeys([SigningKey.generate().public])
         open_bundle(store, keys=keys, namespace=None, now=system_clock())
     assert forged.value.code == "bundle.key_unknown"
     assert "m:3" not in gateway.running.text()

@@ -13,8 +13,8 @@ import typer
 from consentry.domain.errors import Refused, UnsafeSetting
 
 if TYPE_CHECKING:
-    from consentry.gateway.bundles import BundleShelf
     from consentry.gateway.parts import Parts
+    from consentry.gateway.shelf import BundleShelf
     from consentry.ops.settings import Settings
 
 
@@ -192,7 +192,7 @@ def _shelf(settings: Settings) -> BundleShelf | None:
     """The store of bundles that are handed out, where one is named. Raises Refused, InvalidInput."""
     if not settings.bundle_store:
         return None
-    from consentry.gateway.bundles import BundleShelf
+    from consentry.gateway.shelf import BundleShelf
     from consentry.wire.bundles import PublicKeys
     from consentry.wire.bundles.serving import ServedStore
 

@@ -16,6 +16,8 @@ def run(
     every: Annotated[float, typer.Option(min=0, help="Seconds between epochs; 0: only on SIGUSR1.")] = 60.0,
     manifest: Annotated[Path | None, typer.Option(help="Write each row's answer of the last epoch here.")] = None,
     journal: Annotated[Path | None, typer.Option(help="Write when each record and control arrived here.")] = None,
+    bundles: Annotated[str | None, typer.Option(help="Store of bundles to begin with instead of all of Kafka.")] = None,
+    bundle_key: Annotated[Path | None, typer.Option(help="File with the bundler's public keys.")] = None,
 ) -> None:
     """Follow the records and controls, exclude and purge, until SIGINT or SIGTERM. SIGUSR1 asks for an epoch."""
     from importlib.metadata import version
@@ -57,6 +59,8 @@ def run(
         staleness_seconds=settings.staleness_seconds,
         metrics=metrics,
         journal=journal,
+        bundles=bundles,
+        bundle_keys=bundle_key,
         token_keys=load_token_keys(settings),
     )
     trainer = ReferenceTrainer(

@@ -21,7 +21,7 @@ from consentry.wire.sending import Place
 from consentry.wire.tokens import Token, TokenKeys, write_token
 
 if TYPE_CHECKING:
-    from consentry.gateway.bundles import BundleShelf
+    from consentry.gateway.shelf import BundleShelf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

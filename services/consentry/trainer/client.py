@@ -26,6 +26,7 @@ from consentry.trainer.bundled import view_of
 from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
 from consentry.trainer.hooks import Hooks
 from consentry.trainer.integrations.dispatch import filter_any
+from consentry.trainer.run import TrainingRun
 from consentry.trainer.shared import SharedView, ViewWriter
 from consentry.trainer.view import View
 from consentry.wire.bundles import PublicKeys, StoredControl, open_bundle
@@ -416,6 +417,24 @@ class Client:
         """
         found: DataSet = filter_any(self, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
         return found
+
+    def training_run(self, *, dataset: str, purpose: str, store: str, **options: Any) -> TrainingRun:
+        """A run that reads a data set for a purpose, to be used by `with`; see TrainingRun for the other options.
+
+        `store` is an fsspec URL for what is written of it: its beginning, what it read, its certificate. The lease is
+        as long as this client's staleness bound unless `lease_seconds` says otherwise. Raises InvalidInput.
+        """
+        options.setdefault("lease_seconds", self._staleness_seconds)
+        return TrainingRun(
+            self,
+            dataset=dataset,
+            purpose=purpose,
+            store=store,
+            subscriber=self.name,
+            token_keys=self._token_keys,
+            clock=self._clock,
+            **options,
+        )
 
     def token(self) -> str | None:
         """The consent token of all that answers rest on now; None while nothing is proven."""

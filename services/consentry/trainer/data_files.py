@@ -186,7 +186,12 @@ def read_parquet(
         columns = asked.among(_all_names(schema.names, partitions))
     found = [name for name in wanted(columns) if name in schema.names]
     # One long text that many rows share stays one: as a plain column it could be larger than any memory.
-    texts = [name for name in found if pa.types.is_string(schema.field(name).type)]
+    # Member ids are nearly all different: only in what a stranger sent may one long text stand for all of them.
+    texts = [
+        name
+        for name in found
+        if pa.types.is_string(schema.field(name).type) and (name != columns.member or isinstance(source, bytes))
+    ]
     opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
     with pq.ParquetFile(opened, read_dictionary=texts, **limits) as file:
         for batch in file.iter_batches(ROWS, columns=found):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from consentry.domain.values import Reason
 from consentry.trainer.filter import Columns
@@ -30,9 +28,4 @@ def filter(
     there twice; a member id in the index is in no column.
     """
     sieve = Sieve(judge, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
-    table = pa.table({name: _arrow_of(data[name], name, sieve) for name in sieve.names})
-    return data[sieve.mask(table)]
-
-
-def _arrow_of(series: Any, name: str, sieve: Sieve) -> Any:
-    return sieve.column(name, series)
+    return data[sieve.mask_of({name: data[name] for name in sieve.names})]

@@ -39,7 +39,9 @@ class Sieve:
         self._at_least = at_least
         self._tally: Counter[Reason] = Counter() if tally is None else tally
         self._counting = threading.Lock()
-        self.columns = _columns_among(list(map(str, names)), columns)
+        # A label that is no text is no column of that text.
+        told = [name if isinstance(name, str) else f"{type(name).__name__} {name!r}" for name in names]
+        self.columns = _columns_among(told, columns)
 
     @property
     def names(self) -> list[str]:

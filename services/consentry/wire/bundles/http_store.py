@@ -71,6 +71,7 @@ class HttpBundleStore(BundleStore):
         try:
             with self._opener.open(request, timeout=self._timeout_seconds) as answer:
                 content = _read_blocks(answer, bytes_max + 1)
+                announced = int(answer.headers.get("Content-Length") or 0)
                 etag = answer.headers.get("ETag")
         except urllib.error.HTTPError as error:
             with error:
@@ -79,6 +80,8 @@ class HttpBundleStore(BundleStore):
                 _raise_for(error.code, names)
         except Exception as error:
             raise _silent(type(error).__name__) from error
+        if len(content) < min(announced, bytes_max + 1):
+            raise _silent("the connection ended too soon")  # which no urllib tells of a read by blocks
         if names == (POINTER_NAME,) and etag:
             self._pointer = etag, content
         return content
@@ -109,7 +112,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _read_blocks(answer: Any, limit: int) -> bytes:
-    """The body up to `limit`. Raises http.client.IncompleteRead where it ends before the announced length."""
+    """The body, up to `limit` bytes of it."""
     blocks, left = [], limit
     while left > 0:
         block = answer.read(min(_BLOCK, left))

@@ -12,6 +12,7 @@ from tests.strategies import PURPOSE
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
+from consentry.trainer.filter import Columns
 from consentry.trainer.integrations import pandas_
 from consentry.trainer.judge import ViewJudge
 
@@ -90,8 +91,6 @@ def test_other_columns_may_share_a_name_and_labels_need_not_be_texts(judge: View
 
 def test_a_label_that_only_reads_like_the_column_is_not_the_column(judge: ViewJudge) -> None:
     """The number 7 and the text "7" are two columns to pandas."""
-    from consentry.trainer.filter import Columns
-
     frame = pd.DataFrame({"member_id": ["m:0"], 7: ["US"]})
     with pytest.raises(InvalidInput, match="'7'"):
         pandas_.filter(judge, frame, purpose=PURPOSE, columns=Columns(jurisdiction="7"))

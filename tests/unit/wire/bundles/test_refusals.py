@@ -501,7 +501,6 @@ class TestForms:
         shop.sign_bytes(shop.third, content)
         assert shop.code() == "malformed"
 
-
     @pytest.mark.parametrize("how", ["spaces", "twice", "order"])
     def test_another_spelling_of_a_true_manifest_is_refused(self, shop: Shop, how: str) -> None:
         """Of a member named twice one reader takes the first, another the last."""

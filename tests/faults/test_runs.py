@@ -1,0 +1,258 @@
+"""Training goes on while members opt out, authorities pause, and broker, table or processor go away.
+
+200 tries: 120 opt-outs and 20 pauses in the middle of an epoch, and 20 opt-outs just before each of three outages.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tests.stack import PURPOSE, SHARED, Running, World, lives_in, opted_out, pause, reason, wait_for
+
+from consentry.domain.values import Micros
+from consentry.local.stack import LocalStack
+from consentry.ops.clock import system_clock
+from consentry.trainer.client import Client
+from consentry.trainer.run import ConsentStale, TrainingRun
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+
+BOUND_SECONDS = 3.0
+"""Freshness has to be proven within it; nothing recorded longer ago may be unknown to what is handed out."""
+SCHEDULING_SECONDS = 0.5
+"""Between deciding and noting the time lies a thread that the machine may have put aside."""
+OFF = 3600.0
+LEAVING = [f"leaving-{number}" for number in range(120)]
+PLACES = [
+    "AT",
+    "BE",
+    "BG",
+    "CY",
+    "CZ",
+    "DE",
+    "DK",
+    "EE",
+    "ES",
+    "FI",
+    "FR",
+    "GR",
+    "HR",
+    "HU",
+    "IE",
+    "IT",
+    "LT",
+    "LU",
+    "LV",
+    "MT",
+]
+OUTAGES = ("redis", "processor", "kafka")
+LOST = {service: [f"{service}-{number}" for number in range(20)] for service in OUTAGES}
+STAYING = "staying"
+EPOCH = pa.table(
+    {
+        "member_id": [
+            STAYING,
+            *LEAVING,
+            *(f"in-{place}" for place in PLACES),
+            *(one for some in LOST.values() for one in some),
+        ],
+        "jurisdiction": ["US"] * (1 + len(LEAVING)) + PLACES + ["US"] * 60,
+    }
+)
+
+
+class Training(threading.Thread):
+    """Reads epoch after epoch, and remembers when each member was last handed out."""
+
+    def __init__(
+        self, client: Client, directory: Path, *, lease_seconds: float = BOUND_SECONDS, waits: bool = False
+    ) -> None:
+        super().__init__(name="training", daemon=True)
+        self.run_of_it = TrainingRun(
+            client,
+            dataset="posts",
+            purpose=PURPOSE,
+            store=str(directory),
+            subscriber="ranker",
+            lease_seconds=lease_seconds,
+            stale="wait" if waits else "raise",
+        )
+        self.last: dict[str, Micros] = {}
+        self.batches = 0
+        self.stopped_at: Micros | None = None
+        self.failure: BaseException | None = None
+        self._enough = threading.Event()
+
+    def run(self) -> None:
+        """Train."""
+        try:
+            with self.run_of_it as run:
+                for kept in run.filter(self._loader()):
+                    self.note(kept)
+        except ConsentStale:
+            self.stopped_at = system_clock()
+        except BaseException as error:  # noqa: BLE001 - told by `finish`
+            self.failure = error
+
+    def note(self, kept: pa.Table) -> None:
+        """A batch was handed out."""
+        handed_out_at = system_clock()
+        self.last.update(dict.fromkeys(kept["member_id"].to_pylist(), handed_out_at))
+        self.batches += 1
+
+    def _loader(self) -> Iterator[pa.Table]:
+        while not self._enough.wait(0.002):
+            for start in range(0, EPOCH.num_rows, 67):
+                yield EPOCH.slice(start, 67)
+
+    def finish(self) -> None:
+        """Have the epoch end."""
+        self._enough.set()
+        self.join(60)
+        assert self.failure is None, self.failure
+
+    def late(self, acknowledged: dict[str, Micros]) -> list[str]:
+        """Who was handed out although their exclusion had been acknowledged longer ago than the bound."""
+        allowed = round((BOUND_SECONDS + SCHEDULING_SECONDS) * 1e6)
+        return [member for member, at in acknowledged.items() if self.last.get(member, 0) > at + allowed]
+
+
+class JudgedAhead(Training):
+    """The same without its guard: what may be used is decided once, before training, as so many jobs do."""
+
+    def __init__(self, client: Client, directory: Path) -> None:
+        super().__init__(client, directory)
+        self._kept = client.filter(EPOCH, purpose=PURPOSE)
+
+    def run(self) -> None:
+        """Train."""
+        while not self._enough.wait(0.01):
+            self.note(self._kept)
+
+
+class Surroundings:
+    """One world for all tries: its processor, its clients."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.worker: Running = world.processor()
+        world.open_policy()
+        world.produce(*(lives_in(member) for member in EPOCH["member_id"].to_pylist() if not member.startswith("in-")))
+        self.guarded = world.client("guarded", staleness_seconds=BOUND_SECONDS)
+        self.unguarded = world.client("unguarded", staleness_seconds=OFF)
+        self.wait_fresh()
+
+    def wait_fresh(self) -> None:
+        """Return once everybody answers again; the processor is started anew where it ended, as a supervisor does."""
+
+        def look() -> bool:
+            if not self.worker.is_running:
+                self.worker = self.world.processor()
+            told = [reason(client, STAYING) == "DEFAULT_ON" for client in (self.guarded, self.unguarded)]
+            return all(told)
+
+        wait_for(look, "fresh answers", seconds=60)
+
+    def opt_out(self, *members: str) -> dict[str, Micros]:
+        """The members opt out together; when that was acknowledged."""
+        self.world.produce(*(opted_out(member) for member in members))
+        return dict.fromkeys(members, system_clock())
+
+
+@pytest.fixture(scope="module")
+def surroundings(shared: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
+    """All tries share them: each leaves them whole."""
+    SHARED.mend()
+    world = World(shared, tmp_path_factory.mktemp("runs"))
+    try:
+        yield Surroundings(world)
+    finally:
+        world.close()
+        SHARED.mend()
+
+
+def test_nobody_who_opted_out_or_was_paused_mid_epoch_is_handed_out_after_the_bound(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    """140 tries. An epoch that was filtered before it began hands every one of them out: deciding late protects."""
+    training = Training(surroundings.guarded, tmp_path, waits=True)
+    ahead = JudgedAhead(surroundings.guarded, tmp_path)
+    training.start()
+    ahead.start()
+    wait_for(lambda: len(training.last) == EPOCH.num_rows, "everybody is trained on", seconds=30)
+    acknowledged: dict[str, Micros] = {}
+    for number, member in enumerate(LEAVING):
+        acknowledged |= surroundings.opt_out(member)
+        if number % 6 == 0:
+            place = PLACES[number // 6]
+            surroundings.world.control(pause(f"of-{place.lower()}", place))
+            acknowledged[f"in-{place}"] = system_clock()
+        time.sleep(0.01)
+    time.sleep(BOUND_SECONDS + 3 * SCHEDULING_SECONDS)
+    training.finish()
+    ahead.finish()
+
+    assert len(acknowledged) == 140
+    assert training.late(acknowledged) == []
+    assert training.last[STAYING] > max(acknowledged.values()), "it trained on"
+    certificate = training.run_of_it.certificate
+    assert certificate is not None
+    assert (certificate["disjoint"]["holds"], certificate["members_read"]) == (True, EPOCH.num_rows)
+    assert len(ahead.late(acknowledged)) == 140, "the guard is what protects"
+
+
+@pytest.mark.parametrize("service", OUTAGES)
+def test_nobody_who_opted_out_before_an_outage_is_handed_out_after_the_bound(
+    surroundings: Surroundings, tmp_path: Path, service: str
+) -> None:
+    """20 tries each. Nobody hears of these opt-outs; a run whose staleness check is off trains on them."""
+    surroundings.wait_fresh()
+    training = Training(surroundings.guarded, tmp_path)
+    unguarded = Training(surroundings.unguarded, tmp_path, lease_seconds=OFF)
+    training.start()
+    unguarded.start()
+    wait_for(lambda: training.batches > 5 and unguarded.batches > 5, "both train")
+    surroundings.worker.freeze()
+    acknowledged = surroundings.opt_out(*LOST[service])
+    with _gone(surroundings, service):
+        began_at = system_clock()
+        training.join(BOUND_SECONDS + 20)
+        assert training.stopped_at is not None, (training.failure, training.run_of_it.state)
+        enough = max(acknowledged.values()) + round((BOUND_SECONDS + 3 * SCHEDULING_SECONDS) * 1e6)
+        time.sleep(max(0.0, (enough - system_clock()) / 1e6))
+        unguarded.finish()
+
+    assert training.late(acknowledged) == []
+    assert training.run_of_it.state == "ABORTED"
+    assert training.stopped_at - began_at < (BOUND_SECONDS + 2 * SCHEDULING_SECONDS) * 1e6, "stopped within its bound"
+    assert STAYING in training.last
+    with pytest.raises(ConsentStale):
+        training.run_of_it.filter(EPOCH)
+    assert set(unguarded.last) >= set(LOST[service])
+    assert len(unguarded.late(acknowledged)) == 20, "the guard is what protects"
+
+
+@contextmanager
+def _gone(surroundings: Surroundings, service: str) -> Iterator[None]:
+    """While it lasts, the service is away. The processor was frozen before, so that it never saw the opt-outs."""
+    stack = surroundings.world.stack
+    if service != "processor":
+        os.kill(stack.processes[service], signal.SIGKILL)
+        wait_for(lambda: service not in stack.processes, f"{service} gone")
+        surroundings.worker.thaw()
+    try:
+        yield
+    finally:
+        if service == "processor":
+            surroundings.worker.thaw()
+        else:
+            stack.start_service(service)
+    surroundings.wait_fresh()

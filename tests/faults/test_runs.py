@@ -31,28 +31,8 @@ SCHEDULING_SECONDS = 0.5
 """Between deciding and noting the time lies a thread that the machine may have put aside."""
 OFF = 3600.0
 LEAVING = [f"leaving-{number}" for number in range(120)]
-PLACES = [
-    "AT",
-    "BE",
-    "BG",
-    "CY",
-    "CZ",
-    "DE",
-    "DK",
-    "EE",
-    "ES",
-    "FI",
-    "FR",
-    "GR",
-    "HR",
-    "HU",
-    "IE",
-    "IT",
-    "LT",
-    "LU",
-    "LV",
-    "MT",
-]
+PLACES = ["AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI"]
+PLACES += ["FR", "GR", "HR", "HU", "IE", "IT", "LT", "LU", "LV", "MT"]
 OUTAGES = ("redis", "processor", "kafka")
 LOST = {service: [f"{service}-{number}" for number in range(20)] for service in OUTAGES}
 STAYING = "staying"

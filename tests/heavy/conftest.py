@@ -82,7 +82,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     yield session
-    gateway = session.sparkContext._gateway
+    gateway: Any = session.sparkContext._gateway
     session.stop()
     # Stopping the session leaves Java running; it ends when its input does.
     gateway.shutdown()

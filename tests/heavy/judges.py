@@ -23,7 +23,7 @@ class Sent:
     def __init__(self, ids: Any = "text", until: Path | None = None) -> None:
         self._ids = ids
         self._until = until
-        self._judge: Any = None
+        self._judge: ViewJudge | None = None
 
     def portable(self) -> Sent:
         """A copy that has not been asked yet."""
@@ -55,7 +55,7 @@ class Sent:
         own._stale_after_seconds = -1.0 if self.stale_detail else float("inf")
         return own.judge(table, purpose=purpose, columns=columns, at_least=at_least)
 
-    def _own(self) -> Any:
+    def _own(self) -> ViewJudge:
         if self._judge is None:
             self._judge = corpus.small(self._ids).judge
         return self._judge

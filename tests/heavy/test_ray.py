@@ -72,7 +72,7 @@ def test_ray_keeps_the_rows_that_the_rules_allow(ids: Any, counting: bool) -> No
 
 
 def test_what_the_workers_know_when_they_read_counts(tmp_path: Path) -> None:
-    """A Dataset is made long before it is read; where nothing is proven by then the job fails, it does not end early."""
+    """A Dataset is made long before it is read; where nothing is proven by then the job fails and does not end."""
     until, given = tmp_path / "until", corpus.small()
     data = ray.data.from_arrow(given.table)
     found = ray_.filter(Sent("text", until), data, purpose=given.purpose)
@@ -104,9 +104,16 @@ def test_missing_columns_are_told_before_anything_is_read(small: Corpus) -> None
 
 def test_a_data_set_of_python_values_is_filtered_as_a_table_is(small: Corpus) -> None:
     """Ray holds what it is given in blocks of several kinds."""
-    data = ray.data.from_items(small.table.to_pylist())
+    data = ray.data.from_items(small.table.to_pylist(), override_num_blocks=4)
 
     assert rows_of(ray_.filter(Sent(), data, purpose=small.purpose)) == small.kept_rows
+    member = corpus.allowed_member(small)
+    place = next(row["jurisdiction"] for row in small.kept.to_pylist() if row["member_id"] == member)
+    mixed = [{"row": row, "member_id": one, "jurisdiction": place} for row, one in enumerate([member, 7, None, [1]])]
+    tally = Counter[Reason]()
+    data = ray.data.from_items(mixed, override_num_blocks=1)
+    assert rows_of(ray_.filter(Sent(), data, purpose=small.purpose, tally=tally)) == [0]
+    assert tally[Reason.HELD] == 3
 
 
 def test_a_million_rows_are_the_very_rows_of_the_other_filters() -> None:
@@ -117,5 +124,6 @@ def test_a_million_rows_are_the_very_rows_of_the_other_filters() -> None:
 
     found = ray_.filter(not_asked_yet(given), data, purpose=given.purpose)
 
-    rows = [row for batch in found.iter_batches(batch_format="pyarrow") for row in batch["row"].to_pylist()]
+    batches: Any = found.iter_batches(batch_format="pyarrow")
+    rows = [row for batch in batches for row in batch["row"].to_pylist()]
     assert sorted(rows) == given.kept_rows

@@ -103,7 +103,7 @@ def test_every_form_keeps_the_rows_that_the_rules_allow(ids: Any, form: str) -> 
     elif form == "subset":
         subset = torch_.filter(given.judge, Indexed(examples), **asked)
         assert isinstance(subset, Subset)
-        found = [one["row"] for one in subset]
+        found = [subset[place]["row"] for place in range(len(subset))]
     else:
         loader = DataLoader(Indexed(examples), batch_size=64, collate_fn=columns_of)
         found = rows_of(torch_.filter(given.judge, loader, **asked))

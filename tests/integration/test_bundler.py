@@ -13,6 +13,7 @@ from tests.stack import Running, World, allowed, lives_in, opted_in, opted_out, 
 
 from consentry.domain.errors import Refused
 from consentry.ops.clock import system_clock
+from consentry.ops.metrics import METRICS
 from consentry.wire.bundles import (
     BundleRefused,
     BundleState,
@@ -118,7 +119,9 @@ def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_
     world.ok("bundle", "verify", str(bundles.store), "--key", str(bundles.public_key))
     assert bundler.metric("consentry_bundle_age_seconds") < 5
     assert bundler.metric("consentry_bundles_total", outcome="delta") >= 2
-    assert not told(bundler)["detail"].startswith("m:")
+    exported = bundler.page("/metrics")[1]
+    wanted = {name for name in METRICS if name.startswith("consentry_bundle")} | {"consentry_members_held"}
+    assert {name for name in wanted if f"# HELP {name} " not in exported} == set(), "alerts would watch nothing"
 
     worker.kill()
     wait_for(lambda: bundler.page("/readyz")[0] == 503, "not ready without a processor")

@@ -9,16 +9,19 @@ from typing import Final
 
 import pyarrow as pa
 
+from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
 from consentry.trainer.judge import ViewJudge
 from consentry.trainer.view import View
-from consentry.wire.bundles import Bundle, PublicKeys, open_bundle
+from consentry.wire.bundles import Bundle, BundleRefused, PublicKeys, open_bundle
+from consentry.wire.bundles.http_store import open_store
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.record_store import Segment
 from consentry.wire.schemas import NAMESPACE
 
+_TRIES: Final = 3
 _SEGMENT_BYTES_MAX: Final = 1 << 30
 """Of ids or of records: an Arrow array with offsets of 32 bits holds twice as much."""
 
@@ -54,6 +57,33 @@ def view_of(bundle: Bundle, *, catalog: Catalog | None = None, directory: Path |
     return view
 
 
+def newest_view(
+    url: str,
+    *,
+    keys: PublicKeys,
+    namespace: str | None,
+    now: Micros,
+    max_age_seconds: float,
+    catalog: Catalog | None = None,
+    directory: Path | None = None,
+    credential: str = "",
+) -> tuple[View, Bundle]:
+    """The view of the newest bundle of a store, which may be a gateway's /v1/bundles, and the bundle.
+
+    Raises BundleRefused, Unavailable. The bundler deletes old chains: one that vanishes while it is read is not the newest one any more.
+    """
+    store = open_store(url, credential=credential)
+    for _ in range(_TRIES - 1):
+        try:
+            bundle = open_bundle(store, keys=keys, namespace=namespace, now=now, max_age_seconds=max_age_seconds)
+            return view_of(bundle, catalog=catalog, directory=directory), bundle
+        except BundleRefused as error:
+            if error.code != "bundle.missing":
+                raise
+    bundle = open_bundle(store, keys=keys, namespace=namespace, now=now, max_age_seconds=max_age_seconds)
+    return view_of(bundle, catalog=catalog, directory=directory), bundle
+
+
 def bundle_judge(
     url: str,
     *,
@@ -62,13 +92,22 @@ def bundle_judge(
     max_age_seconds: float,
     clock: Clock = system_clock,
     directory: Path | None = None,
+    credential: str = "",
 ) -> ViewJudge:
     """Judges by the newest bundle of a store, as long as that was proven fresh so lately; then all is STALE.
 
     Raises BundleRefused, Unavailable.
     """
-    bundle = open_bundle(url, keys=keys, namespace=namespace, now=clock(), max_age_seconds=max_age_seconds)
-    return ViewJudge(view_of(bundle, directory=directory), clock=clock, stale_after_seconds=max_age_seconds)
+    view, _ = newest_view(
+        url,
+        keys=keys,
+        namespace=namespace,
+        now=clock(),
+        max_age_seconds=max_age_seconds,
+        directory=directory,
+        credential=credential,
+    )
+    return ViewJudge(view, clock=clock, stale_after_seconds=max_age_seconds)
 
 
 def _segments(

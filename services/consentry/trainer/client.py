@@ -22,14 +22,14 @@ from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
-from consentry.trainer.bundled import view_of
+from consentry.trainer.bundled import newest_view
 from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
 from consentry.trainer.hooks import Hooks
 from consentry.trainer.integrations.dispatch import filter_any
 from consentry.trainer.run import TrainingRun
 from consentry.trainer.shared import SharedView, ViewWriter
 from consentry.trainer.view import View
-from consentry.wire.bundles import PublicKeys, StoredControl, open_bundle
+from consentry.wire.bundles import PublicKeys, StoredControl
 from consentry.wire.catalog import Catalog, load_catalog
 from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
 from consentry.wire.freshness import FOREVER
@@ -87,12 +87,14 @@ class Client:
         bundles: str | None = None,
         bundle_keys: PublicKeys | Path | str | None = None,
         bundle_age_seconds: float = BUNDLE_AGE_SECONDS,
+        bundle_credential: str = "",
         cache: Path | None = None,
         journal: Path | None = None,
         token_keys: TokenKeys | None = None,
     ) -> None:
         """Begins with the newest bundle of the store `bundles`, if that is given, and else with an empty view.
 
+        The store is an fsspec URL, or a gateway's https://…/v1/bundles with a `bundle_credential` as trainers have it.
         `bundle_keys` are the public keys that are believed, or the file that holds them; a bundle that was proven fresh
         longer than `bundle_age_seconds` ago is refused. Its records lie in unnamed files in the directory `cache`.
         Raises Unavailable, Refused, InvalidInput, BundleRefused.
@@ -115,7 +117,7 @@ class Client:
         self._controls_log: list[Stored | StoredControl] = []
         """Every control's message so far, in log order, for who shares the view."""
         if bundles is not None:
-            self._load(bundles, bundle_keys, namespace, bundle_age_seconds, cache)
+            self._load(bundles, bundle_keys, namespace, bundle_age_seconds, cache, bundle_credential)
         self._is_whole = resume is None
         self._sharing: ViewWriter | None = None
         self.hooks = Hooks(self.view, self.open_orders, clock=clock)
@@ -139,6 +141,7 @@ class Client:
         namespace: str,
         age_seconds: float,
         cache: Path | None,
+        credential: str,
     ) -> None:
         """Begin with the newest bundle. Raises BundleRefused, Refused where it is of other topics, InvalidInput."""
         if keys is None:
@@ -148,7 +151,16 @@ class Client:
                 fix="give bundle_keys, the file of the bundler's public key",
             )
         believed = keys if isinstance(keys, PublicKeys) else PublicKeys.read(keys)
-        bundle = open_bundle(url, keys=believed, namespace=namespace, now=self._clock(), max_age_seconds=age_seconds)
+        view, bundle = newest_view(
+            url,
+            keys=believed,
+            namespace=namespace,
+            now=self._clock(),
+            max_age_seconds=age_seconds,
+            catalog=self._catalog,
+            directory=cache,
+            credential=credential,
+        )
         for topic, told in bundle.manifest.logs.items():
             if told and told != log_identity(self._kafka, self._names[topic]).hex():
                 raise Refused(
@@ -157,7 +169,7 @@ class Client:
                     code="bundle.other_log",
                     fix="take the bundles of this cluster, or have its bundler write a snapshot",
                 )
-        self.view = view_of(bundle, catalog=self._catalog, directory=cache)
+        self.view = view
         self._controls_log += bundle.controls()
         _LOG.info(
             "bundle_loaded", subscriber=self.name, bundle=bundle.manifest.bundle_id, members=len(self.view.records)

@@ -52,7 +52,8 @@ class TestArrowReader(FilterContract):
         return data.read_all() if isinstance(data, pa.RecordBatchReader) else data.to_table()
 
     def result_type(self, data: Any) -> type:
-        return pa.RecordBatchReader
+        found: type = pa.RecordBatchReader
+        return found
 
 
 class TestArrowDataset(TestArrowReader):

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-TARGETS = {"bench", "check", "clean", "demo", "exhaustive", "help", "lint", "lock", "mutants", "setup", "test"}
+TARGETS = {
+    "bench", "check", "clean", "demo", "exhaustive", "help", "lint", "lock", "mutants", "setup", "setup-all", "test",
+    "test-all",
+}  # fmt: skip
 
 PASSED = "======== 3 passed, 1 skipped in 0.42s ========"
 SKIPPED = "======== 4 skipped in 0.42s ========"
@@ -95,13 +98,15 @@ def newer_features(makefile: str) -> list[str]:
 
 
 class TestTheGate:
-    def test_it_runs_make_test(self, tmp_path: Path) -> None:
+    def test_it_runs_make_test_and_what_is_too_heavy_for_it(self, tmp_path: Path) -> None:
         """Whoever merges trusts that the gate ran what they can run."""
         result = run_gate(tmp_path, f'echo "asked for: $*"; echo "{PASSED}"')
 
         assert result.returncode == 0, result.stdout + result.stderr
         assert "asked for: test\n" in result.stdout
-        assert f"pytest: {PASSED}" in result.stdout
+        assert "asked for: test-all\n" in result.stdout
+        assert f"make test: {PASSED}" in result.stdout
+        assert f"make test-all: {PASSED}" in result.stdout
 
     @pytest.mark.parametrize(
         "script",
@@ -113,9 +118,12 @@ class TestTheGate:
             f'echo "{PASSED}"; exit 2',
         ],
     )
-    def test_it_fails_when_no_test_ran_or_one_failed(self, script: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("target", ["test", "test-all"])
+    def test_it_fails_when_no_test_ran_or_one_failed(self, script: str, target: str, tmp_path: Path) -> None:
         """A green gate that proved nothing lets through what trains on somebody who opted out."""
-        assert run_gate(tmp_path, script).returncode != 0
+        only_there = f'if [ "$1" = {target} ]; then {script}; else echo "{PASSED}"; fi'
+
+        assert run_gate(tmp_path, only_there).returncode != 0
 
     def test_it_hands_over_no_terminal_and_demands_promtool(self, tmp_path: Path) -> None:
         """A question that nobody answers hangs for an hour; an alert test that is skipped proves nothing."""
@@ -148,11 +156,15 @@ class TestABareMachine:
         result = run_bare(open_folder, "apt-get", "timeout")
 
         assert result.returncode == 0, result.stdout + result.stderr
-        assert (open_folder / "asked").read_text(encoding="utf-8").splitlines() == [
+        *installed, test, test_all = (open_folder / "asked").read_text(encoding="utf-8").splitlines()
+        assert installed == [
             "apt-get update -qq",
             "apt-get install -y -qq --no-install-recommends python3 python3-venv make prometheus curl postgresql",
-            "timeout --kill-after=30 3600 make test",
         ]
+        for line, target in ((test, "test"), (test_all, "test-all")):
+            timed = re.fullmatch(rf"timeout --kill-after=30 (\d+) make {target}", line)
+            assert timed is not None, line
+            assert 3500 < int(timed[1]) <= 3600, "both together have an hour"
 
     def test_without_root_it_says_what_is_missing(self, open_folder: Path) -> None:
         """Half an installation, or a password prompt that nobody sees, would be worse than a sentence."""

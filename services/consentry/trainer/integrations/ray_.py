@@ -44,17 +44,21 @@ def filter(
 
     Raises InvalidInput where a column is missing, Refused where the judge cannot be asked in other processes.
     """
-    names = data.columns() or []
-    sieve = Sieve(judge, names, purpose=purpose, columns=columns, at_least=at_least, tally=None)
-    question: dict[str, Any] = {"purpose": purpose, "columns": sieve.columns, "at_least": at_least}
-    told = {"judge": [ray.put(portable(judge))], "question": question}
+    names = data.columns()
+    if names is not None:  # else there are no rows yet
+        columns = Sieve(judge, names, purpose=purpose, columns=columns, at_least=at_least, tally=None).columns
+    question: dict[str, Any] = {"purpose": purpose, "columns": columns, "at_least": at_least}
+    told: dict[str, Any] = {"fn_kwargs": {"judge": [ray.put(portable(judge))], "question": question}}
     if tally is None:
-        return data.map_batches(_allowed, fn_kwargs=told, batch_format="pyarrow", zero_copy_batch=True)
-    judged = data.map_batches(_with_reasons, fn_kwargs=told, batch_format="pyarrow", zero_copy_batch=True).materialize()
-    counts = judged.map_batches(_counted, batch_format="pyarrow", zero_copy_batch=True).take_all()
-    for row in counts:
+        return _mapped(data, _allowed, **told)
+    judged = _mapped(data, _with_reasons, **told).materialize()
+    for row in _mapped(judged, _counted).take_all():
         tally[REASONS[row["reason"]]] += row["count"]
-    return judged.map_batches(_allowed_by_reason, batch_format="pyarrow", zero_copy_batch=True)
+    return _mapped(judged, _allowed_by_reason)
+
+
+def _mapped(data: Dataset, function: Any, **told: Any) -> Dataset:
+    return data.map_batches(function, batch_format="pyarrow", zero_copy_batch=True, **told)
 
 
 def _allowed(batch: pa.Table, *, judge: list[Any], question: dict[str, Any]) -> pa.Table:
@@ -77,16 +81,20 @@ def _allowed_by_reason(batch: pa.Table) -> pa.Table:
 
 def _verdict(batch: pa.Table, judge: list[Any], question: dict[str, Any]) -> Verdict:
     """What the worker's own copy of the judge says. Raises Unavailable where that is STALE."""
-    here = _taken_out(judge[0])
-    asked = question["columns"]
-    names = dict.fromkeys(name for name in (asked.member, asked.jurisdiction, asked.category, asked.collected) if name)
-    # A block of a Dataset that is empty may have no columns at all.
-    if batch.num_rows == 0:
+    if batch.num_rows == 0:  # which may have no columns at all
         return Verdict(np.zeros(0, dtype=np.int8))
-    verdict = here.judge(batch.select(list(names)), **question)
+    here = _taken_out(judge[0])
+    sieve = Sieve(here, batch.column_names, tally=None, **question)
+    asked = pa.table({name: _plain(sieve, name, batch[name]) for name in sieve.names})
+    verdict = here.judge(asked, **question | {"columns": sieve.columns})
     if (verdict.reasons == _STALE).any():
         raise stale(here)
     return verdict
+
+
+def _plain(sieve: Sieve, name: str, column: pa.ChunkedArray) -> Any:
+    """A column as Arrow has it; what Ray keeps as Python objects, as some times and mixed ids, is read as such."""
+    return sieve.column(name, column.to_pylist()) if isinstance(column.type, pa.BaseExtensionType) else column
 
 
 @lru_cache(maxsize=_JUDGES_MAX)

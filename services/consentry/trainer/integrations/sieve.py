@@ -67,7 +67,10 @@ class Sieve:
         Raises InvalidInput where the times of collection are of several types.
         """
         try:
-            return pa.array(values, from_pandas=True)
+            found = pa.array(values, from_pandas=True)
+            # Texts among bytes are taken for bytes.
+            if not pa.types.is_binary(found.type):
+                return found
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
             if name == self.columns.collected:
                 raise InvalidInput(

@@ -19,6 +19,7 @@ from consentry.trainer.filter import Columns, conventional_columns
 _NULL_FOLDER: Final = "__HIVE_DEFAULT_PARTITION__"
 _ROWS_AT_ONCE: Final = 1 << 20
 _MAGIC: Final = b"PAR1"
+_LENGTH_MIN: Final = 12
 
 
 class Fingerprint(NamedTuple):
@@ -36,22 +37,26 @@ class Fingerprint(NamedTuple):
 def fingerprint(path: Path) -> Fingerprint:
     """The fingerprint of a file. Raises OSError, InvalidInput for what is no Parquet file."""
     with path.open("rb") as file:
-        return fingerprint_of(file, path.name)
+        told = os.fstat(file.fileno())
+        tail = b"" if told.st_size < _LENGTH_MIN else _tail(file, told.st_size, 8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != _MAGIC or length > told.st_size - _LENGTH_MIN:
+            raise InvalidInput(
+                f"The file {path.name!r} is not a whole Parquet file: its rows cannot be looked at.",
+                code="input.dataset",
+                fix="let its writer finish, or take it out of the data set",
+            )
+        footer = hashlib.blake2b(_tail(file, told.st_size, 8 + length), digest_size=16).hexdigest()
+        return Fingerprint(told.st_size, told.st_mtime_ns, footer)
 
 
-def fingerprint_of(file: BinaryIO, name: str) -> Fingerprint:
-    """The fingerprint of an open file, which is left at an undefined place."""
-    told = os.fstat(file.fileno())
-    tail = b"" if told.st_size < 12 else _tail(file, told.st_size, 8)
-    length = int.from_bytes(tail[:4], "little")
-    if tail[4:] != _MAGIC or length > told.st_size - 12:
-        raise InvalidInput(
-            f"The file {name!r} is not a whole Parquet file: its rows cannot be looked at.",
-            code="input.dataset",
-            fix="let its writer finish, or take it out of the data set",
-        )
-    footer = hashlib.blake2b(_tail(file, told.st_size, 8 + length), digest_size=16).hexdigest()
-    return Fingerprint(told.st_size, told.st_mtime_ns, footer)
+def open_native(path: Path) -> pa.NativeFile:
+    """A file for Arrow to read. Raises OSError.
+
+    Never a file object of Python: Arrow's threads may let go of its bytes when Python has ended, which aborts the
+    process with a status that looks like a failure.
+    """
+    return pa.OSFile(str(path), "rb")
 
 
 def _tail(file: BinaryIO, size: int, length: int) -> bytes:
@@ -192,7 +197,7 @@ def _batches(told: pq.FileMetaData) -> Iterator[range]:
 
 def read_file(path: Path) -> pa.Table:
     """The table of one Parquet file, opened once: reading by path opens it twice, and it may be replaced in between."""
-    with path.open("rb") as file:
+    with open_native(path) as file:
         return pq.read_table(file)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.trainer.filter import Columns
 from consentry.trainer.purge.cover import Cover, merged
-from consentry.trainer.purge.files import Fingerprint, chunks, fingerprint, fingerprint_of, folder_values
+from consentry.trainer.purge.files import Fingerprint, chunks, fingerprint, folder_values, open_native
 from consentry.trainer.purge.outcome import DatasetChanged
 from consentry.trainer.purge.rewrite import check_same, rewrite
 from consentry.trainer.purge.swap import sync_file
@@ -60,8 +60,7 @@ class Worker:
         """Look into one file. Raises InvalidInput, OSError, ArrowException unless tolerant."""
         path = Path(task.directory, task.name)
         try:
-            with path.open("rb") as file:
-                return self._work(file, task)
+            return self._work(path, task)
         except (OSError, pa.ArrowException) as error:
             return self._unreadable(task, f"{task.name}: {type(error).__name__}", error)
         except InvalidInput as error:
@@ -80,21 +79,25 @@ class Worker:
             ) from error
         return Done(name=task.name, unreadable=why)
 
-    def _work(self, file: Any, task: Task) -> Done:
-        done = Done(name=task.name, old=fingerprint_of(file, task.name))
-        old = pq.ParquetFile(file)
-        keep = look(old, self.cover, self.columns, done, folder_values(task.name))
-        if task.staged is None or not done.covered:
-            return done
-        staged = Path(task.staged)
-        with staged.open("wb") as sink:
+    def _work(self, path: Path, task: Task) -> Done:
+        done = Done(name=task.name, old=fingerprint(path))
+        with open_native(path) as file:
+            old = pq.ParquetFile(file)
+            keep = look(old, self.cover, self.columns, done, folder_values(task.name))
+            if task.staged is not None and done.covered:
+                self._stage(path, old, keep, Path(task.staged), done)
+        if fingerprint(path) != done.old:
+            raise DatasetChanged(f"The file {task.name!r} was written anew while it was looked into.")
+        return done
+
+    def _stage(self, path: Path, old: pq.ParquetFile, keep: npt.NDArray[np.bool_], staged: Path, done: Done) -> None:
+        with pa.OSFile(str(staged), "wb") as sink:
             rewrite(old, keep, sink)
-        with staged.open("rb") as written:
-            done.notes = check_same(old, pq.ParquetFile(written), int(keep.sum()), task.name)
-        _give_rights(os.fstat(file.fileno()), staged)
+        with open_native(staged) as written:
+            done.notes = check_same(old, pq.ParquetFile(written), int(keep.sum()), done.name)
+        _give_rights(path.stat(), staged)
         sync_file(staged)
         done.new, done.staged = fingerprint(staged), staged.name
-        return done
 
 
 def _give_rights(old: os.stat_result, staged: Path) -> None:

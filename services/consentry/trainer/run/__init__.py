@@ -1,5 +1,6 @@
 """Training runs: a lease on fresh data, a record of what was read, and a certificate of it."""
 
+from consentry.trainer.run.dataset import digest_of_files
 from consentry.trainer.run.errors import ConsentStale, LeaseRevoked, RunClosed
 from consentry.trainer.run.lease import Lease, LeaseCondition, RunJudge
 from consentry.trainer.run.run import TrainingRun
@@ -15,4 +16,5 @@ __all__ = [
     "RunJudge",
     "RunStore",
     "TrainingRun",
+    "digest_of_files",
 ]

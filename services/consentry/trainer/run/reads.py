@@ -17,7 +17,7 @@ from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
 from consentry.trainer.filter import Columns
 from consentry.trainer.run.store import READS_FILE, RunFolder
-from consentry.wire.certificates.merkle import MerkleTree
+from consentry.wire.certificates.merkle import Inclusion, MerkleTree, inclusions
 from consentry.wire.certificates.reads import SCHEMA, distinct, is_sorted, leaves
 
 SPOOL_SECONDS: Final = 1.0
@@ -171,6 +171,17 @@ def reads_of(file: pq.ParquetFile, member: str, name: str = "reads") -> pa.Table
     """The reads of one member."""
     found = _read(file, _groups_between(file, member, member), name)
     return found.filter(pc.equal(found["member_id"], member))
+
+
+def proofs_of(file: pq.ParquetFile, member: str) -> list[Inclusion]:
+    """That each read of a member is in the tree of a certificate: to be shown to them, it names nobody else."""
+    places: list[int] = []
+    begin = 0
+    for piece in pieces(file):
+        rows = pc.indices_nonzero(pc.equal(piece["member_id"], member))
+        places += [begin + row for row in rows.to_pylist()]
+        begin += piece.num_rows
+    return inclusions((leaves(piece) for piece in pieces(file)), places, begin)
 
 
 def _read(file: pq.ParquetFile, groups: Sequence[int], name: str) -> pa.Table:

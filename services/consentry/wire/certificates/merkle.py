@@ -69,18 +69,18 @@ class Inclusion(NamedTuple):
         return found
 
 
-def inclusions(leaves: Iterable[bytes], places: Sequence[int], size: int) -> list[Inclusion]:
-    """Proofs for the leaves at these places of `size`, from one pass over all of them."""
+def inclusions(pieces: Iterable[Sequence[bytes]], places: Sequence[int], size: int) -> list[Inclusion]:
+    """Proofs for the leaves at these places of `size`, from one pass over all leaves, which come in pieces."""
     wanted = {place: _sides(place, size) for place in places}
-    spans = sorted({span for sides in wanted.values() for span in sides})
-    trees = {span: MerkleTree() for span in spans}
+    trees = {span: MerkleTree() for sides in wanted.values() for span in sides}
     found: dict[int, bytes] = {}
-    for place, leaf in enumerate(leaves):
-        if place in wanted:
-            found[place] = leaf
+    begin = 0
+    for piece in pieces:
+        end = begin + len(piece)
+        found |= {place: piece[place - begin] for place in wanted if begin <= place < end}
         for (start, stop), tree in trees.items():
-            if start <= place < stop:
-                tree.add((leaf,))
+            tree.add(piece[max(start, begin) - begin : max(min(stop, end) - begin, 0)])
+        begin = end
     roots = {span: tree.root() for span, tree in trees.items()}
     return [Inclusion(found[place], place, size, tuple(roots[span] for span in wanted[place])) for place in places]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 from tests.contract.filters.corpus import apply_records
-from tests.strategies import PURPOSE, chose, day, folded, moved
+from tests.strategies import chose, day, folded, moved
 
+from consentry.domain.events import MemberEvent
 from consentry.domain.values import Choice
 from consentry.trainer.judge import ViewJudge
 from consentry.trainer.view import View
 
 MEMBERS = [f"m:{number}" for number in range(20)]
 NUMBERS = [1000 + number for number in range(20)]
-ASKED = {"purpose": PURPOSE}
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def judge(view: View) -> ViewJudge:
     """Judges by a view in which every second member opted out."""
     records = []
     for place, member in enumerate([*MEMBERS, *map(str, NUMBERS)]):
-        events = [moved("US", 2 * place + 1, on=5, member=member)]
+        events: list[MemberEvent] = [moved("US", 2 * place + 1, on=5, member=member)]
         if place % 2:
             events.append(chose(Choice.OPT_OUT, 2 * place + 2, on=6, member=member))
         record = folded(*events)

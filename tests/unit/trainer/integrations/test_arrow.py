@@ -81,7 +81,7 @@ def test_slices_and_chunks_are_read_where_they_begin(judge: ViewJudge) -> None:
 
 
 def test_other_columns_keep_their_names_types_and_notes(judge: ViewJudge) -> None:
-    """Two columns of one name, ten thousand columns, or views that Arrow cannot filter: none of it is ours to change."""
+    """Two columns of one name, thousands of columns, views that Arrow cannot filter: none of it is ours to change."""
     odd = [
         pa.array(["a", "b", "c"], pa.string_view()),
         pa.array([{"x": "a"}, None, {"x": "c"}], pa.struct([("x", pa.string_view())])),
@@ -90,7 +90,7 @@ def test_other_columns_keep_their_names_types_and_notes(judge: ViewJudge) -> Non
         pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float16(), 2)),
         pa.array(["x", "y", "x"]).dictionary_encode(),
         pa.nulls(3),
-        *(pa.array([1, 2, 3], pa.int8()) for _ in range(5000)),
+        *(pa.array([1, 2, 3]) for _ in range(5000)),
     ]
     fields = [pa.field("member_id", pa.string(), metadata={"note": "author"})]
     fields += [pa.field("same" if place < 3 else f"c{place}", array.type) for place, array in enumerate(odd)]

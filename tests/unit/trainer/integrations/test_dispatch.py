@@ -18,7 +18,7 @@ from consentry.trainer.integrations.dispatch import LIBRARIES, filter_any
 from consentry.trainer.judge import ViewJudge
 
 
-class Mine(pd.DataFrame):
+class Mine(pd.DataFrame):  # type: ignore[misc] # pandas has no types
     """What a library makes that builds on pandas."""
 
 

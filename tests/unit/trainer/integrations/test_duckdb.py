@@ -54,27 +54,28 @@ def test_integer_ids_of_every_width_are_the_same_ids(
     assert rows(duckdb_.filter(judge, relation, purpose=PURPOSE), "member_id") == [1000, 1002]
 
 
-@pytest.mark.parametrize("value", ["NULL", "'m:0'::BLOB", "1000.0::DOUBLE", "['m:0']", "{'id': 'm:0'}", "true", "1000::HUGEINT"])
+@pytest.mark.parametrize(
+    "value", ["NULL", "'m:0'::BLOB", "1000.0::DOUBLE", "['m:0']", "{'id': 'm:0'}", "true", "1000::HUGEINT"]
+)
 def test_what_is_no_member_id_is_held_and_counted(
     judge: ViewJudge, connection: duckdb.DuckDBPyConnection, value: str
 ) -> None:
     """A column of the wrong type is somebody's mistake, which must not pass for consent."""
     tally = Counter[Reason]()
-    relation = connection.sql(f"SELECT {value} AS member_id FROM range(3)")
+    relation = connection.sql(f"SELECT {value} AS member_id FROM range(3)")  # noqa: S608
     assert rows(duckdb_.filter(judge, relation, purpose=PURPOSE, tally=tally), "member_id") == []
     assert tally == {Reason.HELD: 3}
 
 
-def test_types_that_only_the_engine_has_never_leave_it(
-    judge: ViewJudge, connection: duckdb.DuckDBPyConnection
-) -> None:
+def test_types_that_only_the_engine_has_never_leave_it(judge: ViewJudge, connection: duckdb.DuckDBPyConnection) -> None:
     """A round trip through another format would change them."""
     relation = connection.sql(
         f"SELECT *, uuid() AS id, 7::HUGEINT AS huge, '101'::BIT AS bits, INTERVAL 1 MONTH AS span, "  # noqa: S608
         f"MAP {{'a': 1}} AS pairs, 1 AS same, 2 AS same FROM {ROWS}"
     )
     left = duckdb_.filter(judge, relation, purpose=PURPOSE)
-    assert (left.columns, left.types) == (relation.columns, relation.types)
+    any_filter = relation.filter("true")  # the engine itself numbers names that are there twice
+    assert (left.columns, left.types) == (any_filter.columns, relation.types)
     assert len(left.fetchall()) == 2
 
 
@@ -135,9 +136,8 @@ def test_names_are_taken_as_they_are_written(judge: ViewJudge, connection: duckd
     columns = Columns(member='the "member"; id')
     assert rows(duckdb_.filter(judge, relation, purpose=PURPOSE, columns=columns)) == [1]
     twice = connection.sql("SELECT 'm:0' AS member_id, 'm:1' AS member_id")
-    if twice.columns.count("member_id") == 2:
-        with pytest.raises(InvalidInput, match="2 columns named 'member_id'"):
-            duckdb_.filter(judge, twice, purpose=PURPOSE)
+    with pytest.raises(InvalidInput, match="2 columns named 'member_id'"):
+        duckdb_.filter(judge, twice, purpose=PURPOSE)
 
 
 def test_an_answer_that_fails_ends_the_query(judge: ViewJudge, connection: duckdb.DuckDBPyConnection) -> None:

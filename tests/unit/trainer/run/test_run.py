@@ -18,7 +18,7 @@ from tests.unit.trainer.run.conftest import SmallWorld
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import Reason
 from consentry.trainer.filter import Columns
-from consentry.trainer.run import ConsentStale, LeaseRevoked, RunClosed, RunStore
+from consentry.trainer.run import ConsentStale, LeaseRevoked, RunClosed, RunStore, digest_of_files
 from consentry.trainer.run.store import CERTIFICATE_FILE, END_FILE, READS_FILE, START_FILE
 from consentry.wire.certificates import read_certificate
 from consentry.wire.certificates.reads import micros
@@ -327,6 +327,27 @@ class TestRegister:
         assert run.run_id in RunStore("memory://runs-of-a-test").runs()
         assert reads_of(run)["member_id"].to_pylist() == ["a"]
         assert run.folder.parts() == []
+
+
+class TestVersion:
+    """A version for data that has none."""
+
+    def test_the_digest_of_files_changes_with_any_name_or_byte(self, tmp_path: Path) -> None:
+        """A certificate about `posts` says nothing once `posts` has been written anew."""
+        for name, content in (("a/x.parquet", b"1"), ("b.parquet", b"2")):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(content)
+        found = [digest_of_files(str(tmp_path)), digest_of_files(f"file://{tmp_path}")]
+        (tmp_path / "b.parquet").write_bytes(b"3")
+        found.append(digest_of_files(str(tmp_path)))
+        (tmp_path / "b.parquet").rename(tmp_path / "c.parquet")
+        found.append(digest_of_files(str(tmp_path)))
+        assert found[0] == found[1]
+        assert len(set(found)) == 3
+        with pytest.raises(InvalidInput):
+            digest_of_files(str(tmp_path / "nothing"))
+        with pytest.raises(Unavailable):
+            digest_of_files("no-such-scheme://x")
 
 
 class TestReads:

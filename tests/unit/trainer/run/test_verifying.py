@@ -18,7 +18,7 @@ from consentry.domain.controls import OptIns, Regime
 from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.trainer.run import TrainingRun
 from consentry.trainer.run.again import CANNOT_TELL, FINE, VIOLATED, Examined, examine, exclusions, row_of
-from consentry.trainer.run.reads import opened, pieces
+from consentry.trainer.run.reads import opened, pieces, proofs_of
 from consentry.trainer.run.store import CERTIFICATE_FILE, READS_FILE
 from consentry.trainer.run.verifying import Report, verify
 from consentry.trainer.view import View
@@ -269,6 +269,19 @@ class TestVerify:
         for changed in ([fewer], [swapped], [later], [table, table], []):
             assert verified(run, small, reads=changed).status == 1
         assert verified(run, small, reads=[table.slice(0, 1), table.slice(1)]).status == 0
+
+    def test_a_member_can_be_shown_that_their_reads_are_in_it(self, small: SmallWorld, tmp_path: Path) -> None:
+        """They may see what was read of them, and no other member."""
+        with small.run(tmp_path) as run:
+            run.filter(batch("a", "b", "c", "d", "e"))
+            run.filter(batch("c"), shard="two")
+        assert run.certificate is not None
+        with opened(run.folder, [READS_FILE]) as (file,):
+            proofs = proofs_of(file, "c")
+            assert proofs_of(file, "nobody") == []
+        assert [proof.leaf.split(b"\t")[4] for proof in proofs] == [b"", b"two"]
+        assert {proof.root().hex() for proof in proofs} == {run.certificate["reads"]["merkle_root"]}
+        assert all(proof.leaf.startswith(b"c\t") for proof in proofs)
 
     def test_a_shorter_bound_may_be_asked_for(self, small: SmallWorld, tmp_path: Path) -> None:
         """A run with a lease of an hour proves little: whoever checks says what they want proven."""

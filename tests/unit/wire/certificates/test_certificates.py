@@ -206,7 +206,8 @@ class TestMerkle:
         """A member may be shown their own reads, and nobody else's."""
         place = data.draw(st.integers(0, len(entries) - 1))
         root = root_by_definition(entries)
-        (proof,) = inclusions(entries, [place], len(entries))
+        split = data.draw(st.integers(0, len(entries)))
+        (proof,) = inclusions([entries[:split], entries[split:]], [place], len(entries))
         assert proof.root() == root
         assert proof.leaf == entries[place]
         other = data.draw(st.binary(max_size=3).filter(lambda leaf: leaf != entries[place]))

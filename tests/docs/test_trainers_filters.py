@@ -1,0 +1,86 @@
+"""docs/trainers.md, the client and the libraries of one process: every snippet is run as it stands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.pages import snippets
+from tests.stack import World, lives_in, opted_out
+
+from consentry.local.stack import LocalStack
+from consentry.wire.catalog import register_all
+from consentry.wire.schemas import NAMESPACE
+
+PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
+SECTIONS = ("The client", "Arrow, Polars, pandas, DuckDB", "Hugging Face datasets")
+LINES_MAX = 40
+
+
+@pytest.fixture
+def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
+    """The namespace that the snippets use; of three authors one opted out, and one row in four is nobody's."""
+    world = World(shared, tmp_path, prepare=False)
+    world.namespace = NAMESPACE
+    world.apply_topics()
+    register_all(world.registry, NAMESPACE)
+    world.processor().wait_ready()
+    world.open_policy()
+    world.produce(lives_in("c:1"), lives_in("c:2"), lives_in("c:3"), opted_out("c:2"))
+    world.assert_all_agree()
+    authors = ["c:1", "c:2", "c:3", "no such id"] * 25
+    posts = pa.table({"member_id": authors, "jurisdiction": ["US"] * 100, "text": ["hello"] * 100})
+    pq.write_table(posts, tmp_path / "posts.parquet")
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def test_each_section_is_short() -> None:
+    """A page that nobody reads to its end helps nobody."""
+    text = PAGE.read_text()
+    for section in SECTIONS:
+        own = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        assert 0 < len(own.splitlines()) <= LINES_MAX, section
+
+
+@pytest.mark.stack
+@pytest.mark.timeout(240)
+def test_every_snippet_runs_and_leaves_out_who_opted_out(consentry_world: World, tmp_path: Path) -> None:
+    """The first thing that anybody does with a page is to copy it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")} | {
+        "CONSENTRY_KAFKA_BOOTSTRAP": consentry_world.stack.addresses.kafka,
+        "CONSENTRY_REGISTRY_URL": consentry_world.stack.addresses.registry_url,
+        "HF_HOME": str(tmp_path / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    printed = []
+    for snippet in snippets(PAGE.read_text()):
+        if snippet.section not in SECTIONS:
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", snippet.text],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0, f"{PAGE.name}:{snippet.line}: {done.stdout}\n{done.stderr[-3000:]}"
+        printed += done.stdout.splitlines()
+    assert "OPTED_OUT" in printed
+    assert any(line.startswith("50 rows;") and "'HELD'" in line for line in printed)
+    assert any(line.startswith("fresh ") for line in printed)
+    assert {"polars 50", "pandas 50", "duckdb 50", "map-style 50"} <= set(printed)
+    assert sum(int(line.split()[1]) for line in printed if line.startswith("arrow ")) == 50
+    read = [line.split()[1] for line in printed if line.startswith("streaming ")]
+    assert sorted(read) == ["c:1"] * 25 + ["c:3"] * 25

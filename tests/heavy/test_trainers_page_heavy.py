@@ -1,0 +1,92 @@
+"""docs/trainers.md, "PyTorch", "Ray Data" and "Spark": every snippet is run as it stands."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.heavy.conftest import java_home
+from tests.pages import snippets
+from tests.stack import World, lives_in, opted_out
+
+from consentry.local.stack import LocalStack
+from consentry.wire.catalog import register_all
+from consentry.wire.schemas import NAMESPACE
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
+
+PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
+SECTIONS = ("PyTorch", "Ray Data", "Spark")
+LINES_MAX = 35
+
+
+@pytest.fixture
+def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
+    """The namespace that the snippets use; of three authors one opted out, and one row is nobody's."""
+    world = World(shared, tmp_path, prepare=False)
+    world.namespace = NAMESPACE
+    world.apply_topics()
+    register_all(world.registry, NAMESPACE)
+    world.processor().wait_ready()
+    world.open_policy()
+    world.produce(lives_in("c:1"), lives_in("c:2"), lives_in("c:3"), opted_out("c:2"))
+    world.assert_all_agree()
+    authors = ["c:1", "c:2", "c:3", "no such id"] * 25
+    posts = pa.table({"member_id": authors, "jurisdiction": ["US"] * 100, "text": ["hello"] * 100})
+    pq.write_table(posts, tmp_path / "posts.parquet")
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def test_each_section_is_short() -> None:
+    """A page that nobody reads to its end helps nobody."""
+    text = PAGE.read_text()
+    for section in SECTIONS:
+        own = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        assert 0 < len(own.splitlines()) <= LINES_MAX, section
+        assert max(map(len, own.splitlines())) <= 120, section
+
+
+def test_every_snippet_runs_and_leaves_out_who_opted_out(consentry_world: World) -> None:
+    """The first thing that anybody does with a page is to copy it."""
+    world = consentry_world
+    environment = world.environment() | {
+        "JAVA_HOME": java_home(world.directory / "java"),
+        "PATH": os.environ["PATH"],
+        "HOME": str(world.directory),
+        "PYSPARK_PYTHON": sys.executable,
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
+    printed = {}
+    for snippet in snippets(PAGE.read_text()):
+        if snippet.section in SECTIONS:
+            done = subprocess.run(
+                [sys.executable, "-c", snippet.text],
+                env=environment,
+                cwd=world.directory,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            assert done.returncode == 0, f"{PAGE.name}:{snippet.line}: {done.stdout}\n{done.stderr[-3000:]}"
+            printed[snippet.section] = done.stdout
+
+    counts = [int(line.split()[0]) for line in printed["PyTorch"].splitlines() if line.endswith("rows of a batch")]
+    assert sum(counts) == 50
+    assert "50 rows" in printed["Ray Data"]
+    assert pq.read_table(world.directory / "allowed.parquet")["member_id"].value_counts().to_pylist() == [
+        {"values": "c:1", "counts": 25},
+        {"values": "c:3", "counts": 25},
+    ]

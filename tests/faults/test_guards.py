@@ -31,6 +31,7 @@ from consentry.wire.freshness import FOREVER
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.kafka import Stored
 from consentry.wire.partitions import partition_of
+from consentry.wire.record_store import RecordStore, Segment
 from consentry.wire.records import version_of, write_record
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]
@@ -263,9 +264,10 @@ class Following:
 class NoVersions(View):
     """A follower that believes whatever comes last."""
 
-    def apply_records(self, partition: int, keys: object, values: object) -> None:
+    def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Without looking at versions."""
-        self.records.update(zip(keys, values, strict=True))  # type: ignore[call-overload]
+        held = dict(self.records) | dict(zip(keys, values, strict=True))
+        self.records = RecordStore([Segment.of(list(held), list(held.values()))])
 
 
 def test_an_older_record_that_comes_after_a_newer_one_changes_nothing() -> None:

@@ -70,7 +70,8 @@ def newest_view(
 ) -> tuple[View, Bundle]:
     """The view of the newest bundle of a store, which may be a gateway's /v1/bundles, and the bundle.
 
-    Raises BundleRefused, Unavailable. The bundler deletes old chains: one that vanishes while it is read is not the newest one any more.
+    Raises BundleRefused, Unavailable. The bundler deletes old chains: one that vanishes while it is read is not the
+    newest one any more.
     """
     store = open_store(url, credential=credential)
     for _ in range(_TRIES - 1):

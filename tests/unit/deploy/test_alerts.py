@@ -16,9 +16,9 @@ PROMETHEUS = ROOT / "deploy" / "prometheus"
 RUNBOOKS = ROOT / "deploy" / "runbooks"
 
 EXPECTED = {
-    "ConsentryAllowedWhileNotFresh", "ConsentryBundleOld", "ConsentryControlNotUnderstood", "ConsentryDeadMan", "ConsentryEventIdReused",
-    "ConsentryFrontierAbsent",
-    "ConsentryFrontierStale", "ConsentryGatewayBulkLines", "ConsentryGatewayControlsStale",
+    "ConsentryAllowedWhileNotFresh", "ConsentryBundleOld", "ConsentryControlNotUnderstood", "ConsentryDeadMan",
+    "ConsentryEventIdReused", "ConsentryFrontierAbsent", "ConsentryFrontierStale", "ConsentryGatewayBulkLines",
+    "ConsentryGatewayControlsStale",
     "ConsentryGatewayErrors", "ConsentryGatewayRefusals", "ConsentryGatewaySlow",
     "ConsentryGatewayWaiting", "ConsentryPartitionTainted", "ConsentryPurgeOverdue", "ConsentryQuarantine",
     "ConsentryRecordsDiverged", "ConsentryRegressionNotHealed",

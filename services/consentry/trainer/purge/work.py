@@ -81,13 +81,16 @@ class Worker:
 
     def _work(self, path: Path, task: Task) -> Done:
         done = Done(name=task.name, old=fingerprint(path))
-        with open_native(path) as file:
-            old = pq.ParquetFile(file)
-            keep = look(old, self.cover, self.columns, done, folder_values(task.name))
-            if task.staged is not None and done.covered:
-                self._stage(path, old, keep, Path(task.staged), done)
-        if fingerprint(path) != done.old:
-            raise DatasetChanged(f"The file {task.name!r} was written anew while it was looked into.")
+        try:
+            with open_native(path) as file:
+                old = pq.ParquetFile(file)
+                keep = look(old, self.cover, self.columns, done, folder_values(task.name))
+                if task.staged is not None and done.covered:
+                    self._stage(path, old, keep, Path(task.staged), done)
+        except (OSError, pa.ArrowException, InvalidInput):
+            _expect_unchanged(path, done)  # what somebody overwrites cannot be read, and that is no damage
+            raise
+        _expect_unchanged(path, done)
         return done
 
     def _stage(self, path: Path, old: pq.ParquetFile, keep: npt.NDArray[np.bool_], staged: Path, done: Done) -> None:
@@ -98,6 +101,13 @@ class Worker:
         _give_rights(path.stat(), staged)
         sync_file(staged)
         done.new, done.staged = fingerprint(staged), staged.name
+
+
+def _expect_unchanged(path: Path, done: Done) -> None:
+    with suppress(FileNotFoundError, InvalidInput):
+        if fingerprint(path) == done.old:
+            return
+    raise DatasetChanged(f"The file {done.name!r} was written anew, or vanished, while it was looked into.")
 
 
 def _give_rights(old: os.stat_result, staged: Path) -> None:

@@ -31,6 +31,7 @@ from consentry.wire.bundles import (
     prune,
     publish,
     restore,
+    why_no_delta,
     write_bundle,
 )
 from consentry.wire.bundles.reading import latest
@@ -82,15 +83,15 @@ class History:
                 self.log.member(member, *kept[: self.random.randrange(1, len(kept) + 1)])
             elif drawn < 0.85:
                 self.log.raw(member, b"no record")
-            elif drawn < 0.88:
+            elif drawn < 0.88 and self.log.state.get(member.encode()):
                 wrong = (partition_of(member.encode(), PARTITIONS) + 1) % PARTITIONS
-                self.log.raw(member, b"of another partition", partition=wrong)
+                self.log.raw(member, self.log.state.get(member.encode()) or b"", partition=wrong)
             elif drawn < 0.94:
                 self.log.control(pause(self._number, "HK", on=3), lift(self._number + 10**6, on=4))
             else:
                 self.log.control(value=self.random.choice([None, b"", b"unreadable"]))
         if self.random.random() < 0.7:
-            self.log.frontiers(NOW)
+            self.log.frontiers(NOW, tainted=frozenset({3} if self.random.random() < 0.2 else ()))
 
     def _record(self, member: str) -> None:
         from dataclasses import replace
@@ -109,7 +110,8 @@ def test_a_snapshot_and_its_deltas_say_what_one_snapshot_of_the_later_state_says
     newest = published(store, history.log.state, KEY)
     for number, wants_delta in enumerate(deltas, start=2):
         history.step()
-        newest = published(store, history.log.state, KEY, sequence=number, parent=newest if wants_delta else None)
+        can_delta = wants_delta and not why_no_delta(newest, history.log.state)
+        newest = published(store, history.log.state, KEY, sequence=number, parent=newest if can_delta else None)
     published(whole, history.log.state, KEY, sequence=len(deltas) + 1)
     chained, full = opened(store), opened(whole)
     assert rows(chained) == rows(full)
@@ -139,8 +141,8 @@ def test_a_bundler_that_starts_again_from_its_bundle_goes_on_as_if_it_had_never_
     published(unbroken, history.log.state, KEY)
     history.log.state = restore(opened(store), history.log.catalog)
     history.step()
-    published(store, history.log.state, KEY, sequence=2, parent=newest)
-    assert rows(opened(store)) == {row["member_id"]: row for row in rows(opened(store)).values()}
+    can_delta = not why_no_delta(newest, history.log.state)
+    published(store, history.log.state, KEY, sequence=2, parent=newest if can_delta else None)
     published(unbroken, history.log.state, KEY, sequence=2)
     assert rows(opened(store)) == rows(opened(unbroken))
 
@@ -327,6 +329,14 @@ def test_a_record_that_goes_back_is_told_and_not_taken(log: Log) -> None:
     log.state.apply_records(home, [b"m:x"], [other], told.append)
     assert b"m:x" in log.state.damaged, "two histories of one member: one of them lost an event"
     assert len(told) == 2
+
+
+def test_a_record_on_a_foreign_partition_holds_its_member(log: Log) -> None:
+    """Its events have no order with the others of the member: which choice came last is not known."""
+    raw = log.state.get(b"m:in")
+    assert raw is not None
+    log.raw("m:in", raw, partition=(partition_of(b"m:in", PARTITIONS) + 1) % PARTITIONS)
+    assert b"m:in" in log.state.damaged
 
 
 def test_batches_are_what_arrow_reads_at_once(log: Log, store: BundleStore) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,16 @@ from tests.unit.wire.bundles.world import NOW, Log, populated, published
 
 from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.values import Choice, Micros
-from consentry.wire.bundles import Bundle, BundleRefused, BundleStore, Manifest, PublicKeys, SigningKey, open_bundle
+from consentry.wire.bundles import (
+    Bundle,
+    BundleRefused,
+    BundleStore,
+    Manifest,
+    PublicKeys,
+    SigningKey,
+    open_bundle,
+    restore,
+)
 from consentry.wire.bundles import reading as reading_module
 from consentry.wire.bundles.errors import CODES
 from consentry.wire.bundles.manifest import (
@@ -282,15 +290,33 @@ class TestSizes:
         shop.sign(shop.third, lambda told: told["files"][0].update(size=1 << 40))
         assert shop.code() == "too_large"
 
-    def test_an_oversized_manifest_signature_or_pointer_is_not_read(self, shop: Shop) -> None:
+    @pytest.mark.parametrize("which", ["signature", "manifest", "pointer"])
+    def test_an_oversized_manifest_signature_or_pointer_is_not_read(self, shop: Shop, which: str) -> None:
         """Their sizes are nobody's word: they are read before any signature is checked."""
-        for path, bound in (
-            (shop.path(shop.third, "manifest.sig"), SIGNATURE_BYTES_MAX),
-            (shop.path(shop.third, "manifest.json"), MANIFEST_BYTES_MAX),
-            (shop.directory / "latest.jsonl", POINTER_BYTES_MAX),
-        ):
-            path.write_bytes(path.read_bytes() + b" " * bound)
-            assert shop.code() == "too_large"
+        path, bound = {
+            "signature": (shop.path(shop.third, "manifest.sig"), SIGNATURE_BYTES_MAX),
+            "manifest": (shop.path(shop.third, "manifest.json"), MANIFEST_BYTES_MAX),
+            "pointer": (shop.directory / "latest.jsonl", POINTER_BYTES_MAX),
+        }[which]
+        path.write_bytes(path.read_bytes() + b" " * bound)
+        assert shop.code() == "too_large"
+
+    def test_of_no_file_more_is_asked_for_than_was_signed_for(self, shop: Shop) -> None:
+        """Whoever can write to the store could put a terabyte in the place of a file."""
+        sizes = {file.name: file.size for manifest in (shop.first, shop.second, shop.third) for file in manifest.files}
+        asked: list[tuple[str, int]] = []
+
+        class Asked(BundleStore):
+            def read(self, *names: str, bytes_max: int) -> bytes:
+                asked.append((names[-1], bytes_max))
+                return super().read(*names, bytes_max=bytes_max)
+
+        shop.store = Asked(shop.directory)
+        shop.use()
+        files = [(name, bound) for name, bound in asked if name in sizes]
+        assert files
+        largest = max(sizes.values())
+        assert [name for name, bound in files if bound > largest] == []
 
     def test_a_value_that_stands_for_many_is_refused(self, shop: Shop) -> None:
         """A dictionary of one value of a megabyte, named a million times, takes a terabyte."""
@@ -330,6 +356,22 @@ class TestSizes:
         shop.sign_file(shop.first, "records", content, rows=3)
         _sign_again(shop)
         assert shop.code() == "malformed"
+
+    @pytest.mark.parametrize("role", ["records", "controls"])
+    def test_a_file_without_a_column_of_its_role_or_of_another_type_is_refused(self, shop: Shop, role: str) -> None:
+        """Without the column of the damaged all of them would be let go."""
+        [name] = [file.name for file in shop.first.files if file.role == role]
+        table = pq.read_table(shop.path(shop.first, name))
+        column = {"records": "damaged", "controls": "value"}[role]
+        texts = table.set_column(
+            table.column_names.index(column), column, pa.array(["x"] * table.num_rows, pa.string())
+        )
+        for other in (table.drop([column]), texts):
+            out = pa.BufferOutputStream()
+            pq.write_table(other, out, use_dictionary=False)
+            shop.sign_file(shop.first, role, out.getvalue().to_pybytes())
+            _sign_again(shop)
+            assert shop.code() == "malformed"
 
     @pytest.mark.parametrize("role", ["records", "controls", "exclusions"])
     def test_a_file_that_is_not_of_its_kind_is_refused(self, shop: Shop, role: str) -> None:
@@ -455,6 +497,13 @@ class TestChains:
         shop.sign(shop.third, lambda told: told["partitions"][1].update(records_offset=0))
         assert shop.code() == "chain"
 
+    def test_records_that_do_not_have_the_digest_told_are_noticed(self, shop: Shop) -> None:
+        """A bundler that lost a member on its way: the digest is what the table and the log are compared by."""
+        restore(shop.use())
+        shop.sign(shop.third, lambda told: told["partitions"][2].update(digest="00" * 16))
+        with pytest.raises(BundleRefused, match="digests"):
+            restore(shop.use())
+
     def test_controls_that_are_missing_are_noticed(self, shop: Shop) -> None:
         """A pause that is not there pauses nobody."""
         shop.sign(shop.third, lambda told: told.update(controls_count=2))
@@ -541,9 +590,16 @@ def test_no_delta_is_written_where_one_cannot_say_what_changed(shop: Shop) -> No
     shop.log.control(policy(901, terms("*", purpose="new"), on=5))
     with pytest.raises(Refused, match=r"bundle\.no_delta"):
         published(shop.store, shop.log.state, shop.key, sequence=4, parent=shop.third)
-    other = populated()
-    with pytest.raises(Refused, match=r"bundle\.no_delta"):
-        published(shop.store, other.state, shop.key, sequence=4, parent=replace(shop.third, namespace="consentry"))
+    again = populated()
+    again.member("m:quiet", chose(Choice.OPT_OUT, 20, on=3, member="m:quiet"))
+    again.member("1002", chose(Choice.OPT_OUT, 21, on=3, member="1002"))
+    with pytest.raises(Refused, match="not known what changed"):
+        published(shop.store, again.state, shop.key, sequence=4, parent=shop.third)
+    again.state.mark()
+    published(shop.store, again.state, shop.key, sequence=4, parent=shop.third)
+    again.frontiers(LATER, tainted=frozenset({1}))
+    with pytest.raises(Refused, match="tainted"):
+        published(shop.store, again.state, shop.key, sequence=5, parent=shop.third)
 
 
 def test_every_code_is_shown_here() -> None:

@@ -17,8 +17,11 @@ from confluent_kafka import KafkaException
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from bench import producer, report
+from bench import cold, producer, report
 from bench.figures import CannotMeasure
+from bench.filters import Sizes as FilterSizes
+from bench.filters import document as filters_document
+from bench.filters import measure_filters, show_filters
 from bench.gateway import document as gateway_document
 from bench.gateway import measure_gateway, show_gateway
 from bench.latency import measure_latency
@@ -41,6 +44,11 @@ DEFAULT = {
     **{"events": 200_000, "naive_events": 20_000, "repeats": 2, "seconds": 20.0, "warm_up": 5.0, "pauses": 50},
     **{"rows": 1_000_000, "members": 200_000},
 }
+COLD_DEFAULT = {"members": 1_000_000, "repeats": 3}
+"""What a cold trainer is measured with, where it is other than the above."""
+FILTERS_QUICK = {"rows": 200_000, "members": 40_000}
+FILTERS_DEFAULT = {"rows": 5_000_000, "members": 1_000_000, "repeats": 5}
+"""What the filters are measured with, where it is other than the above."""
 HISTORIES = 20_000
 QUESTIONS = 2_000
 
@@ -52,9 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A broker that has just started asks clients to wait a little; that is no news.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
-        {"all": run, "rules": run_rules, "producer": run_producer, "gateway": run_gateway}[options.what](
-            options, errors
-        )
+        {
+            "all": run,
+            "rules": run_rules,
+            "producer": run_producer,
+            "gateway": run_gateway,
+            "filters": run_filters,
+            "cold": run_cold,
+        }[options.what](options, errors)
     except (CannotMeasure, ConsentryError, KafkaException, RedisError, OSError) as error:
         errors.print(f"bench: could not measure: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_CANNOT_MEASURE
@@ -67,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("all", "rules", "producer", "gateway"),
+        choices=("all", "rules", "producer", "gateway", "filters", "cold"),
         default="all",
         help="rules: without any server",
     )
@@ -84,7 +97,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--members", type=int, help="members that its rows are of")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same events")
     options = parser.parse_args(arguments)
-    for name, value in (QUICK if options.quick else DEFAULT).items():
+    defaults = QUICK if options.quick else DEFAULT
+    if options.what == "filters":
+        defaults = defaults | (FILTERS_QUICK if options.quick else FILTERS_DEFAULT)
+    if options.what == "cold" and not options.quick:
+        defaults = defaults | COLD_DEFAULT
+    for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     if min(options.events, options.naive_events, options.repeats, options.rate, options.seconds, options.rows) <= 0:
@@ -175,6 +193,29 @@ def run_gateway(options: argparse.Namespace, console: Console) -> None:
     results = gateway_document(about, found, at=_now())
     print(json.dumps(results, indent=2))
     show_gateway(results, console)
+    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+
+
+def run_filters(options: argparse.Namespace, console: Console) -> None:
+    """Measure the filters beside bare joins of the same rows; print and keep the results."""
+    about = {"machine": report.machine(), "versions": report.packages()}
+    console.print(f"Filters: {options.rows:,} rows, {options.members:,} excluded, {options.repeats} times …")
+    sizes = FilterSizes(rows=options.rows, members=options.members)
+    found = measure_filters(sizes, repeats=options.repeats, seed=options.seed)
+    results = filters_document(about, found, at=_now())
+    print(json.dumps(results, indent=2))
+    show_filters(results, console)
+    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+
+
+def run_cold(options: argparse.Namespace, console: Console) -> None:
+    """Measure how a trainer begins with a bundle; print and keep the results."""
+    about = {"machine": report.machine(), "versions": report.packages()}
+    console.print(f"Cold trainer: {options.members:,} members, {options.repeats} times …")
+    found = cold.measure_cold(options.members, repeats=options.repeats)
+    results = cold.document(about, found, at=_now())
+    print(json.dumps(results, indent=2))
+    cold.show_cold(results, console)
     console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
 
 

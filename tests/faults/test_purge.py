@@ -1,6 +1,7 @@
 """A purge that is killed again and again: every file is always whole, and at the end nothing is left and nothing lost.
 
-`CONSENTRY_TEST_PURGE_FILES=200 CONSENTRY_TEST_PURGE_ROWS=25000` makes it as large as a small data set really is.
+`CONSENTRY_TEST_PURGE_FILES=200 CONSENTRY_TEST_PURGE_ROWS=25000 CONSENTRY_TEST_PURGE_PAUSE=0.3` makes it five million
+rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ import pytest
 from tests.stack import wait_for
 
 CONSENTRY = Path(sys.executable).with_name("consentry")
-FILES = int(os.environ.get("CONSENTRY_TEST_PURGE_FILES", "60"))
+FILES = int(os.environ.get("CONSENTRY_TEST_PURGE_FILES", "100"))
 ROWS = int(os.environ.get("CONSENTRY_TEST_PURGE_ROWS", "3000"))
+PAUSE_SECONDS = float(os.environ.get("CONSENTRY_TEST_PURGE_PAUSE", "0.04"))
 MEMBERS = 1000
 KILLS = 20
 ERASED = tuple(f"m{number}" for number in range(0, MEMBERS, 50))
@@ -34,12 +37,12 @@ ERASED = tuple(f"m{number}" for number in range(0, MEMBERS, 50))
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """So many files in folders of five, each with rows of everybody."""
+    """So many files in folders of two, each with rows of everybody."""
     draw = np.random.default_rng(3)
     texts = pa.array([f"text {number}" for number in range(1000)])
     members = pa.array([f"m{number}" for number in range(MEMBERS)])
     for number in range(FILES):
-        folder = tmp_path / "posts" / f"day={number // 5}"
+        folder = tmp_path / "posts" / f"day={number // 2}"
         folder.mkdir(parents=True, exist_ok=True)
         table = pa.table(
             {
@@ -96,6 +99,53 @@ class Reader(threading.Thread):
         assert not self.failures, self.failures[:3]
 
 
+_FORKS = """
+import os, sys
+from consentry.cli import app
+sys.argv = ["consentry", "purge", "apply", *sys.argv[1:]]
+for module in ("opening", "orders_file", "cover", "receipts"):
+    __import__("consentry.trainer.purge." + module)
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.setsid()
+        app()
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+class Purges:
+    """Purges that begin at once: each is a fork of a process that has imported everything, and is killed as any."""
+
+    def __init__(self, directory: Path, orders: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _FORKS, str(directory), "--orders", str(orders)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def begin(self) -> int:
+        """The process id of a new one."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self) -> None:
+        """Return when it has ended, by itself or not."""
+        assert self._process.stdout is not None
+        while self._process.stdout.readline() not in ("ended\n", ""):
+            pass
+
+    def end(self) -> None:
+        """No more of them."""
+        self._process.communicate(timeout=60)
+
+
 def apply(directory: Path, orders: Path) -> subprocess.Popen[str]:
     """Start a purge."""
     command = [str(CONSENTRY), "purge", "apply", str(directory), "--orders", str(orders), "--json"]
@@ -108,6 +158,21 @@ def ended(command: subprocess.Popen[str]) -> dict[str, Any]:
     assert command.returncode == 0, out
     found: dict[str, Any] = json.loads(out)
     return found
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether no row of the erased is left."""
+    members = pyarrow.dataset.dataset(directory).to_table(columns=["member_id"])["member_id"]
+    return not pc.any(pc.is_in(members, value_set=pa.array(ERASED))).as_py()
+
+
+def has_begun(directory: Path, done: int, running: int) -> bool:
+    """Whether a purge has staged or swapped a file, or has come to its end."""
+    try:
+        os.kill(running, 0)
+    except ProcessLookupError:
+        return True
+    return swapped(directory) > done or any((directory / ".consentry-purge").glob("*.new"))
 
 
 def swapped(directory: Path) -> int:
@@ -126,27 +191,24 @@ def test_a_purge_killed_twenty_times_leaves_no_row_and_loses_none(directory: Pat
     reader.start()
     draw = random.Random(11)
     kills = 0
+    purges = Purges(directory, orders)
     for _ in range(KILLS):
-        running = apply(directory, orders)
-        done = swapped(directory)
-        # At random within the time that a few partitions take, so that all of the steps are met.
-        wait_for(
-            lambda done=done, running=running: swapped(directory) > done or running.poll() is not None,  # type: ignore[misc]
-            "a first swap",
-            seconds=120,
-            every=0.002,
-        )
-        time.sleep(draw.random() * 0.08)
-        if running.poll() is None:
-            running.send_signal(signal.SIGKILL)
-            kills += 1
-        running.communicate(timeout=60)
+        done, running = swapped(directory), purges.begin()
+        wait_for(lambda done=done, running=running: has_begun(directory, done, running), "work", every=0.001)  # type: ignore[misc]
+        # At random within the time that a partition takes, so that all of the steps are met.
+        time.sleep(draw.random() * PAUSE_SECONDS)
+        with suppress(ProcessLookupError):
+            os.kill(running, signal.SIGKILL)
+        purges.wait()
+        kills += not is_finished(directory)
         for path in directory.rglob("*.parquet"):
             pq.read_metadata(path)
+    purges.end()
     result = ended(apply(directory, orders))
     reader.finish()
 
     after = pyarrow.dataset.dataset(directory).to_table()
+    print(f"{kills} of {KILLS} kills while rows were left, {reader.reads} reads")
     assert kills >= KILLS // 2
     assert not pc.any(pc.is_in(after["member_id"], value_set=pa.array(ERASED))).as_py()
     assert after.sort_by("row").equals(kept.sort_by("row"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from tests.contract.filters import corpus
-from tests.contract.filters.corpus import Corpus
 
 from consentry.trainer.filter import Columns, Verdict
 from consentry.trainer.judge import ViewJudge
@@ -59,10 +57,3 @@ class Sent:
         if self._judge is None:
             self._judge = corpus.small(self._ids).judge
         return self._judge
-
-
-def not_asked_yet(given: Corpus) -> ViewJudge:
-    """The corpus's judge without what it remembers of earlier questions."""
-    view = copy(given.view)
-    view._likenesses = {}
-    return ViewJudge(view, at=given.at)

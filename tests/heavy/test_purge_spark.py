@@ -39,8 +39,6 @@ def view() -> View:
 
 
 class TestSparkDirectory(DatasetContract):
-    KEEPS_VERSIONS = False
-
     @pytest.fixture(autouse=True)
     def _session(self, spark: Any) -> None:
         self.spark = spark

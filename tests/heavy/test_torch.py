@@ -112,9 +112,8 @@ def test_every_form_keeps_the_rows_that_the_rules_allow(ids: Any, form: str) -> 
     assert tally == given.reasons
 
 
-@pytest.mark.parametrize(("workers", "start"), WORKERS)
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_workers_and_ranks_read_every_allowed_row_once(small: Corpus, workers: int, start: str, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "workers", "start"), [(1, 0, None), (3, 2, "fork"), (1, 2, "spawn")])
+def test_workers_and_ranks_read_every_allowed_row_once(small: Corpus, ranks: int, workers: int, start: str) -> None:
     """A row read by two workers counts double in the model, and one read by none is lost."""
     examples, found, tally = small.table.to_pylist(), [], Counter[Reason]()
     for rank in range(ranks):
@@ -127,13 +126,14 @@ def test_workers_and_ranks_read_every_allowed_row_once(small: Corpus, workers: i
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (3, "fork")])
-@pytest.mark.parametrize("after", [0, 1, 5, 12])
+@pytest.mark.parametrize("after", [0, 1, 4, 7])
 def test_a_resumed_epoch_goes_on_in_the_very_order(small: Corpus, workers: int, start: str, after: int) -> None:
     """A run that was resumed and one that never stopped see the same batches, or neither can be repeated."""
     examples = small.table.to_pylist()
     for rank in (0, 1):
         asked: dict[str, Any] = {"purpose": small.purpose, "rank": rank, "ranks": 2}
         whole = [list_of(batch) for batch in loader_of(ConsentDataset(small.judge, examples, **asked), workers, start)]
+        assert len(whole) > after
         first = loader_of(ConsentDataset(small.judge, examples, **asked), workers, start)
         begun = [list_of(batch) for batch in islice(first, after)]
         state = json.loads(json.dumps(first.state_dict()))

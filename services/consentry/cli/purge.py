@@ -268,9 +268,11 @@ def _known(asked: _Asked, *, settled: bool) -> Iterator[_Known]:
     """Opens what is asked for: the data set first, as that is quick to refuse. Raises ConsentryError."""
     from consentry.domain.values import parse_name
     from consentry.ops.clock import system_clock
+    from consentry.ops.logs import set_up_logs
     from consentry.trainer.filter import Columns
     from consentry.trainer.purge.opening import open_dataset
 
+    set_up_logs(style="text", level="error")
     if asked.unknown not in ("keep", "purge"):
         raise InvalidInput(
             f"--unknown is {asked.unknown!r}, neither keep nor purge.", code="input.unknown", fix="write one of them"

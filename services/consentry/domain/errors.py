@@ -12,6 +12,8 @@ ConsentryError                 a sentence: what failed, which value, why; `code`
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ConsentryError(Exception):
     """What failed, with a stable `code` and the `fix`; `str(error)` is one paragraph for a person."""
@@ -22,9 +24,20 @@ class ConsentryError(Exception):
         self.code = code
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes send theirs home; what an exception does by itself leaves out keywords.
+        return _again, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         text = f"{self.message} [{self.code}]"
         return f"{text} Fix: {self.fix}" if self.fix else text
+
+
+def _again(kind: type[ConsentryError], args: tuple[Any, ...], state: dict[str, Any]) -> ConsentryError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class Refused(ConsentryError):

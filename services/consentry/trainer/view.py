@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,10 @@ class View:
         self._held: set[bytes] = set()
         self._distinctions = Distinctions(self.controls)
         self._likenesses: dict[str, Likenesses] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What answers were found so far belongs to the process that was asked, and to its threads.
+        return self.__dict__ | {"_likenesses": {}, "_distinctions": Distinctions(self.controls)}
 
     def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Take record messages of one partition in; an older version than the one held is ignored and counted."""

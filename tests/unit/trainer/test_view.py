@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
 
+import pyarrow as pa
 import pytest
 from tests.strategies import MEMBER, PURPOSE, chose, day, folded, moved, pause
 
 from consentry.domain.decisions import Row
 from consentry.domain.events import MemberEvent
 from consentry.domain.values import Choice, MemberId, Reason
+from consentry.trainer.judge import ViewJudge
 from consentry.trainer.view import View
 from consentry.wire.controls import Frontier
 from consentry.wire.frames import frame
@@ -240,3 +243,16 @@ class TestFreshness:
         view.apply_records(HOME, [KEY], [raw(US)])
 
         assert reason(view, stale_detail="9 s behind; 5 are allowed") is Reason.STALE
+
+
+def test_a_view_that_was_asked_can_be_sent_to_another_process(view: View) -> None:
+    """A bundle's view is what workers without Kafka are given."""
+    view.apply_records(HOME, [KEY], [raw(US, OUT)])
+    assert reason(view) is Reason.OPTED_OUT
+    judge = ViewJudge(view)
+    judge.judge(pa.table({"member_id": ["a"]}), purpose="genai_training")
+
+    again = pickle.loads(pickle.dumps(judge))  # noqa: S301 - our own bytes
+
+    assert reason(again.view) is Reason.OPTED_OUT
+    assert again.view_id == judge.view_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from consentry.domain.errors import Unavailable
 from consentry.trainer.judge import Judge
@@ -22,13 +22,6 @@ def portable(judge: Judge) -> Judge:
 
 class Stale(Unavailable):
     """Nothing is allowed any more, as freshness is not proven; can be sent from one process to another."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _made_again, (self.message, self.code, self.fix)
-
-
-def _made_again(message: str, code: str, fix: str) -> Stale:
-    return Stale(message, code=code, fix=fix)
 
 
 def stale(judge: Judge) -> Stale:

@@ -11,13 +11,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.events import RELOCATION_FACTS
+from consentry.domain.jurisdictions import ANYWHERE
 from consentry.domain.orders import PurgeOrder
-from consentry.domain.values import Micros, Reason
+from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason
 from consentry.trainer.filter import REASONS, Columns, check_columns, encoded
 from consentry.trainer.judge import Judge, ViewJudge
 from consentry.trainer.view import View
+from consentry.wire.record_store.keys import TextKeys
 from consentry.wire.records import DamagedRecord, read_record
 
 NOBODY: Final = -1
@@ -59,17 +62,19 @@ class OrdersCover:
         self._view = view
         self._now = now
         by_member: dict[str, int] = {}
-        self._scopes: list[tuple[int, PurgeOrder, dict[str | None, bool]]] = []
+        self._scopes: list[tuple[int, PurgeOrder, Scope]] = []
         for place, order in enumerate(orders):
             if order.member is not None:
                 by_member.setdefault(order.member, place)
             elif order.scope is not None:
-                self._scopes.append((place, order, {}))
+                self._scopes.append((place, order, order.scope))
+        self._residents = _Residents([(order.recorded_at, scope) for _, order, scope in self._scopes], view, now)
         self._members = pa.array(by_member, pa.string())
         self._places = np.array([*by_member.values(), NOBODY], dtype=np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_view": _without_memory(self._view)}
+        bare = _without_memory(self._view)
+        return self.__dict__ | {"_view": bare, "_residents": self._residents.by(bare)}
 
     @property
     def order_ids(self) -> Sequence[str]:
@@ -88,57 +93,92 @@ class OrdersCover:
             covered = self._places[found.fill_null(len(self._members)).to_numpy()]
         if self._scopes:
             distinct, codes = encoded(members)
-            for place, order, lived in self._scopes:
-                hit = self._residents(distinct, order, lived)[codes]
-                hit |= self._rows_inside(table, order, columns)
+            lived = self._residents.of(distinct)
+            for number, (place, order, scope) in enumerate(self._scopes):
+                hit = lived[:, number][codes]
+                hit |= self._rows_inside(table, scope, columns)
                 hit &= _category_is_in(table, order, columns)
                 covered[(covered < 0) & hit] = place
         return Covered(covered)
 
-    def _residents(self, members: list[Any], order: PurgeOrder, lived: dict[str | None, bool]) -> npt.NDArray[np.bool_]:
-        """Per member, whether they lived in the order's scope; each is looked up once in the life of the cover."""
-        assert order.scope is not None
-        scope = frozenset(order.scope.jurisdictions)
-        if "*" in scope:
-            return np.ones(len(members), dtype=np.bool_)
-        for member in members:
-            if member not in lived:
-                lived[member] = self._lived_in(member, scope, order.recorded_at)
-        return np.fromiter(map(lived.__getitem__, members), dtype=np.bool_, count=len(members))
+    def _rows_inside(self, table: pa.Table, scope: Scope, columns: Columns) -> npt.NDArray[np.bool_]:
+        if columns.jurisdiction is None:
+            return np.zeros(table.num_rows, dtype=np.bool_)
+        places, codes = encoded(table[columns.jurisdiction])
+        known, named = self._view.controls.jurisdictions, frozenset(scope.jurisdictions)
+        inside = [
+            isinstance(place, str) and not named.isdisjoint(known.holders(place, at=self._now)) for place in places
+        ]
+        return np.array(inside, dtype=np.bool_)[codes]
 
-    def _lived_in(self, member: str | None, scope: frozenset[str], recorded_at: Micros) -> bool:
-        """Whether the member lived in the scope when the order's cause was recorded, or at any time since.
 
-        True also where that is not known any more: the member is held, the record damaged or folded.
+class _Residents:
+    """Which members lived in which of some scopes; each member is looked up once."""
+
+    def __init__(self, scopes: Sequence[tuple[Micros, Scope]], view: View, now: Micros) -> None:
+        self._scopes = tuple((recorded_at, scope, frozenset(scope.jurisdictions)) for recorded_at, scope in scopes)
+        self._view = view
+        self._now = now
+        self._rows: dict[Any, int] = {}
+        self._lived = np.zeros((0, len(scopes)), dtype=np.bool_)
+        self._holders: dict[str, frozenset[str]] = {}
+
+    def by(self, view: View) -> _Residents:
+        """The same, with nothing remembered, by another view."""
+        return _Residents([(recorded_at, scope) for recorded_at, scope, _ in self._scopes], view, self._now)
+
+    def of(self, members: Sequence[Any]) -> npt.NDArray[np.bool_]:
+        """A row per member, a column per scope."""
+        new = [member for member in members if member not in self._rows]
+        if new:
+            self._rows.update(zip(new, range(len(self._rows), len(self._rows) + len(new)), strict=True))
+            self._lived = np.concatenate([self._lived, self._look_up(new)])
+        return self._lived[np.fromiter(map(self._rows.__getitem__, members), dtype=np.int64, count=len(members))]
+
+    def _look_up(self, members: Sequence[Any]) -> npt.NDArray[np.bool_]:
+        everywhere = [ANYWHERE in names for _, _, names in self._scopes]
+        lived = np.tile(np.array(everywhere, dtype=np.bool_), (len(members), 1))
+        if all(everywhere):
+            return lived
+        keys = [member.encode() if isinstance(member, str) else b"" for member in members]
+        ids = [place for place, member in enumerate(members) if _is_id(member)]
+        for found in self._view.records.find(TextKeys.of([keys[place] for place in ids])):
+            raws = found.segment.records_at(found.places)
+            for row, raw in zip(found.rows.tolist(), raws, strict=True):
+                lived[ids[row]] |= self._lived_in(raw, keys[ids[row]])
+        for place, key in enumerate(keys):
+            if self._view.is_held(key):
+                lived[place] = True
+        return lived
+
+    def _lived_in(self, raw: bytes, key: bytes) -> npt.NDArray[np.bool_] | bool:
+        """Per scope, whether the member lived in it when the order's cause was recorded, or at any time since.
+
+        True also where that is not known any more: the record is damaged or folded.
         """
-        key = b"" if member is None else member.encode()
-        if self._view.is_held(key):
-            return True
-        raw = self._view.records.get(key)
-        if raw is None:
-            return False
         try:
             record = read_record(raw, key)
         except DamagedRecord:
             return True
-        if record.folded_recorded_at > recorded_at:
-            return True
         moves = [fact for fact in record.facts if fact.kind in RELOCATION_FACTS]
-        since = [fact for fact in moves if fact.recorded_at > recorded_at]
-        before = [fact for fact in moves if fact.recorded_at <= recorded_at][-1:]
-        holders = self._view.controls.jurisdictions.holders
-        return any(not scope.isdisjoint(holders(fact.name, at=self._now)) for fact in (*before, *since))
+        found = np.zeros(len(self._scopes), dtype=np.bool_)
+        for number, (recorded_at, _, names) in enumerate(self._scopes):
+            since = [fact.name for fact in moves if fact.recorded_at > recorded_at]
+            before = [fact.name for fact in moves if fact.recorded_at <= recorded_at][-1:]
+            found[number] = record.folded_recorded_at > recorded_at or any(
+                not names.isdisjoint(self._holders_of(code)) for code in (*before, *since)
+            )
+        return found
 
-    def _rows_inside(self, table: pa.Table, order: PurgeOrder, columns: Columns) -> npt.NDArray[np.bool_]:
-        assert order.scope is not None
-        if columns.jurisdiction is None:
-            return np.zeros(table.num_rows, dtype=np.bool_)
-        places, codes = encoded(table[columns.jurisdiction])
-        known, scope = self._view.controls.jurisdictions, frozenset(order.scope.jurisdictions)
-        inside = [
-            isinstance(place, str) and not scope.isdisjoint(known.holders(place, at=self._now)) for place in places
-        ]
-        return np.array(inside, dtype=np.bool_)[codes]
+    def _holders_of(self, code: str) -> frozenset[str]:
+        found = self._holders.get(code)
+        if found is None:
+            found = self._holders[code] = self._view.controls.jurisdictions.holders(code, at=self._now)
+        return found
+
+
+def _is_id(member: Any) -> bool:
+    return isinstance(member, str) and MEMBER_ID_PATTERN.fullmatch(member) is not None
 
 
 class ExcludedCover:

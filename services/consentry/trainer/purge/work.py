@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
 from consentry.trainer.filter import Columns
 from consentry.trainer.purge.cover import Cover, merged
 from consentry.trainer.purge.files import Fingerprint, chunks, fingerprint, folder_values, open_native
@@ -94,12 +94,20 @@ class Worker:
         return done
 
     def _stage(self, path: Path, old: pq.ParquetFile, keep: npt.NDArray[np.bool_], staged: Path, done: Done) -> None:
-        with pa.OSFile(str(staged), "wb") as sink:
-            rewrite(old, keep, sink)
-        with open_native(staged) as written:
-            done.notes = check_same(old, pq.ParquetFile(written), int(keep.sum()), done.name)
-        _give_rights(path.stat(), staged)
-        sync_file(staged)
+        try:
+            with pa.OSFile(str(staged), "wb") as sink:
+                rewrite(old, keep, sink)
+            with open_native(staged) as written:
+                done.notes = check_same(old, pq.ParquetFile(written), int(keep.sum()), done.name)
+            _give_rights(path.stat(), staged)
+            sync_file(staged)
+        except OSError as error:
+            _expect_unchanged(path, done)
+            raise Unavailable(
+                f"The successor of {done.name!r} could not be written: {error.strerror or type(error).__name__}.",
+                code="purge.write",
+                fix="make room, or give the right to write to the data set, then run the same command again",
+            ) from error
         done.new, done.staged = fingerprint(staged), staged.name
 
 

@@ -59,6 +59,9 @@ class Segment:
         self._prints = prints
         self._bucket_bits = (len(steps) - 1).bit_length() - 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Segment, (self._groups, self._steps, self._prints, self.ids, self.records)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -95,7 +95,6 @@ class OnFirstLook:
 class DatasetContract(ABC):
     """Subclasses make the data set."""
 
-    KEEPS_VERSIONS = True
     FILES = (3, 2)
     """How many files the three tables make, and in how many of them Ana is."""
 
@@ -296,12 +295,27 @@ class DatasetContract(ABC):
         assert self.texts(directory) == ["c1", "c2", "n1", "w1"]
         assert result.rows_in_all == {"erasure:ana": 3, "erasure:bob": 2}
 
+    def test_no_old_bytes_of_the_removed_are_left_on_the_disk(
+        self, dataset: Dataset, directory: Path, view: View
+    ) -> None:
+        """What a file browser finds was not deleted, whatever the table's log says."""
+        dataset.apply(self.orders(view, erasure("wing")))
+        if dataset.keeps_versions:
+            dataset.vacuum()
+
+        # Only data: the log of a Delta table keeps each file's least and greatest value until it is cleaned.
+        files = [path for path in directory.rglob("*.parquet") if path.is_file()]
+        assert files
+        assert not [path for path in files if b"wing" in path.read_bytes()]
+
+
+class VersionedDatasetContract(DatasetContract):
+    """For formats whose older versions can still be read."""
+
     def test_old_versions_are_named_until_they_are_vacuumed(
         self, dataset: Dataset, directory: Path, view: View
     ) -> None:
         """Rows that a time traveller can still read are not gone."""
-        if not self.KEEPS_VERSIONS:
-            pytest.skip("a directory keeps no old versions")
         result = dataset.apply(self.orders(view, erasure("ana")))
         found = dataset.verify(self.orders(view, erasure("ana")))
         assert found.old_versions[result.version_before] == 3
@@ -312,19 +326,6 @@ class DatasetContract(ABC):
         clean = dataset.verify(self.orders(view, erasure("ana")))
         assert (clean.old_versions, clean.exit_status) == ({}, 0)
         assert self.texts(directory) == ["b1", "b2", "c1", "c2", "n1", "w1"]
-
-    def test_no_old_bytes_of_the_removed_are_left_on_the_disk(
-        self, dataset: Dataset, directory: Path, view: View
-    ) -> None:
-        """What a file browser finds was not deleted, whatever the table's log says."""
-        dataset.apply(self.orders(view, erasure("wing")))
-        if self.KEEPS_VERSIONS:
-            dataset.vacuum()
-
-        # Only data: the log of a Delta table keeps each file's least and greatest value until it is cleaned.
-        files = [path for path in directory.rglob("*.parquet") if path.is_file()]
-        assert files
-        assert not [path for path in files if b"wing" in path.read_bytes()]
 
 
 def many(number: int, *, seed: int = 1, members: int = 100) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
-from tests.unit.trainer.purge.dataset_contract import DatasetContract
+from tests.unit.trainer.purge.dataset_contract import DatasetContract, VersionedDatasetContract
 
 from consentry.ops.clock import system_clock
 from consentry.trainer.filter import Columns
@@ -23,8 +23,6 @@ from consentry.trainer.purge.parquet import ParquetDirectory
 
 
 class TestParquetDirectory(DatasetContract):
-    KEEPS_VERSIONS = False
-
     def make(self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None) -> Dataset:
         directory.mkdir()
         for table in tables:
@@ -61,7 +59,7 @@ class TestHivePartitions(TestParquetDirectory):
         return table.select(["member_id", "jurisdiction", "text"])
 
 
-class TestDelta(DatasetContract):
+class TestDelta(VersionedDatasetContract):
     PARTITION_BY: list[str] | None = None
 
     def make(self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None) -> Dataset:
@@ -85,7 +83,7 @@ class TestPartitionedDelta(TestDelta):
     PARTITION_BY = ["jurisdiction"]  # noqa: RUF012 - deltalake wants a list
 
 
-class TestIceberg(DatasetContract):
+class TestIceberg(VersionedDatasetContract):
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:
         return tmp_path / "warehouse"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,6 +266,24 @@ class TestOtherWriters:
         """Each would take the other's files for leftovers."""
         with Journal(directory), pytest.raises(Unavailable, match="under way"):
             purge(directory, view, "ana")
+
+
+class TestNoRoom:
+    def test_a_successor_that_cannot_be_written_changes_nothing_and_is_told(self, directory: Path, view: View) -> None:
+        """A full disk in the middle of the night must not cost a row, nor look like a damaged file."""
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = texts(directory)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with Journal(directory):
+            pass
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))
+        try:
+            with pytest.raises(Unavailable, match="could not be written"):
+                purge(directory, view, "ana")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+        assert texts(directory) == before
 
 
 class TestJournal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +64,14 @@ def test_an_opt_out_dated_ahead_excludes_at_once_and_an_opt_in_dated_ahead_does_
         False,
         False,
     )
+
+
+def test_a_member_whose_folded_facts_reach_ahead_is_excluded() -> None:
+    """Until that time nobody can say what they chose: the answer is HISTORY_FOLDED, which does not allow."""
+    record = folded(moved("US", 1, on=1))
+    assert record is not None
+    raw = write_record(replace(record, folded_effective_at=day(50), folded_recorded_at=day(1)), FRAME)
+    assert told(MEMBER.encode(), raw, PURPOSES, is_held=False).own_exclusions == (True, True)
 
 
 @given(histories(), st.lists(st.integers(0, 400), min_size=1, max_size=5))

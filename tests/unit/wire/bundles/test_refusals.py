@@ -303,20 +303,18 @@ class TestSizes:
 
     def test_of_no_file_more_is_asked_for_than_was_signed_for(self, shop: Shop) -> None:
         """Whoever can write to the store could put a terabyte in the place of a file."""
-        sizes = {file.name: file.size for manifest in (shop.first, shop.second, shop.third) for file in manifest.files}
-        asked: list[tuple[str, int]] = []
+        chain = (shop.first, shop.second, shop.third)
+        sizes = {(one.bundle_id, file.name): file.size for one in chain for file in one.files}
+        asked: dict[tuple[str, ...], int] = {}
 
         class Asked(BundleStore):
             def read(self, *names: str, bytes_max: int) -> bytes:
-                asked.append((names[-1], bytes_max))
+                asked[names] = bytes_max
                 return super().read(*names, bytes_max=bytes_max)
 
         shop.store = Asked(shop.directory)
-        shop.use()
-        files = [(name, bound) for name, bound in asked if name in sizes]
-        assert files
-        largest = max(sizes.values())
-        assert [name for name, bound in files if bound > largest] == []
+        shop.use().check_files()
+        assert {names: bound for names, bound in asked.items() if names in sizes} == sizes
 
     def test_a_value_that_stands_for_many_is_refused(self, shop: Shop) -> None:
         """A dictionary of one value of a megabyte, named a million times, takes a terabyte."""

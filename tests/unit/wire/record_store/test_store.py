@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,17 @@ def test_a_segment_is_the_same_after_it_was_a_file(tmp_path_factory: pytest.Temp
     assert dict(opened.items()) == {key: record(1, key) for key in keys}
     assert [opened.place_of(key) for key in keys] == [segment.place_of(key) for key in keys]
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_it_can_be_sent_to_another_process() -> None:
+    """Ray and the loaders of PyTorch send what they are given."""
+    held = RecordStore([Segment.of([b"a", b"12"], [record(1), record(2)])])
+    held.apply([b"b"], [record(3)])
+
+    again = pickle.loads(pickle.dumps(held))  # noqa: S301 - our own bytes
+
+    assert dict(again) == dict(held)
+    assert found(again, TextKeys.of([b"b", b"12"])) == [record(3), record(2)]
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 15, 40, 100, 300])

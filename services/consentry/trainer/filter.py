@@ -30,6 +30,8 @@ _NO_CODE: Final = "?"
 _DIRECT_MIN: Final = 1 << 16
 _SIDE_BY_SIDE: Final = 1 << 17
 """Rows looked up at once: enough for the arithmetic to count, few enough for a processor's cache."""
+_SHORT_MIN: Final = 1 << 14
+"""Of fewer rows the slots would cost more than they save."""
 _SLOTS: Final = 1 << 16
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 _SPREAD_SHIFT: Final = np.uint64(48)
@@ -274,7 +276,8 @@ def _slices(column: pa.ChunkedArray) -> list[pa.Array]:
 
 def _short_texts(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]] | None:
     """As `encoded`, for a few texts of up to seven bytes, such as codes of jurisdictions; None for others."""
-    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if not is_text or len(column) < _SHORT_MIN:
         return None
     numbers, slots = np.zeros(_SLOTS, dtype=np.uint64), []
     for part in _slices(column):

@@ -18,7 +18,7 @@ from consentry.domain.decisions import Row
 from consentry.domain.errors import InvalidInput
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, Choice, MemberId, Micros, Reason
-from consentry.trainer.filter import REASONS, Columns, conventional_columns, decide_table
+from consentry.trainer.filter import REASONS, Columns, conventional_columns, decide_table, encoded
 from consentry.trainer.view import View
 from consentry.wire.controls import Frontier
 from consentry.wire.forms import moment
@@ -245,3 +245,14 @@ def test_an_opted_out_member_is_excluded_among_many() -> None:
 
     assert [place for place, reason in enumerate(found) if reason is not Reason.DEFAULT_ON] == [4321]
     assert found[4321] is Reason.OPTED_OUT
+
+
+@pytest.mark.parametrize("texts", [["US", None, "", "DE", "US-CA", "Ü"], ["a longer text", "US", None]])
+def test_many_rows_have_the_codes_of_few(texts: list[str | None]) -> None:
+    """Another way is taken for many rows: it must not make one country another's."""
+    column = pa.chunked_array([pa.array(texts * 4000), pa.array(texts * 10, pa.string())])
+
+    values, codes = encoded(column)
+
+    assert [values[code] for code in codes.tolist()] == texts * 4010
+    assert len(set(values)) == len(values)

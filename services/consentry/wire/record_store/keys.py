@@ -83,9 +83,10 @@ class TextKeys:
         self._longest = int(lengths.max(initial=0))
         if self._shortest < WORD and not self._has_room():
             # Words are read from a text's beginning and up to its end: short ones need room on both sides.
+            first, last = (int(starts.min()), int(ends.max())) if len(starts) else (0, 0)
             room = np.zeros(WORD, np.uint8)
-            self.data = np.concatenate([room, data, room])
-            self.starts, self.ends = starts + WORD, ends + WORD
+            self.data = np.concatenate([room, data[first:last], room])
+            self.starts, self.ends = starts - first + WORD, ends - first + WORD
         self.words = np.ndarray((max(len(self.data) - WORD + 1, 0),), "<u8", self.data, strides=(1,))
         """The eight bytes from each byte on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -15,7 +16,7 @@ from tests.strategies import PURPOSE, policy, terms
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.filter import Columns
+from consentry.trainer.filter import Columns, Verdict
 from consentry.trainer.integrations.sieve import Sieve
 from consentry.trainer.judge import Judge, ViewJudge
 from consentry.trainer.view import View
@@ -125,12 +126,25 @@ def test_one_column_may_say_two_things(judge: ViewJudge) -> None:
 
 def test_no_row_is_lost_from_the_count_when_threads_count_at_once(judge: ViewJudge) -> None:
     """Polars and DuckDB ask on several threads."""
-    tally = Counter[Reason]()
-    sieve = sieve_of(judge, tally=tally)
+
+    class Same(ViewJudge):
+        """Answers at once, so that the threads meet where they count."""
+
+        def judge(self, table: pa.Table, **_: Any) -> Verdict:
+            return verdict
+
     table = pa.table({"member_id": ["m:0", "m:1"]})
-    threads = [threading.Thread(target=lambda: [sieve.mask(table) for _ in range(100)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert tally == {Reason.DEFAULT_ON: 400, Reason.OPTED_OUT: 400}
+    verdict = judge.judge(table, purpose=PURPOSE)
+    tally = Counter[Reason]()
+    sieve = sieve_of(Same(judge.view), tally=tally)
+    threads = [threading.Thread(target=lambda: [sieve.mask(table) for _ in range(5000)]) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert tally == {Reason.DEFAULT_ON: 20_000, Reason.OPTED_OUT: 20_000}

@@ -109,7 +109,11 @@ def plan(
     spark: SparkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell which files, rows and bytes a purge would touch, by order. Writes nothing."""
+    """Tell which files, rows and bytes a purge would touch, by order. Writes nothing.
+
+    Exit 0: planned, also where rows would be kept because something about them is not known: the plan says so, and
+    apply and verify exit 2 then. 2: refused or failed.
+    """
     asked = _Asked(
         dataset=dataset,
         orders=orders,
@@ -463,6 +467,8 @@ class _Answer:
             temporary.replace(self.file)
         if self.subscriber and self.asked.from_kafka and given:
             _publish(given)
+            what = "1 receipt was" if len(given) == 1 else f"{len(given):,} receipts were"
+            typer.echo(f"{what} sent for {self.subscriber}", err=True)
         return given
 
 
@@ -522,7 +528,8 @@ def _plan_text(found: Plan, cover: Cover) -> str:
         lines.append(f"{files:>8,} {rows:>12,} {size:>16,}  {order}")
     rows = sum(sum(file.covered.values()) for file in found.files)
     lines.append(f"{len(found.files):>8,} {rows:>12,} {sum(file.bytes for file in found.files):>16,}  in all")
-    return "\n".join(lines + _unknown_text(found.unknown))
+    told = "; without `--unknown purge` apply and verify will exit 2"
+    return "\n".join(lines + [text + told for text in _unknown_text(found.unknown)])
 
 
 def _unknown_text(unknown: int) -> list[str]:
@@ -554,7 +561,12 @@ def _result_text(
     lines = [f"{dataset.name}: {removed:,} rows removed from {result.files_rewritten:,} files"]
     lines.append(f"version {result.version_before} -> {result.version_after}")
     lines += [f"{one.result.value:<10} {one.rows_removed:>12,}  {one.order_id}" for one in given]
-    lines += [f"{rows:>23,}  {name}" for name, rows in result.rows_removed.items() if name.startswith("excluded:")]
+    # Nobody ordered these, so no receipt says it.
+    lines += [
+        f"{'DELETED' if rows else 'NOT_FOUND':<10} {rows:>12,}  {name}"
+        for name, rows in result.rows_removed.items()
+        if name.startswith("excluded:")
+    ]
     lines += [f"vacuumed: {len(gone)} old"] if gone else []
     lines += [detail] if detail and removed else []
     return "\n".join(lines + sorted(set(result.notes)) + _unknown_text(result.unknown))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +57,8 @@ BUNDLE_AGE_SECONDS: Final = 24 * 3600.0
 CLOCKS_SECONDS_MAX: Final = 1.0
 TOKEN_WAIT_SECONDS: Final = 3.0
 """So long a question waits for what its token demands; frontiers, which prove it, come every second."""
+_PATIENCE_SECONDS: Final = 3.0
+"""Who waits for longer is told what for."""
 _FRONTIERS_TAIL: Final = 20
 """A live partition publishes a frontier every second: its last one is among this many per partition."""
 _BATCH: Final = 5000
@@ -223,6 +226,9 @@ class Client:
         `kafka` holds librdkafka's settings for addresses and security, `registry` more settings of the registry's
         client, such as basic.auth.user.info; `options` are those of the class.
         """
+        if not structlog.is_configured():
+            # What a program prints is its own: unless it says otherwise, what a library has to tell goes beside it.
+            structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
         catalog = load_catalog(HttpRegistry(registry_url, settings=registry), namespace)
         client = cls(kafka, catalog, name=name, namespace=namespace, **options)
         client.start()
@@ -277,7 +283,11 @@ class Client:
     def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return once fresh answers are given. Raises Unavailable after that time."""
         until = monotonic() + timeout_seconds
-        while self._stale_detail(self._clock()):
+        told_at = monotonic() + _PATIENCE_SECONDS
+        while detail := self._stale_detail(self._clock()):
+            if monotonic() > told_at:
+                _LOG.warning("not_ready_yet", subscriber=self.name, detail=detail, hint="is a processor running?")
+                told_at += _PATIENCE_SECONDS * 5
             if monotonic() > until:
                 raise Unavailable(
                     f"The trainer {self.name} is not ready after {timeout_seconds:.0f} s: "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final, cast
 from urllib.parse import unquote
@@ -56,7 +56,19 @@ class Asked:
     collected: str | None = None
 
     def among(self, names: Sequence[str]) -> Columns:
-        """The columns of a table with these names. Raises InvalidInput that lists them where one is missing."""
+        """The columns of a table with these names. Raises InvalidInput that lists them where one is missing.
+
+        So it does where a name is one of ours but for its case or spaces: without that column the answer may be laxer.
+        """
+        ours = {_plain_name(name): name for name in self._names()}
+        for name in names:
+            meant = ours.get(_plain_name(name))
+            if meant is not None and name not in self._names():
+                raise InvalidInput(
+                    f"The column {name!r} differs from {meant!r} only in case or spaces: is it the one that is meant?",
+                    code="input.column",
+                    fix=f"name the column {name!r} for what it holds, or rename it; keep only one of such names",
+                )
         found = Columns(
             member=self.member,
             jurisdiction=self.jurisdiction or ("jurisdiction" if "jurisdiction" in names else None),
@@ -73,6 +85,19 @@ class Asked:
                 )
         return found
 
+    def _names(self) -> tuple[str, str, str, str]:
+        """The names that are looked for."""
+        return (
+            self.member,
+            self.jurisdiction or "jurisdiction",
+            self.category or "category",
+            self.collected or "collected_at",
+        )
+
+
+def _plain_name(name: str) -> str:
+    return name.strip().casefold()
+
 
 def wanted(columns: Columns) -> list[str]:
     """The names that are to be read."""
@@ -81,7 +106,7 @@ def wanted(columns: Columns) -> list[str]:
 
 
 def find_files(paths: Iterable[Path], *, ignored: Sequence[str] = ()) -> Iterator[DataFile]:
-    """The files, and those of the directories, in order. What starts with '.' or '_' is no data, by custom.
+    """The files, and those of the directories, in order. What starts with '.' or '_' is no data, by custom; `_name=value` is.
 
     `ignored` are patterns for names in directories. Raises InvalidInput for a path that is not there.
     """
@@ -116,7 +141,9 @@ def _in_directory(root: Path, ignored: Sequence[str]) -> Iterator[DataFile]:
 
 
 def _is_no_data(name: str, ignored: Sequence[str]) -> bool:
-    return name.startswith((".", "_")) or any(fnmatch.fnmatch(name, pattern) for pattern in ignored)
+    # Readers take `_name=value` for a partition, though it begins as what is no data does.
+    is_hidden = name.startswith(".") or (name.startswith("_") and "=" not in name)
+    return is_hidden or any(fnmatch.fnmatch(name, pattern) for pattern in ignored)
 
 
 def _partitions(parts: Iterable[str]) -> dict[str, str | None]:
@@ -164,11 +191,37 @@ def read_as(
 def _with_partitions(
     table: pa.Table, columns: Columns, partitions: Mapping[str, str | None]
 ) -> tuple[pa.Table, Columns]:
+    """The table with what its directories say: of a column that it has not, and of rows that do not say it themselves.
+
+    Raises InvalidInput where a row says another thing than its directory.
+    """
     for name in wanted(columns):
         if name not in table.column_names:
-            value = pa.scalar(partitions[name], pa.string())
-            table = table.append_column(name, pa.repeat(value, table.num_rows))
+            table = table.append_column(name, _said_of_all(partitions[name], table))
+        elif partitions.get(name) is not None:
+            # Few values are distinct where all must be one: no long text is made plain for each row.
+            own = set(table[name].unique().cast(pa.string()).to_pylist())
+            if own - {None, partitions[name]}:
+                raise _otherwise_said(name)
+            if table[name].null_count:
+                table = _with_said(table, name, partitions[name])
     return table, columns
+
+
+def _said_of_all(value: str | None, table: pa.Table) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.string()), table.num_rows)
+
+
+def _with_said(table: pa.Table, name: str, value: str | None) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, _said_of_all(value, table))
+
+
+def _otherwise_said(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"The column {name!r} does not say what the directory of the file says.",
+        code="input.partition",
+        fix="readers differ in which they believe: remove the column, or move the rows to the right directory",
+    )
 
 
 def _all_names(names: Sequence[str], partitions: Mapping[str, str | None]) -> list[str]:
@@ -215,6 +268,12 @@ def read_ipc(source: Source, asked: Asked, partitions: Mapping[str, str | None])
             whole.validate(full=True)
             for start in range(0, max(whole.num_rows, 1), ROWS):
                 yield _with_partitions(pa.Table.from_batches([whole.slice(start, ROWS)]), columns, partitions)
+        if not is_file and opened.tell() < opened.size():
+            raise InvalidInput(
+                "The Arrow stream ends before its file does: what follows, maybe another stream, is not read.",
+                code="input.unreadable",
+                fix="write each stream to a file of its own",
+            )
 
 
 def _read_csv(source: Source, asked: Asked, partitions: Mapping[str, str | None]) -> Iterator[tuple[pa.Table, Columns]]:
@@ -249,34 +308,54 @@ def _read_lines(
 ) -> Iterator[tuple[pa.Table, Columns]]:
     assert isinstance(source, Path)
     columns: Columns | None = None
+    names: dict[str, None] = {}
     with _text(source) as lines:
         numbered = enumerate(iter(lambda: lines.readline(_LINE_BYTES_MAX + 1), b""), start=1)
         while chunk := list(islice(numbered, ROWS)):
             rows = [_object(number, line) for number, line in chunk if line.strip()]
-            if columns is None:
-                names = dict.fromkeys(name for row in rows for name in row)
+            known = len(names)
+            names.update(dict.fromkeys(chain.from_iterable(rows)))
+            if columns is None or len(names) > known:
+                # A column may begin at any row: to be without it is the same as to have null, for the rows before.
                 columns = asked.among(_all_names(list(names), partitions))
-            table = table_of(columns, {name: [row.get(name) for row in rows] for name in wanted(columns)}, len(rows))
-            for name, value in partitions.items():
-                if name in table.column_names and not any(name in row for row in rows):
-                    table = table.drop_columns([name])
-                    table = table.append_column(name, pa.repeat(pa.scalar(value, pa.string()), len(rows)))
-            yield table, columns
+            yield _table_of_rows(rows, columns, partitions), columns
+
+
+def _table_of_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Columns, partitions: Mapping[str, str | None]
+) -> pa.Table:
+    values = {name: [row.get(name) for row in rows] for name in wanted(columns)}
+    table = table_of(columns, values, len(rows))
+    for name, own in values.items():
+        said = partitions.get(name)
+        if said is not None:
+            # Not by the table, where what is no id is null: it would be taken for one that says nothing.
+            if any(value is not None and _as_text(value, None) != said for value in own):
+                raise _otherwise_said(name)
+            table = _with_said(table, name, said)
+    return table
 
 
 def _object(number: int, line: bytes) -> dict[str, Any]:
     found = None
     if len(line) <= _LINE_BYTES_MAX:
         try:
-            found = json.loads(line)
+            found = json.loads(line, object_pairs_hook=_distinct)
         except (ValueError, RecursionError):
             found = None
     if not isinstance(found, dict):
         raise InvalidInput(
-            f"Line {number} is not one JSON object of at most {_LINE_BYTES_MAX} bytes.",
+            f"Line {number} is not one JSON object of at most {_LINE_BYTES_MAX} bytes, each key in it once.",
             code="input.json",
-            fix="write one object a line",
+            fix="write one object a line, and no key twice: readers differ in which they believe",
         )
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
     return found
 
 

@@ -154,7 +154,12 @@ def _members(
 ) -> pa.Table:
     """Everybody of whom something is recorded, or who is held, with the number of their standing."""
     likenesses = view.likenesses(purpose, distinctions.voiding)
+    # The follower may take records in meanwhile: one list of members, and on both sides of it who is held, so that
+    # nobody who is recorded or held at this moment falls between the two.
+    held_before = view.held
     keys = list(view.records)
+    only_held = set(held_before | view.held)
+    only_held.difference_update(keys)
     classes = [
         view.classes(keys[start : start + _SIDE_BY_SIDE], likenesses, at=at, known_at=known_at)
         for start in range(0, len(keys), _SIDE_BY_SIDE)
@@ -164,8 +169,7 @@ def _members(
     assert numbers[HELD_CLASS] == _Standings.HELD
     found: npt.NDArray[np.int32] = numbers[np.concatenate(classes)] if classes else np.zeros(0, dtype=np.int32)
     # Of some who are held nothing else is recorded.
-    only_held = sorted(key for key in view.held if key not in view.records)
-    ids = pa.array([*keys, *only_held], pa.binary()).cast(pa.string())
+    ids = pa.array([*keys, *sorted(only_held)], pa.binary()).cast(pa.string())
     held = np.full(len(only_held), _Standings.HELD, dtype=np.int32)
     return pa.table({"member_id": ids, "standing": pa.array(np.concatenate([found, held]))})
 

@@ -49,9 +49,22 @@ class Columns:
     collected: str | None = None
 
 
+_CONVENTIONAL: Final = frozenset({"member_id", "jurisdiction", "category", "collected_at"})
+
+
 def conventional_columns(table: pa.Table) -> Columns:
-    """The columns that have our conventional names; only `member_id` has to be there."""
+    """The columns that have our conventional names; only `member_id` has to be there.
+
+    Raises InvalidInput for a name that differs only in case: to other engines it is ours, and its pauses count.
+    """
     names = table.column_names
+    for name in names:
+        if name not in _CONVENTIONAL and name.lower() in _CONVENTIONAL and name.lower() not in names:
+            raise InvalidInput(
+                f"The table has a column {name!r}, which is the conventional {name.lower()!r} but for its case.",
+                code="input.column",
+                fix=f"rename it to {name.lower()!r}, or name the columns",
+            )
     return Columns(
         jurisdiction="jurisdiction" if "jurisdiction" in names else None,
         category="category" if "category" in names else None,

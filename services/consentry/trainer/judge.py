@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 
@@ -34,6 +34,20 @@ class Judge(Protocol):
         ...
 
 
+CLOCKS_SECONDS_MAX: Final = 1.0
+BUNDLE_CLOCKS_SECONDS: Final = 300.0
+"""A bundle may seem to be so much younger than now, as clocks differ."""
+
+
+def too_old(age_seconds: float, bound_seconds: float, *, clocks: float = CLOCKS_SECONDS_MAX) -> str:
+    """Why a view of that age proves nothing; empty where it does. A clock that went back makes no old view fresh."""
+    if age_seconds > bound_seconds:
+        return f"what is held is {age_seconds:.1f} s old, the bound is {bound_seconds:g} s"
+    if age_seconds < -clocks and bound_seconds != float("inf"):
+        return f"this machine's clock is {-age_seconds:.1f} s behind the processor's"
+    return ""
+
+
 class ViewJudge:
     """Judges by a view that does not move, such as that of a bundle: as of `at`, or of now where it is None.
 
@@ -61,10 +75,9 @@ class ViewJudge:
     @property
     def stale_detail(self) -> str:
         """See Judge."""
-        age = self.view.staleness_seconds(self._clock())
-        if age > self._stale_after_seconds:
-            return f"what is held is {age:.0f} s old, the bound is {self._stale_after_seconds:g} s"
-        return ""
+        return too_old(
+            self.view.staleness_seconds(self._clock()), self._stale_after_seconds, clocks=BUNDLE_CLOCKS_SECONDS
+        )
 
     def judge(
         self, table: pa.Table, *, purpose: str, columns: Columns | None = None, at_least: str | None = None

@@ -7,8 +7,10 @@ small file that is replaced whole. A worker that finds it too old, damaged or go
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +21,11 @@ import pyarrow as pa
 import structlog
 
 from consentry.domain.controls import Controls
-from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.domain.errors import ConsentryError, InvalidInput, Refused
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
 from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
+from consentry.trainer.judge import too_old
 from consentry.trainer.view import View
 from consentry.wire.catalog import Catalog, catalog_of_ids
 from consentry.wire.controls import Frontier, read_control_or_pause
@@ -35,6 +38,7 @@ from consentry.wire.tokens import TokenKeys, read_token
 EVERY_SECONDS: Final = 0.25
 """So often what changed is written: it adds to the staleness of workers, which have the client's bound."""
 _STATE: Final = "state.json"
+_LOCK: Final = "lock"
 _FORMAT: Final = 1
 _KEPT_STATES: Final = 4
 """Files of so many earlier states stay, for workers that are just opening them."""
@@ -67,6 +71,8 @@ class ViewWriter:
         self._detail = detail
         self._controls = controls
         self._schema_ids = catalog.ids_for(topics()[CONTROLS].records)
+        # Names are this writer's own: what a reader remembers by name is never another one's.
+        self._writer = secrets.token_hex(8)
         self._names: dict[Segment, str] = {}
         self._number = 0
         self._controls_name, self._controls_count = "", -1
@@ -74,6 +80,7 @@ class ViewWriter:
         self._stopping = threading.Event()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_own()
+        self._lock = self._locked()
         for old in (*directory.glob("records-*"), *directory.glob("controls-*"), *directory.glob(_STATE)):
             old.unlink()
         self.write()
@@ -90,12 +97,27 @@ class ViewWriter:
                 fix="name one of your own with mode 0700, or one that does not exist yet",
             )
 
+    def _locked(self) -> int:
+        """The file with the directory's lock, which ends with the process. Raises Refused where another client has it."""
+        lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise Refused(
+                f"Another client shares its view in {str(self.directory)!r}.",
+                code="trainer.shared_directory_taken",
+                fix="name a directory for each client, such as one with the rank in its name",
+            ) from error
+        return lock
+
     def stop(self) -> None:
         """Write once more, and end."""
         if not self._stopping.is_set():
             self._stopping.set()
             self._thread.join(timeout=10)
             self._write_or_say_why()
+            os.close(self._lock)
 
     def _run(self) -> None:
         while not self._stopping.wait(EVERY_SECONDS):
@@ -114,6 +136,7 @@ class ViewWriter:
         # In this order: what is said to be known has to be in what is written after it.
         state: dict[str, Any] = {
             "format": _FORMAT,
+            "writer": self._writer,
             "detail": self._detail(),
             "partitions": view.partitions,
             "positions": [[topic, partition, at] for (topic, partition), at in dict(view.positions).items()],
@@ -135,7 +158,7 @@ class ViewWriter:
                 [one.offset, one.appended_at, None if one.value is None else _text(one.value)]
                 for one in self._controls[:count]
             ]
-            self._controls_name, self._controls_count = f"controls-{count}.json", count
+            self._controls_name, self._controls_count = f"controls-{self._writer}-{count}.json", count
             content = {"schema_ids": {name: list(ids) for name, ids in self._schema_ids.items()}, "messages": messages}
             (self.directory / self._controls_name).write_text(json.dumps(content))
         return self._controls_name
@@ -144,7 +167,7 @@ class ViewWriter:
         name = self._names.get(segment)
         if name is None:
             self._number += 1
-            name = self._names[segment] = f"records-{self._number}"
+            name = self._names[segment] = f"records-{self._writer}-{self._number}"
             segment.save(self.directory / name)
         return name
 
@@ -197,7 +220,7 @@ class SharedView:
     def _reset(self) -> None:
         self._view: View | None = None
         self._read_from: tuple[int, int] = (0, 0)
-        self._controls_name = ""
+        self._controls_name = self._writer = ""
         self._segments: dict[str, Segment] = {}
         self._detail = "the shared view has not been read"
         self._reading = threading.Lock()
@@ -230,9 +253,7 @@ class SharedView:
         if self._detail or self._view is None:
             return self._detail
         age = self._view.staleness_seconds(self._clock())
-        if age > self._staleness_seconds:
-            return f"the shared view is {age:.1f} s old, the bound is {self._staleness_seconds:g} s"
-        return ""
+        return too_old(age, self._staleness_seconds)
 
     def judge(
         self,
@@ -294,6 +315,9 @@ class SharedView:
         state = json.loads((self.directory / _STATE).read_text())
         if state["format"] != _FORMAT:
             raise ValueError("another format")
+        if state["writer"] != self._writer:
+            # Another client began anew: what it has not read yet must not be kept from the one before.
+            self._view, self._controls_name, self._segments = None, "", {}
         view = self._view or View(int(state["partitions"]), iso_jurisdictions())
         names = [_plain(name) for name in state["segments"]]
         segments = {name: self._segments.get(name) or Segment.open(self.directory / name) for name in names}
@@ -310,7 +334,7 @@ class SharedView:
             view.apply_frontier(Frontier(*frontier))
         view.settle_frontiers()
         view.freshness.tainted = set(state["tainted"])
-        self._view, self._detail = view, str(state["detail"])
+        self._view, self._detail, self._writer = view, str(state["detail"]), str(state["writer"])
 
 
 def _controls(path: Path) -> Controls:

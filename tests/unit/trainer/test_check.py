@@ -61,6 +61,14 @@ def check(view: View, *paths: Path, stale_after: float = float("inf"), show: int
     return Check(judge, purpose=PURPOSE, show_max=show).files(find_files(paths), Asked(**columns))
 
 
+def _pause_hong_kong(view: View) -> None:
+    view.apply_control(policy(901, terms("HK", regime=Regime.NOT_OFFERED), on=1))
+
+
+def _codes(report: Report) -> list[str | None]:
+    return [None if file.problem is None else file.problem.code for file in report.files]
+
+
 def _lines(table: pa.Table, path: Path) -> None:
     rows = table.to_pylist()
     path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in rows))
@@ -148,6 +156,25 @@ class TestFormats:
                 WRITERS[suffix](pa.table({"member_id": ["anna"]}), tmp_path / place / f"part{suffix}")
         assert check(known, tmp_path).as_data()["counts"] == {"NOT_OFFERED": 4, "DEFAULT_ON": 4}
 
+    def test_json_lines_may_begin_to_name_a_column_at_any_row(self, known: View, tmp_path: Path) -> None:
+        """The first rows of a crawl may have no jurisdiction: the paused place of a later one was not looked at."""
+        _pause_hong_kong(known)
+        (tmp_path / "a.jsonl").write_text(
+            '{"member_id":"anna"}\n' * ROWS + '{"member_id":"anna","jurisdiction":"HK"}\n{"member_id":"anna"}\n'
+        )
+        assert check(known, tmp_path).as_data()["counts"] == {"DEFAULT_ON": ROWS + 1, "NOT_OFFERED": 1}
+
+    @pytest.mark.parametrize("suffix", WRITERS)
+    def test_rows_that_do_not_say_it_themselves_are_what_their_directory_says(
+        self, known: View, tmp_path: Path, suffix: str
+    ) -> None:
+        """One row with a jurisdiction of its own took it from all others of the file."""
+        _pause_hong_kong(known)
+        (tmp_path / "jurisdiction=HK").mkdir()
+        table = pa.table({"member_id": ["anna", "anna"], "jurisdiction": [None, "HK"]})
+        WRITERS[suffix](table, tmp_path / "jurisdiction=HK" / f"a{suffix}")
+        assert check(known, tmp_path).as_data()["counts"] == {"NOT_OFFERED": 2}
+
     def test_times_of_collection_are_read_as_each_format_has_them(self, known: View, tmp_path: Path) -> None:
         """Rows from before the cut-off are not offered."""
         known.apply_control(policy(901, terms("US", collected_from=day(5)), on=1))
@@ -231,6 +258,72 @@ class TestOutcomes:
             assert file.problem.code == "input.column"
             assert "'author', 'text'" in file.problem.message
 
+    @pytest.mark.parametrize("suffix", WRITERS)
+    @pytest.mark.parametrize("place", ["jurisdiction=HK", "member_id=bert"])
+    def test_a_column_that_says_otherwise_than_its_directory_cannot_be_told(
+        self, known: View, tmp_path: Path, place: str, suffix: str
+    ) -> None:
+        """Readers differ in which they believe: what was judged as US may be trained on as HK."""
+        (tmp_path / place).mkdir()
+        table = pa.table({"member_id": ["anna"], "jurisdiction": ["US"]})
+        WRITERS[suffix](table, tmp_path / place / f"a{suffix}")
+        report = check(known, tmp_path)
+        assert report.outcome is Outcome.CANNOT_TELL
+        assert _codes(report) == ["input.partition"]
+
+    def test_what_is_no_id_does_not_take_that_of_its_directory(self, known: View, tmp_path: Path) -> None:
+        """A row that says nonsense of its member is not one that says nothing."""
+        (tmp_path / "member_id=anna").mkdir()
+        (tmp_path / "member_id=anna" / "a.jsonl").write_text('{"member_id": true}\n')
+        assert _codes(check(known, tmp_path)) == ["input.partition"]
+
+    @pytest.mark.parametrize("suffix", WRITERS)
+    @pytest.mark.parametrize("name", ["Jurisdiction", "CATEGORY", " collected_at", "Member_Id"])
+    def test_a_name_that_is_ours_but_for_its_case_cannot_be_told(
+        self, known: View, tmp_path: Path, name: str, suffix: str
+    ) -> None:
+        """A paused place under `Jurisdiction` was ignored without a word."""
+        WRITERS[suffix](pa.table({"member_id": ["anna"], name: ["HK"]}), tmp_path / f"a{suffix}")
+        report = check(known, tmp_path)
+        assert report.outcome is Outcome.CANNOT_TELL
+        assert _codes(report) == ["input.column"]
+        assert repr(name) in str(report.files[0].problem)
+
+    def test_a_name_in_another_case_may_be_asked_for_but_not_beside_its_like(self, known: View, tmp_path: Path) -> None:
+        """Whoever is told to name the column must get an answer then; of two that are alike one would be a guess."""
+        _pause_hong_kong(known)
+        table = pa.table({"member_id": ["anna"], "Jurisdiction": ["HK"]})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert check(known, tmp_path, jurisdiction="Jurisdiction").as_data()["counts"] == {"NOT_OFFERED": 1}
+        pq.write_table(table.append_column("jurisdiction", pa.array(["US"])), tmp_path / "a.parquet")
+        assert _codes(check(known, tmp_path, jurisdiction="Jurisdiction")) == ["input.column"]
+
+    def test_a_name_in_another_case_may_stand_in_any_row_or_directory(self, known: View, tmp_path: Path) -> None:
+        """What the first rows do not have is looked for in the later ones too."""
+        (tmp_path / "Jurisdiction=HK").mkdir()
+        (tmp_path / "Jurisdiction=HK" / "a.csv").write_text("member_id\nanna\n")
+        (tmp_path / "b.jsonl").write_text(
+            '{"member_id":"anna"}\n' * ROWS + '{"member_id":"anna","Jurisdiction":"HK"}\n'
+        )
+        assert _codes(check(known, tmp_path)) == ["input.column"] * 2
+
+    def test_a_key_that_is_there_twice_cannot_be_told(self, known: View, tmp_path: Path) -> None:
+        """Readers differ in which of both they take: Bert's row was judged as Anna's."""
+        (tmp_path / "a.jsonl").write_text('{"member_id":"bert","member_id":"anna"}\n')
+        report = check(known, tmp_path)
+        assert report.outcome is Outcome.CANNOT_TELL
+        assert _codes(report) == ["input.json"]
+
+    def test_what_follows_the_end_of_a_stream_cannot_be_told(self, known: View, tmp_path: Path) -> None:
+        """Streams that were put one after the other: only the first was read."""
+        for member in ("anna", "bert"):
+            _stream(pa.table({"member_id": [member]}), tmp_path / f"{member}.arrows")
+        first, second = tmp_path / "anna.arrows", tmp_path / "bert.arrows"
+        first.write_bytes(first.read_bytes() + second.read_bytes())
+        report = check(known, first)
+        assert report.outcome is Outcome.CANNOT_TELL
+        assert _codes(report) == ["input.unreadable"]
+
     def test_the_other_files_are_checked_all_the_same_and_a_violation_stands(self, known: View, tmp_path: Path) -> None:
         """One broken file must not hide who is in the others."""
         (tmp_path / "a.parquet").write_bytes(b"broken")
@@ -277,6 +370,13 @@ class TestFinding:
             (tmp_path / name).touch()
         assert _names(find_files([tmp_path], ignored=["*.md"]), tmp_path) == ["a.csv", "b/c.csv"]
         assert "README.md" in _names(find_files([tmp_path]), tmp_path), "what is not known is not skipped unsaid"
+
+    def test_a_partition_is_data_whatever_its_name_begins_with(self, tmp_path: Path) -> None:
+        """Readers and the purge take `_name=value` for data: what they read must have been checked."""
+        for name in ("_x=1/a.csv", "_x/b.csv", ".x=1/c.csv"):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).touch()
+        assert _names(find_files([tmp_path]), tmp_path) == ["_x=1/a.csv"]
 
     def test_links_are_followed_but_not_round_in_circles(self, tmp_path: Path) -> None:
         """A data set of links would be clean because nothing of it was read."""

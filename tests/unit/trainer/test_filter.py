@@ -256,3 +256,11 @@ def test_many_rows_have_the_codes_of_few(texts: list[str | None]) -> None:
 
     assert [values[code] for code in codes.tolist()] == texts * 4010
     assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("name", ["Jurisdiction", "CATEGORY", "Member_ID", "Collected_At"])
+def test_a_column_that_is_ours_but_for_its_case_is_refused(name: str) -> None:
+    """Spark and DuckDB would take it for ours: a row of a paused country must not pass here."""
+    with pytest.raises(InvalidInput) as caught:
+        conventional_columns(pa.table({"member_id": ["a"], name: ["x"]} if name != "Member_ID" else {name: ["a"]}))
+    assert caught.value.code == "input.column"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pytest
 from tests.strategies import PURPOSE, pause
 from tests.unit.trainer.test_decide_table import HOME, MEMBERS, OUT, new_view, put, record_of
 
-from consentry.domain.errors import InvalidInput
+from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Micros, Reason
 from consentry.trainer.filter import REASONS
 from consentry.trainer.shared import SharedView, ViewWriter
@@ -39,11 +41,15 @@ class Shared:
         put(self.view, *(record_of(member, HOME) for member in MEMBERS))
         self.prove()
         self.directory = directory
-        self.writer = ViewWriter(
-            self.view, directory, catalog=self.catalog, detail=lambda: self.detail, controls=self.controls
-        )
-        self.writer._stopping.set()  # written when the test says so
+        self.again()
         self.reader = SharedView(directory, staleness_seconds=5.0, clock=lambda: self.now)
+
+    def again(self) -> None:
+        """A writer, which writes when the test says so."""
+        self.writer = ViewWriter(
+            self.view, self.directory, catalog=self.catalog, detail=lambda: self.detail, controls=self.controls
+        )
+        self.writer._stopping.set()
 
     def prove(self) -> None:
         for partition in range(self.view.partitions):
@@ -55,8 +61,10 @@ class Shared:
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Shared:
-    return Shared(tmp_path / "view")
+def shared(tmp_path: Path) -> Iterator[Shared]:
+    found = Shared(tmp_path / "view")
+    yield found
+    os.close(found.writer._lock)
 
 
 def test_what_the_client_learns_the_other_process_knows(shared: Shared) -> None:
@@ -152,6 +160,31 @@ def test_a_directory_that_others_can_write_is_refused(tmp_path: Path, shared: Sh
             controls=[],
         )
     assert caught.value.code == "trainer.shared_directory"
+
+
+def test_a_second_client_cannot_share_the_same_directory(shared: Shared) -> None:
+    """Readers would see now one view and now the other, each of them fresh."""
+    with pytest.raises(Refused) as caught:
+        shared.again()
+    assert caught.value.code == "trainer.shared_directory_taken"
+
+
+def test_a_reader_forgets_what_the_client_before_wrote(shared: Shared) -> None:
+    """A job that begins anew has the same directory; what a reader remembers by name was another's."""
+    assert set(shared.reasons()) == {Reason.DEFAULT_ON}
+    os.close(shared.writer._lock)  # as when the process ends
+    put(shared.view, *(record_of(member, HOME, OUT) for member in MEMBERS))
+
+    shared.again()
+
+    assert set(shared.reasons()) == {Reason.OPTED_OUT}
+
+
+def test_a_clock_that_goes_back_makes_no_old_view_fresh(shared: Shared) -> None:
+    """An opt-out of the hour in between is in nobody's view."""
+    shared.now = Micros(shared.now - 3_600_000_000)
+
+    assert set(shared.reasons()) == {Reason.STALE}
 
 
 def test_old_files_do_not_pile_up(shared: Shared) -> None:

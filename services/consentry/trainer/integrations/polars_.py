@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import polars as pl
@@ -47,15 +48,21 @@ def filter(
 
 
 def _kept(frame: pl.DataFrame, sieve: Sieve) -> pl.DataFrame:
-    table = pa.table({name: _arrow_of(frame[name], name, sieve) for name in sieve.names})
+    def values(name: str) -> Any:
+        return arrow_of(frame[name], lambda listed: sieve.column(name, listed))
+
+    table = pa.table({name: values(name) for name in sieve.names})
     return frame.filter(pl.Series(sieve.mask(table)))
 
 
-def _arrow_of(series: pl.Series, name: str, sieve: Sieve) -> Any:
-    """Without a copy of text ids where there are views of them; objects, which Arrow takes for numbers, by value."""
+def arrow_of(series: pl.Series, read: Callable[[list[Any]], Any]) -> Any:
+    """Without a copy of text ids where there are views of them; what Arrow cannot hold as `read` does, value by value.
+
+    Those are objects, which it would take for numbers, and integers of 128 bits; a gap stays one.
+    """
     if series.dtype == pl.Object:
-        return sieve.column(name, series.to_list())
+        return read(series.to_list())
     try:
         return series.to_arrow()
-    except pa.ArrowInvalid:  # such as integers of 128 bits
-        return sieve.column(name, [str(value) for value in series.to_list()])
+    except pa.ArrowInvalid:
+        return read(series.to_list())

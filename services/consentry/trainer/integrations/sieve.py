@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
 from consentry.trainer.filter import Columns, check_columns, conventional_columns
 from consentry.trainer.judge import Judge
+
+
+_WHOLE: Final = int | np.integer
 
 
 class Sieve:
@@ -66,6 +69,9 @@ class Sieve:
 
         Raises InvalidInput where the times of collection are of several types.
         """
+        is_member = name == self.columns.member
+        if is_member and not are_plain(values):
+            return _ids(values)
         try:
             found = pa.array(values, from_pandas=True)
             # Texts among bytes are taken for bytes.
@@ -78,8 +84,21 @@ class Sieve:
                     code="input.column",
                     fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
                 ) from error
-        read = _as_id if name == self.columns.member else _as_text
-        return pa.array([read(value) for value in values], pa.large_string())
+        return _ids(values) if is_member else pa.array([_as_text(value) for value in values], pa.large_string())
+
+
+def are_plain(values: Any) -> bool:
+    """Whether Arrow reads a column of ids as Python does: it makes a 1 of numpy.True_, or of 1.5 in half precision."""
+    dtype = getattr(values, "dtype", None)
+    of_categories = getattr(dtype, "categories", None)
+    if of_categories is not None:
+        return are_plain(of_categories)
+    return (dtype is not None and dtype != object) or all(map(_is_plain, set(map(type, values))))
+
+
+def _is_plain(kind: type) -> bool:
+    is_gap = kind.__name__ in ("NoneType", "NAType", "NaTType")
+    return is_gap or (issubclass(kind, str | float | _WHOLE) and kind is not bool)
 
 
 def _columns_among(names: list[str], columns: Columns | None) -> Columns:
@@ -97,7 +116,19 @@ def _columns_among(names: list[str], columns: Columns | None) -> Columns:
     return columns
 
 
-def _as_id(value: Any) -> str | None:
+def _ids(values: Sequence[Any]) -> pa.Array:
+    """Texts, or the decimal texts of whole numbers where there is nothing but these; null what is no id."""
+    is_numbers = all(value is None or (isinstance(value, _WHOLE) and type(value) is not bool) for value in values)
+    read = _decimal if is_numbers else as_id
+    return pa.array([read(value) for value in values], pa.large_string())
+
+
+def _decimal(value: Any) -> str | None:
+    return None if value is None else str(int(value))
+
+
+def as_id(value: Any) -> str | None:
+    """A text that can be written as UTF-8; None for anything else."""
     return value if isinstance(value, str) and _is_writable(value) else None
 
 

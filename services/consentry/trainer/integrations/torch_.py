@@ -263,8 +263,11 @@ class ConsentLoader:
             self._positions[handed.shard] = handed.position
             self._turn = (handed.shard // dataset.ranks + 1) % (self._shards // dataset.ranks)
             if handed.keys is not None:
-                left = left_of(handed.batch, question.mask(handed.keys), is_first=is_first)
-                is_first = False
+                mask = question.mask(handed.keys)
+                if handed.is_example:
+                    left = handed.batch if mask.all() else None
+                else:
+                    left, is_first = left_of(handed.batch, mask, is_first=is_first), False
                 if left is not None:
                     yield left
         self._positions, self._turn = {}, 0
@@ -300,6 +303,8 @@ class _Handed(NamedTuple):
     excluded: dict[str, int]
     keys: pa.Table | None = None
     batch: Any = None
+    is_example: bool = False
+    """Whether the batch is one example as it is, of which no rows can be taken out."""
     error: tuple[type[ConsentryError], str, str, str] | None = None
 
 
@@ -363,8 +368,9 @@ class _Batches(IterableDataset[_Handed]):
             promote_options="permissive",
         )
         examples = [one.example for one in some]
-        batch = examples[0] if self._batch_size is None else self._collate(examples)
-        return _Handed(shard, position, _excluded(tally), keys, batch)
+        if self._batch_size is None:
+            return _Handed(shard, position, _excluded(tally), keys, examples[0], is_example=True)
+        return _Handed(shard, position, _excluded(tally), keys, self._collate(examples))
 
 
 def _excluded(tally: Counter[Reason]) -> dict[str, int]:

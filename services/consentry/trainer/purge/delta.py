@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 from urllib.parse import unquote
@@ -20,14 +21,18 @@ from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import Clock
 from consentry.trainer.filter import Columns, conventional_columns
 from consentry.trainer.purge.cover import Cover
+from consentry.trainer.purge.files import folder_values
 from consentry.trainer.purge.journal import Total
 from consentry.trainer.purge.rewrite import check_same, rewrite
-from consentry.trainer.purge.versions import Conflict, VersionedTable
+from consentry.trainer.purge.versions import Conflict, Unopened, VersionedTable
 from consentry.trainer.purge.work import Done, look
 
 _ROWS: Final = "consentry.purge.rows"
 _BEFORE: Final = "consentry.purge.before"
 _STATISTICS_BYTES_MAX: Final = 32
+_LOG: Final = "_delta_log"
+_BASE: Final = re.compile(r"(0{20})\.json|(\d{20})\.checkpoint\..*parquet|(\d{20})\.checkpoint\..*json")
+"""The log entries that a version can be read from without any that is older."""
 
 
 def delta_table(uri: str, *, clock: Clock, columns: Columns | None = None) -> VersionedTable:
@@ -47,12 +52,24 @@ class _Table:
     def newest(self) -> _Version:
         return _Version(self._load(), self._clock, self._columns)
 
-    def older(self) -> Iterator[_Version]:
-        for number in range(self._load().version() - 1, -1, -1):
-            try:
-                yield _Version(self._load(number), self._clock, self._columns)
-            except (DeltaError, OSError):
-                return  # its log was cleaned away: it cannot be read by anybody any more
+    def older(self) -> Iterator[_Version | Unopened]:
+        newest = self.newest()
+        # Below the oldest base the log was cleaned away: nobody can read these versions; `strays` has their files.
+        for number in range(int(newest.id) - 1, newest.oldest() - 1, -1):
+            yield self._opened(number)
+
+    def _opened(self, number: int) -> _Version | Unopened:
+        try:
+            version = _Version(self._load(number), self._clock, self._columns)
+            assert version.files is not None  # read here, where an error is a version that cannot be looked at
+        except (DeltaError, OSError, InvalidInput) as error:
+            return Unopened(str(number), f"it cannot be opened: {type(error).__name__}")
+        return version
+
+    def strays(self, named: Collection[str]) -> Collection[str]:
+        lying = self.newest().lying()
+        # Loaded after they were listed: what somebody commits meanwhile is no stray.
+        return lying - set(named) - self.newest().files.keys()
 
     def totals(self) -> Mapping[str, Total]:
         found: dict[str, Total] = {}
@@ -106,6 +123,19 @@ class _Version:
     def files(self) -> Mapping[str, int]:
         return {path: action["size_bytes"] for path, action in self._actions.items()}
 
+    def oldest(self) -> int:
+        """The first version that the log can still lead to."""
+        found = [_BASE.fullmatch(name.rpartition("/")[2]) for name in self._names_in(_LOG)]
+        return min((int(next(filter(None, one.groups()))) for one in found if one), default=0)
+
+    def lying(self) -> set[str]:
+        """Every data file in the table's folder, those of the change data feed too."""
+        return {path for path in self._names_in("") if path.endswith(".parquet") and not path.startswith(f"{_LOG}/")}
+
+    def _names_in(self, folder: str) -> list[str]:
+        selector = pyarrow.fs.FileSelector(folder, recursive=not folder)
+        return [told.path.lstrip("/") for told in self._filesystem.get_file_info(selector) if told.is_file]
+
     def look(self, path: str, cover: Cover) -> Done:
         done = Done(name=path)
         with self._open(path) as source:
@@ -122,6 +152,8 @@ class _Version:
         return missing | self._partition(path)
 
     def _partition(self, path: str) -> dict[str, str | None]:
+        if path not in self._actions:
+            return folder_values(path)
         values = self._actions[path].get("partition") or {}
         return {name: None if value is None else str(value) for name, value in values.items()}
 

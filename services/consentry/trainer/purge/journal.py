@@ -22,12 +22,19 @@ from consentry.trainer.purge.swap import is_content, put_back, sync_file, sync_f
 
 FOLDER: Final = ".consentry-purge"
 _LINES: Final = "journal.jsonl"
+_KEPT: Final = (_LINES, "lock")
 _COMPACT_LINES_MIN: Final = 1000
 
 
 def order_key(order_id: str) -> str:
     """Names an order without naming a member."""
     return hashlib.blake2b(order_id.encode(), digest_size=16).hexdigest()
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """What lies in a directory's journal folder besides the journal: files of a purge under way, or of a killed one."""
+    folder = directory / FOLDER
+    return sorted(path for path in folder.iterdir() if path.name not in _KEPT) if folder.is_dir() else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +169,8 @@ class Journal:
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name not in (_LINES, "lock"):
-                path.unlink()
+        for path in leftovers(self.folder.parent):
+            path.unlink()
 
     def _compact(self) -> None:
         lines = [

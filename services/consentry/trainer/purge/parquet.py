@@ -18,7 +18,7 @@ from consentry.trainer.purge.files import (
     understood_files,
     version_of_listing,
 )
-from consentry.trainer.purge.journal import Journal, Staged, Total, order_key
+from consentry.trainer.purge.journal import Journal, Staged, Total, leftovers, order_key
 from consentry.trainer.purge.outcome import DatasetChanged, FilePlan, Plan, Progress, PurgeResult, Verified, no_progress
 from consentry.trainer.purge.swap import swap, sync_folders
 from consentry.trainer.purge.work import Done, Run, Task, Worker, run_here
@@ -91,6 +91,11 @@ class ParquetDirectory:
         if understood_files(self.directory) != paths:
             raise DatasetChanged("Files came or went while the data set was looked through.")
         version = "" if unreadable else self.version()
+        if not names:
+            unreadable.append("there is no data file there")
+        if leftovers(self.directory):
+            # Whole Parquet files of old rows, where no reader of the data set looks.
+            unreadable.append("a purge is not finished, and what it left holds rows: run apply again")
         return Verified(
             version=version,
             files=len(names),

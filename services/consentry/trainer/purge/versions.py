@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import pyarrow as pa
@@ -22,6 +23,14 @@ class Conflict(Exception):
 
 class Gone(Exception):
     """A file of an old version is not there any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """An older version that should be readable and could not be opened: nobody can say what it holds."""
+
+    id: str
+    why: str
 
 
 class Version(Protocol):
@@ -56,8 +65,12 @@ class Versions(Protocol):
         """Its version now."""
         ...
 
-    def older(self) -> Iterator[Version]:
-        """The others that can still be read, newest first."""
+    def older(self) -> Iterator[Version | Unopened]:
+        """The others that can still be read, newest first; those that should be and cannot, as Unopened."""
+        ...
+
+    def strays(self, named: Collection[str]) -> Collection[str]:
+        """Data files that lie there and that neither `named` nor the newest version has. Raises OSError."""
         ...
 
     def totals(self) -> Mapping[str, Total]:
@@ -149,12 +162,16 @@ class VersionedTable:
         if old_versions:
             by_file = {path: 0 for path in version.files}
             for older in self._versions.older():
+                if isinstance(older, Unopened):
+                    unreadable.append(f"the older version {older.id}: {older.why}")
+                    continue
                 looked, more = _tolerant(older, cover, no_progress, older.files.keys() - by_file.keys(), skip_gone=True)
                 by_file |= dict.fromkeys(older.files.keys() - by_file.keys(), 0)
                 by_file |= {one.name: sum(one.covered.values()) for one in looked}
                 unreadable += more
                 if rows := sum(by_file[path] for path in older.files):
                     old[older.id] = rows
+            unreadable += self._strays(version, cover, by_file)
         return Verified(
             version=version.id,
             files=len(version.files),
@@ -164,6 +181,17 @@ class VersionedTable:
             unreadable=tuple(sorted(unreadable)),
             old_versions=old,
         )
+
+    def _strays(self, version: Version, cover: Cover, named: Collection[str]) -> list[str]:
+        """Why it cannot be told that files are clean that lie there though no version that was opened names them.
+
+        Their log was cleaned away, or never written: no reader of the table sees them, but the rows are on the disk.
+        """
+        looked, why = _tolerant(version, cover, no_progress, self._versions.strays(named), skip_gone=True)
+        for one in looked:
+            if rows := sum(one.covered.values()) + one.unknown:
+                why.append(f"{one.name}: no log that can be read names it, and it holds {rows:,} rows that may have to go")
+        return why
 
 
 def _look_at(version: Version, path: str, cover: Cover) -> Done:

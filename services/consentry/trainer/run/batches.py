@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
 from consentry.trainer.filter import Columns
+from consentry.trainer.integrations.sieve import are_plain, as_id
 
 _CONVENTIONAL: Final = Columns(jurisdiction="jurisdiction", category="category", collected="collected_at")
 _Mask = npt.NDArray[np.bool_]
@@ -47,15 +48,14 @@ def batch_of(given: Any, columns: Columns | None) -> Batch:
     """A batch as something to be judged. Raises InvalidInput where it is none, or lacks a column."""
     if isinstance(given, pa.Table | pa.RecordBatch):
         named = _named(given.schema.names, columns)
-        table = pa.table({name: given.column(name) for name in _names(named)})
-        return Batch(table, named, lambda mask: given.filter(pa.array(mask)))
+        columns_of = {name: given.column(name) for name in _names(named)}
+        return Batch(pa.table(columns_of), named, lambda mask: given.filter(pa.array(mask)))
     if _is_polars(given):
         named = _named(given.columns, columns)
-        return Batch(given.select(_names(named)).to_arrow(), named, given.filter)
+        return Batch(_of_polars(given, named), named, given.filter)
     if _is_pandas(given):
         named = _named([str(name) for name in given.columns], columns)
-        table = pa.table({name: _array(given[name]) for name in _names(named)})
-        return Batch(table, named, lambda mask: given[mask])
+        return Batch(_table(given, named), named, lambda mask: given[mask])
     if isinstance(given, Mapping):
         return _mapping(given, columns)
     raise InvalidInput(
@@ -75,25 +75,39 @@ def _mapping(given: Mapping[str, Any], columns: Columns | None) -> Batch:
             code="input.batch",
             fix="give each column one value for each row; leave out what is not of rows",
         )
-    table = pa.table({name: _array(given[name]) for name in _names(named)})
-    return Batch(table, named, lambda mask: {name: _kept(values, mask) for name, values in given.items()})
+    return Batch(_table(given, named), named, lambda mask: {name: _kept(values, mask) for name, values in given.items()})
 
 
-def _array(values: Any) -> pa.Array | pa.ChunkedArray:
+def _table(given: Any, columns: Columns) -> pa.Table:
+    return pa.table({name: _array(given[name], is_member=name == columns.member) for name in _names(columns)})
+
+
+def _of_polars(given: Any, columns: Columns) -> pa.Table:
+    from consentry.trainer.integrations.polars_ import arrow_of  # Polars is there: it made what was given
+
+    def values(name: str) -> Any:
+        return arrow_of(given[name], lambda listed: _array(listed, is_member=name == columns.member))
+
+    return pa.table({name: values(name) for name in _names(columns)})
+
+
+def _array(values: Any, *, is_member: bool) -> pa.Array | pa.ChunkedArray:
     """A column of any kind; what has no one type becomes texts, and null what is neither text nor whole number."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if _is_tensor(values):
         values = values.detach().cpu().numpy()
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return pa.array([_text(value) for value in values], pa.string())
+    if not is_member or are_plain(values):
+        try:
+            return pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError):
+            pass
+    return pa.array([_text(value) for value in values], pa.string())
 
 
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
-        return value
+        return as_id(value)
     is_number = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
     return str(int(value)) if is_number else None
 
@@ -113,6 +127,12 @@ def _named(names: list[str], columns: Columns | None) -> Columns:
         here = {kind: name for kind, name in _kinds(_CONVENTIONAL).items() if name in names}
         columns = Columns(**{**here, "member": _CONVENTIONAL.member})
     for name in _names(columns):
+        if names.count(name) > 1:
+            raise InvalidInput(
+                f"The batch has {names.count(name)} columns named {name!r}, so it cannot be told which one counts.",
+                code="input.column",
+                fix="rename all but one of them",
+            )
         if name not in names:
             raise InvalidInput(
                 f"The batch has no column {name!r}; it has {', '.join(map(repr, names))}.",

@@ -31,10 +31,12 @@ from consentry.trainer.run.store import (
     damaged,
 )
 from consentry.trainer.view import View
+from consentry.wire.certificates import read_certificate
 from consentry.wire.certificates.reads import SCHEMA, distinct, micros
 from consentry.wire.freshness import FOREVER
 
 _NUMBERS: Final = ("started_at", "lease_micros", "tail_micros", "tail_rows")
+COMPLETED: Final = "COMPLETED"
 BEFORE, AFTER, BOTH, NOT_EXCLUDED = "before", "after", "before and after", "not excluded"
 
 
@@ -81,7 +83,7 @@ def runs_in(url: str) -> Iterator[RunFolder]:
 def reach_of_member(folder: RunFolder, view: View, member: MemberId, *, now: Micros) -> Reach | None:
     """What a run read of one member; None where it is whole and never did. Raises Unavailable."""
     start, found = _started(folder)
-    with _reads(folder) as files:
+    with _reads(folder, found) as files:
         reads = distinct(pa.concat_tables([SCHEMA.empty_table(), *(reads_of(file, member) for file in files)]))
     if reads.num_rows:
         _count(found, reads)
@@ -97,7 +99,7 @@ def reach_of_pause(folder: RunFolder, view: View, name: str, *, now: Micros) -> 
     start, found = _started(folder)
     if not any(pause.scope.purposes is None or found.purpose in pause.scope.purposes for pause in pauses):
         return None
-    with _reads(folder) as files:
+    with _reads(folder, found) as files:
         for piece in merged(files):
             covered = _covered(view, piece, pauses, found.purpose, now)
             if covered.any():
@@ -139,7 +141,7 @@ def _started(folder: RunFolder) -> tuple[dict[str, Any], Reach]:
     if folder.exists(END_FILE):
         found.state = str(folder.read_json(END_FILE).get("state"))
     elif folder.exists(CERTIFICATE_FILE):
-        found.state = "COMPLETED"
+        found.state = COMPLETED
     else:
         seconds, rows = start["tail_micros"] / 1e6, start["tail_rows"]
         tail = f"up to {rows} rows of its last {seconds:g} s of reading may not be recorded" if rows else ""
@@ -148,10 +150,29 @@ def _started(folder: RunFolder) -> tuple[dict[str, Any], Reach]:
 
 
 @contextmanager
-def _reads(folder: RunFolder) -> Iterator[list[pq.ParquetFile]]:
-    names = [READS_FILE] if folder.exists(READS_FILE) else folder.parts()
+def _reads(folder: RunFolder, found: Reach) -> Iterator[list[pq.ParquetFile]]:
+    """What is there of the reads; in `found.unclear` what cannot be all of them."""
+    is_merged = folder.exists(READS_FILE)
+    names = [READS_FILE] if is_merged else folder.parts()
     with ExitStack() as stack:
-        yield [open_reads(stack.enter_context(folder.open(name)), name) for name in names]
+        files = [open_reads(stack.enter_context(folder.open(name)), name) for name in names]
+        if found.state == COMPLETED:
+            found.unclear += _missing(folder, files, is_merged=is_merged)
+        yield files
+
+
+def _missing(folder: RunFolder, files: list[pq.ParquetFile], *, is_merged: bool) -> list[str]:
+    """Why the reads of a completed run are not those of its certificate, as far as their number shows it."""
+    if not is_merged:
+        return [f"it is {COMPLETED}, but {READS_FILE} is missing: what it read is not known"]
+    if not folder.exists(CERTIFICATE_FILE):
+        return [f"it is {COMPLETED}, but {CERTIFICATE_FILE} is missing: whether its reads are whole is not known"]
+    try:
+        told = read_certificate(folder.read(CERTIFICATE_FILE)).statement["reads"]["leaves"]
+    except InvalidInput as error:
+        return [f"its certificate does not tell whether its reads are whole: {error.message}"]
+    there = sum(file.metadata.num_rows for file in files)
+    return [] if there == told else [f"its certificate is of {told} reads, {READS_FILE} holds {there}"]
 
 
 def _count(found: Reach, reads: pa.Table) -> None:

@@ -45,7 +45,7 @@ class Segment:
     def __init__(
         self,
         groups: npt.NDArray[np.uint32],
-        steps: npt.NDArray[np.uint16 | np.uint8],
+        steps: npt.NDArray[np.unsignedinteger[Any]],
         prints: npt.NDArray[np.uint32],
         ids: pa.Array,
         records: pa.Array,
@@ -101,7 +101,7 @@ class Segment:
         groups = starts[::_GROUP]
         steps = starts - np.repeat(groups, _GROUP)[: len(starts)]
         prints = (hashes >> np.uint64(_BITS - bits - _PRINT_BITS)).astype(np.uint32)
-        width = np.uint8 if steps.max(initial=0) < 256 else np.uint16
+        width = next(one for one in (np.uint8, np.uint16, np.uint32) if steps.max(initial=0) <= np.iinfo(one).max)
         return cls(groups.astype(np.uint32), steps.astype(width), prints, ids, records)
 
     @classmethod

@@ -156,6 +156,18 @@ def test_columns_of_every_width_and_slices_of_them_are_read(kind: pa.DataType) -
         assert keys.valid().tolist() == [text in ("ab", "c" * 64, "0", "g" * 9) for text in texts[start:]]
 
 
+def test_members_whose_hashes_begin_alike_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever chooses ids can have them so; a member who is not found is nobody, and allowed by default."""
+    hashes = TextKeys.hashes
+    monkeypatch.setattr(TextKeys, "hashes", lambda keys, *, decimals: hashes(keys, decimals=decimals) >> np.uint64(26))
+    keys = [b"m-%d" % number for number in range(66_000)]
+
+    segment = Segment.of(keys, [b""] * len(keys))
+    asked = TextKeys.of(keys[::40])
+
+    assert (segment.find(asked, asked.hashes(decimals=True)) >= 0).all()
+
+
 def test_large_merges_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Following would stand still, and every answer would be STALE."""
     monkeypatch.setattr(store, "RECENT_MAX", 10)

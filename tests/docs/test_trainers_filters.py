@@ -78,7 +78,8 @@ def test_every_snippet_runs_and_leaves_out_who_opted_out(consentry_world: World,
         assert done.returncode == 0, f"{PAGE.name}:{snippet.line}: {done.stdout}\n{done.stderr[-3000:]}"
         printed += done.stdout.splitlines()
     assert "OPTED_OUT" in printed
-    assert any(line.startswith("50 rows;") and "'HELD'" in line for line in printed)
+    assert any(line.startswith("50 rows;") and "'HELD': 25" in line for line in printed)
+    assert not any("<" in line for line in printed), "a reason is told by its name"
     assert any(line.startswith("fresh ") for line in printed)
     assert {"polars 50", "pandas 50", "duckdb 50", "map-style 50"} <= set(printed)
     assert sum(int(line.split()[1]) for line in printed if line.startswith("arrow ")) == 50

@@ -78,14 +78,15 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(world: World, t
     bundles = str(tmp_path / "bundles")
     build(BundleStore(bundles), world.kafka, world.catalog, key=key, namespace=world.namespace, clock=now)
     folder = store / run.run_id
-    by_bundle = ("--bundle", bundles, "--key", str(public))
+    reach_by = ("--bundle", bundles, "--bundle-key", str(public))
+    by_bundle = (*reach_by, "--key", str(public))
 
     verified = world.cli("verify", str(folder), *by_bundle, "--json")
     found = json.loads(verified.stdout)
     assert (verified.returncode, found["status"], found["unclear"]) == (0, "holds", []), found
     assert found["is_verified"]
     assert here("verify", str(folder / "certificate.json"), *by_bundle)[0] == 0
-    for arguments in ([], ["--key", str(public)], ["--key", str(foreign)], ["--bundle", bundles]):
+    for arguments in ([], ["--key", str(public)], ["--key", str(foreign)], ["--bundle", bundles], reach_by):
         assert here("verify", str(folder), *arguments)[0] == 2, arguments
 
     planted = str(_planted(folder / "reads.parquet", tmp_path / "planted.parquet"))
@@ -100,7 +101,7 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(world: World, t
     assert status == 2
     assert "[certificate.tampered]" in told
 
-    _check_reach(world, store, by_bundle)
+    _check_reach(world, store, reach_by)
 
 
 def _planted(reads: Path, to: Path) -> Path:

@@ -65,7 +65,10 @@ async def _serve(
     server = make_server(agent, client.metrics, tokens=tokens, is_unix=address.path is not None)
     health = _health(settings, client, agent)
     url = f"unix:{address.path}" if address.path else f"http://{_authority(address.host, listener)}"
-    structlog.get_logger(__name__).info("agent", subscriber=name, url=url, metrics=health.address)
+    log = structlog.get_logger(__name__)
+    # A line of its own: it is what a caller needs, and names on one line are sorted.
+    log.info("agent", url=url)
+    log.info("agent_metrics", subscriber=name, metrics=health.address)
     # The server raises the signal that ended it once more: what is open is to be closed first.
     signal.signal(signal.SIGTERM, lambda *_: None)
     client.start()

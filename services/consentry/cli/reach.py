@@ -25,7 +25,7 @@ def run(
     pause: Annotated[str | None, typer.Option(help="Instead of a member: the name of a pause.")] = None,
     runs: Annotated[list[str] | None, typer.Option(help="Run store, a path or a URL; repeatable.")] = None,
     bundle: Annotated[str | None, typer.Option(help="Decide by this store of bundles, without Kafka.")] = None,
-    key: Annotated[list[Path] | None, typer.Option(help="File of the bundler's public key.")] = None,
+    bundle_key: Annotated[list[Path] | None, typer.Option(help="File of the bundler's public key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Exit 0: nothing was read after it was excluded. 1: something was. 2: it cannot be told, as of a killed run."""
@@ -42,7 +42,7 @@ def run(
     asked = None if member is None else parse_member_id(member)
     found: list[Reach] = []
     folders = [folder for url in runs for folder in runs_in(url)]
-    with _open_view(bundle, key) as view:
+    with _open_view(bundle, bundle_key) as view:
         now = system_clock()
         pauses = [] if pause is None else pauses_named(view, pause)
         for folder in folders:
@@ -63,11 +63,14 @@ def run(
 @contextmanager
 def _open_view(bundle: str | None, key: list[Path] | None) -> Iterator[View]:
     """What is known: of a bundle, or of Kafka, fresh. Raises Unavailable and Refused."""
-    from consentry.cli.verify import view_of_bundle
-    from consentry.wire.bundles import PublicKeys
-
     if bundle is not None:
-        yield view_of_bundle(bundle, PublicKeys.read(*key) if key else None)
+        from consentry.cli.verify import bundle_of
+        from consentry.trainer.bundled import view_of
+
+        opened, signers = bundle_of(bundle, key)
+        told = f"The bundle {opened.manifest.bundle_id} is signed by the key {', '.join(signers)}."
+        typer.echo(told, err=True)  # what is printed may be JSON
+        yield view_of(opened)
         return
     from consentry.cli.wiring import load_settings
     from consentry.ops.logs import set_up_logs

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
     from consentry.trainer.run.verifying import Report
-    from consentry.trainer.view import View
-    from consentry.wire.bundles import PublicKeys
+    from consentry.wire.bundles import Bundle, BundleStore, PublicKeys
     from consentry.wire.certificates import Certificate
 
 STATUS = ("holds", "violated", "cannot tell")
@@ -29,7 +28,11 @@ def run(
     bundle: Annotated[str | None, typer.Option(help="Store of bundles to decide every read by, once more.")] = None,
     key: Annotated[
         list[Path] | None,
-        typer.Option(help="File of public keys to believe: of the certificate's signer and of the bundler's."),
+        typer.Option(help="File of public keys to believe of the certificate's signer; repeatable."),
+    ] = None,
+    bundle_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of public keys to believe of the bundler, never the signer's; repeatable."),
     ] = None,
     within: Annotated[
         float | None, typer.Option(min=0, help="Seconds by which the run's knowledge may lag; default: its lease.")
@@ -39,6 +42,7 @@ def run(
 ) -> None:
     """Exit 0: the certificate holds. 1: it does not, or someone excluded was read. 2: it cannot be told."""
     from consentry.domain.values import Micros
+    from consentry.trainer.bundled import view_of
     from consentry.trainer.run.reads import pieces
     from consentry.trainer.run.store import CERTIFICATE_FILE, READS_FILE
     from consentry.trainer.run.verifying import verify
@@ -50,7 +54,8 @@ def run(
     place = place if place.endswith(".json") else f"{place}/{CERTIFICATE_FILE}"
     with open_file(place) as file:
         found = read_certificate(file.read(BYTES_MAX + 1), keys)
-    view = None if bundle is None else view_of_bundle(bundle, keys)
+    opened_bundle, signers = (None, []) if bundle is None else bundle_of(bundle, bundle_key)
+    view = None if opened_bundle is None else view_of(opened_bundle)
     with _open_reads(reads, f"{place.rpartition('/')[0] or '.'}/{READS_FILE}") as opened:
         report = verify(
             found,
@@ -60,26 +65,51 @@ def run(
             key_is_given=keys is not None,
             show_members=show_members,
         )
+    if opened_bundle is not None:
+        report.checked.append(
+            f"the bundle {opened_bundle.manifest.bundle_id} is signed by the key {', '.join(signers)}"
+        )
     if as_json:
-        typer.echo(json.dumps(_as_data(found, report), indent=2))
+        typer.echo(json.dumps(_as_data(found, report) | {"bundle_keys": signers}, indent=2))
     else:
         _print(found, report)
     raise typer.Exit(report.status)
 
 
-def view_of_bundle(url: str, keys: PublicKeys | None) -> View:
-    """The view in the newest bundle of a store. Raises BundleRefused, Unavailable, and InvalidInput without a key."""
-    from consentry.ops.clock import system_clock
-    from consentry.trainer.bundled import view_of
-    from consentry.wire.bundles import open_bundle
+def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
+    """The newest bundle of a store, and the ids of the keys that signed it and what it builds on.
 
-    if keys is None:
+    Raises BundleRefused, Unavailable, and InvalidInput without a key.
+
+    Only the bundler's own keys are believed: whoever signs certificates could else sign the bundle that acquits them.
+    """
+    from consentry.ops.clock import system_clock
+    from consentry.wire.bundles import BundleStore, PublicKeys, open_bundle
+
+    if not keys:
         raise InvalidInput(
             "A bundle without the key of its bundler proves nothing.",
             code="input.key",
-            fix="name the file of the bundler's public key with --key",
+            fix="name the file of the bundler's public key with --bundle-key",
         )
-    return view_of(open_bundle(url, keys=keys, namespace=None, now=system_clock()))
+    store, believed = BundleStore(url), PublicKeys.read(*keys)
+    bundle = open_bundle(store, keys=believed, namespace=None, now=system_clock())
+    return bundle, sorted({_signer(store, manifest.bundle_id, believed) for manifest in bundle.manifests})
+
+
+def _signer(store: BundleStore, bundle_id: str, keys: PublicKeys) -> str:
+    """The id of the key that signed a bundle's manifest."""
+    from consentry.wire.bundles.manifest import (
+        MANIFEST_BYTES_MAX,
+        MANIFEST_NAME,
+        SIGNATURE_BYTES_MAX,
+        SIGNATURE_NAME,
+        check_signature,
+    )
+
+    content = store.read(bundle_id, MANIFEST_NAME, bytes_max=MANIFEST_BYTES_MAX)
+    signature = store.read(bundle_id, SIGNATURE_NAME, bytes_max=SIGNATURE_BYTES_MAX)
+    return check_signature("manifest", content, signature, keys)
 
 
 @contextmanager

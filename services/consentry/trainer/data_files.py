@@ -106,7 +106,7 @@ def wanted(columns: Columns) -> list[str]:
 
 
 def find_files(paths: Iterable[Path], *, ignored: Sequence[str] = ()) -> Iterator[DataFile]:
-    """The files, and those of the directories, in order. What starts with '.' or '_' is no data, by custom; `_name=value` is.
+    """The files, and those of the directories, in order. What starts with '.' or '_' is no data, by custom.
 
     `ignored` are patterns for names in directories. Raises InvalidInput for a path that is not there.
     """

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from consentry.domain.values import Micros, Reason
-from consentry.trainer.run.watching import RunTold
+from consentry.trainer.watching import RunTold
 
 FACET_KEY: Final = "consentry_trainingRun"
 """The facet's name: our own prefix, as OpenLineage asks of facets that are not its own."""

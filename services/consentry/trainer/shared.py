@@ -98,7 +98,7 @@ class ViewWriter:
             )
 
     def _locked(self) -> int:
-        """The file with the directory's lock, which ends with the process. Raises Refused where another client has it."""
+        """The file with the directory's lock, which ends with the process. Raises Refused where another has it."""
         lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

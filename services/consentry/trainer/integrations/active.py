@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from consentry.trainer.run.watching import RunWatcher
+from consentry.trainer.watching import RunWatcher
 
 
 def active_watchers() -> list[RunWatcher]:

@@ -7,7 +7,7 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 
 from consentry.trainer.lineage import mlflow_digest, mlflow_tags
-from consentry.trainer.run.watching import RunTold
+from consentry.trainer.watching import RunTold
 
 
 class MlflowWatcher:

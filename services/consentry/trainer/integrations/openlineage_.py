@@ -8,7 +8,7 @@ from openlineage.client.event_v2 import InputDataset, Job, Run, RunEvent, RunSta
 from openlineage.client.facet_v2 import DatasetFacet, RunFacet, dataset_version_dataset, error_message_run
 
 from consentry.trainer.lineage import FACET_KEY, FACET_SCHEMA_URL, PRODUCER, instant_text, run_facet
-from consentry.trainer.run.watching import RunTold
+from consentry.trainer.watching import RunTold
 
 _EVENTS = {"RUNNING": RunState.START, "COMPLETED": RunState.COMPLETE, "ABORTED": RunState.FAIL}
 

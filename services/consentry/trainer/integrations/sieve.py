@@ -16,7 +16,6 @@ from consentry.domain.values import Reason
 from consentry.trainer.filter import Columns, check_columns, conventional_columns
 from consentry.trainer.judge import Judge
 
-
 _WHOLE: Final = int | np.integer
 
 
@@ -93,7 +92,7 @@ def are_plain(values: Any) -> bool:
     of_categories = getattr(dtype, "categories", None)
     if of_categories is not None:
         return are_plain(of_categories)
-    return (dtype is not None and dtype != object) or all(map(_is_plain, set(map(type, values))))
+    return (dtype is not None and str(dtype) != "object") or all(map(_is_plain, set(map(type, values))))
 
 
 def _is_plain(kind: type) -> bool:

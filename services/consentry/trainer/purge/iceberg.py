@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -66,6 +66,10 @@ class _Table:
         for snapshot in sorted(self._table.snapshots(), key=lambda one: one.timestamp_ms, reverse=True):
             if current is None or snapshot.snapshot_id != current.snapshot_id:
                 yield _Version(self._table, snapshot, self._columns)
+
+    def strays(self, named: Collection[str]) -> Collection[str]:
+        """None: the catalog, not a folder, says what is the table's, and several tables may lie in one folder."""
+        return ()
 
     def totals(self) -> Mapping[str, Total]:
         self._table.refresh()

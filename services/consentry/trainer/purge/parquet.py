@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from consentry.domain.errors import Refused
+from consentry.domain.errors import InvalidInput, Refused
 from consentry.trainer.filter import Columns
 from consentry.trainer.purge.cover import Cover, merged
 from consentry.trainer.purge.files import (
@@ -59,6 +59,7 @@ class ParquetDirectory:
 
     def plan(self, cover: Cover, progress: Progress = no_progress) -> Plan:
         """See Dataset."""
+        self._expect_data()
         found = listing(self.directory)
         files, unknown, rows = [], 0, 0
         for number, done in enumerate(self._looked(found, Worker(cover, self._columns)), 1):
@@ -107,11 +108,20 @@ class ParquetDirectory:
 
     def apply(self, cover: Cover, progress: Progress = no_progress) -> PurgeResult:
         """See Dataset."""
-        understood_files(self.directory)
+        self._expect_data()
         with Journal(self.directory) as journal:
             purge = _Apply(self, cover, journal)
             purge.run(progress)
             return purge.result
+
+    def _expect_data(self) -> None:
+        """Raise InvalidInput where nothing is there to look at: `not found` has to mean that somebody looked."""
+        if not understood_files(self.directory):
+            raise InvalidInput(
+                f"There is no data file in {str(self.directory)!r}.",
+                code="input.dataset",
+                fix="name the directory that holds the Parquet files",
+            )
 
     def _looked(self, found: dict[str, Fingerprint], worker: Worker) -> Iterator[Done]:
         tasks = [Task(directory=str(self.directory), name=name) for name in found]

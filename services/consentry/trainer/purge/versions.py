@@ -190,7 +190,9 @@ class VersionedTable:
         looked, why = _tolerant(version, cover, no_progress, self._versions.strays(named), skip_gone=True)
         for one in looked:
             if rows := sum(one.covered.values()) + one.unknown:
-                why.append(f"{one.name}: no log that can be read names it, and it holds {rows:,} rows that may have to go")
+                why.append(
+                    f"{one.name}: no log that can be read names it, and it holds {rows:,} rows that may have to go"
+                )
         return why
 
 

@@ -75,7 +75,9 @@ def _mapping(given: Mapping[str, Any], columns: Columns | None) -> Batch:
             code="input.batch",
             fix="give each column one value for each row; leave out what is not of rows",
         )
-    return Batch(_table(given, named), named, lambda mask: {name: _kept(values, mask) for name, values in given.items()})
+    return Batch(
+        _table(given, named), named, lambda mask: {name: _kept(values, mask) for name, values in given.items()}
+    )
 
 
 def _table(given: Any, columns: Columns) -> pa.Table:
@@ -83,7 +85,7 @@ def _table(given: Any, columns: Columns) -> pa.Table:
 
 
 def _of_polars(given: Any, columns: Columns) -> pa.Table:
-    from consentry.trainer.integrations.polars_ import arrow_of  # Polars is there: it made what was given
+    from consentry.trainer.integrations.polars_ import arrow_of  # noqa: PLC0415 - Polars is there
 
     def values(name: str) -> Any:
         return arrow_of(given[name], lambda listed: _array(listed, is_member=name == columns.member))

@@ -30,7 +30,7 @@ from consentry.trainer.run.errors import ConsentStale, LeaseRevoked, RunClosed
 from consentry.trainer.run.lease import Lease, LeaseCondition, RunJudge
 from consentry.trainer.run.reads import SPOOL_ROWS, SPOOL_SECONDS, ReadLog, Summary, Summing, opened, pieces, read_rows
 from consentry.trainer.run.store import CERTIFICATE_FILE, END_FILE, READS_FILE, START_FILE, RunFolder, RunStore
-from consentry.trainer.run.watching import RunTold, RunWatcher
+from consentry.trainer.watching import RunTold, RunWatcher
 from consentry.wire.bundles.keys import SigningKey
 from consentry.wire.certificates import FORMAT, LIMIT, canonical, write_certificate
 from consentry.wire.certificates.reads import LEAF

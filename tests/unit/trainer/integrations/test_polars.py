@@ -38,6 +38,15 @@ def test_integer_ids_of_every_width_are_the_same_ids(judge: ViewJudge, kind: pl.
     assert polars_.filter(judge, frame, purpose=PURPOSE)["row"].to_list() == [0, 3]
 
 
+@pytest.mark.parametrize("kind", [pl.Int128(), pl.UInt128()], ids=str)
+def test_a_gap_among_integers_of_128_bits_is_nobody(judge: ViewJudge, kind: pl.DataType) -> None:
+    """Read as the text "None" it would be somebody of whom nothing is recorded, and allowed."""
+    tally = Counter[Reason]()
+    frame = pl.DataFrame({"member_id": pl.Series([1000, 1 << 70, None], dtype=kind)})
+    assert polars_.filter(judge, frame, purpose=PURPOSE, tally=tally)["member_id"].to_list() == [1000, 1 << 70]
+    assert tally == {Reason.DEFAULT_ON: 2, Reason.HELD: 1}
+
+
 @pytest.mark.parametrize("values", [[b"m:0"], [1000.0], [None], [["m:0"]], [{"id": "m:0"}], [True]], ids=str)
 def test_what_is_no_member_id_is_held_and_counted(judge: ViewJudge, values: list[Any]) -> None:
     """A column of the wrong type is somebody's mistake, which must not pass for consent."""

@@ -8,6 +8,8 @@ from collections import Counter
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -53,6 +55,16 @@ def test_floating_point_numbers_and_bytes_are_no_ids(judge: ViewJudge) -> None:
         tally = Counter[Reason]()
         assert not sieve_of(judge, tally=tally).mask_of({"member_id": values}).any()
         assert tally == {Reason.HELD: 2}
+
+
+@pytest.mark.parametrize("odd", [np.True_, np.float16(1.0), np.float32(1.0), True])
+@pytest.mark.parametrize("form", [list, lambda values: np.array(values, dtype=object), pd.Series, pd.Categorical])
+def test_what_arrow_would_round_to_a_number_is_no_id(judge: ViewJudge, odd: Any, form: Any) -> None:
+    """Arrow makes a 1 of each of them among numbers: somebody else's id."""
+    tally = Counter[Reason]()
+    values = form([1000, odd])
+    assert not sieve_of(judge, tally=tally).mask_of({"member_id": values})[1]
+    assert tally[Reason.HELD] >= 1
 
 
 @given(

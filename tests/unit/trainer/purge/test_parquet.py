@@ -286,6 +286,46 @@ class TestNoRoom:
         assert texts(directory) == before
 
 
+class TestVerify:
+    """Clean means that somebody looked everywhere."""
+
+    def test_old_files_of_a_killed_purge_are_not_told_clean(
+        self, directory: Path, view: View, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They are whole files of the members' rows, in a folder that no reader looks into."""
+
+        class Fell(BaseException):
+            pass
+
+        def fall(*_given: object) -> None:
+            raise Fell
+
+        with monkeypatch.context() as broken:
+            broken.setattr(parquet, "sync_folders", fall)
+            with pytest.raises(Fell):
+                ParquetDirectory(directory, files_at_once=9).apply(cover(view, "ana"))
+        assert texts(directory) == ["b1", "c1", "n1", "w1"]
+        assert list((directory / ".consentry-purge").glob("*.new"))
+
+        found = ParquetDirectory(directory).verify(cover(view, "ana"))
+
+        assert found.exit_status == 2
+        assert "run apply again" in found.unreadable[0]
+        purge(directory, view, "ana")
+        assert ParquetDirectory(directory).verify(cover(view, "ana")).exit_status == 0
+
+    def test_a_directory_without_data_is_not_told_clean(self, tmp_path: Path, view: View) -> None:
+        """A wrong path, or a mount that is not there, has no rows of anybody."""
+        dataset = ParquetDirectory(tmp_path)
+
+        assert dataset.verify(cover(view, "ana")).exit_status == 2
+        with pytest.raises(InvalidInput, match="no data file"):
+            dataset.plan(cover(view, "ana"))
+        with pytest.raises(InvalidInput, match="no data file"):
+            dataset.apply(cover(view, "ana"))
+        assert not os.listdir(tmp_path)
+
+
 class TestJournal:
     """What stands in the journal when a purge falls decides what the next one says."""
 

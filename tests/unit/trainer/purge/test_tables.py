@@ -17,6 +17,7 @@ from tests.unit.trainer.purge.dataset_contract import FIRST, SECOND, OnFirstLook
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import system_clock
+from consentry.trainer.purge import delta as delta_module
 from consentry.trainer.purge import opening, versions
 from consentry.trainer.purge.cover import OrdersCover
 from consentry.trainer.purge.delta import delta_table
@@ -163,6 +164,59 @@ class TestDelta:
 
         assert found.exit_status == 2
         assert path.name in found.unreadable[0]
+
+    def test_an_old_version_that_cannot_be_opened_is_not_told_clean(
+        self, delta: Path, view: View, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The store hiccups for a second, and a regulator is told that the rows are gone."""
+        opened(delta).apply(cover(view, "ana"))
+        load = delta_module._Table._load
+
+        def hiccup(table: delta_module._Table, version: int | None = None) -> deltalake.DeltaTable:
+            if version is not None:
+                raise OSError("connection reset")
+            return load(table, version)
+
+        monkeypatch.setattr(delta_module._Table, "_load", hiccup)
+        found = opened(delta).verify(cover(view, "nobody"))
+
+        assert found.exit_status == 2
+        assert len(found.unreadable) == 2
+        assert opened(delta).verify(cover(view, "nobody"), old_versions=False).exit_status == 0
+
+    def test_a_missing_log_entry_hides_no_rows(self, delta: Path, view: View) -> None:
+        """With one entry lost, everything older went unseen, and the answer was clean."""
+        opened(delta).apply(cover(view, "ana"))
+        deltalake.DeltaTable(delta).create_checkpoint()
+        (delta / "_delta_log" / f"{1:020}.json").unlink()
+
+        found = opened(delta).verify(cover(view, "ana"))
+
+        assert found.exit_status != 0
+        assert found.old_versions.keys() == {"0"}
+        assert any("older version 1" in why for why in found.unreadable)
+        assert opened(delta).verify(cover(view, "nobody")).exit_status == 2
+
+    def test_files_whose_log_was_cleaned_away_are_looked_into(self, delta: Path, view: View) -> None:
+        """No version names them any more, so a vacuum by the log leaves them for ever, with the rows in them."""
+        opened(delta).apply(cover(view, "ana"))
+        deltalake.DeltaTable(delta).create_checkpoint()
+        for version in (0, 1):
+            (delta / "_delta_log" / f"{version:020}.json").unlink()
+
+        found = opened(delta).verify(cover(view, "ana"))
+
+        assert found.exit_status == 2
+        assert len(found.unreadable) == 2
+        assert opened(delta).verify(cover(view, "nobody")).exit_status == 0
+
+    def test_what_a_killed_writer_left_torn_is_not_told_clean(self, delta: Path, view: View) -> None:
+        """Nobody can say what is in half a file; a full vacuum destroys it."""
+        (delta / "part-00000-torn.parquet").write_bytes(b"PAR1 half")
+
+        assert opened(delta).verify(cover(view, "nobody")).exit_status == 2
+        deltalake.DeltaTable(delta).vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+        assert opened(delta).verify(cover(view, "nobody")).exit_status == 0
 
 
 class TestIceberg:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -116,6 +117,31 @@ class TestHandingOut:
             found = run.filter({"member_id": ["a", None, 3.5, ["x"]], "jurisdiction": ["US"] * 4})
         assert found["member_id"] == ["a"]
         assert run.counts[Reason.HELD] == 3
+
+    def test_what_arrow_would_round_to_a_number_is_no_id(self, small: SmallWorld, tmp_path: Path) -> None:
+        """Arrow makes a 1 of each of them among numbers: somebody else's id."""
+        odd = [7, np.True_, np.float16(1.0), np.float32(1.0), True, None, 1 << 70]
+        with small.run(tmp_path) as run:
+            for values in (odd, np.array(odd, dtype=object)):
+                assert list(run.filter({"member_id": values, "jurisdiction": ["US"] * 7})["member_id"]) == [7, 1 << 70]
+        assert run.counts[Reason.HELD] == 10
+
+    @pytest.mark.parametrize("kind", [pl.Int128(), pl.UInt128(), pl.Object()], ids=str)
+    def test_polars_columns_that_arrow_does_not_have_are_read_value_by_value(
+        self, small: SmallWorld, tmp_path: Path, kind: pl.DataType
+    ) -> None:
+        """A gap stays one; an error of Arrow's would end the run."""
+        small.opt_out("8")
+        frame = pl.DataFrame({"member_id": pl.Series([7, 8, None], dtype=kind), "jurisdiction": ["US"] * 3})
+        with small.run(tmp_path) as run:
+            assert run.filter(frame)["member_id"].to_list() == [7]
+        assert run.counts == {Reason.DEFAULT_ON: 1, Reason.OPTED_OUT: 1, Reason.HELD: 1}
+
+    def test_a_column_that_is_there_twice_is_refused(self, small: SmallWorld, tmp_path: Path) -> None:
+        """After a join nobody knows which of the two is the author."""
+        twice = pa.table([["a"], ["b"]], names=["member_id", "member_id"])
+        with pytest.raises(InvalidInput, match="2 columns named 'member_id'"), small.run(tmp_path) as run:
+            run.filter(twice)
 
     def test_integer_ids_are_their_decimal_texts(self, small: SmallWorld, tmp_path: Path) -> None:
         """Most data sets number their members."""

@@ -146,6 +146,24 @@ def test_a_resumed_epoch_goes_on_in_the_very_order(small: Corpus, workers: int, 
         assert [list_of(batch) for batch in second] == whole, "the next epoch is a whole one"
 
 
+@pytest.mark.parametrize(("workers", "start"), WORKERS)
+def test_single_examples_come_as_they_are_and_resume(small: Corpus, workers: int, start: str) -> None:
+    """Without a batch size there are no rows to take out: an example is handed out whole or not at all."""
+    examples = small.table.to_pylist()
+
+    def loader() -> ConsentLoader:
+        dataset = ConsentDataset(small.judge, Stream(examples), purpose=small.purpose)
+        return ConsentLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=start)
+
+    whole = [one["row"] for one in loader()]
+    assert sorted(whole) == small.kept_rows
+    first = loader()
+    begun = [one["row"] for one in islice(first, 40)]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert begun + [one["row"] for one in second] == whole
+
+
 def test_a_data_set_by_itself_resumes_where_it_was(small: Corpus) -> None:
     """Loaders that keep state, such as torchdata's, ask the data set itself."""
     examples = small.table.to_pylist()

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.contract.filters import corpus
@@ -115,3 +116,25 @@ def test_who_is_held_is_in_the_tables_though_nothing_else_is_recorded_of_them() 
 
     assert looked_up(tables, "only-held", Row(jurisdiction="US")) is Reason.HELD
     assert looked_up(tables, "somebody", Row(jurisdiction="US")) is Reason.DEFAULT_ON
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_who_changes_while_the_tables_are_made_is_in_them_once(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member who is neither in the list of records nor in that of the held is nobody, and allowed."""
+    view = new_view(policy(901, terms("*"), on=1))
+    put(view, record_by_chance(Random(1), "anna"))
+    view.hold([b"zoe"])
+    real = View.classes
+
+    def following(self: View, *given: Any, **more: Any) -> Any:
+        found = real(self, *given, **more)
+        put(view, record_by_chance(Random(1), "zoe"))  # as the follower's thread does
+        if moment == "after":
+            view.hold([b"mia"])
+        return found
+
+    monkeypatch.setattr(View, "classes", following)
+    tables = decision_tables(view, purpose=PURPOSE, at=day(25), known_at=FOREVER)
+
+    assert column(tables, "members")["zoe"] == tables.held
+    assert sum(member in ("anna", "zoe") for member in column(tables, "members")) == 2

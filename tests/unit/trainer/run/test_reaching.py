@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.strategies import lift, pause
 from tests.unit.trainer.run.conftest import SmallWorld
@@ -111,6 +112,30 @@ class TestMember:
             assert found is not None
             assert (found.state, found.rows) == ("UNFINISHED", 0)
             assert "1000000 rows of its last 1 s" in found.unclear[0]
+
+    @pytest.mark.parametrize("lost", ["missing", "shorter", "uncertified", "tampered"])
+    def test_a_completed_run_without_all_its_reads_cannot_be_told(
+        self, small: SmallWorld, tmp_path: Path, lost: str
+    ) -> None:
+        """*Never read* would be the answer of whoever deletes the record of it."""
+        with small.run(tmp_path) as run:
+            run.filter(batch("a", "b"))
+        small.control(pause(1, "HK", on=0, effective_at=small.now, recorded_at=small.now))
+        small.prove()
+        assert (member(run, small, "c"), of_pause(run, small)) == (None, None)
+        place = tmp_path / run.run_id
+        reads, certificate = place / "reads.parquet", place / "certificate.json"
+        if lost == "missing":
+            reads.unlink()
+        elif lost == "shorter":
+            pq.write_table(pq.read_table(reads).slice(0, 1), reads)
+        elif lost == "uncertified":
+            certificate.unlink()
+        else:
+            certificate.write_bytes(certificate.read_bytes().replace(b'"leaves":2', b'"leaves":1'))
+        for found in (member(run, small, "c"), of_pause(run, small)):
+            assert found is not None
+            assert (found.state, found.rows, len(found.unclear)) == ("COMPLETED", 0, 1)
 
     def test_a_damaged_store_is_told(self, small: SmallWorld, tmp_path: Path) -> None:
         """A file that cannot be read holds reads that nobody finds."""

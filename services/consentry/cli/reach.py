@@ -42,6 +42,12 @@ def run(
     asked = None if member is None else parse_member_id(member)
     found: list[Reach] = []
     folders = [folder for url in runs for folder in runs_in(url)]
+    if not folders:
+        raise InvalidInput(
+            f"There is no run in {', '.join(map(repr, runs))}: nothing can be told from that.",
+            code="input.runs",
+            fix="name the store that training_run(store=…) was given",
+        )
     with _open_view(bundle, bundle_key) as view:
         now = system_clock()
         pauses = [] if pause is None else pauses_named(view, pause)

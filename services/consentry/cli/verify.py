@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
     from consentry.trainer.run.verifying import Report
+    from consentry.trainer.view import View
     from consentry.wire.bundles import Bundle, BundleStore, PublicKeys
     from consentry.wire.certificates import Certificate
 
@@ -23,7 +24,9 @@ STATUS = ("holds", "violated", "cannot tell")
 
 
 def run(
-    certificate: Annotated[str, typer.Argument(help="The certificate, or the folder of its run: a path or a URL.")],
+    certificates: Annotated[
+        list[str], typer.Argument(metavar="CERTIFICATE…", help="Certificates, or the folders of runs: paths or URLs.")
+    ],
     reads: Annotated[str | None, typer.Option(help="The reads of the run; default: those beside it.")] = None,
     bundle: Annotated[str | None, typer.Option(help="Store of bundles to decide every read by, once more.")] = None,
     key: Annotated[
@@ -38,24 +41,55 @@ def run(
         float | None, typer.Option(min=0, help="Seconds by which the run's knowledge may lag; default: its lease.")
     ] = None,
     show_members: Annotated[bool, typer.Option("--show-members", help="Name whose reads violate.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON; a list of several.")] = False,
 ) -> None:
-    """Exit 0: the certificate holds. 1: it does not, or someone excluded was read. 2: it cannot be told."""
-    from consentry.domain.values import Micros
+    """Exit 0: the certificates hold. 1: one does not, or someone excluded was read. 2: it cannot be told of one."""
     from consentry.trainer.bundled import view_of
+    from consentry.wire.bundles import PublicKeys
+
+    if reads is not None and len(certificates) > 1:
+        raise InvalidInput(
+            f"--reads names the reads of one run, and {len(certificates)} certificates were named.",
+            code="input.reads",
+            fix="verify that one by itself; the others have their reads beside them",
+        )
+    keys = PublicKeys.read(*key) if key else None
+    opened_bundle, signers = (None, []) if bundle is None else bundle_of(bundle, bundle_key)
+    view = None if opened_bundle is None else view_of(opened_bundle)
+    told, statuses = [], []
+    for one in certificates:
+        found, report = _verified(one, reads, keys, view, within, show_members=show_members)
+        if opened_bundle is not None:
+            by = f"the bundle {opened_bundle.manifest.bundle_id} is signed by the key {', '.join(signers)}"
+            report.checked.append(by)
+        statuses.append(report.status)
+        told.append(_as_data(found, report) | {"bundle_keys": signers})
+        if not as_json:
+            _print(found, report)
+    if as_json:
+        typer.echo(json.dumps(told if len(told) > 1 else told[0], indent=2))
+    raise typer.Exit(1 if 1 in statuses else max(statuses))
+
+
+def _verified(
+    named: str,
+    reads: str | None,
+    keys: PublicKeys | None,
+    view: View | None,
+    within: float | None,
+    *,
+    show_members: bool,
+) -> tuple[Certificate, Report]:
+    from consentry.domain.values import Micros
     from consentry.trainer.run.reads import pieces
     from consentry.trainer.run.store import CERTIFICATE_FILE, READS_FILE
     from consentry.trainer.run.verifying import verify
-    from consentry.wire.bundles import PublicKeys
     from consentry.wire.certificates import BYTES_MAX, read_certificate
 
-    keys = PublicKeys.read(*key) if key else None
-    place = certificate.rstrip("/")
+    place = named.rstrip("/")
     place = place if place.endswith(".json") else f"{place}/{CERTIFICATE_FILE}"
     with open_file(place) as file:
         found = read_certificate(file.read(BYTES_MAX + 1), keys)
-    opened_bundle, signers = (None, []) if bundle is None else bundle_of(bundle, bundle_key)
-    view = None if opened_bundle is None else view_of(opened_bundle)
     with _open_reads(reads, f"{place.rpartition('/')[0] or '.'}/{READS_FILE}") as opened:
         report = verify(
             found,
@@ -65,15 +99,7 @@ def run(
             key_is_given=keys is not None,
             show_members=show_members,
         )
-    if opened_bundle is not None:
-        report.checked.append(
-            f"the bundle {opened_bundle.manifest.bundle_id} is signed by the key {', '.join(signers)}"
-        )
-    if as_json:
-        typer.echo(json.dumps(_as_data(found, report) | {"bundle_keys": signers}, indent=2))
-    else:
-        _print(found, report)
-    raise typer.Exit(report.status)
+    return found, report
 
 
 def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:

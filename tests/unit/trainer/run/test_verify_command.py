@@ -83,3 +83,24 @@ def test_a_bundle_is_not_believed_by_the_key_of_the_certificate(asked: tuple[str
     wrong = ("--key", str(tmp_path / "bundler.key.pub"), "--bundle-key", str(tmp_path / "bundler.key.pub"))
     told = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *wrong, "--json"])
     assert not json.loads(told.stdout)["is_verified"]
+
+
+def test_of_several_certificates_the_worst_counts(asked: tuple[str, str, str], tmp_path: Path) -> None:
+    """`consentry verify runs/*` is what a pipeline runs: one run that may not stand must not hide behind the others."""
+    folder, true, _ = asked
+    keys = ("--key", str(tmp_path / "trainer.key.pub"), "--bundle-key", str(tmp_path / "bundler.key.pub"))
+
+    told = CliRunner().invoke(app, ["verify", folder, folder, "--bundle", true, *keys, "--json"])
+    alone = CliRunner().invoke(app, ["verify", folder, folder, "--key", keys[1]])
+
+    assert told.exit_code == 1
+    assert len(json.loads(told.stdout)) == 2
+    assert alone.exit_code == 2
+
+
+def test_a_store_without_runs_says_nothing_of_who_was_read(tmp_path: Path) -> None:
+    """A store that was named wrongly would read as: nobody was trained on."""
+    told = CliRunner().invoke(app, ["reach", "m:1", "--runs", str(tmp_path)])
+
+    assert isinstance(told.exception, ConsentryError)
+    assert told.exception.code == "input.runs"

@@ -48,7 +48,7 @@ class Bundles:
         self, worker_id: str = "b1", *, every: float = 0.3, snapshot_every: int = 5, keep: float = 60
     ) -> Running:
         return self.world.start(
-            *("bundler", "--store", str(self.store), "--key", str(self.key), "--keep", str(keep)),
+            *("bundler", "--store", str(self.store), "--key", str(self.key), "--keep", str(keep), "--claim", "5"),
             *("--every", str(every), "--snapshot-every", str(snapshot_every)),
             name=f"bundler-{worker_id}",
             WORKER_ID=worker_id,
@@ -208,14 +208,14 @@ def test_two_bundlers_on_one_store_take_turns_and_never_fork_the_chain(world: Wo
     wait_for(lambda: told(second)["outcome"] == "standby", "the second stands by")
     sequence = bundles.newest().sequence
     first.freeze()
-    wait_for(lambda: told(second)["outcome"] in ("snapshot", "delta"), "the second took over", seconds=40)
+    wait_for(lambda: told(second)["outcome"] in ("snapshot", "delta"), "the second took over", seconds=90)
     sequence = bundles.wait_beyond(sequence + 2).sequence
     world.produce(opted_out("m:3"))
     first.thaw()
     wait_for(lambda: told(first)["outcome"] == "standby", "the first stands by", seconds=20)
     sequence = bundles.wait_beyond(sequence + 2).sequence
     second.kill()
-    wait_for(lambda: told(first)["outcome"] in ("snapshot", "delta"), "the first took over", seconds=40)
+    wait_for(lambda: told(first)["outcome"] in ("snapshot", "delta"), "the first took over", seconds=90)
     manifest, state = bundles.state(least=sequence)
     assert dict(state.items()) == world.expected_records()
     assert manifest.sequence >= sequence

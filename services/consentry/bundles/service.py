@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Protocol
 
 import structlog
 
-from consentry.bundles.claims import Claims
+from consentry.bundles.claims import CLAIM_SECONDS, Claims
 from consentry.bundles.healing import Healer
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.values import Micros
@@ -55,6 +55,7 @@ class Plan:
     snapshot_every: int
     keep_seconds: float
     staleness_seconds: float
+    claim_seconds: float = CLAIM_SECONDS
 
     @property
     def silent_seconds(self) -> float:

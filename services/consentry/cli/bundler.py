@@ -41,6 +41,9 @@ def run(
         int, typer.Option(min=1, max=256, help="Every so many bundles a snapshot, the others deltas on it.")
     ] = 60,
     keep: Annotated[float, typer.Option(min=0, help="Seconds that a bundle stays after it was the newest.")] = 3600.0,
+    claim: Annotated[
+        float, typer.Option(min=1, help="Seconds that writing one may take before another bundler takes its turn.")
+    ] = 300.0,
 ) -> None:
     """Follow records and controls, write bundles while all of it is proven fresh, heal; until SIGINT or SIGTERM."""
     from consentry.cli.wiring import load_settings
@@ -56,6 +59,7 @@ def run(
             every_seconds=every,
             snapshot_every=snapshot_every,
             keep_seconds=keep,
+            claim_seconds=claim,
             staleness_seconds=settings.staleness_seconds,
         ),
         [*(believe or []), *settings.bundle_public_keys()],
@@ -100,7 +104,7 @@ def _run(settings: Settings, plan: Any, public_keys: list[Path], *, make_key: bo
         bundler = Bundler(
             follower,
             store,
-            Claims(store.url, writer=_writer(settings), clock=system_clock),
+            Claims(store.url, writer=_writer(settings), clock=system_clock, claim_seconds=plan.claim_seconds),
             key=signing,
             believed=believed,
             namespace=namespace,

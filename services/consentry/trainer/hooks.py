@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def _with_repeated(earlier: Earlier, keys: Sequence[bytes], values: Sequence[byt
     return found
 
 
-class _Thread:
+class _Thread(ABC):
     """A thread that works off what waits whenever it is woken."""
 
     def __init__(self, name: str) -> None:
@@ -226,9 +227,9 @@ class _Thread:
         self._stopping = True
         self._woken.set()
 
+    @abstractmethod
     def work(self) -> float | None:
         """Work off what waits; seconds after which to come again, None: when woken."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         wait: float | None = None

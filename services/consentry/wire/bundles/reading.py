@@ -38,9 +38,9 @@ from consentry.wire.bundles.manifest import (
 from consentry.wire.bundles.roaring import read_set
 from consentry.wire.bundles.state import BundleState, StoredControl
 from consentry.wire.bundles.store import BundleStore, NotThere
-from consentry.wire.catalog import Catalog
+from consentry.wire.catalog import Catalog, catalog_of_ids
 from consentry.wire.freshness import Positions
-from consentry.wire.schemas import CONTROLS, RECORDS, Schema, schemas
+from consentry.wire.schemas import CONTROLS, RECORDS
 
 CLOCKS_SECONDS_MAX: Final = 300.0
 """A bundle may seem to be so much younger than now, as clocks differ."""
@@ -248,8 +248,7 @@ class Bundle:
 
     def catalog(self) -> Catalog:
         """The schema ids that the bundle's frames carry, without a registry."""
-        known = self.manifest.schema_ids
-        return Catalog(_NoRegistry(known), {name: ids[0] for name, ids in known.items() if ids and name in schemas()})
+        return catalog_of_ids(self.manifest.schema_ids)
 
     def check_files(self) -> int:
         """Read and check every file of the chain; how many bytes they have. Raises BundleRefused, Unavailable."""
@@ -296,29 +295,6 @@ def _check_bounds(name: str, metadata: Any, columns: Sequence[str]) -> None:
         size = sum(part.total_uncompressed_size for part in parts)
         if not plain or group.num_rows > GROUP_ROWS_MAX or not 0 <= size <= GROUP_BYTES_MAX:
             raise BundleRefused("bomb", f"The file {name} would take more memory than a bundle's file may.")
-
-
-class _NoRegistry:
-    """Knows the schemas behind the ids of a bundle, and no others."""
-
-    def __init__(self, schema_ids: Any) -> None:
-        known = schemas()
-        self._texts = {one: known[name].text for name, ids in schema_ids.items() if name in known for one in ids}
-
-    def register(self, subject: str, schema: Schema) -> int:
-        """Nothing can be registered here."""
-        raise Refused("A bundle is no registry.", code="bundle.no_registry", fix="connect to the registry")
-
-    def find(self, subject: str, schema: Schema) -> int | None:
-        """See Registry."""
-        return next((one for one, text in self._texts.items() if text == schema.text), None)
-
-    def text(self, schema_id: int) -> str | None:
-        """See Registry."""
-        return self._texts.get(schema_id)
-
-    def set_compatibility(self, subject: str, level: str) -> None:
-        """Nothing here evolves."""
 
 
 def restore(bundle: Bundle, catalog: Catalog | None = None) -> BundleState:

@@ -321,4 +321,4 @@ def _summaries(state: BundleState) -> tuple[PartitionSummary, ...]:
 
 def _schema_ids(catalog: Catalog) -> dict[str, tuple[int, ...]]:
     names = {name for topic in (RECORDS, CONTROLS) for name in topics()[topic].records}
-    return {name: tuple(sorted(catalog.ids_of(name))) for name in sorted(names)}
+    return catalog.ids_for(names)

@@ -27,7 +27,7 @@ from consentry.trainer.integrations import torch_
 from consentry.trainer.integrations.torch_ import ConsentDataset, ConsentLoader, filter_batches
 from consentry.trainer.integrations.torch_batches import taken
 
-BOUND_SECONDS = 10.0
+BOUND_SECONDS = 5.0
 WORKERS = [(0, None), (2, "fork"), (2, "spawn")]
 
 

@@ -88,7 +88,7 @@ _FILE_OR_SAME: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-@router.get("/latest", response_class=Response, responses=_LINES_OR_SAME | answers())
+@router.get("/latest", response_class=Response, responses=_LINES_OR_SAME | answers(404))
 async def get_latest(request: Request) -> Response:
     """The newest bundle: the manifest, exactly the bytes that were signed, then a line break and the signature."""
     shelf, _ = await _shelf_of(request)
@@ -97,7 +97,7 @@ async def get_latest(request: Request) -> Response:
     return _same(request, etag, _REVALIDATE) or _text(found.content + b"\n" + found.signature, etag)
 
 
-@router.get("/latest.jsonl", response_class=Response, responses=_LINES_OR_SAME | answers())
+@router.get("/latest.jsonl", response_class=Response, responses=_LINES_OR_SAME | answers(404))
 async def get_pointer(request: Request) -> Response:
     """Which bundle is the newest: the signed pointer, as it lies in the store."""
     shelf, _ = await _shelf_of(request)
@@ -130,7 +130,7 @@ async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> R
 
 
 async def _shelf_of(request: Request) -> tuple[BundleShelf, str]:
-    """The shelf and the caller, if they may. Raises Unauthenticated, Forbidden, Problem 429 and 503."""
+    """The shelf and the caller, if they may. Raises Unauthenticated, Forbidden, Problem 404 and 429."""
     parts, caller = await caller_of(request, Permission.READ_BUNDLES)
     if not caller.may_read_bundles():
         raise Forbidden(
@@ -142,8 +142,9 @@ async def _shelf_of(request: Request) -> tuple[BundleShelf, str]:
 
 def _configured(parts: Parts) -> BundleShelf:
     if parts.bundles is None:
+        # Not 503: no repetition helps, and none of these addresses exists here.
         raise Problem(
-            503,
+            404,
             "This gateway hands out no bundles.",
             code="bundle.no_store",
             fix="set CONSENTRY_BUNDLE_STORE for the gateway, or read the store itself",

@@ -195,7 +195,7 @@ def test_without_a_store_or_a_bundle_that_is_said(door: Shelf) -> None:
     broken = door.call("GET", LATEST, who=TRAINER)
 
     assert [(one.status, one.code) for one in (none, empty, broken)] == [
-        (503, "bundle.no_store"),
+        (404, "bundle.no_store"),
         (503, "bundle.none"),
         (503, "bundle.store_unavailable"),
     ]

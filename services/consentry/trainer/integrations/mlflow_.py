@@ -29,9 +29,7 @@ class MlflowWatcher:
         if run.state == "RUNNING" and self.has_open_run():
             # Where the data lies only the training code knows: the source names our run, the digest the version.
             source = CodeDatasetSource(tags={"consentry.run_id": str(run.start["run_id"])})
-            data = MetaDataset(  # type: ignore[abstract]  # MLflow's own class, as its documentation uses it
-                source, name=str(run.start["dataset"]), digest=mlflow_digest(run)
-            )
+            data = MetaDataset(source, name=str(run.start["dataset"]), digest=mlflow_digest(run))
             mlflow.log_input(data, context="training")
         client = mlflow.MlflowClient()
         for name, value in mlflow_tags(run).items():

@@ -54,7 +54,7 @@ class OpenLineageWatcher:
     def event(self, run: RunTold) -> RunEvent:
         """The event that tells of a run."""
         facets: dict[str, RunFacet] = {
-            FACET_KEY: ConsentryTrainingRunRunFacet(**run_facet(run), producer=PRODUCER),
+            FACET_KEY: ConsentryTrainingRunRunFacet(**run_facet(run) | {"producer": PRODUCER}),
         }
         if run.reason:
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(

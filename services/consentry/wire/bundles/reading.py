@@ -67,7 +67,7 @@ def latest(store: BundleStore, keys: PublicKeys) -> Pointer:
         raise Unavailable(
             "The store holds no bundle, or cannot be seen.",
             code="bundle.none",
-            fix="check the URL, and that the bundler runs or `consentry bundle build` was run",
+            fix="check the URL, that a gateway behind it has CONSENTRY_BUNDLE_STORE, and that the bundler runs",
         ) from None
     if len(content) > POINTER_BYTES_MAX:
         raise BundleRefused("too_large", f"The pointer to the newest bundle has over {POINTER_BYTES_MAX} bytes.")

@@ -122,9 +122,10 @@ def _segments(
     while rows > 0:
         batch = next(iter(batches))
         rows -= batch.num_rows
-        held += batch.column("member_id").filter(batch.column("damaged")).cast(pa.binary()).to_pylist()
-        parts.append(batch.filter(batch.column("record").is_valid()))
-        size += batch.nbytes
+        ids, records, damaged = (batch.column(name) for name in ("member_id", "record", "damaged"))
+        held += ids.filter(damaged).cast(pa.binary()).to_pylist()
+        parts.append(batch.filter(records.is_valid()) if records.null_count else batch)
+        size += max(ids.nbytes, records.nbytes)
         if size > _SEGMENT_BYTES_MAX or rows <= 0:
             segments.append(_segment(parts, directory))
             parts, size = [], 0

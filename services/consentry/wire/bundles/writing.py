@@ -38,6 +38,7 @@ from consentry.wire.bundles.state import BundleState, StoredControl
 from consentry.wire.bundles.store import BundleStore, NotThere
 from consentry.wire.catalog import Catalog
 from consentry.wire.partitions import partitions_of
+from consentry.wire.record_store import in_hash_order
 from consentry.wire.records import version_of
 from consentry.wire.schemas import CONTROLS, RECORDS, topics
 
@@ -191,7 +192,7 @@ class _Writer:
         self._state = state
 
     def write_records(self, members: Sequence[bytes], *, file_rows: int, is_delta: bool) -> None:
-        """The rows of these members, in the order of partitions and ids, and the sets of those with integer ids."""
+        """The rows of these members, in the order of their hashes, and the sets of those with integer ids."""
         purposes = self._state.purposes
         excluded: list[list[int]] = [[] for _ in purposes]
         included: list[list[int]] = [[] for _ in purposes]
@@ -271,12 +272,14 @@ class _Writer:
 
 
 def _parts(members: Sequence[bytes], partitions: int, file_rows: int) -> Iterator[tuple[list[int], list[bytes]]]:
-    """The members in the order of partitions and ids, so many at a time: the same state makes the same files."""
-    homes = partitions_of(members, partitions).tolist()
-    ordered = sorted(zip(homes, members, strict=True))
+    """Partitions and ids of so many members at a time: the same state makes the same files.
+
+    They stand in the order in which a `Segment` keeps them, so that a trainer that starts need not sort them.
+    """
+    ordered = in_hash_order(members)
     for start in range(0, len(ordered), file_rows):
         part = ordered[start : start + file_rows]
-        yield [home for home, _ in part], [member for _, member in part]
+        yield partitions_of(part, partitions).tolist(), part
 
 
 def _table(fields: Sequence[tuple[str, pa.DataType]], columns: Sequence[Any]) -> pa.Table:

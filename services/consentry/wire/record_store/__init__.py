@@ -4,8 +4,8 @@
 whole: a few segments and what has changed since.
 """
 
-from consentry.wire.record_store.keys import IntegerKeys, Keys, TextKeys
+from consentry.wire.record_store.keys import IntegerKeys, Keys, TextKeys, in_hash_order
 from consentry.wire.record_store.segment import Segment
 from consentry.wire.record_store.store import Found, RecordStore, Regression
 
-__all__ = ["Found", "IntegerKeys", "Keys", "RecordStore", "Regression", "Segment", "TextKeys"]
+__all__ = ["Found", "IntegerKeys", "Keys", "RecordStore", "Regression", "Segment", "TextKeys", "in_hash_order"]

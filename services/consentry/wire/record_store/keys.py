@@ -70,6 +70,17 @@ def _mixed_one(found: int, word: int) -> int:
     return found ^ (found >> _SHIFT)
 
 
+def in_hash_order(keys: Sequence[bytes]) -> list[bytes]:
+    """The keys by their hashes as `Segment` takes them, and those of one hash by their bytes."""
+    hashes = TextKeys.of(keys).hashes(decimals=True)
+    order = np.argsort(hashes)
+    hashes = hashes[order]
+    ordered = [keys[place] for place in order.tolist()]
+    if (hashes[1:] == hashes[:-1]).any():
+        ordered.sort(key=lambda key: (hash_of(key), key))
+    return ordered
+
+
 class TextKeys:
     """Member ids as texts: the bytes of `data` from each of `starts` up to each of `ends`.
 

@@ -141,6 +141,17 @@ class Segment:
         found += self._steps[bucket]
         return found
 
+    def may_share(self, other: Segment) -> bool:
+        """Whether a member can be in both: not where all hashes of one lie before those of the other."""
+        if not len(self) or not len(other):
+            return False
+        (first, last), (others_first, others_last) = self._span, other._span
+        return first <= others_last and others_first <= last
+
+    @cached_property
+    def _span(self) -> tuple[int, int]:
+        return hash_of(self.ids[0].as_py()), hash_of(self.ids[-1].as_py())
+
     def place_of(self, key: bytes) -> int:
         """The place of one member, or -1."""
         if len(self) == 0:

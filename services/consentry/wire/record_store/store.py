@@ -183,11 +183,12 @@ def _repeated(segments: Sequence[Segment]) -> int:
     """How many records stand behind a newer one of the same member."""
     count = 0
     for place, older in enumerate(segments):
-        if place == 0:
+        newer_ones = [newer for newer in segments[:place] if newer.may_share(older)]
+        if not newer_ones:
             continue
         hashes = older.keys.hashes(decimals=True)
         covered = np.zeros(len(older), dtype=np.bool_)
-        for newer in segments[:place]:
+        for newer in newer_ones:
             covered |= newer.find(older.keys, hashes) >= 0
         count += int(covered.sum())
     return count

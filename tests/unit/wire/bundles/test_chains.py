@@ -36,6 +36,7 @@ from consentry.wire.bundles import (
 )
 from consentry.wire.bundles.reading import latest
 from consentry.wire.partitions import partition_of
+from consentry.wire.record_store import in_hash_order
 
 MEMBERS = ("1", "17", "4294967296", "9223372036854775807", "9223372036854775808", "007", "m:1", "m:2")
 KEY = SigningKey.generate()
@@ -151,6 +152,19 @@ def test_the_same_state_makes_the_same_files() -> None:
     """Two bundlers, or one that is asked again, are told apart by what they hold and by nothing else."""
     one, other = (published(memory(), populated().state, KEY) for _ in range(2))
     assert one.files == other.files
+
+
+def test_members_stand_in_the_order_in_which_a_trainer_keeps_them(log: Log, store: BundleStore) -> None:
+    """Else every trainer that starts sorts all of them."""
+    manifest = write_bundle(store, log.state, key=KEY, namespace="consentry", sequence=1, created_at=NOW, file_rows=3)
+    publish(store, manifest, key=KEY)
+
+    members = [
+        member.encode() for batch in opened(store).record_batches() for member in batch.column("member_id").to_pylist()
+    ]
+
+    assert len(members) > 3
+    assert members == in_hash_order(members[::-1])
 
 
 def test_many_files_say_what_one_says(log: Log) -> None:

@@ -12,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consentry.domain.errors import InvalidInput
-from consentry.wire.record_store import IntegerKeys, Keys, RecordStore, Regression, Segment, TextKeys, store
-from consentry.wire.record_store.keys import INTEGERS_BELOW, hash_of
+from consentry.wire.record_store import (
+    IntegerKeys,
+    Keys,
+    RecordStore,
+    Regression,
+    Segment,
+    TextKeys,
+    in_hash_order,
+    store,
+)
+from consentry.wire.record_store.keys import INTEGERS_BELOW, hash_of, mixed
 
 LETTERS = "abzABZ0123456789:_-"
 MEMBERS = st.one_of(
@@ -193,3 +202,46 @@ def test_short_texts_have_numbers_of_their_own(texts: list[str]) -> None:
     assert len(set(numbers.tolist())) == len(set(texts))
     assert 0 not in numbers
     assert TextKeys.of([b"a", b"12345678"]).short_numbers() is None
+
+
+def twins(first: bytes, other: bytes) -> tuple[bytes, bytes]:
+    """Two texts of 16 bytes that begin so and have one hash: whoever chooses ids can have them."""
+    states = [
+        int(mixed(np.array([16], np.uint64), np.array([int.from_bytes(one, "little")], np.uint64))[0])
+        for one in (first, other)
+    ]
+    word = (states[0] ^ states[1] ^ int.from_bytes(b"12345678", "little")).to_bytes(8, "little")
+    return first + b"12345678", other + word
+
+
+def test_keys_in_the_order_of_their_hashes_are_the_same_whatever_order_they_came_in() -> None:
+    """Bundles of the same state are the same files, byte by byte."""
+    pair = twins(b"m:abcdef", b"m:ghijkl")
+    keys = [*(b"m:%d" % number for number in range(500)), *(b"%d" % number for number in range(500)), *pair]
+
+    ordered = in_hash_order(keys)
+
+    assert hash_of(pair[0]) == hash_of(pair[1])
+    assert ordered == in_hash_order(keys[::-1]) == sorted(keys, key=lambda key: (hash_of(key), key))
+    assert in_hash_order([]) == []
+
+
+def test_a_segment_of_members_in_the_order_of_their_hashes_sorts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorting ten million members takes longer than all else that a trainer does before it is ready."""
+    keys = in_hash_order([b"m:%d" % number for number in range(2000)])
+    monkeypatch.setattr(np, "argsort", lambda *_: pytest.fail("it sorted"))
+
+    segment = Segment.of(keys, [record(1)] * len(keys))
+
+    assert segment.ids.to_pylist() == keys
+
+
+@given(st.lists(MEMBERS, min_size=1, max_size=60, unique=True), st.integers(0, 60), st.integers(0, 60))
+def test_members_are_counted_once_whatever_segments_they_are_in(keys: list[bytes], first: int, second: int) -> None:
+    """Segments of a bundle share no member, those of what changed may share all."""
+    ordered = in_hash_order(keys)
+    newer, older = ordered[first:], ordered[:second]
+
+    held = RecordStore([Segment.of(part, [record(1)] * len(part)) for part in (newer, older)])
+
+    assert len(held) == len({*newer, *older}) == len(dict(held))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from consentry.trainer.run.verifying import Report
     from consentry.trainer.view import View
-    from consentry.wire.bundles import Bundle, BundleStore, PublicKeys
+    from consentry.wire.bundles import Bundle, PublicKeys
     from consentry.wire.certificates import Certificate
 
 STATUS = ("holds", "violated", "cannot tell")
@@ -118,24 +118,8 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
             code="input.key",
             fix="name the file of the bundler's public key with --bundle-key",
         )
-    store, believed = BundleStore(url), PublicKeys.read(*keys)
-    bundle = open_bundle(store, keys=believed, namespace=None, now=system_clock())
-    return bundle, sorted({_signer(store, manifest.bundle_id, believed) for manifest in bundle.manifests})
-
-
-def _signer(store: BundleStore, bundle_id: str, keys: PublicKeys) -> str:
-    """The id of the key that signed a bundle's manifest."""
-    from consentry.wire.bundles.manifest import (
-        MANIFEST_BYTES_MAX,
-        MANIFEST_NAME,
-        SIGNATURE_BYTES_MAX,
-        SIGNATURE_NAME,
-        check_signature,
-    )
-
-    content = store.read(bundle_id, MANIFEST_NAME, bytes_max=MANIFEST_BYTES_MAX)
-    signature = store.read(bundle_id, SIGNATURE_NAME, bytes_max=SIGNATURE_BYTES_MAX)
-    return check_signature("manifest", content, signature, keys)
+    bundle = open_bundle(BundleStore(url), keys=PublicKeys.read(*keys), namespace=None, now=system_clock())
+    return bundle, sorted({manifest.signed_by for manifest in bundle.manifests})
 
 
 @contextmanager

@@ -208,7 +208,8 @@ def _check_column(name: str, column: pa.ChunkedArray, *, is_time: bool) -> None:
 
 
 def _check_messages(body: bytes) -> None:
-    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+    source = pa.BufferReader(body)
+    for message in pa.ipc.MessageReader.open_stream(source):
         if _is_compressed(message.metadata.to_pybytes()):
             raise Problem(
                 415,
@@ -216,6 +217,13 @@ def _check_messages(body: bytes) -> None:
                 code="input.arrow_compressed",
                 fix="write it without compression; the agent is on the same machine",
             )
+    if source.tell() != len(body):
+        raise Problem(
+            400,
+            f"{len(body) - source.tell()} bytes follow the end of the Arrow stream.",
+            code="input.arrow",
+            fix="send one stream: rows behind its end would not be judged",
+        )
 
 
 def _is_compressed(metadata: bytes) -> bool:

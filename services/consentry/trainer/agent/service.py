@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
 
@@ -224,7 +224,8 @@ def _outside() -> InvalidInput:
 def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> list[str]:
     """Where a branch that lakeFS is about to commit or merge is mounted: ROOT/repository/branch, and files in it.
 
-    Raises Problem for another event. Source: lakeFS, "Webhooks", the body of a request.
+    Raises Problem for another event, InvalidInput for a file outside of the branch. Source: lakeFS, "Webhooks", the
+    body of a request.
     """
     ref_field = _LAKEFS_REFS.get(str(event.get("event_type")).replace("_", "-"))
     if ref_field is None:
@@ -242,5 +243,7 @@ def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> list[str]:
             code="check.event",
             fix="check branches whose names hold letters, digits, '.', '_' and '-'",
         )
+    if any(file.startswith("/") or ".." in PurePosixPath(file).parts for file in files):
+        raise _outside()  # another branch's data would be checked in place of this one's
     branch = "/".join(map(str, names))
     return [f"{branch}/{file}" for file in files] or [branch]

@@ -115,6 +115,8 @@ class Manifest:
     files: tuple[BundleFile, ...]
     sha256: str = field(default="", compare=False)
     """Of its bytes; what a delta names it by. Set by whoever read or wrote these."""
+    signed_by: str = field(default="", compare=False)
+    """The id of the key that its signature was checked with; empty where it was not read but written."""
 
     @property
     def proven_at(self) -> Micros:
@@ -193,11 +195,11 @@ def signature_bytes(content: bytes, key: SigningKey) -> bytes:
 
 def read_manifest(content: bytes, signature: bytes | None, keys: PublicKeys) -> Manifest:
     """The manifest in these bytes, believed only because of its signature. Raises BundleRefused."""
-    check_signature("manifest", content, signature, keys)
+    signed_by = check_signature("manifest", content, signature, keys)
     fields = _Fields(_parsed("manifest", content), "the manifest")
     if fields.text("format") != MANIFEST_FORMAT:
         raise _malformed("the manifest is of a format that is not known here")
-    manifest = _manifest(fields, hashlib.sha256(content).hexdigest())
+    manifest = _manifest(fields, hashlib.sha256(content).hexdigest(), signed_by)
     fields.end()
     return manifest
 
@@ -360,7 +362,7 @@ def _numbers(value: Any) -> tuple[int, ...]:
     return fields.many("items", lambda one: _Fields({"item": one}, "schema_ids").number("item"))
 
 
-def _manifest(fields: _Fields, sha256: str) -> Manifest:
+def _manifest(fields: _Fields, sha256: str, signed_by: str) -> Manifest:
     kind = fields.text("kind")
     if kind not in _KINDS:
         raise _malformed("its kind is not known here")
@@ -391,6 +393,7 @@ def _manifest(fields: _Fields, sha256: str) -> Manifest:
         schema_ids=fields.mapping("schema_ids", _numbers),
         files=files,
         sha256=sha256,
+        signed_by=signed_by,
     )
 
 

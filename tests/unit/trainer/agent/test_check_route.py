@@ -136,6 +136,17 @@ class TestLakeFS:
         answer = start(roots=[tmp_path]).call("POST", CHECK, commit(**more))
         assert (answer.status, answer.data["code"]) == (422, "check.event")
 
+    @pytest.mark.parametrize("file", ["../other", "posts/../../other", "/training/other", ".."])
+    def test_a_file_of_another_branch_is_refused(self, start: Any, tmp_path: Path, file: str) -> None:
+        """What is checked has to be what is committed."""
+        for branch in ("main", "other"):
+            (tmp_path / "training" / branch).mkdir(parents=True)
+            (tmp_path / "training" / branch / "a.csv").write_text("author\nanna\n")
+
+        answer = start(roots=[tmp_path]).call("POST", f"{CHECK}?member_col=author&file={file}", commit())
+
+        assert (answer.status, answer.data["code"]) == (422, "check.outside")
+
     def test_a_branch_that_is_not_mounted_is_not_clean(self, start: Any, tmp_path: Path) -> None:
         """A mount that is gone would let every commit through."""
         assert start(roots=[tmp_path]).call("POST", CHECK, commit()).status == 422

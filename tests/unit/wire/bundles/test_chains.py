@@ -316,6 +316,12 @@ def test_what_no_chain_needs_is_pruned_and_all_else_stays(log: Log, store: Bundl
     assert ahead in store.bundle_ids()
 
 
+def test_a_manifest_tells_whose_signature_was_checked(log: Log, store: BundleStore) -> None:
+    """A certificate says by whose word its bundle was believed."""
+    published(store, log.state, KEY)
+    assert [one.signed_by for one in opened(store).manifests] == [KEY.key_id]
+
+
 def test_the_pointer_names_the_manifest_by_its_hash(log: Log, store: BundleStore) -> None:
     """It makes the entity tag by which a poll every second costs nothing."""
     manifest = published(store, log.state, KEY)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +19,11 @@ from consentry.wire.bundles.http_store import open_store
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.record_store import Segment
+from consentry.wire.record_store import Segment, SegmentWriter
 from consentry.wire.schemas import NAMESPACE
 
 _TRIES: Final = 3
-_SEGMENT_BYTES_MAX: Final = 1 << 30
-"""Of ids or of records: an Arrow array with offsets of 32 bits holds twice as much."""
+_COLUMNS: Final = ("member_id", "record", "damaged")
 
 
 def view_of(bundle: Bundle, *, catalog: Catalog | None = None, directory: Path | None = None) -> View:
@@ -35,7 +35,7 @@ def view_of(bundle: Bundle, *, catalog: Catalog | None = None, directory: Path |
     manifest = bundle.manifest
     catalog = catalog or bundle.catalog()
     snapshot = sum(file.rows for file in bundle.manifests[0].with_role("records"))
-    batches = iter(bundle.record_batches())
+    batches = iter(bundle.record_batches(columns=_COLUMNS))
     bases, held = _segments(batches, snapshot, directory)
     view = View(len(manifest.partitions), iso_jurisdictions(), bases)
     view.hold(held)
@@ -112,40 +112,36 @@ def bundle_judge(
 
 
 def _segments(
-    batches: Iterable[pa.RecordBatch], rows: int, directory: Path | None
+    batches: Iterator[pa.RecordBatch], rows: int, directory: Path | None
 ) -> tuple[tuple[Segment, ...], list[bytes]]:
     """The first so many rows as segments, and who of them is held. Reads no batch beyond."""
     segments: list[Segment] = []
-    parts: list[pa.RecordBatch] = []
     held: list[bytes] = []
-    size = 0
-    while rows > 0:
-        batch = next(iter(batches))
-        rows -= batch.num_rows
-        ids, records, damaged = (batch.column(name) for name in ("member_id", "record", "damaged"))
-        held += ids.filter(damaged).cast(pa.binary()).to_pylist()
-        parts.append(batch.filter(records.is_valid()) if records.null_count else batch)
-        size += max(ids.nbytes, records.nbytes)
-        if size > _SEGMENT_BYTES_MAX or rows <= 0:
-            segments.append(_segment(parts, directory))
-            parts, size = [], 0
+    with ExitStack() as stack:
+        writer = _writer(stack, directory)
+        while rows > 0:
+            batch = next(batches)  # a file has as many rows as its manifest says, or was refused
+            ids, records, damaged = (batch.column(name) for name in _COLUMNS)
+            ids = ids.cast(pa.binary())
+            held += ids.filter(damaged).to_pylist()
+            if records.null_count:
+                ids, records = (column.filter(records.is_valid()) for column in (ids, records))
+            if not writer.add(ids, records):
+                segments.append(writer.finish())
+                writer = _writer(stack, directory)
+                writer.add(ids, records)
+            rows -= batch.num_rows
+        segments.append(writer.finish())
     return tuple(segments), held
 
 
-def _segment(parts: list[pa.RecordBatch], directory: Path | None) -> Segment:
-    ids = pa.concat_arrays([part.column("member_id").cast(pa.binary()) for part in parts])
-    records = pa.concat_arrays([part.column("record") for part in parts])
-    parts.clear()
-    made = Segment.of_arrow(ids, records)
-    with tempfile.TemporaryFile(dir=directory, prefix="consentry-records-") as file:
-        made.write(file)
-        file.flush()
-        return Segment.mapped(file)
+def _writer(stack: ExitStack, directory: Path | None) -> SegmentWriter:
+    return SegmentWriter(stack.enter_context(tempfile.TemporaryFile(dir=directory, prefix="consentry-records-")))
 
 
 def _apply_changes(view: View, batch: pa.RecordBatch) -> None:
     """Take the rows of a delta in. Who has no record there and is not held had none before; if so, they are held."""
-    columns = (batch.column(name) for name in ("member_id", "record", "damaged"))
+    columns = (batch.column(name) for name in _COLUMNS)
     members, records, damaged = (column.to_pylist() for column in columns)
     keys = [member.encode() for member in members]
     whole = [place for place, record in enumerate(records) if record is not None]

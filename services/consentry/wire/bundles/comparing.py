@@ -64,7 +64,7 @@ def _only_in(here: Mapping[str, _Held], there: Mapping[str, _Held], purpose: str
 def _members(bundle: Bundle) -> dict[str, _Held]:
     purposes = bundle.manifest.purposes
     found: dict[str, _Held] = {}
-    for batch in bundle.record_batches(all_columns=True):
+    for batch in bundle.record_batches(columns=None):
         names = ("member_id", "record", "damaged", *(f"own_exclusion_{purpose}" for purpose in purposes))
         for member, record, is_damaged, *excluded in zip(
             *(batch.column(name).to_pylist() for name in names), strict=True

@@ -199,18 +199,20 @@ class Bundle:
         found = {(RECORDS, one.partition): one.records_offset for one in self.manifest.partitions}
         return found | {(CONTROLS, 0): self.manifest.controls_offset}
 
-    def record_batches(self, *, batch_rows: int = BATCH_ROWS, all_columns: bool = False) -> Iterator[pa.RecordBatch]:
+    def record_batches(
+        self, *, batch_rows: int = BATCH_ROWS, columns: Sequence[str] | None = tuple(_RECORD_TYPES)
+    ) -> Iterator[pa.RecordBatch]:
         """Rows of all records, the snapshot's first, then each delta's: for one member the last row counts.
 
         Columns: partition (int32), member_id (string), version (int64), record (binary; null: no record),
-        damaged (bool: the member stays held by the reader); with `all_columns` also those for people.
+        damaged (bool: the member stays held by the reader), or some of them; None: also those for people.
         Raises BundleRefused, Unavailable.
         """
         for manifest in self.manifests:
             for file in manifest.with_role("records"):
                 parquet = self._parquet(manifest, file, _RECORD_TYPES)
-                columns = None if all_columns else list(_RECORD_TYPES)
-                yield from parquet.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False)
+                names = None if columns is None else list(columns)
+                yield from parquet.iter_batches(batch_size=batch_rows, columns=names, use_threads=False)
 
     def controls(self) -> list[StoredControl]:
         """The messages of all controls in log order; `read_control_or_pause` reads them. As `record_batches` raises."""

@@ -7,8 +7,6 @@ to look, for each member; in a file all of it may lie in pages that processes sh
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -20,47 +18,30 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
-from consentry.wire.record_store.keys import WORD, Keys, Mask, Offsets, TextKeys, hash_of
+from consentry.wire.record_store.files import Index, array_of, buffers_of, map_segment, write_segment
+from consentry.wire.record_store.keys import U64, WORD, Keys, Mask, Offsets, TextKeys, hash_of
 
 MEMBERS_MAX: Final = 1 << 26
-_FORMAT: Final = 1
-_MAGIC: Final = b"CONSEG\x00\x01"
-_ALIGNMENT: Final = 64
 _BITS: Final = 64
 _PRINT_BITS: Final = 32
 _GROUP_BITS: Final = 4
 _GROUP: Final = 1 << _GROUP_BITS
 _NONE: Final = -1
-_VERSION_AT: Final = 5
-"""Behind the frame of five bytes a record has its version, eight bytes (wire/records.py)."""
-
 _PART: Final = 1 << 16
-
-_Buffers = tuple[npt.NDArray[Any], ...]
 
 
 class Segment:
     """Members, each once, and the framed bytes of their records. Made by `of`, `of_arrow`, `merged` or `open`."""
 
-    def __init__(
-        self,
-        groups: npt.NDArray[np.uint32],
-        steps: npt.NDArray[np.unsignedinteger[Any]],
-        prints: npt.NDArray[np.uint32],
-        ids: pa.Array,
-        records: pa.Array,
-    ) -> None:
+    def __init__(self, index: Index, ids: pa.Array, records: pa.Array) -> None:
+        self.index = index
         self.ids = ids
         self.records = records
         self.keys = TextKeys.of_arrow(ids)
-        self._groups = groups
-        self._steps = steps
-        """A bucket begins so far behind where its group of buckets does."""
-        self._prints = prints
-        self._bucket_bits = (len(steps) - 1).bit_length() - 1
+        self._bucket_bits = (len(index.steps) - 1).bit_length() - 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Segment, (self._groups, self._steps, self._prints, self.ids, self.records)
+        return Segment, (self.index, self.ids, self.records)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,28 +62,13 @@ class Segment:
     @classmethod
     def of_arrow(cls, ids: pa.Array, records: pa.Array) -> Segment:
         """As `of`, from two arrays of bytes. Raises InvalidInput where a member is named twice, or for too many."""
-        count = len(ids)
-        if count > MEMBERS_MAX:
-            raise InvalidInput(
-                f"A segment of {count} members was asked for; at most {MEMBERS_MAX} fit in one.",
-                code="records.too_many",
-                fix="split them over several segments",
-            )
         ids, records = ids.cast(pa.binary()), records.cast(pa.binary())
-        hashes = TextKeys.of_arrow(ids).hashes(decimals=True)
-        if not (hashes[1:] >= hashes[:-1]).all():  # a segment's own order costs no sorting
+        hashes = hashes_of(ids)
+        if not ascend(hashes):  # a segment's own order costs no sorting
             order = np.argsort(hashes)
             hashes, by_hash = hashes[order], pa.array(order)
             ids, records = ids.take(by_hash), records.take(by_hash)
-        ids = _with_room(ids)
-        _check_once(ids, hashes)
-        bits = max(count, 1).bit_length()
-        starts = np.searchsorted(hashes >> np.uint64(_BITS - bits), np.arange((1 << bits) + 1, dtype=np.uint64))
-        groups = starts[::_GROUP]
-        steps = starts - np.repeat(groups, _GROUP)[: len(starts)]
-        prints = (hashes >> np.uint64(_BITS - bits - _PRINT_BITS)).astype(np.uint32)
-        width = next(one for one in (np.uint8, np.uint16, np.uint32) if steps.max(initial=0) <= np.iinfo(one).max)
-        return cls(groups.astype(np.uint32), steps.astype(width), prints, ids, records)
+        return cls(index_of(hashes, ids), with_room(ids), records)
 
     @classmethod
     def merged(cls, newer: Segment, older: Segment) -> Segment:
@@ -122,7 +88,7 @@ class Segment:
         rows = np.flatnonzero(at < end)
         at, end, wanted = at[rows], end[rows], wanted[rows]
         while len(rows):
-            print_there = self._prints[at]
+            print_there = self.index.prints[at]
             hits = np.flatnonzero(print_there == wanted)
             same = keys.same(rows[hits], self.keys, at[hits])
             alike = hits if same.all() else hits[same]
@@ -137,8 +103,8 @@ class Segment:
         return found
 
     def _begin(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        found: npt.NDArray[np.int32] = self._groups[bucket >> _GROUP_BITS].view(np.int32)
-        found += self._steps[bucket]
+        found: npt.NDArray[np.int32] = self.index.groups[bucket >> _GROUP_BITS].view(np.int32)
+        found += self.index.steps[bucket]
         return found
 
     def may_share(self, other: Segment) -> bool:
@@ -161,7 +127,7 @@ class Segment:
         wanted = hashed >> (_BITS - self._bucket_bits - _PRINT_BITS) & 0xFFFFFFFF
         begin, end = self._begin(np.array([bucket, bucket + 1])).tolist()
         for place in range(begin, end):
-            if self._prints[place] == wanted and self.ids[place].as_py() == key:
+            if self.index.prints[place] == wanted and self.ids[place].as_py() == key:
                 return place
         return _NONE
 
@@ -190,7 +156,7 @@ class Segment:
     @property
     def memory_bytes(self) -> int:
         """What prints, beginnings and offsets take; ids and records are not counted."""
-        return int(self._groups.nbytes + self._steps.nbytes + self._prints.nbytes) + 8 * len(self)
+        return int(self.index.groups.nbytes + self.index.steps.nbytes + self.index.prints.nbytes) + 8 * len(self)
 
     def save(self, path: Path) -> None:
         """Write it to a file that `open` takes; the file appears whole or not at all."""
@@ -200,22 +166,8 @@ class Segment:
         temporary.replace(path)
 
     def write(self, file: IO[bytes]) -> None:
-        """Write it: a head that says where what lies, and the arrays as they are in memory."""
-        buffers = self._buffers()
-        places, at = [], 0
-        for buffer in buffers:
-            places.append([at, buffer.nbytes])
-            at += -(-buffer.nbytes // _ALIGNMENT) * _ALIGNMENT
-        told = {"format": _FORMAT, "members": len(self), "steps": self._steps.dtype.name, "buffers": places}
-        head = json.dumps(told).encode()
-        head = head.ljust(-(-(len(head) + 16) // _ALIGNMENT) * _ALIGNMENT - 16)
-        file.write(_MAGIC + len(head).to_bytes(8, "little") + head)
-        for buffer in buffers:
-            file.write(np.ascontiguousarray(buffer).data)
-            file.write(bytes(-buffer.nbytes % _ALIGNMENT))
-
-    def _buffers(self) -> _Buffers:
-        return (self._groups, self._steps, self._prints, *_parts(self.ids), *_parts(self.records))
+        """Write it to an empty file."""
+        write_segment(file, self.index, self.ids, self.records)
 
     @classmethod
     def open(cls, path: Path) -> Segment:
@@ -226,52 +178,44 @@ class Segment:
     @classmethod
     def mapped(cls, file: IO[bytes]) -> Segment:
         """As `open`, of a file that is open and may have no name any more."""
-        try:
-            held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            is_ours = held[:8] == _MAGIC
-            size = int.from_bytes(held[8:16], "little")
-            head = json.loads(held[16 : 16 + size]) if is_ours else {}
-            parts = [_part(held, 16 + size + at, length) for at, length in head["buffers"]]
-            count = int(head["members"])
-            groups, prints = parts[0].view(np.uint32), parts[2].view(np.uint32)
-            steps = parts[1].view(np.dtype(head["steps"]))
-            ids, records = _array(count, *parts[3:5]), _array(count, *parts[5:7])
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise InvalidInput(
-                f"The file of records cannot be read ({type(error).__name__}).",
-                code="records.file",
-                fix="remove it: it is made anew from the bundle or from Kafka",
-            ) from error
-        return cls(groups, steps, prints, ids, records)
+        return cls(*map_segment(file))
 
 
-def _part(held: mmap.mmap, at: int, length: int) -> npt.NDArray[np.uint8]:
-    if at + length > len(held):
-        raise ValueError("it ends too early")
-    return np.frombuffer(held, dtype=np.uint8, count=length, offset=at)
+def hashes_of(ids: pa.Array) -> U64:
+    """The hashes by which a segment orders its members. Raises InvalidInput where they are too many for one."""
+    if len(ids) > MEMBERS_MAX:
+        raise InvalidInput(
+            f"A segment of {len(ids)} members was asked for; at most {MEMBERS_MAX} fit in one.",
+            code="records.too_many",
+            fix="split them over several segments",
+        )
+    return TextKeys.of_arrow(ids).hashes(decimals=True)
 
 
-def _parts(array: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Offsets and bytes; the offsets are of all the bytes, which may be more than the array has."""
-    _, offsets, data = array.buffers()
-    if len(array) == 0 or offsets is None:
-        return np.zeros(1, np.int32), np.zeros(0, np.uint8)
-    some = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-    return some, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+def ascend(hashes: U64) -> bool:
+    """Whether they stand in the order of a segment."""
+    return bool((hashes[1:] >= hashes[:-1]).all())
 
 
-def _with_room(array: pa.Array) -> pa.Array:
+def index_of(hashes: U64, ids: pa.Array) -> Index:
+    """The index of these ids, whose hashes ascend. Raises InvalidInput where one of them stands there twice."""
+    _check_once(ids, hashes)
+    bits = max(len(hashes), 1).bit_length()
+    buckets = (hashes >> np.uint64(_BITS - bits)).view(np.int64)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=1 << bits))])
+    groups = starts[::_GROUP]
+    steps = starts - np.repeat(groups, _GROUP)[: len(starts)]
+    prints = (hashes >> np.uint64(_BITS - bits - _PRINT_BITS)).astype(np.uint32)
+    width = next(one for one in (np.uint8, np.uint16, np.uint32) if steps.max(initial=0) <= np.iinfo(one).max)
+    return Index(groups.astype(np.uint32), steps.astype(width), prints)
+
+
+def with_room(array: pa.Array) -> pa.Array:
     """The same texts, with eight bytes before the first and behind the last."""
-    offsets, data = _parts(array)
+    offsets, data = buffers_of(array)
     room = np.zeros(WORD, np.uint8)
     held = np.concatenate([room, data[int(offsets[0]) : int(offsets[-1])], room])
-    return _array(len(array), offsets - offsets[0] + np.int32(WORD), held)
-
-
-def _array(count: int, offsets: npt.NDArray[Any], data: npt.NDArray[np.uint8]) -> pa.Array:
-    array = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-    array.validate()
-    return array
+    return array_of(len(array), offsets - offsets[0] + np.int32(WORD), held)
 
 
 def _check_once(ids: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:

@@ -9,17 +9,15 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.strategies import lift, pause, policy, random_event, terms
-from tests.unit.wire.bundles.world import NOW, PARTITIONS, Log, populated, published
+from tests.unit.wire.bundles.world import NOW, PARTITIONS, History, Log, populated, published
 
 from consentry.domain.events import MemberEvent
-from consentry.domain.values import MemberId, Micros
+from consentry.domain.values import Micros
 from consentry.wire.bundles import (
     Bundle,
     BundleStore,
@@ -38,7 +36,6 @@ from consentry.wire.bundles.reading import latest
 from consentry.wire.partitions import partition_of
 from consentry.wire.record_store import in_hash_order
 
-MEMBERS = ("1", "17", "4294967296", "9223372036854775807", "9223372036854775808", "007", "m:1", "m:2")
 KEY = SigningKey.generate()
 KEYS = PublicKeys([KEY.public])
 
@@ -56,50 +53,10 @@ def opened(store: BundleStore, **more: Any) -> Bundle:
 def rows(bundle: Bundle) -> dict[str, dict[str, Any]]:
     """Every member's last row, all columns; nothing for one of whom nothing is held any more."""
     found: dict[str, dict[str, Any]] = {}
-    for batch in bundle.record_batches(all_columns=True):
+    for batch in bundle.record_batches(columns=None):
         for row in batch.to_pylist():
             found[row["member_id"]] = row
     return {member: row for member, row in found.items() if row["record"] is not None or row["damaged"]}
-
-
-class History:
-    """Any messages, drawn one step at a time."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = Random(seed)
-        self.log = Log()
-        self.log.control(policy(900, terms("*"), terms("*", purpose="ads"), on=0))
-        self._events: dict[str, list[MemberEvent]] = {}
-        self._number = 1000
-
-    def step(self) -> None:
-        """Some messages: mostly records, older ones among them, and what cannot be believed."""
-        for _ in range(self.random.randrange(1, 8)):
-            self._number += 1
-            drawn, member = self.random.random(), self.random.choice(MEMBERS)
-            if drawn < 0.7:
-                self._record(member)
-            elif drawn < 0.8 and self._events.get(member):
-                kept = self._events[member]
-                self.log.member(member, *kept[: self.random.randrange(1, len(kept) + 1)])
-            elif drawn < 0.85:
-                self.log.raw(member, b"no record")
-            elif drawn < 0.88 and self.log.state.get(member.encode()):
-                wrong = (partition_of(member.encode(), PARTITIONS) + 1) % PARTITIONS
-                self.log.raw(member, self.log.state.get(member.encode()) or b"", partition=wrong)
-            elif drawn < 0.94:
-                self.log.control(pause(self._number, "HK", on=3), lift(self._number + 10**6, on=4))
-            else:
-                self.log.control(value=self.random.choice([None, b"", b"unreadable"]))
-        if self.random.random() < 0.7:
-            self.log.frontiers(NOW, tainted=frozenset({3} if self.random.random() < 0.2 else ()))
-
-    def _record(self, member: str) -> None:
-        from dataclasses import replace
-
-        event = replace(random_event(self.random, self._number), member=MemberId(member))
-        self._events.setdefault(member, []).append(event)
-        self.log.member(member, *self._events[member])
 
 
 @given(st.integers(0, 2**32), st.lists(st.booleans(), min_size=1, max_size=6))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from tests.strategies import chose, day, erased, moved, new_catalog, policy, terms
+from dataclasses import replace
+from random import Random
+
+from tests.strategies import chose, day, erased, lift, moved, new_catalog, pause, policy, random_event, terms
 
 from consentry.domain.events import MemberEvent
 from consentry.domain.records import Record, fold
 from consentry.domain.values import Choice, MemberId, Micros
 from consentry.wire.bundles import BundleState, BundleStore, Manifest, SigningKey, StoredControl
-from consentry.wire.bundles.writing import publish, write_bundle
+from consentry.wire.bundles.writing import FILE_ROWS, publish, write_bundle
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import Frontier, write_control
 from consentry.wire.partitions import partition_of
@@ -17,6 +20,7 @@ from consentry.wire.schemas import RECORDS
 
 PARTITIONS = 4
 NOW = day(100)
+MEMBERS = ("1", "17", "4294967296", "9223372036854775807", "9223372036854775808", "007", "m:1", "m:2")
 LOGS = {"records": "a1" * 8, "controls": "b2" * 8}
 
 
@@ -72,6 +76,44 @@ class Log:
         self.state.settle_frontiers()
 
 
+class History:
+    """Any messages, drawn one step at a time."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.log = Log()
+        self.log.control(policy(900, terms("*"), terms("*", purpose="ads"), on=0))
+        self._events: dict[str, list[MemberEvent]] = {}
+        self._number = 1000
+
+    def step(self) -> None:
+        """Some messages: mostly records, older ones among them, and what cannot be believed."""
+        for _ in range(self.random.randrange(1, 8)):
+            self._number += 1
+            drawn, member = self.random.random(), self.random.choice(MEMBERS)
+            if drawn < 0.7:
+                self._record(member)
+            elif drawn < 0.8 and self._events.get(member):
+                kept = self._events[member]
+                self.log.member(member, *kept[: self.random.randrange(1, len(kept) + 1)])
+            elif drawn < 0.85:
+                self.log.raw(member, b"no record")
+            elif drawn < 0.88 and self.log.state.get(member.encode()):
+                wrong = (partition_of(member.encode(), PARTITIONS) + 1) % PARTITIONS
+                self.log.raw(member, self.log.state.get(member.encode()) or b"", partition=wrong)
+            elif drawn < 0.94:
+                self.log.control(pause(self._number, "HK", on=3), lift(self._number + 10**6, on=4))
+            else:
+                self.log.control(value=self.random.choice([None, b"", b"unreadable"]))
+        if self.random.random() < 0.7:
+            self.log.frontiers(NOW, tainted=frozenset({3} if self.random.random() < 0.2 else ()))
+
+    def _record(self, member: str) -> None:
+        event = replace(random_event(self.random, self._number), member=MemberId(member))
+        self._events.setdefault(member, []).append(event)
+        self.log.member(member, *self._events[member])
+
+
 def populated() -> Log:
     """Members in every condition: none of them is anybody."""
     log = Log()
@@ -97,10 +139,18 @@ def published(
     parent: Manifest | None = None,
     created_at: Micros = NOW,
     namespace: str = "consentry",
+    file_rows: int = FILE_ROWS,
 ) -> Manifest:
     """Write a bundle and make it the newest."""
     manifest = write_bundle(
-        store, state, key=key, namespace=namespace, sequence=sequence, created_at=created_at, parent=parent
+        store,
+        state,
+        key=key,
+        namespace=namespace,
+        sequence=sequence,
+        created_at=created_at,
+        parent=parent,
+        file_rows=file_rows,
     )
     publish(store, manifest, key=key)
     return manifest

@@ -18,9 +18,11 @@ from consentry.wire.record_store import (
     RecordStore,
     Regression,
     Segment,
+    SegmentWriter,
     TextKeys,
     in_hash_order,
     store,
+    writing,
 )
 from consentry.wire.record_store.keys import INTEGERS_BELOW, hash_of, mixed
 
@@ -245,3 +247,52 @@ def test_members_are_counted_once_whatever_segments_they_are_in(keys: list[bytes
     held = RecordStore([Segment.of(part, [record(1)] * len(part)) for part in (newer, older)])
 
     assert len(held) == len({*newer, *older}) == len(dict(held))
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+@given(st.lists(MEMBERS, max_size=60, unique=True), st.integers(1, 20))
+def test_a_segment_of_members_who_come_by_and_by_is_that_of_all_at_once(
+    tmp_path_factory: pytest.TempPathFactory, is_ordered: bool, keys: list[bytes], size: int
+) -> None:
+    """Bundles have them in the order of their hashes; an older one does not, and nobody may get another's record."""
+    keys = in_hash_order(keys)[:: 1 if is_ordered else -1]
+    values = [record(1, key) for key in keys]
+    batch = pa.record_batch([pa.array(keys, pa.binary()), pa.array(values, pa.binary())], ["ids", "records"])
+    with (tmp_path_factory.mktemp("writer") / "segment").open("w+b") as file:
+        writer = SegmentWriter(file)
+        for start in range(0, len(keys), size):
+            part = batch.slice(start, size)  # whose bytes do not begin at the first
+            assert writer.add(part["ids"], part["records"])
+        segment = writer.finish()
+
+    whole = Segment.of(keys, values)
+    assert segment.ids.to_pylist() == whole.ids.to_pylist()
+    assert dict(segment.items()) == dict(zip(keys, values, strict=True))
+    held = RecordStore([segment])
+    assert found(held, TextKeys.of(keys)) == values
+    assert [held.get(key) for key in keys] == values
+
+
+def test_a_segment_that_is_full_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets of 32 bits that ran over would give one member the record of another."""
+    monkeypatch.setattr(writing, "BYTES_MAX", 100)
+    with (tmp_path / "segment").open("w+b") as file:
+        writer = SegmentWriter(file)
+        assert writer.add(pa.array([b"a"]), pa.array([record(1, b"x" * 200)])), "nobody else could take it"
+        assert not writer.add(pa.array([b"b"]), pa.array([record(1)]))
+        assert dict(writer.finish().items()) == {b"a": record(1, b"x" * 200)}
+    with (tmp_path / "other").open("w+b") as file:
+        writer = SegmentWriter(file)
+        assert writer.add(pa.array([b"a" * 60]), pa.array([record(1)]))
+        assert not writer.add(pa.array([b"b" * 60]), pa.array([record(1)]))
+
+
+def test_a_member_who_comes_twice_is_refused(tmp_path: Path) -> None:
+    """One of the two records may be the opt-out."""
+    with (tmp_path / "segment").open("w+b") as file:
+        writer = SegmentWriter(file)
+        writer.add(pa.array([b"a"]), pa.array([record(1)]))
+        writer.add(pa.array([b"a"]), pa.array([record(2)]))
+        with pytest.raises(InvalidInput) as caught:
+            writer.finish()
+    assert caught.value.code == "records.twice"

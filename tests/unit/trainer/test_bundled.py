@@ -1,0 +1,92 @@
+"""A trainer's view from a bundle is what the bundler held, however it is cut into files, deltas and segments."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.wire.bundles.world import NOW, History, Log, populated, published
+
+from consentry.trainer import bundled
+from consentry.trainer.view import View
+from consentry.wire.bundles import BundleState, BundleStore, PublicKeys, SigningKey, open_bundle, why_no_delta
+from consentry.wire.record_store import writing
+
+KEY = SigningKey.generate()
+KEYS = PublicKeys([KEY.public])
+
+
+def view_of(store: BundleStore, directory: Path | None = None) -> View:
+    """The view of the newest bundle."""
+    return bundled.view_of(open_bundle(store, keys=KEYS, namespace="consentry", now=NOW), directory=directory)
+
+
+def assert_same(view: View, state: BundleState) -> None:
+    """Whether the view holds what the state holds."""
+    assert dict(view.records) == dict(state.items())
+    assert len(view.records) == len(state)
+    assert view.held == state.damaged
+    assert view.controls == state.controls
+    assert view.freshness.counted() == state.freshness.counted()
+    assert view.freshness.tainted == state.freshness.tainted
+
+
+@given(st.integers(0, 2**32), st.lists(st.booleans(), max_size=4))
+@settings(max_examples=30)
+def test_a_view_holds_what_the_bundler_held(seed: int, deltas: list[bool]) -> None:
+    """Who opted out in the third delta is excluded as if it had always been there."""
+    history, store = History(seed), BundleStore(f"memory://{uuid.uuid4().hex}")
+    history.step()
+    newest = published(store, history.log.state, KEY)
+    for number, wants_delta in enumerate(deltas, start=2):
+        history.step()
+        can_delta = wants_delta and not why_no_delta(newest, history.log.state)
+        newest = published(store, history.log.state, KEY, sequence=number, parent=newest if can_delta else None)
+
+    assert_same(view_of(store), history.log.state)
+
+
+def test_records_that_fill_more_than_one_segment_are_all_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times ten million members do not fit in one."""
+    store, state = BundleStore(str(tmp_path / "bundles")), populated().state
+    published(store, state, KEY, file_rows=3)
+    monkeypatch.setattr(writing, "BYTES_MAX", 1)
+
+    view = view_of(store)
+
+    assert [len(segment) for segment in view.records.segments()] == [2, 3, 2], "one row has no record"
+    assert_same(view, state)
+
+
+def test_who_came_in_a_delta_is_there_though_the_snapshot_had_nobody(tmp_path: Path) -> None:
+    """The first bundle of a new platform is empty."""
+    log, store = Log(), BundleStore(str(tmp_path / "bundles"))
+    log.control()
+    snapshot = published(store, log.state, KEY)
+    for member, value in populated().state.items():
+        log.raw(member.decode(), value)
+    log.raw("m:damaged", b"not a record")
+    published(store, log.state, KEY, sequence=2, parent=snapshot)
+
+    view = view_of(store)
+
+    assert b"m:out" in view.records
+    assert_same(view, log.state)
+
+
+def test_the_files_of_records_have_no_name_and_lie_where_they_should(tmp_path: Path) -> None:
+    """A trainer that is killed leaves no gigabytes behind."""
+    store = BundleStore(str(tmp_path / "bundles"))
+    published(store, populated().state, KEY)
+    place = tmp_path / "records"
+    with pytest.raises(FileNotFoundError):
+        view_of(store, place)
+    place.mkdir()
+
+    view = view_of(store, place)
+
+    assert list(place.iterdir()) == []
+    assert len(view.records) == len(populated().state)

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.pages import Snippet, snippets
+from tests.pages import Snippet, page_world, snippets
 from tests.postgres import DATABASE, USER, postgres_server
 from tests.stack import World, wait_for
 
 from consentry.domain.values import Choice
 from consentry.local.stack import LocalStack
-from consentry.wire.catalog import register_all
 from consentry.wire.events import read_event
-from consentry.wire.schemas import NAMESPACE
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "producers.md"
@@ -52,14 +50,8 @@ def run(snippet: Snippet, environment: dict[str, str], *, directory: Path = ROOT
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
     """The namespace that the page's snippets use without naming it."""
-    world = World(shared, tmp_path, prepare=False)
-    world.namespace = NAMESPACE
-    world.apply_topics()
-    register_all(world.registry, NAMESPACE)
-    try:
+    with page_world(shared, tmp_path) as world:
         yield world
-    finally:
-        world.close()
 
 
 def test_the_page_is_short_and_every_block_on_it_can_be_run() -> None:

@@ -16,13 +16,11 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from tests.pages import Snippet, snippets
+from tests.pages import Snippet, page_world, snippets
 from tests.stack import World, lives_in, opted_out
 
 from consentry.local.stack import LocalStack
 from consentry.ops.settings import Settings
-from consentry.wire.catalog import register_all
-from consentry.wire.schemas import NAMESPACE
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
@@ -41,21 +39,11 @@ def ours(section: str, language: str) -> list[Snippet]:
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
     """The namespace that the page's snippets use, with one member who may be used and one who may not."""
-    world = World(shared, tmp_path, prepare=False)
-    world.namespace = NAMESPACE
-    world.apply_topics()
-    register_all(world.registry, NAMESPACE)
-    world.processor().wait_ready()
-    world.open_policy()
-    world.produce(lives_in("c:1"), lives_in("c:2"), opted_out("c:2"))
-    world.assert_all_agree()
     (tmp_path / "data" / "training" / "main" / "posts").mkdir(parents=True)
     (tmp_path / "data" / "README.md").write_text("no data\n")
     (tmp_path / "data" / "training" / "main" / "posts" / "a.csv").write_text("author\nc:1\n")
-    try:
+    with page_world(shared, tmp_path, lives_in("c:1"), lives_in("c:2"), opted_out("c:2")) as world:
         yield world
-    finally:
-        world.close()
 
 
 def run(world: World, *command: str, **more: str) -> subprocess.CompletedProcess[str]:

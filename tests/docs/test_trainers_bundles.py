@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.pages import Snippet, snippets
+from tests.pages import Snippet, page_world, snippets
 from tests.stack import World, lives_in, opted_out
 
 from consentry.local.stack import LocalStack
-from consentry.wire.catalog import register_all
-from consentry.wire.schemas import NAMESPACE
 
 pytestmark = pytest.mark.stack
 
@@ -31,14 +29,8 @@ def ours() -> list[Snippet]:
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
     """The namespace that the page's snippets use."""
-    world = World(shared, tmp_path, prepare=False)
-    world.namespace = NAMESPACE
-    world.apply_topics()
-    register_all(world.registry, NAMESPACE)
-    try:
+    with page_world(shared, tmp_path) as world:
         yield world
-    finally:
-        world.close()
 
 
 def test_every_snippet_of_the_section_runs_as_it_stands(consentry_world: World) -> None:

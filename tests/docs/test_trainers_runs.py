@@ -11,13 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.pages import Snippet, snippets
+from tests.pages import Snippet, page_world, snippets
 from tests.stack import CONSENTRY, World, lives_in, opted_out, pause
 
 from consentry.local.stack import LocalStack
 from consentry.wire.bundles.keys import make_key_files
-from consentry.wire.catalog import register_all
-from consentry.wire.schemas import NAMESPACE
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
@@ -34,22 +32,13 @@ def ours(section: str) -> list[Snippet]:
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
     """The namespace that the page's snippets use, with a data set and keys."""
-    world = World(shared, tmp_path, prepare=False)
-    world.namespace = NAMESPACE
-    world.apply_topics()
-    register_all(world.registry, NAMESPACE)
-    world.processor().wait_ready()
-    world.open_policy()
-    world.produce(lives_in("m:1"), lives_in("m:2"), lives_in("m:hk", "HK"), opted_out("m:2"))
-    world.assert_all_agree()
     (tmp_path / "posts").mkdir()
-    pq.write_table(pa.table({"member_id": ["m:1", "m:2", "m:hk"]}), tmp_path / "posts" / "0.parquet")
+    pq.write_table(pa.table({"member_id": ["m:7", "m:8", "m:hk"]}), tmp_path / "posts" / "0.parquet")
     for name in ("runs.key", "bundles.key"):
         make_key_files(tmp_path / name)
-    try:
+    events = lives_in("m:7"), lives_in("m:8"), lives_in("m:hk", "HK"), opted_out("m:8")
+    with page_world(shared, tmp_path, *events) as world:
         yield world
-    finally:
-        world.close()
 
 
 def run(world: World, snippet: Snippet) -> subprocess.CompletedProcess[str]:
@@ -81,7 +70,7 @@ def test_what_the_sections_on_runs_say_can_be_done(consentry_world: World) -> No
     verified = run(consentry_world, verify)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "HOLDS" in verified.stdout
-    consentry_world.produce(opted_out("m:1"))
+    consentry_world.produce(opted_out("m:7"))
     consentry_world.control(pause("hk-2024", "HK"))
     consentry_world.assert_all_agree()
     reached = run(consentry_world, reach)

@@ -9,16 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.heavy.conftest import java_home
-from tests.pages import snippets
+from tests.pages import page_world, snippets, write_posts
 from tests.stack import World, lives_in, opted_out
 
 from consentry.local.stack import LocalStack
-from consentry.wire.catalog import register_all
-from consentry.wire.schemas import NAMESPACE
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(600)]
 
@@ -29,22 +26,10 @@ LINES_MAX = 35
 
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
-    """The namespace that the snippets use; of three authors one opted out, and one row is nobody's."""
-    world = World(shared, tmp_path, prepare=False)
-    world.namespace = NAMESPACE
-    world.apply_topics()
-    register_all(world.registry, NAMESPACE)
-    world.processor().wait_ready()
-    world.open_policy()
-    world.produce(lives_in("c:1"), lives_in("c:2"), lives_in("c:3"), opted_out("c:2"))
-    world.assert_all_agree()
-    authors = ["c:1", "c:2", "c:3", "no such id"] * 25
-    posts = pa.table({"member_id": authors, "jurisdiction": ["US"] * 100, "text": ["hello"] * 100})
-    pq.write_table(posts, tmp_path / "posts.parquet")
-    try:
+    """The namespace that the snippets use; of three authors one opted out, and one row in four is nobody's."""
+    write_posts(tmp_path / "posts.parquet")
+    with page_world(shared, tmp_path, *map(lives_in, ("c:1", "c:2", "c:3")), opted_out("c:2")) as world:
         yield world
-    finally:
-        world.close()
 
 
 def test_each_section_is_short() -> None:

@@ -202,7 +202,7 @@ def test_a_token_makes_a_lagging_table_say_so(world: World, gateway: Gateway) ->
     """The worst failure: an opt-out is accepted, and the next question is answered from before it."""
     gateway.settle("lag:1")
     token = gateway.settle("lag:2")
-    assert gateway.decision("lag:1", token)["allowed"] is True
+    wait_for(lambda: gateway.decision("lag:1", token)["allowed"], "the table is fresh")
     processor = next(one for one in world._running if "processor" in one.log.name)
     processor.freeze()
     try:

@@ -205,7 +205,7 @@ def test_while_the_broker_stands_still_nothing_is_accepted_and_the_very_same_eve
     """*Accepted* for an event that is not in the log is a member who believes to have opted out and has not."""
     world.processor()
     client = world.client()
-    with open_producer(world, delivery_timeout_seconds=1) as producer:
+    with open_producer(world, delivery_timeout_seconds=5) as producer:
         producer.relocate("anna", "US", age_band=AgeBand.ADULT)
         with frozen_broker(world):
             with pytest.raises(EventUndelivered) as failure:

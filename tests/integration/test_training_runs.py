@@ -115,9 +115,9 @@ def _planted(reads: Path, to: Path) -> Path:
 
 def _check_reach(world: World, store: Path, by_bundle: tuple[str, ...]) -> None:
     def asked(*arguments: str) -> dict[str, Any]:
-        status, told = here("reach", *arguments, "--runs", str(store), "--json", *by_bundle)
-        assert status == 0, told
-        found: dict[str, Any] = json.loads(told)
+        done = CliRunner().invoke(app, ["reach", *arguments, "--runs", str(store), "--json", *by_bundle])
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     (one,) = asked("a")["runs"]

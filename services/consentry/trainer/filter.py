@@ -20,7 +20,7 @@ from consentry.domain.values import Micros, Reason
 from consentry.trainer.likenesses import HELD_CLASS, Distinctions, Likenesses, RowKind
 from consentry.trainer.view import View
 from consentry.wire.record_store import IntegerKeys, Keys, TextKeys
-from consentry.wire.record_store.keys import INTEGERS_BELOW
+from consentry.wire.record_store.keys import INTEGERS_BELOW, numbers_of_views
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
 _ALLOWING = np.array([reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in REASONS])
@@ -30,6 +30,8 @@ _NO_CODE: Final = "?"
 _DIRECT_MIN: Final = 1 << 16
 _SIDE_BY_SIDE: Final = 1 << 17
 """Rows looked up at once: enough for the arithmetic to count, few enough for a processor's cache."""
+_COMPARED_MAX: Final = 8
+"""Of more cut-offs a search is quicker than comparing with each."""
 _SHORT_MIN: Final = 1 << 14
 """Of fewer rows the slots would cost more than they save."""
 _SLOTS: Final = 1 << 16
@@ -253,7 +255,8 @@ def _axis(table: pa.Table, name: str | None, stand_in: Callable[[str], str]) -> 
     values, codes = encoded(_texts(table[name], _as_text))
     places: dict[str | None, int] = {}
     found = [places.setdefault(None if value is None else stand_in(value), len(places)) for value in values]
-    return _Axis(list(places), np.array(found, dtype=np.int32)[codes])
+    is_same = found == list(range(len(found)))
+    return _Axis(list(places), codes if is_same else np.array(found, dtype=np.int32)[codes])
 
 
 def _as_text(value: Any) -> str | None:
@@ -289,12 +292,13 @@ def _slices(column: pa.ChunkedArray) -> list[pa.Array]:
 
 def _short_texts(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]] | None:
     """As `encoded`, for a few texts of up to seven bytes, such as codes of jurisdictions; None for others."""
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    is_view = pa.types.is_string_view(column.type)
+    is_text = is_view or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if not is_text or len(column) < _SHORT_MIN:
         return None
     numbers, slots = np.zeros(_SLOTS, dtype=np.uint64), []
     for part in _slices(column):
-        found = TextKeys.of_arrow(part).short_numbers()
+        found = numbers_of_views(part) if is_view else TextKeys.of_arrow(part).short_numbers()
         if found is None:
             return None
         if part.null_count:
@@ -383,8 +387,17 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
         return _Axis([None])
     # Nobody knows when is as early as can be: it is inside no cut-off either.
     values = column.fill_null(_EARLIEST).to_numpy()
-    codes = np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int32)
-    return _Axis([None, *cut_offs], codes)
+    return _Axis([None, *cut_offs], _passed(values, cut_offs))
+
+
+def _passed(values: npt.NDArray[np.int64], cut_offs: Sequence[Micros]) -> npt.NDArray[np.int32]:
+    """How many cut-offs, which ascend, each value has reached."""
+    if len(cut_offs) > _COMPARED_MAX:
+        return np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int32)
+    codes = np.zeros(len(values), dtype=np.int32)
+    for cut_off in cut_offs:
+        codes += values >= cut_off
+    return codes
 
 
 def _no_times(name: str, kind: pa.DataType) -> InvalidInput:

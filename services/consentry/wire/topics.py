@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from time import monotonic, sleep
+from typing import Final, Literal
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (
@@ -16,11 +17,13 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from consentry.domain.errors import UnsafeSetting
-from consentry.wire.kafka import client_config, unavailable
+from consentry.domain.errors import Refused, UnsafeSetting
+from consentry.wire.kafka import client_config, partition_count, unavailable
 from consentry.wire.schemas import Topic, topic_name, topics
 
 REPLICAS = {"production": 3, "local": 1, "rehearsal": 1}
+_SEEN_SECONDS: Final = 15.0
+_SEEN_PAUSE_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str
                     config=step.declared.config_for(profile),
                 )
                 admin.create_topics([new], request_timeout=15)[step.topic].result()
+                _wait_seen(admin, step.topic)
             else:
                 entry = ConfigEntry(step.setting, step.value, incremental_operation=AlterConfigOpType.SET)
                 resource = ConfigResource(ResourceType.TOPIC, step.topic, incremental_configs=[entry])
@@ -123,6 +127,20 @@ def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str
         except KafkaException as error:
             raise unavailable(f"{step.act} {step.topic}", error) from error
         yield step
+
+
+def _wait_seen(admin: AdminClient, topic: str) -> None:
+    """Return when the broker tells clients of a new topic, which is a moment after it was made. Raises Refused then."""
+    until = monotonic() + _SEEN_SECONDS
+    while True:
+        try:
+            partition_count(admin, topic)
+        except Refused:
+            if monotonic() > until:
+                raise
+            sleep(_SEEN_PAUSE_SECONDS)
+        else:
+            return
 
 
 def topic_configs(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:

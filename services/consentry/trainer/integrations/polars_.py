@@ -14,6 +14,8 @@ from consentry.trainer.filter import Columns
 from consentry.trainer.integrations.sieve import Sieve
 from consentry.trainer.judge import Judge
 
+_AS_THEY_ARE = pl.CompatLevel.newest()
+"""Texts stay the views that Polars has of them; else all would be copied."""
 Data = TypeVar("Data", pl.DataFrame, pl.LazyFrame)
 
 
@@ -63,6 +65,6 @@ def arrow_of(series: pl.Series, read: Callable[[list[Any]], Any]) -> Any:
     if series.dtype == pl.Object:
         return read(series.to_list())
     try:
-        return series.to_arrow()
+        return series.to_arrow(compat_level=_AS_THEY_ARE)
     except pa.ArrowInvalid:
         return read(series.to_list())

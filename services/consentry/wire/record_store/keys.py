@@ -164,6 +164,11 @@ class TextKeys:
         """
         if self._longest >= WORD:
             return None
+        if self._is_dense:
+            at = np.ndarray((len(self),), "<u8", self.data, offset=int(self.starts[0]), strides=(self._longest,))
+            dense: U64 = at & _LOW_BITS[self._longest]
+            dense |= _u64((self._longest + 1) << 56)
+            return dense
         lengths = self.lengths
         found = _words(self, self.starts, lengths, 0)
         found |= (lengths + 1).astype(np.uint64) << _u64(56)
@@ -288,6 +293,26 @@ def _eight_digits(words: U64) -> tuple[U64, Mask]:
     low = (words & _u64(0x000000FF000000FF)) * _u64(0x000F424000000064)
     rest = ((words >> _u64(16)) & _u64(0x000000FF000000FF)) * _u64(0x0000271000000001)
     return (low + rest) >> _u64(32), is_number
+
+
+def numbers_of_views(array: pa.Array) -> U64 | None:
+    """As `TextKeys.short_numbers`, of string views: each holds its length in four bytes and a short text behind it.
+
+    What stands for a null is any number. Source: Arrow Columnar Format, "Variable-size Binary View Layout".
+    """
+    _, buffer, *_ = array.buffers()
+    if buffer is None:
+        return np.zeros(0, dtype=np.uint64)
+    views = np.frombuffer(buffer, dtype="<u4")[4 * array.offset : 4 * (array.offset + len(array))].reshape(-1, 4)
+    lengths = views[:, 0]
+    if array.null_count:
+        lengths = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, lengths)
+    if int(lengths.max(initial=0)) >= WORD:
+        return None
+    found = views[:, 2].astype(np.uint64) << _u64(32)
+    found |= views[:, 1]
+    found |= (lengths.astype(np.uint64) + _u64(1)) << _u64(56)
+    return found
 
 
 class IntegerKeys:

@@ -83,24 +83,46 @@ class Segment:
         if len(self) == 0:
             return found
         bucket = (hashes >> np.uint64(_BITS - self._bucket_bits)).view(np.int64)
-        at, end = self._begin(bucket), self._begin(bucket + 1)
         wanted = (hashes >> np.uint64(_BITS - self._bucket_bits - _PRINT_BITS)).astype(np.uint32)
-        rows = np.flatnonzero(at < end)
-        at, end, wanted = at[rows], end[rows], wanted[rows]
+        # The first of a bucket is looked at without asking where the bucket ends: most keys need no more.
+        at = self._begin(bucket)
+        there = self.index.prints.take(at, mode="clip")
+        rows = np.flatnonzero(there == wanted)
+        same = keys.same(rows, self.keys, at[rows])
+        hits = rows if same.all() else rows[same]
+        found[hits] = at[hits]
+        goes_on = there < wanted
+        if len(hits) < len(rows):
+            goes_on[rows[~same]] = True
+        rows = np.flatnonzero(goes_on)
+        self._find_further(keys, found, rows, at[rows], self._begin(bucket[rows] + 1), wanted[rows])
+        return found
+
+    def _find_further(
+        self,
+        keys: Keys,
+        found: npt.NDArray[np.int32],
+        rows: Offsets,
+        at: npt.NDArray[np.int32],
+        end: npt.NDArray[np.int32],
+        wanted: npt.NDArray[np.uint32],
+    ) -> None:
+        """Find what is not the first of its bucket: behind `at`, and before `end`."""
         while len(rows):
-            print_there = self.index.prints[at]
-            hits = np.flatnonzero(print_there == wanted)
+            at += 1
+            left = np.flatnonzero(at < end)
+            rows, at, end, wanted = rows[left], at[left], end[left], wanted[left]
+            there = self.index.prints[at]
+            hits = np.flatnonzero(there == wanted)
             same = keys.same(rows[hits], self.keys, at[hits])
             alike = hits if same.all() else hits[same]
             found[rows[alike]] = at[alike]
             # Prints ascend within a bucket; those that are equal may still be another's.
-            goes_on = print_there < wanted
+            goes_on = there < wanted
             if len(alike) < len(hits):
                 goes_on[hits[~same]] = True
-            at += 1
-            left = np.flatnonzero(goes_on & (at < end))
+            left = np.flatnonzero(goes_on)
             rows, at, end, wanted = rows[left], at[left], end[left], wanted[left]
-        return found
 
     def _begin(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         found: npt.NDArray[np.int32] = self.index.groups[bucket >> _GROUP_BITS].view(np.int32)

@@ -247,14 +247,26 @@ def test_an_opted_out_member_is_excluded_among_many() -> None:
     assert found[4321] is Reason.OPTED_OUT
 
 
-@pytest.mark.parametrize("texts", [["US", None, "", "DE", "US-CA", "Ü"], ["a longer text", "US", None]])
-def test_many_rows_have_the_codes_of_few(texts: list[str | None]) -> None:
-    """Another way is taken for many rows: it must not make one country another's."""
-    column = pa.chunked_array([pa.array(texts * 4000), pa.array(texts * 10, pa.string())])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["US", None, "", "DE", "US-CA", "Ü"],
+        ["US", "DE", "HK"],
+        ["", ""],
+        ["US\0", "US", "US\0\0"],
+        ["a longer text", "US", None],
+        ["a text of more than twelve bytes", None],
+    ],
+)
+def test_many_rows_have_the_codes_of_few(texts: list[str | None], kind: pa.DataType) -> None:
+    """Another way is taken for many rows, and yet another for texts of one length: no country becomes another."""
+    whole = pa.array(texts * 4000, kind)
+    column = pa.chunked_array([whole, whole.slice(1, 20_000), pa.array(texts * 10, kind), whole.slice(3)])
 
     values, codes = encoded(column)
 
-    assert [values[code] for code in codes.tolist()] == texts * 4010
+    assert [values[code] for code in codes.tolist()] == column.to_pylist()
     assert len(set(values)) == len(values)
 
 

@@ -24,7 +24,7 @@ from consentry.wire.record_store import (
     store,
     writing,
 )
-from consentry.wire.record_store.keys import INTEGERS_BELOW, hash_of, mixed
+from consentry.wire.record_store.keys import INTEGERS_BELOW, hash_of, mixed, numbers_of_views
 
 LETTERS = "abzABZ0123456789:_-"
 MEMBERS = st.one_of(
@@ -195,10 +195,20 @@ def test_large_merges_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(held) == 400
 
 
-@given(st.lists(st.text(max_size=4).filter(lambda text: len(text.encode()) < 8), max_size=30))
+@given(
+    st.one_of(
+        st.lists(st.text(max_size=4).filter(lambda text: len(text.encode()) < 8), max_size=30),
+        st.lists(st.text("abc\0", min_size=2, max_size=2), max_size=30),
+    )
+)
 def test_short_texts_have_numbers_of_their_own(texts: list[str]) -> None:
     """Two codes of jurisdictions that looked alike would make one country's pause another's."""
     numbers = TextKeys.of([text.encode() for text in texts]).short_numbers()
+    of_views = numbers_of_views(pa.array(["before", *texts], pa.string_view()).slice(1))
+
+    assert of_views is not None
+    assert numbers is not None
+    assert of_views.tolist() == numbers.tolist()
 
     assert numbers is not None
     assert len(set(numbers.tolist())) == len(set(texts))

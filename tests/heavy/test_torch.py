@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tests.contract.filters import corpus
@@ -28,6 +29,7 @@ from consentry.trainer.integrations.torch_ import ConsentDataset, ConsentLoader,
 from consentry.trainer.integrations.torch_batches import taken
 
 BOUND_SECONDS = 5.0
+ROW_COLUMNS = ("row", "member_id", "jurisdiction", "category", "collected_at")
 WORKERS = [(0, None), (2, "fork"), (2, "spawn")]
 
 
@@ -46,6 +48,16 @@ class Stream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.examples)
+
+
+class Examples(IterableDataset[Any]):
+    """The rows of tables, one by one."""
+
+    def __init__(self, batches: list[pa.RecordBatch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return (row for batch in self.batches for row in batch.to_pylist())
 
 
 class Indexed(Dataset[Any]):
@@ -110,6 +122,20 @@ def test_every_form_keeps_the_rows_that_the_rules_allow(ids: Any, form: str) -> 
 
     assert found == given.kept_rows
     assert tally == given.reasons
+
+
+def test_a_million_rows_are_the_very_rows_of_the_other_filters() -> None:
+    """What no small table shows: many blocks, and as many examples one by one."""
+    given = corpus.big()
+    batches = given.table.select(list(ROW_COLUMNS)).to_batches(max_chunksize=100_000)
+    tally, tally_of_examples = Counter[Reason](), Counter[Reason]()
+
+    tables = torch_.filter(given.judge, Stream(batches), purpose=given.purpose, tally=tally)
+    examples = torch_.filter(given.judge, Examples(batches), purpose=given.purpose, tally=tally_of_examples)
+
+    assert [row for table in tables for row in table["row"].to_pylist()] == given.kept_rows
+    assert [one["row"] for one in examples] == given.kept_rows
+    assert tally == tally_of_examples == given.reasons
 
 
 @pytest.mark.parametrize(("ranks", "workers", "start"), [(1, 0, None), (3, 2, "fork"), (1, 2, "spawn")])

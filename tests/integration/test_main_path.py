@@ -92,10 +92,12 @@ def test_what_a_member_and_a_regulator_say_by_the_command_line_is_what_the_train
     trainer, _, manifest = start_trainer(world, {"member_id": ["anna", "bo", "nobody", "anna"]})
     (world.directory / "policy.yaml").write_text(POLICY)
     assert "PolicyPublished" in world.ok("policy", "publish", "policy.yaml")
-    assert "accepted" in world.ok("emit", "relocate", "anna", "HK", "--age-band", "ADULT")
+    told, token = world.ok("emit", "relocate", "anna", "HK", "--age-band", "ADULT").split("token: ")
+    assert told.startswith("accepted: ")
     world.produce(lives_in("bo", "US"))
     trainer.wait_ready()
     client = world.client()
+    client.wait_for(token.strip(), 20)
     wait_for(lambda: allowed(client, "anna") and allowed(client, "bo"), "both allowed")
     assert epoch(trainer, manifest) == {
         "anna": {"DEFAULT_ON"},

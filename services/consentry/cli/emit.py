@@ -130,17 +130,19 @@ def _warn_of_unknown_purpose(purpose: str) -> None:
 
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
-    from confluent_kafka import Producer
-
-    from consentry.cli.wiring import count_partitions, load_settings, open_catalog
-    from consentry.wire.events import write_event
-    from consentry.wire.kafka import producer_config, send
+    from consentry.cli.wiring import load_settings, load_token_keys, open_catalog
+    from consentry.producer import ConsentProducer
     from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
     settings = load_settings()
-    count_partitions(settings)
-    value = write_event(event, open_catalog(settings))
+    with ConsentProducer(
+        settings.kafka(),
+        source="consentry-emit",
+        catalog=open_catalog(settings),
+        namespace=settings.namespace,
+        token_keys=load_token_keys(settings),
+    ) as producer:
+        accepted = producer.send(event)
     topic = topic_name(settings.namespace, MEMBER_EVENTS)
-    producer = Producer(producer_config(settings.kafka(), "consentry-emit"))
-    [(partition, offset)] = send(producer, topic, [(event.member.encode(), value)])
-    typer.echo(f"accepted: {topic} partition {partition} offset {offset}, event {uuid.UUID(bytes=event.event_id)}")
+    typer.echo(f"accepted: {topic} partition {accepted.partition} offset {accepted.offset}, event {accepted.event_id}")
+    typer.echo(f"token: {accepted.token}")

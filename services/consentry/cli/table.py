@@ -27,7 +27,7 @@ def get(member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
     from consentry.cli.explain import read_member
     from consentry.cli.wiring import load_settings
     from consentry.domain.values import parse_member_id
-    from consentry.wire.forms import moment
+    from consentry.domain.words import moment_of
 
     record = read_member(load_settings(), parse_member_id(member))
     facts = [
@@ -35,8 +35,8 @@ def get(member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
             "version": fact.version,
             "kind": fact.kind.name,
             "name": fact.name,
-            "effective_at": moment(fact.effective_at).isoformat(),
-            "recorded_at": moment(fact.recorded_at).isoformat(),
+            "effective_at": moment_of(fact.effective_at).isoformat(),
+            "recorded_at": moment_of(fact.recorded_at).isoformat(),
             "observed_version": fact.observed_version,
         }
         for fact in (record.facts if record else ())

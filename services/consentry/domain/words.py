@@ -54,6 +54,14 @@ def moment_of(instant: Micros) -> datetime:
     return _EPOCH + timedelta(microseconds=instant)
 
 
+def iso_text(instant: Micros) -> str:
+    """An instant in ISO 8601, UTC, to the microsecond; one that no calendar has, as the nearest that it has."""
+    try:
+        return moment_of(instant).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return "9999-12-31T23:59:59Z" if instant > 0 else "0001-01-01T00:00:00Z"
+
+
 def place_text(code: str, name_of: NameOf | None = None) -> str:
     """`Hong Kong (HK)`, or the code alone where it has no name."""
     name = name_of(code) if name_of else None

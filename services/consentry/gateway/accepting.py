@@ -15,6 +15,7 @@ from consentry.domain.controls import Control, PauseImposed, PauseLifted, Policy
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.events import SentEvent
 from consentry.domain.values import Micros
+from consentry.domain.words import iso_text
 from consentry.gateway.access import Principal
 from consentry.gateway.idempotency import (
     IN_FLIGHT_SECONDS,
@@ -25,7 +26,6 @@ from consentry.gateway.idempotency import (
     left_open,
     store_key,
 )
-from consentry.gateway.models import iso
 from consentry.gateway.parts import Parts
 from consentry.gateway.problems import Problem
 
@@ -141,7 +141,7 @@ async def accept(parts: Parts, caller: Principal, request: Request, body: bytes,
         "state": "accepted",
         "event_id": str(uuid.UUID(bytes=event.event_id)),
         "token": token,
-        "accepted_at": iso(event.recorded_at),
+        "accepted_at": iso_text(event.recorded_at),
         "partition": place.partition,
         "offset": place.offset,
         "warnings": [*draft.warnings, *_late(event)],
@@ -153,7 +153,7 @@ async def accept(parts: Parts, caller: Principal, request: Request, body: bytes,
 def _late(event: SentEvent | Control) -> tuple[str, ...]:
     """A warning about a pause that stops nothing yet."""
     if isinstance(event, PauseImposed) and event.effective_at > event.recorded_at:
-        return (f"the pause does not bind before {iso(event.effective_at)}",)
+        return (f"the pause does not bind before {iso_text(event.effective_at)}",)
     return ()
 
 

@@ -16,14 +16,16 @@ from consentry.domain.decisions import Row
 from consentry.domain.errors import Unavailable
 from consentry.domain.explain import as_data
 from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId, Micros, Reason
+from consentry.domain.words import iso_text
 from consentry.gateway.access import Permission, Principal, require_purpose
 from consentry.gateway.limits import WaitingLimit
-from consentry.gateway.models import DecisionOut, Json, Moment, iso, micros
+from consentry.gateway.models import DecisionOut, Json, Moment
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
 from consentry.gateway.problems import Problem
 from consentry.gateway.reading import WAIT_SECONDS_MAX, Answer, Question
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
+from consentry.wire.forms import micros
 from consentry.wire.tokens import TEXT_LENGTH_MAX, read_token
 
 router = APIRouter(prefix="/v1", tags=["questions"])
@@ -242,8 +244,8 @@ def _count(parts: Parts, answer: Answer) -> None:
 def _common(control: PauseImposed | PauseLifted | PolicyPublished) -> Json:
     return {
         "event_id": str(uuid.UUID(bytes=control.event_id)),
-        "effective_at": iso(Micros(max(control.effective_at, 0))),
-        "recorded_at": iso(control.recorded_at),
+        "effective_at": iso_text(Micros(max(control.effective_at, 0))),
+        "recorded_at": iso_text(control.recorded_at),
         "source": control.source,
     }
 
@@ -259,8 +261,8 @@ def _terms(terms: Any) -> Json:
         "regime": terms.regime.value,
         "basis": terms.basis,
         "categories": _list(terms.categories),
-        "notice_until": None if terms.notice_until is None else iso(terms.notice_until),
-        "collected_from": None if terms.collected_from is None else iso(terms.collected_from),
+        "notice_until": None if terms.notice_until is None else iso_text(terms.notice_until),
+        "collected_from": None if terms.collected_from is None else iso_text(terms.collected_from),
         "minors": terms.minors.value,
         "purge_on_opt_out": terms.purge_on_opt_out,
     }

@@ -15,9 +15,10 @@ from consentry.domain.controls import Control
 from consentry.domain.errors import ConsentryError
 from consentry.domain.impact import openings, openings_digest
 from consentry.domain.values import Micros
+from consentry.domain.words import iso_text
 from consentry.gateway.access import Permission, Principal
 from consentry.gateway.desk import check_control, control_of
-from consentry.gateway.models import Json, iso
+from consentry.gateway.models import Json
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
 from consentry.gateway.problems import Problem
@@ -201,9 +202,9 @@ def _data(proposal: Proposal) -> Json:
         "asks_for": proposal.form,
         "opens": proposal.opens,
         "requested_by": proposal.requested_by,
-        "requested_at": iso(proposal.requested_at),
-        "expires_at": iso(proposal.expires_at),
+        "requested_at": iso_text(proposal.requested_at),
+        "expires_at": iso_text(proposal.expires_at),
         "decided_by": proposal.decided_by or None,
-        "decided_at": iso(proposal.decided_at) if proposal.decided_at else None,
+        "decided_at": iso_text(proposal.decided_at) if proposal.decided_at else None,
         "result": proposal.result,
     }

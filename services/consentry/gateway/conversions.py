@@ -7,9 +7,10 @@ from typing import Final
 
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
 from consentry.domain.values import Choice, MemberId, Micros
-from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn, micros
+from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.parts import Parts
 from consentry.gateway.problems import Problem
+from consentry.wire.forms import micros
 
 _ETAG: Final = re.compile(r'"?(\d{1,19})"?')
 EventIn = ConsentChangeIn | RelocationIn | ErasureIn

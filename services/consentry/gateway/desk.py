@@ -20,11 +20,12 @@ from consentry.domain.objections import (
     objection_to_policy,
 )
 from consentry.domain.values import NAME_PATTERN, Micros
+from consentry.domain.words import iso_text
 from consentry.gateway.accepting import Claim, Draft, accept, new_attempt
 from consentry.gateway.access import Permission, Principal
 from consentry.gateway.bodies import CONTROL_BYTES_MAX, parse_json, read_body
 from consentry.gateway.idempotency import store_key
-from consentry.gateway.models import Accepted, AwaitingApproval, Json, iso
+from consentry.gateway.models import Accepted, AwaitingApproval, Json
 from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, form_body
 from consentry.gateway.parts import Parts, caller_of
 from consentry.gateway.problems import Problem
@@ -238,7 +239,7 @@ async def propose(
             "state": "awaiting_approval",
             "approval_id": proposal.proposal_id,
             "opens": proposal.opens,
-            "expires_at": iso(proposal.expires_at),
+            "expires_at": iso_text(proposal.expires_at),
         }
         await claim.answer(answer)
     else:

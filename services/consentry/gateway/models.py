@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import enum
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, Micros
+from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, STRING_BYTES_MAX
+from consentry.wire.forms import micros
 from consentry.wire.jurisdictions import iso_jurisdictions
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 VERSION_MAX: Final = (1 << 63) - 1
-
-
-def micros(moment: datetime) -> Micros:
-    """Microseconds since 1970-01-01 UTC."""
-    return Micros((moment - _EPOCH) // timedelta(microseconds=1))
 
 
 def _in_window(moment: datetime) -> datetime:
@@ -209,11 +204,6 @@ class ProblemOut(BaseModel):
     code: str = Field(description="Stable; what programs look at.")
     fix: str
     model_config = ConfigDict(extra="allow")
-
-
-def iso(instant: Micros) -> str:
-    """An instant in ISO 8601, UTC, to the microsecond."""
-    return (_EPOCH + timedelta(microseconds=instant)).isoformat().replace("+00:00", "Z")
 
 
 Json = dict[str, Any]

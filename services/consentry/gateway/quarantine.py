@@ -24,7 +24,8 @@ from consentry.domain.events import (
 )
 from consentry.domain.records import Record
 from consentry.domain.values import Choice, Micros
-from consentry.gateway.models import Json, iso
+from consentry.domain.words import iso_text
+from consentry.gateway.models import Json
 from consentry.gateway.problems import Problem
 from consentry.gateway.proposals import Proposal, both_persons
 from consentry.gateway.submission import Submitter
@@ -162,12 +163,12 @@ def _may_follow(event: MemberRelocated | ConsentChanged, message: Stored, catalo
 def described(event: MemberEvent) -> str:
     """A member event in words, without its member."""
     if isinstance(event, ConsentChanged):
-        return f"a consent change: {event.choice.value} for {event.purpose}, effective {iso(event.effective_at)}"
+        return f"a consent change: {event.choice.value} for {event.purpose}, effective {iso_text(event.effective_at)}"
     if isinstance(event, MemberRelocated):
         band = event.age_band.value
-        return f"a relocation: {event.jurisdiction}, age band {band}, effective {iso(event.effective_at)}"
+        return f"a relocation: {event.jurisdiction}, age band {band}, effective {iso_text(event.effective_at)}"
     if isinstance(event, MemberErased):
-        return f"an erasure, effective {iso(event.effective_at)}"
+        return f"an erasure, effective {iso_text(event.effective_at)}"
     return "a release of the member"
 
 
@@ -219,7 +220,7 @@ def entry_data(entry: Entry, record: Record | ConsentryError | None, *, whole: b
         "member": entry.member,
         "state": state,
         "error_class": entry.error_class,
-        "appended_at": iso(entry.appended_at),
+        "appended_at": iso_text(entry.appended_at),
         "schema_id": entry.schema_id,
         "bytes": None if entry.value is None else len(entry.value),
     }

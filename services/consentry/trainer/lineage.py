@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from consentry.domain.values import Micros, Reason
+from consentry.domain.values import Reason
 from consentry.trainer.watching import RunTold
 
 FACET_KEY: Final = "consentry_trainingRun"
@@ -100,11 +99,6 @@ def rows_excluded(certificate: Mapping[str, Any]) -> int:
     """How many rows were left out."""
     allowing = (Reason.OPTED_IN.value, Reason.DEFAULT_ON.value)
     return sum(number for reason, number in certificate["counts"].items() if reason not in allowing)
-
-
-def instant_text(instant: Micros) -> str:
-    """An instant as ISO 8601, in UTC."""
-    return datetime.fromtimestamp(instant / 1e6, UTC).isoformat()
 
 
 def _snake(name: str) -> str:

@@ -51,11 +51,6 @@ def micros(moment: datetime) -> Micros:
     return Micros((moment - _EPOCH) // timedelta(microseconds=1))
 
 
-def moment(instant: Micros) -> datetime:
-    """The aware UTC datetime of an instant."""
-    return _EPOCH + timedelta(microseconds=instant)
-
-
 def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Micros:
     """An ISO 8601 date or date and time as microseconds; without a zone it is UTC. Raises InvalidForm.
 

@@ -11,8 +11,8 @@ from tests.unit.gateway.door import DESK, POLICY, PRODUCER, START, Door
 from consentry.domain.errors import Unavailable
 from consentry.domain.events import FactKind
 from consentry.domain.values import Micros
+from consentry.domain.words import iso_text
 from consentry.gateway.idempotency import IN_FLIGHT_SECONDS, Attempt, InMemoryIdempotency
-from consentry.gateway.models import iso
 
 OPT_OUT = {"member_id": "m:1", "purpose": PURPOSE, "choice": "OPT_OUT"}
 OPT_IN = {"member_id": "m:1", "purpose": PURPOSE, "choice": "OPT_IN"}
@@ -339,7 +339,7 @@ def test_what_excludes_binds_at_once_unless_it_is_announced(path: str, body: dic
         (-5, 202, START - 5_000_000),
     ):
         door = Door()
-        at = iso(Micros(START + int(seconds * 1e6)))
+        at = iso_text(Micros(START + int(seconds * 1e6)))
 
         reply = door.call("POST", path, body | {"effective_at": at})
 
@@ -356,11 +356,11 @@ def test_what_is_announced_binds_when_it_says(path: str, body: dict[str, Any]) -
     door = Door()
     later = Micros(START + 86_400_000_000)
 
-    reply = door.call("POST", path, body | {"effective_at": iso(later), "announced": True})
+    reply = door.call("POST", path, body | {"effective_at": iso_text(later), "announced": True})
 
     assert reply.status == 202
     assert door.log.events[0].fact().effective_at == later
-    assert door.call("POST", path, body | {"effective_at": iso(later), "announced": "yes"}).code == "input.field"
+    assert door.call("POST", path, body | {"effective_at": iso_text(later), "announced": "yes"}).code == "input.field"
 
 
 def test_a_repetition_by_id_after_its_time_came_is_the_same_event() -> None:
@@ -368,7 +368,7 @@ def test_a_repetition_by_id_after_its_time_came_is_the_same_event() -> None:
     door = Door()
     body = OPT_OUT | {
         "event_id": "018f3a9e-1c5a-7cc0-9b1a-0c5fe0f3a111",
-        "effective_at": iso(Micros(START + 1_500_000)),
+        "effective_at": iso_text(Micros(START + 1_500_000)),
     }
     for _ in range(3):
         assert door.call("POST", "/v1/consent-changes", body).status == 202

@@ -9,7 +9,7 @@ from tests.unit.gateway.door import START, Door, Reply
 
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
 from consentry.domain.values import Micros
-from consentry.gateway.models import iso
+from consentry.domain.words import iso_text
 
 OUT: dict[str, Any] = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
 
@@ -155,8 +155,8 @@ def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
 def test_a_line_that_excludes_later_has_to_say_that_it_is_meant_so() -> None:
     """A file written in another time zone would leave everybody in it in use for hours."""
     door = Door()
-    late = OUT | {"effective_at": iso(Micros(START + 3_600_000_000))}
-    near = OUT | {"effective_at": iso(Micros(START + 1_000_000)), "member_id": "m:2"}
+    late = OUT | {"effective_at": iso_text(Micros(START + 3_600_000_000))}
+    near = OUT | {"effective_at": iso_text(Micros(START + 1_000_000)), "member_id": "m:2"}
 
     found, summary = told(bulk(door, late, near, late | {"announced": True}, OUT | {"kind": "erasure", "purpose": "p"}))
 

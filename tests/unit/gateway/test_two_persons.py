@@ -14,9 +14,9 @@ from consentry.domain.errors import Unavailable
 from consentry.domain.events import EventUnreadable
 from consentry.domain.records import Record, fold
 from consentry.domain.values import DAY_MICROS, MemberId, Micros
+from consentry.domain.words import iso_text
 from consentry.gateway import reading
 from consentry.gateway.idempotency import IN_FLIGHT_SECONDS, Attempt, InMemoryIdempotency
-from consentry.gateway.models import iso
 from consentry.gateway.proposals import LOCK_SECONDS, InMemoryProposals, Proposal
 from consentry.gateway.quarantine import QuarantineDesk
 from consentry.wire.kafka import DELIVERY_TIMEOUT_MS
@@ -344,7 +344,7 @@ def test_a_policy_that_would_open_by_the_time_it_is_sent_is_not_sent(door: Door)
 @pytest.mark.parametrize("days", [-2, 2])
 def test_a_policy_that_offers_at_another_time_than_now_waits(door: Door, days: int) -> None:
     """It opens nothing today; what is narrowed until then it would open again, and nobody would be asked."""
-    effective = iso(Micros(door.now + days * DAY_MICROS))
+    effective = iso_text(Micros(door.now + days * DAY_MICROS))
 
     reply = door.call("POST", "/v1/policies", POLICY | {"version": "2", "effective": effective}, DESK)
 

@@ -18,10 +18,10 @@ from consentry.domain.decisions import Row
 from consentry.domain.errors import InvalidInput
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, Choice, MemberId, Micros, Reason
+from consentry.domain.words import moment_of
 from consentry.trainer.filter import REASONS, Columns, conventional_columns, decide_table, encoded
 from consentry.trainer.view import View
 from consentry.wire.controls import Frontier
-from consentry.wire.forms import moment
 from consentry.wire.frames import frame
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.partitions import partition_of
@@ -48,7 +48,7 @@ def one_by_one(table: pa.Table, view: View) -> list[Reason]:
             continue
         collected = row["collected"]
         if isinstance(collected, datetime):
-            collected = (collected.replace(tzinfo=UTC) - moment(Micros(0))).total_seconds() * 1_000_000
+            collected = (collected.replace(tzinfo=UTC) - moment_of(Micros(0))).total_seconds() * 1_000_000
         asked = Row(jurisdiction=row["place"], category=row["category"], collected=collected)
         question = {"purpose": PURPOSE, "at": day(25), "known_at": day(25), "stale_detail": ""}
         found.append(view.decide(MemberId(member), asked, **question).reason)  # type: ignore[arg-type]
@@ -174,8 +174,8 @@ class TestTimes:
             pa.array([day(4) // 1000, day(5) // 1000], pa.timestamp("ms")),
             pa.array([day(4), day(5)], pa.timestamp("us", tz="Asia/Hong_Kong")),
             pa.array([day(4) * 1000 + 999, day(5) * 1000 + 1], pa.timestamp("ns")),
-            pa.array([moment(day(4)).date(), moment(day(5)).date()], pa.date32()),
-            pa.array([moment(day(4)).date(), moment(day(5)).date()], pa.date64()),
+            pa.array([moment_of(day(4)).date(), moment_of(day(5)).date()], pa.date32()),
+            pa.array([moment_of(day(4)).date(), moment_of(day(5)).date()], pa.date64()),
         ],
     )
     def test_a_cut_off_is_kept_whatever_type_the_time_has(self, view: View, values: pa.Array) -> None:

@@ -13,9 +13,9 @@ from tests.strategies import day, instants
 from consentry.domain.controls import Minors, PolicyPublished, Regime
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import DAY_MICROS, Micros
+from consentry.domain.words import moment_of
 from consentry.wire.forms import (
     micros,
-    moment,
     parse_duration,
     parse_instant,
     parse_policy,
@@ -63,8 +63,8 @@ class TestInstants:
     @given(instants)
     def test_an_instant_is_exactly_the_moment_it_names(self, instant: Micros) -> None:
         """Floats would lose microseconds, and ties are decided by them."""
-        assert micros(moment(instant)) == instant
-        assert moment(instant).tzinfo is UTC
+        assert micros(moment_of(instant)) == instant
+        assert moment_of(instant).tzinfo is UTC
 
 
 class TestDurations:

@@ -140,7 +140,7 @@ def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
 
 def _pause_form(draft: _Draft) -> dict[str, Any]:
     """The pause as the gateway takes it."""
-    from consentry.wire.forms import moment
+    from consentry.domain.words import moment_of
 
     pause, scope = draft.control, draft.control.scope
     found: dict[str, Any] = {
@@ -153,7 +153,7 @@ def _pause_form(draft: _Draft) -> dict[str, Any]:
         "basis": pause.basis.value,
         "reach": pause.reach.value,
     }
-    return found | ({"effective": moment(pause.effective_at).isoformat()} if draft.has_effective else {})
+    return found | ({"effective": moment_of(pause.effective_at).isoformat()} if draft.has_effective else {})
 
 
 @pause_app.command()
@@ -171,7 +171,7 @@ def lift(
     from consentry.cli.controls.report import show_impact
     from consentry.domain.controls import PauseLifted
     from consentry.domain.values import parse_name
-    from consentry.wire.forms import moment
+    from consentry.domain.words import moment_of
 
     if file is not None:
         refuse_both_ways(context)
@@ -202,7 +202,7 @@ def lift(
         show_impact(draft.control, settings, log, as_json=as_json)
     else:
         body: dict[str, Any] = {"version": draft.control.version, "opt_ins": draft.control.opt_ins.value}
-        body |= {"effective": moment(draft.control.effective_at).isoformat()} if draft.has_effective else {}
+        body |= {"effective": moment_of(draft.control.effective_at).isoformat()} if draft.has_effective else {}
         hand_in(draft.control, f"/v1/pauses/{draft.control.pause}/lift", body, settings, log, as_json=as_json)
 
 
@@ -242,7 +242,7 @@ def list_pauses(as_json: JsonOption = False) -> None:
 def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[str, Any]:
     """A pause as plain values, with the lift that ended it."""
     from consentry.domain.controls import PauseLifted
-    from consentry.wire.forms import moment
+    from consentry.domain.words import moment_of
 
     lift = next(
         (
@@ -267,10 +267,10 @@ def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[st
         "basis": pause.basis.value,
         "reach": pause.reach.value,
         # Only what stands in for a control that could not be read is in effect from the beginning of time.
-        "effective_at": moment(pause.effective_at).isoformat() if pause.effective_at > 0 else None,
-        "recorded_at": moment(pause.recorded_at).isoformat(),
+        "effective_at": moment_of(pause.effective_at).isoformat() if pause.effective_at > 0 else None,
+        "recorded_at": moment_of(pause.recorded_at).isoformat(),
         "source": pause.source,
-        "lifted_at": None if lift is None else moment(lift.effective_at).isoformat(),
+        "lifted_at": None if lift is None else moment_of(lift.effective_at).isoformat(),
         "lifted_by": None if lift is None else lift.source,
     }
 

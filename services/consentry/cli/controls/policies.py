@@ -98,13 +98,13 @@ def _binding_lines(policy: PolicyPublished, controls: Controls, now: Micros) -> 
 
 def _policy_data(policy: PolicyPublished, controls: Controls, now: Micros) -> dict[str, Any]:
     from consentry.domain.impact import in_force
-    from consentry.wire.forms import moment
+    from consentry.domain.words import moment_of
 
     return {
         "version": policy.version,
         "event_id": str(uuid.UUID(bytes=policy.event_id)),
-        "effective_at": moment(policy.effective_at).isoformat(),
-        "recorded_at": moment(policy.recorded_at).isoformat(),
+        "effective_at": moment_of(policy.effective_at).isoformat(),
+        "recorded_at": moment_of(policy.recorded_at).isoformat(),
         "terms": len(policy.terms),
         "in_force": dict(in_force(policy, controls, at=now, known_at=now)),
     }

@@ -274,6 +274,6 @@ def _one_terms_data(terms: Any) -> Mapping[str, Any] | None:
 
 
 def _iso(instant: Micros) -> str:
-    from consentry.wire.forms import moment
+    from consentry.domain.words import moment_of
 
-    return moment(instant).isoformat()
+    return moment_of(instant).isoformat()

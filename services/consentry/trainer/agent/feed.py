@@ -8,12 +8,11 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from consentry.domain.controls import Control, PauseImposed, PauseLifted
 from consentry.domain.orders import PurgeOrder
-from consentry.domain.values import Micros
+from consentry.domain.words import iso_text
 from consentry.trainer.hooks import Cause, Exclusion
 
 EVENTS_MAX: Final = 10_000
@@ -21,7 +20,6 @@ BYTES_MAX: Final = 16 * 1024 * 1024
 MEMBERS_MAX: Final = 1_000
 """Members in one event: a line of some 70 kB at most."""
 HEARTBEAT_SECONDS: Final = 10.0
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Json = dict[str, Any]
 
@@ -156,7 +154,7 @@ class Feed:
                 "purpose": exclusion.purpose,
                 "cause": exclusion.cause.value,
                 "reason": None if exclusion.reason is None else exclusion.reason.value,
-                "at": iso(exclusion.at),
+                "at": iso_text(exclusion.at),
                 "members": part,
                 "partitions": list(exclusion.partitions),
             }
@@ -165,8 +163,8 @@ class Feed:
     def add_control(self, control: Control) -> None:
         """A pause, a lift or a policy came."""
         data: Json = {
-            "effective_at": iso(control.effective_at),
-            "recorded_at": iso(control.recorded_at),
+            "effective_at": iso_text(control.effective_at),
+            "recorded_at": iso_text(control.recorded_at),
             "version": control.version,
         }
         if isinstance(control, PauseImposed):
@@ -190,8 +188,8 @@ class Feed:
         data = {
             "order_id": order.order_id,
             "because": order.because.value,
-            "recorded_at": iso(order.recorded_at),
-            "due_at": iso(order.due_at),
+            "recorded_at": iso_text(order.recorded_at),
+            "due_at": iso_text(order.due_at),
             "member": order.member,
             "pause": order.pause,
             "jurisdictions": None if scope is None else list(scope.jurisdictions),
@@ -208,11 +206,3 @@ def _parts(members: tuple[str, ...]) -> Iterator[list[str]]:
 
 def _lines(kind: str, identity: str, text: str) -> bytes:
     return f"id: {identity}\nevent: {kind}\ndata: {text}\n\n".encode()
-
-
-def iso(instant: Micros) -> str:
-    """An instant in ISO 8601, UTC; one that no calendar has, as the nearest that it has."""
-    try:
-        return (_EPOCH + timedelta(microseconds=instant)).isoformat().replace("+00:00", "Z")
-    except OverflowError:
-        return "9999-12-31T23:59:59Z" if instant > 0 else "0001-01-01T00:00:00Z"

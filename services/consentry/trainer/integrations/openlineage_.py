@@ -7,7 +7,8 @@ from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import InputDataset, Job, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import DatasetFacet, RunFacet, dataset_version_dataset, error_message_run
 
-from consentry.trainer.lineage import FACET_KEY, FACET_SCHEMA_URL, PRODUCER, instant_text, run_facet
+from consentry.domain.words import iso_text
+from consentry.trainer.lineage import FACET_KEY, FACET_SCHEMA_URL, PRODUCER, run_facet
 from consentry.trainer.watching import RunTold
 
 _EVENTS = {"RUNNING": RunState.START, "COMPLETED": RunState.COMPLETE, "ABORTED": RunState.FAIL}
@@ -68,7 +69,7 @@ class OpenLineageWatcher:
             )
         return RunEvent(
             eventType=_EVENTS[run.state],
-            eventTime=instant_text(run.at),
+            eventTime=iso_text(run.at),
             producer=PRODUCER,
             run=Run(runId=str(run.start["run_id"]), facets=facets),
             job=Job(namespace=self._namespace, name=self._job or str(run.start["subscriber"])),

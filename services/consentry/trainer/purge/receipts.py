@@ -8,6 +8,7 @@ from typing import Any, Final
 from consentry.domain.errors import ConsentryError
 from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.domain.values import Micros
+from consentry.domain.words import iso_text
 from consentry.trainer.purge.outcome import PurgeResult
 
 KEPT_BY_OLD_VERSIONS: Final = "older versions of the table keep the rows until they are vacuumed"
@@ -80,5 +81,6 @@ def receipts(
 
 
 def as_fields(one: Receipt) -> dict[str, Any]:
-    """A JSON object of a receipt."""
-    return {name: getattr(one, name) for name in Receipt.__slots__} | {"result": one.result.value}
+    """A JSON object of a receipt, with its time in ISO 8601."""
+    fields = {name: getattr(one, name) for name in Receipt.__slots__}
+    return fields | {"result": one.result.value, "completed_at": iso_text(one.completed_at)}

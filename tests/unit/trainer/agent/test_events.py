@@ -13,7 +13,8 @@ from tests.strategies import PURPOSE, chose, day, erased, lift, moved, pause, po
 from consentry.domain.controls import OptIns, Scope
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Choice, MemberId, Micros
-from consentry.trainer.agent.feed import Feed, iso
+from consentry.domain.words import iso_text
+from consentry.trainer.agent.feed import Feed
 from consentry.trainer.hooks import Cause, Exclusion
 
 OUT = chose(Choice.OPT_OUT, 9, on=9)
@@ -238,7 +239,7 @@ class TestFeed:
     )
     def test_a_time_that_no_calendar_has_ends_nothing(self, instant: int, text: str) -> None:
         """A control with such a time must still be told."""
-        assert iso(Micros(instant)) == text
+        assert iso_text(Micros(instant)) == text
 
 
 def test_an_erasure_is_told(agent: Any) -> None:

@@ -27,7 +27,7 @@ from consentry.gateway.idempotency import (
     store_key,
 )
 from consentry.gateway.parts import Parts
-from consentry.gateway.problems import Problem
+from consentry.ops.http.problems import Problem
 
 _LOG = structlog.get_logger(__name__)
 

@@ -22,8 +22,8 @@ from consentry.gateway.limits import WaitingLimit
 from consentry.gateway.models import DecisionOut, Json, Moment
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
-from consentry.gateway.problems import Problem
 from consentry.gateway.reading import WAIT_SECONDS_MAX, Answer, Question
+from consentry.ops.http.problems import Problem
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.forms import micros
 from consentry.wire.tokens import TEXT_LENGTH_MAX, read_token

@@ -21,9 +21,9 @@ from consentry.gateway.desk import check_control, control_of
 from consentry.gateway.models import Json
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
-from consentry.gateway.problems import Problem
 from consentry.gateway.proposals import Proposal, as_in_log, being_decided, both_persons, check_decidable
 from consentry.gateway.quarantine_routes import carry_out as release_or_replay
+from consentry.ops.http.problems import Problem
 from consentry.wire.kafka import DELIVERY_TIMEOUT_MS
 from consentry.wire.sending import Place
 

@@ -12,7 +12,7 @@ from fastapi import Response
 from consentry.domain.errors import ConsentryError
 from consentry.domain.events import SentEvent
 from consentry.gateway.access import Principal
-from consentry.gateway.bodies import parse_json, read_model
+from consentry.gateway.bodies import read_model
 from consentry.gateway.conversions import (
     EventIn,
     check_ahead,
@@ -24,7 +24,8 @@ from consentry.gateway.conversions import (
 from consentry.gateway.idempotency import Attempt
 from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.parts import Parts
-from consentry.gateway.problems import Problem
+from consentry.ops.http.bodies import parse_json
+from consentry.ops.http.problems import Problem
 from consentry.wire.envelopes import uuid_text
 from consentry.wire.sending import Place, Undelivered
 

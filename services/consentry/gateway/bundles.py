@@ -13,8 +13,8 @@ from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.gateway.access import Forbidden, Permission
 from consentry.gateway.openapi import answers
 from consentry.gateway.parts import Parts, caller_of
-from consentry.gateway.problems import Problem
 from consentry.gateway.shelf import BundleShelf, not_found
+from consentry.ops.http.problems import Problem
 from consentry.wire.bundles.manifest import FILE_NAME_PATTERN, MANIFEST_NAME, SIGNATURE_NAME
 
 DOWNLOAD_SECONDS_MAX: Final = 1800.0

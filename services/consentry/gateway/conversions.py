@@ -9,7 +9,7 @@ from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocate
 from consentry.domain.values import Choice, MemberId, Micros
 from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.parts import Parts
-from consentry.gateway.problems import Problem
+from consentry.ops.http.problems import Problem
 from consentry.wire.forms import micros
 
 _ETAG: Final = re.compile(r'"?(\d{1,19})"?')

@@ -23,13 +23,14 @@ from consentry.domain.values import NAME_PATTERN, Micros
 from consentry.domain.words import iso_text
 from consentry.gateway.accepting import Claim, Draft, accept, new_attempt
 from consentry.gateway.access import Permission, Principal
-from consentry.gateway.bodies import CONTROL_BYTES_MAX, parse_json, read_body
+from consentry.gateway.bodies import CONTROL_BYTES_MAX, read_body
 from consentry.gateway.idempotency import store_key
 from consentry.gateway.models import Accepted, AwaitingApproval, Json
 from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, form_body
 from consentry.gateway.parts import Parts, caller_of
-from consentry.gateway.problems import Problem
 from consentry.gateway.proposals import Kind, new_proposal
+from consentry.ops.http.bodies import parse_json
+from consentry.ops.http.problems import Problem
 from consentry.wire.forms import parse_lift, parse_pause, parse_policy
 
 router = APIRouter(prefix="/v1", tags=["desk"])

@@ -23,7 +23,7 @@ from consentry.gateway.idempotency import store_key
 from consentry.gateway.models import Accepted, BulkLine, BulkSummary, ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, body_of, ndjson_body, one_of_lines
 from consentry.gateway.parts import caller_of
-from consentry.gateway.problems import Problem
+from consentry.ops.http.problems import Problem
 
 router = APIRouter(prefix="/v1", tags=["producers"])
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from consentry.gateway.problems import problem_response
+from consentry.ops.http.problems import problem_response
 
 HEAD_SECONDS: Final = 10.0
 HEAD_BYTES_MAX: Final = 65_536

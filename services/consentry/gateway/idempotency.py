@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Micros
-from consentry.gateway.problems import Problem
 from consentry.gateway.redis_calls import RedisCalls
+from consentry.ops.http.problems import Problem
 
 KEPT_SECONDS: Final = 86_400
 """So long a key is remembered after its first use."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from consentry.gateway.problems import Problem, problem_response
+from consentry.ops.http.problems import Problem, problem_response
 
 CALLERS_MAX: Final = 10_000
 WAITING_MAX: Final = 128

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from consentry.gateway.models import ProblemOut
-from consentry.gateway.problems import MEDIA_TYPE
+from consentry.ops.http.problems import MEDIA_TYPE
 from consentry.wire.yaml_text import document_text
 
 ACCEPTS_REPETITION: Final = ("idempotency-key", "traceparent")

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import DAY_MICROS, Micros
-from consentry.gateway.problems import Problem
+from consentry.ops.http.problems import Problem
 from consentry.wire.tokens import TokenKeys
 
 Kind = Literal["lift", "policy", "release", "replay"]

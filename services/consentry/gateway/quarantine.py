@@ -26,9 +26,9 @@ from consentry.domain.records import Record
 from consentry.domain.values import Choice, Micros
 from consentry.domain.words import iso_text
 from consentry.gateway.models import Json
-from consentry.gateway.problems import Problem
 from consentry.gateway.proposals import Proposal, both_persons
 from consentry.gateway.submission import Submitter
+from consentry.ops.http.problems import Problem
 from consentry.wire.catalog import Catalog
 from consentry.wire.events import admit, read_event
 from consentry.wire.headers import HEADERS_MAX

@@ -12,14 +12,15 @@ from consentry.domain.errors import ConsentryError
 from consentry.domain.events import Fact, FactKind, event_tag
 from consentry.domain.records import Record
 from consentry.gateway.access import Permission
-from consentry.gateway.bodies import parse_json, read_body, validated
+from consentry.gateway.bodies import read_body, validated
 from consentry.gateway.desk import Wanted, propose
 from consentry.gateway.models import AwaitingApproval, Json, ReleaseIn
 from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, body_of
 from consentry.gateway.parts import Parts, caller_of
-from consentry.gateway.problems import Problem
 from consentry.gateway.proposals import Kind, Proposal
 from consentry.gateway.quarantine import LISTED_MAX, entry_data, observed_version
+from consentry.ops.http.bodies import parse_json
+from consentry.ops.http.problems import Problem
 from consentry.wire.quarantined import Entry
 
 router = APIRouter(prefix="/v1/quarantine", tags=["quarantine"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, TypeVar
 
 from consentry.domain.errors import Unavailable
-from consentry.gateway.problems import RETRY_SECONDS, Problem
+from consentry.ops.http.problems import RETRY_SECONDS, Problem
 from consentry.wire.bundles import BundleRefused, PublicKeys
 from consentry.wire.bundles.manifest import (
     BUNDLE_ID_PATTERN,

@@ -13,7 +13,7 @@ from typing import Final
 from consentry.domain.controls import Control
 from consentry.domain.errors import ConsentryError
 from consentry.domain.events import SentEvent
-from consentry.gateway.problems import Problem
+from consentry.ops.http.problems import Problem
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import control_key, write_control
 from consentry.wire.envelopes import event_headers

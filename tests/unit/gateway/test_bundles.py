@@ -16,8 +16,8 @@ from tests.unit.gateway.door import AUDITOR, CATALOG, START, Door
 
 from consentry.domain.values import Micros
 from consentry.gateway.app import build_gateway
-from consentry.gateway.problems import Problem
 from consentry.gateway.shelf import DOWNLOADS_MAX, DOWNLOADS_OF_ONE_MAX, BundleShelf
+from consentry.ops.http.problems import Problem
 from consentry.wire.bundles import BundleState, BundleStore, Manifest, PublicKeys, SigningKey, publish, write_bundle
 from consentry.wire.bundles.manifest import check_signature, read_manifest, read_pointer
 from consentry.wire.bundles.serving import ServedStore

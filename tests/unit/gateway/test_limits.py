@@ -11,7 +11,7 @@ from tests.unit.gateway.door import AUDITOR, PARTITIONS, PRODUCER, START, Door
 
 from consentry.gateway import limits
 from consentry.gateway.limits import ConcurrencyLimit, RateLimit, WaitingLimit
-from consentry.gateway.problems import Problem
+from consentry.ops.http.problems import Problem
 from consentry.wire.tokens import Token, write_token
 
 OPT_OUT = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}

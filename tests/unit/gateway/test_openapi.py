@@ -12,7 +12,7 @@ from tests.unit.gateway.door import Door
 from consentry.gateway.app import build_app
 from consentry.gateway.fast_lane import ENDPOINTS
 from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
-from consentry.gateway.problems import MEDIA_TYPE
+from consentry.ops.http.problems import MEDIA_TYPE
 
 DESCRIPTION: Final[dict[str, Any]] = build_app(None).openapi()
 OPERATIONS: Final = [

@@ -20,8 +20,9 @@ from consentry.domain.errors import (
     UnsafeSetting,
 )
 from consentry.gateway.access import Forbidden, Unauthenticated
-from consentry.gateway.problems import MEDIA_TYPE, Problem, respond_to
+from consentry.gateway.problems import respond_to
 from consentry.gateway.reading import Reader
+from consentry.ops.http.problems import MEDIA_TYPE, Problem
 from consentry.wire.sending import QueueFull
 from consentry.wire.yaml_text import InvalidForm
 

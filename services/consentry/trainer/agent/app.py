@@ -20,6 +20,7 @@ from consentry.domain.decisions import Decision, Row
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.explain import sentences
 from consentry.domain.values import Reason, parse_name
+from consentry.ops.http.problems import MEDIA_TYPE, Problem, add_problem_handlers
 from consentry.ops.metrics import Metrics
 from consentry.trainer.agent.bodies import (
     ARROW,
@@ -35,7 +36,7 @@ from consentry.trainer.agent.bodies import (
     text_field,
 )
 from consentry.trainer.agent.models import CheckIn, CheckOut, DecideIn, DecisionOut, MaskIn, MaskOut, ProblemOut
-from consentry.trainer.agent.problems import MEDIA_TYPE, Problem, add_problem_handlers
+from consentry.trainer.agent.problems import fault
 from consentry.trainer.agent.service import WAIT_SECONDS_MAX, Agent, lakefs_paths
 from consentry.trainer.check import Batches, Check, Outcome, Report
 from consentry.trainer.data_files import Asked, as_instant, read_as, read_batches, read_parquet
@@ -62,7 +63,7 @@ def build_app(agent: Agent, metrics: Metrics) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    add_problem_handlers(app)
+    add_problem_handlers(app, fault=fault)
     routes = _Routes(agent)
     app.add_api_route(
         "/v1/decide", routes.get_decision, methods=["GET"], response_model=DecisionOut, responses=_problems(422)

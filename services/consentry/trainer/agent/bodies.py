@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ import pyarrow.compute as pc
 from fastapi import Request
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.agent.problems import Problem
+from consentry.ops.http.bodies import parse_json, read_body_of
+from consentry.ops.http.problems import Problem
 from consentry.trainer.data_files import Asked, table_of, wanted
 from consentry.trainer.filter import Columns
 
@@ -38,45 +37,8 @@ class Table:
 
 
 async def read_body(request: Request, kinds: tuple[str, ...]) -> tuple[str, bytes]:
-    """The kind of a body and the whole of it. Raises Problem: 415 another kind, 413 too large, 408 too slow."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in kinds:
-        raise Problem(
-            415,
-            "The body is not announced as what is read here.",
-            code="input.media_type",
-            fix=f"send Content-Type: {' or '.join(kinds)}",
-        )
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[-20:]) > BODY_BYTES_MAX:
-        _too_large()
-    chunks, length = [], 0
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
-                length += len(chunk)
-                if length > BODY_BYTES_MAX:
-                    _too_large()
-                chunks.append(chunk)
-    except TimeoutError:
-        raise Problem(
-            408,
-            f"The body did not arrive within {_BODY_SECONDS:.0f} s.",
-            code="input.slow",
-            fix="send it at once",
-            headers={"Connection": "close"},
-        ) from None
-    return kind, b"".join(chunks)
-
-
-def _too_large() -> NoReturn:
-    raise Problem(
-        413,
-        f"The body has more than {BODY_BYTES_MAX} bytes.",
-        code="input.too_large",
-        fix="split it",
-        headers={"Connection": "close"},
-    )
+    """The kind of a body and the whole of it. Raises Problem as `read_body_of`."""
+    return await read_body_of(request, kinds, bytes_max=BODY_BYTES_MAX, seconds_max=_BODY_SECONDS)
 
 
 def _too_many(rows: int) -> NoReturn:
@@ -85,28 +47,11 @@ def _too_many(rows: int) -> NoReturn:
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise Problem(400, "The body names a key twice.", code="input.json", fix="name each once")
-    return found
-
-
-def _no_number(_text: str) -> NoReturn:
-    raise Problem(400, "The body holds NaN or Infinity.", code="input.json", fix="leave it out: JSON does not have it")
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
-
-
 def parse_object(text: bytes, known: frozenset[str]) -> dict[str, Any]:
     """The JSON object in a body. Raises Problem, also for a key that is not known: it may have meant to exclude."""
-    try:
-        found = _DECODER.decode(text.decode())
-    except (ValueError, RecursionError):
-        found = None
+    found = parse_json(text)
     if not isinstance(found, dict):
-        raise Problem(400, "The body is not one JSON object in UTF-8.", code="input.json", fix="send one")
+        raise Problem(400, "The body is not one JSON object.", code="input.json", fix="send one")
     unknown = sorted(set(found) - known)
     if unknown:
         raise field_problem(unknown[0], f"is not known; there are {', '.join(sorted(known))}")

@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consentry.domain.errors import ConsentryError, InvalidInput
-from consentry.trainer.agent.problems import Problem, fault, respond_to
+from consentry.ops.http.problems import Problem, respond_to
+from consentry.trainer.agent.problems import fault
 
 CONCURRENCY: Final = 64
 STREAMS: Final = 64

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from consentry.domain.decisions import Decision, Row
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
+from consentry.ops.http.problems import Problem
 from consentry.trainer.agent.feed import Feed
-from consentry.trainer.agent.problems import Problem
 from consentry.trainer.data_files import DataFile, find_files
 from consentry.trainer.filter import Columns, Verdict
 from consentry.trainer.hooks import Hooks

@@ -14,9 +14,9 @@ import pytest
 from tests.strategies import PURPOSE
 
 from consentry.domain.errors import InvalidInput, Refused, UnsafeSetting
+from consentry.ops.http.problems import Problem
 from consentry.trainer.agent import serving
 from consentry.trainer.agent.guard import is_loopback, read_tokens
-from consentry.trainer.agent.problems import Problem
 from consentry.trainer.agent.service import Work
 from consentry.trainer.agent.serving import Listen
 

@@ -1,0 +1,1 @@
+"""What our HTTP services share: strict request bodies, and errors as problems. Needs FastAPI, which they bring."""

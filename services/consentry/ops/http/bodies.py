@@ -1,0 +1,100 @@
+"""Request bodies, read strictly: bounded, of the announced kind, JSON without repeated keys."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Collection
+from typing import Any, Final, NoReturn
+
+from fastapi import Request
+
+from consentry.ops.http.problems import Problem
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise Problem(
+            400,
+            "The body names a key twice.",
+            code="input.json",
+            fix="name each once: which of them counts is not said",
+        )
+    return found
+
+
+def _no_number(_text: str) -> NoReturn:
+    raise Problem(
+        400, "The body holds NaN or Infinity, which JSON does not have.", code="input.json", fix="leave it out"
+    )
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
+
+
+async def read_body_of(
+    request: Request, kinds: Collection[str], *, bytes_max: int, seconds_max: float
+) -> tuple[str, bytes]:
+    """Its media type, one of `kinds`, and the whole body.
+
+    Raises Problem: 415 for another kind, 413 beyond `bytes_max`, 408 when it does not come.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in kinds:
+        wanted = " or ".join(kinds)
+        raise Problem(
+            415, f"The body is not announced as {wanted}.", code="input.media_type", fix=f"send Content-Type: {wanted}"
+        )
+    announced = request.headers.get("content-length", "")
+    # A number of thousands of digits is none that int() takes; what really comes is counted below.
+    if announced.isdecimal() and int(announced[-20:]) > bytes_max:
+        _too_large(bytes_max)
+    try:
+        async with asyncio.timeout(seconds_max):
+            # Most bodies come whole, with the head.
+            chunks, length = [], 0
+            async for chunk in request.stream():
+                length += len(chunk)
+                if length > bytes_max:
+                    _too_large(bytes_max)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Problem(
+            408,
+            f"The body did not arrive within {seconds_max:.0f} s.",
+            code="input.slow",
+            fix="send it at once",
+            headers={"Connection": "close"},
+        ) from None
+    return kind, b"".join(chunks)
+
+
+def _too_large(bytes_max: int) -> NoReturn:
+    raise Problem(
+        413,
+        f"The body has more than {bytes_max} bytes.",
+        code="input.too_large",
+        fix="split it",
+        # What is still on its way is not read.
+        headers={"Connection": "close"},
+    )
+
+
+def parse_json(text: bytes) -> Any:
+    """The JSON value in a text. Raises Problem 400 for repeated keys, NaN, too much depth, and what is no JSON."""
+    try:
+        return _DECODER.decode(text.decode())
+    except (ValueError, RecursionError) as error:
+        detail = "it is nested too deeply" if isinstance(error, RecursionError) else _place_of(error)
+        raise Problem(
+            400, f"The body is not JSON: {detail}.", code="input.json", fix="send one JSON value, in UTF-8"
+        ) from None
+
+
+def _place_of(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    return "it holds a number of too many digits"

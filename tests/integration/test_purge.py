@@ -107,6 +107,8 @@ class TestByHand:
             ("apply", "--bundle", "file:///nowhere"),
             ("apply", "--member-col", "user"),
             ("plan", "--orders", "nowhere.json"),
+            ("verify", "--orders", "/dev/null"),
+            ("apply", "--subscriber", "ranker"),
         ],
         ids=" ".join,
     )

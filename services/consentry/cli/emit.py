@@ -134,15 +134,21 @@ def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
     from consentry.producer import ConsentProducer
     from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
-    settings = load_settings()
+    settings, keys = load_settings(), None
+    try:
+        keys = load_token_keys(settings)
+    except InvalidInput as error:
+        # Who may not read the gateway's secret may still record an opt-out.
+        typer.echo(f"note: no token will be given: {error}", err=True)
     with ConsentProducer(
         settings.kafka(),
         source="consentry-emit",
         catalog=open_catalog(settings),
         namespace=settings.namespace,
-        token_keys=load_token_keys(settings),
+        token_keys=keys,
     ) as producer:
         accepted = producer.send(event)
     topic = topic_name(settings.namespace, MEMBER_EVENTS)
     typer.echo(f"accepted: {topic} partition {accepted.partition} offset {accepted.offset}, event {accepted.event_id}")
-    typer.echo(f"token: {accepted.token}")
+    if keys is not None:
+        typer.echo(f"token: {accepted.token}")

@@ -176,6 +176,12 @@ def apply(
         spark=spark,
     )
     name = "" if subscriber is None else parse_name(subscriber, what="subscriber")
+    if name and not asked.from_kafka:
+        raise InvalidInput(
+            f"--subscriber {name!r} sends the receipts of Kafka's orders, and others were named.",
+            code="input.subscriber",
+            fix="leave it out; --receipts FILE writes the receipts of any order",
+        )
     reasons = _exempt(exempt or ())
     if receipts is not None and not receipts.absolute().parent.is_dir():
         raise InvalidInput(
@@ -291,6 +297,7 @@ def _known(asked: _Asked, *, settled: bool) -> Iterator[_Known]:
     )
     dataset = open_dataset(asked.dataset, clock=system_clock, columns=columns, spark_master=asked.spark)
     with _members(asked, settled=settled) as (orders, view, judge):
+        _check_purpose(asked.excluded, view)
         yield _Known(
             dataset=dataset,
             orders=_chosen(orders, asked.order),
@@ -298,6 +305,17 @@ def _known(asked: _Asked, *, settled: bool) -> Iterator[_Known]:
             judge=judge,
             excluded=asked.excluded,
             purge_unknown=asked.unknown == "purge",
+        )
+
+
+def _check_purpose(purpose: str | None, view: View) -> None:
+    """Raise Refused for a purpose that no policy names: nobody is allowed for it, and all rows would be deleted."""
+    known = view.controls.purposes
+    if purpose is not None and purpose not in known:
+        raise Refused(
+            f"No policy names the purpose {purpose!r}: everybody is excluded from it, and every row would go.",
+            code="purge.purpose_unknown",
+            fix=f"ask for one of {', '.join(known)[:300] or 'those of a policy; none was published yet'}",
         )
 
 

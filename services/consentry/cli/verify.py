@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from consentry.domain.errors import InvalidInput
+from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from consentry.wire.certificates import Certificate
 
 STATUS = ("holds", "violated", "cannot tell")
+_CANNOT_TELL = STATUS.index("cannot tell")
 
 
 def run(
@@ -56,9 +57,20 @@ def run(
     keys = PublicKeys.read(*key) if key else None
     opened_bundle, signers = (None, []) if bundle is None else bundle_of(bundle, bundle_key)
     view = None if opened_bundle is None else view_of(opened_bundle)
-    told, statuses = [], []
+    told: list[dict[str, object]] = []
+    statuses: list[int] = []
     for one in certificates:
-        found, report = _verified(one, reads, keys, view, within, show_members=show_members)
+        try:
+            found, report = _verified(one, reads, keys, view, within, show_members=show_members)
+        except ConsentryError as error:
+            if len(certificates) == 1:
+                raise
+            # One run that was aborted must not keep the others from being judged.
+            statuses.append(_CANNOT_TELL)
+            told.append({"status": "cannot tell", "named": one, "code": error.code, "detail": error.message})
+            if not as_json:
+                typer.echo(f"{one}: CANNOT TELL. {error}")
+            continue
         if opened_bundle is not None:
             by = f"the bundle {opened_bundle.manifest.bundle_id} is signed by the key {', '.join(signers)}"
             report.checked.append(by)
@@ -84,12 +96,11 @@ def _verified(
     from consentry.trainer.run.reads import pieces
     from consentry.trainer.run.store import CERTIFICATE_FILE, READS_FILE
     from consentry.trainer.run.verifying import verify
-    from consentry.wire.certificates import BYTES_MAX, read_certificate
+    from consentry.wire.certificates import read_certificate
 
     place = named.rstrip("/")
     place = place if place.endswith(".json") else f"{place}/{CERTIFICATE_FILE}"
-    with open_file(place) as file:
-        found = read_certificate(file.read(BYTES_MAX + 1), keys)
+    found = read_certificate(_certificate_bytes(place), keys)
     with _open_reads(reads, f"{place.rpartition('/')[0] or '.'}/{READS_FILE}") as opened:
         report = verify(
             found,
@@ -120,6 +131,23 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
         )
     bundle = open_bundle(BundleStore(url), keys=PublicKeys.read(*keys), namespace=None, now=system_clock())
     return bundle, sorted({manifest.signed_by for manifest in bundle.manifests})
+
+
+def _certificate_bytes(place: str) -> bytes:
+    """The bytes of a certificate, no more than any has. Raises Unavailable where a run has none, InvalidInput."""
+    from consentry.wire.certificates import BYTES_MAX
+
+    try:
+        with open_file(place) as file:
+            return file.read(BYTES_MAX + 1)
+    except InvalidInput as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise Unavailable(
+            f"There is no {place!r}: the run still goes on, was aborted, or was killed.",
+            code="certificate.none",
+            fix="`consentry reach` says which; only a run that came to its end has a certificate",
+        ) from error
 
 
 @contextmanager

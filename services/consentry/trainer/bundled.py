@@ -38,6 +38,8 @@ def view_of(bundle: Bundle, *, catalog: Catalog | None = None, directory: Path |
     batches = iter(bundle.record_batches(columns=_COLUMNS))
     bases, held = _segments(batches, snapshot, directory)
     view = View(len(manifest.partitions), iso_jurisdictions(), bases)
+    if len(view.records) != sum(map(len, bases)):
+        raise BundleRefused("malformed", "A member is named twice in the snapshot: which record counts is not said.")
     view.hold(held)
     for batch in batches:
         _apply_changes(view, batch)

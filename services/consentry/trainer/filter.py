@@ -340,7 +340,7 @@ def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32
         shared = _shared_dictionary(column)
         if shared is not None:
             return shared
-        column = column.cast(column.type.value_type)
+        column = _written_out(column)
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
     # All chunks of one encoding share one dictionary; Arrow's own unifying refuses one that holds a null.
@@ -349,6 +349,13 @@ def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32
         return pa.array([], column.type), np.zeros(0, dtype=np.int32)
     codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
     return chunks[0].dictionary, np.concatenate(codes).astype(np.int32, copy=False)
+
+
+def _written_out(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values of a dictionary, written out; Arrow itself does not do so for string views."""
+    kind = column.type.value_type
+    kind = pa.string() if pa.types.is_string_view(kind) else kind
+    return pa.chunked_array([one.dictionary.cast(kind).take(one.indices) for one in column.chunks], kind)
 
 
 def _shared_dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]] | None:
@@ -373,7 +380,7 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
     try:
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-            column = column.cast(kind)
+            column = _written_out(column)
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
             # Only nanoseconds lose something, which no cut-off can tell; a time that wraps round would be another one.
             column = column.cast(pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -12,11 +14,33 @@ from tests.unit.wire.bundles.world import NOW, History, Log, populated, publishe
 
 from consentry.trainer import bundled
 from consentry.trainer.view import View
-from consentry.wire.bundles import BundleState, BundleStore, PublicKeys, SigningKey, open_bundle, why_no_delta
+from consentry.wire.bundles import (
+    BundleRefused,
+    BundleState,
+    BundleStore,
+    PublicKeys,
+    SigningKey,
+    open_bundle,
+    why_no_delta,
+)
+from consentry.wire.bundles import writing as bundle_writing
 from consentry.wire.record_store import writing
 
 KEY = SigningKey.generate()
 KEYS = PublicKeys([KEY.public])
+THREADS = """
+import os, sys
+from pathlib import Path
+from consentry.trainer.bundled import view_of
+from consentry.wire.bundles import BundleStore, PublicKeys, open_bundle, restore
+
+place = Path(sys.argv[1])
+keys, now = PublicKeys.read(place / "key.pub"), int(sys.argv[2])
+bundle = open_bundle(BundleStore(str(place / "bundles")), keys=keys, namespace=None, now=now)
+before = len(os.listdir("/proc/self/task"))
+bundle.check_files(), view_of(bundle), restore(bundle)
+print(before, len(os.listdir("/proc/self/task")))
+"""
 
 
 def view_of(store: BundleStore, directory: Path | None = None) -> View:
@@ -90,3 +114,28 @@ def test_the_files_of_records_have_no_name_and_lie_where_they_should(tmp_path: P
 
     assert list(place.iterdir()) == []
     assert len(view.records) == len(populated().state)
+
+
+def test_a_member_in_two_segments_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of the two records counts is not said; one of them may be the opt-out."""
+    store, state = BundleStore(str(tmp_path / "bundles")), populated().state
+    monkeypatch.setattr(bundle_writing, "in_hash_order", lambda members: [b"m:out", *sorted(members)])
+    published(store, state, KEY, file_rows=3)
+    monkeypatch.setattr(writing, "BYTES_MAX", 1)
+
+    with pytest.raises(BundleRefused) as caught:
+        view_of(store)
+    assert caught.value.code == "bundle.malformed"
+
+
+def test_reading_a_bundle_starts_no_threads(tmp_path: Path) -> None:
+    """Arrow's threads, when the process ends just as they begin, end it with SIGABRT in place of its exit status."""
+    published(BundleStore(str(tmp_path / "bundles")), populated().state, KEY)
+    (tmp_path / "key.pub").write_bytes(KEY.public_text())
+
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, str(tmp_path), str(NOW)], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    before, after = done.stdout.split()
+    assert before == after

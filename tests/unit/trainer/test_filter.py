@@ -270,6 +270,18 @@ def test_many_rows_have_the_codes_of_few(texts: list[str | None], kind: pa.DataT
     assert len(set(values)) == len(values)
 
 
+def test_what_stands_behind_a_short_view_is_no_part_of_its_text() -> None:
+    """Arrow demands zeroes there, and not every writer sees to it: a pause of 'posts' has to find them."""
+    whole = pa.array(["posts", "hi"] * 10_000, pa.string_view())
+    views = np.frombuffer(whole.buffers()[1], np.uint8).copy().reshape(-1, 16)
+    views[:, 11:] = 3
+    column = pa.Array.from_buffers(pa.string_view(), len(whole), [None, pa.py_buffer(views)])
+
+    values, codes = encoded(pa.chunked_array([column]))
+
+    assert [values[code] for code in codes.tolist()] == ["posts", "hi"] * 10_000
+
+
 @pytest.mark.parametrize("name", ["Jurisdiction", "CATEGORY", "Member_ID", "Collected_At"])
 def test_a_column_that_is_ours_but_for_its_case_is_refused(name: str) -> None:
     """Spark and DuckDB would take it for ours: a row of a paused country must not pass here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -118,6 +119,28 @@ def test_everything_is_stale_while_it_is_not_proven(shared: Shared, broken: str)
 
     assert set(shared.reasons()) == {Reason.STALE}
     assert shared.reader.stale_detail
+
+
+@pytest.mark.parametrize("part", ["groups", "steps", "prints", "ids", "id bytes", "offsets", "members"])
+def test_a_damaged_file_of_records_excludes_everybody(shared: Shared, part: str) -> None:
+    """A member whom a damaged index does not find is nobody, and nobody is allowed by default."""
+    put(shared.view, record_of(MEMBERS[0], HOME, OUT))
+    shared.writer.write()
+    [name] = json.loads((shared.directory / "state.json").read_text())["segments"]
+    path = shared.directory / name
+    content = bytearray(path.read_bytes())
+    head = json.loads(content[8:1024])
+    if part == "members":
+        content[8:1024] = json.dumps(head | {"members": 0}).encode().ljust(1016)
+    else:
+        at, size = head["buffers"][["groups", "steps", "prints", "ids", "id bytes", "offsets"].index(part)]
+        content[at : at + size] = bytes(one ^ 1 for one in content[at : at + size])
+    path.write_bytes(content)
+
+    reader = SharedView(shared.directory, staleness_seconds=5.0, clock=lambda: shared.now)
+
+    verdict = reader.judge(pa.table({"member_id": MEMBERS}), purpose=PURPOSE)
+    assert set(verdict.counts()) == {Reason.STALE}
 
 
 def test_it_recovers_once_the_client_writes_again(shared: Shared) -> None:

@@ -24,6 +24,8 @@ ARROW: Final = "application/vnd.apache.arrow.stream"
 PARQUET: Final = "application/vnd.apache.parquet"
 BYTES: Final = "application/octet-stream"
 _BODY_SECONDS: Final = 30.0
+_END_MARK: Final = bytes(4)
+"""How every Arrow stream ends. Source: Arrow Columnar Format, "IPC Streaming Format"."""
 _EXPANDED_BYTES_MAX: Final = 256 * 1024 * 1024
 _ROW_FIELDS: Final = ("member_id", "jurisdiction", "category", "collected_at")
 
@@ -168,6 +170,13 @@ def _check_messages(body: bytes) -> None:
             f"{len(body) - source.tell()} bytes follow the end of the Arrow stream.",
             code="input.arrow",
             fix="send one stream: rows behind its end would not be judged",
+        )
+    if body[-4:] != _END_MARK:
+        raise Problem(
+            400,
+            "The Arrow stream breaks off: it has no end mark.",
+            code="input.arrow",
+            fix="close the writer before sending: rows that are lacking would not be judged",
         )
 
 

@@ -203,12 +203,14 @@ class Agent:
 
     def _under_root(self, name: str) -> tuple[Path, Path]:
         for root in self._roots:
+            path = root / name
             try:
-                path = (root / name).resolve(strict=True)
+                real = path.resolve(strict=True)
             except (OSError, ValueError, RuntimeError):  # not there; or a path that no path can be
                 continue
-            if path.is_relative_to(root):
-                return root, path
+            if real.is_relative_to(root):
+                # As it was named: the directories of a link say what partition its rows are of.
+                return root, real if ".." in path.parts else path
         raise _outside()
 
 

@@ -34,6 +34,12 @@ def read_orders(path: Path) -> list[PurgeOrder]:
             code="input.orders",
             fix="write a JSON list of orders, or one JSON object per line",
         ) from error
+    if not found:
+        raise InvalidInput(
+            f"The file of orders {str(path)!r} holds none, as one that was cut off would.",
+            code="input.orders",
+            fix="check what wrote it; without an order there is nothing to purge or to verify",
+        )
     orders = [_order(fields, number) for number, fields in enumerate(found, 1)]
     names = [order.order_id for order in orders]
     if len(set(names)) < len(names):

@@ -68,6 +68,12 @@ def batch_of(given: Any, columns: Columns | None) -> Batch:
 def _mapping(given: Mapping[str, Any], columns: Columns | None) -> Batch:
     """A batch as loaders make it: a list, array or tensor for each column, all of one length."""
     named = _named(list(given), columns)
+    if texts := [name for name, values in given.items() if isinstance(values, str | bytes)]:
+        raise InvalidInput(
+            f"The column {texts[0]!r} of a batch is one text: a mapping is a batch of columns, not one row.",
+            code="input.batch",
+            fix="give a list of values for each column, or Arrow, Polars or pandas batches",
+        )
     lengths = {name: len(values) if hasattr(values, "__len__") else None for name, values in given.items()}
     if None in lengths.values() or len(set(lengths.values())) > 1:
         raise InvalidInput(

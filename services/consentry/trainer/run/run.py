@@ -91,6 +91,13 @@ class TrainingRun:
                 code="input.dataset",
                 fix="name it as it is named in receipts",
             )
+        if signing_key is not None and not isinstance(signing_key, SigningKey):
+            # It is needed only when all has been read.
+            raise InvalidInput(
+                f"signing_key is a {type(signing_key).__name__}, not a SigningKey.",
+                code="input.signing_key",
+                fix="pass SigningKey.read(path), from consentry.wire.bundles",
+            )
         if len(dataset_version) > _VERSION_MAX:
             raise InvalidInput(
                 f"The data set's version has {len(dataset_version)} characters, more than {_VERSION_MAX}.",

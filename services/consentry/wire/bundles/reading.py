@@ -219,7 +219,9 @@ class Bundle:
         found: list[StoredControl] = []
         for manifest in self.manifests:
             for file in manifest.with_role("controls"):
-                table = self._parquet(manifest, file, _CONTROL_TYPES).read(columns=list(_CONTROL_TYPES))
+                table = self._parquet(manifest, file, _CONTROL_TYPES).read(
+                    columns=list(_CONTROL_TYPES), use_threads=False
+                )
                 rows = zip(*(table.column(name).to_pylist() for name in _CONTROL_TYPES), strict=True)
                 found += [StoredControl(offset, Micros(appended_at), value) for offset, appended_at, value in rows]
         offsets = [one.offset for one in found]

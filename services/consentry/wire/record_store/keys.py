@@ -311,6 +311,7 @@ def numbers_of_views(array: pa.Array) -> U64 | None:
         return None
     found = views[:, 2].astype(np.uint64) << _u64(32)
     found |= views[:, 1]
+    found &= _LOW_BITS[lengths]  # what stands behind a text should be zero, and not everybody sees to it
     found |= (lengths.astype(np.uint64) + _u64(1)) << _u64(56)
     return found
 

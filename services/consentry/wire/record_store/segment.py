@@ -18,14 +18,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
-from consentry.wire.record_store.files import Index, array_of, buffers_of, map_segment, write_segment
+from consentry.wire.record_store.files import (
+    GROUP,
+    GROUP_BITS,
+    Index,
+    array_of,
+    bucket_bits_of,
+    buffers_of,
+    map_segment,
+    write_segment,
+)
 from consentry.wire.record_store.keys import U64, WORD, Keys, Mask, Offsets, TextKeys, hash_of
 
 MEMBERS_MAX: Final = 1 << 26
 _BITS: Final = 64
 _PRINT_BITS: Final = 32
-_GROUP_BITS: Final = 4
-_GROUP: Final = 1 << _GROUP_BITS
 _NONE: Final = -1
 _PART: Final = 1 << 16
 
@@ -87,7 +94,8 @@ class Segment:
         # The first of a bucket is looked at without asking where the bucket ends: most keys need no more.
         at = self._begin(bucket)
         there = self.index.prints.take(at, mode="clip")
-        rows = np.flatnonzero(there == wanted)
+        # Behind the last member there is none, and the last one was looked at instead.
+        rows = np.flatnonzero((there == wanted) & (at < len(self)))
         same = keys.same(rows, self.keys, at[rows])
         hits = rows if same.all() else rows[same]
         found[hits] = at[hits]
@@ -125,7 +133,7 @@ class Segment:
             rows, at, end, wanted = rows[left], at[left], end[left], wanted[left]
 
     def _begin(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        found: npt.NDArray[np.int32] = self.index.groups[bucket >> _GROUP_BITS].view(np.int32)
+        found: npt.NDArray[np.int32] = self.index.groups[bucket >> GROUP_BITS].view(np.int32)
         found += self.index.steps[bucket]
         return found
 
@@ -193,14 +201,9 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path) -> Segment:
-        """The segment of a file, whose pages are read when they are needed. Raises InvalidInput."""
+        """The segment of a file, whose pages of records are read when they are needed. Raises InvalidInput."""
         with path.open("rb") as file:
-            return cls.mapped(file)
-
-    @classmethod
-    def mapped(cls, file: IO[bytes]) -> Segment:
-        """As `open`, of a file that is open and may have no name any more."""
-        return cls(*map_segment(file))
+            return cls(*map_segment(file))
 
 
 def hashes_of(ids: pa.Array) -> U64:
@@ -222,11 +225,11 @@ def ascend(hashes: U64) -> bool:
 def index_of(hashes: U64, ids: pa.Array) -> Index:
     """The index of these ids, whose hashes ascend. Raises InvalidInput where one of them stands there twice."""
     _check_once(ids, hashes)
-    bits = max(len(hashes), 1).bit_length()
+    bits = bucket_bits_of(len(hashes))
     buckets = (hashes >> np.uint64(_BITS - bits)).view(np.int64)
     starts = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=1 << bits))])
-    groups = starts[::_GROUP]
-    steps = starts - np.repeat(groups, _GROUP)[: len(starts)]
+    groups = starts[::GROUP]
+    steps = starts - np.repeat(groups, GROUP)[: len(starts)]
     prints = (hashes >> np.uint64(_BITS - bits - _PRINT_BITS)).astype(np.uint32)
     width = next(one for one in (np.uint8, np.uint16, np.uint32) if steps.max(initial=0) <= np.iinfo(one).max)
     return Index(groups.astype(np.uint32), steps.astype(width), prints)

@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from consentry.wire.record_store.files import HEAD_BYTES, Place, buffers_of, map_texts, write_buffers, write_rest
+from consentry.wire.record_store.files import (
+    HEAD_BYTES,
+    Place,
+    buffers_of,
+    map_segment,
+    map_texts,
+    write_buffers,
+    write_rest,
+)
 from consentry.wire.record_store.segment import Segment, ascend, hashes_of, index_of, with_room
 
 BYTES_MAX: Final = 1 << 30
@@ -45,12 +53,15 @@ class SegmentWriter:
     def finish(self) -> Segment:
         """The segment, mapped from the file. Raises InvalidInput where a member is named twice, or for too many."""
         file, ids = self._file, pa.concat_arrays([pa.array([], pa.binary()), *self._ids])
-        records = [*write_buffers(file, [np.concatenate(self._ends)]), Place(HEAD_BYTES, self._records_size)]
+        offsets, records = np.concatenate(self._ends), Place(HEAD_BYTES, self._records_size)
         self._ids, self._ends = [], []
         hashes = hashes_of(ids)
         if ascend(hashes):
-            write_rest(file, index_of(hashes, ids), with_room(ids), records)
+            write_rest(file, index_of(hashes, ids), with_room(ids), offsets, records)
         else:
-            made = Segment.of_arrow(ids, map_texts(file, len(ids), records))
-            write_rest(file, made.index, made.ids, write_buffers(file, buffers_of(made.records)))
-        return Segment.mapped(file)
+            places = [*write_buffers(file, [offsets]), records]
+            made = Segment.of_arrow(ids, map_texts(file, len(ids), places))
+            offsets, data = buffers_of(made.records)
+            [records] = write_buffers(file, [data])
+            write_rest(file, made.index, made.ids, offsets, records)
+        return Segment(*map_segment(file, is_own=True))

@@ -155,7 +155,7 @@ class TestMask:
         nulls = pa.RecordBatch.from_arrays([pa.nulls(ROWS_MAX + 1)], ["member_id"])
         longest = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 10_000]))
         bad = {
-            "input.arrow": [whole[:100], b"", b"ARROW1", wild, whole + b"x", whole + whole],
+            "input.arrow": [whole[:100], b"", b"ARROW1", wild, whole + b"x", whole + whole, whole[:-8]],
             "input.arrow_compressed": [stream(table, compression=kind) for kind in ("zstd", "lz4")],
             "input.too_many_rows": [stream(pa.Table.from_batches([nulls]))],
             "input.too_large": [stream(pa.table({"member_id": longest}))],

@@ -156,6 +156,8 @@ class TestHandingOut:
         [
             ({"who": ["a"]}, "input.column"),
             ({"member_id": ["a"], "step": 3}, "input.batch"),
+            ([{"member_id": "m:1", "text": "abc"}], "input.batch"),
+            ([{"member_id": b"m:1"}], "input.batch"),
             ({"member_id": ["a"], "text": ["x", "y"]}, "input.batch"),
             (7, "input.batch"),
             ([7], "input.batch"),

@@ -98,6 +98,23 @@ def test_of_several_certificates_the_worst_counts(asked: tuple[str, str, str], t
     assert alone.exit_code == 2
 
 
+def test_a_run_without_a_certificate_keeps_no_other_from_being_judged(
+    asked: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """A run that was aborted stands first in its store as often as not."""
+    folder, true, _ = asked
+    keys = ("--key", str(tmp_path / "trainer.key.pub"), "--bundle-key", str(tmp_path / "bundler.key.pub"))
+    aborted = str(tmp_path / "aborted")
+
+    both = CliRunner().invoke(app, ["verify", aborted, folder, "--bundle", true, *keys, "--json"])
+    alone = CliRunner().invoke(app, ["verify", aborted, "--bundle", true, *keys])
+
+    assert [one["status"] for one in json.loads(both.stdout)] == ["cannot tell", "violated"]
+    assert both.exit_code == 1
+    assert isinstance(alone.exception, ConsentryError)
+    assert alone.exception.code == "certificate.none"
+
+
 def test_a_store_without_runs_says_nothing_of_who_was_read(tmp_path: Path) -> None:
     """A store that was named wrongly would read as: nobody was trained on."""
     told = CliRunner().invoke(app, ["reach", "m:1", "--runs", str(tmp_path)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -306,3 +307,58 @@ def test_a_member_who_comes_twice_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput) as caught:
             writer.finish()
     assert caught.value.code == "records.twice"
+
+
+def integer_of_hash(hashed: int) -> int:
+    """The integer that has this hash: whoever chooses ids can have any that they like."""
+
+    def before(found: int) -> int:
+        unshifted = found
+        for _ in range(3):
+            unshifted = found ^ (unshifted >> 29)
+        return unshifted * pow(0x9E3779B97F4A7C15, -1, 1 << 64) & ((1 << 64) - 1)
+
+    return before(before(hashed)) ^ ((1 << 64) - 1)
+
+
+def test_an_id_that_would_stand_behind_the_last_member_is_not_there() -> None:
+    """One member with a chosen id would else end every filter that asks for them."""
+    members = [b"m%d" % number for number in range(1000)]
+    segment = Segment.of(members, [record(1)] * 1000)
+    bits, last = 10, hash_of(segment.ids[-1].as_py())
+    assert last >> (64 - bits) < (1 << bits) - 1, "the last bucket is empty"
+    alike = ((1 << bits) - 1) << (64 - bits) | (last >> (64 - bits - 32) & 0xFFFFFFFF) << (64 - bits - 32)
+    number = next(one for one in (integer_of_hash(alike | low) for low in range(1 << 20)) if one < INTEGERS_BELOW)
+    assert hash_of(b"%d" % number) >> 22 == alike >> 22
+
+    for keys in (TextKeys.of([b"%d" % number]), IntegerKeys(np.array([number], np.uint64))):
+        assert segment.find(keys, keys.hashes(decimals=True)).tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 1},
+        {"members": 2},
+        {"members": "3"},
+        {"steps": "int8"},
+        {"steps": "uint16"},
+        {"digest": "0" * 64},
+        {"buffers": []},
+        {"buffers": [[1024, -1]] * 7},
+        {"buffers": [[-1, 1]] * 7},
+        {"buffers": [[0.5, 1]] * 7},
+        {"buffers": None},
+    ],
+)
+def test_a_file_whose_head_was_altered_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    """What is mapped is believed: a wrong length is another member's record, or the end of the process."""
+    path = tmp_path / "segment"
+    Segment.of([b"a", b"b", b"c"], [record(1)] * 3).save(path)
+    content = path.read_bytes()
+    head = json.loads(content[8:1024]) | change
+    path.write_bytes(content[:8] + json.dumps(head).encode().ljust(1016) + content[1024:])
+
+    with pytest.raises(InvalidInput) as caught:
+        Segment.open(path)
+    assert caught.value.code == "records.file"

@@ -105,7 +105,8 @@ def test_what_a_member_and_a_regulator_say_by_the_command_line_is_what_the_train
         "nobody": {"JURISDICTION_UNKNOWN"},
     }
 
-    world.ok("emit", "opt-out", "bo")
+    no_secret = {"TOKEN_KEYS_FILE": "/nonexistent/token.keys"}
+    assert "token: " not in world.ok("emit", "opt-out", "bo", environment=no_secret), "who cannot sign can still emit"
     wait_for(lambda: reason(client, "bo") == "OPTED_OUT", "bo out")
     world.ok("emit", "opt-in", "bo")
     world.ok("emit", "opt-in", "bo", "--observed", "1")

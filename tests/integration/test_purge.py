@@ -191,6 +191,12 @@ def test_orders_come_from_kafka_and_receipts_settle_them(world: World, tmp_path:
     write(posts, member_id=["anna", "bo", None, "dora"], text=list("abcd"))
     assert world.cli("purge", "verify", str(posts)).returncode == 1
 
+    misspelt = world.cli("purge", "apply", str(posts), "--excluded", "gen_training")
+    assert misspelt.returncode == 2
+    assert "[purge.purpose_unknown]" in misspelt.stderr
+    assert "genai_training" in misspelt.stderr
+    assert len(members(posts)) == 4, "nobody is allowed for a purpose that no policy names"
+
     done = world.cli("purge", "apply", str(posts), "--excluded", "genai_training", "--json")
 
     assert done.returncode == 2

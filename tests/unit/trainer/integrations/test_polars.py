@@ -31,6 +31,15 @@ def test_text_ids_of_every_type_are_the_same_ids(judge: ViewJudge, kind: pl.Data
     assert tally == {Reason.DEFAULT_ON: 2, Reason.OPTED_OUT: 1, Reason.HELD: 1}
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical(), pl.Enum([f"m:{number}" for number in range(50)])], ids=str)
+def test_a_few_rows_of_a_type_with_many_values_are_judged(judge: ViewJudge, kind: pl.DataType) -> None:
+    """A batch of a stream has few rows, and the dictionary of the whole data set."""
+    frame = FRAME.with_columns(pl.col("member_id").cast(kind)).tail(2)
+    assert polars_.filter(judge, frame, purpose=PURPOSE)["row"].to_list() == [3]
+    streamed = polars_.filter(judge, frame.lazy().filter(pl.col("row") > 1), purpose=PURPOSE)
+    assert streamed.collect(engine="streaming")["row"].to_list() == [3]
+
+
 @pytest.mark.parametrize("kind", [pl.Int32(), pl.Int64(), pl.UInt64(), pl.Int128()], ids=str)
 def test_integer_ids_of_every_width_are_the_same_ids(judge: ViewJudge, kind: pl.DataType) -> None:
     """Polars is the one that numbers up to 128 bits."""

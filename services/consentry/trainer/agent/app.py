@@ -37,7 +37,7 @@ from consentry.trainer.agent.bodies import (
 )
 from consentry.trainer.agent.models import CheckIn, CheckOut, DecideIn, DecisionOut, MaskIn, MaskOut, ProblemOut
 from consentry.trainer.agent.problems import fault
-from consentry.trainer.agent.service import WAIT_SECONDS_MAX, Agent, lakefs_paths
+from consentry.trainer.agent.service import WAIT_SECONDS_MAX, Agent, Paths, lakefs_paths
 from consentry.trainer.check import Batches, Check, Outcome, Report
 from consentry.trainer.data_files import Asked, as_instant, read_as, read_batches, read_parquet
 from consentry.trainer.filter import REASONS, Verdict
@@ -238,9 +238,9 @@ class _Routes:
             wait,
             show_members,
         )
-        names: list[str] = []
+        paths = Paths([])
         if kind == JSON:
-            names, asked = _files_of_json(body, file or [], asked)
+            paths, asked = _files_of_json(body, file or [], asked)
         await agent.reach(asked.at_least, asked.wait)
 
         def check() -> Report:
@@ -252,7 +252,7 @@ class _Routes:
                 seconds_max=agent.check_seconds,
             )
             if kind == JSON:
-                for data_file, name in agent.files(names):
+                for data_file, name in agent.files(paths):
                     if not found.add(name, read_batches(data_file, asked.columns)):
                         break
             else:
@@ -395,7 +395,7 @@ class _CheckAsked:
     show_members: int
 
 
-def _files_of_json(body: bytes, files: list[str], asked: _CheckAsked) -> tuple[list[str], _CheckAsked]:
+def _files_of_json(body: bytes, files: list[str], asked: _CheckAsked) -> tuple[Paths, _CheckAsked]:
     """The files that a body names, and what it asks about them; of a lakeFS event only the branch is taken."""
     try:
         event = json.loads(body)
@@ -419,7 +419,7 @@ def _files_of_json(body: bytes, files: list[str], asked: _CheckAsked) -> tuple[l
         collected=text_field(data, "collected_col"),
     )
     purpose = text_field(data, "purpose") or "genai_training"
-    return names, _CheckAsked(columns, _purpose(purpose), text_field(data, "at_least"), _wait(data), shown)
+    return Paths(names), _CheckAsked(columns, _purpose(purpose), text_field(data, "at_least"), _wait(data), shown)
 
 
 def _batches_of_body(kind: str, body: bytes, columns: Asked) -> Batches:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from time import monotonic
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -106,6 +106,13 @@ def _busy(what: str) -> Problem:
     )
 
 
+class Paths(NamedTuple):
+    """Files and directories that are asked about, relative to a root; what they link to has to lie `within` it too."""
+
+    names: Sequence[str]
+    within: str = ""
+
+
 class Agent:
     """The parts of one agent. Events are told for `purposes`; files are read under `roots` only."""
 
@@ -185,7 +192,7 @@ class Agent:
 
     # ---- files to check
 
-    def files(self, names: Iterable[str]) -> Iterator[tuple[DataFile, str]]:
+    def files(self, asked: Paths) -> Iterator[tuple[DataFile, str]]:
         """The data files behind these paths, with the names they are told by.
 
         Raises Refused where there are no roots, InvalidInput for what does not lie under one, also behind a link.
@@ -194,10 +201,11 @@ class Agent:
             raise Refused(
                 "This agent reads no files.", code="check.roots", fix="start it with --root DIRECTORY, once for each"
             )
-        for name in names:
+        for name in asked.names:
             root, path = self._under_root(name)
+            bound = (root / asked.within).resolve()
             for file in find_files([path]):
-                if not file.path.resolve().is_relative_to(root):
+                if not file.path.resolve().is_relative_to(bound):
                     raise _outside()
                 yield file, str(file.path.relative_to(root)) if file.path.is_relative_to(root) else file.path.name
 
@@ -223,7 +231,7 @@ def _outside() -> InvalidInput:
     )
 
 
-def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> list[str]:
+def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> Paths:
     """Where a branch that lakeFS is about to commit or merge is mounted: ROOT/repository/branch, and files in it.
 
     Raises Problem for another event, InvalidInput for a file outside of the branch. Source: lakeFS, "Webhooks", the
@@ -248,4 +256,4 @@ def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> list[str]:
     if any(file.startswith("/") or ".." in PurePosixPath(file).parts for file in files):
         raise _outside()  # another branch's data would be checked in place of this one's
     branch = "/".join(map(str, names))
-    return [f"{branch}/{file}" for file in files] or [branch]
+    return Paths([f"{branch}/{file}" for file in files] or [branch], within=branch)

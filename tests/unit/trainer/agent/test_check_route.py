@@ -105,6 +105,25 @@ class TestFiles:
         assert start(roots=[data.root]).call("POST", CHECK, body).status == 422
 
 
+def test_a_link_is_a_file_of_the_directories_in_which_it_stands(start: Any, tmp_path: Path) -> None:
+    """They say of what country its rows are, wherever the bytes lie: a pause has to find them."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "x.csv").write_text("member_id\nnobody-known\n")
+    for place in ("HK", "US"):
+        (tmp_path / "posts" / f"jurisdiction={place}").mkdir(parents=True)
+        (tmp_path / "posts" / f"jurisdiction={place}" / "a.csv").symlink_to(tmp_path / "blobs" / "x.csv")
+    agent = start(roots=[tmp_path])
+
+    whole = agent.call("POST", CHECK, {"files": ["posts"]})
+    one_by_one = agent.call("POST", CHECK, {"files": [f"posts/jurisdiction={place}/a.csv" for place in ("HK", "US")]})
+
+    def counts(answer: Any) -> list[Any]:
+        return [file["counts"] for file in answer.data.get("report", answer.data)["files"]]
+
+    assert counts(one_by_one) == counts(whole)
+    assert all(one.get("JURISDICTION_UNKNOWN", 0) == 0 for one in counts(whole))
+
+
 class TestLakeFS:
     def test_a_commit_is_checked_where_its_branch_is_mounted(self, start: Any, tmp_path: Path) -> None:
         """The event names a branch and no files."""
@@ -144,6 +163,21 @@ class TestLakeFS:
             (tmp_path / "training" / branch / "a.csv").write_text("author\nanna\n")
 
         answer = start(roots=[tmp_path]).call("POST", f"{CHECK}?member_col=author&file={file}", commit())
+
+        assert (answer.status, answer.data["code"]) == (422, "check.outside")
+
+    def test_a_link_to_another_branch_is_refused(self, start: Any, tmp_path: Path) -> None:
+        """Its rows are another commit's; within a branch a link is a file as any other."""
+        for branch in ("main", "other"):
+            (tmp_path / "training" / branch).mkdir(parents=True)
+        (tmp_path / "training" / "other" / "a.csv").write_text("author\nanna\n")
+        (tmp_path / "training" / "main" / "own.csv").write_text("author\nanna\n")
+        (tmp_path / "training" / "main" / "b.csv").symlink_to(tmp_path / "training" / "main" / "own.csv")
+        agent = start(roots=[tmp_path])
+        assert agent.call("POST", f"{CHECK}?member_col=author", commit()).status == 200
+        (tmp_path / "training" / "main" / "a.csv").symlink_to(tmp_path / "training" / "other" / "a.csv")
+
+        answer = agent.call("POST", f"{CHECK}?member_col=author", commit())
 
         assert (answer.status, answer.data["code"]) == (422, "check.outside")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
-from tests.stack import World, allowed, lives_in, opted_out, pause, reason, wait_for
+import structlog
+from tests.stack import PURPOSE, World, allowed, lives_in, opted_out, pause, reason, wait_for
 
 from consentry.domain.controls import Reach
 from consentry.trainer.client import Client
@@ -33,6 +35,23 @@ def test_a_client_goes_on_from_an_earlier_view_and_misses_nothing(world: World) 
         assert all(resumed.view.positions[place] >= position for place, position in read_before.items())
     finally:
         resumed.stop()
+
+
+def test_a_purpose_that_no_policy_names_is_told_once(world: World) -> None:
+    """A misspelt one leaves no rows, which looks like a data set of people who all opted out."""
+    world.processor()
+    world.open_policy()
+    world.produce(lives_in("anna"))
+    client = world.client()
+    wait_for(lambda: allowed(client, "anna"), "allowed")
+    rows = pa.table({"member_id": ["anna"]})
+
+    with structlog.testing.capture_logs() as logs:
+        for purpose in ("gen_training", PURPOSE, "gen_training"):
+            client.judge(rows, purpose=purpose)
+
+    told = [one for one in logs if one["event"] == "purpose_unknown"]
+    assert [(one["purpose"], one["known"]) for one in told] == [("gen_training", PURPOSE)]
 
 
 def test_a_stopped_client_allows_nobody(world: World) -> None:

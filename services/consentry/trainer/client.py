@@ -63,6 +63,7 @@ _FRONTIERS_TAIL: Final = 20
 """A live partition publishes a frontier every second: its last one is among this many per partition."""
 _BATCH: Final = 5000
 _SAMPLES: Final = 32
+_PURPOSES_ASKED_MAX: Final = 1000
 _KEPT_DELAYS: Final = 200_000
 DataSet = TypeVar("DataSet")
 _LOG = structlog.get_logger(__name__)
@@ -134,6 +135,7 @@ class Client:
         self._caught_up = threading.Event()
         self._failure = ""
         self._was_stale = True
+        self._purposes_asked: set[str] = set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
 
@@ -388,6 +390,8 @@ class Client:
             known_at=FOREVER if known_at is None else known_at,
             stale_detail=detail,
         )
+        if not detail:
+            self._tell_unknown(purpose)
         self._count(decision.allowed, decision.reason, 1)
         return decision
 
@@ -419,6 +423,8 @@ class Client:
             columns=columns or conventional_columns(table),
             is_fresh=not detail,
         )
+        if not detail:
+            self._tell_unknown(purpose)
         for reason, number in verdict.counts().items():
             self._count(reason in (Reason.OPTED_IN, Reason.DEFAULT_ON), reason, number)
         return verdict
@@ -485,6 +491,15 @@ class Client:
             "purge_orders_open": len(self.open_orders()),
             "positions": {f"{topic}-{partition}": at for (topic, partition), at in sorted(self.view.positions.items())},
         }
+
+    def _tell_unknown(self, purpose: str) -> None:
+        """Log once that no policy names a purpose: it excludes everybody, as one that was misspelt does."""
+        if purpose in self._purposes_asked or len(self._purposes_asked) >= _PURPOSES_ASKED_MAX:
+            return
+        self._purposes_asked.add(purpose)
+        known = self.view.controls.purposes
+        if purpose not in known:
+            _LOG.warning("purpose_unknown", purpose=purpose[:80], known=", ".join(known)[:300] or "none")
 
     def _count(self, allowed: bool, reason: Reason, number: int) -> None:
         outcome = "allowed" if allowed else "excluded"

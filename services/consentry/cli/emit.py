@@ -130,11 +130,12 @@ def _warn_of_unknown_purpose(purpose: str) -> None:
 
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
-    from consentry.cli.wiring import load_settings, load_token_keys, open_catalog
+    from consentry.cli.wiring import count_partitions, load_settings, load_token_keys, open_catalog
     from consentry.producer import ConsentProducer
     from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
     settings, keys = load_settings(), None
+    count_partitions(settings)  # a missing topic is what is to be mended first
     try:
         keys = load_token_keys(settings)
     except InvalidInput as error:

@@ -84,9 +84,10 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     yield session
     gateway: Any = session.sparkContext._gateway
     session.stop()
-    # Stopping the session leaves Java running; it ends when its input does.
+    # Stopping the session leaves Java running until its input ends, which a worker that was forked meanwhile may hold.
     gateway.shutdown()
     gateway.proc.stdin.close()
+    gateway.proc.terminate()
     gateway.proc.wait(30)
     os.environ.clear()
     os.environ |= before

@@ -51,12 +51,14 @@ async def _serve(settings: Settings) -> None:
 
     from consentry.gateway.app import build_gateway
     from consentry.gateway.heads import BoundedHeads
+    from consentry.ops.collector import spare_the_collector
 
     log = structlog.get_logger(__name__)
     async with _parts(settings) as parts:
         listener = _bind(settings.gateway_host, settings.gateway_port)
         try:
             health = _health(settings, parts)
+            spare_the_collector()
             address = f"{settings.gateway_host}:{listener.getsockname()[1]}"
             log.info("gateway", url=f"http://{address}", metrics=health.address)
             config = uvicorn.Config(

@@ -2,99 +2,70 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from fastapi import Response
 
 from consentry.domain.errors import ConsentryError
-from consentry.domain.events import SentEvent
-from consentry.gateway.access import Principal
-from consentry.gateway.bodies import read_model
-from consentry.gateway.conversions import (
-    EventIn,
-    check_ahead,
-    check_purpose,
-    check_repeatable,
-    to_event,
-    with_observed,
-)
-from consentry.gateway.idempotency import Attempt
-from consentry.gateway.models import ConsentChangeIn, ErasureIn, RelocationIn
+from consentry.gateway.lines import LineReader
 from consentry.gateway.parts import Parts
-from consentry.ops.http.bodies import parse_json
-from consentry.ops.http.problems import Problem
-from consentry.wire.envelopes import uuid_text
+from consentry.gateway.submission import Batch, OutMessage
 from consentry.wire.sending import Place, Undelivered
 
 LINES_MAX: Final = 10_000
-_KINDS: Final[Mapping[str, type[EventIn]]] = {
-    "consent-change": ConsentChangeIn,
-    "relocation": RelocationIn,
-    "erasure": ErasureIn,
-}
+_LINES_AT_ONCE: Final = 250
+"""Read and sent before other requests get their turn: some milliseconds."""
+
+Line = str | ConsentryError
+"""The event id of a line, or why it holds no event."""
 
 
-class Line(NamedTuple):
-    """One line: the event it holds, or why it holds none."""
-
-    event: SentEvent | None
-    problem: ConsentryError | None = None
-
-
-def parse_lines(parts: Parts, caller: Principal, lines: Sequence[bytes], attempt: Attempt) -> list[Line]:
-    """The event of each line. A line without an id gets one that follows from the request's and its own number."""
-    found = []
-    base = bytes.fromhex(attempt.event_id)
-    for number, text in enumerate(lines):
-        try:
-            data = _parse(text)
-            if isinstance(data, ConsentChangeIn):
-                data = with_observed(data, None)
-                check_purpose(parts, data)
-            check_repeatable(data)
-            check_ahead(data, attempt.accepted_at)
-            event_id = data.event_id.bytes if data.event_id is not None else _event_id(base, number)
-            found.append(Line(to_event(data, caller.subject, event_id, attempt.accepted_at)))
-        except ConsentryError as error:
-            found.append(Line(None, error))
-    return found
-
-
-def _parse(text: bytes) -> EventIn:
-    if b"kind" not in text:
-        return read_model(ConsentChangeIn, text)
-    data = parse_json(text)
-    kind = data.pop("kind", "consent-change") if isinstance(data, dict) else "consent-change"
-    model = _KINDS.get(kind) if isinstance(kind, str) else None
-    if model is None:
-        raise Problem(
-            422, "'kind' is none of ours.", code="input.field", fix=f"use one of {', '.join(_KINDS)}", field="kind"
-        )
-    return read_model(model, json.dumps(data).encode())
-
-
-def _event_id(base: bytes, number: int) -> bytes:
-    return hashlib.blake2b(number.to_bytes(4, "big"), key=base, digest_size=16).digest()
-
-
-async def bulk_answer(parts: Parts, lines: Sequence[Line], *, traceparent: str | None) -> Response:
+async def bulk_answer(parts: Parts, reader: LineReader, lines: Sequence[bytes]) -> Response:
     """Send what can be sent, and answer with a result for each line and a summary."""
-    events = [line.event for line in lines if line.event is not None]
-    answers = iter(await parts.submitter.submit_all(events, traceparent=traceparent))
+    batch = parts.submitter.batch()
+    found: list[Line] = []
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        await _send(batch, reader, lines[start : start + _LINES_AT_ONCE], found)
+        await asyncio.sleep(0)
+    results, counts, offsets = _results(found, await batch.answers())
+    for outcome, count in counts.items():
+        parts.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
+    token = parts.token(offsets) if offsets else None
+    results.append(_json({"summary": counts, "token": token}))
+    return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")
+
+
+async def _send(batch: Batch, reader: LineReader, lines: Sequence[bytes], found: list[Line]) -> None:
+    """Send the next lines, and add to what was found in those before."""
+    messages: list[OutMessage] = []
+    for number, text in enumerate(lines, start=len(found)):
+        try:
+            message = reader.read(number, text)
+        except ConsentryError as error:
+            found.append(error)
+        else:
+            found.append(message.event_id)
+            messages.append(message)
+    await batch.send(messages)
+
+
+def _results(
+    lines: Sequence[Line], answers: Sequence[Place | ConsentryError | None]
+) -> tuple[list[str], dict[str, int], dict[int, int]]:
+    """A result for each line, how many came to what, and by partition the offset behind the last accepted one."""
     counts = {"accepted": 0, "invalid": 0, "refused": 0, "unknown": 0}
     offsets: dict[int, int] = {}
     results = []
-    for number, (event, problem) in enumerate(lines, start=1):
-        if event is None:
-            assert problem is not None
+    of_sent = iter(answers)
+    for number, line in enumerate(lines, start=1):
+        if isinstance(line, ConsentryError):
             counts["invalid"] += 1
-            results.append(_refusal(number, "invalid", problem))
+            results.append(_refusal(number, "invalid", line))
             continue
-        answer = next(answers)
-        event_id = uuid_text(event.event_id)
+        answer, event_id = next(of_sent), line
         if isinstance(answer, Place):
             counts["accepted"] += 1
             partition, offset = answer
@@ -107,11 +78,7 @@ async def bulk_answer(parts: Parts, lines: Sequence[Line], *, traceparent: str |
         else:
             counts["refused"] += 1
             results.append(_refusal(number, "refused", answer, event_id=event_id))
-    for outcome, count in counts.items():
-        parts.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
-    token = parts.token(offsets) if offsets else None
-    results.append(_json({"summary": counts, "token": token}))
-    return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")
+    return results, counts, offsets
 
 
 def _refusal(number: int, status: str, error: ConsentryError, **more: Any) -> str:

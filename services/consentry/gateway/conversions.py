@@ -62,7 +62,7 @@ def check_ahead(event: EventIn, now: Micros) -> None:
 
     A clock or a time zone that is wrong would otherwise leave the member in use for that long, and nobody told.
     """
-    if not _binds_at_once(event) or event.effective_at is None or micros(event.effective_at) - now <= AHEAD_MAX:
+    if not binds_at_once(event) or event.effective_at is None or micros(event.effective_at) - now <= AHEAD_MAX:
         return
     raise Problem(
         422,
@@ -73,7 +73,7 @@ def check_ahead(event: EventIn, now: Micros) -> None:
     )
 
 
-def _binds_at_once(event: EventIn) -> bool:
+def binds_at_once(event: EventIn) -> bool:
     """Whether it excludes, and is not announced for later."""
     if isinstance(event, RelocationIn) or event.announced:
         return False
@@ -111,7 +111,7 @@ async def check_observed(parts: Parts, change: ConsentChangeIn) -> None:
 def to_event(data: EventIn, source: str, event_id: bytes, recorded_at: Micros) -> SentEvent:
     """The event that was sent in, recorded now by this producer."""
     effective_at = recorded_at if data.effective_at is None else micros(data.effective_at)
-    if _binds_at_once(data):
+    if binds_at_once(data):
         effective_at = min(effective_at, recorded_at)
     member = MemberId(data.member_id)
     if isinstance(data, ConsentChangeIn):

@@ -10,7 +10,7 @@ from consentry.domain.values import Choice
 from consentry.gateway.accepting import Claim, Draft, accept, new_attempt
 from consentry.gateway.access import Permission
 from consentry.gateway.bodies import BULK_BYTES_MAX, read_body, read_model
-from consentry.gateway.bulk import LINES_MAX, bulk_answer, parse_lines
+from consentry.gateway.bulk import LINES_MAX, bulk_answer
 from consentry.gateway.conversions import (
     check_ahead,
     check_observed,
@@ -20,6 +20,7 @@ from consentry.gateway.conversions import (
     with_observed,
 )
 from consentry.gateway.idempotency import store_key
+from consentry.gateway.lines import LineReader
 from consentry.gateway.models import Accepted, BulkLine, BulkSummary, ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.gateway.openapi import ACCEPTS_REPETITION, answers, body_of, ndjson_body, one_of_lines
 from consentry.gateway.parts import caller_of
@@ -119,8 +120,9 @@ async def post_bulk(request: Request) -> Response:
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
     claim = await Claim.take(parts, key, new_attempt(parts, request, body), excludes=False)
     try:
-        found = parse_lines(parts, caller, lines, claim.attempt)
-        return await bulk_answer(parts, found, traceparent=request.headers.get("traceparent"))
+        traceparent = request.headers.get("traceparent")
+        reader = LineReader(parts, caller, claim.attempt, count=len(lines), traceparent=traceparent)
+        return await bulk_answer(parts, reader, lines)
     finally:
         # Nothing is kept of the answer: a repetition sends the same events, which count once.
         await claim.leave_open()

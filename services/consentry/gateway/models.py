@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice
+from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, Micros
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, STRING_BYTES_MAX
 from consentry.wire.forms import micros
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -18,9 +18,15 @@ VERSION_MAX: Final = (1 << 63) - 1
 
 
 def _in_window(moment: datetime) -> datetime:
-    if not INSTANT_MIN <= micros(moment) < INSTANT_MAX:
-        raise ValueError("it lies outside 1979 to 3111")
+    _micros_in_window(moment)
     return moment
+
+
+def _micros_in_window(moment: datetime) -> Micros:
+    found = micros(moment)
+    if not INSTANT_MIN <= found < INSTANT_MAX:
+        raise ValueError("it lies outside 1979 to 3111")
+    return found
 
 
 def _moment(given: object) -> object:
@@ -67,6 +73,14 @@ PurposeField = Annotated[
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=AwareDatetime)]
 Instant = Annotated[Moment, AfterValidator(_in_window)]
 Text = Annotated[str, AfterValidator(_is_text), Field(max_length=STRING_BYTES_MAX)]
+
+
+def instant_of(text: str) -> Micros:
+    """The microseconds of a text that an `Instant` takes. Raises ValueError for any other."""
+    moment = _moment(text)
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValueError("it has no offset from UTC")
+    return _micros_in_window(moment)
 
 
 class LegalBasis(enum.StrEnum):

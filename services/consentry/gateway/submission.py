@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 from consentry.domain.controls import Control
 from consentry.domain.errors import ConsentryError
@@ -27,7 +27,19 @@ ANSWER_SECONDS: Final = 10.0
 _SERVE_SECONDS: Final = 0.001
 """Between two looks for acknowledgements, while any are waited for."""
 
+_FULL_SECONDS: Final = 0.005
+"""Between two tries while the queue is full."""
+
 Answer = Place | Undelivered
+
+
+class OutMessage(NamedTuple):
+    """A member event as it goes to its topic; its id as a UUID is written."""
+
+    event_id: str
+    key: bytes
+    value: bytes
+    headers: Headers
 
 
 def unknown(event_id: bytes | None) -> Problem:
@@ -49,7 +61,7 @@ class Submitter:
     ) -> None:
         self._sender = sender
         self._catalog = catalog
-        self._writer = EventWriter(catalog)
+        self.writer = EventWriter(catalog)
         self._events = topic_name(namespace, MEMBER_EVENTS)
         self._controls = topic_name(namespace, CONTROLS)
         self._answer_seconds = answer_seconds
@@ -64,7 +76,7 @@ class Submitter:
 
     async def submit(self, event: SentEvent, *, traceparent: str | None = None) -> Place:
         """Send one member event; where it stands. Raises QueueFull, Undelivered, and Problem 504 where not known."""
-        key, value = event.member.encode(), self._writer.write(event)
+        key, value = event.member.encode(), self.writer.write(event)
         return await self.send(
             self._events, key, value, event_headers(event, traceparent=traceparent), event_id=event.event_id
         )
@@ -83,7 +95,7 @@ class Submitter:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
         self._sender.send(topic, key, value, headers, partial(self._note, loop, future))
-        self._serve()
+        self.serve()
         try:
             async with asyncio.timeout(self._answer_seconds):
                 answer = await future
@@ -91,31 +103,22 @@ class Submitter:
             raise unknown(event_id) from None
         return _place(answer, event_id)
 
-    async def submit_all(
-        self, events: Sequence[SentEvent], *, traceparent: str | None = None
-    ) -> list[Place | ConsentryError | None]:
-        """Send many events, in order; for each its place, why it was refused, or None where it is not known.
+    def batch(self) -> Batch:
+        """Many messages that are answered together."""
+        return Batch(self, self._events, self._answer_seconds)
 
-        Waits while the queue is full, as long as for the broker. From the first that does not get in by then on, all
-        are refused: a later event of a member must not come before an earlier one.
+    def offer(self, topic: str, message: OutMessage, delivered: Callable[[Answer], None]) -> QueueFull | None:
+        """Queue one message without waiting; `delivered` is told once. What is returned means: not now.
+
+        Raises Unavailable and Refused where it is not taken at all.
         """
-        batch, until = _Batch(len(events)), monotonic() + self._answer_seconds
-        self._serve()
-        for place, event in enumerate(events):
-            full = self._take(event, traceparent, batch, place)
-            while full is not None and monotonic() < until:
-                await asyncio.sleep(0.005)
-                full = self._take(event, traceparent, batch, place)
-            if full is not None:
-                for left in range(place, len(events)):
-                    batch.refuse(left, full)
-                break
-            if place % 500 == 499:
-                await asyncio.sleep(0)  # others want an answer too
-        await batch.wait(self._answer_seconds)
-        return batch.answers
+        try:
+            self._sender.send(topic, message.key, message.value, message.headers, delivered)
+        except QueueFull as error:
+            return error
+        return None
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
         """See to it that acknowledgements are told while any is waited for."""
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._tell())
@@ -126,17 +129,6 @@ class Submitter:
             await asyncio.sleep(_SERVE_SECONDS)
             if not self._sender.waiting:
                 return
-
-    def _take(self, event: SentEvent, traceparent: str | None, batch: _Batch, place: int) -> QueueFull | None:
-        """Queue one event of a batch, or note why it is refused; what is returned means: not now."""
-        try:
-            value, headers = self._writer.write(event), event_headers(event, traceparent=traceparent)
-            self._sender.send(self._events, event.member.encode(), value, headers, partial(batch.note, place))
-        except QueueFull as error:
-            return error
-        except ConsentryError as error:
-            batch.refuse(place, error)
-        return None
 
     def _note(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Answer], answer: Answer) -> None:
         """On the sender's thread: one wake-up of the loop for all that is acknowledged until it runs."""
@@ -153,40 +145,63 @@ class Submitter:
                 future.set_result(answer)
 
 
-class _Batch:
-    """The answers to many messages, and a wake-up when the last one has come."""
+class Batch:
+    """Messages sent in order, and what became of each.
 
-    def __init__(self, count: int) -> None:
-        self.answers: list[Place | ConsentryError | None] = [None] * count
-        self._count = count
-        # Each is counted up by one thread alone.
-        self._told = self._refused = 0
+    Waits while the queue is full, as long as for the broker. From the first that does not get in by then on, all are
+    refused: a later event of a member must not come before an earlier one.
+    """
+
+    def __init__(self, submitter: Submitter, topic: str, seconds: float) -> None:
+        self._submitter = submitter
+        self._topic = topic
+        self._seconds = seconds
+        self._until = monotonic() + seconds
+        self._answers: list[Place | ConsentryError | None] = []
+        self._refusal: ConsentryError | None = None
+        self._taken = self._told = 0
         self._loop = asyncio.get_running_loop()
+        self._is_awaited = False
         self._all = asyncio.Event()
-        if not count:
-            self._all.set()
 
-    def note(self, place: int, answer: Answer) -> None:
-        """On the sender's thread."""
-        self.answers[place] = answer
+    async def send(self, messages: Iterable[OutMessage]) -> None:
+        """Send these next, or note why they are refused."""
+        self._submitter.serve()
+        for message in messages:
+            place = len(self._answers)
+            self._answers.append(self._refusal)
+            if self._refusal is None:
+                try:
+                    await self._take(message, partial(self._note, place))
+                except ConsentryError as error:
+                    self._answers[place] = self._refusal = error
+
+    async def answers(self) -> list[Place | ConsentryError | None]:
+        """For each message, in order: its place, why it was refused, or None where it is not known in time."""
+        self._is_awaited = True
+        if self._told < self._taken:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._all.wait()
+            except TimeoutError:
+                pass  # None says it of each
+        return self._answers
+
+    async def _take(self, message: OutMessage, delivered: Callable[[Answer], None]) -> None:
+        full = self._submitter.offer(self._topic, message, delivered)
+        while full is not None and monotonic() < self._until:
+            await asyncio.sleep(_FULL_SECONDS)
+            full = self._submitter.offer(self._topic, message, delivered)
+        if full is not None:
+            raise full
+        self._taken += 1
+
+    def _note(self, place: int, answer: Answer) -> None:
+        """On the sender's thread, which may be this one."""
+        self._answers[place] = answer
         self._told += 1
-        if self._told + self._refused == self._count:
+        if self._is_awaited and self._told == self._taken:
             self._loop.call_soon_threadsafe(self._all.set)
-
-    def refuse(self, place: int, error: ConsentryError) -> None:
-        """On the event loop: this one was not even taken."""
-        self.answers[place] = error
-        self._refused += 1
-        if self._told + self._refused == self._count:
-            self._all.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Return when every answer has come, or after that time."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._all.wait()
-        except TimeoutError:
-            return
 
 
 def _place(answer: Answer, event_id: bytes | None) -> Place:

@@ -27,10 +27,9 @@ def _constant(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
     )
 
 
-def uuid_text(event_id: bytes) -> str:
-    """The id as a UUID is written; a quarter of what the library's own class takes, once for each of many events."""
-    name = event_id.hex()
-    return f"{name[:8]}-{name[8:12]}-{name[12:16]}-{name[16:20]}-{name[20:]}"
+def uuid_text(hexadecimal: str) -> str:
+    """32 digits as a UUID is written; a quarter of what the library's own class takes, once for each of many events."""
+    return f"{hexadecimal[:8]}-{hexadecimal[8:12]}-{hexadecimal[12:16]}-{hexadecimal[16:20]}-{hexadecimal[20:]}"
 
 
 def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[tuple[str, bytes]]:
@@ -38,7 +37,13 @@ def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[t
 
     `ce_partitionkey` would, and is left out: the message's key says the same, and headers are what tools show and log.
     """
-    headers = [*_constant(type(event).__name__, event.source), ("ce_id", uuid_text(event.event_id).encode())]
+    name = uuid_text(event.event_id.hex())
+    return [*common_headers(event, traceparent=traceparent), ("ce_id", name.encode())]
+
+
+def common_headers(event: SentEvent, *, traceparent: str | None = None) -> tuple[tuple[str, bytes], ...]:
+    """Those that all events of one kind, source and trace have."""
+    headers = _constant(type(event).__name__, event.source)
     if traceparent is not None and TRACEPARENT_PATTERN.fullmatch(traceparent):
-        headers.append(("traceparent", traceparent.encode()))
+        return (*headers, ("traceparent", traceparent.encode()))
     return headers

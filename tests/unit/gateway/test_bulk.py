@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.unit.gateway.door import START, Door, Reply
 
+from consentry.domain.errors import Unavailable
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
 from consentry.domain.values import Micros
 from consentry.domain.words import iso_text
@@ -148,6 +149,26 @@ def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
     found, summary = told(bulk(door, *({"member_id": f"m:{number}", "kind": "erasure"} for number in range(6))))
     assert [one["status"] for one in found] == ["accepted"] * 2 + ["refused"] * 4
     assert {one["code"] for one in found[2:]} == {"kafka.queue_full"}
+    assert summary["summary"]["refused"] == 4
+    assert len(door.log.messages) == 2
+
+
+def test_a_client_that_fails_once_refuses_all_lines_from_there_on() -> None:
+    """It may take the next message all the same: a second choice would then stand where the first is missing."""
+    door = Door()
+    send, taken = door.log.send, []
+
+    def fails_at_the_third(*message: Any) -> None:
+        taken.append(message)
+        if len(taken) == 3:
+            raise Unavailable("It is broken.", code="kafka.unavailable", fix="wait")
+        send(*message)
+
+    door.log.send = fails_at_the_third  # type: ignore[assignment]
+    found, summary = told(bulk(door, *(OUT | {"choice": choice} for choice in ["OPT_OUT", "UNKNOWN"] * 3)))
+
+    assert [one["status"] for one in found] == ["accepted"] * 2 + ["refused"] * 4
+    assert {one["code"] for one in found[2:]} == {"kafka.unavailable"}
     assert summary["summary"]["refused"] == 4
     assert len(door.log.messages) == 2
 

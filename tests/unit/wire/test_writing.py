@@ -70,6 +70,25 @@ def test_a_remembered_form_never_leaks_from_one_member_to_another(
     assert writer.write(event) == write_event(event, CATALOG)
 
 
+@given(
+    event=member_events_on_the_wire(),
+    member=member_ids | st.sampled_from(["", "m 1", "m.1", "m" * 65]),
+    event_id=st.binary(min_size=16, max_size=16) | st.sampled_from([b"", b"x" * 15]),
+    effective_at=instants | st.sampled_from([0, -1, INSTANT_MAX]),
+    recorded_at=instants | st.sampled_from([0, INSTANT_MIN - 1]),
+)
+def test_a_stencil_writes_what_the_strict_way_writes_and_nothing_else(event: SentEvent, **other: Any) -> None:
+    """It is handed what lines of a file say, and is the last to look at it."""
+    stencil = WARM.stencil(event)
+    try:
+        expected = EventWriter(CATALOG).write(replace(event, **other))
+    except InvalidInput:
+        expected = None
+
+    member = other["member"].encode()
+    assert stencil(other["event_id"], member, other["effective_at"], other["recorded_at"]) == expected
+
+
 @pytest.mark.parametrize("instant", [INSTANT_MIN, INSTANT_MIN + 1, INSTANT_MAX - 1, (1 << 54) - 1, 1 << 50])
 def test_the_ends_of_the_time_that_a_reader_takes_are_written(instant: int) -> None:
     """An off-by-one here is a choice that nobody reads."""

@@ -28,11 +28,12 @@ DATASET_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCI
 """Names of data sets, in receipts and metric labels."""
 
 
-def parse_member_id(text: str) -> MemberId:
-    """Return `text` as a member id, or raise InvalidInput."""
-    if MEMBER_ID_PATTERN.fullmatch(text) is None:
+def parse_member_id(text: object) -> MemberId:
+    """Return `text` as a member id, or raise InvalidInput, also for what is no text."""
+    if not isinstance(text, str) or MEMBER_ID_PATTERN.fullmatch(text) is None:
+        shown = repr(text[:80]) if isinstance(text, str) else f"of type {type(text).__name__}"
         raise InvalidInput(
-            f"The member id {text[:80]!r} is not a pseudonym of 1 to 64 letters, digits, ':', '_' or '-'.",
+            f"The member id {shown} is not a pseudonym of 1 to 64 letters, digits, ':', '_' or '-'.",
             code="input.member_id",
             fix="send the platform's pseudonym, not a name, address or path",
         )

@@ -24,7 +24,7 @@ from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
 from consentry.trainer.bundled import newest_view
-from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
+from consentry.trainer.filter import Columns, Verdict, columns_of, decide_table
 from consentry.trainer.hooks import Hooks
 from consentry.trainer.integrations.dispatch import filter_any
 from consentry.trainer.run import TrainingRun
@@ -420,7 +420,7 @@ class Client:
             purpose=purpose,
             at=max(now, self.view.newest_frontier) if at is None else at,
             known_at=FOREVER if known_at is None else known_at,
-            columns=columns or conventional_columns(table),
+            columns=columns_of(table, columns),
             is_fresh=not detail,
         )
         if not detail:

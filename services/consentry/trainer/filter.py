@@ -51,6 +51,22 @@ class Columns:
     collected: str | None = None
 
 
+def columns_of(table: pa.Table, columns: Columns | None) -> Columns:
+    """The columns that a caller named, or else those with our conventional names. Raises InvalidInput."""
+    return conventional_columns(table) if columns is None else as_columns(columns)
+
+
+def as_columns(given: object) -> Columns:
+    """What was given, where it names columns. Raises InvalidInput."""
+    if isinstance(given, Columns):
+        return given
+    raise InvalidInput(
+        f"columns is a {type(given).__name__}, which does not say which column is which.",
+        code="input.columns",
+        fix='give consentry.trainer.Columns(member="…", jurisdiction="…"), or rename the columns and give none',
+    )
+
+
 _CONVENTIONAL: Final = frozenset({"member_id", "jurisdiction", "category", "collected_at"})
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
-from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
+from consentry.trainer.filter import Columns, Verdict, columns_of, decide_table
 from consentry.trainer.view import View
 from consentry.wire.freshness import FOREVER
 
@@ -95,6 +95,6 @@ class ViewJudge:
             purpose=purpose,
             at=self._clock() if self._at is None else self._at,
             known_at=FOREVER,
-            columns=columns or conventional_columns(table),
+            columns=columns_of(table, columns),
             is_fresh=not self.stale_detail,
         )

@@ -24,7 +24,7 @@ from consentry.domain.controls import Controls
 from consentry.domain.errors import ConsentryError, InvalidInput, Refused
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
-from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
+from consentry.trainer.filter import Columns, Verdict, columns_of, decide_table
 from consentry.trainer.judge import too_old
 from consentry.trainer.view import View
 from consentry.wire.catalog import Catalog, catalog_of_ids
@@ -266,7 +266,7 @@ class SharedView:
     ) -> Verdict:
         """See Judge. A token is waited for, at most so long."""
         detail = self._behind(at_least, wait_seconds)
-        columns = columns or conventional_columns(table)
+        columns = columns_of(table, columns)
         view = self._view or View(1, iso_jurisdictions())
         return decide_table(
             table,

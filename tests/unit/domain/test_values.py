@@ -24,6 +24,14 @@ class TestMemberIds:
         assert f"The member id {text!r} is" in refused.value.message
         assert "pseudonym, not a name" in refused.value.fix
 
+    @pytest.mark.parametrize(("given", "kind"), [(None, "NoneType"), (7, "int"), (b"a", "bytes"), (["a"], "list")])
+    def test_what_is_no_text_is_refused_like_any_other(self, given: object, kind: str) -> None:
+        """A null in a data frame is asked about as readily as a name."""
+        with pytest.raises(InvalidInput) as refused:
+            parse_member_id(given)
+
+        assert (refused.value.code, f"of type {kind} is" in refused.value.message) == ("input.member_id", True)
+
     def test_no_more_than_80_characters_of_it_are_told(self) -> None:
         """Somebody's letter that got into the wrong column does not belong into a log."""
         with pytest.raises(InvalidInput) as refused:

@@ -19,7 +19,8 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, Choice, MemberId, Micros, Reason
 from consentry.domain.words import moment_of
-from consentry.trainer.filter import REASONS, Columns, conventional_columns, decide_table, encoded
+from consentry.trainer.filter import REASONS, Columns, columns_of, conventional_columns, decide_table, encoded
+from consentry.trainer.run.batches import batch_of
 from consentry.trainer.view import View
 from consentry.wire.controls import Frontier
 from consentry.wire.frames import frame
@@ -288,3 +289,13 @@ def test_a_column_that_is_ours_but_for_its_case_is_refused(name: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         conventional_columns(pa.table({"member_id": ["a"], name: ["x"]} if name != "Member_ID" else {name: ["a"]}))
     assert caught.value.code == "input.column"
+
+
+@pytest.mark.parametrize("named", [{}, {"member": "member_id"}, "member_id", ["member_id"]])
+def test_columns_that_are_none_are_refused_and_not_guessed(named: Any) -> None:
+    """An empty mapping that counted as "find them yourself" would filter by other columns than was meant."""
+    table = pa.table({"member_id": ["a"]})
+    for asked in (lambda: columns_of(table, named), lambda: batch_of(table, named)):
+        with pytest.raises(InvalidInput) as caught:
+            asked()
+        assert caught.value.code == "input.columns"

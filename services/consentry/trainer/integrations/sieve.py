@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.filter import Columns, check_columns, conventional_columns
+from consentry.trainer.filter import Columns, check_columns, columns_of
 from consentry.trainer.judge import Judge
 
 _WHOLE: Final = int | np.integer
@@ -103,7 +103,7 @@ def _is_plain(kind: type) -> bool:
 def _columns_among(names: list[str], columns: Columns | None) -> Columns:
     # Only the names count here, whatever the library calls the types.
     stand_in = pa.schema([pa.field(name, pa.null()) for name in names]).empty_table()
-    columns = columns or conventional_columns(stand_in)
+    columns = columns_of(stand_in, columns)
     check_columns(stand_in, columns)
     for name in (columns.member, columns.jurisdiction, columns.category, columns.collected):
         if name is not None and names.count(name) > 1:

@@ -27,7 +27,7 @@ from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import DAY_MICROS, MEMBER_ID_PATTERN, Micros, Reason
 from consentry.ops.clock import system_clock
 from consentry.trainer.decision_tables import DecisionTables, decision_tables
-from consentry.trainer.filter import REASONS, Columns, check_columns, conventional_columns
+from consentry.trainer.filter import REASONS, Columns, check_columns, columns_of
 from consentry.trainer.judge import Judge
 from consentry.trainer.view import View
 from consentry.wire.freshness import FOREVER
@@ -126,7 +126,7 @@ def with_reasons(
 def _checked(data: DataFrame, columns: Columns | None, reason_column: str) -> Columns:
     """The columns to decide by. Raises InvalidInput where they are missing, or the DataFrame cannot be filtered."""
     shape = pa.table([pa.nulls(0)] * len(data.columns), names=data.columns)
-    columns = columns or conventional_columns(shape)
+    columns = columns_of(shape, columns)
     check_columns(shape, columns)
     names = [name.lower() for name in data.columns]
     if len(set(names)) < len(names) or reason_column.lower() in names or any(_HELPER in name for name in names):

@@ -19,7 +19,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import Clock
-from consentry.trainer.filter import Columns, conventional_columns
+from consentry.trainer.filter import Columns, columns_of
 from consentry.trainer.purge.cover import Cover
 from consentry.trainer.purge.files import folder_values
 from consentry.trainer.purge.journal import Total
@@ -107,7 +107,7 @@ class _Version:
                 fix="have it rewritten first, by REORG TABLE … APPLY (PURGE), and switch the feature off",
             ) from error
         self._names = dataset.schema.names
-        self._columns = columns or conventional_columns(dataset.schema.empty_table())
+        self._columns = columns_of(dataset.schema.empty_table(), columns)
         self._filesystem: pyarrow.fs.FileSystem = dataset.filesystem
 
     @property

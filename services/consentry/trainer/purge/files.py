@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.filter import Columns, conventional_columns
+from consentry.trainer.filter import Columns, columns_of
 
 _NULL_FOLDER: Final = "__HIVE_DEFAULT_PARTITION__"
 _ROWS_AT_ONCE: Final = 1 << 20
@@ -154,7 +154,7 @@ def chunks(file: pq.ParquetFile, name: str, columns: Columns | None, said: Mappi
     Without `columns` they are found by their conventional names. Raises InvalidInput for a missing column.
     """
     names = [*file.schema_arrow.names, *(key for key in said if key not in file.schema_arrow.names)]
-    chosen = columns or conventional_columns(pa.table({key: pa.nulls(0) for key in dict.fromkeys(names)}))
+    chosen = columns_of(pa.table({key: pa.nulls(0) for key in dict.fromkeys(names)}), columns)
     wanted = [key for key in (chosen.member, chosen.jurisdiction, chosen.category, chosen.collected) if key is not None]
     if missing := [key for key in wanted if key not in names]:
         raise InvalidInput(

@@ -20,7 +20,7 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot
 
 from consentry.domain.errors import InvalidInput, Refused
-from consentry.trainer.filter import Columns, conventional_columns
+from consentry.trainer.filter import Columns, columns_of
 from consentry.trainer.purge.cover import Cover
 from consentry.trainer.purge.journal import Total
 from consentry.trainer.purge.versions import Conflict, VersionedTable
@@ -115,7 +115,7 @@ class _Version:
         self._snapshot = snapshot
         self._schema = table.schema() if snapshot is None else _schema_of(table, snapshot)
         names = [field.name for field in self._schema.fields]
-        self._columns = columns or conventional_columns(pa.table({name: pa.nulls(0) for name in names}))
+        self._columns = columns_of(pa.table({name: pa.nulls(0) for name in names}), columns)
         wanted = (self._columns.member, self._columns.jurisdiction, self._columns.category, self._columns.collected)
         if missing := [name for name in wanted if name is not None and name not in names]:
             raise InvalidInput(

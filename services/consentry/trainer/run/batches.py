@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.filter import Columns
+from consentry.trainer.filter import Columns, as_columns
 from consentry.trainer.integrations.sieve import are_plain, as_id
 
 _CONVENTIONAL: Final = Columns(jurisdiction="jurisdiction", category="category", collected="collected_at")
@@ -48,8 +48,8 @@ def batch_of(given: Any, columns: Columns | None) -> Batch:
     """A batch as something to be judged. Raises InvalidInput where it is none, or lacks a column."""
     if isinstance(given, pa.Table | pa.RecordBatch):
         named = _named(given.schema.names, columns)
-        columns_of = {name: given.column(name) for name in _names(named)}
-        return Batch(pa.table(columns_of), named, lambda mask: given.filter(pa.array(mask)))
+        chosen = {name: given.column(name) for name in _names(named)}
+        return Batch(pa.table(chosen), named, lambda mask: given.filter(pa.array(mask)))
     if _is_polars(given):
         named = _named(given.columns, columns)
         return Batch(_of_polars(given, named), named, given.filter)
@@ -134,6 +134,7 @@ def _named(names: list[str], columns: Columns | None) -> Columns:
     if columns is None:
         here = {kind: name for kind, name in _kinds(_CONVENTIONAL).items() if name in names}
         columns = Columns(**{**here, "member": _CONVENTIONAL.member})
+    columns = as_columns(columns)
     for name in _names(columns):
         if names.count(name) > 1:
             raise InvalidInput(

@@ -196,7 +196,7 @@ class TrainingRun:
         one of which nothing is left is counted and left out. `shard` says in the record of reads where batches come
         from. Raises ConsentStale, LeaseRevoked, InvalidInput, Unavailable.
         """
-        columns = columns or self._columns
+        columns = self._columns if columns is None else columns
         if is_batch(given):
             return self._filtered(batch_of(given, columns), shard if isinstance(shard, str) else shard(given))[0]
         return self._each(given, shard, columns)

@@ -1,4 +1,7 @@
-"""`python -m bench`: measure on this machine, print, keep the results. Exit status 0: measured; 2: could not."""
+"""`python -m bench`: measure on this machine, print, keep the results.
+
+Exit status 0: measured; 1: `verify` or `purge` found what must not be; 2: could not measure.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +22,49 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from bench import cold, producer, report
-from bench.figures import CannotMeasure
+from bench.figures import CannotMeasure, NotAsPromised
 from bench.filters import Sizes as FilterSizes
 from bench.filters import document as filters_document
 from bench.filters import measure_filters, show_filters
 from bench.gateway import document as gateway_document
 from bench.gateway import measure_gateway, show_gateway
 from bench.latency import measure_latency
+from bench.purging import FILES_MIN, measure_purge, show_purge
+from bench.purging import Sizes as PurgeSizes
+from bench.purging import document as purge_document
 from bench.rules import OPT_OUTS, Sizes, measure_rules
 from bench.stack import ROOT, open_place
 from bench.throughput import Run, Workloads, measure_naive, measure_processor, summary
+from bench.verifying import PLANTED_MAX, measure_verify, show_verify
+from bench.verifying import Sizes as VerifySizes
+from bench.verifying import document as verify_document
 from consentry.domain.errors import ConsentryError
 from consentry.local.stack import LocalStack
 from consentry.ops.clock import system_clock
+from consentry.ops.logs import set_up_logs
 
+EXIT_NOT_AS_PROMISED = 1
 EXIT_CANNOT_MEASURE = 2
 RESULTS = ROOT / "bench" / "results"
 
 QUICK = {
     **{"events": 30_000, "naive_events": 3_000, "repeats": 1, "seconds": 5.0, "warm_up": 2.0, "pauses": 10},
     **{"rows": 100_000, "members": 20_000},
+    **{"reads": 100_000, "planted": 20, "files": 40, "kills": 4},
 }
 """What --quick makes of whatever is not given."""
 DEFAULT = {
     **{"events": 200_000, "naive_events": 20_000, "repeats": 2, "seconds": 20.0, "warm_up": 5.0, "pauses": 50},
     **{"rows": 1_000_000, "members": 200_000},
+    **{"reads": 10_000_000, "planted": 100, "files": 200, "kills": 20},
 }
 COLD_DEFAULT = {"members": 1_000_000, "repeats": 3}
 """What a cold trainer is measured with, where it is other than the above."""
 FILTERS_QUICK = {"rows": 200_000, "members": 40_000}
 FILTERS_DEFAULT = {"rows": 5_000_000, "members": 1_000_000, "repeats": 5}
 """What the filters are measured with, where it is other than the above."""
+PURGE_DEFAULT = {"rows": 5_000_000, "members": 1_000_000, "repeats": 3}
+"""What a purge is measured with, where it is other than the above; a tenth of the members goes."""
 HISTORIES = 20_000
 QUESTIONS = 2_000
 
@@ -67,7 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "gateway": run_gateway,
             "filters": run_filters,
             "cold": run_cold,
+            "verify": run_verify,
+            "purge": run_purge,
         }[options.what](options, errors)
+    except NotAsPromised as error:
+        errors.print(f"bench: not as promised: {error}", style="red", markup=False, soft_wrap=True)
+        return EXIT_NOT_AS_PROMISED
     except (CannotMeasure, ConsentryError, KafkaException, RedisError, OSError) as error:
         errors.print(f"bench: could not measure: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_CANNOT_MEASURE
@@ -80,7 +101,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("all", "rules", "producer", "gateway", "filters", "cold"),
+        choices=("all", "rules", "producer", "gateway", "filters", "cold", "verify", "purge"),
         default="all",
         help="rules: without any server",
     )
@@ -95,6 +116,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pauses", type=int, help="pauses, and as many lifts, during that time")
     parser.add_argument("--rows", type=int, help="rows of the table that is decided at once")
     parser.add_argument("--members", type=int, help="members that its rows are of")
+    parser.add_argument("--reads", type=int, help="members that a training run reads, for verify")
+    parser.add_argument("--planted", type=int, help="how many of these had opted out")
+    parser.add_argument("--files", type=int, help="files that the rows lie in, for purge")
+    parser.add_argument("--kills", type=int, help="how often the purge is killed at work")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same events")
     options = parser.parse_args(arguments)
     defaults = QUICK if options.quick else DEFAULT
@@ -102,6 +127,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         defaults = defaults | (FILTERS_QUICK if options.quick else FILTERS_DEFAULT)
     if options.what == "cold" and not options.quick:
         defaults = defaults | COLD_DEFAULT
+    if options.what == "purge" and not options.quick:
+        defaults = defaults | PURGE_DEFAULT
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -109,6 +136,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("events, repeats, rate, seconds and rows have to be above 0")
     if options.members < OPT_OUTS:
         parser.error(f"members have to be at least {OPT_OUTS}: so many opt out")
+    if not 0 < options.planted <= min(PLANTED_MAX, options.reads // 10):
+        parser.error(f"planted has to be above 0, at most {PLANTED_MAX}, and at most a tenth of the reads")
+    if options.kills <= 0 or not FILES_MIN <= options.files <= options.rows:
+        parser.error(f"kills have to be above 0, and files at least {FILES_MIN} and no more than rows")
     return options
 
 
@@ -217,6 +248,37 @@ def run_cold(options: argparse.Namespace, console: Console) -> None:
     print(json.dumps(results, indent=2))
     cold.show_cold(results, console)
     console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+
+
+def run_verify(options: argparse.Namespace, console: Console) -> None:
+    """Have a run certified and verified; print and keep the results. Raises NotAsPromised after that."""
+    about = {"machine": report.machine(), "versions": report.packages()}
+    set_up_logs(style="text", level="error")
+    console.print(f"Verify: {options.reads:,} reads, {options.planted} planted …")
+    found = measure_verify(VerifySizes(options.reads, options.planted), seed=options.seed)
+    results = verify_document(about, found, at=_now())
+    print(json.dumps(results, indent=2))
+    show_verify(results, console)
+    _keep(results, console)
+
+
+def run_purge(options: argparse.Namespace, console: Console) -> None:
+    """Purge in peace and in pieces; print and keep the results. Raises NotAsPromised after that."""
+    about = {"machine": report.machine(), "versions": report.packages() | {"polars": version("polars")}}
+    sizes = PurgeSizes(options.rows, options.files, options.members, options.kills)
+    console.print(f"Purge: {sizes.rows:,} rows, {sizes.files:,} files, {options.repeats} times, {sizes.kills} kills …")
+    found = measure_purge(sizes, repeats=options.repeats, seed=options.seed)
+    results = purge_document(about, found, at=_now())
+    print(json.dumps(results, indent=2))
+    show_purge(results, console)
+    _keep(results, console)
+
+
+def _keep(results: dict[str, Any], console: Console) -> None:
+    """Keep results that are a verdict too. Raises NotAsPromised where it is not `ok`, once they are kept."""
+    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+    if wrong := [name for name, is_so in results["ok"].items() if not is_so]:
+        raise NotAsPromised(", ".join(wrong))
 
 
 def rules_of(options: argparse.Namespace, console: Console) -> dict[str, Any]:

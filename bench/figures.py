@@ -16,6 +16,10 @@ class CannotMeasure(Exception):
     """No figure, or one that would mislead: something did not start, did not finish, or lost events."""
 
 
+class NotAsPromised(Exception):
+    """It was measured, and what was found is not what is promised, whatever the figures are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """A distribution in milliseconds. Every percentile is one of the samples, never a mean of two."""

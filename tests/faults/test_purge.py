@@ -163,13 +163,22 @@ def ended(command: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
-def has_begun(directory: Path, done: int, running: int) -> bool:
-    """Whether a purge has staged or swapped a file, or has come to its end."""
+def has_begun(directory: Path, before: object, running: int) -> bool:
+    """Whether a purge has changed what lay there before it, or has come to its end."""
     try:
         os.kill(running, 0)
     except ProcessLookupError:
         return True
-    return swapped(directory) > done or any((directory / ".consentry-purge").glob("*.new"))
+    return work_of(directory) != before
+
+
+def work_of(directory: Path) -> tuple[int, frozenset[tuple[str, int]]]:
+    """Swaps told by the journal, and staged files with their times: what a killed purge left is no work of the next."""
+    staged = set()
+    for path in (directory / ".consentry-purge").glob("*.new"):
+        with suppress(FileNotFoundError):  # swapped or cleared away meanwhile
+            staged.add((path.name, path.stat().st_mtime_ns))
+    return swapped(directory), frozenset(staged)
 
 
 def swapped(directory: Path) -> int:
@@ -190,8 +199,8 @@ def test_a_purge_killed_twenty_times_leaves_no_row_and_loses_none(directory: Pat
     kills = 0
     purges = Purges(directory, orders)
     for _ in range(KILLS):
-        done, running = swapped(directory), purges.begin()
-        wait_for(lambda done=done, running=running: has_begun(directory, done, running), "work", every=0.001)  # type: ignore[misc]
+        found, running = work_of(directory), purges.begin()
+        wait_for(lambda found=found, running=running: has_begun(directory, found, running), "work", every=0.001)  # type: ignore[misc]
         # At random within the time that a partition takes, so that all of the steps are met.
         time.sleep(draw.random() * PAUSE_SECONDS)
         with suppress(ProcessLookupError):

@@ -41,7 +41,9 @@ def run(
     within: Annotated[
         float | None, typer.Option(min=0, help="Seconds by which the run's knowledge may lag; default: its lease.")
     ] = None,
-    show_members: Annotated[bool, typer.Option("--show-members", help="Name whose reads violate.")] = False,
+    show_members: Annotated[
+        bool, typer.Option("--show-members", help="Name whose reads violate, at most 1,000.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON; a list of several.")] = False,
 ) -> None:
     """Exit 0: the certificates hold. 1: one does not, or someone excluded was read. 2: it cannot be told of one."""

@@ -120,9 +120,8 @@ def _check_reads(
             found = examine(view, piece, purpose=statement["purpose"], bound=bound)
             report.violations.update(found.counts(VIOLATED))
             unclear.update(found.counts(CANNOT_TELL))
-            if show_members and len(report.members) < _SHOWN_MAX:
-                rows = pa.array(np.flatnonzero(found.outcomes == VIOLATED))
-                report.members += piece["member_id"].take(rows).unique().to_pylist()[:_SHOWN_MAX]
+            if show_members:
+                _name(report, piece["member_id"].take(pa.array(np.flatnonzero(found.outcomes == VIOLATED))))
     except InvalidInput as error:
         report.wrong.append(error.message)
         return
@@ -133,6 +132,16 @@ def _check_reads(
         report.unclear.append(f"{number} reads cannot be decided anew: {reason.value} without a date, or in between")
     if view is not None and not report.violations and not unclear:
         report.checked.append(f"every read decided anew as of its time, by what was recorded {bound / 1e6:g} s before")
+
+
+def _name(report: Report, members: pa.ChunkedArray) -> None:
+    """Name these too, each once, until there are as many as are shown."""
+    named = dict.fromkeys(report.members)
+    for member in members.to_pylist():
+        if len(named) == _SHOWN_MAX:
+            break
+        named[member] = None
+    report.members = list(named)
 
 
 def _compare(report: Report, statement: dict[str, Any], summing: Summing) -> None:

@@ -16,7 +16,7 @@ from tests.unit.trainer.run.conftest import SmallWorld
 
 from consentry.domain.controls import OptIns, Regime
 from consentry.domain.values import Micros, Reason, parse_member_id
-from consentry.trainer.run import TrainingRun
+from consentry.trainer.run import TrainingRun, verifying
 from consentry.trainer.run.again import CANNOT_TELL, FINE, VIOLATED, Examined, examine, exclusions, row_of
 from consentry.trainer.run.reads import opened, pieces, proofs_of
 from consentry.trainer.run.store import CERTIFICATE_FILE, READS_FILE
@@ -225,6 +225,26 @@ class TestVerify:
         assert report.status == 1
         assert report.violations == {Reason.OPTED_OUT: 100}
         assert set(report.members) == planted
+
+    def test_each_is_named_once_and_no_more_than_are_shown(
+        self, small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Reads come in pieces, and a member's may lie in several of them."""
+        monkeypatch.setattr(verifying, "_SHOWN_MAX", 3)
+        true = SmallWorld()
+        true.opt_out("a", "b", "c", "d", recorded_at=Micros(true.now - 60 * SECOND))
+        with small.run(tmp_path) as run:
+            run.filter(batch("a", "b", "x"))
+            run.filter(batch("b", "c", "d", "x"))
+        with opened(run.folder, [READS_FILE]) as (file,):
+            [whole] = pieces(file)
+        one_by_one = [whole.slice(row, 1) for row in range(whole.num_rows)]
+        report = verified(run, true, reads=one_by_one, show_members=True)
+        assert len(report.members) == len(set(report.members)) == 3
+        assert set(report.members) < {"a", "b", "c", "d"}
+        monkeypatch.setattr(verifying, "_SHOWN_MAX", 1000)
+        report = verified(run, true, reads=one_by_one, show_members=True)
+        assert sorted(report.members) == ["a", "b", "c", "d"]
 
     def test_without_reads_key_or_bundle_it_cannot_be_told(self, small: SmallWorld, tmp_path: Path) -> None:
         """What was not looked at does not hold."""

@@ -28,7 +28,10 @@ OPEN: Final = "open"
 _BUNDLE_SECONDS_MAX: Final = 86_400.0
 
 DatasetArgument = Annotated[
-    str, typer.Argument(metavar="DATASET", help="Directory of Parquet files, delta:PATH, or iceberg:CATALOG.TABLE.")
+    str,
+    typer.Argument(
+        metavar="DATASET", help="Directory of Parquet files, delta:PATH, or iceberg:CATALOG.NAMESPACE.TABLE."
+    ),
 ]
 OrdersOption = Annotated[
     str | None, typer.Option(help="File of orders, or 'open' for the open ones in Kafka (default without --excluded).")

@@ -143,7 +143,7 @@ class Words:
             FactKind.ERASED: "was erased",
             FactKind.RELEASED: "was released from a hold",
         }
-        return f"{said.get(fact.kind, 'is held: an event could not be read')} on {dates}"
+        return f"{said.get(fact.kind, 'is held: an event of theirs was quarantined')} on {dates}"
 
     def _pause(self, pause: PauseImposed, asked: str | None) -> str:
         """Since when, by whom, which, and when that was recorded."""

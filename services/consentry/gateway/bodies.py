@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
@@ -24,18 +25,20 @@ async def read_body(request: Request, *, kind: str = "application/json", bytes_m
     return body
 
 
-def read_model(model: type[Model], text: bytes) -> Model:
+def read_model(model: type[Model], text: bytes, *, parse: Callable[[bytes], Any] = parse_json) -> Model:
     """The JSON object in a text as a model, strictly: no repeated keys, no number for a text.
+
+    `parse` is asked what is wrong with a text that is no JSON.
 
     Raises Problem: 400 for what is no JSON, 422 naming the first field that does not fit, never its value.
     """
     try:
         found = model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        parse_json(text)  # says it better, where it is no JSON
+        parse(text)  # says it better, where it is no JSON
         raise _misfit(error) from None
     if _may_repeat_keys(text, len(found.model_fields_set)):
-        parse_json(text)
+        parse(text)
     return found
 
 

@@ -30,7 +30,7 @@ async def bulk_answer(parts: Parts, reader: LineReader, lines: Sequence[bytes]) 
     for start in range(0, len(lines), _LINES_AT_ONCE):
         await _send(batch, reader, lines[start : start + _LINES_AT_ONCE], found)
         await asyncio.sleep(0)
-    results, counts, offsets = _results(found, await batch.answers())
+    results, counts, offsets = _results(found, await batch.answers(), reader.warnings)
     for outcome, count in counts.items():
         parts.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
     token = parts.token(offsets) if offsets else None
@@ -53,7 +53,7 @@ async def _send(batch: Batch, reader: LineReader, lines: Sequence[bytes], found:
 
 
 def _results(
-    lines: Sequence[Line], answers: Sequence[Place | ConsentryError | None]
+    lines: Sequence[Line], answers: Sequence[Place | ConsentryError | None], warnings: Mapping[int, Sequence[str]]
 ) -> tuple[list[str], dict[str, int], dict[int, int]]:
     """A result for each line, how many came to what, and by partition the offset behind the last accepted one."""
     counts = {"accepted": 0, "invalid": 0, "refused": 0, "unknown": 0}
@@ -71,7 +71,8 @@ def _results(
             partition, offset = answer
             if offsets.get(partition, 0) <= offset:
                 offsets[partition] = offset + 1
-            results.append(f'{{"line":{number},"status":"accepted","event_id":"{event_id}"}}')
+            more = f',"warnings":{_json(warnings[number - 1])}' if number - 1 in warnings else ""
+            results.append(f'{{"line":{number},"status":"accepted","event_id":"{event_id}"{more}}}')
         elif answer is None or (isinstance(answer, Undelivered) and answer.is_unknown):
             counts["unknown"] += 1
             results.append(_json({"line": number, "status": "unknown", "event_id": event_id, "code": "kafka.unknown"}))
@@ -87,5 +88,5 @@ def _refusal(number: int, status: str, error: ConsentryError, **more: Any) -> st
     )
 
 
-def _json(data: Mapping[str, Any]) -> str:
+def _json(data: Mapping[str, Any] | Sequence[str]) -> str:
     return json.dumps(data, separators=(",", ":"))

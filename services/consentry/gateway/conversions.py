@@ -40,7 +40,8 @@ def with_observed(change: ConsentChangeIn, if_match: str | None) -> ConsentChang
             428,
             "An OPT_IN does not say which version of the record the person had seen.",
             code="observed.missing",
-            fix="show them GET /v1/members/{id}/decision and send its ETag as If-Match, or observed_version",
+            fix="show them GET /v1/members/{id}/decision; send its ETag as If-Match, or its `version`, a number, as "
+            "observed_version, which is the only way in a line of a bulk request",
         )
     return change
 

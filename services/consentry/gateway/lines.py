@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from consentry.domain.events import SentEvent
 from consentry.gateway.access import Principal
@@ -53,6 +53,7 @@ class _Form(NamedTuple):
 
     stencil: Stencil
     headers: tuple[tuple[str, bytes], ...]
+    warnings: tuple[str, ...]
     binds_at_once: bool
     member_at: int
     event_id_at: int
@@ -69,6 +70,8 @@ class LineReader:
         self._traceparent = traceparent
         self._ids = hashlib.shake_128(bytes.fromhex(attempt.event_id)).hexdigest(16 * count)
         self._forms: dict[tuple[bytes, ...], _Form] = {}
+        self.warnings: dict[int, tuple[str, ...]] = {}
+        """By the line's number, what was taken and may still not be what was meant."""
 
     def read(self, number: int, text: bytes) -> OutMessage:
         """The message of one line; `number` counts from 0. Raises ConsentryError for a line that is not taken."""
@@ -82,17 +85,17 @@ class LineReader:
         return self._read_strictly(number, text, key, pieces)
 
     def _read_strictly(self, number: int, text: bytes, key: tuple[bytes, ...], pieces: list[bytes]) -> OutMessage:
-        data = self._parse(text)
+        data, warnings = self._parse(text)
         event_id = bytes.fromhex(self._id(number)) if data.event_id is None else data.event_id.bytes
         event = to_event(data, self._caller.subject, event_id, self._now)
         stencil = self._parts.submitter.writer.stencil(event)
-        form = self._form(stencil, event, data, pieces)
+        form = self._form(stencil, event, data, warnings, pieces)
         member = event.member.encode()
         value = stencil(event_id, member, event.effective_at, event.recorded_at)
         assert value is not None  # the stencil was cut from it
         if _holds_its_values(form, data) and len(self._forms) < _FORMS_MAX:
             self._forms[key] = form
-        return _message(form, uuid_text(event_id.hex()), member, value)
+        return self._message(form, number, uuid_text(event_id.hex()), member, value)
 
     def _fill(self, form: _Form, number: int, pieces: list[bytes]) -> OutMessage | None:
         """The message of a line of a known form; None where a value is not one that can be put in as it stands."""
@@ -117,25 +120,36 @@ class LineReader:
             name, event_id = uuid_text(hexadecimal), bytes.fromhex(hexadecimal)
         member = pieces[form.member_at]
         value = form.stencil(event_id, member, effective_at, now)
-        return None if value is None else _message(form, name, member, value)
+        return None if value is None else self._message(form, number, name, member, value)
 
-    def _parse(self, text: bytes) -> EventIn:
+    def _parse(self, text: bytes) -> tuple[EventIn, tuple[str, ...]]:
+        """What the line says, and warnings."""
         data = _parse(text)
+        warnings: tuple[str, ...] = ()
         if isinstance(data, ConsentChangeIn):
             data = with_observed(data, None)
-            check_purpose(self._parts, data)
+            warnings = check_purpose(self._parts, data)
         check_repeatable(data)
         check_ahead(data, self._now)
-        return data
+        return data, warnings
+
+    def _message(self, form: _Form, number: int, event_id: str, member: bytes, value: bytes) -> OutMessage:
+        if form.warnings:
+            self.warnings[number] = form.warnings
+        # The constructor of a NamedTuple is a Python function; this is what it does.
+        return _new_tuple(OutMessage, (event_id, member, value, [*form.headers, ("ce_id", event_id.encode())]))
 
     def _id(self, number: int) -> str:
         return self._ids[32 * number : 32 * number + 32]
 
-    def _form(self, stencil: Stencil, event: SentEvent, data: EventIn, pieces: list[bytes]) -> _Form:
+    def _form(
+        self, stencil: Stencil, event: SentEvent, data: EventIn, warnings: tuple[str, ...], pieces: list[bytes]
+    ) -> _Form:
         places = {name: 3 * place + 2 for place, name in enumerate(pieces[1::3])}
         return _Form(
             stencil,
             common_headers(event, traceparent=self._traceparent),
+            warnings,
             binds_at_once(data),
             places.get(b"member_id", 0),
             places.get(b"event_id", 0),
@@ -152,19 +166,20 @@ def _holds_its_values(form: _Form, data: EventIn) -> bool:
     )
 
 
-def _message(form: _Form, event_id: str, member: bytes, value: bytes) -> OutMessage:
-    # The constructor of a NamedTuple is a Python function; this is what it does.
-    return _new_tuple(OutMessage, (event_id, member, value, [*form.headers, ("ce_id", event_id.encode())]))
-
-
 def _parse(text: bytes) -> EventIn:
+    if not text.strip():
+        raise Problem(400, "The line is empty.", code="input.json", fix="leave it out")
     if b"kind" not in text:
-        return read_model(ConsentChangeIn, text)
-    data = parse_json(text)
+        return read_model(ConsentChangeIn, text, parse=_parse_line)
+    data = _parse_line(text)
     kind = data.pop("kind", "consent-change") if isinstance(data, dict) else "consent-change"
     model = _KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
         raise Problem(
             422, "'kind' is none of ours.", code="input.field", fix=f"use one of {', '.join(_KINDS)}", field="kind"
         )
-    return read_model(model, json.dumps(data).encode())
+    return read_model(model, json.dumps(data).encode(), parse=_parse_line)
+
+
+def _parse_line(text: bytes) -> Any:
+    return parse_json(text, what="The line", fix="send one JSON object a line; curl keeps lines with --data-binary")

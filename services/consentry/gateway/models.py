@@ -190,6 +190,7 @@ class BulkLine(BaseModel):
     code: str | None = None
     detail: str | None = None
     fix: str | None = None
+    warnings: list[str] | None = Field(None, description="What was accepted and may still not be what was meant.")
 
 
 class BulkCounts(BaseModel):

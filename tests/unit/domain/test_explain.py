@@ -410,7 +410,7 @@ class TestSentences:
             "the member opted out of genai_training on 3 Jan 2024 12:00Z"
         )
         assert said(HK, erased(2, on=3)) == "the member was erased on 4 Jan 2024"
-        assert said(HK, unreadable(2, on=3)) == "the member is held: an event could not be read on 4 Jan 2024"
+        assert said(HK, unreadable(2, on=3)) == "the member is held: an event of theirs was quarantined on 4 Jan 2024"
 
     @pytest.mark.parametrize(
         ("more", "end"),

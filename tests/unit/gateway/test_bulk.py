@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tests.strategies import PURPOSE
 from tests.unit.gateway.door import START, Door, Reply
 
 from consentry.domain.errors import Unavailable
@@ -59,6 +60,41 @@ def test_bad_lines_between_good_ones_are_told_and_the_good_ones_sent() -> None:
     ]
     assert summary["summary"] == {"accepted": 3, "invalid": 10, "refused": 0, "unknown": 0}
     assert [type(event) for event in door.log.events] == [ConsentChanged, MemberErased, MemberRelocated]
+
+
+def test_what_may_not_be_what_was_meant_is_said_of_each_line() -> None:
+    """A misspelt purpose in ten thousand lines is taken, as it excludes, and is nobody's intention."""
+    door = Door()
+    door.publish()
+    known = OUT | {"purpose": PURPOSE}
+
+    found, _ = told(bulk(door, OUT, known, OUT | {"member_id": "m:2"}, {"kind": "erasure", "member_id": "m:3"}))
+
+    assert [one["status"] for one in found] == ["accepted"] * 4
+    assert [bool(one.get("warnings")) for one in found] == [True, False, True, False]
+    assert "no policy has terms for this purpose" in found[2]["warnings"][0]
+
+
+def test_what_is_wrong_is_said_of_the_line_and_not_of_the_body() -> None:
+    """ "The body, line 1" beside line 8,000 sends people to look at the wrong place."""
+    door = Door()
+
+    found, _ = told(bulk(door, OUT, b"", b'{"member_id" "m:1"}', json.dumps(OUT).encode() * 2))
+
+    assert [one.get("detail") for one in found] == [
+        None,
+        "The line is empty.",
+        "The line is not JSON: Expecting ':' delimiter, column 14.",
+        f"The line is not JSON: Extra data, column {len(json.dumps(OUT)) + 1}.",
+    ]
+    assert "--data-binary" in found[3]["fix"]
+
+
+def test_a_compressed_body_is_refused_whole() -> None:
+    """Read as lines it would be so many invalid ones, as many as chance has it."""
+    reply = bulk(Door(), OUT, content_encoding="gzip")
+
+    assert (reply.status, reply.code) == (415, "input.encoding")
 
 
 def test_the_events_of_a_member_keep_their_order() -> None:

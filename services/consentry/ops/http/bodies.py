@@ -17,7 +17,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise Problem(
             400,
-            "The body names a key twice.",
+            "A key is named twice.",
             code="input.json",
             fix="name each once: which of them counts is not said",
         )
@@ -25,9 +25,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(_text: str) -> NoReturn:
-    raise Problem(
-        400, "The body holds NaN or Infinity, which JSON does not have.", code="input.json", fix="leave it out"
-    )
+    raise Problem(400, "It holds NaN or Infinity, which JSON does not have.", code="input.json", fix="leave it out")
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
@@ -38,13 +36,21 @@ async def read_body_of(
 ) -> tuple[str, bytes]:
     """Its media type, one of `kinds`, and the whole body.
 
-    Raises Problem: 415 for another kind, 413 beyond `bytes_max`, 408 when it does not come.
+    Raises Problem: 415 for another kind or a compressed body, 413 beyond `bytes_max`, 408 when it does not come.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in kinds:
         wanted = " or ".join(kinds)
         raise Problem(
             415, f"The body is not announced as {wanted}.", code="input.media_type", fix=f"send Content-Type: {wanted}"
+        )
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(
+            415,
+            "The body is encoded: Content-Encoding is not identity.",
+            code="input.encoding",
+            fix="send it as it is, not compressed",
+            headers={"Accept-Encoding": "identity"},
         )
     announced = request.headers.get("content-length", "")
     # A number of thousands of digits is none that int() takes; what really comes is counted below.
@@ -81,20 +87,19 @@ def _too_large(bytes_max: int) -> NoReturn:
     )
 
 
-def parse_json(text: bytes) -> Any:
+def parse_json(text: bytes, *, what: str = "The body", fix: str = "send one JSON value, in UTF-8") -> Any:
     """The JSON value in a text. Raises Problem 400 for repeated keys, NaN, too much depth, and what is no JSON."""
     try:
         return _DECODER.decode(text.decode())
     except (ValueError, RecursionError) as error:
         detail = "it is nested too deeply" if isinstance(error, RecursionError) else _place_of(error)
-        raise Problem(
-            400, f"The body is not JSON: {detail}.", code="input.json", fix="send one JSON value, in UTF-8"
-        ) from None
+        raise Problem(400, f"{what} is not JSON: {detail}.", code="input.json", fix=fix) from None
 
 
 def _place_of(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg}, line {error.lineno}, column {error.colno}"
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return f"{error.msg}, {line}column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
         return "it is not text in UTF-8"
     return "it holds a number of too many digits"

@@ -253,7 +253,9 @@ def _running(directory: Path) -> StackState:
     state = read_state(directory)
     if state is None or state.addresses is None:
         raise LocalStackError(
-            f"No local stack is up in {directory}.", code="local.not_up", fix=f"{_command('up', directory)}"
+            f"No local stack is up in {directory.absolute()}.",
+            code="local.not_up",
+            fix=f"go to where you began it, or begin one here: {_command('up', directory)}",
         )
     return state
 

@@ -114,8 +114,7 @@ def plan(
 ) -> None:
     """Tell which files, rows and bytes a purge would touch, by order. Writes nothing.
 
-    Exit 0: planned, also where rows would be kept because something about them is not known: the plan says so, and
-    apply and verify exit 2 then. 2: refused or failed.
+    Exit 0: planned; rows kept because something about them is not known are told, and apply exits 2 then. 2: refused.
     """
     asked = _Asked(
         dataset=dataset,

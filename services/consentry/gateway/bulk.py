@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, NamedTuple
 
 from fastapi import Response
 
 from consentry.domain.errors import ConsentryError
 from consentry.gateway.lines import LineReader
 from consentry.gateway.parts import Parts
-from consentry.gateway.submission import Batch, OutMessage
+from consentry.gateway.submission import OutMessage
 from consentry.wire.sending import Place, Undelivered
 
 LINES_MAX: Final = 10_000
 _LINES_AT_ONCE: Final = 250
-"""Read and sent before other requests get their turn: some milliseconds."""
+_SECONDS_AT_ONCE: Final = 0.005
+"""So many lines are read, at most for so long, before they are sent and other requests get their turn."""
 
-Line = str | ConsentryError
+
+class Invalid(NamedTuple):
+    """The result of a line that holds no event. Not its exception: with it all that was read would be kept alive."""
+
+    result: str
+
+
+Line = str | Invalid
 """The event id of a line, or why it holds no event."""
 
 
@@ -27,8 +36,8 @@ async def bulk_answer(parts: Parts, reader: LineReader, lines: Sequence[bytes]) 
     """Send what can be sent, and answer with a result for each line and a summary."""
     batch = parts.submitter.batch()
     found: list[Line] = []
-    for start in range(0, len(lines), _LINES_AT_ONCE):
-        await _send(batch, reader, lines[start : start + _LINES_AT_ONCE], found)
+    while len(found) < len(lines):
+        await batch.send(_read_some(reader, lines, found))
         await asyncio.sleep(0)
     results, counts, offsets = _results(found, await batch.answers(), reader.warnings)
     for outcome, count in counts.items():
@@ -38,18 +47,21 @@ async def bulk_answer(parts: Parts, reader: LineReader, lines: Sequence[bytes]) 
     return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")
 
 
-async def _send(batch: Batch, reader: LineReader, lines: Sequence[bytes], found: list[Line]) -> None:
-    """Send the next lines, and add to what was found in those before."""
+def _read_some(reader: LineReader, lines: Sequence[bytes], found: list[Line]) -> list[OutMessage]:
+    """Messages of the next lines; adds to what was found in those before."""
     messages: list[OutMessage] = []
-    for number, text in enumerate(lines, start=len(found)):
+    began, until = len(found), monotonic() + _SECONDS_AT_ONCE
+    for number in range(began, min(began + _LINES_AT_ONCE, len(lines))):
         try:
-            message = reader.read(number, text)
+            message = reader.read(number, lines[number])
         except ConsentryError as error:
-            found.append(error)
+            found.append(Invalid(_refusal(number + 1, "invalid", error)))
         else:
             found.append(message.event_id)
             messages.append(message)
-    await batch.send(messages)
+        if monotonic() > until:
+            break
+    return messages
 
 
 def _results(
@@ -61,9 +73,9 @@ def _results(
     results = []
     of_sent = iter(answers)
     for number, line in enumerate(lines, start=1):
-        if isinstance(line, ConsentryError):
+        if isinstance(line, Invalid):
             counts["invalid"] += 1
-            results.append(_refusal(number, "invalid", line))
+            results.append(line.result)
             continue
         answer, event_id = next(of_sent), line
         if isinstance(answer, Place):

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from consentry.domain.events import SentEvent
 from consentry.gateway.access import Principal
-from consentry.gateway.bodies import read_model
+from consentry.gateway.bodies import BODY_BYTES_MAX, read_model
 from consentry.gateway.conversions import (
     AHEAD_MAX,
     EventIn,
@@ -31,10 +31,10 @@ from consentry.gateway.parts import Parts
 from consentry.gateway.submission import OutMessage
 from consentry.ops.http.bodies import parse_json
 from consentry.ops.http.problems import Problem
-from consentry.wire.envelopes import common_headers, uuid_text
+from consentry.wire.envelopes import common_headers, event_headers, uuid_text
 from consentry.wire.writing import Stencil
 
-_FORMS_MAX: Final = 1000
+_FORMS_MAX: Final = 256
 _KINDS: Final[Mapping[str, type[EventIn]]] = {
     "consent-change": ConsentChangeIn,
     "relocation": RelocationIn,
@@ -75,6 +75,10 @@ class LineReader:
 
     def read(self, number: int, text: bytes) -> OutMessage:
         """The message of one line; `number` counts from 0. Raises ConsentryError for a line that is not taken."""
+        if len(text) > BODY_BYTES_MAX:
+            raise Problem(
+                413, f"The line has more than {BODY_BYTES_MAX} bytes.", code="input.too_large", fix="put less into it"
+            )
         pieces = _VARYING.split(text)
         key = tuple(pieces[::3] + pieces[1::3])
         form = self._forms.get(key)
@@ -86,16 +90,18 @@ class LineReader:
 
     def _read_strictly(self, number: int, text: bytes, key: tuple[bytes, ...], pieces: list[bytes]) -> OutMessage:
         data, warnings = self._parse(text)
+        if warnings:
+            self.warnings[number] = warnings
         event_id = bytes.fromhex(self._id(number)) if data.event_id is None else data.event_id.bytes
         event = to_event(data, self._caller.subject, event_id, self._now)
-        stencil = self._parts.submitter.writer.stencil(event)
-        form = self._form(stencil, event, data, warnings, pieces)
-        member = event.member.encode()
-        value = stencil(event_id, member, event.effective_at, event.recorded_at)
-        assert value is not None  # the stencil was cut from it
-        if _holds_its_values(form, data) and len(self._forms) < _FORMS_MAX:
-            self._forms[key] = form
-        return self._message(form, number, uuid_text(event_id.hex()), member, value)
+        writer = self._parts.submitter.writer
+        value = writer.write(event)
+        if len(self._forms) < _FORMS_MAX:  # many forms are no forms: each line has a text of its own
+            form = self._form(writer.stencil(event), event, data, warnings, pieces)
+            if _holds_its_values(form, data):
+                self._forms[key] = form
+        headers = event_headers(event, traceparent=self._traceparent)
+        return OutMessage(uuid_text(event_id.hex()), event.member.encode(), value, headers)
 
     def _fill(self, form: _Form, number: int, pieces: list[bytes]) -> OutMessage | None:
         """The message of a line of a known form; None where a value is not one that can be put in as it stands."""
@@ -120,7 +126,12 @@ class LineReader:
             name, event_id = uuid_text(hexadecimal), bytes.fromhex(hexadecimal)
         member = pieces[form.member_at]
         value = form.stencil(event_id, member, effective_at, now)
-        return None if value is None else self._message(form, number, name, member, value)
+        if value is None:
+            return None
+        if form.warnings:
+            self.warnings[number] = form.warnings
+        # The constructor of a NamedTuple is a Python function; this is what it does.
+        return _new_tuple(OutMessage, (name, member, value, [*form.headers, ("ce_id", name.encode())]))
 
     def _parse(self, text: bytes) -> tuple[EventIn, tuple[str, ...]]:
         """What the line says, and warnings."""
@@ -132,12 +143,6 @@ class LineReader:
         check_repeatable(data)
         check_ahead(data, self._now)
         return data, warnings
-
-    def _message(self, form: _Form, number: int, event_id: str, member: bytes, value: bytes) -> OutMessage:
-        if form.warnings:
-            self.warnings[number] = form.warnings
-        # The constructor of a NamedTuple is a Python function; this is what it does.
-        return _new_tuple(OutMessage, (event_id, member, value, [*form.headers, ("ce_id", event_id.encode())]))
 
     def _id(self, number: int) -> str:
         return self._ids[32 * number : 32 * number + 32]

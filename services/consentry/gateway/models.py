@@ -185,7 +185,10 @@ class BulkLine(BaseModel):
     """What became of one line of a bulk request, in its order."""
 
     line: int
-    status: Literal["accepted", "invalid", "refused", "unknown"]
+    status: Literal["accepted", "invalid", "refused", "unknown"] = Field(
+        description="accepted: the broker has it. invalid: the line cannot be taken. refused: Kafka did not take it; "
+        "once its client takes none, no later line is sent. unknown: send the same body with the same Idempotency-Key."
+    )
     event_id: uuid.UUID | None = None
     code: str | None = None
     detail: str | None = None

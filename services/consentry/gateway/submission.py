@@ -174,7 +174,8 @@ class Batch:
                 try:
                     await self._take(message, partial(self._note, place))
                 except ConsentryError as error:
-                    self._answers[place] = self._refusal = error
+                    # Without its traceback, which leads back to here and would keep all of the request alive.
+                    self._answers[place] = self._refusal = error.with_traceback(None)
 
     async def answers(self) -> list[Place | ConsentryError | None]:
         """For each message, in order: its place, why it was refused, or None where it is not known in time."""
@@ -191,6 +192,7 @@ class Batch:
         full = self._submitter.offer(self._topic, message, delivered)
         while full is not None and monotonic() < self._until:
             await asyncio.sleep(_FULL_SECONDS)
+            self._submitter.serve()  # it ends when nothing is left to be told, as it may have been by now
             full = self._submitter.offer(self._topic, message, delivered)
         if full is not None:
             raise full

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
+import pytest
 from tests.strategies import PURPOSE
 from tests.unit.gateway.door import START, Door, Reply
 
@@ -12,6 +15,9 @@ from consentry.domain.errors import Unavailable
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
 from consentry.domain.values import Micros
 from consentry.domain.words import iso_text
+from consentry.gateway import bulk as bulk_module
+from consentry.gateway import events
+from consentry.gateway.lines import LineReader
 
 OUT: dict[str, Any] = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
 
@@ -207,6 +213,61 @@ def test_a_client_that_fails_once_refuses_all_lines_from_there_on() -> None:
     assert {one["code"] for one in found[2:]} == {"kafka.unavailable"}
     assert summary["summary"]["refused"] == 4
     assert len(door.log.messages) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [OUT | {"effective_at": "2025-13-01T00:00:00Z"}, OUT | {"evidence": "x" * 5000}, b"{", OUT | {"choice": "x"}],
+)
+def test_nothing_of_a_request_is_kept_after_its_answer(line: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception leads by its traceback to all that was read; some of those circles no collector ever ends."""
+    seen: list[weakref.ref[LineReader]] = []
+
+    def noted(*parts: Any, **more: Any) -> LineReader:
+        reader = LineReader(*parts, **more)
+        seen.append(weakref.ref(reader))
+        return reader
+
+    monkeypatch.setattr(events, "LineReader", noted)
+    door = Door()
+    gc.disable()
+    try:
+        found, _ = told(bulk(door, OUT, line, OUT))
+    finally:
+        gc.enable()
+
+    assert [one["status"] for one in found] == ["accepted", "invalid", "accepted"]
+    assert [one() for one in seen] == [None]
+
+
+def test_a_line_may_be_no_longer_than_a_request_of_its_own() -> None:
+    """One of eight megabytes would keep everybody else waiting while it is read."""
+    long = OUT | {"evidence": "x" * 65_536}
+
+    found, _ = told(bulk(Door(), OUT, long, OUT))
+
+    assert [one.get("code") for one in found] == [None, "input.too_large", None]
+
+
+def test_however_often_others_get_their_turn_the_lines_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading gives way after some time; no line may be lost or told twice for that."""
+    lines = [OUT | {"member_id": f"m:{number}"} if number % 3 else b"{" for number in range(20)]
+    expected = told(bulk(Door(), *lines, idempotency_key="k"))[1]["summary"]
+    turns: list[int] = []
+    read = bulk_module._read_some
+
+    def noted(*parts: Any) -> Any:
+        turns.append(1)
+        return read(*parts)
+
+    monkeypatch.setattr(bulk_module, "_read_some", noted)
+    monkeypatch.setattr(bulk_module, "_SECONDS_AT_ONCE", -1.0)
+    found, summary = told(bulk(Door(), *lines))
+
+    assert len(turns) == 20
+    assert [one["line"] for one in found] == list(range(1, 21))
+    assert [one["status"] for one in found] == ["accepted" if number % 3 else "invalid" for number in range(20)]
+    assert summary["summary"] == expected
 
 
 def test_a_line_that_excludes_later_has_to_say_that_it_is_meant_so() -> None:

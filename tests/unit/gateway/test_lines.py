@@ -158,7 +158,7 @@ def test_no_more_forms_are_kept_than_is_reasonable() -> None:
         line = {"member_id": "m:1", "purpose": PURPOSE, "choice": "OPT_OUT", "evidence": f"e{number}"}
         assert one.read(number, json.dumps(line).encode()).key == b"m:1"
 
-    assert len(one._forms) == 1000
+    assert len(one._forms) == 256
 
 
 def reader(count: int = LINES) -> LineReader:

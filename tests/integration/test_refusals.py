@@ -14,7 +14,6 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from tests.stack import World, now, wait_for
 
-from consentry.cli import main
 from consentry.local.stack import LocalStack
 from consentry.wire.catalog import register_all
 from consentry.wire.kafka import Stored
@@ -63,7 +62,7 @@ def typed(prepared: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         monkeypatch.chdir(prepared.directory)
         monkeypatch.setattr(sys, "argv", ["consentry", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run()
         said = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
 

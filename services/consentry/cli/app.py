@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from confluent_kafka import KafkaException
@@ -36,6 +36,7 @@ from consentry.cli import (
     verify,
 )
 from consentry.cli.demo import command as demo
+from consentry.cli.leaving import leave
 from consentry.cli.scenario import command as scenario
 from consentry.domain.errors import ConsentryError
 
@@ -90,8 +91,17 @@ def _options(
     """Carry consent changes, pauses and policies to every system that trains on member data."""
 
 
-def main() -> None:
-    """The command line's entry point."""
+def main() -> NoReturn:
+    """The command line's entry point: runs the command and ends the process."""
+    try:
+        run()
+    except SystemExit as end:
+        leave(end)
+    sys.exit(0)
+
+
+def run() -> None:
+    """Run the command that the arguments name. Raises SystemExit with its status."""
     # librdkafka reports every reconnect; what matters of it arrives as an error of ours. Services turn it on again.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:

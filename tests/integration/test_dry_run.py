@@ -23,7 +23,7 @@ from tests.stack import (
     wait_for,
 )
 
-from consentry.cli import run
+from consentry import cli
 from consentry.domain.controls import OptIns, Regime
 from consentry.domain.values import Micros
 from consentry.trainer.client import Client
@@ -237,7 +237,7 @@ def test_a_file_with_a_mistake_is_refused_by_file_line_and_field_before_anything
     for more in ((), ("--dry-run",)):
         monkeypatch.setattr(sys, "argv", ["consentry", "pause", command, "--file", "control.yaml", *more])
         with pytest.raises(SystemExit) as ended:
-            run()
+            cli.run()
         error = capsys.readouterr().err
         assert ended.value.code == 2
         assert f"control.yaml, {said}" in error

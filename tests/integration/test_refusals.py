@@ -62,7 +62,7 @@ def typed(prepared: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         monkeypatch.chdir(prepared.directory)
         monkeypatch.setattr(sys, "argv", ["consentry", *arguments])
         with pytest.raises(SystemExit) as ended:
-            run()
+            cli.run()
         said = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
 

@@ -14,6 +14,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from tests.stack import World, now, wait_for
 
+from consentry import cli
 from consentry.local.stack import LocalStack
 from consentry.wire.catalog import register_all
 from consentry.wire.kafka import Stored

@@ -26,7 +26,7 @@ def postgres_server() -> Iterator[Path]:
     """A running server; the directory of its socket. Skips the test where PostgreSQL is not installed."""
     programs = _programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed here: no initdb in /usr/lib/postgresql or on the PATH")
+        pytest.skip("PostgreSQL is not installed here: no initdb in /usr/lib/postgresql or on the PATH")  # no server
     who = _unprivileged()
     # Not below pytest's directory: that is closed to other users, and a socket's path has to be short.
     directory = Path(f"/tmp/outbox-{uuid.uuid4().hex[:8]}")  # noqa: S108 - a name of its own, made here
@@ -105,4 +105,4 @@ def _unprivileged() -> dict[str, Any]:
         except KeyError:
             continue
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    pytest.skip("we are root, and there is neither a user postgres nor nobody to run PostgreSQL as")
+    pytest.skip("we are root, and there is neither a user postgres nor nobody to run PostgreSQL as")  # it refuses root

@@ -125,7 +125,7 @@ def test_every_snippet_runs_and_every_choice_in_it_is_in_the_log(consentry_world
 def test_the_snippets_over_http_run_against_a_gateway(world: World, tmp_path: Path) -> None:
     """A service without a Kafka client has nothing else to go by."""
     if shutil.which("curl") is None:
-        pytest.skip("there is no curl on this machine")
+        pytest.skip("there is no curl on this machine")  # the snippets call it
     world.processor().wait_ready()
     world.open_policy()
     gateway = world.start("gateway", "--dev", "--port", "0")

@@ -70,7 +70,7 @@ def bash(world: World, text: str, **more: str) -> subprocess.CompletedProcess[st
 def test_the_agent_and_the_hooks_answer_as_the_page_says(consentry_world: World) -> None:
     """A trainer in another language has this page alone to go by."""
     if shutil.which("curl") is None:
-        pytest.skip("there is no curl on this machine")
+        pytest.skip("there is no curl on this machine")  # the snippets call it
     world = consentry_world
     start, ask = ours(AGENT, "bash")
     command = [part.replace("data", str(world.directory / "data")) for part in shlex.split(start.text)]

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from bench.purging import staged_in
 from tests.stack import wait_for
 
 CONSENTRY = Path(sys.executable).with_name("consentry")
@@ -174,11 +175,7 @@ def has_begun(directory: Path, before: object, running: int) -> bool:
 
 def work_of(directory: Path) -> tuple[int, frozenset[tuple[str, int]]]:
     """Swaps told by the journal, and staged files with their times: what a killed purge left is no work of the next."""
-    staged = set()
-    for path in (directory / ".consentry-purge").glob("*.new"):
-        with suppress(FileNotFoundError):  # swapped or cleared away meanwhile
-            staged.add((path.name, path.stat().st_mtime_ns))
-    return swapped(directory), frozenset(staged)
+    return swapped(directory), staged_in(directory)
 
 
 def swapped(directory: Path) -> int:

@@ -31,7 +31,7 @@ class NodeTrainer:
     def __init__(self, url: str, token: str) -> None:
         node = shutil.which("node")
         if node is None:
-            pytest.skip("there is no node on this machine")
+            pytest.skip("there is no node on this machine")  # the client is written for it
         self.process = subprocess.Popen(
             [node, str(EXAMPLE), url, PURPOSE, *MEMBERS],
             env={**os.environ, "CONSENTRY_AGENT_TOKEN": token},

@@ -30,7 +30,7 @@ def tool(name: str) -> str:
         reason = f"{name} is not installed (on Debian: apt-get install prometheus)"
         if os.environ.get("CONSENTRY_REQUIRE_PROMTOOL") == "1":
             pytest.fail(f"{reason}, and CONSENTRY_REQUIRE_PROMTOOL=1 demands it")
-        pytest.skip(reason)
+        pytest.skip(reason)  # the gate demands it instead, above
     return found
 
 

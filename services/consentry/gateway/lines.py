@@ -31,7 +31,7 @@ from consentry.gateway.parts import Parts
 from consentry.gateway.submission import OutMessage
 from consentry.ops.http.bodies import parse_json
 from consentry.ops.http.problems import Problem
-from consentry.wire.envelopes import common_headers, event_headers, uuid_text
+from consentry.wire.envelopes import common_headers, event_headers, uuid_text, with_id
 from consentry.wire.writing import Stencil
 
 _FORMS_MAX: Final = 256
@@ -97,9 +97,9 @@ class LineReader:
         writer = self._parts.submitter.writer
         value = writer.write(event)
         if len(self._forms) < _FORMS_MAX:  # many forms are no forms: each line has a text of its own
-            form = self._form(writer.stencil(event), event, data, warnings, pieces)
-            if _holds_its_values(form, data):
-                self._forms[key] = form
+            places = {name: 3 * place + 2 for place, name in enumerate(pieces[1::3])}
+            if _holds_its_values(places, data):
+                self._forms[key] = self._form(event, value, data, warnings, places)
         headers = event_headers(event, traceparent=self._traceparent)
         return OutMessage(uuid_text(event_id.hex()), event.member.encode(), value, headers)
 
@@ -131,7 +131,7 @@ class LineReader:
         if form.warnings:
             self.warnings[number] = form.warnings
         # The constructor of a NamedTuple is a Python function; this is what it does.
-        return _new_tuple(OutMessage, (name, member, value, [*form.headers, ("ce_id", name.encode())]))
+        return _new_tuple(OutMessage, (name, member, value, with_id(form.headers, name)))
 
     def _parse(self, text: bytes) -> tuple[EventIn, tuple[str, ...]]:
         """What the line says, and warnings."""
@@ -148,26 +148,25 @@ class LineReader:
         return self._ids[32 * number : 32 * number + 32]
 
     def _form(
-        self, stencil: Stencil, event: SentEvent, data: EventIn, warnings: tuple[str, ...], pieces: list[bytes]
+        self, event: SentEvent, value: bytes, data: EventIn, warnings: tuple[str, ...], places: Mapping[bytes, int]
     ) -> _Form:
-        places = {name: 3 * place + 2 for place, name in enumerate(pieces[1::3])}
         return _Form(
-            stencil,
+            self._parts.submitter.writer.stencil(event, value),
             common_headers(event, traceparent=self._traceparent),
             warnings,
             binds_at_once(data),
-            places.get(b"member_id", 0),
+            places[b"member_id"],
             places.get(b"event_id", 0),
             places.get(b"effective_at", 0),
         )
 
 
-def _holds_its_values(form: _Form, data: EventIn) -> bool:
+def _holds_its_values(places: Mapping[bytes, int], data: EventIn) -> bool:
     """Whether each value that other lines have differently was split off, however it was spelt."""
     return (
-        form.member_at > 0
-        and (form.event_id_at > 0) == (data.event_id is not None)
-        and (form.effective_at_at > 0) == (data.effective_at is not None)
+        b"member_id" in places
+        and (b"event_id" in places) == (data.event_id is not None)
+        and (b"effective_at" in places) == (data.effective_at is not None)
     )
 
 

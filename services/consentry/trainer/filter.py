@@ -403,7 +403,7 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
         elif not pa.types.is_integer(kind) and not pa.types.is_null(kind):
             raise _no_times(name, column.type)
         column = column.cast(pa.int64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # out of range; a type that is no time
         raise _no_times(name, column.type) from error
     cut_offs = distinctions.cut_offs
     if not cut_offs:

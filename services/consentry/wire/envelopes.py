@@ -37,8 +37,7 @@ def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[t
 
     `ce_partitionkey` would, and is left out: the message's key says the same, and headers are what tools show and log.
     """
-    name = uuid_text(event.event_id.hex())
-    return [*common_headers(event, traceparent=traceparent), ("ce_id", name.encode())]
+    return with_id(common_headers(event, traceparent=traceparent), uuid_text(event.event_id.hex()))
 
 
 def common_headers(event: SentEvent, *, traceparent: str | None = None) -> tuple[tuple[str, bytes], ...]:
@@ -47,3 +46,8 @@ def common_headers(event: SentEvent, *, traceparent: str | None = None) -> tuple
     if traceparent is not None and TRACEPARENT_PATTERN.fullmatch(traceparent):
         return (*headers, ("traceparent", traceparent.encode()))
     return headers
+
+
+def with_id(common: tuple[tuple[str, bytes], ...], event_id: str) -> list[tuple[str, bytes]]:
+    """The headers of one event: those it has in common, and its own id, as a UUID is written."""
+    return [*common, ("ce_id", event_id.encode())]

@@ -62,12 +62,11 @@ class EventWriter:
         except (AttributeError, TypeError, UnicodeEncodeError):
             return self._write_strictly(event)  # which says what is wrong with a value of another type
 
-    def stencil(self, event: SentEvent) -> Stencil:
+    def stencil(self, event: SentEvent, value: bytes) -> Stencil:
         """Writes events that differ from this one only in identity, member and times: the cheapest way for many.
 
-        Raises InvalidInput as `write`.
+        `value` is what `write` made of it.
         """
-        value = self.write(event)
         enums, texts = _cut(value, event)
         return partial(self._compose, value[:FRAME_LENGTH], enums, texts)
 

@@ -79,7 +79,7 @@ def test_a_remembered_form_never_leaks_from_one_member_to_another(
 )
 def test_a_stencil_writes_what_the_strict_way_writes_and_nothing_else(event: SentEvent, **other: Any) -> None:
     """It is handed what lines of a file say, and is the last to look at it."""
-    stencil = WARM.stencil(event)
+    stencil = WARM.stencil(event, WARM.write(event))
     try:
         expected = EventWriter(CATALOG).write(replace(event, **other))
     except InvalidInput:

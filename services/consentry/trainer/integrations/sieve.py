@@ -16,6 +16,8 @@ from consentry.domain.values import Reason
 from consentry.trainer.filter import Columns, check_columns, columns_of
 from consentry.trainer.judge import Judge
 
+NO_ONE_TYPE: Final = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError)
+"""What Arrow raises of values that it finds no one type for: which of these depends on the values and their order."""
 _WHOLE: Final = int | np.integer
 
 
@@ -76,7 +78,7 @@ class Sieve:
             # Texts among bytes are taken for bytes.
             if not pa.types.is_binary(found.type):
                 return found
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError) as error:
+        except NO_ONE_TYPE as error:
             if name == self.columns.collected:
                 raise InvalidInput(
                     f"The column {name!r} holds values of several types, which are no times of collection.",

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
 from consentry.trainer.filter import Columns, as_columns
-from consentry.trainer.integrations.sieve import are_plain, as_id
+from consentry.trainer.integrations.sieve import NO_ONE_TYPE, are_plain, as_id
 
 _CONVENTIONAL: Final = Columns(jurisdiction="jurisdiction", category="category", collected="collected_at")
 _Mask = npt.NDArray[np.bool_]
@@ -108,8 +108,8 @@ def _array(values: Any, *, is_member: bool) -> pa.Array | pa.ChunkedArray:
     if not is_member or are_plain(values):
         try:
             return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError):
-            pass
+        except NO_ONE_TYPE:
+            pass  # they become texts, below
     return pa.array([_text(value) for value in values], pa.string())
 
 

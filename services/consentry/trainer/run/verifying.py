@@ -120,7 +120,7 @@ def _check_reads(
             found = examine(view, piece, purpose=statement["purpose"], bound=bound)
             report.violations.update(found.counts(VIOLATED))
             unclear.update(found.counts(CANNOT_TELL))
-            if show_members:
+            if show_members and len(report.members) < _SHOWN_MAX:
                 _name(report, piece["member_id"].take(pa.array(np.flatnonzero(found.outcomes == VIOLATED))))
     except InvalidInput as error:
         report.wrong.append(error.message)
@@ -136,12 +136,8 @@ def _check_reads(
 
 def _name(report: Report, members: pa.ChunkedArray) -> None:
     """Name these too, each once, until there are as many as are shown."""
-    named = dict.fromkeys(report.members)
-    for member in members.to_pylist():
-        if len(named) == _SHOWN_MAX:
-            break
-        named[member] = None
-    report.members = list(named)
+    named = dict.fromkeys([*report.members, *members.unique().to_pylist()])
+    report.members = list(named)[:_SHOWN_MAX]
 
 
 def _compare(report: Report, statement: dict[str, Any], summing: Summing) -> None:

@@ -29,15 +29,15 @@ from bench.filters import measure_filters, show_filters
 from bench.gateway import document as gateway_document
 from bench.gateway import measure_gateway, show_gateway
 from bench.latency import measure_latency
-from bench.purging import FILES_MIN, measure_purge, show_purge
-from bench.purging import Sizes as PurgeSizes
-from bench.purging import document as purge_document
+from bench.purge import FILES_MIN, measure_purge, show_purge
+from bench.purge import Sizes as PurgeSizes
+from bench.purge import document as purge_document
 from bench.rules import OPT_OUTS, Sizes, measure_rules
 from bench.stack import ROOT, open_place
 from bench.throughput import Run, Workloads, measure_naive, measure_processor, summary
-from bench.verifying import PLANTED_MAX, measure_verify, show_verify
-from bench.verifying import Sizes as VerifySizes
-from bench.verifying import document as verify_document
+from bench.verify import PLANTED_MAX, measure_verify, show_verify
+from bench.verify import Sizes as VerifySizes
+from bench.verify import document as verify_document
 from consentry.domain.errors import ConsentryError
 from consentry.local.stack import LocalStack
 from consentry.ops.clock import system_clock

@@ -20,9 +20,9 @@ from confluent_kafka import KafkaError, Message, Producer
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from consentry.kafka.clients import producer_config
+from consentry.kafka.schema_registry import HttpRegistry
 from consentry.wire.catalog import load_catalog
-from consentry.wire.kafka import producer_config
-from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import schema
 
 

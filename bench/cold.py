@@ -21,16 +21,16 @@ from rich.table import Table
 from bench.events import PURPOSES, pseudonym
 from bench.figures import CannotMeasure, as_document, spread_of
 from bench.stack import ROOT
+from consentry.bundles import BundleState, BundleStore, PublicKeys, SigningKey, publish, write_bundle
 from consentry.domain.events import Fact, FactKind
 from consentry.domain.values import Micros
 from consentry.ops.clock import system_clock
+from consentry.record_index import TextKeys
 from consentry.trainer.bundled import newest_view
-from consentry.wire.bundles import BundleState, BundleStore, PublicKeys, SigningKey, publish, write_bundle
 from consentry.wire.catalog import InMemoryRegistry, load_catalog, register_all
-from consentry.wire.controls import Frontier
 from consentry.wire.freshness import FOREVER
+from consentry.wire.frontiers import Frontier
 from consentry.wire.partitions import partitions_of
-from consentry.wire.record_store import TextKeys
 from consentry.wire.records import fact_body, first_record
 from consentry.wire.schemas import NAMESPACE
 

@@ -27,9 +27,9 @@ from consentry.domain.controls import Control, PauseImposed, PolicyPublished, Re
 from consentry.domain.events import ConsentChanged, MemberRelocated
 from consentry.domain.records import fold
 from consentry.domain.values import DAY_MICROS, AgeBand, Choice, MemberId, Micros
-from consentry.trainer.integrations.dispatch import filter_any
-from consentry.trainer.judge import ViewJudge
-from consentry.trainer.view import View
+from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.filters.dispatch import filter_any
 from consentry.wire.frames import frame
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.partitions import partitions_of

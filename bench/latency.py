@@ -20,9 +20,9 @@ from bench.stack import Place, Program, cpu_per_million, cpu_seconds, processor,
 from consentry.domain.controls import Control, PauseBasis, PauseImposed, PauseLifted, Reach, Scope
 from consentry.domain.events import event_tag
 from consentry.domain.values import Micros
+from consentry.kafka.clients import producer_config
 from consentry.ops.clock import system_clock
 from consentry.wire.controls import control_key, write_control
-from consentry.wire.kafka import producer_config
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS
 
 LEAD_SECONDS = 2.0

@@ -19,9 +19,9 @@ import faust
 import redis
 import redis.asyncio
 
+from consentry.kafka.schema_registry import HttpRegistry
 from consentry.processor.service import FAUST_SETTINGS
 from consentry.wire.frames import FRAME_LENGTH, schema_id_of
-from consentry.wire.registry import HttpRegistry
 
 BUFFER_EVENTS = 16_384
 

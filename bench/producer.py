@@ -19,9 +19,9 @@ from bench.events import Event, make_events
 from bench.figures import CannotMeasure, as_document, check_count, rate_of, spread_of
 from bench.stack import Place
 from consentry.domain.events import ConsentChanged
+from consentry.kafka.clients import producer_config
 from consentry.producer import ConsentProducer
-from consentry.wire.envelopes import event_headers
-from consentry.wire.kafka import producer_config
+from consentry.wire.cloudevents import event_headers
 from consentry.wire.schemas import MEMBER_EVENTS, schema
 
 WAYS: Final = ("sdk", "raw", "sdk_without_headers", "raw_without_headers")

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.stack import Place
+from consentry.kafka.clients import client_config
+from consentry.kafka.topics import REPLICAS, topic_configs
 from consentry.local.artifacts import load_lock
-from consentry.wire.kafka import client_config
 from consentry.wire.schemas import MEMBER_EVENTS
-from consentry.wire.topics import REPLICAS, topic_configs
 
 RATIO_MIN = 10.0
 TABLE_RATIO_MIN = 50.0

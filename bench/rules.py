@@ -34,8 +34,8 @@ from consentry.domain.controls import Control, Controls
 from consentry.domain.decisions import Row, decide
 from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros, Reason
-from consentry.trainer.filter import REASONS, Verdict, decide_table
-from consentry.trainer.view import View
+from consentry.trainer.deciding.decide_table import REASONS, Verdict, decide_table
+from consentry.trainer.deciding.snapshot import View
 
 CONTROLS: Final = 20
 CONTROLS_MANY: Final = 5_000

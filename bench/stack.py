@@ -23,13 +23,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 import consentry
 from bench.events import Workload
 from bench.figures import CannotMeasure
+from consentry.kafka.clients import client_config, end_offsets, partition_count, producer_config
+from consentry.kafka.schema_registry import HttpRegistry
+from consentry.kafka.topics import REPLICAS, apply_topics, plan_topics
 from consentry.local.child import Launch, Spawner, end
 from consentry.local.state import Addresses
 from consentry.wire.catalog import Catalog, load_catalog, register_all
-from consentry.wire.kafka import client_config, end_offsets, partition_count, producer_config
-from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import MEMBER_EVENTS, topic_name, topics
-from consentry.wire.topics import REPLICAS, apply_topics, plan_topics
 
 PROFILE = "local"
 LOOK_SECONDS = 0.005

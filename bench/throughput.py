@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.events import Workload, encode, make_events
 from bench.figures import CannotMeasure, as_document, check_count, rate_of, spread_of
 from bench.stack import Place, Program, cpu_per_million, cpu_seconds, logged_at, metrics_text, processor
+from consentry.kafka.clients import client_config, read_all
 from consentry.table.redis_table import RedisTable
-from consentry.wire.kafka import client_config, read_all
 from consentry.wire.records import version_of
 from consentry.wire.schemas import MEMBER_EVENTS, RECORDS
 

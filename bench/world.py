@@ -26,8 +26,8 @@ from consentry.domain.controls import (
 from consentry.domain.events import ConsentChanged
 from consentry.domain.records import Record, fold
 from consentry.domain.values import DAY_MICROS, Choice, MemberId, Micros
-from consentry.trainer.filter import Columns
-from consentry.trainer.view import View
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.snapshot import View
 from consentry.wire.frames import frame
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.partitions import partitions_of

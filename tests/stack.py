@@ -41,6 +41,9 @@ from consentry.domain.errors import UndecodableEvent
 from consentry.domain.events import ConsentChanged, EventUnreadable, MemberErased, MemberEvent, MemberRelocated
 from consentry.domain.records import Record, fold
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros
+from consentry.kafka.clients import producer_config, read_all, send
+from consentry.kafka.schema_registry import HttpRegistry
+from consentry.kafka.topics import apply_topics, plan_topics
 from consentry.local.stack import LocalStack
 from consentry.ops.clock import system_clock
 from consentry.ops.health import HealthServer
@@ -50,12 +53,10 @@ from consentry.trainer.client import Client
 from consentry.wire.catalog import Catalog, load_catalog, register_all
 from consentry.wire.controls import control_key, write_control
 from consentry.wire.events import admit, read_event, write_event
-from consentry.wire.kafka import Stored, producer_config, read_all, send
+from consentry.wire.messages import Stored
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of, write_record
-from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, RECORDS, topic_name
-from consentry.wire.topics import apply_topics, plan_topics
 
 PURPOSE: Final = "genai_training"
 PARTITIONS: Final = 8

@@ -39,6 +39,26 @@ BREAKAGES = {
         },
         "the trainer client stays light",
     ),
+    "a room of the trainer rests on one above it": (
+        {"trainer/deciding/broken_on_purpose.py": "import consentry.trainer.filters\n"},
+        "inside the trainer, each room rests on the ones below it",
+    ),
+    "a room of the trainer that no layer names": (
+        {"trainer/backroom.py": ""},
+        "inside the trainer, each room rests on the ones below it",
+    ),
+    "a room of the gateway rests on one above it": (
+        {"gateway/http/broken_on_purpose.py": "import consentry.gateway.routes\n"},
+        "inside the gateway, each room rests on the ones below it",
+    ),
+    "bytes need a Kafka client": (
+        {"wire/broken_on_purpose.py": "import confluent_kafka\n"},
+        "bytes need no Kafka client",
+    ),
+    "one library's filter imports another's": (
+        {"trainer/filters/polars_.py": "import consentry.trainer.filters.pandas_\n"},
+        "the filters of the libraries do not know each other",
+    ),
     "two siblings import each other": (
         {
             "wire/broken_on_purpose.py": "import consentry.ops.broken_on_purpose\n",

@@ -178,7 +178,7 @@ def _script(path: Path, line: str) -> None:
 def test_the_example_policy_can_be_published() -> None:
     """It is the first file that a newcomer sends."""
     from consentry.domain.values import Micros
-    from consentry.wire.forms import parse_policy_file
+    from consentry.forms.controls import parse_policy_file
 
     text = (ROOT / "docs" / "examples" / "policy.yaml").read_text()
     policy = parse_policy_file(text, event_id=bytes(16), recorded_at=Micros(1_700_000_000_000_000), source="test")

@@ -14,8 +14,8 @@ import pytest
 from tests.pages import Snippet, page_world, snippets
 from tests.stack import CONSENTRY, World, lives_in, opted_out, pause
 
+from consentry.bundles.keys import make_key_files
 from consentry.local.stack import LocalStack
-from consentry.wire.bundles.keys import make_key_files
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 

@@ -6,7 +6,8 @@ import io
 from datetime import UTC, datetime
 
 import pytest
-from bench import purging, verifying
+from bench import purge as purging
+from bench import verify as verifying
 from rich.console import Console
 
 AT = datetime(2026, 11, 22, tzinfo=UTC)

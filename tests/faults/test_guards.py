@@ -17,21 +17,22 @@ from consentry.domain.controls import PolicyPublished, Regime, Terms
 from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MemberId, Micros
-from consentry.processor.materialiser import Batch, Materialiser, Owned
+from consentry.processor.batches import Batch, Owned
+from consentry.processor.materialiser import Materialiser
 from consentry.processor.ownership import LogSpan, take_over
 from consentry.processor.ports import InMemoryPublisher, NoObligations, Published
+from consentry.record_index import RecordStore, Segment
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import ConsentTable
 from consentry.table.redis_table import RedisTable
-from consentry.trainer.view import View
+from consentry.trainer.deciding.snapshot import View
 from consentry.wire.catalog import Catalog, InMemoryRegistry, load_catalog, register_all
-from consentry.wire.controls import Frontier
 from consentry.wire.events import write_event
 from consentry.wire.freshness import FOREVER
+from consentry.wire.frontiers import Frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.kafka import Stored
+from consentry.wire.messages import Stored
 from consentry.wire.partitions import partition_of
-from consentry.wire.record_store import RecordStore, Segment
 from consentry.wire.records import version_of, write_record
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]
@@ -299,7 +300,7 @@ def test_no_single_flipped_bit_of_a_record_allows_what_the_record_forbids(monkey
         return reasons
 
     assert found() == {"HELD"}
-    from consentry.trainer import view
+    from consentry.trainer.deciding import snapshot as view
     from consentry.wire import records
 
     for module in (view, records):

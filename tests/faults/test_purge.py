@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from bench.purging import staged_in
+from bench.purge import staged_in
 from tests.stack import wait_for
 
 CONSENTRY = Path(sys.executable).with_name("consentry")

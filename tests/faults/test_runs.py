@@ -21,7 +21,7 @@ from consentry.domain.values import Micros
 from consentry.local.stack import LocalStack
 from consentry.ops.clock import system_clock
 from consentry.trainer.client import Client
-from consentry.trainer.run import ConsentStale, TrainingRun
+from consentry.trainer.runs import ConsentStale, TrainingRun
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 

@@ -16,8 +16,8 @@ from tests.stack import PURPOSE, Running, World, allowed, lives_in, opted_out, r
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Micros
+from consentry.kafka.clients import log_identity
 from consentry.trainer.client import Client
-from consentry.wire.kafka import log_identity
 from consentry.wire.schemas import MEMBER_EVENTS
 from consentry.wire.tokens import Token, TokenKeys, write_token
 

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 from tests.contract.filters import corpus
 
-from consentry.trainer.filter import Columns, Verdict
-from consentry.trainer.judge import ViewJudge
+from consentry.trainer.deciding.decide_table import Columns, Verdict
+from consentry.trainer.deciding.decider import ViewJudge
 
 
 class Sent:

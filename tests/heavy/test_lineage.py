@@ -12,11 +12,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
-from tests.unit.trainer.run.conftest import SmallWorld
+from tests.unit.trainer.runs.conftest import SmallWorld
 
-from consentry.trainer.integrations.active import active_watchers
-from consentry.trainer.lineage import FACET_KEY, FACET_SCHEMA_URL, facet_schema
-from consentry.trainer.run import LeaseRevoked
+from consentry.trainer.runs import LeaseRevoked
+from consentry.trainer.runs.active_observers import active_watchers
+from consentry.trainer.runs.lineage import FACET_KEY, FACET_SCHEMA_URL, facet_schema
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -38,7 +38,7 @@ class TestOpenLineage:
         from openlineage.client import OpenLineageClient
         from openlineage.client.transport.file import FileConfig, FileTransport
 
-        from consentry.trainer.integrations.openlineage_ import OpenLineageWatcher
+        from consentry.trainer.runs.openlineage_ import OpenLineageWatcher
 
         log = tmp_path / "events.jsonl"
         client = OpenLineageClient(transport=FileTransport(FileConfig(log_file_path=str(log), append=True)))

@@ -16,14 +16,14 @@ from tests.strategies import PURPOSE, day, policy, terms
 from tests.unit.trainer.purge.dataset_contract import DatasetContract, erasure, many, of_scope
 
 from consentry.domain.controls import Controls
-from consentry.trainer.filter import Columns
-from consentry.trainer.judge import ViewJudge
-from consentry.trainer.purge.cover import ExcludedCover, JointCover, OrdersCover
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.purge.dataset import Dataset
 from consentry.trainer.purge.files import listing
-from consentry.trainer.purge.outcome import Dataset
 from consentry.trainer.purge.parquet import ParquetDirectory
+from consentry.trainer.purge.row_selector import ExcludedCover, JointCover, OrdersCover
 from consentry.trainer.purge.spark import run_on, spark_directory
-from consentry.trainer.view import View
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 PARTITIONS = 4

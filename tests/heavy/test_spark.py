@@ -18,8 +18,8 @@ from tests.heavy.conftest import packed_java_home
 
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.values import Reason
-from consentry.trainer.filter import REASONS, Columns
-from consentry.trainer.judge import ViewJudge
+from consentry.trainer.deciding.decide_table import REASONS, Columns
+from consentry.trainer.deciding.decider import ViewJudge
 from consentry.wire.partitions import partitions_of
 
 with warnings.catch_warnings():
@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql import functions as F
 
-    from consentry.trainer.integrations import spark_
+    from consentry.trainer.filters import spark_
 
 COLUMN_BY_COLUMN = "member_id", "jurisdiction", "category", "collected_at"
 

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.values import Reason
 from consentry.trainer.client import Client
-from consentry.trainer.integrations import torch_
-from consentry.trainer.integrations.torch_ import ConsentDataset, ConsentLoader, filter_batches
-from consentry.trainer.integrations.torch_batches import taken
+from consentry.trainer.filters import torch_
+from consentry.trainer.filters.torch_ import ConsentDataset, ConsentLoader, filter_batches
+from consentry.trainer.filters.torch_batches import taken
 
 BOUND_SECONDS = 5.0
 ROW_COLUMNS = ("row", "member_id", "jurisdiction", "category", "collected_at")

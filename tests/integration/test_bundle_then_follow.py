@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 from tests.stack import World, allowed, lives_in, now, opted_out, reason, wait_for
 
-from consentry.bundles.building import build
+from consentry.bundler.build import build
+from consentry.bundles import BundleRefused, BundleStore, PublicKeys, SigningKey
 from consentry.domain.errors import InvalidInput, Refused
-from consentry.trainer.shared import SharedView
-from consentry.wire.bundles import BundleRefused, BundleStore, PublicKeys, SigningKey
+from consentry.trainer.sharing import SharedView
 
 pytestmark = pytest.mark.stack
 

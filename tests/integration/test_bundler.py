@@ -11,10 +11,7 @@ from confluent_kafka import Producer
 from tests.gateway import Gateway
 from tests.stack import Running, World, allowed, lives_in, opted_in, opted_out, wait_for
 
-from consentry.domain.errors import Refused
-from consentry.ops.clock import system_clock
-from consentry.ops.metrics import METRICS
-from consentry.wire.bundles import (
+from consentry.bundles import (
     BundleRefused,
     BundleState,
     BundleStore,
@@ -24,10 +21,13 @@ from consentry.wire.bundles import (
     open_bundle,
     restore,
 )
-from consentry.wire.bundles.http_store import open_store
-from consentry.wire.bundles.keys import make_key_files
-from consentry.wire.bundles.manifest import read_manifest
-from consentry.wire.kafka import producer_config
+from consentry.bundles.http_store import open_store
+from consentry.bundles.keys import make_key_files
+from consentry.bundles.manifest import read_manifest
+from consentry.domain.errors import Refused
+from consentry.kafka.clients import producer_config
+from consentry.ops.clock import system_clock
+from consentry.ops.metrics import METRICS
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of
 from consentry.wire.schemas import RECORDS

@@ -7,9 +7,9 @@ import json
 import pytest
 from tests.stack import PARTITIONS, World, erased, lives_in, now, opted_in, opted_out, pause, wait_for
 
-from consentry.bundles.following import Follower
+from consentry.bundler.follower import Follower
+from consentry.bundles import BundleState, BundleStore, PublicKeys, Regression, open_bundle, restore
 from consentry.domain.errors import Refused
-from consentry.wire.bundles import BundleState, BundleStore, PublicKeys, Regression, open_bundle, restore
 from consentry.wire.partitions import partition_of
 from consentry.wire.schemas import RECORDS
 

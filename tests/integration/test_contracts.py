@@ -11,11 +11,11 @@ from tests.contract.publisher_contract import PublisherContract, Readable
 from tests.contract.registry_contract import RegistryContract
 from tests.stack import World
 
+from consentry.kafka.clients import read_all
+from consentry.kafka.schema_registry import HttpRegistry
 from consentry.processor.ports import Published, Refusal
 from consentry.processor.publisher import KafkaPublisher
 from consentry.wire.frames import FRAME_LENGTH
-from consentry.wire.kafka import read_all
-from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import QUARANTINE, RECORDS, schema
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]

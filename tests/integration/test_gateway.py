@@ -24,7 +24,7 @@ from consentry.local.stack import LocalStack
 from consentry.wire.controls import read_control
 from consentry.wire.events import CLOCK_TOLERANCE, read_event, write_event
 from consentry.wire.partitions import partition_of
-from consentry.wire.quarantined import Entry
+from consentry.wire.quarantine import Entry
 from consentry.wire.schemas import CONTROLS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]

@@ -12,7 +12,7 @@ import pytest
 from tests.gateway import AUDITOR, PRODUCER, Gateway
 from tests.stack import PURPOSE, SHARED, World
 
-from consentry.gateway.heads import HEAD_BYTES_MAX, HEAD_SECONDS
+from consentry.gateway.http.head_limits import HEAD_BYTES_MAX, HEAD_SECONDS
 from consentry.local.stack import LocalStack
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]

@@ -9,7 +9,7 @@ from tests.gateway import PRODUCER, Gateway
 from tests.stack import PURPOSE, World, wait_for
 
 from consentry.domain.values import Micros
-from consentry.wire.kafka import log_identity
+from consentry.kafka.clients import log_identity
 from consentry.wire.schemas import MEMBER_EVENTS
 from consentry.wire.tokens import Token, TokenKeys, write_token
 

@@ -28,7 +28,7 @@ from tests.stack import (
 from consentry.domain.controls import OptIns, Reach
 from consentry.domain.values import Micros
 from consentry.trainer.purge import dataset_files
-from consentry.wire.controls import read_order
+from consentry.wire.purge_orders import read_order
 from consentry.wire.records import version_of
 from consentry.wire.schemas import PURGE_ORDERS
 

@@ -22,13 +22,13 @@ from tests.stack import PARTITIONS, PURPOSE, World, allowed, chose, lives_in, op
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
 from consentry.domain.values import AgeBand, Choice, Micros
+from consentry.kafka.clients import follower_config, log_identity
+from consentry.kafka.sender import QueueFull
 from consentry.producer import AsyncConsentProducer, ConsentProducer, EventUndelivered
 from consentry.wire.events import read_event, write_event
-from consentry.wire.kafka import follower_config, log_identity
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of
 from consentry.wire.schemas import MEMBER_EVENTS
-from consentry.wire.sending import QueueFull
 from consentry.wire.tokens import TokenKeys, read_token
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]

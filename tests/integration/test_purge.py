@@ -15,7 +15,7 @@ import pytest
 from tests.stack import CONSENTRY, World, erased, lives_in, opted_out, pause, wait_for
 
 from consentry.domain.controls import Reach
-from consentry.wire.controls import read_order, read_receipt
+from consentry.wire.purge_orders import read_order, read_receipt
 from consentry.wire.schemas import PURGE_ORDERS, RECEIPTS
 
 

@@ -17,7 +17,7 @@ from tests.stack import World, now, wait_for
 from consentry import cli
 from consentry.local.stack import LocalStack
 from consentry.wire.catalog import register_all
-from consentry.wire.kafka import Stored
+from consentry.wire.messages import Stored
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, RECORDS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
@@ -155,7 +155,7 @@ class TestValues:
     def test_a_policy_file_with_a_mistake_is_refused_by_name(self, text: str, said: str) -> None:
         """A policy that is half understood could allow what it was to forbid."""
         from consentry.domain.errors import InvalidInput
-        from consentry.wire.forms import parse_policy_file
+        from consentry.forms.controls import parse_policy_file
 
         with pytest.raises(InvalidInput) as refused:
             parse_policy_file(text, event_id=uuid.uuid4().bytes, recorded_at=now(), source="test")
@@ -326,7 +326,7 @@ class TestSurroundings:
 
 def alter(world: World, topic: str, setting: str, value: str) -> None:
     """Change one setting of a topic of ours, and wait until the broker tells it."""
-    from consentry.wire.topics import topic_configs
+    from consentry.kafka.topics import topic_configs
 
     admin, name = AdminClient(dict(world.kafka)), world.topic(topic)
     entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from consentry.wire.scenarios import read_scenario
+from consentry.forms.scenarios import read_scenario
 
 if TYPE_CHECKING:
     from tests.stack import World

@@ -21,13 +21,13 @@ from tests.stack import World, wait_for
 
 from consentry.domain.errors import Refused
 from consentry.domain.values import Micros
+from consentry.kafka.clients import follower_config
 from consentry.processor.ports import Refusal as QuarantinedMessage
 from consentry.processor.publisher import KafkaPublisher
-from consentry.wire.asyncapi import asyncapi_document
+from consentry.schema_gate.asyncapi import asyncapi_document
+from consentry.schema_gate.evolution import compare
+from consentry.schema_gate.lint import lint_schema
 from consentry.wire.catalog import load_catalog
-from consentry.wire.evolution import compare
-from consentry.wire.kafka import follower_config
-from consentry.wire.lint import lint_schema
 from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, Schema, canonical_fingerprint, schema, subject, topics
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]

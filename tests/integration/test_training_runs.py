@@ -14,13 +14,13 @@ import pytest
 from tests.stack import PURPOSE, World, lives_in, now, opted_out, pause, reason, wait_for
 from typer.testing import CliRunner
 
-from consentry.bundles.building import build
+from consentry.bundler.build import build
+from consentry.bundles import BundleStore, SigningKey
 from consentry.cli.app import app
 from consentry.domain.controls import Reach
 from consentry.domain.errors import ConsentryError
-from consentry.trainer.run import TrainingRun
-from consentry.wire.bundles import BundleStore, SigningKey
-from consentry.wire.certificates.reads import SCHEMA, distinct
+from consentry.trainer.runs import TrainingRun
+from consentry.trainer.runs.certificates.reads import SCHEMA, distinct
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 

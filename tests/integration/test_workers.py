@@ -25,9 +25,9 @@ from tests.stack import (
 from consentry.cli.gateway_client import GatewayClient
 from consentry.domain.controls import Reach
 from consentry.domain.orders import Receipt, Result
+from consentry.kafka.clients import send
 from consentry.ops.metrics import DEFINITIONS
-from consentry.wire.controls import read_order, write_receipt
-from consentry.wire.kafka import send
+from consentry.wire.purge_orders import read_order, write_receipt
 from consentry.wire.schemas import PURGE_ORDERS, RECEIPTS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]

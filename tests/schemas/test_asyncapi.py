@@ -17,15 +17,15 @@ import typer
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from consentry.cli.generated import print_or_check
+from consentry.cli.golden_files import print_or_check
 from consentry.cli.schemas import app
 from consentry.domain.errors import InvalidInput
 from consentry.domain.events import MemberErased
 from consentry.domain.values import MemberId, Micros
-from consentry.wire import evolution
-from consentry.wire.asyncapi import KEYS, USES, asyncapi_document, asyncapi_text
-from consentry.wire.envelopes import event_headers
-from consentry.wire.lint import Finding
+from consentry.schema_gate import evolution
+from consentry.schema_gate.asyncapi import KEYS, USES, asyncapi_document, asyncapi_text
+from consentry.schema_gate.lint import Finding
+from consentry.wire.cloudevents import event_headers
 from consentry.wire.schemas import schemas, subject, topics
 
 FILE = Path(str(files("consentry_schemas"))).parent / "asyncapi.yaml"

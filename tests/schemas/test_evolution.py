@@ -31,10 +31,10 @@ from tests.schemas.pairs import (
 from tests.schemas.test_package import EXAMPLES, with_bytes
 
 from consentry.domain.errors import Refused
-from consentry.wire import evolution
-from consentry.wire.evolution import GateRefused, check_package, compare, publish, require_package
-from consentry.wire.lint import lint_schema
-from consentry.wire.package import package_root, read_pins, read_published, read_schemas
+from consentry.schema_gate import evolution
+from consentry.schema_gate.evolution import GateRefused, check_package, compare, publish, require_package
+from consentry.schema_gate.lint import lint_schema
+from consentry.schema_gate.published import package_root, read_pins, read_published, read_schemas
 from consentry.wire.schemas import canonical_fingerprint
 
 PACKAGE = Path(str(files("consentry_schemas")))

@@ -26,12 +26,12 @@ def run(
     root: Annotated[list[Path] | None, typer.Option(help="Directory under which /v1/check may read files.")] = None,
 ) -> None:
     """Answer on this machine who may be used, until SIGINT or SIGTERM. See docs/trainers.md, "Other languages"."""
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
     from consentry.domain.errors import InvalidInput
     from consentry.domain.values import parse_name
     from consentry.ops.logs import set_up_logs
     from consentry.trainer.agent.guard import read_tokens
-    from consentry.trainer.agent.serving import Listen
+    from consentry.trainer.agent.server import Listen
 
     settings = load_settings(agent_listen=listen, agent_token_file=token_file)
     set_up_logs(style=settings.log_format, level=settings.log_level)
@@ -57,8 +57,8 @@ async def _serve(
 ) -> None:
     import structlog
 
+    from consentry.trainer.agent.server import make_server, serve
     from consentry.trainer.agent.service import Agent
-    from consentry.trainer.agent.serving import make_server, serve
 
     client = _client(settings, name)
     agent = Agent(client, client.hooks, purposes=purposes, roots=roots)
@@ -86,7 +86,7 @@ def _authority(host: str, listener: Any) -> str:
 def _client(settings: Settings, name: str) -> Client:
     from importlib.metadata import version
 
-    from consentry.cli.wiring import load_token_keys, open_catalog
+    from consentry.cli.connections import load_token_keys, open_catalog
     from consentry.ops.metrics import Metrics
     from consentry.trainer.client import Client
 

@@ -36,7 +36,7 @@ from consentry.cli import (
     verify,
 )
 from consentry.cli.demo import command as demo
-from consentry.cli.leaving import leave
+from consentry.cli.exit import leave
 from consentry.cli.scenario import command as scenario
 from consentry.domain.errors import ConsentryError
 

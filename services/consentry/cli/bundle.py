@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from consentry.wire.bundles import Bundle, BundleStore, Manifest, PublicKeys
+    from consentry.bundles import Bundle, BundleStore, Manifest, PublicKeys
 
 EXIT_REFUSED = 1
 EXIT_DIFFERENT = 1
@@ -39,7 +39,7 @@ def init(
 
     To change keys: make a new one, give readers both public keys, let the bundler sign with the new one.
     """
-    from consentry.wire.bundles.keys import make_key_files
+    from consentry.bundles.keys import make_key_files
 
     private, public, key_id = make_key_files(file)
     if as_json:
@@ -59,10 +59,10 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Read records, controls and frontiers to the end seen at the start, write one bundle, make it the newest."""
-    from consentry.bundles.building import build as build_bundle
-    from consentry.cli.wiring import load_settings, open_catalog
+    from consentry.bundler.build import build as build_bundle
+    from consentry.bundles import BundleStore, PublicKeys, SigningKey
+    from consentry.cli.connections import load_settings, open_catalog
     from consentry.ops.clock import system_clock
-    from consentry.wire.bundles import BundleStore, PublicKeys, SigningKey
 
     signing = SigningKey.read(key)
     settings = load_settings()
@@ -94,7 +94,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check signatures, chain, every file and the digests of all records: exit 0 true, 1 refused, 2 cannot tell."""
-    from consentry.wire.bundles import BundleRefused, restore
+    from consentry.bundles import BundleRefused, restore
 
     keys = _keys(key)
     try:
@@ -120,7 +120,7 @@ def inspect(
     url: BundleArgument, key: KeysOption, namespace: NamespaceOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the manifest of a bundle; its signature is checked, its files are not read."""
-    from consentry.wire.bundles.manifest import manifest_bytes
+    from consentry.bundles.manifest import manifest_bytes
 
     bundle = _open(url, _keys(key), namespace)
     manifest = bundle.manifest
@@ -141,7 +141,7 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show what lies between two bundles: exit 0 nothing, 1 something, 2 cannot tell."""
-    from consentry.wire.bundles.comparing import compare
+    from consentry.bundles.diff import compare
 
     keys = _keys(key)
     found = compare(_open(before, keys, namespace), _open(after, keys, namespace))
@@ -164,16 +164,16 @@ def diff(
 
 
 def _keys(files: list[Path]) -> PublicKeys:
-    from consentry.wire.bundles import PublicKeys
+    from consentry.bundles import PublicKeys
 
     return PublicKeys.read(*files)
 
 
 def _open(url: str, keys: PublicKeys, namespace: str | None, **options: Any) -> Bundle:
     """The bundle that a URL names: the newest one of a store, or the one whose id ends it."""
+    from consentry.bundles import open_bundle
     from consentry.ops.clock import system_clock
     from consentry.ops.settings import Settings
-    from consentry.wire.bundles import open_bundle
 
     store, bundle_id = _place(url)
     return open_bundle(
@@ -187,8 +187,8 @@ def _open(url: str, keys: PublicKeys, namespace: str | None, **options: Any) -> 
 
 
 def _place(url: str) -> tuple[BundleStore, str | None]:
-    from consentry.wire.bundles import BundleStore
-    from consentry.wire.bundles.manifest import BUNDLE_ID_PATTERN
+    from consentry.bundles import BundleStore
+    from consentry.bundles.manifest import BUNDLE_ID_PATTERN
 
     parent, _, name = url.rstrip("/").rpartition("/")
     if BUNDLE_ID_PATTERN.fullmatch(name):
@@ -215,7 +215,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
 
 def _lines(bundle: Bundle) -> list[str]:
-    from consentry.domain.words import date_text
+    from consentry.domain.wording import date_text
 
     manifest = bundle.manifest
     proven = date_text(manifest.proven_at) if manifest.proven_at else "never: some partition has no frontier"

@@ -13,10 +13,10 @@ import typer
 from consentry.domain.errors import Refused
 
 if TYPE_CHECKING:
-    from consentry.bundles.healing import Healer
-    from consentry.bundles.service import Bundler
+    from consentry.bundler.record_repair import Healer
+    from consentry.bundler.service import Bundler
+    from consentry.bundles import BundleState, BundleStore, Manifest, PublicKeys, Regression, SigningKey
     from consentry.ops.settings import Settings
-    from consentry.wire.bundles import BundleState, BundleStore, Manifest, PublicKeys, Regression, SigningKey
     from consentry.wire.catalog import Catalog
 
 _TAKE_UP_ATTEMPTS_MAX = 3
@@ -46,12 +46,12 @@ def run(
     ] = 300.0,
 ) -> None:
     """Follow records and controls, write bundles while all of it is proven fresh, heal; until SIGINT or SIGTERM."""
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
     from consentry.ops.logs import set_up_logs
 
     settings = load_settings(bundle_store=store, bundle_signing_key_file=key)
     set_up_logs(style=settings.log_format, level=settings.log_level)
-    from consentry.bundles.service import Plan
+    from consentry.bundler.service import Plan
 
     _run(
         settings,
@@ -72,15 +72,15 @@ def _run(settings: Settings, plan: Any, public_keys: list[Path], *, make_key: bo
 
     import structlog
 
-    from consentry.bundles.claims import Claims
-    from consentry.bundles.following import Follower
-    from consentry.bundles.healing import Healer, KafkaAppender
-    from consentry.bundles.service import Bundler, went_back
-    from consentry.cli.wiring import open_catalog
+    from consentry.bundler.claims import Claims
+    from consentry.bundler.follower import Follower
+    from consentry.bundler.record_repair import Healer, KafkaAppender
+    from consentry.bundler.service import Bundler, went_back
+    from consentry.bundles import BundleStore
+    from consentry.cli.connections import open_catalog
+    from consentry.kafka.clients import read_all
     from consentry.ops.clock import system_clock
     from consentry.ops.metrics import Metrics
-    from consentry.wire.bundles import BundleStore
-    from consentry.wire.kafka import read_all
     from consentry.wire.schemas import RECORDS, topic_name
 
     kafka, namespace = settings.kafka(), settings.namespace
@@ -139,8 +139,8 @@ def _store_of(settings: Settings) -> str:
 
 def _keys(settings: Settings, public_keys: list[Path], *, make_key: bool) -> tuple[SigningKey, PublicKeys]:
     """The key that signs, and all that earlier bundles may be signed with. Raises Refused, UnsafeSetting."""
-    from consentry.wire.bundles import PublicKeys, SigningKey
-    from consentry.wire.bundles.keys import make_key_files
+    from consentry.bundles import PublicKeys, SigningKey
+    from consentry.bundles.keys import make_key_files
 
     if settings.bundle_signing_key_file is None:
         raise Refused(
@@ -171,9 +171,9 @@ def _taken_up(
     A chain that does not check ends the bundler: to write over it would hide whatever happened to it, and lose the
     members who are held by nothing but the bundle. Raises BundleRefused, Unavailable.
     """
+    from consentry.bundles import BundleRefused, open_bundle, restore
     from consentry.domain.errors import Unavailable
     from consentry.ops.clock import system_clock
-    from consentry.wire.bundles import BundleRefused, open_bundle, restore
 
     for attempt in range(_TAKE_UP_ATTEMPTS_MAX):
         try:
@@ -193,7 +193,7 @@ def _taken_up(
 def _health(settings: Settings, bundler: Bundler, healer: Healer, metrics: Any) -> Any:
     from time import monotonic
 
-    from consentry.bundles.service import STALL_SECONDS
+    from consentry.bundler.service import STALL_SECONDS
     from consentry.ops.health import HealthServer
 
     def alive() -> dict[str, Any]:

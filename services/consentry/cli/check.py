@@ -13,8 +13,8 @@ import typer
 from consentry.domain.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
-    from consentry.trainer.check import FileReport, Report
-    from consentry.trainer.judge import Judge
+    from consentry.trainer.checking.check import FileReport, Report
+    from consentry.trainer.deciding.decider import Judge
 
 _SHOWN_MAX = 10_000
 
@@ -43,8 +43,8 @@ def run(
     """Exit 0: every row may be used. 1: some may not. 2: it cannot be told, as when freshness is not proven."""
     from consentry.domain.values import parse_name
     from consentry.ops.logs import set_up_logs
-    from consentry.trainer.check import EXIT_STATUS, Check
-    from consentry.trainer.data_files import Asked, find_files
+    from consentry.trainer.checking.check import EXIT_STATUS, Check
+    from consentry.trainer.checking.data_files import Asked, find_files
 
     parse_name(purpose, what="purpose")
     asked = Asked(member=member_col, jurisdiction=jurisdiction_col, category=category_col, collected=collected_col)
@@ -88,7 +88,7 @@ def _open_judge(
 def _following(at_least: str | None) -> Iterator[Judge]:
     import os
 
-    from consentry.cli.wiring import load_settings, load_token_keys
+    from consentry.cli.connections import load_settings, load_token_keys
     from consentry.trainer.client import TOKEN_WAIT_SECONDS, Client
 
     settings = load_settings()
@@ -108,10 +108,10 @@ def _following(at_least: str | None) -> Iterator[Judge]:
 
 def _bundle_judge(url: str, key_file: Path, max_age_seconds: float, at_least: str | None) -> Judge:
     """A judge by the newest bundle of a store. Raises BundleRefused, and Unavailable where the token asks for more."""
-    from consentry.cli.wiring import load_token_keys
+    from consentry.bundles import PublicKeys
+    from consentry.cli.connections import load_token_keys
     from consentry.ops.settings import Settings
     from consentry.trainer.bundled import bundle_judge
-    from consentry.wire.bundles import PublicKeys
     from consentry.wire.tokens import read_token
 
     settings = Settings.parse()  # a bundle needs no addresses

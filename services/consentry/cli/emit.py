@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consentry.cli.wiring import recorded_and_effective
+from consentry.cli.connections import recorded_and_effective
 from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.values import AgeBand, Choice
 
@@ -118,8 +118,8 @@ def _choose(member: str, purpose: str, choice: Choice, effective: str | None, ob
 
 def _warn_of_unknown_purpose(purpose: str) -> None:
     """A choice for a misspelt purpose decides nothing. Told once it is durable: nothing may delay an opt-out."""
+    from consentry.cli.connections import load_settings, read_controls
     from consentry.cli.controls.desk import warn_of_unknown_purpose
-    from consentry.cli.wiring import load_settings, read_controls
 
     try:
         log = read_controls(load_settings())
@@ -130,7 +130,7 @@ def _warn_of_unknown_purpose(purpose: str) -> None:
 
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
-    from consentry.cli.wiring import count_partitions, load_settings, load_token_keys, open_catalog
+    from consentry.cli.connections import count_partitions, load_settings, load_token_keys, open_catalog
     from consentry.producer import ConsentProducer
     from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 

@@ -28,12 +28,12 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Say whether a member's data may be used for a purpose, and why; exit 2 where that cannot be told."""
-    from consentry.cli.wiring import load_settings, read_controls
+    from consentry.cli.connections import load_settings, read_controls
     from consentry.domain.controls import Controls
     from consentry.domain.explain import Asked, as_data, explain
     from consentry.domain.values import parse_member_id, parse_name
+    from consentry.forms.controls import parse_instant
     from consentry.ops.clock import system_clock
-    from consentry.wire.forms import parse_instant
     from consentry.wire.jurisdictions import iso_jurisdictions, name_of
 
     parse_member_id(member)
@@ -61,7 +61,7 @@ def run(
 def _row(jurisdiction: str | None, category: str | None, collected: str | None) -> Row | None:
     """The row asked about; None where nothing is said of one."""
     from consentry.domain.decisions import Row
-    from consentry.wire.forms import parse_instant
+    from consentry.forms.controls import parse_instant
 
     if jurisdiction is None and category is None and collected is None:
         return None
@@ -71,7 +71,7 @@ def _row(jurisdiction: str | None, category: str | None, collected: str | None) 
 
 def read_member(settings: Settings, member: str) -> Record | None:
     """The member's record, from the table. Raises Unavailable where the table cannot be trusted to be whole."""
-    from consentry.cli.wiring import count_partitions, open_table
+    from consentry.cli.connections import count_partitions, open_table
     from consentry.wire.partitions import partition_of
     from consentry.wire.records import read_record
 
@@ -151,7 +151,7 @@ def _print(member: str, explanation: Explanation) -> None:
 def _row_text(row: Row | None) -> str:
     """What was asked about beside the member."""
     from consentry.domain.explain import date_text
-    from consentry.domain.words import place_text
+    from consentry.domain.wording import place_text
     from consentry.wire.jurisdictions import name_of
 
     if row is None:

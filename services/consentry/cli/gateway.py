@@ -13,8 +13,8 @@ import typer
 from consentry.domain.errors import Refused, UnsafeSetting
 
 if TYPE_CHECKING:
-    from consentry.gateway.parts import Parts
-    from consentry.gateway.shelf import BundleShelf
+    from consentry.gateway.bundle_downloads import BundleShelf
+    from consentry.gateway.context import Parts
     from consentry.ops.settings import Settings
 
 
@@ -28,7 +28,7 @@ def run(
     ] = False,
 ) -> None:
     """Answer HTTP until SIGINT or SIGTERM. Refuses to start where nobody, or everybody from outside, could get in."""
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
     from consentry.ops.logs import set_up_logs
 
     settings = load_settings(gateway_host=host, gateway_port=port, gateway_dev=dev or None)
@@ -50,7 +50,7 @@ async def _serve(settings: Settings) -> None:
     import uvicorn
 
     from consentry.gateway.app import build_gateway
-    from consentry.gateway.heads import BoundedHeads
+    from consentry.gateway.http.head_limits import BoundedHeads
     from consentry.ops.collector import spare_the_collector
 
     log = structlog.get_logger(__name__)
@@ -110,21 +110,21 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
     from redis.asyncio.retry import Retry
     from redis.backoff import ExponentialBackoff
 
-    from consentry.cli.wiring import count_partitions, load_token_keys, open_catalog, open_table
-    from consentry.gateway.access.opening import open_authenticator
+    from consentry.cli.connections import count_partitions, load_token_keys, open_catalog, open_table
+    from consentry.gateway.access.setup import open_authenticator
+    from consentry.gateway.context import Parts
+    from consentry.gateway.http.limits import RateLimit
     from consentry.gateway.idempotency import RedisIdempotency
-    from consentry.gateway.limits import RateLimit
-    from consentry.gateway.parts import Parts
+    from consentry.gateway.kafka_submit import Submitter
     from consentry.gateway.proposals import RedisProposals
     from consentry.gateway.quarantine import QuarantineDesk
-    from consentry.gateway.reading import Reader
-    from consentry.gateway.submission import Submitter
+    from consentry.gateway.table_reader import Reader
+    from consentry.kafka.clients import log_identity
+    from consentry.kafka.controls_follower import ControlsView
+    from consentry.kafka.sender import Sender
     from consentry.ops.clock import system_clock
     from consentry.ops.metrics import Metrics
-    from consentry.wire.controls_view import ControlsView
-    from consentry.wire.kafka import log_identity
     from consentry.wire.schemas import MEMBER_EVENTS, topic_name
-    from consentry.wire.sending import Sender
 
     kafka, namespace = settings.kafka(), settings.namespace
     authenticator = open_authenticator(
@@ -194,9 +194,9 @@ def _shelf(settings: Settings) -> BundleShelf | None:
     """The store of bundles that are handed out, where one is named. Raises Refused, InvalidInput."""
     if not settings.bundle_store:
         return None
-    from consentry.gateway.shelf import BundleShelf
-    from consentry.wire.bundles import PublicKeys
-    from consentry.wire.bundles.serving import ServedStore
+    from consentry.bundles import PublicKeys
+    from consentry.bundles.downloads import ServedStore
+    from consentry.gateway.bundle_downloads import BundleShelf
 
     files = settings.bundle_public_keys()
     return BundleShelf(ServedStore(settings.bundle_store), believed=PublicKeys.read(*files) if files else None)
@@ -205,7 +205,7 @@ def _shelf(settings: Settings) -> BundleShelf | None:
 def access_settings(settings: Settings) -> Any:
     """What of the settings says who is let in."""
     from consentry.gateway.access.oidc import OidcSettings
-    from consentry.gateway.access.opening import AccessSettings
+    from consentry.gateway.access.setup import AccessSettings
 
     oidc = None
     if settings.oidc_issuer or settings.oidc_audience or settings.oidc_jwks_url:

@@ -36,7 +36,7 @@ def init(as_json: JsonOption = False) -> None:
 
     Also a first token key, where CONSENTRY_TOKEN_KEYS_FILE names a file. What is there is checked and left as it is.
     """
-    from consentry.cli.wiring import load_token_keys
+    from consentry.cli.connections import load_token_keys
     from consentry.gateway.access.key_file import load_pepper, make_pepper
     from consentry.ops.settings import Settings
     from consentry.wire.tokens import SECRET_BYTES_MIN
@@ -201,7 +201,7 @@ def _purposes(given: list[str], roles: list[Role]) -> frozenset[str] | None:
 
 def _end(expires: str, now: Micros) -> Micros | None:
     from consentry.domain.values import Micros
-    from consentry.wire.forms import parse_duration
+    from consentry.forms.controls import parse_duration
 
     if expires == NEVER:
         return None
@@ -217,7 +217,7 @@ def _end(expires: str, now: Micros) -> Micros | None:
 
 
 def _shown(key: ApiKey, now: Micros) -> dict[str, Any]:
-    from consentry.domain.words import moment_of
+    from consentry.domain.wording import moment_of
 
     def moment(instant: Micros | None) -> str | None:
         return None if instant is None else moment_of(instant).isoformat()
@@ -243,7 +243,7 @@ def _state(key: ApiKey, now: Micros) -> str:
 
 def _line(key: ApiKey, now: Micros) -> str:
     """One line a person can read: id, state, whose, what for, until when."""
-    from consentry.domain.words import date_text
+    from consentry.domain.wording import date_text
     from consentry.gateway.access.roles import Role
 
     parts = [key.id, f"{_state(key, now):7}", key.subject, "+".join(sorted(key.roles))]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run() -> None:
     """Run the processor until SIGINT or SIGTERM. Refuses unsafe settings of broker, topics and table by name."""
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
     from consentry.ops.logs import set_up_logs
 
     settings = load_settings()
@@ -37,13 +37,13 @@ def _run(settings: Settings) -> int:
 
     import structlog
 
-    from consentry.cli.wiring import open_catalog, open_table
+    from consentry.cli.connections import open_catalog, open_table
+    from consentry.kafka.controls_follower import MISUNDERSTANDINGS, ControlsView
     from consentry.ledger.agent import Ledger, add_ledger
     from consentry.ops.clock import system_clock
     from consentry.ops.metrics import Metrics
     from consentry.processor.safety import check_topics
     from consentry.processor.service import HotPathService, build_app, run_worker
-    from consentry.wire.controls_view import MISUNDERSTANDINGS, ControlsView
 
     kafka, namespace = settings.kafka(), settings.namespace
     partitions = check_topics(kafka, namespace=namespace, profile=settings.profile)
@@ -91,6 +91,7 @@ def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: 
 
     from confluent_kafka import Consumer
 
+    from consentry.kafka.clients import read_all, read_partition
     from consentry.ledger.obligations import KafkaObligations
     from consentry.ops.clock import system_clock
     from consentry.ops.failpoints import parse_failpoint
@@ -99,8 +100,7 @@ def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: 
     from consentry.processor.materialiser import Materialiser
     from consentry.processor.ownership import last_frontiers
     from consentry.processor.publisher import KafkaPublisher
-    from consentry.wire.controls import Frontier, readable_frontiers, write_frontier
-    from consentry.wire.kafka import read_all, read_partition
+    from consentry.wire.frontiers import Frontier, readable_frontiers, write_frontier
     from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
 
     kafka, namespace = settings.kafka(), settings.namespace

@@ -16,10 +16,10 @@ from consentry.domain.errors import ConsentryError, InvalidInput, Refused, Unava
 if TYPE_CHECKING:
     from consentry.domain.orders import PurgeOrder, Receipt
     from consentry.ops.settings import Settings
-    from consentry.trainer.judge import Judge
-    from consentry.trainer.purge.cover import Cover
-    from consentry.trainer.purge.outcome import Dataset, Plan, Progress, PurgeResult, Verified
-    from consentry.trainer.view import View
+    from consentry.trainer.deciding.decider import Judge
+    from consentry.trainer.deciding.snapshot import View
+    from consentry.trainer.purge.dataset import Dataset, Plan, Progress, PurgeResult, Verified
+    from consentry.trainer.purge.row_selector import Cover
 
 app = typer.Typer(
     name="purge", help="Delete from a data set what orders name, and look whether it is gone.", no_args_is_help=True
@@ -87,7 +87,7 @@ class _Known:
     def cover(self, exempt: Mapping[str, str]) -> Cover:
         """What rows go for: the orders that are not exempt, and the excluded."""
         from consentry.ops.clock import system_clock
-        from consentry.trainer.purge.cover import ExcludedCover, JointCover, OrdersCover
+        from consentry.trainer.purge.row_selector import ExcludedCover, JointCover, OrdersCover
 
         bound = [order for order in self.orders if order.order_id not in exempt]
         covers: list[Cover] = [OrdersCover(bound, self.view, system_clock())]
@@ -281,8 +281,8 @@ def _known(asked: _Asked, *, settled: bool) -> Iterator[_Known]:
     from consentry.domain.values import parse_name
     from consentry.ops.clock import system_clock
     from consentry.ops.logs import set_up_logs
-    from consentry.trainer.filter import Columns
-    from consentry.trainer.purge.opening import open_dataset
+    from consentry.trainer.deciding.decide_table import Columns
+    from consentry.trainer.purge.open_dataset import open_dataset
 
     set_up_logs(style="text", level="error")
     if asked.unknown not in ("keep", "purge"):
@@ -324,9 +324,9 @@ def _check_purpose(purpose: str | None, view: View) -> None:
 @contextmanager
 def _members(asked: _Asked, *, settled: bool) -> Iterator[tuple[Sequence[PurgeOrder], View, Judge]]:
     """The orders, and what tells where members live and who is excluded: a client, a bundle, or nothing."""
-    from consentry.trainer.judge import ViewJudge
+    from consentry.trainer.deciding.decider import ViewJudge
+    from consentry.trainer.deciding.snapshot import View
     from consentry.trainer.purge.orders_file import read_orders
-    from consentry.trainer.view import View
     from consentry.wire.jurisdictions import iso_jurisdictions
 
     if (asked.bundle is None) != (asked.bundle_key is None) or (asked.bundle is not None and asked.from_kafka):
@@ -353,9 +353,9 @@ def _members(asked: _Asked, *, settled: bool) -> Iterator[tuple[Sequence[PurgeOr
 
 
 def _bundle_judge(url: str, key_file: Path) -> Any:
+    from consentry.bundles import PublicKeys
     from consentry.ops.settings import Settings
     from consentry.trainer.bundled import bundle_judge
-    from consentry.wire.bundles import PublicKeys
 
     return bundle_judge(
         url,
@@ -370,10 +370,10 @@ def _following(
 ) -> Iterator[tuple[Sequence[PurgeOrder], View, Judge]]:
     import os
 
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
     from consentry.ops.clock import system_clock
     from consentry.trainer.client import Client
-    from consentry.trainer.judge import ViewJudge
+    from consentry.trainer.deciding.decider import ViewJudge
 
     settings = load_settings()
     with Client.connect(
@@ -397,10 +397,10 @@ def _following(
 
 def _all_orders(settings: Settings, chosen: Sequence[str]) -> list[PurgeOrder]:
     """The orders that are open, that are chosen, or that nothing can end: an erasure holds for what comes later too."""
-    from consentry.cli.wiring import open_catalog
+    from consentry.cli.connections import open_catalog
     from consentry.domain.orders import PurgeReason
-    from consentry.wire.controls import read_order
-    from consentry.wire.kafka import read_all
+    from consentry.kafka.clients import read_all
+    from consentry.wire.purge_orders import read_order
     from consentry.wire.schemas import PURGE_ORDERS, topic_name
 
     catalog = open_catalog(settings)
@@ -495,9 +495,9 @@ class _Answer:
 def _publish(receipts: Sequence[Receipt]) -> None:
     from confluent_kafka import Producer
 
-    from consentry.cli.wiring import load_settings, open_catalog
-    from consentry.wire.controls import write_receipt
-    from consentry.wire.kafka import producer_config, send
+    from consentry.cli.connections import load_settings, open_catalog
+    from consentry.kafka.clients import producer_config, send
+    from consentry.wire.purge_orders import write_receipt
     from consentry.wire.schemas import RECEIPTS, topic_name
 
     settings = load_settings()

@@ -16,8 +16,8 @@ from consentry.domain.errors import InvalidInput
 if TYPE_CHECKING:
     from consentry.domain.controls import PauseImposed
     from consentry.domain.values import Micros
-    from consentry.trainer.run.reaching import Reach
-    from consentry.trainer.view import View
+    from consentry.trainer.deciding.snapshot import View
+    from consentry.trainer.runs.reach import Reach
 
 
 def run(
@@ -31,7 +31,7 @@ def run(
     """Exit 0: nothing was read after it was excluded. 1: something was. 2: it cannot be told, as of a killed run."""
     from consentry.domain.values import parse_member_id
     from consentry.ops.clock import system_clock
-    from consentry.trainer.run.reaching import pauses_named, reach_of_member, reach_of_pause, runs_in
+    from consentry.trainer.runs.reach import pauses_named, reach_of_member, reach_of_pause, runs_in
 
     if (member is None) == (pause is None) or not runs:
         raise InvalidInput(
@@ -78,7 +78,7 @@ def _open_view(bundle: str | None, key: list[Path] | None) -> Iterator[View]:
         typer.echo(told, err=True)  # what is printed may be JSON
         yield view_of(opened)
         return
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
     from consentry.ops.logs import set_up_logs
     from consentry.trainer.client import Client
 

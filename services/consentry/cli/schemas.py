@@ -13,7 +13,7 @@ app = typer.Typer(name="schemas", help="Check, publish, register and describe th
 @app.command()
 def lint() -> None:
     """Check every rule: protective defaults, safe enums, and that what was published stays readable; exit 1 if not."""
-    from consentry.wire.evolution import check_package
+    from consentry.schema_gate.evolution import check_package
 
     findings = check_package()
     for finding in findings:
@@ -29,8 +29,8 @@ def publish(
     ] = None,
 ) -> None:
     """Freeze each changed schema as its next version, beside the earlier ones; refused if any rule is broken."""
-    from consentry.wire.evolution import publish as publish_in
-    from consentry.wire.package import package_root
+    from consentry.schema_gate.evolution import publish as publish_in
+    from consentry.schema_gate.published import package_root
 
     written = publish_in(package or Path(str(package_root())))
     for file in written:
@@ -42,9 +42,9 @@ def publish(
 @app.command()
 def register() -> None:
     """Register every schema for its topic, FULL_TRANSITIVE; producers and the processor never do this themselves."""
-    from consentry.cli.wiring import load_settings, open_registry
+    from consentry.cli.connections import load_settings, open_registry
+    from consentry.schema_gate.evolution import require_package
     from consentry.wire.catalog import register_all
-    from consentry.wire.evolution import require_package
 
     require_package()
     settings = load_settings()
@@ -59,8 +59,8 @@ def asyncapi(
     ] = None,
 ) -> None:
     """Print the AsyncAPI 3.0 document of topics and schemas."""
-    from consentry.cli.generated import print_or_check
-    from consentry.wire.asyncapi import asyncapi_text
+    from consentry.cli.golden_files import print_or_check
+    from consentry.schema_gate.asyncapi import asyncapi_text
 
     print_or_check(asyncapi_text(), check, command="consentry schemas asyncapi")
 
@@ -70,8 +70,8 @@ def openapi(
     check: Annotated[Path | None, typer.Option(help="Compare with this file instead; exit 1 if it is behind.")] = None,
 ) -> None:
     """Print the OpenAPI 3.1 document of the gateway."""
-    from consentry.cli.generated import print_or_check
+    from consentry.cli.golden_files import print_or_check
     from consentry.gateway.app import build_app
-    from consentry.gateway.openapi import openapi_text
+    from consentry.gateway.http.openapi import openapi_text
 
     print_or_check(openapi_text(build_app(None)), check, command="consentry schemas openapi")

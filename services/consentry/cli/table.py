@@ -24,10 +24,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 @app.command()
 def get(member: Annotated[str, typer.Argument(help="Pseudonym of the member.")], as_json: JsonOption = False) -> None:
     """Show a member's record as the table holds it; exit 1 where there is none."""
+    from consentry.cli.connections import load_settings
     from consentry.cli.explain import read_member
-    from consentry.cli.wiring import load_settings
     from consentry.domain.values import parse_member_id
-    from consentry.domain.words import moment_of
+    from consentry.domain.wording import moment_of
 
     record = read_member(load_settings(), parse_member_id(member))
     facts = [
@@ -57,7 +57,7 @@ def get(member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
 @app.command()
 def stats(as_json: JsonOption = False) -> None:
     """Show what each partition of the table holds, and how old it is."""
-    from consentry.cli.wiring import count_partitions, load_settings, open_table
+    from consentry.cli.connections import count_partitions, load_settings, open_table
     from consentry.ops.clock import system_clock
 
     settings = load_settings()
@@ -100,7 +100,7 @@ def verify(
 
     Events that are still on their way make a difference: it looks again for some seconds before it says so.
     """
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
 
     settings = load_settings()
     addresses = follower or []
@@ -129,8 +129,8 @@ def verify(
 
 
 def _digests(settings: Settings, followers: list[str]) -> dict[str, dict[int, str]]:
-    from consentry.cli.wiring import count_partitions, open_table
-    from consentry.wire.kafka import read_all
+    from consentry.cli.connections import count_partitions, open_table
+    from consentry.kafka.clients import read_all
     from consentry.wire.records import DIGEST_BITS, record_digest, version_of
     from consentry.wire.schemas import RECORDS, topic_name
 
@@ -174,7 +174,7 @@ def rebuild(
     timeout: Annotated[float, typer.Option(help="Seconds to wait until the table is whole again.")] = 300.0,
 ) -> None:
     """Build the table anew from the records topic. The running processor does it; answers are refused meanwhile."""
-    from consentry.cli.wiring import count_partitions, load_settings, open_table
+    from consentry.cli.connections import count_partitions, load_settings, open_table
     from consentry.ops.clock import system_clock
 
     settings = load_settings()

@@ -12,8 +12,8 @@ app = typer.Typer(
 @app.command()
 def diff() -> None:
     """Show what differs from the declaration; exit 1 if anything does, 2 if mending it would lose data."""
-    from consentry.cli.wiring import load_settings
-    from consentry.wire.topics import plan_topics
+    from consentry.cli.connections import load_settings
+    from consentry.kafka.topics import plan_topics
 
     settings = load_settings()
     plan = plan_topics(settings.kafka(), namespace=settings.namespace, profile=settings.profile)
@@ -27,8 +27,8 @@ def diff() -> None:
 @app.command()
 def apply() -> None:
     """Create and mend the topics. Refuses, before changing anything, where that would lose data or order."""
-    from consentry.cli.wiring import load_settings
-    from consentry.wire.topics import apply_topics, plan_topics
+    from consentry.cli.connections import load_settings
+    from consentry.kafka.topics import apply_topics, plan_topics
 
     settings = load_settings()
     plan = plan_topics(settings.kafka(), namespace=settings.namespace, profile=settings.profile)

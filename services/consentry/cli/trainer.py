@@ -24,7 +24,7 @@ def run(
 
     import structlog
 
-    from consentry.cli.wiring import load_settings, load_token_keys, open_catalog
+    from consentry.cli.connections import load_settings, load_token_keys, open_catalog
     from consentry.domain.errors import InvalidInput
     from consentry.domain.values import DATASET_PATTERN, parse_name
     from consentry.ops.clock import system_clock

@@ -15,10 +15,10 @@ from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-    from consentry.trainer.run.verifying import Report
-    from consentry.trainer.view import View
-    from consentry.wire.bundles import Bundle, PublicKeys
-    from consentry.wire.certificates import Certificate
+    from consentry.bundles import Bundle, PublicKeys
+    from consentry.trainer.deciding.snapshot import View
+    from consentry.trainer.runs.certificates import Certificate
+    from consentry.trainer.runs.verify import Report
 
 STATUS = ("holds", "violated", "cannot tell")
 _CANNOT_TELL = STATUS.index("cannot tell")
@@ -47,8 +47,8 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON; a list of several.")] = False,
 ) -> None:
     """Exit 0: the certificates hold. 1: one does not, or someone excluded was read. 2: it cannot be told of one."""
+    from consentry.bundles import PublicKeys
     from consentry.trainer.bundled import view_of
-    from consentry.wire.bundles import PublicKeys
 
     if reads is not None and len(certificates) > 1:
         raise InvalidInput(
@@ -95,10 +95,10 @@ def _verified(
     show_members: bool,
 ) -> tuple[Certificate, Report]:
     from consentry.domain.values import Micros
-    from consentry.trainer.run.reads import pieces
-    from consentry.trainer.run.store import CERTIFICATE_FILE, READS_FILE
-    from consentry.trainer.run.verifying import verify
-    from consentry.wire.certificates import read_certificate
+    from consentry.trainer.runs.certificates import read_certificate
+    from consentry.trainer.runs.read_log import pieces
+    from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
+    from consentry.trainer.runs.verify import verify
 
     place = named.rstrip("/")
     place = place if place.endswith(".json") else f"{place}/{CERTIFICATE_FILE}"
@@ -122,8 +122,8 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
 
     Only the bundler's own keys are believed: whoever signs certificates could else sign the bundle that acquits them.
     """
+    from consentry.bundles import BundleStore, PublicKeys, open_bundle
     from consentry.ops.clock import system_clock
-    from consentry.wire.bundles import BundleStore, PublicKeys, open_bundle
 
     if not keys:
         raise InvalidInput(
@@ -137,7 +137,7 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
 
 def _certificate_bytes(place: str) -> bytes:
     """The bytes of a certificate, no more than any has. Raises Unavailable where a run has none, InvalidInput."""
-    from consentry.wire.certificates import BYTES_MAX
+    from consentry.trainer.runs.certificates import BYTES_MAX
 
     try:
         with open_file(place) as file:
@@ -174,7 +174,7 @@ def _open_reads(named: str | None, beside: str) -> Iterator[pq.ParquetFile | Non
     """The reads that were named, or those beside the certificate where there are any."""
     import fsspec
 
-    from consentry.trainer.run.reads import open_reads
+    from consentry.trainer.runs.read_log import open_reads
 
     place = named or beside
     if named is None:

@@ -13,7 +13,7 @@ from consentry.domain.decisions import Decision, Ground, Row, Standing, judge, s
 from consentry.domain.events import CHOICE_FACTS, HOLD_FACTS, RELOCATION_FACTS, Fact, FactKind
 from consentry.domain.records import Record, next_choice, next_hold
 from consentry.domain.values import Micros, Reason
-from consentry.domain.words import NameOf, Words, date_text, moment_of
+from consentry.domain.wording import NameOf, Words, date_text, moment_of
 
 __all__ = ["Asked", "Explanation", "FactNote", "Link", "Role", "as_data", "date_text", "explain", "sentences"]
 

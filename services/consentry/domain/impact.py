@@ -25,7 +25,7 @@ from consentry.domain.events import FactKind
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.records import Record
 from consentry.domain.values import DAY_MICROS, Micros, Reason
-from consentry.domain.words import date_text
+from consentry.domain.wording import date_text
 
 ANY_PURPOSE: Final = "any purpose"
 """Stands for every purpose where no policy names one; it is no name that a purpose can have."""

@@ -11,12 +11,12 @@ from prometheus_client import Counter, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from consentry.gateway import answers, approvals, bundles, desk, events, quarantine_routes
-from consentry.gateway.fast_lane import ENDPOINTS, FastLane
-from consentry.gateway.limits import ConcurrencyLimit, WaitingLimit
-from consentry.gateway.openapi import describe
-from consentry.gateway.parts import Parts
-from consentry.gateway.problems import add_problem_handlers, unhandled
+from consentry.gateway.context import Parts
+from consentry.gateway.fast_path import ENDPOINTS, FastLane
+from consentry.gateway.http.limits import ConcurrencyLimit, WaitingLimit
+from consentry.gateway.http.openapi import describe
+from consentry.gateway.http.problems import add_problem_handlers, unhandled
+from consentry.gateway.routes import approvals, bundles, controls, decisions, events, quarantine
 from consentry.ops.metrics import Metrics
 
 CONCURRENCY: Final = 512
@@ -91,7 +91,7 @@ def build_app(parts: Parts | None) -> FastAPI:
     app.state.parts = parts
     app.state.waiting = WaitingLimit()
     add_problem_handlers(app)
-    for rooms in (events, answers, desk, approvals, quarantine_routes, bundles):
+    for rooms in (events, decisions, controls, approvals, quarantine, bundles):
         app.include_router(rooms.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_api_route("/openapi.json", _describe, include_in_schema=False)

@@ -24,18 +24,19 @@ from consentry.domain.events import (
 )
 from consentry.domain.records import Record
 from consentry.domain.values import Choice, Micros
-from consentry.domain.words import iso_text
-from consentry.gateway.models import Json
+from consentry.domain.wording import iso_text
+from consentry.gateway.http.models import Json
+from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import Proposal, both_persons
-from consentry.gateway.submission import Submitter
+from consentry.kafka.clients import read_all, read_partition
+from consentry.kafka.sender import Place
 from consentry.ops.http.problems import Problem
 from consentry.wire.catalog import Catalog
 from consentry.wire.events import admit, read_event
 from consentry.wire.headers import HEADERS_MAX
-from consentry.wire.kafka import Stored, read_all, read_partition
-from consentry.wire.quarantined import Entry, read_entry
+from consentry.wire.messages import Stored
+from consentry.wire.quarantine import Entry, read_entry
 from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, topic_name
-from consentry.wire.sending import Place
 
 LISTED_MAX: Final = 500
 _THREADS: Final = 2

@@ -22,13 +22,14 @@ from consentry.domain.controls import Controls
 from consentry.domain.errors import ConsentryError, UndecodableEvent
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros
+from consentry.kafka.clients import client_config, producer_config, read_all, send
 from consentry.ledger.book import Book
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
 from consentry.wire.catalog import Catalog
-from consentry.wire.controls import read_control_or_pause, read_order, read_receipt, write_order
+from consentry.wire.controls import read_control_or_pause
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.kafka import client_config, producer_config, read_all, send
+from consentry.wire.purge_orders import read_order, read_receipt, write_order
 from consentry.wire.schemas import CONTROLS, PURGE_ORDERS, RECEIPTS, topic_name
 
 ATTEMPTS_MAX: Final = 8

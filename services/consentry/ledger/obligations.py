@@ -11,10 +11,10 @@ from consentry.domain.events import Fact, FactKind
 from consentry.domain.orders import order_for_fact
 from consentry.domain.records import Record
 from consentry.domain.values import MemberId
+from consentry.kafka.clients import producer_config, send
+from consentry.kafka.controls_follower import ControlsView
 from consentry.wire.catalog import Catalog
-from consentry.wire.controls import write_order
-from consentry.wire.controls_view import ControlsView
-from consentry.wire.kafka import producer_config, send
+from consentry.wire.purge_orders import write_order
 from consentry.wire.schemas import PURGE_ORDERS, topic_name
 
 

@@ -13,10 +13,10 @@ from confluent_kafka.admin import AdminClient
 
 from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.values import Micros
+from consentry.kafka.clients import client_config, end_offsets, log_identity
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
-from consentry.wire.controls import Frontier
-from consentry.wire.kafka import client_config, end_offsets, log_identity
+from consentry.wire.frontiers import Frontier
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, RECORDS, topic_name
 
 INTERVAL_SECONDS: Final = 1.0

@@ -15,16 +15,19 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from consentry.domain.errors import Fenced, TableWentBack, Unavailable
+from consentry.kafka.clients import client_config, unavailable
+from consentry.kafka.headers import headers_of_all
 from consentry.ops.clock import Clock
 from consentry.ops.failpoints import Failpoint
 from consentry.ops.metrics import Metrics
+from consentry.processor.batches import Batch, Outcome, Owned, Round
 from consentry.processor.frontiers import Marks, Reached
-from consentry.processor.materialiser import Batch, Materialiser, Outcome, Owned, Round
+from consentry.processor.materialiser import Materialiser
 from consentry.processor.partitions import Partitions
 from consentry.table.protocol import ConsentTable
-from consentry.wire.controls import Frontier
-from consentry.wire.headers import Headers, headers_of_all
-from consentry.wire.kafka import Stored, client_config, unavailable
+from consentry.wire.frontiers import Frontier
+from consentry.wire.headers import Headers
+from consentry.wire.messages import Stored
 
 BATCH_EVENTS_MAX: Final = 5000
 _POLL_SECONDS: Final = 0.05

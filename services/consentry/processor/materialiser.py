@@ -7,25 +7,24 @@ what the table holds already is not folded again, but its members' records are p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 
-from consentry.domain.errors import Fenced, TableWentBack, UndecodableEvent
+from consentry.domain.errors import TableWentBack, UndecodableEvent
 from consentry.domain.events import EventUnreadable, FactKind, MemberEvent, event_tag
 from consentry.domain.records import fold_fact, reused_event_id
 from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros
 from consentry.ops.failpoints import Failpoint
+from consentry.processor.batches import Batch, Outcome, Owned, Round, Work
 from consentry.processor.ports import MemberChange, Obligations, Published, Publisher, Refusal
 from consentry.table.protocol import ConsentTable, Write
 from consentry.wire.catalog import Catalog
-from consentry.wire.columns import EventColumns, FastFact
+from consentry.wire.event_batches import EventColumns, FastFact
 from consentry.wire.events import admit, read_event
-from consentry.wire.headers import HEADERS_MAX, Headers, are_refused
+from consentry.wire.headers import HEADERS_MAX, are_refused
 from consentry.wire.partitions import partition_of, partitions_of
-from consentry.wire.quarantined import unreadable_event_id
+from consentry.wire.quarantine import unreadable_event_id
 from consentry.wire.records import (
     DamagedRecord,
     appended,
@@ -39,72 +38,6 @@ from consentry.wire.records import (
 MILLI_MICROS = 1000
 _NEVER = (1 << 63) - 1
 """Later than any append time: what has no fact is doubtful."""
-
-
-class Batch(NamedTuple):
-    """Consecutive messages of one partition, column by column; append times in milliseconds.
-
-    `headers` may be left out where no message has any.
-    """
-
-    partition: int
-    offsets: Sequence[int]
-    keys: Sequence[bytes | None]
-    values: Sequence[bytes | None]
-    appended_ms: Sequence[int]
-    headers: Sequence[Headers | None] = ()
-
-
-@dataclass(slots=True)
-class Owned:
-    """What a worker knows of a partition it owns: its epoch, and how far the table and the log have come."""
-
-    partition: int
-    epoch: int
-    generation: str
-    next_offset: int
-    acknowledged_offset: int
-    tainted: bool = False
-    read_offset: int = 0
-    """The end that was last read up to; everything below it was applied, or is no message."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a batch: events by outcome, what goes to quarantine, the table's refusal if any.
-
-    `clamped` events, told to be recorded later than the broker took them, are counted among the others too.
-    """
-
-    applied: int = 0
-    repeated: int = 0
-    replayed: int = 0
-    clamped: int = 0
-    refusals: list[Refusal] = field(default_factory=list)
-    refused: Fenced | TableWentBack | None = None
-
-
-class Work:
-    """The state of one partition's batch on its way."""
-
-    def __init__(self, owned: Owned, batch: Batch) -> None:
-        self.owned = owned
-        self.batch = batch
-        self.end = batch.offsets[-1] + 1
-        self.outcome = Outcome()
-        self.facts: list[FastFact | None] = []
-        self.current: dict[bytes, bytes | None] = {}
-        self.changed: dict[bytes, bytes] = {}
-        self.newest_ms: dict[bytes, int] = {}
-        self.changes: list[MemberChange] = []
-
-
-@dataclass(slots=True)
-class Round:
-    """Batches that went through the steps together, and how long each step took, in seconds."""
-
-    works: list[Work]
-    seconds: dict[str, float]
 
 
 class Materialiser:

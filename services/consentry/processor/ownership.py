@@ -15,12 +15,12 @@ from consentry.domain.errors import UnsafeSetting
 from consentry.domain.events import EventUnreadable
 from consentry.domain.records import fold
 from consentry.domain.values import MemberId
-from consentry.processor.materialiser import Owned
+from consentry.processor.batches import Owned
 from consentry.processor.ports import Published
 from consentry.table.protocol import Claim, ConsentTable
-from consentry.wire.controls import Frontier
 from consentry.wire.frames import FRAME_LENGTH
-from consentry.wire.kafka import Stored
+from consentry.wire.frontiers import Frontier
+from consentry.wire.messages import Stored
 from consentry.wire.records import DamagedRecord, came_from, check_sum, read_record, version_of, write_record
 
 REBUILD_BATCH: Final = 2000

@@ -10,16 +10,17 @@ import structlog
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from consentry.domain.errors import ConsentryError, Fenced, TableWentBack, Unavailable
+from consentry.kafka.clients import unavailable
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
+from consentry.processor.batches import Owned
 from consentry.processor.frontiers import Marks
-from consentry.processor.materialiser import Owned
 from consentry.processor.ownership import LogSpan, take_over
 from consentry.processor.ports import Published
 from consentry.table.protocol import ConsentTable
 from consentry.table.refusals import reason_of
-from consentry.wire.controls import Frontier
-from consentry.wire.kafka import Stored, unavailable
+from consentry.wire.frontiers import Frontier
+from consentry.wire.messages import Stored
 
 _REOPEN_SECONDS: Final = 1.0
 _LOG = structlog.get_logger(__name__)

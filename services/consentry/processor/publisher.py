@@ -8,10 +8,10 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consentry.domain.values import MEMBER_ID_BYTES_MAX
+from consentry.kafka.clients import producer_config, unavailable
 from consentry.processor.ports import Published, Refusal
 from consentry.wire.catalog import Catalog
 from consentry.wire.headers import kept_headers
-from consentry.wire.kafka import producer_config, unavailable
 from consentry.wire.schemas import QUARANTINE, RECORDS, schema, topic_name
 
 _SETTLE_SECONDS: Final = 35.0

@@ -8,9 +8,9 @@ from typing import Any
 from confluent_kafka.admin import AdminClient
 
 from consentry.domain.errors import UnsafeSetting
-from consentry.wire.kafka import client_config, partition_count
+from consentry.kafka.clients import client_config, partition_count
+from consentry.kafka.topics import topic_configs
 from consentry.wire.schemas import MEMBER_EVENTS, topic_name, topics
-from consentry.wire.topics import topic_configs
 
 _MUST_MATCH = ("cleanup.policy", "message.timestamp.type", "compression.type")
 

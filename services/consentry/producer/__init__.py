@@ -1,8 +1,8 @@
 """What a producing service embeds: consent changes sent by its own Kafka client, acknowledged, with a token."""
 
+from consentry.kafka.sender import QueueFull
 from consentry.producer.acceptance import Acceptance, EventUndelivered
 from consentry.producer.asynchronous import AsyncConsentProducer
 from consentry.producer.sync import ConsentProducer
-from consentry.wire.sending import QueueFull
 
 __all__ = ["Acceptance", "AsyncConsentProducer", "ConsentProducer", "EventUndelivered", "QueueFull"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from consentry.domain.events import SentEvent
 from consentry.domain.values import Micros
-from consentry.wire.sending import Undelivered
+from consentry.kafka.sender import Undelivered
 from consentry.wire.tokens import Token, TokenKeys, write_token
 
 

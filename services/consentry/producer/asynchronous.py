@@ -11,14 +11,14 @@ from typing import Any
 
 from consentry.domain.errors import Refused
 from consentry.domain.events import SentEvent
+from consentry.kafka.sender import CLOSE_SECONDS, QUEUE_MESSAGES
 from consentry.ops.clock import Clock, system_clock
 from consentry.producer.acceptance import Acceptance
 from consentry.producer.statements import Statements
 from consentry.producer.sync import DELIVERY_TIMEOUT_SECONDS, ConsentProducer, Slot
-from consentry.producer.tracing import traceparent_of
+from consentry.producer.trace_context import traceparent_of
 from consentry.wire.catalog import Catalog
 from consentry.wire.schemas import NAMESPACE
-from consentry.wire.sending import CLOSE_SECONDS, QUEUE_MESSAGES
 from consentry.wire.tokens import TokenKeys
 
 

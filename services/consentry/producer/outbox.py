@@ -13,13 +13,13 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.events import SentEvent
+from consentry.kafka.sender import Place, Sender
 from consentry.ops.clock import Clock, system_clock
 from consentry.producer.statements import Statements
 from consentry.producer.sync import DELIVERY_TIMEOUT_SECONDS, catalog_of
 from consentry.wire.catalog import Catalog
+from consentry.wire.event_writer import EventWriter
 from consentry.wire.schemas import MEMBER_EVENTS, NAMESPACE, topic_name
-from consentry.wire.sending import Place, Sender
-from consentry.wire.writing import EventWriter
 
 INSERT: Final = "INSERT INTO consent_outbox (id, aggregatetype, aggregateid, type, payload) VALUES (%s, %s, %s, %s, %s)"
 BATCH_ROWS: Final = 500

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 from consentry.domain.errors import InvalidInput
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros
+from consentry.forms.controls import micros
 from consentry.ops.clock import Clock
-from consentry.wire.forms import micros
 
 Answer = TypeVar("Answer")
 Instant = datetime | Micros

@@ -14,18 +14,18 @@ from confluent_kafka import KafkaError, Message
 from consentry.domain.errors import InvalidInput
 from consentry.domain.events import SentEvent
 from consentry.domain.values import Micros
+from consentry.kafka.clients import log_identity
+from consentry.kafka.schema_registry import HttpRegistry
+from consentry.kafka.sender import CLOSE_SECONDS, QUEUE_MESSAGES, Note, QueueFull, Sender, Undelivered
 from consentry.ops.clock import Clock, system_clock
 from consentry.producer.acceptance import Acceptance, EventUndelivered, Signer
 from consentry.producer.statements import Statements
-from consentry.producer.tracing import traceparent_of
+from consentry.producer.trace_context import traceparent_of
 from consentry.wire.catalog import Catalog, load_catalog
-from consentry.wire.envelopes import event_headers
-from consentry.wire.kafka import log_identity
-from consentry.wire.registry import HttpRegistry
+from consentry.wire.cloudevents import event_headers
+from consentry.wire.event_writer import EventWriter
 from consentry.wire.schemas import MEMBER_EVENTS, NAMESPACE, topic_name
-from consentry.wire.sending import CLOSE_SECONDS, QUEUE_MESSAGES, Note, QueueFull, Sender, Undelivered
 from consentry.wire.tokens import TokenKeys
-from consentry.wire.writing import EventWriter
 
 IN_FLIGHT_MAX: Final = 20_000
 """How many events send_all sends ahead of the oldest unacknowledged one."""

@@ -1,6 +1,6 @@
 """What a training system embeds: follow what members and regulators decided, exclude, purge, prove."""
 
 from consentry.trainer.client import Client
-from consentry.trainer.filter import Columns, Verdict
+from consentry.trainer.deciding.decide_table import Columns, Verdict
 
 __all__ = ["Client", "Columns", "Verdict"]

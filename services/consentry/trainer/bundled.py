@@ -10,16 +10,16 @@ from typing import Final
 
 import pyarrow as pa
 
+from consentry.bundles import Bundle, BundleRefused, PublicKeys, open_bundle
+from consentry.bundles.http_store import open_store
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
-from consentry.trainer.judge import ViewJudge
-from consentry.trainer.view import View
-from consentry.wire.bundles import Bundle, BundleRefused, PublicKeys, open_bundle
-from consentry.wire.bundles.http_store import open_store
+from consentry.record_index import Segment, SegmentWriter
+from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.snapshot import View
 from consentry.wire.catalog import Catalog
 from consentry.wire.controls import read_control_or_pause
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.record_store import Segment, SegmentWriter
 from consentry.wire.schemas import NAMESPACE
 
 _TRIES: Final = 3

@@ -17,35 +17,30 @@ import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from consentry.bundles import PublicKeys, StoredControl
 from consentry.domain.decisions import Decision, Row
 from consentry.domain.errors import InvalidInput, Refused, Unavailable, UndecodableEvent
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros, Reason, parse_member_id
+from consentry.kafka.clients import client_config, end_offsets, follower_config, log_identity, partition_count, stored
+from consentry.kafka.schema_registry import HttpRegistry
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
 from consentry.trainer.bundled import newest_view
-from consentry.trainer.filter import Columns, Verdict, columns_of, decide_table
+from consentry.trainer.deciding.decide_table import Columns, Verdict, columns_of, decide_table
+from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.filters.dispatch import filter_any
 from consentry.trainer.hooks import Hooks
-from consentry.trainer.integrations.dispatch import filter_any
-from consentry.trainer.run import TrainingRun
-from consentry.trainer.shared import SharedView, ViewWriter
-from consentry.trainer.view import View
-from consentry.wire.bundles import PublicKeys, StoredControl
+from consentry.trainer.runs import TrainingRun
+from consentry.trainer.sharing import SharedView, ViewWriter
 from consentry.wire.catalog import Catalog, load_catalog
-from consentry.wire.controls import read_control_or_pause, read_frontier, read_order
+from consentry.wire.controls import read_control_or_pause
 from consentry.wire.freshness import FOREVER
+from consentry.wire.frontiers import read_frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.kafka import (
-    Stored,
-    client_config,
-    end_offsets,
-    follower_config,
-    log_identity,
-    partition_count,
-    stored,
-)
+from consentry.wire.messages import Stored
+from consentry.wire.purge_orders import read_order
 from consentry.wire.records import newest_fact, version_of
-from consentry.wire.registry import HttpRegistry
 from consentry.wire.schemas import CONTROLS, FRONTIERS, NAMESPACE, PURGE_ORDERS, RECORDS, topic_name
 from consentry.wire.tokens import TokenKeys, read_token, write_token
 

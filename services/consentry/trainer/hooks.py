@@ -26,7 +26,7 @@ from consentry.domain.orders import PurgeOrder
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, MemberId, Micros, Reason, parse_name
 from consentry.ops.clock import Clock
-from consentry.trainer.view import View
+from consentry.trainer.deciding.snapshot import View
 from consentry.wire.freshness import FOREVER
 from consentry.wire.records import DamagedRecord, read_record
 

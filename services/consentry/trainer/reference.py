@@ -17,15 +17,15 @@ from confluent_kafka import Producer
 
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.orders import PurgeOrder, Receipt, Result
+from consentry.kafka.clients import producer_config, send
 from consentry.ops.clock import Clock
 from consentry.trainer.client import Client
-from consentry.trainer.filter import REASONS, conventional_columns
+from consentry.trainer.deciding.decide_table import REASONS, conventional_columns
 from consentry.trainer.purge import PurgeResult, dataset_files, purge, read_dataset
-from consentry.trainer.purge.outcome import DatasetChanged
+from consentry.trainer.purge.dataset import DatasetChanged
 from consentry.trainer.purge.receipts import receipt
 from consentry.wire.catalog import Catalog
-from consentry.wire.controls import write_receipt
-from consentry.wire.kafka import producer_config, send
+from consentry.wire.purge_orders import write_receipt
 from consentry.wire.schemas import RECEIPTS, topic_name
 
 _TICK_SECONDS: Final = 0.1

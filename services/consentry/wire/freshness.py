@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from consentry.domain.values import Micros
-from consentry.wire.controls import Frontier
+from consentry.wire.frontiers import Frontier
 from consentry.wire.schemas import CONTROLS, RECORDS
 from consentry.wire.tokens import Token
 

@@ -23,9 +23,9 @@ from consentry.domain.decisions import Row
 from consentry.domain.events import EventUnreadable, MemberEvent, MemberReleased
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, AgeBand, Choice, MemberId, Micros, Reason
-from consentry.trainer.filter import REASONS, Columns, conventional_columns, decide_table
-from consentry.trainer.judge import ViewJudge
-from consentry.trainer.view import View
+from consentry.trainer.deciding.decide_table import REASONS, Columns, conventional_columns, decide_table
+from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.snapshot import View
 from consentry.wire.frames import frame
 from consentry.wire.freshness import FOREVER
 from consentry.wire.jurisdictions import iso_jurisdictions

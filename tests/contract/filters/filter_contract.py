@@ -14,9 +14,9 @@ from tests.contract.filters.corpus import Corpus, Ids
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.filter import Columns
-from consentry.trainer.integrations.dispatch import filter_any
-from consentry.trainer.judge import ViewJudge
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.filters.dispatch import filter_any
 
 
 @cache

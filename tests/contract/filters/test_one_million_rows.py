@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 from tests.contract.filters import corpus
 
 from consentry.domain.values import Reason
-from consentry.trainer.integrations.dispatch import filter_any
+from consentry.trainer.filters.dispatch import filter_any
 
 
 def test_a_million_rows_come_out_of_every_filter_alike() -> None:

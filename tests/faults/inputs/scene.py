@@ -12,9 +12,10 @@ from tests.faults.inputs.attacks import TAINTED, Attack
 from tests.faults.inputs.counting import CountingRegistry
 from tests.stack import World, allowed, lives_in, member_of, reason, wait_for
 
+from consentry.kafka.clients import end_offsets, follower_config, producer_config
+from consentry.kafka.headers import headers_of
 from consentry.wire.frames import FRAME_LENGTH
-from consentry.wire.headers import Header, Headers, headers_of
-from consentry.wire.kafka import end_offsets, follower_config, producer_config
+from consentry.wire.headers import Header, Headers
 from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, schema
 
 OURS: Final = ("orig.topic", "orig.partition", "orig.offset", "orig.timestamp", "error_class", "app_version")

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 from tests.stack import World, allowed, lives_in, wait_for
 
-from consentry.wire.kafka import end_offsets
+from consentry.kafka.clients import end_offsets
 from consentry.wire.schemas import MEMBER_EVENTS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]

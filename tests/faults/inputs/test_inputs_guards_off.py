@@ -28,10 +28,12 @@ from consentry.domain.events import Fact, SentEvent
 from consentry.domain.records import fold, fold_fact
 from consentry.domain.values import Choice, Micros
 from consentry.processor import materialiser
-from consentry.processor.materialiser import Batch, Materialiser, Outcome, Owned
+from consentry.processor.batches import Batch, Outcome, Owned
+from consentry.processor.materialiser import Materialiser
 from consentry.processor.ports import InMemoryPublisher, NoObligations
 from consentry.table.memory import InMemoryTable
-from consentry.wire import columns, controls, events
+from consentry.wire import controls, events
+from consentry.wire import event_batches as columns
 from consentry.wire.catalog import Catalog, InMemoryRegistry, load_catalog, register_all
 from consentry.wire.events import write_event
 from consentry.wire.frames import FRAME_LENGTH, frame

@@ -29,9 +29,9 @@ from tests.stack import (
 from consentry.domain.controls import OptIns
 from consentry.domain.events import MemberReleased
 from consentry.domain.values import Choice, MemberId
+from consentry.kafka.clients import send
 from consentry.local.stack import LocalStack
 from consentry.wire.events import write_event
-from consentry.wire.kafka import send
 from consentry.wire.partitions import partition_of
 from consentry.wire.schemas import CONTROLS
 

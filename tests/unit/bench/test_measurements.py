@@ -14,7 +14,7 @@ from bench.throughput import summary as throughput_summary
 
 from consentry.domain.events import ConsentChanged, event_tag
 from consentry.wire.catalog import Catalog, InMemoryRegistry, load_catalog, register_all
-from consentry.wire.columns import EventColumns
+from consentry.wire.event_batches import EventColumns
 from consentry.wire.records import appended, first_record
 
 START = 1_700_000_000_000_000

@@ -39,8 +39,8 @@ from bench.world import (
 
 from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
 from consentry.domain.values import Reason
-from consentry.trainer.filter import REASONS, Verdict
-from consentry.trainer.view import View
+from consentry.trainer.deciding.decide_table import REASONS, Verdict
+from consentry.trainer.deciding.snapshot import View
 
 
 @pytest.fixture(scope="module")

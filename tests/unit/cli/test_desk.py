@@ -15,10 +15,10 @@ from consentry.cli.controls.desk import (
     warn_of_voided_opt_ins,
 )
 from consentry.cli.controls.dry_run import count_table
+from consentry.domain.control_checks import is_published, objection_to_lift, objection_to_pause, objection_to_policy
 from consentry.domain.controls import Control, Controls, OptIns, PauseLifted, Reach
 from consentry.domain.errors import InvalidInput
 from consentry.domain.impact import Census
-from consentry.domain.objections import is_published, objection_to_lift, objection_to_pause, objection_to_policy
 from consentry.table.memory import InMemoryTable
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import write_record

@@ -215,7 +215,7 @@ class TestTheGateway:
 
     def test_waiting_is_told_long_before_the_queue_is_full(self) -> None:
         """A bound above the queue's own would never be passed, and the first sign would be refused opt-outs."""
-        from consentry.wire.sending import QUEUE_MESSAGES
+        from consentry.kafka.sender import QUEUE_MESSAGES
 
         bound = int(by_name()["ConsentryGatewayWaiting"]["expr"].rpartition(">")[2])
 

@@ -34,7 +34,7 @@ from consentry.domain.decisions import NOBODY, Decision, Limit, Row, decide, sta
 from consentry.domain.events import Fact, MemberEvent
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, Reason
-from consentry.wire.forms import parse_instant
+from consentry.forms.controls import parse_instant
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 EVERYWHERE = Controls(WORLD).after(policy(900, terms("*"), on=0))

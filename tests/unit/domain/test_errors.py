@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 
+from consentry.bundles import BundleRefused
 from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable, UndecodableEvent
-from consentry.wire.bundles import BundleRefused
 from consentry.wire.records import DamagedRecord
 
 

@@ -22,7 +22,7 @@ from consentry.domain.decisions import Row, decide
 from consentry.domain.events import MemberEvent
 from consentry.domain.explain import Asked, as_data, explain, sentences
 from consentry.domain.values import DAY_MICROS, Choice, Micros
-from consentry.domain.words import duration_text
+from consentry.domain.wording import duration_text
 
 HOME = moved("HK", 1, on=1)
 ZEROS = "00000000-0000-0000-0000-"

@@ -9,11 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.strategies import PURPOSE, chose, day, folded, lift, moved, pause, policy, terms
 
+from consentry.domain.control_checks import objection_to_lift
 from consentry.domain.controls import Control, Controls, Minors, Regime, Terms
 from consentry.domain.decisions import Row, decide
 from consentry.domain.impact import named, openings, openings_digest
 from consentry.domain.jurisdictions import Jurisdictions, Membership
-from consentry.domain.objections import objection_to_lift
 from consentry.domain.values import DAY_MICROS, AgeBand, Choice, Micros
 from consentry.wire.jurisdictions import iso_jurisdictions
 

@@ -23,8 +23,8 @@ from consentry.domain.controls import PauseImposed
 from consentry.domain.orders import PurgeOrder, PurgeReason, order_for_fact
 from consentry.domain.records import fold
 from consentry.domain.scenarios import Entry, Scenario, answers, history, open_orders
+from consentry.forms.scenarios import parse_scenario
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.scenarios import parse_scenario
 
 WORLD = iso_jurisdictions()
 

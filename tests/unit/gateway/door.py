@@ -18,23 +18,23 @@ from consentry.domain.values import Micros
 from consentry.gateway.access import Authenticator
 from consentry.gateway.access.dev import DevWayIn
 from consentry.gateway.app import build_gateway
+from consentry.gateway.context import Parts
+from consentry.gateway.http.limits import RateLimit
 from consentry.gateway.idempotency import IdempotencyStore, InMemoryIdempotency
-from consentry.gateway.limits import RateLimit
-from consentry.gateway.parts import Parts
+from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import InMemoryProposals, ProposalStore
 from consentry.gateway.quarantine import QuarantineDesk
-from consentry.gateway.reading import Reader
-from consentry.gateway.submission import Submitter
+from consentry.gateway.table_reader import Reader
+from consentry.kafka.controls_follower import ControlsView
+from consentry.kafka.sender import Delivered, Headers, Place, QueueFull, Sender, Undelivered
 from consentry.ops.metrics import Metrics
 from consentry.table.memory import InMemoryTable
 from consentry.wire.controls import read_control
-from consentry.wire.controls_view import ControlsView
 from consentry.wire.events import read_event
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import read_record, write_record
 from consentry.wire.schemas import CONTROLS, topic_name
-from consentry.wire.sending import Delivered, Headers, Place, QueueFull, Sender, Undelivered
 from consentry.wire.tokens import TokenKeys
 
 START: Final = Micros(1_750_000_000_000_000)

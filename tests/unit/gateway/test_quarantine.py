@@ -14,8 +14,8 @@ from consentry.domain.events import SentEvent
 from consentry.domain.values import Choice
 from consentry.gateway.quarantine import described, overtaken
 from consentry.wire.events import write_event
-from consentry.wire.kafka import Stored
-from consentry.wire.quarantined import Entry
+from consentry.wire.messages import Stored
+from consentry.wire.quarantine import Entry
 
 OPT_IN: Final = chose(Choice.OPT_IN, 1, on=1, observed=0)
 GARBAGE: Final = b"\0\0\0\0\1garbage"

@@ -14,14 +14,14 @@ from consentry.domain.errors import Unavailable
 from consentry.domain.events import EventUnreadable
 from consentry.domain.records import Record, fold
 from consentry.domain.values import DAY_MICROS, MemberId, Micros
-from consentry.domain.words import iso_text
-from consentry.gateway import reading
+from consentry.domain.wording import iso_text
+from consentry.gateway import table_reader as reading
 from consentry.gateway.idempotency import IN_FLIGHT_SECONDS, Attempt, InMemoryIdempotency
 from consentry.gateway.proposals import LOCK_SECONDS, InMemoryProposals, Proposal
 from consentry.gateway.quarantine import QuarantineDesk
-from consentry.wire.kafka import DELIVERY_TIMEOUT_MS
+from consentry.kafka.clients import DELIVERY_TIMEOUT_MS
 from consentry.wire.partitions import partition_of
-from consentry.wire.quarantined import Entry, unreadable_event_id
+from consentry.wire.quarantine import Entry, unreadable_event_id
 from consentry.wire.records import write_record
 
 PAUSE = {"pause": "hk-2024", "jurisdictions": ["HK"], "purposes": [PURPOSE]}

@@ -12,14 +12,15 @@ from consentry.domain.errors import Fenced, TableWentBack, Unavailable
 from consentry.domain.events import FactKind, SentEvent
 from consentry.domain.values import Choice, Micros
 from consentry.ops.metrics import Metrics
+from consentry.processor.batches import Round
 from consentry.processor.frontiers import Mark, Marks, Reached
 from consentry.processor.hotpath import HotPath
-from consentry.processor.materialiser import Materialiser, Round
+from consentry.processor.materialiser import Materialiser
 from consentry.processor.ports import InMemoryPublisher, NoObligations
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import Write
 from consentry.wire.events import write_event
-from consentry.wire.kafka import Stored
+from consentry.wire.messages import Stored
 from consentry.wire.records import read_record
 
 CATALOG = new_catalog()

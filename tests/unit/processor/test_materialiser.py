@@ -25,14 +25,15 @@ from consentry.domain.events import (
 from consentry.domain.records import Record, fold
 from consentry.domain.values import Choice, MemberId, Micros
 from consentry.ops.failpoints import NAMES
-from consentry.processor.materialiser import Batch, Materialiser, Outcome, Owned
+from consentry.processor.batches import Batch, Outcome, Owned
+from consentry.processor.materialiser import Materialiser
 from consentry.processor.ownership import LogSpan, Takeover, take_over
 from consentry.processor.ports import InMemoryPublisher, MemberChange, NoObligations, Published
 from consentry.table.memory import InMemoryTable
-from consentry.wire.controls import Frontier
 from consentry.wire.events import admit, read_event, write_event
+from consentry.wire.frontiers import Frontier
 from consentry.wire.headers import Headers
-from consentry.wire.kafka import Stored
+from consentry.wire.messages import Stored
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import DamagedRecord, newest_fact, read_record, record_digest, version_of
 

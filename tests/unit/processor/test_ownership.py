@@ -14,9 +14,9 @@ from consentry.domain.values import Choice, Micros
 from consentry.processor.ownership import LogSpan, Publish, Takeover, last_frontiers, take_over
 from consentry.processor.ports import Published
 from consentry.table.memory import InMemoryTable
-from consentry.wire.controls import Frontier
 from consentry.wire.frames import frame
-from consentry.wire.kafka import Stored
+from consentry.wire.frontiers import Frontier
+from consentry.wire.messages import Stored
 from consentry.wire.records import read_record, version_of, write_record
 
 FRAME = frame(1)

@@ -13,11 +13,11 @@ from tests.strategies import new_catalog
 from consentry.domain.errors import InvalidInput
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
 from consentry.domain.values import AgeBand, Choice, Micros
+from consentry.kafka.sender import Undelivered
 from consentry.producer.acceptance import Acceptance, EventUndelivered, Signer
 from consentry.producer.outbox import Outbox, _waves
 from consentry.producer.statements import Statements
 from consentry.wire.events import read_event
-from consentry.wire.sending import Undelivered
 from consentry.wire.tokens import TokenKeys, read_token
 
 NOW = Micros(1_760_000_000_000_000)

@@ -6,7 +6,7 @@ import pytest
 from tests.strategies import policy, terms
 
 from consentry.domain.controls import Controls
-from consentry.trainer.view import View
+from consentry.trainer.deciding.snapshot import View
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 PARTITIONS = 4

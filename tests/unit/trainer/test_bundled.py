@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.wire.bundles.world import NOW, History, Log, populated, published
+from tests.unit.bundles.world import NOW, History, Log, populated, published
 
-from consentry.trainer import bundled
-from consentry.trainer.view import View
-from consentry.wire.bundles import (
+from consentry.bundles import (
     BundleRefused,
     BundleState,
     BundleStore,
@@ -23,8 +21,10 @@ from consentry.wire.bundles import (
     open_bundle,
     why_no_delta,
 )
-from consentry.wire.bundles import writing as bundle_writing
-from consentry.wire.record_store import writing
+from consentry.bundles import writer as bundle_writing
+from consentry.record_index import segment_writer as writing
+from consentry.trainer import bundled
+from consentry.trainer.deciding.snapshot import View
 
 KEY = SigningKey.generate()
 KEYS = PublicKeys([KEY.public])
@@ -32,7 +32,7 @@ THREADS = """
 import os, sys
 from pathlib import Path
 from consentry.trainer.bundled import view_of
-from consentry.wire.bundles import BundleStore, PublicKeys, open_bundle, restore
+from consentry.bundles import BundleStore, PublicKeys, open_bundle, restore
 
 place = Path(sys.argv[1])
 keys, now = PublicKeys.read(place / "key.pub"), int(sys.argv[2])

@@ -34,10 +34,10 @@ from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.events import MemberEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros, Reason
+from consentry.trainer.deciding.snapshot import View
 from consentry.trainer.hooks import MEMBERS_MAX, Cause, Differences, Exclusion, Hooks, State
-from consentry.trainer.view import View
-from consentry.wire.controls import Frontier
 from consentry.wire.frames import frame
+from consentry.wire.frontiers import Frontier
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import write_record
 

@@ -28,22 +28,11 @@ from consentry.domain.decisions import Row, decide
 from consentry.domain.errors import InvalidInput, UndecodableEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason, Receipt, Result
 from consentry.domain.values import Micros, Reason
-from consentry.wire.controls import (
-    Frontier,
-    control_key,
-    read_control,
-    read_control_or_pause,
-    read_frontier,
-    read_order,
-    read_receipt,
-    readable_frontiers,
-    write_control,
-    write_frontier,
-    write_order,
-    write_receipt,
-)
+from consentry.wire.controls import control_key, read_control, read_control_or_pause, write_control
 from consentry.wire.frames import FRAME_LENGTH
-from consentry.wire.kafka import Stored
+from consentry.wire.frontiers import Frontier, read_frontier, readable_frontiers, write_frontier
+from consentry.wire.messages import Stored
+from consentry.wire.purge_orders import read_order, read_receipt, write_order, write_receipt
 from consentry.wire.schemas import schema
 
 CATALOG = new_catalog()

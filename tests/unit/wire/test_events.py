@@ -17,7 +17,7 @@ from consentry.domain.errors import UndecodableEvent
 from consentry.domain.events import ConsentChanged, MemberErased, MemberReleased, MemberRelocated, SentEvent
 from consentry.domain.values import Choice, Micros
 from consentry.wire.catalog import Catalog, InMemoryRegistry
-from consentry.wire.columns import EventColumns
+from consentry.wire.event_batches import EventColumns
 from consentry.wire.events import (
     EVENT_BYTES_MAX,
     INSTANT_MAX,

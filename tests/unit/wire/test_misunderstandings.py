@@ -6,8 +6,8 @@ import pytest
 from tests.strategies import WORLD, day, lift, new_catalog, pause, policy, terms
 
 from consentry.domain.controls import Control
+from consentry.kafka.controls_follower import misunderstanding
 from consentry.wire.controls import read_control_or_pause
-from consentry.wire.controls_view import misunderstanding
 from consentry.wire.jurisdictions import iso_jurisdictions, name_of
 
 UNREADABLE = read_control_or_pause(b"?", offset=7, appended_at=day(3), catalog=new_catalog())

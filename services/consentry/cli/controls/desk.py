@@ -13,8 +13,8 @@ import typer
 from consentry.domain.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
+    from consentry.domain.control_checks import Objection
     from consentry.domain.controls import Control, PauseLifted, Scope
-    from consentry.domain.objections import Objection
     from consentry.ops.settings import Settings
 
 INT_MAX = (1 << 31) - 1
@@ -62,7 +62,7 @@ def refuse_both_ways(context: typer.Context) -> None:
 
 def refuse(objection: Objection, form: Form | None) -> NoReturn:
     """Raise InvalidInput for an objection, naming file and line where the control stands in a file."""
-    from consentry.wire.yaml_text import line_of
+    from consentry.forms.yaml import line_of
 
     if form is None:
         message = f"{objection.problem[0].upper()}{objection.problem[1:]}."
@@ -104,7 +104,7 @@ def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
 
 def open_settings() -> Settings:
     """The settings of the command. Who has a gateway needs no addresses beside it."""
-    from consentry.cli.wiring import load_settings
+    from consentry.cli.connections import load_settings
     from consentry.ops.settings import Settings
 
     given = Settings.parse()
@@ -113,7 +113,7 @@ def open_settings() -> Settings:
 
 def read_log(settings: Settings) -> list[Control]:
     """Every control so far."""
-    from consentry.cli.wiring import read_controls
+    from consentry.cli.connections import read_controls
 
     return read_controls(settings)
 
@@ -171,9 +171,9 @@ def send_control(control: Control, settings: Settings, *, as_json: bool = False)
     """Send a control, wait until it is durable, and say where it stands. Raises Refused or Unavailable."""
     from confluent_kafka import Producer
 
-    from consentry.cli.wiring import count_partitions, open_catalog
+    from consentry.cli.connections import count_partitions, open_catalog
+    from consentry.kafka.clients import producer_config, send
     from consentry.wire.controls import control_key, write_control
-    from consentry.wire.kafka import producer_config, send
     from consentry.wire.schemas import CONTROLS, topic_name
 
     count_partitions(settings)

@@ -104,8 +104,8 @@ def count_members(settings: Settings, censuses: Sequence[Census]) -> _Walk:
 
     Raises Unavailable, naming the partition, where the table is stale, tainted, not built, or rebuilt meanwhile.
     """
+    from consentry.cli.connections import count_partitions, open_table
     from consentry.cli.explain import check_partition
-    from consentry.cli.wiring import count_partitions, open_table
 
     partitions = count_partitions(settings)
     with open_table(settings, partitions) as table:

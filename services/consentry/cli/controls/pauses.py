@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from consentry.cli.connections import recorded_and_effective
 from consentry.cli.controls.desk import (
     INT_MAX,
     DryRunOption,
@@ -24,9 +25,8 @@ from consentry.cli.controls.desk import (
     warn_of_unknown_purposes,
     warn_of_voided_opt_ins,
 )
-from consentry.cli.wiring import recorded_and_effective
+from consentry.domain.control_checks import objection_to_lift, objection_to_pause
 from consentry.domain.controls import OptIns, PauseBasis, Reach
-from consentry.domain.objections import objection_to_lift, objection_to_pause
 
 if TYPE_CHECKING:
     from consentry.domain.controls import Controls, PauseImposed, PauseLifted
@@ -78,7 +78,7 @@ def impose(
     """Stop a use for a scope, however many members it covers. Binds at once."""
     from consentry.domain.controls import PauseImposed
     from consentry.domain.values import parse_name
-    from consentry.wire.forms import parse_scope
+    from consentry.forms.controls import parse_scope
 
     if file is not None:
         refuse_both_ways(context)
@@ -109,9 +109,9 @@ def impose(
 
 def _pause_in(form: Form) -> _Draft:
     """The pause in a file. Raises InvalidInput naming file, line and field."""
+    from consentry.forms.controls import parse_pause
+    from consentry.forms.yaml import read_form
     from consentry.ops.clock import system_clock
-    from consentry.wire.forms import parse_pause
-    from consentry.wire.yaml_text import read_form
 
     now = system_clock()
 
@@ -140,7 +140,7 @@ def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
 
 def _pause_form(draft: _Draft) -> dict[str, Any]:
     """The pause as the gateway takes it."""
-    from consentry.domain.words import moment_of
+    from consentry.domain.wording import moment_of
 
     pause, scope = draft.control, draft.control.scope
     found: dict[str, Any] = {
@@ -171,7 +171,7 @@ def lift(
     from consentry.cli.controls.report import show_impact
     from consentry.domain.controls import PauseLifted
     from consentry.domain.values import parse_name
-    from consentry.domain.words import moment_of
+    from consentry.domain.wording import moment_of
 
     if file is not None:
         refuse_both_ways(context)
@@ -208,9 +208,9 @@ def lift(
 
 def _lift_in(form: Form) -> _LiftDraft:
     """The lift in a file. Raises InvalidInput naming file, line and field."""
+    from consentry.forms.controls import parse_lift
+    from consentry.forms.yaml import read_form
     from consentry.ops.clock import system_clock
-    from consentry.wire.forms import parse_lift
-    from consentry.wire.yaml_text import read_form
 
     now = system_clock()
 
@@ -242,7 +242,7 @@ def list_pauses(as_json: JsonOption = False) -> None:
 def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[str, Any]:
     """A pause as plain values, with the lift that ended it."""
     from consentry.domain.controls import PauseLifted
-    from consentry.domain.words import moment_of
+    from consentry.domain.wording import moment_of
 
     lift = next(
         (

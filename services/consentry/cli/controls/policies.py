@@ -35,10 +35,10 @@ def publish(
 ) -> None:
     """Publish a policy version: it binds from its effective time."""
     from consentry.cli.controls.report import show_impact
-    from consentry.domain.objections import is_published, objection_to_policy
+    from consentry.domain.control_checks import is_published, objection_to_policy
+    from consentry.forms.controls import parse_policy_file
+    from consentry.forms.yaml import read_form
     from consentry.ops.clock import system_clock
-    from consentry.wire.forms import parse_policy_file
-    from consentry.wire.yaml_text import read_form
 
     form = read_file(file)
     policy = parse_policy_file(
@@ -65,7 +65,7 @@ def publish(
 def list_policies(as_json: JsonOption = False) -> None:
     """Show every policy version, and where its terms bind now."""
     from consentry.domain.controls import Controls
-    from consentry.domain.words import date_text
+    from consentry.domain.wording import date_text
     from consentry.ops.clock import system_clock
     from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -98,7 +98,7 @@ def _binding_lines(policy: PolicyPublished, controls: Controls, now: Micros) -> 
 
 def _policy_data(policy: PolicyPublished, controls: Controls, now: Micros) -> dict[str, Any]:
     from consentry.domain.impact import in_force
-    from consentry.domain.words import moment_of
+    from consentry.domain.wording import moment_of
 
     return {
         "version": policy.version,

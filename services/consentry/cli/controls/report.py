@@ -42,7 +42,7 @@ def _wrapped(line: str, width: int) -> str:
 def _lines(report: Report) -> Iterator[str]:
     """The report as a person reads it."""
     from consentry.domain.controls import PauseImposed
-    from consentry.domain.words import date_text
+    from consentry.domain.wording import date_text
 
     first, *later = report.impacts
     yield f"DRY RUN, nothing is sent: {_control_text(report)}"
@@ -72,7 +72,7 @@ def _control_text(report: Report) -> str:
     """The control in one line."""
     from consentry.domain.controls import PauseImposed, PauseLifted
     from consentry.domain.impact import named, scope_of
-    from consentry.domain.words import date_text
+    from consentry.domain.wording import date_text
 
     control = report.control
     effective = f"effective {date_text(control.effective_at)}"
@@ -94,7 +94,7 @@ def _control_text(report: Report) -> str:
 
 def _covered_lines(report: Report) -> Iterator[str]:
     """Whom the control speaks of."""
-    from consentry.domain.words import place_text
+    from consentry.domain.wording import place_text
     from consentry.wire.jurisdictions import name_of
 
     first = report.impacts[0]
@@ -135,7 +135,7 @@ def _terms_lines(report: Report) -> Iterator[str]:
     """What a policy changes in the terms, and whether that opens use."""
     from consentry.domain.controls import PolicyPublished
     from consentry.domain.impact import named
-    from consentry.domain.words import terms_summary
+    from consentry.domain.wording import terms_summary
 
     if not isinstance(report.control, PolicyPublished):
         return
@@ -154,7 +154,7 @@ def _terms_lines(report: Report) -> Iterator[str]:
 
 def _dataset_lines(report: Report) -> Iterator[str]:
     """Which data sets are concerned, and which of them would owe a receipt."""
-    from consentry.domain.words import date_text
+    from consentry.domain.wording import date_text
 
     named = ", ".join(f"{dataset} ({subscriber})" for subscriber, dataset in report.datasets)
     if not named:
@@ -244,7 +244,7 @@ def _impact_data(impact: Impact) -> dict[str, Any]:
 
 
 def _terms_data(change: TermsChange) -> dict[str, Any]:
-    from consentry.domain.words import terms_summary
+    from consentry.domain.wording import terms_summary
 
     return {
         "purpose": change.purpose,
@@ -274,6 +274,6 @@ def _one_terms_data(terms: Any) -> Mapping[str, Any] | None:
 
 
 def _iso(instant: Micros) -> str:
-    from consentry.domain.words import moment_of
+    from consentry.domain.wording import moment_of
 
     return moment_of(instant).isoformat()

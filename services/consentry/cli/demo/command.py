@@ -15,10 +15,10 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 
-from consentry.cli.surroundings import surroundings
+from consentry.cli.playground import surroundings
 
 if TYPE_CHECKING:
-    from consentry.cli.demo.performance import Performance
+    from consentry.cli.demo.run import Performance
 
 EXIT_WRONG = 1
 
@@ -42,7 +42,7 @@ def run(
     started = monotonic()
     with ExitStack() as stack:
         settings, work = stack.enter_context(surroundings(directory, console, prefix="demo"))
-        from consentry.cli.demo.performance import Performance
+        from consentry.cli.demo.run import Performance
 
         performance = stack.enter_context(Performance(settings, work, members=members, console=console))
         result = performance.play() | {"seconds": round(monotonic() - started, 1)}

@@ -144,7 +144,7 @@ def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _read(path: Path) -> Read:
-    from consentry.wire.scenarios import read_scenario
+    from consentry.forms.scenarios import read_scenario
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -168,8 +168,8 @@ def _by_rules(read: Sequence[Read]) -> Iterator[Outcome]:
 
 
 def _on_the_stack(read: Sequence[Read], console: Console, directory: Path, jobs: int) -> Iterator[Outcome]:
+    from consentry.cli.playground import surroundings
     from consentry.cli.scenario.stack import clean_up, play
-    from consentry.cli.surroundings import surroundings
     from consentry.ops.logs import set_up_logs
 
     set_up_logs(style="text", level="error")
@@ -215,7 +215,7 @@ def _timed(
 
 
 def _show(console: Console, one: Read, failures: Sequence[Failure], seconds: float) -> None:
-    from consentry.wire.yaml_text import line_of
+    from consentry.forms.yaml import line_of
 
     count = _counted(len(one.scenario.expect), "expectation")
     took = f", {seconds:.1f} s" if seconds >= 0.1 else ""
@@ -230,7 +230,7 @@ def _show(console: Console, one: Read, failures: Sequence[Failure], seconds: flo
 
 
 def _print_json(read: Sequence[Read], failed: Sequence[tuple[Read, Failure]], errors: Sequence[str]) -> None:
-    from consentry.wire.yaml_text import line_of
+    from consentry.forms.yaml import line_of
 
     result: dict[str, Any] = {
         "scenarios": len(read),

@@ -12,9 +12,9 @@ import redis
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from consentry.cli.crew import Crew
+from consentry.cli.connections import open_catalog, open_registry, read_controls
 from consentry.cli.explain import read_member
-from consentry.cli.wiring import open_catalog, open_registry, read_controls
+from consentry.cli.process_group import Crew
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Decision, decide
 from consentry.domain.errors import Refused, Unavailable
@@ -23,16 +23,17 @@ from consentry.domain.explain import date_text
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.scenarios import Expectation, Failure, Scenario, failed_answers, failed_orders, history
 from consentry.domain.values import Micros, Reason
+from consentry.kafka.clients import client_config, producer_config, read_all, send
+from consentry.kafka.topics import apply_topics, plan_topics
 from consentry.ops.clock import system_clock
 from consentry.ops.settings import Settings
 from consentry.trainer.client import Client
 from consentry.wire.catalog import Catalog, register_all
-from consentry.wire.controls import control_key, read_order, write_control
+from consentry.wire.controls import control_key, write_control
 from consentry.wire.events import write_event
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.kafka import client_config, producer_config, read_all, send
+from consentry.wire.purge_orders import read_order
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, PURGE_ORDERS, topic_name, topics
-from consentry.wire.topics import apply_topics, plan_topics
 
 PROFILE = "rehearsal"
 SUBSCRIBER = "scenario"

@@ -9,8 +9,8 @@ from consentry.gateway.access.authenticator import (
 )
 from consentry.gateway.access.errors import Forbidden, Unauthenticated
 from consentry.gateway.access.oidc import OidcSettings
-from consentry.gateway.access.opening import AccessSettings, open_authenticator
 from consentry.gateway.access.roles import PERMISSIONS, Permission, Principal, Role
+from consentry.gateway.access.setup import AccessSettings, open_authenticator
 
 __all__ = [
     "CHALLENGE",

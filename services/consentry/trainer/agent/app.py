@@ -38,9 +38,9 @@ from consentry.trainer.agent.bodies import (
 from consentry.trainer.agent.models import CheckIn, CheckOut, DecideIn, DecisionOut, MaskIn, MaskOut, ProblemOut
 from consentry.trainer.agent.problems import fault
 from consentry.trainer.agent.service import WAIT_SECONDS_MAX, Agent, Paths, lakefs_paths
-from consentry.trainer.check import Batches, Check, Outcome, Report
-from consentry.trainer.data_files import Asked, as_instant, read_as, read_batches, read_parquet
-from consentry.trainer.filter import REASONS, Verdict
+from consentry.trainer.checking.check import Batches, Check, Outcome, Report
+from consentry.trainer.checking.data_files import Asked, as_instant, read_as, read_batches, read_parquet
+from consentry.trainer.deciding.decide_table import REASONS, Verdict
 from consentry.wire.jurisdictions import name_of
 
 _FILES_MAX: Final = 1_000

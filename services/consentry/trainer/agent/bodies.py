@@ -14,8 +14,8 @@ from fastapi import Request
 from consentry.domain.errors import InvalidInput
 from consentry.ops.http.bodies import parse_json, read_body_of
 from consentry.ops.http.problems import Problem
-from consentry.trainer.data_files import Asked, table_of, wanted
-from consentry.trainer.filter import Columns
+from consentry.trainer.checking.data_files import Asked, table_of, wanted
+from consentry.trainer.deciding.decide_table import Columns
 
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024
 ROWS_MAX: Final = 1_000_000

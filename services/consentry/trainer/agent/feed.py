@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from consentry.domain.controls import Control, PauseImposed, PauseLifted
 from consentry.domain.orders import PurgeOrder
-from consentry.domain.words import iso_text
+from consentry.domain.wording import iso_text
 from consentry.trainer.hooks import Cause, Exclusion
 
 EVENTS_MAX: Final = 10_000

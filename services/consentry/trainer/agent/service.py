@@ -16,8 +16,8 @@ from consentry.domain.decisions import Decision, Row
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.ops.http.problems import Problem
 from consentry.trainer.agent.feed import Feed
-from consentry.trainer.data_files import DataFile, find_files
-from consentry.trainer.filter import Columns, Verdict
+from consentry.trainer.checking.data_files import DataFile, find_files
+from consentry.trainer.deciding.decide_table import Columns, Verdict
 from consentry.trainer.hooks import Hooks
 
 QUESTION_SECONDS: Final = 30.0

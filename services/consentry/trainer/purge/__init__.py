@@ -10,12 +10,12 @@ from pathlib import Path
 
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros
-from consentry.trainer.filter import Columns
-from consentry.trainer.purge.cover import OrdersCover
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.purge.dataset import PurgeResult
 from consentry.trainer.purge.files import dataset_files, dataset_version, read_dataset, read_file
-from consentry.trainer.purge.outcome import PurgeResult
 from consentry.trainer.purge.parquet import ParquetDirectory
-from consentry.trainer.view import View
+from consentry.trainer.purge.row_selector import OrdersCover
 
 __all__ = ["PurgeResult", "dataset_files", "dataset_version", "purge", "read_dataset", "read_file"]
 

@@ -19,13 +19,13 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import Clock
-from consentry.trainer.filter import Columns, columns_of
-from consentry.trainer.purge.cover import Cover
+from consentry.trainer.deciding.decide_table import Columns, columns_of
+from consentry.trainer.purge.file_worker import Done, look
 from consentry.trainer.purge.files import folder_values
 from consentry.trainer.purge.journal import Total
 from consentry.trainer.purge.rewrite import check_same, rewrite
+from consentry.trainer.purge.row_selector import Cover
 from consentry.trainer.purge.versions import Conflict, Unopened, VersionedTable
-from consentry.trainer.purge.work import Done, look
 
 _ROWS: Final = "consentry.purge.rows"
 _BEFORE: Final = "consentry.purge.before"

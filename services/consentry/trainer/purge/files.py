@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.filter import Columns, columns_of
+from consentry.trainer.deciding.decide_table import Columns, columns_of
 
 _NULL_FOLDER: Final = "__HIVE_DEFAULT_PARTITION__"
 _ROWS_AT_ONCE: Final = 1 << 20

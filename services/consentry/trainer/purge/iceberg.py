@@ -20,11 +20,11 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot
 
 from consentry.domain.errors import InvalidInput, Refused
-from consentry.trainer.filter import Columns, columns_of
-from consentry.trainer.purge.cover import Cover
+from consentry.trainer.deciding.decide_table import Columns, columns_of
+from consentry.trainer.purge.file_worker import Done
 from consentry.trainer.purge.journal import Total
+from consentry.trainer.purge.row_selector import Cover
 from consentry.trainer.purge.versions import Conflict, VersionedTable
-from consentry.trainer.purge.work import Done
 
 _PREFIX: Final = "consentry.purge."
 """Properties of the table: the rows removed by order key, and the version before the first of them."""

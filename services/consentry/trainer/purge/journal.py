@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.trainer.purge.files import Fingerprint
-from consentry.trainer.purge.swap import is_content, put_back, sync_file, sync_folders
+from consentry.trainer.purge.replace_files import is_content, put_back, sync_file, sync_folders
 
 FOLDER: Final = ".consentry-purge"
 _LINES: Final = "journal.jsonl"

@@ -11,7 +11,7 @@ from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Micros, parse_member_id
-from consentry.wire.forms import parse_instant
+from consentry.forms.controls import parse_instant
 
 _FIELDS: Final = frozenset(
     {"order_id", "because", "recorded_at", "due_at", "member", "pause", "jurisdictions", "purposes", "categories"}

@@ -8,8 +8,9 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from consentry.domain.errors import InvalidInput, Refused
-from consentry.trainer.filter import Columns
-from consentry.trainer.purge.cover import Cover, merged
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.purge.dataset import DatasetChanged, FilePlan, Plan, Progress, PurgeResult, Verified, no_progress
+from consentry.trainer.purge.file_worker import Done, Run, Task, Worker, run_here
 from consentry.trainer.purge.files import (
     Fingerprint,
     dataset_files,
@@ -19,9 +20,8 @@ from consentry.trainer.purge.files import (
     version_of_listing,
 )
 from consentry.trainer.purge.journal import Journal, Staged, Total, leftovers, order_key
-from consentry.trainer.purge.outcome import DatasetChanged, FilePlan, Plan, Progress, PurgeResult, Verified, no_progress
-from consentry.trainer.purge.swap import swap, sync_folders
-from consentry.trainer.purge.work import Done, Run, Task, Worker, run_here
+from consentry.trainer.purge.replace_files import swap, sync_folders
+from consentry.trainer.purge.row_selector import Cover, merged
 
 
 class ParquetDirectory:

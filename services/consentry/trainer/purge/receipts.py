@@ -8,8 +8,8 @@ from typing import Any, Final
 from consentry.domain.errors import ConsentryError
 from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.domain.values import Micros
-from consentry.domain.words import iso_text
-from consentry.trainer.purge.outcome import PurgeResult
+from consentry.domain.wording import iso_text
+from consentry.trainer.purge.dataset import PurgeResult
 
 KEPT_BY_OLD_VERSIONS: Final = "older versions of the table keep the rows until they are vacuumed"
 

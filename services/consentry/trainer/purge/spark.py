@@ -12,10 +12,10 @@ from pyspark.sql import SparkSession
 
 from consentry.domain import errors
 from consentry.domain.errors import ConsentryError, Refused
-from consentry.trainer.filter import Columns
-from consentry.trainer.purge.outcome import DatasetChanged
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.purge.dataset import DatasetChanged
+from consentry.trainer.purge.file_worker import Done, Run, Task, Worker, as_fields, from_fields
 from consentry.trainer.purge.parquet import ParquetDirectory
-from consentry.trainer.purge.work import Done, Run, Task, Worker, as_fields, from_fields
 
 _TASKS_MAX: Final = 1000
 _FILES_AT_ONCE: Final = 1000

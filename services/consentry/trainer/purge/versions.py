@@ -9,10 +9,10 @@ from typing import Final, Protocol
 import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.purge.cover import Cover, merged
+from consentry.trainer.purge.dataset import DatasetChanged, FilePlan, Plan, Progress, PurgeResult, Verified, no_progress
+from consentry.trainer.purge.file_worker import Done
 from consentry.trainer.purge.journal import Total, order_key
-from consentry.trainer.purge.outcome import DatasetChanged, FilePlan, Plan, Progress, PurgeResult, Verified, no_progress
-from consentry.trainer.purge.work import Done
+from consentry.trainer.purge.row_selector import Cover, merged
 
 _ATTEMPTS_MAX: Final = 10
 

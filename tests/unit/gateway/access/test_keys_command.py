@@ -15,8 +15,8 @@ from consentry.domain.errors import ConsentryError
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.key_file import FileKeyStore, load_pepper
 from consentry.gateway.access.keys import KeysWayIn
-from consentry.gateway.access.opening import AccessSettings, open_authenticator
 from consentry.gateway.access.roles import Principal, Role
+from consentry.gateway.access.setup import AccessSettings, open_authenticator
 from consentry.ops.clock import system_clock
 from consentry.wire.tokens import TokenKeys
 

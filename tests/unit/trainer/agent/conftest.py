@@ -22,11 +22,11 @@ from consentry.domain.errors import Unavailable
 from consentry.domain.events import MemberEvent
 from consentry.domain.values import Choice, parse_member_id
 from consentry.ops.metrics import Metrics
+from consentry.trainer.agent.server import Listen, Server, make_server, serve
 from consentry.trainer.agent.service import Agent
-from consentry.trainer.agent.serving import Listen, Server, make_server, serve
-from consentry.trainer.filter import Columns, Verdict, conventional_columns, decide_table
+from consentry.trainer.deciding.decide_table import Columns, Verdict, conventional_columns, decide_table
+from consentry.trainer.deciding.snapshot import View
 from consentry.trainer.hooks import Hooks
-from consentry.trainer.view import View
 from consentry.wire.frames import frame
 from consentry.wire.freshness import FOREVER
 from consentry.wire.partitions import partition_of

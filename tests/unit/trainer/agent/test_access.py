@@ -15,10 +15,10 @@ from tests.strategies import PURPOSE
 
 from consentry.domain.errors import InvalidInput, Refused, UnsafeSetting
 from consentry.ops.http.problems import Problem
-from consentry.trainer.agent import serving
+from consentry.trainer.agent import server as serving
 from consentry.trainer.agent.guard import is_loopback, read_tokens
+from consentry.trainer.agent.server import Listen
 from consentry.trainer.agent.service import Work
-from consentry.trainer.agent.serving import Listen
 
 TOKEN = "correct-horse-battery-staple"  # noqa: S105 - of this test alone
 STATUS = "/v1/status"
@@ -247,7 +247,7 @@ def test_nothing_of_the_gateway_or_a_server_is_loaded_with_the_client() -> None:
     import sys
 
     code = (
-        "import sys, consentry.trainer.client, consentry.trainer.check\n"
+        "import sys, consentry.trainer.client, consentry.trainer.checking.check\n"
         "print([name for name in ('fastapi', 'uvicorn', 'starlette', 'redis') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -13,7 +13,7 @@ from tests.strategies import PURPOSE, chose, day, erased, lift, moved, pause, po
 from consentry.domain.controls import OptIns, Scope
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Choice, MemberId, Micros
-from consentry.domain.words import iso_text
+from consentry.domain.wording import iso_text
 from consentry.trainer.agent.feed import Feed
 from consentry.trainer.hooks import Cause, Exclusion
 

@@ -17,13 +17,13 @@ from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Choice, MemberId
-from consentry.trainer.filter import Columns
-from consentry.trainer.judge import ViewJudge
-from consentry.trainer.purge.cover import Cover, Covered, ExcludedCover, JointCover, OrdersCover
-from consentry.trainer.purge.outcome import Dataset, DatasetChanged
-from consentry.trainer.view import View
-from consentry.wire.controls import Frontier
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.purge.dataset import Dataset, DatasetChanged
+from consentry.trainer.purge.row_selector import Cover, Covered, ExcludedCover, JointCover, OrdersCover
 from consentry.wire.frames import frame
+from consentry.wire.frontiers import Frontier
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import write_record
 

@@ -18,14 +18,15 @@ from tests.strategies import day
 from tests.unit.trainer.purge.dataset_contract import FIRST, SECOND, OnFirstLook, erasure, many, of_scope, rows
 
 from consentry.domain.errors import InvalidInput, Unavailable
-from consentry.trainer.purge import journal, parquet, swap
-from consentry.trainer.purge.cover import OrdersCover
+from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.purge import journal, parquet
+from consentry.trainer.purge import replace_files as swap
+from consentry.trainer.purge.dataset import DatasetChanged, PurgeResult
+from consentry.trainer.purge.file_worker import run_here
 from consentry.trainer.purge.files import dataset_files, fingerprint, read_dataset
 from consentry.trainer.purge.journal import Journal, Staged, order_key
-from consentry.trainer.purge.outcome import DatasetChanged, PurgeResult
 from consentry.trainer.purge.parquet import ParquetDirectory
-from consentry.trainer.purge.work import run_here
-from consentry.trainer.view import View
+from consentry.trainer.purge.row_selector import OrdersCover
 
 
 @pytest.fixture

@@ -17,16 +17,17 @@ from tests.unit.trainer.purge.dataset_contract import FIRST, SECOND, OnFirstLook
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import system_clock
+from consentry.trainer.deciding.snapshot import View
 from consentry.trainer.purge import delta as delta_module
-from consentry.trainer.purge import opening, versions
-from consentry.trainer.purge.cover import OrdersCover
+from consentry.trainer.purge import open_dataset as opening
+from consentry.trainer.purge import versions
+from consentry.trainer.purge.dataset import DatasetChanged
 from consentry.trainer.purge.delta import delta_table
 from consentry.trainer.purge.iceberg import iceberg_table
-from consentry.trainer.purge.opening import open_dataset
-from consentry.trainer.purge.outcome import DatasetChanged
+from consentry.trainer.purge.open_dataset import open_dataset
 from consentry.trainer.purge.parquet import ParquetDirectory
+from consentry.trainer.purge.row_selector import OrdersCover
 from consentry.trainer.purge.versions import VersionedTable
-from consentry.trainer.view import View
 
 
 @pytest.fixture

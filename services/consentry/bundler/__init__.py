@@ -1,0 +1,1 @@
+"""The bundler: builds signed bundles of all records, and repairs records that went back."""

@@ -1,0 +1,327 @@
+"""Write a bundle: its files, then its manifest, then the signature; `publish` makes it the newest one, last of all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from consentry.bundles.keys import SigningKey
+from consentry.bundles.manifest import (
+    DELTAS_MAX,
+    MANIFEST_BYTES_MAX,
+    MANIFEST_NAME,
+    POINTER_NAME,
+    SIGNATURE_BYTES_MAX,
+    SIGNATURE_NAME,
+    BundleFile,
+    Manifest,
+    PartitionSummary,
+    Pointer,
+    Role,
+    manifest_bytes,
+    pointer_bytes,
+    signature_bytes,
+)
+from consentry.bundles.public_columns import Told, told
+from consentry.bundles.roaring import integer_of, write_set
+from consentry.bundles.state import BundleState, StoredControl
+from consentry.bundles.store import BundleStore, NotThere
+from consentry.domain.errors import Refused
+from consentry.domain.values import Micros
+from consentry.record_index import in_hash_order
+from consentry.wire.catalog import Catalog
+from consentry.wire.partitions import partitions_of
+from consentry.wire.records import version_of
+from consentry.wire.schemas import CONTROLS, RECORDS, topics
+
+FILE_ROWS: Final = 1_000_000
+GROUP_ROWS: Final = 250_000
+_COMPRESSION_LEVEL: Final = 3
+_OWN_COLUMNS: Final = (
+    ("partition", pa.int32()),
+    ("member_id", pa.string()),
+    ("version", pa.int64()),
+    ("record", pa.binary()),
+    ("damaged", pa.bool_()),
+)
+"""What a reader rebuilds its view from; the columns behind these are for people."""
+_TOLD_COLUMNS: Final = (
+    ("jurisdiction", pa.string()),
+    ("age_band", pa.string()),
+    ("erased", pa.bool_()),
+    ("held", pa.bool_()),
+)
+_CONTROL_COLUMNS: Final = (("offset", pa.int64()), ("appended_at", pa.int64()), ("value", pa.binary()))
+
+
+def write_bundle(
+    store: BundleStore,
+    state: BundleState,
+    *,
+    key: SigningKey,
+    namespace: str,
+    sequence: int,
+    created_at: Micros,
+    parent: Manifest | None = None,
+    file_rows: int = FILE_ROWS,
+) -> Manifest:
+    """Write a bundle of what the state holds: a delta on `parent` where one is given, else a snapshot.
+
+    A delta has what changed since `state.mark()`, which has to have been called when the state was `parent`: by this
+    function, or by `restore`. `sequence` is one more than that of the newest bundle in the store. Nobody sees the
+    bundle before `publish`. Afterwards `state.changed` counts from this bundle. Needs the extra `bundler`.
+    Raises Unavailable; Refused where `why_no_delta` says something.
+    """
+    reason = "" if parent is None else why_no_delta(parent, state)
+    if reason:
+        raise Refused(f"No delta can be written: {reason}.", code="bundle.no_delta", fix="write a snapshot")
+    kind = "snapshot" if parent is None else "delta"
+    bundle = _Writer(store, f"{sequence:010d}-{kind}-{secrets.token_hex(8)}", state)
+    changed = state.changed if parent is not None else None
+    members = state.members() if changed is None else changed
+    bundle.write_records(members, file_rows=file_rows, is_delta=parent is not None)
+    start = 0 if parent is None else parent.controls_offset
+    bundle.write_controls([one for one in state.stored_controls if one.offset >= start])
+    manifest = Manifest(
+        bundle_id=bundle.bundle_id,
+        kind="snapshot" if parent is None else "delta",
+        sequence=sequence,
+        deltas=0 if parent is None else parent.deltas + 1,
+        parent=None if parent is None else parent.as_parent(),
+        created_at=created_at,
+        namespace=namespace,
+        logs=dict(state.logs),
+        partitions=_summaries(state),
+        controls_offset=state.position(CONTROLS, 0),
+        controls_count=len(state.stored_controls),
+        newest_policy=state.newest_policy,
+        purposes=state.purposes,
+        schema_ids=_schema_ids(state.catalog),
+        files=tuple(bundle.files),
+    )
+    manifest = bundle.write_manifest(manifest, key)
+    state.mark()
+    return manifest
+
+
+def publish(store: BundleStore, manifest: Manifest, *, key: SigningKey) -> None:
+    """Make a written bundle the newest one, in one write. Raises Unavailable."""
+    pointer = Pointer(
+        namespace=manifest.namespace,
+        bundle_id=manifest.bundle_id,
+        sequence=manifest.sequence,
+        manifest_sha256=manifest.sha256,
+        created_at=manifest.created_at,
+    )
+    store.write(POINTER_NAME, content=pointer_bytes(pointer, key))
+
+
+def why_no_delta(parent: Manifest, state: BundleState) -> str:
+    """Why what changed since `parent` cannot be said by a delta, so that a snapshot is due; empty where it can."""
+    went_back = [one for one in parent.partitions if state.records_offset(one.partition) < one.records_offset]
+    objections = (
+        (state.changed is None, "it is not known what changed since a bundle was written or read"),
+        (parent.deltas >= DELTAS_MAX, f"there are {parent.deltas} deltas on one snapshot already"),
+        (
+            dict(parent.logs) != state.logs or len(parent.partitions) != state.partitions,
+            "the topics are not those of the parent",
+        ),
+        (
+            parent.purposes != state.purposes,
+            "the controls name other purposes, for which every member has a column",
+        ),
+        (
+            parent.tainted != frozenset(state.freshness.tainted),
+            "another partition is tainted, or one no longer is, and that bears on all of its members",
+        ),
+        (
+            bool(went_back) or state.position(CONTROLS, 0) < parent.controls_offset,
+            "less was read than the parent holds",
+        ),
+    )
+    return next((text for objects, text in objections if objects), "")
+
+
+def prune(store: BundleStore, *, newest: Manifest, keep: int) -> list[str]:
+    """Delete what the `keep` (1 or more) newest snapshots and everything since do not need; the ids, oldest first.
+
+    Bundles that were begun and never finished go with them. Nothing of a higher sequence than `newest` is touched: it
+    is being written. Raises Unavailable.
+    """
+    assert keep >= 1
+    found = [one for one in store.bundle_ids() if _sequence_of(one) <= newest.sequence]
+    least = newest.sequence - newest.deltas
+    snapshots = [one for one in reversed(found) if "-snapshot-" in one and _sequence_of(one) < least]
+    for bundle_id in snapshots:
+        if keep == 1:
+            break
+        if _is_finished(store, bundle_id):
+            least, keep = _sequence_of(bundle_id), keep - 1
+    gone = [one for one in found if _sequence_of(one) < least]
+    for bundle_id in gone:
+        store.remove(bundle_id)
+    return gone
+
+
+def _is_finished(store: BundleStore, bundle_id: str) -> bool:
+    try:
+        return bool(store.read(bundle_id, SIGNATURE_NAME, bytes_max=SIGNATURE_BYTES_MAX))
+    except NotThere:
+        return False
+
+
+def _sequence_of(bundle_id: str) -> int:
+    return int(bundle_id.split("-", 1)[0])
+
+
+class _Writer:
+    """Writes the files of one bundle and remembers what it wrote."""
+
+    def __init__(self, store: BundleStore, bundle_id: str, state: BundleState) -> None:
+        self.bundle_id = bundle_id
+        self.files: list[BundleFile] = []
+        self._store = store
+        self._state = state
+
+    def write_records(self, members: Sequence[bytes], *, file_rows: int, is_delta: bool) -> None:
+        """The rows of these members, in the order of their hashes, and the sets of those with integer ids."""
+        purposes = self._state.purposes
+        excluded: list[list[int]] = [[] for _ in purposes]
+        included: list[list[int]] = [[] for _ in purposes]
+        for number, (partitions, ids) in enumerate(_parts(members, self._state.partitions, file_rows)):
+            rows = self._told(partitions, ids)
+            content = _parquet(self._table(partitions, ids, rows))
+            self._write(f"records-{number:05d}.parquet", "records", content, len(ids))
+            integers = [
+                (value, row) for value, row in zip(map(integer_of, ids), rows, strict=True) if value is not None
+            ]
+            for place in range(len(purposes)):
+                excluded[place] += [value for value, row in integers if row.own_exclusions[place]]
+                included[place] += [value for value, row in integers if is_delta and not row.own_exclusions[place]]
+        for place, purpose in enumerate(purposes):
+            self._write_set("exclusions", place, purpose, excluded[place])
+            if is_delta:
+                self._write_set("inclusions", place, purpose, included[place])
+
+    def _told(self, partitions: Sequence[int], ids: Sequence[bytes]) -> list[Told]:
+        state, purposes = self._state, self._state.purposes
+        tainted, damaged = state.freshness.tainted, state.damaged
+        return [
+            told(one, state.get(one), purposes, is_held=one in damaged or partition in tainted)
+            for partition, one in zip(partitions, ids, strict=True)
+        ]
+
+    def _table(self, partitions: Sequence[int], ids: Sequence[bytes], rows: Sequence[Told]) -> pa.Table:
+        state, purposes = self._state, self._state.purposes
+        records = [state.get(one) for one in ids]
+        columns: list[Any] = [
+            partitions,
+            [one.decode() for one in ids],
+            [0 if raw is None else version_of(raw) for raw in records],
+            records,
+            [one in state.damaged for one in ids],
+            [row.jurisdiction for row in rows],
+            [row.age_band for row in rows],
+            [row.is_erased for row in rows],
+            [row.is_held for row in rows],
+        ]
+        fields = [*_OWN_COLUMNS, *_TOLD_COLUMNS]
+        for place, purpose in enumerate(purposes):
+            columns.append([row.choices[place] for row in rows])
+            columns.append([row.own_exclusions[place] for row in rows])
+            fields += [(f"choice_{purpose}", pa.string()), (f"own_exclusion_{purpose}", pa.bool_())]
+        return _table(fields, columns)
+
+    def write_controls(self, controls: Sequence[StoredControl]) -> None:
+        """The messages of controls, as they stand in the log."""
+        columns = [list(column) for column in zip(*controls, strict=True)] or [[], [], []]
+        self._write("controls.parquet", "controls", _parquet(_table(_CONTROL_COLUMNS, columns)), len(controls))
+
+    def _write_set(self, role: Role, place: int, purpose: str, integers: Sequence[int]) -> None:
+        # Who reads the set looks the purpose up in the manifest; the name only has to be one on every system.
+        name = f"own-{role}-{place:03d}-{re.sub(r'[^a-z0-9_-]', '_', purpose)[:64]}.roaring64"
+        self._write(name, role, write_set(integers), len(integers), purpose)
+
+    def _write(self, name: str, role: Role, content: bytes, rows: int, purpose: str = "") -> None:
+        self._store.write(self.bundle_id, name, content=content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        self.files.append(
+            BundleFile(name=name, role=role, size=len(content), sha256=sha256, rows=rows, purpose=purpose)
+        )
+
+    def write_manifest(self, manifest: Manifest, key: SigningKey) -> Manifest:
+        """The manifest and its signature; the manifest with its SHA-256."""
+        content = manifest_bytes(manifest)
+        if len(content) > MANIFEST_BYTES_MAX:
+            raise Refused(
+                f"The manifest takes {len(content)} bytes; at most {MANIFEST_BYTES_MAX} are read.",
+                code="bundle.manifest_too_large",
+                fix="write files of more rows each",
+            )
+        self._store.write(self.bundle_id, MANIFEST_NAME, content=content)
+        self._store.write(self.bundle_id, SIGNATURE_NAME, content=signature_bytes(content, key))
+        return replace(manifest, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _parts(members: Sequence[bytes], partitions: int, file_rows: int) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Partitions and ids of so many members at a time: the same state makes the same files.
+
+    They stand in the order in which a `Segment` keeps them, so that a trainer that starts need not sort them.
+    """
+    ordered = in_hash_order(members)
+    for start in range(0, len(ordered), file_rows):
+        part = ordered[start : start + file_rows]
+        yield partitions_of(part, partitions).tolist(), part
+
+
+def _table(fields: Sequence[tuple[str, pa.DataType]], columns: Sequence[Any]) -> pa.Table:
+    arrays = [pa.array(column, type=kind) for (_, kind), column in zip(fields, columns, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    """The bytes of a Parquet file. What a reader rebuilds from stands plainly, so that sizes can be told beforehand."""
+    plain = {name for name, _ in (*_OWN_COLUMNS, *_CONTROL_COLUMNS)}
+    out = io.BytesIO()
+    pq.write_table(
+        table,
+        out,
+        row_group_size=GROUP_ROWS,
+        compression="zstd",
+        compression_level=_COMPRESSION_LEVEL,
+        use_dictionary=[name for name in table.column_names if name not in plain],
+        write_statistics=[name for name in table.column_names if name not in ("record", "value")],
+    )
+    return out.getvalue()
+
+
+def _summaries(state: BundleState) -> tuple[PartitionSummary, ...]:
+    digests, counts, counted = state.digests(), state.counts(), state.freshness.counted()
+    damaged = [0] * state.partitions
+    for partition in partitions_of(list(state.damaged), state.partitions).tolist():
+        damaged[partition] += 1
+    return tuple(
+        PartitionSummary(
+            partition=partition,
+            records_offset=state.position(RECORDS, partition),
+            members=counts[partition],
+            damaged=damaged[partition],
+            digest=digests[partition],
+            tainted=partition in state.freshness.tainted,
+            frontier=counted.get(partition),
+        )
+        for partition in range(state.partitions)
+    )
+
+
+def _schema_ids(catalog: Catalog) -> dict[str, tuple[int, ...]]:
+    names = {name for topic in (RECORDS, CONTROLS) for name in topics()[topic].records}
+    return catalog.ids_for(names)

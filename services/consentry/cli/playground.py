@@ -1,0 +1,89 @@
+"""A stack to play on: the one that the environment names, one that runs here, or one of our own for a while."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from consentry.ops.settings import Settings
+
+
+@contextmanager
+def surroundings(
+    directory: Path, console: Console, *, prefix: str, use_running: bool = False
+) -> Iterator[tuple[Settings, Path]]:
+    """Settings with a namespace of their own, and a directory to work in, gone afterwards.
+
+    A stack of our own lives in `directory`; its data goes with it. `use_running` takes the local stack that runs, if
+    one does, instead. Raises LocalStackError, Refused or Unavailable.
+    """
+    given = Settings.parse()
+    namespace = f"{prefix}-{uuid.uuid4().hex[:8]}"
+    found = _running(given) if use_running else None
+    if given.kafka_bootstrap and given.redis_url.get_secret_value() and given.registry_url:
+        found = given
+    if found is not None:
+        console.print(f"Using the given Kafka at {found.kafka_bootstrap}, namespace {namespace}.")
+        work = Path(tempfile.mkdtemp(prefix=f"consentry-{prefix}-"))
+        try:
+            yield found.model_copy(update={"namespace": namespace}), work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return
+    with _own_stack(given, directory, console) as settings:
+        work = directory.absolute() / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            yield settings, work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _running(given: Settings) -> Settings | None:
+    """Settings of the local stack that runs here, if one does and nothing else is named."""
+    from consentry.cli.connections import load_settings
+    from consentry.local.state import read_state
+
+    state = read_state(given.local_dir)
+    return load_settings() if state is not None and state.addresses is not None else None
+
+
+@contextmanager
+def _own_stack(given: Settings, directory: Path, console: Console) -> Iterator[Settings]:
+    from consentry.cli.downloads import default_cache, download_everything
+    from consentry.local.stack import LocalStack, already_running
+    from consentry.local.state import read_state
+    from consentry.local.supervisor import ended_by_signals
+
+    if read_state(directory) is not None:
+        raise already_running(directory)
+    cache = (given.cache_dir or default_cache()).absolute()
+
+    def say(line: str) -> None:
+        console.print(f"  {line}", style="dim", markup=False)
+
+    with ended_by_signals() as asked_to_end:
+        download_everything(cache, repository=None, console=console, say=say, cancelled=asked_to_end)
+        console.print("Starting Kafka, Redis and the schema registry …")
+        local = LocalStack(directory, cache=cache, ephemeral=True, report=say, cancelled=asked_to_end)
+        addresses = local.start()
+    try:
+        yield Settings.parse(
+            {
+                "kafka_bootstrap": addresses.kafka,
+                "redis_url": addresses.redis_url,
+                "registry_url": addresses.registry_url,
+                "profile": "local",
+                "namespace": given.namespace,
+                "local_dir": directory,
+            }
+        )
+    finally:
+        local.stop()

@@ -1,0 +1,1 @@
+"""Documents that people write: controls and scenarios, as YAML or JSON."""

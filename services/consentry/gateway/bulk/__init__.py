@@ -1,0 +1,1 @@
+"""Many events in one request: a line each, a result each."""

@@ -1,0 +1,208 @@
+"""The store of bundles as the gateway sees it: off the event loop, with few calls at a time and none without end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Final, TypeVar
+
+from consentry.bundles import BundleRefused, PublicKeys
+from consentry.bundles.downloads import ServedStore
+from consentry.bundles.manifest import (
+    BUNDLE_ID_PATTERN,
+    MANIFEST_BYTES_MAX,
+    MANIFEST_NAME,
+    POINTER_BYTES_MAX,
+    POINTER_NAME,
+    SIGNATURE_BYTES_MAX,
+    SIGNATURE_NAME,
+    read_manifest,
+    read_pointer,
+)
+from consentry.domain.errors import Unavailable
+from consentry.ops.http.problems import RETRY_SECONDS, Problem
+
+DOWNLOADS_MAX: Final = 8
+"""Downloads at a time in this process, and of one caller at most `DOWNLOADS_OF_ONE_MAX`."""
+DOWNLOADS_OF_ONE_MAX: Final = 4
+CALLS_MAX: Final = 16
+"""Calls to the store at a time, in threads of their own: a store that hangs keeps no other request waiting."""
+STORE_SECONDS_MAX: Final = 10.0
+_KNOWN_MAX: Final = 16
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Shelved:
+    """A manifest and its signature as they lie in the store, and size and SHA-256 of the files that it names."""
+
+    bundle_id: str
+    content: bytes
+    signature: bytes
+    files: Mapping[str, tuple[int, str]]
+
+    @property
+    def sha256(self) -> str:
+        """The manifest's digest: what a delta and the pointer name it by."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+class BundleShelf:
+    """Reads a store of bundles for HTTP, off the event loop, with few calls at a time and none without end.
+
+    With `believed` keys nothing is handed out that they did not sign. Without, callers judge for themselves, which
+    they have to in any case.
+    """
+
+    def __init__(
+        self, store: ServedStore, *, believed: PublicKeys | None = None, seconds_max: float = STORE_SECONDS_MAX
+    ) -> None:
+        self._store = store
+        self._believed = believed
+        self._seconds_max = seconds_max
+        self._pool = ThreadPoolExecutor(CALLS_MAX, thread_name_prefix="bundles")
+        self._calls = 0
+        self._downloads: dict[str, int] = {}
+        self._known: OrderedDict[str, Shelved] = OrderedDict()
+
+    def close(self) -> None:
+        """Wait for nobody."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def newest(self) -> tuple[bytes, Shelved]:
+        """The pointer's bytes, and the manifest that it names. Raises Problem, Unavailable."""
+        return await self._aside(self._newest)
+
+    async def shelved(self, bundle_id: str) -> Shelved:
+        """A manifest by its bundle's id. Raises Problem 404, Unavailable."""
+        return await self._aside(self._shelved, bundle_id)
+
+    async def open_file(self, bundle_id: str, name: str) -> IO[bytes]:
+        """A file of a bundle. Raises Problem 404, Unavailable."""
+        file = await self._aside(self._store.open_file, bundle_id, name)
+        if file is None:
+            raise not_found()
+        return file
+
+    async def piece(self, file: IO[bytes], size: int) -> bytes:
+        """The next bytes of a file. Raises Unavailable."""
+        return await self._aside(self._store.read_piece, file, size)
+
+    @contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """A place to download in. Raises Problem: 429 where the caller has as many as one may, 503 where all have."""
+        mine = self._downloads.get(caller, 0)
+        if mine >= DOWNLOADS_OF_ONE_MAX:
+            raise _no_place(429, f"{mine} downloads of this credential are under way")
+        if sum(self._downloads.values()) >= DOWNLOADS_MAX:
+            raise _no_place(503, f"{DOWNLOADS_MAX} downloads are under way")
+        self._downloads[caller] = mine + 1
+        try:
+            yield
+        finally:
+            self._downloads[caller] -= 1
+            if not self._downloads[caller]:
+                del self._downloads[caller]
+
+    def _newest(self) -> tuple[bytes, Shelved]:
+        content = self._find(POINTER_NAME, bytes_max=POINTER_BYTES_MAX)
+        if content is None:
+            raise Unavailable("There is no bundle yet.", code="bundle.none", fix="check that the bundler runs")
+        try:
+            if self._believed is not None:
+                pointer = read_pointer(content, self._believed)
+                bundle_id, sha256 = pointer.bundle_id, pointer.manifest_sha256
+            else:
+                told = json.loads(content.partition(b"\n")[0])
+                bundle_id, sha256 = str(told["bundle_id"]), str(told["manifest_sha256"])
+        except (BundleRefused, ValueError, KeyError, TypeError) as error:
+            raise _not_served(error) from error
+        if BUNDLE_ID_PATTERN.fullmatch(bundle_id) is None:
+            raise _not_served(ValueError())
+        found = self._shelved(bundle_id)
+        if found.sha256 != sha256:
+            raise _not_served(ValueError())
+        return content, found
+
+    def _shelved(self, bundle_id: str) -> Shelved:
+        known = self._known.get(bundle_id)
+        if known is not None:
+            return known
+        # The signature is written last: a bundle without one is not finished.
+        signature = self._find(bundle_id, SIGNATURE_NAME, bytes_max=SIGNATURE_BYTES_MAX)
+        content = self._find(bundle_id, MANIFEST_NAME, bytes_max=MANIFEST_BYTES_MAX)
+        if content is None or signature is None:
+            raise not_found()
+        try:
+            if self._believed is not None:
+                read_manifest(content, signature, self._believed)
+            files = {str(one["name"]): (int(one["size"]), str(one["sha256"])) for one in json.loads(content)["files"]}
+        except (BundleRefused, ValueError, KeyError, TypeError) as error:
+            raise _not_served(error) from error
+        found = self._known[bundle_id] = Shelved(bundle_id, content, signature, files)
+        while len(self._known) > _KNOWN_MAX:
+            self._known.popitem(last=False)
+        return found
+
+    def _find(self, *names: str, bytes_max: int) -> bytes | None:
+        try:
+            return self._store.find(*names, bytes_max=bytes_max)
+        except BundleRefused as error:
+            raise _not_served(error) from error
+
+    async def _aside(self, call: Callable[..., _Found], *given: Any) -> _Found:
+        """What a call to the store returns, in a thread. Raises Problem 503 where too many hang, Unavailable."""
+        if self._calls >= CALLS_MAX:
+            raise _no_place(503, f"{CALLS_MAX} calls to the store are waiting")
+        future = asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
+        self._calls += 1
+
+        def ended(_: Any) -> None:
+            self._calls -= 1
+            if not future.cancelled():
+                future.exception()  # who waited for it may have gone
+
+        future.add_done_callback(ended)
+        try:
+            # Shielded: a thread cannot be cancelled, and counts until it has really ended.
+            return await asyncio.wait_for(asyncio.shield(future), self._seconds_max)
+        except TimeoutError:
+            raise Unavailable(
+                f"The store of bundles did not answer within {self._seconds_max:g} s.",
+                code="bundle.store_unavailable",
+                fix="check the store; the call may be repeated",
+            ) from None
+
+
+def not_found() -> Problem:
+    return Problem(
+        404,
+        "There is no such bundle, or no such file in it.",
+        code="bundle.not_found",
+        fix="begin again with /v1/bundles/latest: bundles are deleted some time after newer ones came",
+    )
+
+
+def _not_served(error: Exception) -> Problem:
+    return Problem(
+        503,
+        "What lies in the store is not a bundle that may be handed out.",
+        code=error.code if isinstance(error, BundleRefused) else "bundle.malformed",
+        fix="find out who writes to the store, and start the bundler on a new one",
+    )
+
+
+def _no_place(status: int, detail: str) -> Problem:
+    return Problem(
+        status,
+        f"No bundle can be handed out now: {detail}.",
+        code="limit.bundles",
+        fix="send it again in a moment",
+        headers={"Retry-After": RETRY_SECONDS},
+    )

@@ -1,0 +1,1 @@
+"""HTTP itself: bodies, models, limits, problems, the OpenAPI description."""

@@ -1,0 +1,227 @@
+"""What is sent to the gateway and what it answers: names, bounds, meanings; for the checks and for the OpenAPI page."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, Micros
+from consentry.forms.controls import micros
+from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, STRING_BYTES_MAX
+from consentry.wire.jurisdictions import iso_jurisdictions
+
+VERSION_MAX: Final = (1 << 63) - 1
+
+
+def _in_window(moment: datetime) -> datetime:
+    _micros_in_window(moment)
+    return moment
+
+
+def _micros_in_window(moment: datetime) -> Micros:
+    found = micros(moment)
+    if not INSTANT_MIN <= found < INSTANT_MAX:
+        raise ValueError("it lies outside 1979 to 3111")
+    return found
+
+
+def _moment(given: object) -> object:
+    """A date and time in ISO 8601 and nothing else: of a number it would be guessed whether it means milliseconds."""
+    if isinstance(given, str) and "T" in given.upper():
+        try:
+            return datetime.fromisoformat(given.upper())
+        except ValueError:
+            pass  # told below, without what was given
+    elif isinstance(given, datetime):
+        return given
+    raise ValueError("it is not a date and time such as 2024-10-11T09:00:00Z")
+
+
+def _is_text(text: str) -> str:
+    if not text.isprintable() or len(text.encode(errors="replace")) > STRING_BYTES_MAX or not _is_unicode(text):
+        raise ValueError(f"it has unprintable characters or more than {STRING_BYTES_MAX} bytes")
+    return text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False  # half of a surrogate pair, which JSON can spell
+    return True
+
+
+def _is_place(code: str) -> str:
+    if not iso_jurisdictions().is_code(code):
+        raise ValueError("it is not an ISO 3166 code such as HK or US-CA")
+    return code
+
+
+MemberIdField = Annotated[
+    str, Field(pattern=f"^{MEMBER_ID_PATTERN.pattern}$", description="Pseudonym of the member.", examples=["m:42"])
+]
+PurposeField = Annotated[
+    str,
+    Field(
+        pattern=f"^{NAME_PATTERN.pattern}$", description="What the data would be used for.", examples=["genai_training"]
+    ),
+]
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=AwareDatetime)]
+Instant = Annotated[Moment, AfterValidator(_in_window)]
+Text = Annotated[str, AfterValidator(_is_text), Field(max_length=STRING_BYTES_MAX)]
+
+
+def instant_of(text: str) -> Micros:
+    """The microseconds of a text that an `Instant` takes. Raises ValueError for any other."""
+    moment = _moment(text)
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValueError("it has no offset from UTC")
+    return _micros_in_window(moment)
+
+
+class LegalBasis(enum.StrEnum):
+    """Why the platform may use the data."""
+
+    CONSENT = "CONSENT"
+    LEGITIMATE_INTEREST = "LEGITIMATE_INTEREST"
+    OTHER = "OTHER"
+    UNKNOWN = "UNKNOWN"
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class _EventIn(_In):
+    member_id: MemberIdField
+    effective_at: Instant | None = Field(
+        None, description="When it holds in the world, ISO 8601 with an offset; default: when it is accepted."
+    )
+    event_id: uuid.UUID | None = Field(
+        None,
+        description="Identity of the event. A repetition carries the same id and the same effective_at, which is then "
+        "needed: the same id with other content is a forgery or a bug, and holds the member.",
+    )
+
+
+class _ExcludingIn(_EventIn):
+    announced: bool = Field(
+        False,
+        strict=True,
+        description="What excludes binds from when it is accepted, at the latest. Only with true may effective_at lie "
+        "ahead, and then it does not bind before.",
+    )
+
+
+class ConsentChangeIn(_ExcludingIn):
+    """A member chose for a purpose."""
+
+    purpose: PurposeField
+    choice: Choice = Field(description="UNKNOWN takes an opt-in back and leaves an opt-out.")
+    observed_version: int | None = Field(
+        None,
+        ge=0,
+        le=VERSION_MAX,
+        strict=True,
+        description="Version of the member's record that the person had seen; needed for OPT_IN, here or in If-Match.",
+    )
+    legal_basis: LegalBasis = LegalBasis.CONSENT
+    notice_version: Text = Field("", description="Version of the policy or notice that the person saw.")
+    evidence: Text | None = Field(None, description="Reference to evidence kept elsewhere, never the evidence.")
+
+
+class RelocationIn(_EventIn):
+    """A member lives somewhere (else) now, or their age band became known."""
+
+    jurisdiction: Annotated[str, Field(max_length=6, examples=["HK"]), AfterValidator(_is_place)]
+    age_band: AgeBand = AgeBand.UNKNOWN
+
+
+class ErasureIn(_ExcludingIn):
+    """A member was erased; it latches."""
+
+
+class ReleaseIn(_In):
+    """Why a held member is to be released, or a message replayed."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_text)]
+
+
+class Accepted(BaseModel):
+    """An event or control that the broker has acknowledged."""
+
+    state: Literal["accepted"] = "accepted"
+    event_id: uuid.UUID
+    token: str = Field(description="Consent token: ask readers for answers at least as fresh as this.")
+    accepted_at: datetime
+    partition: int
+    offset: int
+    warnings: list[str] = Field(default=[], description="What was accepted and may still not be what was meant.")
+
+
+class AwaitingApproval(BaseModel):
+    """A proposal that would widen use: it takes effect when a second person approves it."""
+
+    state: Literal["awaiting_approval"] = "awaiting_approval"
+    approval_id: str
+    opens: list[str] = Field(description="What it would open.")
+    expires_at: datetime
+
+
+class DecisionOut(BaseModel):
+    """The answer to one question about one member."""
+
+    allowed: bool
+    reason: str
+    because: list[str]
+    version: int | None = Field(description="Version of the record that was asked; what an opt-in observes.")
+
+
+class BulkLine(BaseModel):
+    """What became of one line of a bulk request, in its order."""
+
+    line: int
+    status: Literal["accepted", "invalid", "refused", "unknown"] = Field(
+        description="accepted: the broker has it. invalid: the line cannot be taken. refused: Kafka did not take it; "
+        "once its client takes none, no later line is sent. unknown: send the same body with the same Idempotency-Key."
+    )
+    event_id: uuid.UUID | None = None
+    code: str | None = None
+    detail: str | None = None
+    fix: str | None = None
+    warnings: list[str] | None = Field(None, description="What was accepted and may still not be what was meant.")
+
+
+class BulkCounts(BaseModel):
+    """How many lines came to what."""
+
+    accepted: int
+    invalid: int
+    refused: int
+    unknown: int
+
+
+class BulkSummary(BaseModel):
+    """The last line of the answer to a bulk request."""
+
+    summary: BulkCounts
+    token: str | None = Field(description="Consent token over all that was accepted; null where nothing was.")
+
+
+class ProblemOut(BaseModel):
+    """Why a request was not answered as asked. Source: RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable; what programs look at.")
+    fix: str
+    model_config = ConfigDict(extra="allow")
+
+
+Json = dict[str, Any]

@@ -1,0 +1,119 @@
+"""The OpenAPI description: what FastAPI cannot see of bodies that are read strictly, and how every problem looks."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from consentry.forms.yaml import document_text
+from consentry.gateway.http.models import ProblemOut
+from consentry.ops.http.problems import MEDIA_TYPE
+
+ACCEPTS_REPETITION: Final = ("idempotency-key", "traceparent")
+_ALWAYS: Final = (400, 401, 403, 408, 429, 431, 500, 503)
+_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    "idempotency-key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "One for each request, the same one again for its repetition: the event then counts once.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
+    },
+    "traceparent": {
+        "name": "traceparent",
+        "in": "header",
+        "required": False,
+        "description": "W3C trace context; travels with the event. One that is malformed is left out.",
+        "schema": {"type": "string"},
+    },
+    "if-match": {
+        "name": "If-Match",
+        "in": "header",
+        "required": False,
+        "description": "ETag of the decision that the person saw; for OPT_IN in place of observed_version.",
+        "schema": {"type": "string", "pattern": '^"?[0-9]{1,18}"?$'},
+    },
+}
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route may answer with, beside those that all may."""
+    schema = {"$ref": "#/components/schemas/ProblemOut"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in sorted({*_ALWAYS, *statuses})
+    }
+
+
+def body_of(model: type[BaseModel], *headers: str) -> dict[str, Any]:
+    """The description of a JSON body, and of headers."""
+    return form_body(_reference(model), *headers)
+
+
+def one_of_lines(*models: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a line of JSON lines."""
+    return {"anyOf": [_reference(model) for model in models]}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    """Where a model that FastAPI does not see stands in the description."""
+    _MODELS[model.__name__] = model
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def form_body(schema: dict[str, Any], *headers: str) -> dict[str, Any]:
+    """The description of a JSON body whose schema is written out."""
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "parameters": [_HEADERS[name] for name in headers],
+    }
+
+
+def ndjson_body(*headers: str) -> dict[str, Any]:
+    """The description of a body of JSON lines."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/x-ndjson": {"schema": {"type": "string", "maxLength": 8_388_608}}},
+        },
+        "parameters": [_HEADERS[name] for name in headers],
+    }
+
+
+_MODELS: Final[dict[str, type[BaseModel]]] = {}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI description of the gateway."""
+    if app.openapi_schema is None:
+        found = get_openapi(
+            title="Consentry gateway",
+            version="1",
+            summary="Consent changes, pauses and policies in; decisions and their reasons out.",
+            description="Every success means that Kafka acknowledged it. Problems carry a stable `code` and the `fix`.",
+            routes=app.routes,
+        )
+        schemas = found.setdefault("components", {}).setdefault("schemas", {})
+        models: list[type[BaseModel]] = [ProblemOut, *_MODELS.values()]
+        for model in models:
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        schemas.pop("HTTPValidationError", None)
+        schemas.pop("ValidationError", None)
+        found["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a token of the OIDC issuer."}
+        }
+        found["security"] = [{"bearer": []}]
+        app.openapi_schema = found
+    return app.openapi_schema
+
+
+def openapi_text(app: FastAPI) -> str:
+    """The description as YAML, the same for the same code."""
+    made_by = "Made by `consentry schemas openapi` from services/consentry/gateway; do not edit."
+    return document_text(describe(app), made_by)

@@ -1,0 +1,214 @@
+"""Sending to Kafka from the event loop, and waiting for the broker's acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import monotonic
+from typing import Final, NamedTuple
+
+from consentry.domain.controls import Control
+from consentry.domain.errors import ConsentryError
+from consentry.domain.events import SentEvent
+from consentry.kafka.sender import Headers, Place, QueueFull, Sender, Undelivered
+from consentry.ops.http.problems import Problem
+from consentry.wire.catalog import Catalog
+from consentry.wire.cloudevents import event_headers
+from consentry.wire.controls import control_key, write_control
+from consentry.wire.event_writer import EventWriter
+from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, topic_name
+
+ANSWER_SECONDS: Final = 10.0
+"""So long a caller is kept waiting for the broker; the message may still be acknowledged later."""
+
+_SERVE_SECONDS: Final = 0.001
+"""Between two looks for acknowledgements, while any are waited for."""
+
+_FULL_SECONDS: Final = 0.005
+"""Between two tries while the queue is full."""
+
+Answer = Place | Undelivered
+
+
+class OutMessage(NamedTuple):
+    """A member event as it goes to its topic; its id as a UUID is written."""
+
+    event_id: str
+    key: bytes
+    value: bytes
+    headers: Headers
+
+
+def unknown(event_id: bytes | None) -> Problem:
+    """The answer where nobody knows whether an event counts."""
+    return Problem(
+        504,
+        "Kafka has not acknowledged it in time; it is not known whether it counts.",
+        code="kafka.unknown",
+        fix="send it again with the same Idempotency-Key, or with the same event_id and effective_at: it counts once",
+        event_id=None if event_id is None else str(uuid.UUID(bytes=event_id)),
+    )
+
+
+class Submitter:
+    """Queues messages and hands their acknowledgements to the event loop, many at a time."""
+
+    def __init__(
+        self, sender: Sender, catalog: Catalog, *, namespace: str, answer_seconds: float = ANSWER_SECONDS
+    ) -> None:
+        self._sender = sender
+        self._catalog = catalog
+        self.writer = EventWriter(catalog)
+        self._events = topic_name(namespace, MEMBER_EVENTS)
+        self._controls = topic_name(namespace, CONTROLS)
+        self._answer_seconds = answer_seconds
+        self._acknowledged: deque[tuple[asyncio.Future[Answer], Answer]] = deque()
+        self._is_woken = False
+        self._serving: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for their acknowledgement."""
+        return self._sender.waiting
+
+    async def submit(self, event: SentEvent, *, traceparent: str | None = None) -> Place:
+        """Send one member event; where it stands. Raises QueueFull, Undelivered, and Problem 504 where not known."""
+        key, value = event.member.encode(), self.writer.write(event)
+        return await self.send(
+            self._events, key, value, event_headers(event, traceparent=traceparent), event_id=event.event_id
+        )
+
+    async def submit_control(self, control: Control) -> Place:
+        """Send one control; where it stands. Raises as `submit`."""
+        value = write_control(control, self._catalog)
+        return await self.send(self._controls, control_key(control), value, [], event_id=control.event_id)
+
+    async def replay(self, key: bytes, value: bytes, headers: Headers) -> Place:
+        """Send the bytes of a member event as they are. Raises as `submit`."""
+        return await self.send(self._events, key, value, headers, event_id=None)
+
+    async def send(self, topic: str, key: bytes, value: bytes, headers: Headers, *, event_id: bytes | None) -> Place:
+        """Send any message and wait for its acknowledgement."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._sender.send(topic, key, value, headers, partial(self._note, loop, future))
+        self.serve()
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                answer = await future
+        except TimeoutError:
+            raise unknown(event_id) from None
+        return _place(answer, event_id)
+
+    def batch(self) -> Batch:
+        """Many messages that are answered together."""
+        return Batch(self, self._events, self._answer_seconds)
+
+    def offer(self, topic: str, message: OutMessage, delivered: Callable[[Answer], None]) -> QueueFull | None:
+        """Queue one message without waiting; `delivered` is told once. What is returned means: not now.
+
+        Raises Unavailable and Refused where it is not taken at all.
+        """
+        try:
+            self._sender.send(topic, message.key, message.value, message.headers, delivered)
+        except QueueFull as error:
+            return error
+        return None
+
+    def serve(self) -> None:
+        """See to it that acknowledgements are told while any is waited for."""
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while True:
+            self._sender.serve()
+            await asyncio.sleep(_SERVE_SECONDS)
+            if not self._sender.waiting:
+                return
+
+    def _note(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Answer], answer: Answer) -> None:
+        """On the sender's thread: one wake-up of the loop for all that is acknowledged until it runs."""
+        self._acknowledged.append((future, answer))
+        if not self._is_woken:
+            self._is_woken = True
+            loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._is_woken = False
+        while self._acknowledged:
+            future, answer = self._acknowledged.popleft()
+            if not future.done():
+                future.set_result(answer)
+
+
+class Batch:
+    """Messages sent in order, and what became of each.
+
+    Waits while the queue is full, as long as for the broker. From the first that does not get in by then on, all are
+    refused: a later event of a member must not come before an earlier one.
+    """
+
+    def __init__(self, submitter: Submitter, topic: str, seconds: float) -> None:
+        self._submitter = submitter
+        self._topic = topic
+        self._seconds = seconds
+        self._until = monotonic() + seconds
+        self._answers: list[Place | ConsentryError | None] = []
+        self._refusal: ConsentryError | None = None
+        self._taken = self._told = 0
+        self._loop = asyncio.get_running_loop()
+        self._is_awaited = False
+        self._all = asyncio.Event()
+
+    async def send(self, messages: Iterable[OutMessage]) -> None:
+        """Send these next, or note why they are refused."""
+        self._submitter.serve()
+        for message in messages:
+            place = len(self._answers)
+            self._answers.append(self._refusal)
+            if self._refusal is None:
+                try:
+                    await self._take(message, partial(self._note, place))
+                except ConsentryError as error:
+                    # Without its traceback, which leads back to here and would keep all of the request alive.
+                    self._answers[place] = self._refusal = error.with_traceback(None)
+
+    async def answers(self) -> list[Place | ConsentryError | None]:
+        """For each message, in order: its place, why it was refused, or None where it is not known in time."""
+        self._is_awaited = True
+        if self._told < self._taken:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await self._all.wait()
+            except TimeoutError:
+                pass  # None says it of each
+        return self._answers
+
+    async def _take(self, message: OutMessage, delivered: Callable[[Answer], None]) -> None:
+        full = self._submitter.offer(self._topic, message, delivered)
+        while full is not None and monotonic() < self._until:
+            await asyncio.sleep(_FULL_SECONDS)
+            self._submitter.serve()  # it ends when nothing is left to be told, as it may have been by now
+            full = self._submitter.offer(self._topic, message, delivered)
+        if full is not None:
+            raise full
+        self._taken += 1
+
+    def _note(self, place: int, answer: Answer) -> None:
+        """On the sender's thread, which may be this one."""
+        self._answers[place] = answer
+        self._told += 1
+        if self._is_awaited and self._told == self._taken:
+            self._loop.call_soon_threadsafe(self._all.set)
+
+
+def _place(answer: Answer, event_id: bytes | None) -> Place:
+    if isinstance(answer, Place):
+        return answer
+    if answer.is_unknown:
+        raise unknown(event_id) from answer
+    raise answer

@@ -1,0 +1,184 @@
+"""Routes for what could not be read: look at it, and propose to release its member or to send it again."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from consentry.domain.errors import ConsentryError
+from consentry.domain.events import Fact, FactKind, event_tag
+from consentry.domain.records import Record
+from consentry.gateway.access import Permission
+from consentry.gateway.context import Parts, caller_of
+from consentry.gateway.http.bodies import read_body, validated
+from consentry.gateway.http.models import AwaitingApproval, Json, ReleaseIn
+from consentry.gateway.http.openapi import ACCEPTS_REPETITION, answers, body_of
+from consentry.gateway.proposals import Kind, Proposal
+from consentry.gateway.quarantine import LISTED_MAX, entry_data, observed_version
+from consentry.gateway.routes.controls import Wanted, propose
+from consentry.ops.http.bodies import parse_json
+from consentry.ops.http.problems import Problem
+from consentry.wire.quarantine import Entry
+
+router = APIRouter(prefix="/v1/quarantine", tags=["quarantine"])
+
+EntryPath = Annotated[
+    str, Path(pattern="^[0-9]{1,6}-[0-9]{1,18}$", description="Partition and offset in member-events, such as 3-1042.")
+]
+LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
+
+
+@router.get("", responses=answers(422))
+async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
+    """The newest messages that could not be read, and whether their members are still held."""
+    parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
+    entries = (await parts.quarantine.aside(parts.quarantine.entries))[:limit]
+    records: dict[str, Record | ConsentryError | None] = {}
+    for entry in entries:
+        if entry.member is not None and entry.member not in records:
+            records[entry.member] = await _record(parts, entry)
+    return {"entries": [entry_data(one, records.get(one.member or ""), whole=False) for one in entries]}
+
+
+@router.get("/{entry}", responses=answers(404, 422))
+async def get_entry(request: Request, entry: EntryPath) -> Json:
+    """One message, with its original bytes and headers in hexadecimal digits."""
+    parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
+    found = await _find(parts, entry)
+    record = await _record(parts, found)
+    why_not = await parts.quarantine.aside(parts.quarantine.why_not_replayed, found, parts.clock())
+    return entry_data(found, record, whole=True) | {"why_not_replayed": why_not or None}
+
+
+@router.post(
+    "/{entry}/release",
+    status_code=202,
+    response_model=AwaitingApproval,
+    responses=answers(400, 404, 408, 409, 413, 415, 422),
+    openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
+)
+async def post_release(request: Request, entry: EntryPath) -> Response:
+    """Propose to release the member, without what the message said. Earlier holds of theirs end as well."""
+    return await _propose(request, entry, "release")
+
+
+@router.post(
+    "/{entry}/replay",
+    status_code=202,
+    response_model=AwaitingApproval,
+    responses=answers(400, 404, 408, 409, 413, 415, 422),
+    openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
+)
+async def post_replay(request: Request, entry: EntryPath) -> Response:
+    """Propose to send the original bytes again, now that they can be read, and to release the member."""
+    return await _propose(request, entry, "replay")
+
+
+async def _propose(request: Request, name: str, kind: Kind) -> Response:
+    parts, caller = await caller_of(request, Permission.PROPOSE)
+    body = await read_body(request)
+    reason = validated(ReleaseIn, parse_json(body)).reason
+
+    async def draft() -> Wanted:
+        return await _draft(parts, name, kind, reason)
+
+    return await propose(parts, caller, request, body, draft)
+
+
+async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> Wanted:
+    """What to propose, and what it would open. Raises Problem."""
+    entry = await _find(parts, name)
+    record = await parts.reader.record(entry.member) if entry.member is not None else None
+    observed = observed_version(entry, record)
+    earlier = [one.name for one in await parts.quarantine.aside(parts.quarantine.open_before, entry, record)]
+    if kind == "replay":
+        if earlier:
+            raise Problem(
+                409,
+                f"Earlier messages of the member are open: {', '.join(earlier[:10])}.",
+                code="quarantine.order",
+                fix="replay or release the oldest first: the log's order is kept",
+            )
+        await check_replay(parts, entry)
+    opens = [f"the hold of one member ends, held since version {observed} ({entry.error_class})"]
+    opens += [f"so do their earlier holds: {', '.join(earlier)}"] if earlier else []
+    opens += [f"sent again: {await parts.quarantine.aside(parts.quarantine.what, entry)}"] if kind == "replay" else []
+    return Wanted(kind, {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier}, opens)
+
+
+async def check_replay(parts: Parts, entry: Entry) -> None:
+    """Raise Problem 409 where the bytes, sent again, would not mean what they meant."""
+    why_not = await parts.quarantine.aside(parts.quarantine.why_not_replayed, entry, parts.clock())
+    if why_not:
+        raise Problem(
+            409,
+            f"The message cannot be replayed: {why_not}.",
+            code="quarantine.not_replayable",
+            fix="have the producer send the change again under a new event id, then release the member",
+        )
+
+
+async def carry_out(parts: Parts, proposal: Proposal) -> Proposal:
+    """Do what two persons agreed on. Raises Problem where it does not hold any more.
+
+    A release that the member's record has already is not sent again: under another time it would be another event of
+    the same identity, which holds the member.
+    """
+    entry = await _find(parts, proposal.form["entry"])
+    assert entry.member is not None
+    record = await parts.reader.record(entry.member)
+    known = _release_in(record, proposal)
+    if known is not None:
+        done = replace(proposal, decided_at=known.recorded_at)
+        return replace(done, result=await _result_of_known(parts, entry, proposal))
+    if observed_version(entry, record) != proposal.form["observed_version"]:
+        raise Problem(
+            409,
+            "The member's holds are not what they were when this was proposed.",
+            code="quarantine.changed",
+            fix="look at it again, and propose it again",
+        )
+    if proposal.kind == "replay":
+        await check_replay(parts, entry)
+    event_id, places = await parts.quarantine.carry_out(entry, proposal)
+    last = places[-1]
+    result = {"event_id": event_id.hex(), "token": parts.event_token(last), "offset": last.offset}
+    return replace(proposal, result=result)
+
+
+def _release_in(record: Record | None, proposal: Proposal) -> Fact | None:
+    tag = event_tag(proposal.event_id)
+    releases = (fact for fact in (record.facts if record else ()) if fact.kind is FactKind.RELEASED and fact.version)
+    return next((fact for fact in releases if fact.tag == tag), None)
+
+
+async def _result_of_known(parts: Parts, entry: Entry, proposal: Proposal) -> Json:
+    """As of a release that was sent now, as far as the table tells: it has been applied up to some offset."""
+    status = await asyncio.to_thread(parts.reader.status)
+    applied = {one["partition"]: one["next_offset"] for one in status}.get(entry.partition)
+    offsets = {entry.partition: applied} if isinstance(applied, int) else {}
+    return {"event_id": proposal.event_id.hex(), "token": parts.token(offsets), "offset": None}
+
+
+async def _find(parts: Parts, name: str) -> Entry:
+    partition, _, offset = name.partition("-")
+    found = None
+    if int(partition) < parts.reader.partitions:
+        found = await parts.quarantine.aside(parts.quarantine.find, int(partition), int(offset))
+    if found is None:
+        raise Problem(
+            404, "No such message is in quarantine.", code="quarantine.unknown", fix="GET /v1/quarantine lists them"
+        )
+    return found
+
+
+async def _record(parts: Parts, entry: Entry) -> Record | ConsentryError | None:
+    if entry.member is None:
+        return None
+    try:
+        return await parts.reader.record(entry.member)
+    except ConsentryError as error:
+        return error

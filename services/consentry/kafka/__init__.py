@@ -1,0 +1,1 @@
+"""Kafka clients: reading, following, sending, topics, the schema registry."""

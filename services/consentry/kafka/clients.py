@@ -1,0 +1,265 @@
+"""Kafka clients as we configure them, and reading a topic to its end."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from consentry.domain.errors import Refused, Unavailable
+from consentry.domain.values import Micros
+from consentry.kafka.headers import headers_of
+from consentry.wire.messages import Stored
+from consentry.wire.partitions import PARTITIONER
+
+DELIVERY_TIMEOUT_MS: Final = 30_000
+_LEADER_MOVED: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+    }
+)
+_LOG: Final = logging.getLogger("librdkafka")
+
+
+def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
+    """Settings every client shares: addresses and security from `kafka`, quick reconnects, logs through logging."""
+    return {
+        **kafka,
+        "client.id": client_id,
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1000,
+        "logger": _LOG,
+    }
+
+
+def producer_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
+    """An idempotent producer that waits for all replicas; partitions as Java's default partitioner does."""
+    return client_config(kafka, client_id) | {
+        "acks": "all",
+        "enable.idempotence": True,
+        "linger.ms": 1,
+        "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+        "partitioner": PARTITIONER,
+    }
+
+
+def follower_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
+    """A consumer that assigns partitions itself and never commits: it joins no group."""
+    return client_config(kafka, client_id) | {
+        "group.id": f"{client_id}-unused",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 50,
+        "fetch.queue.backoff.ms": 5,
+        "allow.auto.create.topics": False,
+    }
+
+
+def unavailable(what: str, error: Exception) -> Unavailable:
+    """The error for a broker that did not do `what`."""
+    detail = error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
+    return Unavailable(
+        f"Kafka did not {what}: {detail}.",
+        code="kafka.unavailable",
+        fix="check CONSENTRY_KAFKA_BOOTSTRAP and that the broker runs (`consentry local status` for the local one)",
+    )
+
+
+def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 10.0) -> int:
+    """How many partitions a topic has. Raises Refused where it does not exist, Unavailable without a broker."""
+    try:
+        metadata = admin.list_topics(topic, timeout=timeout_seconds)
+    except KafkaException as error:
+        raise unavailable("answer", error) from error
+    found = metadata.topics.get(topic)
+    if found is None or found.error is not None or not found.partitions:
+        raise Refused(
+            f"The topic {topic} does not exist on this broker.",
+            code="kafka.topic_missing",
+            fix="run `consentry topics apply` once against this broker",
+        )
+    return len(found.partitions)
+
+
+def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 10.0) -> bytes:
+    """Eight bytes that tell this topic from one of the same name made anew, whose offsets begin again.
+
+    Derived from the broker's topic id (KIP-516); a broker without such ids gives every topic the same. Raises Refused
+    where the topic does not exist, Unavailable without a broker.
+    """
+    admin = AdminClient(client_config(kafka, "consentry-identity"))
+    partition_count(admin, topic, timeout_seconds=timeout_seconds)
+    try:
+        [answer] = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout_seconds).values()
+        topic_id = answer.result().topic_id
+    except KafkaException as error:
+        raise unavailable("describe the topic", error) from error
+    return hashlib.blake2b(str(topic_id).encode(), digest_size=8).digest()
+
+
+def end_offsets(
+    admin: AdminClient, places: Iterable[tuple[str, int]], *, timeout_seconds: float = 5.0
+) -> dict[tuple[str, int], int]:
+    """The end offset (exclusive) of each (topic, partition), as the broker knows it now. Raises Unavailable."""
+    asked = {TopicPartition(topic, partition): OffsetSpec.latest() for topic, partition in places}
+    if not asked:
+        return {}
+    until = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            answers = admin.list_offsets(asked, request_timeout=timeout_seconds)
+            return {(place.topic, place.partition): answer.result().offset for place, answer in answers.items()}
+        except KafkaException as error:
+            if error.args[0].code() not in _LEADER_MOVED or time.monotonic() > until:
+                raise unavailable("tell its offsets", error) from error
+            time.sleep(0.2)  # a broker that came back gives out new leader epochs; the client hears of it in a moment
+
+
+def read_all(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 30.0) -> Iterator[Stored]:
+    """Every message of a topic, from its beginning to the end seen at the start, partition by partition mixed.
+
+    Raises Refused where the topic does not exist, Unavailable when the broker stops answering for that long.
+    """
+    admin = AdminClient(client_config(kafka, "consentry-reader"))
+    count = partition_count(admin, topic, timeout_seconds=min(timeout_seconds, 10.0))
+    ends = end_offsets(admin, [(topic, partition) for partition in range(count)])
+    yield from _read_between(
+        kafka, topic, {partition: ends[topic, partition] for partition in range(count)}, timeout_seconds
+    )
+
+
+def read_partition(
+    kafka: Mapping[str, str],
+    topic: str,
+    partition: int,
+    *,
+    start: int = OFFSET_BEGINNING,
+    with_headers: bool = False,
+    timeout_seconds: float = 30.0,
+) -> Iterator[Stored]:
+    """Every message of one partition, from an offset (default: its beginning) to the end seen at the start.
+
+    Raises Unavailable, also where the offset is no longer held.
+    """
+    admin = AdminClient(client_config(kafka, "consentry-reader"))
+    end = end_offsets(admin, [(topic, partition)])[topic, partition]
+    ends = {partition: end if start < end else 0}
+    yield from _read_between(kafka, topic, ends, timeout_seconds, start=start, with_headers=with_headers)
+
+
+def _read_between(
+    kafka: Mapping[str, str],
+    topic: str,
+    ends: Mapping[int, int],
+    timeout_seconds: float,
+    *,
+    start: int = OFFSET_BEGINNING,
+    with_headers: bool = False,
+) -> Iterator[Stored]:
+    consumer = Consumer(follower_config(kafka, "consentry-reader"))
+    try:
+        open_partitions = {partition for partition, end in ends.items() if end > 0}
+        consumer.assign([TopicPartition(topic, partition, start) for partition in open_partitions])
+        progress_at = time.monotonic()
+        while open_partitions:
+            for message in consumer.consume(5000, 0.1):
+                progress_at = time.monotonic()
+                partition, offset, is_end = place_of(message)
+                if offset >= ends[partition] or is_end or offset + 1 >= ends[partition]:
+                    open_partitions.discard(partition)
+                if not is_end and offset < ends[partition]:
+                    found = stored(message)
+                    yield found._replace(headers=tuple(headers_of(message) or ())) if with_headers else found
+            if time.monotonic() - progress_at > timeout_seconds:
+                raise Unavailable(
+                    f"Reading {topic} made no progress for {timeout_seconds:.0f} s.",
+                    code="kafka.stalled",
+                    fix="check the broker; the call may be repeated",
+                )
+    finally:
+        consumer.close()
+
+
+def place_of(message: Message) -> tuple[int, int, bool]:
+    """(partition, offset, whether this only says that the end was reached). Raises Unavailable for an error."""
+    error = message.error()
+    partition, offset = message.partition(), message.offset()
+    if error is not None:
+        if error.code() == KafkaError._PARTITION_EOF and partition is not None and offset is not None:
+            return partition, offset, True
+        raise unavailable("deliver", KafkaException(error))
+    assert partition is not None
+    assert offset is not None
+    return partition, offset, False
+
+
+def stored(message: Message) -> Stored:
+    """The message as a value."""
+    partition, offset, _ = place_of(message)
+    _, milliseconds = message.timestamp()
+    return Stored(partition, offset, message.key(), message.value(), Micros(milliseconds * 1000))
+
+
+def send(
+    producer: Producer,
+    topic: str,
+    messages: Iterable[tuple[bytes, bytes] | tuple[bytes, bytes, int]],
+    *,
+    timeout_seconds: float = 35.0,
+) -> list[tuple[int, int]]:
+    """Send (key, value) messages and wait until all are acknowledged; their (partition, offset) in order.
+
+    A third item is the sender's time in milliseconds, which counts only where the topic takes it. Raises Unavailable
+    if any was not acknowledged: it is then unknown whether it counts, and sending the same again is safe.
+    """
+    places: list[tuple[int, int]] = []
+    failed: list[KafkaError] = []
+
+    def delivered(slot: int) -> Callable[[KafkaError | None, Message], None]:
+        def note(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                failed.append(error)
+            else:
+                places[slot] = (message.partition() or 0, message.offset() or 0)
+
+        return note
+
+    for key, value, *times in messages:
+        places.append((-1, -1))
+        while True:
+            try:
+                producer.produce(
+                    topic, value, key, timestamp=times[0] if times else 0, on_delivery=delivered(len(places) - 1)
+                )
+                break
+            except BufferError:
+                producer.poll(0.05)
+            except KafkaException as error:
+                raise unavailable(f"accept a message for {topic}", error) from error
+    left = producer.flush(timeout_seconds)
+    if failed or left:
+        raise unavailable(
+            f"acknowledge {len(failed) or left} of {len(places)} messages for {topic}",
+            KafkaException(failed[0]) if failed else TimeoutError("time-out; it is unknown whether they count"),
+        )
+    return places

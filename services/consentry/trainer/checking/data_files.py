@@ -1,0 +1,431 @@
+"""Reads the columns that a decision needs out of data files, batch by batch: Parquet, CSV, JSON lines, Arrow IPC."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, Final, cast
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.domain.values import Micros
+from consentry.trainer.deciding.decide_table import Columns
+
+ROWS: Final = 65_536
+"""Rows of one batch at most."""
+_LINE_BYTES_MAX: Final = 16 * 1024 * 1024
+_BLOCK_BYTES: Final = 4 * 1024 * 1024
+_FILES_MAX: Final = 1_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_INSTANT_MAX: Final = 1 << 62
+_HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
+
+Source = Path | bytes
+"""A file, or the bytes of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of a data set, and what the names of its directories say: `jurisdiction=HK` is a column too."""
+
+    path: Path
+    partitions: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Which columns were asked for. None: the one with our conventional name, where a file has it."""
+
+    member: str = "member_id"
+    jurisdiction: str | None = None
+    category: str | None = None
+    collected: str | None = None
+
+    def among(self, names: Sequence[str]) -> Columns:
+        """The columns of a table with these names. Raises InvalidInput that lists them where one is missing.
+
+        So it does where a name is one of ours but for its case or spaces: without that column the answer may be laxer.
+        """
+        ours = {_plain_name(name): name for name in self._names()}
+        for name in names:
+            meant = ours.get(_plain_name(name))
+            if meant is not None and name not in self._names():
+                raise InvalidInput(
+                    f"The column {name!r} differs from {meant!r} only in case or spaces: is it the one that is meant?",
+                    code="input.column",
+                    fix=f"name the column {name!r} for what it holds, or rename it; keep only one of such names",
+                )
+        found = Columns(
+            member=self.member,
+            jurisdiction=self.jurisdiction or ("jurisdiction" if "jurisdiction" in names else None),
+            category=self.category or ("category" if "category" in names else None),
+            collected=self.collected or ("collected_at" if "collected_at" in names else None),
+        )
+        for name in wanted(found):
+            if list(names).count(name) != 1:
+                raise InvalidInput(
+                    f"There is {'no' if name not in names else 'more than one'} column {name!r}; there are "
+                    f"{', '.join(map(repr, islice(names, 100)))}.",
+                    code="input.column",
+                    fix="name the right columns; member ids are needed, the others are optional",
+                )
+        return found
+
+    def _names(self) -> tuple[str, str, str, str]:
+        """The names that are looked for."""
+        return (
+            self.member,
+            self.jurisdiction or "jurisdiction",
+            self.category or "category",
+            self.collected or "collected_at",
+        )
+
+
+def _plain_name(name: str) -> str:
+    return name.strip().casefold()
+
+
+def wanted(columns: Columns) -> list[str]:
+    """The names that are to be read."""
+    names = (columns.member, columns.jurisdiction, columns.category, columns.collected)
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def find_files(paths: Iterable[Path], *, ignored: Sequence[str] = ()) -> Iterator[DataFile]:
+    """The files, and those of the directories, in order. What starts with '.' or '_' is no data, by custom.
+
+    `ignored` are patterns for names in directories. Raises InvalidInput for a path that is not there.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from _in_directory(path, ignored)
+        elif path.exists():
+            yield DataFile(path, _partitions(path.parent.parts))
+        else:
+            raise InvalidInput(f"There is no file {str(path)!r}.", code="input.file", fix="name a file or a directory")
+
+
+def _in_directory(root: Path, ignored: Sequence[str]) -> Iterator[DataFile]:
+    seen: set[str] = set()
+    count = 0
+    for directory, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link back: what is there has been read
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not _is_no_data(name, ignored))
+        for name in sorted(name for name in names if not _is_no_data(name, ignored)):
+            count += 1
+            if count > _FILES_MAX:
+                raise InvalidInput(
+                    f"The directory {str(root)!r} has more than {_FILES_MAX} files.",
+                    code="input.files",
+                    fix="check its parts one by one",
+                )
+            yield DataFile(Path(directory, name), _partitions(Path(directory).parts))
+
+
+def _is_no_data(name: str, ignored: Sequence[str]) -> bool:
+    # Readers take `_name=value` for a partition, though it begins as what is no data does.
+    is_hidden = name.startswith(".") or (name.startswith("_") and "=" not in name)
+    return is_hidden or any(fnmatch.fnmatch(name, pattern) for pattern in ignored)
+
+
+def _partitions(parts: Iterable[str]) -> dict[str, str | None]:
+    pairs = [part.partition("=") for part in parts if "=" in part]
+    return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, _, value in pairs if name}
+
+
+def read_batches(file: DataFile, asked: Asked) -> Iterator[tuple[pa.Table, Columns]]:
+    """The asked columns of a file, at most ROWS rows at a time. Raises InvalidInput where it cannot be read.
+
+    Numbers and texts are taken as they are; null and malformed member ids stay in, for the judge to exclude.
+    """
+    suffixes = [suffix.lower() for suffix in file.path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    read = _READERS.get(suffixes[-1] if suffixes else "")
+    if read is None:
+        raise InvalidInput(
+            f"It is not told by the name {file.path.name!r} what kind of file it is.",
+            code="input.format",
+            fix=f"name it {', '.join(sorted(_READERS))}, the text ones also with .gz; or have it ignored",
+        )
+    yield from read_as(read, file.path, asked, file.partitions)
+
+
+Reader = Callable[[Source, Asked, Mapping[str, str | None]], Iterator[tuple[pa.Table, Columns]]]
+
+
+def read_as(
+    read: Reader, source: Source, asked: Asked, partitions: Mapping[str, str | None]
+) -> Iterator[tuple[pa.Table, Columns]]:
+    """What a reader finds. Raises InvalidInput for all that goes wrong; the text of Arrow's errors may hold rows."""
+    try:
+        yield from read(source, asked, partitions)
+    except ConsentryError:
+        raise
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, OverflowError, csv.Error) as error:
+        raise InvalidInput(
+            f"It cannot be read as what it is named ({type(error).__name__}).",
+            code="input.unreadable",
+            fix="look whether it is whole, and of the kind that its name says",
+        ) from error
+
+
+def _with_partitions(
+    table: pa.Table, columns: Columns, partitions: Mapping[str, str | None]
+) -> tuple[pa.Table, Columns]:
+    """The table with what its directories say: of a column that it has not, and of rows that do not say it themselves.
+
+    Raises InvalidInput where a row says another thing than its directory.
+    """
+    for name in wanted(columns):
+        if name not in table.column_names:
+            table = table.append_column(name, _said_of_all(partitions[name], table))
+        elif partitions.get(name) is not None:
+            # Few values are distinct where all must be one: no long text is made plain for each row.
+            own = set(table[name].unique().cast(pa.string()).to_pylist())
+            if own - {None, partitions[name]}:
+                raise _otherwise_said(name)
+            if table[name].null_count:
+                table = _with_said(table, name, partitions[name])
+    return table, columns
+
+
+def _said_of_all(value: str | None, table: pa.Table) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.string()), table.num_rows)
+
+
+def _with_said(table: pa.Table, name: str, value: str | None) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, _said_of_all(value, table))
+
+
+def _otherwise_said(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"The column {name!r} does not say what the directory of the file says.",
+        code="input.partition",
+        fix="readers differ in which they believe: remove the column, or move the rows to the right directory",
+    )
+
+
+def _all_names(names: Sequence[str], partitions: Mapping[str, str | None]) -> list[str]:
+    return [*names, *(name for name in partitions if name not in names)]
+
+
+def read_parquet(
+    source: Source, asked: Asked, partitions: Mapping[str, str | None]
+) -> Iterator[tuple[pa.Table, Columns]]:
+    """A Parquet file."""
+    limits = {"thrift_string_size_limit": 64 << 20, "thrift_container_size_limit": 1 << 22}
+    opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
+    with pq.ParquetFile(opened, **limits) as file:
+        schema = file.schema_arrow
+        columns = asked.among(_all_names(schema.names, partitions))
+    found = [name for name in wanted(columns) if name in schema.names]
+    # One long text that many rows share stays one: as a plain column it could be larger than any memory.
+    # Member ids are nearly all different: only in what a stranger sent may one long text stand for all of them.
+    texts = [
+        name
+        for name in found
+        if pa.types.is_string(schema.field(name).type) and (name != columns.member or isinstance(source, bytes))
+    ]
+    opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
+    with pq.ParquetFile(opened, read_dictionary=texts, **limits) as file:
+        for batch in file.iter_batches(ROWS, columns=found):
+            yield _with_partitions(pa.Table.from_batches([batch]), columns, partitions)
+
+
+def read_ipc(source: Source, asked: Asked, partitions: Mapping[str, str | None]) -> Iterator[tuple[pa.Table, Columns]]:
+    """An Arrow IPC file, or a stream."""
+    opened = pa.BufferReader(source) if isinstance(source, bytes) else pa.memory_map(str(source))
+    with opened:
+        is_file = opened.read(6) == b"ARROW1"
+        opened.seek(0)
+        reader = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
+        names = reader.schema.names
+        columns = asked.among(_all_names(names, partitions))
+        found = [name for name in wanted(columns) if name in names]
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        for batch in batches:
+            # Offsets in a file are believed by what reads them: one that points elsewhere would end this process.
+            whole = batch.select(found)
+            whole.validate(full=True)
+            for start in range(0, max(whole.num_rows, 1), ROWS):
+                yield _with_partitions(pa.Table.from_batches([whole.slice(start, ROWS)]), columns, partitions)
+        if not is_file and opened.tell() < opened.size():
+            raise InvalidInput(
+                "The Arrow stream ends before its file does: what follows, maybe another stream, is not read.",
+                code="input.unreadable",
+                fix="write each stream to a file of its own",
+            )
+
+
+def _read_csv(source: Source, asked: Asked, partitions: Mapping[str, str | None]) -> Iterator[tuple[pa.Table, Columns]]:
+    assert isinstance(source, Path)
+    delimiter = "\t" if ".tsv" in source.suffixes else ","
+    with _text(source) as lines, io.TextIOWrapper(lines, "utf-8-sig", newline="") as text:
+        names = next(csv.reader(text, delimiter=delimiter), [])
+    columns = asked.among(_all_names(names, partitions))
+    found = [name for name in wanted(columns) if name in names]
+    options = pacsv.ConvertOptions(
+        include_columns=found,
+        # Nothing is guessed: "NA" is Namibia, and an id of digits keeps its leading zeros.
+        column_types={name: pa.string() for name in found if name != columns.collected},
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    with (
+        pa.input_stream(str(source), compression="detect") as stream,
+        pacsv.open_csv(
+            stream,
+            read_options=pacsv.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=options,
+        ) as reader,
+    ):
+        for batch in reader:
+            yield _with_partitions(pa.Table.from_batches([batch]), columns, partitions)
+
+
+def _read_lines(
+    source: Source, asked: Asked, partitions: Mapping[str, str | None]
+) -> Iterator[tuple[pa.Table, Columns]]:
+    assert isinstance(source, Path)
+    columns: Columns | None = None
+    names: dict[str, None] = {}
+    with _text(source) as lines:
+        numbered = enumerate(iter(lambda: lines.readline(_LINE_BYTES_MAX + 1), b""), start=1)
+        while chunk := list(islice(numbered, ROWS)):
+            rows = [_object(number, line) for number, line in chunk if line.strip()]
+            known = len(names)
+            names.update(dict.fromkeys(chain.from_iterable(rows)))
+            if columns is None or len(names) > known:
+                # A column may begin at any row: to be without it is the same as to have null, for the rows before.
+                columns = asked.among(_all_names(list(names), partitions))
+            yield _table_of_rows(rows, columns, partitions), columns
+
+
+def _table_of_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Columns, partitions: Mapping[str, str | None]
+) -> pa.Table:
+    values = {name: [row.get(name) for row in rows] for name in wanted(columns)}
+    table = table_of(columns, values, len(rows))
+    for name, own in values.items():
+        said = partitions.get(name)
+        if said is not None:
+            # Not by the table, where what is no id is null: it would be taken for one that says nothing.
+            if any(value is not None and _as_text(value, None) != said for value in own):
+                raise _otherwise_said(name)
+            table = _with_said(table, name, said)
+    return table
+
+
+def _object(number: int, line: bytes) -> dict[str, Any]:
+    found = None
+    if len(line) <= _LINE_BYTES_MAX:
+        try:
+            found = json.loads(line, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError):
+            found = None
+    if not isinstance(found, dict):
+        raise InvalidInput(
+            f"Line {number} is not one JSON object of at most {_LINE_BYTES_MAX} bytes, each key in it once.",
+            code="input.json",
+            fix="write one object a line, and no key twice: readers differ in which they believe",
+        )
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[IO[bytes]]:
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path, "rb") as unpacked:
+            yield cast(IO[bytes], unpacked)
+    else:
+        with path.open("rb") as plain:
+            yield plain
+
+
+def table_of(columns: Columns, values: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
+    """Values of any kind, as JSON has them, as a table; a member id that is neither text nor number becomes null.
+
+    Raises InvalidInput where a time of collection is none: which row of the cut-off it is on would be a guess.
+    """
+    made: dict[str, pa.Array] = {columns.member: _texts(values[columns.member], otherwise=None)}
+    for name in (columns.jurisdiction, columns.category):
+        if name is not None:
+            made[name] = _texts(values[name], otherwise="?")
+    if columns.collected is not None:
+        made[columns.collected] = pa.array([as_instant(value) for value in values[columns.collected]], pa.int64())
+    assert all(len(column) == rows for column in made.values())
+    return pa.table(made)
+
+
+def _texts(values: Sequence[Any], *, otherwise: str | None) -> pa.Array:
+    return pa.array([_as_text(value, otherwise) for value in values], pa.string())
+
+
+def _as_text(value: Any, otherwise: str | None) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if -(1 << 63) <= value < 1 << 64 else otherwise
+    if not isinstance(value, str):
+        return otherwise
+    # JSON can spell half of a surrogate pair, which no text is.
+    return value if value.isascii() else value.encode(errors="replace").decode()
+
+
+def as_instant(value: Any) -> Micros | None:
+    """A time of collection as JSON has it: ISO 8601, or microseconds. Raises InvalidInput."""
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INSTANT_MAX:
+        return Micros(value)
+    try:
+        moment = datetime.fromisoformat(value)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return Micros((moment - _EPOCH) // timedelta(microseconds=1))
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInput(
+            "A time of collection is neither a date and time in ISO 8601 nor a number of microseconds.",
+            code="input.collected",
+            fix="write 2024-10-11T09:00:00Z, or microseconds since 1970-01-01 UTC",
+        ) from None
+
+
+_READERS: Final[Mapping[str, Reader]] = {
+    ".parquet": read_parquet,
+    ".pq": read_parquet,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_lines,
+    ".ndjson": _read_lines,
+    ".arrow": read_ipc,
+    ".arrows": read_ipc,
+    ".feather": read_ipc,
+    ".ipc": read_ipc,
+}

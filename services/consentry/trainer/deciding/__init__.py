@@ -1,0 +1,1 @@
+"""The whole decision for tables of rows."""

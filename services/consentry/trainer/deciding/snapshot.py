@@ -1,0 +1,194 @@
+"""What a trainer holds in memory: the records, the controls, and how fresh both are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from consentry.domain.controls import Control, Controls
+from consentry.domain.decisions import Decision, Ground, Row, decide, stale
+from consentry.domain.jurisdictions import Jurisdictions
+from consentry.domain.records import Record
+from consentry.domain.values import MemberId, Micros, Reason
+from consentry.record_index import Keys, RecordStore, Segment, TextKeys
+from consentry.trainer.deciding.member_classes import HELD_CLASS, Distinctions, Likenesses
+from consentry.wire.freshness import FOREVER, Freshness
+from consentry.wire.frontiers import Frontier
+from consentry.wire.partitions import partition_of, partitions_of
+from consentry.wire.records import (
+    DIGEST_BITS,
+    DamagedRecord,
+    came_from,
+    check_sum,
+    read_record,
+    record_digest,
+)
+from consentry.wire.tokens import Token
+
+_SIDE_BY_SIDE: Final = 65_536
+_PURPOSES_MAX: Final = 8
+"""For so many purposes it is remembered which members stand alike."""
+
+
+class View:
+    """Records and controls as of a position, and the proof of how fresh they are.
+
+    One thread applies messages, others may ask meanwhile: each answer sees a record and the controls as they are at
+    that moment. `partitions` is the partition count of records.
+    """
+
+    def __init__(self, partitions: int, jurisdictions: Jurisdictions, segments: Sequence[Segment] = ()) -> None:
+        self.partitions = partitions
+        self.controls = Controls(jurisdictions)
+        self.records = RecordStore(segments)
+        self.regressions = 0
+        self.positions: dict[tuple[str, int], int] = {}
+        """Next offset per (short topic name, partition)."""
+        self.freshness = Freshness(partitions)
+        self._held: set[bytes] = set()
+        self._distinctions = Distinctions(self.controls)
+        self._likenesses: dict[str, Likenesses] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What answers were found so far belongs to the process that was asked, and to its threads.
+        return self.__dict__ | {"_likenesses": {}, "_distinctions": Distinctions(self.controls)}
+
+    def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Take record messages of one partition in; an older version than the one held is ignored and counted."""
+        good, homes = [], partitions_of(keys, self.partitions).tolist()
+        for key, value, home in zip(keys, values, homes, strict=True):
+            if home != partition:
+                # Some producer put the member on a foreign partition: its events have no order with the others.
+                self._held.add(key)
+                continue
+            try:
+                check_sum(value, key)
+            except DamagedRecord:
+                self._held.add(key)
+                continue
+            good.append((key, value))
+        for member, held, older in self.records.apply(*zip(*good, strict=True)) if good else ():
+            self.regressions += 1
+            if not came_from(held, older):
+                # Not an older state of what is held: two histories of one member exist, and one lost an event.
+                self._held.add(member)
+
+    def hold(self, members: Iterable[bytes]) -> None:
+        """Hold members for good: something about them could not be believed."""
+        self._held.update(members)
+
+    @property
+    def held(self) -> frozenset[bytes]:
+        """Who is held for good."""
+        return frozenset(self._held)
+
+    def apply_control(self, control: Control) -> None:
+        """Take one control in."""
+        self.controls = self.controls.after(control)
+
+    def apply_frontier(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
+        """Take a frontier in; see Freshness."""
+        self.freshness.apply(frontier, appended_at)
+
+    def settle_frontiers(self) -> None:
+        """Let the frontiers count whose positions have been reached by now."""
+        self.freshness.settle(self.positions)
+
+    def missing(self, token: Token) -> str:
+        """What is not here yet of what the token demands; empty where all of it is."""
+        return self.freshness.missing(token, self.positions)
+
+    def staleness_seconds(self, now: Micros) -> float:
+        """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""
+        return self.freshness.staleness_seconds(now)
+
+    @property
+    def newest_frontier(self) -> Micros:
+        """The latest time that any partition has been proven fresh for."""
+        return self.freshness.newest
+
+    @property
+    def view_id(self) -> str:
+        """Names all that answers rest on: equal only where the same records and controls were read."""
+        told = hashlib.blake2b(digest_size=16)
+        logs = {partition: frontier.log for partition, frontier in self.freshness.counted().items()}
+        told.update(json.dumps([sorted(dict(self.positions).items()), sorted(logs.items())]).encode())
+        return told.hexdigest()
+
+    def record(self, member: MemberId) -> Record | None:
+        """The member's record, or None. Raises DamagedRecord."""
+        key = member.encode()
+        raw = self.records.get(key)
+        return None if raw is None else read_record(raw, key)
+
+    def is_held(self, member: bytes) -> bool:
+        """Whether the member is excluded because something about them could not be read."""
+        tainted = self.freshness.tainted
+        return member in self._held or (bool(tainted) and partition_of(member, self.partitions) in tainted)
+
+    @property
+    def distinctions(self) -> Distinctions:
+        """What the controls, as they are now, tell apart."""
+        found = self._distinctions
+        if found.controls is not self.controls:
+            found = self._distinctions = Distinctions(self.controls)
+        return found
+
+    def likenesses(self, purpose: str, voiding: tuple[Micros, ...]) -> Likenesses:
+        """Which members stand alike for this purpose; `voiding` is that of the distinctions asked under."""
+        found = self._likenesses.get(purpose)
+        if found is None or found.voiding != voiding:
+            found = Likenesses(purpose, voiding)
+            kept = [item for item in self._likenesses.items() if item[0] != purpose][1 - _PURPOSES_MAX :]
+            # Another dict, as the thread that applies records may be going through this one.
+            self._likenesses = {**dict(kept), purpose: found}
+        return found
+
+    def classes(
+        self, members: Sequence[bytes] | Keys, likenesses: Likenesses, *, at: Micros, known_at: Micros
+    ) -> npt.NDArray[np.int32]:
+        """The class of each member: a place in `likenesses.standings`. Times in microseconds."""
+        keys = TextKeys.of(members) if isinstance(members, Sequence) else members
+        found = self.records.find(keys)
+        live = set(self.records.segments()) | {one.segment for one in found}
+        classes = likenesses.classes(found, len(keys), live, at=at, known_at=known_at)
+        if self._held:
+            held = list(self._held)
+            classes[Segment.of(held, [b""] * len(held)).find(keys, keys.hashes(decimals=True)) >= 0] = HELD_CLASS
+        if self.freshness.tainted:
+            homes = partitions_of(keys.to_list(), self.partitions)
+            classes[np.isin(homes, list(self.freshness.tainted))] = HELD_CLASS
+        return classes
+
+    def decide(
+        self, member: MemberId, row: Row | None, *, purpose: str, at: Micros, known_at: Micros, stale_detail: str
+    ) -> Decision:
+        """The answer for one member or row; `stale_detail` is not empty where freshness is not proven."""
+        if stale_detail:
+            return stale(stale_detail)
+        if self.is_held(member.encode()):
+            return HELD
+        try:
+            record = self.record(member)
+        except DamagedRecord:
+            return HELD
+        return decide(record, row, self.controls, purpose=purpose, at=at, known_at=known_at)
+
+    def digests(self) -> dict[int, str]:
+        """Per partition, the sum of all records' digests: equal exactly where the same records are held."""
+        sums = dict.fromkeys(range(self.partitions), 0)
+        pairs = self.records.pairs()
+        while some := list(islice(pairs, _SIDE_BY_SIDE)):
+            homes = partitions_of([member for member, _ in some], self.partitions).tolist()
+            for (member, record), home in zip(some, homes, strict=True):
+                sums[home] = (sums[home] + record_digest(member, record)) % (1 << DIGEST_BITS)
+        return {partition: f"{total:032x}" for partition, total in sums.items()}
+
+
+HELD: Final = Decision(False, Reason.HELD, (Ground(Reason.HELD, "something about the member could not be read"),))

@@ -1,0 +1,57 @@
+"""Which library's filter a data set gets; imports nothing that its reader has not imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from typing import Any, Final
+
+from consentry.domain.errors import InvalidInput
+from consentry.domain.values import Reason
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.decider import Judge
+
+LIBRARIES: Final = {
+    "pyarrow": ("arrow", ("Table", "RecordBatch", "RecordBatchReader", "Dataset", "Scanner")),
+    "polars": ("polars_", ("DataFrame", "LazyFrame")),
+    "pandas": ("pandas_", ("DataFrame",)),
+    "duckdb": ("duckdb_", ("DuckDBPyRelation",)),
+    "datasets": ("huggingface", ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict")),
+    "torch": ("torch_", ("Dataset", "IterableDataset", "DataLoader")),
+    "ray": ("ray_", ("Dataset",)),
+    "pyspark": ("spark_", ("DataFrame",)),
+}
+"""By the package that a type comes from: our module, and the types that it filters."""
+
+
+def filter_any(
+    judge: Judge,
+    data: Any,
+    *,
+    purpose: str,
+    columns: Columns | None = None,
+    at_least: str | None = None,
+    tally: Counter[Reason] | None = None,
+) -> Any:
+    """The rows of any supported data set that may be used for `purpose`, by the `filter` of its library.
+
+    Raises InvalidInput for other types, and what that filter raises.
+    """
+    module = import_module(f"consentry.trainer.filters.{_module_of(data)}")
+    return module.filter(judge, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
+
+
+def _module_of(data: Any) -> str:
+    """The name of our module for the data set's type, or for the nearest type that it is made from."""
+    for kind in type(data).__mro__:
+        package = kind.__module__.partition(".")[0].lstrip("_")
+        module, names = LIBRARIES.get(package, ("", ()))
+        # Some of Arrow's types have names of their own for each way in which they are stored.
+        if any(kind.__name__ == name or (package == "pyarrow" and kind.__name__.endswith(name)) for name in names):
+            return module
+    known = "; ".join(f"{package}: {', '.join(names)}" for package, (_, names) in LIBRARIES.items())
+    raise InvalidInput(
+        f"A {type(data).__module__}.{type(data).__qualname__} is no data set that can be filtered.",
+        code="input.dataset",
+        fix=f"give one of these. {known}",
+    )

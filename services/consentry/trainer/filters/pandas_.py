@@ -1,0 +1,31 @@
+"""pandas: data frames."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+
+from consentry.domain.values import Reason
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.decider import Judge
+from consentry.trainer.filters.batch_filter import Sieve
+
+
+def filter(
+    judge: Judge,
+    data: pd.DataFrame,
+    *,
+    purpose: str,
+    columns: Columns | None = None,
+    at_least: str | None = None,
+    tally: Counter[Reason] | None = None,
+) -> pd.DataFrame:
+    """The rows that may be used for `purpose`, with their index; every row is counted in `tally`.
+
+    Member ids in an object column count where they are texts, or all of them integers. pandas makes integers with a gap
+    to floating point numbers, which are no ids: read them as Int64. Raises InvalidInput where a column is missing or
+    there twice; a member id in the index is in no column.
+    """
+    sieve = Sieve(judge, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
+    return data[sieve.mask_of({name: data[name] for name in sieve.names})]

@@ -1,0 +1,60 @@
+"""The data set that an argument names: a directory of Parquet files, a Delta table, an Iceberg table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from consentry.domain.errors import InvalidInput, Refused
+from consentry.ops.clock import Clock
+from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.purge.dataset import Dataset
+from consentry.trainer.purge.parquet import ParquetDirectory
+
+DELTA: Final = "delta:"
+ICEBERG: Final = "iceberg:"
+_EXTRAS: Final = {"deltalake": "delta", "pyiceberg": "iceberg", "sqlalchemy": "iceberg", "pyspark": "spark"}
+
+
+def open_dataset(
+    name: str, *, clock: Clock, columns: Columns | None = None, spark_master: str | None = None
+) -> Dataset:
+    """The data set DIRECTORY, delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE; a directory with a _delta_log is Delta.
+
+    With `spark_master` ('' is the one that Spark is set up with) the files of a directory are worked on by Spark.
+    Raises InvalidInput, and Refused where the library is not installed.
+    """
+    try:
+        return _opened(name, clock, columns, spark_master)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        raise Refused(
+            f"The data set {name!r} needs the package {package!r}, which is not installed.",
+            code="install.extra",
+            fix=f"pip install 'consentry[{_EXTRAS[package]}]'",
+        ) from error
+
+
+def _opened(name: str, clock: Clock, columns: Columns | None, spark_master: str | None) -> Dataset:
+    is_delta = name.startswith(DELTA) or (not name.startswith(ICEBERG) and Path(name, "_delta_log").is_dir())
+    if spark_master is not None and (is_delta or name.startswith(ICEBERG)):
+        raise InvalidInput(
+            f"The data set {name!r} is no directory of Parquet files: it is not purged by Spark.",
+            code="input.dataset",
+            fix="leave --spark out; each touched file of a table is read and written one after the other",
+        )
+    if is_delta:
+        from consentry.trainer.purge.delta import delta_table  # noqa: PLC0415 - an extra
+
+        return delta_table(name.removeprefix(DELTA), clock=clock, columns=columns)
+    if name.startswith(ICEBERG):
+        from consentry.trainer.purge.iceberg import iceberg_table  # noqa: PLC0415 - an extra
+
+        return iceberg_table(name.removeprefix(ICEBERG), columns=columns)
+    if spark_master is not None:
+        from consentry.trainer.purge.spark import spark_directory  # noqa: PLC0415 - an extra
+
+        return spark_directory(Path(name), columns=columns, master=spark_master)
+    return ParquetDirectory(Path(name), columns=columns)

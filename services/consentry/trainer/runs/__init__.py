@@ -1,0 +1,20 @@
+"""Training runs: a lease on fresh data, a record of what was read, and a certificate of it."""
+
+from consentry.trainer.runs.dataset import digest_of_files
+from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked, RunClosed
+from consentry.trainer.runs.lease import Lease, LeaseCondition, RunJudge
+from consentry.trainer.runs.run import TrainingRun
+from consentry.trainer.runs.store import RunFolder, RunStore
+
+__all__ = [
+    "ConsentStale",
+    "Lease",
+    "LeaseCondition",
+    "LeaseRevoked",
+    "RunClosed",
+    "RunFolder",
+    "RunJudge",
+    "RunStore",
+    "TrainingRun",
+    "digest_of_files",
+]

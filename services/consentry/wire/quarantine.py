@@ -1,0 +1,84 @@
+"""Messages of the quarantine: what could not be read, with its original bytes and headers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from consentry.domain.errors import UndecodableEvent
+from consentry.domain.events import EventUnreadable, Fact, FactKind
+from consentry.domain.records import Record
+from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros
+from consentry.wire.catalog import Catalog
+from consentry.wire.events import read_strictly
+from consentry.wire.frames import FRAME_LENGTH, schema_id_of
+from consentry.wire.messages import Stored
+from consentry.wire.schemas import QUARANTINE, topics
+
+OUR_HEADERS: Final = frozenset({"schema_id", "error_class", "app_version"})
+"""Beside those that begin with `orig.`: what the processor adds; the rest came with the message."""
+_BYTES_MAX: Final = 2_000_000
+
+
+def unreadable_event_id(partition: int, offset: int) -> bytes:
+    """The identity of the hold that stands for the unreadable message at a place of member-events."""
+    return hashlib.blake2b(f"{partition}:{offset}".encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One message that could not be read, as it came; `partition` and `offset` are its place in member-events."""
+
+    partition: int
+    offset: int
+    appended_at: Micros
+    error_class: str
+    schema_id: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How an operator names it."""
+        return f"{self.partition}-{self.offset}"
+
+    @property
+    def member(self) -> MemberId | None:
+        """Whose event it was; None where the key names nobody, and the partition is tainted."""
+        text = (self.key or b"").decode("latin-1")
+        return MemberId(text) if MEMBER_ID_PATTERN.fullmatch(text) else None
+
+    def hold(self, record: Record | None) -> Fact | None:
+        """The hold that this message caused, where the record still tells it."""
+        if record is None or self.member is None:
+            return None
+        event_id = unreadable_event_id(self.partition, self.offset)
+        tag = EventUnreadable(event_id=event_id, member=self.member, recorded_at=self.appended_at).fact().tag
+        return next((fact for fact in record.facts if fact.kind is FactKind.HELD and fact.tag == tag), None)
+
+
+def read_entry(message: Stored, catalog: Catalog) -> Entry | None:
+    """The entry in a message of the quarantine topic; None for what the processor did not write."""
+    try:
+        value = message.value
+        name = catalog.name_of(schema_id_of(value), allowed=topics()[QUARANTINE].records)
+        fields = read_strictly(name, (value or b"")[FRAME_LENGTH:], bytes_max=_BYTES_MAX)
+    except UndecodableEvent:
+        return None
+    headers = tuple(
+        (name, value or b"")
+        for name, value in message.headers
+        if name not in OUR_HEADERS and not name.startswith("orig.")
+    )
+    return Entry(
+        partition=fields["partition"],
+        offset=fields["offset"],
+        appended_at=Micros(fields["appended_at"]),
+        error_class=fields["error_class"],
+        schema_id=fields["schema_id"],
+        key=fields["key"],
+        value=fields["value"],
+        headers=headers,
+    )

@@ -1,1 +1,3 @@
-"""The benchmark: what the processor does beside a naive peer, and how long an event takes to reach a trainer."""
+"""The benchmark: what the processor does beside a naive peer, and how long an event takes to reach
+a trainer.
+"""

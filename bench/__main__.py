@@ -23,20 +23,17 @@ from rich.console import Console
 
 from bench import cold, producer, report
 from bench.figures import CannotMeasure, NotAsPromised
-from bench.filters import Sizes as FilterSizes
+from bench.filters import FilterSizes, measure_filters, show_filters
 from bench.filters import document as filters_document
-from bench.filters import measure_filters, show_filters
 from bench.gateway import document as gateway_document
 from bench.gateway import measure_gateway, show_gateway
 from bench.latency import measure_latency
-from bench.purge import FILES_MIN, measure_purge, show_purge
-from bench.purge import Sizes as PurgeSizes
+from bench.purge import FILES_MIN, PurgeSizes, measure_purge, show_purge
 from bench.purge import document as purge_document
-from bench.rules import OPT_OUTS, Sizes, measure_rules
+from bench.rules import OPT_OUTS, RuleSizes, measure_rules
 from bench.stack import ROOT, open_place
 from bench.throughput import Run, Workloads, measure_naive, measure_processor, summary
-from bench.verify import PLANTED_MAX, measure_verify, show_verify
-from bench.verify import Sizes as VerifySizes
+from bench.verify import PLANTED_MAX, VerifySizes, measure_verify, show_verify
 from bench.verify import document as verify_document
 from consentry.domain.errors import ConsentryError
 from consentry.local.stack import LocalStack
@@ -48,13 +45,27 @@ EXIT_CANNOT_MEASURE = 2
 RESULTS = ROOT / "bench" / "results"
 
 QUICK = {
-    **{"events": 30_000, "naive_events": 3_000, "repeats": 1, "seconds": 5.0, "warm_up": 2.0, "pauses": 10},
+    **{
+        "events": 30_000,
+        "naive_events": 3_000,
+        "repeats": 1,
+        "seconds": 5.0,
+        "warm_up": 2.0,
+        "pauses": 10,
+    },
     **{"rows": 100_000, "members": 20_000},
     **{"reads": 100_000, "planted": 20, "files": 40, "kills": 4},
 }
 """What --quick makes of whatever is not given."""
 DEFAULT = {
-    **{"events": 200_000, "naive_events": 20_000, "repeats": 2, "seconds": 20.0, "warm_up": 5.0, "pauses": 50},
+    **{
+        "events": 200_000,
+        "naive_events": 20_000,
+        "repeats": 2,
+        "seconds": 20.0,
+        "warm_up": 5.0,
+        "pauses": 50,
+    },
     **{"rows": 1_000_000, "members": 200_000},
     **{"reads": 10_000_000, "planted": 100, "files": 200, "kills": 20},
 }
@@ -90,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"bench: not as promised: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_NOT_AS_PROMISED
     except (CannotMeasure, ConsentryError, KafkaException, RedisError, OSError) as error:
-        errors.print(f"bench: could not measure: {error}", style="red", markup=False, soft_wrap=True)
+        errors.print(
+            f"bench: could not measure: {error}", style="red", markup=False, soft_wrap=True
+        )
         return EXIT_CANNOT_MEASURE
     return 0
 
@@ -105,14 +118,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="all",
         help="rules: without any server",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer events, under a minute: a look, no figure to quote")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer events, under a minute: a look, no figure to quote",
+    )
     parser.add_argument("--events", type=int, help="events for the processor in each repeat")
-    parser.add_argument("--naive-events", type=int, help="how many of the same events the naive peer gets")
-    parser.add_argument("--naive-client", choices=("asyncio", "blocking"), default="asyncio", help="the peer's client")
+    parser.add_argument(
+        "--naive-events", type=int, help="how many of the same events the naive peer gets"
+    )
+    parser.add_argument(
+        "--naive-client",
+        choices=("asyncio", "blocking"),
+        default="asyncio",
+        help="the peer's client",
+    )
     parser.add_argument("--repeats", type=int, help="how often each is measured, in turn")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second for latency")
     parser.add_argument("--seconds", type=float, help="how long latency is measured")
-    parser.add_argument("--warm-up", type=float, help="seconds of the same rate before that, not counted")
+    parser.add_argument(
+        "--warm-up", type=float, help="seconds of the same rate before that, not counted"
+    )
     parser.add_argument("--pauses", type=int, help="pauses, and as many lifts, during that time")
     parser.add_argument("--rows", type=int, help="rows of the table that is decided at once")
     parser.add_argument("--members", type=int, help="members that its rows are of")
@@ -132,19 +158,35 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if min(options.events, options.naive_events, options.repeats, options.rate, options.seconds, options.rows) <= 0:
+    if (
+        min(
+            options.events,
+            options.naive_events,
+            options.repeats,
+            options.rate,
+            options.seconds,
+            options.rows,
+        )
+        <= 0
+    ):
         parser.error("events, repeats, rate, seconds and rows have to be above 0")
     if options.members < OPT_OUTS:
         parser.error(f"members have to be at least {OPT_OUTS}: so many opt out")
     if not 0 < options.planted <= min(PLANTED_MAX, options.reads // 10):
-        parser.error(f"planted has to be above 0, at most {PLANTED_MAX}, and at most a tenth of the reads")
+        parser.error(
+            f"planted has to be above 0, at most {PLANTED_MAX}, and at most a tenth of the reads"
+        )
     if options.kills <= 0 or not FILES_MIN <= options.files <= options.rows:
-        parser.error(f"kills have to be above 0, and files at least {FILES_MIN} and no more than rows")
+        parser.error(
+            f"kills have to be above 0, and files at least {FILES_MIN} and no more than rows"
+        )
     return options
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Measure the rules; start a stack, measure throughput and latency; print and keep the results."""
+    """Measure the rules; start a stack, measure throughput and latency; print and keep the
+    results.
+    """
     machine = report.machine()
     rules = rules_of(options, console)
     with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory:
@@ -163,7 +205,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 few = events.first(options.naive_events)
                 naive.append(measure_naive(place, few, services, client=options.naive_client))
                 console.print(f"  naive peer: {naive[-1].rate:,.0f} events/s")
-            console.print(f"Latency: {options.warm_up + options.seconds:g} s at {options.rate:g} events/s …")
+            console.print(
+                f"Latency: {options.warm_up + options.seconds:g} s at {options.rate:g} events/s …"
+            )
             place = open_place(addresses, "bench-latency")
             latency = measure_latency(
                 place,
@@ -174,9 +218,18 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 pauses=options.pauses,
                 seed=options.seed,
             )
-            about = {"machine": machine, "versions": report.versions(place), "settings": report.settings(place)}
+            about = {
+                "machine": machine,
+                "versions": report.versions(place),
+                "settings": report.settings(place),
+            }
     throughput = summary(ours, naive, client=options.naive_client)
-    tell(report.document(about=about, rules=rules, throughput=throughput, latency=latency, at=_now()), console)
+    tell(
+        report.document(
+            about=about, rules=rules, throughput=throughput, latency=latency, at=_now()
+        ),
+        console,
+    )
 
 
 def run_rules(options: argparse.Namespace, console: Console) -> None:
@@ -194,9 +247,17 @@ def run_producer(options: argparse.Namespace, console: Console) -> None:
         with stack as addresses:
             place = open_place(addresses, "bench-producer")
             found = producer.measure_producer(
-                place, options.events, repeats=options.repeats, seed=options.seed, now=system_clock()
+                place,
+                options.events,
+                repeats=options.repeats,
+                seed=options.seed,
+                now=system_clock(),
             )
-            about = {"machine": machine, "versions": report.versions(place), "settings": report.settings(place)}
+            about = {
+                "machine": machine,
+                "versions": report.versions(place),
+                "settings": report.settings(place),
+            }
     results = producer.document(about, found, at=_now())
     print(json.dumps(results, indent=2))
     producer.show(results, console)
@@ -220,7 +281,11 @@ def run_gateway(options: argparse.Namespace, console: Console) -> None:
                 repeats=options.repeats,
                 seed=options.seed,
             )
-            about = {"machine": machine, "versions": report.versions(place), "settings": report.settings(place)}
+            about = {
+                "machine": machine,
+                "versions": report.versions(place),
+                "settings": report.settings(place),
+            }
     results = gateway_document(about, found, at=_now())
     print(json.dumps(results, indent=2))
     show_gateway(results, console)
@@ -230,7 +295,9 @@ def run_gateway(options: argparse.Namespace, console: Console) -> None:
 def run_filters(options: argparse.Namespace, console: Console) -> None:
     """Measure the filters beside bare joins of the same rows; print and keep the results."""
     about = {"machine": report.machine(), "versions": report.packages()}
-    console.print(f"Filters: {options.rows:,} rows, {options.members:,} excluded, {options.repeats} times …")
+    console.print(
+        f"Filters: {options.rows:,} rows, {options.members:,} excluded, {options.repeats} times …"
+    )
     sizes = FilterSizes(rows=options.rows, members=options.members)
     found = measure_filters(sizes, repeats=options.repeats, seed=options.seed)
     results = filters_document(about, found, at=_now())
@@ -251,7 +318,10 @@ def run_cold(options: argparse.Namespace, console: Console) -> None:
 
 
 def run_verify(options: argparse.Namespace, console: Console) -> None:
-    """Have a run certified and verified; print and keep the results. Raises NotAsPromised after that."""
+    """Have a run certified and verified; print and keep the results.
+
+    Raises NotAsPromised after that.
+    """
     about = {"machine": report.machine(), "versions": report.packages()}
     set_up_logs(style="text", level="error")
     console.print(f"Verify: {options.reads:,} reads, {options.planted} planted …")
@@ -264,9 +334,15 @@ def run_verify(options: argparse.Namespace, console: Console) -> None:
 
 def run_purge(options: argparse.Namespace, console: Console) -> None:
     """Purge in peace and in pieces; print and keep the results. Raises NotAsPromised after that."""
-    about = {"machine": report.machine(), "versions": report.packages() | {"polars": version("polars")}}
+    about = {
+        "machine": report.machine(),
+        "versions": report.packages() | {"polars": version("polars")},
+    }
     sizes = PurgeSizes(options.rows, options.files, options.members, options.kills)
-    console.print(f"Purge: {sizes.rows:,} rows, {sizes.files:,} files, {options.repeats} times, {sizes.kills} kills …")
+    console.print(
+        f"Purge: {sizes.rows:,} rows, {sizes.files:,} files, {options.repeats} times, "
+        f"{sizes.kills} kills …"
+    )
     found = measure_purge(sizes, repeats=options.repeats, seed=options.seed)
     results = purge_document(about, found, at=_now())
     print(json.dumps(results, indent=2))
@@ -275,7 +351,10 @@ def run_purge(options: argparse.Namespace, console: Console) -> None:
 
 
 def _keep(results: dict[str, Any], console: Console) -> None:
-    """Keep results that are a verdict too. Raises NotAsPromised where it is not `ok`, once they are kept."""
+    """Keep results that are a decisions too.
+
+    Raises NotAsPromised where it is not `ok`, once they are kept.
+    """
     console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
     if wrong := [name for name, is_so in results["ok"].items() if not is_so]:
         raise NotAsPromised(", ".join(wrong))
@@ -283,8 +362,12 @@ def _keep(results: dict[str, Any], console: Console) -> None:
 
 def rules_of(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """The part of the results that tells of the rules."""
-    console.print(f"Rules: {options.rows:,} rows of {options.members:,} members, {options.repeats} times …")
-    sizes = Sizes(histories=HISTORIES, questions=QUESTIONS, rows=options.rows, members=options.members)
+    console.print(
+        f"Rules: {options.rows:,} rows of {options.members:,} members, {options.repeats} times …"
+    )
+    sizes = RuleSizes(
+        histories=HISTORIES, questions=QUESTIONS, rows=options.rows, members=options.members
+    )
     return measure_rules(sizes, repeats=options.repeats, seed=options.seed)
 
 

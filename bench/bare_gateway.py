@@ -1,7 +1,9 @@
-"""The peer of the gateway: what a team writes first. FastAPI, a model, fastavro, one producer; nothing is checked.
+"""The peer of the gateway: what a team writes first.
 
-No credentials, no limits, no repetition, no token, no headers: whatever the real gateway adds, this does without.
-`python -m bench.bare_gateway` serves `POST /v1/consent-changes` until it is ended.
+FastAPI, a model, fastavro, one producer; nothing is checked.
+
+No credentials, no limits, no repetition, no token, no headers: whatever the real gateway adds, this
+does without. `python -m bench.bare_gateway` serves `POST /v1/consent-changes` until it is ended.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from consentry.wire.catalog import load_catalog
 from consentry.wire.schemas import schema
 
 
-class Change(BaseModel):
+class BareChange(BaseModel):
     """A consent change."""
 
     member_id: str
@@ -40,7 +42,7 @@ def build(producer: Producer, topic: str, frame: bytes) -> FastAPI:
     known = schema("ConsentChanged")
 
     @app.post("/v1/consent-changes", status_code=202)
-    async def accept(change: Change) -> dict[str, str]:
+    async def accept(change: BareChange) -> dict[str, str]:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -49,10 +51,16 @@ def build(producer: Producer, topic: str, frame: bytes) -> FastAPI:
             loop.call_soon_threadsafe(done.set_result, None)
 
         event_id, now = uuid.uuid4(), time.time_ns() // 1000
-        fields = change.model_dump() | {"event_id": event_id.bytes, "effective_at": now, "recorded_at": now}
+        fields = change.model_dump() | {
+            "event_id": event_id.bytes,
+            "effective_at": now,
+            "recorded_at": now,
+        }
         fields |= {"legal_basis": "CONSENT", "notice_version": "", "source": "bare"}
         fields |= {"observed_version": None, "evidence": None}
-        producer.produce(topic, frame + known.encode(fields), change.member_id.encode(), on_delivery=note)
+        producer.produce(
+            topic, frame + known.encode(fields), change.member_id.encode(), on_delivery=note
+        )
         await done
         return {"event_id": str(event_id)}
 
@@ -75,7 +83,10 @@ def main() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen(2048)
     app = build(producer, f"{namespace}.member-events", catalog.frame_of("ConsentChanged"))
-    print(json.dumps({"event": "bare", "url": f"http://127.0.0.1:{listener.getsockname()[1]}"}), flush=True)
+    print(
+        json.dumps({"event": "bare", "url": f"http://127.0.0.1:{listener.getsockname()[1]}"}),
+        flush=True,
+    )
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(config).serve(sockets=[listener]))

@@ -1,4 +1,6 @@
-"""A cold trainer: how long until it holds all records of a bundle, and how much memory that takes."""
+"""A cold trainer: how long until it holds all records of a bundle, and how much memory that
+takes.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,19 @@ from rich.table import Table
 from bench.events import PURPOSES, pseudonym
 from bench.figures import CannotMeasure, as_document, spread_of
 from bench.stack import ROOT
-from consentry.bundles import BundleState, BundleStore, PublicKeys, SigningKey, publish, write_bundle
+from consentry.bundles import (
+    BundleState,
+    BundleStore,
+    PublicKeys,
+    SigningKey,
+    publish,
+    write_bundle,
+)
 from consentry.domain.events import Fact, FactKind
 from consentry.domain.values import Micros
 from consentry.ops.clock import system_clock
 from consentry.record_index import TextKeys
-from consentry.trainer.bundled import newest_view
+from consentry.trainer.bundled import newest_snapshot
 from consentry.wire.catalog import InMemoryRegistry, load_catalog, register_all
 from consentry.wire.freshness import FOREVER
 from consentry.wire.frontiers import Frontier
@@ -44,7 +53,9 @@ _SIDE_BY_SIDE: Final = 1 << 17
 
 
 def measure_cold(members: int, *, repeats: int) -> dict[str, Any]:
-    """Write one bundle of so many members, and load it so often, each time in a process of its own."""
+    """Write one bundle of so many members, and load it so often, each time in a process of its
+    own.
+    """
     with tempfile.TemporaryDirectory(prefix="consentry-bench-cold-") as directory:
         started = process_time()
         key = SigningKey.generate()
@@ -53,9 +64,20 @@ def measure_cold(members: int, *, repeats: int) -> dict[str, Any]:
         _write(Path(directory) / "small", _SMALL, key)
         (Path(directory) / "key").write_bytes(key.public.public_bytes_raw())
         loads = [_loaded(Path(directory)) for _ in range(repeats)]
-    names = ("wall_seconds", "cpu_seconds", "own_bytes_a_member", "first_question_cpu_seconds", "find_rows_per_second")
+    names = (
+        "wall_seconds",
+        "cpu_seconds",
+        "own_bytes_a_member",
+        "first_question_cpu_seconds",
+        "find_rows_per_second",
+    )
     found = as_document({name: spread_of([one[name] for one in loads]) for name in names})
-    return {"members": members, "bundle_bytes": size, "write_cpu_seconds": round(written, 2), **found}
+    return {
+        "members": members,
+        "bundle_bytes": size,
+        "write_cpu_seconds": round(written, 2),
+        **found,
+    }
 
 
 def _write(directory: Path, members: int, key: SigningKey) -> int:
@@ -66,12 +88,19 @@ def _write(directory: Path, members: int, key: SigningKey) -> int:
     frame, now = catalog.frame_of("ConsentRecord"), system_clock()
     bodies = [fact_body(_fact(Micros(now - 10**12 - number))) for number in range(_FACTS)]
     for start in range(0, members, _SIDE_BY_SIDE):
-        keys = [pseudonym(number, seed=1).encode() for number in range(start, min(start + _SIDE_BY_SIDE, members))]
-        records = [first_record(name, bodies[place % _FACTS], frame) for place, name in enumerate(keys)]
+        keys = [
+            pseudonym(number, seed=1).encode()
+            for number in range(start, min(start + _SIDE_BY_SIDE, members))
+        ]
+        records = [
+            first_record(name, bodies[place % _FACTS], frame) for place, name in enumerate(keys)
+        ]
         homes = partitions_of(keys, PARTITIONS).tolist()
         for partition in range(PARTITIONS):
             mine = [place for place, home in enumerate(homes) if home == partition]
-            state.apply_records(partition, [keys[place] for place in mine], [records[place] for place in mine])
+            state.apply_records(
+                partition, [keys[place] for place in mine], [records[place] for place in mine]
+            )
     for partition in range(PARTITIONS):
         state.freshness.apply(Frontier(partition, "bench", now, 0, 0, 0, False))
     state.settle_frontiers()
@@ -87,7 +116,11 @@ def _fact(at: Micros) -> Fact:
 
 def _loaded(directory: Path) -> dict[str, float]:
     done = subprocess.run(
-        [sys.executable, "-m", "bench.cold", str(directory)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bench.cold", str(directory)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise CannotMeasure(f"The bundle could not be loaded: {done.stderr[-500:]}")
@@ -101,25 +134,40 @@ def load(directory: Path) -> dict[str, float]:
 
     keys = PublicKeys([Ed25519PublicKey.from_public_bytes((directory / "key").read_bytes())])
     # What every process needs once, such as the schemas, is not what a member takes.
-    newest_view(str(directory / "small"), keys=keys, namespace=NAMESPACE, now=system_clock(), max_age_seconds=1e12)
+    newest_snapshot(
+        str(directory / "small"),
+        keys=keys,
+        namespace=NAMESPACE,
+        now=system_clock(),
+        max_age_seconds=1e12,
+    )
     gc.collect()
     before, wall, cpu = own_bytes(), perf_counter(), process_time()
-    view, _ = newest_view(
-        str(directory / "bundles"), keys=keys, namespace=NAMESPACE, now=system_clock(), max_age_seconds=1e12
+    snapshot, _ = newest_snapshot(
+        str(directory / "bundles"),
+        keys=keys,
+        namespace=NAMESPACE,
+        now=system_clock(),
+        max_age_seconds=1e12,
     )
     wall, cpu = perf_counter() - wall, process_time() - cpu
-    likenesses = view.likenesses(PURPOSES[0], view.distinctions.voiding)
+    member_classes = snapshot.member_classes(PURPOSES[0], snapshot.boundaries.voiding)
     started = process_time()
     asked = 0
-    for segment in view.records.segments():
+    for segment in snapshot.records.segments():
         for start in range(0, len(segment), _SIDE_BY_SIDE):
             keys_of = segment.keys.taken(np.arange(start, min(start + _SIDE_BY_SIDE, len(segment))))
-            view.classes(keys_of, likenesses, at=system_clock(), known_at=FOREVER)
+            snapshot.classes(keys_of, member_classes, at=system_clock(), known_at=FOREVER)
             asked += len(keys_of)
     first = process_time() - started
-    ids = TextKeys.of([pseudonym(number, seed=1).encode() for number in range(0, 2 * asked, max(1, asked // 50_000))])
+    ids = TextKeys.of(
+        [
+            pseudonym(number, seed=1).encode()
+            for number in range(0, 2 * asked, max(1, asked // 50_000))
+        ]
+    )
     started = process_time()
-    view.records.find(ids)
+    snapshot.records.find(ids)
     found = process_time() - started
     gc.collect()
     return {
@@ -132,7 +180,9 @@ def load(directory: Path) -> dict[str, float]:
 
 
 def own_bytes() -> int:
-    """Memory that only this process has; pages of files, which the system may take back, are not among it."""
+    """Memory that only this process has; pages of files, which the system may take back, are not
+    among it.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -145,7 +195,11 @@ def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime
     own = found["own_bytes_a_member"]["median"]
     promised = {"ready_seconds_of_10_million": seconds, "own_bytes_a_member": own}
     ok = {"ready": seconds <= READY_SECONDS_MAX, "memory": own <= BYTES_A_MEMBER_MAX}
-    return {"measured_at": at.isoformat(), **about, "cold": dict(found) | {"scaled": promised, "ok": ok}}
+    return {
+        "measured_at": at.isoformat(),
+        **about,
+        "cold": dict(found) | {"scaled": promised, "ok": ok},
+    }
 
 
 def show_cold(results: Mapping[str, Any], console: Console) -> None:
@@ -156,7 +210,9 @@ def show_cold(results: Mapping[str, Any], console: Console) -> None:
         table.add_column(column, justify="left" if column == "figure" else "right")
     for name in ("wall_seconds", "cpu_seconds", "own_bytes_a_member", "first_question_cpu_seconds"):
         spread = found[name]
-        table.add_row(name.replace("_", " "), *(f"{spread[part]:,.2f}" for part in ("median", "low", "high")))
+        table.add_row(
+            name.replace("_", " "), *(f"{spread[part]:,.2f}" for part in ("median", "low", "high"))
+        )
     console.print(table)
 
 

@@ -1,4 +1,6 @@
-"""The events that are measured with: drawn from a seed, so that each run and each peer gets the same ones."""
+"""The events that are measured with: drawn from a seed, so that each run and each peer gets the
+same ones.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,32 @@ from consentry.wire.catalog import Catalog
 from consentry.wire.events import write_event
 
 CONSENT_SHARE = 0.8
-"""The rest are relocations. Erasures are left out: each opens a purge order, which is another path's cost."""
+"""The rest are relocations.
+
+Erasures are left out: each opens a purge order, which is another path's cost.
+"""
 EVENTS_PER_MEMBER = 4
 
 PURPOSES = ("genai_training", "genai_training", "genai_training", "ranking_models", "feed_research")
 _NOTICES = ("2024-09", "2024-11", "2025-11")
 _SOURCES = ("settings-page", "mobile", "support")
-JURISDICTIONS = ("US", "US-CA", "IN", "BR", "HK", "GB", "CA", "DE", "FR", "IE", "CH", "AU", "SG", "JP", "MX")
+JURISDICTIONS = (
+    "US",
+    "US-CA",
+    "IN",
+    "BR",
+    "HK",
+    "GB",
+    "CA",
+    "DE",
+    "FR",
+    "IE",
+    "CH",
+    "AU",
+    "SG",
+    "JP",
+    "MX",
+)
 
 Event = ConsentChanged | MemberRelocated
 
@@ -42,8 +63,12 @@ class Workload:
         return Workload(self.keys[:count], self.values[:count])
 
 
-def make_events(recorded_at: Sequence[int], *, seed: int, members: int | None = None) -> list[Event]:
-    """One event for each instant (microseconds): four fifths consent changes, the rest relocations."""
+def make_events(
+    recorded_at: Sequence[int], *, seed: int, members: int | None = None
+) -> list[Event]:
+    """One event for each instant (microseconds): four fifths consent changes, the rest
+    relocations.
+    """
     random_numbers = random.Random(seed)
     count = members or max(1, len(recorded_at) // EVENTS_PER_MEMBER)
     names = [pseudonym(number, seed=seed) for number in range(count)]
@@ -56,7 +81,9 @@ def make_events(recorded_at: Sequence[int], *, seed: int, members: int | None = 
     return events
 
 
-def make_event(random_numbers: random.Random, member: MemberId, instant: Micros, version: int) -> Event:
+def make_event(
+    random_numbers: random.Random, member: MemberId, instant: Micros, version: int
+) -> Event:
     """What a member of so many events says next."""
     make = _consent if random_numbers.random() < CONSENT_SHARE else _relocation
     return make(random_numbers, member, instant, version)
@@ -64,15 +91,22 @@ def make_event(random_numbers: random.Random, member: MemberId, instant: Micros,
 
 def encode(events: Sequence[Event], catalog: Catalog) -> Workload:
     """The events as a producer sends them."""
-    return Workload([event.member.encode() for event in events], [write_event(event, catalog) for event in events])
+    return Workload(
+        [event.member.encode() for event in events],
+        [write_event(event, catalog) for event in events],
+    )
 
 
 def pseudonym(number: int, *, seed: int) -> MemberId:
     """A member id of 20 characters that looks like a platform's URN."""
-    return MemberId("urn:m:" + hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).hexdigest())
+    return MemberId(
+        "urn:m:" + hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).hexdigest()
+    )
 
 
-def _consent(random_numbers: random.Random, member: MemberId, instant: Micros, version: int) -> Event:
+def _consent(
+    random_numbers: random.Random, member: MemberId, instant: Micros, version: int
+) -> Event:
     opts_in = random_numbers.random() < 0.4
     return ConsentChanged(
         event_id=random_numbers.randbytes(16),
@@ -88,7 +122,9 @@ def _consent(random_numbers: random.Random, member: MemberId, instant: Micros, v
     )
 
 
-def _relocation(random_numbers: random.Random, member: MemberId, instant: Micros, _version: int) -> Event:
+def _relocation(
+    random_numbers: random.Random, member: MemberId, instant: Micros, _version: int
+) -> Event:
     return MemberRelocated(
         event_id=random_numbers.randbytes(16),
         member=member,

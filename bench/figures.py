@@ -1,4 +1,6 @@
-"""Arithmetic of the figures: exact percentiles over all samples, medians with spread, the open-loop schedule."""
+"""Arithmetic of the figures: exact percentiles over all samples, medians with spread, the open-loop
+schedule.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ RANKS = (50.0, 90.0, 99.0, 99.9)
 
 
 class CannotMeasure(Exception):
-    """No figure, or one that would mislead: something did not start, did not finish, or lost events."""
+    """No figure, or one that would mislead: something did not start, did not finish, or lost
+    events.
+    """
 
 
 class NotAsPromised(Exception):
@@ -22,7 +26,9 @@ class NotAsPromised(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """A distribution in milliseconds. Every percentile is one of the samples, never a mean of two."""
+    """A distribution in milliseconds. Every percentile is one of the samples, never a mean of
+    two.
+    """
 
     count: int
     p50_ms: float
@@ -47,14 +53,24 @@ def latency_of(samples_micros: Sequence[int]) -> Latency:
     if not samples_micros:
         raise CannotMeasure("No sample was taken, so there is no latency to tell.")
     samples = np.asarray(samples_micros, dtype=np.float64) / 1000
-    p50, p90, p99, p99_9 = (round(float(value), 3) for value in np.percentile(samples, RANKS, method="inverted_cdf"))
+    p50, p90, p99, p99_9 = (
+        round(float(value), 3) for value in np.percentile(samples, RANKS, method="inverted_cdf")
+    )
     return Latency(
-        count=len(samples), p50_ms=p50, p90_ms=p90, p99_ms=p99, p99_9_ms=p99_9, max_ms=round(float(samples.max()), 3)
+        count=len(samples),
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        p99_9_ms=p99_9,
+        max_ms=round(float(samples.max()), 3),
     )
 
 
 def merged(runs: Iterable[Sequence[int]]) -> list[int]:
-    """All samples of several runs. Percentiles are taken of these: a mean of percentiles is no percentile."""
+    """All samples of several runs.
+
+    Percentiles are taken of these: a mean of percentiles is no percentile.
+    """
     return [sample for run in runs for sample in run]
 
 
@@ -81,15 +97,21 @@ def schedule(*, start: int, rate: float, seconds: float) -> list[int]:
 def rate_of(count: int, seconds: float) -> float:
     """Events per second. Raises CannotMeasure for a time that is none."""
     if seconds <= 0:
-        raise CannotMeasure(f"{count} events in {seconds} s: the clock did not move between start and end.")
+        raise CannotMeasure(
+            f"{count} events in {seconds} s: the clock did not move between start and end."
+        )
     return count / seconds
 
 
 def check_count(what: str, *, expected: int, found: int) -> None:
-    """Raise CannotMeasure unless every event arrived exactly once: a rate over lost events is no rate."""
+    """Raise CannotMeasure unless every event arrived exactly once: a rate over lost events is no
+    rate.
+    """
     if found != expected:
         word = "lost" if found < expected else "too many"
-        raise CannotMeasure(f"{what}: {expected} expected, {found} found, {abs(expected - found)} {word}.")
+        raise CannotMeasure(
+            f"{what}: {expected} expected, {found} found, {abs(expected - found)} {word}."
+        )
 
 
 def as_document(figures: Mapping[str, Latency | Spread]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,6 @@
-"""The filters and their peers, each timed on the same rows: run as a process of its own by bench.filters."""
+"""The filters and their peers, each timed on the same rows: run as a process of its own by
+bench.filters.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bench.figures import CannotMeasure
-from bench.filters import PEERS, WAYS, Sizes
+from bench.filters import PEERS, WAYS, FilterSizes
 from bench.world import NOW, PARTITIONS, YEAR_MICROS
 from consentry.domain.controls import Control, PauseImposed, PolicyPublished, Regime, Scope, Terms
 from consentry.domain.events import ConsentChanged, MemberRelocated
 from consentry.domain.records import fold
 from consentry.domain.values import DAY_MICROS, AgeBand, Choice, MemberId, Micros
-from consentry.trainer.deciding.decider import ViewJudge
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decider import SnapshotDecider
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.filters.dispatch import filter_any
 from consentry.wire.frames import frame
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -44,10 +46,12 @@ _CUT_OFF_PLACE: Final = "US"
 _TEMPLATES: Final = 64
 
 
-class Case(NamedTuple):
-    """What one process measures with: the judge, the rows, who is excluded, and which rows are to stay."""
+class FilterCase(NamedTuple):
+    """What one process measures with: the judge, the rows, who is excluded, and which rows are to
+    stay.
+    """
 
-    judge: ViewJudge
+    decider: SnapshotDecider
     table: pa.Table
     excluded: pa.Array
     expected: npt.NDArray[np.int64]
@@ -55,20 +59,29 @@ class Case(NamedTuple):
     """What stays where only the list of members counts: the peers' answer."""
 
 
-def make_case(kind: str, sizes: Sizes, *, seed: int) -> Case:
-    """Members of whom every second one opted out, and rows of them in any order, drawn from a seed."""
+def make_case(kind: str, sizes: FilterSizes, *, seed: int) -> FilterCase:
+    """Members of whom every second one opted out, and rows of them in any order, drawn from a
+    seed.
+    """
     numbers = np.random.default_rng(seed)
     universe = numbers.permutation(np.arange(1, 8 * sizes.members, 4, dtype=np.int64))
-    texts = [f"urn:li:m:{number:011d}" if kind == "text" else str(number) for number in universe.tolist()]
+    texts = [
+        f"urn:li:m:{number:011d}" if kind == "text" else str(number) for number in universe.tolist()
+    ]
     ids = pa.array(texts, pa.string()) if kind == "text" else pa.array(universe)
-    view = make_view(texts[: sizes.members], seed=seed)
-    of, places = numbers.integers(0, len(universe), sizes.rows), numbers.integers(0, len(_PLACES), sizes.rows)
+    snapshot = make_view(texts[: sizes.members], seed=seed)
+    of, places = (
+        numbers.integers(0, len(universe), sizes.rows),
+        numbers.integers(0, len(_PLACES), sizes.rows),
+    )
     collected = NOW - numbers.integers(0, 2 * YEAR_MICROS, sizes.rows)
     table = pa.table(
         {
             "member_id": ids.take(pa.array(of)),
             "jurisdiction": pa.array(_PLACES).take(pa.array(places)),
-            "category": pa.array(["posts", "profile"]).take(pa.array(numbers.integers(0, 2, sizes.rows))),
+            "category": pa.array(["posts", "profile"]).take(
+                pa.array(numbers.integers(0, 2, sizes.rows))
+            ),
             "collected_at": pa.array(collected).cast(pa.timestamp("us")),
             "row": pa.array(np.arange(sizes.rows)),
         }
@@ -76,22 +89,32 @@ def make_case(kind: str, sizes: Sizes, *, seed: int) -> Case:
     stays = of >= sizes.members
     too_early = (places == _PLACES.index(_CUT_OFF_PLACE)) & (collected < _CUT_OFF)
     allowed = stays & (places != _PLACES.index(_PAUSED)) & ~too_early
-    return Case(ViewJudge(view, at=NOW), table, ids[: sizes.members], np.flatnonzero(allowed), np.flatnonzero(stays))
+    return FilterCase(
+        SnapshotDecider(snapshot, at=NOW),
+        table,
+        ids[: sizes.members],
+        np.flatnonzero(allowed),
+        np.flatnonzero(stays),
+    )
 
 
-def make_view(opted_out: Sequence[str], *, seed: int) -> View:
-    """A view in which these members opted out, and under whose controls not everybody else may be used."""
-    view = View(PARTITIONS, iso_jurisdictions())
+def make_view(opted_out: Sequence[str], *, seed: int) -> Snapshot:
+    """A view in which these members opted out, and under whose controls not everybody else may be
+    used.
+    """
+    snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
     for control in _controls():
-        view.apply_control(control)
+        snapshot.apply_control(control)
     bodies = _bodies(seed)
     keys = [member.encode() for member in opted_out]
     values = [_signed(bodies[place % len(bodies)], key) for place, key in enumerate(keys)]
     homes = partitions_of(keys, PARTITIONS)
     for partition in range(PARTITIONS):
         own = np.flatnonzero(homes == partition).tolist()
-        view.apply_records(partition, [keys[place] for place in own], [values[place] for place in own])
-    return view
+        snapshot.apply_records(
+            partition, [keys[place] for place in own], [values[place] for place in own]
+        )
+    return snapshot
 
 
 class Way(NamedTuple):
@@ -101,20 +124,26 @@ class Way(NamedTuple):
     rows: Callable[[Any], Any]
 
 
-def ways_of(case: Case, stack: ExitStack) -> dict[str, Way]:
+def ways_of(case: FilterCase, stack: ExitStack) -> dict[str, Way]:
     """Each way; what it starts from is made before the clock runs."""
     connection = stack.enter_context(duckdb.connect())
     connection.execute("SET threads = 1")
     whole = pl.DataFrame(pl.from_arrow(case.table))
-    pandas, held, ids = case.table.to_pandas(), datasets.Dataset(case.table), whole.select("member_id", "row")
+    pandas, held, ids = (
+        case.table.to_pandas(),
+        datasets.Dataset(case.table),
+        whole.select("member_id", "row"),
+    )
     relation = connection.from_arrow(case.table)
     members = pl.DataFrame({"member_id": pl.from_arrow(case.excluded)})
 
     def ours(data: Any) -> Callable[[], Any]:
-        return lambda: filter_any(case.judge, data, purpose=PURPOSE)
+        return lambda: filter_any(case.decider, data, purpose=PURPOSE)
 
     def is_in() -> Any:
-        return case.table.filter(pc.invert(pc.is_in(case.table["member_id"], value_set=case.excluded)))
+        return case.table.filter(
+            pc.invert(pc.is_in(case.table["member_id"], value_set=case.excluded))
+        )
 
     def column(left: Any) -> Any:
         return left["row"]
@@ -127,25 +156,33 @@ def ways_of(case: Case, stack: ExitStack) -> dict[str, Way]:
         "duckdb": Way(lambda: ours(relation)().to_arrow_table(), column),
         "polars_anti_join": Way(lambda: whole.join(members, on="member_id", how="anti"), column),
         "pyarrow_is_in": Way(is_in, column),
-        "decision": Way(lambda: case.judge.judge(case.table, purpose=PURPOSE).mask, np.flatnonzero),
-        "polars_anti_join_of_ids": Way(lambda: ids.join(members, on="member_id", how="anti"), column),
+        "decision": Way(
+            lambda: case.decider.decide_table(case.table, purpose=PURPOSE).mask, np.flatnonzero
+        ),
+        "polars_anti_join_of_ids": Way(
+            lambda: ids.join(members, on="member_id", how="anti"), column
+        ),
     }
 
 
-def measure_case(case: Case, *, repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of each way in each round. Raises CannotMeasure where rows are too many, missing or others."""
+def measure_case(case: FilterCase, *, repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of each way in each round.
+
+    Raises CannotMeasure where rows are too many, missing or others.
+    """
     with ExitStack() as stack:
         ways = ways_of(case, stack)
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         seconds["first_decision"] = [_timed("decision", ways["decision"], case)]
         for round_number in range(repeats):
-            # Each round begins with another way, so that none always runs on what the same one left behind.
+            # Each round begins with another way, so that none always runs on what the same one left
+            # behind.
             for way in (*WAYS[round_number % len(WAYS) :], *WAYS[: round_number % len(WAYS)]):
                 seconds[way].append(_timed(way, ways[way], case))
     return seconds | {"rows": [case.table.num_rows]}
 
 
-def _timed(name: str, way: Way, case: Case) -> float:
+def _timed(name: str, way: Way, case: FilterCase) -> float:
     gc.collect()
     start = time.process_time()
     left = way.call()
@@ -161,16 +198,24 @@ def _main(told: Mapping[str, Any]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
-    case = make_case(told["kind"], Sizes(told["rows"], told["members"]), seed=told["seed"])
+    case = make_case(told["kind"], FilterSizes(told["rows"], told["members"]), seed=told["seed"])
     print(json.dumps(measure_case(case, repeats=told["repeats"])))
 
 
 def _controls() -> list[Control]:
     """By default everywhere, from a time of collection on in one country; paused in another."""
-    at: dict[str, Any] = {"effective_at": Micros(NOW - 2 * YEAR_MICROS), "recorded_at": Micros(NOW - 2 * YEAR_MICROS)}
+    at: dict[str, Any] = {
+        "effective_at": Micros(NOW - 2 * YEAR_MICROS),
+        "recorded_at": Micros(NOW - 2 * YEAR_MICROS),
+    }
     terms = (
         Terms(jurisdictions=_PLACES[1:], purpose=PURPOSE, regime=Regime.DEFAULT_ON),
-        Terms(jurisdictions=_PLACES[:1], purpose=PURPOSE, regime=Regime.DEFAULT_ON, collected_from=_CUT_OFF),
+        Terms(
+            jurisdictions=_PLACES[:1],
+            purpose=PURPOSE,
+            regime=Regime.DEFAULT_ON,
+            collected_from=_CUT_OFF,
+        ),
     )
     scope = Scope(jurisdictions=(_PAUSED,))
     return [
@@ -184,7 +229,10 @@ def _bodies(seed: int) -> list[bytes]:
     numbers, member = np.random.default_rng(seed), MemberId("somebody")
     bodies = []
     for place in range(_TEMPLATES):
-        moved, chosen = (Micros(NOW - int(days) * DAY_MICROS) for days in np.sort(numbers.integers(1, 600, 2))[::-1])
+        moved, chosen = (
+            Micros(NOW - int(days) * DAY_MICROS)
+            for days in np.sort(numbers.integers(1, 600, 2))[::-1]
+        )
         lives = MemberRelocated(
             event_id=numbers.bytes(16),
             member=member,

@@ -1,7 +1,9 @@
-"""What the filters cost beside a bare join of the same rows: one core, a process of its own for each kind of ids.
+"""What the filters cost beside a bare join of the same rows: one core, a process of its own for
+each kind of ids.
 
-Ours makes the whole decision (choice, jurisdiction, pauses, terms); the peers only leave out a list of members. All of
-them give back every column of the rows that stay. Timed in CPU seconds of the process, all its threads together.
+Ours makes the whole decision (choice, jurisdiction, pauses, terms); the peers only leave out a list
+of members. All of them give back every column of the rows that stay. Timed in CPU seconds of the
+process, all its threads together.
 """
 
 from __future__ import annotations
@@ -32,15 +34,18 @@ RATIO_MIN: Final = 0.5
 _CHILD_SECONDS: Final = 3600
 
 
-class Sizes(NamedTuple):
+class FilterSizes(NamedTuple):
     """Rows of the data set, and members who opted out; as many others have rows in it too."""
 
     rows: int
     members: int
 
 
-def measure_filters(sizes: Sizes, *, repeats: int, seed: int) -> dict[str, Any]:
-    """Every way for each kind of ids, `repeats` times in turn. Raises CannotMeasure where an answer is wrong."""
+def measure_filters(sizes: FilterSizes, *, repeats: int, seed: int) -> dict[str, Any]:
+    """Every way for each kind of ids, `repeats` times in turn.
+
+    Raises CannotMeasure where an answer is wrong.
+    """
     found = {kind: summary(_in_a_process(kind, sizes, repeats, seed)) for kind in KINDS}
     return {"sizes": sizes._asdict(), **found}
 
@@ -48,7 +53,8 @@ def measure_filters(sizes: Sizes, *, repeats: int, seed: int) -> dict[str, Any]:
 def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Rows a second of each way, and the ratios to the peers of the same rounds.
 
-    `seconds` has the rounds of each way, the number of `rows`, and the first decision of all, which reads every record.
+    `seconds` has the rounds of each way, the number of `rows`, and the first decision of all, which
+    reads every record.
     """
     count = int(seconds["rows"][0])
     rates = {way: [rate_of(count, one) for one in seconds[way]] for way in WAYS}
@@ -83,7 +89,9 @@ def show_filters(results: Mapping[str, Any], console: Console) -> None:
     sizes = found["sizes"]
     for kind in KINDS:
         title = f"{sizes['rows']:,} rows, {sizes['members']:,} excluded, ids: {kind}"
-        rates = Table(title, "M rows/s, median", "lowest", "highest", "to the anti-join", "to is_in")
+        rates = Table(
+            title, "M rows/s, median", "lowest", "highest", "to the anti-join", "to is_in"
+        )
         for way in WAYS:
             spread = found[kind][way]
             figures = (f"{spread[figure] / 1e6:,.2f}" for figure in ("median", "low", "high"))
@@ -91,15 +99,27 @@ def show_filters(results: Mapping[str, Any], console: Console) -> None:
             rates.add_row(way.replace("_", " "), *figures, *ratios)
         console.print(rates)
         first = found[kind]["first_decision"] / 1e6
-        told = f"The decision alone: {found[kind]['ratio_of_decision']} of the anti-join of ids alone"
+        told = (
+            f"The decision alone: {found[kind]['ratio_of_decision']} of the anti-join of ids alone"
+        )
         console.print(f"{told}; {first:,.2f} M rows/s when asked for the first time")
     wanted = "yes" if results["ok"]["in_memory_at_least_half_of_an_anti_join"] else "no"
-    console.print(f"Arrow, Polars and pandas at least {RATIO_MIN} of the Polars anti-join: {wanted}")
+    console.print(
+        f"Arrow, Polars and pandas at least {RATIO_MIN} of the Polars anti-join: {wanted}"
+    )
 
 
-def _in_a_process(kind: str, sizes: Sizes, repeats: int, seed: int) -> dict[str, list[float]]:
-    """The rounds of one kind of ids, measured on one core: the libraries read how many there are when they start."""
-    told = {"kind": kind, "rows": sizes.rows, "members": sizes.members, "repeats": repeats, "seed": seed}
+def _in_a_process(kind: str, sizes: FilterSizes, repeats: int, seed: int) -> dict[str, list[float]]:
+    """The rounds of one kind of ids, measured on one core: the libraries read how many there are
+    when they start.
+    """
+    told = {
+        "kind": kind,
+        "rows": sizes.rows,
+        "members": sizes.members,
+        "repeats": repeats,
+        "seed": seed,
+    }
     threads = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     done = subprocess.run(
         [sys.executable, "-m", "bench.filter_ways", json.dumps(told)],

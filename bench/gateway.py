@@ -1,4 +1,6 @@
-"""What the HTTP door carries: single requests beside a bare peer, bulk, and how long one accepted request takes."""
+"""What the HTTP door carries: single requests beside a bare peer, bulk, and how long one accepted
+request takes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from rich.table import Table
 from bench.events import PURPOSES, pseudonym
 from bench.figures import CannotMeasure, as_document, check_count, latency_of, rate_of, spread_of
 from bench.http import Loaded, closed_loop, open_loop, request_of
-from bench.stack import ROOT, Place, Program, cpu_per_million, cpu_seconds
+from bench.stack import ROOT, BenchNamespace, Program, cpu_per_million, cpu_seconds
 
 CONNECTIONS: Final = 32
 BULK_LINES: Final = 10_000
@@ -32,7 +34,14 @@ P99_MS_MAX: Final = 25.0
 
 
 def measure_gateway(
-    place: Place, services: Mapping[str, int], *, requests: int, bulks: int, seconds: float, repeats: int, seed: int
+    place: BenchNamespace,
+    services: Mapping[str, int],
+    *,
+    requests: int,
+    bulks: int,
+    seconds: float,
+    repeats: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Every way in turn, `repeats` times; each event has to be in the log. Raises CannotMeasure.
 
@@ -48,7 +57,9 @@ def measure_gateway(
         ours, theirs = _address(gateway, "gateway"), _address(bare, "bare")
         pids = {**services, "gateway": gateway.pid}
         for address in (ours, theirs):
-            _closed(place, address, single_requests(WARM_UP, seed=seed), CONNECTIONS, events=WARM_UP)
+            _closed(
+                place, address, single_requests(WARM_UP, seed=seed), CONNECTIONS, events=WARM_UP
+            )
         used: list[dict[str, float]] = []
         bulk_used: list[dict[str, float]] = []
         for repeat in range(repeats):
@@ -57,7 +68,9 @@ def measure_gateway(
             before = cpu_seconds(pids)
             singles["gateway"].append(_closed(place, ours, plain, CONNECTIONS, events=requests))
             used.append(cpu_per_million(before, cpu_seconds(pids), requests))
-            singles["with_idempotency_key"].append(_closed(place, ours, keyed, CONNECTIONS, events=requests))
+            singles["with_idempotency_key"].append(
+                _closed(place, ours, keyed, CONNECTIONS, events=requests)
+            )
             singles["bare"].append(_closed(place, theirs, plain, CONNECTIONS, events=requests))
             many = bulk_requests(bulks, seed=seed + repeat)
             before = cpu_seconds(pids)
@@ -68,17 +81,27 @@ def measure_gateway(
         paced = single_requests(round(OPEN_RATE * seconds), seed=seed)
         loaded = asyncio.run(open_loop(ours, paced, rate=OPEN_RATE, connections=CONNECTIONS))
         _check(loaded, 202)
-    rates = {name: [rate_of(requests, run.seconds) for run in runs] for name, runs in singles.items()}
+    rates = {
+        name: [rate_of(requests, run.seconds) for run in runs] for name, runs in singles.items()
+    }
     pairs = zip(rates["gateway"], rates["bare"], strict=True)
     return {
-        "requests_per_second": as_document({name: spread_of(found) for name, found in rates.items()}),
+        "requests_per_second": as_document(
+            {name: spread_of(found) for name, found in rates.items()}
+        ),
         "gateway_to_bare": spread_of([ours / theirs for ours, theirs in pairs]).median,
         "cpu_seconds_per_million": used[-1],
         "bulk_cpu_seconds_per_million": bulk_used[-1],
         "bulk_events_per_second": as_document(
-            {name: spread_of([rate_of(bulks * BULK_LINES, run.seconds) for run in runs]) for name, runs in bulk.items()}
+            {
+                name: spread_of([rate_of(bulks * BULK_LINES, run.seconds) for run in runs])
+                for name, runs in bulk.items()
+            }
         ),
-        "latency": {"rate": OPEN_RATE, **as_document({"_": latency_of(loaded.samples_micros)})["_"]},
+        "latency": {
+            "rate": OPEN_RATE,
+            **as_document({"_": latency_of(loaded.samples_micros)})["_"],
+        },
     }
 
 
@@ -88,12 +111,18 @@ def single_requests(count: int, *, seed: int, keyed: bool = False) -> list[bytes
     found = []
     for number in range(count):
         headers = f"Idempotency-Key: {numbers.randbytes(16).hex()}\r\n" if keyed else ""
-        found.append(request_of("/v1/consent-changes", json.dumps(_change(number, seed)).encode(), headers=headers))
+        found.append(
+            request_of(
+                "/v1/consent-changes", json.dumps(_change(number, seed)).encode(), headers=headers
+            )
+        )
     return found
 
 
 def bulk_requests(count: int, *, seed: int, has_own_ids: bool = False) -> list[bytes]:
-    """So many bodies of BULK_LINES opt-outs each; with ids of their own each line has its own time as well."""
+    """So many bodies of BULK_LINES opt-outs each; with ids of their own each line has its own time
+    as well.
+    """
     numbers = random.Random(seed)
     found = []
     for part in range(count):
@@ -114,22 +143,29 @@ def _identity(numbers: random.Random, number: int) -> dict[str, str]:
     return {"event_id": str(uuid.UUID(bytes=numbers.randbytes(16))), "effective_at": at.isoformat()}
 
 
-def _bulk(place: Place, address: str, requests: Sequence[bytes]) -> Loaded:
-    return _closed(place, address, requests, BULK_CONNECTIONS, events=len(requests) * BULK_LINES, status=200)
+def _bulk(place: BenchNamespace, address: str, requests: Sequence[bytes]) -> Loaded:
+    return _closed(
+        place, address, requests, BULK_CONNECTIONS, events=len(requests) * BULK_LINES, status=200
+    )
 
 
-def _gateway(place: Place, directory: Path) -> Program:
+def _gateway(place: BenchNamespace, directory: Path) -> Program:
     command = [str(Path(sys.executable).parent / "consentry"), "gateway", "--dev", "--port", "0"]
     environment = place.environment | {"CONSENTRY_GATEWAY_RATE": "100000000"}
     return Program("gateway", command, directory=directory, environment=environment)
 
 
-def _bare(place: Place, directory: Path) -> Program:
+def _bare(place: BenchNamespace, directory: Path) -> Program:
     command = [sys.executable, "-m", "bench.bare_gateway"]
-    return Program("bare", command, directory=directory, environment=place.environment | {"PYTHONPATH": _path(place)})
+    return Program(
+        "bare",
+        command,
+        directory=directory,
+        environment=place.environment | {"PYTHONPATH": _path(place)},
+    )
 
 
-def _path(place: Place) -> str:
+def _path(place: BenchNamespace) -> str:
     return f"{place.environment['PYTHONPATH']}:{ROOT}"
 
 
@@ -138,7 +174,13 @@ def _address(program: Program, event: str) -> str:
 
 
 def _closed(
-    place: Place, address: str, requests: Sequence[bytes], connections: int, *, events: int, status: int = 202
+    place: BenchNamespace,
+    address: str,
+    requests: Sequence[bytes],
+    connections: int,
+    *,
+    events: int,
+    status: int = 202,
 ) -> Loaded:
     """Send everything; every answer has to be a success, and every event in the log once."""
     before = place.events()
@@ -150,7 +192,9 @@ def _closed(
 
 def _check(loaded: Loaded, status: int) -> None:
     if set(loaded.statuses) != {status}:
-        raise CannotMeasure(f"Not every request was answered with {status}: {dict(loaded.statuses)}.")
+        raise CannotMeasure(
+            f"Not every request was answered with {status}: {dict(loaded.statuses)}."
+        )
 
 
 def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime) -> dict[str, Any]:
@@ -161,7 +205,8 @@ def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime
         **about,
         "gateway": dict(found),
         "ok": {
-            "single_at_least_2000": found["requests_per_second"]["gateway"]["median"] >= SINGLE_RATE_MIN,
+            "single_at_least_2000": found["requests_per_second"]["gateway"]["median"]
+            >= SINGLE_RATE_MIN,
             "bulk_at_least_40000": bulk["bulk"]["median"] >= BULK_RATE_MIN,
             "bulk_with_own_ids_at_least_40000": bulk["with_own_ids"]["median"] >= BULK_RATE_MIN,
             "p99_at_most_25_ms": found["latency"]["p99_ms"] <= P99_MS_MAX,
@@ -185,6 +230,7 @@ def show_gateway(results: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     latency = found["latency"]
     console.print(
-        f"gateway to bare {found['gateway_to_bare']} ×; at {latency['rate']:g}/s p50 {latency['p50_ms']} ms, "
+        f"gateway to bare {found['gateway_to_bare']} ×; at {latency['rate']:g}/s p50 "
+        f"{latency['p50_ms']} ms, "
         f"p99 {latency['p99_ms']} ms"
     )

@@ -1,4 +1,6 @@
-"""A cheap HTTP/1.1 load: keep-alive connections, requests made before the clock starts, answers barely looked at."""
+"""A cheap HTTP/1.1 load: keep-alive connections, requests made before the clock starts, answers
+barely looked at.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,18 @@ ANSWER_SECONDS_MAX = 60.0
 
 
 class Loaded(NamedTuple):
-    """What came back: how many answers of each status, in how many seconds, and each answer's time in microseconds."""
+    """What came back: how many answers of each status, in how many seconds, and each answer's time
+    in microseconds.
+    """
 
     statuses: Counter[int]
     seconds: float
     samples_micros: Sequence[int]
 
 
-def request_of(path: str, body: bytes, *, kind: str = "application/json", headers: str = "") -> bytes:
+def request_of(
+    path: str, body: bytes, *, kind: str = "application/json", headers: str = ""
+) -> bytes:
     """The bytes of a POST; `headers` are whole lines, each with its line end."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer dev:bench:producer\r\n"
@@ -30,7 +36,7 @@ def request_of(path: str, body: bytes, *, kind: str = "application/json", header
     return head.encode() + body
 
 
-class Connection(asyncio.Protocol):
+class LoadConnection(asyncio.Protocol):
     """One connection: a request at a time."""
 
     def __init__(self) -> None:
@@ -53,7 +59,11 @@ class Connection(asyncio.Protocol):
     def ask(self, request: bytes) -> asyncio.Future[int]:
         """Send a request; the status of its answer once all of it has come."""
         assert self._transport is not None
-        self._answer, self._missing, self._head = asyncio.get_running_loop().create_future(), -1, b""
+        self._answer, self._missing, self._head = (
+            asyncio.get_running_loop().create_future(),
+            -1,
+            b"",
+        )
         self._transport.write(request)
         return self._answer
 
@@ -79,20 +89,24 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
-async def _connect(address: str, count: int) -> list[Connection]:
+async def _connect(address: str, count: int) -> list[LoadConnection]:
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
-    return [(await loop.create_connection(Connection, host, int(port)))[1] for _ in range(count)]
+    return [
+        (await loop.create_connection(LoadConnection, host, int(port)))[1] for _ in range(count)
+    ]
 
 
 async def closed_loop(address: str, requests: Sequence[bytes], *, connections: int) -> Loaded:
-    """Send everything over so many connections, each as soon as the one before it is answered: the most there is."""
+    """Send everything over so many connections, each as soon as the one before it is answered: the
+    most there is.
+    """
     found = await _connect(address, connections)
     left: Iterator[bytes] = iter(requests)
     statuses: Counter[int] = Counter()
     samples: list[int] = []
 
-    async def run(connection: Connection) -> None:
+    async def run(connection: LoadConnection) -> None:
         for request in left:
             started = time.perf_counter_ns()
             statuses[await connection.ask(request)] += 1
@@ -107,8 +121,12 @@ async def closed_loop(address: str, requests: Sequence[bytes], *, connections: i
     return Loaded(statuses, seconds, samples)
 
 
-async def open_loop(address: str, requests: Sequence[bytes], *, rate: float, connections: int) -> Loaded:
-    """Send each at its own time, answers or not; an answer's time counts from when its request was meant to be sent."""
+async def open_loop(
+    address: str, requests: Sequence[bytes], *, rate: float, connections: int
+) -> Loaded:
+    """Send each at its own time, answers or not; an answer's time counts from when its request was
+    meant to be sent.
+    """
     idle = deque(await _connect(address, connections))
     every = list(idle)
     statuses: Counter[int] = Counter()
@@ -122,7 +140,9 @@ async def open_loop(address: str, requests: Sequence[bytes], *, rate: float, con
         if not idle:
             idle.extend(await _connect(address, connections))
             every.extend(idle)
-        asked.append(asyncio.create_task(_time(idle.popleft(), request, intended, idle, statuses, samples)))
+        asked.append(
+            asyncio.create_task(_time(idle.popleft(), request, intended, idle, statuses, samples))
+        )
     async with asyncio.timeout(ANSWER_SECONDS_MAX):
         await asyncio.gather(*asked)
     seconds = time.perf_counter() - start
@@ -132,10 +152,10 @@ async def open_loop(address: str, requests: Sequence[bytes], *, rate: float, con
 
 
 async def _time(
-    connection: Connection,
+    connection: LoadConnection,
     request: bytes,
     intended: float,
-    idle: deque[Connection],
+    idle: deque[LoadConnection],
     statuses: Counter[int],
     samples: list[int],
 ) -> None:

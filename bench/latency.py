@@ -1,4 +1,6 @@
-"""How long until a trainer knows: an open loop of events and pauses, each timed from when it was meant to be sent."""
+"""How long until a trainer knows: an open loop of events and pauses, each timed from when it was
+meant to be sent.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from confluent_kafka import Producer
 
 from bench.events import Event, encode, make_events
 from bench.figures import SECOND_MICROS, CannotMeasure, Latency, as_document, latency_of, schedule
-from bench.stack import Place, Program, cpu_per_million, cpu_seconds, processor, trainer, wait_until_ready
+from bench.stack import (
+    BenchNamespace,
+    Program,
+    cpu_per_million,
+    cpu_seconds,
+    processor,
+    trainer,
+    wait_until_ready,
+)
 from consentry.domain.controls import Control, PauseBasis, PauseImposed, PauseLifted, Reach, Scope
 from consentry.domain.events import event_tag
 from consentry.domain.values import Micros
@@ -42,7 +52,7 @@ class Sending(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class LoadPlan:
     """What is sent and when. Whatever was meant to be sent before `counted_from` only warms up."""
 
     events: Sequence[Event]
@@ -50,36 +60,58 @@ class Plan:
     counted_from: int
 
 
-class Journal(NamedTuple):
-    """What the trainer wrote: when each record (member, newest tag) and each control was in its memory."""
+class LatencyJournal(NamedTuple):
+    """What the trainer wrote: when each record (member, newest tag) and each control was in its
+    memory.
+    """
 
     records: Sequence[tuple[int, str, str]]
     controls: Mapping[str, int]
 
 
-def make_plan(*, start: int, rate: float, warm_up: float, seconds: float, pauses: int, seed: int) -> Plan:
+def make_plan(
+    *, start: int, rate: float, warm_up: float, seconds: float, pauses: int, seed: int
+) -> LoadPlan:
     """Events evenly at `rate`; pauses, each followed by its lift, evenly over the measured part."""
     instants = schedule(start=start, rate=rate, seconds=warm_up + seconds)
     counted_from = start + round(warm_up * SECOND_MICROS)
-    spaced = schedule(start=counted_from, rate=2 * pauses / seconds, seconds=seconds) if pauses else []
+    spaced = (
+        schedule(start=counted_from, rate=2 * pauses / seconds, seconds=seconds) if pauses else []
+    )
     controls = [_control(place, instant, seed) for place, instant in enumerate(spaced)]
-    return Plan(events=make_events(instants, seed=seed, members=MEMBERS), controls=controls, counted_from=counted_from)
+    return LoadPlan(
+        events=make_events(instants, seed=seed, members=MEMBERS),
+        controls=controls,
+        counted_from=counted_from,
+    )
 
 
 def measure_latency(
-    place: Place, services: Mapping[str, int], *, rate: float, warm_up: float, seconds: float, pauses: int, seed: int
+    place: BenchNamespace,
+    services: Mapping[str, int],
+    *,
+    rate: float,
+    warm_up: float,
+    seconds: float,
+    pauses: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Run the processor and a trainer, send on schedule, and tell when the trainer knew."""
     with tempfile.TemporaryDirectory(prefix="consentry-bench-") as name:
         directory = Path(name)
         path = directory / "journal"
-        with processor(place, directory) as ours, trainer(place, directory, journal=path) as follower:
+        with (
+            processor(place, directory) as ours,
+            trainer(place, directory, journal=path) as follower,
+        ):
             wait_until_ready(ours)
             wait_until_ready(follower)
             processes = {"worker": ours.pid, "trainer": follower.pid, **services}
             before = cpu_seconds(processes)
             start = system_clock() + round(LEAD_SECONDS * SECOND_MICROS)
-            plan = make_plan(start=start, rate=rate, warm_up=warm_up, seconds=seconds, pauses=pauses, seed=seed)
+            plan = make_plan(
+                start=start, rate=rate, warm_up=warm_up, seconds=seconds, pauses=pauses, seed=seed
+            )
             late = _send(place, _sendings(place, plan))
             journal = _drained(follower, path, plan)
             after = cpu_seconds(processes)
@@ -90,8 +122,10 @@ def measure_latency(
     }
 
 
-def summary(plan: Plan, journal: Journal, late: Sequence[int]) -> dict[str, Any]:
-    """The part of the results that tells latency. Raises CannotMeasure if anything never arrived."""
+def summary(plan: LoadPlan, journal: LatencyJournal, late: Sequence[int]) -> dict[str, Any]:
+    """The part of the results that tells latency. Raises CannotMeasure if anything never
+    arrived.
+    """
     figures: dict[str, Latency] = {
         "event_to_trainer": latency_of(event_delays(plan, journal)),
         "generator_lateness": latency_of(late),
@@ -101,11 +135,11 @@ def summary(plan: Plan, journal: Journal, late: Sequence[int]) -> dict[str, Any]
     return dict(as_document(figures))
 
 
-def event_delays(plan: Plan, journal: Journal) -> list[int]:
+def event_delays(plan: LoadPlan, journal: LatencyJournal) -> list[int]:
     """Microseconds from the intended time of each counted event until its member's record held it.
 
-    Several events of one member may reach the trainer as one record: that record then holds all up to its newest.
-    Raises CannotMeasure if an event never came.
+    Several events of one member may reach the trainer as one record: that record then holds all up
+    to its newest. Raises CannotMeasure if an event never came.
     """
     order: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for event in plan.events:
@@ -126,15 +160,22 @@ def event_delays(plan: Plan, journal: Journal) -> list[int]:
     return [arrived[tag] - at for tag, at in sent_at if at >= plan.counted_from]
 
 
-def control_delays(plan: Plan, journal: Journal) -> list[int]:
-    """Microseconds from the intended time of each pause or lift until the trainer held it. Raises CannotMeasure."""
+def control_delays(plan: LoadPlan, journal: LatencyJournal) -> list[int]:
+    """Microseconds from the intended time of each pause or lift until the trainer held it.
+
+    Raises CannotMeasure.
+    """
     lost = sum(control.event_id.hex() not in journal.controls for control in plan.controls)
     if lost:
-        raise CannotMeasure(f"{lost} of {len(plan.controls)} pauses and lifts never reached the trainer.")
-    return [journal.controls[control.event_id.hex()] - control.recorded_at for control in plan.controls]
+        raise CannotMeasure(
+            f"{lost} of {len(plan.controls)} pauses and lifts never reached the trainer."
+        )
+    return [
+        journal.controls[control.event_id.hex()] - control.recorded_at for control in plan.controls
+    ]
 
 
-def read_journal(lines: Iterable[str]) -> Journal:
+def read_journal(lines: Iterable[str]) -> LatencyJournal:
     """The trainer's journal; where a control came twice, its first arrival counts."""
     records: list[tuple[int, str, str]] = []
     controls: dict[str, int] = {}
@@ -144,14 +185,21 @@ def read_journal(lines: Iterable[str]) -> Journal:
             controls.setdefault(entry["control"], entry["applied_at"])
         else:
             records.append((entry["applied_at"], entry["member"], entry["tag"]))
-    return Journal(records, controls)
+    return LatencyJournal(records, controls)
 
 
 def _control(place: int, instant: int, seed: int) -> Control:
     identity = bytes([seed % 256, 1]) + place.to_bytes(14, "big")
     pause, at = f"bench-{place // 2}", Micros(instant)
     if place % 2:
-        return PauseLifted(event_id=identity, pause=pause, version=1, effective_at=at, recorded_at=at, source="bench")
+        return PauseLifted(
+            event_id=identity,
+            pause=pause,
+            version=1,
+            effective_at=at,
+            recorded_at=at,
+            source="bench",
+        )
     return PauseImposed(
         event_id=identity,
         pause=pause,
@@ -166,9 +214,13 @@ def _control(place: int, instant: int, seed: int) -> Control:
     )
 
 
-def _sendings(place: Place, plan: Plan) -> list[Sending]:
+def _sendings(place: BenchNamespace, plan: LoadPlan) -> list[Sending]:
     """Every message of the plan, encoded, in the order of intended times."""
-    work, topic, controls = encode(plan.events, place.catalog), place.topic(MEMBER_EVENTS), place.topic(CONTROLS)
+    work, topic, controls = (
+        encode(plan.events, place.catalog),
+        place.topic(MEMBER_EVENTS),
+        place.topic(CONTROLS),
+    )
     sendings = [
         Sending(event.recorded_at, topic, key, value)
         for event, key, value in zip(plan.events, work.keys, work.values, strict=True)
@@ -179,11 +231,18 @@ def _sendings(place: Place, plan: Plan) -> list[Sending]:
     return sorted(sendings, key=lambda sending: sending.at)
 
 
-def _send(place: Place, sendings: Sequence[Sending]) -> list[int]:
-    """Send each message when its time has come, whatever became of those before; how late each was, in µs."""
+def _send(place: BenchNamespace, sendings: Sequence[Sending]) -> list[int]:
+    """Send each message when its time has come, whatever became of those before; how late each was,
+    in µs.
+    """
     failed: list[str] = []
-    config = producer_config(place.kafka, "consentry-bench") | {"linger.ms": 0, "delivery.report.only.error": True}
-    producer = Producer(config | {"on_delivery": lambda error, _message: failed.append(error.str())})
+    config = producer_config(place.kafka, "consentry-bench") | {
+        "linger.ms": 0,
+        "delivery.report.only.error": True,
+    }
+    producer = Producer(
+        config | {"on_delivery": lambda error, _message: failed.append(error.str())}
+    )
     producer.list_topics(timeout=10)
     late: list[int] = []
 
@@ -198,12 +257,16 @@ def _send(place: Place, sendings: Sequence[Sending]) -> list[int]:
     thread.start()
     thread.join()
     if producer.flush(DRAIN_SECONDS_MAX) or failed or len(late) < len(sendings):
-        raise CannotMeasure(f"The generator sent {len(late)} of {len(sendings)} messages, {len(failed)} failed.")
+        raise CannotMeasure(
+            f"The generator sent {len(late)} of {len(sendings)} messages, {len(failed)} failed."
+        )
     return late
 
 
-def _drained(follower: Program, path: Path, plan: Plan) -> Journal:
-    """The journal once the last event of every member and every control is in it, or when the patience is over."""
+def _drained(follower: Program, path: Path, plan: LoadPlan) -> LatencyJournal:
+    """The journal once the last event of every member and every control is in it, or when the
+    patience is over.
+    """
     last = {event.member: event_tag(event.event_id).hex() for event in plan.events}
     wanted = {*last.values(), *(control.event_id.hex() for control in plan.controls)}
     until = time.monotonic() + DRAIN_SECONDS_MAX
@@ -211,6 +274,9 @@ def _drained(follower: Program, path: Path, plan: Plan) -> Journal:
         follower.check_alive()
         whole = path.read_text().rpartition("\n")[0].splitlines()
         journal = read_journal(whole)
-        if wanted <= {tag for _, _, tag in journal.records} | journal.controls.keys() or time.monotonic() > until:
+        if (
+            wanted <= {tag for _, _, tag in journal.records} | journal.controls.keys()
+            or time.monotonic() > until
+        ):
             return journal
         time.sleep(0.2)

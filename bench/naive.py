@@ -1,7 +1,8 @@
 """The peer, as most would write it first: a Faust agent, one event at a time, one HSET an event.
 
-Run as `python -m bench.naive TOPIC HASH COUNT CLIENT`; prints a JSON line at the first event and at the last.
-It has the settings that our own Faust agents have, which are the ones that make Faust fast.
+Run as `python -m bench.naive TOPIC HASH COUNT CLIENT`; prints a JSON line at the first event and at
+the last. It has the settings that our own Faust agents have, which are the ones that make Faust
+fast.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Readers:
         schema_id = schema_id_of(value)
         parsed = self._parsed.get(schema_id)
         if parsed is None:
-            parsed = self._parsed[schema_id] = fastavro.parse_schema(json.loads(self._registry.text(schema_id) or ""))
+            parsed = self._parsed[schema_id] = fastavro.parse_schema(
+                json.loads(self._registry.text(schema_id) or "")
+            )
         return fastavro.schemaless_reader(io.BytesIO(value[FRAME_LENGTH:]), parsed, None)
 
 
@@ -103,7 +106,9 @@ def main(topic_name: str, table: str, count: int, client: str) -> None:
                 progress.done()
 
         app.agent(app.topic(topic_name, key_serializer="raw", value_serializer="raw"))(store)
-        worker = faust.Worker(app, loglevel="WARNING", override_logging=False, redirect_stdouts=False)
+        worker = faust.Worker(
+            app, loglevel="WARNING", override_logging=False, redirect_stdouts=False
+        )
         worker.execute_from_commandline()
 
 

@@ -1,4 +1,6 @@
-"""What the SDK costs beside a raw client: the same events, the same settings of Kafka, in turn, in one process."""
+"""What the SDK costs beside a raw client: the same events, the same settings of Kafka, in turn, in
+one process.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from rich.table import Table
 
 from bench.events import Event, make_events
 from bench.figures import CannotMeasure, as_document, check_count, rate_of, spread_of
-from bench.stack import Place
+from bench.stack import BenchNamespace
 from consentry.domain.events import ConsentChanged
 from consentry.kafka.clients import producer_config
 from consentry.producer import ConsentProducer
@@ -33,14 +35,19 @@ _EVENT_AGE_MICROS: Final = 3_600_000_000
 
 
 class Prepared(NamedTuple):
-    """The events as each way gets them, made before the clock starts: objects for ours, plain fields for raw."""
+    """The events as each way gets them, made before the clock starts: objects for ours, plain
+    fields for raw.
+    """
 
     events: Sequence[Event]
     fields: Sequence[tuple[str, Mapping[str, Any]]]
 
 
 class Timed(NamedTuple):
-    """One way, once: from the first event to the last acknowledgement; CPU seconds are of this process alone."""
+    """One way, once: from the first event to the last acknowledgement;
+
+    CPU seconds are of this process alone.
+    """
 
     events: int
     seconds: float
@@ -56,8 +63,13 @@ def prepare(count: int, *, seed: int, now: int) -> Prepared:
     return Prepared(events, [(type(event).__name__, _fields(event)) for event in events])
 
 
-def measure_producer(place: Place, count: int, *, repeats: int, seed: int, now: int) -> dict[str, Any]:
-    """Every way in turn, `repeats` times, each round in another order. Raises CannotMeasure if an event was lost."""
+def measure_producer(
+    place: BenchNamespace, count: int, *, repeats: int, seed: int, now: int
+) -> dict[str, Any]:
+    """Every way in turn, `repeats` times, each round in another order.
+
+    Raises CannotMeasure if an event was lost.
+    """
     prepared = prepare(count, seed=seed, now=now)
     few = prepare(min(count, WARM_UP_EVENTS), seed=seed + 1, now=now)
     found: dict[str, list[Timed]] = {name: [] for name in WAYS}
@@ -75,7 +87,9 @@ def measure_producer(place: Place, count: int, *, repeats: int, seed: int, now: 
                 name = WAYS[(repeat + step) % len(WAYS)]
                 before = place.events()
                 found[name].append(timed(ways[name], prepared))
-                check_count(f"Events in the log by {name}", expected=count, found=place.events() - before)
+                check_count(
+                    f"Events in the log by {name}", expected=count, found=place.events() - before
+                )
     return summary(found)
 
 
@@ -88,21 +102,29 @@ def timed(way: Way, work: Prepared) -> Timed:
 
 
 @contextmanager
-def by_sdk(place: Place, *, with_headers: bool) -> Iterator[Way]:
+def by_sdk(place: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
     """What a service writes with ours."""
 
     def send(work: Prepared) -> None:
-        check_count("Acceptances", expected=len(work.events), found=len(producer.send_all(work.events)))
+        check_count(
+            "Acceptances", expected=len(work.events), found=len(producer.send_all(work.events))
+        )
 
     with ConsentProducer(
-        place.kafka, source="bench", catalog=place.catalog, namespace=place.namespace, with_headers=with_headers
+        place.kafka,
+        source="bench",
+        catalog=place.catalog,
+        namespace=place.namespace,
+        with_headers=with_headers,
     ) as producer:
         yield send
 
 
 @contextmanager
-def by_hand(place: Place, *, with_headers: bool) -> Iterator[Way]:
-    """What a service would write itself: fastavro, one produce an event, a callback that counts, a flush."""
+def by_hand(place: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
+    """What a service would write itself: fastavro, one produce an event, a callback that counts, a
+    flush.
+    """
     producer = Producer(producer_config(place.kafka, "bench-raw"))
     stopping = threading.Event()
     polling = threading.Thread(target=_poll, args=(producer, stopping), daemon=True)
@@ -114,8 +136,12 @@ def by_hand(place: Place, *, with_headers: bool) -> Iterator[Way]:
         polling.join(5)
 
 
-def send_by_hand(producer: Producer, place: Place, work: Prepared, *, with_headers: bool) -> None:
-    """Send everything and wait for every acknowledgement. Raises CannotMeasure if one is missing."""
+def send_by_hand(
+    producer: Producer, place: BenchNamespace, work: Prepared, *, with_headers: bool
+) -> None:
+    """Send everything and wait for every acknowledgement. Raises CannotMeasure if one is
+    missing.
+    """
     acknowledged = 0
     failed: list[str] = []
 
@@ -133,21 +159,29 @@ def send_by_hand(producer: Producer, place: Place, work: Prepared, *, with_heade
         headers: Any = event_headers(event) if with_headers else None
         while True:
             try:
-                producer.produce(topic, value, fields["member_id"].encode(), headers=headers, on_delivery=note)
+                producer.produce(
+                    topic, value, fields["member_id"].encode(), headers=headers, on_delivery=note
+                )
                 break
             except BufferError:
                 time.sleep(0.001)
     if producer.flush(ACKNOWLEDGED_SECONDS_MAX) or failed:
-        raise CannotMeasure(f"The broker did not take {len(work.events) - acknowledged or len(failed)} raw events.")
+        raise CannotMeasure(
+            f"The broker did not take {len(work.events) - acknowledged or len(failed)} raw events."
+        )
     check_count("Raw acknowledgements", expected=len(work.events), found=acknowledged)
 
 
 def summary(found: Mapping[str, Sequence[Timed]]) -> dict[str, Any]:
-    """Rates and CPU of each way, and the median over the rounds of ours to raw: above 1 ours is quicker."""
+    """Rates and CPU of each way, and the median over the rounds of ours to raw: above 1 ours is
+    quicker.
+    """
     document: dict[str, Any] = {
         name: {
             "events": runs[0].events,
-            "events_per_second": as_document({"_": spread_of([rate_of(run.events, run.seconds) for run in runs])})["_"],
+            "events_per_second": as_document(
+                {"_": spread_of([rate_of(run.events, run.seconds) for run in runs])}
+            )["_"],
             "cpu_micros_per_event": round(
                 statistics.median(run.cpu_seconds * 1_000_000 / run.events for run in runs), 2
             ),
@@ -158,7 +192,9 @@ def summary(found: Mapping[str, Sequence[Timed]]) -> dict[str, Any]:
         pairs = list(zip(found[ours], found[theirs], strict=True))
         document[f"{ours}_to_{theirs}"] = {
             "rate": round(statistics.median(raw.seconds / sdk.seconds for sdk, raw in pairs), 3),
-            "cpu": round(statistics.median(raw.cpu_seconds / sdk.cpu_seconds for sdk, raw in pairs), 3),
+            "cpu": round(
+                statistics.median(raw.cpu_seconds / sdk.cpu_seconds for sdk, raw in pairs), 3
+            ),
         }
     return document
 

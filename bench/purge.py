@@ -1,6 +1,8 @@
-"""A purge beside a plain filter of the same files, and the same purge killed at work again and again.
+"""A purge beside a plain filter of the same files, and the same purge killed at work again and
+again.
 
-Every fact is looked at from outside: footers and rows in the data set, lines of the journal, what the commands say.
+Every fact is looked at from outside: footers and rows in the data set, lines of the journal, what
+the commands say.
 """
 
 from __future__ import annotations
@@ -53,8 +55,10 @@ _PURGE_SECONDS_MAX: Final = 3600
 _LATE_MAX: Final = 20
 
 
-class Sizes(NamedTuple):
-    """Rows of the data set, its files, members that the rows are of (a tenth of them excluded), and kills."""
+class PurgeSizes(NamedTuple):
+    """Rows of the data set, its files, members that the rows are of (a tenth of them excluded), and
+    kills.
+    """
 
     rows: int
     files: int
@@ -62,8 +66,11 @@ class Sizes(NamedTuple):
     kills: int
 
 
-class Case(NamedTuple):
-    """The data set as it was written, and what a purge of it is told. Copies are purged, never this one."""
+class PurgeCase(NamedTuple):
+    """The data set as it was written, and what a purge of it is told.
+
+    Copies are purged, never this one.
+    """
 
     source: Path
     copy: Path
@@ -98,19 +105,27 @@ class Killed(NamedTuple):
     rows: int
 
 
-def measure_purge(sizes: Sizes, *, repeats: int, seed: int) -> dict[str, Any]:
-    """Purge copies of one data set, in peace and in pieces, and look at what is left. Raises CannotMeasure."""
+def measure_purge(sizes: PurgeSizes, *, repeats: int, seed: int) -> dict[str, Any]:
+    """Purge copies of one data set, in peace and in pieces, and look at what is left.
+
+    Raises CannotMeasure.
+    """
     with tempfile.TemporaryDirectory(prefix="consentry-bench-purge-") as name:
         case = make_case(Path(name), sizes, seed=seed)
         expected = expectation(case)
         rounds = [_round(case, expected, number) for number in range(repeats)]
         writing = statistics.median(one["writing"] for one in rounds)
         killed = kill_again_and_again(case, sizes, expected, writing_seconds=writing, seed=seed)
-    rates = {way: [rate_of(sizes.rows, one[way]) for one in rounds] for way in ("apply", "plan", "verify", *PEERS)}
+    rates = {
+        way: [rate_of(sizes.rows, one[way]) for one in rounds]
+        for way in ("apply", "plan", "verify", *PEERS)
+    }
     return {
         "sizes": sizes._asdict() | {"gone": len(case.gone), "orders": len(case.ordered)},
         "expected": expected._asdict() | {"removed": sum(expected.removed.values())},
-        "seconds": as_document({what: spread_of([one[what] for one in rounds]) for what in ("apply", "writing")}),
+        "seconds": as_document(
+            {what: spread_of([one[what] for one in rounds]) for what in ("apply", "writing")}
+        ),
         "rows_per_second": as_document({way: spread_of(found) for way, found in rates.items()}),
         "ratios": {peer: ratio_of(rates["apply"], rates[peer]) for peer in PEERS},
         "undisturbed": [one["left"] for one in rounds],
@@ -126,14 +141,16 @@ def ratio_of(ours: list[float], theirs: list[float]) -> float:
 # ---- the data set
 
 
-def make_case(directory: Path, sizes: Sizes, *, seed: int) -> Case:
-    """A data set in folders of two files with rows of everybody in each, a bundle of who opted out, and some orders."""
+def make_case(directory: Path, sizes: PurgeSizes, *, seed: int) -> PurgeCase:
+    """A data set in folders of two files with rows of everybody in each, a bundle of who opted out,
+    and some orders.
+    """
     numbers = np.random.default_rng(seed)
     members = ids_of(numbers.permutation(sizes.members))
     excluded = members[: sizes.members // 10]
     ordered = members[len(excluded) : len(excluded) + max(1, sizes.members // 10_000)]
     key = SigningKey.generate()
-    case = Case(
+    case = PurgeCase(
         source=directory / "source",
         copy=directory / "copy",
         orders=directory / "orders.jsonl",
@@ -147,11 +164,18 @@ def make_case(directory: Path, sizes: Sizes, *, seed: int) -> Case:
     bundling.tell(excluded, FactKind.OPTED_OUT, at=Micros(system_clock() - DAY_MICROS))
     bundling.write(case.bundles)
     orders = (
-        {"order_id": f"e:{member}", "because": "ERASURE", "recorded_at": "2026-01-01", "member": member}
+        {
+            "order_id": f"e:{member}",
+            "because": "ERASURE",
+            "recorded_at": "2026-01-01",
+            "member": member,
+        }
         for member in ordered.to_pylist()
     )
     case.orders.write_text("".join(json.dumps(order) + "\n" for order in orders))
-    texts = pa.array([f"text {number} of so many that are written about" for number in range(_TEXTS)])
+    texts = pa.array(
+        [f"text {number} of so many that are written about" for number in range(_TEXTS)]
+    )
     for number, rows in enumerate(np.array_split(np.arange(sizes.rows), sizes.files)):
         folder = case.source / f"day={number // _FILES_A_FOLDER}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,13 +192,18 @@ def make_case(directory: Path, sizes: Sizes, *, seed: int) -> Case:
     return case
 
 
-def expectation(case: Case) -> Expected:
-    """What is to be left of the data set as it was written, and what a purge has to say that it removed."""
+def expectation(case: PurgeCase) -> Expected:
+    """What is to be left of the data set as it was written, and what a purge has to say that it
+    removed.
+    """
     whole = _rows(case.source)
     is_gone = pc.is_in(whole["member_id"], value_set=case.gone)
     kept, removed = whole.filter(pc.invert(is_gone)), whole.filter(is_gone)["member_id"]
     is_ordered = pc.is_in(removed, value_set=case.ordered)
-    counts = {f"e:{one['values']}": one["counts"] for one in removed.filter(is_ordered).value_counts().to_pylist()}
+    counts = {
+        f"e:{one['values']}": one["counts"]
+        for one in removed.filter(is_ordered).value_counts().to_pylist()
+    }
     counts = {f"e:{member}": counts.get(f"e:{member}", 0) for member in case.ordered.to_pylist()}
     counts[f"excluded:{PURPOSE}"] = len(removed) - sum(counts.values())
     return Expected(whole.num_rows, kept.num_rows, digest_of(kept), counts)
@@ -182,26 +211,32 @@ def expectation(case: Case) -> Expected:
 
 def _rows(directory: Path) -> pa.Table:
     """All rows that a training job would read."""
-    return pyarrow.dataset.dataset(directory, partitioning="hive").to_table(columns=["row", "member_id", "text", "day"])
+    return pyarrow.dataset.dataset(directory, partitioning="hive").to_table(
+        columns=["row", "member_id", "text", "day"]
+    )
 
 
 def digest_of(rows: pa.Table) -> str:
-    """SHA-256 over all columns of the rows in the order of their numbers: equal only where none is lost or changed."""
+    """SHA-256 over all columns of the rows in the order of their numbers: equal only where none is
+    lost or changed.
+    """
     found = hashlib.sha256()
     for batch in rows.sort_by("row").to_batches(max_chunksize=1 << 18):
-        lines = pc.binary_join_element_wise(*(column.cast(pa.string()) for column in batch.columns), "\t")
+        lines = pc.binary_join_element_wise(
+            *(column.cast(pa.string()) for column in batch.columns), "\t"
+        )
         found.update("".join(f"{line}\n" for line in lines.to_pylist()).encode())
     return found.hexdigest()
 
 
-def left_in(case: Case) -> dict[str, Any]:
+def left_in(case: PurgeCase) -> dict[str, Any]:
     """What is left in the copy: rows, those of members who had to go, and the digest."""
     rows = _rows(case.copy)
     gone = pc.sum(pc.is_in(rows["member_id"], value_set=case.gone)).as_py() or 0
     return {"rows": rows.num_rows, "rows_of_the_gone": gone, "digest": digest_of(rows)}
 
 
-def fresh_copy(case: Case) -> None:
+def fresh_copy(case: PurgeCase) -> None:
     """The copy as the source is, times of change too."""
     shutil.rmtree(case.copy, ignore_errors=True)
     shutil.copytree(case.source, case.copy)
@@ -210,7 +245,7 @@ def fresh_copy(case: Case) -> None:
 # ---- in peace
 
 
-def _round(case: Case, expected: Expected, number: int) -> dict[str, Any]:
+def _round(case: PurgeCase, expected: Expected, number: int) -> dict[str, Any]:
     """Seconds of everything once, each of it in turn the first; and what is left."""
     ways: dict[str, Callable[[], dict[str, Any]]] = {"ours": lambda: _undisturbed(case, expected)}
     for peer in PEERS:
@@ -222,10 +257,12 @@ def _round(case: Case, expected: Expected, number: int) -> dict[str, Any]:
     return found
 
 
-def _undisturbed(case: Case, expected: Expected) -> dict[str, Any]:
-    """Seconds of plan, apply and verify, each as a command from its start to its end, and what is left.
+def _undisturbed(case: PurgeCase, expected: Expected) -> dict[str, Any]:
+    """Seconds of plan, apply and verify, each as a command from its start to its end, and what is
+    left.
 
-    `writing` is from the first file that apply wrote to the last: what is left of it without its start and its end.
+    `writing` is from the first file that apply wrote to the last: what is left of it without its
+    start and its end.
     """
     fresh_copy(case)
     seconds, statuses, said = {}, {}, {}
@@ -244,8 +281,10 @@ def _undisturbed(case: Case, expected: Expected) -> dict[str, Any]:
     return seconds | {"left": left_in(case) | told}
 
 
-def _plain(case: Case, library: str) -> float:
-    """Seconds in which a library reads each file, leaves the members out and writes the rest to another place."""
+def _plain(case: PurgeCase, library: str) -> float:
+    """Seconds in which a library reads each file, leaves the members out and writes the rest to
+    another place.
+    """
     to = case.copy.with_name("plain")
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(case.source, to, ignore=shutil.ignore_patterns("*.parquet"))
@@ -254,15 +293,19 @@ def _plain(case: Case, library: str) -> float:
     for path in sorted(case.source.rglob("*.parquet")):
         target = to / path.relative_to(case.source)
         if library == "polars":
-            pl.read_parquet(path).join(gone, on="member_id", how="anti").write_parquet(target, compression="zstd")
+            pl.read_parquet(path).join(gone, on="member_id", how="anti").write_parquet(
+                target, compression="zstd"
+            )
         else:
             table = pq.ParquetFile(path).read()
             kept = table.filter(pc.invert(pc.is_in(table["member_id"], value_set=case.gone)))
-            pq.write_table(kept, target, compression="zstd", row_group_size=max(1, table.num_rows // 2))
+            pq.write_table(
+                kept, target, compression="zstd", row_group_size=max(1, table.num_rows // 2)
+            )
     return time.perf_counter() - started
 
 
-def _purge(case: Case, what: str) -> subprocess.Popen[str]:
+def _purge(case: PurgeCase, what: str) -> subprocess.Popen[str]:
     orders = ["--orders", str(case.orders), "--excluded", PURPOSE]
     bundle = ["--bundle", str(case.bundles), "--bundle-key", str(case.bundle_key)]
     return subprocess.Popen(
@@ -276,17 +319,24 @@ def _purge(case: Case, what: str) -> subprocess.Popen[str]:
 
 
 def _ended(command: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
-    """Exit status of a purge that is left alone, and what it says. Raises CannotMeasure where that is nothing."""
+    """Exit status of a purge that is left alone, and what it says.
+
+    Raises CannotMeasure where that is nothing.
+    """
     out, errors = command.communicate(timeout=_PURGE_SECONDS_MAX)
     try:
         found: dict[str, Any] = json.loads(out)
     except ValueError as error:
-        raise CannotMeasure(f"a purge ended with {command.returncode} and said: {errors[-500:]}") from error
+        raise CannotMeasure(
+            f"a purge ended with {command.returncode} and said: {errors[-500:]}"
+        ) from error
     return command.returncode, found
 
 
 def is_counted_rightly(said: Mapping[str, Any], expected: Expected) -> bool:
-    """Whether a purge, however often it was killed, says of every order the rows that went for it, also in receipts."""
+    """Whether a purge, however often it was killed, says of every order the rows that went for it,
+    also in receipts.
+    """
     ordered = {order: rows for order, rows in expected.removed.items() if order.startswith("e:")}
     receipts = {one["order_id"]: one["rows_removed"] for one in said["receipts"]}
     return bool(said["rows_in_all"] == expected.removed and receipts == ordered)
@@ -296,14 +346,16 @@ def is_counted_rightly(said: Mapping[str, Any], expected: Expected) -> bool:
 
 
 def kill_again_and_again(
-    case: Case, sizes: Sizes, expected: Expected, *, writing_seconds: float, seed: int
+    case: PurgeCase, sizes: PurgeSizes, expected: Expected, *, writing_seconds: float, seed: int
 ) -> dict[str, Any]:
-    """Kill a purge so often at work, resume it each time, and let it end. What was found on the way and at the end.
+    """Kill a purge so often at work, resume it each time, and let it end.
 
-    The work is divided into as many spans of files as there are kills, and a kill falls at random into each: once so
-    many files are swapped, and a random part of the time for two folders later; every fourth is aimed at swaps under
-    way instead, which are too short to be met by chance. One that comes when all is done does not count: it is told,
-    and the next begins with a fresh copy.
+    What was found on the way and at the end.
+
+    The work is divided into as many spans of files as there are kills, and a kill falls at random
+    into each: once so many files are swapped, and a random part of the time for two folders later;
+    every fourth is aimed at swaps under way instead, which are too short to be met by chance. One
+    that comes when all is done does not count: it is told, and the next begins with a fresh copy.
     """
     numbers = random.Random(seed)
     pause = 2 * _FILES_A_FOLDER * writing_seconds / sizes.files
@@ -313,16 +365,22 @@ def kill_again_and_again(
     written = max(path.stat().st_mtime_ns for path in case.copy.rglob("*.parquet"))
     started = time.perf_counter()
     while len(kills) < sizes.kills:
-        goal = int((len(kills) + numbers.random()) / sizes.kills * (sizes.files - 2 * _FILES_A_FOLDER))
+        goal = int(
+            (len(kills) + numbers.random()) / sizes.kills * (sizes.files - 2 * _FILES_A_FOLDER)
+        )
         is_aimed = len(kills) % _AIMED_EVERY == _AIMED_EVERY - 1
-        is_killed = _killed(case, written, goal=goal, pause=None if is_aimed else numbers.random() * pause)
+        is_killed = _killed(
+            case, written, goal=goal, pause=None if is_aimed else numbers.random() * pause
+        )
         found = looked_at(case, written)
         if is_killed and (found.purged_files < sizes.files or found.staged or found.within_swaps):
             kills.append(found)
             continue
         late.append(_finish(case, expected))
         if len(late) > _LATE_MAX:
-            raise CannotMeasure(f"{len(late)} kills came too late: the data set is too small to be killed at work.")
+            raise CannotMeasure(
+                f"{len(late)} kills came too late: the data set is too small to be killed at work."
+            )
         fresh_copy(case)
     left = _finish(case, expected)
     return {
@@ -338,8 +396,10 @@ def kill_again_and_again(
     }
 
 
-def _killed(case: Case, written: int, *, goal: int, pause: float | None) -> bool:
-    """Start a purge and kill it once it works and so many files are purged: False if it had ended by then.
+def _killed(case: PurgeCase, written: int, *, goal: int, pause: float | None) -> bool:
+    """Start a purge and kill it once it works and so many files are purged:
+
+    False if it had ended by then.
 
     It gets `pause` seconds more, or without one, as long as it takes until swaps are under way.
     """
@@ -359,15 +419,21 @@ def _killed(case: Case, written: int, *, goal: int, pause: float | None) -> bool
     command.kill()
     _, errors = command.communicate(timeout=60)
     if command.returncode not in (0, -9):
-        raise CannotMeasure(f"A purge that was resumed ended with {command.returncode}: {errors[-500:]}")
+        raise CannotMeasure(
+            f"A purge that was resumed ended with {command.returncode}: {errors[-500:]}"
+        )
     return command.returncode != 0
 
 
 def _await_swaps(directory: Path, command: subprocess.Popen[str]) -> None:
-    """Return as soon as the journal's last line tells of a swap, which takes milliseconds, or the purge has ended."""
+    """Return as soon as the journal's last line tells of a swap, which takes milliseconds, or the
+    purge has ended.
+    """
     path = directory / JOURNAL
     while command.poll() is None:
-        if path.exists() and path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2].startswith(_STAGE_LINE):
+        if path.exists() and path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2].startswith(
+            _STAGE_LINE
+        ):
             return
 
 
@@ -385,7 +451,7 @@ def purged_in(directory: Path, written: int) -> int:
     return sum(path.stat().st_mtime_ns > written for path in directory.rglob("*.parquet"))
 
 
-def looked_at(case: Case, written: int) -> Killed:
+def looked_at(case: PurgeCase, written: int) -> Killed:
     """The copy after a kill: the footer of each file that has to be there, and the journal."""
     broken, rows = 0, 0
     for path in case.source.rglob("*.parquet"):
@@ -398,7 +464,9 @@ def looked_at(case: Case, written: int) -> Killed:
 
 
 def is_within_swaps(directory: Path) -> bool:
-    """Whether the journal tells of swaps that nobody has settled yet; a torn last line was never finished."""
+    """Whether the journal tells of swaps that nobody has settled yet; a torn last line was never
+    finished.
+    """
     path = directory / JOURNAL
     text = path.read_bytes() if path.exists() else b""
     lines = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
@@ -406,8 +474,10 @@ def is_within_swaps(directory: Path) -> bool:
     return told["stage"] != told["done"] + told["drop"]
 
 
-def _finish(case: Case, expected: Expected) -> dict[str, Any]:
-    """Let the purge end, look through it by `purge verify`, and hold what is left against what is expected."""
+def _finish(case: PurgeCase, expected: Expected) -> dict[str, Any]:
+    """Let the purge end, look through it by `purge verify`, and hold what is left against what is
+    expected.
+    """
     statuses = {}
     statuses["apply"], said = _ended(_purge(case, "apply"))
     statuses["verify"], _ = _ended(_purge(case, "verify"))
@@ -430,9 +500,12 @@ def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime
         "ok": {
             "no_row_of_the_gone_left": all(end["rows_of_the_gone"] == 0 for end in ends),
             "no_other_row_lost": all(
-                (end["rows"], end["digest"]) == (expected["rows_after"], expected["digest"]) for end in ends
+                (end["rows"], end["digest"]) == (expected["rows_after"], expected["digest"])
+                for end in ends
             ),
-            "counted_rightly": all(end["is_counted_rightly"] and end.get("is_planned_rightly", True) for end in ends),
+            "counted_rightly": all(
+                end["is_counted_rightly"] and end.get("is_planned_rightly", True) for end in ends
+            ),
             "every_command_exits_0": all(not any(end["exit_statuses"].values()) for end in ends),
             "every_file_whole_at_every_kill": killed["broken_files"] == 0
             and expected["rows_after"] <= rows[0] <= rows[1] <= expected["rows_before"],
@@ -445,7 +518,10 @@ def show_purge(results: Mapping[str, Any], console: Console) -> None:
     """Print what a person wants to know first."""
     found = results["purge"]
     sizes, killed = found["sizes"], found["killed"]
-    title = f"{sizes['rows']:,} rows, {sizes['files']:,} files, {sizes['gone']:,} of {sizes['members']:,} members go"
+    title = (
+        f"{sizes['rows']:,} rows, {sizes['files']:,} files, {sizes['gone']:,} of "
+        f"{sizes['members']:,} members go"
+    )
     rates = Table(title, "rows/s, median", "lowest", "highest", "apply to it")
     for way, spread in found["rows_per_second"].items():
         figures = (f"{spread[figure]:,.0f}" for figure in ("median", "low", "high"))
@@ -457,7 +533,8 @@ def show_purge(results: Mapping[str, Any], console: Console) -> None:
         f"{killed['seconds']} s with {killed['kills']} kills and all checks"
     )
     console.print(
-        f"{killed['kills']} of {sizes['kills']} kills at work ({killed['too_late']} more came too late), "
+        f"{killed['kills']} of {sizes['kills']} kills at work ({killed['too_late']} more came too "
+        "late), "
         f"{killed['with_staged_files']} with files half way, {killed['within_swaps']} within swaps"
     )
     end = killed["left"][-1]

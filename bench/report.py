@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
-from bench.stack import Place
+from bench.stack import BenchNamespace
 from consentry.kafka.clients import client_config
 from consentry.kafka.topics import REPLICAS, topic_configs
 from consentry.local.artifacts import load_lock
@@ -60,9 +60,11 @@ def packages() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-def versions(place: Place) -> dict[str, str]:
+def versions(place: BenchNamespace) -> dict[str, str]:
     """Which software was measured, servers too."""
-    broker = next((jar.version for jar in load_lock().kafka if jar.artifact.startswith("kafka_")), "")
+    broker = next(
+        (jar.version for jar in load_lock().kafka if jar.artifact.startswith("kafka_")), ""
+    )
     with redis.Redis.from_url(place.addresses.redis_url) as server:
         info: Any = server.info("server")
     name = info.get("server_name", "redis")
@@ -74,10 +76,12 @@ def versions(place: Place) -> dict[str, str]:
     }
 
 
-def settings(place: Place) -> dict[str, Any]:
+def settings(place: BenchNamespace) -> dict[str, Any]:
     """What an acknowledgement meant: copies, and when each server writes to disk."""
     topic = place.topic(MEMBER_EVENTS)
-    config = topic_configs(AdminClient(client_config(place.kafka, "consentry-bench")), [topic])[topic]
+    config = topic_configs(AdminClient(client_config(place.kafka, "consentry-bench")), [topic])[
+        topic
+    ]
     with redis.Redis.from_url(place.addresses.redis_url) as server:
         append: Any = server.config_get("append*")
     return {
@@ -99,7 +103,10 @@ def document(
     latency: Mapping[str, Any] | None = None,
     at: datetime,
 ) -> dict[str, Any]:
-    """All results; `about` holds machine, versions and settings. What was not measured is not in it."""
+    """All results; `about` holds machine, versions and settings.
+
+    What was not measured is not in it.
+    """
     results: dict[str, Any] = {
         "measured_at": at.astimezone(UTC).isoformat(timespec="seconds"),
         **about,
@@ -137,47 +144,73 @@ def show(results: Mapping[str, Any], console: Console) -> None:
 
 def _show_rules(rules: Mapping[str, Any], ok: Mapping[str, bool], console: Console) -> None:
     sizes = rules["sizes"]
+    under = f"under {sizes['controls_many']:,} controls"
+    table = f"{sizes['rows']:,} rows of {sizes['members']:,} members"
     lines = {
         "events folded a second": "fold_events_per_second",
         "questions a second": "decide_per_second",
-        f"µs a question under {sizes['controls_many']:,} controls, first time": "decide_cold_micros",
+        f"µs a question {under}, first time": "decide_cold_micros",
         "µs, the same question again": "decide_warm_micros",
         "µs for one control more": "extend_micros",
-        f"rows a second, {sizes['rows']:,} rows of {sizes['members']:,} members": "table_cold_rows_per_second",
+        f"rows a second, {table}": "table_cold_rows_per_second",
         f"rows a second after {sizes['opt_outs']:,} opt-outs": "table_warm_rows_per_second",
         "rows a second, each decided alone": "naive_rows_per_second",
     }
     rates = Table("rules, on one core", "median", "lowest", "highest")
     for words, name in lines.items():
-        rates.add_row(words, *(f"{rules[name][figure]:,.0f}" for figure in ("median", "low", "high")))
+        rates.add_row(
+            words, *(f"{rules[name][figure]:,.0f}" for figure in ("median", "low", "high"))
+        )
     console.print(rates)
     console.print(
         f"A table at once: {rules['ratio_warm']} times the loop over its rows (50 wanted: "
-        f"{_word(ok['table_ratio_at_least_50'])}); {rules['ratio_cold']} times when asked for the first time"
+        f"{_word(ok['table_ratio_at_least_50'])}); {rules['ratio_cold']} times when asked for the "
+        "first time"
     )
 
 
-def _show_throughput(throughput: Mapping[str, Any], ok: Mapping[str, bool], console: Console) -> None:
-    rates = Table("throughput", "events", "events/s, median", "lowest", "highest", "CPU s per million events")
+def _show_throughput(
+    throughput: Mapping[str, Any], ok: Mapping[str, bool], console: Console
+) -> None:
+    rates = Table(
+        "throughput", "events", "events/s, median", "lowest", "highest", "CPU s per million events"
+    )
     for name in ("ours", "naive"):
         run = throughput[name]
         spread, cpu = run["events_per_second"], run["cpu_seconds_per_million"]
-        columns = (f"{run['events']:,}", *(f"{spread[figure]:,.0f}" for figure in ("median", "low", "high")))
-        rates.add_row(name, *columns, ", ".join(f"{process} {seconds}" for process, seconds in cpu.items()))
+        columns = (
+            f"{run['events']:,}",
+            *(f"{spread[figure]:,.0f}" for figure in ("median", "low", "high")),
+        )
+        rates.add_row(
+            name, *columns, ", ".join(f"{process} {seconds}" for process, seconds in cpu.items())
+        )
     console.print(rates)
-    steps = ", ".join(f"{name} {value}" for name, value in throughput["ours"]["step_seconds_per_million"].items())
+    steps = ", ".join(
+        f"{name} {value}" for name, value in throughput["ours"]["step_seconds_per_million"].items()
+    )
     console.print(f"The hot path's seconds per million events by step: {steps}")
-    console.print(f"{throughput['ratio']} times the naive peer (10 wanted: {_word(ok['ratio_at_least_10'])})")
+    console.print(
+        f"{throughput['ratio']} times the naive peer (10 wanted: {_word(ok['ratio_at_least_10'])})"
+    )
 
 
 def _show_latency(latency: Mapping[str, Any], ok: Mapping[str, bool], console: Console) -> None:
-    delays = Table(f"latency at {latency['rate']:g} events/s", "count", "p50 ms", "p90", "p99", "p99.9", "max")
+    delays = Table(
+        f"latency at {latency['rate']:g} events/s", "count", "p50 ms", "p90", "p99", "p99.9", "max"
+    )
     for name in ("event_to_trainer", "pause_to_trainer", "generator_lateness"):
         if figure := latency.get(name):
-            ranks = (f"{figure[rank]:.1f}" for rank in ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms"))
+            ranks = (
+                f"{figure[rank]:.1f}"
+                for rank in ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")
+            )
             delays.add_row(name.replace("_", " "), f"{figure['count']:,}", *ranks)
     console.print(delays)
-    console.print(f"p99 {latency['event_to_trainer']['p99_ms']} ms (50 wanted: {_word(ok['p99_at_most_50_ms'])})")
+    console.print(
+        f"p99 {latency['event_to_trainer']['p99_ms']} ms (50 wanted: "
+        f"{_word(ok['p99_at_most_50_ms'])})"
+    )
 
 
 def _word(is_so: bool) -> str:

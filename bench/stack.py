@@ -1,4 +1,6 @@
-"""What is measured, as it really runs: the local stack, a fresh namespace a measurement, real child processes."""
+"""What is measured, as it really runs: the local stack, a fresh namespace a measurement, real child
+processes.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,10 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One namespace of the stack, with its topics and schemas: measurements in two of them share no state."""
+class BenchNamespace:
+    """One namespace of the stack, with its topics and schemas: measurements in two of them share no
+    state.
+    """
 
     namespace: str
     addresses: Addresses
@@ -75,12 +79,18 @@ class Place:
         """How many events the log holds."""
         admin = AdminClient(client_config(self.kafka, "consentry-bench"))
         topic = self.topic(MEMBER_EVENTS)
-        return sum(end_offsets(admin, [(topic, partition) for partition in range(self.partitions)]).values())
+        return sum(
+            end_offsets(
+                admin, [(topic, partition) for partition in range(self.partitions)]
+            ).values()
+        )
 
     def add_topic(self, name: str) -> str:
         """One more topic, declared as member-events is; its name on the broker."""
         full, like = self.topic(name), topics()[MEMBER_EVENTS].config_for(PROFILE)
-        new = NewTopic(full, num_partitions=self.partitions, replication_factor=REPLICAS[PROFILE], config=like)
+        new = NewTopic(
+            full, num_partitions=self.partitions, replication_factor=REPLICAS[PROFILE], config=like
+        )
         admin = AdminClient(client_config(self.kafka, "consentry-bench"))
         admin.create_topics([new], request_timeout=15)[full].result()
         return full
@@ -95,16 +105,22 @@ class Place:
 
         producer = Producer(
             producer_config(self.kafka, "consentry-bench")
-            | {"queue.buffering.max.messages": 1_000_000, "delivery.report.only.error": True, "on_delivery": note}
+            | {
+                "queue.buffering.max.messages": 1_000_000,
+                "delivery.report.only.error": True,
+                "on_delivery": note,
+            }
         )
         for key, value in zip(work.keys, work.values, strict=True):
             producer.produce(topic, value, key)
         left = producer.flush(120)
         if left or failed:
-            raise CannotMeasure(f"The broker did not take {left or len(failed)} of {len(work.keys)} events.")
+            raise CannotMeasure(
+                f"The broker did not take {left or len(failed)} of {len(work.keys)} events."
+            )
 
 
-def open_place(addresses: Addresses, namespace: str) -> Place:
+def open_place(addresses: Addresses, namespace: str) -> BenchNamespace:
     """Make a namespace: topics as declared, schemas registered."""
     kafka = {"bootstrap.servers": addresses.kafka}
     plan = plan_topics(kafka, namespace=namespace, profile=PROFILE)
@@ -113,13 +129,18 @@ def open_place(addresses: Addresses, namespace: str) -> Place:
     register_all(registry, namespace)
     admin = AdminClient(client_config(kafka, "consentry-bench"))
     partitions = partition_count(admin, topic_name(namespace, MEMBER_EVENTS))
-    return Place(namespace, addresses, load_catalog(registry, namespace), partitions)
+    return BenchNamespace(namespace, addresses, load_catalog(registry, namespace), partitions)
 
 
 class Program:
-    """A child process whose output, JSON lines among others, is read while it runs. Ends with the block, or with us."""
+    """A child process whose output, JSON lines among others, is read while it runs.
 
-    def __init__(self, name: str, command: Sequence[str], *, directory: Path, environment: Mapping[str, str]) -> None:
+    Ends with the block, or with us.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], *, directory: Path, environment: Mapping[str, str]
+    ) -> None:
         self.name = name
         self._launch = Launch(command=command, directory=directory, environment=environment)
         self._log = directory / f"{name}.log"
@@ -133,7 +154,10 @@ class Program:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._child.poll() is None:
             self._child.terminate()
@@ -149,7 +173,9 @@ class Program:
         """Raise CannotMeasure, with the end of its output, if it has ended."""
         if self._child.poll() is not None:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-            raise CannotMeasure(f"{self.name} ended with exit status {self._child.returncode}:\n{tail}")
+            raise CannotMeasure(
+                f"{self.name} ended with exit status {self._child.returncode}:\n{tail}"
+            )
 
     def wait_for(self, event: str, *, timeout_seconds: float = START_SECONDS_MAX) -> dict[str, Any]:
         """The first line whose `event` is this one. Raises CannotMeasure if it does not come."""
@@ -160,9 +186,17 @@ class Program:
         return self.wait_until(look, f"say {event!r}", timeout_seconds=timeout_seconds)
 
     def wait_until(
-        self, look: Callable[[], Found | None], what: str, *, timeout_seconds: float, every: float = LOOK_SECONDS
+        self,
+        look: Callable[[], Found | None],
+        what: str,
+        *,
+        timeout_seconds: float,
+        every: float = LOOK_SECONDS,
     ) -> Found:
-        """What `look` finds, asked again and again while the program lives. Raises CannotMeasure after the time."""
+        """What `look` finds, asked again and again while the program lives.
+
+        Raises CannotMeasure after the time.
+        """
         until = time.monotonic() + timeout_seconds
         while time.monotonic() < until:
             found = look()
@@ -186,16 +220,29 @@ class Program:
         return self._lines
 
 
-def processor(place: Place, directory: Path) -> Program:
+def processor(place: BenchNamespace, directory: Path) -> Program:
     """The processor, as an operator starts it."""
-    return Program("processor", [_script(), "processor"], directory=directory, environment=place.environment)
+    return Program(
+        "processor", [_script(), "processor"], directory=directory, environment=place.environment
+    )
 
 
-def trainer(place: Place, directory: Path, *, journal: Path) -> Program:
-    """The reference trainer over an empty data set, writing when each record and control arrived."""
+def trainer(place: BenchNamespace, directory: Path, *, journal: Path) -> Program:
+    """The reference trainer over an empty data set, writing when each record and control
+    arrived.
+    """
     dataset = directory / "dataset"
     dataset.mkdir()
-    arguments = ["--dataset", str(dataset), "--name", "bench", "--every", "0", "--journal", str(journal)]
+    arguments = [
+        "--dataset",
+        str(dataset),
+        "--name",
+        "bench",
+        "--every",
+        "0",
+        "--journal",
+        str(journal),
+    ]
     command = [_script(), "trainer", *arguments]
     return Program("trainer", command, directory=directory, environment=place.environment)
 
@@ -235,7 +282,9 @@ def cpu_seconds(processes: Mapping[str, int]) -> dict[str, float]:
     return found
 
 
-def cpu_per_million(before: Mapping[str, float], after: Mapping[str, float], events: int) -> dict[str, float]:
+def cpu_per_million(
+    before: Mapping[str, float], after: Mapping[str, float], events: int
+) -> dict[str, float]:
     """CPU seconds that each process used per million events."""
     return {name: round((after[name] - before[name]) * 1_000_000 / events, 2) for name in before}
 

@@ -1,4 +1,6 @@
-"""How many events a second: the processor as it really runs, and the naive peer, in turn, on the same events."""
+"""How many events a second: the processor as it really runs, and the naive peer, in turn, on the
+same events.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.events import Workload, encode, make_events
 from bench.figures import CannotMeasure, as_document, check_count, rate_of, spread_of
-from bench.stack import Place, Program, cpu_per_million, cpu_seconds, logged_at, metrics_text, processor
+from bench.stack import (
+    BenchNamespace,
+    Program,
+    cpu_per_million,
+    cpu_seconds,
+    logged_at,
+    metrics_text,
+    processor,
+)
 from consentry.kafka.clients import client_config, read_all
 from consentry.table.redis_table import RedisTable
 from consentry.wire.records import version_of
@@ -32,7 +42,9 @@ EVENT_AGE_MICROS = 3_600_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One measurement: events, seconds, CPU seconds per million events by process, and what else was seen."""
+    """One measurement: events, seconds, CPU seconds per million events by process, and what else
+    was seen.
+    """
 
     events: int
     seconds: float
@@ -49,10 +61,12 @@ class Workloads:
     """The events, encoded once for as long as namespaces get the same schema ids."""
 
     def __init__(self, count: int, *, seed: int, now: int) -> None:
-        self._events = make_events(range(now - EVENT_AGE_MICROS, now - EVENT_AGE_MICROS + count), seed=seed)
+        self._events = make_events(
+            range(now - EVENT_AGE_MICROS, now - EVENT_AGE_MICROS + count), seed=seed
+        )
         self._made: dict[tuple[int, ...], Workload] = {}
 
-    def of(self, place: Place) -> Workload:
+    def of(self, place: BenchNamespace) -> Workload:
         """The events as this namespace's registry frames them."""
         ids = tuple(place.catalog.id_of(name) for name in ("ConsentChanged", "MemberRelocated"))
         if ids not in self._made:
@@ -60,11 +74,16 @@ class Workloads:
         return self._made[ids]
 
 
-def measure_processor(place: Place, work: Workload, services: Mapping[str, int]) -> Run:
-    """Pre-produce, start the processor, and time it from the first open partition to the last committed offset."""
+def measure_processor(place: BenchNamespace, work: Workload, services: Mapping[str, int]) -> Run:
+    """Pre-produce, start the processor, and time it from the first open partition to the last
+    committed offset.
+    """
     place.produce(place.topic(MEMBER_EVENTS), work)
     table = redis.Redis.from_url(place.addresses.redis_url, protocol=3)
-    with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory, processor(place, Path(directory)) as ours:
+    with (
+        tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory,
+        processor(place, Path(directory)) as ours,
+    ):
         opened = ours.wait_for("partition_opened")
         processes = {"worker": ours.pid, **services}
         before = cpu_seconds(processes)
@@ -83,7 +102,9 @@ def measure_processor(place: Place, work: Workload, services: Mapping[str, int])
     )
 
 
-def measure_naive(place: Place, work: Workload, services: Mapping[str, int], *, client: str) -> Run:
+def measure_naive(
+    place: BenchNamespace, work: Workload, services: Mapping[str, int], *, client: str
+) -> Run:
     """Pre-produce the same events once more, and time the peer from its first event to its last."""
     topic, kept = place.add_topic("naive-events"), f"{place.namespace}-naive"
     place.produce(topic, work)
@@ -99,23 +120,38 @@ def measure_naive(place: Place, work: Workload, services: Mapping[str, int], *, 
         last = peer.wait_for("last_event", timeout_seconds=RUN_SECONDS_MAX)
         after = cpu_seconds(processes)
     with redis.Redis.from_url(place.addresses.redis_url, protocol=3) as table:
-        check_count("Members in the peer's hash", expected=work.members, found=_integer(table.hlen(kept)))
-    return Run(events=count, seconds=last["at"] - first["at"], cpu=cpu_per_million(before, after, count))
+        check_count(
+            "Members in the peer's hash", expected=work.members, found=_integer(table.hlen(kept))
+        )
+    return Run(
+        events=count, seconds=last["at"] - first["at"], cpu=cpu_per_million(before, after, count)
+    )
 
 
-def check_records(place: Place, work: Workload) -> None:
-    """Raise CannotMeasure unless table and topic hold every event: a record's version counts its member's events."""
+def check_records(place: BenchNamespace, work: Workload) -> None:
+    """Raise CannotMeasure unless table and topic hold every event: a record's version counts its
+    member's events.
+    """
     table = RedisTable(
-        place.addresses.redis_url, namespace=place.namespace, partitions=place.partitions, members=TABLE_MEMBERS
+        place.addresses.redis_url,
+        namespace=place.namespace,
+        partitions=place.partitions,
+        members=TABLE_MEMBERS,
     )
     held = (pair for partition in range(place.partitions) for pair in table.scan(partition))
     check_versions("The table", held, work.keys)
-    published = ((message.key, message.value) for message in read_all(place.kafka, place.topic(RECORDS)))
-    check_versions("The records topic", ((key, value) for key, value in published if key and value), work.keys)
+    published = (
+        (message.key, message.value) for message in read_all(place.kafka, place.topic(RECORDS))
+    )
+    check_versions(
+        "The records topic", ((key, value) for key, value in published if key and value), work.keys
+    )
     table.close()
 
 
-def check_versions(what: str, records: Iterable[tuple[bytes, bytes]], keys: Sequence[bytes]) -> None:
+def check_versions(
+    what: str, records: Iterable[tuple[bytes, bytes]], keys: Sequence[bytes]
+) -> None:
     """Raise CannotMeasure unless these records account for every event of every member."""
     versions: dict[bytes, int] = {}
     for key, value in records:
@@ -125,21 +161,30 @@ def check_versions(what: str, records: Iterable[tuple[bytes, bytes]], keys: Sequ
 
 
 def step_seconds(metrics: str, events: int) -> dict[str, float]:
-    """Seconds per million events that the hot path says it spent in each step, and the mean batch."""
-    samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
+    """Seconds per million events that the hot path says it spent in each step, and the mean
+    batch.
+    """
+    samples = [
+        sample for family in text_string_to_metric_families(metrics) for sample in family.samples
+    ]
     steps = {
         sample.labels["step"]: round(sample.value * 1_000_000 / events, 2)
         for sample in samples
         if sample.name == "consentry_batch_seconds_sum"
     }
-    batches = sum(sample.value for sample in samples if sample.name == "consentry_batch_events_count")
+    batches = sum(
+        sample.value for sample in samples if sample.name == "consentry_batch_events_count"
+    )
     return steps | {"batch_events_mean": round(events / batches, 1) if batches else 0.0}
 
 
 def summary(ours: Sequence[Run], naive: Sequence[Run], *, client: str) -> dict[str, Any]:
     """The part of the results that tells throughput."""
     figures = as_document(
-        {"ours": spread_of([run.rate for run in ours]), "naive": spread_of([run.rate for run in naive])}
+        {
+            "ours": spread_of([run.rate for run in ours]),
+            "naive": spread_of([run.rate for run in naive]),
+        }
     )
     document: dict[str, Any] = {
         name: {
@@ -163,13 +208,17 @@ def _wait_for_count(program: Program, count: Any, wanted: int, what: str) -> Non
     def look() -> bool | None:
         found = count()
         if found > wanted:
-            raise CannotMeasure(f"The offsets that are to {what} end at {wanted}, but {found} were seen.")
+            raise CannotMeasure(
+                f"The offsets that are to {what} end at {wanted}, but {found} were seen."
+            )
         return True if found == wanted else None
 
-    program.wait_until(look, f"{what} {wanted} events", timeout_seconds=RUN_SECONDS_MAX, every=LOOK_SECONDS)
+    program.wait_until(
+        look, f"{what} {wanted} events", timeout_seconds=RUN_SECONDS_MAX, every=LOOK_SECONDS
+    )
 
 
-def _stored(table: Any, place: Place) -> int:
+def _stored(table: Any, place: BenchNamespace) -> int:
     """How far the table has come, all partitions together."""
     ask = table.pipeline(transaction=False)
     for partition in range(place.partitions):
@@ -177,12 +226,17 @@ def _stored(table: Any, place: Place) -> int:
     return sum(int(offset or 0) for offset in ask.execute())
 
 
-def _committed(place: Place) -> int:
+def _committed(place: BenchNamespace) -> int:
     """How far the committed offsets have come, all partitions together."""
     admin = AdminClient(client_config(place.kafka, "consentry-bench"))
-    wanted = [TopicPartition(place.topic(MEMBER_EVENTS), partition) for partition in range(place.partitions)]
+    wanted = [
+        TopicPartition(place.topic(MEMBER_EVENTS), partition)
+        for partition in range(place.partitions)
+    ]
     group = f"{place.namespace}-processor"
-    answer = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, wanted)], request_timeout=10)
+    answer = admin.list_consumer_group_offsets(
+        [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=10
+    )
     return sum(max(0, found.offset) for found in answer[group].result().topic_partitions)
 
 

@@ -1,7 +1,9 @@
-"""Training runs of as many reads as one has, and what `consentry verify` finds of them: no more and no less.
+"""Training runs of as many reads as one has, and what `consentry verify` finds of them: no more and
+no less.
 
-The first run's loader reads members past the filter: the bundle that it decides by has lost their opt-outs, a month
-old. Its certificate says that all is well, and only the reads decided anew by the next bundle can tell.
+The first run's loader reads members past the filter: the bundle that it decides by has lost their
+opt-outs, a month old. Its certificate says that all is well, and only the reads decided anew by the
+next bundle can tell.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from consentry.bundles import PublicKeys, SigningKey
 from consentry.domain.events import FactKind
 from consentry.domain.values import DAY_MICROS, Micros
 from consentry.ops.clock import system_clock
-from consentry.trainer.bundled import bundle_judge
+from consentry.trainer.bundled import bundle_decider
 from consentry.trainer.runs import TrainingRun
 from consentry.trainer.runs.certificates import canonical
 from consentry.trainer.runs.store import CERTIFICATE_FILE
@@ -45,15 +47,20 @@ _MONTH: Final = 30 * DAY_MICROS
 _VERIFY_SECONDS_MAX: Final = 3600
 
 
-class Sizes(NamedTuple):
-    """Reads of the first run, each of another member, and how many of these members had opted out."""
+class VerifySizes(NamedTuple):
+    """Reads of the first run, each of another member, and how many of these members had opted
+    out.
+    """
 
     reads: int
     planted: int
 
 
 class Cast(NamedTuple):
-    """Who is who, by number. Every hundredth read has a row beside it of somebody whom the filter leaves out."""
+    """Who is who, by number.
+
+    Every hundredth read has a row beside it of somebody whom the filter leaves out.
+    """
 
     rows: npt.NDArray[np.int64]
     """The member of each row that is offered, in the order of rows."""
@@ -66,7 +73,9 @@ class Cast(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Where everything lies: two signers, the bundle that lost the opt-outs, the whole ones, the runs."""
+    """Where everything lies: two signers, the bundle that lost the opt-outs, the whole ones, the
+    runs.
+    """
 
     key: SigningKey
     run_key: Path
@@ -76,8 +85,11 @@ class Files(NamedTuple):
     runs: Path
 
 
-def measure_verify(sizes: Sizes, *, seed: int) -> dict[str, Any]:
-    """Read, close and verify; `found` has whom verify named beside those who were planted. Raises CannotMeasure."""
+def measure_verify(sizes: VerifySizes, *, seed: int) -> dict[str, Any]:
+    """Read, close and verify; `found` has whom verify named beside those who were planted.
+
+    Raises CannotMeasure.
+    """
     cast = make_cast(sizes, seed=seed)
     with tempfile.TemporaryDirectory(prefix="consentry-bench-verify-") as name:
         files, bundling = _files(Path(name))
@@ -98,11 +110,17 @@ def measure_verify(sizes: Sizes, *, seed: int) -> dict[str, Any]:
         status, found = verified(files, planted_run)
         seconds["verify"] = perf_counter() - started
         clean_status, clean = verified(files, honest_run)
-        refusals = {what: refused(files, honest_run, raw) for what, raw in altered(honest_run, seed=seed).items()}
+        refusals = {
+            what: refused(files, honest_run, raw)
+            for what, raw in altered(honest_run, seed=seed).items()
+        }
     return {
-        "sizes": sizes._asdict() | {"rows": len(cast.rows), "excluded": len(cast.excluded), "late": len(cast.late)},
+        "sizes": sizes._asdict()
+        | {"rows": len(cast.rows), "excluded": len(cast.excluded), "late": len(cast.late)},
         "seconds": {what: round(one, 2) for what, one in seconds.items()},
-        "reads_per_second": {what: round(rate_of(sizes.reads, one)) for what, one in seconds.items()},
+        "reads_per_second": {
+            what: round(rate_of(sizes.reads, one)) for what, one in seconds.items()
+        },
         "planted": planted_summary(status, found, set(ids_of(cast.planted).to_pylist())),
         "honest": {
             "reads": honest_read,
@@ -114,7 +132,7 @@ def measure_verify(sizes: Sizes, *, seed: int) -> dict[str, Any]:
     }
 
 
-def make_cast(sizes: Sizes, *, seed: int) -> Cast:
+def make_cast(sizes: VerifySizes, *, seed: int) -> Cast:
     """Everybody's part, and the order of their rows, drawn from a seed."""
     numbers = np.random.default_rng(seed)
     excluded = max(1, sizes.reads // 100)
@@ -147,13 +165,20 @@ def planted_summary(status: int, found: Mapping[str, Any], planted: set[str]) ->
 
 
 def altered(run: Path, *, seed: int) -> dict[str, bytes]:
-    """The run's certificate with one byte changed: in several fields, and once with a digest that fits again."""
+    """The run's certificate with one byte changed: in several fields, and once with a digest that
+    fits again.
+    """
     raw = (run / CERTIFICATE_FILE).read_bytes()
     numbers = np.random.default_rng(seed)
-    found = {name: _one_byte_changed(raw, f'"{name}":', numbers) for name in ("rows_read", "ended_at", "merkle_root")}
+    found = {
+        name: _one_byte_changed(raw, f'"{name}":', numbers)
+        for name in ("rows_read", "ended_at", "merkle_root")
+    }
     envelope = json.loads(found["rows_read"])
     digest = hashlib.sha256(canonical(envelope["certificate"])).hexdigest()
-    return found | {"rows_read and digest": canonical(envelope | {"digest": f"sha256:{digest}"}) + b"\n"}
+    return found | {
+        "rows_read and digest": canonical(envelope | {"digest": f"sha256:{digest}"}) + b"\n"
+    }
 
 
 def _one_byte_changed(raw: bytes, field: str, numbers: np.random.Generator) -> bytes:
@@ -167,17 +192,24 @@ def _one_byte_changed(raw: bytes, field: str, numbers: np.random.Generator) -> b
 
 
 def verified(files: Files, run: Path) -> tuple[int, dict[str, Any]]:
-    """Exit status of `consentry verify` and what it found. Raises CannotMeasure where it says nothing."""
+    """Exit status of `consentry verify` and what it found.
+
+    Raises CannotMeasure where it says nothing.
+    """
     done = _verify(files, run / CERTIFICATE_FILE)
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError as error:
-        raise CannotMeasure(f"verify ended with {done.returncode} and said: {done.stderr[-500:]}") from error
+        raise CannotMeasure(
+            f"verify ended with {done.returncode} and said: {done.stderr[-500:]}"
+        ) from error
     return done.returncode, found
 
 
 def refused(files: Files, run: Path, raw: bytes) -> bool:
-    """Whether an altered certificate is refused beside the run's own reads, as altered and nothing else."""
+    """Whether an altered certificate is refused beside the run's own reads, as altered and nothing
+    else.
+    """
     path = run / "altered.json"
     path.write_bytes(raw)
     done = _verify(files, path)
@@ -185,7 +217,14 @@ def refused(files: Files, run: Path, raw: bytes) -> bool:
 
 
 def _verify(files: Files, certificate: Path) -> subprocess.CompletedProcess[str]:
-    keys = ["--key", str(files.run_key), "--bundle", str(files.bundles), "--bundle-key", str(files.bundle_key)]
+    keys = [
+        "--key",
+        str(files.run_key),
+        "--bundle",
+        str(files.bundles),
+        "--bundle-key",
+        str(files.bundle_key),
+    ]
     return subprocess.run(
         [str(CONSENTRY), "verify", str(certificate), *keys, "--show-members", "--json"],
         stdin=subprocess.DEVNULL,
@@ -198,20 +237,27 @@ def _verify(files: Files, certificate: Path) -> subprocess.CompletedProcess[str]
 
 def _files(directory: Path) -> tuple[Files, Bundling]:
     run_key, bundle_key = SigningKey.generate(), SigningKey.generate()
-    names = (directory / name for name in ("runs.key.pub", "bundles.key.pub", "lagging", "bundles", "runs"))
+    names = (
+        directory / name
+        for name in ("runs.key.pub", "bundles.key.pub", "lagging", "bundles", "runs")
+    )
     files = Files(run_key, *names)
     files.run_key.write_bytes(run_key.public_text())
     files.bundle_key.write_bytes(bundle_key.public_text())
     return files, Bundling(bundle_key)
 
 
-def _run(files: Files, bundles: Path, rows: npt.NDArray[np.int64]) -> tuple[Path, int, dict[str, float]]:
-    """A training run by the newest bundle of a store: its folder, rows that it read, seconds to read and to close."""
+def _run(
+    files: Files, bundles: Path, rows: npt.NDArray[np.int64]
+) -> tuple[Path, int, dict[str, float]]:
+    """A training run by the newest bundle of a store: its folder, rows that it read, seconds to
+    read and to close.
+    """
     keys = PublicKeys.read(files.bundle_key)
-    judge = bundle_judge(str(bundles), keys=keys, max_age_seconds=_LEASE_SECONDS)
+    decider = bundle_decider(str(bundles), keys=keys, max_age_seconds=_LEASE_SECONDS)
     batches = list(_batches(rows))
     run = TrainingRun(
-        judge,
+        decider,
         dataset="bench",
         purpose=PURPOSE,
         store=str(files.runs),
@@ -251,7 +297,8 @@ def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime
             "nobody_else_found": planted["named_wrongly"] == 0 and not planted["unclear"],
             "honest_run_reads_the_allowed": honest["reads"] == honest["reads_allowed"],
             "honest_run_holds": honest["exit_status"] == HOLDS and not honest["wrong"],
-            "altered_certificates_refused": bool(found["altered"]) and all(found["altered"].values()),
+            "altered_certificates_refused": bool(found["altered"])
+            and all(found["altered"].values()),
         },
     }
 
@@ -264,9 +311,18 @@ def show_verify(results: Mapping[str, Any], console: Console) -> None:
     for step, seconds in found["seconds"].items():
         table.add_row(step, f"{seconds:,.1f}", f"{found['reads_per_second'][step]:,}")
     console.print(table)
-    told = f"found {planted['found']} of {planted['planted']} planted, {planted['named_wrongly']} others"
-    console.print(f"{told}; verify exited {planted['exit_status']}, the run itself saw {planted['run_itself_found']}")
+    told = (
+        f"found {planted['found']} of {planted['planted']} planted, {planted['named_wrongly']} "
+        "others"
+    )
+    console.print(
+        f"{told}; verify exited {planted['exit_status']}, the run itself saw "
+        f"{planted['run_itself_found']}"
+    )
     honest = found["honest"]
-    console.print(f"a run of {honest['reads']:,} reads that heeded the bundle: verify exited {honest['exit_status']}")
+    console.print(
+        f"a run of {honest['reads']:,} reads that heeded the bundle: verify exited "
+        f"{honest['exit_status']}"
+    )
     refusals = found["altered"]
     console.print(f"{sum(refusals.values())} of {len(refusals)} altered certificates refused")

@@ -1,4 +1,6 @@
-"""What the rules are measured with: histories, controls and a table of training data, drawn from a seed."""
+"""What the rules are measured with: histories, controls and a table of training data, drawn from a
+seed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from consentry.domain.events import ConsentChanged
 from consentry.domain.records import Record, fold
 from consentry.domain.values import DAY_MICROS, Choice, MemberId, Micros
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.frames import frame
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.partitions import partitions_of
@@ -53,7 +55,9 @@ def make_histories(count: int, *, seed: int) -> list[list[Event]]:
     for number in range(count):
         member, size = pseudonym(number, seed=seed), numbers.randint(*FACTS)
         instants = sorted(numbers.randrange(NOW - YEAR_MICROS, NOW) for _ in range(size))
-        events = [make_event(numbers, member, Micros(at), version) for version, at in enumerate(instants)]
+        events = [
+            make_event(numbers, member, Micros(at), version) for version, at in enumerate(instants)
+        ]
         histories.append(events)
     return histories
 
@@ -71,7 +75,8 @@ def fold_all(histories: Sequence[Sequence[Event]]) -> list[Record]:
 
 
 def make_controls(count: int, *, seed: int, years: float = 2.0) -> list[Control]:
-    """Controls in the order in which they were recorded: a tenth policies, else pauses, half of them lifted later.
+    """Controls in the order in which they were recorded: a tenth policies, else pauses, half of
+    them lifted later.
 
     The first is a policy for everybody, so that there is something to pause.
     """
@@ -83,16 +88,22 @@ def make_controls(count: int, *, seed: int, years: float = 2.0) -> list[Control]
     for place, at in enumerate(instants):
         drawn = numbers.random()
         if place == 0 or drawn < 0.1:
-            controls.append(_policy(numbers, place, at, scope=("*",) if place == 0 else numbers.choice(_SCOPES)))
+            controls.append(
+                _policy(numbers, place, at, scope=("*",) if place == 0 else numbers.choice(_SCOPES))
+            )
         elif drawn < 0.4 and open_pauses:
-            controls.append(_lift(numbers, place, at, open_pauses.pop(numbers.randrange(len(open_pauses)))))
+            controls.append(
+                _lift(numbers, place, at, open_pauses.pop(numbers.randrange(len(open_pauses))))
+            )
         else:
             open_pauses.append(_pause(numbers, place, at))
             controls.append(open_pauses[-1])
     return controls
 
 
-def _policy(numbers: random.Random, place: int, at: Micros, *, scope: tuple[str, ...]) -> PolicyPublished:
+def _policy(
+    numbers: random.Random, place: int, at: Micros, *, scope: tuple[str, ...]
+) -> PolicyPublished:
     terms = tuple(
         Terms(
             jurisdictions=scope,
@@ -105,7 +116,12 @@ def _policy(numbers: random.Random, place: int, at: Micros, *, scope: tuple[str,
         for purpose in dict.fromkeys(PURPOSES)
     )
     return PolicyPublished(
-        event_id=_identity(place), version=f"v{place}", terms=terms, effective_at=at, recorded_at=at, source="bench"
+        event_id=_identity(place),
+        version=f"v{place}",
+        terms=terms,
+        effective_at=at,
+        recorded_at=at,
+        source="bench",
     )
 
 
@@ -116,7 +132,12 @@ def _pause(numbers: random.Random, place: int, at: Micros) -> PauseImposed:
         categories=numbers.choice((None, None, CATEGORIES[:1])),
     )
     return PauseImposed(
-        event_id=_identity(place), pause=f"pause-{place}", version=1, scope=scope, effective_at=at, recorded_at=at
+        event_id=_identity(place),
+        pause=f"pause-{place}",
+        version=1,
+        scope=scope,
+        effective_at=at,
+        recorded_at=at,
     )
 
 
@@ -141,37 +162,44 @@ def controls_of(controls: Sequence[Control]) -> Controls:
 
 
 def make_raws(records: Sequence[Record], members: int, *, seed: int) -> dict[bytes, bytes]:
-    """What is published of so many members. Beyond the records there are, members say what another one says."""
+    """What is published of so many members.
+
+    Beyond the records there are, members say what another one says.
+    """
     raws = {}
     for number in range(members):
         member = pseudonym(number, seed=seed)
-        raws[member.encode()] = write_record(replace(records[number % len(records)], member=member), frame(1))
+        raws[member.encode()] = write_record(
+            replace(records[number % len(records)], member=member), frame(1)
+        )
     return raws
 
 
-def make_view(raws: Mapping[bytes, bytes], controls: Sequence[Control]) -> View:
-    """What a trainer holds that has followed these to their end, and has not been asked anything."""
-    view = View(PARTITIONS, iso_jurisdictions())
+def make_view(raws: Mapping[bytes, bytes], controls: Sequence[Control]) -> Snapshot:
+    """What a trainer holds that has followed these to their end, and has not been asked
+    anything.
+    """
+    snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
     for control in controls:
-        view.apply_control(control)
-    apply_raws(view, raws)
-    return view
+        snapshot.apply_control(control)
+    apply_raws(snapshot, raws)
+    return snapshot
 
 
-def apply_raws(view: View, raws: Mapping[bytes, bytes]) -> None:
+def apply_raws(snapshot: Snapshot, raws: Mapping[bytes, bytes]) -> None:
     """Have the view take records in, as they come from their partitions."""
     keys = list(raws)
-    homes = partitions_of(keys, view.partitions)
-    for partition in range(view.partitions):
+    homes = partitions_of(keys, snapshot.partitions)
+    for partition in range(snapshot.partitions):
         own = [keys[place] for place in np.flatnonzero(homes == partition).tolist()]
-        view.apply_records(partition, own, [raws[key] for key in own])
+        snapshot.apply_records(partition, own, [raws[key] for key in own])
 
 
-def opt_out(view: View, count: int, *, seed: int) -> None:
+def opt_out(snapshot: Snapshot, count: int, *, seed: int) -> None:
     """Have so many of the members that the view knows opt out now."""
     numbers = random.Random(seed)
     raws = {}
-    for key in numbers.sample(sorted(view.records), count):
+    for key in numbers.sample(sorted(snapshot.records), count):
         member = MemberId(key.decode())
         event = ConsentChanged(
             event_id=numbers.randbytes(16),
@@ -181,12 +209,13 @@ def opt_out(view: View, count: int, *, seed: int) -> None:
             effective_at=NOW,
             recorded_at=NOW,
         )
-        raws[key] = write_record(fold(view.record(member), event), frame(1))
-    apply_raws(view, raws)
+        raws[key] = write_record(fold(snapshot.record(member), event), frame(1))
+    apply_raws(snapshot, raws)
 
 
 def make_table(members: Iterable[bytes], rows: int, *, seed: int) -> pa.Table:
-    """Rows of these members in any order: where they were written, what they are, when they were collected.
+    """Rows of these members in any order: where they were written, what they are, when they were
+    collected.
 
     One row in sixteen names no country, one in five no category.
     """

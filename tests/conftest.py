@@ -1,4 +1,6 @@
-"""What tests share: where `tests.strategies` is found, how Hypothesis searches, and the session's one real stack."""
+"""What tests share: where `tests.strategies` is found, how Hypothesis searches, and the session's
+one real stack.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 # The same examples on every machine: a red build then means a changed program, not an unlucky draw.
-settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("ci")
 
 
@@ -34,7 +38,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 
 @pytest.fixture
 def world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
-    """A fresh namespace; whatever runs in it ends with the test, and what the test took down comes up again."""
+    """A fresh namespace; whatever runs in it ends with the test, and what the test took down comes
+    up again.
+    """
     from tests.stack import SHARED, World
 
     SHARED.mend()

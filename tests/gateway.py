@@ -46,11 +46,15 @@ class Gateway:
 
     def __init__(self, world: World, *, dev: bool = True, **environment: str) -> None:
         self.world = world
-        self.running = world.start("gateway", *(["--dev"] if dev else []), "--port", "0", **environment)
+        self.running = world.start(
+            "gateway", *(["--dev"] if dev else []), "--port", "0", **environment
+        )
 
         def told() -> str:
             assert self.running.is_running, self.running.text()[-3000:]
-            return next((str(line["url"]) for line in self.running.lines("gateway") if "url" in line), "")
+            return next(
+                (str(line["url"]) for line in self.running.lines("gateway") if "url" in line), ""
+            )
 
         self.url = wait_for(told, "the gateway's address", seconds=40)
         self.address = (urlsplit(self.url).hostname or "", urlsplit(self.url).port or 0)
@@ -64,8 +68,13 @@ class Gateway:
         who: str | None = PRODUCER,
         **headers: str,
     ) -> Reply:
-        """One request and its answer. A body that is no bytes goes as JSON. `if_match=` is the header If-Match."""
-        sent = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        """One request and its answer. A body that is no bytes goes as JSON.
+
+        `if_match=` is the header If-Match.
+        """
+        sent = (
+            body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        )
         named = {"Content-Type": "application/json"} if body is not None else {}
         named |= {name.replace("_", "-"): text for name, text in headers.items()}
         if who is not None:
@@ -74,12 +83,18 @@ class Gateway:
         try:
             connection.request(method, path, sent, named)
             answer = connection.getresponse()
-            return Reply(answer.status, {name.lower(): text for name, text in answer.getheaders()}, answer.read())
+            return Reply(
+                answer.status,
+                {name.lower(): text for name, text in answer.getheaders()},
+                answer.read(),
+            )
         finally:
             connection.close()
 
     def raw(self, *pieces: bytes, seconds: float = 15) -> bytes:
-        """All that comes back for these bytes until the gateway closes the connection, or for so long."""
+        """All that comes back for these bytes until the gateway closes the connection, or for so
+        long.
+        """
         with socket.create_connection(self.address, timeout=seconds) as connection:
             found = b""
             try:
@@ -104,7 +119,10 @@ class Gateway:
 
     def choose(self, member: str, choice: str, **more: object) -> Any:
         """A choice that has to be accepted; the answer."""
-        return self.accept("/v1/consent-changes", {"member_id": member, "purpose": PURPOSE, "choice": choice, **more})
+        return self.accept(
+            "/v1/consent-changes",
+            {"member_id": member, "purpose": PURPOSE, "choice": choice, **more},
+        )
 
     def decision(self, member: str, token: str = "", *, wait: float = 5, who: str = AUDITOR) -> Any:
         """The decision about a member, at least as fresh as the token."""

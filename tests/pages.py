@@ -1,4 +1,6 @@
-"""The fenced blocks of a page of documentation, and the world in which a test runs them as they stand."""
+"""The fenced blocks of a page of documentation, and the world in which a test runs them as they
+stand.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def snippets(text: str) -> list[Snippet]:
     for number, line in enumerate(lines):
         if begun >= 0:
             if line == "```":
-                found.append(Snippet(section, language, "\n".join(lines[begun + 1 : number]) + "\n", begun + 1))
+                found.append(
+                    Snippet(
+                        section, language, "\n".join(lines[begun + 1 : number]) + "\n", begun + 1
+                    )
+                )
                 begun = -1
         elif line.startswith("```"):
             begun, language = number, line[3:].strip()
@@ -44,7 +50,8 @@ def snippets(text: str) -> list[Snippet]:
 
 @contextmanager
 def page_world(shared: LocalStack, directory: Path, *events: ProducedEvent) -> Iterator[World]:
-    """The namespace that snippets use without naming it; with events, a processor runs that has folded them.
+    """The namespace that snippets use without naming it; with events, a processor runs that has
+    folded them.
 
     All pages of a test run share it: members whose choices matter have to be a page's own.
     """
@@ -66,4 +73,7 @@ def page_world(shared: LocalStack, directory: Path, *events: ProducedEvent) -> I
 def write_posts(path: Path) -> None:
     """A hundred rows of three authors and of nobody."""
     authors = ["c:1", "c:2", "c:3", "no such id"] * 25
-    pq.write_table(pa.table({"member_id": authors, "jurisdiction": ["US"] * 100, "text": ["hello"] * 100}), path)
+    pq.write_table(
+        pa.table({"member_id": authors, "jurisdiction": ["US"] * 100, "text": ["hello"] * 100}),
+        path,
+    )

@@ -1,4 +1,6 @@
-"""A real PostgreSQL of our own for a test, where one is installed: reached by a socket in a directory of its own."""
+"""A real PostgreSQL of our own for a test, where one is installed: reached by a socket in a
+directory of its own.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,26 @@ from tests.stack import wait_for
 
 USER = "consentry"
 DATABASE = "postgres"
-_PLACES = [Path("/usr/lib/postgresql") / version / "bin" for version in ("18", "17", "16", "15", "14", "13")]
+_PLACES = [
+    Path("/usr/lib/postgresql") / version / "bin"
+    for version in ("18", "17", "16", "15", "14", "13")
+]
 
 
 @contextmanager
 def postgres_server() -> Iterator[Path]:
-    """A running server; the directory of its socket. Skips the test where PostgreSQL is not installed."""
+    """A running server; the directory of its socket.
+
+    Skips the test where PostgreSQL is not installed.
+    """
     programs = _programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed here: no initdb in /usr/lib/postgresql or on the PATH")  # no server
+        pytest.skip(
+            "PostgreSQL is not installed here: no initdb in /usr/lib/postgresql or on the PATH"
+        )  # no server
     who = _unprivileged()
-    # Not below pytest's directory: that is closed to other users, and a socket's path has to be short.
+    # Not below pytest's directory: that is closed to other users, and a socket's path has to be
+    # short.
     directory = Path(f"/tmp/outbox-{uuid.uuid4().hex[:8]}")  # noqa: S108 - a name of its own, made here
     directory.mkdir(mode=0o700)
     if who:
@@ -59,7 +70,17 @@ def _running(programs: Path, directory: Path, who: dict[str, Any]) -> Iterator[N
         **who,
     )
     server = subprocess.Popen(
-        [programs / "postgres", "-D", data, "-k", directory, "-c", "listen_addresses=", "-c", "fsync=off"],
+        [
+            programs / "postgres",
+            "-D",
+            data,
+            "-k",
+            directory,
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "fsync=off",
+        ],
         env=environment,
         cwd=directory,
         stdin=subprocess.DEVNULL,
@@ -105,4 +126,6 @@ def _unprivileged() -> dict[str, Any]:
         except KeyError:
             continue
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    pytest.skip("we are root, and there is neither a user postgres nor nobody to run PostgreSQL as")  # it refuses root
+    pytest.skip(
+        "we are root, and there is neither a user postgres nor nobody to run PostgreSQL as"
+    )  # it refuses root

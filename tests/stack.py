@@ -1,7 +1,8 @@
-"""The real local stack and real processes on it: what the integration tests and the fault tests share.
+"""The real local stack and real processes on it: what the integration tests and the fault tests
+share.
 
-One stack serves a whole pytest session; every test gets a namespace of its own on it. Only processes that were
-started here are ever signalled, each by its process id.
+One stack serves a whole pytest session; every test gets a namespace of its own on it. Only
+processes that were started here are ever signalled, each by its process id.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ from consentry.domain.controls import (
     Terms,
 )
 from consentry.domain.errors import UndecodableEvent
-from consentry.domain.events import ConsentChanged, EventUnreadable, MemberErased, MemberEvent, MemberRelocated
+from consentry.domain.events import (
+    ConsentChanged,
+    EventUnreadable,
+    MemberErased,
+    MemberEvent,
+    MemberRelocated,
+)
 from consentry.domain.records import Record, fold
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros
 from consentry.kafka.clients import producer_config, read_all, send
@@ -53,7 +60,7 @@ from consentry.trainer.client import Client
 from consentry.wire.catalog import Catalog, load_catalog, register_all
 from consentry.wire.controls import control_key, write_control
 from consentry.wire.events import admit, read_event, write_event
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of, write_record
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, RECORDS, topic_name
@@ -67,8 +74,12 @@ Found = TypeVar("Found")
 ProducedEvent = ConsentChanged | MemberRelocated | MemberErased
 
 
-def wait_for(look: Callable[[], Found], what: str, *, seconds: float = 20.0, every: float = 0.05) -> Found:
-    """What `look` finds, as soon as that is true; fails after `seconds`, saying `what` was waited for."""
+def wait_for(
+    look: Callable[[], Found], what: str, *, seconds: float = 20.0, every: float = 0.05
+) -> Found:
+    """What `look` finds, as soon as that is true; fails after `seconds`, saying `what` was waited
+    for.
+    """
     until = time.monotonic() + seconds
     while True:
         found = look()
@@ -82,11 +93,17 @@ def wait_for(look: Callable[[], Found], what: str, *, seconds: float = 20.0, eve
 def cache_directory() -> Path:
     """The cache that all stacks of this computer share, so that downloads happen once."""
     told = os.environ.get("CONSENTRY_CACHE_DIR")
-    return Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consentry"
+    return (
+        Path(told)
+        if told
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "consentry"
+    )
 
 
 class SharedStack:
-    """The session's one stack: started when first asked for, and as whole again after each fault."""
+    """The session's one stack: started when first asked for, and as whole again after each
+    fault.
+    """
 
     def __init__(self) -> None:
         self._stack: LocalStack | None = None
@@ -124,12 +141,16 @@ def shared_stack(directory: Callable[[], Path]) -> Iterator[LocalStack]:
 
 
 class Running:
-    """A child process that we started: a processor or a trainer, logging JSON lines to a file of its own."""
+    """A child process that we started: a processor or a trainer, logging JSON lines to a file of
+    its own.
+    """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
         with log.open("wb") as out:
-            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL
+            )
         self._address = ""
 
     @property
@@ -165,8 +186,12 @@ class Running:
         if not self._address:
 
             def look() -> str:
-                assert self.is_running, f"it ended with {self.process.returncode}:\n{self.text()[-3000:]}"
-                return next((str(line["metrics"]) for line in self.lines() if "metrics" in line), "")
+                assert self.is_running, (
+                    f"it ended with {self.process.returncode}:\n{self.text()[-3000:]}"
+                )
+                return next(
+                    (str(line["metrics"]) for line in self.lines() if "metrics" in line), ""
+                )
 
             self._address = wait_for(look, f"the metrics address of {self.log.name}", seconds=40)
         return self._address
@@ -191,7 +216,9 @@ class Running:
         """Return once /readyz says so."""
 
         def look() -> bool:
-            assert self.is_running, f"it ended with {self.process.returncode}:\n{self.text()[-3000:]}"
+            assert self.is_running, (
+                f"it ended with {self.process.returncode}:\n{self.text()[-3000:]}"
+            )
             return self.page("/readyz")[0] == 200
 
         wait_for(look, f"{self.log.name} ready", seconds=seconds)
@@ -246,7 +273,9 @@ def samples(text: str) -> list[tuple[str, dict[str, str], float]]:
 
 
 class World:
-    """One namespace on the stack: topics applied and schemas registered, and whatever a test starts in it."""
+    """One namespace on the stack: topics applied and schemas registered, and whatever a test starts
+    in it.
+    """
 
     def __init__(self, stack: LocalStack, directory: Path, *, prepare: bool = True) -> None:
         self.stack = stack
@@ -283,7 +312,9 @@ class World:
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a child process; names without CONSENTRY_."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")
+        }
         ours = {
             "KAFKA_BOOTSTRAP": self.stack.addresses.kafka,
             "REDIS_URL": self.stack.addresses.redis_url,
@@ -294,7 +325,9 @@ class World:
             "LOG_FORMAT": "json",
             "TABLE_MEMBERS": "10000",
         } | more
-        return kept | {"COLUMNS": "200"} | {f"CONSENTRY_{name}": value for name, value in ours.items()}
+        return (
+            kept | {"COLUMNS": "200"} | {f"CONSENTRY_{name}": value for name, value in ours.items()}
+        )
 
     def redis(self) -> redis.Redis:
         """A connection of our own to the table's server; the caller closes it."""
@@ -331,9 +364,13 @@ class World:
 
     def processor(self, worker_id: str = "w1", **environment: str) -> Running:
         """Start a processor. With the same worker id a killed one is replaced at once."""
-        return self.start("processor", name=f"processor-{worker_id}", WORKER_ID=worker_id, **environment)
+        return self.start(
+            "processor", name=f"processor-{worker_id}", WORKER_ID=worker_id, **environment
+        )
 
-    def client(self, name: str = "watcher", *, staleness_seconds: float = 5.0, **options: Any) -> Client:
+    def client(
+        self, name: str = "watcher", *, staleness_seconds: float = 5.0, **options: Any
+    ) -> Client:
         """A trainer's client in this process, following; `options` are the class's."""
         client = Client(
             self.kafka,
@@ -350,9 +387,13 @@ class World:
     def digest_address(self, client: Client) -> str:
         """Serve a client's digests as a trainer does; HOST:PORT."""
         server = HealthServer(
-            Metrics("test"), alive=lambda: {"ok": True}, ready=client.status, host="127.0.0.1", port=0
+            Metrics("test"),
+            alive=lambda: {"ok": True},
+            ready=client.status,
+            host="127.0.0.1",
+            port=0,
         )
-        server.pages["/digest"] = lambda: {"ok": True, "digests": client.view.digests()}
+        server.pages["/digest"] = lambda: {"ok": True, "digests": client.snapshot.digests()}
         server.start()
         self._servers.append(server)
         return server.address
@@ -379,11 +420,16 @@ class World:
         return self._producer
 
     def produce(self, *events: ProducedEvent) -> list[tuple[int, int]]:
-        """Send events and wait for the broker's acknowledgement of each; (partition, offset) in order."""
+        """Send events and wait for the broker's acknowledgement of each;
+
+        (partition, offset) in order.
+        """
         messages = [(event.member.encode(), write_event(event, self.catalog)) for event in events]
         return send(self.producer, self.topic(MEMBER_EVENTS), messages)
 
-    def produce_raw(self, key: bytes | None, value: bytes | None, *, partition: int | None = None) -> None:
+    def produce_raw(
+        self, key: bytes | None, value: bytes | None, *, partition: int | None = None
+    ) -> None:
         """Send any bytes to member-events, and wait until they are acknowledged."""
         topic = self.topic(MEMBER_EVENTS)
         if partition is None:
@@ -401,7 +447,9 @@ class World:
         )
 
     def open_policy(self, regime: Regime = Regime.DEFAULT_ON) -> None:
-        """Publish a policy that allows everywhere by default: what an exclusion then needs is a reason."""
+        """Publish a policy that allows everywhere by default: what an exclusion then needs is a
+        reason.
+        """
         terms = Terms(jurisdictions=("*",), purpose=PURPOSE, regime=regime)
         self.control(
             PolicyPublished(
@@ -415,7 +463,7 @@ class World:
 
     # ---- what the log says, and what everybody holds
 
-    def log(self, topic: str = MEMBER_EVENTS) -> list[Stored]:
+    def log(self, topic: str = MEMBER_EVENTS) -> list[StoredMessage]:
         """Every message of a topic; per partition in the log's order."""
         return list(read_all(self.kafka, self.topic(topic)))
 
@@ -431,7 +479,7 @@ class World:
         frame = self.catalog.frame_of("ConsentRecord")
         return {key: write_record(record, frame) for key, record in folded.items()}
 
-    def _event(self, message: Stored, key: bytes) -> MemberEvent:
+    def _event(self, message: StoredMessage, key: bytes) -> MemberEvent:
         import hashlib
 
         appended_at = Micros(message.appended_at + 999)
@@ -440,13 +488,18 @@ class World:
         except UndecodableEvent:
             place = f"{message.partition}:{message.offset}".encode()
             event_id = hashlib.blake2b(place, digest_size=16).digest()
-            return EventUnreadable(event_id=event_id, member=MemberId(key.decode()), recorded_at=appended_at)
+            return EventUnreadable(
+                event_id=event_id, member=MemberId(key.decode()), recorded_at=appended_at
+            )
 
     @contextmanager
     def table(self) -> Iterator[RedisTable]:
         """The table, as a worker sees it."""
         table = RedisTable(
-            self.stack.addresses.redis_url, namespace=self.namespace, partitions=PARTITIONS, members=10_000
+            self.stack.addresses.redis_url,
+            namespace=self.namespace,
+            partitions=PARTITIONS,
+            members=10_000,
         )
         try:
             yield table
@@ -456,7 +509,9 @@ class World:
     def table_records(self) -> dict[bytes, bytes]:
         """Every record that the table holds."""
         with self.table() as table:
-            return {key: raw for partition in range(PARTITIONS) for key, raw in table.scan(partition)}
+            return {
+                key: raw for partition in range(PARTITIONS) for key, raw in table.scan(partition)
+            }
 
     def log_records(self) -> dict[bytes, bytes]:
         """The newest version of every record in the records topic."""
@@ -477,7 +532,10 @@ class World:
         """Whether the table's server holds anything of this namespace."""
         connection = self.redis()
         try:
-            return next(iter(connection.scan_iter(f"{self.namespace}:*", count=1000)), None) is not None
+            return (
+                next(iter(connection.scan_iter(f"{self.namespace}:*", count=1000)), None)
+                is not None
+            )
         finally:
             connection.close()
 
@@ -494,11 +552,21 @@ class World:
         A difference of versions means lost events (lower) or events applied twice (higher).
         """
         expected = self.expected_records()
-        wait_for(lambda: self.table_records() == expected, "table = fold of the log", seconds=seconds, every=0.2)
-        wait_for(lambda: self.log_records() == expected, "records topic = fold of the log", seconds=5, every=0.2)
+        wait_for(
+            lambda: self.table_records() == expected,
+            "table = fold of the log",
+            seconds=seconds,
+            every=0.2,
+        )
+        wait_for(
+            lambda: self.log_records() == expected,
+            "records topic = fold of the log",
+            seconds=5,
+            every=0.2,
+        )
         for client in clients:
             wait_for(
-                lambda client=client: client.view.records == expected,  # type: ignore[misc]
+                lambda client=client: client.snapshot.records == expected,  # type: ignore[misc]
                 f"follower {client.name} = fold of the log",
                 seconds=10,
             )
@@ -513,7 +581,9 @@ def now(*, seconds: float = 0.0) -> Micros:
     return Micros(system_clock() + int(seconds * 1_000_000))
 
 
-def chose(member: str, choice: Choice, *, observed: int | None = None, purpose: str = PURPOSE) -> ConsentChanged:
+def chose(
+    member: str, choice: Choice, *, observed: int | None = None, purpose: str = PURPOSE
+) -> ConsentChanged:
     """The member chose, just now."""
     return ConsentChanged(
         event_id=uuid.uuid4().bytes,
@@ -537,7 +607,9 @@ def opted_in(member: str, observed: int | None = None) -> ConsentChanged:
     return chose(member, Choice.OPT_IN, observed=observed)
 
 
-def lives_in(member: str, jurisdiction: str = "US", *, since: Micros | None = None) -> MemberRelocated:
+def lives_in(
+    member: str, jurisdiction: str = "US", *, since: Micros | None = None
+) -> MemberRelocated:
     """The member lives there, and is of age."""
     return MemberRelocated(
         event_id=uuid.uuid4().bytes,
@@ -621,7 +693,9 @@ class Load(threading.Thread):
     Duplicates are part of it: every seventh event is sent twice, as a producer that retries would.
     """
 
-    def __init__(self, world: World, *, members: int = 200, batch: int = 40, pause_seconds: float = 0.02) -> None:
+    def __init__(
+        self, world: World, *, members: int = 200, batch: int = 40, pause_seconds: float = 0.02
+    ) -> None:
         super().__init__(name="load", daemon=True)
         self._world = world
         self._members = [f"load-{number}" for number in range(members)]
@@ -654,12 +728,20 @@ class Load(threading.Thread):
             return opted_out(member)
         if kind < 0.8:
             return opted_in(member, observed=draw.choice([None, 1, 3, 1000]))
-        return lives_in(member, draw.choice(["US", "HK", "DE", "GB"])) if kind < 0.99 else erased(member)
+        return (
+            lives_in(member, draw.choice(["US", "HK", "DE", "GB"]))
+            if kind < 0.99
+            else erased(member)
+        )
 
     def wait_acknowledged(self, count: int, seconds: float = 30.0) -> None:
         """Return once that many more events are acknowledged."""
         goal = self.acknowledged + count
-        wait_for(lambda: self.acknowledged >= goal or self.failure, f"{count} more events", seconds=seconds)
+        wait_for(
+            lambda: self.acknowledged >= goal or self.failure,
+            f"{count} more events",
+            seconds=seconds,
+        )
 
     def finish(self) -> int:
         """Stop; how many events were acknowledged. Raises what the sending raised."""
@@ -671,7 +753,9 @@ class Load(threading.Thread):
 
 
 class Watch(threading.Thread):
-    """Asks a client about excluded members all the time: each *allowed* is the worst failure there is."""
+    """Asks a client about excluded members all the time: each *allowed* is the worst failure there
+    is.
+    """
 
     def __init__(self, client: Client, excluded: Iterable[str], sometimes_allowed: str) -> None:
         super().__init__(name="watch", daemon=True)
@@ -700,4 +784,6 @@ class Watch(threading.Thread):
         self._stopping.set()
         self.join(10)
         assert self.asked > 0
-        assert not self.wrong, f"{len(self.wrong)} of {self.asked} answers allowed an excluded member"
+        assert not self.wrong, (
+            f"{len(self.wrong)} of {self.asked} answers allowed an excluded member"
+        )

@@ -1,4 +1,6 @@
-"""What tests are made of: a small world, events and controls in a word, and histories for Hypothesis to vary."""
+"""What tests are made of: a small world, events and controls in a word, and histories for
+Hypothesis to vary.
+"""
 
 from __future__ import annotations
 
@@ -60,28 +62,50 @@ def identity(number: int) -> bytes:
 
 
 def chose(
-    choice: Choice, number: int, *, on: float, observed: int | None = None, member: str = MEMBER, **more: Any
+    choice: Choice,
+    number: int,
+    *,
+    on: float,
+    observed: int | None = None,
+    member: str = MEMBER,
+    **more: Any,
 ) -> ConsentChanged:
     """A choice recorded on a day, and effective then unless told otherwise."""
     fields: dict[str, Any] = {"purpose": PURPOSE, "effective_at": day(on), "recorded_at": day(on)}
     fields |= {"observed_version": observed} | more
-    return ConsentChanged(event_id=identity(number), member=MemberId(member), choice=choice, **fields)
+    return ConsentChanged(
+        event_id=identity(number), member=MemberId(member), choice=choice, **fields
+    )
 
 
 def moved(
-    jurisdiction: str, number: int, *, on: float, age_band: AgeBand = AgeBand.ADULT, member: str = MEMBER, **more: Any
+    jurisdiction: str,
+    number: int,
+    *,
+    on: float,
+    age_band: AgeBand = AgeBand.ADULT,
+    member: str = MEMBER,
+    **more: Any,
 ) -> MemberRelocated:
     """A relocation recorded on a day."""
     fields: dict[str, Any] = {"effective_at": day(on), "recorded_at": day(on)} | more
     return MemberRelocated(
-        event_id=identity(number), member=MemberId(member), jurisdiction=jurisdiction, age_band=age_band, **fields
+        event_id=identity(number),
+        member=MemberId(member),
+        jurisdiction=jurisdiction,
+        age_band=age_band,
+        **fields,
     )
 
 
 def erased(number: int, *, on: float, member: str = MEMBER) -> MemberErased:
     """An erasure recorded on a day."""
     return MemberErased(
-        event_id=identity(number), member=MemberId(member), effective_at=day(on), recorded_at=day(on), source="desk"
+        event_id=identity(number),
+        member=MemberId(member),
+        effective_at=day(on),
+        recorded_at=day(on),
+        source="desk",
     )
 
 
@@ -91,7 +115,7 @@ def unreadable(number: int, *, on: float) -> EventUnreadable:
 
 
 def released(number: int, *, on: float, observed: int | None = None) -> MemberReleased:
-    """The end of a hold, on a day."""
+    """The end of a quarantine, on a day."""
     return MemberReleased(
         event_id=identity(number),
         member=MEMBER,
@@ -103,10 +127,14 @@ def released(number: int, *, on: float, observed: int | None = None) -> MemberRe
 
 def terms(*jurisdictions: str, regime: Regime = Regime.DEFAULT_ON, **more: Any) -> Terms:
     """Terms for the one purpose."""
-    return Terms(jurisdictions=jurisdictions, purpose=more.pop("purpose", PURPOSE), regime=regime, **more)
+    return Terms(
+        jurisdictions=jurisdictions, purpose=more.pop("purpose", PURPOSE), regime=regime, **more
+    )
 
 
-def policy(number: int, *entries: Terms, on: float, effective: float | None = None) -> PolicyPublished:
+def policy(
+    number: int, *entries: Terms, on: float, effective: float | None = None
+) -> PolicyPublished:
     """A policy recorded on a day."""
     return PolicyPublished(
         event_id=identity(number),
@@ -118,7 +146,12 @@ def policy(number: int, *entries: Terms, on: float, effective: float | None = No
 
 
 def pause(
-    number: int, *jurisdictions: str, on: float, name: str = "pause-1", version: int = 1, **more: Any
+    number: int,
+    *jurisdictions: str,
+    on: float,
+    name: str = "pause-1",
+    version: int = 1,
+    **more: Any,
 ) -> PauseImposed:
     """A pause recorded on a day, for the one purpose, going forward, unless told otherwise."""
     scope = Scope(
@@ -126,11 +159,19 @@ def pause(
         purposes=more.pop("purposes", (PURPOSE,)),
         categories=more.pop("categories", None),
     )
-    fields: dict[str, Any] = {"effective_at": day(on), "recorded_at": day(on), "reach": Reach.GOING_FORWARD} | more
-    return PauseImposed(event_id=identity(number), pause=name, version=version, scope=scope, **fields)
+    fields: dict[str, Any] = {
+        "effective_at": day(on),
+        "recorded_at": day(on),
+        "reach": Reach.GOING_FORWARD,
+    } | more
+    return PauseImposed(
+        event_id=identity(number), pause=name, version=version, scope=scope, **fields
+    )
 
 
-def lift(number: int, *, on: float, name: str = "pause-1", version: int = 1, **more: Any) -> PauseLifted:
+def lift(
+    number: int, *, on: float, name: str = "pause-1", version: int = 1, **more: Any
+) -> PauseLifted:
     """A lift recorded on a day."""
     fields: dict[str, Any] = {"effective_at": day(on), "recorded_at": day(on)} | more
     return PauseLifted(event_id=identity(number), pause=name, version=version, **fields)
@@ -151,7 +192,8 @@ def new_catalog(registry: InMemoryRegistry | None = None) -> Catalog:
     return load_catalog(registry, NAMESPACE)
 
 
-# Instants that Avro writes in eight bytes, some of them close together so that order and ties matter.
+# Instants that Avro writes in eight bytes, some of them close together so that order and ties
+# matter.
 near_instants = st.integers(0, 30).map(lambda number: day(number))
 instants = near_instants | st.integers(1 << 48, (1 << 55) - 1).map(Micros)
 member_ids = st.from_regex(r"[A-Za-z0-9:_-]{1,64}", fullmatch=True).map(MemberId)
@@ -164,7 +206,11 @@ def random_event(random: Random, number: int, *, recorded_at: Micros | None = No
     """Any event of the one member by chance: much quicker than drawing each of its fields."""
     recorded = day(random.randrange(30)) if recorded_at is None else recorded_at
     effective = recorded if random.random() < 0.5 else day(random.randrange(30))
-    identified: dict[str, Any] = {"event_id": identity(number), "member": MEMBER, "recorded_at": recorded}
+    identified: dict[str, Any] = {
+        "event_id": identity(number),
+        "member": MEMBER,
+        "recorded_at": recorded,
+    }
     drawn = random.random()
     if drawn < 0.55:
         return ConsentChanged(
@@ -190,14 +236,23 @@ def random_event(random: Random, number: int, *, recorded_at: Micros | None = No
 
 
 def histories(*, size_max: int = 12) -> st.SearchStrategy[list[MemberEvent]]:
-    """What may be recorded of one member, in log order; times in any order. Shrinks by leaving events out."""
+    """What may be recorded of one member, in log order; times in any order.
+
+    Shrinks by leaving events out.
+    """
     seeds = st.lists(st.integers(0, 2**32), min_size=1, max_size=size_max)
-    return seeds.map(lambda found: [random_event(Random(seed), place) for place, seed in enumerate(found, start=1)])
+    return seeds.map(
+        lambda found: [
+            random_event(Random(seed), place) for place, seed in enumerate(found, start=1)
+        ]
+    )
 
 
 @st.composite
 def repeated(draw: st.DrawFn, history: list[MemberEvent]) -> list[MemberEvent]:
-    """The history with any of its events given again, later or whole prefixes at once, as a broker or a replay does."""
+    """The history with any of its events given again, later or whole prefixes at once, as a broker
+    or a replay does.
+    """
     again: list[MemberEvent] = []
     for place, event in enumerate(history):
         again.append(event)
@@ -220,7 +275,9 @@ def facts(draw: st.DrawFn) -> Fact:
     )
 
 
-_scopes = st.lists(st.sampled_from(["HK", "US", "US-CA", "EEA", "GB", "DE", "*"]), min_size=1, max_size=3).map(tuple)
+_scopes = st.lists(
+    st.sampled_from(["HK", "US", "US-CA", "EEA", "GB", "DE", "*"]), min_size=1, max_size=3
+).map(tuple)
 _many_names = st.none() | st.lists(names, max_size=3).map(tuple)
 
 

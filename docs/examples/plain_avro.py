@@ -1,4 +1,6 @@
-"""Opts a member out with confluent-kafka alone: python plain_avro.py BROKERS REGISTRY ConsentChanged.avsc MEMBER."""
+"""Opts a member out with confluent-kafka alone: python plain_avro.py BROKERS REGISTRY
+ConsentChanged.avsc MEMBER.
+"""
 
 import sys
 import time
@@ -17,7 +19,8 @@ with open(schema_file) as file, SchemaRegistryClient({"url": registry_url}) as r
         file.read(),
         conf={
             "auto.register.schemas": False,  # the schema is ours to register
-            "subject.name.strategy": topic_record_subject_name_strategy,  # several types share the topic
+            # several types share the topic
+            "subject.name.strategy": topic_record_subject_name_strategy,
         },
     )
     value = serialize(

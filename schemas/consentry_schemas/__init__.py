@@ -1,1 +1,3 @@
-"""Avro schemas, topics and examples of Consentry, as data. Read them through `importlib.resources`."""
+"""Avro schemas, topics and examples of Consentry, as data. Read them through
+`importlib.resources`.
+"""

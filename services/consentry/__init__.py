@@ -1,1 +1,3 @@
-"""Consentry carries consent changes, pauses and policies to every system that trains on member data."""
+"""Consentry carries consent changes, pauses and policies to every system that trains on member
+data.
+"""

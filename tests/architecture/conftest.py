@@ -19,7 +19,9 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def project_files() -> tuple[Path, ...]:
-    """Every file of the project, relative to its top: what git tracks or would track, never what a tool left behind."""
+    """Every file of the project, relative to its top: what git tracks or would track, never what a
+    tool left behind.
+    """
     files = _asked_from_git(ROOT) or _found_by_walking(ROOT)
     return tuple(sorted(path for path in files if (ROOT / path).is_file()))
 
@@ -37,11 +39,14 @@ def project_texts(project_files: tuple[Path, ...]) -> dict[str, str]:
 
 
 def _asked_from_git(root: Path) -> list[Path]:
-    # In a gate the checkout may belong to another user, which git refuses unless told that it is meant.
+    # In a gate the checkout may belong to another user, which git refuses unless told that it is
+    # meant.
     command = ["git", "-c", f"safe.directory={root}", "ls-files", "-z"]
     command += ["--cached", "--others", "--exclude-standard"]
     try:
-        listing = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True, timeout=60)
+        listing = subprocess.run(
+            command, cwd=root, capture_output=True, check=True, text=True, timeout=60
+        )
     except (OSError, subprocess.CalledProcessError):
         return []
     return [Path(name) for name in listing.stdout.split("\0") if name]
@@ -49,13 +54,19 @@ def _asked_from_git(root: Path) -> list[Path]:
 
 def _found_by_walking(root: Path) -> list[Path]:
     """For a checkout without git: everything that .gitignore does not name."""
-    ignored = [line.rstrip("/") for line in (root / ".gitignore").read_text(encoding="utf-8").split() if line]
+    ignored = [
+        line.rstrip("/")
+        for line in (root / ".gitignore").read_text(encoding="utf-8").split()
+        if line
+    ]
     ignored.append(".git")
 
     def is_ignored(path: Path) -> bool:
         steps = [path, *path.parents]
         return any(
-            fnmatch.fnmatch(step.name, pattern) or step.as_posix() == pattern for step in steps for pattern in ignored
+            fnmatch.fnmatch(step.name, pattern) or step.as_posix() == pattern
+            for step in steps
+            for pattern in ignored
         )
 
     files = (path.relative_to(root) for path in root.rglob("*") if path.is_file())

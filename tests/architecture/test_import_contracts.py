@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# What is written where, and the contract that has to notice. Paths are relative to services/consentry.
+# What is written where, and the contract that has to notice. Paths are relative to
+# services/consentry.
 BREAKAGES = {
     "the domain talks to Redis": (
         {"domain/broken_on_purpose.py": "import redis\n"},
@@ -29,7 +30,10 @@ BREAKAGES = {
         "rooms stand apart, and dependencies point at the domain",
     ),
     "a room reads settings": (
-        {"ops/settings.py": "", "processor/broken_on_purpose.py": "import consentry.ops.settings\n"},
+        {
+            "ops/settings.py": "",
+            "processor/broken_on_purpose.py": "import consentry.ops.settings\n",
+        },
         "only the command line reads settings",
     ),
     "a trainer loads a server package by a detour": (
@@ -70,7 +74,9 @@ BREAKAGES = {
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
-    """Run the contracts of `root` over the packages of `root`, wherever the installed ones may be."""
+    """Run the contracts of `root` over the packages of `root`, wherever the installed ones may
+    be.
+    """
     return subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
         cwd=root,
@@ -83,7 +89,9 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_import_contract_is_kept(root: Path) -> None:
-    """Whoever reads one room in the night must not have to know the others; a trainer must not carry a server."""
+    """Whoever reads one room in the night must not have to know the others; a trainer must not
+    carry a server.
+    """
     result = lint_imports(root)
 
     assert result.returncode == 0, result.stdout + result.stderr
@@ -92,10 +100,14 @@ def test_every_import_contract_is_kept(root: Path) -> None:
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_each_broken_contract_is_noticed(breakage: str, root: Path, tmp_path: Path) -> None:
-    """A contract that cannot be broken protects nobody: reviewers would trust a check that sleeps."""
+    """A contract that cannot be broken protects nobody: reviewers would trust a check that
+    sleeps.
+    """
     files, contract = BREAKAGES[breakage]
     shutil.copy(root / "pyproject.toml", tmp_path)
-    shutil.copytree(root / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        root / "services", tmp_path / "services", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name, text in files.items():
         path = tmp_path / "services" / "consentry" / name
         path.parent.mkdir(exist_ok=True)
@@ -104,4 +116,7 @@ def test_each_broken_contract_is_noticed(breakage: str, root: Path, tmp_path: Pa
     result = lint_imports(tmp_path)
 
     assert result.returncode != 0, result.stdout
-    assert f"{contract} BROKEN" in result.stdout or contract in result.stdout.partition("Broken contracts")[2]
+    assert (
+        f"{contract} BROKEN" in result.stdout
+        or contract in result.stdout.partition("Broken contracts")[2]
+    )

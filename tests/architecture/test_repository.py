@@ -1,4 +1,7 @@
-"""The repository keeps its own rules. Each rule lists complaints, and is tried on a bad case beside the real one."""
+"""The repository keeps its own rules.
+
+Each rule lists complaints, and is tried on a bad case beside the real one.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,9 @@ HASH = re.compile(r"^\s+--hash=sha256:[0-9a-f]{64}(?: \\)?$")
 
 
 def registry_addresses(texts: Mapping[str, str]) -> list[str]:
-    """Each place that names where packages or images come from; that is for the machine to choose, not for us."""
+    """Each place that names where packages or images come from; that is for the machine to choose,
+    not for us.
+    """
     return [
         f"{name}:{number}: {match.group()}"
         for name, text in texts.items()
@@ -67,7 +72,9 @@ def pins(lock: str) -> dict[str, set[str]]:
 
 
 def lock_complaints(lock: str, requirements: Iterable[str]) -> list[str]:
-    """What keeps a lock file from being a promise: lines that are neither pin nor hash, pins without hash, gaps."""
+    """What keeps a lock file from being a promise: lines that are neither pin nor hash, pins
+    without hash, gaps.
+    """
     complaints = [f"an address: {line}" for line in lock.splitlines() if "://" in line]
     hashes = 1
     package = ""
@@ -86,7 +93,9 @@ def lock_complaints(lock: str, requirements: Iterable[str]) -> list[str]:
         versions = pinned.get(canonicalize_name(requirement.name))
         if versions is None:
             complaints.append(f"not pinned: {text}")
-        elif not any(requirement.specifier.contains(version, prereleases=True) for version in versions):
+        elif not any(
+            requirement.specifier.contains(version, prereleases=True) for version in versions
+        ):
             complaints.append(f"pinned to {sorted(versions)}, which does not fit: {text}")
     return complaints
 
@@ -94,7 +103,11 @@ def lock_complaints(lock: str, requirements: Iterable[str]) -> list[str]:
 def strangers(lock: str, main: str) -> list[str]:
     """The pins of one lock file that another, which is meant to hold them all, does not have."""
     known = pins(main)
-    return [f"{name} {sorted(found)}" for name, found in pins(lock).items() if not found <= known.get(name, set())]
+    return [
+        f"{name} {sorted(found)}"
+        for name, found in pins(lock).items()
+        if not found <= known.get(name, set())
+    ]
 
 
 def layout_complaints(files: Iterable[Path]) -> list[str]:
@@ -105,7 +118,9 @@ def layout_complaints(files: Iterable[Path]) -> list[str]:
 
 
 def declared(pyproject: Mapping[str, Any]) -> list[str]:
-    """Every requirement that pyproject.toml declares, the optional and the building ones included."""
+    """Every requirement that pyproject.toml declares, the optional and the building ones
+    included.
+    """
     project = pyproject["project"]
     extras = project.get("optional-dependencies", {}).values()
     return [
@@ -122,7 +137,9 @@ def pyproject(root: Path) -> dict[str, Any]:
 
 class TestAddresses:
     def test_no_file_says_where_packages_come_from(self, project_texts: dict[str, str]) -> None:
-        """A company behind its own mirror could not build us, and a host that changes hands could poison us."""
+        """A company behind its own mirror could not build us, and a host that changes hands could
+        poison us.
+        """
         assert registry_addresses(project_texts) == []
 
     @pytest.mark.parametrize(
@@ -142,7 +159,12 @@ class TestAddresses:
 
     def test_our_own_services_are_no_registries(self) -> None:
         """A guard that cries at `http://registry:8080` gets switched off."""
-        assert registry_addresses({"file": "http://registry:8080 https://example.com --no-emit-index-url"}) == []
+        assert (
+            registry_addresses(
+                {"file": "http://registry:8080 https://example.com --no-emit-index-url"}
+            )
+            == []
+        )
 
 
 class TestLeftovers:
@@ -155,22 +177,36 @@ class TestLeftovers:
         word = "TO" + "DO"
 
         assert unexplained_leftovers({"file": f"# {word}: later"}) == [f"file:1: # {word}: later"]
-        assert unexplained_leftovers({"file": f"# {word}(table): goes once Redis 7.0 is no longer supported"}) == []
+        assert (
+            unexplained_leftovers(
+                {"file": f"# {word}(table): goes once Redis 7.0 is no longer supported"}
+            )
+            == []
+        )
 
 
 class TestLocks:
-    def test_every_dependency_is_pinned_by_hash(self, root: Path, pyproject: dict[str, Any]) -> None:
-        """A package replaced on its way would run inside of the service that knows who opted out."""
+    def test_every_dependency_is_pinned_by_hash(
+        self, root: Path, pyproject: dict[str, Any]
+    ) -> None:
+        """A package replaced on its way would run inside of the service that knows who opted
+        out.
+        """
         main = (root / "requirements.lock").read_text(encoding="utf-8")
         heavy = (root / "tests" / "heavy" / "requirements.lock").read_text(encoding="utf-8")
         extras = pyproject["project"]["optional-dependencies"]
         kept_out = {text for name in HEAVY_EXTRAS for text in extras[name]}
 
-        assert lock_complaints(main, [text for text in declared(pyproject) if text not in kept_out]) == []
+        assert (
+            lock_complaints(main, [text for text in declared(pyproject) if text not in kept_out])
+            == []
+        )
         assert lock_complaints(heavy, declared(pyproject)) == []
         assert strangers(main, heavy) == []
 
-    def test_the_image_installs_nothing_that_was_not_tested(self, root: Path, pyproject: dict[str, Any]) -> None:
+    def test_the_image_installs_nothing_that_was_not_tested(
+        self, root: Path, pyproject: dict[str, Any]
+    ) -> None:
         """What runs in production has to be what the gate ran."""
         main = (root / "requirements.lock").read_text(encoding="utf-8")
         image = (root / "deploy" / "requirements.lock").read_text(encoding="utf-8")
@@ -189,27 +225,38 @@ class TestLocks:
 
         assert lock_complaints(good, ["alpha>=1"]) == []
         assert lock_complaints(good, ["beta"]) == ["not pinned: beta"]
-        assert lock_complaints(good, ["alpha>=2"]) == ["pinned to ['1.0'], which does not fit: alpha>=2"]
+        assert lock_complaints(good, ["alpha>=2"]) == [
+            "pinned to ['1.0'], which does not fit: alpha>=2"
+        ]
         assert lock_complaints("alpha==1.0\n", []) == ["no hash: alpha"]
         assert lock_complaints(f"{good}beta>=2\n", []) == ["neither a pin nor a hash: beta>=2"]
-        assert lock_complaints(f"# https://example.com\n{good}", []) == ["an address: # https://example.com"]
+        assert lock_complaints(f"# https://example.com\n{good}", []) == [
+            "an address: # https://example.com"
+        ]
         assert strangers("alpha==1.1", good) == ["alpha ['1.1']"]
 
 
 class TestShape:
     def test_the_top_level_is_the_one_agreed_on(self, project_files: tuple[Path, ...]) -> None:
-        """A newcomer finds a thing by its folder, and nothing lies about that nobody answers for."""
+        """A newcomer finds a thing by its folder, and nothing lies about that nobody answers
+        for.
+        """
         assert layout_complaints(project_files) == []
 
     def test_a_stray_or_missing_folder_is_noticed(self) -> None:
         """Hurt when this breaks: whoever trusts the test above."""
         files = [Path(name) / "file" for name in TOP_LEVEL - {"docs"}]
 
-        assert layout_complaints([*files, Path("misc/notes.txt")]) == ["missing: docs", "has no place: misc"]
+        assert layout_complaints([*files, Path("misc/notes.txt")]) == [
+            "missing: docs",
+            "has no place: misc",
+        ]
 
     def test_the_readme_can_be_read_in_one_go(self, root: Path) -> None:
         """Whoever meets the project first has five minutes; the rest belongs in docs/."""
-        assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES_MAX
+        assert (
+            len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES_MAX
+        )
 
     def test_the_licence_is_apache_2(self, root: Path, pyproject: dict[str, Any]) -> None:
         """A company may not use what does not say under which terms."""

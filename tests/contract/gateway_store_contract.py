@@ -1,4 +1,7 @@
-"""What every store of Idempotency-Keys and of proposals promises, whatever it is made of. Plug in a `store` fixture."""
+"""What every store of Idempotency-Keys and of proposals promises, whatever it is made of.
+
+Plug in a `store` fixture.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,22 @@ def attempt(number: int = 1) -> Attempt:
 def proposal(number: int = 1, *, now: Micros = NOW) -> Proposal:
     """A lift that waits for a second person."""
     return new_proposal(
-        "lift", {"pause": f"hk-{number}", "opt_ins": "VOID"}, ["ends the pause"], by="anna@desk", now=now
+        "lift",
+        {"pause": f"hk-{number}", "opt_ins": "VOID"},
+        ["ends the pause"],
+        by="anna@desk",
+        now=now,
     )
 
 
 class IdempotencyStoreContract:
-    """Every test takes `store`, empty and its own. Each runs in one event loop, as a gateway does."""
+    """Every test takes `store`, empty and its own. Each runs in one event loop, as a gateway
+    does.
+    """
 
-    def test_the_first_claim_of_a_key_is_told_that_it_is_the_first(self, store: IdempotencyStore) -> None:
+    def test_the_first_claim_of_a_key_is_told_that_it_is_the_first(
+        self, store: IdempotencyStore
+    ) -> None:
         """A first request taken for a repetition would never be sent: an opt-out lost."""
 
         async def story() -> None:
@@ -38,7 +49,9 @@ class IdempotencyStoreContract:
         asyncio.run(story())
 
     def test_a_second_claim_gets_the_first_attempt_whole(self, store: IdempotencyStore) -> None:
-        """With another id or time a repetition would be a second event, or one id with two contents: a hold."""
+        """With another id or time a repetition would be a second event, or one id with two
+        contents: a quarantine.
+        """
 
         async def story() -> None:
             await store.claim(KEY, attempt(1))
@@ -52,7 +65,9 @@ class IdempotencyStoreContract:
         """A producer whose client retries on two connections would make two events of one."""
 
         async def story() -> None:
-            found = await asyncio.gather(*(store.claim(KEY, attempt(number)) for number in range(20)))
+            found = await asyncio.gather(
+                *(store.claim(KEY, attempt(number)) for number in range(20))
+            )
 
             assert found.count(None) == 1
             first = attempt(found.index(None))
@@ -71,10 +86,15 @@ class IdempotencyStoreContract:
         asyncio.run(story())
 
     def test_a_finished_attempt_comes_back_with_its_answer(self, store: IdempotencyStore) -> None:
-        """The repetition is answered from it, token and all: a lost field would be a token that asks for too little."""
+        """The repetition is answered from it, token and all: a lost field would be a token that
+        asks for too little.
+        """
 
         async def story() -> None:
-            done = answered(attempt(), {"token": "t", "offset": 3, "warnings": ["é"], "deep": {"a": [None, True]}})
+            done = answered(
+                attempt(),
+                {"token": "t", "offset": 3, "warnings": ["é"], "deep": {"a": [None, True]}},
+            )
             await store.claim(KEY, attempt())
             await store.finish(KEY, done)
 
@@ -96,14 +116,22 @@ class IdempotencyStoreContract:
 
 
 class ProposalStoreContract:
-    """Every test takes `store`, empty and its own. Each runs in one event loop, as a gateway does."""
+    """Every test takes `store`, empty and its own. Each runs in one event loop, as a gateway
+    does.
+    """
 
     def test_a_proposal_comes_back_as_it_was_put(self, store: ProposalStore) -> None:
-        """The second person approves what stands there: any difference is something nobody proposed."""
+        """The second person approves what stands there: any difference is something nobody
+        proposed.
+        """
 
         async def story() -> None:
             one = replace(
-                proposal(), state="approving", decided_by="eva", decided_at=Micros(NOW + 1), result={"offset": 3}
+                proposal(),
+                state="approving",
+                decided_by="eva",
+                decided_at=Micros(NOW + 1),
+                result={"offset": 3},
             )
             await store.put(one)
 
@@ -139,7 +167,9 @@ class ProposalStoreContract:
         """The desk works through the list; without a bound one caller could make it unreadable."""
 
         async def story() -> None:
-            all_of_them = [proposal(number, now=Micros(NOW + number)) for number in range(LISTED_MAX + 5)]
+            all_of_them = [
+                proposal(number, now=Micros(NOW + number)) for number in range(LISTED_MAX + 5)
+            ]
             for one in all_of_them:
                 await store.put(one)
 
@@ -161,8 +191,12 @@ class ProposalStoreContract:
 
         asyncio.run(story())
 
-    def test_who_comes_too_late_does_not_take_away_the_lock_of_the_next(self, store: ProposalStore) -> None:
-        """A gateway that hung for longer than its lock lasts would let a third person in beside the second."""
+    def test_who_comes_too_late_does_not_take_away_the_lock_of_the_next(
+        self, store: ProposalStore
+    ) -> None:
+        """A gateway that hung for longer than its lock lasts would let a third person in beside the
+        second.
+        """
 
         async def story() -> None:
             assert await store.lock("11" * 16) is not None
@@ -173,7 +207,9 @@ class ProposalStoreContract:
         asyncio.run(story())
 
     def test_the_list_ends_after_a_month(self, store: ProposalStore) -> None:
-        """What was decided stands in the log; a list that only grows would end up holding the desk's whole history."""
+        """What was decided stands in the log; a list that only grows would end up holding the
+        desk's whole history.
+        """
 
         async def story() -> None:
             old, new = proposal(1), proposal(2, now=Micros(NOW + 31 * DAY_MICROS))

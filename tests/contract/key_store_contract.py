@@ -1,4 +1,7 @@
-"""What every store of API keys promises, whatever it is made of. Plug one in with a `store` fixture."""
+"""What every store of API keys promises, whatever it is made of.
+
+Plug one in with a `store` fixture.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,9 @@ class KeyStoreContract:
         assert store.revoke(key.id, at=Micros(NOW + 9)).revoked == NOW + 5
 
     def test_an_unknown_key_cannot_be_revoked_and_is_not_repeated(self, store: KeyStore) -> None:
-        """Whoever mistypes an id would believe a stolen key dead; whoever pastes the key would see it in a log."""
+        """Whoever mistypes an id would believe a stolen key dead; whoever pastes the key would see
+        it in a log.
+        """
         store.add(made())
 
         with pytest.raises(InvalidInput) as caught:

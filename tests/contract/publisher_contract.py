@@ -1,4 +1,7 @@
-"""What every publisher promises. Plug one in with a `published` fixture that tells what followers can read."""
+"""What every publisher promises.
+
+Plug one in with a `published` fixture that tells what followers can read.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,18 @@ class PublisherContract:
     def test_what_was_settled_can_be_read_in_order(
         self, publisher: Publisher, readable: Callable[[], Readable]
     ) -> None:
-        """Followers take the last record of a member: out of order, an older consent would stand."""
+        """Followers take the last record of a member: out of order, an older consent would
+        stand.
+        """
         publisher.publish(2, [ONE, TWO])
         publisher.publish(2, [LATER])
         publisher.settle()
 
-        assert [record for partition, record in readable().records if partition == 2] == [ONE, TWO, LATER]
+        assert [record for partition, record in readable().records if partition == 2] == [
+            ONE,
+            TWO,
+            LATER,
+        ]
 
     def test_records_go_to_the_partition_they_were_published_for(
         self, publisher: Publisher, readable: Callable[[], Readable]
@@ -46,7 +55,9 @@ class PublisherContract:
 
         assert sorted(readable().records) == [(1, ONE), (3, TWO)]
 
-    def test_a_refused_message_keeps_its_bytes(self, publisher: Publisher, readable: Callable[[], Readable]) -> None:
+    def test_a_refused_message_keeps_its_bytes(
+        self, publisher: Publisher, readable: Callable[[], Readable]
+    ) -> None:
         """The operator who releases the member has to see what was sent, not what we made of it."""
         without_key = REFUSED._replace(key=None, value=None, offset=18)
 
@@ -55,7 +66,9 @@ class PublisherContract:
 
         assert readable().refusals == [REFUSED, without_key]
 
-    def test_settling_nothing_is_no_work(self, publisher: Publisher, readable: Callable[[], Readable]) -> None:
+    def test_settling_nothing_is_no_work(
+        self, publisher: Publisher, readable: Callable[[], Readable]
+    ) -> None:
         """An idle worker settles every second."""
         publisher.settle()
 

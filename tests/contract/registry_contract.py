@@ -1,4 +1,7 @@
-"""What every schema registry promises. Plug one in with a `registry` fixture, empty or at least without `subject`."""
+"""What every schema registry promises.
+
+Plug one in with a `registry` fixture, empty or at least without `subject`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ class RegistryContract:
         """A namespace of the test's own; override it where the registry is shared."""
         return "consentry"
 
-    def test_a_schema_that_was_registered_is_found_under_its_subject(self, registry: Registry, namespace: str) -> None:
+    def test_a_schema_that_was_registered_is_found_under_its_subject(
+        self, registry: Registry, namespace: str
+    ) -> None:
         """A worker that cannot find the ids refuses to start."""
         subject = f"{namespace}.x-consentry.MemberErased"
 
@@ -31,7 +36,9 @@ class RegistryContract:
         """Ids are in the log for ever; a deployment must not change what they mean."""
         subject = f"{namespace}.x-consentry.MemberErased"
 
-        assert registry.register(subject, schema("MemberErased")) == registry.register(subject, schema("MemberErased"))
+        assert registry.register(subject, schema("MemberErased")) == registry.register(
+            subject, schema("MemberErased")
+        )
 
     def test_what_was_not_registered_is_not_found(self, registry: Registry, namespace: str) -> None:
         """A similar schema is another schema."""
@@ -40,13 +47,17 @@ class RegistryContract:
         assert registry.find(subject, schema("MemberErased")) is None
         registry.register(subject, schema("MemberErased"))
         assert registry.find(subject, schema("MemberRelocated")) is None
-        assert registry.find(f"{namespace}.y-consentry.MemberErased", schema("MemberErased")) is None
+        assert (
+            registry.find(f"{namespace}.y-consentry.MemberErased", schema("MemberErased")) is None
+        )
 
     def test_the_text_behind_an_id_means_the_schema_that_was_registered(
         self, registry: Registry, namespace: str
     ) -> None:
         """A reader that meets the id first has only this text to judge by."""
-        schema_id = registry.register(f"{namespace}.x-consentry.ConsentChanged", schema("ConsentChanged"))
+        schema_id = registry.register(
+            f"{namespace}.x-consentry.ConsentChanged", schema("ConsentChanged")
+        )
 
         text = registry.text(schema_id)
 
@@ -58,7 +69,9 @@ class RegistryContract:
         """Not known is an answer; an error would be retried for ever."""
         assert registry.text(1_999_999_999) is None
 
-    def test_the_compatibility_level_of_a_subject_can_be_set(self, registry: Registry, namespace: str) -> None:
+    def test_the_compatibility_level_of_a_subject_can_be_set(
+        self, registry: Registry, namespace: str
+    ) -> None:
         """Only full compatibility lets producers and trainers upgrade in any order."""
         subject = f"{namespace}.x-consentry.MemberErased"
         registry.register(subject, schema("MemberErased"))
@@ -67,7 +80,9 @@ class RegistryContract:
 
         assert registry.find(subject, schema("MemberErased")) is not None
 
-    def test_all_our_schemas_register_and_make_a_catalog(self, registry: Registry, namespace: str) -> None:
+    def test_all_our_schemas_register_and_make_a_catalog(
+        self, registry: Registry, namespace: str
+    ) -> None:
         """The first step of every installation."""
         ids = register_all(registry, namespace)
 

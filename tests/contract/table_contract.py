@@ -6,7 +6,7 @@ import pytest
 from tests.strategies import day
 
 from consentry.domain.errors import Fenced, TableWentBack
-from consentry.table.protocol import Claim, ConsentTable, Meta, Reading, Write
+from consentry.table.protocol import ConsentTable, Meta, PartitionClaim, Reading, Write
 
 ONE, TWO = b"member-1", b"member-2"
 FLOOR = 1_700_000_000_000
@@ -28,11 +28,13 @@ class ConsentTableContract:
         assert table.load(3, [ONE]) == [None]
         assert table.read(ONE, [3]) == {3: Reading(Meta(None, None, None, None, False), None)}
         assert list(table.scan(3)) == []
-        assert table.claim(3, floor=FLOOR) == Claim(FLOOR, None, None, False)
+        assert table.claim(3, floor=FLOOR) == PartitionClaim(FLOOR, None, None, False)
 
     def test_each_claim_gets_a_higher_epoch_than_all_before(self, table: ConsentTable) -> None:
         """Two workers with one epoch could both write."""
-        epochs = [table.claim(3, floor=floor).epoch for floor in (FLOOR, FLOOR, FLOOR - 5, FLOOR + 100)]
+        epochs = [
+            table.claim(3, floor=floor).epoch for floor in (FLOOR, FLOOR, FLOOR - 5, FLOOR + 100)
+        ]
 
         assert epochs == [FLOOR, FLOOR + 1, FLOOR + 2, FLOOR + 100]
 
@@ -48,7 +50,9 @@ class ConsentTableContract:
         assert table.meta(3) == Meta(epoch, 12, "life-1", None, False)
 
     def test_a_reading_tells_record_and_meta_of_each_partition(self, table: ConsentTable) -> None:
-        """Whoever takes a missing record for "nothing was said" has to see in the same look that the table is whole."""
+        """Whoever takes a missing record for "nothing was said" has to see in the same look that
+        the table is whole.
+        """
         epoch, other = owned(table, 3), owned(table, 4)
         table.store(3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11, tainted=True)
         table.beat(4, epoch=other, expected_offset=10, frontier_at=day(1))
@@ -97,7 +101,9 @@ class ConsentTableContract:
         assert table.load(3, [ONE]) == [None]
         assert table.meta(3)[1:] == (10, "life-1", None, False)
 
-    def test_a_table_at_another_position_than_expected_has_gone_back(self, table: ConsentTable) -> None:
+    def test_a_table_at_another_position_than_expected_has_gone_back(
+        self, table: ConsentTable
+    ) -> None:
         """A fail-over to an older copy must be noticed by the next write, not by a regulator."""
         epoch = owned(table)
 
@@ -110,7 +116,9 @@ class ConsentTableContract:
         assert table.load(3, [ONE]) == [None]
 
     def test_a_beat_notes_the_frontier_and_nothing_else(self, table: ConsentTable) -> None:
-        """An idle partition proves that it is alive, and its owner that the table is still there."""
+        """An idle partition proves that it is alive, and its owner that the table is still
+        there.
+        """
         epoch = owned(table)
 
         table.beat(3, epoch=epoch, expected_offset=10, frontier_at=day(1))
@@ -118,7 +126,9 @@ class ConsentTableContract:
         assert table.meta(3) == Meta(epoch, 10, "life-1", day(1), False)
 
     def test_a_taint_stays_until_the_next_life(self, table: ConsentTable) -> None:
-        """A message without a readable key may have been anybody's opt-out; no later batch undoes that."""
+        """A message without a readable key may have been anybody's opt-out; no later batch undoes
+        that.
+        """
         epoch = owned(table)
         table.store(3, {}, epoch=epoch, expected_offset=10, next_offset=11, tainted=True)
         table.store(3, {}, epoch=epoch, expected_offset=11, next_offset=12, tainted=False)
@@ -151,7 +161,9 @@ class ConsentTableContract:
         assert table.load(3, list(records)) == list(records.values())
         assert dict(table.scan(3)) == records
 
-    def test_several_partitions_go_in_one_round_trip_and_each_has_its_own_refusal(self, table: ConsentTable) -> None:
+    def test_several_partitions_go_in_one_round_trip_and_each_has_its_own_refusal(
+        self, table: ConsentTable
+    ) -> None:
         """One lost partition must neither stop nor excuse the others."""
         old, good = owned(table, 1), owned(table, 2)
         table.claim(1, floor=FLOOR)
@@ -167,7 +179,11 @@ class ConsentTableContract:
         assert isinstance(refusals[0], Fenced)
         assert refusals[1] is None
         assert isinstance(refusals[2], TableWentBack)
-        assert table.load_all({1: [ONE], 2: [TWO, ONE], 4: []}) == {1: [None], 2: [b"2", None], 4: []}
+        assert table.load_all({1: [ONE], 2: [TWO, ONE], 4: []}) == {
+            1: [None],
+            2: [b"2", None],
+            4: [],
+        }
 
     def test_a_sound_server_passes_its_check(self, table: ConsentTable) -> None:
         """A check that refuses everything would be switched off."""

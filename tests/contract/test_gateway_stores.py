@@ -28,7 +28,13 @@ from consentry.gateway.idempotency import (
     InMemoryIdempotency,
     RedisIdempotency,
 )
-from consentry.gateway.proposals import LOCK_SECONDS, InMemoryProposals, Proposal, ProposalStore, RedisProposals
+from consentry.gateway.proposals import (
+    LOCK_SECONDS,
+    InMemoryProposals,
+    Proposal,
+    ProposalStore,
+    RedisProposals,
+)
 from consentry.local.ports import free_ports
 from consentry.local.stack import LocalStack
 from consentry.wire.tokens import TokenKeys
@@ -49,7 +55,9 @@ class TestInMemoryProposals(ProposalStoreContract):
 
 
 class Shared:
-    """A real server: each call has a connection of its own, as each test has an event loop of its own."""
+    """A real server: each call has a connection of its own, as each test has an event loop of its
+    own.
+    """
 
     def __init__(self, url: str, keys: TokenKeys | None = None) -> None:
         self.url = url
@@ -120,27 +128,40 @@ class TestRedisIdempotency(IdempotencyStoreContract):
     def store(self, shared: LocalStack, server: redis.Redis) -> IdempotencyStore:
         return SharedIdempotency(shared.addresses.redis_url)
 
-    def test_a_key_is_kept_for_a_day_and_no_longer(self, store: IdempotencyStore, server: redis.Redis) -> None:
-        """Kept for ever, keys would fill the memory that the consent table lives in, which evicts nothing."""
+    def test_a_key_is_kept_for_a_day_and_no_longer(
+        self, store: IdempotencyStore, server: redis.Redis
+    ) -> None:
+        """Kept for ever, keys would fill the memory that the consent table lives in, which evicts
+        nothing.
+        """
         asyncio.run(store.claim(KEY, attempt()))
         assert KEPT_SECONDS - 60 < int(server.ttl(f"contract:idempotency:{KEY}")) <= KEPT_SECONDS
 
         asyncio.run(store.finish(KEY, attempt()))
         assert KEPT_SECONDS - 60 < int(server.ttl(f"contract:idempotency:{KEY}")) <= KEPT_SECONDS
 
-    def test_each_of_many_requests_gets_the_answer_to_its_own(self, shared: LocalStack, server: redis.Redis) -> None:
-        """They share their round trips: one caller's answer told to another would be another caller's token."""
+    def test_each_of_many_requests_gets_the_answer_to_its_own(
+        self, shared: LocalStack, server: redis.Redis
+    ) -> None:
+        """They share their round trips: one caller's answer told to another would be another
+        caller's token.
+        """
 
         async def story() -> None:
             connection = Redis.from_url(shared.addresses.redis_url, protocol=3, socket_timeout=2)
             store = RedisIdempotency(connection, namespace="contract")
             names = [f"{number % 50:040x}" for number in range(500)]
 
-            found = await asyncio.gather(*(store.claim(name, attempt(int(name, 16))) for name in names))
+            found = await asyncio.gather(
+                *(store.claim(name, attempt(int(name, 16))) for name in names)
+            )
             later = await asyncio.gather(*(store.claim(name, attempt(999)) for name in names))
 
             assert found.count(None) == 50
-            assert all(one in (None, attempt(int(name, 16))) for name, one in zip(names, found, strict=True))
+            assert all(
+                one in (None, attempt(int(name, 16)))
+                for name, one in zip(names, found, strict=True)
+            )
             assert later == [attempt(int(name, 16)) for name in names]
             await connection.aclose()
 
@@ -156,7 +177,9 @@ class TestRedisIdempotency(IdempotencyStoreContract):
             store = RedisIdempotency(connection, namespace="contract")
             with monkeypatch.context() as patched:
                 patched.setattr(redis.asyncio.client.Pipeline, "execute", fails)
-                told = await asyncio.gather(*(store.claim(KEY, attempt()) for _ in range(5)), return_exceptions=True)
+                told = await asyncio.gather(
+                    *(store.claim(KEY, attempt()) for _ in range(5)), return_exceptions=True
+                )
             assert [type(one) for one in told] == [OSError] * 5
             assert await store.claim(KEY, attempt()) is None
             await connection.aclose()
@@ -174,7 +197,9 @@ class TestRedisProposals(ProposalStoreContract):
         return SharedProposals(shared.addresses.redis_url)
 
     def test_a_lock_ends_with_its_gateway(self, store: ProposalStore, server: redis.Redis) -> None:
-        """A gateway that was killed while it decided would leave a proposal that nobody can decide."""
+        """A gateway that was killed while it decided would leave a proposal that nobody can
+        decide.
+        """
         one = proposal()
         asyncio.run(store.lock(one.proposal_id))
 
@@ -184,14 +209,24 @@ class TestRedisProposals(ProposalStoreContract):
     def test_a_proposal_that_was_altered_in_redis_is_not_read(
         self, store: ProposalStore, server: redis.Redis, field: str
     ) -> None:
-        """Whoever can write to Redis could have the second person approve another lift, or approve their own."""
+        """Whoever can write to Redis could have the second person approve another lift, or approve
+        their own.
+        """
         one = proposal()
         asyncio.run(store.put(one))
         name = f"contract:proposal:{one.proposal_id}"
         kept = json.loads(str(server.get(name)))
-        changes: dict[str, Any] = {"form": {"pause": "*"}, "requested_by": "eva", "expires_at": 1, "state": "open"}
+        changes: dict[str, Any] = {
+            "form": {"pause": "*"},
+            "requested_by": "eva",
+            "expires_at": 1,
+            "state": "open",
+        }
         forged = replace(one, **{field: changes[field]})
-        server.set(name, json.dumps(kept | {"body": json.dumps(asdict(forged) | {"opens": []}, sort_keys=True)}))
+        server.set(
+            name,
+            json.dumps(kept | {"body": json.dumps(asdict(forged) | {"opens": []}, sort_keys=True)}),
+        )
 
         with capture_logs() as logged:
             assert asyncio.run(store.get(one.proposal_id)) is None
@@ -199,13 +234,18 @@ class TestRedisProposals(ProposalStoreContract):
 
         assert {line["event"] for line in logged} == {"proposal_forged"}
 
-    def test_a_proposal_under_the_name_of_another_is_not_read(self, store: ProposalStore, server: redis.Redis) -> None:
-        """A signed proposal, copied over another one, would be approved by somebody who meant the other."""
+    def test_a_proposal_under_the_name_of_another_is_not_read(
+        self, store: ProposalStore, server: redis.Redis
+    ) -> None:
+        """A signed proposal, copied over another one, would be approved by somebody who meant the
+        other.
+        """
         harmless, wide = proposal(1), proposal(2)
         asyncio.run(store.put(harmless))
         asyncio.run(store.put(wide))
         server.set(
-            f"contract:proposal:{harmless.proposal_id}", str(server.get(f"contract:proposal:{wide.proposal_id}"))
+            f"contract:proposal:{harmless.proposal_id}",
+            str(server.get(f"contract:proposal:{wide.proposal_id}")),
         )
 
         assert asyncio.run(store.get(harmless.proposal_id)) is None
@@ -214,17 +254,28 @@ class TestRedisProposals(ProposalStoreContract):
     def test_a_proposal_signed_with_no_key_of_ours_is_not_read(
         self, store: ProposalStore, server: redis.Redis, key_id: object
     ) -> None:
-        """The checksum that stands in for a signature where there are no keys can be written by anybody."""
+        """The checksum that stands in for a signature where there are no keys can be written by
+        anybody.
+        """
         one = proposal()
         body = json.dumps(asdict(one), sort_keys=True)
         mac = TokenKeys().mac(0, b"proposal\0" + body.encode()).hex()
-        server.set(f"contract:proposal:{one.proposal_id}", json.dumps({"key": key_id, "mac": mac, "body": body}))
+        server.set(
+            f"contract:proposal:{one.proposal_id}",
+            json.dumps({"key": key_id, "mac": mac, "body": body}),
+        )
 
         assert asyncio.run(store.get(one.proposal_id)) is None
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"key":1,"mac":"é","body":"{}"}', '"x"', "null"])
-    def test_what_is_no_proposal_is_none(self, store: ProposalStore, server: redis.Redis, text: str) -> None:
-        """A fault in one entry must not take the whole list, and with it every lift, away from the desk."""
+    @pytest.mark.parametrize(
+        "text", ["", "[]", "{}", '{"key":1,"mac":"é","body":"{}"}', '"x"', "null"]
+    )
+    def test_what_is_no_proposal_is_none(
+        self, store: ProposalStore, server: redis.Redis, text: str
+    ) -> None:
+        """A fault in one entry must not take the whole list, and with it every lift, away from the
+        desk.
+        """
         one = proposal(2)
         asyncio.run(store.put(one))
         server.set("contract:proposal:" + "00" * 16, text)
@@ -236,15 +287,22 @@ class TestRedisProposals(ProposalStoreContract):
     def test_a_new_key_reads_what_an_older_one_signed_until_that_is_taken_away(
         self, shared: LocalStack, server: redis.Redis
     ) -> None:
-        """A rotation must not lose the proposals that wait, and must end what a stolen key could sign."""
+        """A rotation must not lose the proposals that wait, and must end what a stolen key could
+        sign.
+        """
         one, url = proposal(), shared.addresses.redis_url
         asyncio.run(SharedProposals(url, TokenKeys(OLD_KEY)).put(one))
 
-        assert asyncio.run(SharedProposals(url, TokenKeys(OLD_KEY | NEW_KEY)).get(one.proposal_id)) == one
+        assert (
+            asyncio.run(SharedProposals(url, TokenKeys(OLD_KEY | NEW_KEY)).get(one.proposal_id))
+            == one
+        )
         assert asyncio.run(SharedProposals(url, TokenKeys(NEW_KEY)).get(one.proposal_id)) is None
         assert asyncio.run(SharedProposals(url, TokenKeys()).get(one.proposal_id)) is None
 
-    def test_a_rewritten_proposal_is_signed_with_the_newest_key(self, shared: LocalStack, server: redis.Redis) -> None:
+    def test_a_rewritten_proposal_is_signed_with_the_newest_key(
+        self, shared: LocalStack, server: redis.Redis
+    ) -> None:
         """Else the old key could never be taken away."""
         one, url = proposal(), shared.addresses.redis_url
         asyncio.run(SharedProposals(url, TokenKeys(OLD_KEY)).put(one))

@@ -51,7 +51,9 @@ class TestInMemoryPublisher(PublisherContract):
 
         assert publisher.records == []
 
-    def test_what_failed_to_settle_has_to_be_published_again(self, publisher: InMemoryPublisher) -> None:
+    def test_what_failed_to_settle_has_to_be_published_again(
+        self, publisher: InMemoryPublisher
+    ) -> None:
         """The same as with a broker that went away."""
         publisher.publish(1, [ONE])
         publisher.fail_next = Unavailable("away", code="kafka.unavailable")

@@ -15,6 +15,7 @@ from tests.contract.table_contract import FLOOR, ONE, ConsentTableContract, owne
 from tests.strategies import folded, moved
 
 from consentry.domain.errors import Fenced, Refused, TableWentBack, Unavailable, UnsafeSetting
+from consentry.domain.values import Micros
 from consentry.local.ports import LOOPBACK, Listener, free_ports, who_listens
 from consentry.local.services import find_redis
 from consentry.table.redis_table import RedisTable
@@ -28,7 +29,9 @@ CONF = Path(__file__).parents[2] / "deploy" / "redis.conf"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    """A server of our own with the settings of deploy/redis.conf, proven to be our child, ended by its id."""
+    """A server of our own with the settings of deploy/redis.conf, proven to be our child, ended by
+    its id.
+    """
     [port] = free_ports(1)
     command = [str(find_redis()), str(CONF), "--port", str(port), "--bind", LOOPBACK]
     folder = tmp_path_factory.mktemp("redis")
@@ -69,7 +72,9 @@ class TestRedisTable(ConsentTableContract):
 
 
 class TestSettings:
-    @pytest.mark.parametrize(("setting", "value"), [("maxmemory-policy", "allkeys-lru"), ("aof-load-truncated", "yes")])
+    @pytest.mark.parametrize(
+        ("setting", "value"), [("maxmemory-policy", "allkeys-lru"), ("aof-load-truncated", "yes")]
+    )
     def test_a_server_that_could_forget_is_refused_by_the_name_of_its_setting(
         self, server: redis.Redis, table: RedisTable, setting: str, value: str
     ) -> None:
@@ -92,7 +97,9 @@ class TestSettings:
     def test_a_server_that_is_not_there_is_unavailable(self) -> None:
         """The worker waits and asks again; nothing is known to be lost."""
         [port] = free_ports(1)
-        table = RedisTable(f"redis://{LOOPBACK}:{port}/0", namespace="consentry", partitions=8, members=8000)
+        table = RedisTable(
+            f"redis://{LOOPBACK}:{port}/0", namespace="consentry", partitions=8, members=8000
+        )
 
         with pytest.raises(Unavailable):
             table.load(3, [ONE])
@@ -107,9 +114,11 @@ class TestLoss:
         with pytest.raises(TableWentBack):
             table.store(3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11)
         with pytest.raises(TableWentBack):
-            table.beat(3, epoch=epoch, expected_offset=10, frontier_at=table.meta(0).frontier_at or 0)  # type: ignore[arg-type]
+            table.beat(3, epoch=epoch, expected_offset=10, frontier_at=Micros(0))
 
-    def test_a_server_that_lost_our_functions_gets_them_again(self, server: redis.Redis, table: RedisTable) -> None:
+    def test_a_server_that_lost_our_functions_gets_them_again(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
         """A server that came back empty must not need an operator."""
         owned(table)
 
@@ -136,7 +145,12 @@ class TestLoss:
         """Taken for another's, it would cost a rebuild each time a connection breaks."""
         epoch = owned(table)
         with CuttingProxy(server.connection_pool.connection_kwargs["port"]) as proxy:
-            behind = RedisTable(f"redis://{LOOPBACK}:{proxy.port}/0", namespace="consentry", partitions=8, members=8000)
+            behind = RedisTable(
+                f"redis://{LOOPBACK}:{proxy.port}/0",
+                namespace="consentry",
+                partitions=8,
+                members=8000,
+            )
             behind.load(3, [ONE])  # learns the layout while answers still come
             proxy.lose_answers(1)
 
@@ -149,8 +163,12 @@ class TestLoss:
 
 
 class TestSize:
-    def test_buckets_stay_compact_with_records_of_usual_size(self, server: redis.Redis, table: RedisTable) -> None:
-        """A hash that turns into a table costs twice the memory, and a hundred million members do not fit any more."""
+    def test_buckets_stay_compact_with_records_of_usual_size(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
+        """A hash that turns into a table costs twice the memory, and a hundred million members do
+        not fit any more.
+        """
         epoch = owned(table)
         members = [b"urn:li:member:%d" % number for number in range(1000)]
         record = folded(moved("US", 1, on=1), moved("HK", 2, on=2))
@@ -161,22 +179,40 @@ class TestSize:
 
         assert {server.object("ENCODING", key) for key in server.keys("*{3}:b:*")} == {b"listpack"}
 
-    def test_buckets_stay_compact_when_a_record_is_full(self, server: redis.Redis, table: RedisTable) -> None:
-        """One member who changes their mind often must not double the memory of a hundred others."""
+    def test_buckets_stay_compact_when_a_record_is_full(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
+        """One member who changes their mind often must not double the memory of a hundred
+        others.
+        """
         epoch = owned(table)
         record = folded(*(moved("US-CA", number, on=number) for number in range(1, 65)))
         assert record is not None
 
-        table.store(3, {ONE: write_record(record, frame(1))}, epoch=epoch, expected_offset=10, next_offset=11)
+        table.store(
+            3,
+            {ONE: write_record(record, frame(1))},
+            epoch=epoch,
+            expected_offset=10,
+            next_offset=11,
+        )
 
         assert {server.object("ENCODING", key) for key in server.keys("*{3}:b:*")} == {b"listpack"}
 
     def test_the_layout_of_a_partition_stays_when_another_worker_expects_more_members(
         self, server: redis.Redis, table: RedisTable
     ) -> None:
-        """A worker with another setting would look for members in the wrong buckets and take them for unknown."""
+        """A worker with another setting would look for members in the wrong buckets and take them
+        for unknown.
+        """
         epoch = owned(table)
-        table.store(3, {b"m%d" % n: b"1" for n in range(300)}, epoch=epoch, expected_offset=10, next_offset=11)
+        table.store(
+            3,
+            {b"m%d" % n: b"1" for n in range(300)},
+            epoch=epoch,
+            expected_offset=10,
+            next_offset=11,
+        )
 
         larger = RedisTable(url_of(server), namespace="consentry", partitions=8, members=1_000_000)
 
@@ -186,8 +222,12 @@ class TestSize:
         assert larger.load(3, [b"m7"]) == [b"1"]
         larger.close()
 
-    def test_a_reader_learns_that_the_table_was_laid_out_anew(self, server: redis.Redis, table: RedisTable) -> None:
-        """A gateway that runs on would look in the old buckets, and find nothing of anybody's opt-out or erasure."""
+    def test_a_reader_learns_that_the_table_was_laid_out_anew(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
+        """A gateway that runs on would look in the old buckets, and find nothing of anybody's
+        opt-out or erasure.
+        """
         members = {b"m%d" % number: b"1" for number in range(300)}
         assert table.claim(3, floor=FLOOR) is not None
         assert table.load(3, list(members)) == [None] * 300
@@ -196,7 +236,10 @@ class TestSize:
         epoch = larger.claim(3, floor=FLOOR + 100).epoch
         larger.begin(3, epoch=epoch, generation="life-2", next_offset=10, tainted=False)
         larger.store(3, members, epoch=epoch, expected_offset=10, next_offset=11)
-        unaware = [RedisTable(url_of(server), namespace="consentry", partitions=8, members=8000) for _ in range(3)]
+        unaware = [
+            RedisTable(url_of(server), namespace="consentry", partitions=8, members=8000)
+            for _ in range(3)
+        ]
         for one in unaware:
             one._buckets.update(table._buckets)
         reading, loading, scanning = unaware
@@ -208,8 +251,12 @@ class TestSize:
         for one in (larger, *unaware):
             one.close()
 
-    def test_a_reading_is_one_step_of_the_server(self, server: redis.Redis, table: RedisTable) -> None:
-        """Between two steps the table may be emptied: whole by the first, and without the record by the second."""
+    def test_a_reading_is_one_step_of_the_server(
+        self, server: redis.Redis, table: RedisTable
+    ) -> None:
+        """Between two steps the table may be emptied: whole by the first, and without the record by
+        the second.
+        """
         owned(table)
         table.read(ONE, [3])
         server.config_resetstat()
@@ -223,7 +270,9 @@ class TestSize:
 
 
 class CuttingProxy:
-    """Passes bytes to the server, and can drop the connection where the server's next answer would come back."""
+    """Passes bytes to the server, and can drop the connection where the server's next answer would
+    come back.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -1,4 +1,6 @@
-"""docs/producers.md is a promise to whoever reads it first: every snippet on it is run as it stands."""
+"""docs/producers.md is a promise to whoever reads it first: every snippet on it is run as it
+stands.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ OWN_TEST = ("Over HTTP",)
 
 def run(snippet: Snippet, environment: dict[str, str], *, directory: Path = ROOT) -> str:
     """Run one snippet as its reader would; what it printed. Fails with its line if it does."""
-    program = [sys.executable, "-c"] if snippet.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    program = (
+        [sys.executable, "-c"]
+        if snippet.language == "python"
+        else ["bash", "-euo", "pipefail", "-c"]
+    )
     done = subprocess.run(
         [*program, snippet.text],
         env=environment,
@@ -43,7 +49,9 @@ def run(snippet: Snippet, environment: dict[str, str], *, directory: Path = ROOT
         check=False,
         stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == 0, f"{PAGE.name}:{snippet.line}: {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
+    assert done.returncode == 0, (
+        f"{PAGE.name}:{snippet.line}: {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
+    )
     return done.stdout
 
 
@@ -62,7 +70,9 @@ def test_the_page_is_short_and_every_block_on_it_can_be_run() -> None:
     assert {snippet.language for snippet in found} <= {*RUNNERS, "json"}
     ours = [snippet for snippet in found if "consentry.producer" in snippet.text]
     assert len(ours) >= 4
-    assert [snippet.line for snippet in ours if len(snippet.text.splitlines()) > SDK_LINES_MAX] == []
+    assert [
+        snippet.line for snippet in ours if len(snippet.text.splitlines()) > SDK_LINES_MAX
+    ] == []
 
 
 def test_what_the_page_links_to_is_there() -> None:
@@ -75,12 +85,16 @@ def test_what_the_page_links_to_is_there() -> None:
     targets = re.findall(r"\]\(([^)]+)\)", text)
     assert targets
     for target in targets:
-        assert target in headings if target.startswith("#") else (PAGE.parent / target).exists(), target
+        assert target in headings if target.startswith("#") else (PAGE.parent / target).exists(), (
+            target
+        )
 
 
 @pytest.mark.stack
 @pytest.mark.timeout(240)
-def test_every_snippet_runs_and_every_choice_in_it_is_in_the_log(consentry_world: World, tmp_path: Path) -> None:
+def test_every_snippet_runs_and_every_choice_in_it_is_in_the_log(
+    consentry_world: World, tmp_path: Path
+) -> None:
     """Whoever copies a snippet that does not work believes that members' choices are being sent."""
     world = consentry_world
     programs = tmp_path / "bin"
@@ -88,12 +102,16 @@ def test_every_snippet_runs_and_every_choice_in_it_is_in_the_log(consentry_world
     jars = _java(programs)
     with postgres_server() as directory:
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(("CONSENTRY_", "PG"))
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("CONSENTRY_", "PG"))
         } | {
             "CONSENTRY_KAFKA_BOOTSTRAP": world.stack.addresses.kafka,
             "CONSENTRY_REGISTRY_URL": world.stack.addresses.registry_url,
             "JARS": jars,
-            "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": os.pathsep.join(
+                [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+            ),
             "PGHOST": str(directory),
             "PGUSER": USER,
             "PGDATABASE": DATABASE,
@@ -116,8 +134,12 @@ def test_every_snippet_runs_and_every_choice_in_it_is_in_the_log(consentry_world
     }
     world.processor()
     client = world.client()
-    wait_for(lambda: len(client.view.records) == len(found), "everybody folded", seconds=40)
-    assert not [member for member in found if client.decide(member, purpose="genai_training").reason.value == "HELD"]
+    wait_for(lambda: len(client.snapshot.records) == len(found), "everybody folded", seconds=40)
+    assert not [
+        member
+        for member in found
+        if client.decide(member, purpose="genai_training").reason.value == "QUARANTINED"
+    ]
 
 
 @pytest.mark.stack
@@ -130,13 +152,17 @@ def test_the_snippets_over_http_run_against_a_gateway(world: World, tmp_path: Pa
     world.open_policy()
     gateway = world.start("gateway", "--dev", "--port", "0")
     url = str(wait_for(lambda: gateway.lines("gateway"), "the gateway", seconds=40)[0]["url"])
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")
+    }
     environment |= {"CONSENTRY_GATEWAY_URL": url, "KEY": "dev:web:producer"}
     [snippet] = [one for one in snippets(PAGE.read_text()) if one.section == "Over HTTP"]
     printed = run(snippet, environment, directory=tmp_path)
     assert printed.count('"state": "accepted"') == 2, printed
     assert '"summary":{"accepted":2,"invalid":0' in printed
-    assert '"version": 1' in (tmp_path / "decision.json").read_text(), "the decision knew of the opt-out"
+    assert '"version": 1' in (tmp_path / "decision.json").read_text(), (
+        "the decision knew of the opt-out"
+    )
     events = [read_event(stored.value, stored.key or b"", world.catalog) for stored in world.log()]
     found = [(event.member, type(event).__name__, getattr(event, "choice", "")) for event in events]
     assert sorted(map(str, found)) == sorted(
@@ -155,7 +181,9 @@ def test_the_snippets_over_http_run_against_a_gateway(world: World, tmp_path: Pa
 
 
 def _java(programs: Path) -> str:
-    """Put java, and javac where there is none, among the programs; the class path of the broker's jars and Avro."""
+    """Put java, and javac where there is none, among the programs; the class path of the broker's
+    jars and Avro.
+    """
     from tests.integration.test_producers_foreign import ECJ, java_and_classpath
 
     from consentry.local.artifacts import fetch
@@ -181,5 +209,7 @@ def test_the_example_policy_can_be_published() -> None:
     from consentry.forms.controls import parse_policy_file
 
     text = (ROOT / "docs" / "examples" / "policy.yaml").read_text()
-    policy = parse_policy_file(text, event_id=bytes(16), recorded_at=Micros(1_700_000_000_000_000), source="test")
+    policy = parse_policy_file(
+        text, event_id=bytes(16), recorded_at=Micros(1_700_000_000_000_000), source="test"
+    )
     assert {terms.purpose for terms in policy.terms} == {"genai_training"}

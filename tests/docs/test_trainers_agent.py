@@ -1,4 +1,6 @@
-"""docs/trainers.md, "Other languages: the agent" and "Checking data sets in CI": every line of them is run."""
+"""docs/trainers.md, "Other languages: the agent" and "Checking data sets in CI": every line of them
+is run.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,20 @@ LINES_MAX = 40
 
 def ours(section: str, language: str) -> list[Snippet]:
     """The snippets of a section in a language."""
-    found = [one for one in snippets(PAGE.read_text()) if (one.section, one.language) == (section, language)]
+    found = [
+        one
+        for one in snippets(PAGE.read_text())
+        if (one.section, one.language) == (section, language)
+    ]
     assert found
     return found
 
 
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
-    """The namespace that the page's snippets use, with one member who may be used and one who may not."""
+    """The namespace that the page's snippets use, with one member who may be used and one who may
+    not.
+    """
     (tmp_path / "data" / "training" / "main" / "posts").mkdir(parents=True)
     (tmp_path / "data" / "README.md").write_text("no data\n")
     (tmp_path / "data" / "training" / "main" / "posts" / "a.csv").write_text("author\nc:1\n")
@@ -73,7 +81,9 @@ def test_the_agent_and_the_hooks_answer_as_the_page_says(consentry_world: World)
         pytest.skip("there is no curl on this machine")  # the snippets call it
     world = consentry_world
     start, ask = ours(AGENT, "bash")
-    command = [part.replace("data", str(world.directory / "data")) for part in shlex.split(start.text)]
+    command = [
+        part.replace("data", str(world.directory / "data")) for part in shlex.split(start.text)
+    ]
     agent = world.start(*command[1:], AGENT_LISTEN="127.0.0.1:0")
     agent.wait_ready()
     url = str(agent.lines("agent")[0]["url"])
@@ -85,7 +95,7 @@ def test_the_agent_and_the_hooks_answer_as_the_page_says(consentry_world: World)
     assert done.returncode == 0, done.stderr
     assert '"allowed": true' in done.stdout
     assert '"mask": [true, false, false]' in done.stdout
-    assert '"reasons": ["DEFAULT_ON", "OPTED_OUT", "HELD"]' in done.stdout
+    assert '"reasons": ["DEFAULT_ON", "OPTED_OUT", "QUARANTINED"]' in done.stdout
     assert "event: status" in done.stdout
 
     [hooks] = ours(AGENT, "python")
@@ -100,11 +110,20 @@ def test_the_checks_pass_clean_data_and_stop_what_is_not(consentry_world: World)
     world.ok("bundle", "build", "bundles", "--key", "bundles.key")
     [plain] = ours(CI, "bash")
     workflow, hooks, action = (YAML(typ="safe").load(one.text) for one in ours(CI, "yaml"))
-    [in_ci] = [step["run"] for step in workflow["jobs"]["consent"]["steps"] if "check" in step.get("run", "")]
+    [in_ci] = [
+        step["run"]
+        for step in workflow["jobs"]["consent"]["steps"]
+        if "check" in step.get("run", "")
+    ]
     [hook] = hooks["repos"][0]["hooks"]
     before_commit = f"{hook['entry']} data/training/main/posts/a.csv"
     agent = world.start(
-        "agent", "--name", "ranker", "--root", str(world.directory / "data"), AGENT_LISTEN="127.0.0.1:0"
+        "agent",
+        "--name",
+        "ranker",
+        "--root",
+        str(world.directory / "data"),
+        AGENT_LISTEN="127.0.0.1:0",
     )
     agent.wait_ready()
     url = str(agent.lines("agent")[0]["url"])
@@ -119,16 +138,25 @@ def test_the_checks_pass_clean_data_and_stop_what_is_not(consentry_world: World)
 
 
 def lakefs_commits(url: str, action: dict[str, Any]) -> bool:
-    """Whether lakeFS would go on: it posts its event to each hook, and anything but 2xx stops it."""
+    """Whether lakeFS would go on: it posts its event to each hook, and anything but 2xx stops
+    it.
+    """
     assert set(action["on"]) == {"pre-commit", "pre-merge"}
     [hook] = action["hooks"]
     assert hook["type"] == "webhook"
     path = urllib.parse.urlsplit(hook["properties"]["url"]).path
     query = urllib.parse.urlencode(hook["properties"]["query_params"], doseq=True)
-    event = {"event_type": "pre-commit", "repository_id": "training", "branch_id": "main", "source_ref": "main"}
+    event = {
+        "event_type": "pre-commit",
+        "repository_id": "training",
+        "branch_id": "main",
+        "source_ref": "main",
+    }
     connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=60)
     try:
-        connection.request("POST", f"{path}?{query}", json.dumps(event), {"Content-Type": "application/json"})
+        connection.request(
+            "POST", f"{path}?{query}", json.dumps(event), {"Content-Type": "application/json"}
+        )
         answer = connection.getresponse()
         told = json.loads(answer.read())
     finally:

@@ -1,4 +1,6 @@
-"""docs/trainers.md, "Bundles": whoever copies its lines has a bundle that verifies, and reads it."""
+"""docs/trainers.md, "Bundles": whoever copies its lines has a bundle that verifies, and reads
+it.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def test_every_snippet_of_the_section_runs_as_it_stands(consentry_world: World) 
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     printed = ""
     for snippet in ours():
-        program = [sys.executable, "-c"] if snippet.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+        program = (
+            [sys.executable, "-c"]
+            if snippet.language == "python"
+            else ["bash", "-euo", "pipefail", "-c"]
+        )
         done = subprocess.run(
             [*program, snippet.text],
             env=environment,
@@ -55,7 +61,9 @@ def test_every_snippet_of_the_section_runs_as_it_stands(consentry_world: World) 
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        assert done.returncode == 0, f"{PAGE.name}:{snippet.line}: {done.stdout}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"{PAGE.name}:{snippet.line}: {done.stdout}\n{done.stderr[-3000:]}"
+        )
         printed += done.stdout
     assert [snippet.language for snippet in ours()] == ["bash", "python"]
     assert "true: 0000000001-snapshot-" in printed

@@ -1,4 +1,6 @@
-"""docs/trainers.md, the client and the libraries of one process: every snippet is run as it stands."""
+"""docs/trainers.md, the client and the libraries of one process: every snippet is run as it
+stands.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,13 @@ LINES_MAX = 35
 
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
-    """The namespace that the snippets use; of three authors one opted out, and one row in four is nobody's."""
+    """The namespace that the snippets use; of three authors one opted out, and one row in four is
+    nobody's.
+    """
     write_posts(tmp_path / "posts.parquet")
-    with page_world(shared, tmp_path, *map(lives_in, ("c:1", "c:2", "c:3")), opted_out("c:2")) as world:
+    with page_world(
+        shared, tmp_path, *map(lives_in, ("c:1", "c:2", "c:3")), opted_out("c:2")
+    ) as world:
         yield world
 
 
@@ -37,9 +43,13 @@ def test_each_section_is_short() -> None:
 
 @pytest.mark.stack
 @pytest.mark.timeout(240)
-def test_every_snippet_runs_and_leaves_out_who_opted_out(consentry_world: World, tmp_path: Path) -> None:
+def test_every_snippet_runs_and_leaves_out_who_opted_out(
+    consentry_world: World, tmp_path: Path
+) -> None:
     """The first thing that anybody does with a page is to copy it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")} | {
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")
+    } | {
         "CONSENTRY_KAFKA_BOOTSTRAP": consentry_world.stack.addresses.kafka,
         "CONSENTRY_REGISTRY_URL": consentry_world.stack.addresses.registry_url,
         "HF_HOME": str(tmp_path / "huggingface"),
@@ -59,10 +69,12 @@ def test_every_snippet_runs_and_leaves_out_who_opted_out(consentry_world: World,
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        assert done.returncode == 0, f"{PAGE.name}:{snippet.line}: {done.stdout}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"{PAGE.name}:{snippet.line}: {done.stdout}\n{done.stderr[-3000:]}"
+        )
         printed += done.stdout.splitlines()
     assert "OPTED_OUT" in printed
-    assert any(line.startswith("50 rows;") and "'HELD': 25" in line for line in printed)
+    assert any(line.startswith("50 rows;") and "'QUARANTINED': 25" in line for line in printed)
     assert not any("<" in line for line in printed), "a reason is told by its name"
     assert any(line.startswith("fresh ") for line in printed)
     assert {"polars 50", "pandas 50", "duckdb 50", "map-style 50"} <= set(printed)

@@ -1,4 +1,6 @@
-"""docs/trainers.md, "A training run and its certificate" and "Who was read where": every line of them is run."""
+"""docs/trainers.md, "A training run and its certificate" and "Who was read where": every line of
+them is run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def ours(section: str) -> list[Snippet]:
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
     """The namespace that the page's snippets use, with a data set and keys."""
     (tmp_path / "posts").mkdir()
-    pq.write_table(pa.table({"member_id": ["m:7", "m:8", "m:hk"]}), tmp_path / "posts" / "0.parquet")
+    pq.write_table(
+        pa.table({"member_id": ["m:7", "m:8", "m:hk"]}), tmp_path / "posts" / "0.parquet"
+    )
     for name in ("runs.key", "bundles.key"):
         make_key_files(tmp_path / name)
     events = lives_in("m:7"), lives_in("m:8"), lives_in("m:hk", "HK"), opted_out("m:8")
@@ -65,7 +69,9 @@ def test_what_the_sections_on_runs_say_can_be_done(consentry_world: World) -> No
     (reach,) = ours(REACH)
     trained = run(consentry_world, read)
     assert trained.returncode == 0, trained.stderr
-    assert "training_run_completed" in trained.stderr, "what the library tells goes beside what the program prints"
+    assert "training_run_completed" in trained.stderr, (
+        "what the library tells goes beside what the program prints"
+    )
     assert trained.stdout == "train on 2 rows\n"
     verified = run(consentry_world, verify)
     assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -1,4 +1,6 @@
-"""The processor dies, anywhere: nothing is lost, nothing is applied twice, and nobody is wrongly allowed."""
+"""The processor dies, anywhere: nothing is lost, nothing is applied twice, and nobody is wrongly
+allowed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ KILLED = 137
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_worker_that_dies_here_under_load_loses_nothing_and_applies_nothing_twice(world: World, name: str) -> None:
+def test_a_worker_that_dies_here_under_load_loses_nothing_and_applies_nothing_twice(
+    world: World, name: str
+) -> None:
     """An opt-out that the broker acknowledged would be forgotten by a crash between two steps."""
     client = world.client()
     load = Load(world)
@@ -26,10 +30,12 @@ def test_a_worker_that_dies_here_under_load_loses_nothing_and_applies_nothing_tw
     load.wait_acknowledged(400)
     assert load.finish() > 400
     world.assert_all_agree(client)
-    assert client.view.regressions == 0
+    assert client.snapshot.regressions == 0
 
 
-def test_a_worker_killed_again_and_again_at_random_moments_leaves_the_same_records_everywhere(world: World) -> None:
+def test_a_worker_killed_again_and_again_at_random_moments_leaves_the_same_records_everywhere(
+    world: World,
+) -> None:
     """Out-of-memory kills and lost machines choose no failpoint."""
     draw = random.Random(11)
     world.open_policy()
@@ -55,8 +61,12 @@ def test_a_worker_killed_again_and_again_at_random_moments_leaves_the_same_recor
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
-def test_a_worker_asked_to_end_finishes_its_batch_and_leaves_nothing_to_repeat(world: World) -> None:
-    """Every deployment would make trainers read the last minutes again, or lose what was in hand."""
+def test_a_worker_asked_to_end_finishes_its_batch_and_leaves_nothing_to_repeat(
+    world: World,
+) -> None:
+    """Every deployment would make trainers read the last minutes again, or lose what was in
+    hand.
+    """
     load = Load(world)
     load.start()
     worker = world.processor().wait_ready()
@@ -71,8 +81,12 @@ def test_a_worker_asked_to_end_finishes_its_batch_and_leaves_nothing_to_repeat(w
 
 
 def test_a_worker_asked_to_end_while_it_still_starts_ends_too(world: World) -> None:
-    """A rollout that is taken back within a second would wait for a worker that waits for its own start."""
+    """A rollout that is taken back within a second would wait for a worker that waits for its own
+    start.
+    """
     worker = world.processor()
-    wait_for(lambda: "HotPathService]: Starting" in worker.text(), "it starts", seconds=40, every=0.01)
+    wait_for(
+        lambda: "HotPathService]: Starting" in worker.text(), "it starts", seconds=40, every=0.01
+    )
     assert worker.stop() == 0
     assert "Traceback" not in worker.text()

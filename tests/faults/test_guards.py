@@ -1,6 +1,7 @@
 """Each guard, and what happens where it is switched off: a test that cannot fail proves nothing.
 
-In this process and without the stack, except for the table's function, whose checks are taken out on a real server.
+In this process and without the stack, except for the table's function, whose checks are taken out
+on a real server.
 """
 
 from __future__ import annotations
@@ -11,27 +12,37 @@ from importlib.resources import files
 
 import pytest
 import redis
-from tests.stack import PARTITIONS, PURPOSE, ProducedEvent, World, lives_in, member_of, now, opted_in, opted_out
+from tests.stack import (
+    PARTITIONS,
+    PURPOSE,
+    ProducedEvent,
+    World,
+    lives_in,
+    member_of,
+    now,
+    opted_in,
+    opted_out,
+)
 
 from consentry.domain.controls import PolicyPublished, Regime, Terms
 from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MemberId, Micros
-from consentry.processor.batches import Batch, Owned
+from consentry.processor.batches import EventBatch, OwnedPartition
 from consentry.processor.materialiser import Materialiser
 from consentry.processor.ownership import LogSpan, take_over
 from consentry.processor.ports import InMemoryPublisher, NoObligations, Published
-from consentry.record_index import RecordStore, Segment
+from consentry.record_index import RecordIndex, Segment
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import ConsentTable
 from consentry.table.redis_table import RedisTable
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.catalog import Catalog, InMemoryRegistry, load_catalog, register_all
 from consentry.wire.events import write_event
 from consentry.wire.freshness import FOREVER
 from consentry.wire.frontiers import Frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of, write_record
 
@@ -54,18 +65,26 @@ CATALOG = make_catalog()
 class Worker:
     """What one worker does to partition 2, step by step, over a log in memory."""
 
-    def __init__(self, table: ConsentTable, log: list[ProducedEvent], publisher: InMemoryPublisher) -> None:
+    def __init__(
+        self, table: ConsentTable, log: list[ProducedEvent], publisher: InMemoryPublisher
+    ) -> None:
         self.log, self.publisher, self.table = log, publisher, table
         self.materialiser = Materialiser(
-            table=table, publisher=publisher, obligations=NoObligations(), catalog=CATALOG, partitions=PARTITIONS
+            table=table,
+            publisher=publisher,
+            obligations=NoObligations(),
+            catalog=CATALOG,
+            partitions=PARTITIONS,
         )
         self.owned = self.open()
 
-    def open(self, committed: int | None = None, last_frontier: Frontier | None = None) -> Owned:
+    def open(
+        self, committed: int | None = None, last_frontier: Frontier | None = None
+    ) -> OwnedPartition:
         """Own the partition."""
         span = LogSpan(0, len(self.log), committed)
         records = [
-            Stored(partition, offset, one.member, one.record, Micros(0))
+            StoredMessage(partition, offset, one.member, one.record, Micros(0))
             for offset, (partition, one) in enumerate(self.publisher.records)
         ]
         taken = take_over(
@@ -89,7 +108,7 @@ class Worker:
         events = self.log[start:end]
         self.materialiser.apply(
             self.owned,
-            Batch(
+            EventBatch(
                 2,
                 list(range(start, end)),
                 [event.member.encode() for event in events],
@@ -134,7 +153,9 @@ def without(world: World, line: str) -> None:
     connection.close()
 
 
-def test_an_owner_that_was_replaced_is_refused_by_its_epoch(world: World, real_table: RedisTable) -> None:
+def test_an_owner_that_was_replaced_is_refused_by_its_epoch(
+    world: World, real_table: RedisTable
+) -> None:
     """A worker that wakes from a long freeze would write the past over the present."""
     log = history()
     old = Worker(real_table, log, InMemoryPublisher())
@@ -145,7 +166,9 @@ def test_an_owner_that_was_replaced_is_refused_by_its_epoch(world: World, real_t
     new.apply(1, 3)
     assert real_table.load(2, [KEY]) == [folded(log)]
 
-    without(world, "if epoch ~= args[1] then return { 'EPOCH', epoch, next_offset, generation } end")
+    without(
+        world, "if epoch ~= args[1] then return { 'EPOCH', epoch, next_offset, generation } end"
+    )
     zombie = Worker(real_table, log, InMemoryPublisher())
     Worker(real_table, log, InMemoryPublisher())
     past = folded(log, 1)
@@ -153,8 +176,12 @@ def test_an_owner_that_was_replaced_is_refused_by_its_epoch(world: World, real_t
     assert real_table.load(2, [KEY]) == [past], "with the guard off the zombie's past is written"
 
 
-def test_a_table_that_went_back_is_noticed_by_its_offset(world: World, real_table: RedisTable) -> None:
-    """After a torn file the events of the lost second would never be folded: an opt-out among them is gone."""
+def test_a_table_that_went_back_is_noticed_by_its_offset(
+    world: World, real_table: RedisTable
+) -> None:
+    """After a torn file the events of the lost second would never be folded: an opt-out among them
+    is gone.
+    """
     log = history()
     worker = Worker(real_table, log, InMemoryPublisher())
     worker.apply(0, 2)
@@ -167,7 +194,10 @@ def test_a_table_that_went_back_is_noticed_by_its_offset(world: World, real_tabl
     assert real_table.load(2, [KEY]) == [folded(log)]
 
     went_back(world, next_offset=1, record=folded(log, 1))
-    without(world, "if next_offset ~= args[2] then return { 'OFFSET', epoch, next_offset, generation } end")
+    without(
+        world,
+        "if next_offset ~= args[2] then return { 'OFFSET', epoch, next_offset, generation } end",
+    )
     unguarded = Worker(real_table, log, InMemoryPublisher())
     unguarded.owned.next_offset = 2
     unguarded.apply(2, 3)
@@ -177,7 +207,9 @@ def test_a_table_that_went_back_is_noticed_by_its_offset(world: World, real_tabl
 
 
 def went_back(world: World, *, next_offset: int, record: bytes) -> None:
-    """The table of partition 2 as it was earlier, as a server that lost its last second gives it."""
+    """The table of partition 2 as it was earlier, as a server that lost its last second gives
+    it.
+    """
     connection = redis.Redis.from_url(world.stack.addresses.redis_url)
     connection.hset(f"{world.namespace}:{{2}}:meta", "next_offset", next_offset)
     for name in connection.scan_iter(f"{world.namespace}:{{2}}:b:*"):
@@ -189,7 +221,9 @@ def went_back(world: World, *, next_offset: int, record: bytes) -> None:
 
 
 def test_a_table_wiped_before_a_repeated_batch_is_noticed_and_not_published_as_nothing() -> None:
-    """Stored, not yet published, then wiped: a batch that only repeats would be committed without its records."""
+    """Stored, not yet published, then wiped: a batch that only repeats would be committed without
+    its records.
+    """
     log, table, publisher = history(), InMemoryTable(), InMemoryPublisher()
     worker = Worker(table, log, publisher)
     publisher.fail_next = ConnectionError("the broker is away")
@@ -218,7 +252,9 @@ def test_a_worker_that_published_only_what_changed_would_lose_the_record_of_a_cr
 
 
 def test_a_table_of_another_life_is_rebuilt_and_not_trusted() -> None:
-    """A server restored from a backup has a plausible position, and records that nobody vouches for."""
+    """A server restored from a backup has a plausible position, and records that nobody vouches
+    for.
+    """
     log, table, publisher = history(), InMemoryTable(), InMemoryPublisher()
     worker = Worker(table, log, publisher)
     worker.apply(0, 3)
@@ -238,9 +274,9 @@ def test_a_table_of_another_life_is_rebuilt_and_not_trusted() -> None:
 class Following:
     """A view of everything, made fresh by hand."""
 
-    def __init__(self, view: View | None = None) -> None:
-        self.view = view or View(PARTITIONS, iso_jurisdictions())
-        self.view.apply_control(
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
+        self.snapshot = snapshot or Snapshot(PARTITIONS, iso_jurisdictions())
+        self.snapshot.apply_control(
             PolicyPublished(
                 event_id=uuid.uuid4().bytes,
                 version="open",
@@ -252,37 +288,46 @@ class Following:
 
     def take(self, *records: bytes) -> None:
         """Records of MEMBER in the order in which the topic has them."""
-        self.view.apply_records(2, [KEY] * len(records), list(records))
+        self.snapshot.apply_records(2, [KEY] * len(records), list(records))
 
     def reason(self) -> str:
         """The reason of the answer on MEMBER now."""
-        told = self.view.decide(
-            MemberId(MEMBER), None, purpose=PURPOSE, at=now(seconds=1), known_at=now(seconds=1), stale_detail=""
+        told = self.snapshot.decide(
+            MemberId(MEMBER),
+            None,
+            purpose=PURPOSE,
+            at=now(seconds=1),
+            known_at=now(seconds=1),
+            stale_detail="",
         )
         return told.reason.value
 
 
-class NoVersions(View):
+class NoVersions(Snapshot):
     """A follower that believes whatever comes last."""
 
     def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
         """Without looking at versions."""
         held = dict(self.records) | dict(zip(keys, values, strict=True))
-        self.records = RecordStore([Segment.of(list(held), list(held.values()))])
+        self.records = RecordIndex([Segment.of(list(held), list(held.values()))])
 
 
 def test_an_older_record_that_comes_after_a_newer_one_changes_nothing() -> None:
-    """A frozen worker that wakes publishes what it held: the opt-out in between would be forgotten."""
+    """A frozen worker that wakes publishes what it held: the opt-out in between would be
+    forgotten.
+    """
     log = history()
     guarded, unguarded = Following(), Following(NoVersions(PARTITIONS, iso_jurisdictions()))
     for follower in (guarded, unguarded):
         follower.take(folded(log), folded(log, 2))
     assert guarded.reason() == "OPTED_OUT"
-    assert guarded.view.regressions == 1
+    assert guarded.snapshot.regressions == 1
     assert unguarded.reason() == "OPTED_IN", "with the guard off the zombie's record counts"
 
 
-def test_no_single_flipped_bit_of_a_record_allows_what_the_record_forbids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_single_flipped_bit_of_a_record_allows_what_the_record_forbids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One bit of an opt-out makes an opt-in that still decodes, on a disk or on the way."""
     record = folded([lives_in(MEMBER), opted_out(MEMBER)])
     flipped = [
@@ -299,11 +344,11 @@ def test_no_single_flipped_bit_of_a_record_allows_what_the_record_forbids(monkey
             reasons.add(follower.reason())
         return reasons
 
-    assert found() == {"HELD"}
-    from consentry.trainer.deciding import snapshot as view
+    assert found() == {"QUARANTINED"}
+    from consentry.trainer.deciding import snapshot as snapshot
     from consentry.wire import records
 
-    for module in (view, records):
+    for module in (snapshot, records):
         monkeypatch.setattr(module, "check_sum", lambda raw, member: None)
     assert found() & {"DEFAULT_ON", "OPTED_IN"}, "with the guard off some flipped bit allows"
 
@@ -313,7 +358,7 @@ def frontier(*, at: Micros, tainted: bool) -> Frontier:
     return Frontier(2, "g", at, 3, 0, 0, tainted)
 
 
-class NoTaint(View):
+class NoTaint(Snapshot):
     """A follower that does not look at taints."""
 
     def apply_frontier(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
@@ -322,15 +367,17 @@ class NoTaint(View):
 
 
 def test_a_tainted_partition_allows_nobody_and_an_older_frontier_takes_no_taint_back() -> None:
-    """The frontier of a worker that was frozen before the taint arrives after it: for a second all were allowed."""
+    """The frontier of a worker that was frozen before the taint arrives after it: for a second all
+    were allowed.
+    """
     assert partition_of(KEY, PARTITIONS) == 2
     guarded, unguarded = Following(), Following(NoTaint(PARTITIONS, iso_jurisdictions()))
     for follower in (guarded, unguarded):
         follower.take(folded(history()[:1]))
         assert follower.reason() == "DEFAULT_ON"
-        follower.view.apply_frontier(frontier(at=now(), tainted=True))
-        follower.view.apply_frontier(frontier(at=now(seconds=-30), tainted=False))
-    assert guarded.reason() == "HELD"
+        follower.snapshot.apply_frontier(frontier(at=now(), tainted=True))
+        follower.snapshot.apply_frontier(frontier(at=now(seconds=-30), tainted=False))
+    assert guarded.reason() == "QUARANTINED"
     assert unguarded.reason() == "DEFAULT_ON", "with the guard off the unread opt-out is ignored"
-    guarded.view.apply_frontier(frontier(at=now(seconds=1), tainted=False))
+    guarded.snapshot.apply_frontier(frontier(at=now(seconds=1), tainted=False))
     assert guarded.reason() == "DEFAULT_ON"

@@ -9,7 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.stack import PARTITIONS, Load, Running, Watch, World, allowed, lives_in, opted_out, pause, reason, wait_for
+from tests.stack import (
+    PARTITIONS,
+    Load,
+    Running,
+    Watch,
+    World,
+    allowed,
+    lives_in,
+    opted_out,
+    pause,
+    reason,
+    wait_for,
+)
 
 from consentry.domain.controls import Reach
 from consentry.trainer.client import Client
@@ -28,7 +40,9 @@ def kill(world: World, service: str) -> None:
 
 @contextmanager
 def under_load(world: World, worker_id: str = "w1") -> Iterator[tuple[Running, Client, Load]]:
-    """A processor, a follower and a load; afterwards all agree, and no excluded member was ever allowed."""
+    """A processor, a follower and a load; afterwards all agree, and no excluded member was ever
+    allowed.
+    """
     worker = world.processor(worker_id)
     world.open_policy()
     world.produce(*(lives_in(member) for member in EXCLUDED), lives_in("in"))
@@ -48,7 +62,9 @@ def under_load(world: World, worker_id: str = "w1") -> Iterator[tuple[Running, C
 
 
 def supervised(world: World, worker: Running, look: Callable[[], bool]) -> Running:
-    """Wait for `look`, starting the worker anew whenever it ended, as a supervisor does; the worker that runs."""
+    """Wait for `look`, starting the worker anew whenever it ended, as a supervisor does; the worker
+    that runs.
+    """
     until = time.monotonic() + 45
     while not look():
         assert time.monotonic() < until, worker.text()[-2000:]
@@ -61,7 +77,9 @@ def supervised(world: World, worker: Running, look: Callable[[], bool]) -> Runni
 
 
 def test_a_table_that_is_killed_and_comes_back_holds_what_the_log_says(world: World) -> None:
-    """The last second of a table's writes is not on its disk: opt-outs of that second would be forgotten."""
+    """The last second of a table's writes is not on its disk: opt-outs of that second would be
+    forgotten.
+    """
     with under_load(world) as (_, client, load):
         kill(world, "redis")
         load.wait_acknowledged(200)
@@ -70,7 +88,9 @@ def test_a_table_that_is_killed_and_comes_back_holds_what_the_log_says(world: Wo
         load.wait_acknowledged(200)
 
 
-def test_a_table_that_is_wiped_under_load_is_rebuilt_and_never_allows_by_being_empty(world: World) -> None:
+def test_a_table_that_is_wiped_under_load_is_rebuilt_and_never_allows_by_being_empty(
+    world: World,
+) -> None:
     """An empty table knows of no opt-out."""
     with under_load(world) as (worker, _, load):
         before = world.generations()
@@ -84,8 +104,12 @@ def test_a_table_that_is_wiped_under_load_is_rebuilt_and_never_allows_by_being_e
 
 
 @pytest.mark.parametrize("worker_id", ["w1", ""])
-def test_a_broker_that_is_killed_and_comes_back_costs_no_acknowledged_event(world: World, worker_id: str) -> None:
-    """The broker is the record of truth: what it acknowledged has to reach the trainers after it is back."""
+def test_a_broker_that_is_killed_and_comes_back_costs_no_acknowledged_event(
+    world: World, worker_id: str
+) -> None:
+    """The broker is the record of truth: what it acknowledged has to reach the trainers after it is
+    back.
+    """
     with under_load(world, worker_id) as (worker, client, load):
         kill(world, "kafka")
         time.sleep(1)
@@ -95,10 +119,11 @@ def test_a_broker_that_is_killed_and_comes_back_costs_no_acknowledged_event(worl
 
 
 def test_the_ledger_goes_on_after_the_broker_was_away(world: World) -> None:
-    """A pause that takes stored data back would open no purge order, and receipts would settle none, unnoticed.
+    """A pause that takes stored data back would open no purge order, and receipts would settle
+    none, unnoticed.
 
-    Faust's assignor may give the ledger's topics to nobody after a restart; the worker then ends, and its supervisor
-    (this test) starts it anew.
+    Faust's assignor may give the ledger's topics to nobody after a restart; the worker then ends,
+    and its supervisor (this test) starts it anew.
     """
     worker = world.processor("")
     worker.wait_ready()
@@ -123,22 +148,27 @@ def has_order(world: World, order_id: bytes) -> bool:
     return any(message.key == order_id for message in world.log(PURGE_ORDERS))
 
 
-def test_a_registry_that_is_away_stops_nothing_that_is_known_and_holds_what_is_not(world: World) -> None:
-    """Either every trainer would stand still with the registry, or an unknown form would be guessed."""
+def test_a_registry_that_is_away_stops_nothing_that_is_known_and_holds_what_is_not(
+    world: World,
+) -> None:
+    """Either every trainer would stand still with the registry, or an unknown form would be
+    guessed.
+    """
     with under_load(world) as (_, client, load):
         kill(world, "registry")
         load.wait_acknowledged(300)
         world.produce(lives_in("late"), lives_in("odd"))
         wait_for(lambda: allowed(client, "late") and allowed(client, "odd"), "known forms")
         world.produce_raw(b"odd", b"\x00\x00\x0f\x42\x40" + b"\x00" * 40)
-        wait_for(lambda: reason(client, "odd") == "HELD", "held")
+        wait_for(lambda: reason(client, "odd") == "QUARANTINED", "quarantined")
         assert allowed(client, "late")
 
 
 def test_without_a_processor_nothing_is_allowed_once_the_bound_has_passed(world: World) -> None:
     """New opt-outs lie unread in the log: whoever still answers *allowed* trains on them.
 
-    With the bound set so high that it is off, the same client does allow: the bound is what protects.
+    With the bound set so high that it is off, the same client does allow: the bound is what
+    protects.
     """
     worker = world.processor()
     world.open_policy()
@@ -167,7 +197,17 @@ def test_a_trainer_that_was_frozen_reads_nothing_by_what_it_knew_before(world: W
     dataset.mkdir()
     pq.write_table(pa.table({"member_id": ["anna", "bo"]}), dataset / "all.parquet")
     trainer = world.start(
-        *("trainer", "--dataset", str(dataset), "--name", "ranker", "--every", "0", "--manifest", str(manifest))
+        *(
+            "trainer",
+            "--dataset",
+            str(dataset),
+            "--name",
+            "ranker",
+            "--every",
+            "0",
+            "--manifest",
+            str(manifest),
+        )
     ).wait_ready()
     trainer.freeze()
     world.produce(opted_out("anna"))

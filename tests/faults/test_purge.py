@@ -1,7 +1,8 @@
-"""A purge that is killed again and again: every file is always whole, and at the end nothing is left and nothing lost.
+"""A purge that is killed again and again: every file is always whole, and at the end nothing is
+left and nothing lost.
 
-`CONSENTRY_TEST_PURGE_FILES=200 CONSENTRY_TEST_PURGE_ROWS=25000 CONSENTRY_TEST_PURGE_PAUSE=0.3` makes it five million
-rows.
+`CONSENTRY_TEST_PURGE_FILES=200 CONSENTRY_TEST_PURGE_ROWS=25000 CONSENTRY_TEST_PURGE_PAUSE=0.3`
+makes it five million rows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,9 @@ def directory(tmp_path: Path) -> Path:
                 "text": texts.take(pa.array(draw.integers(0, 1000, ROWS))),
             }
         )
-        pq.write_table(table, folder / f"part-{number}.parquet", compression="zstd", row_group_size=ROWS // 2)
+        pq.write_table(
+            table, folder / f"part-{number}.parquet", compression="zstd", row_group_size=ROWS // 2
+        )
     return tmp_path / "posts"
 
 
@@ -62,7 +66,14 @@ def orders(tmp_path: Path) -> Path:
     path = tmp_path / "orders.jsonl"
     path.write_text(
         "".join(
-            json.dumps({"order_id": f"e:{member}", "because": "ERASURE", "recorded_at": "2026-01-01", "member": member})
+            json.dumps(
+                {
+                    "order_id": f"e:{member}",
+                    "because": "ERASURE",
+                    "recorded_at": "2026-01-01",
+                    "member": member,
+                }
+            )
             + "\n"
             for member in ERASED
         )
@@ -71,7 +82,9 @@ def orders(tmp_path: Path) -> Path:
 
 
 class Reader(threading.Thread):
-    """Reads the data set all the time, as a training job would; whatever it cannot read is a failure."""
+    """Reads the data set all the time, as a training job would; whatever it cannot read is a
+    failure.
+    """
 
     def __init__(self, directory: Path, kept: int, total: int) -> None:
         super().__init__(name="reader", daemon=True)
@@ -84,12 +97,16 @@ class Reader(threading.Thread):
         """Read."""
         while not self._stopping.wait(0.5):
             try:
-                rows = pyarrow.dataset.dataset(self._directory, partitioning="hive").to_table(columns=["row"])["row"]
+                rows = pyarrow.dataset.dataset(self._directory, partitioning="hive").to_table(
+                    columns=["row"]
+                )["row"]
             except Exception as error:  # noqa: BLE001 - told by finish()
                 self.failures.append(repr(error))
                 continue
             self.reads += 1
-            if not self._kept <= len(rows) <= self._total or pc.count_distinct(rows).as_py() != len(rows):
+            if not self._kept <= len(rows) <= self._total or pc.count_distinct(rows).as_py() != len(
+                rows
+            ):
                 self.failures.append(f"{len(rows)} rows")
 
     def finish(self) -> None:
@@ -104,7 +121,7 @@ _FORKS = """
 import os, sys
 from consentry.cli import main
 sys.argv = ["consentry", "purge", "apply", *sys.argv[1:]]
-for module in ("opening", "orders_file", "cover", "receipts"):
+for module in ("open_dataset", "orders_file", "row_selector", "receipts"):
     __import__("consentry.trainer.purge." + module)
 for _ in sys.stdin:
     child = os.fork()
@@ -117,7 +134,9 @@ for _ in sys.stdin:
 
 
 class Purges:
-    """Purges that begin at once: each is a fork of a process that has imported everything, and is killed as any."""
+    """Purges that begin at once: each is a fork of a process that has imported everything, and is
+    killed as any.
+    """
 
     def __init__(self, directory: Path, orders: Path) -> None:
         self._process = subprocess.Popen(
@@ -174,7 +193,9 @@ def has_begun(directory: Path, before: object, running: int) -> bool:
 
 
 def work_of(directory: Path) -> tuple[int, frozenset[tuple[str, int]]]:
-    """Swaps told by the journal, and staged files with their times: what a killed purge left is no work of the next."""
+    """Swaps told by the journal, and staged files with their times: what a killed purge left is no
+    work of the next.
+    """
     return swapped(directory), staged_in(directory)
 
 
@@ -185,8 +206,12 @@ def swapped(directory: Path) -> int:
 
 
 @pytest.mark.timeout(600)
-def test_a_purge_killed_twenty_times_leaves_no_row_and_loses_none(directory: Path, orders: Path) -> None:
-    """A night's purge on machines that are taken away at any moment has to end, and to answer with the true numbers."""
+def test_a_purge_killed_twenty_times_leaves_no_row_and_loses_none(
+    directory: Path, orders: Path
+) -> None:
+    """A night's purge on machines that are taken away at any moment has to end, and to answer with
+    the true numbers.
+    """
     before = pyarrow.dataset.dataset(directory).to_table()
     is_erased = pc.is_in(before["member_id"], value_set=pa.array(ERASED))
     kept = before.filter(pc.invert(is_erased))
@@ -197,7 +222,7 @@ def test_a_purge_killed_twenty_times_leaves_no_row_and_loses_none(directory: Pat
     purges = Purges(directory, orders)
     for _ in range(KILLS):
         found, running = work_of(directory), purges.begin()
-        wait_for(lambda found=found, running=running: has_begun(directory, found, running), "work", every=0.001)  # type: ignore[misc]
+        wait_for(partial(has_begun, directory, found, running), "work", every=0.001)
         # At random within the time that a partition takes, so that all of the steps are met.
         time.sleep(draw.random() * PAUSE_SECONDS)
         with suppress(ProcessLookupError):
@@ -217,7 +242,8 @@ def test_a_purge_killed_twenty_times_leaves_no_row_and_loses_none(directory: Pat
     assert not pc.any(pc.is_in(after["member_id"], value_set=pa.array(ERASED))).as_py()
     assert after.sort_by("row").equals(kept.sort_by("row"))
     counted = {
-        f"e:{one['values']}": one["counts"] for one in before.filter(is_erased)["member_id"].value_counts().to_pylist()
+        f"e:{one['values']}": one["counts"]
+        for one in before.filter(is_erased)["member_id"].value_counts().to_pylist()
     }
     assert result["rows_in_all"] == counted
     assert {one["order_id"]: one["rows_removed"] for one in result["receipts"]} == counted

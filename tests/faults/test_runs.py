@@ -1,6 +1,8 @@
-"""Training goes on while members opt out, authorities pause, and broker, table or processor go away.
+"""Training goes on while members opt out, authorities pause, and broker, table or processor go
+away.
 
-200 tries: 120 opt-outs and 20 pauses in the middle of an epoch, and 20 opt-outs just before each of three outages.
+200 tries: 120 opt-outs and 20 pauses in the middle of an epoch, and 20 opt-outs just before each of
+three outages.
 """
 
 from __future__ import annotations
@@ -15,7 +17,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tests.stack import PURPOSE, SHARED, Running, World, lives_in, opted_out, pause, reason, wait_for
+from tests.stack import (
+    PURPOSE,
+    SHARED,
+    Running,
+    World,
+    lives_in,
+    opted_out,
+    pause,
+    reason,
+    wait_for,
+)
 
 from consentry.domain.values import Micros
 from consentry.local.stack import LocalStack
@@ -26,7 +38,9 @@ from consentry.trainer.runs import ConsentStale, TrainingRun
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
 BOUND_SECONDS = 3.0
-"""Freshness has to be proven within it; nothing recorded longer ago may be unknown to what is handed out."""
+"""Freshness has to be proven within it; nothing recorded longer ago may be unknown to what is
+handed out.
+"""
 SCHEDULING_SECONDS = 0.5
 """Between deciding and noting the time lies a thread that the machine may have put aside."""
 OFF = 3600.0
@@ -53,7 +67,12 @@ class Training(threading.Thread):
     """Reads epoch after epoch, and remembers when each member was last handed out."""
 
     def __init__(
-        self, client: Client, directory: Path, *, lease_seconds: float = BOUND_SECONDS, waits: bool = False
+        self,
+        client: Client,
+        directory: Path,
+        *,
+        lease_seconds: float = BOUND_SECONDS,
+        waits: bool = False,
     ) -> None:
         super().__init__(name="training", daemon=True)
         self.run_of_it = TrainingRun(
@@ -100,13 +119,19 @@ class Training(threading.Thread):
         assert self.failure is None, self.failure
 
     def late(self, acknowledged: dict[str, Micros]) -> list[str]:
-        """Who was handed out although their exclusion had been acknowledged longer ago than the bound."""
+        """Who was handed out although their exclusion had been acknowledged longer ago than the
+        bound.
+        """
         allowed = round((BOUND_SECONDS + SCHEDULING_SECONDS) * 1e6)
-        return [member for member, at in acknowledged.items() if self.last.get(member, 0) > at + allowed]
+        return [
+            member for member, at in acknowledged.items() if self.last.get(member, 0) > at + allowed
+        ]
 
 
 class JudgedAhead(Training):
-    """The same without its guard: what may be used is decided once, before training, as so many jobs do."""
+    """The same without its guard: what may be used is decided once, before training, as so many
+    jobs do.
+    """
 
     def __init__(self, client: Client, directory: Path) -> None:
         super().__init__(client, directory)
@@ -125,18 +150,28 @@ class Surroundings:
         self.world = world
         self.worker: Running = world.processor()
         world.open_policy()
-        world.produce(*(lives_in(member) for member in EPOCH["member_id"].to_pylist() if not member.startswith("in-")))
+        world.produce(
+            *(
+                lives_in(member)
+                for member in EPOCH["member_id"].to_pylist()
+                if not member.startswith("in-")
+            )
+        )
         self.guarded = world.client("guarded", staleness_seconds=BOUND_SECONDS)
         self.unguarded = world.client("unguarded", staleness_seconds=OFF)
         self.wait_fresh()
 
     def wait_fresh(self) -> None:
-        """Return once everybody answers again; the processor is started anew where it ended, as a supervisor does."""
+        """Return once everybody answers again; the processor is started anew where it ended, as a
+        supervisor does.
+        """
 
         def look() -> bool:
             if not self.worker.is_running:
                 self.worker = self.world.processor()
-            told = [reason(client, STAYING) == "DEFAULT_ON" for client in (self.guarded, self.unguarded)]
+            told = [
+                reason(client, STAYING) == "DEFAULT_ON" for client in (self.guarded, self.unguarded)
+            ]
             return all(told)
 
         wait_for(look, "fresh answers", seconds=60)
@@ -148,7 +183,9 @@ class Surroundings:
 
 
 @pytest.fixture(scope="module")
-def surroundings(shared: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
+def surroundings(
+    shared: LocalStack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Surroundings]:
     """All tries share them: each leaves them whole."""
     SHARED.mend()
     world = World(shared, tmp_path_factory.mktemp("runs"))
@@ -162,7 +199,10 @@ def surroundings(shared: LocalStack, tmp_path_factory: pytest.TempPathFactory) -
 def test_nobody_who_opted_out_or_was_paused_mid_epoch_is_handed_out_after_the_bound(
     surroundings: Surroundings, tmp_path: Path
 ) -> None:
-    """140 tries. An epoch that was filtered before it began hands every one of them out: deciding late protects."""
+    """140 tries.
+
+    An epoch that was filtered before it began hands every one of them out: deciding late protects.
+    """
     training = Training(surroundings.guarded, tmp_path, waits=True)
     ahead = JudgedAhead(surroundings.guarded, tmp_path)
     training.start()
@@ -193,7 +233,10 @@ def test_nobody_who_opted_out_or_was_paused_mid_epoch_is_handed_out_after_the_bo
 def test_nobody_who_opted_out_before_an_outage_is_handed_out_after_the_bound(
     surroundings: Surroundings, tmp_path: Path, service: str
 ) -> None:
-    """20 tries each. Nobody hears of these opt-outs; a run whose staleness check is off trains on them."""
+    """20 tries each.
+
+    Nobody hears of these opt-outs; a run whose staleness check is off trains on them.
+    """
     surroundings.wait_fresh()
     training = Training(surroundings.guarded, tmp_path)
     unguarded = Training(surroundings.unguarded, tmp_path, lease_seconds=OFF)
@@ -212,7 +255,9 @@ def test_nobody_who_opted_out_before_an_outage_is_handed_out_after_the_bound(
 
     assert training.late(acknowledged) == []
     assert training.run_of_it.state == "ABORTED"
-    assert training.stopped_at - began_at < (BOUND_SECONDS + 2 * SCHEDULING_SECONDS) * 1e6, "stopped within its bound"
+    assert training.stopped_at - began_at < (BOUND_SECONDS + 2 * SCHEDULING_SECONDS) * 1e6, (
+        "stopped within its bound"
+    )
     assert STAYING in training.last
     with pytest.raises(ConsentStale):
         training.run_of_it.filter(EPOCH)
@@ -222,7 +267,10 @@ def test_nobody_who_opted_out_before_an_outage_is_handed_out_after_the_bound(
 
 @contextmanager
 def _gone(surroundings: Surroundings, service: str) -> Iterator[None]:
-    """While it lasts, the service is away. The processor was frozen before, so that it never saw the opt-outs."""
+    """While it lasts, the service is away.
+
+    The processor was frozen before, so that it never saw the opt-outs.
+    """
     stack = surroundings.world.stack
     if service != "processor":
         os.kill(stack.processes[service], signal.SIGKILL)

@@ -1,4 +1,7 @@
-"""Asked with the token of an opt-out, nobody who is behind says allowed. The new-enemy problem, ten thousand times."""
+"""Asked with the token of an opt-out, nobody who is behind says allowed.
+
+The new-enemy problem, ten thousand times.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def address_of(gateway: Running) -> str:
 
 
 def test_a_trainer_that_is_held_back_never_allows_what_the_token_forbids(world: World) -> None:
-    """A member opts out, is told so, and the next batch trains on them: what tokens are there to prevent.
+    """A member opts out, is told so, and the next batch trains on them: what tokens are there to
+    prevent.
 
     Without the token the same trainer does allow: this test would notice tokens that do nothing.
     """
@@ -57,7 +61,10 @@ def test_a_trainer_that_is_held_back_never_allows_what_the_token_forbids(world: 
     members = [f"m:{number}" for number in range(TRIES)]
     world.produce(*(lives_in(member) for member in members))
     client = world.client()
-    wait_for(lambda: allowed(client, members[-1]) and len(client.view.records) == TRIES, "everybody allowed")
+    wait_for(
+        lambda: allowed(client, members[-1]) and len(client.snapshot.records) == TRIES,
+        "everybody allowed",
+    )
     held_back(client)
     outcomes: dict[str, Counter[str]] = {"with": Counter(), "without": Counter()}
     lock = threading.Lock()
@@ -66,7 +73,10 @@ def test_a_trainer_that_is_held_back_never_allows_what_the_token_forbids(world: 
         connection = http.client.HTTPConnection(address, timeout=30)
         for member in share:
             body = json.dumps({"member_id": member, "purpose": PURPOSE, "choice": "OPT_OUT"})
-            headers = {"Authorization": "Bearer dev:web:producer", "Content-Type": "application/json"}
+            headers = {
+                "Authorization": "Bearer dev:web:producer",
+                "Content-Type": "application/json",
+            }
             connection.request("POST", "/v1/consent-changes", body, headers)
             answer = connection.getresponse()
             token = json.load(answer)["token"]
@@ -85,7 +95,10 @@ def test_a_trainer_that_is_held_back_never_allows_what_the_token_forbids(world: 
     assert outcomes["with"]["DEFAULT_ON"] == 0, outcomes
     assert set(outcomes["with"]) <= {"STALE", "OPTED_OUT"}
     assert outcomes["without"]["DEFAULT_ON"] > TRIES // 2, outcomes
-    wait_for(lambda: all(not allowed(client, member) for member in members[-50:]), "everybody excluded in the end")
+    wait_for(
+        lambda: all(not allowed(client, member) for member in members[-50:]),
+        "everybody excluded in the end",
+    )
 
 
 def test_a_trainer_waits_for_what_the_token_asks_and_then_knows(world: World) -> None:
@@ -102,13 +115,18 @@ def test_a_trainer_waits_for_what_the_token_asks_and_then_knows(world: World) ->
     assert decision.reason.value == "OPTED_OUT"
     client.wait_for(token, 0)
     ahead = write_token(Token(log, {partition: offset + 2}, 1, Micros(0)), TokenKeys())
-    assert client.decide("anna", purpose=PURPOSE, at_least=ahead, wait_seconds=0.2).reason.value == "STALE"
+    assert (
+        client.decide("anna", purpose=PURPOSE, at_least=ahead, wait_seconds=0.2).reason.value
+        == "STALE"
+    )
     with pytest.raises(Unavailable, match="asks for"):
         client.wait_for(ahead, 0.2)
 
 
 def test_a_token_of_another_log_or_of_controls_to_come_is_stale(world: World) -> None:
-    """After a topic was made anew its small offsets are all reached: they must not count for the old ones."""
+    """After a topic was made anew its small offsets are all reached: they must not count for the
+    old ones.
+    """
     world.processor().wait_ready()
     world.open_policy()
     client = world.client()
@@ -121,7 +139,13 @@ def test_a_token_of_another_log_or_of_controls_to_come_is_stale(world: World) ->
         Token(log, {99: 1}, 0, Micros(0)),
     ):
         text = write_token(token, TokenKeys())
-        assert client.decide("anna", purpose=PURPOSE, at_least=text, wait_seconds=0.1).reason.value == "STALE"
+        assert (
+            client.decide("anna", purpose=PURPOSE, at_least=text, wait_seconds=0.1).reason.value
+            == "STALE"
+        )
     harmless = write_token(Token(log, {0: 0}, 1, Micros(0)), TokenKeys())
-    assert client.decide("anna", purpose=PURPOSE, at_least=harmless, wait_seconds=3).reason.value == "DEFAULT_ON"
+    assert (
+        client.decide("anna", purpose=PURPOSE, at_least=harmless, wait_seconds=3).reason.value
+        == "DEFAULT_ON"
+    )
     assert reason(client, "anna") == "DEFAULT_ON"

@@ -11,7 +11,9 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]
 
 
 def test_a_worker_that_wakes_after_it_was_replaced_writes_nothing(world: World) -> None:
-    """An owner that does not know that it was replaced would put old records over newer opt-outs."""
+    """An owner that does not know that it was replaced would put old records over newer
+    opt-outs.
+    """
     world.open_policy()
     world.produce(lives_in("in"), lives_in("out"))
     world.produce(opted_out("out"))
@@ -20,20 +22,33 @@ def test_a_worker_that_wakes_after_it_was_replaced_writes_nothing(world: World) 
     second = world.processor("second").wait_ready()
     wait_for(lambda: allowed(client, "in"), "answers")
     both = (first, second)
-    wait_for(lambda: sum(one.told("/readyz")["partitions"] for one in both) == PARTITIONS, "all partitions shared")
+    wait_for(
+        lambda: sum(one.told("/readyz")["partitions"] for one in both) == PARTITIONS,
+        "all partitions shared",
+    )
     watch, load = Watch(client, ["out"], "in"), Load(world)
     watch.start()
     load.start()
     load.wait_acknowledged(300)
     first.freeze()
-    wait_for(lambda: second.told("/readyz")["partitions"] == PARTITIONS, "the other took over", seconds=30)
+    wait_for(
+        lambda: second.told("/readyz")["partitions"] == PARTITIONS,
+        "the other took over",
+        seconds=30,
+    )
     load.wait_acknowledged(300)
     refused_before = second.metric("consentry_table_refusals_total")
     first.thaw()
-    wait_for(lambda: sum(one.told("/readyz")["partitions"] for one in both) == PARTITIONS, "shared again", seconds=30)
+    wait_for(
+        lambda: sum(one.told("/readyz")["partitions"] for one in both) == PARTITIONS,
+        "shared again",
+        seconds=30,
+    )
     load.wait_acknowledged(300)
     load.finish()
-    assert second.metric("consentry_table_refusals_total") == refused_before, "the zombie took a partition back"
+    assert second.metric("consentry_table_refusals_total") == refused_before, (
+        "the zombie took a partition back"
+    )
     world.assert_all_agree(client)
     watch.finish()
     assert watch.allowed
@@ -63,7 +78,9 @@ def test_two_workers_share_the_partitions_and_one_goes_on_alone(world: World) ->
 
 
 def test_a_worker_id_that_is_used_twice_ends_the_first_user_with_a_reason(world: World) -> None:
-    """Two deployments with one name would push each other out for ever, and nobody would know why."""
+    """Two deployments with one name would push each other out for ever, and nobody would know
+    why.
+    """
     client = world.client()
     first = world.processor("same").wait_ready()
     second = world.processor("same")

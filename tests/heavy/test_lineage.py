@@ -1,4 +1,6 @@
-"""Training runs in lineage services, by the real libraries: an OpenLineage file, an MLflow store."""
+"""Training runs in lineage services, by the real libraries: an OpenLineage file, an MLflow
+store.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +40,22 @@ class TestOpenLineage:
         from openlineage.client import OpenLineageClient
         from openlineage.client.transport.file import FileConfig, FileTransport
 
-        from consentry.trainer.runs.openlineage_ import OpenLineageWatcher
+        from consentry.trainer.runs.openlineage_ import OpenLineageObserver
 
         log = tmp_path / "events.jsonl"
-        client = OpenLineageClient(transport=FileTransport(FileConfig(log_file_path=str(log), append=True)))
+        client = OpenLineageClient(
+            transport=FileTransport(FileConfig(log_file_path=str(log), append=True))
+        )
 
         def read() -> list[dict[str, Any]]:
             return [json.loads(line) for line in log.read_text().splitlines()]
 
-        yield OpenLineageWatcher(client), read
+        yield OpenLineageObserver(client), read
         client.close()
 
-    def test_a_run_is_told_at_its_start_and_its_end(self, small: SmallWorld, tmp_path: Path, events: Any) -> None:
+    def test_a_run_is_told_at_its_start_and_its_end(
+        self, small: SmallWorld, tmp_path: Path, events: Any
+    ) -> None:
         """A model's lineage that leaves out what its data was allowed for answers no authority."""
         watcher, read = events
         small.opt_out("b")
@@ -78,7 +84,9 @@ class TestOpenLineage:
         assert [event["eventType"] for event in read()] == ["START", "FAIL"]
         assert "overdue" in read()[1]["run"]["facets"]["errorMessage"]["message"]
 
-    def test_the_facet_is_as_its_schema_says(self, small: SmallWorld, tmp_path: Path, events: Any) -> None:
+    def test_the_facet_is_as_its_schema_says(
+        self, small: SmallWorld, tmp_path: Path, events: Any
+    ) -> None:
         """A facet that others cannot read is noise in their catalogues."""
         watcher, read = events
         with small.run(tmp_path / "runs", watchers=[watcher]) as run:
@@ -94,7 +102,9 @@ class TestOpenLineage:
         properties = schema["$defs"]["ConsentryTrainingRunRunFacet"]["allOf"][1]["properties"]
         assert set(told[1][FACET_KEY]) - {"_producer", "_schemaURL"} == set(properties)
 
-    def test_a_lineage_service_that_fails_does_not_stop_training(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_lineage_service_that_fails_does_not_stop_training(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """It has no say in what may be read."""
 
         class Broken:
@@ -119,11 +129,15 @@ class TestMlflow:
         mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
         assert active_watchers() == []
         outer = mlflow.start_run()
-        with small.run(tmp_path / "runs", watchers=active_watchers(), dataset_version="sha256:" + "a" * 64) as run:
+        with small.run(
+            tmp_path / "runs", watchers=active_watchers(), dataset_version="sha256:" + "a" * 64
+        ) as run:
             run.filter(BATCH)
         mlflow.end_run()
         found = mlflow.MlflowClient().get_run(outer.info.run_id)
-        tags = {name: value for name, value in found.data.tags.items() if name.startswith("consentry.")}
+        tags = {
+            name: value for name, value in found.data.tags.items() if name.startswith("consentry.")
+        }
         assert tags["consentry.run_id"] == run.run_id
         assert tags["consentry.state"] == "COMPLETED"
         assert (tags["consentry.rows_read"], tags["consentry.rows_excluded"]) == ("2", "1")

@@ -1,4 +1,6 @@
-"""Ray Data: the same rows as everywhere, judged in Ray's workers by what they know when they read."""
+"""Ray Data: the same rows as everywhere, judged in Ray's workers by what they know when they
+read.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import ray
 import ray.data
 from tests.contract.filters import corpus
 from tests.contract.filters.corpus import Corpus
-from tests.heavy.judges import Sent
+from tests.heavy.deciders import Sent
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Reason
@@ -24,14 +26,17 @@ from consentry.trainer.filters import ray_
 
 # Ray warns of settings that it reads itself, and of sockets that it leaves to be collected.
 pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning")
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning")
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Ray on this machine alone, ended with the module."""
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)  # or else it would be written into the home directory
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(
+        16
+    )  # or else it would be written into the home directory
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -72,7 +77,9 @@ def test_ray_keeps_the_rows_that_the_rules_allow(ids: Any, counting: bool) -> No
 
 
 def test_what_the_workers_know_when_they_read_counts(tmp_path: Path) -> None:
-    """A Dataset is made long before it is read; where nothing is proven by then the job fails and does not end."""
+    """A Dataset is made long before it is read; where nothing is proven by then the job fails and
+    does not end.
+    """
     until, given = tmp_path / "until", corpus.small()
     data = ray.data.from_arrow(given.table)
     found = ray_.filter(Sent("text", until), data, purpose=given.purpose)
@@ -108,21 +115,30 @@ def test_a_data_set_of_python_values_is_filtered_as_a_table_is(small: Corpus) ->
 
     assert rows_of(ray_.filter(Sent(), data, purpose=small.purpose)) == small.kept_rows
     member = corpus.allowed_member(small)
-    place = next(row["jurisdiction"] for row in small.kept.to_pylist() if row["member_id"] == member)
-    mixed = [{"row": row, "member_id": one, "jurisdiction": place} for row, one in enumerate([member, 7, None, [1]])]
+    place = next(
+        row["jurisdiction"] for row in small.kept.to_pylist() if row["member_id"] == member
+    )
+    mixed = [
+        {"row": row, "member_id": one, "jurisdiction": place}
+        for row, one in enumerate([member, 7, None, [1]])
+    ]
     tally = Counter[Reason]()
     data = ray.data.from_items(mixed, override_num_blocks=1)
     assert rows_of(ray_.filter(Sent(), data, purpose=small.purpose, tally=tally)) == [0]
-    assert tally[Reason.HELD] == 3
+    assert tally[Reason.QUARANTINED] == 3
 
 
 def test_a_million_rows_are_the_very_rows_of_the_other_filters() -> None:
-    """What no small table shows: many blocks, judged in several processes by one judge of the object store."""
+    """What no small table shows: many blocks, judged in several processes by one judge of the
+    object store.
+    """
     given = corpus.big()
     table = given.table.select(["row", "member_id", "jurisdiction", "category", "collected_at"])
-    data = ray.data.from_arrow([table.slice(start, 100_000) for start in range(0, table.num_rows, 100_000)])
+    data = ray.data.from_arrow(
+        [table.slice(start, 100_000) for start in range(0, table.num_rows, 100_000)]
+    )
 
-    found = ray_.filter(given.judge, data, purpose=given.purpose)
+    found = ray_.filter(given.decider, data, purpose=given.purpose)
 
     batches: Any = found.iter_batches(batch_format="pyarrow")
     rows = [row for batch in batches for row in batch["row"].to_pylist()]

@@ -1,4 +1,6 @@
-"""PyTorch: the same rows as everywhere, whoever reads them; none twice, none lost, and none after an opt-out."""
+"""PyTorch: the same rows as everywhere, whoever reads them; none twice, none lost, and none after
+an opt-out.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import pytest
 import torch
 from tests.contract.filters import corpus
 from tests.contract.filters.corpus import Corpus
-from tests.heavy.judges import Sent
+from tests.heavy.deciders import Sent
 from tests.stack import PURPOSE, World, allowed, lives_in, opted_out, wait_for
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -36,7 +38,11 @@ WORKERS = [(0, None), (2, "fork"), (2, "spawn")]
 def loader_of(dataset: ConsentDataset, workers: int = 0, start: str | None = None) -> ConsentLoader:
     """A loader of batches as dicts."""
     return ConsentLoader(
-        dataset, batch_size=32, collate_fn=columns_of, num_workers=workers, multiprocessing_context=start
+        dataset,
+        batch_size=32,
+        collate_fn=columns_of,
+        num_workers=workers,
+        multiprocessing_context=start,
     )
 
 
@@ -86,7 +92,9 @@ def rows_of(batches: Any) -> list[int]:
 
 def list_of(batch: Any) -> list[int]:
     """The rows of a batch."""
-    found: list[int] = batch["row"].tolist() if isinstance(batch["row"], torch.Tensor) else list(batch["row"])
+    found: list[int] = (
+        batch["row"].tolist() if isinstance(batch["row"], torch.Tensor) else list(batch["row"])
+    )
     return found
 
 
@@ -99,26 +107,28 @@ def columns_of(examples: list[dict[str, Any]]) -> dict[str, Any]:
 @pytest.mark.parametrize("ids", ["text", "integers"])
 @pytest.mark.parametrize("form", ["stream", "indexed", "tables", "subset", "batches"])
 def test_every_form_keeps_the_rows_that_the_rules_allow(ids: Any, form: str) -> None:
-    """Whoever trains with torch trains on the same people as everybody else, however the data come."""
+    """Whoever trains with torch trains on the same people as everybody else, however the data
+    come.
+    """
     given = corpus.small(ids)
     examples = given.table.to_pylist()
     tally: Counter[Reason] = Counter()
     asked: dict[str, Any] = {"purpose": given.purpose, "tally": tally}
 
     if form == "stream":
-        found = [one["row"] for one in torch_.filter(given.judge, Stream(examples), **asked)]
+        found = [one["row"] for one in torch_.filter(given.decider, Stream(examples), **asked)]
     elif form == "indexed":
-        found = [one["row"] for one in ConsentDataset(given.judge, examples, **asked)]
+        found = [one["row"] for one in ConsentDataset(given.decider, examples, **asked)]
     elif form == "tables":
-        tables = torch_.filter(given.judge, Stream(given.table.to_batches()), **asked)
+        tables = torch_.filter(given.decider, Stream(given.table.to_batches()), **asked)
         found = [row for table in tables for row in table["row"].to_pylist()]
     elif form == "subset":
-        subset = torch_.filter(given.judge, Indexed(examples), **asked)
+        subset = torch_.filter(given.decider, Indexed(examples), **asked)
         assert isinstance(subset, Subset)
         found = [subset[place]["row"] for place in range(len(subset))]
     else:
         loader = DataLoader(Indexed(examples), batch_size=64, collate_fn=columns_of)
-        found = rows_of(torch_.filter(given.judge, loader, **asked))
+        found = rows_of(torch_.filter(given.decider, loader, **asked))
 
     assert found == given.kept_rows
     assert tally == given.reasons
@@ -130,20 +140,28 @@ def test_a_million_rows_are_the_very_rows_of_the_other_filters() -> None:
     batches = given.table.select(list(ROW_COLUMNS)).to_batches(max_chunksize=100_000)
     tally, tally_of_examples = Counter[Reason](), Counter[Reason]()
 
-    tables = torch_.filter(given.judge, Stream(batches), purpose=given.purpose, tally=tally)
-    examples = torch_.filter(given.judge, Examples(batches), purpose=given.purpose, tally=tally_of_examples)
+    tables = torch_.filter(given.decider, Stream(batches), purpose=given.purpose, tally=tally)
+    examples = torch_.filter(
+        given.decider, Examples(batches), purpose=given.purpose, tally=tally_of_examples
+    )
 
     assert [row for table in tables for row in table["row"].to_pylist()] == given.kept_rows
     assert [one["row"] for one in examples] == given.kept_rows
     assert tally == tally_of_examples == given.reasons
 
 
-@pytest.mark.parametrize(("ranks", "workers", "start"), [(1, 0, None), (3, 2, "fork"), (1, 2, "spawn")])
-def test_workers_and_ranks_read_every_allowed_row_once(small: Corpus, ranks: int, workers: int, start: str) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "workers", "start"), [(1, 0, None), (3, 2, "fork"), (1, 2, "spawn")]
+)
+def test_workers_and_ranks_read_every_allowed_row_once(
+    small: Corpus, ranks: int, workers: int, start: str
+) -> None:
     """A row read by two workers counts double in the model, and one read by none is lost."""
     examples, found, tally = small.table.to_pylist(), [], Counter[Reason]()
     for rank in range(ranks):
-        dataset = ConsentDataset(Sent(), Stream(examples), purpose=small.purpose, tally=tally, rank=rank, ranks=ranks)
+        dataset = ConsentDataset(
+            Sent(), Stream(examples), purpose=small.purpose, tally=tally, rank=rank, ranks=ranks
+        )
         found += rows_of(loader_of(dataset, workers, start))
 
     assert sorted(found) == small.kept_rows
@@ -153,33 +171,46 @@ def test_workers_and_ranks_read_every_allowed_row_once(small: Corpus, ranks: int
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (3, "fork")])
 @pytest.mark.parametrize("after", [0, 1, 4, 7])
-def test_a_resumed_epoch_goes_on_in_the_very_order(small: Corpus, workers: int, start: str, after: int) -> None:
-    """A run that was resumed and one that never stopped see the same batches, or neither can be repeated."""
+def test_a_resumed_epoch_goes_on_in_the_very_order(
+    small: Corpus, workers: int, start: str, after: int
+) -> None:
+    """A run that was resumed and one that never stopped see the same batches, or neither can be
+    repeated.
+    """
     examples = small.table.to_pylist()
     for rank in (0, 1):
         asked: dict[str, Any] = {"purpose": small.purpose, "rank": rank, "ranks": 2}
-        whole = [list_of(batch) for batch in loader_of(ConsentDataset(small.judge, examples, **asked), workers, start)]
+        whole = [
+            list_of(batch)
+            for batch in loader_of(ConsentDataset(small.decider, examples, **asked), workers, start)
+        ]
         assert len(whole) > after
-        first = loader_of(ConsentDataset(small.judge, examples, **asked), workers, start)
+        first = loader_of(ConsentDataset(small.decider, examples, **asked), workers, start)
         begun = [list_of(batch) for batch in islice(first, after)]
         state = json.loads(json.dumps(first.state_dict()))
 
-        second = loader_of(ConsentDataset(small.judge, examples, **asked), workers, start)
+        second = loader_of(ConsentDataset(small.decider, examples, **asked), workers, start)
         second.load_state_dict(state)
 
         assert begun + [list_of(batch) for batch in second] == whole
-        assert state["view"] == small.judge.view_id
+        assert state["snapshot"] == small.decider.snapshot_id
         assert [list_of(batch) for batch in second] == whole, "the next epoch is a whole one"
 
 
 @pytest.mark.parametrize(("workers", "start"), WORKERS)
-def test_single_examples_come_as_they_are_and_resume(small: Corpus, workers: int, start: str) -> None:
-    """Without a batch size there are no rows to take out: an example is handed out whole or not at all."""
+def test_single_examples_come_as_they_are_and_resume(
+    small: Corpus, workers: int, start: str
+) -> None:
+    """Without a batch size there are no rows to take out: an example is handed out whole or not at
+    all.
+    """
     examples = small.table.to_pylist()
 
     def loader() -> ConsentLoader:
-        dataset = ConsentDataset(small.judge, Stream(examples), purpose=small.purpose)
-        return ConsentLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=start)
+        dataset = ConsentDataset(small.decider, Stream(examples), purpose=small.purpose)
+        return ConsentLoader(
+            dataset, batch_size=None, num_workers=workers, multiprocessing_context=start
+        )
 
     whole = [one["row"] for one in loader()]
     assert sorted(whole) == small.kept_rows
@@ -193,9 +224,9 @@ def test_single_examples_come_as_they_are_and_resume(small: Corpus, workers: int
 def test_a_data_set_by_itself_resumes_where_it_was(small: Corpus) -> None:
     """Loaders that keep state, such as torchdata's, ask the data set itself."""
     examples = small.table.to_pylist()
-    first = ConsentDataset(small.judge, Stream(examples), purpose=small.purpose)
+    first = ConsentDataset(small.decider, Stream(examples), purpose=small.purpose)
     begun = [one["row"] for one in islice(first, 77)]
-    second = ConsentDataset(small.judge, Stream(examples), purpose=small.purpose)
+    second = ConsentDataset(small.decider, Stream(examples), purpose=small.purpose)
     second.load_state_dict(first.state_dict())
 
     assert begun + [one["row"] for one in second] == small.kept_rows
@@ -204,9 +235,11 @@ def test_a_data_set_by_itself_resumes_where_it_was(small: Corpus) -> None:
 
 def test_the_end_of_an_epoch_is_the_beginning_of_the_next(small: Corpus) -> None:
     """A state that was taken between two epochs must not give an empty one."""
-    loader = loader_of(ConsentDataset(small.judge, small.table.to_pylist(), purpose=small.purpose))
+    loader = loader_of(
+        ConsentDataset(small.decider, small.table.to_pylist(), purpose=small.purpose)
+    )
     rows_of(loader)
-    again = loader_of(ConsentDataset(small.judge, small.table.to_pylist(), purpose=small.purpose))
+    again = loader_of(ConsentDataset(small.decider, small.table.to_pylist(), purpose=small.purpose))
     again.load_state_dict(loader.state_dict())
 
     assert rows_of(again) == small.kept_rows
@@ -214,7 +247,7 @@ def test_the_end_of_an_epoch_is_the_beginning_of_the_next(small: Corpus) -> None
 
 def test_a_state_loaded_here_is_not_read_by_each_worker_in_each_epoch(small: Corpus) -> None:
     """torch's own loader would skip what was read before in every epoch to come."""
-    dataset = ConsentDataset(small.judge, Stream(small.table.to_pylist()), purpose=small.purpose)
+    dataset = ConsentDataset(small.decider, Stream(small.table.to_pylist()), purpose=small.purpose)
     dataset.load_state_dict(dataset.state_dict())
 
     with pytest.raises(Exception, match=r"input\.state"):
@@ -225,12 +258,12 @@ def test_who_opted_out_before_the_resume_is_left_out_and_nobody_else(small: Corp
     """A run is resumed days later: who said no meanwhile was told that it counts at once."""
     given = corpus.small()
     examples, leaving = given.table.to_pylist(), corpus.allowed_member(given)
-    first = loader_of(ConsentDataset(given.judge, examples, purpose=given.purpose))
+    first = loader_of(ConsentDataset(given.decider, examples, purpose=given.purpose))
     begun = rows_of(islice(first, 5))
     state = first.state_dict()
 
-    corpus.opt_out(given.view, leaving)
-    second = loader_of(ConsentDataset(given.judge, examples, purpose=given.purpose))
+    corpus.opt_out(given.snapshot, leaving)
+    second = loader_of(ConsentDataset(given.decider, examples, purpose=given.purpose))
     second.load_state_dict(state)
 
     rest = [row for row in small.kept_rows if row not in begun]
@@ -240,41 +273,47 @@ def test_who_opted_out_before_the_resume_is_left_out_and_nobody_else(small: Corp
 def test_no_resume_under_a_view_that_went_back(small: Corpus) -> None:
     """An older view has forgotten opt-outs that were heeded before."""
     newer = corpus.small()
-    corpus.opt_out(newer.view, corpus.allowed_member(newer))
-    state = ConsentDataset(newer.judge, [], purpose=newer.purpose).state_dict()
-    dataset = ConsentDataset(small.judge, small.table.to_pylist(), purpose=small.purpose)
+    corpus.opt_out(newer.snapshot, corpus.allowed_member(newer))
+    state = ConsentDataset(newer.decider, [], purpose=newer.purpose).state_dict()
+    dataset = ConsentDataset(small.decider, small.table.to_pylist(), purpose=small.purpose)
 
     with pytest.raises(Refused) as refused:
         dataset.load_state_dict(state)
     assert refused.value.code == "trainer.view_went_back"
-    dataset.load_state_dict(state, allow_older_view=True)
+    dataset.load_state_dict(state, allow_older_snapshot=True)
     with pytest.raises(InvalidInput, match="purpose"):
-        ConsentDataset(newer.judge, [], purpose="ads").load_state_dict(state)
+        ConsentDataset(newer.decider, [], purpose="ads").load_state_dict(state)
     with pytest.raises(InvalidInput, match="shares"):
-        loader_of(ConsentDataset(newer.judge, [], purpose=newer.purpose), 2, "fork").load_state_dict(state)
+        loader_of(
+            ConsentDataset(newer.decider, [], purpose=newer.purpose), 2, "fork"
+        ).load_state_dict(state)
 
 
 @pytest.mark.parametrize("form", ["dataset", "loader", "batches"])
-def test_who_opts_out_while_an_epoch_runs_is_in_no_later_batch(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_opts_out_while_an_epoch_runs_is_in_no_later_batch(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was judged ahead, and waits to be handed out, is as old as the wait is long."""
     monkeypatch.setattr(torch_, "RECHECK_SECONDS", 0.02)
     given = corpus.small()
     examples, leaving = given.table.to_pylist(), corpus.allowed_member(given)
-    dataset = ConsentDataset(given.judge, examples, purpose=given.purpose, block=10_000)
+    dataset = ConsentDataset(given.decider, examples, purpose=given.purpose, block=10_000)
     plain = DataLoader(Indexed(examples), batch_size=32, collate_fn=columns_of)
     batches: Any = {
         "dataset": ({"row": [one["row"]]} for one in dataset),
         "loader": iter(loader_of(dataset)),
-        "batches": filter_batches(given.judge, plain, purpose=given.purpose),
+        "batches": filter_batches(given.decider, plain, purpose=given.purpose),
     }[form]
 
     found = list(islice(batches, 3))
-    corpus.opt_out(given.view, leaving)
+    corpus.opt_out(given.snapshot, leaving)
     time.sleep(0.05)
     told = rows_of(found)
     found += list(batches)
 
-    expected = [row for row in given.kept_rows if row in told or examples[row]["member_id"] != leaving]
+    expected = [
+        row for row in given.kept_rows if row in told or examples[row]["member_id"] != leaving
+    ]
     assert rows_of(found) == expected
     assert len(expected) < len(given.kept_rows)
 
@@ -283,7 +322,9 @@ def test_who_opts_out_while_an_epoch_runs_is_in_no_later_batch(form: str, monkey
 def test_an_epoch_that_cannot_be_judged_on_fails_and_does_not_just_end(
     workers: int, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An epoch that ends early looks like a whole one: nobody would ever know that most of it was not read."""
+    """An epoch that ends early looks like a whole one: nobody would ever know that most of it was
+    not read.
+    """
     monkeypatch.setattr(torch_, "RECHECK_SECONDS", 0.02)
     until = tmp_path / "until"
     given = corpus.small()
@@ -302,7 +343,9 @@ def test_an_epoch_that_cannot_be_judged_on_fails_and_does_not_just_end(
 
 
 def test_workers_say_stale_with_a_code_of_their_own(tmp_path: Path, small: Corpus) -> None:
-    """The main process may still be fresh: then the workers' word counts, and is told as what it is."""
+    """The main process may still be fresh: then the workers' word counts, and is told as what it
+    is.
+    """
 
     class Apart(Sent):
         def portable(self) -> Sent:
@@ -331,17 +374,32 @@ def test_a_client_is_refused_in_workers(small: Corpus) -> None:
 
 
 def test_ids_of_any_type_are_read_row_by_row() -> None:
-    """Were one row's type to decide about another's, the place of a block's end would decide who is trained on."""
+    """Were one row's type to decide about another's, the place of a block's end would decide who is
+    trained on.
+    """
     given = corpus.small("integers")
     member = int(corpus.allowed_member(given))
-    ids = [member, str(member), torch.tensor(member), np.int64(member), None, True, float(member), b"x", [member], "é"]
+    ids = [
+        member,
+        str(member),
+        torch.tensor(member),
+        np.int64(member),
+        None,
+        True,
+        float(member),
+        b"x",
+        [member],
+        "é",
+    ]
     examples = [{"member_id": one, "row": row, "jurisdiction": "IN"} for row, one in enumerate(ids)]
     examples.append({"row": 99, "jurisdiction": "IN"})
     for block in (2, 3, 100):
         tally = Counter[Reason]()
-        dataset = ConsentDataset(given.judge, examples, purpose=given.purpose, tally=tally, block=block)
+        dataset = ConsentDataset(
+            given.decider, examples, purpose=given.purpose, tally=tally, block=block
+        )
         assert [one["row"] for one in dataset] == [0, 1, 2, 3]
-        assert tally[Reason.HELD] == 7
+        assert tally[Reason.QUARANTINED] == 7
 
 
 def test_rows_leave_every_field_of_a_batch() -> None:
@@ -378,13 +436,13 @@ def test_what_cannot_be_filtered_is_told_at_the_first_batch(small: Corpus) -> No
         (ok | {"jurisdiction": ["IN", "IN"]}, "not equally long"),
     ):
         with pytest.raises(InvalidInput, match=told):
-            list(filter_batches(small.judge, [batch], **asked))
+            list(filter_batches(small.decider, [batch], **asked))
     with pytest.raises(InvalidInput, match="An example is a tuple"):
-        list(ConsentDataset(small.judge, [(1, 2)], **asked))
+        list(ConsentDataset(small.decider, [(1, 2)], **asked))
     with pytest.raises(InvalidInput, match="has no column 'member_id'; it has 'who'"):
-        list(ConsentDataset(small.judge, [{"who": "m"}], **asked))
+        list(ConsentDataset(small.decider, [{"who": "m"}], **asked))
     with pytest.raises(InvalidInput, match="no rank 2"):
-        ConsentDataset(small.judge, [], rank=2, ranks=2, **asked)
+        ConsentDataset(small.decider, [], rank=2, ranks=2, **asked)
 
 
 def test_a_source_that_splits_itself_is_not_split_again(small: Corpus) -> None:
@@ -392,11 +450,11 @@ def test_a_source_that_splits_itself_is_not_split_again(small: Corpus) -> None:
     import datasets
 
     stream = datasets.Dataset(small.table).to_iterable_dataset(num_shards=2)
-    split = ConsentDataset(small.judge, stream, purpose=small.purpose, source_shards=True)
+    split = ConsentDataset(small.decider, stream, purpose=small.purpose, source_shards=True)
     assert sorted(rows_of(loader_of(split, 2, "fork"))) == small.kept_rows
 
     with pytest.raises(InvalidInput, match="splits itself"):
-        list(loader_of(ConsentDataset(small.judge, stream, purpose=small.purpose), 2, "fork"))
+        list(loader_of(ConsentDataset(small.decider, stream, purpose=small.purpose), 2, "fork"))
 
 
 class Endless(IterableDataset[Any]):
@@ -423,7 +481,9 @@ def test_an_opt_out_and_a_lost_broker_reach_the_workers_of_a_running_epoch(
     options: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": start}
     plain = iter(DataLoader(dataset, batch_size=16, collate_fn=columns_of, **options))
     loader = iter(ConsentLoader(dataset, batch_size=16, collate_fn=columns_of, **options))
-    assert {member for batch in islice(plain, 40) for member in batch["member_id"]} == {f"c:{n}" for n in range(10)}
+    assert {member for batch in islice(plain, 40) for member in batch["member_id"]} == {
+        f"c:{n}" for n in range(10)
+    }
     next(loader)
 
     world.produce(opted_out("c:3"))

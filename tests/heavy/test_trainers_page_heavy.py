@@ -26,9 +26,13 @@ LINES_MAX = 35
 
 @pytest.fixture
 def consentry_world(shared: LocalStack, tmp_path: Path) -> Iterator[World]:
-    """The namespace that the snippets use; of three authors one opted out, and one row in four is nobody's."""
+    """The namespace that the snippets use; of three authors one opted out, and one row in four is
+    nobody's.
+    """
     write_posts(tmp_path / "posts.parquet")
-    with page_world(shared, tmp_path, *map(lives_in, ("c:1", "c:2", "c:3")), opted_out("c:2")) as world:
+    with page_world(
+        shared, tmp_path, *map(lives_in, ("c:1", "c:2", "c:3")), opted_out("c:2")
+    ) as world:
         yield world
 
 
@@ -71,21 +75,31 @@ def run_section(world: World, section: str) -> str:
     return done.stdout
 
 
-def test_the_pytorch_snippet_runs_from_a_file_and_leaves_out_who_opted_out(consentry_world: World) -> None:
-    """The first thing that anybody does with a page is to copy it; without a guard its workers begin it anew."""
+def test_the_pytorch_snippet_runs_from_a_file_and_leaves_out_who_opted_out(
+    consentry_world: World,
+) -> None:
+    """The first thing that anybody does with a page is to copy it; without a guard its workers
+    begin it anew.
+    """
     printed = run_section(consentry_world, "PyTorch").splitlines()
     assert sum(int(line.split()[0]) for line in printed if line.endswith("rows of a batch")) == 50
 
 
-def test_the_ray_snippet_runs_from_a_file_and_leaves_out_who_opted_out(consentry_world: World) -> None:
+def test_the_ray_snippet_runs_from_a_file_and_leaves_out_who_opted_out(
+    consentry_world: World,
+) -> None:
     """The first thing that anybody does with a page is to copy it."""
     assert "50 rows" in run_section(consentry_world, "Ray Data")
 
 
-def test_the_spark_snippet_runs_from_a_file_and_leaves_out_who_opted_out(consentry_world: World) -> None:
+def test_the_spark_snippet_runs_from_a_file_and_leaves_out_who_opted_out(
+    consentry_world: World,
+) -> None:
     """The first thing that anybody does with a page is to copy it."""
     run_section(consentry_world, "Spark")
-    assert pq.read_table(consentry_world.directory / "allowed.parquet")["member_id"].value_counts().to_pylist() == [
+    assert pq.read_table(consentry_world.directory / "allowed.parquet")[
+        "member_id"
+    ].value_counts().to_pylist() == [
         {"values": "c:1", "counts": 25},
         {"values": "c:3", "counts": 25},
     ]

@@ -1,4 +1,6 @@
-"""The agent on the real stack, driven by a program in another language; the hooks of a client; the check of files."""
+"""The agent on the real stack, driven by a program in another language; the hooks of a client; the
+check of files.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.stack import PURPOSE, Running, World, allowed, erased, lives_in, opted_out, pause, wait_for
+from tests.stack import (
+    PURPOSE,
+    Running,
+    World,
+    allowed,
+    erased,
+    lives_in,
+    opted_out,
+    pause,
+    wait_for,
+)
 
 from consentry.domain.controls import Reach
 from consentry.domain.orders import PurgeOrder
@@ -26,7 +38,9 @@ MEMBERS = ("anna", "bert", "carl")
 
 
 class NodeTrainer:
-    """docs/examples/agent_client.mjs as it runs; each line that it prints is one answer it acts by."""
+    """docs/examples/agent_client.mjs as it runs; each line that it prints is one answer it acts
+    by.
+    """
 
     def __init__(self, url: str, token: str) -> None:
         node = shutil.which("node")
@@ -128,7 +142,9 @@ def test_a_trainer_in_javascript_leaves_out_who_opts_out_and_everybody_when_the_
     assert agent.stop() in (0, -15), agent.text()[-3000:]
 
 
-def test_hooks_tell_an_opt_out_a_pause_and_a_purge_order_and_check_finds_the_rows(world: World, tmp_path: Path) -> None:
+def test_hooks_tell_an_opt_out_a_pause_and_a_purge_order_and_check_finds_the_rows(
+    world: World, tmp_path: Path
+) -> None:
     """A cache, or a feature store, that is not told serves who opted out."""
     world.processor().wait_ready()
     world.open_policy()
@@ -141,7 +157,14 @@ def test_hooks_tell_an_opt_out_a_pause_and_a_purge_order_and_check_finds_the_row
     wait_for(lambda: all(allowed(client, member) for member in MEMBERS), "all allowed")
     (tmp_path / "posts.jsonl").write_text('{"author": "anna"}\n{"author": "bert"}\n')
     (tmp_path / "clean.csv").write_text("author,text\ncarl,hello\n")
-    check = ["check", str(tmp_path / "posts.jsonl"), str(tmp_path / "clean.csv"), "--member-col", "author", "--json"]
+    check = [
+        "check",
+        str(tmp_path / "posts.jsonl"),
+        str(tmp_path / "clean.csv"),
+        "--member-col",
+        "author",
+        "--json",
+    ]
     assert world.cli(*check).returncode == 0
 
     world.produce(opted_out("bert"))
@@ -154,7 +177,10 @@ def test_hooks_tell_an_opt_out_a_pause_and_a_purge_order_and_check_finds_the_row
     world.control(pause("hk-2024", "US", reach=Reach.PRIOR_AND_FUTURE))
     wait_for(lambda: any(one.cause is Cause.CONTROL for one in found), "the pause is told")
     wait_for(lambda: any("anna" in one.members for one in found), "the erasure is told")
-    wait_for(lambda: {order.because.value for order in orders} == {"ERASURE", "PAUSE"}, "the orders are told")
+    wait_for(
+        lambda: {order.because.value for order in orders} == {"ERASURE", "PAUSE"},
+        "the orders are told",
+    )
     missing = world.cli("check", str(tmp_path), "--member-col", "nobody")
     assert missing.returncode == 2
     assert "'author'" in missing.stdout

@@ -1,4 +1,6 @@
-"""The bundler on the real stack: bundles while all is fresh, through kills and rivals, and records that are healed."""
+"""The bundler on the real stack: bundles while all is fresh, through kills and rivals, and records
+that are healed.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,25 @@ class Bundles:
         self.keys = PublicKeys.read(self.public_key)
 
     def bundler(
-        self, worker_id: str = "b1", *, every: float = 0.3, snapshot_every: int = 5, keep: float = 60
+        self,
+        worker_id: str = "b1",
+        *,
+        every: float = 0.3,
+        snapshot_every: int = 5,
+        keep: float = 60,
     ) -> Running:
         return self.world.start(
-            *("bundler", "--store", str(self.store), "--key", str(self.key), "--keep", str(keep), "--claim", "5"),
+            *(
+                "bundler",
+                "--store",
+                str(self.store),
+                "--key",
+                str(self.key),
+                "--keep",
+                str(keep),
+                "--claim",
+                "5",
+            ),
             *("--every", str(every), "--snapshot-every", str(snapshot_every)),
             name=f"bundler-{worker_id}",
             WORKER_ID=worker_id,
@@ -67,7 +84,11 @@ class Bundles:
 
     def newest(self, *, least: int = 0) -> Manifest:
         return open_bundle(
-            BundleStore(self.store), keys=self.keys, namespace=None, now=system_clock(), least_sequence=least
+            BundleStore(self.store),
+            keys=self.keys,
+            namespace=None,
+            now=system_clock(),
+            least_sequence=least,
         ).manifest
 
     def wait_beyond(self, sequence: int, *, seconds: float = 30) -> Manifest:
@@ -98,8 +119,12 @@ def append_by_hand(world: World, member: str, value: bytes) -> None:
     assert producer.flush(20) == 0
 
 
-def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_is_not_fresh(world: World) -> None:
-    """A trainer that starts from a bundle without the last opt-outs, and believes it, trains on those members."""
+def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_is_not_fresh(
+    world: World,
+) -> None:
+    """A trainer that starts from a bundle without the last opt-outs, and believes it, trains on
+    those members.
+    """
     worker = world.processor().wait_ready()
     world.open_policy()
     world.produce(*(lives_in(f"m:{number}") for number in range(50)))
@@ -115,13 +140,19 @@ def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_
 
     wait_for(arrived, "the opt-out in a bundle", every=0.2)
     bundles.wait_beyond(4)
-    assert {"snapshot", "delta"} == {name.split("-")[1] for name in BundleStore(bundles.store).bundle_ids()}
+    assert {"snapshot", "delta"} == {
+        name.split("-")[1] for name in BundleStore(bundles.store).bundle_ids()
+    }
     world.ok("bundle", "verify", str(bundles.store), "--key", str(bundles.public_key))
     assert bundler.metric("consentry_bundle_age_seconds") < 5
     assert bundler.metric("consentry_bundles_total", outcome="delta") >= 2
     exported = bundler.page("/metrics")[1]
-    wanted = {name for name in METRICS if name.startswith("consentry_bundle")} | {"consentry_members_held"}
-    assert {name for name in wanted if f"# HELP {name} " not in exported} == set(), "alerts would watch nothing"
+    wanted = {name for name in METRICS if name.startswith("consentry_bundle")} | {
+        "consentry_members_held"
+    }
+    assert {name for name in wanted if f"# HELP {name} " not in exported} == set(), (
+        "alerts would watch nothing"
+    )
 
     worker.kill()
     wait_for(lambda: bundler.page("/readyz")[0] == 503, "not ready without a processor")
@@ -135,14 +166,20 @@ def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_
     assert bundler.stop() == 0
 
 
-def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_it(world: World) -> None:
-    """A trainer without a way to the object store starts from what it gets at the door, or not at all."""
+def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_it(
+    world: World,
+) -> None:
+    """A trainer without a way to the object store starts from what it gets at the door, or not at
+    all.
+    """
     world.processor().wait_ready()
     world.open_policy()
     world.produce(*(lives_in(f"m:{number}") for number in range(30)))
     bundles = Bundles(world)
     bundles.bundler(every=1.0).wait_ready()
-    gateway = Gateway(world, BUNDLE_STORE=str(bundles.store), BUNDLE_PUBLIC_KEY_FILES=str(bundles.public_key))
+    gateway = Gateway(
+        world, BUNDLE_STORE=str(bundles.store), BUNDLE_PUBLIC_KEY_FILES=str(bundles.public_key)
+    )
     trainer = "dev:ranker:trainer"
     first = gateway.call("GET", "/v1/bundles/latest", who=trainer)
     content, _, signature = first.body.partition(b"\n")
@@ -152,7 +189,9 @@ def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_i
     gateway.choose("m:3", "OPT_OUT")
 
     def changed() -> bool:
-        again = gateway.call("GET", "/v1/bundles/latest", who=trainer, if_none_match=first.headers["etag"])
+        again = gateway.call(
+            "GET", "/v1/bundles/latest", who=trainer, if_none_match=first.headers["etag"]
+        )
         assert (again.status, again.body) == (304, b"") or again.status == 200
         return again.status == 200
 
@@ -160,13 +199,22 @@ def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_i
     store = open_store(f"{gateway.url}/v1/bundles", credential=trainer)
 
     def read() -> BundleState:
-        return restore(open_bundle(store, keys=bundles.keys, namespace=world.namespace, now=system_clock()))
+        return restore(
+            open_bundle(store, keys=bundles.keys, namespace=world.namespace, now=system_clock())
+        )
 
-    wait_for(lambda: dict(read().items()) == world.expected_records(), "the opt-out by HTTP", every=0.3)
+    wait_for(
+        lambda: dict(read().items()) == world.expected_records(), "the opt-out by HTTP", every=0.3
+    )
     for who, code in (("dev:x:producer", 403), ("dev:ranker:trainer:ads", 403), (None, 401)):
         assert gateway.call("GET", "/v1/bundles/latest", who=who).status == code
     with pytest.raises(Refused, match="credential"):
-        open_bundle(open_store(f"{gateway.url}/v1/bundles"), keys=bundles.keys, namespace=None, now=system_clock())
+        open_bundle(
+            open_store(f"{gateway.url}/v1/bundles"),
+            keys=bundles.keys,
+            namespace=None,
+            now=system_clock(),
+        )
     keys = PublicKeys([SigningKey.generate().public])
     with pytest.raises(BundleRefused) as forged:
         open_bundle(store, keys=keys, namespace=None, now=system_clock())
@@ -174,8 +222,12 @@ def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_i
     assert "m:3" not in gateway.running.text()
 
 
-def test_a_bundler_that_is_killed_leaves_a_readable_bundle_and_the_next_goes_on(world: World) -> None:
-    """A half-written bundle would keep every trainer from starting until somebody cleans up by hand."""
+def test_a_bundler_that_is_killed_leaves_a_readable_bundle_and_the_next_goes_on(
+    world: World,
+) -> None:
+    """A half-written bundle would keep every trainer from starting until somebody cleans up by
+    hand.
+    """
     world.processor().wait_ready()
     world.open_policy()
     world.produce(*(lives_in(f"m:{number}") for number in range(400)))
@@ -192,9 +244,15 @@ def test_a_bundler_that_is_killed_leaves_a_readable_bundle_and_the_next_goes_on(
         sequence = manifest.sequence
         assert len(state) == 400
     last = bundles.bundler(every=0.1, snapshot_every=2, keep=0)
-    wait_for(lambda: dict(bundles.state()[1].items()) == world.expected_records(), "all choices", every=0.2)
+    wait_for(
+        lambda: dict(bundles.state()[1].items()) == world.expected_records(),
+        "all choices",
+        every=0.2,
+    )
     last.stop()
-    assert len(BundleStore(bundles.store).bundle_ids()) <= 6, "what the killed ones left is deleted in time"
+    assert len(BundleStore(bundles.store).bundle_ids()) <= 6, (
+        "what the killed ones left is deleted in time"
+    )
 
 
 def test_two_bundlers_on_one_store_take_turns_and_never_fork_the_chain(world: World) -> None:
@@ -208,14 +266,18 @@ def test_two_bundlers_on_one_store_take_turns_and_never_fork_the_chain(world: Wo
     wait_for(lambda: told(second)["outcome"] == "standby", "the second stands by")
     sequence = bundles.newest().sequence
     first.freeze()
-    wait_for(lambda: told(second)["outcome"] in ("snapshot", "delta"), "the second took over", seconds=90)
+    wait_for(
+        lambda: told(second)["outcome"] in ("snapshot", "delta"), "the second took over", seconds=90
+    )
     sequence = bundles.wait_beyond(sequence + 2).sequence
     world.produce(opted_out("m:3"))
     first.thaw()
     wait_for(lambda: told(first)["outcome"] == "standby", "the first stands by", seconds=20)
     sequence = bundles.wait_beyond(sequence + 2).sequence
     second.kill()
-    wait_for(lambda: told(first)["outcome"] in ("snapshot", "delta"), "the first took over", seconds=90)
+    wait_for(
+        lambda: told(first)["outcome"] in ("snapshot", "delta"), "the first took over", seconds=90
+    )
     manifest, state = bundles.state(least=sequence)
     assert dict(state.items()) == world.expected_records()
     assert manifest.sequence >= sequence
@@ -223,24 +285,32 @@ def test_two_bundlers_on_one_store_take_turns_and_never_fork_the_chain(world: Wo
     assert len(numbers) == len(set(numbers)), "no number was given twice"
 
 
-def test_a_record_that_went_back_is_published_again_also_if_nobody_ran_when_it_did(world: World) -> None:
-    """Compaction keeps the last message: who starts from the log an hour later would train on who opted out."""
+def test_a_record_that_went_back_is_published_again_also_if_nobody_ran_when_it_did(
+    world: World,
+) -> None:
+    """Compaction keeps the last message: who starts from the log an hour later would train on who
+    opted out.
+    """
     world.processor().wait_ready()
     world.open_policy()
     client = world.client()
     world.produce(lives_in("anna"), lives_in("bo"), opted_in("anna"), opted_in("bo"))
     wait_for(lambda: allowed(client, "anna") and allowed(client, "bo"), "answers")
-    older = {member: client.view.records[member.encode()] for member in ("anna", "bo")}
+    older = {member: client.snapshot.records[member.encode()] for member in ("anna", "bo")}
     world.produce(opted_out("anna"), opted_out("bo"))
     wait_for(lambda: not allowed(client, "anna") and not allowed(client, "bo"), "opted out")
-    newest = {member: client.view.records[member.encode()] for member in ("anna", "bo")}
+    newest = {member: client.snapshot.records[member.encode()] for member in ("anna", "bo")}
     append_by_hand(world, "anna", older["anna"])
     time.sleep(1)
-    assert last_in_log(world, "anna") == older["anna"], "without a bundler the older record is what stays"
+    assert last_in_log(world, "anna") == older["anna"], (
+        "without a bundler the older record is what stays"
+    )
 
     bundles = Bundles(world)
     bundler = bundles.bundler().wait_ready()
-    wait_for(lambda: last_in_log(world, "anna") == newest["anna"], "healed by looking back", every=0.2)
+    wait_for(
+        lambda: last_in_log(world, "anna") == newest["anna"], "healed by looking back", every=0.2
+    )
     append_by_hand(world, "bo", older["bo"])
     wait_for(lambda: last_in_log(world, "bo") == newest["bo"], "healed live", seconds=5, every=0.2)
 

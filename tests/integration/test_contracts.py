@@ -41,7 +41,9 @@ class TestKafkaPublisher(PublisherContract):
     @pytest.fixture
     def publisher(self, world: World) -> Iterator[KafkaPublisher]:
         """A publisher on the stack's broker."""
-        publisher = KafkaPublisher(world.kafka, namespace=world.namespace, catalog=world.catalog, version="test")
+        publisher = KafkaPublisher(
+            world.kafka, namespace=world.namespace, catalog=world.catalog, version="test"
+        )
         yield publisher
         publisher.close()
 
@@ -51,10 +53,15 @@ class TestKafkaPublisher(PublisherContract):
 
         def read() -> Readable:
             records = [
-                (one.partition, Published(one.key or b"", one.value or b"", one.appended_at // 1000))
+                (
+                    one.partition,
+                    Published(one.key or b"", one.value or b"", one.appended_at // 1000),
+                )
                 for one in read_all(world.kafka, world.topic(RECORDS))
             ]
-            refusals = [refusal(one.value or b"") for one in read_all(world.kafka, world.topic(QUARANTINE))]
+            refusals = [
+                refusal(one.value or b"") for one in read_all(world.kafka, world.topic(QUARANTINE))
+            ]
             return Readable(records, refusals)
 
         return read
@@ -62,7 +69,9 @@ class TestKafkaPublisher(PublisherContract):
 
 def refusal(value: bytes) -> Refusal:
     """A refused message as it stands in quarantine."""
-    fields = fastavro.schemaless_reader(io.BytesIO(value[FRAME_LENGTH:]), schema("Quarantined").parsed, None)
+    fields = fastavro.schemaless_reader(
+        io.BytesIO(value[FRAME_LENGTH:]), schema("Quarantined").parsed, None
+    )
     assert isinstance(fields, dict)
     names = ("partition", "offset", "key", "value", "appended_at", "error_class")
     return Refusal(*(fields[name] for name in names))

@@ -1,4 +1,6 @@
-"""What a control would change is told from the real table, and is what then happens; nothing is sent before."""
+"""What a control would change is told from the real table, and is what then happens; nothing is
+sent before.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ MEMBERS = ("hk-silent", "hk-also-silent", "hk-in", "hk-out", "us-silent", "moved
 def people(world: World) -> Client:
     """Members in Hong Kong and elsewhere, in the table, and a trainer that knows them."""
     world.produce(
-        *(lives_in(name, "HK") for name in ("hk-silent", "hk-also-silent", "hk-in", "hk-out", "moved-away")),
+        *(
+            lives_in(name, "HK")
+            for name in ("hk-silent", "hk-also-silent", "hk-in", "hk-out", "moved-away")
+        ),
         lives_in("us-silent", "US"),
         lives_in("moved-away", "US"),
         opted_in("hk-in"),
@@ -73,7 +78,12 @@ def told(world: World, *arguments: str) -> dict[str, Any]:
     """What a dry run says; it must have sent nothing."""
     before = written(world)
     found: dict[str, Any] = json.loads(
-        world.ok(*arguments, "--dry-run", "--json", environment={"SUBSCRIBERS": "ranker=posts,writer=articles"})
+        world.ok(
+            *arguments,
+            "--dry-run",
+            "--json",
+            environment={"SUBSCRIBERS": "ranker=posts,writer=articles"},
+        )
     )
     assert written(world) == before
     assert found["sent"] is False
@@ -99,7 +109,9 @@ def counted(changes: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
 
 
 def test_a_dry_run_of_a_pause_and_of_its_lift_tells_exactly_what_then_happens(world: World) -> None:
-    """A regulator would be told a number, and another one be paused; or the try itself would pause a country."""
+    """A regulator would be told a number, and another one be paused; or the try itself would pause
+    a country.
+    """
     world.processor().wait_ready()
     world.open_policy(Regime.DEFAULT_ON)
     client = people(world)
@@ -124,8 +136,15 @@ def test_a_dry_run_of_a_pause_and_of_its_lift_tells_exactly_what_then_happens(wo
     assert counted(found["changes"]) == changed(before, paused)
     assert told(world, *impose)["changes_nothing"]
     explained = json.loads(world.ok("explain", "hk-out", "--jurisdiction", "US", "--json"))
-    assert explained["because"][0].startswith("Hong Kong (HK) is paused since 11 Oct 2024 by PCPD undertaking (hk-2024")
-    assert [ground["kind"] for ground in explained["grounds"]] == ["pause", "fact", "fact", "policy"]
+    assert explained["because"][0].startswith(
+        "Hong Kong (HK) is paused since 11 Oct 2024 by PCPD undertaking (hk-2024"
+    )
+    assert [ground["kind"] for ground in explained["grounds"]] == [
+        "pause",
+        "fact",
+        "fact",
+        "policy",
+    ]
     assert (explained["row"]["jurisdiction"], explained["controls"]) == ("US", 2)
     assert all(fact["counts"] for fact in explained["facts"])
 
@@ -139,7 +158,9 @@ def test_a_dry_run_of_a_pause_and_of_its_lift_tells_exactly_what_then_happens(wo
     assert reason(client, "hk-out") == "OPTED_OUT"
 
 
-def test_a_dry_run_of_a_policy_says_what_it_opens_and_tells_exactly_what_then_happens(world: World) -> None:
+def test_a_dry_run_of_a_policy_says_what_it_opens_and_tells_exactly_what_then_happens(
+    world: World,
+) -> None:
     """A second pair of eyes would sign a policy without knowing that it opens a country."""
     world.processor().wait_ready()
     world.open_policy(Regime.OPT_IN)
@@ -185,7 +206,7 @@ def test_a_member_whose_record_cannot_be_trusted_is_counted_as_held(world: World
 
     dry = told(world, "pause", "impose", "hk-2024", "--jurisdiction", "HK")
 
-    assert (dry["held"], dry["covered"]) == (1, {"HK": 1})
+    assert (dry["quarantined"], dry["covered"]) == (1, {"HK": 1})
 
 
 def test_a_table_that_cannot_be_trusted_gives_no_numbers(world: World) -> None:
@@ -216,11 +237,27 @@ def test_a_table_that_cannot_be_trusted_gives_no_numbers(world: World) -> None:
 @pytest.mark.parametrize(
     ("command", "text", "said"),
     [
-        ("impose", "pause: a\njurisdicions: [HK]", "line 2, jurisdicions: 'jurisdicions' is not a field of the pause"),
-        ("impose", "pause: a\njurisdictions: [HK, UK]", "line 2, jurisdictions: 'UK' is not an ISO 3166 code"),
+        (
+            "impose",
+            "pause: a\njurisdicions: [HK]",
+            "line 2, jurisdicions: 'jurisdicions' is not a field of the pause",
+        ),
+        (
+            "impose",
+            "pause: a\njurisdictions: [HK, UK]",
+            "line 2, jurisdictions: 'UK' is not an ISO 3166 code",
+        ),
         ("impose", "pause: a\n\njurisdictions: []", "line 3, jurisdictions: '[]' is empty"),
-        ("impose", "pause: a\njurisdictions: [HK]\nversion: 0", "line 3, version: '0' is not a whole number"),
-        ("lift", "pause: hk-2024\nopt_ins: false", "line 2, opt_ins: 'False' is not one of the known words"),
+        (
+            "impose",
+            "pause: a\njurisdictions: [HK]\nversion: 0",
+            "line 3, version: '0' is not a whole number",
+        ),
+        (
+            "lift",
+            "pause: hk-2024\nopt_ins: false",
+            "line 2, opt_ins: 'False' is not one of the known words",
+        ),
     ],
 )
 def test_a_file_with_a_mistake_is_refused_by_file_line_and_field_before_anything_is_asked(
@@ -231,11 +268,15 @@ def test_a_file_with_a_mistake_is_refused_by_file_line_and_field_before_anything
     text: str,
     said: str,
 ) -> None:
-    """A slip in a file would pause the wrong country, or none, and nobody would find where it stands."""
+    """A slip in a file would pause the wrong country, or none, and nobody would find where it
+    stands.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "control.yaml").write_text(text)
     for more in ((), ("--dry-run",)):
-        monkeypatch.setattr(sys, "argv", ["consentry", "pause", command, "--file", "control.yaml", *more])
+        monkeypatch.setattr(
+            sys, "argv", ["consentry", "pause", command, "--file", "control.yaml", *more]
+        )
         with pytest.raises(SystemExit) as ended:
             cli.run()
         error = capsys.readouterr().err
@@ -247,13 +288,23 @@ def test_a_file_with_a_mistake_is_refused_by_file_line_and_field_before_anything
 def test_a_file_that_contradicts_what_was_sent_before_is_refused_by_line_and_field_and_nothing_is_sent(
     world: World,
 ) -> None:
-    """*Accepted* would be said to a control that changes nothing, or that undoes a pause from before it began."""
+    """*Accepted* would be said to a control that changes nothing, or that undoes a pause from
+    before it began.
+    """
     world.control(pause("hk-2024", "HK", effective=Micros(1_728_600_000_000_000)))
     before = written(world)
     mistakes = {
-        "pause: hk-2024\njurisdictions: [SG]": ("impose", "line 1, version: version 1", "pause_version"),
+        "pause: hk-2024\njurisdictions: [SG]": (
+            "impose",
+            "line 1, version: version 1",
+            "pause_version",
+        ),
         "pause: nobody": ("lift", "line 1, pause: no pause 'nobody'", "pause_unknown"),
-        "pause: hk-2024\neffective: 2024-01-01": ("lift", "line 2, effective: the lift takes", "dates_inverted"),
+        "pause: hk-2024\neffective: 2024-01-01": (
+            "lift",
+            "line 2, effective: the lift takes",
+            "dates_inverted",
+        ),
     }
     for text, (command, said, code) in mistakes.items():
         (world.directory / "control.yaml").write_text(text)
@@ -276,12 +327,19 @@ def test_a_choice_for_a_purpose_that_no_policy_names_is_accepted_with_a_note(wor
 
     assert (slip.returncode, right.returncode) == (0, 0)
     assert "accepted" in slip.stdout
-    assert "no policy has terms for the purpose 'genai-training'; they have genai_training" in slip.stderr
+    assert (
+        "no policy has terms for the purpose 'genai-training'; they have genai_training"
+        in slip.stderr
+    )
     assert "note" not in right.stderr
 
 
-def test_a_pause_of_an_unknown_place_pauses_everything_and_is_counted_until_it_is_lifted(world: World) -> None:
-    """Either a regulator's stop goes unheard, or all training stands still and nobody is told why."""
+def test_a_pause_of_an_unknown_place_pauses_everything_and_is_counted_until_it_is_lifted(
+    world: World,
+) -> None:
+    """Either a regulator's stop goes unheard, or all training stands still and nobody is told
+    why.
+    """
     processor = world.processor().wait_ready()
     world.open_policy()
     world.produce(lives_in("anna", "HK"), lives_in("bo", "US"))
@@ -291,16 +349,20 @@ def test_a_pause_of_an_unknown_place_pauses_everything_and_is_counted_until_it_i
 
     def counts() -> tuple[float, float]:
         names = ("scope", "unreadable")
-        scope, unreadable = (processor.metric("consentry_controls_not_understood", kind=kind) for kind in names)
+        scope, unreadable = (
+            processor.metric("consentry_controls_not_understood", kind=kind) for kind in names
+        )
         return scope, unreadable
 
     assert counts() == (0, 0)
     world.control(pause("atlantis", "ATLANTIS"))
-    wait_for(lambda: {reason(client, "anna"), reason(client, "bo")} == {"PAUSED"}, "everything paused")
+    wait_for(
+        lambda: {reason(client, "anna"), reason(client, "bo")} == {"PAUSED"}, "everything paused"
+    )
     wait_for(lambda: counts() == (1, 0), "the count")
-    assert [(line["pause"], line["kind"]) for line in processor.lines("control_not_understood")] == [
-        ("atlantis", "scope")
-    ]
+    assert [
+        (line["pause"], line["kind"]) for line in processor.lines("control_not_understood")
+    ] == [("atlantis", "scope")]
 
     world.producer.produce(world.topic(CONTROLS), b"no control", b"key")
     assert world.producer.flush(10) == 0

@@ -14,25 +14,34 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 
 
 def test_a_client_goes_on_from_an_earlier_view_and_misses_nothing(world: World) -> None:
-    """A restarted trainer that skipped what came in between would train on whoever opted out meanwhile."""
+    """A restarted trainer that skipped what came in between would train on whoever opted out
+    meanwhile.
+    """
     world.processor()
     world.open_policy()
     first = world.client("first")
     world.produce(lives_in("anna"), lives_in("bert"))
     wait_for(lambda: allowed(first, "anna") and allowed(first, "bert"), "both allowed")
     first.stop()
-    read_before = dict(first.view.positions)
+    read_before = dict(first.snapshot.positions)
 
     world.produce(opted_out("anna"))
     world.control(pause("hk-2024", "HK", reach=Reach.PRIOR_AND_FUTURE))
-    resumed = Client(world.kafka, world.catalog, name="again", namespace=world.namespace, resume=first.view)
+    resumed = Client(
+        world.kafka, world.catalog, name="again", namespace=world.namespace, resume=first.snapshot
+    )
     resumed.start()
     try:
         wait_for(lambda: reason(resumed, "anna") == "OPTED_OUT", "the opt-out made in between")
-        wait_for(lambda: [order.pause for order in resumed.open_orders()] == ["hk-2024"], "the order opened in between")
+        wait_for(
+            lambda: [order.pause for order in resumed.open_orders()] == ["hk-2024"],
+            "the order opened in between",
+        )
 
         assert allowed(resumed, "bert")
-        assert all(resumed.view.positions[place] >= position for place, position in read_before.items())
+        assert all(
+            resumed.snapshot.positions[place] >= position for place, position in read_before.items()
+        )
     finally:
         resumed.stop()
 
@@ -48,7 +57,7 @@ def test_a_purpose_that_no_policy_names_is_told_once(world: World) -> None:
 
     with structlog.testing.capture_logs() as logs:
         for purpose in ("gen_training", PURPOSE, "gen_training"):
-            client.judge(rows, purpose=purpose)
+            client.decide_table(rows, purpose=purpose)
 
     told = [one for one in logs if one["event"] == "purpose_unknown"]
     assert [(one["purpose"], one["known"]) for one in told] == [("gen_training", PURPOSE)]

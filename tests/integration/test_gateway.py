@@ -1,4 +1,6 @@
-"""The gateway over the real stack: what it accepts is durable, counts once, is readable at once, and takes two."""
+"""The gateway over the real stack: what it accepts is durable, counts once, is readable at once,
+and takes two.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from consentry.local.stack import LocalStack
 from consentry.wire.controls import read_control
 from consentry.wire.events import CLOCK_TOLERANCE, read_event, write_event
 from consentry.wire.partitions import partition_of
-from consentry.wire.quarantine import Entry
+from consentry.wire.quarantine import QuarantineEntry
 from consentry.wire.schemas import CONTROLS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
@@ -34,7 +36,9 @@ NDJSON = "application/x-ndjson"
 
 @pytest.fixture(scope="module")
 def world(shared: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """One namespace for all of these stories, each with members of its own; a processor runs on it."""
+    """One namespace for all of these stories, each with members of its own; a processor runs on
+    it.
+    """
     SHARED.mend()
     world = World(shared, tmp_path_factory.mktemp("gateway"))
     try:
@@ -54,7 +58,11 @@ def gateway(world: World) -> Gateway:
 
 def events_of(world: World, member: str) -> list[Any]:
     """The member's events in the log."""
-    return [read_event(one.value, one.key or b"", world.catalog) for one in world.log() if one.key == member.encode()]
+    return [
+        read_event(one.value, one.key or b"", world.catalog)
+        for one in world.log()
+        if one.key == member.encode()
+    ]
 
 
 def lifts_of(world: World, pause: str) -> list[PauseLifted]:
@@ -71,7 +79,9 @@ def version_of(world: World, gateway: Gateway, member: str, token: str = "") -> 
 
 
 def wait_fresh(world: World, gateway: Gateway) -> None:
-    """Return once the table is followed again; a processor that ended meanwhile is started again, as it would be."""
+    """Return once the table is followed again; a processor that ended meanwhile is started again,
+    as it would be.
+    """
 
     def look() -> bool:
         if not any(one.is_running for one in world._running if "processor" in one.log.name):
@@ -89,12 +99,15 @@ def lift_in_two_steps(gateway: Gateway, pause: str, *places: str) -> str:
     """Impose a pause, and propose its lift; the approval."""
     imposed = gateway.accept("/v1/pauses", {"pause": pause, "jurisdictions": places}, DESK)
     wait_for(
-        lambda: gateway.call("GET", "/v1/controls", who=DESK).json["position"] > imposed["offset"], f"{pause} is read"
+        lambda: gateway.call("GET", "/v1/controls", who=DESK).json["position"] > imposed["offset"],
+        f"{pause} is read",
     )
     return str(gateway.accept(f"/v1/pauses/{pause}/lift", {"opt_ins": "KEEP"}, DESK)["approval_id"])
 
 
-def test_what_is_accepted_stands_in_the_log_and_is_heeded_at_once(world: World, gateway: Gateway) -> None:
+def test_what_is_accepted_stands_in_the_log_and_is_heeded_at_once(
+    world: World, gateway: Gateway
+) -> None:
     """The page that says "you are opted out" would lie until some later moment."""
     gateway.settle("seen:1")
 
@@ -129,31 +142,46 @@ def test_a_repeated_request_is_one_event(world: World, gateway: Gateway) -> None
     body = {"member_id": "once:1", "purpose": PURPOSE, "choice": "OPT_OUT"}
     with ThreadPoolExecutor(8) as pool:
         replies = list(
-            pool.map(lambda _: gateway.call("POST", "/v1/consent-changes", body, Idempotency_Key="k"), range(16))
+            pool.map(
+                lambda _: gateway.call("POST", "/v1/consent-changes", body, Idempotency_Key="k"),
+                range(16),
+            )
         )
     again = gateway.call("POST", "/v1/consent-changes", body, Idempotency_Key="k")
-    other = gateway.call("POST", "/v1/consent-changes", body | {"choice": "UNKNOWN"}, Idempotency_Key="k")
+    other = gateway.call(
+        "POST", "/v1/consent-changes", body | {"choice": "UNKNOWN"}, Idempotency_Key="k"
+    )
 
     assert {reply.status for reply in replies} <= {202, 409}
     assert len({reply.body for reply in (*replies, again) if reply.status == 202}) == 1
     assert (other.status, other.code) == (422, "idempotency.reused")
     assert len(events_of(world, "once:1")) == 1
-    assert gateway.call("POST", "/v1/consent-changes", body, "dev:b:producer", Idempotency_Key="k").status == 202
+    assert (
+        gateway.call(
+            "POST", "/v1/consent-changes", body, "dev:b:producer", Idempotency_Key="k"
+        ).status
+        == 202
+    )
 
 
 def test_an_event_with_an_id_of_its_own_counts_once(world: World, gateway: Gateway) -> None:
     """A client without our header, that names its events itself, repeats them too."""
-    named = {"event_id": "018f3a9e-1c5a-7cc0-9b1a-0c5fe0f3a111", "effective_at": "2024-06-01T10:00:00Z"}
+    named = {
+        "event_id": "018f3a9e-1c5a-7cc0-9b1a-0c5fe0f3a111",
+        "effective_at": "2024-06-01T10:00:00Z",
+    }
 
     answers = [gateway.choose("named:1", "OPT_OUT", **named) for _ in range(2)]
 
     assert len(events_of(world, "named:1")) == 2
     assert version_of(world, gateway, "named:1", answers[-1]["token"]) == 1
-    assert gateway.decision("named:1")["reason"] != "HELD"
+    assert gateway.decision("named:1")["reason"] != "QUARANTINED"
 
 
 def test_ten_thousand_lines_keep_their_order_and_count_once(world: World, gateway: Gateway) -> None:
-    """An import of a day's choices: one lost, swapped or doubled is a person whose last word is not the last."""
+    """An import of a day's choices: one lost, swapped or doubled is a person whose last word is not
+    the last.
+    """
     lines: list[dict[str, str]] = []
     for number in range(500):
         lines.append({"member_id": f"bulk:{number}", "kind": "relocation", "jurisdiction": "US"})
@@ -172,7 +200,9 @@ def test_ten_thousand_lines_keep_their_order_and_count_once(world: World, gatewa
     assert summary["summary"] == {"accepted": 9_998, "invalid": 2, "refused": 0, "unknown": 0}
     assert [one["line"] for one in told if one["status"] == "invalid"] == [8, 9]
     assert {one["code"] for one in told if one["status"] == "invalid"} == {"input.field"}
-    assert [one.get("event_id") for one in told] == [one.get("event_id") for one in results(second)[0]]
+    assert [one.get("event_id") for one in told] == [
+        one.get("event_id") for one in results(second)[0]
+    ]
     for number in (0, 1, 9, 499):
         found = gateway.decision(f"bulk:{number}", results(second)[1]["token"], wait=10)
         assert (found["version"], found["reason"]) == (20, "OPTED_OUT"), number
@@ -199,7 +229,9 @@ def results(reply: Reply) -> tuple[list[Any], Any]:
 
 
 def test_a_token_makes_a_lagging_table_say_so(world: World, gateway: Gateway) -> None:
-    """The worst failure: an opt-out is accepted, and the next question is answered from before it."""
+    """The worst failure: an opt-out is accepted, and the next question is answered from before
+    it.
+    """
     gateway.settle("lag:1")
     token = gateway.settle("lag:2")
     wait_for(lambda: gateway.decision("lag:1", token)["allowed"], "the table is fresh")
@@ -209,13 +241,21 @@ def test_a_token_makes_a_lagging_table_say_so(world: World, gateway: Gateway) ->
         token = gateway.choose("lag:1", "OPT_OUT")["token"]
 
         assert gateway.decision("lag:1", token, wait=0.5)["reason"] == "STALE"
-        wait_for(lambda: gateway.decision("lag:1", wait=0)["reason"] == "STALE", "stale without a token too")
+        wait_for(
+            lambda: gateway.decision("lag:1", wait=0)["reason"] == "STALE",
+            "stale without a token too",
+        )
         status = gateway.call("GET", "/v1/status", who=AUDITOR).json
         assert (status["ok"], any(one["fresh"] for one in status["partitions"])) == (False, False)
     finally:
         processor.thaw()
-    # It had not answered for longer than its lease; whoever owns the partitions then goes on from the log.
-    wait_for(lambda: gateway.decision("lag:1", token)["reason"] == "OPTED_OUT", "heeded again", seconds=60)
+    # It had not answered for longer than its lease; whoever owns the partitions then goes on from
+    # the log.
+    wait_for(
+        lambda: gateway.decision("lag:1", token)["reason"] == "OPTED_OUT",
+        "heeded again",
+        seconds=60,
+    )
 
 
 def test_a_lift_takes_effect_when_a_second_person_approves(world: World, gateway: Gateway) -> None:
@@ -234,30 +274,48 @@ def test_a_lift_takes_effect_when_a_second_person_approves(world: World, gateway
     assert lift.source == "dora, approved by eva"
 
 
-def test_a_policy_that_opens_takes_effect_when_a_second_person_approves(world: World, gateway: Gateway) -> None:
+def test_a_policy_that_opens_takes_effect_when_a_second_person_approves(
+    world: World, gateway: Gateway
+) -> None:
     """A typing error in a policy would have people trained on who were never asked."""
     gateway.settle("open:1", "CH")
     terms = {"jurisdictions": ["CH"], "purpose": "search", "regime": "OPT_IN"}
     closed = gateway.accept("/v1/policies", {"version": "ch-1", "terms": [terms]}, DESK)
-    if closed["state"] == "awaiting_approval":  # terms where there were none may let an opt-in count
+    if (
+        closed["state"] == "awaiting_approval"
+    ):  # terms where there were none may let an opt-in count
         closed = gateway.approve(closed["approval_id"])
     asked = f"/v1/members/open:1/decision?purpose=search&wait=5&at_least={closed['token']}"
     assert gateway.call("GET", asked, who=AUDITOR).json["reason"] == "OPT_IN_REQUIRED"
-    opened = gateway.accept("/v1/policies", {"version": "ch-2", "terms": [terms | {"regime": "DEFAULT_ON"}]}, DESK)
-    assert (opened["state"], gateway.call("GET", asked, who=AUDITOR).json["allowed"]) == ("awaiting_approval", False)
+    opened = gateway.accept(
+        "/v1/policies", {"version": "ch-2", "terms": [terms | {"regime": "DEFAULT_ON"}]}, DESK
+    )
+    assert (opened["state"], gateway.call("GET", asked, who=AUDITOR).json["allowed"]) == (
+        "awaiting_approval",
+        False,
+    )
 
     gateway.approve(opened["approval_id"])
 
-    wait_for(lambda: gateway.call("GET", asked, who=AUDITOR).json["allowed"], "the policy is heeded")
+    wait_for(
+        lambda: gateway.call("GET", asked, who=AUDITOR).json["allowed"], "the policy is heeded"
+    )
 
 
 def held(gateway: Gateway, world: World, member: str, value: bytes = b"\0\0\0\0\1garbage") -> str:
-    """A message of the member that cannot be read; its entry, once the member is held."""
+    """A message of the member that cannot be read; its entry, once the member is quarantined."""
     world.produce_raw(member.encode(), value)
 
     def look() -> str:
         entries = gateway.call("GET", "/v1/quarantine", who=DESK).json["entries"]
-        return next((str(one["entry"]) for one in entries if (one["member"], one["state"]) == (member, "held")), "")
+        return next(
+            (
+                str(one["entry"])
+                for one in entries
+                if (one["member"], one["state"]) == (member, "quarantined")
+            ),
+            "",
+        )
 
     return wait_for(look, f"{member} is held")
 
@@ -278,15 +336,21 @@ def test_a_release_takes_two_and_ends_the_hold(world: World, gateway: Gateway) -
     assert (replay.status, replay.code) == (409, "quarantine.not_replayable")
     body = {"reason": "asked the member"}
     proposed = gateway.accept(f"/v1/quarantine/{entry}/release", body, DESK, Idempotency_Key="r1")
-    assert gateway.decision("held:1")["reason"] == "HELD"
+    assert gateway.decision("held:1")["reason"] == "QUARANTINED"
 
     result = gateway.approve(proposed["approval_id"])
 
     assert gateway.decision("held:1", result["token"])["reason"] == "DEFAULT_ON"
     assert state_of(gateway, entry) == "released"
     assert events_of_kind(world, "held:1")[-1] == ("MemberReleased", "dora, approved by eva")
-    assert gateway.accept(f"/v1/quarantine/{entry}/release", body, DESK, Idempotency_Key="r1") == proposed
-    assert gateway.call("POST", f"/v1/quarantine/{entry}/release", body, DESK).code == "quarantine.not_held"
+    assert (
+        gateway.accept(f"/v1/quarantine/{entry}/release", body, DESK, Idempotency_Key="r1")
+        == proposed
+    )
+    assert (
+        gateway.call("POST", f"/v1/quarantine/{entry}/release", body, DESK).code
+        == "quarantine.not_held"
+    )
 
 
 def events_of_kind(world: World, member: str) -> list[tuple[str, str]]:
@@ -300,7 +364,9 @@ def events_of_kind(world: World, member: str) -> list[tuple[str, str]]:
 
 
 def test_a_hold_that_came_after_the_proposal_stays(world: World, gateway: Gateway) -> None:
-    """The operator looked at one message; the next one, which nobody looked at, may be the opt-out."""
+    """The operator looked at one message; the next one, which nobody looked at, may be the
+    opt-out.
+    """
     gateway.settle("held:2")
     entry = held(gateway, world, "held:2")
     proposed = gateway.accept(f"/v1/quarantine/{entry}/release", {"reason": "x"}, DESK)
@@ -311,36 +377,51 @@ def test_a_hold_that_came_after_the_proposal_stays(world: World, gateway: Gatewa
 
     assert reply.status in (200, 409)
     token = reply.json["result"]["token"] if reply.status == 200 else ""
-    assert gateway.decision("held:2", token)["reason"] == "HELD"
+    assert gateway.decision("held:2", token)["reason"] == "QUARANTINED"
 
 
 def test_a_message_is_sent_again_in_its_turn_when_two_agree(world: World, gateway: Gateway) -> None:
     """What a member said must not stay lost because a producer's clock was wrong that day."""
     gateway.settle("held:3")
-    entry = held(gateway, world, "held:3", write_event(ahead_of_the_broker("held:3"), world.catalog))
+    entry = held(
+        gateway, world, "held:3", write_event(ahead_of_the_broker("held:3"), world.catalog)
+    )
     path = f"/v1/quarantine/{entry}"
-    wait_for(lambda: gateway.call("GET", path, who=DESK).json["why_not_replayed"] is None, "its time has come")
+    wait_for(
+        lambda: gateway.call("GET", path, who=DESK).json["why_not_replayed"] is None,
+        "its time has come",
+    )
 
     proposed = gateway.accept(f"{path}/replay", {"reason": "clock"}, DESK)
-    assert any("OPT_IN" in line and PURPOSE in line for line in proposed["opens"]), "the second person sees what comes"
+    assert any("OPT_IN" in line and PURPOSE in line for line in proposed["opens"]), (
+        "the second person sees what comes"
+    )
     result = gateway.approve(proposed["approval_id"])
 
     assert gateway.decision("held:3", result["token"])["reason"] == "OPTED_IN"
     assert state_of(gateway, entry) == "released"
 
 
-def test_the_oldest_comes_first_and_an_opt_in_not_after_what_nobody_could_read(world: World, gateway: Gateway) -> None:
+def test_the_oldest_comes_first_and_an_opt_in_not_after_what_nobody_could_read(
+    world: World, gateway: Gateway
+) -> None:
     """The unreadable message after it may be the one that took it back."""
     gateway.settle("held:4")
-    entry = held(gateway, world, "held:4", write_event(ahead_of_the_broker("held:4"), world.catalog))
+    entry = held(
+        gateway, world, "held:4", write_event(ahead_of_the_broker("held:4"), world.catalog)
+    )
     later = held_later(gateway, world, "held:4", entry)
     early = gateway.call("POST", f"/v1/quarantine/{later}/replay", {"reason": "x"}, DESK)
     assert (early.status, early.code) == (409, "quarantine.order")
     refused = gateway.call("POST", f"/v1/quarantine/{entry}/replay", {"reason": "x"}, DESK)
     assert (refused.status, refused.code) == (409, "quarantine.not_replayable")
-    gateway.approve(gateway.accept(f"/v1/quarantine/{entry}/release", {"reason": "x"}, DESK)["approval_id"])
-    assert (state_of(gateway, entry), state_of(gateway, later)) == ("released", "held")
-    last = gateway.approve(gateway.accept(f"/v1/quarantine/{later}/release", {"reason": "x"}, DESK)["approval_id"])
+    gateway.approve(
+        gateway.accept(f"/v1/quarantine/{entry}/release", {"reason": "x"}, DESK)["approval_id"]
+    )
+    assert (state_of(gateway, entry), state_of(gateway, later)) == ("released", "quarantined")
+    last = gateway.approve(
+        gateway.accept(f"/v1/quarantine/{later}/release", {"reason": "x"}, DESK)["approval_id"]
+    )
     assert gateway.decision("held:4", last["token"])["reason"] == "DEFAULT_ON"
 
 
@@ -364,18 +445,24 @@ def held_later(gateway: Gateway, world: World, member: str, entry: str) -> str:
 
     def look() -> str:
         entries = gateway.call("GET", "/v1/quarantine", who=DESK).json["entries"]
-        found = [str(one["entry"]) for one in entries if (one["member"], one["state"]) == (member, "held")]
+        found = [
+            str(one["entry"])
+            for one in entries
+            if (one["member"], one["state"]) == (member, "quarantined")
+        ]
         return next((one for one in found if one != entry), "")
 
     return wait_for(look, f"{member} is held twice")
 
 
 def test_only_another_move_overtakes_a_relocation(world: World, gateway: Gateway) -> None:
-    """Sent again after a newer one, it would move the member back, perhaps out from under a pause."""
+    """Sent again after a newer one, it would move the member back, perhaps out from under a
+    pause.
+    """
     move = lives_in("moved:1", "HK")
     raw = write_event(move, world.catalog)
     [(partition, offset)] = world.produce(lives_in("moved:1", "US"))
-    entry = Entry(
+    entry = QuarantineEntry(
         partition=partition,
         offset=offset,
         appended_at=now(),
@@ -384,7 +471,12 @@ def test_only_another_move_overtakes_a_relocation(world: World, gateway: Gateway
         key=b"moved:1",
         value=raw,
     )
-    desk = QuarantineDesk(world.kafka, namespace=world.namespace, catalog=world.catalog, submitter=None)  # type: ignore[arg-type] # nothing is sent
+    desk = QuarantineDesk(
+        world.kafka,
+        namespace=world.namespace,
+        catalog=world.catalog,
+        submitter=None,  # type: ignore[arg-type] # nothing is sent
+    )
 
     assert desk.why_not_replayed(entry, now()) == ""
     gateway.choose("moved:1", "OPT_OUT")
@@ -392,11 +484,17 @@ def test_only_another_move_overtakes_a_relocation(world: World, gateway: Gateway
     assert desk.why_not_replayed(entry, now()) == ""
     gateway.settle("moved:1", "DE")
     assert "relocated again" in desk.why_not_replayed(entry, now())
-    assert desk.why_not_replayed(replace(entry, value=b"\0\0\0\0\1x"), now()).startswith("it still cannot be read")
+    assert desk.why_not_replayed(replace(entry, value=b"\0\0\0\0\1x"), now()).startswith(
+        "it still cannot be read"
+    )
 
 
-def test_a_broker_that_stands_still_loses_and_doubles_nothing(world: World, gateway: Gateway) -> None:
-    """Nobody knows yet whether it counts: told so, and repeated, it counts once; also when the gateway dies."""
+def test_a_broker_that_stands_still_loses_and_doubles_nothing(
+    world: World, gateway: Gateway
+) -> None:
+    """Nobody knows yet whether it counts: told so, and repeated, it counts once; also when the
+    gateway dies.
+    """
     doomed = Gateway(world)
     gateway.settle("slow:1", "HK")
     approval = lift_in_two_steps(gateway, "hk-slow", "HK")
@@ -405,19 +503,26 @@ def test_a_broker_that_stands_still_loses_and_doubles_nothing(world: World, gate
     dead = body | {"member_id": "slow:2"}
     with frozen_broker(world), ThreadPoolExecutor(4) as pool:
         began = time.monotonic()
-        slow = pool.submit(gateway.call, "POST", "/v1/consent-changes", body, Idempotency_Key="slow")
+        slow = pool.submit(
+            gateway.call, "POST", "/v1/consent-changes", body, Idempotency_Key="slow"
+        )
         lift = pool.submit(gateway.decide, approval)
         lost = pool.submit(doomed.call, "POST", "/v1/consent-changes", dead, Idempotency_Key="dead")
         cut = pool.submit(doomed.decide, other)
         wait_for(
-            lambda: gateway.call("GET", f"/v1/approvals/{other}", who=DESK).json["state"] == "approving", "approving"
+            lambda: (
+                gateway.call("GET", f"/v1/approvals/{other}", who=DESK).json["state"] == "approving"
+            ),
+            "approving",
         )
         time.sleep(1)  # what the doomed one sends is on its way to the broker
         assert gateway.decide(other, "approve").code == "approval.busy"
         doomed.running.kill()
         first = slow.result()
         unsent = lift.result()
-        assert (unsent.status, unsent.code) == (503, "controls.stale"), "who cannot know what it opens sends nothing"
+        assert (unsent.status, unsent.code) == (503, "controls.stale"), (
+            "who cannot know what it opens sends nothing"
+        )
         assert 9 < time.monotonic() - began < 15
         assert isinstance(lost.exception(), ConnectionError)
         assert isinstance(cut.exception(), ConnectionError)
@@ -425,7 +530,8 @@ def test_a_broker_that_stands_still_loses_and_doubles_nothing(world: World, gate
     assert (first.status, first.code) == (504, "kafka.unknown")
 
     again = wait_for(
-        lambda: accepted(gateway.call("POST", "/v1/consent-changes", body, Idempotency_Key="slow")), "the repetition"
+        lambda: accepted(gateway.call("POST", "/v1/consent-changes", body, Idempotency_Key="slow")),
+        "the repetition",
     )
     assert again["event_id"] == first.json["event_id"]
     busy = gateway.call("POST", "/v1/consent-changes", dead, Idempotency_Key="dead")
@@ -481,7 +587,11 @@ def test_without_redis_what_excludes_is_taken(world: World, gateway: Gateway) ->
     finally:
         world.stack.start_service("redis")
     assert answer.status == 202
-    assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "idempotency.unavailable", "1")
+    assert (refused.status, refused.code, refused.headers["retry-after"]) == (
+        503,
+        "idempotency.unavailable",
+        "1",
+    )
     assert (asked["allowed"], asked["reason"]) == (False, "STALE")
     assert (proposals.status, proposals.code) == (503, "proposals.unavailable")
     assert (status.status, status.json["ok"]) == (200, False)
@@ -490,7 +600,10 @@ def test_without_redis_what_excludes_is_taken(world: World, gateway: Gateway) ->
 
 
 def test_no_member_is_named_in_logs_or_metrics(gateway: Gateway) -> None:
-    """Logs and metrics go to more people than may know who opted out. Runs last: it reads what the others left."""
+    """Logs and metrics go to more people than may know who opted out.
+
+    Runs last: it reads what the others left.
+    """
     text = gateway.running.text() + gateway.running.page("/metrics")[1]
 
     for name in ("seen:1", "etag:1", "once:1", "bulk:1", "held:1", "slow:1", "down:1"):

@@ -1,4 +1,6 @@
-"""HTTP as nobody should speak it: bounded, answered, never a fault of ours, and never an event or an *allowed*."""
+"""HTTP as nobody should speak it: bounded, answered, never a fault of ours, and never an event or
+an *allowed*.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ STATUS = b"GET /v1/status HTTP/1.1\r\nHost: a\r\n" + WHO
 
 @pytest.fixture(scope="module")
 def gateway(shared: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway whose table nobody keeps fresh; at the end it must be as well as before, and nothing sent."""
+    """A gateway whose table nobody keeps fresh; at the end it must be as well as before, and
+    nothing sent.
+    """
     SHARED.mend()
     world = World(shared, tmp_path_factory.mktemp("hostile"))
     try:
@@ -58,11 +62,24 @@ CLOSE = b"Connection: close\r\n\r\n"
         (b"GET / HTTP/9.9\r\n\r\n", {400}),
         (b"NONSENSE /v1/status HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
         (b"GET /v1/st\xc3\xa9tus HTTP/1.1\r\nHost: a\r\n" + CLOSE, {400, 404}),
-        (b"GET /v1/members/..%2f..%2fetc/decision?purpose=p HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {404, 422}),
+        (
+            b"GET /v1/members/..%2f..%2fetc/decision?purpose=p HTTP/1.1\r\nHost: a\r\n"
+            + WHO
+            + CLOSE,
+            {404, 422},
+        ),
         (b"GET /v1/members/%00/decision?purpose=p HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {422}),
         (b"GET /v1/members/%ff%fe/decision?purpose=p HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {422}),
-        (b"GET /v1/members/a/decision?purpose=%0d%0aX:y HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {422}),
-        (b"GET /v1/members/a/decision?purpose=p&purpose=q&wait=0 HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {200, 422}),
+        (
+            b"GET /v1/members/a/decision?purpose=%0d%0aX:y HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE,
+            {422},
+        ),
+        (
+            b"GET /v1/members/a/decision?purpose=p&purpose=q&wait=0 HTTP/1.1\r\nHost: a\r\n"
+            + WHO
+            + CLOSE,
+            {200, 422},
+        ),
         (b"GET http://evil/v1/status HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {200, 400, 404}),
         (b"GET //v1/status HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {404}),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n" + CLOSE, {400, 404, 405}),
@@ -70,7 +87,10 @@ CLOSE = b"Connection: close\r\n\r\n"
         (b"TRACE /v1/status HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {405}),
         (b"HEAD /v1/status HTTP/1.1\r\nHost: a\r\n" + WHO + CLOSE, {405}),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400}),
-        (STATUS + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n", {200, 400, 403, 404}),
+        (
+            STATUS + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+            {200, 400, 403, 404},
+        ),
         (STATUS + b"Authorization: Bearer dev:x:auditor\r\n" + CLOSE, {401}),
         (STATUS + b"X: a\r\n b\r\n" + CLOSE, {200, 400}),
         (STATUS + b"Bad Name: x\r\n" + CLOSE, {400}),
@@ -88,13 +108,18 @@ CLOSE = b"Connection: close\r\n\r\n"
         (POST + b"Transfer-Encoding: chunked\r\n" + CLOSE + b"zz\r\n{}\r\n", {400}),
         (POST + b"Transfer-Encoding: chunked\r\n" + CLOSE + b"ffffffffffffffffff\r\n", {400}),
         (POST + b"Transfer-Encoding: chunked, gzip\r\n" + CLOSE + b"0\r\n\r\n", {400, 501}),
-        (POST + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n" + CLOSE + b"\x1f\x8b", {400, 415}),
+        (
+            POST + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n" + CLOSE + b"\x1f\x8b",
+            {400, 415},
+        ),
         (POST + b"Content-Length: 0\r\n" + CLOSE, {400}),
         (POST + b"Idempotency-Key: a\tb\r\nContent-Length: 2\r\n" + CLOSE + b"{}", {400, 422}),
     ],
     ids=lambda one: ascii(one[:40]) if isinstance(one, bytes) else "",
 )
-def test_what_is_no_proper_request_is_refused(gateway: Gateway, sent: bytes, allowed: set[int]) -> None:
+def test_what_is_no_proper_request_is_refused(
+    gateway: Gateway, sent: bytes, allowed: set[int]
+) -> None:
     """What two servers read in two ways lets somebody speak past the one that checks."""
     answer = gateway.raw(sent, seconds=8)
 
@@ -107,7 +132,9 @@ def test_what_is_no_proper_request_is_refused(gateway: Gateway, sent: bytes, all
 def test_a_header_that_is_sent_in_is_not_sent_out(gateway: Gateway) -> None:
     """A line break that came back in a header would let a caller write the answer of another."""
     for name in (b"traceparent", b"Idempotency-Key", b"If-Match", b"X-Forwarded-For", b"Host"):
-        answer = gateway.raw(POST + name + b": a%0d%0aSet-Cookie: b\r\nContent-Length: 2\r\n" + CLOSE + b"{}")
+        answer = gateway.raw(
+            POST + name + b": a%0d%0aSet-Cookie: b\r\nContent-Length: 2\r\n" + CLOSE + b"{}"
+        )
         assert b"set-cookie" not in answer.lower()
         assert b"%0d" not in answer.lower().partition(b"\r\n\r\n")[0]
 
@@ -117,7 +144,9 @@ def test_pipelined_requests_are_answered_in_their_order(gateway: Gateway) -> Non
     one = STATUS + b"\r\n"
     other = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
 
-    answer = gateway.raw(one + other + b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" + b"GET / HTTP/1.1\r\n" + CLOSE)
+    answer = gateway.raw(
+        one + other + b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" + b"GET / HTTP/1.1\r\n" + CLOSE
+    )
 
     assert statuses(answer) == [200, 200, 404, 404]
     assert answer.index(b"messages_waiting") < answer.index(b'{"ok": true}\n')
@@ -140,7 +169,9 @@ def test_ten_megabytes_are_refused_before_they_are_read(gateway: Gateway) -> Non
 
 
 def test_a_head_that_drips_is_cut_off(gateway: Gateway) -> None:
-    """A thousand such connections from one laptop would hold all the files that the gateway may open."""
+    """A thousand such connections from one laptop would hold all the files that the gateway may
+    open.
+    """
     began = time.monotonic()
     with (
         socket.create_connection(gateway.address, timeout=30) as silent,
@@ -197,7 +228,9 @@ def test_who_hangs_up_in_between_leaves_nothing_behind(gateway: Gateway) -> None
     asked = f"/v1/members/bad:2/decision?purpose={PURPOSE}&wait=1"
     for _ in range(5):
         with socket.create_connection(gateway.address, timeout=5) as gone:
-            gone.sendall(f"GET {asked} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {AUDITOR}\r\n\r\n".encode())
+            gone.sendall(
+                f"GET {asked} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {AUDITOR}\r\n\r\n".encode()
+            )
     time.sleep(1.5)
 
     assert gateway.call("GET", "/v1/status", who=AUDITOR).status == 200

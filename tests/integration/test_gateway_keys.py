@@ -17,9 +17,12 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 
 
 def test_keys_let_in_whom_they_were_made_for_until_they_are_revoked(world: World) -> None:
-    """The one door to everybody's consent: it has to close behind a stolen key without a restart."""
+    """The one door to everybody's consent: it has to close behind a stolen key without a
+    restart.
+    """
     files = {
-        f"{name}_FILE": str(world.directory / name.lower()) for name in ("ACCESS_KEYS", "ACCESS_PEPPER", "TOKEN_KEYS")
+        f"{name}_FILE": str(world.directory / name.lower())
+        for name in ("ACCESS_KEYS", "ACCESS_PEPPER", "TOKEN_KEYS")
     }
     world.ok("keys", "init", environment=files)
     roles = {"billing": "producer", "dora": "desk", "adam": "auditor"}
@@ -43,12 +46,22 @@ def test_keys_let_in_whom_they_were_made_for_until_they_are_revoked(world: World
     altered = ours[:-5] + ("A" if ours[-5] != "A" else "B") + ours[-4:]
     unsigned = write_token(Token(log, {}, 0, Micros(0)), TokenKeys())
     asked = f"/v1/members/keys:1/decision?purpose={PURPOSE}&at_least="
-    codes = [gateway.call("GET", asked + token, who=made["auditor"]).code for token in (ours, altered, unsigned)]
+    codes = [
+        gateway.call("GET", asked + token, who=made["auditor"]).code
+        for token in (ours, altered, unsigned)
+    ]
     assert codes == ["", "token.signature", "token.unsigned"]
 
     keys = json.loads(world.ok("keys", "list", "--json", environment=files))
-    [key] = [one["id"] for one in (keys["keys"] if isinstance(keys, dict) else keys) if one["subject"] == "billing"]
+    [key] = [
+        one["id"]
+        for one in (keys["keys"] if isinstance(keys, dict) else keys)
+        if one["subject"] == "billing"
+    ]
     world.ok("keys", "revoke", key, environment=files)
-    wait_for(lambda: gateway.call("POST", "/v1/consent-changes", body, made["producer"]).status == 401, "it is refused")
+    wait_for(
+        lambda: gateway.call("POST", "/v1/consent-changes", body, made["producer"]).status == 401,
+        "it is refused",
+    )
     text = gateway.running.text()
     assert not [one for one in made.values() if one in text]

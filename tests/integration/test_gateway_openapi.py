@@ -1,4 +1,6 @@
-"""The gateway does what its description says, whatever is sent to it: searched by Schemathesis on a real one."""
+"""The gateway does what its description says, whatever is sent to it: searched by Schemathesis on a
+real one.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,14 @@ checks.negative_data_rejection.enabled = false
 """
 
 
-def test_no_request_gets_an_answer_that_the_description_does_not_have(world: World, tmp_path: Path) -> None:
-    """A client is generated from the description: what it leaves out is what breaks that client at night.
+def test_no_request_gets_an_answer_that_the_description_does_not_have(
+    world: World, tmp_path: Path
+) -> None:
+    """A client is generated from the description: what it leaves out is what breaks that client at
+    night.
 
-    Left out is the check that every request which fits is accepted: that a purpose is in a policy, a key not used up
-    and an opt-out not newer than what the person saw is not a matter of form.
+    Left out is the check that every request which fits is accepted: that a purpose is in a policy,
+    a key not used up and an opt-out not newer than what the person saw is not a matter of form.
     """
     world.processor().wait_ready()
     world.open_policy()
@@ -44,7 +49,13 @@ def test_no_request_gets_an_answer_that_the_description_does_not_have(world: Wor
 
     done = subprocess.run(
         [
-            *(str(SCHEMATHESIS), "--config-file", "schemathesis.toml", "run", f"{gateway.url}/openapi.json"),
+            *(
+                str(SCHEMATHESIS),
+                "--config-file",
+                "schemathesis.toml",
+                "run",
+                f"{gateway.url}/openapi.json",
+            ),
             *("--header", f"Authorization: Bearer {EVERYTHING}"),
             *("--exclude-checks", "positive_data_acceptance"),
             *("--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES)),
@@ -53,7 +64,8 @@ def test_no_request_gets_an_answer_that_the_description_does_not_have(world: Wor
             *("--workers", "1", "--warnings", "off", "--no-color", "--request-timeout", "30"),
         ],
         cwd=tmp_path,
-        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.integration.openapi_hooks", "PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"SCHEMATHESIS_HOOKS": "tests.integration.openapi_hooks", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=280,

@@ -25,7 +25,11 @@ from consentry.local.state import ProcessIdentity, load_state, log_path, read_st
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
-CLI = [sys.executable, "-c", "from consentry.cli.local import app; app(prog_name='consentry local')"]
+CLI = [
+    sys.executable,
+    "-c",
+    "from consentry.cli.local import app; app(prog_name='consentry local')",
+]
 READY_SECONDS_MAX = 90.0
 
 
@@ -48,14 +52,23 @@ def stack(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loc
 def run_cli(*arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
     """Run `consentry local …` to its end."""
     environment = {**os.environ, "CONSENTRY_CACHE_DIR": str(cache), "COLUMNS": "200"}
-    return subprocess.run([*CLI, *arguments], capture_output=True, text=True, env=environment, timeout=150, check=False)
+    return subprocess.run(
+        [*CLI, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=150,
+        check=False,
+    )
 
 
 def start_cli(directory: Path, *, cache: Path, ephemeral: bool = False) -> subprocess.Popen[str]:
     """Start `consentry local up` in the foreground, and wait until its stack is up."""
     arguments = ["up", "--dir", str(directory), *(["--ephemeral"] if ephemeral else [])]
     environment = {**os.environ, "CONSENTRY_CACHE_DIR": str(cache)}
-    process = subprocess.Popen([*CLI, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*CLI, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + READY_SECONDS_MAX
     while process.poll() is None and time.monotonic() < deadline:
         state = read_state(directory)
@@ -69,7 +82,9 @@ def start_cli(directory: Path, *, cache: Path, ephemeral: bool = False) -> subpr
 
 def register(registry_url: str, subject: str) -> int:
     """Register a schema of its own under `subject`, and return its id."""
-    schema = json.dumps({"type": "record", "name": subject, "fields": [{"name": "member", "type": "string"}]})
+    schema = json.dumps(
+        {"type": "record", "name": subject, "fields": [{"name": "member", "type": "string"}]}
+    )
     answer = ask_registry(registry_url, "POST", f"/subjects/{subject}/versions", {"schema": schema})
     return int(answer["id"])
 
@@ -80,13 +95,17 @@ def schema_name(registry_url: str, schema_id: int) -> str:
     return str(json.loads(str(answer["schema"]))["name"])
 
 
-def ask_registry(url: str, method: str, path: str, body: dict[str, str] | None = None) -> dict[str, str | int]:
+def ask_registry(
+    url: str, method: str, path: str, body: dict[str, str] | None = None
+) -> dict[str, str | int]:
     """Send one request and return the parsed answer, which has to be 200."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
     try:
         headers = {"Content-Type": "application/json"}
-        connection.request(method, parts.path + path, None if body is None else json.dumps(body), headers)
+        connection.request(
+            method, parts.path + path, None if body is None else json.dumps(body), headers
+        )
         response = connection.getresponse()
         text = response.read()
     finally:
@@ -99,11 +118,17 @@ def ask_registry(url: str, method: str, path: str, body: dict[str, str] | None =
 class TestServices:
     """What runs is the real thing, and it is ours."""
 
-    def test_kafka_keeps_what_is_produced_and_creates_no_topic_by_itself(self, stack: LocalStack) -> None:
+    def test_kafka_keeps_what_is_produced_and_creates_no_topic_by_itself(
+        self, stack: LocalStack
+    ) -> None:
         """Everything that is tried on the stack rests on a Kafka that behaves as in production."""
-        bootstrap: dict[str, str | int | float | bool] = {"bootstrap.servers": stack.addresses.kafka}
+        bootstrap: dict[str, str | int | float | bool] = {
+            "bootstrap.servers": stack.addresses.kafka
+        }
         admin = AdminClient(bootstrap)
-        admin.create_topics([NewTopic("trial", num_partitions=1, replication_factor=1)])["trial"].result(20)
+        admin.create_topics([NewTopic("trial", num_partitions=1, replication_factor=1)])[
+            "trial"
+        ].result(20)
         producer = Producer({**bootstrap, "enable.idempotence": True})
         producer.produce("trial", key=b"m1", value=b"v1", headers=[("origin", b"test")])
         assert producer.flush(20) == 0
@@ -114,20 +139,35 @@ class TestServices:
         finally:
             consumer.close()
         assert message is not None
-        assert (message.key(), message.value(), message.headers()) == (b"m1", b"v1", [("origin", b"test")])
+        assert (message.key(), message.value(), message.headers()) == (
+            b"m1",
+            b"v1",
+            [("origin", b"test")],
+        )
         assert admin.list_topics("misspelt", timeout=10).topics["misspelt"].error is not None
         assert "misspelt" not in admin.list_topics(timeout=10).topics
 
-    def test_redis_has_functions_and_the_settings_that_the_table_insists_on(self, stack: LocalStack) -> None:
+    def test_redis_has_functions_and_the_settings_that_the_table_insists_on(
+        self, stack: LocalStack
+    ) -> None:
         """The table would refuse to start, or could lose an opt-out."""
         client = redis.Redis.from_url(stack.addresses.redis_url, decode_responses=True)
         try:
-            client.function_load("#!lua name=trial\nredis.register_function('trial', function() return 'ran' end)")
+            client.function_load(
+                "#!lua name=trial\nredis.register_function('trial', function() return 'ran' end)"
+            )
             assert client.fcall("trial", 0) == "ran"
-            told = {name: client.config_get(name)[name] for name in ("maxmemory-policy", "appendonly", "appendfsync")}
+            told = {
+                name: client.config_get(name)[name]
+                for name in ("maxmemory-policy", "appendonly", "appendfsync")
+            }
         finally:
             client.close()
-        assert told == {"maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec"}
+        assert told == {
+            "maxmemory-policy": "noeviction",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+        }
 
     def test_the_registry_speaks_the_confluent_api(self, stack: LocalStack) -> None:
         """Every client of the schemas uses that API."""
@@ -148,17 +188,25 @@ class TestServices:
         assert hosts <= LOOPBACK_NAMES
 
     @pytest.mark.parametrize("name", ["kafka", "redis", "registry"])
-    def test_a_killed_service_comes_back_on_its_port_with_its_data(self, stack: LocalStack, name: str) -> None:
-        """Every test of faults kills a service in this way, and would prove nothing if it came back empty."""
+    def test_a_killed_service_comes_back_on_its_port_with_its_data(
+        self, stack: LocalStack, name: str
+    ) -> None:
+        """Every test of faults kills a service in this way, and would prove nothing if it came back
+        empty.
+        """
         client = redis.Redis.from_url(stack.addresses.redis_url, decode_responses=True)
         schema_id = register(stack.addresses.registry_url, f"Before{name}")
         topic = f"before-{name}"
         admin = AdminClient({"bootstrap.servers": stack.addresses.kafka, "log_level": 0})
-        admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])[topic].result(20)
+        admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1)])[
+            topic
+        ].result(20)
         client.set(topic, "kept")
         before = stack.addresses
 
-        time.sleep(1.1)  # Redis writes its log to the disk each second; the others before they answer
+        time.sleep(
+            1.1
+        )  # Redis writes its log to the disk each second; the others before they answer
         os.kill(stack.processes[name], signal.SIGKILL)
         while name in stack.processes:
             time.sleep(0.02)
@@ -180,7 +228,9 @@ class TestRegistryIds:
     def test_an_id_survives_an_orderly_restart_and_a_kill_right_after_it_was_given(
         self, cache: Path, tmp_path: Path
     ) -> None:
-        """Messages in the log would be decoded by another schema: an opt-out could read as an opt-in."""
+        """Messages in the log would be decoded by another schema: an opt-out could read as an
+        opt-in.
+        """
         with LocalStack(tmp_path, cache=cache) as addresses:
             first = register(addresses.registry_url, "First")
         stack = LocalStack(tmp_path, cache=cache)
@@ -247,8 +297,12 @@ class TestCommand:
         assert not list(state_directory(tmp_path).glob("ephemeral-*"))
         assert load_state(tmp_path) is None
 
-    def test_a_stack_ends_with_the_program_that_started_it(self, cache: Path, tmp_path: Path) -> None:
-        """A closed terminal or a cancelled CI job would leave servers behind that nobody knows of."""
+    def test_a_stack_ends_with_the_program_that_started_it(
+        self, cache: Path, tmp_path: Path
+    ) -> None:
+        """A closed terminal or a cancelled CI job would leave servers behind that nobody knows
+        of.
+        """
         program = "import subprocess, sys; subprocess.run(sys.argv[1:], check=False)"
         command = [sys.executable, "-c", program, *CLI, "up", "--ephemeral", "--dir", str(tmp_path)]
         environment = {**os.environ, "CONSENTRY_CACHE_DIR": str(cache)}
@@ -262,11 +316,17 @@ class TestCommand:
         assert all(each.await_end(patience_seconds=30) for each in everything)
         assert load_state(tmp_path) is None
 
-    def test_a_start_that_is_interrupted_leaves_nothing_running(self, cache: Path, tmp_path: Path) -> None:
-        """Whoever changes their mind would have to hunt for Java processes, and a script would go on alone."""
+    def test_a_start_that_is_interrupted_leaves_nothing_running(
+        self, cache: Path, tmp_path: Path
+    ) -> None:
+        """Whoever changes their mind would have to hunt for Java processes, and a script would go
+        on alone.
+        """
         environment = {**os.environ, "CONSENTRY_CACHE_DIR": str(cache)}
         command = [*CLI, "up", "--ephemeral", "--dir", str(tmp_path)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as supervisor:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment
+        ) as supervisor:
             deadline = time.monotonic() + READY_SECONDS_MAX
             while (state := read_state(tmp_path)) is None or len(state.services) < 3:
                 assert time.monotonic() < deadline
@@ -278,12 +338,18 @@ class TestCommand:
         assert all(each.process() is None for each in state.services.values())
         assert sorted(os.listdir(state_directory(tmp_path))) == ["lock", "logs"]
 
-    def test_a_service_that_dies_ends_the_stack_and_says_why(self, cache: Path, tmp_path: Path) -> None:
+    def test_a_service_that_dies_ends_the_stack_and_says_why(
+        self, cache: Path, tmp_path: Path
+    ) -> None:
         """A person would go on for an hour against a stack that has no table."""
         arguments = ["up", "--ephemeral", "--dir", str(tmp_path)]
         environment = {**os.environ, "CONSENTRY_CACHE_DIR": str(cache)}
         with subprocess.Popen(
-            [*CLI, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+            [*CLI, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         ) as supervisor:
             deadline = time.monotonic() + READY_SECONDS_MAX
             while (state := read_state(tmp_path)) is None or state.addresses is None:

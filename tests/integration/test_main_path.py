@@ -1,4 +1,6 @@
-"""From a consent event to a trainer that leaves the member out, by the commands that people type."""
+"""From a consent event to a trainer that leaves the member out, by the commands that people
+type.
+"""
 
 from __future__ import annotations
 
@@ -51,25 +53,41 @@ def write_dataset(directory: Path, rows: dict[str, list[str]]) -> None:
     names = list(rows)
     half = len(rows[names[0]]) // 2
     for place, part in enumerate((slice(None, half), slice(half, None))):
-        pq.write_table(pa.table({name: rows[name][part] for name in names}), directory / f"part-{place}.parquet")
+        pq.write_table(
+            pa.table({name: rows[name][part] for name in names}),
+            directory / f"part-{place}.parquet",
+        )
 
 
 def members_in(directory: Path) -> list[str]:
     """Whose rows a data set still holds."""
     found: list[str] = []
     for path in dataset_files(directory):
-        with path.open("rb") as file:  # opened once: a purge may put another file in its place at any moment
+        with path.open(
+            "rb"
+        ) as file:  # opened once: a purge may put another file in its place at any moment
             found += pq.read_table(file)["member_id"].to_pylist()
     return sorted(set(found))
 
 
 def start_trainer(world: World, rows: dict[str, list[str]]) -> tuple[Running, Path, Path]:
-    """The reference trainer over a new data set; itself, the data set and the manifest it writes."""
+    """The reference trainer over a new data set; itself, the data set and the manifest it
+    writes.
+    """
     dataset, manifest = world.directory / "posts", world.directory / "manifest.parquet"
     write_dataset(dataset, rows)
     trainer = world.start(
         "trainer",
-        *("--dataset", str(dataset), "--name", "ranker", "--every", "0", "--manifest", str(manifest)),
+        *(
+            "--dataset",
+            str(dataset),
+            "--name",
+            "ranker",
+            "--every",
+            "0",
+            "--manifest",
+            str(manifest),
+        ),
     )
     return trainer, dataset, manifest
 
@@ -81,12 +99,16 @@ def epoch(trainer: Running, manifest: Path) -> dict[str, set[str]]:
     wait_for(lambda: trainer.told("/readyz")["epochs"] > before, "another epoch")
     found: dict[str, set[str]] = {}
     table = pq.read_table(manifest)
-    for member, why in zip(table["member_id"].to_pylist(), table["reason"].to_pylist(), strict=True):
+    for member, why in zip(
+        table["member_id"].to_pylist(), table["reason"].to_pylist(), strict=True
+    ):
         found.setdefault(member, set()).add(why)
     return found
 
 
-def test_what_a_member_and_a_regulator_say_by_the_command_line_is_what_the_trainer_heeds(world: World) -> None:
+def test_what_a_member_and_a_regulator_say_by_the_command_line_is_what_the_trainer_heeds(
+    world: World,
+) -> None:
     """A member who opted out, or a whole country that was paused, would be trained on."""
     world.processor()
     trainer, _, manifest = start_trainer(world, {"member_id": ["anna", "bo", "nobody", "anna"]})
@@ -106,12 +128,16 @@ def test_what_a_member_and_a_regulator_say_by_the_command_line_is_what_the_train
     }
 
     no_secret = {"TOKEN_KEYS_FILE": "/nonexistent/token.keys"}
-    assert "token: " not in world.ok("emit", "opt-out", "bo", environment=no_secret), "who cannot sign can still emit"
+    assert "token: " not in world.ok("emit", "opt-out", "bo", environment=no_secret), (
+        "who cannot sign can still emit"
+    )
     wait_for(lambda: reason(client, "bo") == "OPTED_OUT", "bo out")
     world.ok("emit", "opt-in", "bo")
     world.ok("emit", "opt-in", "bo", "--observed", "1")
-    wait_for(lambda: version_of(client.view.records[b"bo"]) == 4, "all four events of bo")
-    assert reason(client, "bo") == "OPTED_OUT", "an opt-in by someone who had not seen the opt-out cancels nothing"
+    wait_for(lambda: version_of(client.snapshot.records[b"bo"]) == 4, "all four events of bo")
+    assert reason(client, "bo") == "OPTED_OUT", (
+        "an opt-in by someone who had not seen the opt-out cancels nothing"
+    )
     world.ok("emit", "opt-in", "bo", "--observed", "4")
     wait_for(lambda: reason(client, "bo") == "OPTED_IN", "an informed opt-in")
 
@@ -135,11 +161,15 @@ def test_what_a_member_and_a_regulator_say_by_the_command_line_is_what_the_train
     world.assert_all_agree(client)
 
 
-@pytest.mark.parametrize(("opt_ins", "afterwards"), [(OptIns.VOID, "OPT_IN_REQUIRED"), (OptIns.KEEP, "OPTED_IN")])
+@pytest.mark.parametrize(
+    ("opt_ins", "afterwards"), [(OptIns.VOID, "OPT_IN_REQUIRED"), (OptIns.KEEP, "OPTED_IN")]
+)
 def test_an_opt_out_survives_every_lift_and_an_opt_in_only_one_that_keeps_it(
     world: World, opt_ins: OptIns, afterwards: str
 ) -> None:
-    """After a lift people had to opt out again, or were trained on under an opt-in to terms that are gone."""
+    """After a lift people had to opt out again, or were trained on under an opt-in to terms that
+    are gone.
+    """
     from consentry.domain.controls import Regime
 
     world.processor()
@@ -157,17 +187,26 @@ def test_an_opt_out_survives_every_lift_and_an_opt_in_only_one_that_keeps_it(
     wait_for(lambda: reason(client, "in") == "OPTED_IN", "an opt-in after the lift")
 
 
-def test_an_erasure_is_purged_from_the_data_set_and_the_receipt_settles_the_order(world: World) -> None:
-    """Erased data would stay in training sets, and nobody could show a regulator who still owes what."""
+def test_an_erasure_is_purged_from_the_data_set_and_the_receipt_settles_the_order(
+    world: World,
+) -> None:
+    """Erased data would stay in training sets, and nobody could show a regulator who still owes
+    what.
+    """
     processor = world.processor(SUBSCRIBERS="ranker=posts")
-    trainer, dataset, _ = start_trainer(world, {"member_id": ["anna", "bo", "anna", "cy"], "text": list("abcd")})
+    trainer, dataset, _ = start_trainer(
+        world, {"member_id": ["anna", "bo", "anna", "cy"], "text": list("abcd")}
+    )
     world.produce(lives_in("anna"), lives_in("bo"))
     trainer.wait_ready()
     world.ok("emit", "erase", "anna")
     wait_for(lambda: members_in(dataset) == ["bo", "cy"], "anna's rows gone")
     wait_for(lambda: _orders(world) == {("ERASURE", True)}, "the order settled")
     wait_for(
-        lambda: processor.metric("consentry_receipts_total", subscriber="ranker", result="DELETED") == 1, "receipt"
+        lambda: (
+            processor.metric("consentry_receipts_total", subscriber="ranker", result="DELETED") == 1
+        ),
+        "receipt",
     )
     assert processor.metric("consentry_purge_orders_open", subscriber="ranker") == 0
     world.produce(lives_in("anna"), opted_in("anna"))
@@ -175,8 +214,12 @@ def test_an_erasure_is_purged_from_the_data_set_and_the_receipt_settles_the_orde
     assert (told["allowed"], told["reason"]) == (False, "ERASED")
 
 
-def test_a_pause_that_reaches_back_purges_the_whole_scope_by_member_and_by_row(world: World) -> None:
-    """Canadians were promised to be removed from training sets: one who is known only by the row would stay."""
+def test_a_pause_that_reaches_back_purges_the_whole_scope_by_member_and_by_row(
+    world: World,
+) -> None:
+    """Canadians were promised to be removed from training sets: one who is known only by the row
+    would stay.
+    """
     world.processor(SUBSCRIBERS="ranker=posts")
     world.open_policy()
     rows = {
@@ -193,12 +236,18 @@ def test_a_pause_that_reaches_back_purges_the_whole_scope_by_member_and_by_row(w
 
 def _orders(world: World) -> set[tuple[str, bool]]:
     """Reason and settledness of each order, by its last message."""
-    last = {message.key: read_order(message.value, world.catalog) for message in world.log(PURGE_ORDERS)}
+    last = {
+        message.key: read_order(message.value, world.catalog) for message in world.log(PURGE_ORDERS)
+    }
     return {(order.because.value, order.is_settled) for order in last.values()}
 
 
-def test_what_was_known_three_days_before_the_hong_kong_pause_was_reported_has_an_answer(world: World) -> None:
-    """Nobody could tell a regulator whether training between effect and report was in good faith."""
+def test_what_was_known_three_days_before_the_hong_kong_pause_was_reported_has_an_answer(
+    world: World,
+) -> None:
+    """Nobody could tell a regulator whether training between effect and report was in good
+    faith.
+    """
 
     def day(number: int) -> Micros:
         return Micros((19_997 + number) * 86_400_000_000)  # 1 October 2024 is day 19,997
@@ -209,7 +258,9 @@ def test_what_was_known_three_days_before_the_hong_kong_pause_was_reported_has_a
     world.control(pause("hk-2024", "HK", effective=day(10), recorded=day(13)))
 
     def told(at: str, known_at: str) -> tuple[bool, str]:
-        found = json.loads(world.ok("explain", "anna", "--at", at, "--known-at", known_at, "--json"))
+        found = json.loads(
+            world.ok("explain", "anna", "--at", at, "--known-at", known_at, "--json")
+        )
         return found["allowed"], found["reason"]
 
     def is_there() -> bool:
@@ -237,7 +288,10 @@ def test_a_table_that_is_rebuilt_on_demand_holds_what_it_held(world: World) -> N
     assert "whole" in world.ok("table", "rebuild")
     assert world.assert_all_agree(client) == held
     assert not set(world.generations().values()) & set(before.values())
-    wait_for(lambda: processor.metric("consentry_table_generation_changes_total") == PARTITIONS, "changes counted")
+    wait_for(
+        lambda: processor.metric("consentry_table_generation_changes_total") == PARTITIONS,
+        "changes counted",
+    )
     wait_for(lambda: client.is_fresh, "fresh again")
     assert reason(client, "m0") == "OPTED_OUT"
     assert allowed(client, "m1")
@@ -285,7 +339,9 @@ def test_no_member_is_answered_for_while_the_table_is_not_proven_fresh(world: Wo
     processor = world.processor().wait_ready()
     world.open_policy()
     world.produce(lives_in("anna"))
-    wait_for(lambda: json.loads(world.ok("explain", "anna", "--json"))["allowed"], "allowed", every=0.2)
+    wait_for(
+        lambda: json.loads(world.ok("explain", "anna", "--json"))["allowed"], "allowed", every=0.2
+    )
     processor.kill()
 
     def is_refused() -> bool:

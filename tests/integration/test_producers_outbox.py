@@ -1,4 +1,6 @@
-"""The transactional outbox on a real PostgreSQL: what is committed is sent, and what is rolled back is not."""
+"""The transactional outbox on a real PostgreSQL: what is committed is sent, and what is rolled back
+is not.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.events import ConsentChanged
 from consentry.domain.values import Choice
 from consentry.producer import ConsentProducer
-from consentry.producer.outbox import INSERT, Outbox, Relay, Row
+from consentry.producer.outbox import INSERT, Outbox, OutboxRow, Relay
 from consentry.wire.events import read_event
 from consentry.wire.records import version_of
 from consentry.wire.schemas import MEMBER_EVENTS
@@ -47,7 +49,10 @@ def business(database: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(database) as connection:
         connection.execute(TABLE.read_bytes())
         connection.execute("TRUNCATE consent_outbox")
-        connection.execute("CREATE TABLE IF NOT EXISTS settings (member text PRIMARY KEY, opted_out boolean NOT NULL)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS settings (member text PRIMARY KEY, opted_out boolean NOT "
+            "NULL)"
+        )
         connection.execute("TRUNCATE settings")
         connection.commit()
         yield connection
@@ -56,7 +61,11 @@ def business(database: str) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture
 def outbox(world: World) -> Outbox:
     """What the service makes rows with."""
-    return Outbox(source="settings-web", registry_url=world.stack.addresses.registry_url, namespace=world.namespace)
+    return Outbox(
+        source="settings-web",
+        registry_url=world.stack.addresses.registry_url,
+        namespace=world.namespace,
+    )
 
 
 @pytest.fixture
@@ -77,10 +86,12 @@ def waiting(business: psycopg.Connection[Any]) -> int:
     return int(count)
 
 
-def change(business: psycopg.Connection[Any], row: Row) -> None:
+def change(business: psycopg.Connection[Any], row: OutboxRow) -> None:
     """The business transaction, not committed yet."""
     business.execute(
-        "INSERT INTO settings VALUES (%s, true) ON CONFLICT (member) DO UPDATE SET opted_out = true", (row.aggregateid,)
+        "INSERT INTO settings VALUES (%s, true) ON CONFLICT (member) DO UPDATE SET opted_out = "
+        "true",
+        (row.aggregateid,),
     )
     business.execute(INSERT, row)
 
@@ -88,7 +99,9 @@ def change(business: psycopg.Connection[Any], row: Row) -> None:
 def test_what_is_rolled_back_is_never_sent_and_what_is_committed_is_sent_once(
     world: World, business: psycopg.Connection[Any], outbox: Outbox, relay: Relay
 ) -> None:
-    """An opt-out in the database and not in the log, or the other way round, is a broken promise to a member."""
+    """An opt-out in the database and not in the log, or the other way round, is a broken promise to
+    a member.
+    """
     change(business, outbox.opt_out("anna", PURPOSE))
     assert relay.run_once() == 0
     business.rollback()
@@ -103,7 +116,11 @@ def test_what_is_rolled_back_is_never_sent_and_what_is_committed_is_sent_once(
     event = read_event(stored.value, b"bo", world.catalog)
     assert event.event_id == row.id.bytes
     assert isinstance(event, ConsentChanged)
-    assert (event.choice, event.source, event.notice_version) == (Choice.OPT_OUT, "settings-web", "2025-11")
+    assert (event.choice, event.source, event.notice_version) == (
+        Choice.OPT_OUT,
+        "settings-web",
+        "2025-11",
+    )
 
 
 def test_what_nobody_could_read_fails_the_transaction_and_not_the_member(outbox: Outbox) -> None:
@@ -117,7 +134,9 @@ def test_what_nobody_could_read_fails_the_transaction_and_not_the_member(outbox:
 def test_a_relay_killed_between_sending_and_deleting_sends_twice_and_it_counts_once(
     world: World, database: str, business: psycopg.Connection[Any], outbox: Outbox, relay: Relay
 ) -> None:
-    """Deleting first would lose the opt-outs of the crash; counting twice would let a retry outlive what came since."""
+    """Deleting first would lose the opt-outs of the crash; counting twice would let a retry outlive
+    what came since.
+    """
     world.processor()
     client = world.client()
     for member in ("anna", "bo"):
@@ -149,7 +168,9 @@ def test_a_relay_killed_between_sending_and_deleting_sends_twice_and_it_counts_o
     import json
 
     arguments = json.dumps([world.kafka, world.namespace, database])
-    killed = subprocess.Popen([sys.executable, "-c", program, arguments], stdout=subprocess.PIPE, text=True)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", program, arguments], stdout=subprocess.PIPE, text=True
+    )
     assert killed.stdout is not None
     try:
         assert killed.stdout.readline() == "sent\n"
@@ -162,9 +183,9 @@ def test_a_relay_killed_between_sending_and_deleting_sends_twice_and_it_counts_o
     wait_for(lambda: relay.run_once() == 2, "the lock of the killed relay is given back")
     assert waiting(business) == 0
     assert sorted(stored.key or b"" for stored in world.log()) == [b"anna", b"anna", b"bo", b"bo"]
-    wait_for(lambda: {b"anna", b"bo"} <= client.view.records.keys(), "both")
+    wait_for(lambda: {b"anna", b"bo"} <= client.snapshot.records.keys(), "both")
     world.assert_all_agree(client)
-    assert [version_of(client.view.records[member]) for member in (b"anna", b"bo")] == [1, 1]
+    assert [version_of(client.snapshot.records[member]) for member in (b"anna", b"bo")] == [1, 1]
 
 
 def test_the_same_event_by_outbox_and_by_sdk_counts_once(
@@ -184,17 +205,20 @@ def test_the_same_event_by_outbox_and_by_sdk_counts_once(
         # Accepted a second time by another door: another recorded_at, the same id and effective_at.
         producer.send(replace(event, recorded_at=chose("anna", Choice.OPT_OUT).recorded_at))
         producer.erase("bo")
-    wait_for(lambda: {b"anna", b"bo"} <= client.view.records.keys(), "both")
+    wait_for(lambda: {b"anna", b"bo"} <= client.snapshot.records.keys(), "both")
     world.assert_all_agree(client)
-    assert version_of(client.view.records[b"anna"]) == 1
-    assert reason(client, "anna") != "HELD"
+    assert version_of(client.snapshot.records[b"anna"]) == 1
+    assert reason(client, "anna") != "QUARANTINED"
 
 
 def test_a_members_events_keep_their_order_through_the_outbox(
     world: World, business: psycopg.Connection[Any], outbox: Outbox, relay: Relay
 ) -> None:
     """An opt-out that overtakes the opt-in before it is undone by that opt-in."""
-    rows = [outbox.undecided(f"m{number % 7}", PURPOSE, notice_version=str(number)) for number in range(100)]
+    rows = [
+        outbox.undecided(f"m{number % 7}", PURPOSE, notice_version=str(number))
+        for number in range(100)
+    ]
     for row in rows:
         change(business, row)
         business.commit()
@@ -210,9 +234,13 @@ def test_a_members_events_keep_their_order_through_the_outbox(
 def test_a_row_that_the_broker_refuses_holds_back_its_member_and_nobody_else(
     world: World, business: psycopg.Connection[Any], outbox: Outbox, relay: Relay
 ) -> None:
-    """Going on past it mixes up the member's order; waiting for it keeps everybody else's opt-outs back."""
+    """Going on past it mixes up the member's order; waiting for it keeps everybody else's opt-outs
+    back.
+    """
     change(business, outbox.undecided("anna", PURPOSE))
-    too_large = Row(uuid.uuid4(), MEMBER_EVENTS, "anna", "consentry.ConsentChanged", os.urandom(2_000_000))
+    too_large = OutboxRow(
+        uuid.uuid4(), MEMBER_EVENTS, "anna", "consentry.ConsentChanged", os.urandom(2_000_000)
+    )
     business.execute(INSERT, too_large)
     last = outbox.opt_out("anna", PURPOSE)
     change(business, last)
@@ -234,12 +262,16 @@ def test_a_row_that_the_broker_refuses_holds_back_its_member_and_nobody_else(
 def test_while_the_broker_stands_still_the_rows_stay(
     world: World, database: str, business: psycopg.Connection[Any], outbox: Outbox
 ) -> None:
-    """A relay that deletes what was not acknowledged loses an opt-out that the member was told of."""
+    """A relay that deletes what was not acknowledged loses an opt-out that the member was told
+    of.
+    """
     change(business, outbox.opt_out("anna", PURPOSE))
     business.commit()
     broker = world.stack.processes["kafka"]
     with psycopg.connect(database) as connection:
-        relay = Relay(connection, world.kafka, namespace=world.namespace, delivery_timeout_seconds=1)
+        relay = Relay(
+            connection, world.kafka, namespace=world.namespace, delivery_timeout_seconds=1
+        )
         os.kill(broker, signal.SIGSTOP)
         try:
             with pytest.raises(Unavailable, match=r"kafka\.unavailable"):
@@ -289,9 +321,11 @@ def test_a_message_as_debezium_makes_it_is_applied(world: World, outbox: Outbox)
         headers=[("id", str(row.id).encode())],
     )
     assert world.producer.flush(30) == 0
-    wait_for(lambda: b"anna" in client.view.records, "anna")
-    assert version_of(client.view.records[b"anna"]) == 1
-    wait_for(lambda: reason(client, "anna") in ("JURISDICTION_UNKNOWN", "OPTED_OUT"), "applied, not held")
+    wait_for(lambda: b"anna" in client.snapshot.records, "anna")
+    assert version_of(client.snapshot.records[b"anna"]) == 1
+    wait_for(
+        lambda: reason(client, "anna") in ("JURISDICTION_UNKNOWN", "OPTED_OUT"), "applied, not held"
+    )
 
 
 def test_the_connectors_settings_name_the_columns_of_the_table() -> None:
@@ -301,7 +335,10 @@ def test_the_connectors_settings_name_the_columns_of_the_table() -> None:
     config = json.loads((TABLE.parent / "debezium.json").read_text())["config"]
     columns = TABLE.read_text()
     for setting, value in config.items():
-        if setting.startswith("transforms.outbox.table.field.") or setting == "transforms.outbox.route.by.field":
+        if (
+            setting.startswith("transforms.outbox.table.field.")
+            or setting == "transforms.outbox.route.by.field"
+        ):
             assert f"\n    {value} " in columns, setting
     assert config["transforms.outbox.route.topic.replacement"] == "consentry.${routedByValue}"
-    assert all(column in columns for column in Row._fields)
+    assert all(column in columns for column in OutboxRow._fields)

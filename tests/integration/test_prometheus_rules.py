@@ -1,4 +1,6 @@
-"""The alerts in a real Prometheus: its own rule tests, and one alert that fires from a real scrape."""
+"""The alerts in a real Prometheus: its own rule tests, and one alert that fires from a real
+scrape.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ WAIT_SECONDS_MAX = 60
 
 
 def tool(name: str) -> str:
-    """The path of a program of Prometheus. Without it the test is skipped, or fails where the gate demands it."""
+    """The path of a program of Prometheus.
+
+    Without it the test is skipped, or fails where the gate demands it.
+    """
     found = shutil.which(name)
     if found is None:
         reason = f"{name} is not installed (on Debian: apt-get install prometheus)"
@@ -58,13 +63,29 @@ def test_every_rule_passes_its_unit_tests() -> None:
 @pytest.mark.parametrize(
     ("rules", "old", "new"),
     [
-        ("safety", 'unless consentry_decisions_total{outcome="allowed",fresh="false"} offset 5m)', "< 0)"),
+        (
+            "safety",
+            'unless consentry_decisions_total{outcome="allowed",fresh="false"} offset 5m)',
+            "< 0)",
+        ),
         ("safety", 'fresh="false"', 'fresh="no"'),
         ("safety", "consentry_partitions_tainted > 0", "consentry_partitions_tainted > 1"),
-        ("safety", "max by (kind) (consentry_controls_not_understood) > 0", "consentry_controls_not_understood > 0"),
-        ("safety", "(consentry_controls_not_understood) > 0", "(consentry_controls_not_understood) > 1"),
+        (
+            "safety",
+            "max by (kind) (consentry_controls_not_understood) > 0",
+            "consentry_controls_not_understood > 0",
+        ),
+        (
+            "safety",
+            "(consentry_controls_not_understood) > 0",
+            "(consentry_controls_not_understood) > 1",
+        ),
         ("safety", "keep_firing_for: 15m", "keep_firing_for: 1m"),
-        ("safety", "consentry_table_generation_changes_total[10m]", "consentry_table_generation_changes_total[10s]"),
+        (
+            "safety",
+            "consentry_table_generation_changes_total[10m]",
+            "consentry_table_generation_changes_total[10s]",
+        ),
         ("safety", "for: 5m", "for: 1m"),
         ("freshness", "consentry_frontier_age_seconds > 5", "consentry_frontier_age_seconds > 500"),
         ("freshness", "for: 30s", "for: 0s"),
@@ -75,8 +96,16 @@ def test_every_rule_passes_its_unit_tests() -> None:
         ("bundles", "> 900", "> 90000"),
         ("bundles", "or absent(consentry_bundle_age_seconds)", ""),
         ("bundles", "min by (job)", "max by (job)"),
-        ("bundles", "consentry_bundler_unhealed_seconds > 60", "consentry_bundler_unhealed_seconds > 600"),
-        ("bundles", "consentry_bundler_unhealed_seconds > 60", "consentry_bundler_regressions_total > 0"),
+        (
+            "bundles",
+            "consentry_bundler_unhealed_seconds > 60",
+            "consentry_bundler_unhealed_seconds > 600",
+        ),
+        (
+            "bundles",
+            "consentry_bundler_unhealed_seconds > 60",
+            "consentry_bundler_regressions_total > 0",
+        ),
         ("bundles", "[10m]) > 0", "[10m]) > 5"),
         ("bundles", "keep_firing_for: 1h", "keep_firing_for: 1m"),
         ("watch", 'or absent(up{job="consentry-trainer"})', ""),
@@ -99,7 +128,9 @@ def test_every_rule_passes_its_unit_tests() -> None:
         ("gateway", "[10m])) > 30", "[10m])) > 300"),
     ],
 )
-def test_the_unit_tests_notice_a_rule_that_was_weakened(rules: str, old: str, new: str, tmp_path: Path) -> None:
+def test_the_unit_tests_notice_a_rule_that_was_weakened(
+    rules: str, old: str, new: str, tmp_path: Path
+) -> None:
     """Tests that pass for every rule would let an alert fall silent in a tidy-up."""
     shutil.copytree(PROMETHEUS, tmp_path / "prometheus")
     path = tmp_path / "prometheus" / "rules" / f"{rules}.yml"
@@ -114,15 +145,22 @@ def test_the_unit_tests_notice_a_rule_that_was_weakened(rules: str, old: str, ne
 
 @pytest.mark.stack
 def test_a_real_prometheus_fires_from_a_real_scrape(tmp_path: Path) -> None:
-    """Between a right rule and a woken SRE stand names, labels and time-outs that no unit test sees."""
+    """Between a right rule and a woken SRE stand names, labels and time-outs that no unit test
+    sees.
+    """
     registry = CollectorRegistry()
     frontier = Gauge("consentry_frontier_age_seconds", "Age.", ["partition"], registry=registry)
     frontier.labels(partition="3").set(99)
     Gauge("consentry_partitions_tainted", "Tainted.", registry=registry).set(1)
     program = tool("prometheus")
 
-    with exporter(registry) as port, running_prometheus(program, tmp_path, target=f"127.0.0.1:{port}") as address:
-        firing = wait_for_alerts(address, {"ConsentryFrontierStale", "ConsentryPartitionTainted", "ConsentryDeadMan"})
+    with (
+        exporter(registry) as port,
+        running_prometheus(program, tmp_path, target=f"127.0.0.1:{port}") as address,
+    ):
+        firing = wait_for_alerts(
+            address, {"ConsentryFrontierStale", "ConsentryPartitionTainted", "ConsentryDeadMan"}
+        )
 
     stale = firing["ConsentryFrontierStale"]
     assert stale["labels"]["partition"] == "3"
@@ -148,7 +186,11 @@ def exporter(registry: CollectorRegistry) -> Iterator[int]:
 def running_prometheus(program: str, folder: Path, *, target: str) -> Iterator[str]:
     """A Prometheus of our own with our rules, made impatient; ended by its id."""
     port = free_port()
-    command = [program, f"--config.file={impatient_copy(folder, target)}", f"--storage.tsdb.path={folder / 'data'}"]
+    command = [
+        program,
+        f"--config.file={impatient_copy(folder, target)}",
+        f"--storage.tsdb.path={folder / 'data'}",
+    ]
     command += [f"--web.listen-address=127.0.0.1:{port}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -165,11 +207,19 @@ def running_prometheus(program: str, folder: Path, *, target: str) -> Iterator[s
 
 
 def impatient_copy(folder: Path, target: str) -> Path:
-    """The real configuration and rules, with one target, one scrape a second, and no rule waiting for more than one."""
+    """The real configuration and rules, with one target, one scrape a second, and no rule waiting
+    for more than one.
+    """
     yaml = YAML(typ="safe", pure=True)
     configuration = yaml.load(PROMETHEUS / "prometheus.yml")
-    configuration["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-    jobs = [job for job in configuration["scrape_configs"] if job["job_name"] == "consentry-processor"]
+    configuration["global"] = {
+        "scrape_interval": "1s",
+        "scrape_timeout": "1s",
+        "evaluation_interval": "1s",
+    }
+    jobs = [
+        job for job in configuration["scrape_configs"] if job["job_name"] == "consentry-processor"
+    ]
     jobs[0]["static_configs"] = [{"targets": [target]}]
     configuration["scrape_configs"] = jobs
     (folder / "rules").mkdir()
@@ -194,7 +244,9 @@ def wait_until_ours(process: subprocess.Popen[bytes], port: int, log: Path) -> N
     """Wait until the port answers, and prove that it is our own child that listens there."""
     deadline = time.monotonic() + WAIT_SECONDS_MAX
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"Prometheus left with {process.returncode}: {log.read_text()}"
+        assert process.poll() is None, (
+            f"Prometheus left with {process.returncode}: {log.read_text()}"
+        )
         listening = psutil.Process(process.pid).net_connections(kind="tcp")
         if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in listening):
             return

@@ -1,4 +1,6 @@
-"""`consentry purge` as it is run: by hand with a file of orders, and with the orders and receipts of Kafka."""
+"""`consentry purge` as it is run: by hand with a file of orders, and with the orders and receipts
+of Kafka.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def write(directory: Path, **columns: list[Any]) -> None:
 
 def members(directory: Path) -> list[str]:
     """Whose rows are left."""
-    return sorted(str(one) for one in pq.read_table(directory / "a.parquet")["member_id"].to_pylist())
+    return sorted(
+        str(one) for one in pq.read_table(directory / "a.parquet")["member_id"].to_pylist()
+    )
 
 
 class TestByHand:
@@ -37,15 +41,30 @@ class TestByHand:
     def posts(self, tmp_path: Path) -> Path:
         """Rows of three members, and an order for one of them in orders.json."""
         write(tmp_path / "posts", member_id=["ana", "bob", "ana", "cleo"], text=list("abcd"))
-        order = {"order_id": "dsr-1", "because": "ERASURE", "recorded_at": "2026-01-01T00:00:00Z", "member": "ana"}
+        order = {
+            "order_id": "dsr-1",
+            "because": "ERASURE",
+            "recorded_at": "2026-01-01T00:00:00Z",
+            "member": "ana",
+        }
         (tmp_path / "orders.json").write_text(json.dumps([order]))
         return tmp_path / "posts"
 
     def run(self, posts: Path, *arguments: str, status: int = 0) -> str:
         """Run one purge command on the data set; what it printed."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("CONSENTRY_")
+        }
         done = subprocess.run(
-            [str(CONSENTRY), "purge", arguments[0], str(posts), "--orders", "../orders.json", *arguments[1:]],
+            [
+                str(CONSENTRY),
+                "purge",
+                arguments[0],
+                str(posts),
+                "--orders",
+                "../orders.json",
+                *arguments[1:],
+            ],
             cwd=posts if posts.is_dir() else posts.parent,
             env=environment | {"COLUMNS": "300"},
             capture_output=True,
@@ -69,7 +88,9 @@ class TestByHand:
         self.run(posts, "apply", "--if-version", planned["version"], "--receipts", str(receipts))
 
         first = json.loads(receipts.read_text())
-        assert [(one["order_id"], one["result"], one["rows_removed"]) for one in first] == [("dsr-1", "DELETED", 2)]
+        assert [(one["order_id"], one["result"], one["rows_removed"]) for one in first] == [
+            ("dsr-1", "DELETED", 2)
+        ]
         assert first[0]["version_before"] == planned["version"] != first[0]["version_after"]
         assert members(posts) == ["bob", "cleo"]
         self.run(posts, "verify")
@@ -77,11 +98,15 @@ class TestByHand:
         again = json.loads(receipts.read_text())
         assert again[0] | {"completed_at": 0} == first[0] | {"completed_at": 0}
 
-    def test_a_data_set_that_changed_since_the_plan_is_left_alone(self, posts: Path, tmp_path: Path) -> None:
+    def test_a_data_set_that_changed_since_the_plan_is_left_alone(
+        self, posts: Path, tmp_path: Path
+    ) -> None:
         """What was approved is not what would be done."""
         receipts = tmp_path / "receipts.json"
 
-        told = self.run(posts, "apply", "--if-version", "another", "--receipts", str(receipts), status=2)
+        told = self.run(
+            posts, "apply", "--if-version", "another", "--receipts", str(receipts), status=2
+        )
 
         assert "purge.dataset_changed" in told
         assert json.loads(receipts.read_text())[0]["result"] == "FAILED"
@@ -92,7 +117,9 @@ class TestByHand:
         """A legal hold is an answer too; silence is none."""
         told = json.loads(self.run(posts, "apply", "--exempt", "dsr-1=legal hold 7", "--json"))
 
-        assert [(one["result"], one["detail"]) for one in told["receipts"]] == [("EXEMPT", "legal hold 7")]
+        assert [(one["result"], one["detail"]) for one in told["receipts"]] == [
+            ("EXEMPT", "legal hold 7")
+        ]
         assert len(members(posts)) == 4
         self.run(posts, "verify", "--exempt", "dsr-1=legal hold 7")
 
@@ -133,8 +160,12 @@ class TestByHand:
         ],
         ids=str,
     )
-    def test_an_order_that_does_not_fit_is_refused(self, posts: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
-        """A typing error in a file of orders must not become an order for somebody else, or for everybody."""
+    def test_an_order_that_does_not_fit_is_refused(
+        self, posts: Path, tmp_path: Path, fields: dict[str, Any]
+    ) -> None:
+        """A typing error in a file of orders must not become an order for somebody else, or for
+        everybody.
+        """
         order = {"order_id": "dsr-1", "because": "ERASURE", "recorded_at": "2026-01-01"} | fields
         (tmp_path / "orders.json").write_text(json.dumps(order) + "\n")
 
@@ -145,12 +176,19 @@ class TestByHand:
         self, posts: Path, tmp_path: Path
     ) -> None:
         """By the rows alone most residents would be missed, under a receipt that says deleted."""
-        order = {"order_id": "p-1", "because": "PAUSE", "recorded_at": "2026-01-01", "jurisdictions": ["HK"]}
+        order = {
+            "order_id": "p-1",
+            "because": "PAUSE",
+            "recorded_at": "2026-01-01",
+            "jurisdictions": ["HK"],
+        }
         (tmp_path / "orders.json").write_text(json.dumps(order))
 
         assert "purge.no_members" in self.run(posts, "apply", status=2)
 
-    def test_old_versions_of_a_table_are_named_and_vacuumed(self, posts: Path, tmp_path: Path) -> None:
+    def test_old_versions_of_a_table_are_named_and_vacuumed(
+        self, posts: Path, tmp_path: Path
+    ) -> None:
         """The officer must not be told that it is gone while a time traveller can read it."""
         table = tmp_path / "table"
         deltalake.write_deltalake(table, pq.read_table(posts / "a.parquet"))
@@ -165,12 +203,16 @@ class TestByHand:
 @pytest.mark.stack
 @pytest.mark.timeout(180)
 def test_orders_come_from_kafka_and_receipts_settle_them(world: World, tmp_path: Path) -> None:
-    """A warehouse without a trainer of its own owes its receipt too, and has nobody but this command to give it."""
+    """A warehouse without a trainer of its own owes its receipt too, and has nobody but this
+    command to give it.
+    """
     world.processor(SUBSCRIBERS="warehouse=posts")
     world.open_policy()
     posts = tmp_path / "posts"
     write(posts, member_id=["anna", "bo", None, "cy", "dora"], text=list("abcde"))
-    world.produce(lives_in("bo"), lives_in("cy", "CA"), lives_in("dora"), opted_out("dora"), erased("anna"))
+    world.produce(
+        lives_in("bo"), lives_in("cy", "CA"), lives_in("dora"), opted_out("dora"), erased("anna")
+    )
     world.control(pause("ca-2024", "CA", reach=Reach.PRIOR_AND_FUTURE))
 
     def orders() -> dict[str, bool]:
@@ -186,7 +228,9 @@ def test_orders_come_from_kafka_and_receipts_settle_them(world: World, tmp_path:
     assert {one["result"] for one in told["receipts"]} == {"DELETED"}
     assert members(posts) == ["None", "bo", "dora"]
     given = [read_receipt(message.value, world.catalog) for message in world.log(RECEIPTS)]
-    assert {(one.subscriber, one.dataset, one.result.value) for one in given} == {("warehouse", "posts", "DELETED")}
+    assert {(one.subscriber, one.dataset, one.result.value) for one in given} == {
+        ("warehouse", "posts", "DELETED")
+    }
     wait_for(lambda: orders() == {"ERASURE": True, "PAUSE": True}, "both settled")
     write(posts, member_id=["anna", "bo", None, "dora"], text=list("abcd"))
     assert world.cli("purge", "verify", str(posts)).returncode == 1

@@ -1,4 +1,6 @@
-"""Whatever is wrong at the start is said in one paragraph, with exit status 2, and nothing has been written."""
+"""Whatever is wrong at the start is said in one paragraph, with exit status 2, and nothing has been
+written.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 from tests.stack import World, now, wait_for
 
 from consentry import cli
 from consentry.local.stack import LocalStack
 from consentry.wire.catalog import register_all
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, RECORDS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
@@ -53,8 +62,12 @@ Typed = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def typed(prepared: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Run a command in this process, as the installed script does: its interpreter's start is most of its time."""
+def typed(
+    prepared: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Typed:
+    """Run a command in this process, as the installed script does: its interpreter's start is most
+    of its time.
+    """
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         for name, value in prepared.environment(**environment).items():
@@ -65,12 +78,14 @@ def typed(prepared: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         with pytest.raises(SystemExit) as ended:
             cli.run()
         said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
+        return subprocess.CompletedProcess(
+            arguments, int(ended.value.code or 0), said.out, said.err
+        )
 
     return run
 
 
-def written(world: World) -> list[Stored]:
+def written(world: World) -> list[StoredMessage]:
     """Everything that stands in the topics that people write to."""
     return world.log(MEMBER_EVENTS) + world.log(CONTROLS)
 
@@ -101,7 +116,10 @@ class TestValues:
             (("pause", "impose", "hk-2024", "--jurisdiction", ""), "input.form"),
             (("pause", "impose", "hk-2024", "--jurisdiction", "Hong Kong"), "input.form"),
             (("pause", "impose", "HK 2024", "--jurisdiction", "HK"), "input.pause"),
-            (("pause", "impose", "hk-2024", "--jurisdiction", "HK", "--purpose", ""), "input.purpose"),
+            (
+                ("pause", "impose", "hk-2024", "--jurisdiction", "HK", "--purpose", ""),
+                "input.purpose",
+            ),
             (("table", "verify", "--follower", "here"), "input.follower"),
             (("policy", "publish", "no-such-file.yaml"), "input.file"),
         ],
@@ -109,7 +127,9 @@ class TestValues:
     def test_a_value_that_does_not_fit_is_named_and_nothing_is_sent(
         self, prepared: World, typed: Typed, arguments: tuple[str, ...], code: str
     ) -> None:
-        """A typing error would become a control or an event that covers the wrong people, or none."""
+        """A typing error would become a control or an event that covers the wrong people, or
+        none.
+        """
         topics = prepared.topics()
         assert_refused(typed(*arguments), code)
         assert_untouched(prepared, topics)
@@ -138,13 +158,29 @@ class TestValues:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("version: a\nterms: [{jurisdictions: [HK], purpose: p, regime: OPT_IN, regimes: x}]", "regimes"),
+            (
+                "version: a\nterms: [{jurisdictions: [HK], purpose: p, regime: OPT_IN, regimes: "
+                "x}]",
+                "regimes",
+            ),
             ("version: a\nterms: [{jurisdictions: [UK], purpose: p, regime: OPT_IN}]", "UK"),
             ("version: a\nterms: [{jurisdictions: [], purpose: p, regime: OPT_IN}]", "empty"),
             ("version: a\nterms: []", "terms"),
-            ("version: a\neffective: 2024-13-45\nterms: [{jurisdictions: [HK], purpose: p, regime: OPT_IN}]", "date"),
-            ("version: a\neffective: soon\nterms: [{jurisdictions: [HK], purpose: p, regime: OPT_IN}]", "soon"),
-            ("version: a\nterms: [{jurisdictions: [HK], purpose: p, regime: OPT_IN, purge: {within: P-3D}}]", "P-3D"),
+            (
+                "version: a\neffective: 2024-13-45\nterms: [{jurisdictions: [HK], purpose: p, "
+                "regime: OPT_IN}]",
+                "date",
+            ),
+            (
+                "version: a\neffective: soon\nterms: [{jurisdictions: [HK], purpose: p, regime: "
+                "OPT_IN}]",
+                "soon",
+            ),
+            (
+                "version: a\nterms: [{jurisdictions: [HK], purpose: p, regime: OPT_IN, purge: "
+                "{within: P-3D}}]",
+                "P-3D",
+            ),
             ("version: a\nterms: [{jurisdictions: [HK], purpose: p, regime: LATER}]", "LATER"),
             ("version: a\nversion: b\nterms: []", "YAML"),
             ("version: \x00", "YAML"),
@@ -161,9 +197,13 @@ class TestValues:
             parse_policy_file(text, event_id=uuid.uuid4().bytes, recorded_at=now(), source="test")
         assert said in str(refused.value)
 
-    def test_a_policy_file_with_a_mistake_reaches_nobody(self, prepared: World, typed: Typed) -> None:
+    def test_a_policy_file_with_a_mistake_reaches_nobody(
+        self, prepared: World, typed: Typed
+    ) -> None:
         """As above, by the command that people type."""
-        (prepared.directory / "policy.yaml").write_text("version: a\neffective: 2024-02-30\nterms: []")
+        (prepared.directory / "policy.yaml").write_text(
+            "version: a\neffective: 2024-02-30\nterms: []"
+        )
         assert_refused(typed("policy", "publish", "policy.yaml"), "input.form")
         assert written(prepared) == []
 
@@ -232,15 +272,21 @@ class TestAddresses:
             ("REDIS_URL", "table.unavailable"),
         ],
     )
-    def test_a_service_that_is_away_is_named_in_bounded_time(self, prepared: World, setting: str, code: str) -> None:
-        """An operator would watch a silent process and not know which of three services to look at."""
+    def test_a_service_that_is_away_is_named_in_bounded_time(
+        self, prepared: World, setting: str, code: str
+    ) -> None:
+        """An operator would watch a silent process and not know which of three services to look
+        at.
+        """
         address = {
             "KAFKA_BOOTSTRAP": "127.0.0.1:{}",
             "REGISTRY_URL": "http://127.0.0.1:{}",
             "REDIS_URL": "redis://127.0.0.1:{}/0",
         }
         topics, started_at = prepared.topics(), time.monotonic()
-        done = prepared.cli("processor", environment={setting: address[setting].format(nobody_listens())})
+        done = prepared.cli(
+            "processor", environment={setting: address[setting].format(nobody_listens())}
+        )
         assert_refused(done, code)
         assert time.monotonic() - started_at < CONNECT_SECONDS_MAX
         assert_untouched(prepared, topics)
@@ -251,7 +297,9 @@ class TestAddresses:
         with closing(socket.socket()) as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
-            done = prepared.cli("processor", environment={"METRICS_PORT": str(taken.getsockname()[1])})
+            done = prepared.cli(
+                "processor", environment={"METRICS_PORT": str(taken.getsockname()[1])}
+            )
         assert_refused(done, "metrics.address")
         assert_untouched(prepared, topics)
 
@@ -271,7 +319,9 @@ class TestSurroundings:
         assert_untouched(bare, topics)
         register_all(bare.registry, bare.namespace)
 
-    @pytest.mark.parametrize(("setting", "value"), [("maxmemory-policy", "allkeys-lru"), ("aof-load-truncated", "yes")])
+    @pytest.mark.parametrize(
+        ("setting", "value"), [("maxmemory-policy", "allkeys-lru"), ("aof-load-truncated", "yes")]
+    )
     def test_a_table_that_may_forget_is_refused_by_the_name_of_the_setting(
         self, prepared: World, setting: str, value: str
     ) -> None:
@@ -294,7 +344,9 @@ class TestSurroundings:
     def test_a_topic_that_may_forget_is_refused_by_the_name_of_the_setting(
         self, world: World, topic: str, setting: str, value: str
     ) -> None:
-        """A log that is compacted or kept a week forgets opt-outs; one with producers' times proves nothing."""
+        """A log that is compacted or kept a week forgets opt-outs; one with producers' times proves
+        nothing.
+        """
         alter(world, topic, setting, value)
         assert_refused(world.cli("processor"), f"topic.unsafe.{setting}")
         assert not world.has_keys()
@@ -303,7 +355,9 @@ class TestSurroundings:
         assert setting in differing.stdout
 
     def test_a_pair_of_topics_with_unequal_partitions_is_refused(self, bare: World) -> None:
-        """A member's record would lie in another partition than their events, and lose its order."""
+        """A member's record would lie in another partition than their events, and lose its
+        order.
+        """
         create(bare, RECORDS, partitions=4)
         topics = bare.topics()
         applied = bare.cli("topics", "apply")
@@ -332,14 +386,18 @@ def alter(world: World, topic: str, setting: str, value: str) -> None:
     entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
     admin.incremental_alter_configs([resource])[resource].result(20)
-    wait_for(lambda: topic_configs(admin, [name])[name].get(setting) == value, f"{setting} = {value}")
+    wait_for(
+        lambda: topic_configs(admin, [name])[name].get(setting) == value, f"{setting} = {value}"
+    )
 
 
 def create(world: World, topic: str, *, partitions: int) -> None:
     """Create a topic with a count of our own."""
     name = world.topic(topic)
     admin = AdminClient(dict(world.kafka))
-    admin.create_topics([NewTopic(name, num_partitions=partitions, replication_factor=1)])[name].result(20)
+    admin.create_topics([NewTopic(name, num_partitions=partitions, replication_factor=1)])[
+        name
+    ].result(20)
     wait_for(lambda: name in world.topics(), f"the topic {name}")
 
 

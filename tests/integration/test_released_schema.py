@@ -1,4 +1,6 @@
-"""A field that MemberReleased gained: what was written without it stays readable, and the other way round."""
+"""A field that MemberReleased gained: what was written without it stays readable, and the other way
+round.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +49,16 @@ def test_releases_are_readable_across_the_field_that_was_added(bare: World) -> N
     fastavro.schemaless_writer(buffer, old, RELEASE)
     found: Any = fastavro.schemaless_reader(io.BytesIO(buffer.getvalue()), old, new)
     assert found["observed_version"] is None
-    again: Any = fastavro.schemaless_reader(io.BytesIO(known.encode(RELEASE | {"observed_version": 7})), new, old)
+    again: Any = fastavro.schemaless_reader(
+        io.BytesIO(known.encode(RELEASE | {"observed_version": 7})), new, old
+    )
     assert again == RELEASE
 
 
 def test_the_registry_would_refuse_the_field_without_its_default(bare: World) -> None:
-    """Hurt when this breaks: whoever trusts the test above; the level has to be in force for it to say anything."""
+    """Hurt when this breaks: whoever trusts the test above; the level has to be in force for it to
+    say anything.
+    """
     known = schema("MemberReleased")
     subject = f"{bare.namespace}.released-value"
     earlier = json.dumps(without(known.text, "observed_version"))
@@ -60,7 +66,11 @@ def test_the_registry_would_refuse_the_field_without_its_default(bare: World) ->
     bare.registry.set_compatibility(subject, "FULL_TRANSITIVE")
     bad = json.loads(known.text)
     bad["fields"] = [
-        {name: value for name, value in one.items() if (one["name"], name) != ("observed_version", "default")}
+        {
+            name: value
+            for name, value in one.items()
+            if (one["name"], name) != ("observed_version", "default")
+        }
         for one in bad["fields"]
     ]
     with pytest.raises(Refused):

@@ -1,4 +1,6 @@
-"""Every scenario of the project once more, through the real broker, processor, table and trainer."""
+"""Every scenario of the project once more, through the real broker, processor, table and
+trainer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SCENARIOS = Path(str(files("consentry_schemas") / "scenarios"))
 @pytest.mark.timeout(1500)
 def test_every_scenario_holds_on_the_stack(bare: World) -> None:
     """What the rules say on paper and what a trainer is told must be one thing."""
-    result = bare.cli("scenario", "run", "--engine", "stack", "--json", str(SCENARIOS), seconds=1400)
+    result = bare.cli(
+        "scenario", "run", "--engine", "stack", "--json", str(SCENARIOS), seconds=1400
+    )
 
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
@@ -56,7 +60,9 @@ expect_orders: []
 
 
 def test_what_the_stack_answers_otherwise_is_told(bare: World, tmp_path: Path) -> None:
-    """A run that could not fail would prove nothing: each wrong line is named, with what the trainer or table said."""
+    """A run that could not fail would prove nothing: each wrong line is named, with what the
+    trainer or table said.
+    """
     file = tmp_path / "wrong.yaml"
     file.write_text(WRONG)
 
@@ -67,12 +73,14 @@ def test_what_the_stack_answers_otherwise_is_told(bare: World, tmp_path: Path) -
     assert [(one["where"], one["got"]) for one in failed] == [
         ("expect[0]", "allowed, DEFAULT_ON"),
         ("expect[1]", "excluded, JURISDICTION_UNKNOWN"),
-        ("expect[2]", "excluded, HELD"),
+        ("expect[2]", "excluded, QUARANTINED"),
         ("expect_orders", "ERASURE of kim, due 21 Oct 2024"),
     ]
 
 
-def test_nothing_of_a_scenario_is_left_on_a_stack_that_is_not_its_own(bare: World, tmp_path: Path) -> None:
+def test_nothing_of_a_scenario_is_left_on_a_stack_that_is_not_its_own(
+    bare: World, tmp_path: Path
+) -> None:
     """Somebody's broker must not fill with the topics of stories."""
     file = tmp_path / "wrong.yaml"
     file.write_text(WRONG)

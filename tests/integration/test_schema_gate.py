@@ -28,7 +28,15 @@ from consentry.schema_gate.asyncapi import asyncapi_document
 from consentry.schema_gate.evolution import compare
 from consentry.schema_gate.lint import lint_schema
 from consentry.wire.catalog import load_catalog
-from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, Schema, canonical_fingerprint, schema, subject, topics
+from consentry.wire.schemas import (
+    MEMBER_EVENTS,
+    QUARANTINE,
+    Schema,
+    canonical_fingerprint,
+    schema,
+    subject,
+    topics,
+)
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]
 
@@ -58,7 +66,9 @@ def is_taken(world: World, name: str, new: Json) -> bool:
 class TestB17:
     @pytest.mark.parametrize("case", B17, ids=lambda case: case.name)
     def test_our_gate_refuses_what_the_registry_may_take(self, bare: World, case: Refusal) -> None:
-        """Compatibility is readability: a registry takes a schema by which a withdrawal is read as a grant."""
+        """Compatibility is readability: a registry takes a schema by which a withdrawal is read as
+        a grant.
+        """
         findings = [
             *lint_schema(case.new, is_member_event=True),
             *compare(OLD, case.new, is_member_event=True),
@@ -70,7 +80,9 @@ class TestB17:
     def test_register_refuses_before_anything_is_registered(
         self, bare: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Half of the schemas registered would be a system that half of the producers cannot write to."""
+        """Half of the schemas registered would be a system that half of the producers cannot write
+        to.
+        """
         monkeypatch.setenv("PYTHONPATH", str(broken_package(tmp_path).parent))
 
         refused = bare.cli("schemas", "register")
@@ -84,7 +96,9 @@ class TestB17:
         )
 
     def test_register_takes_the_schemas_as_they_are(self, bare: World) -> None:
-        """Hurt when this breaks: whoever trusts that the refusal above was for the schemas' sake."""
+        """Hurt when this breaks: whoever trusts that the refusal above was for the schemas'
+        sake.
+        """
         done = bare.cli("schemas", "register")
 
         assert done.returncode == 0, done.stderr
@@ -105,14 +119,20 @@ def broken_package(directory: Path) -> Path:
 @pytest.fixture
 def client(bare: World) -> Iterator[SchemaRegistryClient]:
     """A registry client as any producer has it."""
-    client = SchemaRegistryClient({"url": bare.stack.addresses.registry_url, "timeout": 5, "max.retries": 1})
+    client = SchemaRegistryClient(
+        {"url": bare.stack.addresses.registry_url, "timeout": 5, "max.retries": 1}
+    )
     yield client
     client.close()
 
 
 class TestB18:
-    def test_a_producer_with_our_settings_registers_nothing(self, bare: World, client: SchemaRegistryClient) -> None:
-        """The client's own default is to register whatever it is given, and everybody could then change the schemas."""
+    def test_a_producer_with_our_settings_registers_nothing(
+        self, bare: World, client: SchemaRegistryClient
+    ) -> None:
+        """The client's own default is to register whatever it is given, and everybody could then
+        change the schemas.
+        """
         topic = bare.topic(MEMBER_EVENTS)
         of = subject(bare.namespace, MEMBER_EVENTS, "MemberErased")
         with pytest.raises(SchemaRegistryError) as caught:
@@ -121,11 +141,15 @@ class TestB18:
         assert caught.value.http_status_code == 404
         assert bare.registry.find(of, schema("MemberErased")) is None
 
-    def test_without_our_settings_it_would_have(self, bare: World, client: SchemaRegistryClient) -> None:
+    def test_without_our_settings_it_would_have(
+        self, bare: World, client: SchemaRegistryClient
+    ) -> None:
         """Hurt when this breaks: whoever trusts the test above."""
         send_erasure(client, bare.topic(MEMBER_EVENTS), {})
 
-        assert bare.registry.find(subject(bare.namespace, MEMBER_EVENTS, "MemberErased"), schema("MemberErased"))
+        assert bare.registry.find(
+            subject(bare.namespace, MEMBER_EVENTS, "MemberErased"), schema("MemberErased")
+        )
 
     def test_our_own_clients_register_nothing(self, bare: World) -> None:
         """A worker started against the wrong registry must say so, not make it the right one."""
@@ -133,13 +157,20 @@ class TestB18:
             load_catalog(bare.registry, bare.namespace)
 
         assert (
-            bare.registry.find(subject(bare.namespace, MEMBER_EVENTS, "MemberErased"), schema("MemberErased")) is None
+            bare.registry.find(
+                subject(bare.namespace, MEMBER_EVENTS, "MemberErased"), schema("MemberErased")
+            )
+            is None
         )
 
 
-def send_erasure(client: SchemaRegistryClient, topic: str, settings: Mapping[str, object]) -> bytes | None:
+def send_erasure(
+    client: SchemaRegistryClient, topic: str, settings: Mapping[str, object]
+) -> bytes | None:
     """What a plain serializer makes of an erasure."""
-    config: dict[str, object] = {"subject.name.strategy": lambda _context, record: f"{topic}-{record}"}
+    config: dict[str, object] = {
+        "subject.name.strategy": lambda _context, record: f"{topic}-{record}"
+    }
     config |= settings
     serializer = AvroSerializer(client, schema("MemberErased").text, conf=config)
     event = {
@@ -154,11 +185,17 @@ def send_erasure(client: SchemaRegistryClient, topic: str, settings: Mapping[str
 
 
 def test_what_is_quarantined_carries_the_headers_that_the_document_tells(world: World) -> None:
-    """An operator finds the original message by them; a tool made from the document looks for nothing else."""
+    """An operator finds the original message by them; a tool made from the document looks for
+    nothing else.
+    """
     told = asyncapi_document()["components"]["messageTraits"]["quarantined"]["headers"]
-    publisher = KafkaPublisher(world.kafka, namespace=world.namespace, catalog=world.catalog, version="1.2.3")
+    publisher = KafkaPublisher(
+        world.kafka, namespace=world.namespace, catalog=world.catalog, version="1.2.3"
+    )
     value = world.catalog.frame_of("MemberErased") + b"no erasure"
-    publisher.quarantine([QuarantinedMessage(0, 17, b"a-member", value, Micros(1_762_128_000_000_000), "avro", None)])
+    publisher.quarantine(
+        [QuarantinedMessage(0, 17, b"a-member", value, Micros(1_762_128_000_000_000), "avro", None)]
+    )
     publisher.settle()
     publisher.close()
 

@@ -28,7 +28,9 @@ LEASE_SECONDS = 5.0
 
 
 def here(*arguments: str) -> tuple[int, str]:
-    """Exit status and output of a command, run in this process: a dozen of them, none of which needs settings."""
+    """Exit status and output of a command, run in this process: a dozen of them, none of which
+    needs settings.
+    """
     done = CliRunner().invoke(app, arguments)
     if isinstance(done.exception, ConsentryError):
         return 2, str(done.exception)
@@ -40,11 +42,17 @@ def batch(*members: str) -> pa.Table:
     return pa.table({"member_id": list(members)})
 
 
-def test_a_run_is_certified_verified_by_a_bundle_and_found_again(world: World, tmp_path: Path) -> None:
-    """From the first batch to the auditor who has no Kafka, and the member who asks where they were read."""
+def test_a_run_is_certified_verified_by_a_bundle_and_found_again(
+    world: World, tmp_path: Path
+) -> None:
+    """From the first batch to the auditor who has no Kafka, and the member who asks where they were
+    read.
+    """
     world.processor()
     world.open_policy()
-    world.produce(*(lives_in(member) for member in ("a", "b", "c")), lives_in("hk", "HK"), opted_out("c"))
+    world.produce(
+        *(lives_in(member) for member in ("a", "b", "c")), lives_in("hk", "HK"), opted_out("c")
+    )
     client = world.client("ranker")
     wait_for(lambda: reason(client, "c") == "OPTED_OUT", "the opt-out", seconds=40)
     key, store = SigningKey.generate(), tmp_path / "runs"
@@ -76,7 +84,14 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(world: World, t
     world.control(pause("hk-2024", "HK", reach=Reach.PRIOR_AND_FUTURE))
     wait_for(lambda: reason(client, "hk") == "PAUSED", "the pause")
     bundles = str(tmp_path / "bundles")
-    build(BundleStore(bundles), world.kafka, world.catalog, key=key, namespace=world.namespace, clock=now)
+    build(
+        BundleStore(bundles),
+        world.kafka,
+        world.catalog,
+        key=key,
+        namespace=world.namespace,
+        clock=now,
+    )
     folder = store / run.run_id
     reach_by = ("--bundle", bundles, "--bundle-key", str(public))
     by_bundle = (*reach_by, "--key", str(public))
@@ -86,7 +101,13 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(world: World, t
     assert (verified.returncode, found["status"], found["unclear"]) == (0, "holds", []), found
     assert found["is_verified"]
     assert here("verify", str(folder / "certificate.json"), *by_bundle)[0] == 0
-    for arguments in ([], ["--key", str(public)], ["--key", str(foreign)], ["--bundle", bundles], reach_by):
+    for arguments in (
+        [],
+        ["--key", str(public)],
+        ["--key", str(foreign)],
+        ["--bundle", bundles],
+        reach_by,
+    ):
         assert here("verify", str(folder), *arguments)[0] == 2, arguments
 
     planted = str(_planted(folder / "reads.parquet", tmp_path / "planted.parquet"))
@@ -96,7 +117,9 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(world: World, t
     assert "\n    c\n" in told
     assert "\n    c\n" not in here("verify", str(folder), "--reads", planted, *by_bundle)[1]
     raw = (folder / "certificate.json").read_bytes()
-    (tmp_path / "tampered.json").write_bytes(raw.replace(b'"purpose":"genai_training"', b'"purpose":"safety_training"'))
+    (tmp_path / "tampered.json").write_bytes(
+        raw.replace(b'"purpose":"genai_training"', b'"purpose":"safety_training"')
+    )
     status, told = here("verify", str(tmp_path / "tampered.json"), *by_bundle)
     assert status == 2
     assert "[certificate.tampered]" in told
@@ -115,7 +138,9 @@ def _planted(reads: Path, to: Path) -> Path:
 
 def _check_reach(world: World, store: Path, by_bundle: tuple[str, ...]) -> None:
     def asked(*arguments: str) -> dict[str, Any]:
-        done = CliRunner().invoke(app, ["reach", *arguments, "--runs", str(store), "--json", *by_bundle])
+        done = CliRunner().invoke(
+            app, ["reach", *arguments, "--runs", str(store), "--json", *by_bundle]
+        )
         assert done.exit_code == 0, done.output
         found: dict[str, Any] = json.loads(done.stdout)
         return found
@@ -127,12 +152,23 @@ def _check_reach(world: World, store: Path, by_bundle: tuple[str, ...]) -> None:
         1,
         "posts-2026-10",
     )
-    assert json.loads(world.ok("reach", "a", "--runs", str(store), "--json"))["runs"] == [one], "by Kafka, the same"
+    assert json.loads(world.ok("reach", "a", "--runs", str(store), "--json"))["runs"] == [one], (
+        "by Kafka, the same"
+    )
     assert asked("c")["runs"] == []
     (paused,) = asked("--pause", "hk-2024")["runs"]
-    assert (paused["members"], paused["rows"], paused["when"], paused["to_be_purged"]) == (1, 2, "before", True)
+    assert (paused["members"], paused["rows"], paused["when"], paused["to_be_purged"]) == (
+        1,
+        2,
+        "before",
+        True,
+    )
     told = here("reach", "--pause", "hk-2024", "--runs", str(store), *by_bundle)[1]
     assert "PRIOR_AND_FUTURE" in told
     assert "is to be purged" in told
-    for wrong in ([], ["a", "--pause", "hk-2024", "--runs", str(store)], ["--pause", "no", "--runs", str(store)]):
+    for wrong in (
+        [],
+        ["a", "--pause", "hk-2024", "--runs", str(store)],
+        ["--pause", "no", "--runs", str(store)],
+    ):
         assert here("reach", *wrong, *by_bundle)[0] == 2

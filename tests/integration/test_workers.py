@@ -1,4 +1,6 @@
-"""What operators see of running workers: the ledger on another worker, metrics, logs, a damaged table."""
+"""What operators see of running workers: the ledger on another worker, metrics, logs, a damaged
+table.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ OF_TRAINERS = {
     "consentry_members",
     "consentry_follower_regressions_total",
 }
-OF_THE_BUNDLER = {name for name in DEFINITIONS if name.startswith("consentry_bundle")} | {"consentry_members_held"}
+OF_THE_BUNDLER = {name for name in DEFINITIONS if name.startswith("consentry_bundle")} | {
+    "consentry_members_held"
+}
 ONLY_AFTER_A_FAULT = {
     "consentry_gateway_bulk_lines_total",  # after a bulk request: its own unit test counts it
     "consentry_follower_regressions_total",
@@ -67,11 +71,15 @@ def answer(world: World, order_id: str) -> None:
         version_after="b",
         completed_at=now(),
     )
-    send(world.producer, world.topic(RECEIPTS), [(b"ranker", write_receipt(receipt, world.catalog))])
+    send(
+        world.producer, world.topic(RECEIPTS), [(b"ranker", write_receipt(receipt, world.catalog))]
+    )
 
 
 def test_the_ledger_goes_on_where_a_killed_worker_left_it(world: World) -> None:
-    """Duties to delete would be forgotten with the machine that knew of them, or be asked for again for ever."""
+    """Duties to delete would be forgotten with the machine that knew of them, or be asked for again
+    for ever.
+    """
     settings = {"SUBSCRIBERS": "ranker=posts"}
     first = world.processor("first", **settings).wait_ready()
     world.control(pause("ca-2024", "CA", reach=Reach.PRIOR_AND_FUTURE))
@@ -95,8 +103,12 @@ def test_the_ledger_goes_on_where_a_killed_worker_left_it(world: World) -> None:
     assert of_first == sorted(of_first), "a settled order is never opened again"
 
 
-def test_every_metric_is_exported_with_exactly_its_labels_and_no_member_stands_in_one(world: World) -> None:
-    """Alerts would watch a metric that nobody sends, and pseudonyms would be kept by the monitoring for years."""
+def test_every_metric_is_exported_with_exactly_its_labels_and_no_member_stands_in_one(
+    world: World,
+) -> None:
+    """Alerts would watch a metric that nobody sends, and pseudonyms would be kept by the monitoring
+    for years.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -105,21 +117,34 @@ def test_every_metric_is_exported_with_exactly_its_labels_and_no_member_stands_i
     pq.write_table(pa.table({"member_id": ["marked-anna", "marked-bo"]}), dataset / "all.parquet")
     worker = world.processor(SUBSCRIBERS="ranker=posts", LOG_LEVEL="debug")
     trainer = world.start(
-        *("trainer", "--dataset", str(dataset), "--name", "ranker", "--every", "0.5"), LOG_LEVEL="debug"
+        *("trainer", "--dataset", str(dataset), "--name", "ranker", "--every", "0.5"),
+        LOG_LEVEL="debug",
     )
     worker.wait_ready()
     trainer.wait_ready()
     world.open_policy()
-    world.produce(lives_in("marked-anna"), lives_in("marked-bo"), opted_in("marked-bo"), opted_out("marked-bo"))
+    world.produce(
+        lives_in("marked-anna"),
+        lives_in("marked-bo"),
+        opted_in("marked-bo"),
+        opted_out("marked-bo"),
+    )
     world.produce(erased("marked-anna"))
     world.produce_raw(b"marked-cy", b"marked-payload")
     wait_for(lambda: worker.metric("consentry_receipts_total", subscriber="ranker"), "a receipt")
-    wait_for(lambda: worker.metric("consentry_events_total", outcome="quarantined"), "a quarantined event")
+    wait_for(
+        lambda: worker.metric("consentry_events_total", outcome="quarantined"),
+        "a quarantined event",
+    )
     wait_for(lambda: trainer.metric("consentry_decisions_total", outcome="excluded"), "decisions")
     wait_for(lambda: trainer.metric("consentry_members", subscriber="ranker") == 3, "three members")
     gateway = world.start("gateway", "--dev", "--port", "0", name="gateway", LOG_LEVEL="debug")
-    door = GatewayClient(str(wait_for(lambda: gateway.lines("gateway"), "the gateway")[0]["url"]), "dev:web:producer")
-    door.post("/v1/consent-changes", {"member_id": "marked-dee", "purpose": PURPOSE, "choice": "OPT_OUT"})
+    door = GatewayClient(
+        str(wait_for(lambda: gateway.lines("gateway"), "the gateway")[0]["url"]), "dev:web:producer"
+    )
+    door.post(
+        "/v1/consent-changes", {"member_id": "marked-dee", "purpose": PURPOSE, "choice": "OPT_OUT"}
+    )
     door.get(f"/v1/members/marked-dee/decision?purpose={PURPOSE}")
     of_gateway = {name for name in DEFINITIONS if name.startswith("consentry_gateway_")}
     for running, expected in (
@@ -135,7 +160,9 @@ def test_every_metric_is_exported_with_exactly_its_labels_and_no_member_stands_i
 
 
 def assert_exported(running: Running, expected: set[str]) -> None:
-    """All of `expected` are there, nothing that is not declared, and every sample has the declared labels."""
+    """All of `expected` are there, nothing that is not declared, and every sample has the declared
+    labels.
+    """
     text = running.page("/metrics")[1]
     found: dict[str, set[tuple[str, ...]]] = {}
     for name, labels, _ in samples(text):
@@ -150,13 +177,17 @@ def assert_exported(running: Running, expected: set[str]) -> None:
 
 
 def test_a_damaged_record_in_the_table_is_replaced_by_what_the_trainers_hold(world: World) -> None:
-    """One flipped bit on a disk would spread from the table to every trainer with the member's next event."""
+    """One flipped bit on a disk would spread from the table to every trainer with the member's next
+    event.
+    """
     worker = world.processor().wait_ready()
     world.open_policy()
     client = world.client()
     member, neighbour = member_of(3), member_of(3, 1)
     world.produce(lives_in(member), opted_out(member), lives_in(neighbour))
-    wait_for(lambda: reason(client, member) == "OPTED_OUT" and allowed(client, neighbour), "answers")
+    wait_for(
+        lambda: reason(client, member) == "OPTED_OUT" and allowed(client, neighbour), "answers"
+    )
     with world.table() as table:
         found, key = table.meta(3), member.encode()
         assert found.epoch is not None
@@ -164,11 +195,15 @@ def test_a_damaged_record_in_the_table_is_replaced_by_what_the_trainers_hold(wor
         assert record is not None
         damaged = record[:20] + bytes([record[20] ^ 4]) + record[21:]
         offset = found.next_offset
-        table.store(3, {key: damaged}, epoch=found.epoch, expected_offset=offset, next_offset=offset)
+        table.store(
+            3, {key: damaged}, epoch=found.epoch, expected_offset=offset, next_offset=offset
+        )
     refused = world.cli("explain", member)
     assert (refused.returncode, "record.damaged" in refused.stderr) == (2, True)
     world.produce(lives_in(member, "HK"))
-    wait_for(lambda: client.view.records[key] == world.expected_records()[key], "the next event")
+    wait_for(
+        lambda: client.snapshot.records[key] == world.expected_records()[key], "the next event"
+    )
     world.assert_all_agree(client)
     assert worker.metric("consentry_table_generation_changes_total") == 1
     assert reason(client, member) == "OPTED_OUT"

@@ -1,4 +1,6 @@
-"""Pairs of an old and a new schema: by hand for each rule that refuses, by Hypothesis for what is allowed."""
+"""Pairs of an old and a new schema: by hand for each rule that refuses, by Hypothesis for what is
+allowed.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,24 @@ Json = dict[str, Any]
 
 def field(name: str, kind: Any, default: Any, **more: Any) -> Json:
     """A field as the lint wants it."""
-    return {"name": name, "type": kind, "default": default, "doc": "Why it is there.", "pii": "none"} | more
+    return {
+        "name": name,
+        "type": kind,
+        "default": default,
+        "doc": "Why it is there.",
+        "pii": "none",
+    } | more
 
 
 def enum(name: str, *symbols: str) -> Json:
     """An enum whose first symbol protects."""
-    return {"type": "enum", "name": name, "symbols": list(symbols), "default": symbols[0], "doc": "Words."}
+    return {
+        "type": "enum",
+        "name": name,
+        "symbols": list(symbols),
+        "default": symbols[0],
+        "doc": "Words.",
+    }
 
 
 OLD: Final[Json] = {
@@ -76,7 +90,9 @@ LOOP: Final = {
 
 
 class Refusal(NamedTuple):
-    """A new version that our gate refuses, with the code it gives, and whether a registry refuses it as well."""
+    """A new version that our gate refuses, with the code it gives, and whether a registry refuses
+    it as well.
+    """
 
     name: str
     new: Json
@@ -86,38 +102,68 @@ class Refusal(NamedTuple):
 
 
 B17: Final = (
-    Refusal("boolean default true", with_field(5, field("shared", ["boolean", "null"], True)), "L07", False),
+    Refusal(
+        "boolean default true",
+        with_field(5, field("shared", ["boolean", "null"], True)),
+        "L07",
+        False,
+    ),
     Refusal("default becomes OPT_IN", changed(choice={"default": "OPT_IN"}), "L07", False),
-    Refusal("enum default becomes OPT_IN", with_choice("OPT_OUT", "OPT_IN", "UNKNOWN", default="OPT_IN"), "L14", False),
+    Refusal(
+        "enum default becomes OPT_IN",
+        with_choice("OPT_OUT", "OPT_IN", "UNKNOWN", default="OPT_IN"),
+        "L14",
+        False,
+    ),
     Refusal("symbol removed", with_choice("OPT_OUT", "UNKNOWN"), "E05", False),
     Refusal("symbols reordered", with_choice("OPT_IN", "OPT_OUT", "UNKNOWN"), "E06", False),
     Refusal("field removed", changed(evidence=None), "E02", False),
     Refusal("type narrowed", changed(rows={"type": "int"}), "E04", True),
     Refusal("recursive", with_field(5, field("part", ["null", LOOP], None)), "L09", False),
     Refusal(
-        "array in a member event", with_field(5, field("tags", {"type": "array", "items": "string"}, [])), "L11", False
+        "array in a member event",
+        with_field(5, field("tags", {"type": "array", "items": "string"}, [])),
+        "L11",
+        False,
     ),
 )
 """The cases of B-17."""
 
 MORE_REFUSALS: Final = (
     Refusal("field renamed", changed(evidence={"name": "proof"}), "E02", False),
-    Refusal("field renamed by alias", changed(evidence={"name": "proof", "aliases": ["evidence"]}), "E02", False),
     Refusal(
-        "fields reordered", in_order("choice", "tainted", "rows", "evidence", "purpose", "member_id"), "E03", False
+        "field renamed by alias",
+        changed(evidence={"name": "proof", "aliases": ["evidence"]}),
+        "E02",
+        False,
+    ),
+    Refusal(
+        "fields reordered",
+        in_order("choice", "tainted", "rows", "evidence", "purpose", "member_id"),
+        "E03",
+        False,
     ),
     Refusal("field before the head's end", with_field(1, field("more", "long", 0)), "E03", False),
-    Refusal("field after the last", with_field(6, field("more", ["null", "string"], None)), "E03", False),
+    Refusal(
+        "field after the last", with_field(6, field("more", ["null", "string"], None)), "E03", False
+    ),
     Refusal("type widened", changed(rows={"type": "double"}), "E04", False),
     Refusal("union widened", changed(evidence={"type": ["null", "string", "long"]}), "E04", False),
-    Refusal("enum renamed", changed(choice={"type": enum("Choices", "OPT_OUT", "OPT_IN", "UNKNOWN")}), "E04", False),
+    Refusal(
+        "enum renamed",
+        changed(choice={"type": enum("Choices", "OPT_OUT", "OPT_IN", "UNKNOWN")}),
+        "E04",
+        False,
+    ),
     Refusal("symbol renamed", with_choice("OPT_OUT", "AGREED", "UNKNOWN"), "E05", False),
     Refusal("symbol first", with_choice("MINOR", "OPT_OUT", "OPT_IN", "UNKNOWN"), "E07", False),
     Refusal("symbol last", with_choice("OPT_OUT", "OPT_IN", "UNKNOWN", "LATER"), "E07", False),
     Refusal("default changed", changed(rows={"default": 1}), "E08", False),
     Refusal("default false for true", changed(tainted={"default": False}), "E08", False),
     Refusal("default 0 for false", changed(tainted={"default": 1}), "E08", False),
-    Refusal("new field without default", with_field(5, {"name": "a", "type": "string"}), "E09", False),
+    Refusal(
+        "new field without default", with_field(5, {"name": "a", "type": "string"}), "E09", False
+    ),
     Refusal("new field of bytes", with_field(5, field("a", "bytes", "")), "E14", False),
     Refusal(
         "new field of fixed size",
@@ -145,7 +191,9 @@ _OLD_TYPES: Final = _TYPES | st.just(({"type": "fixed", "name": "Tag", "size": 2
 
 @st.composite
 def allowed_pairs(draw: st.DrawFn) -> tuple[Json, Json]:
-    """An old schema and a new one that the gate lets pass: more fields, more symbols, other words."""
+    """An old schema and a new one that the gate lets pass: more fields, more symbols, other
+    words.
+    """
     names = iter(f"f{number}" for number in range(20))
 
     def drawn_field(prefix: str) -> Json:
@@ -156,10 +204,23 @@ def allowed_pairs(draw: st.DrawFn) -> tuple[Json, Json]:
 
     symbols = ["OPT_OUT", *draw(st.lists(st.sampled_from(["A", "B", "C"]), unique=True)), "UNKNOWN"]
     fields = [drawn_field("old_") for _ in range(draw(st.integers(0, 4)))]
-    fields.insert(draw(st.integers(0, len(fields))), field("choice", enum("Choice", *symbols), "OPT_OUT"))
-    part: Json = {"type": "record", "name": "Part", "doc": "A part.", "fields": [drawn_field("part_")]}
+    fields.insert(
+        draw(st.integers(0, len(fields))), field("choice", enum("Choice", *symbols), "OPT_OUT")
+    )
+    part: Json = {
+        "type": "record",
+        "name": "Part",
+        "doc": "A part.",
+        "fields": [drawn_field("part_")],
+    }
     fields.append(field("part", ["null", part], None))
-    old: Json = {"type": "record", "name": "Thing", "namespace": "consentry", "doc": "A thing.", "fields": fields}
+    old: Json = {
+        "type": "record",
+        "name": "Thing",
+        "namespace": "consentry",
+        "doc": "A thing.",
+        "fields": fields,
+    }
 
     new = copy.deepcopy(old)
     new["doc"] = "The same thing, told otherwise."

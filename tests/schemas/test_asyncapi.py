@@ -1,4 +1,6 @@
-"""The AsyncAPI document: it says what topics, schemas and headers are, and the file in the repository is the same."""
+"""The AsyncAPI document: it says what topics, schemas and headers are, and the file in the
+repository is the same.
+"""
 
 from __future__ import annotations
 
@@ -71,9 +73,10 @@ class TestDocument:
         assert channel["address"] == f"{{namespace}}.{name}"
         assert list(channel["messages"]) == list(topic.records)
         assert channel["bindings"]["kafka"]["partitions"] == topic.partitions_for("production")
-        assert {key: str(value[0] if isinstance(value, list) else value) for key, value in settings.items()} == (
-            topic.config_for("production")
-        )
+        assert {
+            key: str(value[0] if isinstance(value, list) else value)
+            for key, value in settings.items()
+        } == (topic.config_for("production"))
         assert topic.key in KEYS
 
     @pytest.mark.parametrize("name", schemas())
@@ -84,7 +87,9 @@ class TestDocument:
 
         assert message["payload"]["schema"] == json.loads(schemas()[name].text)
         assert fastavro.parse_schema(json.loads(json.dumps(message["payload"]["schema"])))
-        assert message["x-subject"].format(namespace="consentry") == subject("consentry", topic, name)
+        assert message["x-subject"].format(namespace="consentry") == subject(
+            "consentry", topic, name
+        )
         assert message["bindings"]["kafka"]["schemaLookupStrategy"] == "TopicRecordNameStrategy"
 
     def test_every_topic_is_sent_to_and_read_by_somebody(self) -> None:
@@ -141,7 +146,9 @@ class TestCommand:
         with pytest.raises(InvalidInput, match="make it by `make-it > "):
             print_or_check("text", tmp_path / "none", command="make-it")
 
-    def test_a_long_difference_is_cut(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_long_difference_is_cut(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """The output of a build is read by a person."""
         file = tmp_path / "file"
         file.write_text("")
@@ -167,7 +174,9 @@ class TestPublishCommand:
 
     def test_lint_tells_each_finding_and_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The build stops on it."""
-        monkeypatch.setattr(evolution, "check_package", lambda: [Finding("L03", "Thing", "has no doc")])
+        monkeypatch.setattr(
+            evolution, "check_package", lambda: [Finding("L03", "Thing", "has no doc")]
+        )
 
         told = CliRunner().invoke(app, ["lint"])
 

@@ -1,4 +1,6 @@
-"""How schemas may change: what the gate refuses, that it keeps both sides readable, and what was published for ever."""
+"""How schemas may change: what the gate refuses, that it keeps both sides readable, and what was
+published for ever.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,13 @@ from tests.schemas.test_package import EXAMPLES, with_bytes
 
 from consentry.domain.errors import Refused
 from consentry.schema_gate import evolution
-from consentry.schema_gate.evolution import GateRefused, check_package, compare, publish, require_package
+from consentry.schema_gate.evolution import (
+    GateRefused,
+    check_package,
+    compare,
+    publish,
+    require_package,
+)
 from consentry.schema_gate.lint import lint_schema
 from consentry.schema_gate.published import package_root, read_pins, read_published, read_schemas
 from consentry.wire.schemas import canonical_fingerprint
@@ -63,7 +71,9 @@ def written(schema: Json, value: Json) -> bytes:
 def read(raw: bytes, *, writer: Json, reader: Json) -> Json:
     """What a reader makes of bytes that another schema wrote."""
     found: Any = fastavro.schemaless_reader(
-        io.BytesIO(raw), fastavro.parse_schema(copy.deepcopy(writer)), fastavro.parse_schema(copy.deepcopy(reader))
+        io.BytesIO(raw),
+        fastavro.parse_schema(copy.deepcopy(writer)),
+        fastavro.parse_schema(copy.deepcopy(reader)),
     )
     assert isinstance(found, dict)
     return found
@@ -75,14 +85,18 @@ class TestCompare:
         assert gate(OLD, copy.deepcopy(OLD)) == set()
 
     @pytest.mark.parametrize("refusal", B17, ids=lambda refusal: refusal.name)
-    def test_b17_every_version_that_could_turn_a_withdrawal_into_a_grant_is_refused(self, refusal: Refusal) -> None:
+    def test_b17_every_version_that_could_turn_a_withdrawal_into_a_grant_is_refused(
+        self, refusal: Refusal
+    ) -> None:
         """The registry takes nearly all of these: nothing behind the gate would notice."""
         assert refusal.code in gate(OLD, refusal.new)
 
     @pytest.mark.parametrize("refusal", MORE_REFUSALS, ids=lambda refusal: refusal.name)
     def test_a_change_of_meaning_or_place_is_refused(self, refusal: Refusal) -> None:
         """Old logs are read for ever, and whole batches by the place of their bytes."""
-        assert {finding.code for finding in compare(OLD, refusal.new, is_member_event=True)} == {refusal.code}
+        assert {finding.code for finding in compare(OLD, refusal.new, is_member_event=True)} == {
+            refusal.code
+        }
 
     @pytest.mark.parametrize(
         "new",
@@ -94,7 +108,14 @@ class TestCompare:
             changed(rows={"type": {"type": "long"}}),
             changed(choice={"type": {**OLD["fields"][0]["type"], "name": "consentry.Choice"}}),
         ],
-        ids=["words", "symbol", "field before the member", "field after the head", "long spelt out", "full name"],
+        ids=[
+            "words",
+            "symbol",
+            "field before the member",
+            "field after the head",
+            "long spelt out",
+            "full name",
+        ],
     )
     def test_what_both_sides_can_read_may_change(self, new: Json) -> None:
         """A gate that refuses what is safe is gone around."""
@@ -116,7 +137,12 @@ class TestCompare:
         """Terms are inside of a policy, facts inside of a record."""
         old, new = copy.deepcopy(OLD), copy.deepcopy(OLD)
         for schema, kind in ((old, "long"), (new, "int")):
-            part = {"type": "record", "name": "Part", "doc": "A part.", "fields": [field("rows", kind, 0)]}
+            part = {
+                "type": "record",
+                "name": "Part",
+                "doc": "A part.",
+                "fields": [field("rows", kind, 0)],
+            }
             schema["fields"].insert(0, field("parts", {"type": "array", "items": part}, []))
 
         assert [finding[:2] for finding in compare(old, new)] == [("E04", "Thing.parts.rows")]
@@ -136,7 +162,9 @@ class TestResolution:
 
 
 def expected(value: Json, writer: Json, reader: Json) -> Json:
-    """What Avro's rules make of a value: what both know as it was, an unknown symbol and a new field as the default."""
+    """What Avro's rules make of a value: what both know as it was, an unknown symbol and a new
+    field as the default.
+    """
     known = {one["name"]: one for one in writer["fields"]}
     found = {}
     for one in reader["fields"]:
@@ -169,7 +197,10 @@ class TestPublished:
         self, path: Path, number: int
     ) -> None:
         """The log is kept for ever; what was said in the first year still counts."""
-        old, new = read_published(package_root())[path.stem][number - 1], read_schemas(package_root())[path.stem]
+        old, new = (
+            read_published(package_root())[path.stem][number - 1],
+            read_schemas(package_root())[path.stem],
+        )
         example = json.loads((PACKAGE / "examples" / path).read_text())
         value = with_bytes(example, fastavro.parse_schema(copy.deepcopy(new)))
         known = {one["name"] for one in old["fields"]}
@@ -210,9 +241,13 @@ class TestPublish:
             "published/Thing/1.avsc",
         ]
         assert check_package(package) == []
-        assert read_pins(package)["member-events"] == {"Thing": [canonical_fingerprint(json.dumps(OLD))]}
+        assert read_pins(package)["member-events"] == {
+            "Thing": [canonical_fingerprint(json.dumps(OLD))]
+        }
 
-    def test_only_what_changed_gets_a_next_version_and_the_earlier_ones_stay(self, package: Path) -> None:
+    def test_only_what_changed_gets_a_next_version_and_the_earlier_ones_stay(
+        self, package: Path
+    ) -> None:
         """A version that is rewritten makes old events unreadable."""
         publish(package)
         first = (package / "published" / "Thing" / "1.avsc").read_bytes()
@@ -220,7 +255,9 @@ class TestPublish:
 
         written_files = publish(package)
 
-        assert [str(file.relative_to(package)) for file in written_files] == ["published/Thing/2.avsc"]
+        assert [str(file.relative_to(package)) for file in written_files] == [
+            "published/Thing/2.avsc"
+        ]
         assert (package / "published" / "Thing" / "1.avsc").read_bytes() == first
         assert len(read_pins(package)["member-events"]["Thing"]) == 2
         assert check_package(package) == []
@@ -240,11 +277,16 @@ class TestPublish:
         assert not (package / "published" / "Thing" / "2.avsc").exists()
 
     def test_a_change_is_held_against_every_version_not_only_the_last(self, package: Path) -> None:
-        """Removed in version 2 by force, a field that comes back otherwise would give old events another meaning."""
+        """Removed in version 2 by force, a field that comes back otherwise would give old events
+        another meaning.
+        """
         publish(package)
         second = changed(evidence=None)
         (package / "published" / "Thing" / "2.avsc").write_text(json.dumps(second))
-        save(package, with_field(5, field("more", ["null", "string"], None, text="free")) | {"doc": "Third."})
+        save(
+            package,
+            with_field(5, field("more", ["null", "string"], None, text="free")) | {"doc": "Third."},
+        )
         save(package, changed(evidence={"type": ["null", "long"]}))
 
         assert ("E04", "Thing.evidence") in {finding[:2] for finding in check_package(package)}
@@ -263,12 +305,17 @@ class TestPublish:
         for topic, name in (("member-events", "Stop"), ("controls", "Thing")):
             (package / "topics" / f"{topic}.yaml").write_text(f"name: {topic}\nrecords: [{name}]\n")
 
-        assert {finding[:2] for finding in check_package(package)} >= {("E12", "Thing"), ("E12", "Stop")}
+        assert {finding[:2] for finding in check_package(package)} >= {
+            ("E12", "Thing"),
+            ("E12", "Stop"),
+        }
 
     def test_a_published_version_that_was_touched_is_noticed(self, package: Path) -> None:
         """History that is rewritten reads old events otherwise."""
         publish(package)
-        (package / "published" / "Thing" / "1.avsc").write_text(json.dumps(with_choice("OPT_OUT", "UNKNOWN")))
+        (package / "published" / "Thing" / "1.avsc").write_text(
+            json.dumps(with_choice("OPT_OUT", "UNKNOWN"))
+        )
 
         assert ("E12", "Thing") in {finding[:2] for finding in check_package(package)}
 
@@ -311,4 +358,6 @@ def test_every_rule_of_evolution_has_a_case_that_breaks_it() -> None:
     rules = set(re.findall(r'"(E\d\d)"', Path(evolution.__file__).read_text()))
     of_their_own = {"E01", "E10", "E12", "E13"}  # tests of this file
 
-    assert {refusal.code for refusal in (*B17, *MORE_REFUSALS) if refusal.code.startswith("E")} | of_their_own == rules
+    assert {
+        refusal.code for refusal in (*B17, *MORE_REFUSALS) if refusal.code.startswith("E")
+    } | of_their_own == rules

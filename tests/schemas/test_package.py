@@ -1,4 +1,6 @@
-"""The data package: schemas that keep the lint's rules, topics that use each of them once, examples that are true."""
+"""The data package: schemas that keep the lint's rules, topics that use each of them once, examples
+that are true.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ from consentry.wire.schemas import schema, schemas, topics
 
 PACKAGE = Path(str(files("consentry_schemas")))
 RECORDS = [(topic.name, name) for topic in topics().values() for name in topic.records]
-EXAMPLES = sorted(path.relative_to(PACKAGE / "examples") for path in (PACKAGE / "examples").rglob("*.json"))
+EXAMPLES = sorted(
+    path.relative_to(PACKAGE / "examples") for path in (PACKAGE / "examples").rglob("*.json")
+)
 
 
 def decoded(path: Path) -> dict[str, Any]:
@@ -44,11 +48,16 @@ def decoded(path: Path) -> dict[str, Any]:
 def with_bytes(value: Any, kind: Any) -> Any:
     """The value with hex text turned into bytes."""
     if isinstance(kind, list):
-        return None if value is None else with_bytes(value, next(one for one in kind if one != "null"))
+        return (
+            None if value is None else with_bytes(value, next(one for one in kind if one != "null"))
+        )
     name = kind["type"] if isinstance(kind, dict) else kind
     if name == "record":
         assert set(value) == {field["name"] for field in kind["fields"]}
-        return {field["name"]: with_bytes(value[field["name"]], field["type"]) for field in kind["fields"]}
+        return {
+            field["name"]: with_bytes(value[field["name"]], field["type"])
+            for field in kind["fields"]
+        }
     if name == "array":
         return [with_bytes(item, kind["items"]) for item in value]
     return bytes.fromhex(value) if name in ("fixed", "bytes") else value
@@ -88,7 +97,9 @@ class TestSchemas:
     def test_the_kinds_of_facts_stand_in_the_order_of_the_schema(self) -> None:
         """The codec writes the number, every other reader the name."""
         fact = schema("ConsentRecord").parsed["fields"][1]["type"]["items"]
-        symbols = next(field for field in fact["fields"] if field["name"] == "kind")["type"]["symbols"]
+        symbols = next(field for field in fact["fields"] if field["name"] == "kind")["type"][
+            "symbols"
+        ]
 
         assert symbols == [kind.name for kind in FactKind]
 
@@ -118,7 +129,12 @@ def fields_of(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     return visit(json.loads(schema(name).text), name)
 
 
-PATTERNS = {where: field["pattern"] for name in schemas() for where, field in fields_of(name) if "pattern" in field}
+PATTERNS = {
+    where: field["pattern"]
+    for name in schemas()
+    for where, field in fields_of(name)
+    if "pattern" in field
+}
 
 
 class TestPatterns:
@@ -142,14 +158,16 @@ class TestPatterns:
         assert PATTERNS[where] == f"^{NAME_PATTERN.pattern}$"
 
     def test_every_place_that_we_know_fits_the_patterns_of_places(self) -> None:
-        """A code that no producer may send is a member that is held for living there."""
+        """A code that no producer may send is a member that is quarantined for living there."""
         known = iso_jurisdictions()
 
         for where, pattern in PATTERNS.items():
             if where.endswith((".jurisdiction", ".jurisdictions", ".facts.name")):
                 assert [code for code in known.codes if not re.fullmatch(pattern, code)] == []
             if where.endswith(".jurisdictions"):
-                assert [scope for scope in (*known.groups, ANYWHERE) if not re.fullmatch(pattern, scope)] == []
+                assert [
+                    scope for scope in (*known.groups, ANYWHERE) if not re.fullmatch(pattern, scope)
+                ] == []
 
     @pytest.mark.parametrize("path", EXAMPLES, ids=str)
     def test_the_texts_of_an_example_fit_their_patterns(self, path: Path) -> None:
@@ -181,7 +199,9 @@ class TestPatterns:
 
     def test_the_window_that_member_events_state_is_the_one_their_reader_has(self) -> None:
         """An instant that a schema allows and a reader refuses holds a member."""
-        begin, end = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (1979, 3111))
+        begin, end = (
+            int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000 for year in (1979, 3111)
+        )
 
         assert WINDOW == "between 1979 and 3111"
         assert begin >= INSTANT_MIN
@@ -234,7 +254,10 @@ class TestExamples:
 
         match path.parent.name:
             case "member-events":
-                assert read_event(raw, value["member_id"].encode(), catalog).member == value["member_id"]
+                assert (
+                    read_event(raw, value["member_id"].encode(), catalog).member
+                    == value["member_id"]
+                )
             case "controls":
                 assert read_control(raw, catalog).event_id == value["event_id"]
             case "purge-orders":
@@ -244,7 +267,11 @@ class TestExamples:
             case "frontiers":
                 assert read_frontier(raw, catalog).partition == value["partition"]
             case "records":
-                framed = b"\x00\x00\x00\x00\x01" + schema(path.stem).encode(value)  # as its checksum was made
-                assert read_record(framed, b"urn:li:member:4711").member == MemberId("urn:li:member:4711")
+                framed = b"\x00\x00\x00\x00\x01" + schema(path.stem).encode(
+                    value
+                )  # as its checksum was made
+                assert read_record(framed, b"urn:li:member:4711").member == MemberId(
+                    "urn:li:member:4711"
+                )
             case topic:
                 assert topic == "quarantine"

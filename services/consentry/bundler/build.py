@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from consentry.bundler.follower import Follower
-from consentry.bundles import BundleState, BundleStore, Manifest, PublicKeys, SigningKey, publish, write_bundle
+from consentry.bundler.follower import BundleFollower
+from consentry.bundles import (
+    BundleState,
+    BundleStore,
+    Manifest,
+    PublicKeys,
+    SigningKey,
+    publish,
+    write_bundle,
+)
 from consentry.bundles.reader import latest, open_bundle, restore
 from consentry.domain.errors import Refused, Unavailable
 from consentry.ops.clock import Clock
@@ -13,7 +21,10 @@ from consentry.wire.catalog import Catalog
 
 
 def next_sequence(store: BundleStore, keys: PublicKeys) -> int:
-    """One more than the number of the newest bundle; 1 where there is none. Raises BundleRefused, Unavailable."""
+    """One more than the number of the newest bundle; 1 where there is none.
+
+    Raises BundleRefused, Unavailable.
+    """
     try:
         return latest(store, keys).sequence + 1
     except Unavailable as error:
@@ -34,15 +45,18 @@ def build(
     believed: PublicKeys | None = None,
     stall_seconds: float = 30.0,
 ) -> Manifest:
-    """Follow records, controls and frontiers to the ends seen at the start, then write one bundle and publish it.
+    """Follow records, controls and frontiers to the ends seen at the start, then write one bundle
+    and publish it.
 
-    With `is_delta` the newest bundle of the store is read first, and what changed since is written. `believed` are
-    the keys that earlier bundles may be signed with, beside this one. Raises Refused, Unavailable, BundleRefused.
+    With `is_delta` the newest bundle of the store is read first, and what changed since is written.
+    `believed` are the keys that earlier bundles may be signed with, beside this one. Raises
+    Refused, Unavailable, BundleRefused.
     """
     keys = PublicKeys([key.public]) if believed is None else believed
     if key.key_id not in keys:
         raise Refused(
-            "The signing key is not among the keys that are believed: nobody could read the bundle.",
+            "The signing key is not among the keys that are believed: nobody could read the "
+            "bundle.",
             code="bundle.key_not_believed",
             fix="name the signing key's public key too",
         )
@@ -52,7 +66,9 @@ def build(
         bundle = open_bundle(store, keys=keys, namespace=namespace, now=clock())
         state, parent = restore(bundle, catalog), bundle.manifest
     sequence = next_sequence(store, keys)
-    with Follower(kafka, catalog, namespace=namespace, name="bundle-build", state=state) as follower:
+    with BundleFollower(
+        kafka, catalog, namespace=namespace, name="bundle-build", state=state
+    ) as follower:
         follower.catch_up(stall_seconds)
         manifest = write_bundle(
             store,

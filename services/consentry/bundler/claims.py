@@ -1,16 +1,22 @@
-"""Who may write the next bundle: each number is claimed by creating a file that nobody else can create as well.
+"""Who may write the next bundle: each number is claimed by creating a file that nobody else can
+create as well.
 
-Two bundlers on one store must not both go on from the same bundle: a trainer would follow one of them, and the other
-would think it had been read. Three things keep the chain from forking unseen:
+Two bundlers on one store must not both go on from the same bundle: a trainer would follow one of
+them, and the other would think it had been read. Three things keep the chain from forking unseen:
 
-1. A bundle's number is claimed before it is written, and no number can be claimed twice, nor one below another.
-2. Whoever sees that somebody else published lately, or is at it, stands by; it takes over when that one falls silent.
-3. Right before it is published the bundle has to have the highest claim, and the newest bundle has to be the one that
-   it was built upon. A writer that freezes between this look and its write can still put the pointer back by one turn;
+1. A bundle's number is claimed before it is written, and no number can be claimed twice, nor one
+  below another.
+2. Whoever sees that somebody else published lately, or is at it, stands by; it takes over when that
+  one falls silent.
+3. Right before it is published the bundle has to have the highest claim, and the newest bundle has
+  to be the one that
+   it was built upon. A writer that freezes between this look and its write can still put the
+   pointer back by one turn;
    the other one sees that at its next turn, says so, and writes a snapshot of a higher number.
 
-Stores that create a file atomically are local ones, memory, and those whose fsspec driver does `mode="create"` by a
-conditional write (s3fs, gcsfs). With another driver two may hold one claim, and the look before publishing decides.
+Stores that create a file atomically are local ones, memory, and those whose fsspec driver does
+`mode="create"` by a conditional write (s3fs, gcsfs). With another driver two may hold one claim,
+and the look before publishing decides.
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ _NAME: Final = re.compile(r"([0-9]{10})\.json", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class SequenceClaim:
     """A number, who holds it and since when; nobody where its file cannot be read."""
 
     sequence: int
@@ -47,7 +53,7 @@ class Claim:
     claimed_at: Micros
 
 
-class Claims:
+class SequenceClaims:
     """The claims beside the bundles of a store. `writer` names this bundler and no other."""
 
     def __init__(
@@ -67,7 +73,10 @@ class Claims:
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def take(self, least: int) -> int | None:
-        """Claim a number, `least` or higher; None where somebody else holds one now. Raises Unavailable."""
+        """Claim a number, `least` or higher; None where somebody else holds one now.
+
+        Raises Unavailable.
+        """
         highest = self.highest()
         if highest is not None and highest.sequence >= least and self._is_held(highest):
             return None
@@ -82,23 +91,26 @@ class Claims:
         self._forget(sequence - KEPT)
         return sequence
 
-    def highest(self) -> Claim | None:
+    def highest(self) -> SequenceClaim | None:
         """The highest claim there is. Raises Unavailable."""
         sequences = self._sequences()
         return self.of(sequences[-1]) if sequences else None
 
-    def of(self, sequence: int) -> Claim:
-        """The claim of a number; of nobody where it cannot be read, or is gone. Raises Unavailable."""
+    def of(self, sequence: int) -> SequenceClaim:
+        """The claim of a number; of nobody where it cannot be read, or is gone. Raises
+        Unavailable.
+        """
         try:
             told = json.loads(self._fs.cat_file(f"{self._folder}/{sequence:010d}.json"))
-            return Claim(sequence, str(told["writer"]), Micros(int(told["claimed_at"])))
+            return SequenceClaim(sequence, str(told["writer"]), Micros(int(told["claimed_at"])))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            # Half of a file, of a store that shows such: nobody's, and as old as can be, so that it holds nobody up.
-            return Claim(sequence, "", Micros(0))
+            # Half of a file, of a store that shows such: nobody's, and as old as can be, so that it
+            # holds nobody up.
+            return SequenceClaim(sequence, "", Micros(0))
         except Exception as error:
             raise _unavailable(error) from error
 
-    def _is_held(self, claim: Claim) -> bool:
+    def _is_held(self, claim: SequenceClaim) -> bool:
         age = (self._clock() - claim.claimed_at) / 1e6
         return claim.writer != self.writer and age < self._claim_seconds
 
@@ -122,7 +134,9 @@ class Claims:
             self._fs.pipe_file(f"{self._folder}/{name}", content, mode="create")
 
     def _forget(self, below: int) -> None:
-        """Old claims say nothing any more; the highest stays, for it is what the next one is counted from."""
+        """Old claims say nothing any more; the highest stays, for it is what the next one is
+        counted from.
+        """
         for sequence in self._sequences()[:-1]:
             if sequence < below:
                 try:

@@ -12,22 +12,33 @@ from confluent_kafka.admin import AdminClient
 
 from consentry.bundles import BundleState, Regression, StoredControl
 from consentry.domain.errors import Refused, Unavailable, UndecodableEvent
-from consentry.kafka.clients import client_config, end_offsets, follower_config, log_identity, partition_count, stored
+from consentry.kafka.clients import (
+    client_config,
+    end_offsets,
+    follower_config,
+    log_identity,
+    partition_count,
+    stored,
+)
 from consentry.wire.catalog import Catalog
 from consentry.wire.frontiers import read_frontier
 from consentry.wire.schemas import CONTROLS, FRONTIERS, RECORDS, topic_name
 
 _BATCH: Final = 5000
 _FRONTIERS_TAIL: Final = 20
-"""A live partition publishes a frontier every second: its last one is among this many per partition."""
+"""A live partition publishes a frontier every second: its last one is among this many per
+partition.
+"""
 _LOG: Final = structlog.get_logger(__name__)
 
 
-class Follower:
-    """Reads three topics into `state`, on the caller's thread; assigns its partitions itself and commits nothing.
+class BundleFollower:
+    """Reads three topics into `state`, on the caller's thread; assigns its partitions itself and
+    commits nothing.
 
-    Begins where `state.positions` is (a restored bundle's), else at the beginning. `on_regression` hears of each older
-    version of a record that came after a newer one. Use as a context manager, or `close` it.
+    Begins where `state.positions` is (a restored bundle's), else at the beginning. `on_regression`
+    hears of each older version of a record that came after a newer one. Use as a context manager,
+    or `close` it.
     """
 
     def __init__(
@@ -40,27 +51,37 @@ class Follower:
         state: BundleState | None = None,
         on_regression: Callable[[Regression], None] | None = None,
     ) -> None:
-        """Raises Refused where a topic is not there, or is not the one that `state` was read from; Unavailable."""
-        self._topics = {topic_name(namespace, topic): topic for topic in (RECORDS, CONTROLS, FRONTIERS)}
+        """Raises Refused where a topic is not there, or is not the one that `state` was read from;
+
+        Unavailable.
+        """
+        self._topics = {
+            topic_name(namespace, topic): topic for topic in (RECORDS, CONTROLS, FRONTIERS)
+        }
         self._names = {topic: known for known, topic in self._topics.items()}
         self._name = name
         self._catalog = catalog
         self._on_regression = on_regression
         admin = AdminClient(client_config(kafka, f"consentry-{name}"))
         partitions = partition_count(admin, self._names[RECORDS])
-        logs = {topic: log_identity(kafka, self._names[topic]).hex() for topic in (RECORDS, CONTROLS)}
+        logs = {
+            topic: log_identity(kafka, self._names[topic]).hex() for topic in (RECORDS, CONTROLS)
+        }
         # An empty state is one too: it is as false as none, but says which topics it is of.
         self.state = BundleState(partitions, catalog, logs=logs) if state is None else state
         if (self.state.partitions, self.state.logs) != (partitions, logs):
             raise Refused(
-                "The topics are not those that the bundle was read from: they were made anew since.",
+                "The topics are not those that the bundle was read from: they were made anew "
+                "since.",
                 code="bundle.other_log",
                 fix="read them from the beginning, and write a snapshot",
             )
         places = [(self._names[topic], 0) for topic in (CONTROLS, FRONTIERS)]
         places += [(self._names[RECORDS], partition) for partition in range(partitions)]
         ends = end_offsets(admin, places)
-        self._ends = {(self._topics[topic], partition): end for (topic, partition), end in ends.items()}
+        self._ends = {
+            (self._topics[topic], partition): end for (topic, partition), end in ends.items()
+        }
         self._consumer = Consumer(follower_config(kafka, f"consentry-{name}"))
         self._consumer.assign([TopicPartition(*place, self._start_of(*place)) for place in places])
 
@@ -109,14 +130,18 @@ class Follower:
         return all(self.state.position(*place) >= end for place, end in self._ends.items())
 
     def catch_up(self, timeout_seconds: float) -> None:
-        """Read everything that was there at the start. Raises Unavailable where nothing comes for so long."""
+        """Read everything that was there at the start.
+
+        Raises Unavailable where nothing comes for so long.
+        """
         until = monotonic() + timeout_seconds
         while not self.is_caught_up:
             if self.step():
                 until = monotonic() + timeout_seconds
             elif monotonic() > until:
                 raise Unavailable(
-                    f"Reading the records and controls made no progress for {timeout_seconds:.0f} s.",
+                    f"Reading the records and controls made no progress for {timeout_seconds:.0f} "
+                    "s.",
                     code="kafka.stalled",
                     fix="check the broker; the call may be repeated",
                 )
@@ -137,13 +162,21 @@ class Follower:
             self.state.freshness.apply(read_frontier(found.value, self._catalog), found.appended_at)
         except UndecodableEvent as error:
             # It proves nothing; the next one comes within a second.
-            _LOG.error("follower_unreadable", follower=self._name, topic=topic, error_class=error.error_class)
+            _LOG.error(
+                "follower_unreadable",
+                follower=self._name,
+                topic=topic,
+                error_class=error.error_class,
+            )
         self.state.move(topic, found.partition, found.offset + 1)
 
     def _note_error(self, error: KafkaError, topic: str, partition: int, offset: int) -> None:
         if error.code() == KafkaError._PARTITION_EOF:
             self.state.move(topic, partition, offset)
-        elif error.fatal() or error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        elif error.fatal() or error.code() in (
+            KafkaError._AUTO_OFFSET_RESET,
+            KafkaError.OFFSET_OUT_OF_RANGE,
+        ):
             raise Unavailable(
                 f"The topic {topic} no longer holds what was to be read next: {error.str()}.",
                 code="kafka.position_lost",

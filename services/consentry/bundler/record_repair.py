@@ -1,13 +1,16 @@
-"""Records that went back: an older version appended after a newer one, and the newer one put behind it again.
+"""Records that went back: an older version appended after a newer one, and the newer one put behind
+it again.
 
-A worker that was frozen between storing and publishing may wake up and publish a record that is no longer the newest.
-Followers ignore it by its version, but compaction keeps the last message of a key, not the newest version: after
-`min.compaction.lag.ms` whoever starts from the log alone would read the older record. So the newest is appended again.
+A worker that was frozen between storing and publishing may wake up and publish a record that is no
+longer the newest. Followers ignore it by its version, but compaction keeps the last message of a
+key, not the newest version: after `min.compaction.lag.ms` whoever starts from the log alone would
+read the older record. So the newest is appended again.
 
-Deciding and appending are not one step, and need not be. Whatever is published in between is newer still, and then the
-repetition itself is an older version behind a newer one: it is seen like any other and healed like any other. The loop
-ends as soon as nothing is published for the member during one decision and append; the pause before each further round
-doubles, so that a member who never rests costs two messages a minute at most, and an alert.
+Deciding and appending are not one step, and need not be. Whatever is published in between is newer
+still, and then the repetition itself is an older version behind a newer one: it is seen like any
+other and healed like any other. The loop ends as soon as nothing is published for the member during
+one decision and append; the pause before each further round doubles, so that a member who never
+rests costs two messages a minute at most, and an alert.
 """
 
 from __future__ import annotations
@@ -51,13 +54,25 @@ class Appender(Protocol):
     """Puts records behind what is in the log."""
 
     def append(self, repetitions: Sequence[Repetition]) -> None:
-        """Return when all are acknowledged. Raises Unavailable: it is then unknown which of them count."""
+        """Return when all are acknowledged.
+
+        Raises Unavailable: it is then unknown which of them count.
+        """
 
 
-class _Wound:
+class _Repair:
     """One member whose record went back. Times in seconds of a monotonic clock."""
 
-    __slots__ = ("due_at", "first_at", "is_open", "last_at", "noted", "partition", "rounds", "version")
+    __slots__ = (
+        "due_at",
+        "first_at",
+        "is_open",
+        "last_at",
+        "noted",
+        "partition",
+        "rounds",
+        "version",
+    )
 
     def __init__(self, partition: int, now: float) -> None:
         self.partition = partition
@@ -67,14 +82,19 @@ class _Wound:
         self.is_open = True
 
     def pause(self) -> float:
-        return min(PAUSE_SECONDS * 2 ** min(self.rounds - 1, 30), PAUSE_SECONDS_MAX) if self.rounds else 0.0
+        return (
+            min(PAUSE_SECONDS * 2 ** min(self.rounds - 1, 30), PAUSE_SECONDS_MAX)
+            if self.rounds
+            else 0.0
+        )
 
 
-class Healer:
+class RecordRepairer:
     """Has the newest record published again where an older one came behind it; see the module.
 
-    `newest` tells the newest record that was read of a key, from any thread; so may `note` be called, and `heal` from
-    another. Nothing is appended before `ready` is true: until the log was read to its end the newest is not known.
+    `newest` tells the newest record that was read of a key, from any thread; so may `note` be
+    called, and `heal` from another. Nothing is appended before `ready` is true: until the log was
+    read to its end the newest is not known.
     """
 
     def __init__(
@@ -90,7 +110,7 @@ class Healer:
         self._newest = newest
         self._ready = ready
         self._clock = clock
-        self._wounds: dict[bytes, _Wound] = {}
+        self._wounds: dict[bytes, _Repair] = {}
         self._diverged_since = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -104,10 +124,12 @@ class Healer:
         metrics.gauge("consentry_bundler_unhealed_seconds").set_function(self.unhealed_seconds)
 
     def note(self, regression: Regression) -> None:
-        """Take in that an older record was read behind the newest one known; it will be healed by `heal`.
+        """Take in that an older record was read behind the newest one known; it will be healed by
+        `heal`.
 
-        Not where the older one is no earlier state of the newest: then one of the two lost an event and nobody can
-        say which, so that the member stays held (BundleState.damaged), for a person to look at.
+        Not where the older one is no earlier state of the newest: then one of the two lost an event
+        and nobody can say which, so that the member stays quarantined (BundleState.damaged), for a
+        person to look at.
         """
         self._regressions.inc()
         key, newest, now = regression.member, regression.held, self._clock()
@@ -119,14 +141,17 @@ class Healer:
                 return
             wound = self._wounds.get(key)
             if wound is None:
-                wound = self._wounds[key] = _Wound(regression.partition, now)
+                wound = self._wounds[key] = _Repair(regression.partition, now)
             if not wound.is_open:
                 wound.is_open, wound.due_at = True, now + wound.pause()
             wound.version, wound.last_at = version_of(newest), now
             wound.noted += 1
 
     def heal(self) -> int:
-        """Append what is due, and return how many records that were. Errors of the broker are tried again later."""
+        """Append what is due, and return how many records that were.
+
+        Errors of the broker are tried again later.
+        """
         self._tell_diverged()
         due = self._due(self._clock()) if self._ready() else {}
         if not due:
@@ -144,7 +169,9 @@ class Healer:
         return len(due)
 
     def _due(self, now: float) -> dict[bytes, tuple[Repetition, int]]:
-        """What is to be appended now, and how often each was noted; what was overtaken or is long settled goes."""
+        """What is to be appended now, and how often each was noted; what was overtaken or is long
+        settled goes.
+        """
         due: dict[bytes, tuple[Repetition, int]] = {}
         with self._lock:
             for key, wound in list(self._wounds.items()):
@@ -164,7 +191,10 @@ class Healer:
         return due
 
     def _close(self, due: Mapping[bytes, tuple[Repetition, int]], *, is_healed: bool) -> None:
-        """After an append. What failed stays open, and so does what was noted meanwhile: that may stand behind it."""
+        """After an append.
+
+        What failed stays open, and so does what was noted meanwhile: that may stand behind it.
+        """
         now = self._clock()
         with self._lock:
             for key, (_, noted) in due.items():
@@ -188,23 +218,32 @@ class Healer:
             return sum(wound.is_open for wound in self._wounds.values())
 
     def unhealed_seconds(self) -> float:
-        """How long the oldest record has been going back that does so still, in seconds; 0 where none does.
+        """How long the oldest record has been going back that does so still, in seconds;
+
+        0 where none does.
 
         One that was healed and went back again at once counts from the first time.
         """
         now = self._clock()
         with self._lock:
-            return max((now - wound.first_at for wound in self._wounds.values() if wound.is_open), default=0.0)
+            return max(
+                (now - wound.first_at for wound in self._wounds.values() if wound.is_open),
+                default=0.0,
+            )
 
     def start(self, look_back: Callable[[], Iterable[Regression]] | None = None) -> None:
-        """Heal on a thread of its own, so that a slow broker does not keep the follower from reading.
+        """Heal on a thread of its own, so that a slow broker does not keep the follower from
+        reading.
 
-        `look_back` is asked once it is ready, on another thread: what it tells went back before this began to follow.
+        `look_back` is asked once it is ready, on another thread: what it tells went back before
+        this began to follow.
         """
         self._thread = threading.Thread(target=self._run, name="heal", daemon=True)
         self._thread.start()
         if look_back is not None:
-            threading.Thread(target=self._look_back, args=(look_back,), name="look-back", daemon=True).start()
+            threading.Thread(
+                target=self._look_back, args=(look_back,), name="look-back", daemon=True
+            ).start()
 
     def stop(self) -> None:
         """End the thread, after the append that is under way."""
@@ -218,7 +257,9 @@ class Healer:
         return self._thread is not None and self._thread.is_alive()
 
     def _look_back(self, look_back: Callable[[], Iterable[Regression]]) -> None:
-        """Until it succeeds once: a broker that is away now may hold an older record that was never healed."""
+        """Until it succeeds once: a broker that is away now may hold an older record that was never
+        healed.
+        """
         while not self._stopping.wait(_TICK_SECONDS):
             if not self._ready():
                 continue
@@ -260,17 +301,21 @@ class KafkaAppender:
 
         try:
             for one in repetitions:
-                # With the time of now, which keeps the compaction away from both for as long as it waits.
+                # With the time of now, which keeps the compaction away from both for as long as it
+                # waits.
                 producer.produce(self._topic, one.value, one.key, one.partition, on_delivery=note)
             left = producer.flush(_APPEND_SECONDS + 1)
         except (BufferError, KafkaException) as error:
             self.close()
             raise unavailable("accept a record", error) from error
         if failed or left:
-            # A repetition that arrives minutes later, or a producer that a fatal error has ended, would help nobody.
+            # A repetition that arrives minutes later, or a producer that a fatal error has ended,
+            # would help nobody.
             self.close()
             cause = KafkaException(failed[0]) if failed else TimeoutError("time-out")
-            raise unavailable(f"acknowledge {len(failed) or left} of {len(repetitions)} records", cause)
+            raise unavailable(
+                f"acknowledge {len(failed) or left} of {len(repetitions)} records", cause
+            )
 
     def close(self) -> None:
         """Let go of the producer and of what it has not sent."""

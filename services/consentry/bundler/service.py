@@ -1,4 +1,6 @@
-"""The bundler: follow, publish a bundle every so often, delete what nobody needs, and heal records that went back."""
+"""The bundler: follow, publish a bundle every so often, delete what nobody needs, and heal records
+that went back.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from typing import Any, Final, Literal, Protocol
 
 import structlog
 
-from consentry.bundler.claims import CLAIM_SECONDS, Claims
-from consentry.bundler.record_repair import Healer
+from consentry.bundler.claims import CLAIM_SECONDS, SequenceClaims
+from consentry.bundler.record_repair import RecordRepairer
 from consentry.bundles import (
     BundleRefused,
     BundleState,
@@ -32,12 +34,14 @@ from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.records import version_of
 
 CLOCKS_SECONDS_MAX: Final = 1.0
 STALL_SECONDS: Final = 900.0
-"""So long one turn may take, the writing of a whole snapshot included, before the bundler counts as dead."""
+"""So long one turn may take, the writing of a whole snapshot included, before the bundler counts as
+dead.
+"""
 _RETRY_SECONDS: Final = 1.0
 _SILENT_TURNS: Final = 3
 _SILENT_SECONDS: Final = 10.0
@@ -48,8 +52,11 @@ WRITTEN: Final = frozenset({"snapshot", "delta"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How often, and what is kept. Times in seconds; `snapshot_every` is how many bundles share one snapshot."""
+class BundlerPlan:
+    """How often, and what is kept. Times in seconds;
+
+    `snapshot_every` is how many bundles share one snapshot.
+    """
 
     every_seconds: float
     snapshot_every: int
@@ -63,7 +70,7 @@ class Plan:
         return max(_SILENT_TURNS * self.every_seconds, _SILENT_SECONDS)
 
 
-class Following(Protocol):
+class StateFollower(Protocol):
     """Keeps a state up to date; see Follower."""
 
     state: BundleState
@@ -77,25 +84,27 @@ class Following(Protocol):
 
 
 class Bundler:
-    """Writes bundles of what the follower holds, one after another; `step` is to be called all the time.
+    """Writes bundles of what the follower holds, one after another;
 
-    `newest` is the bundle that the follower's state was restored from, if any: the chain goes on from it. Times of day
-    come from `clock`, durations from `seconds`.
+    `step` is to be called all the time.
+
+    `newest` is the bundle that the follower's state was restored from, if any: the chain goes on
+    from it. Times of day come from `clock`, durations from `seconds`.
     """
 
     def __init__(
         self,
-        follower: Following,
+        follower: StateFollower,
         store: BundleStore,
-        claims: Claims,
+        claims: SequenceClaims,
         *,
         key: SigningKey,
         believed: PublicKeys,
         namespace: str,
-        plan: Plan,
+        plan: BundlerPlan,
         clock: Clock,
         metrics: Metrics,
-        healer: Healer,
+        healer: RecordRepairer,
         newest: Manifest | None = None,
         seconds: Callable[[], float] = monotonic,
     ) -> None:
@@ -121,10 +130,15 @@ class Bundler:
         self._due_at = seconds()
         self._snapshot_times: dict[str, Micros] = {}
         metrics.gauge("consentry_bundle_age_seconds").set_function(self.age_seconds)
-        metrics.gauge("consentry_members_held").set_function(lambda: float(len(follower.state.damaged)))
+        metrics.gauge("consentry_members_held").set_function(
+            lambda: float(len(follower.state.damaged))
+        )
 
     def run(self, stopping: threading.Event) -> None:
-        """Go on until told to stop. Raises Unavailable where the log no longer holds what was to be read next."""
+        """Go on until told to stop.
+
+        Raises Unavailable where the log no longer holds what was to be read next.
+        """
         while not stopping.is_set():
             self.step()
 
@@ -149,11 +163,16 @@ class Bundler:
         if age < -CLOCKS_SECONDS_MAX:
             return f"this machine's clock is {-age:.1f} s behind the processor's"
         if not age <= self._plan.staleness_seconds:
-            return f"the least fresh partition is {age:.1f} s old, the bound is {self._plan.staleness_seconds:g} s"
+            return (
+                f"the least fresh partition is {age:.1f} s old, the bound is "
+                f"{self._plan.staleness_seconds:g} s"
+            )
         return ""
 
     def status(self) -> dict[str, Any]:
-        """What an operator asks first; ready is who is fresh and knows of a bundle. No member ids."""
+        """What an operator asks first; ready is who is fresh and knows of a bundle. No member
+        ids.
+        """
         stale, newest, age = self.stale_detail(), self.newest, self.age_seconds()
         return {
             "ok": not stale and newest is not None,
@@ -179,10 +198,15 @@ class Bundler:
             _LOG.info("no_bundle", outcome=outcome, detail=self.detail)
         self.last_outcome = outcome
         pause = self._plan.every_seconds
-        self._due_at = self._seconds() + (pause if outcome in WRITTEN else min(pause, _RETRY_SECONDS))
+        self._due_at = self._seconds() + (
+            pause if outcome in WRITTEN else min(pause, _RETRY_SECONDS)
+        )
 
     def _write_if_ours(self) -> tuple[Outcome, str]:
-        """Write and publish one bundle, unless it is not proven fresh, or somebody else's turn. Raises as the store."""
+        """Write and publish one bundle, unless it is not proven fresh, or somebody else's turn.
+
+        Raises as the store.
+        """
         found = self._look()
         stale = self.stale_detail()
         if stale:
@@ -221,7 +245,10 @@ class Bundler:
         return manifest.kind, ""
 
     def _look(self) -> Pointer | None:
-        """Which bundle is the newest in the store; `newest` follows it. Raises BundleRefused, Unavailable."""
+        """Which bundle is the newest in the store; `newest` follows it.
+
+        Raises BundleRefused, Unavailable.
+        """
         try:
             found = latest(self._store, self._believed)
         except Unavailable as error:
@@ -246,7 +273,9 @@ class Bundler:
             return ""
         if self._written is not None and found.sequence < self._written.sequence:
             # Somebody who was frozen put an older one back after ours.
-            _LOG.error("bundle_pointer_went_back", found=found.sequence, ours=self._written.sequence)
+            _LOG.error(
+                "bundle_pointer_went_back", found=found.sequence, ours=self._written.sequence
+            )
             return ""
         if self._claims.of(found.sequence).writer == self._claims.writer:
             return ""
@@ -261,7 +290,12 @@ class Bundler:
     def _parent(self, found: Pointer | None, sequence: int) -> Manifest | None:
         """The bundle to build a delta on; None where a snapshot is due."""
         written = self._written
-        if written is None or found is None or not self._is_ours(found) or sequence != written.sequence + 1:
+        if (
+            written is None
+            or found is None
+            or not self._is_ours(found)
+            or sequence != written.sequence + 1
+        ):
             return None
         if written.deltas + 1 >= self._plan.snapshot_every:
             return None
@@ -272,7 +306,9 @@ class Bundler:
         return written
 
     def _is_overtaken(self, found: Pointer | None, sequence: int) -> bool:
-        """Whether somebody claimed a higher number, or published, since the look that this bundle rests on."""
+        """Whether somebody claimed a higher number, or published, since the look that this bundle
+        rests on.
+        """
         highest = self._claims.highest()
         if highest is None or highest.sequence != sequence:
             return True
@@ -283,7 +319,10 @@ class Bundler:
     # ---- what is kept
 
     def _prune(self, newest: Manifest) -> None:
-        """Delete what no chain that was the newest within `keep_seconds` needs. A failure is tried again next time."""
+        """Delete what no chain that was the newest within `keep_seconds` needs.
+
+        A failure is tried again next time.
+        """
         try:
             gone = prune(self._store, newest=newest, keep=self._snapshots_kept(newest))
         except ConsentryError as error:
@@ -293,38 +332,57 @@ class Bundler:
             _LOG.info("pruned", bundles=len(gone))
 
     def _snapshots_kept(self, newest: Manifest) -> int:
-        """How many snapshots, counted from the newest, reach back to one that was made before `keep_seconds`.
+        """How many snapshots, counted from the newest, reach back to one that was made before
+        `keep_seconds`.
 
-        The bundles on that one were the newest at that moment, and a slow reader may be in the middle of them.
+        The bundles on that one were the newest at that moment, and a slow reader may be in the
+        middle of them.
         """
         bound = newest.created_at - int(self._plan.keep_seconds * 1_000_000)
         first_of_chain = newest.sequence - newest.deltas
-        snapshots = [one for one in self._store.bundle_ids() if "-snapshot-" in one and int(one[:10]) <= first_of_chain]
+        snapshots = [
+            one
+            for one in self._store.bundle_ids()
+            if "-snapshot-" in one and int(one[:10]) <= first_of_chain
+        ]
         times = {one: self._made_at(one) for one in snapshots}
         self._snapshot_times = {one: time for one, time in times.items() if time is not None}
         sequences = sorted({int(one[:10]) for one in snapshots}, reverse=True)
         old_enough = {int(one[:10]) for one, time in self._snapshot_times.items() if time <= bound}
-        return next((count for count, one in enumerate(sequences, 1) if one in old_enough), max(1, len(sequences)))
+        return next(
+            (count for count, one in enumerate(sequences, 1) if one in old_enough),
+            max(1, len(sequences)),
+        )
 
     def _made_at(self, bundle_id: str) -> Micros | None:
-        """When a snapshot was made; None for one that is not whole or not believed, which tells no time."""
+        """When a snapshot was made;
+
+        None for one that is not whole or not believed, which tells no time.
+        """
         known = self._snapshot_times.get(bundle_id)
         if known is not None:
             return known
         try:
             bundle = open_bundle(
-                self._store, keys=self._believed, namespace=None, now=self._clock(), bundle_id=bundle_id
+                self._store,
+                keys=self._believed,
+                namespace=None,
+                now=self._clock(),
+                bundle_id=bundle_id,
             )
         except BundleRefused:
             return None
         return bundle.manifest.created_at
 
 
-def went_back(messages: Iterable[Stored], newest: Callable[[bytes], bytes | None]) -> Iterator[Regression]:
+def went_back(
+    messages: Iterable[StoredMessage], newest: Callable[[bytes], bytes | None]
+) -> Iterator[Regression]:
     """Every member of whom the log's last record is older than the newest that is held.
 
-    `messages` are those of `records`, per partition in the log's order, read after the follower had caught up. What
-    went back before a bundler died, or while none ran, is not seen by one that goes on from a bundle: this finds it.
+    `messages` are those of `records`, per partition in the log's order, read after the follower had
+    caught up. What went back before a bundler died, or while none ran, is not seen by one that goes
+    on from a bundle: this finds it.
     """
     behind: dict[bytes, Regression] = {}
     for message in messages:

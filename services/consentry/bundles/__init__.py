@@ -1,7 +1,9 @@
-"""Signed bundles of all records and controls: written by the bundler, read by trainers and by anybody else.
+"""Signed bundles of all records and controls: written by the bundler, read by trainers and by
+anybody else.
 
-`manifest` is what is signed, `keys` by whom, `state` what a bundle is made of, `store` where it lies, `writing` and
-`reading` the two ways, `readable` the columns for people, `roaring` the sets of integer ids, `comparing` two bundles.
+`manifest` is what is signed, `keys` by whom, `state` what a bundle is made of, `store` where it
+lies, `writing` and `reading` the two ways, `readable` the columns for people, `roaring` the sets of
+integer ids, `comparing` two bundles.
 """
 
 from consentry.bundles.errors import BundleRefused

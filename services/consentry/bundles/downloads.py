@@ -1,4 +1,7 @@
-"""A store as somebody sees it who hands its files on: what is there, and a file piece by piece. Nothing is judged."""
+"""A store as somebody sees it who hands its files on: what is there, and a file piece by piece.
+
+Nothing is judged.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import IO, cast
 from consentry.bundles.store import BundleStore, NotThere
 
 
-class ServedStore(BundleStore):
+class DownloadStore(BundleStore):
     """See BundleStore. Names are those of a bundle and of a file in it, checked by the caller."""
 
     def find(self, *names: str, bytes_max: int) -> bytes | None:
@@ -21,7 +24,10 @@ class ServedStore(BundleStore):
             return None
 
     def open_file(self, bundle_id: str, name: str) -> IO[bytes] | None:
-        """A plain file, to be read in pieces and closed; None where there is none. Raises Unavailable."""
+        """A plain file, to be read in pieces and closed; None where there is none.
+
+        Raises Unavailable.
+        """
         try:
             with self._translated():
                 if self._is_local:
@@ -38,10 +44,14 @@ class ServedStore(BundleStore):
 
 def _open_plain(root: str, bundle_id: str, name: str) -> IO[bytes]:
     """Open without following a link: somebody may have put one there. Raises FileNotFoundError."""
-    directory = os.open(os.path.join(root, bundle_id), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    directory = os.open(
+        os.path.join(root, bundle_id), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    )
     try:
         # Without O_NONBLOCK a named pipe would have us wait for ever.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        descriptor = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+        )
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise FileNotFoundError(name) from error

@@ -30,7 +30,9 @@ _FIX: Final = "take a bundle from its bundler again, and find out who writes to 
 
 
 class BundleRefused(Refused):
-    """A bundle is not what its bundler signed, or not what was asked for: nothing of it may be used."""
+    """A bundle is not what its bundler signed, or not what was asked for: nothing of it may be
+    used.
+    """
 
     def __init__(self, word: str, message: str, *, fix: str = _FIX) -> None:
         assert f"bundle.{word}" in CODES, word

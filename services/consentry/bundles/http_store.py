@@ -23,17 +23,27 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class HttpBundleStore(BundleStore):
-    """See BundleStore; only to be read from. What comes is believed no more than from any other store.
+    """See BundleStore; only to be read from.
 
-    `credential` goes as `Authorization: Bearer`, and over plain HTTP to this machine only; it is never shown. No
-    redirect is followed: it would take the credential elsewhere. The pointer is asked for with its entity tag.
+    What comes is believed no more than from any other store.
+
+    `credential` goes as `Authorization: Bearer`, and over plain HTTP to this machine only; it is
+    never shown. No redirect is followed: it would take the credential elsewhere. The pointer is
+    asked for with its entity tag.
     """
 
-    def __init__(self, url: str, *, credential: str = "", timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self, url: str, *, credential: str = "", timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
         self.url = url.rstrip("/")
         parts = urllib.parse.urlsplit(self.url)
         is_local = parts.scheme == "http" and parts.hostname in _LOOPBACK
-        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        if (
+            parts.username is not None
+            or parts.password is not None
+            or parts.query
+            or parts.fragment
+        ):
             raise Refused(
                 "The URL of the bundles holds a password, a query or a fragment.",
                 code="bundle.store_url",
@@ -43,7 +53,8 @@ class HttpBundleStore(BundleStore):
             raise Refused(
                 "The URL of the bundles is neither https, nor http to this machine.",
                 code="bundle.store_url",
-                fix="write it as https://gateway/v1/bundles: the credential must not cross a network in the open",
+                fix="write it as https://gateway/v1/bundles: the credential must not cross a "
+                "network in the open",
             )
         if credential and _CREDENTIAL.fullmatch(credential) is None:
             raise Refused(
@@ -53,7 +64,7 @@ class HttpBundleStore(BundleStore):
             )
         self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
         self._timeout_seconds = timeout_seconds
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(_RefuseRedirect)
         self._pointer: tuple[str, bytes] | None = None
 
     def __repr__(self) -> str:
@@ -81,7 +92,9 @@ class HttpBundleStore(BundleStore):
         except Exception as error:
             raise _silent(type(error).__name__) from error
         if len(content) < min(announced, bytes_max + 1):
-            raise _silent("the connection ended too soon")  # which no urllib tells of a read by blocks
+            raise _silent(
+                "the connection ended too soon"
+            )  # which no urllib tells of a read by blocks
         if names == (POINTER_NAME,) and etag:
             self._pointer = etag, content
         return content
@@ -99,14 +112,19 @@ class HttpBundleStore(BundleStore):
         _read_only()
 
 
-def open_store(url: str | Path, *, credential: str = "", options: Mapping[str, Any] | None = None) -> BundleStore:
-    """The store at a URL: a gateway's where it is http or https, else one of fsspec's. Raises Refused."""
+def open_store(
+    url: str | Path, *, credential: str = "", options: Mapping[str, Any] | None = None
+) -> BundleStore:
+    """The store at a URL: a gateway's where it is http or https, else one of fsspec's.
+
+    Raises Refused.
+    """
     if urllib.parse.urlsplit(str(url)).scheme in ("http", "https"):
         return HttpBundleStore(str(url), credential=credential)
     return BundleStore(url, options)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class _RefuseRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
@@ -130,7 +148,8 @@ def _raise_for(status: int, names: tuple[str, ...]) -> NoReturn:
         raise Refused(
             f"The gateway does not hand out bundles to this credential ({status}).",
             code="bundle.forbidden",
-            fix="give the key of a trainer of any purpose, or of an auditor; docs/access.md has the roles",
+            fix="give the key of a trainer of any purpose, or of an auditor; docs/access.md has "
+            "the roles",
         )
     raise _silent(f"status {status}")
 

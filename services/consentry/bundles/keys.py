@@ -1,4 +1,6 @@
-"""Ed25519 keys of bundles: one signs, several may be believed, so that keys can be changed without a gap."""
+"""Ed25519 keys of bundles: one signs, several may be believed, so that keys can be changed without
+a gap.
+"""
 
 from __future__ import annotations
 
@@ -46,22 +48,27 @@ class SigningKey:
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """The key in a PEM file (PKCS #8, as `consentry bundle keys init` and `openssl genpkey` write).
+        """The key in a PEM file (PKCS #8, as `consentry bundle keys init` and `openssl genpkey`
+        write).
 
-        Raises InvalidInput where there is none, UnsafeSetting where others than its owner may read the file.
+        Raises InvalidInput where there is none, UnsafeSetting where others than its owner may read
+        the file.
         """
         try:
             with Path(path).open("rb") as file:
                 if os.fstat(file.fileno()).st_mode & _OTHERS_MAY:
                     raise UnsafeSetting(
-                        f"The file of the signing key {str(path)!r} may be read by others than its owner.",
+                        f"The file of the signing key {str(path)!r} may be read by others than "
+                        "its owner.",
                         code="bundle.key_permissions",
                         fix=f"chmod 600 {path}",
                     )
                 text = file.read(_KEY_FILE_BYTES_MAX)
             private = load_pem_private_key(text, password=None)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise _no_key(path, "private", error) from None  # the cause may quote what stands in the file
+            raise _no_key(
+                path, "private", error
+            ) from None  # the cause may quote what stands in the file
         if not isinstance(private, Ed25519PrivateKey):
             raise _no_key(path, "private", TypeError())
         return cls(private)
@@ -80,7 +87,10 @@ class SigningKey:
 
 
 class PublicKeys:
-    """The public keys that a reader believes, by key id. While keys are being changed these are two or more."""
+    """The public keys that a reader believes, by key id.
+
+    While keys are being changed these are two or more.
+    """
 
     def __init__(self, keys: Iterable[Ed25519PublicKey]) -> None:
         self._keys = {key_id_of(key): key for key in keys}
@@ -101,7 +111,10 @@ class PublicKeys:
 
     @classmethod
     def read(cls, *paths: Path | str) -> Self:
-        """The keys in these PEM files, each with one public key or several. Raises InvalidInput where one has none."""
+        """The keys in these PEM files, each with one public key or several.
+
+        Raises InvalidInput where one has none.
+        """
         return cls(key for path in paths for key in _public_keys(path))
 
     def and_of(self, key: SigningKey) -> PublicKeys:
@@ -109,7 +122,10 @@ class PublicKeys:
         return PublicKeys([*self._keys.values(), key.public])
 
     def verifies(self, key_id: str, signature: bytes, content: bytes) -> bool:
-        """Whether the key with this id signed exactly these bytes. KeyError where it is not among them."""
+        """Whether the key with this id signed exactly these bytes.
+
+        KeyError where it is not among them.
+        """
         try:
             self._keys[key_id].verify(signature, content)
         except InvalidSignature:
@@ -119,17 +135,23 @@ class PublicKeys:
 
 def key_id_of(key: Ed25519PublicKey) -> str:
     """What names a key: the first 16 hexadecimal digits of the SHA-256 of its 32 bytes."""
-    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[:KEY_ID_LENGTH]
+    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[
+        :KEY_ID_LENGTH
+    ]
 
 
 def make_key_files(path: Path) -> tuple[Path, Path, str]:
-    """Write a new key: the private one to `path`, for its owner only, the public one beside it with `.pub`.
+    """Write a new key: the private one to `path`, for its owner only, the public one beside it with
+    `.pub`.
 
     Returns both files and the key id. What is there is never written over. Raises Refused.
     """
     key, public_path = SigningKey.generate(), path.with_name(f"{path.name}.pub")
     try:
-        for file, content, mode in ((path, key.private_text(), 0o600), (public_path, key.public_text(), 0o644)):
+        for file, content, mode in (
+            (path, key.private_text(), 0o600),
+            (public_path, key.public_text(), 0o644),
+        ):
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with os.fdopen(descriptor, "wb") as out:
                 out.write(content)
@@ -139,7 +161,8 @@ def make_key_files(path: Path) -> tuple[Path, Path, str]:
         raise Refused(
             f"The file {error.filename!r} is there already, and a key is never written over.",
             code="bundle.key_exists",
-            fix="name another file; to change keys, have readers know the new public key before the bundler signs",
+            fix="name another file; to change keys, have readers know the new public key before "
+            "the bundler signs",
         ) from error
     except OSError as error:
         raise Refused(
@@ -165,7 +188,8 @@ def _public_keys(path: Path | str) -> list[Ed25519PublicKey]:
 
 def _no_key(path: Path | str, which: str, error: Exception) -> InvalidInput:
     return InvalidInput(
-        f"The file {str(path)!r} does not hold a {which} Ed25519 key that can be read ({type(error).__name__}).",
+        f"The file {str(path)!r} does not hold a {which} Ed25519 key that can be read "
+        f"({type(error).__name__}).",
         code="bundle.key",
         fix="name a file such as `consentry bundle keys init` makes; the public one ends in .pub",
     )

@@ -1,7 +1,10 @@
-"""What a bundle says of itself: the manifest, its signature, and the pointer to the newest bundle. All are texts.
+"""What a bundle says of itself: the manifest, its signature, and the pointer to the newest bundle.
 
-Bytes are canonical (sorted keys, no spaces), so that there is one spelling of each, and are read strictly: a member
-that is missing, unknown or of another type is refused. docs/decisions/0009-bundles.md has the layout.
+All are texts.
+
+Bytes are canonical (sorted keys, no spaces), so that there is one spelling of each, and are read
+strictly: a member that is missing, unknown or of another type is refused.
+docs/decisions/0009-bundles.md has the layout.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ _ROLES: Final[tuple[Role, ...]] = ("records", "controls", "exclusions", "inclusi
 
 BUNDLE_ID_PATTERN: Final = re.compile(r"[0-9]{10}-[a-z]{5,8}-[0-9a-f]{16}", re.ASCII)
 FILE_NAME_PATTERN: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,150}", re.ASCII)
-"""No slash, no backslash, no two dots: nothing that leads out of the bundle's directory, on any system."""
+"""No slash, no backslash, no two dots: nothing that leads out of the bundle's directory, on any
+system.
+"""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _LOG: Final = re.compile(r"[0-9a-f]{0,64}", re.ASCII)
@@ -53,7 +58,10 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleFile:
-    """One file of a bundle: its size in bytes, its SHA-256, its rows (or members of a set); `purpose` of a set."""
+    """One file of a bundle: its size in bytes, its SHA-256, its rows (or members of a set);
+
+    `purpose` of a set.
+    """
 
     name: str
     role: Role
@@ -65,10 +73,12 @@ class BundleFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionSummary:
-    """What is held of one partition after this bundle, and everything before it in its chain, was read.
+    """What is held of one partition after this bundle, and everything before it in its chain, was
+    read.
 
-    `records_offset` is the next offset of records to read. `digest` is the sum of `records.record_digest` over the
-    records, as View.digests() has it. `frontier` is the one that counted; None where nothing was proven.
+    `records_offset` is the next offset of records to read. `digest` is the sum of
+    `records.record_digest` over the records, as View.digests() has it. `frontier` is the one that
+    counted; None where nothing was proven.
     """
 
     partition: int
@@ -91,10 +101,13 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a bundle holds, and up to where. Times in microseconds since 1970-01-01 UTC, offsets exclusive.
+    """What a bundle holds, and up to where.
 
-    `logs` tells the topics `records` and `controls` from others of the same name (kafka.log_identity, hexadecimal):
-    who follows on from the offsets has to find the same. `schema_ids` are the ids that frames carry, by schema name.
+    Times in microseconds since 1970-01-01 UTC, offsets exclusive.
+
+    `logs` tells the topics `records` and `controls` from others of the same name
+    (kafka.log_identity, hexadecimal): who follows on from the offsets has to find the same.
+    `schema_ids` are the ids that frames carry, by schema name.
     """
 
     bundle_id: str
@@ -116,12 +129,19 @@ class Manifest:
     sha256: str = field(default="", compare=False)
     """Of its bytes; what a delta names it by. Set by whoever read or wrote these."""
     signed_by: str = field(default="", compare=False)
-    """The id of the key that its signature was checked with; empty where it was not read but written."""
+    """The id of the key that its signature was checked with; empty where it was not read but
+    written.
+    """
 
     @property
     def proven_at(self) -> Micros:
-        """All that was recorded up to this time is in the bundle; 0 where a partition has no frontier."""
-        frontiers = [one.frontier.frontier_at if one.frontier else Micros(0) for one in self.partitions]
+        """All that was recorded up to this time is in the bundle;
+
+        0 where a partition has no frontier.
+        """
+        frontiers = [
+            one.frontier.frontier_at if one.frontier else Micros(0) for one in self.partitions
+        ]
         return Micros(min(self.created_at, *frontiers))
 
     @property
@@ -182,7 +202,10 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def pointer_bytes(pointer: Pointer, key: SigningKey) -> bytes:
-    """Two lines: what is signed, and its signature. One object, as stores replace one object at once."""
+    """Two lines: what is signed, and its signature.
+
+    One object, as stores replace one object at once.
+    """
     content = canonical({"format": POINTER_FORMAT, **_plain(pointer)})
     return content + b"\n" + signature_bytes(content, key)
 
@@ -238,17 +261,23 @@ def check_signature(what: str, content: bytes, signature: bytes | None, keys: Pu
     if key_id not in keys:
         raise BundleRefused(
             "key_unknown",
-            f"The {what} of the bundle is signed with the key {key_id}, which is not among those believed here.",
-            fix="if the bundler's key was changed, add its new public key; otherwise somebody else made the bundle",
+            f"The {what} of the bundle is signed with the key {key_id}, which is not among those "
+            "believed here.",
+            fix="if the bundler's key was changed, add its new public key; otherwise somebody "
+            "else made the bundle",
         )
     if not keys.verifies(key_id, raw, content):
-        raise BundleRefused("forged", f"The {what} of the bundle is not what the key {key_id} signed.")
+        raise BundleRefused(
+            "forged", f"The {what} of the bundle is not what the key {key_id} signed."
+        )
     return key_id
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
     """The one spelling of a JSON value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode()
 
 
 def _parsed(what: str, content: bytes) -> Any:
@@ -274,11 +303,22 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def _summary(one: PartitionSummary) -> dict[str, Any]:
     frontier = one.frontier
-    told = None if frontier is None else {name: found for name, found in frontier._asdict().items() if name in _TOLD}
+    told = (
+        None
+        if frontier is None
+        else {name: found for name, found in frontier._asdict().items() if name in _TOLD}
+    )
     return _plain(one) | {"frontier": told}
 
 
-_TOLD: Final = ("generation", "frontier_at", "next_offset", "records_offset", "controls_offset", "log")
+_TOLD: Final = (
+    "generation",
+    "frontier_at",
+    "next_offset",
+    "records_offset",
+    "controls_offset",
+    "log",
+)
 """Of a frontier; its partition and its taint stand beside it."""
 
 
@@ -346,7 +386,9 @@ class _Fields:
 
     def end(self) -> None:
         if self._left:
-            raise _malformed(f"{self._where} has {sorted(self._left)[0][:40]!r}, which is not known here")
+            raise _malformed(
+                f"{self._where} has {sorted(self._left)[0][:40]!r}, which is not known here"
+            )
 
 
 def _text(value: Any) -> str:
@@ -438,7 +480,9 @@ def _file(value: Any) -> BundleFile:
     fields = _Fields(value, "a file")
     name = fields.text("name")
     if FILE_NAME_PATTERN.fullmatch(name) is None or name in (MANIFEST_NAME, SIGNATURE_NAME):
-        raise BundleRefused("file_name", "The manifest names a file that would not lie in the bundle's directory.")
+        raise BundleRefused(
+            "file_name", "The manifest names a file that would not lie in the bundle's directory."
+        )
     role = fields.text("role")
     if role not in _ROLES:
         raise _malformed("a file's role is not known here")
@@ -452,5 +496,7 @@ def _file(value: Any) -> BundleFile:
     )
     fields.end()
     if file.size > FILE_BYTES_MAX:
-        raise BundleRefused("too_large", f"A file of the bundle has {file.size} bytes, more than are read.")
+        raise BundleRefused(
+            "too_large", f"A file of the bundle has {file.size} bytes, more than are read."
+        )
     return file

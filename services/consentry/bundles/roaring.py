@@ -1,7 +1,8 @@
-"""Sets of members whose ids are integers, as portable 64-bit Roaring: what Java, Rust, Go, C and Python read alike.
+"""Sets of members whose ids are integers, as portable 64-bit Roaring: what Java, Rust, Go, C and
+Python read alike.
 
-The layout is the 64-bit extension of https://github.com/RoaringBitmap/RoaringFormatSpec. Needs the extra `bundler`,
-which is imported only where sets are written or read.
+The layout is the 64-bit extension of https://github.com/RoaringBitmap/RoaringFormatSpec. Needs the
+extra `bundler`, which is imported only where sets are written or read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a bundle is made of and what it is read into: the newest record of each member, controls, positions, proof."""
+"""What a bundle is made of and what it is read into: the newest record of each member, controls,
+positions, proof.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from consentry.wire.controls import read_control_or_pause
 from consentry.wire.freshness import Freshness
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.partitions import partitions_of
-from consentry.wire.records import DIGEST_BITS, DamagedRecord, came_from, check_sum, record_digest, version_of
+from consentry.wire.records import (
+    DIGEST_BITS,
+    DamagedRecord,
+    came_from,
+    check_sum,
+    record_digest,
+    version_of,
+)
 from consentry.wire.schemas import CONTROLS, RECORDS
 
 _MODULUS: Final = 1 << DIGEST_BITS
@@ -36,13 +45,16 @@ class Regression(NamedTuple):
 
 
 class BundleState:
-    """The newest record of every member, by the same rules as a trainer's view, and all that a manifest tells.
+    """The newest record of every member, by the same rules as a trainer's view, and all that a
+    manifest tells.
 
-    `catalog` reads the controls. `logs` are those of a manifest: the identities of the topics that are followed.
-    One thread applies messages and writes bundles.
+    `catalog` reads the controls. `logs` are those of a manifest: the identities of the topics that
+    are followed. One thread applies messages and writes bundles.
     """
 
-    def __init__(self, partitions: int, catalog: Catalog, *, logs: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, partitions: int, catalog: Catalog, *, logs: Mapping[str, str] | None = None
+    ) -> None:
         self.partitions = partitions
         self.catalog = catalog
         self.logs = dict(logs or {})
@@ -50,13 +62,18 @@ class BundleState:
         self.stored_controls: list[StoredControl] = []
         """Every control's message, in log order."""
         self.damaged: set[bytes] = set()
-        """Members who stay held by whoever reads the bundle: some bytes of theirs could not be believed."""
+        """Members who stay quarantined by whoever reads the bundle: some bytes of theirs could not
+        be believed.
+        """
         self.positions: dict[tuple[str, int], int] = {}
         """Next offset per (short topic name, partition)."""
         self.freshness = Freshness(partitions)
         self._records: dict[bytes, bytes] = {}
         self._before: dict[bytes, bytes | None] | None = None
-        """Since the last bundle: the record that stood in it, of each member who changed. None: no bundle yet."""
+        """Since the last bundle: the record that stood in it, of each member who changed.
+
+        None: no bundle yet.
+        """
         self._sums = [0] * partitions
         self._counts = [0] * partitions
         self._known_totals: tuple[list[int], list[int]] | None = None
@@ -71,7 +88,9 @@ class BundleState:
         values: Sequence[bytes],
         on_regression: Callable[[Regression], None] | None = None,
     ) -> None:
-        """Take record messages of one partition in, as View.apply_records does; older versions are ignored and told."""
+        """Take record messages of one partition in, as View.apply_records does; older versions are
+        ignored and told.
+        """
         records = self._records
         homes = partitions_of(keys, self.partitions).tolist()
         for key, value, home in zip(keys, values, homes, strict=True):
@@ -99,7 +118,10 @@ class BundleState:
         self.stored_controls.append(stored)
         self.controls = self.controls.after(
             read_control_or_pause(
-                stored.value, offset=stored.offset, appended_at=stored.appended_at, catalog=self.catalog
+                stored.value,
+                offset=stored.offset,
+                appended_at=stored.appended_at,
+                catalog=self.catalog,
             )
         )
         self.move(CONTROLS, 0, stored.offset + 1)
@@ -120,7 +142,10 @@ class BundleState:
             self.damaged.add(member)
 
     def put(self, member: bytes, record: bytes | None, *, damaged: bool) -> None:
-        """Set what is held of a member, as a row of a bundle says; None and not damaged: nothing is."""
+        """Set what is held of a member, as a row of a bundle says;
+
+        None and not damaged: nothing is.
+        """
         self._note(member, self._records.get(member))
         if record is None:
             self._records.pop(member, None)
@@ -192,12 +217,16 @@ class BundleState:
         self._before = {}
 
     def _totals(self) -> tuple[list[int], list[int]]:
-        """The sums and counts as of now: those of the last bundle, less what was there, plus what is."""
+        """The sums and counts as of now: those of the last bundle, less what was there, plus what
+        is.
+        """
         if self._known_totals is not None:
             return self._known_totals
         sums, counts = list(self._sums), list(self._counts)
         changed = list(self._records) if self._before is None else list(self._before)
-        for member, partition in zip(changed, partitions_of(changed, self.partitions).tolist(), strict=True):
+        for member, partition in zip(
+            changed, partitions_of(changed, self.partitions).tolist(), strict=True
+        ):
             before = None if self._before is None else self._before[member]
             now = self._records.get(member)
             if before is not None:

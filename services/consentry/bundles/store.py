@@ -1,4 +1,7 @@
-"""Where bundles lie: a directory in any store that fsspec knows. Reads are bounded; each write is whole or absent."""
+"""Where bundles lie: a directory in any store that fsspec knows.
+
+Reads are bounded; each write is whole or absent.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,8 @@ class NotThere(Exception):
 class BundleStore:
     """A directory of bundles, such as `/srv/bundles`, `s3://bucket/bundles` or `memory://bundles`.
 
-    `options` are those of the fsspec file system; credentials belong there or in its own configuration, never in the
-    URL. Raises Refused for a URL of which no file system is installed.
+    `options` are those of the fsspec file system; credentials belong there or in its own
+    configuration, never in the URL. Raises Refused for a URL of which no file system is installed.
     """
 
     def __init__(self, url: str | Path, options: Mapping[str, Any] | None = None) -> None:
@@ -40,7 +43,8 @@ class BundleStore:
             raise Refused(
                 f"The store of bundles cannot be opened: {error}.",
                 code="bundle.store_driver",
-                fix="install the fsspec package of the store, such as s3fs, gcsfs or adlfs, and check the URL",
+                fix="install the fsspec package of the store, such as s3fs, gcsfs or adlfs, and "
+                "check the URL",
             ) from error
         self._root = str(root).rstrip("/") or "/"
         self._is_local = isinstance(self._fs, LocalFileSystem)
@@ -49,15 +53,23 @@ class BundleStore:
         return f"BundleStore({type(self._fs).__name__})"  # a URL may hold credentials
 
     def read(self, *names: str, bytes_max: int) -> bytes:
-        """The content of a file, at most `bytes_max` + 1 bytes of it, so that the caller sees when there is more.
+        """The content of a file, at most `bytes_max` + 1 bytes of it, so that the caller sees when
+        there is more.
 
-        Raises NotThere; BundleRefused for what is not a plain file; Unavailable where the store does not answer.
+        Raises NotThere; BundleRefused for what is not a plain file; Unavailable where the store
+        does not answer.
         """
         with self._translated():
-            return self._read_local(names, bytes_max + 1) if self._is_local else self._read(names, bytes_max + 1)
+            return (
+                self._read_local(names, bytes_max + 1)
+                if self._is_local
+                else self._read(names, bytes_max + 1)
+            )
 
     def write(self, *names: str, content: bytes) -> None:
-        """Write a file so that readers see all of it or what was there before. Raises Unavailable."""
+        """Write a file so that readers see all of it or what was there before. Raises
+        Unavailable.
+        """
         with self._translated():
             if self._is_local:
                 _replace(Path(self._root, *names), content)
@@ -67,7 +79,10 @@ class BundleStore:
                 self._fs.pipe_file(path, content)
 
     def bundle_ids(self) -> list[str]:
-        """Every bundle whose directory is there, the oldest first; also those never finished. Raises Unavailable."""
+        """Every bundle whose directory is there, the oldest first; also those never finished.
+
+        Raises Unavailable.
+        """
         with self._translated():
             try:
                 self._fs.invalidate_cache(self._root)
@@ -95,11 +110,17 @@ class BundleStore:
         return found[:limit]
 
     def _read_local(self, names: tuple[str, ...], limit: int) -> bytes:
-        """Read below the root without following any link: what lies there may have been put there by anybody."""
+        """Read below the root without following any link: what lies there may have been put there
+        by anybody.
+        """
         directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in names[:-1]:
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+                inner = os.open(
+                    name,
+                    os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                    dir_fd=directory,
+                )
                 os.close(directory)
                 directory = inner
             # Without O_NONBLOCK a named pipe would have us wait for ever.
@@ -134,7 +155,10 @@ class BundleStore:
 
 
 def _special() -> BundleRefused:
-    return BundleRefused("special_file", "A file of the bundle is a link, or something else that is not a plain file.")
+    return BundleRefused(
+        "special_file",
+        "A file of the bundle is a link, or something else that is not a plain file.",
+    )
 
 
 def _read_blocks(read: Any, limit: int) -> bytes:
@@ -149,7 +173,9 @@ def _read_blocks(read: Any, limit: int) -> bytes:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write beside, make it last, then take the name: also a power cut leaves the old or the new, whole."""
+    """Write beside, make it last, then take the name: also a power cut leaves the old or the new,
+    whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:

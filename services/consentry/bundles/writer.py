@@ -1,4 +1,7 @@
-"""Write a bundle: its files, then its manifest, then the signature; `publish` makes it the newest one, last of all."""
+"""Write a bundle: its files, then its manifest, then the signature;
+
+`publish` makes it the newest one, last of all.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from consentry.bundles.manifest import (
     pointer_bytes,
     signature_bytes,
 )
-from consentry.bundles.public_columns import Told, told
+from consentry.bundles.public_columns import PublicRow, told
 from consentry.bundles.roaring import integer_of, write_set
 from consentry.bundles.state import BundleState, StoredControl
 from consentry.bundles.store import BundleStore, NotThere
@@ -57,9 +60,13 @@ _TOLD_COLUMNS: Final = (
     ("jurisdiction", pa.string()),
     ("age_band", pa.string()),
     ("erased", pa.bool_()),
-    ("held", pa.bool_()),
+    ("quarantined", pa.bool_()),
 )
-_CONTROL_COLUMNS: Final = (("offset", pa.int64()), ("appended_at", pa.int64()), ("value", pa.binary()))
+_CONTROL_COLUMNS: Final = (
+    ("offset", pa.int64()),
+    ("appended_at", pa.int64()),
+    ("value", pa.binary()),
+)
 
 
 def write_bundle(
@@ -73,16 +80,20 @@ def write_bundle(
     parent: Manifest | None = None,
     file_rows: int = FILE_ROWS,
 ) -> Manifest:
-    """Write a bundle of what the state holds: a delta on `parent` where one is given, else a snapshot.
+    """Write a bundle of what the state holds: a delta on `parent` where one is given, else a
+    snapshot.
 
-    A delta has what changed since `state.mark()`, which has to have been called when the state was `parent`: by this
-    function, or by `restore`. `sequence` is one more than that of the newest bundle in the store. Nobody sees the
-    bundle before `publish`. Afterwards `state.changed` counts from this bundle. Needs the extra `bundler`.
-    Raises Unavailable; Refused where `why_no_delta` says something.
+    A delta has what changed since `state.mark()`, which has to have been called when the state was
+    `parent`: by this function, or by `restore`. `sequence` is one more than that of the newest
+    bundle in the store. Nobody sees the bundle before `publish`. Afterwards `state.changed` counts
+    from this bundle. Needs the extra `bundler`. Raises Unavailable; Refused where `why_no_delta`
+    says something.
     """
     reason = "" if parent is None else why_no_delta(parent, state)
     if reason:
-        raise Refused(f"No delta can be written: {reason}.", code="bundle.no_delta", fix="write a snapshot")
+        raise Refused(
+            f"No delta can be written: {reason}.", code="bundle.no_delta", fix="write a snapshot"
+        )
     kind = "snapshot" if parent is None else "delta"
     bundle = _Writer(store, f"{sequence:010d}-{kind}-{secrets.token_hex(8)}", state)
     changed = state.changed if parent is not None else None
@@ -125,8 +136,12 @@ def publish(store: BundleStore, manifest: Manifest, *, key: SigningKey) -> None:
 
 
 def why_no_delta(parent: Manifest, state: BundleState) -> str:
-    """Why what changed since `parent` cannot be said by a delta, so that a snapshot is due; empty where it can."""
-    went_back = [one for one in parent.partitions if state.records_offset(one.partition) < one.records_offset]
+    """Why what changed since `parent` cannot be said by a delta, so that a snapshot is due; empty
+    where it can.
+    """
+    went_back = [
+        one for one in parent.partitions if state.records_offset(one.partition) < one.records_offset
+    ]
     objections = (
         (state.changed is None, "it is not known what changed since a bundle was written or read"),
         (parent.deltas >= DELTAS_MAX, f"there are {parent.deltas} deltas on one snapshot already"),
@@ -140,7 +155,8 @@ def why_no_delta(parent: Manifest, state: BundleState) -> str:
         ),
         (
             parent.tainted != frozenset(state.freshness.tainted),
-            "another partition is tainted, or one no longer is, and that bears on all of its members",
+            "another partition is tainted, or one no longer is, and that bears on all of its "
+            "members",
         ),
         (
             bool(went_back) or state.position(CONTROLS, 0) < parent.controls_offset,
@@ -151,15 +167,18 @@ def why_no_delta(parent: Manifest, state: BundleState) -> str:
 
 
 def prune(store: BundleStore, *, newest: Manifest, keep: int) -> list[str]:
-    """Delete what the `keep` (1 or more) newest snapshots and everything since do not need; the ids, oldest first.
+    """Delete what the `keep` (1 or more) newest snapshots and everything since do not need; the
+    ids, oldest first.
 
-    Bundles that were begun and never finished go with them. Nothing of a higher sequence than `newest` is touched: it
-    is being written. Raises Unavailable.
+    Bundles that were begun and never finished go with them. Nothing of a higher sequence than
+    `newest` is touched: it is being written. Raises Unavailable.
     """
     assert keep >= 1
     found = [one for one in store.bundle_ids() if _sequence_of(one) <= newest.sequence]
     least = newest.sequence - newest.deltas
-    snapshots = [one for one in reversed(found) if "-snapshot-" in one and _sequence_of(one) < least]
+    snapshots = [
+        one for one in reversed(found) if "-snapshot-" in one and _sequence_of(one) < least
+    ]
     for bundle_id in snapshots:
         if keep == 1:
             break
@@ -192,34 +211,46 @@ class _Writer:
         self._state = state
 
     def write_records(self, members: Sequence[bytes], *, file_rows: int, is_delta: bool) -> None:
-        """The rows of these members, in the order of their hashes, and the sets of those with integer ids."""
+        """The rows of these members, in the order of their hashes, and the sets of those with
+        integer ids.
+        """
         purposes = self._state.purposes
         excluded: list[list[int]] = [[] for _ in purposes]
         included: list[list[int]] = [[] for _ in purposes]
-        for number, (partitions, ids) in enumerate(_parts(members, self._state.partitions, file_rows)):
+        for number, (partitions, ids) in enumerate(
+            _parts(members, self._state.partitions, file_rows)
+        ):
             rows = self._told(partitions, ids)
             content = _parquet(self._table(partitions, ids, rows))
             self._write(f"records-{number:05d}.parquet", "records", content, len(ids))
             integers = [
-                (value, row) for value, row in zip(map(integer_of, ids), rows, strict=True) if value is not None
+                (value, row)
+                for value, row in zip(map(integer_of, ids), rows, strict=True)
+                if value is not None
             ]
             for place in range(len(purposes)):
                 excluded[place] += [value for value, row in integers if row.own_exclusions[place]]
-                included[place] += [value for value, row in integers if is_delta and not row.own_exclusions[place]]
+                included[place] += [
+                    value for value, row in integers if is_delta and not row.own_exclusions[place]
+                ]
         for place, purpose in enumerate(purposes):
             self._write_set("exclusions", place, purpose, excluded[place])
             if is_delta:
                 self._write_set("inclusions", place, purpose, included[place])
 
-    def _told(self, partitions: Sequence[int], ids: Sequence[bytes]) -> list[Told]:
+    def _told(self, partitions: Sequence[int], ids: Sequence[bytes]) -> list[PublicRow]:
         state, purposes = self._state, self._state.purposes
         tainted, damaged = state.freshness.tainted, state.damaged
         return [
-            told(one, state.get(one), purposes, is_held=one in damaged or partition in tainted)
+            told(
+                one, state.get(one), purposes, is_quarantined=one in damaged or partition in tainted
+            )
             for partition, one in zip(partitions, ids, strict=True)
         ]
 
-    def _table(self, partitions: Sequence[int], ids: Sequence[bytes], rows: Sequence[Told]) -> pa.Table:
+    def _table(
+        self, partitions: Sequence[int], ids: Sequence[bytes], rows: Sequence[PublicRow]
+    ) -> pa.Table:
         state, purposes = self._state, self._state.purposes
         records = [state.get(one) for one in ids]
         columns: list[Any] = [
@@ -231,7 +262,7 @@ class _Writer:
             [row.jurisdiction for row in rows],
             [row.age_band for row in rows],
             [row.is_erased for row in rows],
-            [row.is_held for row in rows],
+            [row.is_quarantined for row in rows],
         ]
         fields = [*_OWN_COLUMNS, *_TOLD_COLUMNS]
         for place, purpose in enumerate(purposes):
@@ -243,10 +274,16 @@ class _Writer:
     def write_controls(self, controls: Sequence[StoredControl]) -> None:
         """The messages of controls, as they stand in the log."""
         columns = [list(column) for column in zip(*controls, strict=True)] or [[], [], []]
-        self._write("controls.parquet", "controls", _parquet(_table(_CONTROL_COLUMNS, columns)), len(controls))
+        self._write(
+            "controls.parquet",
+            "controls",
+            _parquet(_table(_CONTROL_COLUMNS, columns)),
+            len(controls),
+        )
 
     def _write_set(self, role: Role, place: int, purpose: str, integers: Sequence[int]) -> None:
-        # Who reads the set looks the purpose up in the manifest; the name only has to be one on every system.
+        # Who reads the set looks the purpose up in the manifest; the name only has to be one on
+        # every system.
         name = f"own-{role}-{place:03d}-{re.sub(r'[^a-z0-9_-]', '_', purpose)[:64]}.roaring64"
         self._write(name, role, write_set(integers), len(integers), purpose)
 
@@ -254,7 +291,9 @@ class _Writer:
         self._store.write(self.bundle_id, name, content=content)
         sha256 = hashlib.sha256(content).hexdigest()
         self.files.append(
-            BundleFile(name=name, role=role, size=len(content), sha256=sha256, rows=rows, purpose=purpose)
+            BundleFile(
+                name=name, role=role, size=len(content), sha256=sha256, rows=rows, purpose=purpose
+            )
         )
 
     def write_manifest(self, manifest: Manifest, key: SigningKey) -> Manifest:
@@ -271,10 +310,13 @@ class _Writer:
         return replace(manifest, sha256=hashlib.sha256(content).hexdigest())
 
 
-def _parts(members: Sequence[bytes], partitions: int, file_rows: int) -> Iterator[tuple[list[int], list[bytes]]]:
+def _parts(
+    members: Sequence[bytes], partitions: int, file_rows: int
+) -> Iterator[tuple[list[int], list[bytes]]]:
     """Partitions and ids of so many members at a time: the same state makes the same files.
 
-    They stand in the order in which a `Segment` keeps them, so that a trainer that starts need not sort them.
+    They stand in the order in which a `Segment` keeps them, so that a trainer that starts need not
+    sort them.
     """
     ordered = in_hash_order(members)
     for start in range(0, len(ordered), file_rows):
@@ -283,12 +325,17 @@ def _parts(members: Sequence[bytes], partitions: int, file_rows: int) -> Iterato
 
 
 def _table(fields: Sequence[tuple[str, pa.DataType]], columns: Sequence[Any]) -> pa.Table:
-    arrays = [pa.array(column, type=kind) for (_, kind), column in zip(fields, columns, strict=True)]
+    arrays = [
+        pa.array(column, type=kind) for (_, kind), column in zip(fields, columns, strict=True)
+    ]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """The bytes of a Parquet file. What a reader rebuilds from stands plainly, so that sizes can be told beforehand."""
+    """The bytes of a Parquet file.
+
+    What a reader rebuilds from stands plainly, so that sizes can be told beforehand.
+    """
     plain = {name for name, _ in (*_OWN_COLUMNS, *_CONTROL_COLUMNS)}
     out = io.BytesIO()
     pq.write_table(

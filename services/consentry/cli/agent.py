@@ -17,15 +17,26 @@ if TYPE_CHECKING:
 def run(
     name: Annotated[str, typer.Option(help="Name of this subscriber, in metrics.")],
     listen: Annotated[
-        str | None, typer.Option(help="HOST:PORT, 0 for a port from the system, or unix:PATH; CONSENTRY_AGENT_LISTEN.")
+        str | None,
+        typer.Option(
+            help="HOST:PORT, 0 for a port from the system, or unix:PATH; CONSENTRY_AGENT_LISTEN."
+        ),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="Callers bring a token of this file; CONSENTRY_AGENT_TOKEN_FILE.")
+        Path | None,
+        typer.Option(help="Callers bring a token of this file; CONSENTRY_AGENT_TOKEN_FILE."),
     ] = None,
-    purpose: Annotated[list[str] | None, typer.Option(help="Tell events for it; default: genai_training.")] = None,
-    root: Annotated[list[Path] | None, typer.Option(help="Directory under which /v1/check may read files.")] = None,
+    purpose: Annotated[
+        list[str] | None, typer.Option(help="Tell events for it; default: genai_training.")
+    ] = None,
+    root: Annotated[
+        list[Path] | None, typer.Option(help="Directory under which /v1/check may read files.")
+    ] = None,
 ) -> None:
-    """Answer on this machine who may be used, until SIGINT or SIGTERM. See docs/trainers.md, "Other languages"."""
+    """Answer on this machine who may be used, until SIGINT or SIGTERM.
+
+    See docs/trainers.md, "Other languages".
+    """
     from consentry.cli.connections import load_settings
     from consentry.domain.errors import InvalidInput
     from consentry.domain.values import parse_name
@@ -43,7 +54,9 @@ def run(
     for directory in root or ():
         if not directory.is_dir():
             raise InvalidInput(
-                f"The root {str(directory)!r} is no directory.", code="agent.root", fix="make it, or name another"
+                f"The root {str(directory)!r} is no directory.",
+                code="agent.root",
+                fix="make it, or name another",
             )
     listener = address.open()
     try:
@@ -53,7 +66,13 @@ def run(
 
 
 async def _serve(
-    settings: Settings, name: str, purposes: list[str], roots: list[Path], address: Any, listener: Any, tokens: Any
+    settings: Settings,
+    name: str,
+    purposes: list[str],
+    roots: list[Path],
+    address: Any,
+    listener: Any,
+    tokens: Any,
 ) -> None:
     import structlog
 
@@ -80,7 +99,11 @@ async def _serve(
 
 
 def _authority(host: str, listener: Any) -> str:
-    return f"[{host}]:{listener.getsockname()[1]}" if ":" in host else f"{host}:{listener.getsockname()[1]}"
+    return (
+        f"[{host}]:{listener.getsockname()[1]}"
+        if ":" in host
+        else f"{host}:{listener.getsockname()[1]}"
+    )
 
 
 def _client(settings: Settings, name: str) -> Client:
@@ -112,7 +135,11 @@ def _health(settings: Settings, client: Client, agent: Any) -> Any:
         return {"ok": not detail, "detail": detail, "ready": agent.is_ready}
 
     health = HealthServer(
-        client.metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port
+        client.metrics,
+        alive=alive,
+        ready=ready,
+        host=settings.metrics_host,
+        port=settings.metrics_port,
     )
     health.start()
     return health

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 app = typer.Typer(
-    name="approval", help="Look at proposals, and approve or reject those of others.", no_args_is_help=True
+    name="approval",
+    help="Look at proposals, and approve or reject those of others.",
+    no_args_is_help=True,
 )
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `approval list` shows it.")]
@@ -17,11 +19,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard outpu
 
 @app.command("list")
 def list_approvals(
-    everything: Annotated[bool, typer.Option("--all", help="Also those that were decided.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that were decided.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the proposals that wait for a second person, the newest first."""
-    found = [one for one in _gateway().get("/v1/approvals")["approvals"] if everything or _is_open(one)]
+    found = [
+        one for one in _gateway().get("/v1/approvals")["approvals"] if everything or _is_open(one)
+    ]
     if as_json:
         typer.echo(json.dumps(found))
         return

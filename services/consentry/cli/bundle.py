@@ -1,4 +1,6 @@
-"""`consentry bundle …`: build a signed bundle, verify one, look into it, compare two; make the keys."""
+"""`consentry bundle …`: build a signed bundle, verify one, look into it, compare two; make the
+keys.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,26 @@ if TYPE_CHECKING:
 EXIT_REFUSED = 1
 EXIT_DIFFERENT = 1
 
-app = typer.Typer(name="bundle", help="Build signed bundles, verify, inspect and compare them.", no_args_is_help=True)
-keys_app = typer.Typer(name="keys", help="Make the keys that bundles are signed with.", no_args_is_help=True)
+app = typer.Typer(
+    name="bundle",
+    help="Build signed bundles, verify, inspect and compare them.",
+    no_args_is_help=True,
+)
+keys_app = typer.Typer(
+    name="keys", help="Make the keys that bundles are signed with.", no_args_is_help=True
+)
 app.add_typer(keys_app)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 BundleArgument = Annotated[
-    str, typer.Argument(metavar="URL", help="A store, for its newest bundle, or STORE/BUNDLE-ID for one of them.")
+    str,
+    typer.Argument(
+        metavar="URL", help="A store, for its newest bundle, or STORE/BUNDLE-ID for one of them."
+    ),
 ]
 KeysOption = Annotated[
-    list[Path], typer.Option("--key", help="File with public keys that are believed; may be repeated.")
+    list[Path],
+    typer.Option("--key", help="File with public keys that are believed; may be repeated."),
 ]
 NamespaceOption = Annotated[
     str | None, typer.Option(help="Of which deployment it has to be; else that of the settings.")
@@ -32,12 +44,16 @@ NamespaceOption = Annotated[
 
 @keys_app.command()
 def init(
-    file: Annotated[Path, typer.Argument(help="Where to put the private key; the public one goes beside it, .pub.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="Where to put the private key; the public one goes beside it, .pub."),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Make a signing key: the private file for the bundler alone, the public one for every reader.
 
-    To change keys: make a new one, give readers both public keys, let the bundler sign with the new one.
+    To change keys: make a new one, give readers both public keys, let the bundler sign with the new
+    one.
     """
     from consentry.bundles.keys import make_key_files
 
@@ -50,15 +66,22 @@ def init(
 
 @app.command()
 def build(
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Directory or URL of any fsspec store.")],
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Directory or URL of any fsspec store.")
+    ],
     key: Annotated[Path, typer.Option(help="File of the private key.")],
-    delta: Annotated[bool, typer.Option("--delta", help="Only what changed since the newest bundle.")] = False,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Only what changed since the newest bundle.")
+    ] = False,
     believe: Annotated[
-        list[Path] | None, typer.Option(help="Public keys that earlier bundles are signed with; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="Public keys that earlier bundles are signed with; may be repeated."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read records, controls and frontiers to the end seen at the start, write one bundle, make it the newest."""
+    """Read records, controls and frontiers to the end seen at the start, write one bundle, make it
+    the newest.
+    """
     from consentry.bundler.build import build as build_bundle
     from consentry.bundles import BundleStore, PublicKeys, SigningKey
     from consentry.cli.connections import load_settings, open_catalog
@@ -79,7 +102,9 @@ def build(
     if as_json:
         typer.echo(json.dumps(_summary(manifest)))
     else:
-        typer.echo(f"published {manifest.bundle_id}: {manifest.members} members, {_size(manifest)} bytes")
+        typer.echo(
+            f"published {manifest.bundle_id}: {manifest.members} members, {_size(manifest)} bytes"
+        )
 
 
 @app.command()
@@ -88,12 +113,17 @@ def verify(
     key: KeysOption,
     namespace: NamespaceOption = None,
     max_age: Annotated[
-        float | None, typer.Option(min=0, help="Seconds since everything was proven fresh, at most.")
+        float | None,
+        typer.Option(min=0, help="Seconds since everything was proven fresh, at most."),
     ] = None,
-    least_sequence: Annotated[int, typer.Option(min=0, help="Number of the newest bundle seen before.")] = 0,
+    least_sequence: Annotated[
+        int, typer.Option(min=0, help="Number of the newest bundle seen before.")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Check signatures, chain, every file and the digests of all records: exit 0 true, 1 refused, 2 cannot tell."""
+    """Check signatures, chain, every file and the digests of all records: exit 0 true, 1 refused, 2
+    cannot tell.
+    """
     from consentry.bundles import BundleRefused, restore
 
     keys = _keys(key)
@@ -107,17 +137,28 @@ def verify(
         else:
             typer.echo(f"REFUSED: {refused}", err=True)
         raise typer.Exit(EXIT_REFUSED) from None
-    told = {"ok": True, **_summary(bundle.manifest), "bytes": size, "bundles": len(bundle.manifests)}
+    told = {
+        "ok": True,
+        **_summary(bundle.manifest),
+        "bytes": size,
+        "bundles": len(bundle.manifests),
+    }
     if as_json:
         typer.echo(json.dumps(told))
         return
     chain = len(bundle.manifests) - 1
-    typer.echo(f"true: {bundle.manifest.bundle_id}, {chain} deltas on its snapshot, {size} bytes, {len(state)} members")
+    typer.echo(
+        f"true: {bundle.manifest.bundle_id}, {chain} deltas on its snapshot, {size} bytes, "
+        f"{len(state)} members"
+    )
 
 
 @app.command()
 def inspect(
-    url: BundleArgument, key: KeysOption, namespace: NamespaceOption = None, as_json: JsonOption = False
+    url: BundleArgument,
+    key: KeysOption,
+    namespace: NamespaceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the manifest of a bundle; its signature is checked, its files are not read."""
     from consentry.bundles.manifest import manifest_bytes
@@ -125,7 +166,9 @@ def inspect(
     bundle = _open(url, _keys(key), namespace)
     manifest = bundle.manifest
     if as_json:
-        typer.echo(json.dumps(json.loads(manifest_bytes(manifest)) | {"manifest_sha256": manifest.sha256}))
+        typer.echo(
+            json.dumps(json.loads(manifest_bytes(manifest)) | {"manifest_sha256": manifest.sha256})
+        )
         return
     for line in _lines(bundle):
         typer.echo(line)
@@ -137,7 +180,9 @@ def diff(
     after: BundleArgument,
     key: KeysOption,
     namespace: NamespaceOption = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Name the members too, not only how many.")] = False,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Name the members too, not only how many.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what lies between two bundles: exit 0 nothing, 1 something, 2 cannot tell."""
@@ -145,13 +190,28 @@ def diff(
 
     keys = _keys(key)
     found = compare(_open(before, keys, namespace), _open(after, keys, namespace))
-    groups: dict[str, tuple[str, ...]] = {"added": found.added, "changed": found.changed, "removed": found.removed}
-    groups |= {f"newly excluded from {purpose}": some for purpose, some in found.newly_excluded.items()}
-    groups |= {f"no longer excluded from {purpose}": some for purpose, some in found.no_longer_excluded.items()}
+    groups: dict[str, tuple[str, ...]] = {
+        "added": found.added,
+        "changed": found.changed,
+        "removed": found.removed,
+    }
+    groups |= {
+        f"newly excluded from {purpose}": some for purpose, some in found.newly_excluded.items()
+    }
+    groups |= {
+        f"no longer excluded from {purpose}": some
+        for purpose, some in found.no_longer_excluded.items()
+    }
     if as_json:
         counts = {name: sorted(some) if ids else len(some) for name, some in groups.items()}
         typer.echo(
-            json.dumps(counts | {"controls added": found.controls_added, "controls removed": found.controls_removed})
+            json.dumps(
+                counts
+                | {
+                    "controls added": found.controls_added,
+                    "controls removed": found.controls_removed,
+                }
+            )
         )
     else:
         for name, some in groups.items():
@@ -201,7 +261,9 @@ def _size(manifest: Manifest) -> int:
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
-    """What a script asks first. Times as the manifest has them: microseconds since 1970-01-01 UTC."""
+    """What a script asks first. Times as the manifest has them: microseconds since 1970-01-01
+    UTC.
+    """
     return {
         "bundle_id": manifest.bundle_id,
         "kind": manifest.kind,
@@ -218,20 +280,30 @@ def _lines(bundle: Bundle) -> list[str]:
     from consentry.domain.wording import date_text
 
     manifest = bundle.manifest
-    proven = date_text(manifest.proven_at) if manifest.proven_at else "never: some partition has no frontier"
+    proven = (
+        date_text(manifest.proven_at)
+        if manifest.proven_at
+        else "never: some partition has no frontier"
+    )
     damaged = sum(one.damaged for one in manifest.partitions)
     lines = [
         f"bundle      {manifest.bundle_id} (number {manifest.sequence} of {manifest.namespace})",
-        f"made        {date_text(manifest.created_at)}, {len(bundle.manifests) - 1} deltas on its snapshot",
+        f"made        {date_text(manifest.created_at)}, {len(bundle.manifests) - 1} deltas on its "
+        "snapshot",
         f"proven      {proven}",
         f"manifest    {manifest.sha256}",
-        f"members     {manifest.members} in {len(manifest.partitions)} partitions, {damaged} held as damaged",
+        f"members     {manifest.members} in {len(manifest.partitions)} partitions, {damaged} held "
+        "as damaged",
         f"controls    {manifest.controls_count}, newest policy {manifest.newest_policy or 'none'}",
         f"purposes    {', '.join(manifest.purposes) or 'none'}",
     ]
     if manifest.tainted:
         lines.append(
-            f"TAINTED     partitions {', '.join(map(str, sorted(manifest.tainted)))}: nobody in them is allowed"
+            f"TAINTED     partitions {', '.join(map(str, sorted(manifest.tainted)))}: nobody in "
+            "them is allowed"
         )
-    lines += [f"{file.rows:>11} {file.role:<11} {file.size:>12} bytes  {file.name}" for file in manifest.files]
+    lines += [
+        f"{file.rows:>11} {file.role:<11} {file.size:>12} bytes  {file.name}"
+        for file in manifest.files
+    ]
     return lines

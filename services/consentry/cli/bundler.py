@@ -1,4 +1,6 @@
-"""`consentry bundler`: signed bundles of all records, one after another, and the healing of records that went back."""
+"""`consentry bundler`: signed bundles of all records, one after another, and the healing of records
+that went back.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,16 @@ import typer
 from consentry.domain.errors import Refused
 
 if TYPE_CHECKING:
-    from consentry.bundler.record_repair import Healer
+    from consentry.bundler.record_repair import RecordRepairer
     from consentry.bundler.service import Bundler
-    from consentry.bundles import BundleState, BundleStore, Manifest, PublicKeys, Regression, SigningKey
+    from consentry.bundles import (
+        BundleState,
+        BundleStore,
+        Manifest,
+        PublicKeys,
+        Regression,
+        SigningKey,
+    )
     from consentry.ops.settings import Settings
     from consentry.wire.catalog import Catalog
 
@@ -24,38 +33,58 @@ _TAKE_UP_ATTEMPTS_MAX = 3
 
 def run(
     store: Annotated[
-        str | None, typer.Option(help="Directory or fsspec URL of the bundles; default: CONSENTRY_BUNDLE_STORE.")
+        str | None,
+        typer.Option(
+            help="Directory or fsspec URL of the bundles; default: CONSENTRY_BUNDLE_STORE."
+        ),
     ] = None,
     key: Annotated[
-        Path | None, typer.Option(help="File of the signing key; default: CONSENTRY_BUNDLE_SIGNING_KEY_FILE.")
+        Path | None,
+        typer.Option(help="File of the signing key; default: CONSENTRY_BUNDLE_SIGNING_KEY_FILE."),
     ] = None,
     believe: Annotated[
         list[Path] | None,
         typer.Option(help="Public keys that earlier bundles are signed with; may be repeated."),
     ] = None,
     make_key: Annotated[
-        bool, typer.Option("--make-key", help="Make the signing key where its file is not there, as in a first start.")
+        bool,
+        typer.Option(
+            "--make-key",
+            help="Make the signing key where its file is not there, as in a first start.",
+        ),
     ] = False,
-    every: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds between bundles.")] = 60.0,
+    every: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="Seconds between bundles.")
+    ] = 60.0,
     snapshot_every: Annotated[
-        int, typer.Option(min=1, max=256, help="Every so many bundles a snapshot, the others deltas on it.")
+        int,
+        typer.Option(
+            min=1, max=256, help="Every so many bundles a snapshot, the others deltas on it."
+        ),
     ] = 60,
-    keep: Annotated[float, typer.Option(min=0, help="Seconds that a bundle stays after it was the newest.")] = 3600.0,
+    keep: Annotated[
+        float, typer.Option(min=0, help="Seconds that a bundle stays after it was the newest.")
+    ] = 3600.0,
     claim: Annotated[
-        float, typer.Option(min=1, help="Seconds that writing one may take before another bundler takes its turn.")
+        float,
+        typer.Option(
+            min=1, help="Seconds that writing one may take before another bundler takes its turn."
+        ),
     ] = 300.0,
 ) -> None:
-    """Follow records and controls, write bundles while all of it is proven fresh, heal; until SIGINT or SIGTERM."""
+    """Follow records and controls, write bundles while all of it is proven fresh, heal; until
+    SIGINT or SIGTERM.
+    """
     from consentry.cli.connections import load_settings
     from consentry.ops.logs import set_up_logs
 
     settings = load_settings(bundle_store=store, bundle_signing_key_file=key)
     set_up_logs(style=settings.log_format, level=settings.log_level)
-    from consentry.bundler.service import Plan
+    from consentry.bundler.service import BundlerPlan
 
     _run(
         settings,
-        Plan(
+        BundlerPlan(
             every_seconds=every,
             snapshot_every=snapshot_every,
             keep_seconds=keep,
@@ -72,9 +101,9 @@ def _run(settings: Settings, plan: Any, public_keys: list[Path], *, make_key: bo
 
     import structlog
 
-    from consentry.bundler.claims import Claims
-    from consentry.bundler.follower import Follower
-    from consentry.bundler.record_repair import Healer, KafkaAppender
+    from consentry.bundler.claims import SequenceClaims
+    from consentry.bundler.follower import BundleFollower
+    from consentry.bundler.record_repair import KafkaAppender, RecordRepairer
     from consentry.bundler.service import Bundler, went_back
     from consentry.bundles import BundleStore
     from consentry.cli.connections import open_catalog
@@ -99,12 +128,24 @@ def _run(settings: Settings, plan: Any, public_keys: list[Path], *, make_key: bo
         if follower.is_caught_up:
             healer.note(regression)
 
-    with Follower(kafka, catalog, namespace=namespace, state=state, on_regression=note) as follower:
-        healer = Healer(appender, newest=follower.state.get, ready=lambda: follower.is_caught_up, metrics=metrics)
+    with BundleFollower(
+        kafka, catalog, namespace=namespace, state=state, on_regression=note
+    ) as follower:
+        healer = RecordRepairer(
+            appender,
+            newest=follower.state.get,
+            ready=lambda: follower.is_caught_up,
+            metrics=metrics,
+        )
         bundler = Bundler(
             follower,
             store,
-            Claims(store.url, writer=_writer(settings), clock=system_clock, claim_seconds=plan.claim_seconds),
+            SequenceClaims(
+                store.url,
+                writer=_writer(settings),
+                clock=system_clock,
+                claim_seconds=plan.claim_seconds,
+            ),
             key=signing,
             believed=believed,
             namespace=namespace,
@@ -116,9 +157,14 @@ def _run(settings: Settings, plan: Any, public_keys: list[Path], *, make_key: bo
         )
         health = _health(settings, bundler, healer, metrics)
         structlog.get_logger(__name__).info(
-            "bundler", metrics=health.address, key=signing.key_id, sequence=0 if newest is None else newest.sequence
+            "bundler",
+            metrics=health.address,
+            key=signing.key_id,
+            sequence=0 if newest is None else newest.sequence,
         )
-        healer.start(lambda: went_back(read_all(kafka, topic_name(namespace, RECORDS)), follower.state.get))
+        healer.start(
+            lambda: went_back(read_all(kafka, topic_name(namespace, RECORDS)), follower.state.get)
+        )
         try:
             bundler.run(stopping)
         finally:
@@ -137,8 +183,13 @@ def _store_of(settings: Settings) -> str:
     return settings.bundle_store
 
 
-def _keys(settings: Settings, public_keys: list[Path], *, make_key: bool) -> tuple[SigningKey, PublicKeys]:
-    """The key that signs, and all that earlier bundles may be signed with. Raises Refused, UnsafeSetting."""
+def _keys(
+    settings: Settings, public_keys: list[Path], *, make_key: bool
+) -> tuple[SigningKey, PublicKeys]:
+    """The key that signs, and all that earlier bundles may be signed with.
+
+    Raises Refused, UnsafeSetting.
+    """
     from consentry.bundles import PublicKeys, SigningKey
     from consentry.bundles.keys import make_key_files
 
@@ -156,7 +207,9 @@ def _keys(settings: Settings, public_keys: list[Path], *, make_key: bool) -> tup
 
 
 def _writer(settings: Settings) -> str:
-    """Who claims numbers: with a worker id of its own a bundler that was killed goes on at once, as the same one."""
+    """Who claims numbers: with a worker id of its own a bundler that was killed goes on at once, as
+    the same one.
+    """
     import secrets
     import socket
 
@@ -166,10 +219,12 @@ def _writer(settings: Settings) -> str:
 def _taken_up(
     store: BundleStore, believed: PublicKeys, namespace: str, catalog: Catalog
 ) -> tuple[BundleState | None, Manifest | None]:
-    """The state of the store's newest bundle, every byte of its chain checked; nothing where the store is empty.
+    """The state of the store's newest bundle, every byte of its chain checked; nothing where the
+    store is empty.
 
-    A chain that does not check ends the bundler: to write over it would hide whatever happened to it, and lose the
-    members who are held by nothing but the bundle. Raises BundleRefused, Unavailable.
+    A chain that does not check ends the bundler: to write over it would hide whatever happened to
+    it, and lose the members who are quarantined by nothing but the bundle. Raises BundleRefused,
+    Unavailable.
     """
     from consentry.bundles import BundleRefused, open_bundle, restore
     from consentry.domain.errors import Unavailable
@@ -184,13 +239,14 @@ def _taken_up(
                 return None, None
             raise
         except BundleRefused as error:
-            # Another bundler may have published meanwhile, and deleted what this was being read from.
+            # Another bundler may have published meanwhile, and deleted what this was being read
+            # from.
             if error.code != "bundle.missing" or attempt + 1 == _TAKE_UP_ATTEMPTS_MAX:
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def _health(settings: Settings, bundler: Bundler, healer: Healer, metrics: Any) -> Any:
+def _health(settings: Settings, bundler: Bundler, healer: RecordRepairer, metrics: Any) -> Any:
     from time import monotonic
 
     from consentry.bundler.service import STALL_SECONDS
@@ -199,10 +255,18 @@ def _health(settings: Settings, bundler: Bundler, healer: Healer, metrics: Any) 
     def alive() -> dict[str, Any]:
         idle = monotonic() - bundler.progress_at
         heals = healer.is_alive
-        return {"ok": idle < STALL_SECONDS and heals, "seconds_since_progress": round(idle, 1), "heals": heals}
+        return {
+            "ok": idle < STALL_SECONDS and heals,
+            "seconds_since_progress": round(idle, 1),
+            "heals": heals,
+        }
 
     health = HealthServer(
-        metrics, alive=alive, ready=bundler.status, host=settings.metrics_host, port=settings.metrics_port
+        metrics,
+        alive=alive,
+        ready=bundler.status,
+        host=settings.metrics_host,
+        port=settings.metrics_port,
     )
     health.start()
     return health

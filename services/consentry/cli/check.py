@@ -1,4 +1,7 @@
-"""`consentry check`: do these files hold rows that may not be used? For CI of data sets, and before a commit of one."""
+"""`consentry check`: do these files hold rows that may not be used?
+
+For CI of data sets, and before a commit of one.
+"""
 
 from __future__ import annotations
 
@@ -13,49 +16,72 @@ import typer
 from consentry.domain.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
-    from consentry.trainer.checking.check import FileReport, Report
-    from consentry.trainer.deciding.decider import Judge
+    from consentry.trainer.checking.check import CheckReport, FileReport
+    from consentry.trainer.deciding.decider import Decider
 
 _SHOWN_MAX = 10_000
 
 
 def run(
     files: Annotated[
-        list[Path], typer.Argument(help="Parquet, CSV, JSONL or Arrow IPC files, or directories of them.")
+        list[Path],
+        typer.Argument(help="Parquet, CSV, JSONL or Arrow IPC files, or directories of them."),
     ],
     member_col: Annotated[str, typer.Option(help="Column of member ids.")] = "member_id",
     purpose: Annotated[str, typer.Option(help="What the data is used for.")] = "genai_training",
-    jurisdiction_col: Annotated[str | None, typer.Option(help="Default: jurisdiction, where there is one.")] = None,
-    category_col: Annotated[str | None, typer.Option(help="Default: category, where there is one.")] = None,
-    collected_col: Annotated[str | None, typer.Option(help="Default: collected_at, where there is one.")] = None,
+    jurisdiction_col: Annotated[
+        str | None, typer.Option(help="Default: jurisdiction, where there is one.")
+    ] = None,
+    category_col: Annotated[
+        str | None, typer.Option(help="Default: category, where there is one.")
+    ] = None,
+    collected_col: Annotated[
+        str | None, typer.Option(help="Default: collected_at, where there is one.")
+    ] = None,
     at_least: Annotated[
-        str | None, typer.Option(help="Consent token: know at least what was accepted with it.")
+        str | None, typer.Option(help="Consistency token: know at least what was accepted with it.")
     ] = None,
     bundle: Annotated[str | None, typer.Option(help="Check by this bundle, without Kafka.")] = None,
     bundle_key: Annotated[
         Path | None, typer.Option(help="File with the public key that the bundle is signed by.")
     ] = None,
-    bundle_max_age: Annotated[float, typer.Option(min=1, help="Seconds since the bundle was proven fresh.")] = 3600.0,
-    ignore: Annotated[list[str] | None, typer.Option(help="Pattern of names in directories that are no data.")] = None,
+    bundle_max_age: Annotated[
+        float, typer.Option(min=1, help="Seconds since the bundle was proven fresh.")
+    ] = 3600.0,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Pattern of names in directories that are no data.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    show_members: Annotated[int, typer.Option(min=0, max=_SHOWN_MAX, help="Name so many excluded members.")] = 0,
+    show_members: Annotated[
+        int, typer.Option(min=0, max=_SHOWN_MAX, help="Name so many excluded members.")
+    ] = 0,
 ) -> None:
-    """Exit 0: every row may be used. 1: some may not. 2: it cannot be told, as when freshness is not proven."""
+    """Exit 0: every row may be used. 1: some may not.
+
+    2: it cannot be told, as when freshness is not proven.
+    """
     from consentry.domain.values import parse_name
     from consentry.ops.logs import set_up_logs
     from consentry.trainer.checking.check import EXIT_STATUS, Check
-    from consentry.trainer.checking.data_files import Asked, find_files
+    from consentry.trainer.checking.data_files import ColumnSpec, find_files
 
     parse_name(purpose, what="purpose")
-    asked = Asked(member=member_col, jurisdiction=jurisdiction_col, category=category_col, collected=collected_col)
+    asked = ColumnSpec(
+        member=member_col,
+        jurisdiction=jurisdiction_col,
+        category=category_col,
+        collected=collected_col,
+    )
     found = list(find_files(files, ignored=ignore or ()))
     if not found:
-        raise InvalidInput("There is no data file there.", code="input.file", fix="name other files or directories")
+        raise InvalidInput(
+            "There is no data file there.", code="input.file", fix="name other files or directories"
+        )
     # Standard output is for the answer alone.
     set_up_logs(style="text", level="error")
-    with _open_judge(bundle, bundle_key, bundle_max_age, at_least) as judge:
+    with _open_judge(bundle, bundle_key, bundle_max_age, at_least) as decider:
         check = Check(
-            judge,
+            decider,
             purpose=purpose,
             show_max=show_members,
             told=(lambda _: None) if as_json else _tell_file,
@@ -71,8 +97,11 @@ def run(
 @contextmanager
 def _open_judge(
     bundle: str | None, bundle_key: Path | None, max_age_seconds: float, at_least: str | None
-) -> Iterator[Judge]:
-    """Who answers: a client that is ready, or a bundle; each as fresh as the token. Raises Unavailable and Refused."""
+) -> Iterator[Decider]:
+    """Who answers: a client that is ready, or a bundle; each as fresh as the token.
+
+    Raises Unavailable and Refused.
+    """
     if bundle is None and bundle_key is None:
         yield from _following(at_least)
     elif bundle is not None and bundle_key is not None:
@@ -85,7 +114,7 @@ def _open_judge(
         )
 
 
-def _following(at_least: str | None) -> Iterator[Judge]:
+def _following(at_least: str | None) -> Iterator[Decider]:
     import os
 
     from consentry.cli.connections import load_settings, load_token_keys
@@ -106,30 +135,40 @@ def _following(at_least: str | None) -> Iterator[Judge]:
         yield client
 
 
-def _bundle_judge(url: str, key_file: Path, max_age_seconds: float, at_least: str | None) -> Judge:
-    """A judge by the newest bundle of a store. Raises BundleRefused, and Unavailable where the token asks for more."""
+def _bundle_judge(
+    url: str, key_file: Path, max_age_seconds: float, at_least: str | None
+) -> Decider:
+    """A judge by the newest bundle of a store.
+
+    Raises BundleRefused, and Unavailable where the token asks for more.
+    """
     from consentry.bundles import PublicKeys
     from consentry.cli.connections import load_token_keys
     from consentry.ops.settings import Settings
-    from consentry.trainer.bundled import bundle_judge
+    from consentry.trainer.bundled import bundle_decider
     from consentry.wire.tokens import read_token
 
     settings = Settings.parse()  # a bundle needs no addresses
     keys = PublicKeys.read(key_file)
-    judge = bundle_judge(url, keys=keys, namespace=settings.namespace, max_age_seconds=max_age_seconds)
+    decider = bundle_decider(
+        url, keys=keys, namespace=settings.namespace, max_age_seconds=max_age_seconds
+    )
     if at_least is not None:
-        missing = judge.view.missing(read_token(at_least, load_token_keys(settings)))
+        missing = decider.snapshot.missing(read_token(at_least, load_token_keys(settings)))
         if missing:
             raise Unavailable(
                 f"The bundle does not hold what the token asks for: {missing}.",
                 code="check.bundle_not_yet",
                 fix="check again by the next bundle",
             )
-    return judge
+    return decider
 
 
 def _tell_file(file: FileReport) -> None:
-    typer.echo(f"{file.outcome.value.replace('_', ' '):<11}  {file.name}  {file.rows:,} rows{_reasons(file)}")
+    typer.echo(
+        f"{file.outcome.value.replace('_', ' '):<11}  {file.name}  {file.rows:,} "
+        f"rows{_reasons(file)}"
+    )
     if file.problem is not None:
         typer.echo(f"             {file.problem}")
 
@@ -141,12 +180,13 @@ def _reasons(file: FileReport) -> str:
     return "".join(f"  {reason} {number:,}" for reason, number in told.items() if number)
 
 
-def _tell_end(report: Report) -> None:
+def _tell_end(report: CheckReport) -> None:
     for one in report.shown:
         typer.echo(f"  {one.member}  {one.reason}  {one.file}, row {one.row}")
     violations = sum(file.violations.total() for file in report.files)
     typer.echo(
-        f"{report.outcome.value.replace('_', ' ')}: {len(report.files)} files, {report.counts.total():,} rows, "
+        f"{report.outcome.value.replace('_', ' ')}: {len(report.files)} files, "
+        f"{report.counts.total():,} rows, "
         f"{violations:,} of them may not be used for {report.purpose}"
     )
     if report.stale_detail:

@@ -1,4 +1,6 @@
-"""What most commands need: settings (or the running local stack's addresses) turned into connections."""
+"""What most commands need: settings (or the running local stack's addresses) turned into
+connections.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from the environment; addresses that are not set come from the local stack, if one runs here.
+    """Settings from the environment; addresses that are not set come from the local stack, if one
+    runs here.
 
-    Only then, and only for what is not set, does the profile become `local`. Raises Refused where neither says.
+    Only then, and only for what is not set, does the profile become `local`. Raises Refused where
+    neither says.
     """
-    settings = Settings.parse({name: value for name, value in overrides.items() if value is not None})
+    settings = Settings.parse(
+        {name: value for name, value in overrides.items() if value is not None}
+    )
     missing = [
         name
         for name, value in (
@@ -38,9 +44,11 @@ def load_settings(**overrides: Any) -> Settings:
     if len(missing) < 3:
         names = " and ".join(f"CONSENTRY_{name.upper()}" for name in missing)
         raise Refused(
-            f"{names} is not set, but another address is: the two could belong to different systems.",
+            f"{names} is not set, but another address is: the two could belong to different "
+            "systems.",
             code="settings.address_missing",
-            fix="set all of CONSENTRY_KAFKA_BOOTSTRAP, CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL, or none of them "
+            fix="set all of CONSENTRY_KAFKA_BOOTSTRAP, CONSENTRY_REDIS_URL and "
+            "CONSENTRY_REGISTRY_URL, or none of them "
             "to use the local stack",
         )
     from consentry.local.state import read_state
@@ -50,7 +58,8 @@ def load_settings(**overrides: Any) -> Settings:
         raise Refused(
             f"No addresses are set and no local stack runs in {settings.local_dir}.",
             code="settings.address_missing",
-            fix="run `consentry local up` in another terminal, or set CONSENTRY_KAFKA_BOOTSTRAP, CONSENTRY_REDIS_URL "
+            fix="run `consentry local up` in another terminal, or set CONSENTRY_KAFKA_BOOTSTRAP, "
+            "CONSENTRY_REDIS_URL "
             "and CONSENTRY_REGISTRY_URL",
         )
     found = state.addresses
@@ -66,7 +75,9 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def recorded_and_effective(effective: str | None) -> tuple[Micros, Micros]:
-    """When a command's event is recorded (now), and when it holds: as given in ISO 8601, else now too."""
+    """When a command's event is recorded (now), and when it holds: as given in ISO 8601, else now
+    too.
+    """
     from consentry.forms.controls import parse_instant
     from consentry.ops.clock import system_clock
 
@@ -125,13 +136,22 @@ def read_controls(settings: Settings) -> list[Control]:
     catalog = open_catalog(settings)
     messages = read_all(settings.kafka(), topic_name(settings.namespace, CONTROLS))
     return [
-        read_control_or_pause(message.value, offset=message.offset, appended_at=message.appended_at, catalog=catalog)
+        read_control_or_pause(
+            message.value, offset=message.offset, appended_at=message.appended_at, catalog=catalog
+        )
         for message in messages
     ]
 
 
 def load_token_keys(settings: Settings) -> TokenKeys:
-    """The keys that consent tokens are signed with; none where no file is named. Raises InvalidInput."""
+    """The keys that consistency tokens are signed with; none where no file is named.
+
+    Raises InvalidInput.
+    """
     from consentry.wire.tokens import TokenKeys
 
-    return TokenKeys() if settings.token_keys_file is None else TokenKeys.read(settings.token_keys_file)
+    return (
+        TokenKeys()
+        if settings.token_keys_file is None
+        else TokenKeys.read(settings.token_keys_file)
+    )

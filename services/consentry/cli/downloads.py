@@ -42,7 +42,12 @@ def download_everything(
 
 @contextmanager
 def _download_bar(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     bar = Progress(*columns, console=console)
     task = bar.add_task("Downloading Kafka and the registry", total=None)
 

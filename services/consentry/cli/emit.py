@@ -1,4 +1,6 @@
-"""`consentry emit …`: send one member event, as an importer would, and wait until it is accepted."""
+"""`consentry emit …`: send one member event, as an importer would, and wait until it is
+accepted.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from consentry.domain.values import AgeBand, Choice
 if TYPE_CHECKING:
     from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
 
-app = typer.Typer(name="emit", help="Send one member event and wait until it is accepted.", no_args_is_help=True)
+app = typer.Typer(
+    name="emit", help="Send one member event and wait until it is accepted.", no_args_is_help=True
+)
 
 MemberArgument = Annotated[str, typer.Argument(help="Pseudonym of the member.")]
 PurposeOption = Annotated[str, typer.Option(help="What the data would be used for.")]
@@ -23,7 +27,9 @@ EffectiveOption = Annotated[str | None, typer.Option(help="When it holds, ISO 86
 
 @app.command("opt-out")
 def opt_out(
-    member: MemberArgument, purpose: PurposeOption = "genai_training", effective: EffectiveOption = None
+    member: MemberArgument,
+    purpose: PurposeOption = "genai_training",
+    effective: EffectiveOption = None,
 ) -> None:
     """The member opts out (or objects): always applies."""
     _choose(member, purpose, Choice.OPT_OUT, effective, None)
@@ -36,7 +42,9 @@ def opt_in(
     observed: Annotated[
         int | None,
         typer.Option(
-            min=0, max=(1 << 63) - 1, help="Version of the record that the person had seen; an unseen opt-out stands."
+            min=0,
+            max=(1 << 63) - 1,
+            help="Version of the record that the person had seen; an unseen opt-out stands.",
         ),
     ] = None,
     effective: EffectiveOption = None,
@@ -49,7 +57,9 @@ def opt_in(
 def relocate(
     member: MemberArgument,
     jurisdiction: Annotated[str, typer.Argument(help="ISO 3166 code, such as HK or US-CA.")],
-    age_band: Annotated[AgeBand, typer.Option(help="Whether the member is of age there.")] = AgeBand.UNKNOWN,
+    age_band: Annotated[
+        AgeBand, typer.Option(help="Whether the member is of age there.")
+    ] = AgeBand.UNKNOWN,
     effective: EffectiveOption = None,
 ) -> None:
     """The member lives somewhere (else) now."""
@@ -59,7 +69,8 @@ def relocate(
 
     if not iso_jurisdictions().is_code(jurisdiction):
         raise InvalidInput(
-            f"The jurisdiction {jurisdiction[:80]!r} is not an ISO 3166 code: a member lives in one place.",
+            f"The jurisdiction {jurisdiction[:80]!r} is not an ISO 3166 code: a member lives in "
+            "one place.",
             code="input.jurisdiction",
             fix="write a code such as HK or US-CA",
         )
@@ -95,7 +106,9 @@ def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
     )
 
 
-def _choose(member: str, purpose: str, choice: Choice, effective: str | None, observed: int | None) -> None:
+def _choose(
+    member: str, purpose: str, choice: Choice, effective: str | None, observed: int | None
+) -> None:
     from consentry.domain.events import ConsentChanged
     from consentry.domain.values import parse_member_id, parse_name
 
@@ -117,20 +130,31 @@ def _choose(member: str, purpose: str, choice: Choice, effective: str | None, ob
 
 
 def _warn_of_unknown_purpose(purpose: str) -> None:
-    """A choice for a misspelt purpose decides nothing. Told once it is durable: nothing may delay an opt-out."""
+    """A choice for a misspelt purpose decides nothing.
+
+    Told once it is durable: nothing may delay an opt-out.
+    """
     from consentry.cli.connections import load_settings, read_controls
     from consentry.cli.controls.desk import warn_of_unknown_purpose
 
     try:
         log = read_controls(load_settings())
     except ConsentryError as error:
-        typer.echo(f"note: no policy could be read to look the purpose {purpose!r} up [{error.code}]", err=True)
+        typer.echo(
+            f"note: no policy could be read to look the purpose {purpose!r} up [{error.code}]",
+            err=True,
+        )
         return
     warn_of_unknown_purpose(purpose, log)
 
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
-    from consentry.cli.connections import count_partitions, load_settings, load_token_keys, open_catalog
+    from consentry.cli.connections import (
+        count_partitions,
+        load_settings,
+        load_token_keys,
+        open_catalog,
+    )
     from consentry.producer import ConsentProducer
     from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
@@ -150,6 +174,9 @@ def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
     ) as producer:
         accepted = producer.send(event)
     topic = topic_name(settings.namespace, MEMBER_EVENTS)
-    typer.echo(f"accepted: {topic} partition {accepted.partition} offset {accepted.offset}, event {accepted.event_id}")
+    typer.echo(
+        f"accepted: {topic} partition {accepted.partition} offset {accepted.offset}, event "
+        f"{accepted.event_id}"
+    )
     if keys is not None:
         typer.echo(f"token: {accepted.token}")

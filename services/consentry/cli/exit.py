@@ -13,11 +13,13 @@ _EXIT_NOT_WRITTEN = 120
 
 
 def leave(end: SystemExit) -> NoReturn:
-    """End the process as `end` says; where Arrow was used, without the destructors of C++ libraries.
+    """End the process as `end` says; where Arrow was used, without the destructors of C++
+    libraries.
 
-    Arrow's threads may just be beginning or ending then, which now and then aborts a process that had done all it was
-    asked for (status -6), or keeps it for ever: apache/arrow#34314, apache/arrow#50482. The status is what our commands
-    are asked for, so all that Python does at its end is done here, and nothing after that.
+    Arrow's threads may just be beginning or ending then, which now and then aborts a process that
+    had done all it was asked for (status -6), or keeps it for ever: apache/arrow#34314,
+    apache/arrow#50482. The status is what our commands are asked for, so all that Python does at
+    its end is done here, and nothing after that.
     """
     if "pyarrow" not in sys.modules or not (end.code is None or isinstance(end.code, int)):
         raise end

@@ -19,18 +19,28 @@ if TYPE_CHECKING:
 
 def run(
     member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
-    purpose: Annotated[str, typer.Option(help="What the data would be used for.")] = "genai_training",
-    at: Annotated[str | None, typer.Option(help="When it would be used, ISO 8601; default: now.")] = None,
-    known_at: Annotated[str | None, typer.Option("--known-at", help="By what was recorded then; default: now.")] = None,
+    purpose: Annotated[
+        str, typer.Option(help="What the data would be used for.")
+    ] = "genai_training",
+    at: Annotated[
+        str | None, typer.Option(help="When it would be used, ISO 8601; default: now.")
+    ] = None,
+    known_at: Annotated[
+        str | None, typer.Option("--known-at", help="By what was recorded then; default: now.")
+    ] = None,
     jurisdiction: Annotated[str | None, typer.Option(help="Where the row comes from.")] = None,
     category: Annotated[str | None, typer.Option(help="The row's data category.")] = None,
-    collected: Annotated[str | None, typer.Option(help="When the row was collected, ISO 8601.")] = None,
+    collected: Annotated[
+        str | None, typer.Option(help="When the row was collected, ISO 8601.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Say whether a member's data may be used for a purpose, and why; exit 2 where that cannot be told."""
+    """Say whether a member's data may be used for a purpose, and why; exit 2 where that cannot be
+    told.
+    """
     from consentry.cli.connections import load_settings, read_controls
     from consentry.domain.controls import Controls
-    from consentry.domain.explain import Asked, as_data, explain
+    from consentry.domain.explain import ExplainQuestion, as_data, explain
     from consentry.domain.values import parse_member_id, parse_name
     from consentry.forms.controls import parse_instant
     from consentry.ops.clock import system_clock
@@ -43,7 +53,7 @@ def run(
     asked_known_at = now if known_at is None else parse_instant(known_at, what="--known-at")
     row = _row(jurisdiction, category, collected)
     settings = load_settings()
-    asked = Asked(
+    asked = ExplainQuestion(
         record=read_member(settings, member),
         row=row,
         controls=Controls(iso_jurisdictions()).after(*read_controls(settings)),
@@ -53,7 +63,11 @@ def run(
     )
     explanation = explain(asked, name_of)
     if as_json:
-        typer.echo(json.dumps({"member": member, **as_data(explanation), "controls": len(asked.controls.log)}))
+        typer.echo(
+            json.dumps(
+                {"member": member, **as_data(explanation), "controls": len(asked.controls.log)}
+            )
+        )
     else:
         _print(member, explanation)
 
@@ -65,12 +79,19 @@ def _row(jurisdiction: str | None, category: str | None, collected: str | None) 
 
     if jurisdiction is None and category is None and collected is None:
         return None
-    when = None if collected is None else parse_instant(collected, what="--collected", at_any_time=True)
+    when = (
+        None
+        if collected is None
+        else parse_instant(collected, what="--collected", at_any_time=True)
+    )
     return Row(jurisdiction=jurisdiction, category=category, collected=when)
 
 
 def read_member(settings: Settings, member: str) -> Record | None:
-    """The member's record, from the table. Raises Unavailable where the table cannot be trusted to be whole."""
+    """The member's record, from the table.
+
+    Raises Unavailable where the table cannot be trusted to be whole.
+    """
     from consentry.cli.connections import count_partitions, open_table
     from consentry.wire.partitions import partition_of
     from consentry.wire.records import read_record
@@ -79,13 +100,15 @@ def read_member(settings: Settings, member: str) -> Record | None:
     key = member.encode()
     home = partition_of(key, partitions)
     with open_table(settings, partitions) as table:
-        # Position and record in one step: a table that is emptied in between would say that nothing is known.
+        # Position and record in one step: a table that is emptied in between would say that nothing
+        # is known.
         readings = table.read(key, range(partitions))
         check_meta(readings[home].meta, home, settings)
         raw = readings[home].record
         if any(reading.record for other, reading in readings.items() if other != home):
             raise Unavailable(
-                "Events of this member also came on a foreign partition, so they have no order: the member is held.",
+                "Events of this member also came on a foreign partition, so they have no order: "
+                "the member is quarantined.",
                 code="member.misplaced",
                 fix="give the producer the murmur2 partitioner",
             )
@@ -93,7 +116,10 @@ def read_member(settings: Settings, member: str) -> Record | None:
 
 
 def check_partition(table: ConsentTable, partition: int, settings: Settings) -> tuple[str, float]:
-    """The generation of a partition and its age in seconds. Raises Unavailable where it gives no answer."""
+    """The generation of a partition and its age in seconds.
+
+    Raises Unavailable where it gives no answer.
+    """
     return check_meta(table.meta(partition), partition, settings)
 
 
@@ -110,13 +136,15 @@ def check_meta(meta: Meta, partition: int, settings: Settings) -> tuple[str, flo
     age = (system_clock() - meta.frontier_at) / 1e6
     if age > settings.staleness_seconds:
         raise Unavailable(
-            f"Partition {partition} of the table is {age:.0f} s old; the bound is {settings.staleness_seconds:g} s.",
+            f"Partition {partition} of the table is {age:.0f} s old; the bound is "
+            f"{settings.staleness_seconds:g} s.",
             code="table.stale",
             fix="check that the processor runs and is ready (/readyz), then ask again",
         )
     if meta.tainted:
         raise Unavailable(
-            f"Partition {partition} is tainted: one of its events has no readable key, so it gives no answer.",
+            f"Partition {partition} is tainted: one of its events has no readable key, so it "
+            "gives no answer.",
             code="table.tainted",
             fix="see deploy/runbooks/ConsentryPartitionTainted.md",
         )
@@ -136,7 +164,10 @@ def _print(member: str, explanation: Explanation) -> None:
     said = [
         ("", f"{member}, {asked.purpose}, {_row_text(asked.row)}"),
         ("", f"at {date_text(asked.at)}, by what was known on {date_text(asked.known_at)}"),
-        *((f"{'because' if place == 0 else ''}", text) for place, text in enumerate(explanation.because)),
+        *(
+            (f"{'because' if place == 0 else ''}", text)
+            for place, text in enumerate(explanation.because)
+        ),
     ]
     if asked.record is None:
         said.append(("record", "none"))
@@ -177,5 +208,9 @@ def _lines(label: str, text: str, width: int | None) -> list[str]:
     """A sentence behind its label, further lines indented; one line where `width` is None."""
     import textwrap
 
-    lines = [text] if width is None else textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False)
+    lines = (
+        [text]
+        if width is None
+        else textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False)
+    )
     return [f"  {label if place == 0 else '':<9} {line}" for place, line in enumerate(lines)]

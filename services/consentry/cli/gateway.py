@@ -1,4 +1,6 @@
-"""`consentry gateway`: the HTTP door for producers, the regulator desk, and whoever asks for a decision."""
+"""`consentry gateway`: the HTTP door for producers, the regulator desk, and whoever asks for a
+decision.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,32 @@ import typer
 from consentry.domain.errors import Refused, UnsafeSetting
 
 if TYPE_CHECKING:
-    from consentry.gateway.bundle_downloads import BundleShelf
-    from consentry.gateway.context import Parts
+    from consentry.gateway.bundle_downloads import BundleDownloads
+    from consentry.gateway.context import GatewayContext
     from consentry.ops.settings import Settings
 
 
 def run(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; default: CONSENTRY_GATEWAY_HOST.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default: CONSENTRY_GATEWAY_HOST.")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: one from the system; default: CONSENTRY_GATEWAY_PORT.")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="0: one from the system; default: CONSENTRY_GATEWAY_PORT."
+        ),
     ] = None,
     dev: Annotated[
-        bool, typer.Option("--dev", help="Let everybody in by name, on loopback only: `Bearer dev:anna:producer`.")
+        bool,
+        typer.Option(
+            "--dev", help="Let everybody in by name, on loopback only: `Bearer dev:anna:producer`."
+        ),
     ] = False,
 ) -> None:
-    """Answer HTTP until SIGINT or SIGTERM. Refuses to start where nobody, or everybody from outside, could get in."""
+    """Answer HTTP until SIGINT or SIGTERM.
+
+    Refuses to start where nobody, or everybody from outside, could get in.
+    """
     from consentry.cli.connections import load_settings
     from consentry.ops.logs import set_up_logs
 
@@ -50,7 +63,7 @@ async def _serve(settings: Settings) -> None:
     import uvicorn
 
     from consentry.gateway.app import build_gateway
-    from consentry.gateway.http.head_limits import BoundedHeads
+    from consentry.gateway.http.head_limits import HeadLimits
     from consentry.ops.collector import spare_the_collector
 
     log = structlog.get_logger(__name__)
@@ -63,7 +76,7 @@ async def _serve(settings: Settings) -> None:
             log.info("gateway", url=f"http://{address}", metrics=health.address)
             config = uvicorn.Config(
                 build_gateway(parts),
-                http=BoundedHeads,
+                http=HeadLimits,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -72,7 +85,8 @@ async def _serve(settings: Settings) -> None:
                 timeout_graceful_shutdown=20,
                 lifespan="off",
             )
-            # The server raises the signal that ended it once more: what is open is to be closed first.
+            # The server raises the signal that ended it once more: what is open is to be closed
+            # first.
             signal.signal(signal.SIGTERM, lambda *_: None)
             await uvicorn.Server(config).serve(sockets=[listener])
             health.stop()
@@ -93,7 +107,8 @@ def _bind(host: str, port: int) -> Any:
         raise Refused(
             f"The gateway's address {host}:{port} cannot be opened: {error.strerror}.",
             code="gateway.address",
-            fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating system",
+            fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating "
+            "system",
         ) from error
     # From here on callers wait in the queue instead of being turned away.
     listener.listen(2048)
@@ -102,25 +117,33 @@ def _bind(host: str, port: int) -> Any:
 
 
 @asynccontextmanager
-async def _parts(settings: Settings) -> AsyncIterator[Parts]:
-    """Everything behind the gateway, opened and closed again. Raises Refused, UnsafeSetting and Unavailable."""
+async def _parts(settings: Settings) -> AsyncIterator[GatewayContext]:
+    """Everything behind the gateway, opened and closed again.
+
+    Raises Refused, UnsafeSetting and Unavailable.
+    """
     from importlib.metadata import version
 
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import ExponentialBackoff
 
-    from consentry.cli.connections import count_partitions, load_token_keys, open_catalog, open_table
+    from consentry.cli.connections import (
+        count_partitions,
+        load_token_keys,
+        open_catalog,
+        open_table,
+    )
     from consentry.gateway.access.setup import open_authenticator
-    from consentry.gateway.context import Parts
+    from consentry.gateway.context import GatewayContext
     from consentry.gateway.http.limits import RateLimit
     from consentry.gateway.idempotency import RedisIdempotency
     from consentry.gateway.kafka_submit import Submitter
     from consentry.gateway.proposals import RedisProposals
     from consentry.gateway.quarantine import QuarantineDesk
-    from consentry.gateway.table_reader import Reader
+    from consentry.gateway.table_reader import TableReader
     from consentry.kafka.clients import log_identity
-    from consentry.kafka.controls_follower import ControlsView
+    from consentry.kafka.controls_follower import ControlsFollower
     from consentry.kafka.sender import Sender
     from consentry.ops.clock import system_clock
     from consentry.ops.metrics import Metrics
@@ -133,47 +156,56 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
     keys = load_token_keys(settings)
     if not keys and settings.profile == "production":
         raise UnsafeSetting(
-            "There are no token keys: whoever can write to Redis could put proposals there in anybody's name.",
+            "There are no token keys: whoever can write to Redis could put proposals there in "
+            "anybody's name.",
             code="access.token_keys",
-            fix="run `consentry keys init` with CONSENTRY_TOKEN_KEYS_FILE set, and give all gateways the same file",
+            fix="run `consentry keys init` with CONSENTRY_TOKEN_KEYS_FILE set, and give all "
+            "gateways the same file",
         )
     partitions = count_partitions(settings)
     catalog = open_catalog(settings)
     log = log_identity(kafka, topic_name(namespace, MEMBER_EVENTS))
     metrics = Metrics(version("consentry"))
-    view = ControlsView(kafka, namespace=namespace, catalog=catalog, clock=system_clock)
+    controls = ControlsFollower(kafka, namespace=namespace, catalog=catalog, clock=system_clock)
     redis = Redis.from_url(
         settings.redis_url.get_secret_value(),
         protocol=3,
         socket_timeout=1.0,
         socket_connect_timeout=1.0,
-        # One retry, for a connection that was closed meanwhile: the library's ten would keep every caller waiting.
+        # One retry, for a connection that was closed meanwhile: the library's ten would keep every
+        # caller waiting.
         retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 1),
     )
     sender = Sender(kafka, "consentry-gateway", has_thread=False)
     shelf = _shelf(settings)
-    view.start()
+    controls.start()
     try:
-        view.wait_until_read(30)
+        controls.wait_until_read(30)
         submitter = Submitter(sender, catalog, namespace=namespace)
-        metrics.gauge("consentry_gateway_messages_waiting").set_function(lambda: float(submitter.waiting))
+        metrics.gauge("consentry_gateway_messages_waiting").set_function(
+            lambda: float(submitter.waiting)
+        )
         with open_table(settings, partitions) as table:
-            reader = Reader(
+            reader = TableReader(
                 table,
-                view,
+                controls,
                 partitions=partitions,
                 log=log,
                 staleness_seconds=settings.staleness_seconds,
                 clock=system_clock,
             )
-            metrics.gauge("consentry_gateway_controls_age_seconds").set_function(reader.controls_age_seconds)
-            yield Parts(
+            metrics.gauge("consentry_gateway_controls_age_seconds").set_function(
+                reader.controls_age_seconds
+            )
+            yield GatewayContext(
                 authenticator=authenticator,
                 submitter=submitter,
                 reader=reader,
                 idempotency=RedisIdempotency(redis, namespace=namespace),
                 proposals=RedisProposals(redis, namespace=namespace, keys=keys),
-                quarantine=QuarantineDesk(kafka, namespace=namespace, catalog=catalog, submitter=submitter),
+                quarantine=QuarantineDesk(
+                    kafka, namespace=namespace, catalog=catalog, submitter=submitter
+                ),
                 rate=RateLimit(per_second=settings.gateway_rate, burst=settings.gateway_rate * 2),
                 token_keys=keys,
                 clock=system_clock,
@@ -183,23 +215,27 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
                 version=version("consentry"),
             )
     finally:
-        view.stop()
+        controls.stop()
         if shelf is not None:
             shelf.close()
         await asyncio.to_thread(sender.close)
         await redis.aclose()
 
 
-def _shelf(settings: Settings) -> BundleShelf | None:
-    """The store of bundles that are handed out, where one is named. Raises Refused, InvalidInput."""
+def _shelf(settings: Settings) -> BundleDownloads | None:
+    """The store of bundles that are handed out, where one is named. Raises Refused,
+    InvalidInput.
+    """
     if not settings.bundle_store:
         return None
     from consentry.bundles import PublicKeys
-    from consentry.bundles.downloads import ServedStore
-    from consentry.gateway.bundle_downloads import BundleShelf
+    from consentry.bundles.downloads import DownloadStore
+    from consentry.gateway.bundle_downloads import BundleDownloads
 
     files = settings.bundle_public_keys()
-    return BundleShelf(ServedStore(settings.bundle_store), believed=PublicKeys.read(*files) if files else None)
+    return BundleDownloads(
+        DownloadStore(settings.bundle_store), believed=PublicKeys.read(*files) if files else None
+    )
 
 
 def access_settings(settings: Settings) -> Any:
@@ -227,21 +263,29 @@ def access_settings(settings: Settings) -> Any:
     )
 
 
-def _health(settings: Settings, parts: Parts) -> Any:
+def _health(settings: Settings, parts: GatewayContext) -> Any:
     from consentry.ops.health import HealthServer
 
-    view = parts.reader.controls
+    controls = parts.reader.controls
 
     def alive() -> dict[str, Any]:
-        return {"ok": view.is_alive, "controls": view.is_alive}
+        return {"ok": controls.is_alive, "controls": controls.is_alive}
 
     def ready() -> dict[str, Any]:
         # Events are taken also while the table is stale: an opt-out must not wait for that.
         detail = parts.reader.stale_detail()
-        return {"ok": view.is_alive and not detail, "detail": detail, "messages_waiting": parts.submitter.waiting}
+        return {
+            "ok": controls.is_alive and not detail,
+            "detail": detail,
+            "messages_waiting": parts.submitter.waiting,
+        }
 
     health = HealthServer(
-        parts.metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port
+        parts.metrics,
+        alive=alive,
+        ready=ready,
+        host=settings.metrics_host,
+        port=settings.metrics_port,
     )
     health.start()
     return health

@@ -1,4 +1,6 @@
-"""The gateway as a command asks it: a person's credential from a file, and problems as errors of ours."""
+"""The gateway as a command asks it: a person's credential from a file, and problems as errors of
+ours.
+"""
 
 from __future__ import annotations
 
@@ -31,22 +33,30 @@ class GatewayClient:
 
     def __init__(self, url: str, credential: str) -> None:
         parts = urllib.parse.urlsplit(url)
-        is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+        is_safe = parts.scheme == "https" or (
+            parts.scheme == "http" and parts.hostname in _LOOPBACK
+        )
         if not is_safe or parts.username or parts.query:
             raise InvalidInput(
                 "CONSENTRY_GATEWAY_URL is not https://HOST, or http:// on this machine.",
                 code="settings.gateway_url",
                 fix="write such as https://consentry.example.org",
             )
-        if not (credential.isascii() and credential.isprintable()) or " " in credential or not credential:
+        if (
+            not (credential.isascii() and credential.isprintable())
+            or " " in credential
+            or not credential
+        ):
             raise InvalidInput(
                 "The credential for the gateway is not one line of visible characters.",
                 code="settings.gateway_credential",
-                fix="let CONSENTRY_GATEWAY_CREDENTIAL_FILE hold the key alone, as `consentry keys new` printed it",
+                fix="let CONSENTRY_GATEWAY_CREDENTIAL_FILE hold the key alone, as `consentry keys "
+                "new` printed it",
             )
         self._url = url.rstrip("/")
         self._credential = credential
-        # The credential goes where the settings say, and nowhere that an answer or the environment names.
+        # The credential goes where the settings say, and nowhere that an answer or the environment
+        # names.
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),
             _NoRedirect(),
@@ -58,17 +68,21 @@ class GatewayClient:
         """The gateway that the settings name. Raises Refused and InvalidInput."""
         if not settings.gateway_url or settings.gateway_credential_file is None:
             raise Refused(
-                "This goes through the gateway, and the settings do not name it and your credential.",
+                "This goes through the gateway, and the settings do not name it and your "
+                "credential.",
                 code="settings.gateway_missing",
-                fix="set CONSENTRY_GATEWAY_URL, and CONSENTRY_GATEWAY_CREDENTIAL_FILE to a file with your API key",
+                fix="set CONSENTRY_GATEWAY_URL, and CONSENTRY_GATEWAY_CREDENTIAL_FILE to a file "
+                "with your API key",
             )
         try:
             credential = settings.gateway_credential_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(
-                f"The file {str(settings.gateway_credential_file)!r} cannot be read ({type(error).__name__}).",
+                f"The file {str(settings.gateway_credential_file)!r} cannot be read "
+                f"({type(error).__name__}).",
                 code="input.file",
-                fix="set CONSENTRY_GATEWAY_CREDENTIAL_FILE to a readable file that holds your API key",
+                fix="set CONSENTRY_GATEWAY_CREDENTIAL_FILE to a readable file that holds your API "
+                "key",
             ) from error
         return cls(settings.gateway_url, credential)
 
@@ -77,7 +91,10 @@ class GatewayClient:
         return self._call("GET", path, None)
 
     def post(self, path: str, body: Any = None) -> dict[str, Any]:
-        """Send a body. Raises Refused for what the gateway refuses, Unavailable where it does not answer."""
+        """Send a body.
+
+        Raises Refused for what the gateway refuses, Unavailable where it does not answer.
+        """
         return self._call("POST", path, body)
 
     def _call(self, method: str, path: str, body: Any) -> dict[str, Any]:
@@ -97,7 +114,8 @@ class GatewayClient:
             raise Unavailable(
                 f"The gateway at {self._url} did not answer ({type(error).__name__}).",
                 code="gateway.unavailable",
-                fix="check CONSENTRY_GATEWAY_URL and that the gateway runs; the command may be repeated",
+                fix="check CONSENTRY_GATEWAY_URL and that the gateway runs; the command may be "
+                "repeated",
             ) from error
 
 

@@ -26,15 +26,19 @@ _SHORT_DURATION = re.compile(r"([1-9][0-9]{0,4})([hdw])", re.ASCII)
 # FileKeyStore reads it back as no keys, and a test holds the two together.
 _NO_KEYS = b'{"format": 1, "keys": []}\n'
 
-app = typer.Typer(name="keys", help="Make, list and revoke the API keys of the gateway.", no_args_is_help=True)
+app = typer.Typer(
+    name="keys", help="Make, list and revoke the API keys of the gateway.", no_args_is_help=True
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
 @app.command()
 def init(as_json: JsonOption = False) -> None:
-    """Make the files that a gateway needs to start and that are not there: the pepper, and a file of no keys yet.
+    """Make the files that a gateway needs to start and that are not there: the pepper, and a file
+    of no keys yet.
 
-    Also a first token key, where CONSENTRY_TOKEN_KEYS_FILE names a file. What is there is checked and left as it is.
+    Also a first token key, where CONSENTRY_TOKEN_KEYS_FILE names a file. What is there is checked
+    and left as it is.
     """
     from consentry.cli.connections import load_token_keys
     from consentry.gateway.access.key_file import load_pepper, make_pepper
@@ -55,7 +59,9 @@ def init(as_json: JsonOption = False) -> None:
     files = [pepper_file, keys_file]
     if settings.token_keys_file is not None:
         files.append(settings.token_keys_file)
-        if _make_file(settings.token_keys_file, f"1:{secrets.token_hex(SECRET_BYTES_MIN)}\n".encode("ascii")):
+        if _make_file(
+            settings.token_keys_file, f"1:{secrets.token_hex(SECRET_BYTES_MIN)}\n".encode("ascii")
+        ):
             made.append(settings.token_keys_file)
         load_token_keys(settings)
     if as_json:
@@ -68,17 +74,25 @@ def init(as_json: JsonOption = False) -> None:
 @app.command()
 def new(
     subject: Annotated[str, typer.Option(help="The service or person that the key is for.")],
-    role: Annotated[list[str], typer.Option(help="producer, trainer, desk, approver or auditor; repeatable.")],
-    expires: Annotated[str, typer.Option(help="After how long it expires: 12h, 90d, 8w, or never.")] = "90d",
+    role: Annotated[
+        list[str], typer.Option(help="producer, trainer, desk, approver or auditor; repeatable.")
+    ],
+    expires: Annotated[
+        str, typer.Option(help="After how long it expires: 12h, 90d, 8w, or never.")
+    ] = "90d",
     purpose: Annotated[
-        list[str] | None, typer.Option(help="What a trainer may ask about; repeatable. '*' is anything.")
+        list[str] | None,
+        typer.Option(help="What a trainer may ask about; repeatable. '*' is anything."),
     ] = None,
-    subscriber: Annotated[str | None, typer.Option(help="The subscriber that a trainer is.")] = None,
+    subscriber: Annotated[
+        str | None, typer.Option(help="The subscriber that a trainer is.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key, and show it this once: on standard output, all else on standard error.
 
-    A running gateway accepts it within five seconds. The first key also makes the files that the settings name.
+    A running gateway accepts it within five seconds. The first key also makes the files that the
+    settings name.
     """
     from consentry.gateway.access.key_file import load_pepper, make_pepper
     from consentry.gateway.access.keys import new_key
@@ -91,7 +105,10 @@ def new(
     ends = _end(expires, now)
     if not pepper_file.exists() and not keys_file.exists():
         make_pepper(pepper_file)
-        typer.echo(f"Made the pepper {pepper_file}: a gateway needs the same one to accept the key.", err=True)
+        typer.echo(
+            f"Made the pepper {pepper_file}: a gateway needs the same one to accept the key.",
+            err=True,
+        )
     key, text = new_key(
         load_pepper(pepper_file),
         subject=subject,
@@ -103,7 +120,10 @@ def new(
     )
     store.add(key)
     typer.echo(_line(key, now), err=True)
-    typer.echo("Send it as `Authorization: Bearer …`. It is not stored and cannot be shown again.", err=True)
+    typer.echo(
+        "Send it as `Authorization: Bearer …`. It is not stored and cannot be shown again.",
+        err=True,
+    )
     typer.echo(json.dumps({**_shown(key, now), "key": text}) if as_json else text)
 
 
@@ -125,10 +145,15 @@ def list_keys(as_json: JsonOption = False) -> None:
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The ten characters between the key's underscores.")],
+    key_id: Annotated[
+        str, typer.Argument(metavar="ID", help="The ten characters between the key's underscores.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke a key; a running gateway refuses it within five seconds. There is no way back: make a new one."""
+    """Revoke a key; a running gateway refuses it within five seconds.
+
+    There is no way back: make a new one.
+    """
     from consentry.ops.clock import system_clock
 
     now = system_clock()
@@ -137,7 +162,10 @@ def revoke(
 
 
 def _open() -> tuple[FileKeyStore, Path, Path]:
-    """The store, and the files of pepper and keys. Raises Refused where the settings do not name them."""
+    """The store, and the files of pepper and keys.
+
+    Raises Refused where the settings do not name them.
+    """
     from consentry.gateway.access.key_file import FileKeyStore
     from consentry.ops.settings import Settings
 
@@ -147,13 +175,17 @@ def _open() -> tuple[FileKeyStore, Path, Path]:
         raise Refused(
             "The settings do not name the files of the API keys and of their pepper.",
             code="access.keys_file_missing",
-            fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, as for the gateway",
+            fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, as for the "
+            "gateway",
         )
     return FileKeyStore(keys_file), pepper_file, keys_file
 
 
 def _make_file(path: Path, content: bytes) -> bool:
-    """Write a file for its owner only where there is none, whole or not at all; whether it did. Raises Refused."""
+    """Write a file for its owner only where there is none, whole or not at all; whether it did.
+
+    Raises Refused.
+    """
     from consentry.gateway.access.key_file import replace_file
 
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -248,7 +280,9 @@ def _line(key: ApiKey, now: Micros) -> str:
 
     parts = [key.id, f"{_state(key, now):7}", key.subject, "+".join(sorted(key.roles))]
     if Role.TRAINER in key.roles:
-        parts.append(f"purposes {ANY_PURPOSE if key.purposes is None else ','.join(sorted(key.purposes))}")
+        parts.append(
+            f"purposes {ANY_PURPOSE if key.purposes is None else ','.join(sorted(key.purposes))}"
+        )
     if key.subscriber is not None:
         parts.append(f"subscriber {key.subscriber}")
     parts.append("never expires" if key.expires is None else f"expires {date_text(key.expires)}")

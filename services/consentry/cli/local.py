@@ -31,7 +31,8 @@ FOLLOW_SECONDS = 0.3
 
 app = typer.Typer(
     name="local",
-    help="Run a real Kafka, a real Redis and a real schema registry on this computer, without Docker or root.",
+    help="Run a real Kafka, a real Redis and a real schema registry on this computer, without "
+    "Docker or root.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -40,7 +41,11 @@ errors = Console(stderr=True, highlight=False)
 
 DirectoryOption = Annotated[
     Path,
-    typer.Option("--dir", envvar="CONSENTRY_LOCAL_DIR", help="Where the stack keeps its data, logs and state."),
+    typer.Option(
+        "--dir",
+        envvar="CONSENTRY_LOCAL_DIR",
+        help="Where the stack keeps its data, logs and state.",
+    ),
 ]
 CacheOption = Annotated[
     Path | None,
@@ -65,10 +70,17 @@ def up(
     directory: DirectoryOption = Path(".consentry"),
     cache_directory: CacheOption = None,
     maven_repository: RepositoryOption = None,
-    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Begin empty, and keep no data.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once the stack is up; it goes on running.")] = False,
+    ephemeral: Annotated[
+        bool, typer.Option("--ephemeral", help="Begin empty, and keep no data.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return once the stack is up; it goes on running.")
+    ] = False,
 ) -> None:
-    """Start the stack, and keep it up until Ctrl-C (or `down`). The first time downloads about 200 MB."""
+    """Start the stack, and keep it up until Ctrl-C (or `down`).
+
+    The first time downloads about 200 MB.
+    """
     with _explained():
         from consentry.local.errors import Cancelled
         from consentry.local.supervisor import ended_by_signals
@@ -92,7 +104,10 @@ def status(
     directory: DirectoryOption = Path(".consentry"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask each service a real question. Exit status: 0 all answer, 1 no stack runs, 2 one does not answer."""
+    """Ask each service a real question. Exit status:
+
+    0 all answer, 1 no stack runs, 2 one does not answer.
+    """
     with _explained():
         from consentry.local.state import read_state
 
@@ -101,7 +116,10 @@ def status(
             if as_json:
                 out.print_json(json.dumps({"running": False}))
             else:
-                out.print(f"No local stack runs in {directory}. Start one: {_command('up', directory)}", soft_wrap=True)
+                out.print(
+                    f"No local stack runs in {directory}. Start one: {_command('up', directory)}",
+                    soft_wrap=True,
+                )
             raise typer.Exit(EXIT_NOT_RUNNING)
         silences = _ask_all(state)
         if as_json:
@@ -126,8 +144,12 @@ def logs(
         str | None, typer.Argument(help="kafka, redis, registry or supervisor; all if left out.")
     ] = None,
     directory: DirectoryOption = Path(".consentry"),
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing what is written.")] = False,
-    lines: Annotated[int, typer.Option("-n", min=0, help="How many of the last lines to print.")] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on printing what is written.")
+    ] = False,
+    lines: Annotated[
+        int, typer.Option("-n", min=0, help="How many of the last lines to print.")
+    ] = 20,
 ) -> None:
     """Print the end of the services' logs, also those of a stack that has ended."""
     with _explained():
@@ -139,7 +161,9 @@ def logs(
         known = (*SERVICE_NAMES, "supervisor")
         if service is not None and service not in known:
             raise LocalStackError(
-                f"There is no service {service!r}.", code="local.no_service", fix=f"name one of {', '.join(known)}"
+                f"There is no service {service!r}.",
+                code="local.no_service",
+                fix=f"name one of {', '.join(known)}",
             )
         paths = {name: log_path(directory, name) for name in ([service] if service else known)}
         paths = {name: path for name, path in paths.items() if path.exists()}
@@ -147,7 +171,8 @@ def logs(
             raise LocalStackError(
                 f"There is no log in {directory}.",
                 code="local.no_log",
-                fix=f"start a stack there first: {_command('up', directory)}, or name its directory with --dir",
+                fix=f"start a stack there first: {_command('up', directory)}, or name its "
+                "directory with --dir",
             )
         for name, path in paths.items():
             for line in last_lines(path, lines):
@@ -180,14 +205,17 @@ def _explained() -> Iterator[None]:
         raise typer.Exit(EXIT_FAILED) from error
     except ModuleNotFoundError as error:
         _print_error(
-            f"The local stack needs the package {error.name}, which is not installed. [local.not_installed] "
+            f"The local stack needs the package {error.name}, which is not installed. "
+            "[local.not_installed] "
             'Fix: pip install "consentry[local]"'
         )
         raise typer.Exit(EXIT_FAILED) from error
     except OSError as error:
         _print_error(
-            f"The operating system refused: {error.strerror or error} ({error.filename}). [local.file] Fix: make room "
-            "or give yourself the right to that path, or name other directories with --dir and --cache-dir"
+            f"The operating system refused: {error.strerror or error} ({error.filename}). "
+            "[local.file] Fix: make room "
+            "or give yourself the right to that path, or name other directories with --dir and "
+            "--cache-dir"
         )
         raise typer.Exit(EXIT_FAILED) from error
 
@@ -206,13 +234,17 @@ def _command(verb: str, directory: Path) -> str:
     return f"consentry local {verb}{place}"
 
 
-def _fetch(directory: Path, cache: Path, repository: str | None, asked_to_end: threading.Event) -> None:
+def _fetch(
+    directory: Path, cache: Path, repository: str | None, asked_to_end: threading.Event
+) -> None:
     """Fill the cache before anything is started; says nothing if all is there."""
     from consentry.cli.downloads import download_everything
     from consentry.local.stack import already_running
     from consentry.local.state import read_state
 
-    if read_state(directory) is not None:  # said before a long download, and checked again by the start
+    if (
+        read_state(directory) is not None
+    ):  # said before a long download, and checked again by the start
         raise already_running(directory)
     download_everything(cache, repository=repository, console=out, say=_say, cancelled=asked_to_end)
 
@@ -228,18 +260,27 @@ def _up_in_foreground(
         out.print("Ctrl-C ends the stack.")
 
     out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
-    stack = LocalStack(directory, cache=cache, ephemeral=ephemeral, report=_say, cancelled=asked_to_end)
+    stack = LocalStack(
+        directory, cache=cache, ephemeral=ephemeral, report=_say, cancelled=asked_to_end
+    )
     # The parent of process 1's children never changes: there is nobody to outlive.
     watched = parent_pid if parent_pid > 1 else None
     why = supervise(stack, asked_to_end=asked_to_end, parent_pid=watched, on_ready=ready)
     out.print(f"The local stack has ended: {why}.")
 
 
-def _up_detached(directory: Path, cache: Path, ephemeral: bool, asked_to_end: threading.Event) -> None:
+def _up_detached(
+    directory: Path, cache: Path, ephemeral: bool, asked_to_end: threading.Event
+) -> None:
     from consentry.local.supervisor import start_detached
 
     out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
-    arguments = [str(directory.absolute()), "--cache", str(cache), *(["--ephemeral"] if ephemeral else [])]
+    arguments = [
+        str(directory.absolute()),
+        "--cache",
+        str(cache),
+        *(["--ephemeral"] if ephemeral else []),
+    ]
     state = start_detached(arguments, directory=directory, asked_to_end=asked_to_end)
     _print_up(directory, state)
     out.print(f"It runs until you type: {_command('down', directory)}", soft_wrap=True)
@@ -263,7 +304,11 @@ def _running(directory: Path) -> StackState:
 def _by_service(addresses: Addresses | None) -> dict[str, str]:
     if addresses is None:
         return {}
-    return {"kafka": addresses.kafka, "redis": addresses.redis_url, "registry": addresses.registry_url}
+    return {
+        "kafka": addresses.kafka,
+        "redis": addresses.redis_url,
+        "registry": addresses.registry_url,
+    }
 
 
 def _variables(state: StackState) -> dict[str, str]:
@@ -281,24 +326,37 @@ def _print_up(directory: Path, state: StackState) -> None:
     for name, address in _by_service(state.addresses).items():
         table.add_row(name, address, str(state.services[name].pid))
     out.print(table)
-    keeps = "its data goes with it" if state.ephemeral else f"its data stays in {state.data_directory}"
+    keeps = (
+        "its data goes with it" if state.ephemeral else f"its data stays in {state.data_directory}"
+    )
     out.print(f"The local stack is up; {keeps}.", soft_wrap=True)
     out.print("For other programs in another terminal:\n")
     for name, value in _variables(state).items():
         out.print(f"  export {name}={value}", markup=False, soft_wrap=True)
-    out.print("\nNext, in another terminal, set these and ask each service a real question:\n", soft_wrap=True)
     out.print(
-        f'  eval "$({_command("env", directory)})" && {_command("status", directory)}\n', style="bold", soft_wrap=True
+        "\nNext, in another terminal, set these and ask each service a real question:\n",
+        soft_wrap=True,
+    )
+    out.print(
+        f'  eval "$({_command("env", directory)})" && {_command("status", directory)}\n',
+        style="bold",
+        soft_wrap=True,
     )
 
 
 def _ask_all(state: StackState) -> dict[str, str | None]:
-    """Ask each service a real question at the same time, and return what is wrong with it, or None."""
+    """Ask each service a real question at the same time, and return what is wrong with it, or
+    None.
+    """
     from consentry.local.health import NotAnswering, ask_kafka, ask_redis, ask_registry
 
     if state.addresses is None:
         return {name: "is still starting" for name in ("kafka", "redis", "registry")}
-    asks: dict[str, Callable[..., str]] = {"kafka": ask_kafka, "redis": ask_redis, "registry": ask_registry}
+    asks: dict[str, Callable[..., str]] = {
+        "kafka": ask_kafka,
+        "redis": ask_redis,
+        "registry": ask_registry,
+    }
 
     def ask(name: str, address: str) -> str | None:
         try:
@@ -308,7 +366,10 @@ def _ask_all(state: StackState) -> dict[str, str | None]:
         return None
 
     with ThreadPoolExecutor(len(asks)) as pool:
-        tasks = {name: pool.submit(ask, name, address) for name, address in _by_service(state.addresses).items()}
+        tasks = {
+            name: pool.submit(ask, name, address)
+            for name, address in _by_service(state.addresses).items()
+        }
         return {name: task.result() for name, task in tasks.items()}
 
 
@@ -338,12 +399,16 @@ def _print_status(directory: Path, state: StackState, silences: dict[str, str | 
     table = Table("service", "answers", "address", "process")
     for name, silence in silences.items():
         pid = str(state.services[name].pid) if name in state.services else "–"
-        table.add_row(name, "[green]yes[/]" if silence is None else "[red]no[/]", address.get(name, "–"), pid)
+        table.add_row(
+            name, "[green]yes[/]" if silence is None else "[red]no[/]", address.get(name, "–"), pid
+        )
     out.print(table)
     for name, silence in silences.items():
         if silence is not None:
             out.print(
-                f"{name}: {silence}. Its log: {_command(f'logs {name}', directory)}", markup=False, soft_wrap=True
+                f"{name}: {silence}. Its log: {_command(f'logs {name}', directory)}",
+                markup=False,
+                soft_wrap=True,
             )
 
 
@@ -352,7 +417,9 @@ def _prefixed(name: str, line: str, *, alone: bool) -> str:
 
 
 def _follow(paths: dict[str, Path]) -> None:
-    """Print what is appended to the logs until Ctrl-C; a log that is begun anew is read from its start."""
+    """Print what is appended to the logs until Ctrl-C; a log that is begun anew is read from its
+    start.
+    """
     files: dict[str, tuple[int, TextIO]] = {}
     for name, path in paths.items():
         files[name] = _open_log(path)

@@ -1,4 +1,6 @@
-"""A stack to play on: the one that the environment names, one that runs here, or one of our own for a while."""
+"""A stack to play on: the one that the environment names, one that runs here, or one of our own for
+a while.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ def surroundings(
 ) -> Iterator[tuple[Settings, Path]]:
     """Settings with a namespace of their own, and a directory to work in, gone afterwards.
 
-    A stack of our own lives in `directory`; its data goes with it. `use_running` takes the local stack that runs, if
-    one does, instead. Raises LocalStackError, Refused or Unavailable.
+    A stack of our own lives in `directory`; its data goes with it. `use_running` takes the local
+    stack that runs, if one does, instead. Raises LocalStackError, Refused or Unavailable.
     """
     given = Settings.parse()
     namespace = f"{prefix}-{uuid.uuid4().hex[:8]}"
@@ -70,9 +72,13 @@ def _own_stack(given: Settings, directory: Path, console: Console) -> Iterator[S
         console.print(f"  {line}", style="dim", markup=False)
 
     with ended_by_signals() as asked_to_end:
-        download_everything(cache, repository=None, console=console, say=say, cancelled=asked_to_end)
+        download_everything(
+            cache, repository=None, console=console, say=say, cancelled=asked_to_end
+        )
         console.print("Starting Kafka, Redis and the schema registry …")
-        local = LocalStack(directory, cache=cache, ephemeral=True, report=say, cancelled=asked_to_end)
+        local = LocalStack(
+            directory, cache=cache, ephemeral=True, report=say, cancelled=asked_to_end
+        )
         addresses = local.start()
     try:
         yield Settings.parse(

@@ -1,4 +1,6 @@
-"""Services as children of a command: a processor, trainers, started again when somebody kills them."""
+"""Services as children of a command: a processor, trainers, started again when somebody kills
+them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from consentry.local.ports import free_ports
 
 
 @dataclass(slots=True)
-class Worker:
+class ServiceProcess:
     """One child: how it is started, where it answers, and the process that runs now."""
 
     name: str
@@ -31,26 +33,30 @@ class Worker:
     restarts: int = 0
 
 
-class Crew:
-    """Starts the children, watches over them, and ends them; they also end when this process does."""
+class ProcessGroup:
+    """Starts the children, watches over them, and ends them; they also end when this process
+    does.
+    """
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: Path, environment: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
         self._directory = directory
         self._environment = dict(environment)
         self._say = say
         self._spawner = Spawner()
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, ServiceProcess] = {}
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._keep_alive, name="crew", daemon=True)
 
-    def add(self, name: str, arguments: Sequence[str], **environment: str) -> Worker:
+    def add(self, name: str, arguments: Sequence[str], **environment: str) -> ServiceProcess:
         """Start one more `consentry …` under `name`."""
         [port] = free_ports(1)
         command = [sys.executable, "-c", "from consentry.cli import main; main()", *arguments]
         settings = self._environment | environment | {"CONSENTRY_METRICS_PORT": str(port)}
         log = self._directory / f"{name}.log"
         launch = Launch(command=command, directory=self._directory, environment=settings)
-        worker = Worker(name, launch, f"127.0.0.1:{port}", log)
+        worker = ServiceProcess(name, launch, f"127.0.0.1:{port}", log)
         self._start(worker)
         self._workers[name] = worker
         if not self._watch.is_alive():
@@ -58,7 +64,7 @@ class Crew:
         return worker
 
     @property
-    def workers(self) -> list[Worker]:
+    def workers(self) -> list[ServiceProcess]:
         """All of them, in the order in which they were added."""
         return list(self._workers.values())
 
@@ -69,12 +75,15 @@ class Crew:
         return child.pid
 
     def await_ready(self, name: str, *, timeout_seconds: float) -> None:
-        """Return once the child says that it is ready. Raises Unavailable with the end of its log."""
+        """Return once the child says that it is ready. Raises Unavailable with the end of its
+        log.
+        """
         worker, until = self._workers[name], monotonic() + timeout_seconds
         while not self.ask(name, "/readyz").get("ok"):
             if monotonic() > until:
                 raise Unavailable(
-                    f"{name} was not ready after {timeout_seconds:.0f} s. The end of its log: {_tail(worker.log)}",
+                    f"{name} was not ready after {timeout_seconds:.0f} s. The end of its log: "
+                    f"{_tail(worker.log)}",
                     code="service.not_ready",
                     fix=f"read {worker.log}",
                 )
@@ -83,7 +92,9 @@ class Crew:
     def ask(self, name: str, page: str) -> dict[str, Any]:
         """What a child answers as JSON; empty while it does not."""
         try:
-            answer = urllib.request.urlopen(f"http://{self._workers[name].address}{page}", timeout=5)
+            answer = urllib.request.urlopen(
+                f"http://{self._workers[name].address}{page}", timeout=5
+            )
         except urllib.error.HTTPError as refused:
             answer = refused
         except OSError:
@@ -97,7 +108,9 @@ class Crew:
     def metrics(self, name: str) -> str:
         """A child's metrics as text; empty while it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://{self._workers[name].address}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://{self._workers[name].address}/metrics", timeout=5
+            ) as answer:
                 return str(answer.read().decode())
         except OSError:
             return ""
@@ -114,7 +127,7 @@ class Crew:
             end(child, patience_seconds=10)
         self._spawner.close()
 
-    def _start(self, worker: Worker) -> None:
+    def _start(self, worker: ServiceProcess) -> None:
         with worker.log.open("ab") as log:
             worker.child = self._spawner.spawn(worker.launch, log)
 
@@ -126,7 +139,9 @@ class Crew:
                     continue
                 worker.restarts += 1
                 if worker.restarts > 20:
-                    self._say(f"{worker.name} ended 20 times; it is not started again. See {worker.log}")
+                    self._say(
+                        f"{worker.name} ended 20 times; it is not started again. See {worker.log}"
+                    )
                     worker.child = None
                     continue
                 self._say(f"{worker.name} ended with status {status}; it is started again")

@@ -1,4 +1,6 @@
-"""`consentry processor`: the Faust worker that turns member events into the table and the records."""
+"""`consentry processor`: the Faust worker that turns member events into the table and the
+records.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def run() -> None:
-    """Run the processor until SIGINT or SIGTERM. Refuses unsafe settings of broker, topics and table by name."""
+    """Run the processor until SIGINT or SIGTERM.
+
+    Refuses unsafe settings of broker, topics and table by name.
+    """
     from consentry.cli.connections import load_settings
     from consentry.ops.logs import set_up_logs
 
@@ -27,7 +32,8 @@ def run() -> None:
         )
     set_up_logs(style=settings.log_format, level=settings.log_level)
     status = _run(settings)
-    # The clients' threads may still hold connections to a broker that is gone; all that matters is done.
+    # The clients' threads may still hold connections to a broker that is gone; all that matters is
+    # done.
     os._exit(status)
 
 
@@ -38,7 +44,7 @@ def _run(settings: Settings) -> int:
     import structlog
 
     from consentry.cli.connections import open_catalog, open_table
-    from consentry.kafka.controls_follower import MISUNDERSTANDINGS, ControlsView
+    from consentry.kafka.controls_follower import MISUNDERSTANDINGS, ControlsFollower
     from consentry.ledger.agent import Ledger, add_ledger
     from consentry.ops.clock import system_clock
     from consentry.ops.metrics import Metrics
@@ -51,13 +57,13 @@ def _run(settings: Settings) -> int:
     metrics = Metrics(version("consentry"))
     with open_table(settings, partitions) as table:
         table.check()
-        view = ControlsView(kafka, namespace=namespace, catalog=catalog)
-        view.start()
-        view.wait_until_read(30)
+        controls = ControlsFollower(kafka, namespace=namespace, catalog=catalog)
+        controls.start()
+        controls.wait_until_read(30)
         for kind in MISUNDERSTANDINGS:
-            count = partial(_count_not_understood, view, kind)
+            count = partial(_count_not_understood, controls, kind)
             metrics.gauge("consentry_controls_not_understood", kind).set_function(count)
-        parts = _hot_path(settings, catalog, table, view, metrics, partitions)
+        parts = _hot_path(settings, catalog, table, controls, metrics, partitions)
         ledger = Ledger(
             kafka,
             namespace=namespace,
@@ -67,26 +73,36 @@ def _run(settings: Settings) -> int:
             metrics=metrics,
         )
         health = _health(settings, parts, metrics)
-        structlog.get_logger(__name__).info("processor", metrics=health.address, partitions=partitions)
-        # Faust keeps nothing there, but wants a directory; one place for all, as a killed worker cannot remove its own.
+        structlog.get_logger(__name__).info(
+            "processor", metrics=health.address, partitions=partitions
+        )
+        # Faust keeps nothing there, but wants a directory; one place for all, as a killed worker
+        # cannot remove its own.
         data_directory = str(Path(tempfile.gettempdir()) / f"consentry-faust-{os.getuid()}")
         app = build_app(kafka=kafka, app_id=f"{namespace}-ledger", data_directory=data_directory)
         add_ledger(app, ledger)
         status = run_worker(app, [lambda: HotPathService(parts["hot_path"], parts["frontiers"])])
         parts["publisher"].close()
-        view.stop()
+        controls.stop()
         health.stop()
     return status
 
 
-def _count_not_understood(view: Any, kind: str) -> float:
+def _count_not_understood(controls: Any, kind: str) -> float:
     """The gauge's value whenever somebody asks for it: a lift takes it back by itself."""
     from consentry.ops.clock import system_clock
 
-    return float(view.not_understood(kind, system_clock()))
+    return float(controls.not_understood(kind, system_clock()))
 
 
-def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: Any, partitions: int) -> dict[str, Any]:
+def _hot_path(
+    settings: Settings,
+    catalog: Any,
+    table: Any,
+    controls: Any,
+    metrics: Any,
+    partitions: int,
+) -> dict[str, Any]:
     from importlib.metadata import version
 
     from confluent_kafka import Consumer
@@ -95,7 +111,7 @@ def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: 
     from consentry.ledger.obligations import KafkaObligations
     from consentry.ops.clock import system_clock
     from consentry.ops.failpoints import parse_failpoint
-    from consentry.processor.frontiers import FrontierThread, Marks
+    from consentry.processor.frontiers import FrontierThread, Watermarks
     from consentry.processor.hotpath import HotPath, processor_consumer_config
     from consentry.processor.materialiser import Materialiser
     from consentry.processor.ownership import last_frontiers
@@ -105,38 +121,58 @@ def _hot_path(settings: Settings, catalog: Any, table: Any, view: Any, metrics: 
 
     kafka, namespace = settings.kafka(), settings.namespace
     failpoint = parse_failpoint(settings.failpoint)
-    publisher = KafkaPublisher(kafka, namespace=namespace, catalog=catalog, version=version("consentry"))
-    marks = Marks()
+    publisher = KafkaPublisher(
+        kafka, namespace=namespace, catalog=catalog, version=version("consentry")
+    )
+    marks = Watermarks()
     frontiers_topic = topic_name(namespace, FRONTIERS)
 
     def publish_frontier(frontier: Frontier) -> None:
-        publisher.send(frontiers_topic, str(frontier.partition).encode(), write_frontier(frontier, catalog), 0)
+        publisher.send(
+            frontiers_topic, str(frontier.partition).encode(), write_frontier(frontier, catalog), 0
+        )
 
     hot_path = HotPath(
         consumer=Consumer(
-            processor_consumer_config(kafka, group=f"{namespace}-processor", worker_id=settings.worker_id)
+            processor_consumer_config(
+                kafka, group=f"{namespace}-processor", worker_id=settings.worker_id
+            )
         ),
         topic=topic_name(namespace, MEMBER_EVENTS),
         table=table,
         materialiser=Materialiser(
             table=table,
             publisher=publisher,
-            obligations=KafkaObligations(kafka, namespace=namespace, catalog=catalog, view=view),
+            obligations=KafkaObligations(
+                kafka, namespace=namespace, catalog=catalog, controls=controls
+            ),
             catalog=catalog,
             partitions=partitions,
             failpoint=failpoint,
         ),
         marks=marks,
-        last_frontiers=lambda: last_frontiers(readable_frontiers(read_all(kafka, frontiers_topic), catalog)),
+        last_frontiers=lambda: last_frontiers(
+            readable_frontiers(read_all(kafka, frontiers_topic), catalog)
+        ),
         records=lambda partition: read_partition(kafka, topic_name(namespace, RECORDS), partition),
         clock=system_clock,
         metrics=metrics,
         failpoint=failpoint,
     )
     frontiers = FrontierThread(
-        marks, kafka=kafka, namespace=namespace, publish=publish_frontier, clock=system_clock, metrics=metrics
+        marks,
+        kafka=kafka,
+        namespace=namespace,
+        publish=publish_frontier,
+        clock=system_clock,
+        metrics=metrics,
     )
-    return {"hot_path": hot_path, "frontiers": frontiers, "publisher": publisher, "view": view}
+    return {
+        "hot_path": hot_path,
+        "frontiers": frontiers,
+        "publisher": publisher,
+        "controls": controls,
+    }
 
 
 def _health(settings: Settings, parts: dict[str, Any], metrics: Any) -> Any:
@@ -149,19 +185,27 @@ def _health(settings: Settings, parts: dict[str, Any], metrics: Any) -> Any:
 
     def alive() -> dict[str, Any]:
         idle = monotonic() - hot_path.progress_at
-        follows = parts["view"].is_alive
-        return {"ok": idle < STALL_SECONDS and follows, "seconds_since_progress": round(idle, 1), "controls": follows}
+        follows = parts["controls"].is_alive
+        return {
+            "ok": idle < STALL_SECONDS and follows,
+            "seconds_since_progress": round(idle, 1),
+            "controls": follows,
+        }
 
     def ready() -> dict[str, Any]:
         ages = frontiers.ages()
         worst = max(ages.values(), default=None)
-        is_fresh = worst is not None and len(ages) == hot_path.owned and worst < settings.staleness_seconds
+        is_fresh = (
+            worst is not None and len(ages) == hot_path.owned and worst < settings.staleness_seconds
+        )
         return {
             "ok": hot_path.is_settled and is_fresh,
             "partitions": hot_path.owned,
             "oldest_frontier_seconds": None if worst is None else round(worst, 2),
         }
 
-    health = HealthServer(metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port)
+    health = HealthServer(
+        metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port
+    )
     health.start()
     return health

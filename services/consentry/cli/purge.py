@@ -1,4 +1,6 @@
-"""`consentry purge …`: delete from a data set what orders name: what it would cost, doing it, a second look."""
+"""`consentry purge …`: delete from a data set what orders name: what it would cost, doing it, a
+second look.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ from consentry.domain.errors import ConsentryError, InvalidInput, Refused, Unava
 if TYPE_CHECKING:
     from consentry.domain.orders import PurgeOrder, Receipt
     from consentry.ops.settings import Settings
-    from consentry.trainer.deciding.decider import Judge
-    from consentry.trainer.deciding.snapshot import View
-    from consentry.trainer.purge.dataset import Dataset, Plan, Progress, PurgeResult, Verified
-    from consentry.trainer.purge.row_selector import Cover
+    from consentry.trainer.deciding.decider import Decider
+    from consentry.trainer.deciding.snapshot import Snapshot
+    from consentry.trainer.purge.dataset import Dataset, Progress, PurgePlan, PurgeResult, Verified
+    from consentry.trainer.purge.row_selector import RowSelector
 
 app = typer.Typer(
-    name="purge", help="Delete from a data set what orders name, and look whether it is gone.", no_args_is_help=True
+    name="purge",
+    help="Delete from a data set what orders name, and look whether it is gone.",
+    no_args_is_help=True,
 )
 OPEN: Final = "open"
 _BUNDLE_SECONDS_MAX: Final = 86_400.0
@@ -30,31 +34,48 @@ _BUNDLE_SECONDS_MAX: Final = 86_400.0
 DatasetArgument = Annotated[
     str,
     typer.Argument(
-        metavar="DATASET", help="Directory of Parquet files, delta:PATH, or iceberg:CATALOG.NAMESPACE.TABLE."
+        metavar="DATASET",
+        help="Directory of Parquet files, delta:PATH, or iceberg:CATALOG.NAMESPACE.TABLE.",
     ),
 ]
 OrdersOption = Annotated[
-    str | None, typer.Option(help="File of orders, or 'open' for the open ones in Kafka (default without --excluded).")
+    str | None,
+    typer.Option(
+        help="File of orders, or 'open' for the open ones in Kafka (default without --excluded)."
+    ),
 ]
 OrderOption = Annotated[list[str] | None, typer.Option(help="Only this order; may be repeated.")]
 ExcludedOption = Annotated[
     str | None, typer.Option(metavar="PURPOSE", help="Every row that may not be used for it now.")
 ]
-UnknownOption = Annotated[str, typer.Option(help="keep or purge: rows excluded only as something is not known.")]
+UnknownOption = Annotated[
+    str, typer.Option(help="keep or purge: rows excluded only as something is not known.")
+]
 MemberOption = Annotated[str | None, typer.Option(help="Column of member ids; default: member_id.")]
-JurisdictionOption = Annotated[str | None, typer.Option(help="Default: jurisdiction, where there is one.")]
+JurisdictionOption = Annotated[
+    str | None, typer.Option(help="Default: jurisdiction, where there is one.")
+]
 CategoryOption = Annotated[str | None, typer.Option(help="Default: category, where there is one.")]
-CollectedOption = Annotated[str | None, typer.Option(help="Default: collected_at, where there is one.")]
-BundleOption = Annotated[str | None, typer.Option(help="Know the members by the newest bundle there, without Kafka.")]
-BundleKeyOption = Annotated[Path | None, typer.Option(help="File with the public key that bundles are signed by.")]
+CollectedOption = Annotated[
+    str | None, typer.Option(help="Default: collected_at, where there is one.")
+]
+BundleOption = Annotated[
+    str | None, typer.Option(help="Know the members by the newest bundle there, without Kafka.")
+]
+BundleKeyOption = Annotated[
+    Path | None, typer.Option(help="File with the public key that bundles are signed by.")
+]
 SparkOption = Annotated[
-    str | None, typer.Option(metavar="MASTER", help="Work on the files of a directory by Spark; '' as it is set up.")
+    str | None,
+    typer.Option(
+        metavar="MASTER", help="Work on the files of a directory by Spark; '' as it is set up."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _PurgeRequest:
     """What all three commands are asked."""
 
     dataset: str
@@ -74,26 +95,32 @@ class _Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
+class _PurgeContext:
     """The data set, the orders, and what is known of members."""
 
     dataset: Dataset
     orders: Sequence[PurgeOrder]
-    view: View
-    judge: Judge
+    snapshot: Snapshot
+    decider: Decider
     excluded: str | None
     purge_unknown: bool
 
-    def cover(self, exempt: Mapping[str, str]) -> Cover:
+    def selector(self, exempt: Mapping[str, str]) -> RowSelector:
         """What rows go for: the orders that are not exempt, and the excluded."""
         from consentry.ops.clock import system_clock
-        from consentry.trainer.purge.row_selector import ExcludedCover, JointCover, OrdersCover
+        from consentry.trainer.purge.row_selector import (
+            ExcludedSelector,
+            JointSelector,
+            OrdersSelector,
+        )
 
         bound = [order for order in self.orders if order.order_id not in exempt]
-        covers: list[Cover] = [OrdersCover(bound, self.view, system_clock())]
+        covers: list[RowSelector] = [OrdersSelector(bound, self.snapshot, system_clock())]
         if self.excluded is not None:
-            covers.append(ExcludedCover(self.judge, self.excluded, purge_unknown=self.purge_unknown))
-        return JointCover(covers)
+            covers.append(
+                ExcludedSelector(self.decider, self.excluded, purge_unknown=self.purge_unknown)
+            )
+        return JointSelector(covers)
 
 
 @app.command()
@@ -114,9 +141,10 @@ def plan(
 ) -> None:
     """Tell which files, rows and bytes a purge would touch, by order. Writes nothing.
 
-    Exit 0: planned; rows kept because something about them is not known are told, and apply exits 2 then. 2: refused.
+    Exit 0: planned; rows kept because something about them is not known are told, and apply exits 2
+    then. 2: refused.
     """
-    asked = _Asked(
+    asked = _PurgeRequest(
         dataset=dataset,
         orders=orders,
         order=order or (),
@@ -128,9 +156,13 @@ def plan(
         spark=spark,
     )
     with _known(asked, settled=False) as known, _plainly(), _progress("looking") as progress:
-        cover = known.cover({})
-        found = known.dataset.plan(cover, progress)
-    typer.echo(json.dumps(_plan_fields(known.dataset, found, cover)) if as_json else _plan_text(found, cover))
+        selector = known.selector({})
+        found = known.dataset.plan(selector, progress)
+    typer.echo(
+        json.dumps(_plan_fields(known.dataset, found, selector))
+        if as_json
+        else _plan_text(found, selector)
+    )
 
 
 @app.command()
@@ -141,15 +173,22 @@ def apply(
     excluded: ExcludedOption = None,
     unknown: UnknownOption = "keep",
     exempt: Annotated[
-        list[str] | None, typer.Option(metavar="ORDER=REASON", help="Keep this order's rows, for a reason.")
+        list[str] | None,
+        typer.Option(metavar="ORDER=REASON", help="Keep this order's rows, for a reason."),
     ] = None,
     subscriber: Annotated[
-        str | None, typer.Option(help="Send the receipts of Kafka's orders under this subscriber's name.")
+        str | None,
+        typer.Option(help="Send the receipts of Kafka's orders under this subscriber's name."),
     ] = None,
-    receipts: Annotated[Path | None, typer.Option(help="Write the receipts to this file, as JSON.")] = None,
-    if_version: Annotated[str | None, typer.Option(help="Only if the data set still has this plan's version.")] = None,
+    receipts: Annotated[
+        Path | None, typer.Option(help="Write the receipts to this file, as JSON.")
+    ] = None,
+    if_version: Annotated[
+        str | None, typer.Option(help="Only if the data set still has this plan's version.")
+    ] = None,
     vacuum: Annotated[
-        bool, typer.Option("--vacuum", help="Destroy a table's older versions, for all who read them.")
+        bool,
+        typer.Option("--vacuum", help="Destroy a table's older versions, for all who read them."),
     ] = False,
     member_col: MemberOption = None,
     jurisdiction_col: JurisdictionOption = None,
@@ -160,13 +199,15 @@ def apply(
     spark: SparkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete the rows, and answer each order with a receipt. Killed at any point, it may be run again.
+    """Delete the rows, and answer each order with a receipt.
+
+    Killed at any point, it may be run again.
 
     Exit 0: done. 2: refused, failed, or rows were kept because something about them is not known.
     """
     from consentry.domain.values import parse_name
 
-    asked = _Asked(
+    asked = _PurgeRequest(
         dataset=dataset,
         orders=orders,
         order=order or (),
@@ -187,18 +228,20 @@ def apply(
     reasons = _exempt(exempt or ())
     if receipts is not None and not receipts.absolute().parent.is_dir():
         raise InvalidInput(
-            f"The directory of {str(receipts)!r} does not exist.", code="input.file", fix="make it, or name another"
+            f"The directory of {str(receipts)!r} does not exist.",
+            code="input.file",
+            fix="make it, or name another",
         )
     with _known(asked, settled=False) as known:
         _check_exempt(reasons, known.orders)
         if vacuum and not known.dataset.keeps_versions:
             known.dataset.vacuum()  # says that there are none
-        answer = _Answer(asked, known, reasons, name, receipts)
+        answer = _ReceiptSender(asked, known, reasons, name, receipts)
         try:
             if if_version is not None:
                 _check_version(known.dataset, if_version)
             with _plainly(), _progress("purging") as progress:
-                result = known.dataset.apply(known.cover(reasons), progress)
+                result = known.dataset.apply(known.selector(reasons), progress)
                 gone = known.dataset.vacuum() if vacuum else ()
         except ConsentryError as error:
             answer.give(error)
@@ -220,8 +263,12 @@ def verify(
     order: OrderOption = None,
     excluded: ExcludedOption = None,
     unknown: UnknownOption = "keep",
-    exempt: Annotated[list[str] | None, typer.Option(metavar="ORDER=REASON", help="As for apply.")] = None,
-    current_only: Annotated[bool, typer.Option("--current-only", help="Leave a table's older versions out.")] = False,
+    exempt: Annotated[
+        list[str] | None, typer.Option(metavar="ORDER=REASON", help="As for apply.")
+    ] = None,
+    current_only: Annotated[
+        bool, typer.Option("--current-only", help="Leave a table's older versions out.")
+    ] = False,
     member_col: MemberOption = None,
     jurisdiction_col: JurisdictionOption = None,
     category_col: CategoryOption = None,
@@ -235,7 +282,7 @@ def verify(
 
     Exit 0: nothing is left. 1: rows are left, here or in an older version. 2: it cannot be told.
     """
-    asked = _Asked(
+    asked = _PurgeRequest(
         dataset=dataset,
         orders=orders,
         order=order or (),
@@ -249,22 +296,29 @@ def verify(
     reasons = _exempt(exempt or ())
     with _known(asked, settled=True) as known, _plainly(), _progress("looking") as progress:
         _check_exempt(reasons, known.orders)
-        cover = known.cover(reasons)
-        found = known.dataset.verify(cover, progress, old_versions=not current_only)
-    fields = asdict(found) | {"dataset": known.dataset.name, "orders": list(cover.order_ids)}
-    typer.echo(json.dumps(fields) if as_json else _verified_text(known.dataset, found, cover))
+        selector = known.selector(reasons)
+        found = known.dataset.verify(selector, progress, old_versions=not current_only)
+    fields = asdict(found) | {"dataset": known.dataset.name, "orders": list(selector.order_ids)}
+    typer.echo(json.dumps(fields) if as_json else _verified_text(known.dataset, found, selector))
     raise typer.Exit(found.exit_status)
 
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Lets what the disk or a library says end as an error of ours; Arrow's own texts may quote rows."""
+    """Lets what the disk or a library says end as an error of ours;
+
+    Arrow's own texts may quote rows.
+    """
     import pyarrow as pa
 
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        detail = f": {error.strerror} ({error.filename})" if isinstance(error, OSError) and error.strerror else ""
+        detail = (
+            f": {error.strerror} ({error.filename})"
+            if isinstance(error, OSError) and error.strerror
+            else ""
+        )
         raise Unavailable(
             f"The data set could not be worked on: {type(error).__name__}{detail}.",
             code="purge.failed",
@@ -276,8 +330,11 @@ def _plainly() -> Iterator[None]:
 
 
 @contextmanager
-def _known(asked: _Asked, *, settled: bool) -> Iterator[_Known]:
-    """Opens what is asked for: the data set first, as that is quick to refuse. Raises ConsentryError."""
+def _known(asked: _PurgeRequest, *, settled: bool) -> Iterator[_PurgeContext]:
+    """Opens what is asked for: the data set first, as that is quick to refuse.
+
+    Raises ConsentryError.
+    """
     from consentry.domain.values import parse_name
     from consentry.ops.clock import system_clock
     from consentry.ops.logs import set_up_logs
@@ -287,58 +344,78 @@ def _known(asked: _Asked, *, settled: bool) -> Iterator[_Known]:
     set_up_logs(style="text", level="error")
     if asked.unknown not in ("keep", "purge"):
         raise InvalidInput(
-            f"--unknown is {asked.unknown!r}, neither keep nor purge.", code="input.unknown", fix="write one of them"
+            f"--unknown is {asked.unknown!r}, neither keep nor purge.",
+            code="input.unknown",
+            fix="write one of them",
         )
     if asked.excluded is not None:
         parse_name(asked.excluded, what="purpose")
     member, jurisdiction, category, collected = asked.columns
     columns = (
-        Columns(member=member or "member_id", jurisdiction=jurisdiction, category=category, collected=collected)
+        Columns(
+            member=member or "member_id",
+            jurisdiction=jurisdiction,
+            category=category,
+            collected=collected,
+        )
         if any(asked.columns)
         else None
     )
-    dataset = open_dataset(asked.dataset, clock=system_clock, columns=columns, spark_master=asked.spark)
-    with _members(asked, settled=settled) as (orders, view, judge):
-        _check_purpose(asked.excluded, view)
-        yield _Known(
+    dataset = open_dataset(
+        asked.dataset, clock=system_clock, columns=columns, spark_master=asked.spark
+    )
+    with _members(asked, settled=settled) as (orders, snapshot, decider):
+        _check_purpose(asked.excluded, snapshot)
+        yield _PurgeContext(
             dataset=dataset,
             orders=_chosen(orders, asked.order),
-            view=view,
-            judge=judge,
+            snapshot=snapshot,
+            decider=decider,
             excluded=asked.excluded,
             purge_unknown=asked.unknown == "purge",
         )
 
 
-def _check_purpose(purpose: str | None, view: View) -> None:
-    """Raise Refused for a purpose that no policy names: nobody is allowed for it, and all rows would be deleted."""
-    known = view.controls.purposes
+def _check_purpose(purpose: str | None, snapshot: Snapshot) -> None:
+    """Raise Refused for a purpose that no policy names: nobody is allowed for it, and all rows
+    would be deleted.
+    """
+    known = snapshot.controls.purposes
     if purpose is not None and purpose not in known:
         raise Refused(
-            f"No policy names the purpose {purpose!r}: everybody is excluded from it, and every row would go.",
+            f"No policy names the purpose {purpose!r}: everybody is excluded from it, and every "
+            "row would go.",
             code="purge.purpose_unknown",
-            fix=f"ask for one of {', '.join(known)[:300] or 'those of a policy; none was published yet'}",
+            fix="ask for one of "
+            f"{', '.join(known)[:300] or 'those of a policy; none was published yet'}",
         )
 
 
 @contextmanager
-def _members(asked: _Asked, *, settled: bool) -> Iterator[tuple[Sequence[PurgeOrder], View, Judge]]:
-    """The orders, and what tells where members live and who is excluded: a client, a bundle, or nothing."""
-    from consentry.trainer.deciding.decider import ViewJudge
-    from consentry.trainer.deciding.snapshot import View
+def _members(
+    asked: _PurgeRequest, *, settled: bool
+) -> Iterator[tuple[Sequence[PurgeOrder], Snapshot, Decider]]:
+    """The orders, and what tells where members live and who is excluded: a client, a bundle, or
+    nothing.
+    """
+    from consentry.trainer.deciding.decider import SnapshotDecider
+    from consentry.trainer.deciding.snapshot import Snapshot
     from consentry.trainer.purge.orders_file import read_orders
     from consentry.wire.jurisdictions import iso_jurisdictions
 
-    if (asked.bundle is None) != (asked.bundle_key is None) or (asked.bundle is not None and asked.from_kafka):
+    if (asked.bundle is None) != (asked.bundle_key is None) or (
+        asked.bundle is not None and asked.from_kafka
+    ):
         raise InvalidInput(
             "A bundle needs the key that it is signed by, and a file of orders or --excluded.",
             code="input.bundle",
-            fix="give --bundle, --bundle-key and one of --orders FILE, --excluded PURPOSE; or none of the first two",
+            fix="give --bundle, --bundle-key and one of --orders FILE, --excluded PURPOSE; or "
+            "none of the first two",
         )
     listed = [] if asked.from_kafka or asked.orders is None else read_orders(Path(asked.orders))
     if asked.bundle is not None and asked.bundle_key is not None:
-        judge = _bundle_judge(asked.bundle, asked.bundle_key)
-        yield listed, judge.view, judge
+        decider = _bundle_judge(asked.bundle, asked.bundle_key)
+        yield listed, decider.snapshot, decider
     elif asked.from_kafka or asked.excluded is not None:
         yield from _following(asked, listed, settled=settled)
     elif any(order.member is None for order in listed):
@@ -348,16 +425,16 @@ def _members(asked: _Asked, *, settled: bool) -> Iterator[tuple[Sequence[PurgeOr
             fix="give --bundle and --bundle-key, or have the orders read from Kafka",
         )
     else:
-        view = View(1, iso_jurisdictions())
-        yield listed, view, ViewJudge(view)
+        snapshot = Snapshot(1, iso_jurisdictions())
+        yield listed, snapshot, SnapshotDecider(snapshot)
 
 
 def _bundle_judge(url: str, key_file: Path) -> Any:
     from consentry.bundles import PublicKeys
     from consentry.ops.settings import Settings
-    from consentry.trainer.bundled import bundle_judge
+    from consentry.trainer.bundled import bundle_decider
 
-    return bundle_judge(
+    return bundle_decider(
         url,
         keys=PublicKeys.read(key_file),
         namespace=Settings.parse().namespace,
@@ -366,14 +443,14 @@ def _bundle_judge(url: str, key_file: Path) -> Any:
 
 
 def _following(
-    asked: _Asked, listed: Sequence[PurgeOrder], *, settled: bool
-) -> Iterator[tuple[Sequence[PurgeOrder], View, Judge]]:
+    asked: _PurgeRequest, listed: Sequence[PurgeOrder], *, settled: bool
+) -> Iterator[tuple[Sequence[PurgeOrder], Snapshot, Decider]]:
     import os
 
     from consentry.cli.connections import load_settings
     from consentry.ops.clock import system_clock
     from consentry.trainer.client import Client
-    from consentry.trainer.deciding.decider import ViewJudge
+    from consentry.trainer.deciding.decider import SnapshotDecider
 
     settings = load_settings()
     with Client.connect(
@@ -386,17 +463,23 @@ def _following(
     ) as client:
         orders = listed
         if asked.from_kafka:
-            orders = _all_orders(settings, asked.order) if settled or asked.order else client.open_orders()
+            orders = (
+                _all_orders(settings, asked.order)
+                if settled or asked.order
+                else client.open_orders()
+            )
         if asked.spark is None:
-            yield orders, client.view, client
+            yield orders, client.snapshot, client
         else:
             # What travels to the executors stands still: a client can be in one process only.
             client.stop()
-            yield orders, client.view, ViewJudge(client.view, at=system_clock())
+            yield orders, client.snapshot, SnapshotDecider(client.snapshot, at=system_clock())
 
 
 def _all_orders(settings: Settings, chosen: Sequence[str]) -> list[PurgeOrder]:
-    """The orders that are open, that are chosen, or that nothing can end: an erasure holds for what comes later too."""
+    """The orders that are open, that are chosen, or that nothing can end: an erasure holds for what
+    comes later too.
+    """
     from consentry.cli.connections import open_catalog
     from consentry.domain.orders import PurgeReason
     from consentry.kafka.clients import read_all
@@ -424,7 +507,9 @@ def _chosen(orders: Sequence[PurgeOrder], chosen: Sequence[str]) -> Sequence[Pur
 
 
 def _no_order(name: str) -> InvalidInput:
-    return InvalidInput(f"There is no order {name!r}.", code="input.order", fix="`consentry purge plan` lists them")
+    return InvalidInput(
+        f"There is no order {name!r}.", code="input.order", fix="`consentry purge plan` lists them"
+    )
 
 
 def _exempt(pairs: Sequence[str]) -> dict[str, str]:
@@ -433,7 +518,9 @@ def _exempt(pairs: Sequence[str]) -> dict[str, str]:
         order, equals, reason = pair.partition("=")
         if not (order and equals and reason.strip()):
             raise InvalidInput(
-                f"--exempt {pair!r} is not ORDER=REASON.", code="input.exempt", fix="say why the rows may stay"
+                f"--exempt {pair!r} is not ORDER=REASON.",
+                code="input.exempt",
+                fix="say why the rows may stay",
             )
         found[order] = reason.strip()
     return found
@@ -458,11 +545,11 @@ def _check_version(dataset: Dataset, expected: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _ReceiptSender:
     """Gives the receipts: to a file, and to Kafka where the orders came from there."""
 
-    asked: _Asked
-    known: _Known
+    asked: _PurgeRequest
+    known: _PurgeContext
     exempt: Mapping[str, str]
     subscriber: str
     file: Path | None
@@ -515,11 +602,25 @@ def _publish(receipts: Sequence[Receipt]) -> None:
 def _progress(what: str) -> Iterator[Progress]:
     """A bar on standard error, where that is a terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as shown:
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as shown:
         task = shown.add_task(what, total=None)
 
         def told(done: int, files: int) -> None:
@@ -531,23 +632,26 @@ def _progress(what: str) -> Iterator[Progress]:
 # ---- as text and as JSON
 
 
-def _plan_fields(dataset: Dataset, found: Plan, cover: Cover) -> dict[str, Any]:
+def _plan_fields(dataset: Dataset, found: PurgePlan, selector: RowSelector) -> dict[str, Any]:
     by_order = {
-        order: dict(zip(("files", "rows", "bytes"), found.covered(order), strict=True)) for order in cover.order_ids
+        order: dict(zip(("files", "rows", "bytes"), found.covered(order), strict=True))
+        for order in selector.order_ids
     }
     return asdict(found) | {"dataset": dataset.name, "orders": by_order}
 
 
-def _plan_text(found: Plan, cover: Cover) -> str:
+def _plan_text(found: PurgePlan, selector: RowSelector) -> str:
     lines = [
         f"version {found.version}: {found.files_looked_at:,} files, {found.rows_looked_at:,} rows",
         f"{'files':>8} {'rows':>12} {'bytes':>16}  order",
     ]
-    for order in cover.order_ids:
+    for order in selector.order_ids:
         files, rows, size = found.covered(order)
         lines.append(f"{files:>8,} {rows:>12,} {size:>16,}  {order}")
     rows = sum(sum(file.covered.values()) for file in found.files)
-    lines.append(f"{len(found.files):>8,} {rows:>12,} {sum(file.bytes for file in found.files):>16,}  in all")
+    lines.append(
+        f"{len(found.files):>8,} {rows:>12,} {sum(file.bytes for file in found.files):>16,}  in all"
+    )
     told = "; without `--unknown purge` apply and verify will exit 2"
     return "\n".join(lines + [text + told for text in _unknown_text(found.unknown)])
 
@@ -575,7 +679,11 @@ def _result_fields(
 
 
 def _result_text(
-    dataset: Dataset, result: PurgeResult, given: Sequence[Receipt], gone: Sequence[str], detail: str
+    dataset: Dataset,
+    result: PurgeResult,
+    given: Sequence[Receipt],
+    gone: Sequence[str],
+    detail: str,
 ) -> str:
     removed = sum(result.rows_removed.values())
     lines = [f"{dataset.name}: {removed:,} rows removed from {result.files_rewritten:,} files"]
@@ -592,10 +700,16 @@ def _result_text(
     return "\n".join(lines + sorted(set(result.notes)) + _unknown_text(result.unknown))
 
 
-def _verified_text(dataset: Dataset, found: Verified, cover: Cover) -> str:
-    lines = [f"{dataset.name}: {found.files:,} files, {found.rows:,} rows, {len(cover.order_ids)} orders"]
+def _verified_text(dataset: Dataset, found: Verified, selector: RowSelector) -> str:
+    lines = [
+        f"{dataset.name}: {found.files:,} files, {found.rows:,} rows, {len(selector.order_ids)} "
+        "orders"
+    ]
     lines += [f"left: {rows:,} rows of {order}" for order, rows in found.rows_left.items()]
-    lines += [f"left: {rows:,} rows in the older version {version}" for version, rows in found.old_versions.items()]
+    lines += [
+        f"left: {rows:,} rows in the older version {version}"
+        for version, rows in found.old_versions.items()
+    ]
     lines += [f"cannot be read: {why}" for why in found.unreadable]
     lines += [f"{found.unknown:,} rows of which something is not known"] if found.unknown else []
     lines.append(("clean", "rows are left", "it cannot be told")[found.exit_status])

@@ -1,4 +1,6 @@
-"""`consentry quarantine …`: what could not be read, and proposing to release its member or to send it again."""
+"""`consentry quarantine …`: what could not be read, and proposing to release its member or to send
+it again.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,24 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(name="quarantine", help="Look at unreadable messages; release or replay them.", no_args_is_help=True)
+app = typer.Typer(
+    name="quarantine",
+    help="Look at unreadable messages; release or replay them.",
+    no_args_is_help=True,
+)
 
-EntryArgument = Annotated[str, typer.Argument(metavar="ENTRY", help="Partition and offset, such as 3-1042.")]
+EntryArgument = Annotated[
+    str, typer.Argument(metavar="ENTRY", help="Partition and offset, such as 3-1042.")
+]
 ReasonOption = Annotated[str, typer.Option(help="Why; the second person reads it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
 @app.command("list")
 def list_entries(
-    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many, the newest first.")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=1, max=500, help="At most so many, the newest first.")
+    ] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Show the messages that could not be read, and whether their members are still held."""
@@ -27,7 +37,8 @@ def list_entries(
     for one in found:
         member = one["member"] or "(no readable key)"
         typer.echo(
-            f"{one['entry']:<14} {one['state']:<9} {one['error_class']:<18} {one['appended_at'][:19]}Z  {member}"
+            f"{one['entry']:<14} {one['state']:<9} {one['error_class']:<18} "
+            f"{one['appended_at'][:19]}Z  {member}"
         )
     if not found:
         typer.echo("the quarantine is empty")
@@ -44,7 +55,10 @@ def show(entry: EntryArgument, as_json: JsonOption = False) -> None:
         typer.echo(f"{name:<12} {found[name] if found[name] is not None else '(none)'}")
     typer.echo(f"replay       {found['why_not_replayed'] or 'possible'}")
     for header in found["headers"]:
-        typer.echo(f"header       {_printable(header['name'].encode())} = {_printable_hex(header['value_hex'])}")
+        typer.echo(
+            f"header       {_printable(header['name'].encode())} = "
+            f"{_printable_hex(header['value_hex'])}"
+        )
     for line in _dump(bytes.fromhex(found["value_hex"] or "")):
         typer.echo(line)
 
@@ -64,7 +78,9 @@ def replay(entry: EntryArgument, reason: ReasonOption, as_json: JsonOption = Fal
 def _propose(entry: str, act: str, reason: str, *, as_json: bool) -> None:
     from consentry.cli.approval import say_proposed
 
-    say_proposed(_gateway().post(f"/v1/quarantine/{entry}/{act}", {"reason": reason}), as_json=as_json)
+    say_proposed(
+        _gateway().post(f"/v1/quarantine/{entry}/{act}", {"reason": reason}), as_json=as_json
+    )
 
 
 def _gateway() -> Any:
@@ -75,7 +91,9 @@ def _gateway() -> Any:
 
 
 def _dump(value: bytes) -> list[str]:
-    """Bytes as sixteen a line, in hexadecimal digits and as text: nothing of them reaches the terminal as it is."""
+    """Bytes as sixteen a line, in hexadecimal digits and as text: nothing of them reaches the
+    terminal as it is.
+    """
     lines = []
     for start in range(0, len(value), 16):
         part = value[start : start + 16]

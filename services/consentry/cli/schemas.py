@@ -1,4 +1,6 @@
-"""`consentry schemas …`: check the Avro schemas, publish and register them, and describe them for others."""
+"""`consentry schemas …`: check the Avro schemas, publish and register them, and describe them for
+others.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,18 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(name="schemas", help="Check, publish, register and describe the Avro schemas.", no_args_is_help=True)
+app = typer.Typer(
+    name="schemas",
+    help="Check, publish, register and describe the Avro schemas.",
+    no_args_is_help=True,
+)
 
 
 @app.command()
 def lint() -> None:
-    """Check every rule: protective defaults, safe enums, and that what was published stays readable; exit 1 if not."""
+    """Check every rule: protective defaults, safe enums, and that what was published stays
+    readable; exit 1 if not.
+    """
     from consentry.schema_gate.evolution import check_package
 
     findings = check_package()
@@ -25,10 +33,13 @@ def lint() -> None:
 @app.command()
 def publish(
     package: Annotated[
-        Path | None, typer.Option(help="The data package to publish in; by default the installed one.")
+        Path | None,
+        typer.Option(help="The data package to publish in; by default the installed one."),
     ] = None,
 ) -> None:
-    """Freeze each changed schema as its next version, beside the earlier ones; refused if any rule is broken."""
+    """Freeze each changed schema as its next version, beside the earlier ones; refused if any rule
+    is broken.
+    """
     from consentry.schema_gate.evolution import publish as publish_in
     from consentry.schema_gate.published import package_root
 
@@ -41,7 +52,9 @@ def publish(
 
 @app.command()
 def register() -> None:
-    """Register every schema for its topic, FULL_TRANSITIVE; producers and the processor never do this themselves."""
+    """Register every schema for its topic, FULL_TRANSITIVE; producers and the processor never do
+    this themselves.
+    """
     from consentry.cli.connections import load_settings, open_registry
     from consentry.schema_gate.evolution import require_package
     from consentry.wire.catalog import register_all
@@ -55,7 +68,8 @@ def register() -> None:
 @app.command()
 def asyncapi(
     check: Annotated[
-        Path | None, typer.Option(help="Compare with this file instead of printing; exit 1 if it differs.")
+        Path | None,
+        typer.Option(help="Compare with this file instead of printing; exit 1 if it differs."),
     ] = None,
 ) -> None:
     """Print the AsyncAPI 3.0 document of topics and schemas."""
@@ -67,7 +81,9 @@ def asyncapi(
 
 @app.command()
 def openapi(
-    check: Annotated[Path | None, typer.Option(help="Compare with this file instead; exit 1 if it is behind.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Compare with this file instead; exit 1 if it is behind.")
+    ] = None,
 ) -> None:
     """Print the OpenAPI 3.1 document of the gateway."""
     from consentry.cli.golden_files import print_or_check

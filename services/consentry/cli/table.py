@@ -1,4 +1,6 @@
-"""`consentry table …`: look into the consent table, compare it with the log and with followers, have it rebuilt."""
+"""`consentry table …`: look into the consent table, compare it with the log and with followers,
+have it rebuilt.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,13 +19,18 @@ if TYPE_CHECKING:
     from consentry.ops.settings import Settings
     from consentry.table.redis_table import RedisTable
 
-app = typer.Typer(name="table", help="Look into the consent table, verify it, rebuild it.", no_args_is_help=True)
+app = typer.Typer(
+    name="table", help="Look into the consent table, verify it, rebuild it.", no_args_is_help=True
+)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
 @app.command()
-def get(member: Annotated[str, typer.Argument(help="Pseudonym of the member.")], as_json: JsonOption = False) -> None:
+def get(
+    member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
+    as_json: JsonOption = False,
+) -> None:
     """Show a member's record as the table holds it; exit 1 where there is none."""
     from consentry.cli.connections import load_settings
     from consentry.cli.explain import read_member
@@ -42,14 +50,19 @@ def get(member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
         for fact in (record.facts if record else ())
     ]
     if as_json:
-        typer.echo(json.dumps({"member": member, "version": record.version if record else None, "facts": facts}))
+        typer.echo(
+            json.dumps(
+                {"member": member, "version": record.version if record else None, "facts": facts}
+            )
+        )
     elif record is None:
         typer.echo(f"no record of {member}")
     else:
         typer.echo(f"{member}  version {record.version}")
         for fact in facts:
             typer.echo(
-                f"  {fact['version']:>3}  {fact['kind']:<22} {fact['name']:<24} effective {fact['effective_at']}"
+                f"  {fact['version']:>3}  {fact['kind']:<22} {fact['name']:<24} effective "
+                f"{fact['effective_at']}"
             )
     raise typer.Exit(0 if record else 1)
 
@@ -66,7 +79,11 @@ def stats(as_json: JsonOption = False) -> None:
     with open_table(settings, partitions) as table:
         for partition in range(partitions):
             meta = table.meta(partition)
-            age = None if meta.frontier_at is None else round((system_clock() - meta.frontier_at) / 1e6, 1)
+            age = (
+                None
+                if meta.frontier_at is None
+                else round((system_clock() - meta.frontier_at) / 1e6, 1)
+            )
             members = sum(1 for _ in table.scan(partition))
             rows.append(
                 {
@@ -84,21 +101,28 @@ def stats(as_json: JsonOption = False) -> None:
     typer.echo("partition    members  next offset  age (s)  generation")
     for row in rows:
         mark = "  TAINTED" if row["tainted"] else ""
-        held, age_text = ("-" if row[name] is None else row[name] for name in ("next_offset", "age_seconds"))
+        held, age_text = (
+            "-" if row[name] is None else row[name] for name in ("next_offset", "age_seconds")
+        )
         generation = (row["generation"] or "-")[:12]
-        typer.echo(f"{row['partition']:>9} {row['members']:>10} {held:>12} {age_text:>8}  {generation}{mark}")
+        typer.echo(
+            f"{row['partition']:>9} {row['members']:>10} {held:>12} {age_text:>8}  "
+            f"{generation}{mark}"
+        )
 
 
 @app.command()
 def verify(
     follower: Annotated[
-        list[str] | None, typer.Option(help="HOST:PORT of a trainer's metrics address; may be repeated.")
+        list[str] | None,
+        typer.Option(help="HOST:PORT of a trainer's metrics address; may be repeated."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare table, log and followers by digest: exit 0 equal, 1 different, 2 cannot tell.
 
-    Events that are still on their way make a difference: it looks again for some seconds before it says so.
+    Events that are still on their way make a difference: it looks again for some seconds before it
+    says so.
     """
     from consentry.cli.connections import load_settings
 
@@ -107,13 +131,19 @@ def verify(
     for address in addresses:
         if ":" not in address:
             raise InvalidInput(
-                f"The follower {address!r} is not HOST:PORT.", code="input.follower", fix="write HOST:PORT"
+                f"The follower {address!r} is not HOST:PORT.",
+                code="input.follower",
+                fix="write HOST:PORT",
             )
     differing: dict[str, list[int]] = {}
     for _attempt in range(5):
         found = _digests(settings, addresses)
         differing = {
-            name: [partition for partition, digest in digests.items() if digest != found["table"][partition]]
+            name: [
+                partition
+                for partition, digest in digests.items()
+                if digest != found["table"][partition]
+            ]
             for name, digests in found.items()
         }
         if not any(differing.values()):
@@ -121,24 +151,28 @@ def verify(
         time.sleep(1.0)
     is_equal = not any(differing.values())
     if as_json:
-        typer.echo(json.dumps({"equal": is_equal, "compared": sorted(found), "differing_partitions": differing}))
+        typer.echo(
+            json.dumps(
+                {"equal": is_equal, "compared": sorted(found), "differing_partitions": differing}
+            )
+        )
     else:
         for name, partitions in differing.items():
-            typer.echo(f"{name:<24} {'differs in partitions ' + str(partitions) if partitions else 'equal'}")
+            result = f"differs in partitions {partitions}" if partitions else "equal"
+            typer.echo(f"{name:<24} {result}")
     raise typer.Exit(0 if is_equal else 1)
 
 
 def _digests(settings: Settings, followers: list[str]) -> dict[str, dict[int, str]]:
     from consentry.cli.connections import count_partitions, open_table
     from consentry.kafka.clients import read_all
-    from consentry.wire.records import DIGEST_BITS, record_digest, version_of
+    from consentry.wire.records import version_of
     from consentry.wire.schemas import RECORDS, topic_name
 
     partitions = count_partitions(settings)
     with open_table(settings, partitions) as table:
         in_table = {
-            partition: f"{sum(record_digest(*item) for item in table.scan(partition)) % (1 << DIGEST_BITS):032x}"
-            for partition in range(partitions)
+            partition: _sum_of_digests(table.scan(partition)) for partition in range(partitions)
         }
     newest: dict[int, dict[bytes, bytes]] = {partition: {} for partition in range(partitions)}
     for message in read_all(settings.kafka(), topic_name(settings.namespace, RECORDS)):
@@ -146,14 +180,21 @@ def _digests(settings: Settings, followers: list[str]) -> dict[str, dict[int, st
             known = newest[message.partition].get(message.key)
             if known is None or version_of(known) <= version_of(message.value):
                 newest[message.partition][message.key] = message.value
-    in_log = {
-        partition: f"{sum(record_digest(*item) for item in held.items()) % (1 << DIGEST_BITS):032x}"
-        for partition, held in newest.items()
-    }
+    in_log = {partition: _sum_of_digests(records.items()) for partition, records in newest.items()}
     found = {"table": in_table, "log": in_log}
     for address in followers:
         found[address] = _follower_digests(address)
     return found
+
+
+def _sum_of_digests(records: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the digest of all records of a partition, whatever their order, in hexadecimal
+    digits.
+    """
+    from consentry.wire.records import DIGEST_BITS, record_digest
+
+    total = sum(record_digest(member, raw) for member, raw in records)
+    return f"{total % (1 << DIGEST_BITS):032x}"
 
 
 def _follower_digests(address: str) -> dict[int, str]:
@@ -171,9 +212,14 @@ def _follower_digests(address: str) -> dict[int, str]:
 
 @app.command()
 def rebuild(
-    timeout: Annotated[float, typer.Option(help="Seconds to wait until the table is whole again.")] = 300.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait until the table is whole again.")
+    ] = 300.0,
 ) -> None:
-    """Build the table anew from the records topic. The running processor does it; answers are refused meanwhile."""
+    """Build the table anew from the records topic.
+
+    The running processor does it; answers are refused meanwhile.
+    """
     from consentry.cli.connections import count_partitions, load_settings, open_table
     from consentry.ops.clock import system_clock
 
@@ -199,13 +245,17 @@ def rebuild(
 
 
 def _unbuilt(table: RedisTable, partitions: int) -> list[int]:
-    return [partition for partition in range(partitions) if table.meta(partition).generation is None]
+    return [
+        partition for partition in range(partitions) if table.meta(partition).generation is None
+    ]
 
 
 def _require_processor(table: RedisTable, partitions: int) -> None:
-    """Refuse to empty a table that nobody would build: a running processor moves a frontier every second.
+    """Refuse to empty a table that nobody would build: a running processor moves a frontier every
+    second.
 
-    Its group would not do: a worker that was killed or that is to come back stays in it for some time.
+    Its group would not do: a worker that was killed or that is to come back stays in it for some
+    time.
     """
     before = [table.meta(partition).frontier_at for partition in range(partitions)]
     until = time.monotonic() + 5.0

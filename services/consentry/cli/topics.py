@@ -5,13 +5,17 @@ from __future__ import annotations
 import typer
 
 app = typer.Typer(
-    name="topics", help="Create the topics as declared; show where a broker differs.", no_args_is_help=True
+    name="topics",
+    help="Create the topics as declared; show where a broker differs.",
+    no_args_is_help=True,
 )
 
 
 @app.command()
 def diff() -> None:
-    """Show what differs from the declaration; exit 1 if anything does, 2 if mending it would lose data."""
+    """Show what differs from the declaration; exit 1 if anything does, 2 if mending it would lose
+    data.
+    """
     from consentry.cli.connections import load_settings
     from consentry.kafka.topics import plan_topics
 
@@ -26,7 +30,10 @@ def diff() -> None:
 
 @app.command()
 def apply() -> None:
-    """Create and mend the topics. Refuses, before changing anything, where that would lose data or order."""
+    """Create and mend the topics.
+
+    Refuses, before changing anything, where that would lose data or order.
+    """
     from consentry.cli.connections import load_settings
     from consentry.kafka.topics import apply_topics, plan_topics
 

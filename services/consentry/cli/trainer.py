@@ -10,16 +10,31 @@ import typer
 
 
 def run(
-    dataset: Annotated[Path, typer.Option(help="Directory of Parquet files with a column member_id.")],
+    dataset: Annotated[
+        Path, typer.Option(help="Directory of Parquet files with a column member_id.")
+    ],
     name: Annotated[str, typer.Option(help="Name of this subscriber, as it stands in receipts.")],
     purpose: Annotated[str, typer.Option(help="What the data is used for.")] = "genai_training",
-    every: Annotated[float, typer.Option(min=0, help="Seconds between epochs; 0: only on SIGUSR1.")] = 60.0,
-    manifest: Annotated[Path | None, typer.Option(help="Write each row's answer of the last epoch here.")] = None,
-    journal: Annotated[Path | None, typer.Option(help="Write when each record and control arrived here.")] = None,
-    bundles: Annotated[str | None, typer.Option(help="Store of bundles to begin with instead of all of Kafka.")] = None,
-    bundle_key: Annotated[Path | None, typer.Option(help="File with the bundler's public keys.")] = None,
+    every: Annotated[
+        float, typer.Option(min=0, help="Seconds between epochs; 0: only on SIGUSR1.")
+    ] = 60.0,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Write each row's answer of the last epoch here.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Write when each record and control arrived here.")
+    ] = None,
+    bundles: Annotated[
+        str | None, typer.Option(help="Store of bundles to begin with instead of all of Kafka.")
+    ] = None,
+    bundle_key: Annotated[
+        Path | None, typer.Option(help="File with the bundler's public keys.")
+    ] = None,
 ) -> None:
-    """Follow the records and controls, exclude and purge, until SIGINT or SIGTERM. SIGUSR1 asks for an epoch."""
+    """Follow the records and controls, exclude and purge, until SIGINT or SIGTERM.
+
+    SIGUSR1 asks for an epoch.
+    """
     from importlib.metadata import version
 
     import structlog
@@ -39,12 +54,15 @@ def run(
     for file in (manifest, journal):
         if file is not None and not file.absolute().parent.is_dir():
             raise InvalidInput(
-                f"The directory of {str(file)!r} does not exist.", code="input.file", fix="make it, or name another"
+                f"The directory of {str(file)!r} does not exist.",
+                code="input.file",
+                fix="make it, or name another",
             )
     purpose, name = parse_name(purpose, what="purpose"), parse_name(name, what="subscriber")
     if DATASET_PATTERN.fullmatch(dataset.resolve().name) is None:
         raise InvalidInput(
-            f"The directory {str(dataset)!r} names its data set, but is not called by 1 to 128 letters, digits, '_', "
+            f"The directory {str(dataset)!r} names its data set, but is not called by 1 to 128 "
+            "letters, digits, '_', "
             "'.' or '-', a letter or digit first.",
             code="input.dataset",
             fix="rename it, or name a link to it",
@@ -79,9 +97,13 @@ def run(
         return {"ok": client.is_following}
 
     health = HealthServer(
-        metrics, alive=alive, ready=trainer.status, host=settings.metrics_host, port=settings.metrics_port
+        metrics,
+        alive=alive,
+        ready=trainer.status,
+        host=settings.metrics_host,
+        port=settings.metrics_port,
     )
-    health.pages["/digest"] = lambda: {"ok": True, "digests": client.view.digests()}
+    health.pages["/digest"] = lambda: {"ok": True, "digests": client.snapshot.digests()}
     health.start()
     structlog.get_logger(__name__).info("trainer", subscriber=name, metrics=health.address)
     for sent in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,7 @@
-"""`consentry verify`: does the certificate of a training run hold? Offline, by its reads and a bundle."""
+"""`consentry verify`: does the certificate of a training run hold?
+
+Offline, by its reads and a bundle.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
     from consentry.bundles import Bundle, PublicKeys
-    from consentry.trainer.deciding.snapshot import View
+    from consentry.trainer.deciding.snapshot import Snapshot
     from consentry.trainer.runs.certificates import Certificate
-    from consentry.trainer.runs.verify import Report
+    from consentry.trainer.runs.verify import CertificateReport
 
 STATUS = ("holds", "violated", "cannot tell")
 _CANNOT_TELL = STATUS.index("cannot tell")
@@ -26,29 +29,48 @@ _CANNOT_TELL = STATUS.index("cannot tell")
 
 def run(
     certificates: Annotated[
-        list[str], typer.Argument(metavar="CERTIFICATE…", help="Certificates, or the folders of runs: paths or URLs.")
+        list[str],
+        typer.Argument(
+            metavar="CERTIFICATE…", help="Certificates, or the folders of runs: paths or URLs."
+        ),
     ],
-    reads: Annotated[str | None, typer.Option(help="The reads of the run; default: those beside it.")] = None,
-    bundle: Annotated[str | None, typer.Option(help="Store of bundles to decide every read by, once more.")] = None,
+    reads: Annotated[
+        str | None, typer.Option(help="The reads of the run; default: those beside it.")
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Store of bundles to decide every read by, once more.")
+    ] = None,
     key: Annotated[
         list[Path] | None,
-        typer.Option(help="File of public keys to believe of the certificate's signer; repeatable."),
+        typer.Option(
+            help="File of public keys to believe of the certificate's signer; repeatable."
+        ),
     ] = None,
     bundle_key: Annotated[
         list[Path] | None,
-        typer.Option(help="File of public keys to believe of the bundler, never the signer's; repeatable."),
+        typer.Option(
+            help="File of public keys to believe of the bundler, never the signer's; repeatable."
+        ),
     ] = None,
     within: Annotated[
-        float | None, typer.Option(min=0, help="Seconds by which the run's knowledge may lag; default: its lease.")
+        float | None,
+        typer.Option(
+            min=0, help="Seconds by which the run's knowledge may lag; default: its lease."
+        ),
     ] = None,
     show_members: Annotated[
         bool, typer.Option("--show-members", help="Name whose reads violate, at most 1,000.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON; a list of several.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was found as JSON; a list of several.")
+    ] = False,
 ) -> None:
-    """Exit 0: the certificates hold. 1: one does not, or someone excluded was read. 2: it cannot be told of one."""
+    """Exit 0: the certificates hold. 1: one does not, or someone excluded was read.
+
+    2: it cannot be told of one.
+    """
     from consentry.bundles import PublicKeys
-    from consentry.trainer.bundled import view_of
+    from consentry.trainer.bundled import snapshot_of
 
     if reads is not None and len(certificates) > 1:
         raise InvalidInput(
@@ -58,23 +80,28 @@ def run(
         )
     keys = PublicKeys.read(*key) if key else None
     opened_bundle, signers = (None, []) if bundle is None else bundle_of(bundle, bundle_key)
-    view = None if opened_bundle is None else view_of(opened_bundle)
+    snapshot = None if opened_bundle is None else snapshot_of(opened_bundle)
     told: list[dict[str, object]] = []
     statuses: list[int] = []
     for one in certificates:
         try:
-            found, report = _verified(one, reads, keys, view, within, show_members=show_members)
+            found, report = _verified(one, reads, keys, snapshot, within, show_members=show_members)
         except ConsentryError as error:
             if len(certificates) == 1:
                 raise
             # One run that was aborted must not keep the others from being judged.
             statuses.append(_CANNOT_TELL)
-            told.append({"status": "cannot tell", "named": one, "code": error.code, "detail": error.message})
+            told.append(
+                {"status": "cannot tell", "named": one, "code": error.code, "detail": error.message}
+            )
             if not as_json:
                 typer.echo(f"{one}: CANNOT TELL. {error}")
             continue
         if opened_bundle is not None:
-            by = f"the bundle {opened_bundle.manifest.bundle_id} is signed by the key {', '.join(signers)}"
+            by = (
+                f"the bundle {opened_bundle.manifest.bundle_id} is signed by the key "
+                f"{', '.join(signers)}"
+            )
             report.checked.append(by)
         statuses.append(report.status)
         told.append(_as_data(found, report) | {"bundle_keys": signers})
@@ -89,11 +116,11 @@ def _verified(
     named: str,
     reads: str | None,
     keys: PublicKeys | None,
-    view: View | None,
+    snapshot: Snapshot | None,
     within: float | None,
     *,
     show_members: bool,
-) -> tuple[Certificate, Report]:
+) -> tuple[Certificate, CertificateReport]:
     from consentry.domain.values import Micros
     from consentry.trainer.runs.certificates import read_certificate
     from consentry.trainer.runs.read_log import pieces
@@ -107,7 +134,7 @@ def _verified(
         report = verify(
             found,
             None if opened is None else pieces(opened),
-            view,
+            snapshot,
             bound=None if within is None else Micros(round(within * 1e6)),
             key_is_given=keys is not None,
             show_members=show_members,
@@ -120,7 +147,8 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
 
     Raises BundleRefused, Unavailable, and InvalidInput without a key.
 
-    Only the bundler's own keys are believed: whoever signs certificates could else sign the bundle that acquits them.
+    Only the bundler's own keys are believed: whoever signs certificates could else sign the bundle
+    that acquits them.
     """
     from consentry.bundles import BundleStore, PublicKeys, open_bundle
     from consentry.ops.clock import system_clock
@@ -131,12 +159,17 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
             code="input.key",
             fix="name the file of the bundler's public key with --bundle-key",
         )
-    bundle = open_bundle(BundleStore(url), keys=PublicKeys.read(*keys), namespace=None, now=system_clock())
+    bundle = open_bundle(
+        BundleStore(url), keys=PublicKeys.read(*keys), namespace=None, now=system_clock()
+    )
     return bundle, sorted({manifest.signed_by for manifest in bundle.manifests})
 
 
 def _certificate_bytes(place: str) -> bytes:
-    """The bytes of a certificate, no more than any has. Raises Unavailable where a run has none, InvalidInput."""
+    """The bytes of a certificate, no more than any has.
+
+    Raises Unavailable where a run has none, InvalidInput.
+    """
     from consentry.trainer.runs.certificates import BYTES_MAX
 
     try:
@@ -186,13 +219,15 @@ def _open_reads(named: str | None, beside: str) -> Iterator[pq.ParquetFile | Non
         yield open_reads(file, place)
 
 
-def _as_data(certificate: Certificate, report: Report) -> dict[str, object]:
+def _as_data(certificate: Certificate, report: CertificateReport) -> dict[str, object]:
     return {
         "status": STATUS[report.status],
         "checked": report.checked,
         "wrong": report.wrong,
         "unclear": report.unclear,
-        "violations": {reason.value: number for reason, number in sorted(report.violations.items())},
+        "violations": {
+            reason.value: number for reason, number in sorted(report.violations.items())
+        },
         "members": report.members,
         "key": certificate.key_id,
         "is_verified": certificate.is_verified,
@@ -200,18 +235,27 @@ def _as_data(certificate: Certificate, report: Report) -> dict[str, object]:
     }
 
 
-def _print(certificate: Certificate, report: Report) -> None:
+def _print(certificate: Certificate, report: CertificateReport) -> None:
     from consentry.domain.explain import date_text
 
     told = certificate.statement
-    # Before the signature is known to hold its texts may be anybody's: nothing of them may steer a terminal.
+    # Before the signature is known to hold its texts may be anybody's: nothing of them may steer a
+    # terminal.
     typer.echo(f"{STATUS[report.status].upper()}  run {told['run_id']!s:.36}")
     typer.echo(
-        f"  {told['rows_read']:,} rows of {told['members_read']:,} members, from {told['dataset']!r:.140} "
+        f"  {told['rows_read']:,} rows of {told['members_read']:,} members, from "
+        f"{told['dataset']!r:.140} "
         f"{told['dataset_version']!r:.140}, for {told['purpose']!r:.70}"
     )
-    typer.echo(f"  {date_text(told['started_at'])} to {date_text(told['ended_at'])}, by {told['subscriber']!r:.70}")
-    for label, texts in (("holds", report.checked), ("WRONG", report.wrong), ("cannot tell", report.unclear)):
+    typer.echo(
+        f"  {date_text(told['started_at'])} to {date_text(told['ended_at'])}, by "
+        f"{told['subscriber']!r:.70}"
+    )
+    for label, texts in (
+        ("holds", report.checked),
+        ("WRONG", report.wrong),
+        ("cannot tell", report.unclear),
+    ):
         for text in texts:
             typer.echo(f"  {label:<11}  {text}")
     for member in report.members:

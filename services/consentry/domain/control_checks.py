@@ -1,4 +1,6 @@
-"""What speaks against a control that is asked for: it would be accepted, and not do what it is meant to."""
+"""What speaks against a control that is asked for: it would be accepted, and not do what it is
+meant to.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,10 @@ from consentry.domain.controls import Control, PauseImposed, PauseLifted, Policy
 from consentry.domain.wording import date_text
 
 
-class Objection(NamedTuple):
-    """Why a control would not do what it is meant to: the field, what is wrong (a clause), the cure, a stable code."""
+class ControlConflict(NamedTuple):
+    """Why a control would not do what it is meant to: the field, what is wrong (a clause), the
+    cure, a stable code.
+    """
 
     field: str
     problem: str
@@ -18,35 +22,50 @@ class Objection(NamedTuple):
     code: str
 
 
-def objection_to_pause(pause: PauseImposed, log: Sequence[Control], *, has_effective: bool) -> Objection | None:
+def conflict_of_pause(
+    pause: PauseImposed, log: Sequence[Control], *, has_effective: bool
+) -> ControlConflict | None:
     """A version that was lifted, or imposed otherwise, would be accepted and change nothing."""
     for known in log:
-        is_lifted = isinstance(known, PauseLifted) and known.pause == pause.pause and known.version >= pause.version
+        is_lifted = (
+            isinstance(known, PauseLifted)
+            and known.pause == pause.pause
+            and known.version >= pause.version
+        )
         is_other = False
-        if isinstance(known, PauseImposed) and (known.pause, known.version) == (pause.pause, pause.version):
+        if isinstance(known, PauseImposed) and (known.pause, known.version) == (
+            pause.pause,
+            pause.version,
+        ):
             is_moved = has_effective and pause.effective_at != known.effective_at
             is_other = is_moved or (known.scope, known.reach) != (pause.scope, pause.reach)
         if is_lifted or is_other:
-            return Objection(
+            return ControlConflict(
                 "version",
                 f"version {pause.version} of pause {pause.pause!r} was "
-                f"{'lifted' if is_lifted else 'imposed otherwise'} already: repeating it changes nothing",
+                f"{'lifted' if is_lifted else 'imposed otherwise'} already: repeating it changes "
+                "nothing",
                 "give it a higher version",
                 "input.pause_version",
             )
     return None
 
 
-def objection_to_lift(lift: PauseLifted, log: Sequence[Control], *, has_effective: bool) -> Objection | None:
-    """A lift of a pause that nobody imposed changes nothing; one from before the pause would undo that it ever held.
+def conflict_of_lift(
+    lift: PauseLifted, log: Sequence[Control], *, has_effective: bool
+) -> ControlConflict | None:
+    """A lift of a pause that nobody imposed changes nothing; one from before the pause would undo
+    that it ever held.
 
-    One of a version beyond the highest would end, unseen, what an authority imposes next: a lift that comes first
-    still lifts.
+    One of a version beyond the highest would end, unseen, what an authority imposes next: a lift
+    that comes first still lifts.
     """
-    named = [known for known in log if isinstance(known, PauseImposed) and known.pause == lift.pause]
+    named = [
+        known for known in log if isinstance(known, PauseImposed) and known.pause == lift.pause
+    ]
     ended = [known for known in named if known.version <= lift.version]
     if not ended:
-        return Objection(
+        return ControlConflict(
             "pause" if not named else "version",
             f"no pause {lift.pause!r} with a version up to {lift.version} was ever imposed",
             "name the pause as it was imposed; `consentry pause list` shows them",
@@ -54,35 +73,42 @@ def objection_to_lift(lift: PauseLifted, log: Sequence[Control], *, has_effectiv
         )
     highest = max(known.version for known in named)
     if lift.version > highest:
-        return Objection(
+        return ControlConflict(
             "version",
-            f"the lift ends versions up to {lift.version} of pause {lift.pause!r}, of which version {highest} is the "
+            f"the lift ends versions up to {lift.version} of pause {lift.pause!r}, of which "
+            f"version {highest} is the "
             "last: it would end what nobody has seen yet",
             f"give it the version {highest}",
             "input.pause_version",
         )
     start = max(known.effective_at for known in ended)
     if has_effective and lift.effective_at < start:
-        return Objection(
+        return ControlConflict(
             "effective",
-            f"the lift takes effect on {date_text(lift.effective_at)}, before the pause does on {date_text(start)}",
+            f"the lift takes effect on {date_text(lift.effective_at)}, before the pause does on "
+            f"{date_text(start)}",
             "give a time from then on; to withdraw a pause that was only announced, leave it out",
             "input.dates_inverted",
         )
     return None
 
 
-def objection_to_policy(policy: PolicyPublished, log: Sequence[Control], *, has_effective: bool) -> Objection | None:
-    """A version that was published before with other content: a record that names it would not say which."""
+def conflict_of_policy(
+    policy: PolicyPublished, log: Sequence[Control], *, has_effective: bool
+) -> ControlConflict | None:
+    """A version that was published before with other content: a record that names it would not say
+    which.
+    """
     for known in log:
         if isinstance(known, PolicyPublished) and known.version == policy.version:
             is_moved = has_effective and known.effective_at != policy.effective_at
             if known.terms == policy.terms and not is_moved:
                 return None
             other = "another effective time" if known.terms == policy.terms else "other terms"
-            return Objection(
+            return ControlConflict(
                 "version",
-                f"the policy version {policy.version!r} was published before with {other}: a record that names it "
+                f"the policy version {policy.version!r} was published before with {other}: a "
+                "record that names it "
                 "would not say which",
                 "give the new terms a version of their own",
                 "input.policy_version",
@@ -91,6 +117,10 @@ def objection_to_policy(policy: PolicyPublished, log: Sequence[Control], *, has_
 
 
 def is_published(policy: PolicyPublished, log: Sequence[Control], *, has_effective: bool) -> bool:
-    """Whether this very policy was published before, so that publishing it again changes nothing."""
-    is_known = any(isinstance(known, PolicyPublished) and known.version == policy.version for known in log)
-    return is_known and objection_to_policy(policy, log, has_effective=has_effective) is None
+    """Whether this very policy was published before, so that publishing it again changes
+    nothing.
+    """
+    is_known = any(
+        isinstance(known, PolicyPublished) and known.version == policy.version for known in log
+    )
+    return is_known and conflict_of_policy(policy, log, has_effective=has_effective) is None

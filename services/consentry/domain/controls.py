@@ -1,4 +1,7 @@
-"""Pauses, lifts and policies as one value that is read when deciding. Reordered or repeated, they settle alike."""
+"""Pauses, lifts and policies as one value that is read when deciding.
+
+Reordered or repeated, they settle alike.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,10 @@ class OptIns(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What a pause covers. None means all; a scope with an unknown jurisdiction, or none, covers everything."""
+    """What a pause covers.
+
+    None means all; a scope with an unknown jurisdiction, or none, covers everything.
+    """
 
     jurisdictions: tuple[str, ...]
     purposes: tuple[str, ...] | None = None
@@ -96,7 +102,9 @@ class PauseImposed:
 
     @property
     def takes_back(self) -> bool:
-        """Whether stored training data is to be purged too; an unknown reach is read as the stricter one."""
+        """Whether stored training data is to be purged too; an unknown reach is read as the
+        stricter one.
+        """
         return self.reach is not Reach.GOING_FORWARD
 
 
@@ -114,7 +122,9 @@ class PauseLifted:
 
     @property
     def voids_opt_ins(self) -> bool:
-        """Whether only opt-ins recorded later count; an unknown word is read as the stricter one."""
+        """Whether only opt-ins recorded later count; an unknown word is read as the stricter
+        one.
+        """
         return self.opt_ins is not OptIns.KEEP
 
 
@@ -169,7 +179,7 @@ class Lift(NamedTuple):
     lift: PauseLifted
 
 
-class Voiding(NamedTuple):
+class OptInVoid(NamedTuple):
     """A lift that voids the opt-ins of a pause's scope, if both count."""
 
     recorded_at: Micros
@@ -178,10 +188,12 @@ class Voiding(NamedTuple):
     imposition: Imposition
 
 
-class Entry(NamedTuple):
-    """The first terms of a policy for a scope entry and purpose, sorted so that the one that binds comes last.
+class TermsEntry(NamedTuple):
+    """The first terms of a policy for a scope entry and purpose, sorted so that the one that binds
+    comes last.
 
-    A later effective time comes before a later place in the log; `number` is that of the terms in the policy.
+    A later effective time comes before a later place in the log; `number` is that of the terms in
+    the policy.
     """
 
     effective_at: Micros
@@ -192,7 +204,9 @@ class Entry(NamedTuple):
 
     @property
     def precedence(self) -> tuple[int, int, int]:
-        """The greater one binds: the policy that took effect last, and in it the first terms that match."""
+        """The greater one binds: the policy that took effect last, and in it the first terms that
+        match.
+        """
         return self.effective_at, self.place, -self.number
 
 
@@ -200,15 +214,16 @@ class Entry(NamedTuple):
 class _Index:
     """Controls by what a question asks for.
 
-    `impositions` and `voidings` are by scope entry, the first in log order and the last recorded one first. `by_name`
-    has the impositions of a pause in log order. `effective_times` and `recorded_times` are distinct and ascending.
+    `impositions` and `voidings` are by scope entry, the first in log order and the last recorded
+    one first. `by_name` has the impositions of a pause in log order. `effective_times` and
+    `recorded_times` are distinct and ascending.
     """
 
     impositions: Mapping[str, tuple[Imposition, ...]] = field(default_factory=dict)
     by_name: Mapping[str, tuple[Imposition, ...]] = field(default_factory=dict)
     lifts: Mapping[str, tuple[Lift, ...]] = field(default_factory=dict)
-    voidings: Mapping[str, tuple[Voiding, ...]] = field(default_factory=dict)
-    entries: Mapping[tuple[str, str], tuple[Entry, ...]] = field(default_factory=dict)
+    voidings: Mapping[str, tuple[OptInVoid, ...]] = field(default_factory=dict)
+    entries: Mapping[tuple[str, str], tuple[TermsEntry, ...]] = field(default_factory=dict)
     effective_times: tuple[Micros, ...] = ()
     recorded_times: tuple[Micros, ...] = ()
 
@@ -221,15 +236,21 @@ class _Index:
             for place, control in numbered
             if isinstance(control, PauseImposed)
         ]
-        lifts = [Lift(place, control) for place, control in numbered if isinstance(control, PauseLifted)]
+        lifts = [
+            Lift(place, control) for place, control in numbered if isinstance(control, PauseLifted)
+        ]
         by_name = _grown(self.by_name, ((one.pause.pause, one) for one in pauses))
         pairs = [(one, lift) for lift in lifts for one in by_name.get(lift.lift.pause, ())]
         pairs += [(one, lift) for one in pauses for lift in self.lifts.get(one.pause.pause, ())]
         return _Index(
-            impositions=_grown(self.impositions, ((code, one) for one in pauses for code in _codes(one.pause))),
+            impositions=_grown(
+                self.impositions, ((code, one) for one in pauses for code in _codes(one.pause))
+            ),
             by_name=by_name,
             lifts=_grown(self.lifts, ((one.lift.pause, one) for one in lifts)),
-            voidings=_sorted(_grown(self.voidings, _voidings(pairs)), self.voidings, key=_last_recorded_first),
+            voidings=_sorted(
+                _grown(self.voidings, _voidings(pairs)), self.voidings, key=_last_recorded_first
+            ),
             entries=_sorted(_grown(self.entries, _entries(numbered)), self.entries, key=_rank),
             effective_times=_merged(self.effective_times, (one.effective_at for one in new)),
             recorded_times=_merged(self.recorded_times, (one.recorded_at for one in new)),
@@ -240,19 +261,27 @@ class _Index:
         return bisect_right(self.effective_times, at), bisect_right(self.recorded_times, known_at)
 
     def is_the_one(self, imposition: Imposition, at: Micros, known_at: Micros) -> bool:
-        """Whether it is the first that counts of those of its pause and version: the others then change nothing."""
+        """Whether it is the first that counts of those of its pause and version: the others then
+        change nothing.
+        """
         same = self.by_name[imposition.pause.pause]
         if len(same) == 1:
             return True
         version = imposition.pause.version
-        return imposition is next(one for one in same if one.pause.version == version and one.counts(at, known_at))
+        return imposition is next(
+            one for one in same if one.pause.version == version and one.counts(at, known_at)
+        )
 
     def is_lifted(self, pause: PauseImposed, at: Micros, known_at: Micros) -> bool:
         """Whether a counting lift ends this version of the pause."""
         lifts = self.lifts.get(pause.pause, ())
-        return any(lift.version >= pause.version and counts(lift, at, known_at) for _, lift in lifts)
+        return any(
+            lift.version >= pause.version and counts(lift, at, known_at) for _, lift in lifts
+        )
 
-    def binding(self, holder: str, purpose: str, *, at: Micros, known_at: Micros) -> Entry | None:
+    def binding(
+        self, holder: str, purpose: str, *, at: Micros, known_at: Micros
+    ) -> TermsEntry | None:
         """The last entry for this scope entry and purpose whose policy counts, or None."""
         entries = self.entries.get((holder, purpose), ())
         for place in reversed(range(bisect_right(entries, at, key=_effective_time))):
@@ -261,11 +290,11 @@ class _Index:
         return None
 
 
-def _effective_time(entry: Entry) -> Micros:
+def _effective_time(entry: TermsEntry) -> Micros:
     return entry.effective_at
 
 
-def _rank(entry: Entry) -> tuple[int, int]:
+def _rank(entry: TermsEntry) -> tuple[int, int]:
     return entry.effective_at, entry.place
 
 
@@ -273,24 +302,26 @@ def _codes(pause: PauseImposed) -> Iterable[str]:
     return dict.fromkeys(pause.scope.jurisdictions)
 
 
-def _voidings(pairs: Iterable[tuple[Imposition, Lift]]) -> Iterator[tuple[str, Voiding]]:
+def _voidings(pairs: Iterable[tuple[Imposition, Lift]]) -> Iterator[tuple[str, OptInVoid]]:
     for imposition, (place, lift) in pairs:
         if lift.voids_opt_ins and lift.version >= imposition.pause.version:
             for code in _codes(imposition.pause):
-                yield code, Voiding(lift.recorded_at, place, lift, imposition)
+                yield code, OptInVoid(lift.recorded_at, place, lift, imposition)
 
 
-def _last_recorded_first(voiding: Voiding) -> tuple[int, int]:
+def _last_recorded_first(voiding: OptInVoid) -> tuple[int, int]:
     return -voiding.recorded_at, -voiding.place
 
 
-def _entries(numbered: Iterable[tuple[int, Control]]) -> Iterator[tuple[tuple[str, str], Entry]]:
+def _entries(
+    numbered: Iterable[tuple[int, Control]],
+) -> Iterator[tuple[tuple[str, str], TermsEntry]]:
     """Per policy, scope entry and purpose the first terms: the later ones never match first."""
     for place, control in numbered:
         if isinstance(control, PolicyPublished):
-            first: dict[tuple[str, str], Entry] = {}
+            first: dict[tuple[str, str], TermsEntry] = {}
             for number, terms in enumerate(control.terms):
-                entry = Entry(control.effective_at, place, number, control, terms)
+                entry = TermsEntry(control.effective_at, place, number, control, terms)
                 for code in terms.jurisdictions:
                     first.setdefault((code, terms.purpose), entry)
             yield from first.items()
@@ -322,12 +353,18 @@ def _sorted(
 
 
 def _merged(before: tuple[Micros, ...], more: Iterable[Micros]) -> tuple[Micros, ...]:
-    new = {time for time in more if (place := bisect_left(before, time)) == len(before) or before[place] != time}
+    new = {
+        time
+        for time in more
+        if (place := bisect_left(before, time)) == len(before) or before[place] != time
+    }
     return tuple(sorted((*before, *new))) if new else before
 
 
-class Bearing(NamedTuple):
-    """What the controls say of one use in one jurisdiction: the pause, the terms and the voiding lift, if any."""
+class ApplicableControls(NamedTuple):
+    """What the controls say of one use in one jurisdiction: the pause, the terms and the voiding
+    lift, if any.
+    """
 
     pause: PauseImposed | None
     policy: PolicyPublished | None
@@ -337,24 +374,28 @@ class Bearing(NamedTuple):
 
 @dataclass(frozen=True)
 class Controls:
-    """All controls in log order, with the jurisdictions they speak of. Extended by `after`, never changed.
+    """All controls in log order, with the jurisdictions they speak of.
 
-    Answers come from an index and are remembered: which controls count changes only at the times that some control or
-    group membership names, so between two of these all questions about a use have one answer.
+    Extended by `after`, never changed.
+
+    Answers come from an index and are remembered: which controls count changes only at the times
+    that some control or group membership names, so between two of these all questions about a use
+    have one answer.
     """
 
     jurisdictions: Jurisdictions
     log: tuple[Control, ...] = ()
     _seen: frozenset[bytes] = field(default=frozenset(), repr=False, compare=False)
     _index: _Index = field(default_factory=_Index, repr=False, compare=False)
-    _known: dict[tuple[int, int, str, str, str | None], Bearing] = field(
+    _known: dict[tuple[int, int, str, str, str | None], ApplicableControls] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def after(self, *controls: Control) -> Controls:
         """The controls after these followed in the log; one with a known event id changes nothing.
 
-        Except a pause that says something new: who uses an id twice must not thereby leave a regulator unheard.
+        Except a pause that says something new: who uses an id twice must not thereby leave a
+        regulator unheard.
         """
         new: list[Control] = []
         seen = set(self._seen)
@@ -370,7 +411,9 @@ class Controls:
             return self
         index = self._index.after(len(self.log), new)
         if not self.log:
-            index = replace(index, effective_times=_merged(index.effective_times, self.jurisdictions.changes))
+            index = replace(
+                index, effective_times=_merged(index.effective_times, self.jurisdictions.changes)
+            )
         return Controls(self.jurisdictions, (*self.log, *new), frozenset(seen), index)
 
     def understands(self, control: Control) -> bool:
@@ -378,9 +421,11 @@ class Controls:
         return self._widened(control) is control
 
     def _widened(self, control: Control) -> Control:
-        """A pause whose scope cannot be understood covers everything: it must never cover too little.
+        """A pause whose scope cannot be understood covers everything: it must never cover too
+        little.
 
-        An empty list, or a name that no purpose or category can have, is no way to say what is meant.
+        An empty list, or a name that no purpose or category can have, is no way to say what is
+        meant.
         """
         if not isinstance(control, PauseImposed):
             return control
@@ -395,14 +440,17 @@ class Controls:
 
     def bearing(
         self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
-    ) -> Bearing:
-        """Everything that the controls say of this use. Times in microseconds. Source: rules 5 to 7."""
+    ) -> ApplicableControls:
+        """Everything that the controls say of this use. Times in microseconds.
+
+        Source: rules 5 to 7.
+        """
         key = (*self._index.cell(at, known_at), jurisdiction, purpose, category)
         found = self._known.get(key)
         if found is None:
             times = {"at": at, "known_at": known_at}
             policy, terms = self.terms_for(jurisdiction, purpose, **times) or (None, None)
-            found = Bearing(
+            found = ApplicableControls(
                 self.pause_in_force(jurisdiction, purpose, category, **times),
                 policy,
                 terms,
@@ -439,16 +487,24 @@ class Controls:
     def terms_for(
         self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
     ) -> tuple[PolicyPublished, Terms] | None:
-        """The terms that bind: of the latest policy that counts and has a matching entry. Source: rule 6."""
-        best: Entry | None = None
+        """The terms that bind: of the latest policy that counts and has a matching entry.
+
+        Source: rule 6.
+        """
+        best: TermsEntry | None = None
         for holder in self.jurisdictions.holders(jurisdiction, at=at):
             found = self._index.binding(holder, purpose, at=at, known_at=known_at)
             if found is not None and (best is None or found.precedence > best.precedence):
                 best = found
         return None if best is None else (best.policy, best.terms)
 
-    def last_voiding_lift(self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros) -> PauseLifted | None:
-        """The last counting lift that voids opt-ins of this jurisdiction and purpose, or None. Source: rule 7."""
+    def last_voiding_lift(
+        self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
+    ) -> PauseLifted | None:
+        """The last counting lift that voids opt-ins of this jurisdiction and purpose, or None.
+
+        Source: rule 7.
+        """
         last, latest = None, (-(1 << 63), -1)
         for holder in self.jurisdictions.holders(jurisdiction, at=at):
             for recorded_at, place, lift, imposition in self._index.voidings.get(holder, ()):
@@ -480,7 +536,9 @@ class Controls:
 
     @cached_property
     def collection_cut_offs(self) -> tuple[Micros, ...]:
-        """Every `collected_from` of any terms, ascending: data between two of them is treated alike."""
+        """Every `collected_from` of any terms, ascending: data between two of them is treated
+        alike.
+        """
         every = {terms.collected_from for policy in self.policies for terms in policy.terms}
         return tuple(sorted(cut_off for cut_off in every if cut_off is not None))
 
@@ -492,13 +550,16 @@ class Controls:
     @cached_property
     def purposes(self) -> tuple[str, ...]:
         """Every purpose that any terms name, in order of first mention."""
-        return tuple(dict.fromkeys(terms.purpose for policy in self.policies for terms in policy.terms))
+        return tuple(
+            dict.fromkeys(terms.purpose for policy in self.policies for terms in policy.terms)
+        )
 
     def codes_in(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
-        """The countries of a scope at that time, and the parts of them that may come under other terms than those.
+        """The countries of a scope at that time, and the parts of them that may come under other
+        terms than those.
 
-        These are the parts of which some terms speak by themselves, and those that are countries too: what holds
-        either country holds them, so that they can stand otherwise than both.
+        These are the parts of which some terms speak by themselves, and those that are countries
+        too: what holds either country holds them, so that they can stand otherwise than both.
         """
         countries = self.jurisdictions.expanded(scope, at=at)
         twins = self.jurisdictions.twins
@@ -510,19 +571,31 @@ class Controls:
 
     @cached_property
     def _subdivisions(self) -> frozenset[str]:
-        named = (code for policy in self.policies for terms in policy.terms for code in terms.jurisdictions)
+        named = (
+            code
+            for policy in self.policies
+            for terms in policy.terms
+            for code in terms.jurisdictions
+        )
         return frozenset(code for code in named if "-" in code)
 
     def purge_within(
         self, codes: Iterable[str], purposes: Iterable[str] | None, *, at: Micros, known_at: Micros
     ) -> Micros:
-        """The time allowed for a purge, in microseconds: the shortest of all terms in force in these jurisdictions.
+        """The time allowed for a purge, in microseconds: the shortest of all terms in force in
+        these jurisdictions.
 
         30 days where there are none. Source: rule 9.
         """
         wanted = self.purposes if purposes is None else tuple(purposes)
-        found = (self.terms_for(code, purpose, at=at, known_at=known_at) for code in codes for purpose in wanted)
-        return min((terms.purge_within for _, terms in filter(None, found)), default=PURGE_WITHIN_DEFAULT)
+        found = (
+            self.terms_for(code, purpose, at=at, known_at=known_at)
+            for code in codes
+            for purpose in wanted
+        )
+        return min(
+            (terms.purge_within for _, terms in filter(None, found)), default=PURGE_WITHIN_DEFAULT
+        )
 
 
 def _are_names(names: tuple[str, ...] | None) -> bool:

@@ -1,4 +1,6 @@
-"""The one answer: may this member's data be used for this purpose, at that time, by what was known then, and why."""
+"""The one answer: may this member's data be used for this purpose, at that time, by what was known
+then, and why.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ from consentry.domain.controls import (
     Terms,
 )
 from consentry.domain.events import AGE_BANDS, RELOCATION_FACTS, Fact, FactKind
-from consentry.domain.records import Record, next_choice, next_hold
+from consentry.domain.records import Record, next_choice, next_quarantine
 from consentry.domain.values import REASON_RANK, AgeBand, Micros, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What is known of one row of training data; None is not known. `collected` is in microseconds."""
+    """What is known of one row of training data; None is not known. `collected` is in
+    microseconds.
+    """
 
     jurisdiction: str | None = None
     category: str | None = None
@@ -30,7 +34,10 @@ class Row:
 
 
 class Limit(enum.StrEnum):
-    """Which condition of terms a question fails; in this order the first one is told. Source: rule 6."""
+    """Which condition of terms a question fails; in this order the first one is told.
+
+    Source: rule 6.
+    """
 
     MINOR = "MINOR"
     AGE_NOT_KNOWN = "AGE_NOT_KNOWN"
@@ -40,7 +47,8 @@ class Limit(enum.StrEnum):
 
 
 class Ground(NamedTuple):
-    """One fact behind a decision: the reason it stands for, the fact itself, and the jurisdiction asked about.
+    """One fact behind a decision: the reason it stands for, the fact itself, and the jurisdiction
+    asked about.
 
     With a policy come the terms that bind, and for OUTSIDE_TERMS the limit that fails.
     """
@@ -54,18 +62,22 @@ class Ground(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An answer: whether the use is allowed, the reason, and the grounds, the deciding one first."""
+    """An answer: whether the use is allowed, the reason, and the grounds, the deciding one
+    first.
+    """
 
     allowed: bool
     reason: Reason
     because: tuple[Ground, ...] = field(default=())
 
 
-class Standing(NamedTuple):
-    """What a record says for one purpose at one pair of times; the part of an answer that is the member's own."""
+class MemberState(NamedTuple):
+    """What a record says for one purpose at one pair of times; the part of an answer that is the
+    member's own.
+    """
 
     erasure: Fact | None
-    hold: Fact | None
+    quarantine: Fact | None
     is_folded: bool
     relocation: Fact | None
     choice: Fact | None
@@ -81,16 +93,21 @@ class Standing(NamedTuple):
         return AgeBand.UNKNOWN if self.relocation is None else AGE_BANDS[self.relocation.kind]
 
 
-NOBODY = Standing(None, None, False, None, None)
+NOBODY = MemberState(None, None, False, None, None)
 """The standing of a member of whom nothing is recorded."""
 
 
-def standing(record: Record | None, *, purpose: str, at: Micros, known_at: Micros) -> Standing:
-    """Evaluate a record's facts that count, in log order. Times in microseconds. Source: rules 1 to 4 and 10."""
+def member_state(
+    record: Record | None, *, purpose: str, at: Micros, known_at: Micros
+) -> MemberState:
+    """Evaluate a record's facts that count, in log order. Times in microseconds.
+
+    Source: rules 1 to 4 and 10.
+    """
     if record is None:
         return NOBODY
     if at < record.folded_effective_at or known_at < record.folded_recorded_at:
-        return Standing(None, None, True, None, None)
+        return MemberState(None, None, True, None, None)
     erasure = hold = relocation = choice = None
     for fact in record.facts:
         kind, effective_at, recorded_at = fact[0], fact[1], fact[2]
@@ -100,41 +117,60 @@ def standing(record: Record | None, *, purpose: str, at: Micros, known_at: Micro
             relocation = fact
         elif kind is FactKind.ERASED:
             erasure = fact
-        elif kind is FactKind.HELD or kind is FactKind.RELEASED or kind is FactKind.UNKNOWN:
-            hold = next_hold(hold, fact)
+        elif kind is FactKind.QUARANTINED or kind is FactKind.RELEASED or kind is FactKind.UNKNOWN:
+            hold = next_quarantine(hold, fact)
         elif fact.name == purpose:
             choice = next_choice(choice, fact)
-    return Standing(erasure, hold, False, relocation, choice)
+    return MemberState(erasure, hold, False, relocation, choice)
 
 
 def decide(
-    record: Record | None, row: Row | None, controls: Controls, *, purpose: str, at: Micros, known_at: Micros
+    record: Record | None,
+    row: Row | None,
+    controls: Controls,
+    *,
+    purpose: str,
+    at: Micros,
+    known_at: Micros,
 ) -> Decision:
     """Say whether this row, or the member's data at large, may be used for `purpose`, and why.
 
-    `record` is None for a member who is not in the table. `at` is when the data would be used, `known_at` what had
-    been recorded by then, both in microseconds since 1970-01-01 UTC. Returns the outcome, one reason of the closed
-    list and the grounds, the deciding one first. Raises nothing: whatever is unknown is not allowed.
-    Source: rules 1 to 10 (docs/architecture.md, "Rules").
+    `record` is None for a member who is not in the table. `at` is when the data would be used,
+    `known_at` what had been recorded by then, both in microseconds since 1970-01-01 UTC. Returns
+    the outcome, one reason of the closed list and the grounds, the deciding one first. Raises
+    nothing: whatever is unknown is not allowed. Source: rules 1 to 10 (docs/architecture.md,
+    "Rules").
     """
-    own = standing(record, purpose=purpose, at=at, known_at=known_at)
-    return judge(own, row, controls, purpose=purpose, at=at, known_at=known_at)
+    own = member_state(record, purpose=purpose, at=at, known_at=known_at)
+    return decide_state(own, row, controls, purpose=purpose, at=at, known_at=known_at)
 
 
-def judge(
-    own: Standing, row: Row | None, controls: Controls, *, purpose: str, at: Micros, known_at: Micros
+def decide_state(
+    own: MemberState,
+    row: Row | None,
+    controls: Controls,
+    *,
+    purpose: str,
+    at: Micros,
+    known_at: Micros,
 ) -> Decision:
     """The decision for a member's standing; the only place that returns *allowed*. See `decide`."""
     if own.erasure is not None:
         return Decision(False, Reason.ERASED, (Ground(Reason.ERASED, own.erasure),))
-    if own.hold is not None:
-        return Decision(False, Reason.HELD, (Ground(Reason.HELD, own.hold),))
+    if own.quarantine is not None:
+        return Decision(False, Reason.QUARANTINED, (Ground(Reason.QUARANTINED, own.quarantine),))
     if own.is_folded:
         return Decision(False, Reason.HISTORY_FOLDED, (Ground(Reason.HISTORY_FOLDED, _TOO_EARLY),))
-    places = {place: None for place in (own.jurisdiction, row.jurisdiction if row else None) if place is not None}
+    places = {
+        place: None
+        for place in (own.jurisdiction, row.jurisdiction if row else None)
+        if place is not None
+    }
     if not places:
-        return Decision(False, Reason.JURISDICTION_UNKNOWN, (Ground(Reason.JURISDICTION_UNKNOWN, _NOWHERE),))
-    question = _Question(own, row, controls, purpose, at, known_at)
+        return Decision(
+            False, Reason.JURISDICTION_UNKNOWN, (Ground(Reason.JURISDICTION_UNKNOWN, _NOWHERE),)
+        )
+    question = _UseQuestion(own, row, controls, purpose, at, known_at)
     answers = [question.ask(place) for place in places]
     refusing = [grounds for grounds in answers if grounds[0].reason not in _ALLOWING]
     grounds = min(refusing or answers, key=lambda grounds: REASON_RANK[grounds[0].reason])
@@ -146,10 +182,10 @@ _NOWHERE = "neither the member's record nor the row names a jurisdiction"
 _ALLOWING = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
 
 
-class _Question(NamedTuple):
+class _UseQuestion(NamedTuple):
     """One question, asked for each jurisdiction that the member or the row names."""
 
-    own: Standing
+    own: MemberState
     row: Row | None
     controls: Controls
     purpose: str
@@ -157,11 +193,17 @@ class _Question(NamedTuple):
     known_at: Micros
 
     def ask(self, place: str) -> list[Ground]:
-        """The grounds of the answer for one jurisdiction, the deciding one first. Source: rule 8."""
+        """The grounds of the answer for one jurisdiction, the deciding one first. Source: rule
+        8.
+        """
         if not self.controls.jurisdictions.is_code(place):
-            return [Ground(Reason.JURISDICTION_UNKNOWN, f"{place[:16]!r} is not a known code", place)]
+            return [
+                Ground(Reason.JURISDICTION_UNKNOWN, f"{place[:16]!r} is not a known code", place)
+            ]
         category = self.row.category if self.row else None
-        bearing = self.controls.bearing(place, self.purpose, category, at=self.at, known_at=self.known_at)
+        bearing = self.controls.bearing(
+            place, self.purpose, category, at=self.at, known_at=self.known_at
+        )
         choice = self._choice_ground(place, bearing.voiding_lift)
         rest = [choice] if choice else []
         if bearing.pause is not None:
@@ -169,13 +211,22 @@ class _Question(NamedTuple):
         if choice is not None and choice.reason is Reason.OPTED_OUT:
             return [choice]
         if bearing.policy is None or bearing.terms is None:
-            return [Ground(Reason.NO_TERMS, f"no policy has terms for {self.purpose}", place), *rest]
+            return [
+                Ground(Reason.NO_TERMS, f"no policy has terms for {self.purpose}", place),
+                *rest,
+            ]
         reason = self._by_terms(bearing.terms, choice)
-        limit = failed_limit(bearing.terms, self.own.age_band, self.row) if reason is Reason.OUTSIDE_TERMS else None
+        limit = (
+            failed_limit(bearing.terms, self.own.age_band, self.row)
+            if reason is Reason.OUTSIDE_TERMS
+            else None
+        )
         return [Ground(reason, bearing.policy, place, bearing.terms, limit), *rest]
 
     def _choice_ground(self, place: str, lift: PauseLifted | None) -> Ground | None:
-        """What the member's choice comes to: opted out, opted in, an opt-in that a lift made void, or none."""
+        """What the member's choice comes to: opted out, opted in, an opt-in that a lift made void,
+        or none.
+        """
         choice = self.own.choice
         if choice is None:
             return None
@@ -199,16 +250,25 @@ class _Question(NamedTuple):
 
 
 def failed_limit(terms: Terms, band: AgeBand, row: Row | None) -> Limit | None:
-    """The first limit by which age, category or time of collection falls outside the terms. Source: rule 6."""
+    """The first limit by which age, category or time of collection falls outside the terms.
+
+    Source: rule 6.
+    """
     if band is AgeBand.MINOR and terms.minors is not Minors.ALLOW:
         return Limit.MINOR
     if band is AgeBand.UNKNOWN and terms.minors in (Minors.EXCLUDE_UNLESS_ADULT, Minors.UNKNOWN):
         return Limit.AGE_NOT_KNOWN
     if row is None:
         return None
-    if terms.categories is not None and row.category is not None and row.category not in terms.categories:
+    if (
+        terms.categories is not None
+        and row.category is not None
+        and row.category not in terms.categories
+    ):
         return Limit.CATEGORY
-    if terms.collected_from is None or (row.collected is not None and row.collected >= terms.collected_from):
+    if terms.collected_from is None or (
+        row.collected is not None and row.collected >= terms.collected_from
+    ):
         return None
     return Limit.COLLECTED_UNKNOWN if row.collected is None else Limit.COLLECTED_BEFORE
 

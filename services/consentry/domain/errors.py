@@ -1,10 +1,14 @@
 """Every error of Consentry, sorted by what the caller does next.
 
-ConsentryError                 a sentence: what failed, which value, why; `code` is stable, `fix` says what to do
-├── Refused                    the request or the configuration is wrong: nothing was written, correct it
+ConsentryError                 a sentence: what failed, which value, why; `code` is stable, `fix`
+says what to do
+├── Refused                    the request or the configuration is wrong: nothing was written,
+correct it
 │   ├── InvalidInput           a value given by a person or a file does not fit
-│   └── UnsafeSetting          a broker, table or topic is set up in a way that could lose an exclusion
-├── Unavailable                something outside did not answer: try again, nothing is known to be lost
+│   └── UnsafeSetting          a broker, table or topic is set up in a way that could lose an
+exclusion
+├── Unavailable                something outside did not answer: try again, nothing is known to be
+lost
 ├── Fenced                     another owner holds the partition now: stop, and claim anew
 ├── TableWentBack              the table no longer holds what it held: rewind or rebuild
 └── UndecodableEvent           the bytes cannot be read: quarantine them and hold the member
@@ -16,7 +20,9 @@ from typing import Any
 
 
 class ConsentryError(Exception):
-    """What failed, with a stable `code` and the `fix`; `str(error)` is one paragraph for a person."""
+    """What failed, with a stable `code` and the `fix`; `str(error)` is one paragraph for a
+    person.
+    """
 
     def __init__(self, message: str, *, code: str, fix: str = "") -> None:
         super().__init__(message)
@@ -33,7 +39,9 @@ class ConsentryError(Exception):
         return f"{text} Fix: {self.fix}" if self.fix else text
 
 
-def _again(kind: type[ConsentryError], args: tuple[Any, ...], state: dict[str, Any]) -> ConsentryError:
+def _again(
+    kind: type[ConsentryError], args: tuple[Any, ...], state: dict[str, Any]
+) -> ConsentryError:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)
@@ -67,9 +75,12 @@ class TableWentBack(ConsentryError):
 class UndecodableEvent(ConsentryError):
     """The bytes of a message cannot be read as an event.
 
-    `error_class` is one word of a closed list, safe as a metric label; the message never holds payload text.
+    `error_class` is one word of a closed list, safe as a metric label; the message never holds
+    payload text.
     """
 
     def __init__(self, error_class: str, message: str) -> None:
-        super().__init__(message, code=f"undecodable.{error_class}", fix="the raw bytes are in quarantine")
+        super().__init__(
+            message, code=f"undecodable.{error_class}", fix="the raw bytes are in quarantine"
+        )
         self.error_class = error_class

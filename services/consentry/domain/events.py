@@ -1,4 +1,6 @@
-"""What members did, as it was read from the log. Each event has the fact that a record keeps of it."""
+"""What members did, as it was read from the log. Each event has the fact that a record keeps of
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ class FactKind(enum.IntEnum):
     """What a fact says; the numbers are the order of symbols in ConsentRecord.avsc."""
 
     ERASED = 0
-    HELD = 1
+    QUARANTINED = 1
     OPTED_OUT = 2
     RELOCATED_MINOR = 3
     RELOCATED_AGE_UNKNOWN = 4
@@ -37,17 +39,22 @@ AGE_BAND_KINDS = {
 AGE_BANDS = {kind: band for band, kind in AGE_BAND_KINDS.items()}
 CHOICE_FACTS = frozenset(CHOICE_KINDS.values())
 RELOCATION_FACTS = frozenset(AGE_BANDS)
-CLAMPED_FACTS = frozenset({FactKind.ERASED, FactKind.OPTED_OUT, FactKind.CHOICE_UNKNOWN}) | RELOCATION_FACTS
+CLAMPED_FACTS = (
+    frozenset({FactKind.ERASED, FactKind.OPTED_OUT, FactKind.CHOICE_UNKNOWN}) | RELOCATION_FACTS
+)
 """What holds from when the broker took it, where the sender's clock was ahead of the broker's."""
-HOLD_FACTS = frozenset({FactKind.HELD, FactKind.RELEASED, FactKind.UNKNOWN})
-"""What begins or ends a hold; a kind that is not known is read as a hold."""
+HOLD_FACTS = frozenset({FactKind.QUARANTINED, FactKind.RELEASED, FactKind.UNKNOWN})
+"""What begins or ends a quarantine; a kind that is not known is read as a quarantine."""
 
 
 class Fact(NamedTuple):
-    """One recorded fact of a member. `version` is the record's version that it made, 0 before folding.
+    """One recorded fact of a member.
 
-    `name` is the purpose of a choice or the jurisdiction of a relocation. `tag` is eight bytes of the event's
-    identity, so that a repeated event is recognised. Times are microseconds since 1970-01-01 UTC.
+    `version` is the record's version that it made, 0 before folding.
+
+    `name` is the purpose of a choice or the jurisdiction of a relocation. `tag` is eight bytes of
+    the event's identity, so that a repeated event is recognised. Times are microseconds since
+    1970-01-01 UTC.
     """
 
     kind: FactKind
@@ -61,18 +68,20 @@ class Fact(NamedTuple):
     def says_the_same(self, other: Fact) -> bool:
         """Whether both are the same event, whatever version each made.
 
-        `recorded_at` may differ: a gateway stamps every attempt, and a fast clock is clamped to each append, where
-        `effective_at` is clamped with it. The first one stands, so a retry can never outlive a lift.
+        `recorded_at` may differ: a gateway stamps every attempt, and a fast clock is clamped to
+        each append, where `effective_at` is clamped with it. The first one stands, so a retry can
+        never outlive a lift.
         """
         if (self.kind, *self[3:6]) != (other.kind, *other[3:6]):
             return False
         return self.effective_at == other.effective_at or self._was_clamped_before(other)
 
     def _was_clamped_before(self, other: Fact) -> bool:
-        """Whether the two can be one message that was appended twice, the first time ahead of the broker's clock.
+        """Whether the two can be one message that was appended twice, the first time ahead of the
+        broker's clock.
 
-        Then the one recorded first holds from when it was recorded, and the other from then or later. What is kept is
-        whichever came first in the log.
+        Then the one recorded first holds from when it was recorded, and the other from then or
+        later. What is kept is whichever came first in the log.
         """
         first, again = sorted((self, other), key=lambda fact: fact.recorded_at)
         return (
@@ -82,13 +91,17 @@ class Fact(NamedTuple):
         )
 
     def latches(self, later: Fact) -> bool:
-        """Whether this erasure binds a fact that follows it in the log: unless it is dated ahead of that, it does."""
+        """Whether this erasure binds a fact that follows it in the log: unless it is dated ahead of
+        that, it does.
+        """
         return self.effective_at <= max(self.recorded_at, later.recorded_at)
 
 
 def event_tag(event_id: bytes) -> bytes:
     """Combine the two halves of a 16-byte event id by exclusive or."""
-    return (int.from_bytes(event_id[:8], "big") ^ int.from_bytes(event_id[8:], "big")).to_bytes(8, "big")
+    return (int.from_bytes(event_id[:8], "big") ^ int.from_bytes(event_id[8:], "big")).to_bytes(
+        8, "big"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +124,9 @@ class ConsentChanged:
         """What the member's record keeps of this event."""
         kind = CHOICE_KINDS[self.choice]
         tag = event_tag(self.event_id)
-        return Fact(kind, self.effective_at, self.recorded_at, tag, self.observed_version, self.purpose)
+        return Fact(
+            kind, self.effective_at, self.recorded_at, tag, self.observed_version, self.purpose
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +144,14 @@ class MemberRelocated:
     def fact(self) -> Fact:
         """What the member's record keeps of this event."""
         kind = AGE_BAND_KINDS[self.age_band]
-        return Fact(kind, self.effective_at, self.recorded_at, event_tag(self.event_id), None, self.jurisdiction)
+        return Fact(
+            kind,
+            self.effective_at,
+            self.recorded_at,
+            event_tag(self.event_id),
+            None,
+            self.jurisdiction,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +171,7 @@ class MemberErased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventUnreadable:
-    """A message with this member's key could not be read: the member is held."""
+    """A message with this member's key could not be read: the member is quarantined."""
 
     event_id: bytes
     member: MemberId
@@ -157,15 +179,18 @@ class EventUnreadable:
 
     def fact(self) -> Fact:
         """What the member's record keeps of this event."""
-        return Fact(FactKind.HELD, self.recorded_at, self.recorded_at, event_tag(self.event_id))
+        return Fact(
+            FactKind.QUARANTINED, self.recorded_at, self.recorded_at, event_tag(self.event_id)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberReleased:
-    """An operator ended the hold of a member, after the unreadable event was replayed or dismissed.
+    """An operator ended the quarantine of a member, after the unreadable event was replayed or
+    dismissed.
 
-    `observed_version` is the version of the record that the operator had looked at: a hold above it was not looked at,
-    and stays. None releases from every hold before it.
+    `observed_version` is the version of the record that the operator had looked at: a hold above it
+    was not looked at, and stays. None releases from every quarantine before it.
     """
 
     event_id: bytes
@@ -178,7 +203,9 @@ class MemberReleased:
     def fact(self) -> Fact:
         """What the member's record keeps of this event."""
         tag = event_tag(self.event_id)
-        return Fact(FactKind.RELEASED, self.effective_at, self.recorded_at, tag, self.observed_version)
+        return Fact(
+            FactKind.RELEASED, self.effective_at, self.recorded_at, tag, self.observed_version
+        )
 
 
 SentEvent = ConsentChanged | MemberRelocated | MemberErased | MemberReleased

@@ -1,4 +1,6 @@
-"""Why a decision is what it is: what decides, what the member had chosen, and what the terms would have said."""
+"""Why a decision is what it is: what decides, what the member had chosen, and what the terms would
+have said.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,35 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from consentry.domain.controls import Controls, PauseImposed, PolicyPublished, counts
-from consentry.domain.decisions import Decision, Ground, Row, Standing, judge, standing
+from consentry.domain.decisions import (
+    Decision,
+    Ground,
+    MemberState,
+    Row,
+    decide_state,
+    member_state,
+)
 from consentry.domain.events import CHOICE_FACTS, HOLD_FACTS, RELOCATION_FACTS, Fact, FactKind
-from consentry.domain.records import Record, next_choice, next_hold
+from consentry.domain.records import Record, next_choice, next_quarantine
 from consentry.domain.values import Micros, Reason
-from consentry.domain.wording import NameOf, Words, date_text, moment_of
+from consentry.domain.wording import NameOf, Phrasing, date_text, moment_of
 
-__all__ = ["Asked", "Explanation", "FactNote", "Link", "Role", "as_data", "date_text", "explain", "sentences"]
+__all__ = [
+    "ExplainQuestion",
+    "Explanation",
+    "FactNote",
+    "Link",
+    "SentenceRole",
+    "as_data",
+    "date_text",
+    "explain",
+    "sentences",
+]
 
 _FOREVER: Final = Micros(1 << 62)
 
 
-class Role(enum.StrEnum):
+class SentenceRole(enum.StrEnum):
     """What a sentence of a chain is there for."""
 
     DECIDES = "decides"
@@ -32,15 +51,17 @@ class Role(enum.StrEnum):
 class Link(NamedTuple):
     """One sentence of a chain, its role, and the ground that it speaks of."""
 
-    role: Role
+    role: SentenceRole
     ground: Ground
     text: str
 
 
 class FactNote(NamedTuple):
-    """One fact of the record, in words, and why it does not count for the question ('' where it does).
+    """One fact of the record, in words, and why it does not count for the question ('' where it
+    does).
 
-    `replaced_by` is the version of the fact that took its place; a fact that was replaced did count.
+    `replaced_by` is the version of the fact that took its place; a fact that was replaced did
+    count.
     """
 
     fact: Fact
@@ -55,8 +76,10 @@ class FactNote(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One question about one member, as `decide` takes it; times in microseconds since 1970-01-01 UTC."""
+class ExplainQuestion:
+    """One question about one member, as `decide` takes it; times in microseconds since 1970-01-01
+    UTC.
+    """
 
     record: Record | None
     row: Row | None
@@ -65,25 +88,31 @@ class Asked:
     at: Micros
     known_at: Micros
 
-    def standing(self) -> Standing:
+    def member_state(self) -> MemberState:
         """What the record says for the question."""
-        return standing(self.record, purpose=self.purpose, at=self.at, known_at=self.known_at)
+        return member_state(self.record, purpose=self.purpose, at=self.at, known_at=self.known_at)
 
-    def judge(self, own: Standing, row: Row | None, controls: Controls) -> Decision:
+    def decide_state(self, own: MemberState, row: Row | None, controls: Controls) -> Decision:
         """The decision for a standing, row and controls at the same times."""
-        return judge(own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at)
+        return decide_state(
+            own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at
+        )
 
-    def places(self, own: Standing) -> tuple[str, ...]:
+    def places(self, own: MemberState) -> tuple[str, ...]:
         """The jurisdictions that member and row name, the member's first, each once."""
         row_place = self.row.jurisdiction if self.row else None
-        return tuple(dict.fromkeys(place for place in (own.jurisdiction, row_place) if place is not None))
+        return tuple(
+            dict.fromkeys(place for place in (own.jurisdiction, row_place) if place is not None)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """A decision with its chain of sentences, the deciding one first, and the record's facts in log order."""
+    """A decision with its chain of sentences, the deciding one first, and the record's facts in log
+    order.
+    """
 
-    asked: Asked
+    asked: ExplainQuestion
     decision: Decision
     chain: tuple[Link, ...]
     facts: tuple[FactNote, ...]
@@ -94,30 +123,38 @@ class Explanation:
         return tuple(link.text for link in self.chain)
 
 
-def explain(asked: Asked, name_of: NameOf | None = None) -> Explanation:
-    """Decide a question, and say why, what the member had chosen, and what the terms would have said otherwise.
+def explain(asked: ExplainQuestion, name_of: NameOf | None = None) -> Explanation:
+    """Decide a question, and say why, what the member had chosen, and what the terms would have
+    said otherwise.
 
-    The decision is that of `decide`. Costs a few decisions more, so it is for people, not for rows. Raises nothing.
+    The decision is that of `decide`. Costs a few decisions more, so it is for people, not for rows.
+    Raises nothing.
     """
-    words, own = Words(name_of, asked.row), asked.standing()
-    decision = asked.judge(own, asked.row, asked.controls)
+    words, own = Phrasing(name_of, asked.row), asked.member_state()
+    decision = asked.decide_state(own, asked.row, asked.controls)
     notes = _notes(asked, own, words)
     chain = tuple(_Chain(asked, own, decision, notes, words).links())
     return Explanation(asked=asked, decision=decision, chain=chain, facts=notes)
 
 
 def sentences(decision: Decision, name_of: NameOf | None = None) -> tuple[str, ...]:
-    """One sentence per ground of a decision, the deciding one first; `explain` says more, but needs the question."""
-    words = Words(name_of)
+    """One sentence per ground of a decision, the deciding one first;
+
+    `explain` says more, but needs the question.
+    """
+    words = Phrasing(name_of)
     return tuple(words.sentence(ground) for ground in decision.because)
 
 
-def _notes(asked: Asked, own: Standing, words: Words) -> tuple[FactNote, ...]:
-    """Every fact of the record, in log order, with what keeps it from counting. Source: rules 1 to 3 and 7."""
+def _notes(asked: ExplainQuestion, own: MemberState, words: Phrasing) -> tuple[FactNote, ...]:
+    """Every fact of the record, in log order, with what keeps it from counting.
+
+    Source: rules 1 to 3 and 7.
+    """
     notes: list[FactNote] = []
     stands: dict[str, int] = {}
     choice: Fact | None = None
-    hold: Fact | None = None
+    quarantine: Fact | None = None
     for place, fact in enumerate(asked.record.facts if asked.record else ()):
         why_not = _why_not(asked, own, fact)
         if not why_not and fact.kind in CHOICE_FACTS:
@@ -125,9 +162,9 @@ def _notes(asked: Asked, own: Standing, words: Words) -> tuple[FactNote, ...]:
             if before is not None and choice is before:
                 why_not = _kept_out(fact, before)
         if not why_not and fact.kind in HOLD_FACTS:
-            before, hold = hold, next_hold(hold, fact)
-            if before is not None and hold is before:
-                why_not = _left_held(fact, before)
+            before, quarantine = quarantine, next_quarantine(quarantine, fact)
+            if before is not None and quarantine is before:
+                why_not = _left_quarantined(fact, before)
         if not why_not:
             slot = _slot(fact)
             if slot in stands:
@@ -142,15 +179,17 @@ def _notes(asked: Asked, own: Standing, words: Words) -> tuple[FactNote, ...]:
 
 
 def _slot(fact: Fact) -> str:
-    """Facts of one slot take each other's place; of choices only those for the purpose asked about come here."""
+    """Facts of one slot take each other's place; of choices only those for the purpose asked about
+    come here.
+    """
     if fact.kind in RELOCATION_FACTS:
         return "relocation"
     if fact.kind in CHOICE_FACTS:
         return "choice"
-    return "erasure" if fact.kind is FactKind.ERASED else "hold"
+    return "erasure" if fact.kind is FactKind.ERASED else "quarantine"
 
 
-def _why_not(asked: Asked, own: Standing, fact: Fact) -> str:
+def _why_not(asked: ExplainQuestion, own: MemberState, fact: Fact) -> str:
     """What keeps a fact from counting before it is held against the others; '' for nothing."""
     if own.is_folded:
         return "the record no longer answers for that time"
@@ -173,27 +212,34 @@ def _kept_out(fact: Fact, opt_out: Fact) -> str:
     if fact.observed_version is None:
         return "it did not cancel the opt-out, as nothing shows that the person had seen it"
     return (
-        f"it did not cancel the opt-out, as the person had not seen it (they had seen version {fact.observed_version})"
+        "it did not cancel the opt-out, as the person had not seen it (they had seen version "
+        f"{fact.observed_version})"
     )
 
 
-def _left_held(release: Fact, hold: Fact) -> str:
+def _left_quarantined(release: Fact, hold: Fact) -> str:
     """Why a release left the hold as it was."""
     return (
-        f"it did not end the hold of fact {hold.version}, as the operator had not looked at it (they had looked at "
+        f"it did not end the quarantine of fact {hold.version}, as the operator had not looked at "
+        "it (they had looked at "
         f"version {release.observed_version})"
     )
 
 
-def _voided(asked: Asked, own: Standing, choice: Fact, words: Words) -> str:
+def _voided(asked: ExplainQuestion, own: MemberState, choice: Fact, words: Phrasing) -> str:
     """By which lift, and where, the standing opt-in is void; '' where it is not."""
     found: list[str] = []
     places = [place for place in asked.places(own) if asked.controls.jurisdictions.is_code(place)]
     for place in places:
-        lift = asked.controls.last_voiding_lift(place, asked.purpose, at=asked.at, known_at=asked.known_at)
+        lift = asked.controls.last_voiding_lift(
+            place, asked.purpose, at=asked.at, known_at=asked.known_at
+        )
         if lift is not None and choice.recorded_at <= lift.recorded_at:
             where = f" in {words.place(place)}" if len(places) > 1 else ""
-            found.append(f"the lift of {lift.pause}, recorded {date_text(lift.recorded_at)}, made it void{where}")
+            found.append(
+                f"the lift of {lift.pause}, recorded {date_text(lift.recorded_at)}, made it "
+                f"void{where}"
+            )
     return "; ".join(found)
 
 
@@ -201,7 +247,12 @@ class _Chain:
     """Makes the sentences of one explanation."""
 
     def __init__(
-        self, asked: Asked, own: Standing, decision: Decision, notes: tuple[FactNote, ...], words: Words
+        self,
+        asked: ExplainQuestion,
+        own: MemberState,
+        decision: Decision,
+        notes: tuple[FactNote, ...],
+        words: Phrasing,
     ) -> None:
         self._asked = asked
         self._own = own
@@ -212,17 +263,19 @@ class _Chain:
     def links(self) -> Iterator[Link]:
         """The chain, the deciding sentence first."""
         deciding, *beside = self._decision.because
-        yield Link(Role.DECIDES, deciding, self._deciding_text(deciding))
+        yield Link(SentenceRole.DECIDES, deciding, self._deciding_text(deciding))
         place = deciding.jurisdiction
         if place is None:
             return
-        pauses = self._pauses(place, self._asked.known_at) if deciding.reason is Reason.PAUSED else ()
+        pauses = (
+            self._pauses(place, self._asked.known_at) if deciding.reason is Reason.PAUSED else ()
+        )
         for pause in pauses:
             if pause is not deciding.fact:
                 ground = Ground(Reason.PAUSED, pause, place)
-                yield Link(Role.BESIDE, ground, f"also, {self._words.sentence(ground)}")
+                yield Link(SentenceRole.BESIDE, ground, f"also, {self._words.sentence(ground)}")
         for ground in beside:
-            yield Link(Role.BESIDE, ground, self._words.sentence(ground))
+            yield Link(SentenceRole.BESIDE, ground, self._words.sentence(ground))
         yield from self._choices(deciding)
         yield from self._elsewhere(place)
         yield from self._otherwise(place, pauses)
@@ -240,25 +293,49 @@ class _Chain:
             return self._words.sentence(ground)
         if ground.jurisdiction is None:
             member = (
-                "nothing was ever recorded of the member" if record is None else "the member has no known residence"
+                "nothing was ever recorded of the member"
+                if record is None
+                else "the member has no known residence"
             )
-            return f"{member}, and {'the row names no jurisdiction' if row else 'no row was asked about'}"
-        whose = "the row" if row and row.jurisdiction == ground.jurisdiction else "the member's record"
+            return (
+                f"{member}, and "
+                f"{'the row names no jurisdiction' if row else 'no row was asked about'}"
+            )
+        whose = (
+            "the row" if row and row.jurisdiction == ground.jurisdiction else "the member's record"
+        )
         return f"{whose} names a jurisdiction that is not known: {ground.fact}"
 
     def _choices(self, deciding: Ground) -> Iterator[Link]:
         """That the member had not chosen, or what did not cancel their opt-out."""
         if self._own.choice is None:
             text = f"the member had not chosen for {self._asked.purpose}"
-            if any(note.counts and note.fact.kind is FactKind.CHOICE_UNKNOWN for note in self._notes):
-                text = f"no choice of the member for {self._asked.purpose} stands: the last one is not understood"
-            yield Link(Role.BESIDE, Ground(deciding.reason, text, deciding.jurisdiction), text)
+            if any(
+                note.counts and note.fact.kind is FactKind.CHOICE_UNKNOWN for note in self._notes
+            ):
+                text = (
+                    f"no choice of the member for {self._asked.purpose} stands: the last one "
+                    "is not understood"
+                )
+            yield Link(
+                SentenceRole.BESIDE, Ground(deciding.reason, text, deciding.jurisdiction), text
+            )
         elif self._own.choice.kind is FactKind.OPTED_OUT:
             for note in self._notes:
-                is_later = note.fact.version > self._own.choice.version and note.fact.name == self._asked.purpose
+                is_later = (
+                    note.fact.version > self._own.choice.version
+                    and note.fact.name == self._asked.purpose
+                )
                 if is_later and note.fact.kind is FactKind.OPTED_IN:
-                    text = f"an opt-in on {date_text(note.fact.effective_at)} is not counted: {note.why_not}"
-                    yield Link(Role.NOT_COUNTED, Ground(Reason.OPTED_OUT, note.fact, deciding.jurisdiction), text)
+                    text = (
+                        f"an opt-in on {date_text(note.fact.effective_at)} is not counted: "
+                        f"{note.why_not}"
+                    )
+                    yield Link(
+                        SentenceRole.NOT_COUNTED,
+                        Ground(Reason.OPTED_OUT, note.fact, deciding.jurisdiction),
+                        text,
+                    )
 
     def _elsewhere(self, decided: str) -> Iterator[Link]:
         """Where member and row name two jurisdictions: what the other one says. Source: rule 4."""
@@ -268,17 +345,26 @@ class _Chain:
                 alone = self._alone(place, self._own, self._asked.controls)
                 answers = {place: alone.allowed, decided: self._decision.allowed}
                 home, origin = (
-                    f"{self._words.place(one)}, which {'allows' if answers[one] else 'refuses'}" for one in places
+                    f"{self._words.place(one)}, which {'allows' if answers[one] else 'refuses'}"
+                    for one in places
                 )
                 text = f"the member lives in {home}; the row comes from {origin}"
-                yield Link(Role.BESIDE, alone.because[0], f"{text}; {self._words.sentence(alone.because[0])}")
+                yield Link(
+                    SentenceRole.BESIDE,
+                    alone.because[0],
+                    f"{text}; {self._words.sentence(alone.because[0])}",
+                )
 
-    def _alone(self, place: str, own: Standing, controls: Controls) -> Decision:
+    def _alone(self, place: str, own: MemberState, controls: Controls) -> Decision:
         """The answer that one jurisdiction gives by itself."""
         row = None if self._asked.row is None else replace(self._asked.row, jurisdiction=None)
         if own.relocation is None:
-            return self._asked.judge(own, replace(row or Row(), jurisdiction=place), controls)
-        return self._asked.judge(own._replace(relocation=own.relocation._replace(name=place)), row, controls)
+            return self._asked.decide_state(
+                own, replace(row or Row(), jurisdiction=place), controls
+            )
+        return self._asked.decide_state(
+            own._replace(relocation=own.relocation._replace(name=place)), row, controls
+        )
 
     def _otherwise(self, place: str, pauses: tuple[PauseImposed, ...]) -> Iterator[Link]:
         """What the rest of the rules would have said, with the pauses and the opt-out set aside."""
@@ -292,11 +378,13 @@ class _Chain:
             aside.append("the opt-out")
             own = own._replace(choice=None)
         alone = self._alone(place, own, controls)
-        text = f"without {' and '.join(aside)}, {self._words.sentence(alone.because[0], would=True)}"
+        text = (
+            f"without {' and '.join(aside)}, {self._words.sentence(alone.because[0], would=True)}"
+        )
         for other in self._asked.places(self._own):
             if alone.allowed and other != place and not self._alone(other, own, controls).allowed:
                 text += f", yet {self._words.place(other)} would still have refused"
-        yield Link(Role.OTHERWISE, alone.because[0], text)
+        yield Link(SentenceRole.OTHERWISE, alone.because[0], text)
 
     def _not_counted(self, place: str) -> Iterator[Link]:
         """Pauses that were in effect already while nobody could know yet."""
@@ -305,10 +393,17 @@ class _Chain:
         for pause in self._pauses(place, _FOREVER):
             if pause.recorded_at > self._asked.known_at:
                 ground = Ground(Reason.PAUSED, pause, place)
-                yield Link(Role.NOT_COUNTED, ground, f"not yet known then: {self._words.sentence(ground)}")
+                yield Link(
+                    SentenceRole.NOT_COUNTED,
+                    ground,
+                    f"not yet known then: {self._words.sentence(ground)}",
+                )
 
     def _pauses(self, place: str, known_at: Micros) -> tuple[PauseImposed, ...]:
-        """Every pause in force on the use in a jurisdiction, in log order; `decide` needs only the first."""
+        """Every pause in force on the use in a jurisdiction, in log order;
+
+        `decide` needs only the first.
+        """
         asked, controls = self._asked, self._asked.controls
         holders = controls.jurisdictions.holders(place, at=asked.at)
         category = asked.row.category if asked.row else None
@@ -337,12 +432,19 @@ def _without(controls: Controls, pauses: tuple[PauseImposed, ...]) -> Controls:
 
 
 def as_data(explanation: Explanation) -> dict[str, Any]:
-    """An explanation as plain values for JSON; times in ISO 8601, UTC. `because` and `grounds` go in step."""
+    """An explanation as plain values for JSON; times in ISO 8601, UTC.
+
+    `because` and `grounds` go in step.
+    """
     asked, row = explanation.asked, explanation.asked.row
     row_data = None
     if row is not None:
         collected_at = None if row.collected is None else _iso(row.collected)
-        row_data = {"jurisdiction": row.jurisdiction, "category": row.category, "collected_at": collected_at}
+        row_data = {
+            "jurisdiction": row.jurisdiction,
+            "category": row.category,
+            "collected_at": collected_at,
+        }
     return {
         "purpose": asked.purpose,
         "row": row_data,
@@ -368,9 +470,18 @@ def _ground_data(link: Link) -> dict[str, Any]:
     if isinstance(fact, str):
         return found
     if isinstance(fact, Fact):
-        found |= {"kind": "fact", "fact": fact.kind.name, "version": fact.version, "name": fact.name}
+        found |= {
+            "kind": "fact",
+            "fact": fact.kind.name,
+            "version": fact.version,
+            "name": fact.name,
+        }
     elif isinstance(fact, PolicyPublished):
-        found |= {"kind": "policy", "version": fact.version, "event_id": str(uuid.UUID(bytes=fact.event_id))}
+        found |= {
+            "kind": "policy",
+            "version": fact.version,
+            "event_id": str(uuid.UUID(bytes=fact.event_id)),
+        }
         found["regime"] = ground.terms.regime.value if ground.terms else None
         found["limit"] = ground.limit.value if ground.limit else None
     else:
@@ -396,7 +507,9 @@ def _fact_data(note: FactNote) -> dict[str, Any]:
 
 
 def _next_second(instant: Micros) -> Micros:
-    """The first full second that is not before the instant, so that a bound is told right without its fraction."""
+    """The first full second that is not before the instant, so that a bound is told right without
+    its fraction.
+    """
     return Micros(-(-instant // 1_000_000) * 1_000_000)
 
 

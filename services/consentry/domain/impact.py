@@ -1,4 +1,7 @@
-"""What a control would change: which members, where, for what reason, and what new terms open. Counted, not sent."""
+"""What a control would change: which members, where, for what reason, and what new terms open.
+
+Counted, not sent.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from consentry.domain.controls import (
     Regime,
     Terms,
 )
-from consentry.domain.decisions import Standing, judge, standing
+from consentry.domain.decisions import MemberState, decide_state, member_state
 from consentry.domain.events import FactKind
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.records import Record
@@ -40,8 +43,11 @@ _STRICTNESS: Final[Mapping[Minors, int]] = {Minors.ALLOW: 0, Minors.EXCLUDE: 1}
 """How many a rule on minors leaves out; 2 for all who are not known to be of age."""
 
 
-class Change(NamedTuple):
-    """Members whose answer becomes another one, or comes for another reason. `jurisdiction` is their residence."""
+class ReasonChange(NamedTuple):
+    """Members whose answer becomes another one, or comes for another reason.
+
+    `jurisdiction` is their residence.
+    """
 
     purpose: str
     jurisdiction: str | None
@@ -56,8 +62,9 @@ class Change(NamedTuple):
 class Impact:
     """How answers differ at one moment with and without a control. Times in microseconds.
 
-    `covered` has members by last residence, for residences inside the control's scope; `unplaced` are those without
-    one. `unchanged` counts the covered members' other answers by purpose and reason.
+    `covered` has members by last residence, for residences inside the control's scope; `unplaced`
+    are those without one. `unchanged` counts the covered members' other answers by purpose and
+    reason.
     """
 
     at: Micros
@@ -65,19 +72,23 @@ class Impact:
     members: int
     covered: Mapping[str, int]
     unplaced: int
-    changes: tuple[Change, ...]
+    changes: tuple[ReasonChange, ...]
     unchanged: Mapping[tuple[str, Reason], int]
 
     def excluded(self) -> Mapping[str, int]:
         """By purpose, how many members would be allowed no more."""
-        return _by_purpose(change for change in self.changes if change.was_allowed and not change.is_allowed)
+        return _by_purpose(
+            change for change in self.changes if change.was_allowed and not change.is_allowed
+        )
 
     def opened(self) -> Mapping[str, int]:
         """By purpose, how many members would be allowed who were not."""
-        return _by_purpose(change for change in self.changes if change.is_allowed and not change.was_allowed)
+        return _by_purpose(
+            change for change in self.changes if change.is_allowed and not change.was_allowed
+        )
 
 
-def _by_purpose(changes: Iterable[Change]) -> Mapping[str, int]:
+def _by_purpose(changes: Iterable[ReasonChange]) -> Mapping[str, int]:
     found: Counter[str] = Counter()
     for change in changes:
         found[change.purpose] += change.members
@@ -85,14 +96,22 @@ def _by_purpose(changes: Iterable[Change]) -> Mapping[str, int]:
 
 
 class Census:
-    """Counts members by all that an answer depends on, so that each kind of member is judged once, however many."""
+    """Counts members by all that an answer depends on, so that each kind of member is judged once,
+    however many.
+    """
 
-    def __init__(self, controls: Controls, *, purposes: tuple[str, ...], at: Micros, known_at: Micros) -> None:
-        """`controls` are all that will be compared: which lifts an opt-in came before is part of its kind."""
+    def __init__(
+        self, controls: Controls, *, purposes: tuple[str, ...], at: Micros, known_at: Micros
+    ) -> None:
+        """`controls` are all that will be compared: which lifts an opt-in came before is part of
+        its kind.
+        """
         self._purposes = purposes
         self._times = {"at": at, "known_at": known_at}
-        self._lifted_at = sorted({one.recorded_at for one in controls.log if isinstance(one, PauseLifted)})
-        self._kinds: dict[tuple[object, ...], tuple[str, Standing]] = {}
+        self._lifted_at = sorted(
+            {one.recorded_at for one in controls.log if isinstance(one, PauseLifted)}
+        )
+        self._kinds: dict[tuple[object, ...], tuple[str, MemberState]] = {}
         self._counts: Counter[tuple[object, ...]] = Counter()
         self._members = 0
 
@@ -100,12 +119,12 @@ class Census:
         """Count one member; -1 takes one back."""
         self._members += members
         for purpose in self._purposes:
-            own = standing(record, purpose=purpose, **self._times)
+            own = member_state(record, purpose=purpose, **self._times)
             relocation, choice = own.relocation, own.choice
             kind = (
                 purpose,
                 own.erasure is None,
-                own.hold is None,
+                own.quarantine is None,
                 own.is_folded,
                 None if relocation is None else (relocation.kind, relocation.name),
                 None if choice is None else choice.kind,
@@ -119,7 +138,9 @@ class Census:
             self._counts[kind] += members
 
     def compare(self, before: Controls, after: Controls, scope: Iterable[str]) -> Impact:
-        """How the answers of all members counted so far differ, asked of the member alone, without a row."""
+        """How the answers of all members counted so far differ, asked of the member alone, without
+        a row.
+        """
         wanted = frozenset(scope)
         covered: Counter[str] = Counter()
         changed: Counter[tuple[str, str | None, Reason, Reason, bool, bool]] = Counter()
@@ -135,8 +156,8 @@ class Census:
             if purpose == self._purposes[0]:
                 unplaced += members if place is None else 0
                 covered.update({place: members} if place is not None and is_covered else {})
-            was = judge(own, None, before, purpose=purpose, **self._times)
-            now = judge(own, None, after, purpose=purpose, **self._times)
+            was = decide_state(own, None, before, purpose=purpose, **self._times)
+            now = decide_state(own, None, after, purpose=purpose, **self._times)
             if was.reason is not now.reason:
                 changed[purpose, place, was.reason, now.reason, was.allowed, now.allowed] += members
             elif is_covered:
@@ -146,24 +167,47 @@ class Census:
             members=self._members,
             covered=dict(sorted(covered.items())),
             unplaced=unplaced,
-            changes=tuple(sorted((Change(*key, members) for key, members in changed.items()), key=_order)),
+            changes=tuple(
+                sorted(
+                    (ReasonChange(*key, members) for key, members in changed.items()), key=_order
+                )
+            ),
             unchanged=dict(sorted(unchanged.items())),
         )
 
 
-def _order(change: Change) -> tuple[object, ...]:
+def _order(change: ReasonChange) -> tuple[object, ...]:
     """What opens use first, then what closes it, then what only has another reason."""
-    weight = 0 if change.is_allowed and not change.was_allowed else 1 if change.was_allowed != change.is_allowed else 2
-    return (weight, change.purpose, change.jurisdiction or "", -change.members, change.before, change.after)
+    weight = (
+        0
+        if change.is_allowed and not change.was_allowed
+        else 1
+        if change.was_allowed != change.is_allowed
+        else 2
+    )
+    return (
+        weight,
+        change.purpose,
+        change.jurisdiction or "",
+        -change.members,
+        change.before,
+        change.after,
+    )
 
 
 def scope_of(control: Control, controls: Controls) -> tuple[str, ...]:
-    """The jurisdictions that a control speaks of; a lift speaks of those of the pauses that it ends."""
+    """The jurisdictions that a control speaks of; a lift speaks of those of the pauses that it
+    ends.
+    """
     if isinstance(control, PauseImposed):
         return control.scope.jurisdictions
     if isinstance(control, PolicyPublished):
         return tuple(dict.fromkeys(code for terms in control.terms for code in terms.jurisdictions))
-    return tuple(dict.fromkeys(code for pause in lifted_by(control, controls) for code in pause.scope.jurisdictions))
+    return tuple(
+        dict.fromkeys(
+            code for pause in lifted_by(control, controls) for code in pause.scope.jurisdictions
+        )
+    )
 
 
 def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
@@ -180,23 +224,36 @@ def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
 
 def lifted_by(lift: PauseLifted, controls: Controls) -> tuple[PauseImposed, ...]:
     """The pauses that a lift ends."""
-    return tuple(pause for pause in controls.pauses if pause.pause == lift.pause and pause.version <= lift.version)
+    return tuple(
+        pause
+        for pause in controls.pauses
+        if pause.pause == lift.pause and pause.version <= lift.version
+    )
 
 
 def moments_of(control: Control, *, now: Micros) -> tuple[Micros, ...]:
-    """When to ask: once the control is in effect, and again as each notice of a policy ends. In microseconds."""
+    """When to ask: once the control is in effect, and again as each notice of a policy ends.
+
+    In microseconds.
+    """
     start = max(now, control.effective_at)
     terms = control.terms if isinstance(control, PolicyPublished) else ()
-    ends = {one.notice_until for one in terms if one.notice_until is not None and one.notice_until > start}
+    ends = {
+        one.notice_until
+        for one in terms
+        if one.notice_until is not None and one.notice_until > start
+    }
     return (start, *sorted(ends))
 
 
 def freed(
     lift: PauseLifted, before: Controls, after: Controls, *, at: Micros, known_at: Micros
 ) -> Mapping[str, list[str]]:
-    """By purpose, the jurisdictions in which rows may be used again once a lift has ended its pauses.
+    """By purpose, the jurisdictions in which rows may be used again once a lift has ended its
+    pauses.
 
-    There no other pause is in force, and some terms offer the purpose: what a row's member said decides.
+    There no other pause is in force, and some terms offer the purpose: what a row's member said
+    decides.
     """
     found: dict[str, list[str]] = {}
     times = {"at": at, "known_at": known_at}
@@ -205,25 +262,34 @@ def freed(
             was = before.pause_in_force(code, purpose, None, **times)
             binding = after.terms_for(code, purpose, **times)
             is_offered = binding is not None and binding[1].regime in _OFFERED
-            if was is not None and is_offered and after.pause_in_force(code, purpose, None, **times) is None:
+            if (
+                was is not None
+                and is_offered
+                and after.pause_in_force(code, purpose, None, **times) is None
+            ):
                 found.setdefault(purpose, []).append(code)
     return found
 
 
 def openings(control: Control, before: Controls, *, now: Micros) -> tuple[str, ...]:
-    """What a lift or a policy would let in, in words, asked when it takes effect; a pause lets nothing in.
+    """What a lift or a policy would let in, in words, asked when it takes effect; a pause lets
+    nothing in.
 
-    A lift always opens something: at the least, a pause ends. So does a policy that offers something, and takes effect
-    at another time than now: what it is compared with is known for now only. Times in microseconds.
+    A lift always opens something: at the least, a pause ends. So does a policy that offers
+    something, and takes effect at another time than now: what it is compared with is known for now
+    only. Times in microseconds.
     """
     if isinstance(control, PauseImposed):
         return ()
     after, at = before.after(control), max(now, control.effective_at)
     if isinstance(control, PauseLifted):
-        ended = ", ".join(f"{pause.pause} version {pause.version}" for pause in lifted_by(control, after))
+        ended = ", ".join(
+            f"{pause.pause} version {pause.version}" for pause in lifted_by(control, after)
+        )
         free = freed(control, before, after, at=at, known_at=_everything_known(after, now))
         places = (
-            f"{purpose} is no longer paused in {named(codes, after.jurisdictions, at=at, most=None)}"
+            f"{purpose} is no longer paused in "
+            f"{named(codes, after.jurisdictions, at=at, most=None)}"
             for purpose, codes in sorted(free.items())
         )
         if _is_repeated(control, before, at=at, known_at=_everything_known(after, now)):
@@ -231,7 +297,8 @@ def openings(control: Control, before: Controls, *, now: Micros) -> tuple[str, .
             return (f"repeats an earlier lift of the pause {ended}{void}", *places)
         return (f"ends the pause {ended or control.pause}", *places)
     words = (
-        f"{change.purpose} in {named(change.jurisdictions, after.jurisdictions, at=at, most=None)}: {words}"
+        f"{change.purpose} in "
+        f"{named(change.jurisdictions, after.jurisdictions, at=at, most=None)}: {words}"
         for change in _opening_changes(control, before, now)
         for words in change.opens
     )
@@ -239,7 +306,8 @@ def openings(control: Control, before: Controls, *, now: Micros) -> tuple[str, .
 
 
 def openings_digest(control: Control, before: Controls, *, now: Micros) -> str:
-    """What a control opens, exactly: the pauses that it ends, or the old and new terms wherever they let in more.
+    """What a control opens, exactly: the pauses that it ends, or the old and new terms wherever
+    they let in more.
 
     Words round off: terms that were narrowed since can give the same ones.
     """
@@ -247,7 +315,10 @@ def openings_digest(control: Control, before: Controls, *, now: Micros) -> str:
         changes = _opening_changes(control, before, now)
         found = sorted(repr((one.purpose, one.jurisdictions, one.old, one.new)) for one in changes)
     elif isinstance(control, PauseLifted):
-        times = {"at": max(now, control.effective_at), "known_at": _everything_known(before.after(control), now)}
+        times = {
+            "at": max(now, control.effective_at),
+            "known_at": _everything_known(before.after(control), now),
+        }
         found = sorted(
             repr((one.pause, one.version, one.scope, before.is_lifted(one, **times)))
             for one in lifted_by(control, before)
@@ -263,7 +334,9 @@ def _is_repeated(lift: PauseLifted, before: Controls, *, at: Micros, known_at: M
     return bool(ended) and all(before.is_lifted(pause, at=at, known_at=known_at) for pause in ended)
 
 
-def _opening_changes(policy: PolicyPublished, before: Controls, now: Micros) -> tuple[TermsChange, ...]:
+def _opening_changes(
+    policy: PolicyPublished, before: Controls, now: Micros
+) -> tuple[TermsChange, ...]:
     after, at = before.after(policy), max(now, policy.effective_at)
     found = terms_changes(policy, before, after, at=at, known_at=_everything_known(after, now))
     return tuple(change for change in found if change.opens)
@@ -279,17 +352,23 @@ def _at_another_time(policy: PolicyPublished, now: Micros) -> tuple[str, ...]:
     if all(terms.regime not in _OFFERED for terms in policy.terms):
         return ()
     if policy.effective_at > now:
-        return (f"takes effect on {date_text(policy.effective_at)}, when terms may have been narrowed by then",)
+        return (
+            f"takes effect on {date_text(policy.effective_at)}, when terms may have been narrowed "
+            "by then",
+        )
     if policy.effective_at < policy.recorded_at - _PAST_MICROS:
         return (f"takes effect in the past, on {date_text(policy.effective_at)}",)
     return ()
 
 
 class TermsChange(NamedTuple):
-    """Jurisdictions in which a purpose comes under other terms; None: under none. The terms name no jurisdictions here.
+    """Jurisdictions in which a purpose comes under other terms; None: under none.
 
-    `opens` says in words how the new terms let in what the old ones kept out; empty where they do not. `paused` are
-    those of the jurisdictions in which a pause keeps it closed for as long as it lasts.
+    The terms name no jurisdictions here.
+
+    `opens` says in words how the new terms let in what the old ones kept out; empty where they do
+    not. `paused` are those of the jurisdictions in which a pause keeps it closed for as long as it
+    lasts.
     """
 
     purpose: str
@@ -303,7 +382,9 @@ class TermsChange(NamedTuple):
 def terms_changes(
     policy: PolicyPublished, before: Controls, after: Controls, *, at: Micros, known_at: Micros
 ) -> tuple[TermsChange, ...]:
-    """Where a policy changes the terms that bind at a time, jurisdictions with the same change together."""
+    """Where a policy changes the terms that bind at a time, jurisdictions with the same change
+    together.
+    """
     times = {"at": at, "known_at": known_at}
     found: dict[tuple[str, Terms | None, Terms | None], list[str]] = {}
     codes = sorted(after.codes_in(scope_of(policy, after), at=at))
@@ -331,7 +412,9 @@ def _content(binding: tuple[PolicyPublished, Terms] | None) -> Terms | None:
     return None if binding is None else replace(binding[1], jurisdictions=())
 
 
-def in_force(policy: PolicyPublished, controls: Controls, *, at: Micros, known_at: Micros) -> Mapping[str, list[str]]:
+def in_force(
+    policy: PolicyPublished, controls: Controls, *, at: Micros, known_at: Micros
+) -> Mapping[str, list[str]]:
     """By purpose, the jurisdictions in which this policy's terms are the ones that bind."""
     found: dict[str, list[str]] = {}
     for code in sorted(controls.codes_in(scope_of(policy, controls), at=at)):
@@ -343,7 +426,9 @@ def in_force(policy: PolicyPublished, controls: Controls, *, at: Micros, known_a
 
 
 def widenings(old: Terms | None, new: Terms | None) -> tuple[str, ...]:
-    """How new terms let in what the old ones kept out, or keep what those purged, in words; empty where in no way."""
+    """How new terms let in what the old ones kept out, or keep what those purged, in words; empty
+    where in no way.
+    """
     return () if new is None else (*_let_in(old, new), *_kept(old, new))
 
 
@@ -352,20 +437,44 @@ def _let_in(old: Terms | None, new: Terms) -> tuple[str, ...]:
     is_now = _OFFERED.get(new.regime, 0)
     if is_now == 0:
         return ()
-    ends = date_text(new.notice_until) if new.notice_until is not None and is_now == _DEFAULT_ON else ""
+    ends = (
+        date_text(new.notice_until)
+        if new.notice_until is not None and is_now == _DEFAULT_ON
+        else ""
+    )
     if old is None or was == 0:
-        return (f"it is offered, which it was not{f' (before {ends} only to who opted in)' if ends else ''}",)
+        return (
+            "it is offered, which it was "
+            f"not{f' (before {ends} only to who opted in)' if ends else ''}",
+        )
     found = []
     if is_now > was:
-        found.append(f"members who have not chosen are used too{f', from {ends} on' if ends else ''}")
+        found.append(
+            f"members who have not chosen are used too{f', from {ends} on' if ends else ''}"
+        )
     if was == is_now == _DEFAULT_ON and _ends_earlier(old, new):
-        found.append(f"the notice ends {f'on {date_text(new.notice_until)}' if new.notice_until else 'at once'}")
+        found.append(
+            "the notice ends "
+            f"{f'on {date_text(new.notice_until)}' if new.notice_until else 'at once'}"
+        )
     if _STRICTNESS.get(new.minors, 2) < _STRICTNESS.get(old.minors, 2):
-        found.append("minors are used too" if new.minors is Minors.ALLOW else "members of unknown age are used too")
-    if old.categories is not None and (new.categories is None or not set(new.categories) <= set(old.categories)):
-        more = "all" if new.categories is None else ", ".join(sorted(set(new.categories) - set(old.categories)))
+        found.append(
+            "minors are used too"
+            if new.minors is Minors.ALLOW
+            else "members of unknown age are used too"
+        )
+    if old.categories is not None and (
+        new.categories is None or not set(new.categories) <= set(old.categories)
+    ):
+        more = (
+            "all"
+            if new.categories is None
+            else ", ".join(sorted(set(new.categories) - set(old.categories)))
+        )
         found.append(f"more categories are used: {more}")
-    if old.collected_from is not None and (new.collected_from is None or new.collected_from < old.collected_from):
+    if old.collected_from is not None and (
+        new.collected_from is None or new.collected_from < old.collected_from
+    ):
         since = "any time" if new.collected_from is None else date_text(new.collected_from)
         found.append(f"older data is used: from {since}")
     return tuple(found)
@@ -386,13 +495,19 @@ def _days(time: Micros) -> str:
 
 
 def _ends_earlier(old: Terms, new: Terms) -> bool:
-    return old.notice_until is not None and (new.notice_until is None or new.notice_until < old.notice_until)
+    return old.notice_until is not None and (
+        new.notice_until is None or new.notice_until < old.notice_until
+    )
 
 
-def named(codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros, most: int | None = _NAMED_MAX) -> str:
-    """Codes as a person would write them: whole groups by name, `everywhere`, or what is left out of it.
+def named(
+    codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros, most: int | None = _NAMED_MAX
+) -> str:
+    """Codes as a person would write them: whole groups by name, `everywhere`, or what is left out
+    of it.
 
-    A part that is a country too is left unsaid where it is said as that country. At most `most` are named; None: all.
+    A part that is a country too is left unsaid where it is said as that country. At most `most` are
+    named; None: all.
     """
     every = set(codes)
     twins = jurisdictions.twins
@@ -407,7 +522,9 @@ def named(codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros, mos
     return _listed(left, jurisdictions, at, most)
 
 
-def _listed(codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros, most: int | None) -> str:
+def _listed(
+    codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros, most: int | None
+) -> str:
     left, groups = set(codes), []
     for group in sorted(jurisdictions.groups):
         members = jurisdictions.expanded((group,), at=at)

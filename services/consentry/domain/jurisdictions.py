@@ -1,4 +1,7 @@
-"""Which jurisdictions exist, and which groups hold them when. A value: the codes come from a library (wire)."""
+"""Which jurisdictions exist, and which groups hold them when.
+
+A value: the codes come from a library (wire).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ _UNBOUNDED: Final = Micros(2**62)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """A country belongs to a group from `since` until `until` (exclusive); microseconds since 1970-01-01 UTC."""
+    """A country belongs to a group from `since` until `until` (exclusive); microseconds since
+    1970-01-01 UTC.
+    """
 
     country: str
     since: Micros = Micros(-(2**62))
@@ -25,9 +30,12 @@ class Membership:
 
 @dataclass(frozen=True)
 class Jurisdictions:
-    """The codes that are known: ISO 3166-1 alpha-2 countries, ISO 3166-2 subdivisions, and dated groups.
+    """The codes that are known:
 
-    `twins` are subdivisions that are listed as countries too, such as CN-HK, with the country's code.
+    ISO 3166-1 alpha-2 countries, ISO 3166-2 subdivisions, and dated groups.
+
+    `twins` are subdivisions that are listed as countries too, such as CN-HK, with the country's
+    code.
     """
 
     codes: frozenset[str]
@@ -43,9 +51,11 @@ class Jurisdictions:
         return entry == ANYWHERE or entry in self.codes or entry in self.groups
 
     def holders(self, code: str, *, at: Micros) -> frozenset[str]:
-        """Every scope entry that holds `code` at that time: itself, its country, its groups, and anywhere.
+        """Every scope entry that holds `code` at that time: itself, its country, its groups, and
+        anywhere.
 
-        A subdivision that has a country's code of its own is held by what holds that country as well.
+        A subdivision that has a country's code of its own is held by what holds that country as
+        well.
         """
         countries = {code.split("-", 1)[0], self.twins.get(code, code.split("-", 1)[0])}
         groups = (
@@ -68,20 +78,31 @@ class Jurisdictions:
     @cached_property
     def changes(self) -> frozenset[Micros]:
         """Every time at which some country joins or leaves a group."""
-        return frozenset(time for members in self.groups.values() for one in members for time in (one.since, one.until))
+        return frozenset(
+            time
+            for members in self.groups.values()
+            for one in members
+            for time in (one.since, one.until)
+        )
 
     def unknown(self, scope: Iterable[str]) -> tuple[str, ...]:
         """The entries of `scope` that are neither a code, nor a group, nor anywhere."""
         return tuple(entry for entry in scope if not self.is_scope(entry))
 
     def expanded(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
-        """The codes that a scope stands for at that time: groups become their countries, anywhere every country."""
+        """The codes that a scope stands for at that time: groups become their countries, anywhere
+        every country.
+        """
         codes: set[str] = set()
         for entry in scope:
             if entry == ANYWHERE:
                 codes.update(code for code in self.codes if "-" not in code)
             elif entry in self.groups:
-                codes.update(member.country for member in self.groups[entry] if member.since <= at < member.until)
+                codes.update(
+                    member.country
+                    for member in self.groups[entry]
+                    if member.since <= at < member.until
+                )
             else:
                 codes.add(entry)
         return frozenset(codes)

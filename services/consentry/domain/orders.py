@@ -1,4 +1,6 @@
-"""Purge orders: what an erasure, an opt-out or a pause of past training obliges subscribers to delete, and by when."""
+"""Purge orders: what an erasure, an opt-out or a pause of past training obliges subscribers to
+delete, and by when.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ FINAL_RESULTS = frozenset({Result.DELETED, Result.NOT_FOUND, Result.EXEMPT})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeOrder:
-    """A duty to delete: for one member, or for the whole scope of a pause. Times in microseconds."""
+    """A duty to delete: for one member, or for the whole scope of a pause. Times in
+    microseconds.
+    """
 
     order_id: str
     because: PurgeReason
@@ -48,7 +52,10 @@ class PurgeOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """A subscriber's answer for one data set, with its version before and after. Times in microseconds."""
+    """A subscriber's answer for one data set, with its version before and after.
+
+    Times in microseconds.
+    """
 
     order_id: str
     subscriber: str
@@ -61,23 +68,37 @@ class Receipt:
     detail: str = ""
 
 
-def order_for_fact(member: MemberId, fact: Fact, record: Record | None, controls: Controls) -> PurgeOrder | None:
-    """The order that an erasure, or an opt-out where the terms ask for it, opens; None for any other fact.
+def order_for_fact(
+    member: MemberId, fact: Fact, record: Record | None, controls: Controls
+) -> PurgeOrder | None:
+    """The order that an erasure, or an opt-out where the terms ask for it, opens;
 
-    `record` is the member's, after the fact; what followed it in the log does not matter, so that reading the event
-    again after a crash opens the same order. The identity comes from the event. Source: rules 3 and 9.
+    None for any other fact.
+
+    `record` is the member's, after the fact; what followed it in the log does not matter, so that
+    reading the event again after a crash opens the same order. The identity comes from the event.
+    Source: rules 3 and 9.
     """
     facts = record.facts if record else ()
     at = fact.recorded_at
-    version = next((known.version for known in facts if known.tag == fact.tag), record.version + 1 if record else 1)
+    version = next(
+        (known.version for known in facts if known.tag == fact.tag),
+        record.version + 1 if record else 1,
+    )
     before = [known for known in facts if known.version < version]
     if any(known.kind is FactKind.ERASED and known.latches(fact) for known in before):
         return None  # nothing that is recorded after an erasure changes anything
-    homes = [known.name for known in before if known.kind in RELOCATION_FACTS and known.effective_at <= at]
+    homes = [
+        known.name
+        for known in before
+        if known.kind in RELOCATION_FACTS and known.effective_at <= at
+    ]
     jurisdictions = tuple(homes[-1:])
     if fact.kind is FactKind.ERASED:
         because, purposes = PurgeReason.ERASURE, None
-    elif fact.kind is FactKind.OPTED_OUT and _asks_on_opt_out(controls, jurisdictions, fact.name, at):
+    elif fact.kind is FactKind.OPTED_OUT and _asks_on_opt_out(
+        controls, jurisdictions, fact.name, at
+    ):
         because, purposes = PurgeReason.OPT_OUT, (fact.name,)
     else:
         return None
@@ -92,13 +113,18 @@ def order_for_fact(member: MemberId, fact: Fact, record: Record | None, controls
     )
 
 
-def _asks_on_opt_out(controls: Controls, jurisdictions: Iterable[str], purpose: str, at: Micros) -> bool:
+def _asks_on_opt_out(
+    controls: Controls, jurisdictions: Iterable[str], purpose: str, at: Micros
+) -> bool:
     found = (controls.terms_for(code, purpose, at=at, known_at=at) for code in jurisdictions)
     return any(terms.purge_on_opt_out for _, terms in filter(None, found))
 
 
 def order_for_pause(pause: PauseImposed, controls: Controls) -> PurgeOrder | None:
-    """The one order that a pause of past training opens for its whole scope; None if it only goes forward."""
+    """The one order that a pause of past training opens for its whole scope;
+
+    None if it only goes forward.
+    """
     if not pause.takes_back:
         return None
     at = pause.recorded_at
@@ -115,12 +141,16 @@ def order_for_pause(pause: PauseImposed, controls: Controls) -> PurgeOrder | Non
 
 
 def owed(
-    order: PurgeOrder, receipts: Mapping[tuple[str, str], Receipt], declared: Iterable[tuple[str, str]]
+    order: PurgeOrder,
+    receipts: Mapping[tuple[str, str], Receipt],
+    declared: Iterable[tuple[str, str]],
 ) -> tuple[tuple[str, str], ...]:
     """The (subscriber, data set) pairs that still owe a final receipt for the order.
 
-    `receipts` holds the last receipt for this order per pair; `declared` is who must answer. An order that nobody
-    is declared for stays open: nobody can say that it was kept.
+    `receipts` holds the last receipt for this order per pair; `declared` is who must answer. An
+    order that nobody is declared for stays open: nobody can say that it was kept.
     """
     pairs = tuple(declared)
-    return tuple(pair for pair in pairs if pair not in receipts or receipts[pair].result not in FINAL_RESULTS)
+    return tuple(
+        pair for pair in pairs if pair not in receipts or receipts[pair].result not in FINAL_RESULTS
+    )

@@ -17,19 +17,29 @@ from consentry.domain.events import (
 from consentry.domain.values import MemberId, Micros
 
 FACTS_MAX: Final = 64
-"""A record keeps this many facts; older ones are folded, and questions about their time are refused."""
+"""A record keeps this many facts; older ones are folded, and questions about their time are
+refused.
+"""
 
 _EXCLUDING: Final = frozenset(
-    {FactKind.ERASED, FactKind.HELD, FactKind.OPTED_OUT, FactKind.CHOICE_UNKNOWN, FactKind.UNKNOWN}
+    {
+        FactKind.ERASED,
+        FactKind.QUARANTINED,
+        FactKind.OPTED_OUT,
+        FactKind.CHOICE_UNKNOWN,
+        FactKind.UNKNOWN,
+    }
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The folded state of one member: facts in log order, the newest last; only an erasure dated ahead stays behind.
+    """The folded state of one member: facts in log order, the newest last; only an erasure dated
+    ahead stays behind.
 
-    `version` counts the distinct events folded so far. Questions with `at` before `folded_effective_at` or
-    `known_at` before `folded_recorded_at` (0: nothing was folded) are beyond what the record still knows.
+    `version` counts the distinct events folded so far. Questions with `at` before
+    `folded_effective_at` or `known_at` before `folded_recorded_at` (0: nothing was folded) are
+    beyond what the record still knows.
     """
 
     member: MemberId
@@ -40,7 +50,9 @@ class Record:
 
     @property
     def erasure(self) -> Fact | None:
-        """The erasure, which stays the last fact; nothing recorded from its effective time on is folded any more."""
+        """The erasure, which stays the last fact; nothing recorded from its effective time on is
+        folded any more.
+        """
         return self.facts[-1] if self.facts and self.facts[-1].kind is FactKind.ERASED else None
 
 
@@ -56,7 +68,7 @@ def fold(record: Record | None, event: MemberEvent) -> Record:
 def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
     """Return the record after the event behind `fact`; see `fold`.
 
-    An event id that comes back with other content is a forgery or a bug: the member is held.
+    An event id that comes back with other content is a forgery or a bug: the member is quarantined.
     """
     if record is None:
         record = Record(member=member)
@@ -69,9 +81,12 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
                 return record
             return fold(record, reused_event_id(member, fact))
     if fact.recorded_at <= record.folded_recorded_at and fact.kind not in _EXCLUDING:
-        # It may repeat an event that was folded away. Letting it in could widen use a second time; and a relocation
-        # that is new after all must not be lost, so where the member lives is then unknown.
-        return fold(record, reused_event_id(member, fact)) if fact.kind in RELOCATION_FACTS else record
+        # It may repeat an event that was folded away. Letting it in could widen use a second time;
+        # and a relocation that is new after all must not be lost, so where the member lives is then
+        # unknown.
+        return (
+            fold(record, reused_event_id(member, fact)) if fact.kind in RELOCATION_FACTS else record
+        )
     version = record.version + 1
     facts = _with(record.facts, erasure, fact._replace(version=version))
     after = Record(
@@ -85,7 +100,10 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
 
 
 def _with(facts: tuple[Fact, ...], erasure: Fact | None, fact: Fact) -> tuple[Fact, ...]:
-    """The facts and one more. An erasure dated ahead stays behind what is said before it; of two, the earlier one."""
+    """The facts and one more.
+
+    An erasure dated ahead stays behind what is said before it; of two, the earlier one.
+    """
     if erasure is None:
         return (*facts, fact)
     if fact.kind is FactKind.ERASED and fact.effective_at <= erasure.effective_at:
@@ -94,19 +112,22 @@ def _with(facts: tuple[Fact, ...], erasure: Fact | None, fact: Fact) -> tuple[Fa
 
 
 def reused_event_id(member: MemberId, fact: Fact) -> EventUnreadable:
-    """The hold that stands for an event id that came back with other content.
+    """The quarantine that stands for an event id that came back with other content.
 
-    Its own identity is derived from the content, so that repeating the offence changes nothing more.
+    Its own identity is derived from the content, so that repeating the offence changes nothing
+    more.
     """
     digest = hashlib.blake2b(repr(tuple(fact[:6])).encode(), digest_size=16).digest()
     return EventUnreadable(event_id=digest, member=member, recorded_at=fact.recorded_at)
 
 
 def _fold_oldest(record: Record) -> Record:
-    """Drop facts that no question about the remaining time needs, oldest first, until the bound holds.
+    """Drop facts that no question about the remaining time needs, oldest first, until the bound
+    holds.
 
-    For every question after the two horizons all facts of the folded prefix count, so of these only what still
-    stands matters: the last relocation, the standing choice of each purpose, an unended hold.
+    For every question after the two horizons all facts of the folded prefix count, so of these only
+    what still stands matters: the last relocation, the standing choice of each purpose, an unended
+    hold.
     """
     for length in range(2, len(record.facts) + 1):
         prefix = record.facts[:length]
@@ -116,15 +137,22 @@ def _fold_oldest(record: Record) -> Record:
                 member=record.member,
                 version=record.version,
                 facts=(*kept, *record.facts[length:]),
-                folded_effective_at=max(record.folded_effective_at, *(fact.effective_at for fact in prefix)),
-                folded_recorded_at=max(record.folded_recorded_at, *(fact.recorded_at for fact in prefix)),
+                folded_effective_at=max(
+                    record.folded_effective_at, *(fact.effective_at for fact in prefix)
+                ),
+                folded_recorded_at=max(
+                    record.folded_recorded_at, *(fact.recorded_at for fact in prefix)
+                ),
             )
-    # More standing facts than the bound (over 60 purposes with a choice each): keeping them all is right.
+    # More standing facts than the bound (over 60 purposes with a choice each): keeping them all is
+    # right.
     return record
 
 
 def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-    """The facts of a prefix that still bear on later questions, in log order, when every one of them counts."""
+    """The facts of a prefix that still bear on later questions, in log order, when every one of
+    them counts.
+    """
     kept: dict[str, Fact] = {}
     for fact in facts:
         if fact.kind in RELOCATION_FACTS:
@@ -139,19 +167,22 @@ def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
         elif fact.kind is FactKind.ERASED:
             kept["erasure"] = fact
         else:
-            hold = next_hold(kept.get("hold"), fact)
+            hold = next_quarantine(kept.get("quarantine"), fact)
             if hold is None:
-                kept.pop("hold", None)
+                kept.pop("quarantine", None)
             else:
-                kept["hold"] = hold
-    return tuple(sorted(kept.values(), key=lambda fact: (fact.kind is FactKind.ERASED, fact.version)))
+                kept["quarantine"] = hold
+    return tuple(
+        sorted(kept.values(), key=lambda fact: (fact.kind is FactKind.ERASED, fact.version))
+    )
 
 
 def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
     """The choice that stands after `fact`, given the one that stood before (None: no choice).
 
-    OPT_OUT always takes over. OPT_IN takes over an opt-out only if the person had seen it. UNKNOWN leaves an
-    opt-out and takes an opt-in back. Source: rule 2; 11 CCR 7025(c)(3) names the same tie-break.
+    OPT_OUT always takes over. OPT_IN takes over an opt-out only if the person had seen it. UNKNOWN
+    leaves an opt-out and takes an opt-in back. Source: rule 2; 11 CCR 7025(c)(3) names the same
+    tie-break.
     """
     if fact.kind is FactKind.OPTED_OUT:
         return fact
@@ -160,20 +191,25 @@ def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
         if (
             opted_out
             and standing is not None
-            # A version that did not exist yet was seen by nobody: such a claim is a bug, or a forgery.
-            and (fact.observed_version is None or not standing.version <= fact.observed_version < fact.version)
+            # A version that did not exist yet was seen by nobody: such a claim is a bug, or a
+            # forgery.
+            and (
+                fact.observed_version is None
+                or not standing.version <= fact.observed_version < fact.version
+            )
         ):
             return standing
         return fact
     return standing if opted_out else None
 
 
-def next_hold(standing: Fact | None, fact: Fact) -> Fact | None:
-    """The hold that stands after `fact`, a hold or a release, given the one that stood before (None: no hold).
+def next_quarantine(standing: Fact | None, fact: Fact) -> Fact | None:
+    """The quarantine that stands after `fact`, a quarantine or a release, given the one that stood
+    before (None: no quarantine).
 
-    Versions grow along the log, so the newest hold stands for all before it: a release that had seen it has seen
-    them. A release says by `observed_version` what its operator had looked at; one that claims a version which did
-    not exist yet releases nothing. Source: rule 10.
+    Versions grow along the log, so the newest hold stands for all before it: a release that had
+    seen it has seen them. A release says by `observed_version` what its operator had looked at; one
+    that claims a version which did not exist yet releases nothing. Source: rule 10.
     """
     if fact.kind is not FactKind.RELEASED:
         return fact

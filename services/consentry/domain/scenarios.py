@@ -1,4 +1,7 @@
-"""A story as data: what was recorded, in order, and what must then be answered. Source: docs/scenarios.md."""
+"""A story as data: what was recorded, in order, and what must then be answered.
+
+Source: docs/scenarios.md.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,11 @@ from consentry.domain.records import Record, fold
 from consentry.domain.values import MemberId, Micros, Reason
 
 
-class Entry(NamedTuple):
-    """One entry of a timeline. `observed_entry`: the number, from 1, of the entry that a choice or release had seen."""
+class TimelineEntry(NamedTuple):
+    """One entry of a timeline.
+
+    `observed_entry`: the number, from 1, of the entry that a choice or release had seen.
+    """
 
     what: MemberEvent | Control
     observed_entry: int | None = None
@@ -38,7 +44,10 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedOrder:
-    """A purge order that must be open at the end; `jurisdictions` are those of a pause's scope, in any order."""
+    """A purge order that must be open at the end;
+
+    `jurisdictions` are those of a pause's scope, in any order.
+    """
 
     because: PurgeReason
     member: MemberId | None = None
@@ -49,10 +58,12 @@ class ExpectedOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A timeline in log order, the questions to ask, and the orders that must be open (None: not looked at)."""
+    """A timeline in log order, the questions to ask, and the orders that must be open (None: not
+    looked at).
+    """
 
     name: str
-    timeline: tuple[Entry, ...]
+    timeline: tuple[TimelineEntry, ...]
     expect: tuple[Expectation, ...]
     expect_orders: tuple[ExpectedOrder, ...] | None
 
@@ -79,7 +90,9 @@ class Failure:
 
 
 class History(NamedTuple):
-    """What a timeline comes to: each member's record, the controls, and the events with what had been seen."""
+    """What a timeline comes to: each member's record, the controls, and the events with what had
+    been seen.
+    """
 
     records: dict[MemberId, Record]
     controls: Controls
@@ -88,7 +101,10 @@ class History(NamedTuple):
 
 
 def history(scenario: Scenario, jurisdictions: Jurisdictions) -> History:
-    """Fold a timeline. An observed entry becomes the version that the member's record had at that entry."""
+    """Fold a timeline.
+
+    An observed entry becomes the version that the member's record had at that entry.
+    """
     controls = Controls(jurisdictions).after(*scenario.controls)
     records: dict[MemberId, Record] = {}
     versions: dict[MemberId, list[tuple[int, int]]] = {}
@@ -106,7 +122,9 @@ def history(scenario: Scenario, jurisdictions: Jurisdictions) -> History:
         events.append(event)
         orders.append(order_for_fact(event.member, event.fact(), record, controls))
     orders += [order_for_pause(pause, controls) for pause in controls.pauses]
-    return History(records, controls, tuple(events), tuple(order for order in orders if order is not None))
+    return History(
+        records, controls, tuple(events), tuple(order for order in orders if order is not None)
+    )
 
 
 def _version_at(versions: Sequence[tuple[int, int]], entry: int) -> int:
@@ -143,7 +161,10 @@ def run(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[Failure, ...]
 
 
 def failed_answers(scenario: Scenario, decisions: Sequence[Decision | None]) -> Iterator[Failure]:
-    """The questions that were answered otherwise than expected; None stands for one that was not asked."""
+    """The questions that were answered otherwise than expected;
+
+    None stands for one that was not asked.
+    """
     for place, (question, got) in enumerate(zip(scenario.expect, decisions, strict=True)):
         if got is not None and (got.allowed, got.reason) != (question.allowed, question.reason):
             yield Failure(
@@ -170,10 +191,15 @@ def failed_orders(scenario: Scenario, orders: Sequence[PurgeOrder]) -> Iterator[
     opened = "; ".join(_order_words(order) for order in left) or "no other order is open"
     for place, wanted in missing:
         yield Failure(
-            where=f"expect_orders[{place}]", question="open orders", expected=_order_words(wanted), got=opened
+            where=f"expect_orders[{place}]",
+            question="open orders",
+            expected=_order_words(wanted),
+            got=opened,
         )
     if left and not missing:
-        yield Failure(where="expect_orders", question="open orders", expected="no other order", got=opened)
+        yield Failure(
+            where="expect_orders", question="open orders", expected="no other order", got=opened
+        )
 
 
 def _fits(wanted: ExpectedOrder, order: PurgeOrder) -> bool:

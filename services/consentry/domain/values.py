@@ -1,4 +1,6 @@
-"""Identifiers, instants and closed lists shared by all rules. Words: docs/architecture.md, "Words"."""
+"""Identifiers, instants and closed lists shared by all rules. Words: docs/architecture.md,
+"Words".
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,19 @@ def parse_member_id(text: object) -> MemberId:
     if not isinstance(text, str) or MEMBER_ID_PATTERN.fullmatch(text) is None:
         shown = repr(text[:80]) if isinstance(text, str) else f"of type {type(text).__name__}"
         raise InvalidInput(
-            f"The member id {shown} is not a pseudonym of 1 to 64 letters, digits, ':', '_' or '-'.",
+            f"The member id {shown} is not a pseudonym of 1 to 64 letters, digits, ':', '_' or "
+            "'-'.",
             code="input.member_id",
             fix="send the platform's pseudonym, not a name, address or path",
         )
     return MemberId(text)
 
 
-_EXAMPLES: Final = {"purpose": "genai_training, as the policy names it", "category": "posts", "pause": "hk-2024"}
+_EXAMPLES: Final = {
+    "purpose": "genai_training, as the policy names it",
+    "category": "posts",
+    "pause": "hk-2024",
+}
 
 
 def parse_name(text: str, *, what: str) -> str:
@@ -71,10 +78,12 @@ class AgeBand(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why an answer is what it is, in the order in which the first match wins. Two of them allow."""
+    """Why an answer is what it is, in the order in which the first match wins. Two of them
+    allow.
+    """
 
     ERASED = "ERASED"
-    HELD = "HELD"
+    QUARANTINED = "QUARANTINED"
     HISTORY_FOLDED = "HISTORY_FOLDED"
     JURISDICTION_UNKNOWN = "JURISDICTION_UNKNOWN"
     PAUSED = "PAUSED"

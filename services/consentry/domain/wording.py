@@ -1,4 +1,7 @@
-"""Grounds, facts and instants in English that a privacy officer can read. Names of jurisdictions come from outside."""
+"""Grounds, facts and instants in English that a privacy officer can read.
+
+Names of jurisdictions come from outside.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,22 @@ NameOf = Callable[[str], str | None]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _AGES: Final = {AgeBand.ADULT: "of age", AgeBand.MINOR: "a minor", AgeBand.UNKNOWN: "age not known"}
-_REGIMES: Final = {Regime.DEFAULT_ON: "default on", Regime.OPT_IN: "opt-in", Regime.NOT_OFFERED: "not offered"}
-_MINORS: Final = {Minors.EXCLUDE: "no minors", Minors.EXCLUDE_UNLESS_ADULT: "only members known to be of age"}
+_REGIMES: Final = {
+    Regime.DEFAULT_ON: "default on",
+    Regime.OPT_IN: "opt-in",
+    Regime.NOT_OFFERED: "not offered",
+}
+_MINORS: Final = {
+    Minors.EXCLUDE: "no minors",
+    Minors.EXCLUDE_UNLESS_ADULT: "only members known to be of age",
+}
 _BASES: Final = {"LEGITIMATE_INTEREST": "legitimate interest", "CONSENT": "consent"}
 _SAYS: Final[Mapping[Reason, tuple[str, str]]] = {
     Reason.DEFAULT_ON: ("allows the use", "would have allowed the use"),
-    Reason.OPTED_IN: ("allows the use, as the member opted in", "would have allowed the use, as the member opted in"),
+    Reason.OPTED_IN: (
+        "allows the use, as the member opted in",
+        "would have allowed the use, as the member opted in",
+    ),
     Reason.OPT_IN_REQUIRED: ("asks for an opt-in", "would have asked for an opt-in"),
     Reason.NOT_OFFERED: ("does not offer the use", "would not have offered the use"),
     Reason.NOTICE_OPEN: ("is under notice", "would have been under notice"),
@@ -46,7 +59,11 @@ def date_text(instant: Micros) -> str:
     day = f"{moment.day} {moment:%b %Y}"
     if moment.time() == time():
         return day
-    return f"{day} {moment:%H:%M:%S}Z" if moment.second or moment.microsecond else f"{day} {moment:%H:%M}Z"
+    return (
+        f"{day} {moment:%H:%M:%S}Z"
+        if moment.second or moment.microsecond
+        else f"{day} {moment:%H:%M}Z"
+    )
 
 
 def moment_of(instant: Micros) -> datetime:
@@ -55,7 +72,9 @@ def moment_of(instant: Micros) -> datetime:
 
 
 def iso_text(instant: Micros) -> str:
-    """An instant in ISO 8601, UTC, to the microsecond; one that no calendar has, as the nearest that it has."""
+    """An instant in ISO 8601, UTC, to the microsecond; one that no calendar has, as the nearest
+    that it has.
+    """
     try:
         return moment_of(instant).isoformat().replace("+00:00", "Z")
     except OverflowError:
@@ -95,7 +114,9 @@ def terms_summary(terms: Terms | None) -> str:
 
 
 def duration_text(length: Micros) -> str:
-    """`30 days`, `12 hours` or `90 minutes`: the largest unit that says it exactly, rounded to minutes."""
+    """`30 days`, `12 hours` or `90 minutes`: the largest unit that says it exactly, rounded to
+    minutes.
+    """
     minutes = round(length / 60_000_000)
     for unit, size in (("day", 1440), ("hour", 60), ("minute", 1)):
         if minutes % size == 0:
@@ -103,7 +124,7 @@ def duration_text(length: Micros) -> str:
     raise AssertionError("every whole number is a multiple of 1")
 
 
-class Words:
+class Phrasing:
     """Says grounds and facts; `row` is what was asked about, as far as that is known."""
 
     def __init__(self, name_of: NameOf | None = None, row: Row | None = None) -> None:
@@ -120,11 +141,18 @@ class Words:
         if isinstance(fact, str):
             if ground.reason is not Reason.NO_TERMS:
                 return fact
-            return f"{fact} in {place}, so it would have been excluded" if would else f"{fact} in {place}"
+            return (
+                f"{fact} in {place}, so it would have been excluded"
+                if would
+                else f"{fact} in {place}"
+            )
         if isinstance(fact, PauseImposed):
             return f"{place} is paused{self._pause(fact, ground.jurisdiction)}"
         if isinstance(fact, PauseLifted):
-            return f"the lift of {fact.pause} on {date_text(fact.recorded_at)} voided the earlier opt-in"
+            return (
+                f"the lift of {fact.pause} on {date_text(fact.recorded_at)} voided the earlier "
+                "opt-in"
+            )
         if isinstance(fact, PolicyPublished):
             return self._policy(ground, fact, place, would=would)
         return f"the member {self.fact(fact)}"
@@ -141,16 +169,20 @@ class Words:
             FactKind.OPTED_IN: f"opted in to {fact.name}",
             FactKind.CHOICE_UNKNOWN: f"made a choice for {fact.name} that is not understood",
             FactKind.ERASED: "was erased",
-            FactKind.RELEASED: "was released from a hold",
+            FactKind.RELEASED: "was released from a quarantine",
         }
-        return f"{said.get(fact.kind, 'is held: an event of theirs was quarantined')} on {dates}"
+        return f"{said.get(fact.kind, 'is quarantined: an event of theirs was quarantined')} on {dates}"
 
     def _pause(self, pause: PauseImposed, asked: str | None) -> str:
         """Since when, by whom, which, and when that was recorded."""
         recorded = f"recorded {date_text(pause.recorded_at)}"
         if pause.effective_at <= 0:
-            # Only a control that could not be read pauses from the beginning of time (wire/controls.py).
-            return f" until an operator lifts {pause.pause}, a control that could not be read, {recorded}"
+            # Only a control that could not be read pauses from the beginning of time
+            # (wire/controls.py).
+            return (
+                f" until an operator lifts {pause.pause}, a control that could not be read, "
+                f"{recorded}"
+            )
         basis = "" if pause.basis is PauseBasis.UNKNOWN else pause.basis.lower()
         by = " ".join(filter(None, (pause.authority, basis)))
         whole = self._whole(asked, pause.scope.jurisdictions)
@@ -172,7 +204,10 @@ class Words:
         if terms is None or terms.regime is Regime.NOT_OFFERED:
             return said
         if ground.reason is Reason.NOTICE_OPEN and terms.notice_until is not None:
-            said += f" until {date_text(terms.notice_until)}, and until then uses only members who opted in"
+            said += (
+                f" until {date_text(terms.notice_until)}, and until then uses only members "
+                "who opted in"
+            )
         if ground.limit is not None:
             return f"{said}: {self._limit(ground.limit, terms)}"
         return f"{said} ({terms_text(terms)})"
@@ -188,6 +223,8 @@ class Words:
             category = f"the category {row.category}" if row.category else "the row's category"
             return f"{category} is not among {', '.join(terms.categories or ())}"
         if limit is Limit.COLLECTED_UNKNOWN:
-            return f"nobody knows when the row was collected, and only data from {start} on is covered"
+            return (
+                f"nobody knows when the row was collected, and only data from {start} on is covered"
+            )
         when = "" if row.collected is None else f" on {date_text(row.collected)},"
         return f"the row was collected{when} before {start}"

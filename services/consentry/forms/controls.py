@@ -1,4 +1,6 @@
-"""Controls as people write them: instants, scopes, pauses, lifts and policies, checked with a named error."""
+"""Controls as people write them: instants, scopes, pauses, lifts and policies, checked with a named
+error.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from consentry.domain.controls import (
 )
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import DAY_MICROS, POLICY_VERSION_PATTERN, Micros, parse_name
-from consentry.forms.yaml import InvalidForm, read_form
+from consentry.forms.yaml import InvalidDocument, read_form
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -53,7 +55,9 @@ def micros(moment: datetime) -> Micros:
 
 
 def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Micros:
-    """An ISO 8601 date or date and time as microseconds; without a zone it is UTC. Raises InvalidForm.
+    """An ISO 8601 date or date and time as microseconds; without a zone it is UTC.
+
+    Raises InvalidDocument.
 
     What is recorded lies in the years 1979 to 3111; data may have been collected `at_any_time`.
     """
@@ -65,7 +69,12 @@ def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Mic
         else:
             found = datetime.fromisoformat(_shown(value))
     except ValueError:
-        refuse(what, value, "is not an ISO 8601 date or time", "write 2024-10-11 or 2024-10-11T09:00:00Z")
+        refuse(
+            what,
+            value,
+            "is not an ISO 8601 date or time",
+            "write 2024-10-11 or 2024-10-11T09:00:00Z",
+        )
     instant = micros(found if found.tzinfo else found.replace(tzinfo=UTC))
     if not at_any_time and not INSTANT_MIN <= instant < INSTANT_MAX:
         refuse(what, value, "lies outside the years 1979 to 3111", "write the date that is meant")
@@ -73,15 +82,22 @@ def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Mic
 
 
 def parse_duration(value: object, *, what: str) -> Micros:
-    """An ISO 8601 duration of weeks, days, hours and minutes in microseconds. Raises InvalidForm."""
+    """An ISO 8601 duration of weeks, days, hours and minutes in microseconds.
+
+    Raises InvalidDocument.
+    """
     found = _DURATION.fullmatch(_shown(value))
-    parts = {name: int(number) for name, number in (found.groupdict() if found else {}).items() if number}
+    parts = {
+        name: int(number) for name, number in (found.groupdict() if found else {}).items() if number
+    }
     try:
         length = timedelta(**parts)
     except OverflowError:
         parts, length = {}, timedelta()
     if not parts or length // timedelta(microseconds=1) > WITHIN_MAX:
-        refuse(what, value, "is not a duration of at most a hundred years", "write P30D, P2W or PT12H")
+        refuse(
+            what, value, "is not a duration of at most a hundred years", "write P30D, P2W or PT12H"
+        )
     return Micros(length // timedelta(microseconds=1))
 
 
@@ -92,31 +108,60 @@ def parse_scope(
     *,
     what: str = "jurisdictions",
 ) -> Scope:
-    """A scope whose every entry is known. Raises InvalidForm for an empty one or an unknown code."""
+    """A scope whose every entry is known.
+
+    Raises InvalidDocument for an empty one or an unknown code.
+    """
     if not jurisdictions:
-        refuse(what, [], "is empty", "name ISO 3166 codes, a group such as EEA, or '*' for everywhere")
+        refuse(
+            what, [], "is empty", "name ISO 3166 codes, a group such as EEA, or '*' for everywhere"
+        )
     unknown = iso_jurisdictions().unknown([str(entry) for entry in jurisdictions])
     if unknown:
-        refuse(what, unknown[0], "is not an ISO 3166 code, a known group or '*'", "write HK, US-CA, EEA or '*'")
+        refuse(
+            what,
+            unknown[0],
+            "is not an ISO 3166 code, a known group or '*'",
+            "write HK, US-CA, EEA or '*'",
+        )
     return Scope(
         jurisdictions=tuple(map(str, jurisdictions)),
-        purposes=None if purposes is None else tuple(parse_name(one, what="purpose") for one in purposes),
-        categories=None if categories is None else tuple(parse_name(one, what="category") for one in categories),
+        purposes=None
+        if purposes is None
+        else tuple(parse_name(one, what="purpose") for one in purposes),
+        categories=None
+        if categories is None
+        else tuple(parse_name(one, what="category") for one in categories),
     )
 
 
-class Form:
-    """A mapping of fields that stands at a path of a document; every reading of it checks. Raises InvalidForm."""
+class Document:
+    """A mapping of fields that stands at a path of a document; every reading of it checks.
 
-    def __init__(self, data: object, known: Collection[str], where: str, *, top: bool = False) -> None:
+    Raises InvalidDocument.
+    """
+
+    def __init__(
+        self, data: object, known: Collection[str], where: str, *, top: bool = False
+    ) -> None:
         self.where = where
         self._prefix = "" if top else f"{where}."
         if not isinstance(data, Mapping):
-            refuse(where, data, "is not a mapping of fields", f"write fields such as {', '.join([*known][:3])}")
+            refuse(
+                where,
+                data,
+                "is not a mapping of fields",
+                f"write fields such as {', '.join([*known][:3])}",
+            )
         self._data: Mapping[Any, Any] = data
         for field in data:
             if field not in known:
-                refuse(self.path(_shown(field)), field, f"is not a field of {where}", f"use {', '.join(known)}")
+                refuse(
+                    self.path(_shown(field)),
+                    field,
+                    f"is not a field of {where}",
+                    f"use {', '.join(known)}",
+                )
 
     def path(self, field: str) -> str:
         """Where a field of this form stands in the document."""
@@ -136,7 +181,11 @@ class Form:
     def instant(self, field: str, *, at_any_time: bool = False) -> Micros | None:
         """An ISO 8601 instant in microseconds."""
         value = self._data.get(field)
-        return None if value is None else parse_instant(value, what=self.path(field), at_any_time=at_any_time)
+        return (
+            None
+            if value is None
+            else parse_instant(value, what=self.path(field), at_any_time=at_any_time)
+        )
 
     def name(self, field: str, what: str) -> str:
         """The needed name of a purpose, category or pause."""
@@ -148,8 +197,12 @@ class Form:
         if values is None:
             return None
         if not values:
-            refuse(self.path(field), [], "is empty", f"leave {field} out for all of them, or name some")
-        return tuple(self._name(value, what, f"{self.path(field)}[{n}]") for n, value in enumerate(values))
+            refuse(
+                self.path(field), [], "is empty", f"leave {field} out for all of them, or name some"
+            )
+        return tuple(
+            self._name(value, what, f"{self.path(field)}[{n}]") for n, value in enumerate(values)
+        )
 
     def listed(self, field: str) -> Sequence[Any] | None:
         """A list."""
@@ -164,7 +217,9 @@ class Form:
         if value is None and default is not None:
             return default
         if not isinstance(value, str) or value not in words:
-            refuse(self.path(field), value, "is not one of the known words", f"use {', '.join(words)}")
+            refuse(
+                self.path(field), value, "is not one of the known words", f"use {', '.join(words)}"
+            )
         return str(value)
 
     def number(self, field: str, *, least: int = 1, most: int = VERSION_MAX) -> int | None:
@@ -173,7 +228,12 @@ class Form:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            refuse(self.path(field), value, f"is not a whole number from {least} to {most}", "write such as 1")
+            refuse(
+                self.path(field),
+                value,
+                f"is not a whole number from {least} to {most}",
+                "write such as 1",
+            )
         return value
 
     def truth(self, field: str) -> bool | None:
@@ -188,7 +248,12 @@ class Form:
         value = self._data.get(field)
         found = default if value is None else self._scalar(value, self.path(field))
         if not found.isprintable() or len(found) > 200:
-            refuse(self.path(field), value, "has unprintable or more than 200 characters", "shorten it to one line")
+            refuse(
+                self.path(field),
+                value,
+                "has unprintable or more than 200 characters",
+                "shorten it to one line",
+            )
         return found
 
     def version(self, field: str) -> str:
@@ -207,7 +272,10 @@ class Form:
         """The needed list of jurisdictions, each known."""
         self.needed(field)
         values = self.listed(field) or ()
-        codes = [self._scalar(value, f"{self.path(field)}[{place}]") for place, value in enumerate(values)]
+        codes = [
+            self._scalar(value, f"{self.path(field)}[{place}]")
+            for place, value in enumerate(values)
+        ]
         return parse_scope(codes, what=self.path(field)).jurisdictions
 
     def scalar(self, field: str) -> str:
@@ -218,9 +286,9 @@ class Form:
         try:
             return parse_name(self._scalar(value, path), what=what)
         except InvalidInput as error:
-            if isinstance(error, InvalidForm):
+            if isinstance(error, InvalidDocument):
                 raise
-            raise InvalidForm(path, error.message.removesuffix("."), error.fix) from error
+            raise InvalidDocument(path, error.message.removesuffix("."), error.fix) from error
 
     def _scalar(self, value: object, path: str) -> str:
         """A single value as text; a list, a mapping or a truth in its place is a slip."""
@@ -245,15 +313,20 @@ def parse_policy_file(
 def parse_policy(
     data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = ""
 ) -> PolicyPublished:
-    """A policy from plain values: version, effective (default: recorded) and terms. Raises InvalidForm."""
-    form = Form(data, POLICY_FIELDS, where or "the policy", top=not where)
+    """A policy from plain values: version, effective (default: recorded) and terms.
+
+    Raises InvalidDocument.
+    """
+    form = Document(data, POLICY_FIELDS, where or "the policy", top=not where)
     form.needed("version")
     form.needed("terms")
     entries = form.listed("terms") or ()
     if not entries:
         refuse(form.path("terms"), [], "is empty", "give one entry per group of jurisdictions")
     effective_at = _or(form.instant("effective"), recorded_at)
-    terms = tuple(_parse_terms(entry, form.path(f"terms[{place}]")) for place, entry in enumerate(entries))
+    terms = tuple(
+        _parse_terms(entry, form.path(f"terms[{place}]")) for place, entry in enumerate(entries)
+    )
     for place, entry in enumerate(terms):
         if entry.notice_until is not None and entry.notice_until < effective_at:
             given = entries[place].get("notice_until")
@@ -274,8 +347,8 @@ def parse_policy(
 
 
 def _parse_terms(data: object, where: str) -> Terms:
-    form = Form(data, _TERMS_FIELDS, where)
-    purge = Form(form.get("purge") or {}, ("on_opt_out", "within"), form.path("purge"))
+    form = Document(data, _TERMS_FIELDS, where)
+    purge = Document(form.get("purge") or {}, ("on_opt_out", "within"), form.path("purge"))
     within = purge.get("within")
     return Terms(
         jurisdictions=form.scope("jurisdictions"),
@@ -287,13 +360,20 @@ def _parse_terms(data: object, where: str) -> Terms:
         collected_from=form.instant("collected_from"),
         minors=Minors(form.word("minors", ("EXCLUDE", "EXCLUDE_UNLESS_ADULT", "ALLOW"), "ALLOW")),
         purge_on_opt_out=purge.truth("on_opt_out") or False,
-        purge_within=PURGE_WITHIN_DEFAULT if within is None else parse_duration(within, what=purge.path("within")),
+        purge_within=PURGE_WITHIN_DEFAULT
+        if within is None
+        else parse_duration(within, what=purge.path("within")),
     )
 
 
-def parse_pause(data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = "") -> PauseImposed:
-    """A pause from plain values; jurisdictions are needed, purposes and categories mean all. Raises InvalidForm."""
-    form = Form(data, PAUSE_FIELDS, where or "the pause", top=not where)
+def parse_pause(
+    data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = ""
+) -> PauseImposed:
+    """A pause from plain values; jurisdictions are needed, purposes and categories mean all.
+
+    Raises InvalidDocument.
+    """
+    form = Document(data, PAUSE_FIELDS, where or "the pause", top=not where)
     return PauseImposed(
         event_id=event_id,
         pause=form.name("pause", "pause"),
@@ -312,9 +392,14 @@ def parse_pause(data: object, *, event_id: bytes, recorded_at: Micros, source: s
     )
 
 
-def parse_lift(data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = "") -> PauseLifted:
-    """A lift from plain values; earlier opt-ins become void unless it says KEEP. Raises InvalidForm."""
-    form = Form(data, LIFT_FIELDS, where or "the lift", top=not where)
+def parse_lift(
+    data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = ""
+) -> PauseLifted:
+    """A lift from plain values; earlier opt-ins become void unless it says KEEP.
+
+    Raises InvalidDocument.
+    """
+    form = Document(data, LIFT_FIELDS, where or "the lift", top=not where)
     return PauseLifted(
         event_id=event_id,
         pause=form.name("pause", "pause"),
@@ -331,12 +416,14 @@ def _or(value: Any, default: Any) -> Any:
 
 
 def refuse(field: str, value: object, problem: str, fix: str) -> NoReturn:
-    """Raise InvalidForm for a value at a field."""
-    raise InvalidForm(field, f"{_shown(value)[:80]!r} {problem}", fix)
+    """Raise InvalidDocument for a value at a field."""
+    raise InvalidDocument(field, f"{_shown(value)[:80]!r} {problem}", fix)
 
 
 def _shown(value: object) -> str:
-    """A value in a sentence; a thing of many parts is only named, as its parts may be without number."""
+    """A value in a sentence; a thing of many parts is only named, as its parts may be without
+    number.
+    """
     if isinstance(value, Mapping):
         return f"a mapping of {len(value)}"
     if isinstance(value, Sequence) and not isinstance(value, str):

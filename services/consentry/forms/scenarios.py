@@ -1,4 +1,7 @@
-"""Scenario files: YAML 1.2 as docs/scenarios.md describes it, checked with an error that names line and field."""
+"""Scenario files:
+
+YAML 1.2 as docs/scenarios.md describes it, checked with an error that names line and field.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,17 @@ from consentry.domain.events import (
     MemberRelocated,
 )
 from consentry.domain.orders import PurgeReason
-from consentry.domain.scenarios import Entry, Expectation, ExpectedOrder, Scenario
+from consentry.domain.scenarios import Expectation, ExpectedOrder, Scenario, TimelineEntry
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros, Reason, parse_member_id
-from consentry.forms.controls import Form, parse_instant, parse_lift, parse_pause, parse_policy, refuse
-from consentry.forms.yaml import InvalidForm, read_form
+from consentry.forms.controls import (
+    Document,
+    parse_instant,
+    parse_lift,
+    parse_pause,
+    parse_policy,
+    refuse,
+)
+from consentry.forms.yaml import InvalidDocument, read_form
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 _FIELDS: Final = ("name", "timeline", "expect", "expect_orders")
@@ -32,60 +42,84 @@ SOURCE: Final = "scenario"
 
 
 def read_scenario(text: str, *, file: str = "the scenario") -> Scenario:
-    """A scenario from YAML 1.2 text. Raises InvalidInput naming the file, the line and the field."""
+    """A scenario from YAML 1.2 text. Raises InvalidInput naming the file, the line and the
+    field.
+    """
     return read_form(text, parse_scenario, source=file)
 
 
 def parse_scenario(document: object) -> Scenario:
-    """A scenario from plain values, as a YAML loader gives them. Raises InvalidForm naming the field."""
-    form = Form(document, _FIELDS, "the scenario", top=True)
+    """A scenario from plain values, as a YAML loader gives them.
+
+    Raises InvalidDocument naming the field.
+    """
+    form = Document(document, _FIELDS, "the scenario", top=True)
     form.needed("name")
     name = form.text("name")
     form.needed("timeline")
-    timeline = tuple(_parse_entry(entry, place, name) for place, entry in enumerate(form.listed("timeline") or ()))
+    timeline = tuple(
+        _parse_entry(entry, place, name)
+        for place, entry in enumerate(form.listed("timeline") or ())
+    )
     _check_order(timeline)
     _check_lifts(timeline)
     orders = form.listed("expect_orders")
     expect = form.listed("expect") or ()
     if not expect and orders is None:
-        refuse("the scenario", "expect", "is missing", "say what must be answered, or expect_orders")
+        refuse(
+            "the scenario", "expect", "is missing", "say what must be answered, or expect_orders"
+        )
     end = timeline[-1].what.recorded_at if timeline else None
     return Scenario(
         name=name,
         timeline=timeline,
-        expect=tuple(_parse_expectation(one, f"expect[{place}]", end) for place, one in enumerate(expect)),
+        expect=tuple(
+            _parse_expectation(one, f"expect[{place}]", end) for place, one in enumerate(expect)
+        ),
         expect_orders=None
         if orders is None
-        else tuple(_parse_order(one, f"expect_orders[{place}]") for place, one in enumerate(orders)),
+        else tuple(
+            _parse_order(one, f"expect_orders[{place}]") for place, one in enumerate(orders)
+        ),
     )
 
 
-def _parse_entry(data: object, place: int, scenario: str) -> Entry:
+def _parse_entry(data: object, place: int, scenario: str) -> TimelineEntry:
     where = f"timeline[{place}]"
-    form = Form(data, ("recorded", *_KINDS), where)
+    form = Document(data, ("recorded", *_KINDS), where)
     given = [kind for kind in _KINDS if form.get(kind) is not None]
     if len(given) != 1:
         problem = f"it has the kinds {' and '.join(given)}" if given else "it has no kind of entry"
-        raise InvalidForm(where, problem, f"give exactly one of {', '.join(_KINDS)}")
+        raise InvalidDocument(where, problem, f"give exactly one of {', '.join(_KINDS)}")
     recorded_at = parse_instant(form.needed("recorded"), what=form.path("recorded"))
     event_id = hashlib.blake2b(f"{scenario}:{place}".encode(), digest_size=16).digest()
     return _KINDS[given[0]](form.get(given[0]), form.path(given[0]), event_id, recorded_at)
 
 
-def _policy_published(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    return Entry(parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where))
+def _policy_published(
+    data: object, where: str, event_id: bytes, recorded_at: Micros
+) -> TimelineEntry:
+    return TimelineEntry(
+        parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where)
+    )
 
 
-def _pause_imposed(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    return Entry(parse_pause(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where))
+def _pause_imposed(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
+    return TimelineEntry(
+        parse_pause(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where)
+    )
 
 
-def _pause_lifted(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    return Entry(parse_lift(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where))
+def _pause_lifted(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
+    return TimelineEntry(
+        parse_lift(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where)
+    )
 
 
-def _consent_changed(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    form = Form(data, ("member", "purpose", "choice", "observed", "effective"), where)
+def _consent_changed(
+    data: object, where: str, event_id: bytes, recorded_at: Micros
+) -> TimelineEntry:
+    form = Document(data, ("member", "purpose", "choice", "observed", "effective"), where)
     event = ConsentChanged(
         event_id=event_id,
         member=_member(form),
@@ -95,13 +129,15 @@ def _consent_changed(data: object, where: str, event_id: bytes, recorded_at: Mic
         recorded_at=recorded_at,
         source=SOURCE,
     )
-    return Entry(event, form.number("observed"))
+    return TimelineEntry(event, form.number("observed"))
 
 
-def _member_relocated(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    form = Form(data, ("member", "jurisdiction", "age_band", "effective"), where)
+def _member_relocated(
+    data: object, where: str, event_id: bytes, recorded_at: Micros
+) -> TimelineEntry:
+    form = Document(data, ("member", "jurisdiction", "age_band", "effective"), where)
     form.needed("jurisdiction")
-    return Entry(
+    return TimelineEntry(
         MemberRelocated(
             event_id=event_id,
             member=_member(form),
@@ -114,31 +150,41 @@ def _member_relocated(data: object, where: str, event_id: bytes, recorded_at: Mi
     )
 
 
-def _member_erased(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    form = Form(data, ("member", "effective"), where)
+def _member_erased(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
+    form = Document(data, ("member", "effective"), where)
     effective_at = _effective(form, recorded_at)
-    return Entry(
+    return TimelineEntry(
         MemberErased(
-            event_id=event_id, member=_member(form), effective_at=effective_at, recorded_at=recorded_at, source=SOURCE
+            event_id=event_id,
+            member=_member(form),
+            effective_at=effective_at,
+            recorded_at=recorded_at,
+            source=SOURCE,
         )
     )
 
 
-def _unreadable(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    form = Form(data, ("member",), where)
-    return Entry(EventUnreadable(event_id=event_id, member=_member(form), recorded_at=recorded_at))
+def _unreadable(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
+    form = Document(data, ("member",), where)
+    return TimelineEntry(
+        EventUnreadable(event_id=event_id, member=_member(form), recorded_at=recorded_at)
+    )
 
 
-def _released(data: object, where: str, event_id: bytes, recorded_at: Micros) -> Entry:
-    form = Form(data, ("member", "observed", "effective"), where)
+def _released(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
+    form = Document(data, ("member", "observed", "effective"), where)
     effective_at = _effective(form, recorded_at)
     release = MemberReleased(
-        event_id=event_id, member=_member(form), effective_at=effective_at, recorded_at=recorded_at, source=SOURCE
+        event_id=event_id,
+        member=_member(form),
+        effective_at=effective_at,
+        recorded_at=recorded_at,
+        source=SOURCE,
     )
-    return Entry(release, form.number("observed"))
+    return TimelineEntry(release, form.number("observed"))
 
 
-_KINDS: Final[dict[str, Callable[[object, str, bytes, Micros], Entry]]] = {
+_KINDS: Final[dict[str, Callable[[object, str, bytes, Micros], TimelineEntry]]] = {
     "policy_published": _policy_published,
     "member_relocated": _member_relocated,
     "consent_changed": _consent_changed,
@@ -150,41 +196,46 @@ _KINDS: Final[dict[str, Callable[[object, str, bytes, Micros], Entry]]] = {
 }
 
 
-def _member(form: Form) -> MemberId:
+def _member(form: Document) -> MemberId:
     try:
         return parse_member_id(form.scalar("member"))
     except InvalidInput as error:
-        if isinstance(error, InvalidForm):
+        if isinstance(error, InvalidDocument):
             raise
-        raise InvalidForm(form.path("member"), error.message.removesuffix("."), error.fix) from error
+        raise InvalidDocument(
+            form.path("member"), error.message.removesuffix("."), error.fix
+        ) from error
 
 
-def _jurisdiction(form: Form) -> str | None:
+def _jurisdiction(form: Document) -> str | None:
     if form.get("jurisdiction") is None:
         return None
     value = form.scalar("jurisdiction")
     if not iso_jurisdictions().is_code(value):
-        refuse(form.path("jurisdiction"), value, "is not an ISO 3166 code", "write such as HK or US-CA")
+        refuse(
+            form.path("jurisdiction"), value, "is not an ISO 3166 code", "write such as HK or US-CA"
+        )
     return value
 
 
-def _effective(form: Form, recorded_at: Micros) -> Micros:
+def _effective(form: Document, recorded_at: Micros) -> Micros:
     effective_at = form.instant("effective")
     return recorded_at if effective_at is None else effective_at
 
 
-def _check_order(timeline: Sequence[Entry]) -> None:
+def _check_order(timeline: Sequence[TimelineEntry]) -> None:
     """The list is the log, and a log's entries are recorded one after the other."""
     for place, (before, entry) in enumerate(pairwise(timeline), start=1):
         if entry.what.recorded_at < before.what.recorded_at:
-            raise InvalidForm(
+            raise InvalidDocument(
                 f"timeline[{place}].recorded",
                 "it is earlier than that of the entry before it, but the list is the log's order",
-                "put the entries in the order in which they were recorded; `effective` may be any time",
+                "put the entries in the order in which they were recorded; `effective` may be any "
+                "time",
             )
 
 
-def _check_lifts(timeline: Sequence[Entry]) -> None:
+def _check_lifts(timeline: Sequence[TimelineEntry]) -> None:
     imposed = {entry.what.pause for entry in timeline if isinstance(entry.what, PauseImposed)}
     for place, entry in enumerate(timeline):
         if isinstance(entry.what, PauseLifted) and entry.what.pause not in imposed:
@@ -192,12 +243,14 @@ def _check_lifts(timeline: Sequence[Entry]) -> None:
                 f"timeline[{place}].pause_lifted.pause",
                 entry.what.pause,
                 "is not a pause that this timeline imposes",
-                f"name one of {', '.join(sorted(imposed))}" if imposed else "impose it before or after",
+                f"name one of {', '.join(sorted(imposed))}"
+                if imposed
+                else "impose it before or after",
             )
 
 
 def _parse_expectation(data: object, where: str, end: Micros | None) -> Expectation:
-    form = Form(data, _EXPECTATION_FIELDS, where)
+    form = Document(data, _EXPECTATION_FIELDS, where)
     if end is None:
         form.needed("at")
         form.needed("known_at")
@@ -215,7 +268,7 @@ def _parse_expectation(data: object, where: str, end: Micros | None) -> Expectat
 
 
 def _parse_row(data: object, where: str) -> Row:
-    form = Form(data, _ROW_FIELDS, where)
+    form = Document(data, _ROW_FIELDS, where)
     category = form.get("category")
     return Row(
         jurisdiction=_jurisdiction(form),
@@ -225,11 +278,13 @@ def _parse_row(data: object, where: str) -> Row:
 
 
 def _parse_order(data: object, where: str) -> ExpectedOrder:
-    form = Form(data, _ORDER_FIELDS, where)
+    form = Document(data, _ORDER_FIELDS, where)
     because = PurgeReason(form.word("because", tuple(PurgeReason)))
     is_pause = because is PurgeReason.PAUSE
     if form.get("member" if is_pause else "pause") is not None:
-        refuse(where, because, "names the wrong subject", "PAUSE names a pause, the others a member")
+        refuse(
+            where, because, "names the wrong subject", "PAUSE names a pause, the others a member"
+        )
     places: Any = form.scope("jurisdictions") if form.get("jurisdictions") is not None else ()
     return ExpectedOrder(
         because=because,

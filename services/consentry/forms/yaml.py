@@ -20,7 +20,7 @@ _STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _Form = TypeVar("_Form")
 
 
-class InvalidForm(InvalidInput):
+class InvalidDocument(InvalidInput):
     """A value in a form does not fit; `field` is its path, such as `terms[0].regime`."""
 
     def __init__(self, field: str, problem: str, fix: str) -> None:
@@ -30,11 +30,14 @@ class InvalidForm(InvalidInput):
 
 
 def read_form(text: str, parse: Callable[[object], _Form], *, source: str) -> _Form:
-    """What `parse` makes of the text's plain values. Raises InvalidInput naming `source`, line and field."""
+    """What `parse` makes of the text's plain values.
+
+    Raises InvalidInput naming `source`, line and field.
+    """
     data = _load(text, source)
     try:
         return parse(data)
-    except InvalidForm as error:
+    except InvalidDocument as error:
         raise InvalidInput(
             f"{source}, line {line_of(text, error.field)}, {error.field}: {error.problem}.",
             code=error.code,
@@ -49,22 +52,30 @@ def _load(text: str, source: str) -> Any:
         return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _not_yaml(source, mark.line + 1 if mark else 1, str(error.problem or error.context)) from error
+        raise _not_yaml(
+            source, mark.line + 1 if mark else 1, str(error.problem or error.context)
+        ) from error
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         # A date that no calendar has, a character that no text has, or brackets without end.
-        raise _not_yaml(source, _line_of_problem(text, error), str(error).splitlines()[0]) from error
+        raise _not_yaml(
+            source, _line_of_problem(text, error), str(error).splitlines()[0]
+        ) from error
 
 
 def _not_yaml(source: str, line: int, problem: str) -> InvalidInput:
     return InvalidInput(
         f"{source}, line {line}: it is not YAML: {problem}.",
         code="input.form",
-        fix="correct the line; dates are YYYY-MM-DD, and a text with ': ' or '#' in it needs quotes",
+        fix="correct the line; dates are YYYY-MM-DD, and a text with ': ' or '#' in it needs "
+        "quotes",
     )
 
 
 def _line_of_problem(text: str, error: Exception) -> int:
-    """The line of the first value that cannot be made, such as 2024-13-01; 1 where nothing shows it."""
+    """The line of the first value that cannot be made, such as 2024-13-01;
+
+    1 where nothing shows it.
+    """
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             YAML(typ="safe", pure=True).load(line.strip().removeprefix("- "))
@@ -83,7 +94,9 @@ def _composed(text: str) -> Node | None:
 
 
 def line_of(text: str, field: str) -> int:
-    """The line, from 1, in which a field of the text stands; that of the nearest thing around it if it does not."""
+    """The line, from 1, in which a field of the text stands; that of the nearest thing around it if
+    it does not.
+    """
     node: Node | None = _composed(text)
     line = 1
     for name, number in _STEP.findall(field):
@@ -102,7 +115,9 @@ def line_of(text: str, field: str) -> int:
 
 
 def document_text(document: Any, made_by: str) -> str:
-    """Plain values as YAML under a line that says what made it; the same text for the same values."""
+    """Plain values as YAML under a line that says what made it; the same text for the same
+    values.
+    """
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 4096

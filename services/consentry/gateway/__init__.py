@@ -1,1 +1,3 @@
-"""The producers' and operators' door over HTTP: what it accepts is durable, ordered, readable and authorised."""
+"""The producers' and operators' door over HTTP: what it accepts is durable, ordered, readable and
+authorised.
+"""

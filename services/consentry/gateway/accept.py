@@ -1,4 +1,6 @@
-"""From a checked request to an acknowledged event, once: what all routes that send something have in common."""
+"""From a checked request to an acknowledged event, once: what all routes that send something have
+in common.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from consentry.domain.events import SentEvent
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
 from consentry.gateway.access import Principal
-from consentry.gateway.context import Parts
+from consentry.gateway.context import GatewayContext
 from consentry.gateway.idempotency import (
     IN_FLIGHT_SECONDS,
     Attempt,
@@ -33,8 +35,9 @@ _LOG = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """An event that is wanted: how to make it of an identity and a time, and what to look at before it is sent.
+class EventDraft:
+    """An event that is wanted: how to make it of an identity and a time, and what to look at before
+    it is sent.
 
     `excludes`: it can only take use away, so that nothing but Kafka may stand in its way.
     """
@@ -46,20 +49,32 @@ class Draft:
     check: Callable[[], Awaitable[None]] | None = None
 
 
-class Claim:
+class IdempotencyClaim:
     """An Idempotency-Key in the store, for as long as one request is answered."""
 
-    def __init__(self, parts: Parts, key: str | None, attempt: Attempt, *, is_repetition: bool = False) -> None:
+    def __init__(
+        self,
+        parts: GatewayContext,
+        key: str | None,
+        attempt: Attempt,
+        *,
+        is_repetition: bool = False,
+    ) -> None:
         self._store = parts.idempotency
         self._key = key
         self.is_repetition = is_repetition
         self.attempt = attempt
 
     @classmethod
-    async def take(cls, parts: Parts, key: str | None, attempt: Attempt, *, excludes: bool) -> Claim:
-        """The claim; its attempt is the first one's where this is a repetition. Raises Problem and Unavailable.
+    async def take(
+        cls, parts: GatewayContext, key: str | None, attempt: Attempt, *, excludes: bool
+    ) -> IdempotencyClaim:
+        """The claim; its attempt is the first one's where this is a repetition.
 
-        What only excludes is not kept waiting for the store: a repetition is then another event that says the same.
+        Raises Problem and Unavailable.
+
+        What only excludes is not kept waiting for the store: a repetition is then another event
+        that says the same.
         """
         if key is None:
             return cls(parts, None, attempt)
@@ -71,10 +86,13 @@ class Claim:
             _LOG.warning("idempotency_unchecked", detail=str(error))
             return cls(parts, None, attempt)
         if first is None or first.nonce == attempt.nonce:
-            # The client of the store repeats a command that was answered late, and then meets what it has set itself.
+            # The client of the store repeats a command that was answered late, and then meets what
+            # it has set itself.
             return cls(parts, key, attempt)
         check_repetition(first, attempt)
-        claim = cls(parts, key, replace(first, in_flight_until=attempt.in_flight_until), is_repetition=True)
+        claim = cls(
+            parts, key, replace(first, in_flight_until=attempt.in_flight_until), is_repetition=True
+        )
         if first.answer is None:
             await claim._keep(claim.attempt)
         return claim
@@ -88,7 +106,10 @@ class Claim:
         await self._keep(left_open(self.attempt))
 
     async def drop(self) -> None:
-        """Nothing was sent by this request. A repetition leaves the key: the first one may have sent its event."""
+        """Nothing was sent by this request.
+
+        A repetition leaves the key: the first one may have sent its event.
+        """
         if self.is_repetition:
             await self.leave_open()
         elif self._key is not None:
@@ -102,23 +123,34 @@ class Claim:
         try:
             await change
         except Unavailable as error:
-            # The event is what counts; a repetition finds the key in flight for a while, then sends the same event.
+            # The event is what counts; a repetition finds the key in flight for a while, then sends
+            # the same event.
             _LOG.warning("idempotency_not_kept", detail=str(error))
 
 
-def new_attempt(parts: Parts, request: Request, body: bytes, *, event_id: uuid.UUID | None = None) -> Attempt:
+def new_attempt(
+    parts: GatewayContext, request: Request, body: bytes, *, event_id: uuid.UUID | None = None
+) -> Attempt:
     """The attempt that this request is, now."""
     now = parts.clock()
-    asked = fingerprint(request.method, request.scope["path"], body, request.headers.get("if-match", ""))
+    asked = fingerprint(
+        request.method, request.scope["path"], body, request.headers.get("if-match", "")
+    )
     in_flight_until = Micros(now + int(IN_FLIGHT_SECONDS * 1e6))
-    return Attempt(asked, (event_id or uuid.uuid4()).hex, now, in_flight_until, nonce=uuid.uuid4().hex)
+    return Attempt(
+        asked, (event_id or uuid.uuid4()).hex, now, in_flight_until, nonce=uuid.uuid4().hex
+    )
 
 
-async def accept(parts: Parts, caller: Principal, request: Request, body: bytes, draft: Draft) -> Response:
-    """Send the event, once, and answer when the broker has acknowledged it. Raises ConsentryError."""
+async def accept(
+    parts: GatewayContext, caller: Principal, request: Request, body: bytes, draft: EventDraft
+) -> Response:
+    """Send the event, once, and answer when the broker has acknowledged it. Raises
+    ConsentryError.
+    """
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
     attempt = new_attempt(parts, request, body, event_id=draft.event_id)
-    claim = await Claim.take(parts, key, attempt, excludes=draft.excludes)
+    claim = await IdempotencyClaim.take(parts, key, attempt, excludes=draft.excludes)
     if claim.attempt.answer is not None:
         return _response(claim.attempt.answer, replayed=True)
     event = draft.make(bytes.fromhex(claim.attempt.event_id), claim.attempt.accepted_at)
@@ -129,13 +161,21 @@ async def accept(parts: Parts, caller: Principal, request: Request, body: bytes,
             place = await parts.submitter.submit_control(event)
             token = parts.token({}, controls=place.offset + 1)
         else:
-            place = await parts.submitter.submit(event, traceparent=request.headers.get("traceparent"))
+            place = await parts.submitter.submit(
+                event, traceparent=request.headers.get("traceparent")
+            )
             token = parts.event_token(place)
     except ConsentryError as error:
-        await (claim.leave_open() if isinstance(error, Problem) and error.status == 504 else claim.drop())
+        await (
+            claim.leave_open()
+            if isinstance(error, Problem) and error.status == 504
+            else claim.drop()
+        )
         raise
     except BaseException:
-        await claim.leave_open()  # a fault of ours, or the end of the gateway: nobody knows how far it got
+        await (
+            claim.leave_open()
+        )  # a fault of ours, or the end of the gateway: nobody knows how far it got
         raise
     answer = {
         "state": "accepted",
@@ -157,8 +197,10 @@ def _late(event: SentEvent | Control) -> tuple[str, ...]:
     return ()
 
 
-def _stands(parts: Parts, event: SentEvent | Control) -> bool:
-    """Whether it is a control that the log has already: what it was checked against then includes itself now."""
+def _stands(parts: GatewayContext, event: SentEvent | Control) -> bool:
+    """Whether it is a control that the log has already: what it was checked against then includes
+    itself now.
+    """
     return any(known.event_id == event.event_id for known in parts.reader.controls.controls.log)
 
 

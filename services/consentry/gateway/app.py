@@ -1,4 +1,6 @@
-"""The gateway as an ASGI application: its routes, limits, metrics, and what every request and answer have in common."""
+"""The gateway as an ASGI application: its routes, limits, metrics, and what every request and
+answer have in common.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from prometheus_client import Counter, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from consentry.gateway.context import Parts
-from consentry.gateway.fast_path import ENDPOINTS, FastLane
+from consentry.gateway.context import GatewayContext
+from consentry.gateway.fast_path import ENDPOINTS, FastPath
 from consentry.gateway.http.limits import ConcurrencyLimit, WaitingLimit
 from consentry.gateway.http.openapi import describe
 from consentry.gateway.http.problems import add_problem_handlers, unhandled
@@ -23,8 +25,10 @@ CONCURRENCY: Final = 512
 _LOG = structlog.get_logger(__name__)
 
 
-class Observed:
-    """ASGI: counts and times every answer, turns a fault of ours into a problem, and adds what each answer carries."""
+class ObservedApp:
+    """ASGI: counts and times every answer, turns a fault of ours into a problem, and adds what each
+    answer carries.
+    """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
@@ -50,7 +54,9 @@ class Observed:
         except ClientDisconnect:
             return  # nobody is there to be answered
         except Exception as error:
-            _LOG.error("request_failed", method=scope["method"], route=_route(scope), exc_info=error)
+            _LOG.error(
+                "request_failed", method=scope["method"], route=_route(scope), exc_info=error
+            )
             if status not in (0, 500):
                 raise  # half of an answer is out: all that is left is to close the connection
             if status == 0:
@@ -62,7 +68,9 @@ class Observed:
             seconds.observe(perf_counter() - started)
 
     def _series(self, route: str, status: int) -> tuple[Counter, Histogram]:
-        """The series of a route and status; looking them up each time would cost more than counting."""
+        """The series of a route and status; looking them up each time would cost more than
+        counting.
+        """
         found = self._known.get((route, status))
         if found is None:
             found = self._known[route, status] = (
@@ -78,7 +86,7 @@ def _route(scope: Scope) -> str:
     return str(route.path) if route is not None else "none"
 
 
-def build_app(parts: Parts | None) -> FastAPI:
+def build_app(parts: GatewayContext | None) -> FastAPI:
     """The application over these parts; without any it can only be described."""
     app = FastAPI(
         title="Consentry gateway",
@@ -99,10 +107,14 @@ def build_app(parts: Parts | None) -> FastAPI:
     return app
 
 
-def build_gateway(parts: Parts, *, concurrency: int = CONCURRENCY) -> ASGIApp:
-    """The whole gateway: the application behind its limits, watched, with the fast lane before it."""
-    lane = FastLane(build_app(parts))
-    return Observed(ConcurrencyLimit(lane, most=concurrency, apart=ENDPOINTS), metrics=parts.metrics)
+def build_gateway(parts: GatewayContext, *, concurrency: int = CONCURRENCY) -> ASGIApp:
+    """The whole gateway: the application behind its limits, watched, with the fast lane before
+    it.
+    """
+    lane = FastPath(build_app(parts))
+    return ObservedApp(
+        ConcurrencyLimit(lane, most=concurrency, apart=ENDPOINTS), metrics=parts.metrics
+    )
 
 
 async def _describe(request: Request) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The store of bundles as the gateway sees it: off the event loop, with few calls at a time and none without end."""
+"""The store of bundles as the gateway sees it: off the event loop, with few calls at a time and
+none without end.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, TypeVar
 
 from consentry.bundles import BundleRefused, PublicKeys
-from consentry.bundles.downloads import ServedStore
+from consentry.bundles.downloads import DownloadStore
 from consentry.bundles.manifest import (
     BUNDLE_ID_PATTERN,
     MANIFEST_BYTES_MAX,
@@ -32,15 +34,19 @@ DOWNLOADS_MAX: Final = 8
 """Downloads at a time in this process, and of one caller at most `DOWNLOADS_OF_ONE_MAX`."""
 DOWNLOADS_OF_ONE_MAX: Final = 4
 CALLS_MAX: Final = 16
-"""Calls to the store at a time, in threads of their own: a store that hangs keeps no other request waiting."""
+"""Calls to the store at a time, in threads of their own: a store that hangs keeps no other request
+waiting.
+"""
 STORE_SECONDS_MAX: Final = 10.0
 _KNOWN_MAX: Final = 16
 _Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
-class Shelved:
-    """A manifest and its signature as they lie in the store, and size and SHA-256 of the files that it names."""
+class DownloadableBundle:
+    """A manifest and its signature as they lie in the store, and size and SHA-256 of the files that
+    it names.
+    """
 
     bundle_id: str
     content: bytes
@@ -53,15 +59,20 @@ class Shelved:
         return hashlib.sha256(self.content).hexdigest()
 
 
-class BundleShelf:
-    """Reads a store of bundles for HTTP, off the event loop, with few calls at a time and none without end.
+class BundleDownloads:
+    """Reads a store of bundles for HTTP, off the event loop, with few calls at a time and none
+    without end.
 
-    With `believed` keys nothing is handed out that they did not sign. Without, callers judge for themselves, which
-    they have to in any case.
+    With `believed` keys nothing is handed out that they did not sign. Without, callers judge for
+    themselves, which they have to in any case.
     """
 
     def __init__(
-        self, store: ServedStore, *, believed: PublicKeys | None = None, seconds_max: float = STORE_SECONDS_MAX
+        self,
+        store: DownloadStore,
+        *,
+        believed: PublicKeys | None = None,
+        seconds_max: float = STORE_SECONDS_MAX,
     ) -> None:
         self._store = store
         self._believed = believed
@@ -69,17 +80,17 @@ class BundleShelf:
         self._pool = ThreadPoolExecutor(CALLS_MAX, thread_name_prefix="bundles")
         self._calls = 0
         self._downloads: dict[str, int] = {}
-        self._known: OrderedDict[str, Shelved] = OrderedDict()
+        self._known: OrderedDict[str, DownloadableBundle] = OrderedDict()
 
     def close(self) -> None:
         """Wait for nobody."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def newest(self) -> tuple[bytes, Shelved]:
+    async def newest(self) -> tuple[bytes, DownloadableBundle]:
         """The pointer's bytes, and the manifest that it names. Raises Problem, Unavailable."""
         return await self._aside(self._newest)
 
-    async def shelved(self, bundle_id: str) -> Shelved:
+    async def shelved(self, bundle_id: str) -> DownloadableBundle:
         """A manifest by its bundle's id. Raises Problem 404, Unavailable."""
         return await self._aside(self._shelved, bundle_id)
 
@@ -96,7 +107,10 @@ class BundleShelf:
 
     @contextmanager
     def place(self, caller: str) -> Iterator[None]:
-        """A place to download in. Raises Problem: 429 where the caller has as many as one may, 503 where all have."""
+        """A place to download in. Raises Problem:
+
+        429 where the caller has as many as one may, 503 where all have.
+        """
         mine = self._downloads.get(caller, 0)
         if mine >= DOWNLOADS_OF_ONE_MAX:
             raise _no_place(429, f"{mine} downloads of this credential are under way")
@@ -110,10 +124,12 @@ class BundleShelf:
             if not self._downloads[caller]:
                 del self._downloads[caller]
 
-    def _newest(self) -> tuple[bytes, Shelved]:
+    def _newest(self) -> tuple[bytes, DownloadableBundle]:
         content = self._find(POINTER_NAME, bytes_max=POINTER_BYTES_MAX)
         if content is None:
-            raise Unavailable("There is no bundle yet.", code="bundle.none", fix="check that the bundler runs")
+            raise Unavailable(
+                "There is no bundle yet.", code="bundle.none", fix="check that the bundler runs"
+            )
         try:
             if self._believed is not None:
                 pointer = read_pointer(content, self._believed)
@@ -130,7 +146,7 @@ class BundleShelf:
             raise _not_served(ValueError())
         return content, found
 
-    def _shelved(self, bundle_id: str) -> Shelved:
+    def _shelved(self, bundle_id: str) -> DownloadableBundle:
         known = self._known.get(bundle_id)
         if known is not None:
             return known
@@ -142,10 +158,13 @@ class BundleShelf:
         try:
             if self._believed is not None:
                 read_manifest(content, signature, self._believed)
-            files = {str(one["name"]): (int(one["size"]), str(one["sha256"])) for one in json.loads(content)["files"]}
+            files = {
+                str(one["name"]): (int(one["size"]), str(one["sha256"]))
+                for one in json.loads(content)["files"]
+            }
         except (BundleRefused, ValueError, KeyError, TypeError) as error:
             raise _not_served(error) from error
-        found = self._known[bundle_id] = Shelved(bundle_id, content, signature, files)
+        found = self._known[bundle_id] = DownloadableBundle(bundle_id, content, signature, files)
         while len(self._known) > _KNOWN_MAX:
             self._known.popitem(last=False)
         return found
@@ -157,7 +176,10 @@ class BundleShelf:
             raise _not_served(error) from error
 
     async def _aside(self, call: Callable[..., _Found], *given: Any) -> _Found:
-        """What a call to the store returns, in a thread. Raises Problem 503 where too many hang, Unavailable."""
+        """What a call to the store returns, in a thread.
+
+        Raises Problem 503 where too many hang, Unavailable.
+        """
         if self._calls >= CALLS_MAX:
             raise _no_place(503, f"{CALLS_MAX} calls to the store are waiting")
         future = asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
@@ -185,7 +207,8 @@ def not_found() -> Problem:
         404,
         "There is no such bundle, or no such file in it.",
         code="bundle.not_found",
-        fix="begin again with /v1/bundles/latest: bundles are deleted some time after newer ones came",
+        fix="begin again with /v1/bundles/latest: bundles are deleted some time after newer ones "
+        "came",
     )
 
 

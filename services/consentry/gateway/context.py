@@ -1,4 +1,6 @@
-"""What the routes share: whatever was opened for this gateway, and the gate every request goes through."""
+"""What the routes share: whatever was opened for this gateway, and the gate every request goes
+through.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,23 @@ from consentry.gateway.idempotency import IdempotencyStore
 from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import ProposalStore
 from consentry.gateway.quarantine import QuarantineDesk
-from consentry.gateway.table_reader import Reader
-from consentry.kafka.sender import Place
+from consentry.gateway.table_reader import TableReader
+from consentry.kafka.sender import TopicPosition
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
 from consentry.wire.tokens import Token, TokenKeys, write_token
 
 if TYPE_CHECKING:
-    from consentry.gateway.bundle_downloads import BundleShelf
+    from consentry.gateway.bundle_downloads import BundleDownloads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class GatewayContext:
     """The rooms and stores behind one gateway."""
 
     authenticator: Authenticator
     submitter: Submitter
-    reader: Reader
+    reader: TableReader
     idempotency: IdempotencyStore
     proposals: ProposalStore
     quarantine: QuarantineDesk
@@ -39,27 +41,33 @@ class Parts:
     clock: Clock
     metrics: Metrics
     subscribers: Sequence[tuple[str, str]] = ()
-    bundles: BundleShelf | None = None
+    bundles: BundleDownloads | None = None
     version: str = ""
 
-    def event_token(self, place: Place) -> str:
-        """The consent token of one accepted member event: it also asks for the controls that were known then."""
+    def event_token(self, place: TopicPosition) -> str:
+        """The consistency token of one accepted member event: it also asks for the controls that
+        were known then.
+        """
         return self.token({place.partition: place.offset + 1})
 
     def token(self, offsets: Mapping[int, int], *, controls: int = 0) -> str:
-        """A token over these partitions and at least the controls known here, or those up to `controls`."""
+        """A token over these partitions and at least the controls known here, or those up to
+        `controls`.
+        """
         known = max(controls, self.reader.controls.position)
         return write_token(Token(self.reader.log, offsets, known, self.clock()), self.token_keys)
 
 
-def parts_of(request: Request) -> Parts:
+def parts_of(request: Request) -> GatewayContext:
     """The parts of the gateway that got this request."""
     found = request.app.state.parts
-    assert isinstance(found, Parts)
+    assert isinstance(found, GatewayContext)
     return found
 
 
-async def caller_of(request: Request, permission: Permission, *, cost: float = 1.0) -> tuple[Parts, Principal]:
+async def caller_of(
+    request: Request, permission: Permission, *, cost: float = 1.0
+) -> tuple[GatewayContext, Principal]:
     """Who asks, if they may. Raises Unauthenticated, Forbidden, and Problem 429."""
     parts = parts_of(request)
     given = request.headers.getlist("authorization")

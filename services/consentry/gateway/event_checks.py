@@ -8,14 +8,16 @@ from typing import Final
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
 from consentry.domain.values import Choice, MemberId, Micros
 from consentry.forms.controls import micros
-from consentry.gateway.context import Parts
+from consentry.gateway.context import GatewayContext
 from consentry.gateway.http.models import ConsentChangeIn, ErasureIn, RelocationIn
 from consentry.ops.http.problems import Problem
 
 _ETAG: Final = re.compile(r'"?(\d{1,19})"?')
 EventIn = ConsentChangeIn | RelocationIn | ErasureIn
 AHEAD_MAX: Final = Micros(2_000_000)
-"""A sender's clock may be this far ahead of ours, in microseconds; what excludes then binds at once."""
+"""A sender's clock may be this far ahead of ours, in microseconds; what excludes then binds at
+once.
+"""
 
 
 def with_observed(change: ConsentChangeIn, if_match: str | None) -> ConsentChangeIn:
@@ -25,7 +27,9 @@ def with_observed(change: ConsentChangeIn, if_match: str | None) -> ConsentChang
     """
     if if_match is not None:
         found = _ETAG.fullmatch(if_match.strip())
-        if found is None or (change.observed_version is not None and change.observed_version != int(found[1])):
+        if found is None or (
+            change.observed_version is not None and change.observed_version != int(found[1])
+        ):
             raise Problem(
                 400,
                 "If-Match is not one version in quotes, or differs from observed_version.",
@@ -33,27 +37,34 @@ def with_observed(change: ConsentChangeIn, if_match: str | None) -> ConsentChang
                 fix='send the ETag of the decision that the person saw, such as "3"',
             )
         if int(found[1]) >= 1 << 63:
-            raise Problem(400, "If-Match holds no version.", code="observed.unclear", fix='send such as "3"')
+            raise Problem(
+                400, "If-Match holds no version.", code="observed.unclear", fix='send such as "3"'
+            )
         change = change.model_copy(update={"observed_version": int(found[1])})
     if change.choice is Choice.OPT_IN and change.observed_version is None:
         raise Problem(
             428,
             "An OPT_IN does not say which version of the record the person had seen.",
             code="observed.missing",
-            fix="show them GET /v1/members/{id}/decision; send its ETag as If-Match, or its `version`, a number, as "
+            fix="show them GET /v1/members/{id}/decision; send its ETag as If-Match, or its "
+            "`version`, a number, as "
             "observed_version, which is the only way in a line of a bulk request",
         )
     return change
 
 
 def check_repeatable(event: EventIn) -> None:
-    """Raise Problem 422 for an id without a time: repeated, it would be the same id with other content."""
+    """Raise Problem 422 for an id without a time: repeated, it would be the same id with other
+    content.
+    """
     if event.event_id is not None and event.effective_at is None:
         raise Problem(
             422,
-            "event_id is given and effective_at is not: repeated later, the event would say something else.",
+            "event_id is given and effective_at is not: repeated later, the event would say "
+            "something else.",
             code="event.time_missing",
-            fix="send the same effective_at with each repetition, or use Idempotency-Key instead of event_id",
+            fix="send the same effective_at with each repetition, or use Idempotency-Key instead "
+            "of event_id",
             field="effective_at",
         )
 
@@ -61,15 +72,21 @@ def check_repeatable(event: EventIn) -> None:
 def check_ahead(event: EventIn, now: Micros) -> None:
     """Raise Problem 422 for what excludes, but only later, and does not say that it is meant so.
 
-    A clock or a time zone that is wrong would otherwise leave the member in use for that long, and nobody told.
+    A clock or a time zone that is wrong would otherwise leave the member in use for that long, and
+    nobody told.
     """
-    if not binds_at_once(event) or event.effective_at is None or micros(event.effective_at) - now <= AHEAD_MAX:
+    if (
+        not binds_at_once(event)
+        or event.effective_at is None
+        or micros(event.effective_at) - now <= AHEAD_MAX
+    ):
         return
     raise Problem(
         422,
         "effective_at lies ahead: the event would be accepted now and exclude nobody before then.",
         code="event.ahead",
-        fix='leave effective_at out to have it bind now; where it is meant for later, send "announced": true',
+        fix="leave effective_at out to have it bind now; where it is meant for later, send "
+        '"announced": true',
         field="effective_at",
     )
 
@@ -81,7 +98,7 @@ def binds_at_once(event: EventIn) -> bool:
     return isinstance(event, ErasureIn) or event.choice is not Choice.OPT_IN
 
 
-def check_purpose(parts: Parts, change: ConsentChangeIn) -> tuple[str, ...]:
+def check_purpose(parts: GatewayContext, change: ConsentChangeIn) -> tuple[str, ...]:
     """Warnings about the purpose. Raises Problem 422 for an OPT_IN to what no policy names."""
     known = parts.reader.controls.controls.purposes
     if change.purpose in known:
@@ -97,13 +114,16 @@ def check_purpose(parts: Parts, change: ConsentChangeIn) -> tuple[str, ...]:
     return ("no policy has terms for this purpose; was another one meant?",)
 
 
-async def check_observed(parts: Parts, change: ConsentChangeIn) -> None:
-    """Raise Problem 412 where an opt-out stands that the person cannot have seen: their opt-in would not count."""
+async def check_observed(parts: GatewayContext, change: ConsentChangeIn) -> None:
+    """Raise Problem 412 where an opt-out stands that the person cannot have seen: their opt-in
+    would not count.
+    """
     standing = await parts.reader.version_of_opt_out(MemberId(change.member_id), change.purpose)
     if standing is not None and standing > (change.observed_version or 0):
         raise Problem(
             412,
-            "The person opted out since the version that they saw; this opt-in would not cancel that.",
+            "The person opted out since the version that they saw; this opt-in would not cancel "
+            "that.",
             code="observed.outdated",
             fix="show them what holds now (GET /v1/members/{id}/decision), and ask again",
         )
@@ -140,5 +160,9 @@ def to_event(data: EventIn, source: str, event_id: bytes, recorded_at: Micros) -
             source=source,
         )
     return MemberErased(
-        event_id=event_id, member=member, effective_at=effective_at, recorded_at=recorded_at, source=source
+        event_id=event_id,
+        member=member,
+        effective_at=effective_at,
+        recorded_at=recorded_at,
+        source=source,
     )

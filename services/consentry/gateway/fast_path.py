@@ -1,4 +1,5 @@
-"""The few routes that carry nearly all requests, answered before FastAPI's own layers, which would cost more than they.
+"""The few routes that carry nearly all requests, answered before FastAPI's own layers, which would
+cost more than they.
 
 They are declared to FastAPI as well, for the description and for other methods on their paths.
 """
@@ -14,7 +15,12 @@ from starlette.types import Receive, Scope, Send
 
 from consentry.domain.errors import ConsentryError
 from consentry.gateway.http.problems import respond_to
-from consentry.gateway.routes.events import post_bulk, post_consent_change, post_erasure, post_relocation
+from consentry.gateway.routes.events import (
+    post_bulk,
+    post_consent_change,
+    post_erasure,
+    post_relocation,
+)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 ENDPOINTS: Final[Mapping[str, Endpoint]] = {
@@ -26,15 +32,22 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
 _ROUTES: Final = {path: Route(path, endpoint) for path, endpoint in ENDPOINTS.items()}
 
 
-class FastLane:
-    """ASGI: POSTs to these paths go straight to their endpoint; everything else goes to the application."""
+class FastPath:
+    """ASGI:
+
+    POSTs to these paths go straight to their endpoint; everything else goes to the application.
+    """
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        endpoint = ENDPOINTS.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        endpoint = (
+            ENDPOINTS.get(scope["path"])
+            if scope["type"] == "http" and scope["method"] == "POST"
+            else None
+        )
         if endpoint is None:
             await self._app(scope, receive, send)
             return

@@ -1,7 +1,7 @@
 """A repeated request is answered as the first one was, and never makes a second event.
 
-Source: the Idempotency-Key header (draft-ietf-httpapi-idempotency-key-header-07): the same key with another body is
-422, one whose first request is still being answered 409.
+Source: the Idempotency-Key header (draft-ietf-httpapi-idempotency-key-header-07): the same key with
+another body is 422, one whose first request is still being answered 409.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _UNAVAILABLE: Final = "idempotency.unavailable"
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The first use of a key: what was asked (`fingerprint`), as which event, and the answer once there is one."""
+    """The first use of a key: what was asked (`fingerprint`), as which event, and the answer once
+    there is one.
+    """
 
     fingerprint: str
     event_id: str
@@ -47,7 +49,9 @@ class IdempotencyStore(Protocol):
     """Attempts by key. Every call may raise Unavailable."""
 
     async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
-        """Keep the attempt as the key's first; the one that was there before, or None if this is it."""
+        """Keep the attempt as the key's first; the one that was there before, or None if this is
+        it.
+        """
         ...
 
     async def finish(self, key: str, attempt: Attempt) -> None:
@@ -92,7 +96,14 @@ class RedisIdempotency:
         """See IdempotencyStore."""
         try:
             kept = await self._calls.call(
-                "SET", self._prefix + key, _written(attempt), "NX", "GET", "EX", KEPT_SECONDS, get=True
+                "SET",
+                self._prefix + key,
+                _written(attempt),
+                "NX",
+                "GET",
+                "EX",
+                KEPT_SECONDS,
+                get=True,
             )
         except RedisError as error:
             raise _unavailable(error) from error
@@ -143,14 +154,17 @@ def store_key(subject: str, header: str | None) -> str | None:
             400,
             "The Idempotency-Key is not 1 to 255 visible ASCII characters.",
             code="idempotency.key",
-            fix="send a UUID of your own for each request, and the same one again when you repeat it",
+            fix="send a UUID of your own for each request, and the same one again when you repeat "
+            "it",
         )
     return hashlib.blake2b(f"{subject}\0{header}".encode(), digest_size=20).hexdigest()
 
 
 def fingerprint(method: str, path: str, body: bytes, *more: str) -> str:
     """What tells whether a repetition asks the same."""
-    return hashlib.blake2b("\0".join((method, path, *more, "")).encode() + body, digest_size=20).hexdigest()
+    return hashlib.blake2b(
+        "\0".join((method, path, *more, "")).encode() + body, digest_size=20
+    ).hexdigest()
 
 
 def check_repetition(first: Attempt, now: Attempt) -> None:
@@ -181,5 +195,7 @@ def answered(attempt: Attempt, answer: dict[str, Any]) -> Attempt:
 
 
 def left_open(attempt: Attempt) -> Attempt:
-    """The attempt of which nobody knows whether it counts: a repetition may send the same event again at once."""
+    """The attempt of which nobody knows whether it counts: a repetition may send the same event
+    again at once.
+    """
     return replace(attempt, in_flight_until=Micros(0))

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from consentry.domain.controls import Control
 from consentry.domain.errors import ConsentryError
 from consentry.domain.events import SentEvent
-from consentry.kafka.sender import Headers, Place, QueueFull, Sender, Undelivered
+from consentry.kafka.sender import Headers, QueueFull, Sender, TopicPosition, Undelivered
 from consentry.ops.http.problems import Problem
 from consentry.wire.catalog import Catalog
 from consentry.wire.cloudevents import event_headers
@@ -30,7 +30,7 @@ _SERVE_SECONDS: Final = 0.001
 _FULL_SECONDS: Final = 0.005
 """Between two tries while the queue is full."""
 
-Answer = Place | Undelivered
+Answer = TopicPosition | Undelivered
 
 
 class OutMessage(NamedTuple):
@@ -48,7 +48,8 @@ def unknown(event_id: bytes | None) -> Problem:
         504,
         "Kafka has not acknowledged it in time; it is not known whether it counts.",
         code="kafka.unknown",
-        fix="send it again with the same Idempotency-Key, or with the same event_id and effective_at: it counts once",
+        fix="send it again with the same Idempotency-Key, or with the same event_id and "
+        "effective_at: it counts once",
         event_id=None if event_id is None else str(uuid.UUID(bytes=event_id)),
     )
 
@@ -57,7 +58,12 @@ class Submitter:
     """Queues messages and hands their acknowledgements to the event loop, many at a time."""
 
     def __init__(
-        self, sender: Sender, catalog: Catalog, *, namespace: str, answer_seconds: float = ANSWER_SECONDS
+        self,
+        sender: Sender,
+        catalog: Catalog,
+        *,
+        namespace: str,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._sender = sender
         self._catalog = catalog
@@ -74,23 +80,34 @@ class Submitter:
         """How many messages wait for their acknowledgement."""
         return self._sender.waiting
 
-    async def submit(self, event: SentEvent, *, traceparent: str | None = None) -> Place:
-        """Send one member event; where it stands. Raises QueueFull, Undelivered, and Problem 504 where not known."""
+    async def submit(self, event: SentEvent, *, traceparent: str | None = None) -> TopicPosition:
+        """Send one member event; where it stands.
+
+        Raises QueueFull, Undelivered, and Problem 504 where not known.
+        """
         key, value = event.member.encode(), self.writer.write(event)
         return await self.send(
-            self._events, key, value, event_headers(event, traceparent=traceparent), event_id=event.event_id
+            self._events,
+            key,
+            value,
+            event_headers(event, traceparent=traceparent),
+            event_id=event.event_id,
         )
 
-    async def submit_control(self, control: Control) -> Place:
+    async def submit_control(self, control: Control) -> TopicPosition:
         """Send one control; where it stands. Raises as `submit`."""
         value = write_control(control, self._catalog)
-        return await self.send(self._controls, control_key(control), value, [], event_id=control.event_id)
+        return await self.send(
+            self._controls, control_key(control), value, [], event_id=control.event_id
+        )
 
-    async def replay(self, key: bytes, value: bytes, headers: Headers) -> Place:
+    async def replay(self, key: bytes, value: bytes, headers: Headers) -> TopicPosition:
         """Send the bytes of a member event as they are. Raises as `submit`."""
         return await self.send(self._events, key, value, headers, event_id=None)
 
-    async def send(self, topic: str, key: bytes, value: bytes, headers: Headers, *, event_id: bytes | None) -> Place:
+    async def send(
+        self, topic: str, key: bytes, value: bytes, headers: Headers, *, event_id: bytes | None
+    ) -> TopicPosition:
         """Send any message and wait for its acknowledgement."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
@@ -103,12 +120,16 @@ class Submitter:
             raise unknown(event_id) from None
         return _place(answer, event_id)
 
-    def batch(self) -> Batch:
+    def batch(self) -> BulkBatch:
         """Many messages that are answered together."""
-        return Batch(self, self._events, self._answer_seconds)
+        return BulkBatch(self, self._events, self._answer_seconds)
 
-    def offer(self, topic: str, message: OutMessage, delivered: Callable[[Answer], None]) -> QueueFull | None:
-        """Queue one message without waiting; `delivered` is told once. What is returned means: not now.
+    def offer(
+        self, topic: str, message: OutMessage, delivered: Callable[[Answer], None]
+    ) -> QueueFull | None:
+        """Queue one message without waiting; `delivered` is told once.
+
+        What is returned means: not now.
 
         Raises Unavailable and Refused where it is not taken at all.
         """
@@ -130,8 +151,12 @@ class Submitter:
             if not self._sender.waiting:
                 return
 
-    def _note(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Answer], answer: Answer) -> None:
-        """On the sender's thread: one wake-up of the loop for all that is acknowledged until it runs."""
+    def _note(
+        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Answer], answer: Answer
+    ) -> None:
+        """On the sender's thread: one wake-up of the loop for all that is acknowledged until it
+        runs.
+        """
         self._acknowledged.append((future, answer))
         if not self._is_woken:
             self._is_woken = True
@@ -145,11 +170,11 @@ class Submitter:
                 future.set_result(answer)
 
 
-class Batch:
+class BulkBatch:
     """Messages sent in order, and what became of each.
 
-    Waits while the queue is full, as long as for the broker. From the first that does not get in by then on, all are
-    refused: a later event of a member must not come before an earlier one.
+    Waits while the queue is full, as long as for the broker. From the first that does not get in by
+    then on, all are refused: a later event of a member must not come before an earlier one.
     """
 
     def __init__(self, submitter: Submitter, topic: str, seconds: float) -> None:
@@ -157,7 +182,7 @@ class Batch:
         self._topic = topic
         self._seconds = seconds
         self._until = monotonic() + seconds
-        self._answers: list[Place | ConsentryError | None] = []
+        self._answers: list[TopicPosition | ConsentryError | None] = []
         self._refusal: ConsentryError | None = None
         self._taken = self._told = 0
         self._loop = asyncio.get_running_loop()
@@ -174,11 +199,14 @@ class Batch:
                 try:
                     await self._take(message, partial(self._note, place))
                 except ConsentryError as error:
-                    # Without its traceback, which leads back to here and would keep all of the request alive.
+                    # Without its traceback, which leads back to here and would keep all of the
+                    # request alive.
                     self._answers[place] = self._refusal = error.with_traceback(None)
 
-    async def answers(self) -> list[Place | ConsentryError | None]:
-        """For each message, in order: its place, why it was refused, or None where it is not known in time."""
+    async def answers(self) -> list[TopicPosition | ConsentryError | None]:
+        """For each message, in order: its place, why it was refused, or None where it is not known
+        in time.
+        """
         self._is_awaited = True
         if self._told < self._taken:
             try:
@@ -192,7 +220,8 @@ class Batch:
         full = self._submitter.offer(self._topic, message, delivered)
         while full is not None and monotonic() < self._until:
             await asyncio.sleep(_FULL_SECONDS)
-            self._submitter.serve()  # it ends when nothing is left to be told, as it may have been by now
+            # it ends when nothing is left to be told, as it may have been by now
+            self._submitter.serve()
             full = self._submitter.offer(self._topic, message, delivered)
         if full is not None:
             raise full
@@ -206,8 +235,8 @@ class Batch:
             self._loop.call_soon_threadsafe(self._all.set)
 
 
-def _place(answer: Answer, event_id: bytes | None) -> Place:
-    if isinstance(answer, Place):
+def _place(answer: Answer, event_id: bytes | None) -> TopicPosition:
+    if isinstance(answer, TopicPosition):
         return answer
     if answer.is_unknown:
         raise unknown(event_id) from answer

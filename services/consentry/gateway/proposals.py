@@ -1,7 +1,9 @@
-"""What would widen use and waits for a second person: lifts, opening policies, releases and replays.
+"""What would widen use and waits for a second person: lifts, opening policies, releases and
+replays.
 
-A proposal is kept in Redis only until it is decided, under a signature where there are token keys; what it comes to
-stands in the log, and names both persons. Losing Redis loses open proposals, which opens nothing.
+A proposal is kept in Redis only until it is decided, under a signature where there are token keys;
+what it comes to stands in the log, and names both persons. Losing Redis loses open proposals, which
+opens nothing.
 """
 
 from __future__ import annotations
@@ -28,16 +30,20 @@ OPEN_MICROS: Final = Micros(7 * DAY_MICROS)
 KEPT_SECONDS: Final = 30 * 86_400
 LISTED_MAX: Final = 200
 LOCK_SECONDS: Final = 60
-_UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_UNLOCK: Final = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+)
 _LOG = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What was asked for (`form`, plain values by kind), what it would open, by whom, and what became of it.
+    """What was asked for (`form`, plain values by kind), what it would open, by whom, and what
+    became of it.
 
-    Times in microseconds. `decided_at` is the time the control or event gets, also when approving is repeated;
-    `tried_at` is that of the last try to send it. `digest` says exactly what `opens` says in words.
+    Times in microseconds. `decided_at` is the time the control or event gets, also when approving
+    is repeated; `tried_at` is that of the last try to send it. `digest` says exactly what `opens`
+    says in words.
     """
 
     proposal_id: str
@@ -92,11 +98,16 @@ class ProposalStore(Protocol):
         ...
 
     async def lock(self, proposal_id: str) -> str | None:
-        """A ticket for the one who may decide it, until `unlock` or for LOCK_SECONDS; None while another one may."""
+        """A ticket for the one who may decide it, until `unlock` or for LOCK_SECONDS;
+
+        None while another one may.
+        """
         ...
 
     async def unlock(self, proposal_id: str, ticket: str) -> None:
-        """Let others decide it; nothing where the ticket's time was over and somebody else has one now."""
+        """Let others decide it; nothing where the ticket's time was over and somebody else has one
+        now.
+        """
         ...
 
 
@@ -110,7 +121,9 @@ class InMemoryProposals:
     async def put(self, proposal: Proposal) -> None:
         """See ProposalStore."""
         self._proposals[proposal.proposal_id] = proposal
-        for old in [one for one in self._proposals.values() if _is_over(one, proposal.requested_at)]:
+        for old in [
+            one for one in self._proposals.values() if _is_over(one, proposal.requested_at)
+        ]:
             del self._proposals[old.proposal_id]
 
     async def get(self, proposal_id: str) -> Proposal | None:
@@ -149,9 +162,13 @@ class RedisProposals:
         """See ProposalStore."""
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(self._prefix + proposal.proposal_id, self._written(proposal), ex=KEPT_SECONDS)
+                pipe.set(
+                    self._prefix + proposal.proposal_id, self._written(proposal), ex=KEPT_SECONDS
+                )
                 pipe.zadd(self._index, {proposal.proposal_id: proposal.requested_at})
-                pipe.zremrangebyscore(self._index, 0, proposal.requested_at - KEPT_SECONDS * 1_000_000)
+                pipe.zremrangebyscore(
+                    self._index, 0, proposal.requested_at - KEPT_SECONDS * 1_000_000
+                )
                 await pipe.execute()
         except RedisError as error:
             raise _unavailable(error) from error
@@ -172,14 +189,20 @@ class RedisProposals:
             texts = await self._redis.mget([self._prefix + one for one in ids]) if ids else []
         except RedisError as error:
             raise _unavailable(error) from error
-        proposals = [self._read(text, name) for name, text in zip(ids, texts, strict=True) if text is not None]
+        proposals = [
+            self._read(text, name)
+            for name, text in zip(ids, texts, strict=True)
+            if text is not None
+        ]
         return [one for one in proposals if one is not None]
 
     async def lock(self, proposal_id: str) -> str | None:
         """See ProposalStore."""
         ticket = secrets.token_hex(16)
         try:
-            is_taken = await self._redis.set(self._lock_key(proposal_id), ticket, nx=True, ex=LOCK_SECONDS)
+            is_taken = await self._redis.set(
+                self._lock_key(proposal_id), ticket, nx=True, ex=LOCK_SECONDS
+            )
         except RedisError as error:
             raise _unavailable(error) from error
         return ticket if is_taken else None
@@ -196,10 +219,15 @@ class RedisProposals:
 
     def _written(self, proposal: Proposal) -> str:
         body = json.dumps(asdict(proposal), sort_keys=True)
-        return json.dumps({"key": self._keys.signing, "mac": self._mac(self._keys.signing, body), "body": body})
+        return json.dumps(
+            {"key": self._keys.signing, "mac": self._mac(self._keys.signing, body), "body": body}
+        )
 
     def _read(self, text: bytes | str, proposal_id: str) -> Proposal | None:
-        """The proposal; None, and a log line, where it is not what we signed as this one: somebody else wrote it."""
+        """The proposal;
+
+        None, and a log line, where it is not what we signed as this one: somebody else wrote it.
+        """
         try:
             kept = json.loads(text)
             is_ours = kept["key"] == self._keys.signing or (self._keys and kept["key"] != 0)
@@ -237,7 +265,10 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
     """The proposal, if this person may decide it now. Raises Problem."""
     if proposal is None:
         raise Problem(
-            404, "There is no such proposal.", code="approval.unknown", fix="GET /v1/approvals lists those there are"
+            404,
+            "There is no such proposal.",
+            code="approval.unknown",
+            fix="GET /v1/approvals lists those there are",
         )
     if proposal.state in ("approved", "rejected"):
         raise Problem(
@@ -247,7 +278,9 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
             fix="propose it again if it is still wanted",
         )
     if now > proposal.expires_at and proposal.state == "open":
-        raise Problem(409, "The proposal has expired.", code="approval.expired", fix="propose it again")
+        raise Problem(
+            409, "The proposal has expired.", code="approval.expired", fix="propose it again"
+        )
     if by == proposal.requested_by:
         raise Problem(
             403,
@@ -259,13 +292,19 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
 
 
 def both_persons(proposal: Proposal) -> str:
-    """The source of what a proposal comes to; whole, as a subject has at most 200 characters and a source 512 bytes."""
+    """The source of what a proposal comes to; whole, as a subject has at most 200 characters and a
+    source 512 bytes.
+    """
     return f"{_requested(proposal)}{proposal.decided_by}"
 
 
 def as_in_log(proposal: Proposal, *, source: str, recorded_at: Micros) -> Proposal:
-    """The proposal as the log tells who approved it and when, which outlives what the store forgot."""
-    return replace(proposal, decided_by=source.removeprefix(_requested(proposal)), decided_at=recorded_at)
+    """The proposal as the log tells who approved it and when, which outlives what the store
+    forgot.
+    """
+    return replace(
+        proposal, decided_by=source.removeprefix(_requested(proposal)), decided_at=recorded_at
+    )
 
 
 def _requested(proposal: Proposal) -> str:
@@ -273,7 +312,9 @@ def _requested(proposal: Proposal) -> str:
 
 
 def being_decided(proposal: Proposal, *, by: str, now: Micros) -> Proposal:
-    """The proposal while its event is sent; a repetition keeps the first time, so that it is the same event."""
+    """The proposal while its event is sent; a repetition keeps the first time, so that it is the
+    same event.
+    """
     if proposal.state == "approving":
         return replace(proposal, tried_at=now)
     return replace(proposal, state="approving", decided_by=by, decided_at=now, tried_at=now)

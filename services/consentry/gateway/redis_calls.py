@@ -1,4 +1,6 @@
-"""Commands to Redis from many requests at a time, a round trip for all that have gathered since the last one."""
+"""Commands to Redis from many requests at a time, a round trip for all that have gathered since the
+last one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ Call = tuple[str | bytes | int, ...]
 
 
 class RedisCalls:
-    """Sends commands in pipelines: one is on its way, the next one gathers meanwhile. For one event loop."""
+    """Sends commands in pipelines: one is on its way, the next one gathers meanwhile.
+
+    For one event loop.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -20,7 +25,10 @@ class RedisCalls:
         self._sending: asyncio.Task[None] | None = None
 
     async def call(self, *command: str | bytes | int, **options: Any) -> Any:
-        """What Redis answers to the command; `options` tell redis-py how to read that. Raises RedisError."""
+        """What Redis answers to the command; `options` tell redis-py how to read that.
+
+        Raises RedisError.
+        """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, options, future))
         if self._sending is None or self._sending.done():

@@ -1,4 +1,6 @@
-"""Answers from the consent table: what it holds of a member, and whether that is fresh enough to be believed."""
+"""Answers from the consent table: what it holds of a member, and whether that is fresh enough to be
+believed.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ from time import monotonic
 from typing import Final
 
 from consentry.domain.controls import Controls
-from consentry.domain.decisions import Decision, Ground, Row, stale, standing
+from consentry.domain.decisions import Decision, Ground, Row, member_state, stale
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.events import FactKind
-from consentry.domain.explain import Asked, Explanation, explain
+from consentry.domain.explain import ExplainQuestion, Explanation, explain
 from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros, Reason
-from consentry.kafka.controls_follower import ControlsView
+from consentry.kafka.controls_follower import ControlsFollower
 from consentry.ops.clock import Clock
 from consentry.table.protocol import ConsentTable, Meta, Reading
 from consentry.wire.jurisdictions import name_of
@@ -31,8 +33,11 @@ _LOOK_SECONDS_MAX: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A decision, the version of the record that was asked (0: none; None: it could not be read), and why in full."""
+class DecisionAnswer:
+    """A decision, the version of the record that was asked (0: none;
+
+    None: it could not be read), and why in full.
+    """
 
     decision: Decision
     version: int | None
@@ -41,7 +46,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DecisionQuestion:
     """What is asked about a member; times in microseconds, None for now."""
 
     member: MemberId
@@ -53,13 +58,15 @@ class Question:
     wait_seconds: float = 0.0
 
 
-class Reader:
-    """Reads records from the table and controls from their follower; refuses to believe either when it is old."""
+class TableReader:
+    """Reads records from the table and controls from their follower; refuses to believe either when
+    it is old.
+    """
 
     def __init__(
         self,
         table: ConsentTable,
-        controls: ControlsView,
+        controls: ControlsFollower,
         *,
         partitions: int,
         log: bytes,
@@ -73,24 +80,31 @@ class Reader:
         self._staleness_seconds = staleness_seconds
         self._clock = clock
 
-    async def answer(self, question: Question) -> Answer:
-        """The answer to a question; STALE where freshness, or what the token asks for, is not proven in time."""
+    async def answer(self, question: DecisionQuestion) -> DecisionAnswer:
+        """The answer to a question;
+
+        STALE where freshness, or what the token asks for, is not proven in time.
+        """
         until, pause = monotonic() + min(question.wait_seconds, WAIT_SECONDS_MAX), _LOOK_SECONDS
         while True:
             found = await asyncio.to_thread(self._look, question)
-            if isinstance(found, Answer):
+            if isinstance(found, DecisionAnswer):
                 return found
             if monotonic() >= until:
-                return Answer(stale(found), None, (f"freshness is not proven: {found}",))
+                return DecisionAnswer(stale(found), None, (f"freshness is not proven: {found}",))
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LOOK_SECONDS_MAX)
 
     async def record(self, member: MemberId) -> Record | None:
-        """The member's record as the table holds it now. Raises Unavailable where it is not whole."""
+        """The member's record as the table holds it now. Raises Unavailable where it is not
+        whole.
+        """
         return await asyncio.to_thread(self._record, member)
 
     async def version_of_opt_out(self, member: MemberId, purpose: str) -> int | None:
-        """The version of the opt-out that stands for a purpose, where the table can be read and has one."""
+        """The version of the opt-out that stands for a purpose, where the table can be read and has
+        one.
+        """
         try:
             record = await self.record(member)
         except ConsentryError:
@@ -99,19 +113,23 @@ class Reader:
             return None
         now = self._clock()
         known_at = _known_at(now, record, self.controls.controls)
-        choice = standing(record, purpose=purpose, at=now, known_at=known_at).choice
+        choice = member_state(record, purpose=purpose, at=now, known_at=known_at).choice
         return choice.version if choice is not None and choice.kind is FactKind.OPTED_OUT else None
 
     async def wait_for_controls(self) -> None:
-        """Return once every control that is in the log now is known here. Raises Unavailable after a bounded time.
+        """Return once every control that is in the log now is known here.
 
-        Whether a policy opens something is judged against the controls before it: against old ones it could undo,
-        without a second person, what somebody had narrowed a moment ago.
+        Raises Unavailable after a bounded time.
+
+        Whether a policy opens something is judged against the controls before it: against old ones
+        it could undo, without a second person, what somebody had narrowed a moment ago.
         """
         asked_at, until = self._clock(), monotonic() + CONTROLS_SECONDS_MAX
         while self.controls.fresh_at < asked_at:
             if monotonic() >= until:
-                raise _stale_controls(self.stale_detail() or "the broker does not say where their log ends")
+                raise _stale_controls(
+                    self.stale_detail() or "the broker does not say where their log ends"
+                )
             await asyncio.sleep(_LOOK_SECONDS)
 
     def check_controls(self) -> None:
@@ -128,7 +146,10 @@ class Reader:
         """Why the controls are not fresh; empty where they are."""
         age = self.controls_age_seconds()
         if age > self._staleness_seconds:
-            return f"the controls were known to be complete {age:.1f} s ago, the bound is {self._staleness_seconds:g} s"
+            return (
+                f"the controls were known to be complete {age:.1f} s ago, the bound is "
+                f"{self._staleness_seconds:g} s"
+            )
         return ""
 
     def status(self) -> list[dict[str, object]]:
@@ -151,7 +172,7 @@ class Reader:
             )
         return found
 
-    def _look(self, question: Question) -> Answer | str:
+    def _look(self, question: DecisionQuestion) -> DecisionAnswer | str:
         """The answer, or why it cannot be fresh yet."""
         try:
             found = self._read(question.member)
@@ -167,10 +188,12 @@ class Reader:
             return _held("the member's record is damaged")
         except Unavailable as error:
             if error.code == "member.misplaced":
-                return _held("events of the member came on a foreign partition, so they have no order")
+                return _held(
+                    "events of the member came on a foreign partition, so they have no order"
+                )
             return "the table does not answer"
 
-    def _detail(self, question: Question, found: Mapping[int, Reading]) -> str:
+    def _detail(self, question: DecisionQuestion, found: Mapping[int, Reading]) -> str:
         """What is not fresh, or not as fresh as the token asks; empty where all is."""
         partition, token = self._home(question.member), question.at_least
         meta = found[partition].meta
@@ -182,32 +205,50 @@ class Reader:
         if ahead > CLOCKS_SECONDS_MAX:
             return f"the token was given out {ahead:.1f} s ahead of this machine's clock"
         # Events of other partitions are not this member's: only their own one is waited for.
-        detail = self._partition_detail(partition, meta, token.offsets.get(partition, 0)) or self.stale_detail()
+        detail = (
+            self._partition_detail(partition, meta, token.offsets.get(partition, 0))
+            or self.stale_detail()
+        )
         if not detail and self.controls.position < token.controls:
-            detail = f"the controls are read up to {self.controls.position}, the token asks for {token.controls}"
+            detail = (
+                f"the controls are read up to {self.controls.position}, the token asks for "
+                f"{token.controls}"
+            )
         return detail
 
-    def _answer(self, question: Question, record: Record | None, meta: Meta) -> Answer:
+    def _answer(
+        self, question: DecisionQuestion, record: Record | None, meta: Meta
+    ) -> DecisionAnswer:
         controls = self.controls.controls
         now = self._now(question, meta)
-        asked = Asked(
+        asked = ExplainQuestion(
             record=record,
             row=question.row,
             controls=controls,
             purpose=question.purpose,
             at=now if question.at is None else question.at,
-            known_at=_known_at(now, record, controls) if question.known_at is None else question.known_at,
+            known_at=_known_at(now, record, controls)
+            if question.known_at is None
+            else question.known_at,
         )
         explanation = explain(asked, name_of)
         version = 0 if record is None else record.version
-        return Answer(explanation.decision, version, tuple(explanation.because), explanation)
+        return DecisionAnswer(
+            explanation.decision, version, tuple(explanation.because), explanation
+        )
 
-    def _now(self, question: Question, meta: Meta) -> Micros:
-        """The latest of the clocks that are seen: what another machine stamped a moment ago is not in the future.
+    def _now(self, question: DecisionQuestion, meta: Meta) -> Micros:
+        """The latest of the clocks that are seen: what another machine stamped a moment ago is not
+        in the future.
 
-        Those ahead are at most CLOCKS_SECONDS_MAX ahead, or `_detail` had refused them; a token has whole seconds only.
+        Those ahead are at most CLOCKS_SECONDS_MAX ahead, or `_detail` had refused them; a token has
+        whole seconds only.
         """
-        issued = Micros(0) if question.at_least is None else Micros(question.at_least.issued_at + 1_000_000)
+        issued = (
+            Micros(0)
+            if question.at_least is None
+            else Micros(question.at_least.issued_at + 1_000_000)
+        )
         return max(self._clock(), meta.frontier_at or Micros(0), issued)
 
     def _partition_detail(self, partition: int, meta: Meta, demanded: int = 0) -> str:
@@ -217,16 +258,24 @@ class Reader:
         if age < -CLOCKS_SECONDS_MAX:
             return f"this machine's clock is {-age:.1f} s behind the processor's"
         if age > self._staleness_seconds:
-            return f"partition {partition} is {age:.1f} s old, the bound is {self._staleness_seconds:g} s"
+            return (
+                f"partition {partition} is {age:.1f} s old, the bound is "
+                f"{self._staleness_seconds:g} s"
+            )
         if meta.next_offset < demanded:
-            return f"partition {partition} is applied up to event {meta.next_offset}, the token asks for {demanded}"
+            return (
+                f"partition {partition} is applied up to event {meta.next_offset}, the token "
+                f"asks for {demanded}"
+            )
         return ""
 
     def _home(self, member: MemberId) -> int:
         return partition_of(member.encode(), self.partitions)
 
     def _read(self, member: MemberId) -> dict[int, Reading]:
-        """What every partition says of the member: a foreign one tells that their events have no order."""
+        """What every partition says of the member: a foreign one tells that their events have no
+        order.
+        """
         return self._table.read(member.encode(), range(self.partitions))
 
     def _record(self, member: MemberId) -> Record | None:
@@ -241,11 +290,14 @@ class Reader:
         return self._record_in(found, member)
 
     def _record_in(self, found: Mapping[int, Reading], member: MemberId) -> Record | None:
-        """Raises Unavailable where the member's events have no order, DamagedRecord where the record is broken."""
+        """Raises Unavailable where the member's events have no order, DamagedRecord where the
+        record is broken.
+        """
         home = self._home(member)
         if any(reading.record for partition, reading in found.items() if partition != home):
             raise Unavailable(
-                "Events of this member also came on a foreign partition, so they have no order: the member is held.",
+                "Events of this member also came on a foreign partition, so they have no order: "
+                "the member is quarantined.",
                 code="member.misplaced",
                 fix="give the producer the murmur2 partitioner",
             )
@@ -254,7 +306,9 @@ class Reader:
 
 
 def _unbuilt(found: Mapping[int, Reading]) -> str:
-    """Which partition is not built; a foreign one counts too, as it may lack what says that the member is misplaced."""
+    """Which partition is not built; a foreign one counts too, as it may lack what says that the
+    member is misplaced.
+    """
     for partition, reading in found.items():
         if reading.meta.generation is None:
             return f"partition {partition} of the table is not built"
@@ -277,6 +331,6 @@ def _stale_controls(detail: str) -> Unavailable:
     )
 
 
-def _held(why: str) -> Answer:
-    decision = Decision(False, Reason.HELD, (Ground(Reason.HELD, why),))
-    return Answer(decision, None, (why,))
+def _held(why: str) -> DecisionAnswer:
+    decision = Decision(False, Reason.QUARANTINED, (Ground(Reason.QUARANTINED, why),))
+    return DecisionAnswer(decision, None, (why,))

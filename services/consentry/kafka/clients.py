@@ -23,7 +23,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.values import Micros
 from consentry.kafka.headers import headers_of
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.partitions import PARTITIONER
 
 DELIVERY_TIMEOUT_MS: Final = 30_000
@@ -39,7 +39,9 @@ _LOG: Final = logging.getLogger("librdkafka")
 
 
 def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """Settings every client shares: addresses and security from `kafka`, quick reconnects, logs through logging."""
+    """Settings every client shares: addresses and security from `kafka`, quick reconnects, logs
+    through logging.
+    """
     return {
         **kafka,
         "client.id": client_id,
@@ -51,7 +53,9 @@ def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
 
 
 def producer_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """An idempotent producer that waits for all replicas; partitions as Java's default partitioner does."""
+    """An idempotent producer that waits for all replicas; partitions as Java's default partitioner
+    does.
+    """
     return client_config(kafka, client_id) | {
         "acks": "all",
         "enable.idempotence": True,
@@ -77,16 +81,22 @@ def follower_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
 
 def unavailable(what: str, error: Exception) -> Unavailable:
     """The error for a broker that did not do `what`."""
-    detail = error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
+    detail = (
+        error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
+    )
     return Unavailable(
         f"Kafka did not {what}: {detail}.",
         code="kafka.unavailable",
-        fix="check CONSENTRY_KAFKA_BOOTSTRAP and that the broker runs (`consentry local status` for the local one)",
+        fix="check CONSENTRY_KAFKA_BOOTSTRAP and that the broker runs (`consentry local status` "
+        "for the local one)",
     )
 
 
 def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 10.0) -> int:
-    """How many partitions a topic has. Raises Refused where it does not exist, Unavailable without a broker."""
+    """How many partitions a topic has.
+
+    Raises Refused where it does not exist, Unavailable without a broker.
+    """
     try:
         metadata = admin.list_topics(topic, timeout=timeout_seconds)
     except KafkaException as error:
@@ -102,15 +112,18 @@ def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 
 
 
 def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 10.0) -> bytes:
-    """Eight bytes that tell this topic from one of the same name made anew, whose offsets begin again.
+    """Eight bytes that tell this topic from one of the same name made anew, whose offsets begin
+    again.
 
-    Derived from the broker's topic id (KIP-516); a broker without such ids gives every topic the same. Raises Refused
-    where the topic does not exist, Unavailable without a broker.
+    Derived from the broker's topic id (KIP-516); a broker without such ids gives every topic the
+    same. Raises Refused where the topic does not exist, Unavailable without a broker.
     """
     admin = AdminClient(client_config(kafka, "consentry-identity"))
     partition_count(admin, topic, timeout_seconds=timeout_seconds)
     try:
-        [answer] = admin.describe_topics(TopicCollection([topic]), request_timeout=timeout_seconds).values()
+        [answer] = admin.describe_topics(
+            TopicCollection([topic]), request_timeout=timeout_seconds
+        ).values()
         topic_id = answer.result().topic_id
     except KafkaException as error:
         raise unavailable("describe the topic", error) from error
@@ -120,7 +133,10 @@ def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float
 def end_offsets(
     admin: AdminClient, places: Iterable[tuple[str, int]], *, timeout_seconds: float = 5.0
 ) -> dict[tuple[str, int], int]:
-    """The end offset (exclusive) of each (topic, partition), as the broker knows it now. Raises Unavailable."""
+    """The end offset (exclusive) of each (topic, partition), as the broker knows it now.
+
+    Raises Unavailable.
+    """
     asked = {TopicPartition(topic, partition): OffsetSpec.latest() for topic, partition in places}
     if not asked:
         return {}
@@ -128,23 +144,37 @@ def end_offsets(
     while True:
         try:
             answers = admin.list_offsets(asked, request_timeout=timeout_seconds)
-            return {(place.topic, place.partition): answer.result().offset for place, answer in answers.items()}
+            return {
+                (place.topic, place.partition): answer.result().offset
+                for place, answer in answers.items()
+            }
         except KafkaException as error:
             if error.args[0].code() not in _LEADER_MOVED or time.monotonic() > until:
                 raise unavailable("tell its offsets", error) from error
-            time.sleep(0.2)  # a broker that came back gives out new leader epochs; the client hears of it in a moment
+            time.sleep(
+                0.2
+                # a broker that came back gives out new leader epochs; the client hears of it in a
+                # moment
+            )
 
 
-def read_all(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 30.0) -> Iterator[Stored]:
-    """Every message of a topic, from its beginning to the end seen at the start, partition by partition mixed.
+def read_all(
+    kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 30.0
+) -> Iterator[StoredMessage]:
+    """Every message of a topic, from its beginning to the end seen at the start, partition by
+    partition mixed.
 
-    Raises Refused where the topic does not exist, Unavailable when the broker stops answering for that long.
+    Raises Refused where the topic does not exist, Unavailable when the broker stops answering for
+    that long.
     """
     admin = AdminClient(client_config(kafka, "consentry-reader"))
     count = partition_count(admin, topic, timeout_seconds=min(timeout_seconds, 10.0))
     ends = end_offsets(admin, [(topic, partition) for partition in range(count)])
     yield from _read_between(
-        kafka, topic, {partition: ends[topic, partition] for partition in range(count)}, timeout_seconds
+        kafka,
+        topic,
+        {partition: ends[topic, partition] for partition in range(count)},
+        timeout_seconds,
     )
 
 
@@ -156,15 +186,18 @@ def read_partition(
     start: int = OFFSET_BEGINNING,
     with_headers: bool = False,
     timeout_seconds: float = 30.0,
-) -> Iterator[Stored]:
-    """Every message of one partition, from an offset (default: its beginning) to the end seen at the start.
+) -> Iterator[StoredMessage]:
+    """Every message of one partition, from an offset (default: its beginning) to the end seen at
+    the start.
 
     Raises Unavailable, also where the offset is no longer held.
     """
     admin = AdminClient(client_config(kafka, "consentry-reader"))
     end = end_offsets(admin, [(topic, partition)])[topic, partition]
     ends = {partition: end if start < end else 0}
-    yield from _read_between(kafka, topic, ends, timeout_seconds, start=start, with_headers=with_headers)
+    yield from _read_between(
+        kafka, topic, ends, timeout_seconds, start=start, with_headers=with_headers
+    )
 
 
 def _read_between(
@@ -175,7 +208,7 @@ def _read_between(
     *,
     start: int = OFFSET_BEGINNING,
     with_headers: bool = False,
-) -> Iterator[Stored]:
+) -> Iterator[StoredMessage]:
     consumer = Consumer(follower_config(kafka, "consentry-reader"))
     try:
         open_partitions = {partition for partition, end in ends.items() if end > 0}
@@ -189,7 +222,11 @@ def _read_between(
                     open_partitions.discard(partition)
                 if not is_end and offset < ends[partition]:
                     found = stored(message)
-                    yield found._replace(headers=tuple(headers_of(message) or ())) if with_headers else found
+                    yield (
+                        found._replace(headers=tuple(headers_of(message) or ()))
+                        if with_headers
+                        else found
+                    )
             if time.monotonic() - progress_at > timeout_seconds:
                 raise Unavailable(
                     f"Reading {topic} made no progress for {timeout_seconds:.0f} s.",
@@ -201,11 +238,18 @@ def _read_between(
 
 
 def place_of(message: Message) -> tuple[int, int, bool]:
-    """(partition, offset, whether this only says that the end was reached). Raises Unavailable for an error."""
+    """(partition, offset, whether this only says that the end was reached).
+
+    Raises Unavailable for an error.
+    """
     error = message.error()
     partition, offset = message.partition(), message.offset()
     if error is not None:
-        if error.code() == KafkaError._PARTITION_EOF and partition is not None and offset is not None:
+        if (
+            error.code() == KafkaError._PARTITION_EOF
+            and partition is not None
+            and offset is not None
+        ):
             return partition, offset, True
         raise unavailable("deliver", KafkaException(error))
     assert partition is not None
@@ -213,11 +257,13 @@ def place_of(message: Message) -> tuple[int, int, bool]:
     return partition, offset, False
 
 
-def stored(message: Message) -> Stored:
+def stored(message: Message) -> StoredMessage:
     """The message as a value."""
     partition, offset, _ = place_of(message)
     _, milliseconds = message.timestamp()
-    return Stored(partition, offset, message.key(), message.value(), Micros(milliseconds * 1000))
+    return StoredMessage(
+        partition, offset, message.key(), message.value(), Micros(milliseconds * 1000)
+    )
 
 
 def send(
@@ -227,10 +273,12 @@ def send(
     *,
     timeout_seconds: float = 35.0,
 ) -> list[tuple[int, int]]:
-    """Send (key, value) messages and wait until all are acknowledged; their (partition, offset) in order.
+    """Send (key, value) messages and wait until all are acknowledged; their (partition, offset) in
+    order.
 
-    A third item is the sender's time in milliseconds, which counts only where the topic takes it. Raises Unavailable
-    if any was not acknowledged: it is then unknown whether it counts, and sending the same again is safe.
+    A third item is the sender's time in milliseconds, which counts only where the topic takes it.
+    Raises Unavailable if any was not acknowledged: it is then unknown whether it counts, and
+    sending the same again is safe.
     """
     places: list[tuple[int, int]] = []
     failed: list[KafkaError] = []
@@ -249,7 +297,11 @@ def send(
         while True:
             try:
                 producer.produce(
-                    topic, value, key, timestamp=times[0] if times else 0, on_delivery=delivered(len(places) - 1)
+                    topic,
+                    value,
+                    key,
+                    timestamp=times[0] if times else 0,
+                    on_delivery=delivered(len(places) - 1),
                 )
                 break
             except BufferError:
@@ -260,6 +312,8 @@ def send(
     if failed or left:
         raise unavailable(
             f"acknowledge {len(failed) or left} of {len(places)} messages for {topic}",
-            KafkaException(failed[0]) if failed else TimeoutError("time-out; it is unknown whether they count"),
+            KafkaException(failed[0])
+            if failed
+            else TimeoutError("time-out; it is unknown whether they count"),
         )
     return places

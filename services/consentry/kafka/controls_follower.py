@@ -1,4 +1,6 @@
-"""The controls of the log, followed by a thread: what a service that decides or opens orders looks at."""
+"""The controls of the log, followed by a thread: what a service that decides or opens orders looks
+at.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from time import monotonic
 from typing import Final
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from consentry.domain.controls import Control, Controls, PauseImposed
 from consentry.domain.errors import Unavailable
@@ -26,11 +35,16 @@ _POSITION_LOST: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF
 _LOG = structlog.get_logger(__name__)
 
 MISUNDERSTANDINGS: Final = ("unreadable", "scope")
-"""What may not be understood of a control: its bytes, or whom it covers. Either way it pauses everything."""
+"""What may not be understood of a control: its bytes, or whom it covers.
+
+Either way it pauses everything.
+"""
 
 
 def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdictions) -> str | None:
-    """Which of MISUNDERSTANDINGS a control from `read_control_or_pause` is, as it stood at `offset`; None for none."""
+    """Which of MISUNDERSTANDINGS a control from `read_control_or_pause` is, as it stood at
+    `offset`; None for none.
+    """
     if not isinstance(control, PauseImposed):
         return None
     if not control.scope.jurisdictions and control.pause == f"unreadable-{offset}":
@@ -38,16 +52,24 @@ def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdicti
     return None if Controls(jurisdictions).understands(control) else "scope"
 
 
-class ControlsView:
-    """Follows the controls topic from its beginning; `controls` is the value as of the last message read.
+class ControlsFollower:
+    """Follows the controls topic from its beginning;
 
-    With a `clock` the broker is asked for the end of the topic every half second, so that silence differs from lag.
-    A topic that no longer holds what was read of it, because it was truncated or made anew, is not followed further:
-    what it says now may lack a pause that was read, or hold one that would be skipped. A new view begins anew.
+    `controls` is the value as of the last message read.
+
+    With a `clock` the broker is asked for the end of the topic every half second, so that silence
+    differs from lag. A topic that no longer holds what was read of it, because it was truncated or
+    made anew, is not followed further: what it says now may lack a pause that was read, or hold one
+    that would be skipped. A new view begins anew.
     """
 
     def __init__(
-        self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog, clock: Clock | None = None
+        self,
+        kafka: Mapping[str, str],
+        *,
+        namespace: str,
+        catalog: Catalog,
+        clock: Clock | None = None,
     ) -> None:
         self.position = 0
         """Next offset: every control below it is in `controls`."""
@@ -75,13 +97,22 @@ class ControlsView:
         return self._thread.is_alive()
 
     def not_understood(self, kind: str, now: Micros) -> int:
-        """How many pauses of everything stand in for a control of this kind of misunderstanding and are not lifted."""
+        """How many pauses of everything stand in for a control of this kind of misunderstanding and
+        are not lifted.
+        """
         controls = self.controls
-        found = {(pause.pause, pause.version): pause for known, pause in self._not_understood if known == kind}
+        found = {
+            (pause.pause, pause.version): pause
+            for known, pause in self._not_understood
+            if known == kind
+        }
         return sum(not controls.is_lifted(pause, at=now, known_at=now) for pause in found.values())
 
     def wait_until_read(self, timeout_seconds: float) -> None:
-        """Return once everything there was at the start is read. Raises Unavailable after that time."""
+        """Return once everything there was at the start is read.
+
+        Raises Unavailable after that time.
+        """
         if not self._at_end.wait(timeout_seconds):
             raise Unavailable(
                 f"The controls could not be read to their end within {timeout_seconds:.0f} s.",
@@ -130,7 +161,9 @@ class ControlsView:
         self.position = offset + 1
 
     def _prove_freshness(self) -> None:
-        """Ask where the topic ends; if all of it has been read, that is known as of before the question."""
+        """Ask where the topic ends; if all of it has been read, that is known as of before the
+        question.
+        """
         if self._clock is None or monotonic() - self._asked_at < _ASK_SECONDS:
             return
         self._asked_at, asked_at = monotonic(), self._clock()
@@ -145,9 +178,15 @@ class ControlsView:
             _LOG.error("controls_truncated", position=self.position, end=end)
 
     def _note(self, control: Control, offset: int) -> None:
-        """Remember and report what is not understood: everything is paused now, and somebody has to hear why."""
+        """Remember and report what is not understood: everything is paused now, and somebody has to
+        hear why.
+        """
         kind = misunderstanding(control, offset=offset, jurisdictions=self.controls.jurisdictions)
         if kind is not None and isinstance(control, PauseImposed):
             self._not_understood = (*self._not_understood, (kind, control))
-            said = {"pause": control.pause, "version": control.version, "scope": control.scope.jurisdictions[:10]}
+            said = {
+                "pause": control.pause,
+                "version": control.version,
+                "scope": control.scope.jurisdictions[:10],
+            }
             _LOG.error("control_not_understood", kind=kind, offset=offset, **said)

@@ -7,7 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from confluent_kafka.schema_registry import ConfigCompatibilityLevel, SchemaRegistryClient, ServerConfig
+from confluent_kafka.schema_registry import (
+    ConfigCompatibilityLevel,
+    SchemaRegistryClient,
+    ServerConfig,
+)
 from confluent_kafka.schema_registry import Schema as RemoteSchema
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
@@ -16,13 +20,17 @@ from consentry.wire.schemas import Schema
 
 Answer = TypeVar("Answer")
 
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line a request says nothing that an operator needs
+logging.getLogger("httpx2").setLevel(
+    logging.WARNING
+)  # one line a request says nothing that an operator needs
 
 
 class HttpRegistry:
     """The registry at `url`; see catalog.Registry for the contract."""
 
-    def __init__(self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 3.0) -> None:
+    def __init__(
+        self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 3.0
+    ) -> None:
         # Errors name the address, never who logs in there.
         self._url = re.sub(r"//[^/@]*@", "//", url)
         config = {"url": url, "timeout": timeout_seconds, "max.retries": 1, **(settings or {})}
@@ -30,7 +38,9 @@ class HttpRegistry:
 
     def register(self, subject: str, schema: Schema) -> int:
         """See Registry."""
-        return self._ask(lambda: int(self._client.register_schema(subject, RemoteSchema(schema.text, "AVRO"))))
+        return self._ask(
+            lambda: int(self._client.register_schema(subject, RemoteSchema(schema.text, "AVRO")))
+        )
 
     def find(self, subject: str, schema: Schema) -> int | None:
         """See Registry."""
@@ -47,7 +57,11 @@ class HttpRegistry:
 
     def set_compatibility(self, subject: str, level: str) -> None:
         """See Registry."""
-        self._ask(lambda: self._client.set_config(subject, ServerConfig(compatibility=ConfigCompatibilityLevel(level))))
+        self._ask(
+            lambda: self._client.set_config(
+                subject, ServerConfig(compatibility=ConfigCompatibilityLevel(level))
+            )
+        )
 
     def close(self) -> None:
         """Give the connections back."""
@@ -71,15 +85,18 @@ class HttpRegistry:
                 f"The schema registry at {self._url} refused with HTTP {error.http_status_code}, "
                 f"error {error.error_code}: {error.error_message}",
                 code=f"registry.refused.{error.http_status_code}",
-                fix="check that the address is the registry's Confluent-compatible API, and the schema's compatibility",
+                fix="check that the address is the registry's Confluent-compatible API, and the "
+                "schema's compatibility",
             ) from error
         except Exception as error:
-            # The client lets the errors of its HTTP library through; whatever they are, there was no answer.
+            # The client lets the errors of its HTTP library through; whatever they are, there was
+            # no answer.
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Unavailable:
         return Unavailable(
             f"The schema registry at {self._url} did not answer ({type(error).__name__}: {error}).",
             code="registry.unavailable",
-            fix="check CONSENTRY_REGISTRY_URL and that the registry runs (`consentry local status` for the local one)",
+            fix="check CONSENTRY_REGISTRY_URL and that the registry runs (`consentry local "
+            "status` for the local one)",
         )

@@ -1,4 +1,6 @@
-"""Sending to Kafka from a program that goes on meanwhile: every message is told once what became of it."""
+"""Sending to Kafka from a program that goes on meanwhile: every message is told once what became of
+it.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,16 @@ _REFUSED_FOR_SURE: Final = frozenset(
         KafkaError._UNKNOWN_PARTITION,
     }
 )
-"""What the broker or the client refused before anything was written; after any other error it is not known.
+"""What the broker or the client refused before anything was written; after any other error it is
+not known.
 
-A message purged from the queue is not among them: it may be back there because an attempt had no answer.
+A message purged from the queue is not among them: it may be back there because an attempt had no
+answer.
 """
 _new_tuple: Final = tuple.__new__
 
 
-class Place(NamedTuple):
+class TopicPosition(NamedTuple):
     """Where a message stands in its topic."""
 
     partition: int
@@ -72,12 +76,18 @@ class QueueFull(Unavailable):
 
 
 Note = Callable[[KafkaError | None, Message], None]
-Delivered = Callable[[Place | Undelivered], None]
-"""Told once, on the sender's thread: where the message stands, or that it was not acknowledged. Must not block."""
+Delivered = Callable[[TopicPosition | Undelivered], None]
+"""Told once, on the sender's thread: where the message stands, or that it was not acknowledged.
+
+Must not block.
+"""
 
 
 _forks = 0
-"""How often this process is a child made by fork(). Cheaper to look at, for each message, than asking for the pid."""
+"""How often this process is a child made by fork().
+
+Cheaper to look at, for each message, than asking for the pid.
+"""
 
 
 def _note_fork() -> None:
@@ -89,9 +99,12 @@ os.register_at_fork(after_in_child=_note_fork)
 
 
 class Sender:
-    """An idempotent producer, and a thread that serves its acknowledgements. May be called from any thread.
+    """An idempotent producer, and a thread that serves its acknowledgements.
 
-    An event loop does without the thread, which would take turns with it: it calls `serve` while any are `waiting`.
+    May be called from any thread.
+
+    An event loop does without the thread, which would take turns with it: it calls `serve` while
+    any are `waiting`.
 
     Not from a child made by fork(): librdkafka's threads stay behind in the parent.
     """
@@ -119,20 +132,28 @@ class Sender:
         if has_thread:
             self._thread.start()
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered) -> None:
-        """Queue a message; `delivered` is told. Raises QueueFull, Unavailable, Refused, and then nothing is told."""
+    def send(
+        self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered
+    ) -> None:
+        """Queue a message; `delivered` is told.
+
+        Raises QueueFull, Unavailable, Refused, and then nothing is told.
+        """
 
         def note(error: KafkaError | None, message: Message) -> None:
             if error is None:
                 # The constructor of a NamedTuple is a Python function; this is what it does.
-                delivered(_new_tuple(Place, (message.partition(), message.offset())))
+                delivered(_new_tuple(TopicPosition, (message.partition(), message.offset())))
             else:
                 delivered(Undelivered(topic, error))
 
         self.produce(topic, key, value, headers, note)
 
     def produce(self, topic: str, key: bytes, value: bytes, headers: Headers, note: Note) -> None:
-        """The same for who sends so much that each call counts: `note` gets what librdkafka gives out."""
+        """The same for who sends so much that each call counts:
+
+        `note` gets what librdkafka gives out.
+        """
         if self._forks != _forks:
             raise _refused_after_fork()
         with self._lock:
@@ -157,14 +178,17 @@ class Sender:
 
     def flush(self, timeout_seconds: float) -> int:
         """Wait until everything queued is acknowledged, at most so long; how many are not."""
-        # Not librdkafka's flush: it would tell the acknowledgements on this thread, and raise what is told there.
+        # Not librdkafka's flush: it would tell the acknowledgements on this thread, and raise what
+        # is told there.
         until = time.monotonic() + timeout_seconds
         while (left := self.waiting) and time.monotonic() < until:
             time.sleep(_FLUSH_LOOK_SECONDS)
         return left
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Wait a while for what is queued, then end; whoever still waits is told that it is not known."""
+        """Wait a while for what is queued, then end; whoever still waits is told that it is not
+        known.
+        """
         if self._forks != _forks:
             return  # the parent's, and its thread is not here
         with self._lock:
@@ -198,11 +222,13 @@ class Sender:
             self.serve(_POLL_SECONDS)
 
     def _replace_if_fatal(self, error: KafkaException) -> None:
-        """After a fatal error an idempotent producer never sends again: another one takes its place.
+        """After a fatal error an idempotent producer never sends again: another one takes its
+        place.
 
         The old one is served until everybody who waits for it has been told.
         """
-        # What is raised here says _FATAL without being marked fatal; the error that was, is only logged.
+        # What is raised here says _FATAL without being marked fatal; the error that was, is only
+        # logged.
         if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
             self._retired.append(self._producer)
             self._producer = self._new_producer()
@@ -220,7 +246,9 @@ def _poll(producer: Producer, seconds: float) -> None:
 
 def _refused_after_fork() -> Refused:
     return Refused(
-        "This process was forked from the one that opened the connection to Kafka, which does not survive that.",
+        "This process was forked from the one that opened the connection to Kafka, which does not "
+        "survive that.",
         code="kafka.forked",
-        fix="open the producer in each worker process, after the fork (post_fork in gunicorn, worker_init in Celery)",
+        fix="open the producer in each worker process, after the fork (post_fork in gunicorn, "
+        "worker_init in Celery)",
     )

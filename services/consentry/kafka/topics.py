@@ -28,7 +28,10 @@ _SEEN_PAUSE_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One difference, and what mends it. `loses_data` ones are refused: data or order would be gone."""
+    """One difference, and what mends it.
+
+    `loses_data` ones are refused: data or order would be gone.
+    """
 
     act: Literal["create", "set", "refuse"]
     topic: str
@@ -54,7 +57,9 @@ def plan_topics(kafka: Mapping[str, str], *, namespace: str, profile: str) -> li
     except KafkaException as error:
         raise unavailable("answer", error) from error
     existing = {name: len(metadata.partitions) for name, metadata in found.items()}
-    configs = topic_configs(admin, [name for topic in topics() if (name := topic_name(namespace, topic)) in existing])
+    configs = topic_configs(
+        admin, [name for topic in topics() if (name := topic_name(namespace, topic)) in existing]
+    )
     plan: list[Step] = []
     for topic in topics().values():
         name = topic_name(namespace, topic.name)
@@ -77,7 +82,10 @@ def _differences(
     wanted = existing.get(topic_name(namespace, paired)) if paired else None
     wanted = wanted or topic.partitions_for(profile)
     if existing[name] != wanted and (paired or topic.partitions["production"] == 1):
-        detail = f"{existing[name]} partitions, declared {wanted}: changing the count would move keys and break order"
+        detail = (
+            f"{existing[name]} partitions, declared {wanted}: changing the count would move "
+            "keys and break order"
+        )
         yield Step("refuse", name, detail, topic)
     for setting, value in topic.config_for(profile).items():
         held = config.get(setting, "")
@@ -93,20 +101,26 @@ def _differences(
 def _would_lose(setting: str, held: str, value: str) -> bool:
     """Whether the broker would drop messages, or stop being able to keep them, by the change."""
     if setting == "cleanup.policy":
-        return True  # from delete to compact drops all but the last event of a member; the reverse drops old records
+        # from delete to compact drops all but the last event of a member; the reverse drops old
+        # records
+        return True
     if setting in ("retention.ms", "delete.retention.ms"):
         return value != "-1" and (held == "-1" or int(value) < int(held))
     return False
 
 
 def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str) -> Iterator[Step]:
-    """Carry out a plan, step by step. Raises UnsafeSetting before anything if a step would lose data."""
+    """Carry out a plan, step by step.
+
+    Raises UnsafeSetting before anything if a step would lose data.
+    """
     refused = [step for step in plan if step.loses_data]
     if refused:
         raise UnsafeSetting(
             f"{refused[0].topic}: {refused[0].detail}. Nothing was changed.",
             code="topics.would_lose_data",
-            fix="make a new topic (or another CONSENTRY_NAMESPACE), drain the old one into it, and switch over",
+            fix="make a new topic (or another CONSENTRY_NAMESPACE), drain the old one into it, "
+            "and switch over",
         )
     admin = AdminClient(client_config(kafka, "consentry-topics"))
     for step in plan:
@@ -121,8 +135,12 @@ def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str
                 admin.create_topics([new], request_timeout=15)[step.topic].result()
                 _wait_seen(admin, step.topic)
             else:
-                entry = ConfigEntry(step.setting, step.value, incremental_operation=AlterConfigOpType.SET)
-                resource = ConfigResource(ResourceType.TOPIC, step.topic, incremental_configs=[entry])
+                entry = ConfigEntry(
+                    step.setting, step.value, incremental_operation=AlterConfigOpType.SET
+                )
+                resource = ConfigResource(
+                    ResourceType.TOPIC, step.topic, incremental_configs=[entry]
+                )
                 admin.incremental_alter_configs([resource])[resource].result()
         except KafkaException as error:
             raise unavailable(f"{step.act} {step.topic}", error) from error
@@ -130,7 +148,10 @@ def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str
 
 
 def _wait_seen(admin: AdminClient, topic: str) -> None:
-    """Return when the broker tells clients of a new topic, which is a moment after it was made. Raises Refused then."""
+    """Return when the broker tells clients of a new topic, which is a moment after it was made.
+
+    Raises Refused then.
+    """
     until = monotonic() + _SEEN_SECONDS
     while True:
         try:

@@ -1,8 +1,10 @@
-"""The ledger as a Faust agent: pauses open orders, receipts settle them. What it does may happen twice, harmlessly.
+"""The ledger as a Faust agent: pauses open orders, receipts settle them.
 
-All three of its topics have one partition, so one worker sees all of it. When that worker changes, the new one first
-reads their history. An effect that fails is repeated in place, and at last the process ends, because Faust
-acknowledges an event whose agent raised (docs/decisions/0001).
+What it does may happen twice, harmlessly.
+
+All three of its topics have one partition, so one worker sees all of it. When that worker changes,
+the new one first reads their history. An effect that fails is repeated in place, and at last the
+process ends, because Faust acknowledges an event whose agent raised (docs/decisions/0001).
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Ledger:
         metrics: Metrics,
     ) -> None:
         self._kafka = kafka
-        self._topics = {name: topic_name(namespace, name) for name in (CONTROLS, PURGE_ORDERS, RECEIPTS)}
+        self._topics = {
+            name: topic_name(namespace, name) for name in (CONTROLS, PURGE_ORDERS, RECEIPTS)
+        }
         self._catalog = catalog
         self._declared = tuple(declared)
         self._clock = clock
@@ -69,7 +73,9 @@ class Ledger:
         self._book = None
 
     def take_in(self, topic: str, value: bytes | None, offset: int, appended_at: Micros) -> None:
-        """Take one message in and publish what follows from it. Raises Unavailable: give it again."""
+        """Take one message in and publish what follows from it. Raises Unavailable: give it
+        again.
+        """
         book = self._loaded()
         order = self._read(book, topic, value, offset, appended_at)
         if topic == self._topics[RECEIPTS]:
@@ -79,12 +85,15 @@ class Ledger:
 
     def report(self) -> None:
         """Set the gauges of open and overdue orders."""
-        for subscriber, (open_orders, overdue) in self._loaded().open_and_overdue(self._clock()).items():
+        for subscriber, (open_orders, overdue) in (
+            self._loaded().open_and_overdue(self._clock()).items()
+        ):
             self._metrics.gauge("consentry_purge_orders_open", subscriber).set(open_orders)
             self._metrics.gauge("consentry_purge_orders_overdue", subscriber).set(overdue)
 
     def is_abandoned(self, group: str) -> bool:
-        """Whether the group is at rest and none of its members holds the controls: then nobody opens orders.
+        """Whether the group is at rest and none of its members holds the controls: then nobody
+        opens orders.
 
         False where the broker does not say: it is asked again.
         """
@@ -94,11 +103,15 @@ class Ledger:
         except KafkaException as error:
             _LOG.warning("ledger_group_unknown", detail=str(error))
             return False
-        held = {place.topic for member in found.members for place in member.assignment.topic_partitions}
+        held = {
+            place.topic for member in found.members for place in member.assignment.topic_partitions
+        }
         return found.state == ConsumerGroupState.STABLE and self._topics[CONTROLS] not in held
 
     def _loaded(self) -> Book:
-        """The book, from the history of all three topics; orders that nobody opened or settled are published."""
+        """The book, from the history of all three topics; orders that nobody opened or settled are
+        published.
+        """
         if self._book is not None:
             return self._book
         book = Book(Controls(iso_jurisdictions()), self._declared)
@@ -106,7 +119,9 @@ class Ledger:
         # Orders first: a pause whose order is open already opens none.
         for name in (PURGE_ORDERS, CONTROLS, RECEIPTS):
             for message in read_all(self._kafka, self._topics[name]):
-                order = self._read(book, self._topics[name], message.value, message.offset, message.appended_at)
+                order = self._read(
+                    book, self._topics[name], message.value, message.offset, message.appended_at
+                )
                 if order is not None:
                     due[order.order_id] = order
         self._publish(list(due.values()))
@@ -114,10 +129,14 @@ class Ledger:
         _LOG.info("ledger_loaded", orders=len(book.orders), published=len(due))
         return book
 
-    def _read(self, book: Book, topic: str, value: bytes | None, offset: int, appended_at: Micros) -> PurgeOrder | None:
+    def _read(
+        self, book: Book, topic: str, value: bytes | None, offset: int, appended_at: Micros
+    ) -> PurgeOrder | None:
         try:
             if topic == self._topics[CONTROLS]:
-                control = read_control_or_pause(value, offset=offset, appended_at=appended_at, catalog=self._catalog)
+                control = read_control_or_pause(
+                    value, offset=offset, appended_at=appended_at, catalog=self._catalog
+                )
                 return book.read_control(control)
             if topic == self._topics[PURGE_ORDERS]:
                 return book.read_order(read_order(value, self._catalog))
@@ -125,7 +144,9 @@ class Ledger:
         except UndecodableEvent as error:
             # An unreadable receipt settles nothing, an unreadable order stays what it was.
             self._metrics.counter("consentry_quarantined_total", error.error_class).inc()
-            _LOG.error("ledger_unreadable", topic=topic, offset=offset, error_class=error.error_class)
+            _LOG.error(
+                "ledger_unreadable", topic=topic, offset=offset, error_class=error.error_class
+            )
             return None
 
     def _count_receipt(self, value: bytes | None) -> None:
@@ -140,7 +161,9 @@ class Ledger:
     def _publish(self, orders: list[PurgeOrder]) -> None:
         if not orders:
             return
-        messages = [(order.order_id.encode(), write_order(order, self._catalog)) for order in orders]
+        messages = [
+            (order.order_id.encode(), write_order(order, self._catalog)) for order in orders
+        ]
         send(self._producer, self._topics[PURGE_ORDERS], messages)
         for order in orders:
             _LOG.info("purge_order", because=order.because.value, settled=order.is_settled)
@@ -161,7 +184,11 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
         async for event in stream.events():
             message = event.message
             await in_thread(
-                ledger.take_in, message.topic, event.value, message.offset, Micros(int(message.timestamp * 1_000_000))
+                ledger.take_in,
+                message.topic,
+                event.value,
+                message.offset,
+                Micros(int(message.timestamp * 1_000_000)),
             )
 
     @app.timer(1.0)  # type: ignore[untyped-decorator]  # Faust's timer has no types
@@ -171,7 +198,8 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
             unassigned_since = None
             await in_thread(ledger.report)
             return
-        # After a broker was away Faust's assignor may settle on giving the topics to nobody, and stay there.
+        # After a broker was away Faust's assignor may settle on giving the topics to nobody, and
+        # stay there.
         unassigned_since = unassigned_since or monotonic()
         if monotonic() - unassigned_since > UNASSIGNED_SECONDS_MAX:
             loop = asyncio.get_running_loop()
@@ -187,7 +215,9 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
 
 
 async def _insist(call: Callable[..., None], *args: Any) -> None:
-    """Run `call` on a thread, repeating it while Kafka is away; after the last attempt the process ends."""
+    """Run `call` on a thread, repeating it while Kafka is away; after the last attempt the process
+    ends.
+    """
     loop = asyncio.get_running_loop()
     for attempt in range(1, ATTEMPTS_MAX + 1):
         try:

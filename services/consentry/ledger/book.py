@@ -36,7 +36,9 @@ class Book:
         return order
 
     def read_order(self, order: PurgeOrder) -> PurgeOrder | None:
-        """Take an order in; what has to be published in answer (it is settled, whatever the message says)."""
+        """Take an order in; what has to be published in answer (it is settled, whatever the message
+        says).
+        """
         known = self.orders.get(order.order_id)
         if known is None or order.is_settled:
             self.orders[order.order_id] = known = order
@@ -54,7 +56,8 @@ class Book:
     def _settled(self, order: PurgeOrder) -> PurgeOrder | None:
         if not self._declared or self.owed(order):
             return None
-        # Noted as settled when it is read back from the log: until then, publishing may have failed.
+        # Noted as settled when it is read back from the log: until then, publishing may have
+        # failed.
         return replace(order, is_settled=True)
 
     def owed(self, order: PurgeOrder) -> tuple[tuple[str, str], ...]:
@@ -62,11 +65,16 @@ class Book:
         return owed(order, self._receipts.get(order.order_id, {}), self._declared)
 
     def open_and_overdue(self, now: Micros) -> dict[str, tuple[int, int]]:
-        """Per declared subscriber: how many orders still wait for it, and how many of them are past their time."""
+        """Per declared subscriber: how many orders still wait for it, and how many of them are past
+        their time.
+        """
         counts = {subscriber: [0, 0] for subscriber, _ in self._declared}
         for order in self.orders.values():
             if not order.is_settled:
                 for subscriber in {subscriber for subscriber, _ in self.owed(order)}:
                     counts[subscriber][0] += 1
                     counts[subscriber][1] += order.due_at < now
-        return {subscriber: (open_orders, overdue) for subscriber, (open_orders, overdue) in counts.items()}
+        return {
+            subscriber: (open_orders, overdue)
+            for subscriber, (open_orders, overdue) in counts.items()
+        }

@@ -1,7 +1,9 @@
-"""The Java programs of the stack: pinned in `artifacts.lock.json`, fetched once, verified by checksum.
+"""The Java programs of the stack: pinned in `artifacts.lock.json`, fetched once, verified by
+checksum.
 
-A file enters the cache only by an atomic rename after its sha256 was verified, so that a killed download, or two
-processes that download at the same time, can never leave a file that looks whole and is not.
+A file enters the cache only by an atomic rename after its sha256 was verified, so that a killed
+download, or two processes that download at the same time, can never leave a file that looks whole
+and is not.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ LOCK_FORMAT = 1
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
-"""Called with bytes fetched, bytes to fetch in all, and the file at hand; from several threads, one at a time."""
+"""Called with bytes fetched, bytes to fetch in all, and the file at hand; from several threads, one
+at a time.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +61,22 @@ class Artifact:
     @property
     def coordinates(self) -> str:
         """What to call it in a message: `group:artifact:version[:classifier]`."""
-        return ":".join(part for part in (self.group, self.artifact, self.version, self.classifier) if part)
+        return ":".join(
+            part for part in (self.group, self.artifact, self.version, self.classifier) if part
+        )
 
     def path_in(self, cache: Path) -> Path:
         """Where the verified file lies in the cache."""
-        return cache.joinpath("artifacts", *self.group.split("."), self.artifact, self.version, self.file_name)
+        return cache.joinpath(
+            "artifacts", *self.group.split("."), self.artifact, self.version, self.file_name
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactLock:
-    """The pinned files of the stack: the broker's class path, in order, and the registry's archive."""
+    """The pinned files of the stack: the broker's class path, in order, and the registry's
+    archive.
+    """
 
     kafka: tuple[Artifact, ...]
     registry: Artifact
@@ -78,12 +88,16 @@ class ArtifactLock:
 
 
 def load_lock(text: str | None = None) -> ArtifactLock:
-    """Return the lock that ships with the package, or parse `text`; raises ValueError where it does not fit."""
+    """Return the lock that ships with the package, or parse `text`; raises ValueError where it does
+    not fit.
+    """
     if text is None:
         text = resources.files("consentry.local").joinpath("artifacts.lock.json").read_text("utf-8")
     document = json.loads(text)
     if document["format"] != LOCK_FORMAT:
-        raise ValueError(f"artifacts.lock.json has format {document['format']}, this version reads {LOCK_FORMAT}")
+        raise ValueError(
+            f"artifacts.lock.json has format {document['format']}, this version reads {LOCK_FORMAT}"
+        )
     return ArtifactLock(
         kafka=tuple(Artifact(**entry) for entry in document["kafka"]),
         registry=Artifact(**document["registry"]),
@@ -115,9 +129,9 @@ def fetch(
 ) -> tuple[Path, ...]:
     """Return the path of each artifact in `cache`, downloading what is missing or damaged.
 
-    With a whole cache this makes no network request and takes no lock. `repository` is the address of a Maven
-    repository to ask instead of the default one. Raises LocalStackError when a file cannot be had or is not the
-    pinned one, and Cancelled soon after `cancelled` is set.
+    With a whole cache this makes no network request and takes no lock. `repository` is the address
+    of a Maven repository to ask instead of the default one. Raises LocalStackError when a file
+    cannot be had or is not the pinned one, and Cancelled soon after `cancelled` is set.
     """
     paths = tuple(artifact.path_in(cache) for artifact in artifacts)
     if all(is_whole(artifact, path) for artifact, path in zip(artifacts, paths, strict=True)):
@@ -126,7 +140,9 @@ def fetch(
     stop = cancelled or threading.Event()
     with _cache_lock(cache, say, stop):
         # Another process may have fetched them while this one waited.
-        missing = [artifact for artifact in artifacts if not is_whole(artifact, artifact.path_in(cache))]
+        missing = [
+            artifact for artifact in artifacts if not is_whole(artifact, artifact.path_in(cache))
+        ]
         for artifact in missing:
             if artifact.path_in(cache).exists():
                 say(f"{artifact.coordinates} in the cache is damaged: removed, and fetched again")
@@ -137,9 +153,14 @@ def fetch(
 
 
 def unpack(
-    archive: Artifact, *, cache: Path, report: Report | None = None, cancelled: threading.Event | None = None
+    archive: Artifact,
+    *,
+    cache: Path,
+    report: Report | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Path:
-    """Return the directory that `archive`, already fetched, is unpacked in; unpacks it the first time.
+    """Return the directory that `archive`, already fetched, is unpacked in; unpacks it the first
+    time.
 
     Raises LocalStackError if another process keeps the cache to itself, and Cancelled.
     """
@@ -168,9 +189,11 @@ def _cache_lock(cache: Path, report: Report, cancelled: threading.Event) -> Iter
             raise Cancelled
         if not held:
             raise LocalStackError(
-                f"Another process has been filling the cache {cache} for {CACHE_WAIT_SECONDS_MAX:.0f} s.",
+                f"Another process has been filling the cache {cache} for "
+                f"{CACHE_WAIT_SECONDS_MAX:.0f} s.",
                 code="local.cache_busy",
-                fix=f"end that process, or choose another cache with --cache-dir (lock file: {cache / 'lock'})",
+                fix="end that process, or choose another cache with --cache-dir (lock file: "
+                f"{cache / 'lock'})",
             )
         # Whoever made these was killed: the lock is ours, so nobody is writing them.
         for leftover in cache.glob("incoming-*"):
@@ -190,7 +213,9 @@ def _incoming(cache: Path) -> Iterator[Path]:
 class _Meter:
     """Counts the bytes of several downloads as one, and stops them all once the caller cancels."""
 
-    def __init__(self, artifacts: Sequence[Artifact], progress: Progress | None, cancelled: threading.Event) -> None:
+    def __init__(
+        self, artifacts: Sequence[Artifact], progress: Progress | None, cancelled: threading.Event
+    ) -> None:
         self._total = sum(artifact.size_bytes for artifact in artifacts)
         self._progress = progress
         self._cancelled = cancelled
@@ -228,9 +253,14 @@ class _Meter:
             raise
 
 
-def _download_all(missing: Sequence[Artifact], cache: Path, repository: str | None, meter: _Meter) -> None:
+def _download_all(
+    missing: Sequence[Artifact], cache: Path, repository: str | None, meter: _Meter
+) -> None:
     with _incoming(cache) as incoming, ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        tasks = [pool.submit(_download, artifact, cache, incoming, repository, meter) for artifact in missing]
+        tasks = [
+            pool.submit(_download, artifact, cache, incoming, repository, meter)
+            for artifact in missing
+        ]
         try:
             for task in tasks:
                 task.result()
@@ -239,10 +269,13 @@ def _download_all(missing: Sequence[Artifact], cache: Path, repository: str | No
             raise
 
 
-def _download(artifact: Artifact, cache: Path, incoming: Path, repository: str | None, meter: _Meter) -> None:
+def _download(
+    artifact: Artifact, cache: Path, incoming: Path, repository: str | None, meter: _Meter
+) -> None:
     for attempt in range(1, DOWNLOAD_ATTEMPTS_MAX + 1):
         meter.check()
-        # A directory of its own for each attempt: jgo refuses to write over the part of a file it left behind.
+        # A directory of its own for each attempt: jgo refuses to write over the part of a file it
+        # left behind.
         attempt_directory = incoming / f"{artifact.sha256[:16]}-{attempt}"
         try:
             arrived = _resolve(artifact, attempt_directory, repository, meter)
@@ -277,11 +310,14 @@ def _unreachable(artifact: Artifact, error: Exception, repository: str | None) -
     else:
         reason = "answered that it does not have this file"
     return LocalStackError(
-        f"{artifact.coordinates} ({artifact.size_bytes / 1e6:.1f} MB) is not in the cache and could not be fetched: "
+        f"{artifact.coordinates} ({artifact.size_bytes / 1e6:.1f} MB) is not in the cache and "
+        "could not be fetched: "
         f"{asked} {reason}.",
         code="local.artifact_unreachable",
-        fix="check the network and run the command again, what has arrived is kept; behind a mirror, set "
-        "--maven-repository (CONSENTRY_MAVEN_REPOSITORY) to its address; without a network, copy the cache "
+        fix="check the network and run the command again, what has arrived is kept; behind a "
+        "mirror, set "
+        "--maven-repository (CONSENTRY_MAVEN_REPOSITORY) to its address; without a network, copy "
+        "the cache "
         "directory of a machine that has it and set --cache-dir (CONSENTRY_CACHE_DIR)",
     )
 
@@ -295,10 +331,13 @@ def _first_cause(error: BaseException) -> BaseException:
 
 def _mismatch(artifact: Artifact, arrived: Path, repository: str | None) -> LocalStackError:
     return LocalStackError(
-        f"{artifact.coordinates} was fetched from {repository or 'the default Maven repository'}, but is not the "
-        f"pinned file: expected sha256 {artifact.sha256} in {artifact.size_bytes} bytes, got {sha256_of(arrived)} "
+        f"{artifact.coordinates} was fetched from {repository or 'the default Maven repository'}, "
+        "but is not the "
+        f"pinned file: expected sha256 {artifact.sha256} in {artifact.size_bytes} bytes, got "
+        f"{sha256_of(arrived)} "
         f"in {arrived.stat().st_size} bytes. It was thrown away and nothing was started.",
         code="local.artifact_mismatch",
-        fix="run the command again; if it stays, a mirror or proxy alters the file: set --maven-repository "
+        fix="run the command again; if it stays, a mirror or proxy alters the file: set "
+        "--maven-repository "
         "(CONSENTRY_MAVEN_REPOSITORY) to a repository that serves the published one",
     )

@@ -1,4 +1,6 @@
-"""Bring one service up: prepare, start, prove that it is our child who listens, then ask it a real question."""
+"""Bring one service up: prepare, start, prove that it is our child who listens, then ask it a real
+question.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,14 @@ class Bringup:
     on_spawn: Callable[[str, Child], None]
     start_seconds_max: float = START_SECONDS_MAX
 
-    def bring_up(self, service: Service, ports: tuple[int, ...], *, may_move: bool) -> tuple[Child, tuple[int, ...]]:
+    def bring_up(
+        self, service: Service, ports: tuple[int, ...], *, may_move: bool
+    ) -> tuple[Child, tuple[int, ...]]:
         """Return the child that answers, and its ports.
 
-        Where `may_move`, a port that another process took is given up for a new one. Raises LocalStackError with the
-        end of the log as a note, or Cancelled; a child that failed is ended before.
+        Where `may_move`, a port that another process took is given up for a new one. Raises
+        LocalStackError with the end of the log as a note, or Cancelled; a child that failed is
+        ended before.
         """
         for attempt in range(1, PORT_ATTEMPTS_MAX + 1):
             try:
@@ -56,7 +61,9 @@ class Bringup:
             except PortTaken as taken:
                 if not may_move or attempt == PORT_ATTEMPTS_MAX:
                     raise _port_error(service, taken.port, may_move=may_move) from taken
-                self.report(f"{service.name}: another process took port {taken.port}, trying another port")
+                self.report(
+                    f"{service.name}: another process took port {taken.port}, trying another port"
+                )
                 ports = free_ports(service.port_count)
         raise AssertionError("the loop returns or raises")
 
@@ -74,7 +81,9 @@ class Bringup:
             child.kill()
             child.wait()
             raise
-        self.report(f"{service.name} answers at {service.address(ports)} ({time.monotonic() - began:.1f} s)")
+        self.report(
+            f"{service.name} answers at {service.address(ports)} ({time.monotonic() - began:.1f} s)"
+        )
         return child
 
     def _spawn(self, service: Service, launch: Launch) -> Child:
@@ -94,7 +103,9 @@ class Bringup:
         if child.returncode != 0:
             raise self._failure(service, f"could not be prepared: exit status {child.returncode}")
 
-    def _await_listener(self, service: Service, child: Child, ports: tuple[int, ...], deadline: float) -> None:
+    def _await_listener(
+        self, service: Service, child: Child, ports: tuple[int, ...], deadline: float
+    ) -> None:
         while (listener := who_listens(ports[0], child_pid=child.pid)) is not Listener.OURS:
             if listener is Listener.FOREIGN:
                 raise PortTaken(ports[0])
@@ -102,7 +113,9 @@ class Bringup:
                 self._explain_death(service, child, ports)
             self._pause(service, deadline, f"it does not listen on port {ports[0]}")
 
-    def _await_answer(self, service: Service, child: Child, ports: tuple[int, ...], deadline: float) -> None:
+    def _await_answer(
+        self, service: Service, child: Child, ports: tuple[int, ...], deadline: float
+    ) -> None:
         while True:
             try:
                 service.ask(ports, timeout_seconds=ASK_TIMEOUT_SECONDS)
@@ -123,16 +136,21 @@ class Bringup:
         if self.abort.wait(POLL_SECONDS):
             raise Cancelled
         if time.monotonic() > deadline:
-            raise self._failure(service, f"is not ready after {self.start_seconds_max:.0f} s: {waiting_because}")
+            raise self._failure(
+                service, f"is not ready after {self.start_seconds_max:.0f} s: {waiting_because}"
+            )
 
     def _failure(self, service: Service, what: str) -> LocalStackError:
         error = LocalStackError(
             f"The local {service.name} {what}.",
             code=f"local.{service.name}_failed",
-            fix=f"read its log at {self.log_path}; its data lies in {service.directory}, and a local stack that "
+            fix=f"read its log at {self.log_path}; its data lies in {service.directory}, and a "
+            "local stack that "
             "holds nothing you need can be begun anew by deleting that directory",
         )
-        error.add_note(f"The last lines of {self.log_path}:\n" + "\n".join(last_lines(self.log_path)))
+        error.add_note(
+            f"The last lines of {self.log_path}:\n" + "\n".join(last_lines(self.log_path))
+        )
         return error
 
 
@@ -147,8 +165,13 @@ def last_lines(path: Path, count: int = LOG_LINES_SHOWN) -> list[str]:
 
 def _port_error(service: Service, port: int, *, may_move: bool) -> LocalStackError:
     if may_move:
-        what = f"found {PORT_ATTEMPTS_MAX} times in a row that another process had taken its port, lastly {port}"
-        fix = "run the command again; if it stays, another program takes every port of this computer"
+        what = (
+            f"found {PORT_ATTEMPTS_MAX} times in a row that another process had taken its "
+            f"port, lastly {port}"
+        )
+        fix = (
+            "run the command again; if it stays, another program takes every port of this computer"
+        )
     else:
         what = f"has to listen on port {port} again, and another process listens there"
         fix = f"end the process that listens on port {port}, then start {service.name} again"

@@ -1,4 +1,6 @@
-"""Child processes that end with us: started from one thread that lives as long as the stack does."""
+"""Child processes that end with us: started from one thread that lives as long as the stack
+does.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ from consentry.local import parent_death
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A program to start: absolute path and arguments, its directory, and its settings as environment variables.
+    """A program to start: absolute path and arguments, its directory, and its settings as
+    environment variables.
 
-    The child gets nothing else of our environment: a stray JAVA_TOOL_OPTIONS or QUARKUS_* of the shell must not
-    change what a stack is.
+    The child gets nothing else of our environment: a stray JAVA_TOOL_OPTIONS or QUARKUS_* of the
+    shell must not change what a stack is.
     """
 
     command: Sequence[str]
@@ -30,15 +33,19 @@ class Launch:
 class Spawner:
     """Starts children that the kernel kills when this process dies, even by kill -9 (Linux).
 
-    The kernel ties that to the *thread* that forked, so all children come from one thread of our own, which ends
-    with `close` and not with whoever called.
+    The kernel ties that to the *thread* that forked, so all children come from one thread of our
+    own, which ends with `close` and not with whoever called.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="consentry-local-spawner")
+        self._thread = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="consentry-local-spawner"
+        )
 
     def spawn(self, launch: Launch, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start `launch` in a session of its own, so that Ctrl-C reaches us and not the child; output goes to `log`."""
+        """Start `launch` in a session of its own, so that Ctrl-C reaches us and not the child;
+        output goes to `log`.
+        """
         return self._thread.submit(self._spawn, launch, log).result()
 
     def close(self) -> None:
@@ -51,7 +58,12 @@ class Spawner:
         return subprocess.Popen(  # noqa: S603 - our own command line, no shell
             [*wrapper, *launch.command],
             cwd=launch.directory,
-            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": str(launch.directory), **launch.environment},
+            env={
+                "PATH": os.defpath,
+                "LC_ALL": "C.UTF-8",
+                "HOME": str(launch.directory),
+                **launch.environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -14,7 +14,9 @@ POLL_SECONDS = 0.1
 
 
 def try_lock(path: Path) -> int | None:
-    """Return a file descriptor that holds the lock at `path` until it is closed, or None if another holds it."""
+    """Return a file descriptor that holds the lock at `path` until it is closed, or None if another
+    holds it.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -28,7 +30,8 @@ def try_lock(path: Path) -> int | None:
 def exclusive_file(
     path: Path, *, wait_seconds_max: float, on_wait: Callable[[], None], cancelled: threading.Event
 ) -> Iterator[bool]:
-    """Hold the lock at `path` for the block; yields False if it was not to be had in time, or `cancelled` was set.
+    """Hold the lock at `path` for the block; yields False if it was not to be had in time, or
+    `cancelled` was set.
 
     `on_wait` is called once if another process holds it.
     """

@@ -16,7 +16,9 @@ class NotAnswering(Exception):
 
 def ask_kafka(bootstrap: str, *, timeout_seconds: float) -> str:
     """List the topics and return the cluster id; raises NotAnswering."""
-    client = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, "client.id": "consentry-local"})
+    client = AdminClient(
+        {"bootstrap.servers": bootstrap, "log_level": 0, "client.id": "consentry-local"}
+    )
     try:
         metadata = client.list_topics(timeout=timeout_seconds)
     except KafkaException as error:
@@ -44,7 +46,9 @@ def ask_redis(url: str, *, timeout_seconds: float) -> str:
 def ask_registry(url: str, *, timeout_seconds: float) -> str:
     """List the subjects and return the answer's text; raises NotAnswering."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_seconds)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port, timeout=timeout_seconds
+    )
     try:
         connection.request("GET", f"{parts.path}/subjects")
         answer = connection.getresponse()

@@ -1,7 +1,7 @@
 """Write `artifacts.lock.json` anew: `python -m consentry.local.lock`.
 
-For whoever raises a version. Change the roots below, run it, and read the difference before it is committed:
-the checksums are those of the files that the repository served just now.
+For whoever raises a version. Change the roots below, run it, and read the difference before it is
+committed: the checksums are those of the files that the repository served just now.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from jgo.maven import Dependency, MavenContext
 from consentry.local.artifacts import LOCK_FORMAT, Artifact, ArtifactLock, sha256_of
 
 KAFKA = ("org.apache.kafka", "kafka_2.13", "4.3.1")
-LOG_BINDING = ("org.apache.logging.log4j", "log4j-slf4j-impl")  # at the version of log4j-core that Kafka brings
+LOG_BINDING = (
+    "org.apache.logging.log4j",
+    "log4j-slf4j-impl",
+)  # at the version of log4j-core that Kafka brings
 REGISTRY = ("io.apicurio", "apicurio-registry-app", "3.3.3")
 LOCK_PATH = Path(__file__).with_name("artifacts.lock.json")
 
@@ -29,7 +32,11 @@ def resolve_lock(directory: Path) -> ArtifactLock:
     context = MavenContext(repo_cache=directory)
     broker = Dependency(_artifact(context, *KAFKA, "", "jar"))
     inputs, transitive = context.resolver.resolve([broker])
-    needed = [entry.artifact for entry in inputs + transitive if entry.scope in ("compile", "runtime", None)]
+    needed = [
+        entry.artifact
+        for entry in inputs + transitive
+        if entry.scope in ("compile", "runtime", None)
+    ]
     log_version = next(found.version for found in needed if found.artifactId == "log4j-core")
     needed.append(_artifact(context, *LOG_BINDING, log_version, "", "jar"))
     return ArtifactLock(
@@ -39,13 +46,20 @@ def resolve_lock(directory: Path) -> ArtifactLock:
 
 
 def render(lock: ArtifactLock) -> str:
-    """Return the text of the lock file, one line for each artifact, so that differences read well."""
+    """Return the text of the lock file, one line for each artifact, so that differences read
+    well.
+    """
     kafka = ",\n".join(f"    {json.dumps(asdict(artifact))}" for artifact in lock.kafka)
     registry = json.dumps(asdict(lock.registry))
-    return f'{{\n  "format": {LOCK_FORMAT},\n  "kafka": [\n{kafka}\n  ],\n  "registry": {registry}\n}}\n'
+    return (
+        f'{{\n  "format": {LOCK_FORMAT},\n  "kafka": [\n{kafka}\n  ],\n  "registry": '
+        f"{registry}\n}}\n"
+    )
 
 
-def _artifact(context: MavenContext, group: str, name: str, version: str, classifier: str, packaging: str) -> Any:
+def _artifact(
+    context: MavenContext, group: str, name: str, version: str, classifier: str, packaging: str
+) -> Any:
     return context.project(group, name).at_version(version).artifact(classifier, packaging)
 
 

@@ -1,8 +1,11 @@
-"""Run as a script: `python parent_death.py PARENT_PID PROGRAM ARGUMENT...` becomes PROGRAM, which dies with its parent.
+"""Run as a script:
 
-On Linux the kernel is asked to kill this process when the thread that started it ends; the wish survives exec. It is
-a program of its own, because code between fork and exec of a process with threads may deadlock. It imports nothing
-of the package, so that it starts in a few hundredths of a second.
+`python parent_death.py PARENT_PID PROGRAM ARGUMENT...` becomes PROGRAM, which dies with its parent.
+
+On Linux the kernel is asked to kill this process when the thread that started it ends; the wish
+survives exec. It is a program of its own, because code between fork and exec of a process with
+threads may deadlock. It imports nothing of the package, so that it starts in a few hundredths of a
+second.
 """
 
 import ctypes

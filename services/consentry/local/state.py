@@ -1,4 +1,7 @@
-"""What is known of a stack from outside its process: `<dir>/local/state.json`, and how stale state is cleared."""
+"""What is known of a stack from outside its process:
+
+`<dir>/local/state.json`, and how stale state is cleared.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ import psutil
 from consentry.local.errors import LocalStackError
 
 STATE_FORMAT = 1
-# A process is named by its pid and its start. The operating system tells the start to about a second, and a clock that
-# is set moves it a little; the same pid is not given twice so fast.
+# A process is named by its pid and its start. The operating system tells the start to about a
+# second, and a clock that is set moves it a little; the same pid is not given twice so fast.
 START_TOLERANCE_SECONDS = 2.0
 END_PATIENCE_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -68,7 +71,9 @@ class ProcessIdentity:
                 process.send_signal(number)
 
     def await_end(self, *, patience_seconds: float) -> bool:
-        """Wait until the process has ended, and say whether it has; one that nobody reaps counts as ended."""
+        """Wait until the process has ended, and say whether it has; one that nobody reaps counts as
+        ended.
+        """
         deadline = time.monotonic() + patience_seconds
         while self.process() is not None:
             if time.monotonic() > deadline:
@@ -114,7 +119,9 @@ def read_state(directory: Path) -> StackState | None:
 
 
 def load_state(directory: Path) -> StackState | None:
-    """Return what the state file says, alive or not; None without a file. Raises LocalStackError."""
+    """Return what the state file says, alive or not; None without a file. Raises
+    LocalStackError.
+    """
     path = state_path(directory)
     try:
         return parse_state(json.loads(path.read_text("utf-8")))
@@ -167,15 +174,22 @@ def clear_stale_state(directory: Path, report: Callable[[str], None]) -> None:
         state = None
     if state is not None:
         ended = end_processes(state.services)
-        leftovers = f"ended its {', '.join(ended)}" if ended else "none of its services was left running"
-        report(f"an earlier run in {directory} (process {state.supervisor.pid}) did not end cleanly: {leftovers}")
+        leftovers = (
+            f"ended its {', '.join(ended)}" if ended else "none of its services was left running"
+        )
+        report(
+            f"an earlier run in {directory} (process {state.supervisor.pid}) did not end cleanly: "
+            f"{leftovers}"
+        )
         state_path(directory).unlink()
     for leftover in (*local.glob("ephemeral-*"), *local.glob("state-*.tmp")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def end_processes(services: dict[str, ProcessIdentity]) -> list[str]:
-    """End those of the named processes that are still the same ones, and return the names of these."""
+    """End those of the named processes that are still the same ones, and return the names of
+    these.
+    """
     alive = {name: each for name, each in services.items() if each.process() is not None}
     for each in alive.values():
         each.send(signal.SIGTERM)

@@ -1,6 +1,8 @@
-"""Keeping a stack up until somebody ends it: the foreground loop, the detached process, and ending either.
+"""Keeping a stack up until somebody ends it: the foreground loop, the detached process, and ending
+either.
 
-`python -m consentry.local.supervisor DIRECTORY --cache CACHE` is what `consentry local up --detach` starts.
+`python -m consentry.local.supervisor DIRECTORY --cache CACHE` is what `consentry local up --detach`
+starts.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def ended_by_signals() -> Iterator[threading.Event]:
     """For the block, turn Ctrl-C, SIGTERM and a closed terminal into the event that it yields."""
     asked_to_end = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked_to_end.set()) for number in ENDING_SIGNALS}
+    before = {
+        number: signal.signal(number, lambda *_: asked_to_end.set()) for number in ENDING_SIGNALS
+    }
     try:
         yield asked_to_end
     finally:
@@ -47,13 +51,17 @@ def ended_by_signals() -> Iterator[threading.Event]:
 
 
 def supervise(
-    stack: LocalStack, *, asked_to_end: threading.Event, parent_pid: int | None, on_ready: Callable[[], None]
+    stack: LocalStack,
+    *,
+    asked_to_end: threading.Event,
+    parent_pid: int | None,
+    on_ready: Callable[[], None],
 ) -> str:
     """Start the stack, keep it until it is to end, end it, and return why in a few words.
 
-    It ends when the event is set, or when the process is no longer a child of `parent_pid`. Raises LocalStackError
-    when it does not start, Cancelled when it was to end before it was up, and LocalStackError when a service dies: a
-    stack with a service missing helps nobody.
+    It ends when the event is set, or when the process is no longer a child of `parent_pid`. Raises
+    LocalStackError when it does not start, Cancelled when it was to end before it was up, and
+    LocalStackError when a service dies: a stack with a service missing helps nobody.
     """
     try:
         stack.start()
@@ -69,10 +77,14 @@ def supervise(
     return "as asked"
 
 
-def start_detached(arguments: Sequence[str], *, directory: Path, asked_to_end: threading.Event) -> StackState:
-    """Start a supervisor that outlives this process, wait until its stack is up, and return the stack's state.
+def start_detached(
+    arguments: Sequence[str], *, directory: Path, asked_to_end: threading.Event
+) -> StackState:
+    """Start a supervisor that outlives this process, wait until its stack is up, and return the
+    stack's state.
 
-    `arguments` are those of this module. Raises LocalStackError with what the supervisor said, and Cancelled.
+    `arguments` are those of this module. Raises LocalStackError with what the supervisor said, and
+    Cancelled.
     """
     log = log_path(directory, "supervisor")
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -88,7 +100,8 @@ def start_detached(arguments: Sequence[str], *, directory: Path, asked_to_end: t
         if supervisor.poll() is not None:
             said = last_lines(log)
             error = LocalStackError(
-                f"The detached supervisor ended with exit status {supervisor.returncode} before the stack was up.",
+                f"The detached supervisor ended with exit status {supervisor.returncode} before "
+                "the stack was up.",
                 code="local.detached_failed",
                 fix=f"see what it said below and in {log}, or run without --detach",
             )
@@ -105,7 +118,8 @@ def start_detached(arguments: Sequence[str], *, directory: Path, asked_to_end: t
 def end_stack(directory: Path, *, report: Callable[[str], None]) -> bool:
     """End the stack in `directory` and wait until it is gone; False where none ran.
 
-    What a killed run left behind is cleared as well. Raises LocalStackError if a stack is neither up nor gone.
+    What a killed run left behind is cleared as well. Raises LocalStackError if a stack is neither
+    up nor gone.
     """
     if not state_directory(directory).is_dir():
         return False
@@ -113,7 +127,9 @@ def end_stack(directory: Path, *, report: Callable[[str], None]) -> bool:
     if state is not None:
         state.supervisor.send(signal.SIGTERM)
         if not state.supervisor.await_end(patience_seconds=END_SECONDS_MAX):
-            report(f"process {state.supervisor.pid} did not end within {END_SECONDS_MAX:.0f} s: killed")
+            report(
+                f"process {state.supervisor.pid} did not end within {END_SECONDS_MAX:.0f} s: killed"
+            )
             state.supervisor.send(signal.SIGKILL)
             state.supervisor.await_end(patience_seconds=END_SECONDS_MAX)
     held = try_lock(state_directory(directory) / "lock")
@@ -158,7 +174,9 @@ def main(arguments: Sequence[str]) -> int:
             cancelled=asked_to_end,
         )
         try:
-            why = supervise(stack, asked_to_end=asked_to_end, parent_pid=None, on_ready=lambda: say("up"))
+            why = supervise(
+                stack, asked_to_end=asked_to_end, parent_pid=None, on_ready=lambda: say("up")
+            )
         except LocalStackError as error:
             print(error, *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             return EXIT_FAILED

@@ -6,14 +6,18 @@ import gc
 from typing import Final
 
 _NEW_OBJECTS: Final = 50_000
-"""So many more made than freed before the collector looks; reference counts free nearly all of them without it."""
+"""So many more made than freed before the collector looks; reference counts free nearly all of them
+without it.
+"""
 
 
 def spare_the_collector() -> None:
-    """Leave what was loaded until now out of all rounds, and have rounds less often. To be called once all is open.
+    """Leave what was loaded until now out of all rounds, and have rounds less often.
 
-    Modules, models and schemas hold hundreds of thousands of objects that never go: a collector that walks them again
-    and again while a large request is read takes a third of its time.
+    To be called once all is open.
+
+    Modules, models and schemas hold hundreds of thousands of objects that never go: a collector
+    that walks them again and again while a large request is read takes a third of its time.
     """
     gc.collect()
     gc.freeze()

@@ -18,7 +18,8 @@ NAMES: Final = (
 
 
 def parse_failpoint(text: str) -> Failpoint:
-    """A failpoint from `NAME` or `NAME:COUNT`: the COUNTth time NAME is passed, the process ends as by kill -9.
+    """A failpoint from `NAME` or `NAME:COUNT`: the COUNTth time NAME is passed, the process ends as
+    by kill -9.
 
     An empty text gives one that does nothing.
     """

@@ -1,4 +1,6 @@
-"""/metrics, /healthz and /readyz over HTTP, on threads of their own so that nothing waits for a scrape."""
+"""/metrics, /healthz and /readyz over HTTP, on threads of their own so that nothing waits for a
+scrape.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,13 @@ Check = Callable[[], dict[str, Any]]
 
 
 class HealthServer:
-    """Serves a service's metrics and probes on `host` and `port` (0: one from the OS) until `stop`."""
+    """Serves a service's metrics and probes on `host` and `port` (0: one from the OS) until
+    `stop`.
+    """
 
-    def __init__(self, metrics: Metrics, *, alive: Check, ready: Check, host: str, port: int) -> None:
+    def __init__(
+        self, metrics: Metrics, *, alive: Check, ready: Check, host: str, port: int
+    ) -> None:
         self.pages: dict[str, Check] = {"/healthz": alive, "/readyz": ready}
         """Paths that answer with a check; more may be added before the start."""
         checks = self.pages
@@ -32,9 +38,17 @@ class HealthServer:
                     self._answer(200, "text/plain; version=0.0.4; charset=utf-8", metrics.text())
                 elif path in checks:
                     found = checks[path]()
-                    self._answer(200 if found.get("ok") else 503, "application/json", json.dumps(found).encode())
+                    self._answer(
+                        200 if found.get("ok") else 503,
+                        "application/json",
+                        json.dumps(found).encode(),
+                    )
                 else:
-                    self._answer(404, "text/plain; charset=utf-8", b"/metrics, /healthz and /readyz are here\n")
+                    self._answer(
+                        404,
+                        "text/plain; charset=utf-8",
+                        b"/metrics, /healthz and /readyz are here\n",
+                    )
 
             def _answer(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
@@ -52,11 +66,14 @@ class HealthServer:
             raise Refused(
                 f"The metrics address {host}:{port} cannot be opened: {error.strerror}.",
                 code="metrics.address",
-                fix="set CONSENTRY_METRICS_PORT to a free port, or to 0 for one from the operating system",
+                fix="set CONSENTRY_METRICS_PORT to a free port, or to 0 for one from the "
+                "operating system",
             ) from error
         self._server.daemon_threads = True
         self.address = f"{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="health", daemon=True
+        )
 
     def start(self) -> None:
         """Begin to answer."""

@@ -1,4 +1,7 @@
-"""Structured logs on standard error: one line an event, JSON in production. Never a member id, never a secret."""
+"""Structured logs on standard error: one line an event, JSON in production.
+
+Never a member id, never a secret.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ NOISY = frozenset({"aiokafka", "faust", "librdkafka", "mode"})
 
 
 class Repetitions(logging.Filter):
-    """Lets a client library speak a few times in ten seconds: a broker that is away must not drown our own lines."""
+    """Lets a client library speak a few times in ten seconds: a broker that is away must not drown
+    our own lines.
+    """
 
     def __init__(self, *, lines_max: int = 5, seconds: float = 10.0) -> None:
         super().__init__()
@@ -53,7 +58,9 @@ def set_up_logs(*, style: str, level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(Repetitions())
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared)
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(threshold)

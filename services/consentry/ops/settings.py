@@ -14,7 +14,9 @@ from consentry.domain.values import DATASET_PATTERN, NAME_PATTERN
 
 
 class Settings(BaseSettings):
-    """What every command may need to know. Secrets are masked when printed; see README, "Settings"."""
+    """What every command may need to know. Secrets are masked when printed; see README,
+    "Settings".
+    """
 
     model_config = SettingsConfigDict(env_prefix="CONSENTRY_", frozen=True, extra="ignore")
 
@@ -81,25 +83,32 @@ class Settings(BaseSettings):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any] | None = None) -> Self:
-        """Settings from the environment, overridden by `values`. Raises InvalidInput naming the variable."""
+        """Settings from the environment, overridden by `values`.
+
+        Raises InvalidInput naming the variable.
+        """
         try:
             return cls(**(values or {}))
         except ValidationError as error:
             first = error.errors()[0]
             name = f"CONSENTRY_{'_'.join(str(part) for part in first['loc'])}".upper()
-            secret = any(word in name.lower() for word in ("password", "redis", "credentials")) or "@" in str(
-                first.get("input")
-            )
+            secret = any(
+                word in name.lower() for word in ("password", "redis", "credentials")
+            ) or "@" in str(first.get("input"))
             given = "" if secret else f" {first.get('input')!r}"
             raise InvalidInput(
                 f"{name} has a value{given} that does not fit: {first['msg']}.",
                 code="settings.invalid",
-                fix="correct the environment variable; README, 'Settings', lists what each may hold",
+                fix="correct the environment variable; README, 'Settings', lists what each may "
+                "hold",
             ) from error
 
     def kafka(self) -> dict[str, str]:
         """librdkafka settings that every client shares. Holds the password: never log it."""
-        config = {"bootstrap.servers": self.kafka_bootstrap, "security.protocol": self.kafka_security_protocol}
+        config = {
+            "bootstrap.servers": self.kafka_bootstrap,
+            "security.protocol": self.kafka_security_protocol,
+        }
         if self.kafka_security_protocol.startswith("SASL"):
             config |= {
                 "sasl.mechanism": self.kafka_sasl_mechanism,
@@ -116,17 +125,26 @@ class Settings(BaseSettings):
         return {"basic.auth.user.info": credentials} if credentials else {}
 
     def bundle_public_keys(self) -> tuple[Path, ...]:
-        """The files of public keys that bundles are believed by, from CONSENTRY_BUNDLE_PUBLIC_KEY_FILES="a.pub,…"."""
-        return tuple(Path(part.strip()) for part in self.bundle_public_key_files.split(",") if part.strip())
+        """The files of public keys that bundles are believed by, from
+        CONSENTRY_BUNDLE_PUBLIC_KEY_FILES="a.pub,…".
+        """
+        return tuple(
+            Path(part.strip()) for part in self.bundle_public_key_files.split(",") if part.strip()
+        )
 
     def declared_subscribers(self) -> tuple[tuple[str, str], ...]:
-        """(subscriber, data set) pairs that owe receipts, from CONSENTRY_SUBSCRIBERS="name=dataset,…"."""
+        """(subscriber, data set) pairs that owe receipts, from
+        CONSENTRY_SUBSCRIBERS="name=dataset,…".
+        """
         pairs = []
         for entry in filter(None, (part.strip() for part in self.subscribers.split(","))):
             subscriber, equals, dataset = entry.partition("=")
-            if not (equals and NAME_PATTERN.fullmatch(subscriber) and DATASET_PATTERN.fullmatch(dataset)):
+            if not (
+                equals and NAME_PATTERN.fullmatch(subscriber) and DATASET_PATTERN.fullmatch(dataset)
+            ):
                 raise InvalidInput(
-                    f"CONSENTRY_SUBSCRIBERS holds {entry!r}, which is not NAME=DATASET, the name in lower case.",
+                    f"CONSENTRY_SUBSCRIBERS holds {entry!r}, which is not NAME=DATASET, the name "
+                    "in lower case.",
                     code="settings.invalid",
                     fix="write pairs separated by commas, such as ranker=posts,writer=articles",
                 )

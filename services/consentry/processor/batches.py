@@ -12,7 +12,7 @@ from consentry.wire.event_batches import FastFact
 from consentry.wire.headers import Headers
 
 
-class Batch(NamedTuple):
+class EventBatch(NamedTuple):
     """Consecutive messages of one partition, column by column; append times in milliseconds.
 
     `headers` may be left out where no message has any.
@@ -27,8 +27,10 @@ class Batch(NamedTuple):
 
 
 @dataclass(slots=True)
-class Owned:
-    """What a worker knows of a partition it owns: its epoch, and how far the table and the log have come."""
+class OwnedPartition:
+    """What a worker knows of a partition it owns: its epoch, and how far the table and the log have
+    come.
+    """
 
     partition: int
     epoch: int
@@ -41,10 +43,12 @@ class Owned:
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What became of a batch: events by outcome, what goes to quarantine, the table's refusal if any.
+class BatchResult:
+    """What became of a batch: events by outcome, what goes to quarantine, the table's refusal if
+    any.
 
-    `clamped` events, told to be recorded later than the broker took them, are counted among the others too.
+    `clamped` events, told to be recorded later than the broker took them, are counted among the
+    others too.
     """
 
     applied: int = 0
@@ -55,14 +59,14 @@ class Outcome:
     refused: Fenced | TableWentBack | None = None
 
 
-class Work:
+class PartitionBatch:
     """The state of one partition's batch on its way."""
 
-    def __init__(self, owned: Owned, batch: Batch) -> None:
+    def __init__(self, owned: OwnedPartition, batch: EventBatch) -> None:
         self.owned = owned
         self.batch = batch
         self.end = batch.offsets[-1] + 1
-        self.outcome = Outcome()
+        self.outcome = BatchResult()
         self.facts: list[FastFact | None] = []
         self.current: dict[bytes, bytes | None] = {}
         self.changed: dict[bytes, bytes] = {}
@@ -71,8 +75,8 @@ class Work:
 
 
 @dataclass(slots=True)
-class Round:
+class BatchGroup:
     """Batches that went through the steps together, and how long each step took, in seconds."""
 
-    works: list[Work]
+    works: list[PartitionBatch]
     seconds: dict[str, float]

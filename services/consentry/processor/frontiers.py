@@ -1,4 +1,6 @@
-"""Every second, say how far each partition has come: what had been appended by then is in records by now."""
+"""Every second, say how far each partition has come: what had been appended by then is in records
+by now.
+"""
 
 from __future__ import annotations
 
@@ -24,29 +26,33 @@ _REACH_SECONDS: Final = 0.9
 _LOG = structlog.get_logger(__name__)
 
 
-class Mark(NamedTuple):
-    """A place in a partition's log to be reached: everything appended by `frontier_at` lies below `end_offset`."""
+class Watermark(NamedTuple):
+    """A place in a partition's log to be reached: everything appended by `frontier_at` lies below
+    `end_offset`.
+    """
 
     frontier_at: Micros
     end_offset: int
 
 
-class Reached(NamedTuple):
+class ReachedWatermark(NamedTuple):
     """A mark that was reached, and what the partition's owner knew then."""
 
-    mark: Mark
+    mark: Watermark
     generation: str
     next_offset: int
     tainted: bool
 
 
-class Marks:
-    """The marks that the frontier thread sets and the hot path reaches; shared between the two threads."""
+class Watermarks:
+    """The marks that the frontier thread sets and the hot path reaches; shared between the two
+    threads.
+    """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._pending: dict[int, Mark] = {}
-        self._reached: dict[int, Reached] = {}
+        self._pending: dict[int, Watermark] = {}
+        self._reached: dict[int, ReachedWatermark] = {}
         self._owned: frozenset[int] = frozenset()
 
     @property
@@ -62,21 +68,21 @@ class Marks:
                 del self._pending[gone]
             self._condition.notify_all()
 
-    def set(self, marks: Mapping[int, Mark]) -> None:
+    def set(self, marks: Mapping[int, Watermark]) -> None:
         """Ask for these marks; one that is still pending is kept, as it is reached first."""
         with self._condition:
             for partition, mark in marks.items():
                 if partition in self._owned:
                     self._pending.setdefault(partition, mark)
 
-    def due(self) -> list[tuple[int, Mark]]:
+    def due(self) -> list[tuple[int, Watermark]]:
         """The pending marks, for the hot path to look at."""
         if not self._pending:
             return []
         with self._condition:
             return list(self._pending.items())
 
-    def reach(self, partition: int, reached: Reached) -> None:
+    def reach(self, partition: int, reached: ReachedWatermark) -> None:
         """Report a mark as reached."""
         with self._condition:
             if self._pending.get(partition) == reached.mark:
@@ -84,7 +90,7 @@ class Marks:
                 self._reached[partition] = reached
                 self._condition.notify_all()
 
-    def take(self, timeout_seconds: float) -> dict[int, Reached]:
+    def take(self, timeout_seconds: float) -> dict[int, ReachedWatermark]:
         """Wait until no mark is pending, at most so long, and take those that were reached."""
         with self._condition:
             self._condition.wait_for(lambda: not self._pending, timeout_seconds)
@@ -93,11 +99,14 @@ class Marks:
 
 
 class FrontierThread:
-    """Asks the broker for the ends, waits for the hot path to get there, and publishes. Runs on its own thread."""
+    """Asks the broker for the ends, waits for the hot path to get there, and publishes.
+
+    Runs on its own thread.
+    """
 
     def __init__(
         self,
-        marks: Marks,
+        marks: Watermarks,
         *,
         kafka: Mapping[str, str],
         namespace: str,
@@ -131,7 +140,9 @@ class FrontierThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether frontiers are still being published; if not, every follower soon excludes everybody."""
+        """Whether frontiers are still being published; if not, every follower soon excludes
+        everybody.
+        """
         return self._thread.is_alive()
 
     def ages(self) -> dict[int, float]:
@@ -149,7 +160,8 @@ class FrontierThread:
             except (Refused, Unavailable) as error:
                 # The frontier then stands still, and its age says so; the next tick asks again.
                 _LOG.warning("frontier_unavailable", detail=str(error))
-                # An admin client never learns of a new leader epoch: after a broker's restart it would fail for ever.
+                # An admin client never learns of a new leader epoch: after a broker's restart it
+                # would fail for ever.
                 self._admin = self._new_admin()
             self._forget_revoked()
 
@@ -158,11 +170,16 @@ class FrontierThread:
         if not self._log:
             self._log = log_identity(self._kafka, self._events).hex()
         asked_at = self._clock()
-        ends = end_offsets(self._admin, [(self._controls, 0), *((self._events, partition) for partition in owned)])
+        ends = end_offsets(
+            self._admin, [(self._controls, 0), *((self._events, partition) for partition in owned)]
+        )
         self._controls_end = ends.pop((self._controls, 0))
-        self._marks.set({partition: Mark(asked_at, end) for (_, partition), end in ends.items()})
+        self._marks.set(
+            {partition: Watermark(asked_at, end) for (_, partition), end in ends.items()}
+        )
         reached = self._marks.take(_REACH_SECONDS)
-        # Asked after the marks were reached: whatever they cover was acknowledged before, and so lies below.
+        # Asked after the marks were reached: whatever they cover was acknowledged before, and so
+        # lies below.
         published = end_offsets(self._admin, [(self._records, partition) for partition in reached])
         for partition, found in reached.items():
             self._publish(
@@ -178,7 +195,8 @@ class FrontierThread:
                 )
             )
             if partition not in self._last:
-                # Computed at each scrape: were it set by this thread, a dead thread would look fresh for ever.
+                # Computed at each scrape: were it set by this thread, a dead thread would look
+                # fresh for ever.
                 gauge = self._metrics.gauge("consentry_frontier_age_seconds", str(partition))
                 gauge.set_function(partial(self._age, partition))
             self._last[partition] = found.mark.frontier_at

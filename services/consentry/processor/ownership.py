@@ -1,4 +1,6 @@
-"""Taking a partition over: claim it, see what the table holds, rebuild it if it must be, say where to read on."""
+"""Taking a partition over: claim it, see what the table holds, rebuild it if it must be, say where
+to read on.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,30 @@ from consentry.domain.errors import UnsafeSetting
 from consentry.domain.events import EventUnreadable
 from consentry.domain.records import fold
 from consentry.domain.values import MemberId
-from consentry.processor.batches import Owned
+from consentry.processor.batches import OwnedPartition
 from consentry.processor.ports import Published
-from consentry.table.protocol import Claim, ConsentTable
+from consentry.table.protocol import ConsentTable, PartitionClaim
 from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.frontiers import Frontier
-from consentry.wire.messages import Stored
-from consentry.wire.records import DamagedRecord, came_from, check_sum, read_record, version_of, write_record
+from consentry.wire.messages import StoredMessage
+from consentry.wire.records import (
+    DamagedRecord,
+    came_from,
+    check_sum,
+    read_record,
+    version_of,
+    write_record,
+)
 
 REBUILD_BATCH: Final = 2000
 _VERSION_MAX: Final = 1 << 40
 _LOG = structlog.get_logger(__name__)
 
 Publish = Callable[[Sequence[Published]], None]
-"""Publishes records of the partition that is taken over, and returns once they are acknowledged. Raises Unavailable."""
+"""Publishes records of the partition that is taken over, and returns once they are acknowledged.
+
+Raises Unavailable.
+"""
 
 
 class LogSpan(NamedTuple):
@@ -40,9 +52,11 @@ class LogSpan(NamedTuple):
 
 
 class Takeover(NamedTuple):
-    """A partition that is owned now, the offset to read from, and whether its table was built anew."""
+    """A partition that is owned now, the offset to read from, and whether its table was built
+    anew.
+    """
 
-    owned: Owned
+    owned: OwnedPartition
     start_offset: int
     rebuilt: bool
 
@@ -53,15 +67,15 @@ def take_over(
     *,
     span: LogSpan,
     last_frontier: Frontier | None,
-    records: Callable[[], Iterable[Stored]],
+    records: Callable[[], Iterable[StoredMessage]],
     publish: Publish,
     floor: int,
 ) -> Takeover:
     """Own the partition and make its table whole.
 
-    `last_frontier` is the last one published for it (None: never owned before), `records` reads its partition of the
-    records topic from the beginning, `publish` puts records there and returns once they are acknowledged, `floor` is
-    the time in milliseconds. Raises Fenced, Unavailable, and
+    `last_frontier` is the last one published for it (None: never owned before), `records` reads its
+    partition of the records topic from the beginning, `publish` puts records there and returns once
+    they are acknowledged, `floor` is the time in milliseconds. Raises Fenced, Unavailable, and
     UnsafeSetting where log and table cannot both be right: no answer is better than a guess.
     """
     claim = table.claim(partition, floor=floor)
@@ -79,8 +93,10 @@ def take_over(
             _check_reachable(partition, span.committed_offset, span)
         # What was stored but never committed may never have been published: it is read again.
         published = last_frontier.next_offset if last_frontier else span.first_offset
-        start = min(claim.next_offset, published if span.committed_offset is None else span.committed_offset)
-        owned = Owned(
+        start = min(
+            claim.next_offset, published if span.committed_offset is None else span.committed_offset
+        )
+        owned = OwnedPartition(
             partition=partition,
             epoch=claim.epoch,
             generation=claim.generation,
@@ -90,7 +106,13 @@ def take_over(
         )
         return Takeover(owned, max(start, span.first_offset), False)
     return rebuild(
-        table, partition, claim=claim, span=span, last_frontier=last_frontier, records=records, publish=publish
+        table,
+        partition,
+        claim=claim,
+        span=span,
+        last_frontier=last_frontier,
+        records=records,
+        publish=publish,
     )
 
 
@@ -98,21 +120,24 @@ def rebuild(
     table: ConsentTable,
     partition: int,
     *,
-    claim: Claim,
+    claim: PartitionClaim,
     span: LogSpan,
     last_frontier: Frontier | None,
-    records: Callable[[], Iterable[Stored]],
+    records: Callable[[], Iterable[StoredMessage]],
     publish: Publish,
 ) -> Takeover:
     """Build the partition's table anew from the records topic, under a new generation.
 
-    All events below the committed offset, and below the last frontier's, are in records; the rest is folded again.
-    Members who are held because a record of theirs was damaged are published before the new life begins: a follower
-    that missed the damaged message would go by an older one.
+    All events below the committed offset, and below the last frontier's, are in records; the rest
+    is folded again. Members who are quarantined because a record of theirs was damaged are
+    published before the new life begins: a follower that missed the damaged message would go by an
+    older one.
     """
     _LOG.warning("table_rebuild", partition=partition, held_offset=claim.next_offset)
     known = [
-        offset for offset in (span.committed_offset, last_frontier and last_frontier.next_offset) if offset is not None
+        offset
+        for offset in (span.committed_offset, last_frontier and last_frontier.next_offset)
+        if offset is not None
     ]
     covered = max(known, default=span.first_offset)
     _check_reachable(partition, covered, span)
@@ -126,15 +151,15 @@ def rebuild(
 
 
 def restore(
-    table: ConsentTable, partition: int, *, epoch: int, records: Iterable[Stored]
+    table: ConsentTable, partition: int, *, epoch: int, records: Iterable[StoredMessage]
 ) -> tuple[int, list[Published]]:
     """Write the newest version of each record into an emptied partition.
 
-    Returns how many messages were read, and the records of the members that are held from now on because one of their
-    messages has a wrong checksum, or lost what an earlier one said.
+    Returns how many messages were read, and the records of the members that are held from now on
+    because one of their messages has a wrong checksum, or lost what an earlier one said.
     """
     count = 0
-    damaged: dict[bytes, Stored] = {}
+    damaged: dict[bytes, StoredMessage] = {}
     stream = iter(records)
     while batch := list(islice(stream, REBUILD_BATCH)):
         count += len(batch)
@@ -154,24 +179,32 @@ def restore(
         for member, held in zip(members, table.load(partition, members), strict=True):
             if held is not None and version_of(held) > version_of(newest[member]):
                 if not came_from(held, newest[member]):
-                    damaged[member] = Stored(partition, -1, member, newest[member], batch[-1].appended_at)
+                    damaged[member] = StoredMessage(
+                        partition, -1, member, newest[member], batch[-1].appended_at
+                    )
                 del newest[member]
         table.store(partition, newest, epoch=epoch, expected_offset=None, next_offset=None)
-    return count, _hold_damaged(table, partition, damaged, epoch=epoch)
+    return count, _quarantine_damaged(table, partition, damaged, epoch=epoch)
 
 
-def _hold_damaged(
-    table: ConsentTable, partition: int, damaged: Mapping[bytes, Stored], *, epoch: int
+def _quarantine_damaged(
+    table: ConsentTable, partition: int, damaged: Mapping[bytes, StoredMessage], *, epoch: int
 ) -> list[Published]:
-    """Hold every member one of whose records was damaged: what it said, an opt-out perhaps, is not known."""
+    """Hold every member one of whose records was damaged: what it said, an opt-out perhaps, is not
+    known.
+    """
     members = list(damaged)
     held = []
     for member, raw in zip(members, table.load(partition, members), strict=True):
         message = damaged[member]
-        event_id = hashlib.blake2b(bytes(message.value or b""), digest_size=16, key=member[:64]).digest()
+        event_id = hashlib.blake2b(
+            bytes(message.value or b""), digest_size=16, key=member[:64]
+        ).digest()
         known = None if raw is None else read_record(raw, member)
         event = EventUnreadable(
-            event_id=event_id, member=MemberId(member.decode("ascii", "replace")), recorded_at=message.appended_at
+            event_id=event_id,
+            member=MemberId(member.decode("ascii", "replace")),
+            recorded_at=message.appended_at,
         )
         record = fold(known, event)
         # Above the damaged version, if that can be true: followers pass over what is not newer.
@@ -186,12 +219,24 @@ def _hold_damaged(
 
 
 def _begin(
-    table: ConsentTable, partition: int, claim: Claim, offset: int, span: LogSpan, *, rebuilt: bool = False
+    table: ConsentTable,
+    partition: int,
+    claim: PartitionClaim,
+    offset: int,
+    span: LogSpan,
+    *,
+    rebuilt: bool = False,
 ) -> Takeover:
     generation = uuid.uuid4().hex
-    table.begin(partition, epoch=claim.epoch, generation=generation, next_offset=offset, tainted=claim.tainted)
+    table.begin(
+        partition,
+        epoch=claim.epoch,
+        generation=generation,
+        next_offset=offset,
+        tainted=claim.tainted,
+    )
     start = offset if span.committed_offset is None else min(offset, span.committed_offset)
-    owned = Owned(
+    owned = OwnedPartition(
         partition=partition,
         epoch=claim.epoch,
         generation=generation,
@@ -206,10 +251,13 @@ def _check_reachable(partition: int, offset: int, span: LogSpan) -> None:
     if span.first_offset <= offset <= span.end_offset:
         return
     raise UnsafeSetting(
-        f"Partition {partition} of member-events holds offsets {span.first_offset} to {span.end_offset}, but the table "
-        f"or the committed offset stands at {offset}: the log was truncated or the topic made anew.",
+        f"Partition {partition} of member-events holds offsets {span.first_offset} to "
+        f"{span.end_offset}, but the table "
+        f"or the committed offset stands at {offset}: the log was truncated or the topic made "
+        "anew.",
         code="log.unreachable",
-        fix="restore the log; going on would forget opt-outs. For a log that is meant to start anew, use another "
+        fix="restore the log; going on would forget opt-outs. For a log that is meant to start "
+        "anew, use another "
         "CONSENTRY_NAMESPACE",
     )
 

@@ -1,4 +1,6 @@
-"""The partitions of one worker: given by the group, opened, closed and opened again, and taken away."""
+"""The partitions of one worker: given by the group, opened, closed and opened again, and taken
+away.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,24 @@ from consentry.domain.errors import ConsentryError, Fenced, TableWentBack, Unava
 from consentry.kafka.clients import unavailable
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
-from consentry.processor.batches import Owned
-from consentry.processor.frontiers import Marks
+from consentry.processor.batches import OwnedPartition
+from consentry.processor.frontiers import Watermarks
 from consentry.processor.ownership import LogSpan, take_over
 from consentry.processor.ports import Published
 from consentry.table.protocol import ConsentTable
 from consentry.table.refusals import reason_of
 from consentry.wire.frontiers import Frontier
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 
 _REOPEN_SECONDS: Final = 1.0
 _LOG = structlog.get_logger(__name__)
 
 
 class Partitions:
-    """Which partitions this worker owns, and which it still has to open. Lives on the hot path's thread."""
+    """Which partitions this worker owns, and which it still has to open.
+
+    Lives on the hot path's thread.
+    """
 
     def __init__(
         self,
@@ -36,9 +41,9 @@ class Partitions:
         topic: str,
         table: ConsentTable,
         publish: Callable[[int, Sequence[Published]], None],
-        marks: Marks,
+        marks: Watermarks,
         last_frontiers: Callable[[], Mapping[int, Frontier]],
-        records: Callable[[int], Iterable[Stored]],
+        records: Callable[[int], Iterable[StoredMessage]],
         clock: Clock,
         metrics: Metrics,
         note_progress: Callable[[], None],
@@ -53,12 +58,14 @@ class Partitions:
         self._clock = clock
         self._metrics = metrics
         self._note_progress = note_progress
-        self.owned: dict[int, Owned] = {}
+        self.owned: dict[int, OwnedPartition] = {}
         """The open ones."""
         self._to_open: dict[int, float] = {}
         """Those assigned and not open, and when to try, on the monotonic clock."""
         self._tainted: set[int] = set()
-        """Partitions seen tainted: a table that is wiped before the next frontier must not make this worker forget."""
+        """Partitions seen tainted: a table that is wiped before the next frontier must not make
+        this worker forget.
+        """
 
     @property
     def are_all_open(self) -> bool:
@@ -72,9 +79,11 @@ class Partitions:
         return any(when <= now for when in self._to_open.values())
 
     def open_due(self) -> None:
-        """Open every partition whose time has come; those that cannot be opened yet come again in a second.
+        """Open every partition whose time has come; those that cannot be opened yet come again in a
+        second.
 
-        May publish, so nothing may be on its way. Raises UnsafeSetting where log and table cannot both be right.
+        May publish, so nothing may be on its way. Raises UnsafeSetting where log and table cannot
+        both be right.
         """
         due = [partition for partition, when in self._to_open.items() if when <= monotonic()]
         if not due:
@@ -122,10 +131,16 @@ class Partitions:
             self._metrics.counter("consentry_table_generation_changes_total").inc()
         taken.owned.tainted = taken.owned.tainted or partition in self._tainted
         self.owned[partition] = taken.owned
-        _LOG.info("partition_opened", partition=partition, epoch=taken.owned.epoch, offset=taken.start_offset, end=end)
+        _LOG.info(
+            "partition_opened",
+            partition=partition,
+            epoch=taken.owned.epoch,
+            offset=taken.start_offset,
+            end=end,
+        )
         return taken.start_offset
 
-    def _noting_progress(self, records: Iterable[Stored]) -> Iterator[Stored]:
+    def _noting_progress(self, records: Iterable[StoredMessage]) -> Iterator[StoredMessage]:
         """A rebuild may take minutes; as long as it reads on, the worker does not stand still."""
         for record in records:
             self._note_progress()
@@ -133,14 +148,19 @@ class Partitions:
 
     def assigned(self, consumer: Consumer, places: list[TopicPartition]) -> None:
         """Note what the group gave us: assigned at once, read when open."""
-        # Opening may take long (a rebuild) or fail for a while: each is assigned at once, but read only when open.
-        consumer.incremental_assign([TopicPartition(place.topic, place.partition, OFFSET_END) for place in places])
+        # Opening may take long (a rebuild) or fail for a while: each is assigned at once, but read
+        # only when open.
+        consumer.incremental_assign(
+            [TopicPartition(place.topic, place.partition, OFFSET_END) for place in places]
+        )
         consumer.pause(places)
         now = monotonic()
         self._to_open.update({place.partition: now for place in places})
 
     def lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        """The group went on without us: another owner may be at work already, and the table refuses us."""
+        """The group went on without us: another owner may be at work already, and the table refuses
+        us.
+        """
         consumer.incremental_unassign(places)
         for place in places:
             self.owned.pop(place.partition, None)
@@ -151,17 +171,23 @@ class Partitions:
         """Say which partitions are owned, and remember which are tainted."""
         self._marks.own(frozenset(self.owned))
         self._tainted.update(partition for partition, owned in self.owned.items() if owned.tainted)
-        self._metrics.gauge("consentry_partitions_tainted").set(sum(owned.tainted for owned in self.owned.values()))
+        self._metrics.gauge("consentry_partitions_tainted").set(
+            sum(owned.tainted for owned in self.owned.values())
+        )
 
     def close(self, partition: int, error: ConsentryError) -> None:
-        """Let go of a partition whose table is another's or went back; while assigned, it is opened again soon."""
+        """Let go of a partition whose table is another's or went back; while assigned, it is opened
+        again soon.
+        """
         _LOG.warning("partition_closed", partition=partition, code=error.code, detail=str(error))
         self._metrics.counter("consentry_table_refusals_total", reason_of(error)).inc()
         if error.code == "table.damaged":
             self._discard_table(partition)
         self.owned.pop(partition, None)
         self._consumer.pause([TopicPartition(self._topic, partition)])
-        self._to_open[partition] = monotonic() + (_REOPEN_SECONDS if isinstance(error, Fenced) else 0.0)
+        self._to_open[partition] = monotonic() + (
+            _REOPEN_SECONDS if isinstance(error, Fenced) else 0.0
+        )
         self.announce()
 
     def _discard_table(self, partition: int) -> None:

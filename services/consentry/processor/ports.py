@@ -12,7 +12,9 @@ from consentry.wire.headers import Headers
 
 
 class Published(NamedTuple):
-    """A record to publish: member, framed bytes, and the append time of its newest event in milliseconds."""
+    """A record to publish: member, framed bytes, and the append time of its newest event in
+    milliseconds.
+    """
 
     member: bytes
     record: bytes
@@ -20,7 +22,9 @@ class Published(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that could not be heeded, as it goes to quarantine; `appended_at` in microseconds."""
+    """A message that could not be heeded, as it goes to quarantine; `appended_at` in
+    microseconds.
+    """
 
     partition: int
     offset: int
@@ -40,7 +44,10 @@ class MemberChange(NamedTuple):
 
 
 class Publisher(Protocol):
-    """Where records and refusals go. Both calls only queue; `settle` waits for every acknowledgement."""
+    """Where records and refusals go. Both calls only queue;
+
+    `settle` waits for every acknowledgement.
+    """
 
     def publish(self, partition: int, records: Sequence[Published]) -> None:
         """Queue records for a partition of the records topic."""
@@ -51,7 +58,10 @@ class Publisher(Protocol):
         ...
 
     def settle(self) -> None:
-        """Return once all that was queued is acknowledged by all replicas. Raises Unavailable: queue it again."""
+        """Return once all that was queued is acknowledged by all replicas.
+
+        Raises Unavailable: queue it again.
+        """
         ...
 
 
@@ -63,7 +73,10 @@ class Obligations(Protocol):
         ...
 
     def open_for(self, changes: Sequence[MemberChange]) -> None:
-        """Open what these changes oblige to, durably, once however often it is asked. Raises Unavailable."""
+        """Open what these changes oblige to, durably, once however often it is asked.
+
+        Raises Unavailable.
+        """
         ...
 
 
@@ -79,7 +92,9 @@ class NoObligations:
 
 
 class InMemoryPublisher:
-    """Keeps what was published, under the same contract; `fail_next` makes the next `settle` fail."""
+    """Keeps what was published, under the same contract; `fail_next` makes the next `settle`
+    fail.
+    """
 
     def __init__(self) -> None:
         self.records: list[tuple[int, Published]] = []

@@ -17,13 +17,17 @@ from consentry.wire.schemas import QUARANTINE, RECORDS, schema, topic_name
 _SETTLE_SECONDS: Final = 35.0
 _QUEUE_MESSAGES: Final = 500_000
 _MESSAGE_BYTES_MAX: Final = 2_097_152
-"""As quarantine.yaml has it: what is refused is kept with its key, headers and place, so it grows by all of these."""
+"""As quarantine.yaml has it: what is refused is kept with its key, headers and place, so it grows
+by all of these.
+"""
 
 
 class KafkaPublisher:
     """See Publisher. `version` is the software's, noted with every refusal."""
 
-    def __init__(self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog, version: str) -> None:
+    def __init__(
+        self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog, version: str
+    ) -> None:
         self._records = topic_name(namespace, RECORDS)
         self._quarantine = topic_name(namespace, QUARANTINE)
         self._source = topic_name(namespace, "member-events")
@@ -34,7 +38,8 @@ class KafkaPublisher:
             "compression.type": "lz4",
             "queue.buffering.max.messages": _QUEUE_MESSAGES,
             "message.max.bytes": _MESSAGE_BYTES_MAX,
-            # Successes need no callback each: what was not reported as failed after a full flush, arrived.
+            # Successes need no callback each: what was not reported as failed after a full flush,
+            # arrived.
             "delivery.report.only.error": True,
             "on_delivery": self._note_failure,
         }
@@ -73,7 +78,9 @@ class KafkaPublisher:
             self._producer.produce(self._quarantine, value, key, refusal.partition, headers=headers)
 
     def _place_of(self, refusal: Refusal) -> dict[str, str]:
-        """Where a refused message came from and why it was refused, as headers: nothing of its content."""
+        """Where a refused message came from and why it was refused, as headers: nothing of its
+        content.
+        """
         schema_id = _schema_id(refusal.value)
         known = {} if schema_id is None else {"schema_id": str(schema_id)}
         return known | {

@@ -1,4 +1,7 @@
-"""The worker: Faust owns lifecycle, signals and low-rate agents; the hot path runs beside it on its own thread."""
+"""The worker:
+
+Faust owns lifecycle, signals and low-rate agents; the hot path runs beside it on its own thread.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ FAUST_SETTINGS: Final[dict[str, Any]] = {
 
 
 class HotPathService(Service):
-    """Runs the hot path on a thread; if it ends by itself, the whole worker ends with a status that is not 0."""
+    """Runs the hot path on a thread; if it ends by itself, the whole worker ends with a status that
+    is not 0.
+    """
 
     def __init__(self, hot_path: HotPath, frontiers: FrontierThread, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -69,7 +74,9 @@ class HotPathService(Service):
 
     @Service.task
     async def _watch(self) -> None:
-        """End the process when the thread died or stands still: a supervisor starts it anew, and nothing is lost."""
+        """End the process when the thread died or stands still: a supervisor starts it anew, and
+        nothing is lost.
+        """
         while not self.should_stop:
             await self.sleep(0.5)
             if self._is_ending:
@@ -85,16 +92,19 @@ class HotPathService(Service):
                 os._exit(1)
 
     def end(self) -> None:
-        """Have the hot path finish its batch, and the process end soon, whatever else goes on; may be called again.
+        """Have the hot path finish its batch, and the process end soon, whatever else goes on; may
+        be called again.
 
-        With the broker away Faust waits for it for a minute, and asked to end while it is still starting it may wait
-        for good; a supervisor would have killed the worker by then.
+        With the broker away Faust waits for it for a minute, and asked to end while it is still
+        starting it may wait for good; a supervisor would have killed the worker by then.
         """
         if self._is_ending:
             return
         self._is_ending = True
         self._hot_path.stop()
-        last_resort = threading.Timer(STOP_SECONDS, lambda: os._exit(1 if self._thread.is_alive() else 0))
+        last_resort = threading.Timer(
+            STOP_SECONDS, lambda: os._exit(1 if self._thread.is_alive() else 0)
+        )
         last_resort.daemon = True
         last_resort.start()
 
@@ -136,7 +146,9 @@ def _credentials(kafka: dict[str, str]) -> Any:
 
 
 class _Worker(faust.Worker):
-    """Faust's worker, except that a signal reaches our service at once, not when Faust gets to it."""
+    """Faust's worker, except that a signal reaches our service at once, not when Faust gets to
+    it.
+    """
 
     def _schedule_shutdown(self, signal: Any) -> None:
         for service in self.services:

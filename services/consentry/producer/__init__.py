@@ -1,4 +1,6 @@
-"""What a producing service embeds: consent changes sent by its own Kafka client, acknowledged, with a token."""
+"""What a producing service embeds: consent changes sent by its own Kafka client, acknowledged, with
+a token.
+"""
 
 from consentry.kafka.sender import QueueFull
 from consentry.producer.acceptance import Acceptance, EventUndelivered

@@ -20,7 +20,10 @@ class Signer(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """The broker's acknowledgement of one event. `accepted_at`: when it was taken in, microseconds since 1970 UTC."""
+    """The broker's acknowledgement of one event.
+
+    `accepted_at`: when it was taken in, microseconds since 1970 UTC.
+    """
 
     identity: bytes
     partition: int
@@ -35,18 +38,26 @@ class Acceptance(NamedTuple):
 
     @property
     def token(self) -> str:
-        """The consent token: pass it on to whoever has to answer as freshly as this event."""
+        """The consistency token: pass it on to whoever has to answer as freshly as this event."""
         next_offsets = {self.partition: self.offset + 1}
-        return write_token(Token(self.signer.log, next_offsets, 0, self.accepted_at), self.signer.keys)
+        return write_token(
+            Token(self.signer.log, next_offsets, 0, self.accepted_at), self.signer.keys
+        )
 
     def __repr__(self) -> str:
-        return f"Acceptance(event_id={self.event_id}, partition={self.partition}, offset={self.offset})"
+        return (
+            f"Acceptance(event_id={self.event_id}, partition={self.partition}, "
+            f"offset={self.offset})"
+        )
 
 
 class EventUndelivered(Undelivered):
-    """Events that were not acknowledged: send the very same ones again. `is_unknown`: they may count already.
+    """Events that were not acknowledged: send the very same ones again.
 
-    `event` is the first of `unacknowledged`; of the same call, those in `accepted` were acknowledged.
+    `is_unknown`: they may count already.
+
+    `event` is the first of `unacknowledged`; of the same call, those in `accepted` were
+    acknowledged.
     """
 
     def __init__(
@@ -61,7 +72,8 @@ class EventUndelivered(Undelivered):
         super(Undelivered, self).__init__(
             first.message,
             code=first.code,
-            fix="send the very same event again, producer.send(error.event): it counts once; never make a new one",
+            fix="send the very same event again, producer.send(error.event): it counts once; "
+            "never make a new one",
         )
         self.is_unknown = is_unknown
         self.event = unacknowledged[0]

@@ -65,7 +65,10 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -86,7 +89,9 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
         producer.start(event, told, traceparent=traceparent)
         return producer.answer(await answered)
 
-    async def send_all(self, events: Iterable[SentEvent], *, traceparent: str | None = None) -> list[Acceptance]:
+    async def send_all(
+        self, events: Iterable[SentEvent], *, traceparent: str | None = None
+    ) -> list[Acceptance]:
         """See ConsentProducer.send_all; `events` is gone through on another thread."""
         trace = traceparent_of(traceparent)
         return await asyncio.to_thread(self._producer().send_all, events, traceparent=trace)

@@ -1,6 +1,8 @@
-"""The transactional outbox: the event is written in the business transaction, and sent once that is committed.
+"""The transactional outbox: the event is written in the business transaction, and sent once that is
+committed.
 
-Table and columns are Debezium's (deploy/outbox); `Relay` does the same for those who do not run Debezium.
+Table and columns are Debezium's (deploy/outbox); `Relay` does the same for those who do not run
+Debezium.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.events import SentEvent
-from consentry.kafka.sender import Place, Sender
+from consentry.kafka.sender import Sender, TopicPosition
 from consentry.ops.clock import Clock, system_clock
 from consentry.producer.statements import Statements
 from consentry.producer.sync import DELIVERY_TIMEOUT_SECONDS, catalog_of
@@ -21,12 +23,16 @@ from consentry.wire.catalog import Catalog
 from consentry.wire.event_writer import EventWriter
 from consentry.wire.schemas import MEMBER_EVENTS, NAMESPACE, topic_name
 
-INSERT: Final = "INSERT INTO consent_outbox (id, aggregatetype, aggregateid, type, payload) VALUES (%s, %s, %s, %s, %s)"
+INSERT: Final = (
+    "INSERT INTO consent_outbox (id, aggregatetype, aggregateid, type, payload) "
+    "VALUES (%s, %s, %s, %s, %s)"
+)
 BATCH_ROWS: Final = 500
 IDLE_SECONDS: Final = 0.2
 AWAY_SECONDS: Final = 1.0
 
-# One relay at a time: a second one would overtake the first, and a member's events lose their order.
+# One relay at a time: a second one would overtake the first, and a member's events lose their
+# order.
 _LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtext('consent_outbox'))"
 _READ: Final = """
     SELECT position, id, aggregateid, payload FROM consent_outbox
@@ -36,7 +42,7 @@ _DELETE: Final = "DELETE FROM consent_outbox WHERE position = ANY(%s)"
 _LOG: Final = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
+class OutboxRow(NamedTuple):
     """One row of consent_outbox, in the order of INSERT's parameters."""
 
     id: uuid.UUID
@@ -46,11 +52,13 @@ class Row(NamedTuple):
     payload: bytes
 
 
-class Outbox(Statements[Row]):
-    """Makes rows instead of sending: `cursor.execute(INSERT, outbox.opt_out(member, purpose))`, and commit.
+class Outbox(Statements[OutboxRow]):
+    """Makes rows instead of sending:
 
-    See ConsentProducer for the arguments. Raises Refused, Unavailable when made, InvalidInput for what nobody could
-    read: then the transaction fails, and not the member's exclusion.
+    `cursor.execute(INSERT, outbox.opt_out(member, purpose))`, and commit.
+
+    See ConsentProducer for the arguments. Raises Refused, Unavailable when made, InvalidInput for
+    what nobody could read: then the transaction fails, and not the member's exclusion.
     """
 
     def __init__(
@@ -66,9 +74,9 @@ class Outbox(Statements[Row]):
         super().__init__(source=source, clock=clock)
         self._writer = EventWriter(catalog or catalog_of(registry_url, registry, namespace))
 
-    def row_for(self, event: SentEvent) -> Row:
+    def row_for(self, event: SentEvent) -> OutboxRow:
         """The row to insert in the transaction that the event belongs to. Raises InvalidInput."""
-        return Row(
+        return OutboxRow(
             id=uuid.UUID(bytes=event.event_id),
             aggregatetype=MEMBER_EVENTS,
             aggregateid=event.member,
@@ -76,7 +84,7 @@ class Outbox(Statements[Row]):
             payload=self._writer.write(event),
         )
 
-    def _take(self, event: SentEvent, traceparent: str | None) -> Row:
+    def _take(self, event: SentEvent, traceparent: str | None) -> OutboxRow:
         return self.row_for(event)
 
 
@@ -96,7 +104,7 @@ class Cursor(Protocol):
         ...
 
 
-class Connection(Protocol):
+class OutboxConnection(Protocol):
     """What is used of a DB-API connection to PostgreSQL (psycopg), not in autocommit mode."""
 
     def cursor(self) -> Any:
@@ -113,15 +121,17 @@ class Connection(Protocol):
 
 
 class Relay:
-    """Sends the rows of consent_outbox in their order, and deletes each once the broker has acknowledged it.
+    """Sends the rows of consent_outbox in their order, and deletes each once the broker has
+    acknowledged it.
 
-    At least once: a relay that ends in between sends a row again, and the same event counts once. Of one member at
-    most one event is on its way, so that none can overtake an earlier one that has to be sent again.
+    At least once: a relay that ends in between sends a row again, and the same event counts once.
+    Of one member at most one event is on its way, so that none can overtake an earlier one that has
+    to be sent again.
     """
 
     def __init__(
         self,
-        connection: Connection,
+        connection: OutboxConnection,
         kafka: Mapping[str, str],
         *,
         namespace: str = NAMESPACE,
@@ -131,7 +141,9 @@ class Relay:
         self._connection = connection
         self._topic = topic_name(namespace, MEMBER_EVENTS)
         self._batch_rows = batch_rows
-        self._sender = Sender(kafka, "consentry-outbox", delivery_timeout_ms=int(delivery_timeout_seconds * 1000))
+        self._sender = Sender(
+            kafka, "consentry-outbox", delivery_timeout_ms=int(delivery_timeout_seconds * 1000)
+        )
 
     def run(self, stopping: threading.Event) -> None:
         """Relay until told to stop; waits while there is nothing, or the broker does not answer."""
@@ -148,7 +160,8 @@ class Relay:
     def run_once(self) -> int:
         """Send a batch; how many rows were sent and deleted (0 too while another relay is at it).
 
-        Raises Unavailable for the first row that was not acknowledged, after deleting those that were.
+        Raises Unavailable for the first row that was not acknowledged, after deleting those that
+        were.
         """
         cursor = self._connection.cursor()
         acknowledged: list[int] = []
@@ -162,7 +175,8 @@ class Relay:
                 cursor.execute(_DELETE, (acknowledged,))
             self._connection.commit()
         finally:
-            # After the commit this ends nothing; before it, the lock must not stay with a failed transaction.
+            # After the commit this ends nothing; before it, the lock must not stay with a failed
+            # transaction.
             self._connection.rollback()
         if failure is not None:
             raise failure
@@ -173,7 +187,10 @@ class Relay:
         self._sender.close()
 
     def _send(self, rows: Sequence[Any], acknowledged: Callable[[int], None]) -> Unavailable | None:
-        """Send the rows; the first failure. What follows a failed event of the same member waits, the others do not."""
+        """Send the rows; the first failure.
+
+        What follows a failed event of the same member waits, the others do not.
+        """
         failure: Unavailable | None = None
         stuck: set[str] = set()
         for wave in _waves(rows):
@@ -181,22 +198,22 @@ class Relay:
             outcomes = self._send_wave(sent)
             for position, _, member, _ in sent:
                 outcome = outcomes[position]
-                if isinstance(outcome, Place):
+                if isinstance(outcome, TopicPosition):
                     acknowledged(position)
                 else:
                     failure = failure or outcome
                     stuck.add(member)
-            if not any(isinstance(outcome, Place) for outcome in outcomes.values()):
+            if not any(isinstance(outcome, TopicPosition) for outcome in outcomes.values()):
                 break  # the broker is away: the next wave would only wait as long again
         return failure
 
-    def _send_wave(self, rows: Sequence[Any]) -> dict[int, Place | Unavailable]:
+    def _send_wave(self, rows: Sequence[Any]) -> dict[int, TopicPosition | Unavailable]:
         """What became of each row, by position."""
-        outcomes: dict[int, Place | Unavailable] = {}
+        outcomes: dict[int, TopicPosition | Unavailable] = {}
         all_told = threading.Semaphore(0)
         for position, event_id, member, payload in rows:
 
-            def told(outcome: Place | Unavailable, position: int = position) -> None:
+            def told(outcome: TopicPosition | Unavailable, position: int = position) -> None:
                 outcomes[position] = outcome
                 all_told.release()
 
@@ -211,7 +228,9 @@ class Relay:
 
 
 def _waves(rows: Sequence[Any]) -> list[list[Any]]:
-    """The rows in their order, cut so that no member is twice in a wave, and none before an earlier event of theirs."""
+    """The rows in their order, cut so that no member is twice in a wave, and none before an earlier
+    event of theirs.
+    """
     waves: list[list[Any]] = []
     depths: dict[str, int] = {}
     for row in rows:

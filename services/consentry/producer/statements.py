@@ -1,4 +1,6 @@
-"""What a service can state of a member, one method each; whoever inherits says what becomes of the event."""
+"""What a service can state of a member, one method each; whoever inherits says what becomes of the
+event.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,10 @@ Instant = datetime | Micros
 class Statements(ABC, Generic[Answer]):
     """Opt-outs, opt-ins, relocations and erasures, made into events with an id and both times.
 
-    `effective_at` (an aware datetime, or microseconds since 1970 UTC) is when it holds in the world; default: now.
-    `event_id` is for a service that has one already: a repetition has to carry the same id *and* the same times,
-    because the same id with other content holds the member, so it needs `effective_at` too.
-    Source: docs/producers.md, "Ordering and duplicates".
+    `effective_at` (an aware datetime, or microseconds since 1970 UTC) is when it holds in the
+    world; default: now. `event_id` is for a service that has one already: a repetition has to carry
+    the same id *and* the same times, because the same id with other content holds the member, so it
+    needs `effective_at` too. Source: docs/producers.md, "Ordering and duplicates".
     """
 
     def __init__(self, *, source: str, clock: Clock) -> None:
@@ -63,7 +65,9 @@ class Statements(ABC, Generic[Answer]):
         evidence: str | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """The member opted in; `observed_version` is the version of the record that they were shown (0: none).
+        """The member opted in;
+
+        `observed_version` is the version of the record that they were shown (0: none).
 
         A person cancels only what they had seen: an opt-out of a higher version stands.
         """
@@ -82,7 +86,9 @@ class Statements(ABC, Generic[Answer]):
         evidence: str | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """What the member wants is not known (any more): takes an opt-in back, and leaves an opt-out."""
+        """What the member wants is not known (any more): takes an opt-in back, and leaves an
+        opt-out.
+        """
         choice = (purpose, Choice.UNKNOWN, None, legal_basis, notice_version, evidence)
         return self._choose(member, choice, effective_at, event_id, traceparent)
 
@@ -96,7 +102,9 @@ class Statements(ABC, Generic[Answer]):
         event_id: uuid.UUID | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """The member lives in this place (ISO 3166, such as HK or US-CA), or their age band became known."""
+        """The member lives in this place (ISO 3166, such as HK or US-CA), or their age band became
+        known.
+        """
         identity, effective, recorded = self._stamp(event_id, effective_at)
         event = MemberRelocated(
             event_id=identity,
@@ -153,16 +161,20 @@ class Statements(ABC, Generic[Answer]):
         )
         return self._take(event, traceparent)
 
-    def _stamp(self, event_id: uuid.UUID | None, effective_at: Instant | None) -> tuple[bytes, Micros, Micros]:
+    def _stamp(
+        self, event_id: uuid.UUID | None, effective_at: Instant | None
+    ) -> tuple[bytes, Micros, Micros]:
         """Identity, when it holds, and when it is recorded. Raises InvalidInput."""
         recorded_at = self._clock()
         if effective_at is None:
             if event_id is not None:
                 raise InvalidInput(
-                    "An event_id was given without effective_at: repeated, the event would carry another time, and the "
+                    "An event_id was given without effective_at: repeated, the event would carry "
+                    "another time, and the "
                     "same id with other content holds the member.",
                     code="producer.id_without_time",
-                    fix="give effective_at too, the same for every repetition, or leave event_id out",
+                    fix="give effective_at too, the same for every repetition, or leave event_id "
+                    "out",
                 )
             return uuid.uuid4().bytes, recorded_at, recorded_at
         if isinstance(effective_at, datetime):

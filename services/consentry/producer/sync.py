@@ -16,7 +16,14 @@ from consentry.domain.events import SentEvent
 from consentry.domain.values import Micros
 from consentry.kafka.clients import log_identity
 from consentry.kafka.schema_registry import HttpRegistry
-from consentry.kafka.sender import CLOSE_SECONDS, QUEUE_MESSAGES, Note, QueueFull, Sender, Undelivered
+from consentry.kafka.sender import (
+    CLOSE_SECONDS,
+    QUEUE_MESSAGES,
+    Note,
+    QueueFull,
+    Sender,
+    Undelivered,
+)
 from consentry.ops.clock import Clock, system_clock
 from consentry.producer.acceptance import Acceptance, EventUndelivered, Signer
 from consentry.producer.statements import Statements
@@ -37,7 +44,9 @@ _new_tuple: Final = tuple.__new__
 
 
 class Slot:
-    """One event on its way, and what became of it. Told on the sender's thread, awaited on another."""
+    """One event on its way, and what became of it. Told on the sender's thread, awaited on
+    another.
+    """
 
     __slots__ = ("_waiter", "error", "event", "is_told", "offset", "partition")
 
@@ -63,18 +72,21 @@ class Slot:
         waiter = threading.Lock()
         waiter.acquire()
         self._waiter = waiter
-        # It may have been told between the first look and now; then nobody releases, and nobody has to.
+        # It may have been told between the first look and now; then nobody releases, and nobody has
+        # to.
         if not self.is_told and not waiter.acquire(timeout=timeout_seconds):
             self.error = KafkaError(KafkaError._TIMED_OUT)
 
 
 class ConsentProducer(Statements[Acceptance]):
-    """Sends events and waits for the broker's acknowledgement of each. Threads may share one; forked children may not.
+    """Sends events and waits for the broker's acknowledgement of each.
 
-    `kafka` holds librdkafka's settings for addresses and security; `registry` more settings of the registry client,
-    unless a `catalog` is given. `source` names the service. With `token_keys` the tokens are signed. Headers decide
-    nothing; an import may leave them out.
-    Raises Refused (topic or schemas missing; nothing is ever registered from here), Unavailable.
+    Threads may share one; forked children may not.
+
+    `kafka` holds librdkafka's settings for addresses and security; `registry` more settings of the
+    registry client, unless a `catalog` is given. `source` names the service. With `token_keys` the
+    tokens are signed. Headers decide nothing; an import may leave them out. Raises Refused (topic
+    or schemas missing; nothing is ever registered from here), Unavailable.
     """
 
     def __init__(
@@ -115,27 +127,36 @@ class ConsentProducer(Statements[Acceptance]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def send(self, event: SentEvent, *, traceparent: str | None = None) -> Acceptance:
         """Send an event and wait until it is accepted; an event that was sent before counts once.
 
-        Raises InvalidInput, QueueFull, Unavailable, and nothing was sent; EventUndelivered, which holds the event: it
-        may count already if `is_unknown`, and sending the very same again is right in every case.
+        Raises InvalidInput, QueueFull, Unavailable, and nothing was sent; EventUndelivered, which
+        holds the event: it may count already if `is_unknown`, and sending the very same again is
+        right in every case.
         """
         slot = Slot(event)
         self._queue(event, traceparent_of(traceparent), slot.note)
         slot.wait(self._wait_seconds)
         return self.answer(slot)
 
-    def send_all(self, events: Iterable[SentEvent], *, traceparent: str | None = None) -> list[Acceptance]:
-        """Send many events without waiting for each; their acceptances, in order. Waits where the broker lags.
+    def send_all(
+        self, events: Iterable[SentEvent], *, traceparent: str | None = None
+    ) -> list[Acceptance]:
+        """Send many events without waiting for each; their acceptances, in order.
 
-        Once one is not acknowledged it soon takes no more, waits for those on their way, and raises EventUndelivered
-        with all that were not. An event that nobody could read raises InvalidInput, after those before it were
-        acknowledged. Sending all of them again is right in both cases.
+        Waits where the broker lags.
+
+        Once one is not acknowledged it soon takes no more, waits for those on their way, and raises
+        EventUndelivered with all that were not. An event that nobody could read raises
+        InvalidInput, after those before it were acknowledged. Sending all of them again is right in
+        both cases.
         """
         trace = traceparent_of(traceparent)
         batch = _Batch(self._wait_seconds, self._accept, self._clock)
@@ -163,8 +184,13 @@ class ConsentProducer(Statements[Acceptance]):
             raise self._undelivered(batch.failed, batch.accepted)
         return batch.accepted
 
-    def start(self, event: SentEvent, told: Callable[[Slot], None], *, traceparent: str | None = None) -> None:
-        """Queue an event; `told` is called on the sender's thread once its slot holds what became of it."""
+    def start(
+        self, event: SentEvent, told: Callable[[Slot], None], *, traceparent: str | None = None
+    ) -> None:
+        """Queue an event;
+
+        `told` is called on the sender's thread once its slot holds what became of it.
+        """
         slot = Slot(event)
 
         def note(error: KafkaError | None, message: Message) -> None:
@@ -184,7 +210,10 @@ class ConsentProducer(Statements[Acceptance]):
         return self._sender.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Wait a while for what other threads have sent, then end. Whatever is sent later is refused."""
+        """Wait a while for what other threads have sent, then end.
+
+        Whatever is sent later is refused.
+        """
         self._sender.close(timeout_seconds)
 
     def _take(self, event: SentEvent, traceparent: str | None) -> Acceptance:
@@ -197,10 +226,17 @@ class ConsentProducer(Statements[Acceptance]):
 
     def _accept(self, slot: Slot, accepted_at: Micros) -> Acceptance:
         # The constructor of a NamedTuple is a Python function; this is what it does.
-        return _new_tuple(Acceptance, (slot.event.event_id, slot.partition, slot.offset, accepted_at, self._signer))
+        return _new_tuple(
+            Acceptance,
+            (slot.event.event_id, slot.partition, slot.offset, accepted_at, self._signer),
+        )
 
-    def _undelivered(self, slots: Sequence[Slot], accepted: Sequence[Acceptance]) -> EventUndelivered:
-        failures = [Undelivered(self._topic, slot.error) for slot in slots if slot.error is not None]
+    def _undelivered(
+        self, slots: Sequence[Slot], accepted: Sequence[Acceptance]
+    ) -> EventUndelivered:
+        failures = [
+            Undelivered(self._topic, slot.error) for slot in slots if slot.error is not None
+        ]
         return EventUndelivered(
             failures[0],
             [slot.event for slot in slots],
@@ -210,9 +246,13 @@ class ConsentProducer(Statements[Acceptance]):
 
 
 class _Batch:
-    """The events of one send_all: those on their way in order, those accepted, those that were not."""
+    """The events of one send_all: those on their way in order, those accepted, those that were
+    not.
+    """
 
-    def __init__(self, wait_seconds: float, accept: Callable[[Slot, Micros], Acceptance], clock: Clock) -> None:
+    def __init__(
+        self, wait_seconds: float, accept: Callable[[Slot, Micros], Acceptance], clock: Clock
+    ) -> None:
         self._wait_seconds = wait_seconds
         self._accept = accept
         self._clock = clock
@@ -237,7 +277,8 @@ class _Batch:
         return not self.failed
 
     def wait_a_while(self) -> None:
-        """Too many are on their way, ours or another thread's: wait for a good part of ours at once.
+        """Too many are on their way, ours or another thread's: wait for a good part of ours at
+        once.
 
         Waiting for one at a time would hand the interpreter to and fro for each event.
         """
@@ -269,8 +310,13 @@ class _Batch:
                 self.failed.append(slot)
 
 
-def catalog_of(registry_url: str | None, registry: Mapping[str, Any] | None, namespace: str) -> Catalog:
-    """The schema ids of a namespace, asked once. Raises InvalidInput without an address, Refused, Unavailable."""
+def catalog_of(
+    registry_url: str | None, registry: Mapping[str, Any] | None, namespace: str
+) -> Catalog:
+    """The schema ids of a namespace, asked once.
+
+    Raises InvalidInput without an address, Refused, Unavailable.
+    """
     if registry_url is None:
         raise InvalidInput(
             "Neither registry_url nor catalog was given, so no event can be written.",

@@ -6,7 +6,9 @@ import sys
 
 
 def traceparent_of(given: str | None) -> str | None:
-    """What was given; else that of OpenTelemetry's current span, where the program uses OpenTelemetry; else None."""
+    """What was given; else that of OpenTelemetry's current span, where the program uses
+    OpenTelemetry; else None.
+    """
     if given is not None:
         return given
     # Nothing is imported: a program that has a span has loaded this itself.

@@ -1,21 +1,21 @@
 """The records of very many members in memory, found for millions of rows at once.
 
-`keys` holds member ids column-wise and hashes them, `segment` is an immutable part with its index, `files` how it lies
-in a file, `writing` makes one of members who come by and by, `store` is the whole: a few segments and what has changed
-since.
+`keys` holds member ids column-wise and hashes them, `segment` is an immutable part with its index,
+`files` how it lies in a file, `writing` makes one of members who come by and by, `store` is the
+whole: a few segments and what has changed since.
 """
 
-from consentry.record_index.index import Found, RecordStore, Regression
+from consentry.record_index.index import FoundRecords, IndexRegression, RecordIndex
 from consentry.record_index.keys import IntegerKeys, Keys, TextKeys, in_hash_order
 from consentry.record_index.segment import Segment
 from consentry.record_index.segment_writer import SegmentWriter
 
 __all__ = [
-    "Found",
+    "FoundRecords",
+    "IndexRegression",
     "IntegerKeys",
     "Keys",
-    "RecordStore",
-    "Regression",
+    "RecordIndex",
     "Segment",
     "SegmentWriter",
     "TextKeys",

@@ -1,4 +1,6 @@
-"""All records that a follower holds: a few immutable segments, the newest first, and what has changed since."""
+"""All records that a follower holds: a few immutable segments, the newest first, and what has
+changed since.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ _GROWTH: Final = 4
 _SIDE_BY_SIDE: Final = 64
 
 
-class Regression(NamedTuple):
+class IndexRegression(NamedTuple):
     """A record that is older than the one that is held."""
 
     member: bytes
@@ -27,7 +29,7 @@ class Regression(NamedTuple):
     older: bytes
 
 
-class Found(NamedTuple):
+class FoundRecords(NamedTuple):
     """Where some of the keys that were asked for are: `places` in a segment for these `rows`."""
 
     segment: Segment
@@ -35,10 +37,11 @@ class Found(NamedTuple):
     places: npt.NDArray[np.int32]
 
 
-class RecordStore(Mapping[bytes, bytes]):
+class RecordIndex(Mapping[bytes, bytes]):
     """Member id → framed record bytes. One thread changes it, any may read meanwhile.
 
-    A reader sees each member's record as it is or as it was a moment ago, never none where there is one.
+    A reader sees each member's record as it is or as it was a moment ago, never none where there is
+    one.
     """
 
     def __init__(self, segments: Sequence[Segment] = ()) -> None:
@@ -50,8 +53,10 @@ class RecordStore(Mapping[bytes, bytes]):
         self._count = sum(map(len, self._segments)) - _repeated(self._segments)
 
     @classmethod
-    def counted(cls, segments: Sequence[Segment], count: int) -> RecordStore:
-        """A store of these segments, the newest first, that is said to have `count` members: none are counted."""
+    def counted(cls, segments: Sequence[Segment], count: int) -> RecordIndex:
+        """A store of these segments, the newest first, that is said to have `count` members: none
+        are counted.
+        """
         made = cls()
         made._segments, made._count = tuple(segments), count
         return made
@@ -106,30 +111,32 @@ class RecordStore(Mapping[bytes, bytes]):
             self._indexed = (changes, indexed)
         return (indexed, *segments)
 
-    def find(self, keys: Keys) -> list[Found]:
+    def find(self, keys: Keys) -> list[FoundRecords]:
         """Where the keys are, each in the newest segment that has it; who is nowhere is in none."""
         segments = self.segments()
         if not segments or not len(keys):
             return []
         hashes = keys.hashes(decimals=any(segment.has_decimals for segment in segments))
-        found: list[Found] = []
+        found: list[FoundRecords] = []
         left: Offsets | None = None
         for segment in segments:
             if left is None:
                 places = segment.find(keys, hashes)
                 rows = np.flatnonzero(places >= 0)
                 left = np.flatnonzero(places < 0) if len(segments) > 1 else rows
-                found.append(Found(segment, rows, places[rows]))
+                found.append(FoundRecords(segment, rows, places[rows]))
             else:
                 places = segment.find(keys.taken(left), hashes[left])
                 hits = places >= 0
-                found.append(Found(segment, left[hits], places[hits]))
+                found.append(FoundRecords(segment, left[hits], places[hits]))
                 left = left[~hits]
         return [one for one in found if len(one.rows)]
 
-    def apply(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[Regression]:
-        """Take records in, in this order; an older version than the one held is not, and is told."""
-        older: list[Regression] = []
+    def apply(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[IndexRegression]:
+        """Take records in, in this order; an older version than the one held is not, and is
+        told.
+        """
+        older: list[IndexRegression] = []
         held = self._held_of_each(keys)
         recent = self._recent
         for key, value, before in zip(keys, values, held, strict=True):
@@ -137,7 +144,7 @@ class RecordStore(Mapping[bytes, bytes]):
             if known is None:
                 self._count += 1
             elif version_of(known) > version_of(value):
-                older.append(Regression(key, known, value))
+                older.append(IndexRegression(key, known, value))
                 continue
             recent[key] = value
             self._changes += 1

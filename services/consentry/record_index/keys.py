@@ -1,7 +1,8 @@
-"""Member ids side by side, and their hashes: as texts, or as the integers whose decimal text they are.
+"""Member ids side by side, and their hashes: as texts, or as the integers whose decimal text they
+are.
 
-A text that is the plain decimal form of an integer below 10**18 hashes as that integer does, so that a column of
-integers finds the members without one text being made.
+A text that is the plain decimal form of an integer below 10**18 hashes as that integer does, so
+that a column of integers finds the members without one text being made.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ _IS_ALLOWED: Final = np.isin(np.arange(256), list(_ALLOWED))
 WORD: Final = 8
 _BITS: Final = (1 << 64) - 1
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15
-"""2**64 divided by the golden ratio, made odd (Knuth, The Art of Computer Programming, volume 3, section 6.4)."""
+"""2**64 divided by the golden ratio, made odd (Knuth, The Art of Computer Programming, volume 3,
+section 6.4).
+"""
 _SHIFT: Final = 29
 _LOW_BITS: Final = np.array([(1 << 8 * count) - 1 for count in range(WORD + 1)], dtype=np.uint64)
 _ZEROES: Final = 0x3030303030303030
-_FILL: Final = np.array([_ZEROES & ((1 << 8 * count) - 1) for count in range(WORD + 1)], dtype=np.uint64)
+_FILL: Final = np.array(
+    [_ZEROES & ((1 << 8 * count) - 1) for count in range(WORD + 1)], dtype=np.uint64
+)
 """So many '0' before the digits of a short number."""
 
 
@@ -48,7 +53,10 @@ def mixed(hashes: U64, words: U64) -> U64:
 
 
 def integer_hashes(values: U64) -> U64:
-    """The hashes of integers. One word would leave the low bits of few values in the low bits of all hashes: so two."""
+    """The hashes of integers.
+
+    One word would leave the low bits of few values in the low bits of all hashes: so two.
+    """
     found = mixed(np.full(len(values), _BITS, dtype=np.uint64), values)
     return mixed(found, np.zeros(1, dtype=np.uint64))
 
@@ -93,16 +101,22 @@ class TextKeys:
         self._shortest = int(lengths.min()) if len(lengths) else WORD
         self._longest = int(lengths.max(initial=0))
         if self._shortest < WORD and not self._has_room():
-            # Words are read from a text's beginning and up to its end: short ones need room on both sides.
+            # Words are read from a text's beginning and up to its end: short ones need room on both
+            # sides.
             first, last = (int(starts.min()), int(ends.max())) if len(starts) else (0, 0)
             room = np.zeros(WORD, np.uint8)
             self.data = np.concatenate([room, data[first:last], room])
             self.starts, self.ends = starts - first + WORD, ends - first + WORD
-        self.words = np.ndarray((max(len(self.data) - WORD + 1, 0),), "<u8", self.data, strides=(1,))
+        self.words = np.ndarray(
+            (max(len(self.data) - WORD + 1, 0),), "<u8", self.data, strides=(1,)
+        )
         """The eight bytes from each byte on."""
 
     def _has_room(self) -> bool:
-        return int(self.ends.min(initial=WORD)) >= WORD and int(self.starts.max(initial=0)) <= len(self.data) - WORD
+        return (
+            int(self.ends.min(initial=WORD)) >= WORD
+            and int(self.starts.max(initial=0)) <= len(self.data) - WORD
+        )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -121,11 +135,15 @@ class TextKeys:
 
     @classmethod
     def of_arrow(cls, array: pa.Array) -> TextKeys:
-        """The keys of an array of strings or bytes, with offsets of 32 or 64 bits; nothing is copied but for nulls."""
+        """The keys of an array of strings or bytes, with offsets of 32 or 64 bits; nothing is
+        copied but for nulls.
+        """
         wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
         _, buffer, data = array.buffers()
         if buffer is None or len(array) == 0:
-            return cls(np.zeros(0, np.uint8), np.zeros(len(array), np.intp), np.zeros(len(array), np.intp))
+            return cls(
+                np.zeros(0, np.uint8), np.zeros(len(array), np.intp), np.zeros(len(array), np.intp)
+            )
         offsets: Offsets = np.frombuffer(buffer, dtype=np.int64 if wide else np.int32)
         offsets = offsets[array.offset : array.offset + len(array) + 1]
         held = np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, np.uint8)
@@ -137,7 +155,10 @@ class TextKeys:
     def to_list(self) -> list[bytes]:
         """Each as bytes."""
         held = self.data.tobytes()
-        return [held[start:end] for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)]
+        return [
+            held[start:end]
+            for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        ]
 
     def taken(self, rows: Offsets) -> TextKeys:
         """Some of the keys."""
@@ -158,14 +179,18 @@ class TextKeys:
         return found
 
     def short_numbers(self) -> U64 | None:
-        """Each as a number other than 0: its bytes, and one more than its length in the highest; None: some are longer.
+        """Each as a number other than 0: its bytes, and one more than its length in the highest;
+
+        None: some are longer.
 
         No two texts of up to seven bytes have the same.
         """
         if self._longest >= WORD:
             return None
         if self._is_dense:
-            at = np.ndarray((len(self),), "<u8", self.data, offset=int(self.starts[0]), strides=(self._longest,))
+            at = np.ndarray(
+                (len(self),), "<u8", self.data, offset=int(self.starts[0]), strides=(self._longest,)
+            )
             dense: U64 = at & _LOW_BITS[self._longest]
             dense |= _u64((self._longest + 1) << 56)
             return dense
@@ -175,7 +200,9 @@ class TextKeys:
         return found
 
     def hashes(self, *, decimals: bool) -> U64:
-        """The hash of each; with `decimals` decimal texts hash as their integers, without they hash as any text."""
+        """The hash of each; with `decimals` decimal texts hash as their integers, without they hash
+        as any text.
+        """
         lengths = self.lengths
         found = lengths.astype(np.uint64)
         for start in range(0, self._longest, WORD):
@@ -183,7 +210,9 @@ class TextKeys:
                 mixed(found, self._all_words(start, lengths))
             else:
                 rows = np.flatnonzero(lengths > start)
-                found[rows] = mixed(found[rows], _words(self, self.starts[rows], lengths[rows], start))
+                found[rows] = mixed(
+                    found[rows], _words(self, self.starts[rows], lengths[rows], start)
+                )
         mixed(found, np.zeros(1, dtype=np.uint64))
         if decimals and len(self):
             values, is_decimal = self.decimals()
@@ -197,7 +226,9 @@ class TextKeys:
             return _words(self, self.starts, lengths, start)
         # Texts of one length behind one another: a walk by that length, instead of a jump to each.
         at = int(self.starts[0]) + min(start, self._longest - WORD)
-        return np.ndarray((len(self),), "<u8", self.data, offset=at, strides=(self._longest,)).copy()
+        return np.ndarray(
+            (len(self),), "<u8", self.data, offset=at, strides=(self._longest,)
+        ).copy()
 
     @cached_property
     def _is_dense(self) -> bool:
@@ -206,7 +237,9 @@ class TextKeys:
         return is_even and bool((self.starts[1:] == self.ends[:-1]).all())
 
     def decimals(self) -> tuple[U64, Mask]:
-        """The integer that each text is the plain decimal form of, and whether it is one below 10**18."""
+        """The integer that each text is the plain decimal form of, and whether it is one below
+        10**18.
+        """
         values = np.zeros(len(self), dtype=np.uint64)
         if not len(self.data):
             return values, np.zeros(len(self), dtype=np.bool_)
@@ -228,15 +261,22 @@ class TextKeys:
 
     @cached_property
     def all_decimals(self) -> tuple[U64, Mask | None]:
-        """As `decimals`, kept: eight bytes a member, which only those take who ask by integers. None: all are."""
+        """As `decimals`, kept: eight bytes a member, which only those take who ask by integers.
+
+        None: all are.
+        """
         values, is_decimal = self.decimals()
         return values, None if is_decimal.all() else is_decimal
 
     def _last_digits(self, begin: Offsets, left: Offsets) -> U64:
-        """The last eight digits of those that are left of each number, with '0' before where they are fewer."""
+        """The last eight digits of those that are left of each number, with '0' before where they
+        are fewer.
+        """
         missing = WORD - np.minimum(left, WORD)
         whole = missing == 0
-        word = self.words[np.where(whole, begin + left - WORD, np.minimum(begin, len(self.words) - 1))]
+        word = self.words[
+            np.where(whole, begin + left - WORD, np.minimum(begin, len(self.words) - 1))
+        ]
         moved = np.where(whole, word, word << (missing * 8 % 64).astype(np.uint64))
         found: U64 = np.where(missing == WORD, _u64(_ZEROES), moved | _FILL[missing])
         return found
@@ -263,7 +303,9 @@ class TextKeys:
 
 
 def _moved(length: Offsets, start: int, shortest: int) -> Offsets | int:
-    """How far behind a text's beginning its word of `start` lies: the last one lies wholly inside, if it can."""
+    """How far behind a text's beginning its word of `start` lies: the last one lies wholly inside,
+    if it can.
+    """
     if shortest >= start + WORD:
         return start
     return np.minimum(start, length - WORD)  # negative of texts that have no whole word
@@ -280,12 +322,18 @@ def _words_at(keys: TextKeys, begin: Offsets, length: Offsets, at: Offsets | int
 
 
 def _words(keys: TextKeys, begin: Offsets, length: Offsets, start: int) -> U64:
-    """The eight bytes from `start` on, or the last eight where fewer are left; of shorter texts all bytes."""
-    return _words_at(keys, begin, length, _moved(length, start, int(length.min()) if len(length) else WORD))
+    """The eight bytes from `start` on, or the last eight where fewer are left; of shorter texts all
+    bytes.
+    """
+    return _words_at(
+        keys, begin, length, _moved(length, start, int(length.min()) if len(length) else WORD)
+    )
 
 
 def _eight_digits(words: U64) -> tuple[U64, Mask]:
-    """The number that eight ASCII digits write, the first in the lowest byte; and whether they are digits."""
+    """The number that eight ASCII digits write, the first in the lowest byte; and whether they are
+    digits.
+    """
     high = _u64(0x8080808080808080)
     is_number: Mask = ((words + _u64(0x4646464646464646)) | (words - _u64(_ZEROES))) & high == 0
     words = words - _u64(_ZEROES)
@@ -296,14 +344,18 @@ def _eight_digits(words: U64) -> tuple[U64, Mask]:
 
 
 def numbers_of_views(array: pa.Array) -> U64 | None:
-    """As `TextKeys.short_numbers`, of string views: each holds its length in four bytes and a short text behind it.
+    """As `TextKeys.short_numbers`, of string views: each holds its length in four bytes and a short
+    text behind it.
 
-    What stands for a null is any number. Source: Arrow Columnar Format, "Variable-size Binary View Layout".
+    What stands for a null is any number. Source: Arrow Columnar Format, "Variable-size Binary View
+    Layout".
     """
     _, buffer, *_ = array.buffers()
     if buffer is None:
         return np.zeros(0, dtype=np.uint64)
-    views = np.frombuffer(buffer, dtype="<u4")[4 * array.offset : 4 * (array.offset + len(array))].reshape(-1, 4)
+    views = np.frombuffer(buffer, dtype="<u4")[
+        4 * array.offset : 4 * (array.offset + len(array))
+    ].reshape(-1, 4)
     lengths = views[:, 0]
     if array.null_count:
         lengths = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, lengths)
@@ -311,7 +363,9 @@ def numbers_of_views(array: pa.Array) -> U64 | None:
         return None
     found = views[:, 2].astype(np.uint64) << _u64(32)
     found |= views[:, 1]
-    found &= _LOW_BITS[lengths]  # what stands behind a text should be zero, and not everybody sees to it
+    found &= _LOW_BITS[
+        lengths
+    ]  # what stands behind a text should be zero, and not everybody sees to it
     found |= (lengths.astype(np.uint64) + _u64(1)) << _u64(56)
     return found
 
@@ -334,7 +388,10 @@ class IntegerKeys:
         return IntegerKeys(self.values[rows])
 
     def hashes(self, *, decimals: bool) -> U64:
-        """The hash of each. `decimals` says whether any text that is one can be found; else no hash matters."""
+        """The hash of each.
+
+        `decimals` says whether any text that is one can be found; else no hash matters.
+        """
         return integer_hashes(self.values)
 
     def same(self, rows: Offsets, others: TextKeys, places: Offsets) -> Mask:

@@ -1,8 +1,10 @@
-"""An immutable part of the records: ids and records by the order of their hashes, and where each hash begins.
+"""An immutable part of the records: ids and records by the order of their hashes, and where each
+hash begins.
 
-A member is found in three steps: the first bits of the hash say where to look, 32 more bits of it who it may be, and
-the id itself who it is. Beside ids and records that takes 4 bytes of print, two offsets of 4, and 1.25 to 2.5 for where
-to look, for each member; in a file all of it may lie in pages that processes share.
+A member is found in three steps: the first bits of the hash say where to look, 32 more bits of it
+who it may be, and the id itself who it is. Beside ids and records that takes 4 bytes of print, two
+offsets of 4, and 1.25 to 2.5 for where to look, for each member; in a file all of it may lie in
+pages that processes share.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ _PART: Final = 1 << 16
 
 
 class Segment:
-    """Members, each once, and the framed bytes of their records. Made by `of`, `of_arrow`, `merged` or `open`."""
+    """Members, each once, and the framed bytes of their records.
+
+    Made by `of`, `of_arrow`, `merged` or `open`.
+    """
 
     def __init__(self, index: Index, ids: pa.Array, records: pa.Array) -> None:
         self.index = index
@@ -68,7 +73,10 @@ class Segment:
 
     @classmethod
     def of_arrow(cls, ids: pa.Array, records: pa.Array) -> Segment:
-        """As `of`, from two arrays of bytes. Raises InvalidInput where a member is named twice, or for too many."""
+        """As `of`, from two arrays of bytes.
+
+        Raises InvalidInput where a member is named twice, or for too many.
+        """
         ids, records = ids.cast(pa.binary()), records.cast(pa.binary())
         hashes = hashes_of(ids)
         if not ascend(hashes):  # a segment's own order costs no sorting
@@ -80,7 +88,9 @@ class Segment:
     @classmethod
     def merged(cls, newer: Segment, older: Segment) -> Segment:
         """One segment of both; of who is in both the newer record."""
-        kept = pa.array(np.flatnonzero(newer.find(older.keys, older.keys.hashes(decimals=True)) == _NONE))
+        kept = pa.array(
+            np.flatnonzero(newer.find(older.keys, older.keys.hashes(decimals=True)) == _NONE)
+        )
         ids = pa.concat_arrays([newer.ids, older.ids.take(kept)])
         return cls.of_arrow(ids, pa.concat_arrays([newer.records, older.records.take(kept)]))
 
@@ -91,7 +101,8 @@ class Segment:
             return found
         bucket = (hashes >> np.uint64(_BITS - self._bucket_bits)).view(np.int64)
         wanted = (hashes >> np.uint64(_BITS - self._bucket_bits - _PRINT_BITS)).astype(np.uint32)
-        # The first of a bucket is looked at without asking where the bucket ends: most keys need no more.
+        # The first of a bucket is looked at without asking where the bucket ends: most keys need no
+        # more.
         at = self._begin(bucket)
         there = self.index.prints.take(at, mode="clip")
         # Behind the last member there is none, and the last one was looked at instead.
@@ -138,7 +149,9 @@ class Segment:
         return found
 
     def may_share(self, other: Segment) -> bool:
-        """Whether a member can be in both: not where all hashes of one lie before those of the other."""
+        """Whether a member can be in both: not where all hashes of one lie before those of the
+        other.
+        """
         if not len(self) or not len(other):
             return False
         (first, last), (others_first, others_last) = self._span, other._span
@@ -186,7 +199,9 @@ class Segment:
     @property
     def memory_bytes(self) -> int:
         """What prints, beginnings and offsets take; ids and records are not counted."""
-        return int(self.index.groups.nbytes + self.index.steps.nbytes + self.index.prints.nbytes) + 8 * len(self)
+        return int(
+            self.index.groups.nbytes + self.index.steps.nbytes + self.index.prints.nbytes
+        ) + 8 * len(self)
 
     def save(self, path: Path) -> None:
         """Write it to a file that `open` takes; the file appears whole or not at all."""
@@ -201,13 +216,19 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path) -> Segment:
-        """The segment of a file, whose pages of records are read when they are needed. Raises InvalidInput."""
+        """The segment of a file, whose pages of records are read when they are needed.
+
+        Raises InvalidInput.
+        """
         with path.open("rb") as file:
             return cls(*map_segment(file))
 
 
 def hashes_of(ids: pa.Array) -> U64:
-    """The hashes by which a segment orders its members. Raises InvalidInput where they are too many for one."""
+    """The hashes by which a segment orders its members.
+
+    Raises InvalidInput where they are too many for one.
+    """
     if len(ids) > MEMBERS_MAX:
         raise InvalidInput(
             f"A segment of {len(ids)} members was asked for; at most {MEMBERS_MAX} fit in one.",
@@ -223,7 +244,10 @@ def ascend(hashes: U64) -> bool:
 
 
 def index_of(hashes: U64, ids: pa.Array) -> Index:
-    """The index of these ids, whose hashes ascend. Raises InvalidInput where one of them stands there twice."""
+    """The index of these ids, whose hashes ascend.
+
+    Raises InvalidInput where one of them stands there twice.
+    """
     _check_once(ids, hashes)
     bits = bucket_bits_of(len(hashes))
     buckets = (hashes >> np.uint64(_BITS - bits)).view(np.int64)
@@ -231,7 +255,9 @@ def index_of(hashes: U64, ids: pa.Array) -> Index:
     groups = starts[::GROUP]
     steps = starts - np.repeat(groups, GROUP)[: len(starts)]
     prints = (hashes >> np.uint64(_BITS - bits - _PRINT_BITS)).astype(np.uint32)
-    width = next(one for one in (np.uint8, np.uint16, np.uint32) if steps.max(initial=0) <= np.iinfo(one).max)
+    width = next(
+        one for one in (np.uint8, np.uint16, np.uint32) if steps.max(initial=0) <= np.iinfo(one).max
+    )
     return Index(groups.astype(np.uint32), steps.astype(width), prints)
 
 

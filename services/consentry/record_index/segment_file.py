@@ -1,6 +1,8 @@
-"""The file of a segment: a head that says where what lies, and arrays exactly as they are in memory.
+"""The file of a segment: a head that says where what lies, and arrays exactly as they are in
+memory.
 
-A file is for processes of one machine and one version of this package; what goes elsewhere is a bundle.
+A file is for processes of one machine and one version of this package; what goes elsewhere is a
+bundle.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ GROUP: Final = 1 << GROUP_BITS
 """Buckets whose beginnings are told by one number of four bytes, and steps from it."""
 
 
-class Place(NamedTuple):
+class FileSpan(NamedTuple):
     """Where a buffer lies: the byte of the file at which it begins, and how many it has."""
 
     at: int
@@ -35,19 +37,21 @@ class Place(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Where to look for a hash: groups of buckets, how far behind its group each begins, and prints of the members."""
+    """Where to look for a hash: groups of buckets, how far behind its group each begins, and prints
+    of the members.
+    """
 
     groups: npt.NDArray[np.uint32]
     steps: npt.NDArray[np.unsignedinteger[Any]]
     prints: npt.NDArray[np.uint32]
 
 
-def write_buffers(file: IO[bytes], buffers: Sequence[npt.NDArray[Any]]) -> list[Place]:
+def write_buffers(file: IO[bytes], buffers: Sequence[npt.NDArray[Any]]) -> list[FileSpan]:
     """Write them where the file stands, each at a multiple of 64 bytes; where they lie."""
     places = []
     for buffer in buffers:
         file.write(bytes(-file.tell() % _ALIGNMENT))
-        places.append(Place(file.tell(), buffer.nbytes))
+        places.append(FileSpan(file.tell(), buffer.nbytes))
         file.write(np.ascontiguousarray(buffer).data)
     return places
 
@@ -60,7 +64,9 @@ def write_segment(file: IO[bytes], index: Index, ids: pa.Array, records: pa.Arra
     write_rest(file, index, ids, offsets, place)
 
 
-def write_rest(file: IO[bytes], index: Index, ids: pa.Array, offsets: npt.NDArray[np.int32], records: Place) -> None:
+def write_rest(
+    file: IO[bytes], index: Index, ids: pa.Array, offsets: npt.NDArray[np.int32], records: FileSpan
+) -> None:
     """Write what lacks to a file that has the records' bytes already; `offsets` are theirs."""
     buffers = [*index, *buffers_of(ids), offsets]
     head = {
@@ -85,21 +91,26 @@ def _digest(buffers: Sequence[npt.NDArray[Any]]) -> str:
 
 
 def map_segment(file: IO[bytes], *, is_own: bool = False) -> tuple[Index, pa.Array, pa.Array]:
-    """Index, ids and records; pages are read when they are needed, the file may be closed. Raises InvalidInput.
+    """Index, ids and records; pages are read when they are needed, the file may be closed.
 
-    All but the records is read once and compared with its digest: a member whom a damaged index does not find is
-    nobody, and allowed. Not so a file of one's `own` that was written just now and has no name.
+    Raises InvalidInput.
+
+    All but the records is read once and compared with its digest: a member whom a damaged index
+    does not find is nobody, and allowed. Not so a file of one's `own` that was written just now and
+    has no name.
     """
     try:
         held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         head = json.loads(held[len(_MAGIC) : HEAD_BYTES]) if held[: len(_MAGIC)] == _MAGIC else {}
         if head.get("format") != _FORMAT or head["steps"] not in _STEPS:
             raise ValueError("it is of another format")  # noqa: TRY301 - told below, as all that may be wrong
-        *parts, data = [_part(held, Place(at, size)) for at, size in head["buffers"]]
+        *parts, data = [_part(held, FileSpan(at, size)) for at, size in head["buffers"]]
         if not is_own and _digest(parts) != head["digest"]:
             raise ValueError("it was altered")  # noqa: TRY301
         groups, steps, prints, id_offsets, id_data, offsets = parts
-        index = Index(groups.view(np.uint32), steps.view(np.dtype(head["steps"])), prints.view(np.uint32))
+        index = Index(
+            groups.view(np.uint32), steps.view(np.dtype(head["steps"])), prints.view(np.uint32)
+        )
         count: int = head["members"]
         _check_index(index, count)
         return index, array_of(count, id_offsets, id_data), array_of(count, offsets, data)
@@ -126,21 +137,23 @@ def bucket_bits_of(count: int) -> int:
     return max(count, 1).bit_length()
 
 
-def map_texts(file: IO[bytes], count: int, places: Sequence[Place]) -> pa.Array:
+def map_texts(file: IO[bytes], count: int, places: Sequence[FileSpan]) -> pa.Array:
     """So many texts whose offsets and bytes lie in these places of a file."""
     file.flush()
     held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return array_of(count, *(_part(held, place) for place in places))
 
 
-def _part(held: mmap.mmap, place: Place) -> npt.NDArray[np.uint8]:
+def _part(held: mmap.mmap, place: FileSpan) -> npt.NDArray[np.uint8]:
     if not 0 <= place.size <= len(held) - place.at <= len(held):
         raise ValueError("it ends too early")
     return np.frombuffer(held, dtype=np.uint8, count=place.size, offset=place.at)
 
 
 def buffers_of(array: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Offsets and bytes of binary texts; the offsets are of all the bytes, which may be more than the array has."""
+    """Offsets and bytes of binary texts; the offsets are of all the bytes, which may be more than
+    the array has.
+    """
     _, offsets, data = array.buffers()
     if len(array) == 0 or offsets is None:
         return np.zeros(1, np.int32), np.zeros(0, np.uint8)
@@ -149,7 +162,12 @@ def buffers_of(array: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.u
 
 
 def array_of(count: int, offsets: npt.NDArray[Any], data: npt.NDArray[np.uint8]) -> pa.Array:
-    """The binary texts of which these are offsets and bytes. Raises ValueError where they cannot be."""
-    array = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    """The binary texts of which these are offsets and bytes.
+
+    Raises ValueError where they cannot be.
+    """
+    array = pa.Array.from_buffers(
+        pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
     array.validate()
     return array

@@ -1,4 +1,6 @@
-"""Making a segment of members who come by and by, with their records in memory no longer than that."""
+"""Making a segment of members who come by and by, with their records in memory no longer than
+that.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 from consentry.record_index.segment import Segment, ascend, hashes_of, index_of, with_room
 from consentry.record_index.segment_file import (
     HEAD_BYTES,
-    Place,
+    FileSpan,
     buffers_of,
     map_segment,
     map_texts,
@@ -26,7 +28,8 @@ BYTES_MAX: Final = 1 << 30
 class SegmentWriter:
     """Makes one segment in a file.
 
-    Members who come in the order of their hashes, as bundles have them, need no sorting; others are sorted.
+    Members who come in the order of their hashes, as bundles have them, need no sorting; others are
+    sorted.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -38,10 +41,16 @@ class SegmentWriter:
         file.seek(HEAD_BYTES)
 
     def add(self, ids: pa.Array, records: pa.Array) -> bool:
-        """Take members and their records in, both as binary; False, and none is taken, where they do not fit in."""
+        """Take members and their records in, both as binary;
+
+        False, and none is taken, where they do not fit in.
+        """
         (ids_ends, _), (ends, data) = buffers_of(ids), buffers_of(records)
         first, last = int(ends[0]), int(ends[-1])
-        ids_size, records_size = self._ids_size + int(ids_ends[-1] - ids_ends[0]), self._records_size + last - first
+        ids_size, records_size = (
+            self._ids_size + int(ids_ends[-1] - ids_ends[0]),
+            self._records_size + last - first,
+        )
         if self._ids and max(ids_size, records_size) > BYTES_MAX:
             return False
         self._file.write(data[first:last].data)
@@ -51,9 +60,12 @@ class SegmentWriter:
         return True
 
     def finish(self) -> Segment:
-        """The segment, mapped from the file. Raises InvalidInput where a member is named twice, or for too many."""
+        """The segment, mapped from the file.
+
+        Raises InvalidInput where a member is named twice, or for too many.
+        """
         file, ids = self._file, pa.concat_arrays([pa.array([], pa.binary()), *self._ids])
-        offsets, records = np.concatenate(self._ends), Place(HEAD_BYTES, self._records_size)
+        offsets, records = np.concatenate(self._ends), FileSpan(HEAD_BYTES, self._records_size)
         self._ids, self._ends = [], []
         hashes = hashes_of(ids)
         if ascend(hashes):

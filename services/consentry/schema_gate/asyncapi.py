@@ -1,7 +1,8 @@
-"""AsyncAPI 3.0 of our topics, made from the topics and schemas as declared: who sends what where, in which form.
+"""AsyncAPI 3.0 of our topics, made from the topics and schemas as declared: who sends what where,
+in which form.
 
-It is made, never written by hand: `consentry schemas asyncapi` prints it, `--check FILE` tells when a file is behind.
-Source: AsyncAPI 3.0.0; Kafka bindings 0.5.0 (channels, messages).
+It is made, never written by hand: `consentry schemas asyncapi` prints it, `--check FILE` tells when
+a file is behind. Source: AsyncAPI 3.0.0; Kafka bindings 0.5.0 (channels, messages).
 """
 
 from __future__ import annotations
@@ -65,24 +66,41 @@ USES: Final = (
 
 _MEMBER: Final = {"type": "string", "pattern": f"^{MEMBER_ID_PATTERN.pattern}$"}
 KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "member id": {**_MEMBER, "description": "The member id, byte for byte; producers partition it by murmur2."},
-    "control id": {"type": "string", "description": "Kind, name, version and event id of the control: never twice."},
-    "partition": {"type": "string", "pattern": "^[0-9]+$", "description": "Number of the partition it tells of."},
+    "member id": {
+        **_MEMBER,
+        "description": "The member id, byte for byte; producers partition it by murmur2.",
+    },
+    "control id": {
+        "type": "string",
+        "description": "Kind, name, version and event id of the control: never twice.",
+    },
+    "partition": {
+        "type": "string",
+        "pattern": "^[0-9]+$",
+        "description": "Number of the partition it tells of.",
+    },
     "order id": {"type": "string", "description": "order_id of the purge order."},
     "subscriber": {"type": "string", "description": "Name of the subscriber that answers."},
-    "original key": {"type": "string", "description": "The key of the message that could not be read; any bytes."},
+    "original key": {
+        "type": "string",
+        "description": "The key of the message that could not be read; any bytes.",
+    },
 }
 """By the word that a topic's declaration has for its key: a JSON schema of it."""
 
 _TRAITS: Final = {MEMBER_EVENTS: "cloudEvent", QUARANTINE: "quarantined"}
 _PLACE: Final = ("topic", "partition", "offset", "timestamp")
-_NUMBERS: Final = frozenset({"retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes"})
+_NUMBERS: Final = frozenset(
+    {"retention.ms", "retention.bytes", "delete.retention.ms", "max.message.bytes"}
+)
 """Topic settings that the binding wants as numbers; `cleanup.policy` it wants as a list."""
 
 
 def asyncapi_text() -> str:
     """The document as YAML, the same for the same topics and schemas."""
-    made_by = "Made by `consentry schemas asyncapi` from topics/*.yaml and avro/*.avsc; do not edit."
+    made_by = (
+        "Made by `consentry schemas asyncapi` from topics/*.yaml and avro/*.avsc; do not edit."
+    )
     return document_text(asyncapi_document(), made_by)
 
 
@@ -93,7 +111,8 @@ def asyncapi_document() -> dict[str, Any]:
         "info": {
             "title": "Consentry",
             "version": "1.0.0",
-            "description": "Every consent change, pause and policy, to every system that trains on member data. "
+            "description": "Every consent change, pause and policy, to every system that trains "
+            "on member data. "
             "Whatever cannot be read excludes its member.",
             "license": {"name": "Apache-2.0"},
         },
@@ -101,7 +120,9 @@ def asyncapi_document() -> dict[str, Any]:
         "channels": {topic.name: _channel(topic) for topic in topics().values()},
         "operations": {_operation_id(use): _operation(use) for use in USES},
         "components": {
-            "messages": {name: _message(topic, name) for topic in topics().values() for name in topic.records},
+            "messages": {
+                name: _message(topic, name) for topic in topics().values() for name in topic.records
+            },
             "messageTraits": {"cloudEvent": _cloud_event(), "quarantined": _quarantined()},
         },
     }
@@ -110,7 +131,12 @@ def asyncapi_document() -> dict[str, Any]:
 def _channel(topic: Topic) -> dict[str, Any]:
     channel: dict[str, Any] = {
         "address": f"{{namespace}}.{topic.name}",
-        "parameters": {"namespace": {"default": NAMESPACE, "description": "CONSENTRY_NAMESPACE of the installation."}},
+        "parameters": {
+            "namespace": {
+                "default": NAMESPACE,
+                "description": "CONSENTRY_NAMESPACE of the installation.",
+            }
+        },
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in topic.records},
         "bindings": {
             "kafka": {
@@ -165,7 +191,8 @@ def _cloud_event() -> dict[str, Any]:
     return {
         "headers": {
             "type": "object",
-            "description": "CloudEvents 1.0 in Kafka's binary mode, and W3C trace context. For the tools of those who "
+            "description": "CloudEvents 1.0 in Kafka's binary mode, and W3C trace context. For "
+            "the tools of those who "
             "run the topics: nothing is decided by a header, and none names the member.",
             "properties": {
                 "content-type": {"type": "string", "const": CONTENT_TYPE.decode()},
@@ -178,7 +205,11 @@ def _cloud_event() -> dict[str, Any]:
                     "type": "string",
                     "description": "A slash and the event's source, such as /settings-web.",
                 },
-                "ce_id": {"type": "string", "format": "uuid", "description": "The event's event_id."},
+                "ce_id": {
+                    "type": "string",
+                    "format": "uuid",
+                    "description": "The event's event_id.",
+                },
                 "traceparent": {"type": "string", "pattern": f"^{TRACEPARENT_PATTERN.pattern}$"},
             },
         }
@@ -191,13 +222,17 @@ def _quarantined() -> dict[str, Any]:
     return {
         "headers": {
             "type": "object",
-            "description": "Where the message came from and why it was refused, after its own first headers. Nothing "
+            "description": "Where the message came from and why it was refused, after its own "
+            "first headers. Nothing "
             "of its content is in them; schema_id is left out where none was readable.",
             "properties": {
                 "orig.topic": {"type": "string"},
                 "orig.partition": number,
                 "orig.offset": number,
-                "orig.timestamp": {**number, "description": "The broker's append time in milliseconds."},
+                "orig.timestamp": {
+                    **number,
+                    "description": "The broker's append time in milliseconds.",
+                },
                 "schema_id": number,
                 "error_class": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,63}$"},
                 "app_version": {"type": "string"},
@@ -218,5 +253,8 @@ def _operation(use: Use) -> dict[str, Any]:
         "channel": {"$ref": f"#/channels/{use.topic}"},
         "title": f"{use.role.capitalize()} {use.action}s {use.topic}",
         "tags": [{"name": use.role}],
-        "messages": [{"$ref": f"#/channels/{use.topic}/messages/{name}"} for name in topics()[use.topic].records],
+        "messages": [
+            {"$ref": f"#/channels/{use.topic}/messages/{name}"}
+            for name in topics()[use.topic].records
+        ],
     }

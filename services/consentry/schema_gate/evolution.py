@@ -1,8 +1,10 @@
-"""How a schema may change: what the old one wrote the new one reads with the same meaning, and the reverse.
+"""How a schema may change: what the old one wrote the new one reads with the same meaning, and the
+reverse.
 
-A registry checks readability, not meaning: with defaults everything stays readable, also a withdrawal as a grant.
-Every version that was ever in use is kept as data, `published/<Name>/<n>.avsc`, and `published/pins.json` lists the
-fingerprint of each for its topic. One rule, one code.
+A registry checks readability, not meaning: with defaults everything stays readable, also a
+withdrawal as a grant. Every version that was ever in use is kept as data,
+`published/<Name>/<n>.avsc`, and `published/pins.json` lists the fingerprint of each for its topic.
+One rule, one code.
 """
 
 from __future__ import annotations
@@ -39,13 +41,16 @@ class GateRefused(Refused):
         super().__init__(
             f"The schemas break rules: {findings[0]}{more}.",
             code="schemas.gate",
-            fix="see `consentry schemas lint` for all of them, and docs/schemas.md for how a schema is changed",
+            fix="see `consentry schemas lint` for all of them, and docs/schemas.md for how a "
+            "schema is changed",
         )
         self.findings = tuple(findings)
 
 
 def check_package(root: Traversable | None = None) -> list[Finding]:
-    """The whole gate on a data package (the installed one by default): lint, evolution, what was published."""
+    """The whole gate on a data package (the installed one by default): lint, evolution, what was
+    published.
+    """
     root = root or package_root()
     findings = lint_package(root)
     if any(finding.code == "L21" for finding in findings):
@@ -54,7 +59,9 @@ def check_package(root: Traversable | None = None) -> list[Finding]:
 
 
 def require_package(root: Traversable | None = None) -> None:
-    """Pass only if the whole gate has no finding. Raises GateRefused, which carries the findings."""
+    """Pass only if the whole gate has no finding. Raises GateRefused, which carries the
+    findings.
+    """
     findings = check_package(root)
     if findings:
         raise GateRefused(findings)
@@ -85,18 +92,27 @@ def _check_pins(root: Traversable) -> Iterator[Finding]:
         for name in names:
             made = [canonical_fingerprint(json.dumps(text)) for text in published.get(name, ())]
             if pins.get(topic, {}).get(name, []) != made:
-                yield Finding("E12", name, f"is not listed for {topic} with the fingerprints of its published versions")
+                yield Finding(
+                    "E12",
+                    name,
+                    f"is not listed for {topic} with the fingerprints of its published versions",
+                )
     for name, text in read_schemas(root).items():
         versions = published.get(name, [])
         if not versions or versions[-1] != text:
-            yield Finding(_UNPUBLISHED, name, "is not its last published version; run `consentry schemas publish`")
+            yield Finding(
+                _UNPUBLISHED,
+                name,
+                "is not its last published version; run `consentry schemas publish`",
+            )
 
 
 def publish(root: Path) -> list[Path]:
-    """Freeze every schema that differs from its last published version as the next one; the files written.
+    """Freeze every schema that differs from its last published version as the next one; the files
+    written.
 
-    Versions only ever grow: nothing published is changed. Raises GateRefused, with nothing written, if any other rule
-    of the gate is broken.
+    Versions only ever grow: nothing published is changed. Raises GateRefused, with nothing written,
+    if any other rule of the gate is broken.
     """
     findings = [finding for finding in check_package(root) if finding.code != _UNPUBLISHED]
     published = read_published(root)
@@ -113,7 +129,10 @@ def publish(root: Path) -> list[Path]:
             written.append(file)
     if written:
         pins = {
-            topic: {name: [canonical_fingerprint(json.dumps(text)) for text in published[name]] for name in names}
+            topic: {
+                name: [canonical_fingerprint(json.dumps(text)) for text in published[name]]
+                for name in names
+            }
             for topic, names in sorted(read_topics(root).items())
         }
         (root / PUBLISHED / PINS).write_text(json.dumps(pins, indent=2) + "\n", encoding="utf-8")
@@ -121,30 +140,51 @@ def publish(root: Path) -> list[Path]:
 
 
 def compare(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, is_member_event: bool = False, is_frozen: bool = False
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    is_member_event: bool = False,
+    is_frozen: bool = False,
 ) -> list[Finding]:
     """What of a change from `old` to `new`, two record schemas as parsed JSON, is refused.
 
-    A member event is read by column: its head of fixed width and its last field stay what they are. A frozen record
-    (the one that is read byte by byte, whatever its schema id) does not change at all but for words.
+    A member event is read by column: its head of fixed width and its last field stay what they are.
+    A frozen record (the one that is read byte by byte, whatever its schema id) does not change at
+    all but for words.
     """
-    found = list(_Change(named_types(old), named_types(new), is_member_event).of_type(old, new, str(new["name"])))
-    if is_frozen and canonical_fingerprint(json.dumps(old)) != canonical_fingerprint(json.dumps(new)):
-        found.append(Finding("E10", str(new["name"]), "is read byte by byte everywhere; its form does not change"))
+    found = list(
+        _Change(named_types(old), named_types(new), is_member_event).of_type(
+            old, new, str(new["name"])
+        )
+    )
+    if is_frozen and canonical_fingerprint(json.dumps(old)) != canonical_fingerprint(
+        json.dumps(new)
+    ):
+        found.append(
+            Finding(
+                "E10", str(new["name"]), "is read byte by byte everywhere; its form does not change"
+            )
+        )
     return found
 
 
 class _Change:
-    """One comparison: both sides' named types, which stand for the names that the other side may spell out."""
+    """One comparison: both sides' named types, which stand for the names that the other side may
+    spell out.
+    """
 
-    def __init__(self, old: Mapping[str, Any], new: Mapping[str, Any], is_member_event: bool) -> None:
+    def __init__(
+        self, old: Mapping[str, Any], new: Mapping[str, Any], is_member_event: bool
+    ) -> None:
         self._old = old
         self._new = new
         self._is_member_event = is_member_event
         self._compared: set[str] = set()
 
     def of_type(self, old: Any, new: Any, where: str) -> Iterator[Finding]:
-        """What differs between two types, so that one side would read the other's bytes otherwise, or not at all."""
+        """What differs between two types, so that one side would read the other's bytes otherwise,
+        or not at all.
+        """
         old, new = _plain(old, self._old), _plain(new, self._new)
         if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             for before, after in zip(old, new, strict=True):
@@ -154,7 +194,9 @@ class _Change:
         elif old != new:
             yield Finding("E04", where, f"changes its type from {_told(old)} to {_told(new)}")
 
-    def _of_complex(self, old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    def _of_complex(
+        self, old: Mapping[str, Any], new: Mapping[str, Any], where: str
+    ) -> Iterator[Finding]:
         kind = old["type"]
         if _short(old) != _short(new) or old.get("logicalType") != new.get("logicalType"):
             yield Finding("E04", where, f"changes its type from {_told(old)} to {_told(new)}")
@@ -164,7 +206,9 @@ class _Change:
         elif kind == "enum":
             yield from _of_enum(old, new, where)
         elif kind == "fixed" and old["size"] != new["size"]:
-            yield Finding("E04", where, f"changes its size from {old['size']} to {new['size']} bytes")
+            yield Finding(
+                "E04", where, f"changes its size from {old['size']} to {new['size']} bytes"
+            )
         elif kind == "record" and _short(old) not in self._compared:
             self._compared.add(_short(old))
             yield from self._of_fields(old["fields"], new["fields"], where)
@@ -172,29 +216,52 @@ class _Change:
     def _of_fields(
         self, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], where: str
     ) -> Iterator[Finding]:
-        before, after = {field["name"]: field for field in old}, {field["name"]: field for field in new}
+        before, after = (
+            {field["name"]: field for field in old},
+            {field["name"]: field for field in new},
+        )
         for name in before.keys() - after.keys():
-            yield Finding("E02", f"{where}.{name}", "is removed or renamed; facts in old logs would be lost")
+            yield Finding(
+                "E02", f"{where}.{name}", "is removed or renamed; facts in old logs would be lost"
+            )
         for name in after.keys() - before.keys():
             if "default" not in after[name]:
-                yield Finding("E09", f"{where}.{name}", "is new and has no default; old events could not be read")
+                yield Finding(
+                    "E09",
+                    f"{where}.{name}",
+                    "is new and has no default; old events could not be read",
+                )
             elif _short_type(_plain(after[name]["type"], self._new)) in ("bytes", "fixed"):
-                yield Finding("E14", f"{where}.{name}", "is new and of bytes; fastavro fills in text. Make it optional")
+                yield Finding(
+                    "E14",
+                    f"{where}.{name}",
+                    "is new and of bytes; fastavro fills in text. Make it optional",
+                )
         kept = [name for name in after if name in before]
         if kept != [name for name in before if name in after]:
             yield Finding("E03", where, "has its fields in another order")
         elif self._is_member_event and (
             _head(old, self._old) != _head(new, self._new) or list(before)[-1:] != list(after)[-1:]
         ):
-            yield Finding("E03", where, "changes the fixed-width head or the end, by which whole batches are read")
+            yield Finding(
+                "E03",
+                where,
+                "changes the fixed-width head or the end, by which whole batches are read",
+            )
         for name in kept:
             yield from self._of_field(before[name], after[name], f"{where}.{name}")
 
-    def _of_field(self, old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    def _of_field(
+        self, old: Mapping[str, Any], new: Mapping[str, Any], where: str
+    ) -> Iterator[Finding]:
         if _default(old) != _default(new):
-            yield Finding("E08", where, "changes its default; what was never said would mean something else")
+            yield Finding(
+                "E08", where, "changes its default; what was never said would mean something else"
+            )
         if any(old.get(word) != new.get(word) for word in _MEANING):
-            yield Finding("E11", where, "changes its pattern; one side would refuse what the other sends")
+            yield Finding(
+                "E11", where, "changes its pattern; one side would refuse what the other sends"
+            )
         yield from self.of_type(old["type"], new["type"], where)
 
 
@@ -202,13 +269,23 @@ def _of_enum(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Iter
     before, after = list(old["symbols"]), list(new["symbols"])
     gone = [symbol for symbol in before if symbol not in after]
     if gone:
-        yield Finding("E05", where, f"loses {', '.join(gone)}; what old logs say would become the default")
+        yield Finding(
+            "E05", where, f"loses {', '.join(gone)}; what old logs say would become the default"
+        )
     elif [symbol for symbol in after if symbol in before] != before:
-        yield Finding("E06", where, "has its symbols in another order; whoever counts them reads another choice")
+        yield Finding(
+            "E06",
+            where,
+            "has its symbols in another order; whoever counts them reads another choice",
+        )
     elif after != [*before[:-1], *(symbol for symbol in after if symbol not in before), before[-1]]:
-        yield Finding("E07", where, "has a new symbol elsewhere than just before its last one, UNKNOWN")
+        yield Finding(
+            "E07", where, "has a new symbol elsewhere than just before its last one, UNKNOWN"
+        )
     if old.get("default") != new.get("default"):
-        yield Finding("E08", where, "changes the enum's default; an unknown symbol would mean something else")
+        yield Finding(
+            "E08", where, "changes the enum's default; an unknown symbol would mean something else"
+        )
 
 
 def _default(field: Mapping[str, Any]) -> str:
@@ -241,4 +318,6 @@ def _told(kind: Any) -> str:
 
 def _head(fields: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> list[str]:
     """The names of the fields before the first one of variable length."""
-    return [field["name"] for field in takewhile(lambda field: is_fixed_width(field, types), fields)]
+    return [
+        field["name"] for field in takewhile(lambda field: is_fixed_width(field, types), fields)
+    ]

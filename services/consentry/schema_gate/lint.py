@@ -20,14 +20,37 @@ from consentry.wire.schemas import MEMBER_EVENTS, NAMESPACE
 PII_CLASSES: Final = frozenset({"none", "pseudonym", "location", "reference"})
 PROTECTIVE_SYMBOLS: Final = frozenset(
     {
-        *("OPT_OUT", "CONSENT", "MINOR", "ERASED", "VOID", "NOT_OFFERED", "EXCLUDE_UNLESS_ADULT", "ORDER"),
+        *(
+            "OPT_OUT",
+            "CONSENT",
+            "MINOR",
+            "ERASED",
+            "VOID",
+            "NOT_OFFERED",
+            "EXCLUDE_UNLESS_ADULT",
+            "ORDER",
+        ),
         *("PRIOR_AND_FUTURE", "ERASURE", "OPEN", "FAILED"),
     }
 )
-"""What may stand first in an enum. A closed list: whether a new word protects is decided here, by a person."""
+"""What may stand first in an enum.
+
+A closed list: whether a new word protects is decided here, by a person.
+"""
 PERMISSIVE_WORDS: Final = frozenset(
     {
-        *("OPT_IN", "OPTED_IN", "DEFAULT_ON", "ALLOW", "ALLOWED", "KEEP", "ADULT", "RELEASED", "LIFTED", "GRANTED"),
+        *(
+            "OPT_IN",
+            "OPTED_IN",
+            "DEFAULT_ON",
+            "ALLOW",
+            "ALLOWED",
+            "KEEP",
+            "ADULT",
+            "RELEASED",
+            "LIFTED",
+            "GRANTED",
+        ),
         *("CONSENTED", "ACCEPTED", "YES", "TRUE", "ON", "*", "WORLD", "GLOBAL"),
     }
 )
@@ -36,7 +59,16 @@ PROTECTIVE_FLAGS: Final = frozenset({"tainted", "purge_on_opt_out"})
 """The flags whose `true` excludes or deletes; no other flag defaults to true."""
 KEY_NAMES: Final = frozenset(
     {
-        *("member_id", "order_id", "pause_id", "subscriber", "dataset", "purpose", "purposes", "categories"),
+        *(
+            "member_id",
+            "order_id",
+            "pause_id",
+            "subscriber",
+            "dataset",
+            "purpose",
+            "purposes",
+            "categories",
+        ),
         *("jurisdiction", "jurisdictions", "topic", "error_class", "generation", "version", "name"),
     }
 )
@@ -62,7 +94,9 @@ class Finding(NamedTuple):
 
 
 def lint_package(root: Traversable | None = None) -> list[Finding]:
-    """Lint every schema of a data package (the installed one by default), and how schemas and topics fit together."""
+    """Lint every schema of a data package (the installed one by default), and how schemas and
+    topics fit together.
+    """
     root = root or package_root()
     schemas, topics = read_schemas(root), read_topics(root)
     listed = Counter(name for records in topics.values() for name in records)
@@ -72,10 +106,14 @@ def lint_package(root: Traversable | None = None) -> list[Finding]:
         for finding in lint_schema(text, is_member_event=name in topics.get(MEMBER_EVENTS, ()))
     ]
     findings += [
-        Finding("L01", name, "is listed for no topic, or for several") for name in schemas if listed[name] != 1
+        Finding("L01", name, "is listed for no topic, or for several")
+        for name in schemas
+        if listed[name] != 1
     ]
     findings += [
-        Finding("L02", name, "is listed for a topic but does not exist") for name in listed if name not in schemas
+        Finding("L02", name, "is listed for a topic but does not exist")
+        for name in listed
+        if name not in schemas
     ]
     return [*findings, *_lint_names(schemas)]
 
@@ -98,7 +136,9 @@ def lint_schema(text: Mapping[str, Any], *, is_member_event: bool) -> list[Findi
 
 
 def named_types(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Every record, enum and fixed that a schema defines, by full name and, where that is not taken, by short name."""
+    """Every record, enum and fixed that a schema defines, by full name and, where that is not
+    taken, by short name.
+    """
     found: dict[str, Mapping[str, Any]] = {}
 
     def visit(kind: Any, namespace: str) -> None:
@@ -106,7 +146,11 @@ def named_types(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
             if not isinstance(one, Mapping):
                 continue
             if "name" in one and one["type"] in ("record", "enum", "fixed"):
-                name = one["name"] if "." in one["name"] else f"{one.get('namespace', namespace)}.{one['name']}"
+                name = (
+                    one["name"]
+                    if "." in one["name"]
+                    else f"{one.get('namespace', namespace)}.{one['name']}"
+                )
                 namespace = name.rpartition(".")[0]
                 found[name] = one
                 found.setdefault(name.rpartition(".")[2], one)
@@ -134,11 +178,17 @@ def _resolved(kind: Any, types: Types) -> Any:
 
 def _word(kind: Any) -> str:
     """The Avro word for a type: union, string, record …"""
-    return "union" if isinstance(kind, list) else str(kind["type"] if isinstance(kind, Mapping) else kind)
+    return (
+        "union"
+        if isinstance(kind, list)
+        else str(kind["type"] if isinstance(kind, Mapping) else kind)
+    )
 
 
 def _lint_names(schemas: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Full names decide what bytes mean: a record has one file, and a shared enum or fixed is everywhere the same."""
+    """Full names decide what bytes mean: a record has one file, and a shared enum or fixed is
+    everywhere the same.
+    """
     first: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for file, text in schemas.items():
         if text.get("name") != file or text.get("namespace") != NAMESPACE:
@@ -151,17 +201,25 @@ def _lint_names(schemas: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
                 yield Finding("L20", file, f"defines {name}, which {where} defines as well")
 
 
-def _lint_record(record: Mapping[str, Any], place: str, is_member_event: bool, types: Types) -> Iterator[Finding]:
+def _lint_record(
+    record: Mapping[str, Any], place: str, is_member_event: bool, types: Types
+) -> Iterator[Finding]:
     if not record.get("doc"):
         yield Finding("L03", place, "has no doc")
     if _has_no_size(record, types, ()):
-        yield Finding("L04", place, "takes no bytes: an array of it would cost nothing to send and all memory to read")
+        yield Finding(
+            "L04",
+            place,
+            "takes no bytes: an array of it would cost nothing to send and all memory to read",
+        )
     for field in record["fields"]:
         where = f"{place}.{field['name']}"
         if not field.get("doc"):
             yield Finding("L03", where, "has no doc")
         if field.get("pii") not in PII_CLASSES:
-            yield Finding("L05", where, f"has no pii annotation of {', '.join(sorted(PII_CLASSES))}")
+            yield Finding(
+                "L05", where, f"has no pii annotation of {', '.join(sorted(PII_CLASSES))}"
+            )
         if "default" not in field:
             yield Finding("L06", where, "has no default")
         else:
@@ -176,14 +234,18 @@ def _lint_default(field: Mapping[str, Any], where: str, types: Types) -> Iterato
     branches = [_resolved(one, types) for one in (kind if isinstance(kind, list) else [kind])]
     if isinstance(default, str):
         enums = [one for one in branches if _word(one) == "enum" and default in one["symbols"]]
-        if default.upper() in PERMISSIVE_WORDS or any(default != enum["symbols"][0] for enum in enums):
+        if default.upper() in PERMISSIVE_WORDS or any(
+            default != enum["symbols"][0] for enum in enums
+        ):
             yield Finding("L07", where, f"defaults to {default}, which may allow")
     if default is True and field["name"] not in PROTECTIVE_FLAGS:
         yield Finding("L07", where, "is a flag that defaults to true")
     if isinstance(default, list | dict) and default:
         yield Finding("L07", where, "has a default with something in it; nobody said that")
     if "jurisdiction" in field["name"] and default:
-        yield Finding("L07", where, f"defaults to the jurisdiction {default}; an unknown one excludes")
+        yield Finding(
+            "L07", where, f"defaults to the jurisdiction {default}; an unknown one excludes"
+        )
 
 
 def _lint_instant(field: Mapping[str, Any], where: str, is_member_event: bool) -> Iterator[Finding]:
@@ -191,7 +253,9 @@ def _lint_instant(field: Mapping[str, Any], where: str, is_member_event: bool) -
     if "long" not in map(_word, kinds) or not _INSTANT_NAME.fullmatch(field["name"]):
         return
     if not _INSTANT_UNIT.search(field.get("doc", "")):
-        yield Finding("L17", where, "is an instant whose doc does not say 'microseconds since 1970-01-01 UTC'")
+        yield Finding(
+            "L17", where, "is an instant whose doc does not say 'microseconds since 1970-01-01 UTC'"
+        )
     if is_member_event and WINDOW not in field.get("doc", ""):
         yield Finding("L18", where, f"is an instant whose doc does not state the window '{WINDOW}'")
 
@@ -203,13 +267,21 @@ def _lint_string(field: Mapping[str, Any], where: str) -> Iterator[Finding]:
     if pattern is None and field.get("text") == "free" and field["name"] not in KEY_NAMES:
         return
     if pattern is None:
-        yield Finding("L19", where, "is a string without pattern; only what is no key, label or log field is free text")
+        yield Finding(
+            "L19",
+            where,
+            "is a string without pattern; only what is no key, label or log field is free text",
+        )
     elif not _is_anchored(pattern):
-        yield Finding("L19", where, f"has the pattern {pattern!r}, which is no regular expression from ^ to $")
+        yield Finding(
+            "L19", where, f"has the pattern {pattern!r}, which is no regular expression from ^ to $"
+        )
 
 
 def _holds_text(kind: Any) -> bool:
-    """Whether there is a string in a type, other than in a record, whose fields speak for themselves."""
+    """Whether there is a string in a type, other than in a record, whose fields speak for
+    themselves.
+    """
     if isinstance(kind, list):
         return any(map(_holds_text, kind))
     if not isinstance(kind, Mapping):
@@ -228,7 +300,9 @@ def _is_anchored(pattern: object) -> bool:
     return True
 
 
-def _lint_type(types_of_field: Any, where: str, is_member_event: bool, types: Types) -> Iterator[Finding]:
+def _lint_type(
+    types_of_field: Any, where: str, is_member_event: bool, types: Types
+) -> Iterator[Finding]:
     for kind in types_of_field if isinstance(types_of_field, list) else [types_of_field]:
         name = _word(kind)
         if name in ("float", "double"):
@@ -236,7 +310,9 @@ def _lint_type(types_of_field: Any, where: str, is_member_event: bool, types: Ty
         if not isinstance(kind, Mapping):
             continue
         if str(kind.get("logicalType", "")).startswith(_CALENDAR):
-            yield Finding("L10", where, "is a logical time; instants are plain longs of microseconds")
+            yield Finding(
+                "L10", where, "is a logical time; instants are plain longs of microseconds"
+            )
         if isinstance(kind["type"], Mapping | list):
             yield from _lint_type(kind["type"], where, is_member_event, types)
         elif name in ("array", "map"):
@@ -247,17 +323,27 @@ def _lint_type(types_of_field: Any, where: str, is_member_event: bool, types: Ty
             yield from _lint_enum(kind, where)
 
 
-def _lint_items(kind: Mapping[str, Any], where: str, is_member_event: bool, types: Types) -> Iterator[Finding]:
+def _lint_items(
+    kind: Mapping[str, Any], where: str, is_member_event: bool, types: Types
+) -> Iterator[Finding]:
     if is_member_event:
-        yield Finding("L11", where, f"is {kind['type']} in a member event: six bytes could claim millions of items")
+        yield Finding(
+            "L11",
+            where,
+            f"is {kind['type']} in a member event: six bytes could claim millions of items",
+        )
     items = kind.get("items", kind.get("values"))
     if kind["type"] == "array" and _has_no_size(items, types, ()) and _word(items) != "record":
-        yield Finding("L04", where, "has items that take no bytes: six bytes could claim millions of them")
+        yield Finding(
+            "L04", where, "has items that take no bytes: six bytes could claim millions of them"
+        )
     yield from _lint_type(items, where, is_member_event, types)
 
 
 def _has_no_size(kind: Any, types: Types, inside: tuple[str, ...]) -> bool:
-    """Whether a value takes no bytes at all: null, a fixed of size 0, a record of nothing but such."""
+    """Whether a value takes no bytes at all: null, a fixed of size 0, a record of nothing but
+    such.
+    """
     kind = _resolved(kind, types)
     if _word(kind) == "fixed":
         return bool(kind["size"] == 0)
@@ -267,8 +353,12 @@ def _has_no_size(kind: Any, types: Types, inside: tuple[str, ...]) -> bool:
     return _word(kind) == "null"
 
 
-def _lint_recursion(kind: Any, where: str, inside: tuple[str, ...], types: Types) -> Iterator[Finding]:
-    """A record that contains itself, also by way of others: a deep value would end the process, not raise."""
+def _lint_recursion(
+    kind: Any, where: str, inside: tuple[str, ...], types: Types
+) -> Iterator[Finding]:
+    """A record that contains itself, also by way of others: a deep value would end the process, not
+    raise.
+    """
     if isinstance(kind, list):
         for one in kind:
             yield from _lint_recursion(one, where, inside, types)
@@ -279,7 +369,9 @@ def _lint_recursion(kind: Any, where: str, inside: tuple[str, ...], types: Types
     if found["type"] in ("array", "map"):
         yield from _lint_recursion(found.get("items", found.get("values")), where, inside, types)
     elif found["type"] == "record" and found["name"] in inside:
-        yield Finding("L09", where, f"contains {found['name']} again: a deep value would end the process")
+        yield Finding(
+            "L09", where, f"contains {found['name']} again: a deep value would end the process"
+        )
     elif found["type"] == "record":
         for field in found["fields"]:
             deeper = (*inside, found["name"])
@@ -291,23 +383,33 @@ def _lint_enum(kind: Mapping[str, Any], where: str) -> Iterator[Finding]:
     if not kind.get("doc"):
         yield Finding("L03", where, "is an enum without doc")
     if symbols[0] not in PROTECTIVE_SYMBOLS:
-        yield Finding("L12", where, f"has {symbols[0]} first, which is not known to protect (lint.PROTECTIVE_SYMBOLS)")
+        yield Finding(
+            "L12",
+            where,
+            f"has {symbols[0]} first, which is not known to protect (lint.PROTECTIVE_SYMBOLS)",
+        )
     if symbols[-1] != "UNKNOWN":
         yield Finding("L13", where, "does not end in UNKNOWN")
     if kind.get("default") != symbols[0]:
-        yield Finding("L14", where, "has no enum default equal to its first symbol, the protective one")
+        yield Finding(
+            "L14", where, "has no enum default equal to its first symbol, the protective one"
+        )
 
 
 def is_fixed_width(field: Mapping[str, Any], types: Types) -> bool:
-    """Whether every good value of a field takes the same number of bytes, so that a batch can be read by column.
+    """Whether every good value of a field takes the same number of bytes, so that a batch can be
+    read by column.
 
-    An enum does below 64 symbols, and a long that is an instant within the window does: eight bytes.
+    An enum does below 64 symbols, and a long that is an instant within the window does: eight
+    bytes.
     """
     kind = _resolved(field["type"], types)
     word = _word(kind)
     if word == "enum":
         return len(kind["symbols"]) < _ONE_BYTE_SYMBOLS
-    return word in ("fixed", "boolean") or (word == "long" and _INSTANT_NAME.fullmatch(field["name"]) is not None)
+    return word in ("fixed", "boolean") or (
+        word == "long" and _INSTANT_NAME.fullmatch(field["name"]) is not None
+    )
 
 
 def _lint_order(record: Mapping[str, Any], types: Types) -> Iterator[Finding]:
@@ -321,5 +423,7 @@ def _lint_order(record: Mapping[str, Any], types: Types) -> Iterator[Finding]:
             seen_variable = True
         elif seen_variable:
             yield Finding(
-                "L16", f"{record['name']}.{field['name']}", "is of fixed width but comes after a variable field"
+                "L16",
+                f"{record['name']}.{field['name']}",
+                "is of fixed width but comes after a variable field",
             )

@@ -1,4 +1,5 @@
-"""The data package as files, also one that is not installed: what the gate (lint.py, evolution.py) judges.
+"""The data package as files, also one that is not installed: what the gate (lint.py, evolution.py)
+deciders.
 
 The running system reads the installed one through schemas.py.
 """
@@ -37,12 +38,18 @@ def read_topics(root: Traversable) -> dict[str, list[str]]:
     """The records that each topic of a data package may carry, by the topic's short name."""
     yaml = YAML(typ="safe")
     entries = sorted((root / "topics").iterdir(), key=lambda entry: entry.name)
-    found = [yaml.load(entry.read_text(encoding="utf-8")) for entry in entries if entry.name.endswith(".yaml")]
+    found = [
+        yaml.load(entry.read_text(encoding="utf-8"))
+        for entry in entries
+        if entry.name.endswith(".yaml")
+    ]
     return {topic["name"]: list(topic["records"]) for topic in found}
 
 
 def read_published(root: Traversable) -> dict[str, list[dict[str, Any]]]:
-    """Every published version of every record of a data package, oldest first; versions count from 1 without gaps."""
+    """Every published version of every record of a data package, oldest first; versions count from
+    1 without gaps.
+    """
     folder = root / PUBLISHED
     if not folder.is_dir():
         return {}
@@ -51,12 +58,15 @@ def read_published(root: Traversable) -> dict[str, list[dict[str, Any]]]:
         if entry.is_dir():
             count = sum(one.name.endswith(".avsc") for one in entry.iterdir())
             texts = [entry / f"{number}.avsc" for number in range(1, count + 1)]
-            found[entry.name] = [json.loads(text.read_text(encoding="utf-8")) for text in texts if text.is_file()]
+            found[entry.name] = [
+                json.loads(text.read_text(encoding="utf-8")) for text in texts if text.is_file()
+            ]
             if len(found[entry.name]) != count:
                 raise Refused(
                     f"The published versions of {entry.name} are not numbered 1 to {count}.",
                     code="schemas.published",
-                    fix="restore the missing file of schemas/consentry_schemas/published from version control",
+                    fix="restore the missing file of schemas/consentry_schemas/published from "
+                    "version control",
                 )
     return found
 
@@ -64,5 +74,7 @@ def read_published(root: Traversable) -> dict[str, list[dict[str, Any]]]:
 def read_pins(root: Traversable) -> dict[str, dict[str, list[str]]]:
     """Topic → record → fingerprint of each published version, oldest first."""
     file = root / PUBLISHED / PINS
-    found: dict[str, dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found: dict[str, dict[str, list[str]]] = (
+        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    )
     return found

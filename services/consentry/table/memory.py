@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.values import Micros
-from consentry.table.protocol import Claim, Meta, Reading, Write
+from consentry.table.protocol import Meta, PartitionClaim, Reading, Write
 from consentry.table.refusals import refuse
 
 
@@ -30,20 +30,25 @@ class InMemoryTable:
     def check(self) -> None:
         """A dictionary has no unsafe settings."""
 
-    def claim(self, partition: int, *, floor: int) -> Claim:
+    def claim(self, partition: int, *, floor: int) -> PartitionClaim:
         """See ConsentTable."""
         held = self._partitions.setdefault(partition, _Partition())
         held.epoch = max((held.epoch or 0) + 1, floor)
-        return Claim(held.epoch, held.next_offset, held.generation, held.tainted)
+        return PartitionClaim(held.epoch, held.next_offset, held.generation, held.tainted)
 
-    def begin(self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool) -> None:
+    def begin(
+        self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool
+    ) -> None:
         """See ConsentTable."""
         held = self._owned(partition, epoch)
         held.generation, held.next_offset, held.tainted = generation, next_offset, tainted
 
     def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
         """See ConsentTable."""
-        return {partition: Reading(self.meta(partition), self.load(partition, [member])[0]) for partition in partitions}
+        return {
+            partition: Reading(self.meta(partition), self.load(partition, [member])[0])
+            for partition in partitions
+        }
 
     def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
         """See ConsentTable."""
@@ -89,7 +94,9 @@ class InMemoryTable:
         held.next_offset = next_offset
         held.tainted = held.tainted or tainted
 
-    def beat(self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros) -> None:
+    def beat(
+        self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros
+    ) -> None:
         """See ConsentTable."""
         held = self._owned(partition, epoch)
         _at(held, partition, expected_offset)
@@ -117,10 +124,18 @@ class InMemoryTable:
     def _owned(self, partition: int, epoch: int) -> _Partition:
         held = self._partitions.setdefault(partition, _Partition())
         if held.epoch != epoch:
-            raise refuse("EPOCH", partition, epoch=epoch, held_epoch=held.epoch, held_offset=held.next_offset)
+            raise refuse(
+                "EPOCH", partition, epoch=epoch, held_epoch=held.epoch, held_offset=held.next_offset
+            )
         return held
 
 
 def _at(held: _Partition, partition: int, expected_offset: int | None) -> None:
     if held.next_offset != expected_offset:
-        raise refuse("OFFSET", partition, epoch=held.epoch or 0, held_epoch=held.epoch, held_offset=held.next_offset)
+        raise refuse(
+            "OFFSET",
+            partition,
+            epoch=held.epoch or 0,
+            held_epoch=held.epoch,
+            held_offset=held.next_offset,
+        )

@@ -1,4 +1,6 @@
-"""The consent table, in the words of those who use it: a rebuildable view, never the record of truth."""
+"""The consent table, in the words of those who use it: a rebuildable view, never the record of
+truth.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,10 @@ from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.values import Micros
 
 
-class Claim(NamedTuple):
-    """What a new owner of a partition gets: its epoch, and what the table holds (None: nothing yet)."""
+class PartitionClaim(NamedTuple):
+    """What a new owner of a partition gets: its epoch, and what the table holds (None: nothing
+    yet).
+    """
 
     epoch: int
     next_offset: int | None
@@ -29,14 +33,20 @@ class Meta(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a partition of the table says of itself and of one member, as of one moment; None: it has no record."""
+    """What a partition of the table says of itself and of one member, as of one moment;
+
+    None: it has no record.
+    """
 
     meta: Meta
     record: bytes | None
 
 
 class Write(NamedTuple):
-    """Records and position to store for one partition; None: a table that is being rebuilt has no position yet."""
+    """Records and position to store for one partition;
+
+    None: a table that is being rebuilt has no position yet.
+    """
 
     partition: int
     records: Mapping[bytes, bytes]
@@ -49,28 +59,33 @@ class Write(NamedTuple):
 class ConsentTable(Protocol):
     """Member id → record bytes, per partition, written by one owner at a time.
 
-    Every call may raise Unavailable: nothing is known then, and the call may be repeated. Writing calls raise Fenced
-    where another owner has claimed the partition since, and TableWentBack where the table holds another position
-    than expected. A write is one atomic step.
+    Every call may raise Unavailable: nothing is known then, and the call may be repeated. Writing
+    calls raise Fenced where another owner has claimed the partition since, and TableWentBack where
+    the table holds another position than expected. A write is one atomic step.
     """
 
     def check(self) -> None:
         """Raise UnsafeSetting, naming the setting, if the server could lose or forget a record."""
         ...
 
-    def claim(self, partition: int, *, floor: int) -> Claim:
-        """Become the partition's owner: the epoch is above all earlier ones and at least `floor`."""
+    def claim(self, partition: int, *, floor: int) -> PartitionClaim:
+        """Become the partition's owner: the epoch is above all earlier ones and at least
+        `floor`.
+        """
         ...
 
-    def begin(self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool) -> None:
+    def begin(
+        self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool
+    ) -> None:
         """Start a life of the partition's table at a position."""
         ...
 
     def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
-        """What each of these partitions says of itself and of the member, each as of one moment, in one round trip.
+        """What each of these partitions says of itself and of the member, each as of one moment, in
+        one round trip.
 
-        For whoever does not own the table: that a record is missing means something only beside the meta of that very
-        moment, as the table may be emptied and laid out anew at any time.
+        For whoever does not own the table: that a record is missing means something only beside the
+        meta of that very moment, as the table may be emptied and laid out anew at any time.
         """
         ...
 
@@ -79,7 +94,9 @@ class ConsentTable(Protocol):
         ...
 
     def store_all(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
-        """`store` for several partitions in one round trip; each is atomic, and each has its refusal or None."""
+        """`store` for several partitions in one round trip; each is atomic, and each has its
+        refusal or None.
+        """
         ...
 
     def load(self, partition: int, members: Sequence[bytes]) -> list[bytes | None]:
@@ -102,7 +119,9 @@ class ConsentTable(Protocol):
         """
         ...
 
-    def beat(self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros) -> None:
+    def beat(
+        self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros
+    ) -> None:
         """Note the frontier, and notice a lost or taken table on an idle partition."""
         ...
 

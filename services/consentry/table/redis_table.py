@@ -1,4 +1,6 @@
-"""The consent table in Redis or Valkey: one hash of meta and some buckets a partition, written by one function."""
+"""The consent table in Redis or Valkey: one hash of meta and some buckets a partition, written by
+one function.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ from redis.retry import Retry
 
 from consentry.domain.errors import Fenced, Refused, TableWentBack, Unavailable, UnsafeSetting
 from consentry.domain.values import Micros
-from consentry.table.protocol import Claim, Meta, Reading, Write
+from consentry.table.protocol import Meta, PartitionClaim, Reading, Write
 from consentry.table.refusals import refuse
 
 _BUCKET_MEMBERS: Final = 100
-"""Members per bucket at the expected size: small enough to stay a listpack, large enough to share its overhead."""
+"""Members per bucket at the expected size: small enough to stay a listpack, large enough to share
+its overhead.
+"""
 _SERVER_FLOOR: Final = (7, 0)
 _SOCKET_SECONDS: Final = 2.0
 _LAYOUT_TRIES: Final = 3
@@ -39,7 +43,9 @@ class _Call(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What one partition holds, as of one moment: its meta, and a record or None per member asked for."""
+    """What one partition holds, as of one moment: its meta, and a record or None per member asked
+    for.
+    """
 
     meta: Meta
     records: list[bytes | None]
@@ -56,7 +62,8 @@ def _translated(call: Callable[_Parameters, _Returned]) -> Callable[_Parameters,
             raise Unavailable(
                 f"The consent table did not answer ({type(error).__name__}).",
                 code="table.unavailable",
-                fix="check CONSENTRY_REDIS_URL and that the server runs (`consentry local status` for the local one)",
+                fix="check CONSENTRY_REDIS_URL and that the server runs (`consentry local status` "
+                "for the local one)",
             ) from error
         except RedisError as error:
             raise Unavailable(
@@ -69,7 +76,10 @@ def _translated(call: Callable[_Parameters, _Returned]) -> Callable[_Parameters,
 
 
 class RedisTable:
-    """See ConsentTable. `members` is how many the whole table is laid out for, `partitions` how many share them."""
+    """See ConsentTable.
+
+    `members` is how many the whole table is laid out for, `partitions` how many share them.
+    """
 
     def __init__(self, url: str, *, namespace: str, partitions: int, members: int) -> None:
         try:
@@ -78,7 +88,8 @@ class RedisTable:
                 protocol=3,
                 socket_timeout=_SOCKET_SECONDS,
                 socket_connect_timeout=_SOCKET_SECONDS,
-                # A repeated store is recognised by the offset check; more than one retry would only hide an outage.
+                # A repeated store is recognised by the offset check; more than one retry would only
+                # hide an outage.
                 retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 1),
             )
         except ValueError as error:
@@ -109,24 +120,32 @@ class RedisTable:
             try:
                 found = self._redis.config_get(setting).get(setting)
             except ResponseError as error:
-                raise _unsafe(setting, "unreadable", f"{value}; allow this user CONFIG GET to prove it") from error
+                raise _unsafe(
+                    setting, "unreadable", f"{value}; allow this user CONFIG GET to prove it"
+                ) from error
             if found != value:
                 raise _unsafe(setting, found, value)
         self._load_library()
 
     def _load_library(self) -> None:
-        self._redis.function_load((files("consentry.table") / "function.lua").read_text(), replace=True)
+        self._redis.function_load(
+            (files("consentry.table") / "function.lua").read_text(), replace=True
+        )
 
     @_translated
-    def claim(self, partition: int, *, floor: int) -> Claim:
+    def claim(self, partition: int, *, floor: int) -> PartitionClaim:
         """See ConsentTable."""
         reply = self._call("claim", [self._meta_key(partition)], [floor, self._buckets_wanted])
         epoch, next_offset, generation, buckets, tainted = reply
         self._buckets[partition] = int(buckets)
-        return Claim(int(epoch), _number(next_offset), generation.decode() or None, tainted == b"1")
+        return PartitionClaim(
+            int(epoch), _number(next_offset), generation.decode() or None, tainted == b"1"
+        )
 
     @_translated
-    def begin(self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool) -> None:
+    def begin(
+        self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool
+    ) -> None:
         """See ConsentTable."""
         self._write("begin", partition, [], [epoch, generation, next_offset, int(tainted)], epoch)
 
@@ -137,20 +156,32 @@ class RedisTable:
     @_translated
     def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
         """See ConsentTable."""
-        found = self._found({partition: members for partition, members in wanted.items() if members})
-        return {partition: found[partition].records if partition in found else [] for partition in wanted}
+        found = self._found(
+            {partition: members for partition, members in wanted.items() if members}
+        )
+        return {
+            partition: found[partition].records if partition in found else []
+            for partition in wanted
+        }
 
     @_translated
     def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
         """See ConsentTable."""
         found = self._found({partition: [member] for partition in partitions})
-        return {partition: Reading(meta, records[0]) for partition, (meta, records) in found.items()}
+        return {
+            partition: Reading(meta, records[0]) for partition, (meta, records) in found.items()
+        }
 
     def _found(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, _Found]:
-        """What the partitions hold. One that was laid out anew since its layout was learned is asked again."""
+        """What the partitions hold.
+
+        One that was laid out anew since its layout was learned is asked again.
+        """
         found: dict[int, _Found] = {}
         for _ in range(_LAYOUT_TRIES):
-            asked = {p: self._read_call(p, members) for p, members in wanted.items() if p not in found}
+            asked = {
+                p: self._read_call(p, members) for p, members in wanted.items() if p not in found
+            }
             if not asked:
                 return found
             replies = self._call_all([call for call, _ in asked.values()])
@@ -176,8 +207,13 @@ class RedisTable:
         for inside in places.values():
             arguments.append(len(inside))
             arguments.extend(members[place] for place in inside)
-        keys = [self._meta_key(partition), *(self._bucket_key(partition, bucket) for bucket in places)]
-        return _Call("read", keys, arguments), [place for inside in places.values() for place in inside]
+        keys = [
+            self._meta_key(partition),
+            *(self._bucket_key(partition, bucket) for bucket in places),
+        ]
+        return _Call("read", keys, arguments), [
+            place for inside in places.values() for place in inside
+        ]
 
     def store(
         self,
@@ -190,7 +226,9 @@ class RedisTable:
         tainted: bool = False,
     ) -> None:
         """See ConsentTable."""
-        [refusal] = self.store_all([Write(partition, records, epoch, expected_offset, next_offset, tainted)])
+        [refusal] = self.store_all(
+            [Write(partition, records, epoch, expected_offset, next_offset, tainted)]
+        )
         if refusal is not None:
             raise refusal
 
@@ -208,23 +246,33 @@ class RedisTable:
         pairs: dict[int, list[bytes]] = {}
         for member, record in write.records.items():
             pairs.setdefault(crc32(member) % buckets, []).extend((member, record))
-        offsets = ("" if offset is None else offset for offset in (write.expected_offset, write.next_offset))
+        offsets = (
+            "" if offset is None else offset
+            for offset in (write.expected_offset, write.next_offset)
+        )
         arguments: list[Any] = [write.epoch, *offsets, int(write.tainted)]
         for inside in pairs.values():
             arguments.append(len(inside))
             arguments.extend(inside)
-        keys = [self._meta_key(write.partition), *(self._bucket_key(write.partition, bucket) for bucket in pairs)]
+        keys = [
+            self._meta_key(write.partition),
+            *(self._bucket_key(write.partition, bucket) for bucket in pairs),
+        ]
         return _Call("store", keys, arguments)
 
     @_translated
-    def beat(self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros) -> None:
+    def beat(
+        self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros
+    ) -> None:
         """See ConsentTable."""
         self._write("beat", partition, [], [epoch, expected_offset, frontier_at], epoch)
 
     @_translated
     def empty(self, partition: int, *, epoch: int) -> None:
         """See ConsentTable."""
-        keys = [self._bucket_key(partition, bucket) for bucket in range(self._bucket_count(partition))]
+        keys = [
+            self._bucket_key(partition, bucket) for bucket in range(self._bucket_count(partition))
+        ]
         self._write("empty", partition, keys, [epoch], epoch)
 
     @_translated
@@ -235,7 +283,10 @@ class RedisTable:
         return _meta(found)
 
     def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """See ConsentTable. Raises Unavailable, at its end too, where the table was laid out anew meanwhile."""
+        """See ConsentTable.
+
+        Raises Unavailable, at its end too, where the table was laid out anew meanwhile.
+        """
         self._buckets.pop(partition, None)
         buckets = self._bucket_count(partition)
         for bucket in range(buckets):
@@ -285,7 +336,9 @@ class RedisTable:
             call(f"consentry_{name}_1", len(keys), *keys, *arguments)
         return list(pipeline.execute())
 
-    def _write(self, name: str, partition: int, keys: list[str], arguments: Sequence[Any], epoch: int) -> None:
+    def _write(
+        self, name: str, partition: int, keys: list[str], arguments: Sequence[Any], epoch: int
+    ) -> None:
         reply = self._call(name, [self._meta_key(partition), *keys], arguments)
         refusal = self._refusal(reply, partition, epoch, None)
         if refusal is not None:
@@ -297,10 +350,21 @@ class RedisTable:
         if reply[0] == b"OK":
             return None
         held_epoch, held_offset = _number(reply[1]), _number(reply[2])
-        if reply[0] == b"OFFSET" and held_epoch == epoch and next_offset is not None and held_offset == next_offset:
+        if (
+            reply[0] == b"OFFSET"
+            and held_epoch == epoch
+            and next_offset is not None
+            and held_offset == next_offset
+        ):
             return None  # our own write, whose answer was lost before it was repeated
         self._buckets.pop(partition, None)
-        return refuse(reply[0].decode(), partition, epoch=epoch, held_epoch=held_epoch, held_offset=held_offset)
+        return refuse(
+            reply[0].decode(),
+            partition,
+            epoch=epoch,
+            held_epoch=held_epoch,
+            held_offset=held_offset,
+        )
 
 
 def _number(value: Any) -> int | None:
@@ -308,7 +372,9 @@ def _number(value: Any) -> int | None:
 
 
 def _meta(values: Sequence[Any]) -> Meta:
-    """Meta of the values of epoch, next_offset, generation, frontier and tainted; more are ignored."""
+    """Meta of the values of epoch, next_offset, generation, frontier and tainted; more are
+    ignored.
+    """
     epoch, next_offset, generation, frontier, tainted = values[:5]
     frontier_at = _number(frontier)
     return Meta(
@@ -333,5 +399,6 @@ def _unsafe(setting: str, found: object, wanted: str) -> UnsafeSetting:
         f"The consent table's server has {setting} = {found}; it must be {wanted}. "
         "Otherwise an opt-out could be evicted or forgotten.",
         code=f"table.unsafe.{setting}",
-        fix=f"set `{setting} {wanted.split(';')[0]}` in the server's configuration (deploy/redis.conf has it)",
+        fix=f"set `{setting} {wanted.split(';')[0]}` in the server's configuration "
+        "(deploy/redis.conf has it)",
     )

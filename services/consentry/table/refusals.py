@@ -8,7 +8,9 @@ from consentry.domain.errors import ConsentryError, Fenced, TableWentBack
 def refuse(
     why: str, partition: int, *, epoch: int, held_epoch: int | None, held_offset: int | None
 ) -> Fenced | TableWentBack:
-    """The error for a refusal: a higher epoch means another owner, anything else that the table lost something."""
+    """The error for a refusal: a higher epoch means another owner, anything else that the table
+    lost something.
+    """
     if why == "EPOCH" and held_epoch is not None and held_epoch > epoch:
         return Fenced(
             f"Partition {partition} is owned under epoch {held_epoch}; this worker holds {epoch}.",

@@ -1,7 +1,8 @@
 """Calls back when members become excluded, when a control narrows use, and for each purge order.
 
-No call runs on the thread that follows: each hook has a thread and a bounded backlog of its own, so that one that
-sleeps or raises delays no answer and no other hook. What waits for a slow hook is merged, never dropped unsaid.
+No call runs on the thread that follows: each hook has a thread and a bounded backlog of its own, so
+that one that sleeps or raises delays no answer and no other hook. What waits for a slow hook is
+merged, never dropped unsaid.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from typing import Final
 import structlog
 
 from consentry.domain.controls import Control, PauseLifted, PolicyPublished
-from consentry.domain.decisions import Row, Standing, judge, standing
+from consentry.domain.decisions import MemberState, Row, decide_state, member_state
 from consentry.domain.errors import Refused
 from consentry.domain.events import FactKind
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, MemberId, Micros, Reason, parse_name
 from consentry.ops.clock import Clock
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.freshness import FOREVER
 from consentry.wire.records import DamagedRecord, read_record
 
@@ -38,7 +39,9 @@ RETRY_SECONDS: Final = 30.0
 """A purge order whose hook raised is told again after so long: it is a duty, not news."""
 _HOOKS_MAX: Final = 32
 _STATES_MAX: Final = 8
-"""States of one member that wait to be compared with the newest one; beyond it the member is no longer named."""
+"""States of one member that wait to be compared with the newest one; beyond it the member is no
+longer named.
+"""
 _PROBES_MAX: Final = 256
 _LOG = structlog.get_logger(__name__)
 
@@ -49,9 +52,13 @@ class Cause(enum.StrEnum):
     RECORD = "RECORD"
     """Something was recorded of the members themselves; they are named."""
     CONTROL = "CONTROL"
-    """A pause, a policy, or a lift that voids opt-ins: its scope stands for the members, none is named."""
+    """A pause, a policy, or a lift that voids opt-ins: its scope stands for the members, none is
+    named.
+    """
     PARTITION = "PARTITION"
-    """An event of these partitions could not be read, not even whose it was: all their members are held."""
+    """An event of these partitions could not be read, not even whose it was: all their members are
+    quarantined.
+    """
     MANY = "MANY"
     """More happened than waits for this hook: ask again about everybody."""
 
@@ -60,7 +67,8 @@ class Cause(enum.StrEnum):
 class Exclusion:
     """Use for `purpose` became narrower. `at`, in microseconds, is from when; it may lie ahead.
 
-    Whether one row may be used is still to be asked: it also depends on where and when the row comes from.
+    Whether one row may be used is still to be asked: it also depends on where and when the row
+    comes from.
     """
 
     purpose: str
@@ -78,25 +86,29 @@ ControlCall = Callable[[Control], object]
 State = tuple[bytes | None, bool]
 """What is held of a member: the record, and whether something about them could not be read."""
 Earlier = Mapping[bytes, Sequence[State]]
-"""Per member the states that were there before the newest one, each of which somebody may have seen."""
+"""Per member the states that were there before the newest one, each of which somebody may have
+seen.
+"""
 
 
 class Hooks:
-    """The hooks of one client. `ready` begins; whatever was so before is not news, only open orders are told then.
+    """The hooks of one client.
+
+    `ready` begins; whatever was so before is not news, only open orders are told then.
 
     The methods from `ready` on are for the thread that follows: they note, and return at once.
     """
 
     def __init__(
         self,
-        view: View,
+        snapshot: Snapshot,
         open_orders: Callable[[], Sequence[PurgeOrder]],
         *,
         clock: Clock,
         waiting_max: int = WAITING_MAX,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        self._view = view
+        self._snapshot = snapshot
         self._open_orders = open_orders
         self._clock = clock
         self._waiting_max = waiting_max
@@ -108,13 +120,18 @@ class Hooks:
         self._adding = threading.Lock()
 
     def on_exclusion(self, *, purpose: str) -> Callable[[ExclusionCall], ExclusionCall]:
-        """Decorator: have the function called with each Exclusion for `purpose`. Raises InvalidInput and Refused."""
+        """Decorator: have the function called with each Exclusion for `purpose`.
+
+        Raises InvalidInput and Refused.
+        """
         parse_name(purpose, what="purpose")
 
         def register(call: ExclusionCall) -> ExclusionCall:
             with self._adding:
                 self._check_room()
-                listener = _ExclusionListener(call, purpose, self._view, self._clock, self._waiting_max)
+                listener = _ExclusionListener(
+                    call, purpose, self._snapshot, self._clock, self._waiting_max
+                )
                 if self._is_ready:
                     listener.begin()
                 self._exclusions = (*self._exclusions, listener)
@@ -123,12 +140,17 @@ class Hooks:
         return register
 
     def on_control(self, call: ControlCall) -> ControlCall:
-        """Decorator: have the function called with each pause, lift and policy that comes. Raises Refused."""
-        self._add(lambda: _ControlListener(call, self._view))
+        """Decorator: have the function called with each pause, lift and policy that comes.
+
+        Raises Refused.
+        """
+        self._add(lambda: _ControlListener(call, self._snapshot))
         return call
 
     def on_purge_order(self, call: OrderCall) -> OrderCall:
-        """Decorator: have the function called with each open order once; again after it raised, and after a restart."""
+        """Decorator: have the function called with each open order once; again after it raised, and
+        after a restart.
+        """
         self._add(lambda: _OrderListener(call, self._open_orders, self._retry_seconds))
         return call
 
@@ -150,20 +172,25 @@ class Hooks:
 
     def ready(self) -> None:
         """Everything that was there at the start has been read: from here on changes are news."""
-        self._tainted = frozenset(self._view.freshness.tainted)
+        self._tainted = frozenset(self._snapshot.freshness.tainted)
         with self._adding:
             self._is_ready = True
             for listener in (*self._exclusions, *self._others):
                 listener.begin()
 
     def before(self, keys: Sequence[bytes]) -> Earlier | None:
-        """What is held of these members, to be handed to `after` once their records are applied; None: nobody asks."""
+        """What is held of these members, to be handed to `after` once their records are applied;
+
+        None: nobody asks.
+        """
         if not self._exclusions or not self._is_ready:
             return None
-        view = self._view
-        return {key: [(view.records.get(key), view.is_held(key))] for key in keys}
+        snapshot = self._snapshot
+        return {key: [(snapshot.records.get(key), snapshot.is_quarantined(key))] for key in keys}
 
-    def after(self, earlier: Earlier | None, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+    def after(
+        self, earlier: Earlier | None, keys: Sequence[bytes], values: Sequence[bytes]
+    ) -> None:
         """The records of these members have been applied, in this order."""
         if earlier is None:
             return
@@ -180,7 +207,7 @@ class Hooks:
 
     def look(self) -> None:
         """Frontiers were applied: is a partition tainted that was not?"""
-        tainted = self._view.freshness.tainted
+        tainted = self._snapshot.freshness.tainted
         if self._is_ready and tainted != self._tainted:
             found = frozenset(tainted)
             new, self._tainted = found - self._tainted, found
@@ -243,15 +270,17 @@ class _Thread(ABC):
 class _ExclusionListener(_Thread):
     """One function that is told of exclusions for one purpose."""
 
-    def __init__(self, call: ExclusionCall, purpose: str, view: View, clock: Clock, waiting_max: int) -> None:
+    def __init__(
+        self, call: ExclusionCall, purpose: str, snapshot: Snapshot, clock: Clock, waiting_max: int
+    ) -> None:
         self._call = call
         self._purpose = purpose
-        self._view = view
+        self._snapshot = snapshot
         self._clock = clock
         self._waiting_max = waiting_max
         self._lock = threading.Lock()
         self._members: dict[bytes, Sequence[State]] = {}
-        self._controls = _NewControls(view)
+        self._controls = _NewControls(snapshot)
         self._partitions: frozenset[int] = frozenset()
         self._too_many = False
         super().__init__(f"hook-{purpose}")
@@ -288,11 +317,20 @@ class _ExclusionListener(_Thread):
             try:
                 self._call(found)
             except Exception as error:  # noqa: BLE001 - somebody else's code: told, and the next event is still given
-                _LOG.error("hook_failed", hook="exclusion", purpose=self._purpose, error=type(error).__name__)
+                _LOG.error(
+                    "hook_failed",
+                    hook="exclusion",
+                    purpose=self._purpose,
+                    error=type(error).__name__,
+                )
         return None
 
     def _found(
-        self, members: Earlier, controls: Sequence[Control], partitions: frozenset[int], too_many: bool
+        self,
+        members: Earlier,
+        controls: Sequence[Control],
+        partitions: frozenset[int],
+        too_many: bool,
     ) -> Iterator[Exclusion]:
         now = self._clock()
         if too_many:
@@ -302,7 +340,7 @@ class _ExclusionListener(_Thread):
                 purpose=self._purpose,
                 cause=Cause.PARTITION,
                 at=now,
-                reason=Reason.HELD,
+                reason=Reason.QUARANTINED,
                 partitions=tuple(sorted(partitions)),
             )
         for control in controls:
@@ -313,7 +351,7 @@ class _ExclusionListener(_Thread):
             yield from self._of_members(members, now)
 
     def _of_members(self, members: Earlier, now: Micros) -> Iterator[Exclusion]:
-        differences = Differences(self._view, self._purpose)
+        differences = Differences(self._snapshot, self._purpose)
         found: defaultdict[tuple[Reason, Micros], list[MemberId]] = defaultdict(list)
         for key, states in members.items():
             told = differences.found(key, states, now)
@@ -322,23 +360,28 @@ class _ExclusionListener(_Thread):
         for (reason, at), names in found.items():
             rest = iter(names)
             while part := tuple(islice(rest, MEMBERS_MAX)):
-                yield Exclusion(purpose=self._purpose, cause=Cause.RECORD, at=at, reason=reason, members=part)
+                yield Exclusion(
+                    purpose=self._purpose, cause=Cause.RECORD, at=at, reason=reason, members=part
+                )
 
 
 class _NewControls:
-    """Controls that were not given yet. They stay in the view, so that a place in its log is all there is to keep."""
+    """Controls that were not given yet.
 
-    def __init__(self, view: View) -> None:
-        self._view = view
-        self._place = len(view.controls.log)
+    They stay in the view, so that a place in its log is all there is to keep.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._place = len(snapshot.controls.log)
 
     def begin(self) -> None:
         """Those that are there are not new."""
-        self._place = len(self._view.controls.log)
+        self._place = len(self._snapshot.controls.log)
 
     def take(self) -> Sequence[Control]:
         """Those that came since."""
-        found = self._view.controls.log[self._place :]
+        found = self._snapshot.controls.log[self._place :]
         self._place += len(found)
         return found
 
@@ -346,9 +389,9 @@ class _NewControls:
 class _ControlListener(_Thread):
     """One function that is told of controls."""
 
-    def __init__(self, call: ControlCall, view: View) -> None:
+    def __init__(self, call: ControlCall, snapshot: Snapshot) -> None:
         self._call = call
-        self._controls = _NewControls(view)
+        self._controls = _NewControls(snapshot)
         super().__init__("hook-controls")
 
     def begin(self) -> None:
@@ -366,9 +409,13 @@ class _ControlListener(_Thread):
 
 
 class _OrderListener(_Thread):
-    """One function that is told of purge orders: which are open is asked each time, so that none can be missed."""
+    """One function that is told of purge orders: which are open is asked each time, so that none
+    can be missed.
+    """
 
-    def __init__(self, call: OrderCall, open_orders: Callable[[], Sequence[PurgeOrder]], retry_seconds: float) -> None:
+    def __init__(
+        self, call: OrderCall, open_orders: Callable[[], Sequence[PurgeOrder]], retry_seconds: float
+    ) -> None:
         self._call = call
         self._open_orders = open_orders
         self._retry_seconds = retry_seconds
@@ -380,11 +427,16 @@ class _OrderListener(_Thread):
         orders = self._open_orders()
         open_ids = {order.order_id for order in orders}
         self._told &= open_ids
-        self._again_at = {order_id: at for order_id, at in self._again_at.items() if order_id in open_ids}
+        self._again_at = {
+            order_id: at for order_id, at in self._again_at.items() if order_id in open_ids
+        }
         for order in orders:
             if self._stopping:
                 return None
-            if order.order_id not in self._told and self._again_at.get(order.order_id, 0.0) <= monotonic():
+            if (
+                order.order_id not in self._told
+                and self._again_at.get(order.order_id, 0.0) <= monotonic()
+            ):
                 self._tell(order)
         return max(0.0, min(self._again_at.values()) - monotonic()) if self._again_at else None
 
@@ -393,14 +445,21 @@ class _OrderListener(_Thread):
             self._call(order)
         except Exception as error:  # noqa: BLE001 - somebody else's code: told, and the order is given again
             self._again_at[order.order_id] = monotonic() + self._retry_seconds
-            _LOG.error("hook_failed", hook="purge_order", because=order.because.value, error=type(error).__name__)
+            _LOG.error(
+                "hook_failed",
+                hook="purge_order",
+                because=order.because.value,
+                error=type(error).__name__,
+            )
         else:
             self._told.add(order.order_id)
             self._again_at.pop(order.order_id, None)
 
 
 def narrows(control: Control, purpose: str) -> bool:
-    """Whether a control may exclude somebody from `purpose` who was not: a policy and a voiding lift may too."""
+    """Whether a control may exclude somebody from `purpose` who was not: a policy and a voiding
+    lift may too.
+    """
     if isinstance(control, PolicyPublished):
         return True  # the terms it has for this purpose, or no longer has, may be stricter
     if isinstance(control, PauseLifted):
@@ -409,35 +468,52 @@ def narrows(control: Control, purpose: str) -> bool:
 
 
 class Differences:
-    """Whether what is held of a member now allows less than what was held before, for any row that could be asked.
+    """Whether what is held of a member now allows less than what was held before, for any row that
+    could be asked.
 
-    Asked are rows of every category and time of collection that the controls tell apart. For rows that name another
-    jurisdiction than the member's the choice and the age band are compared as such, the stricter one counting.
+    Asked are rows of every category and time of collection that the controls tell apart. For rows
+    that name another jurisdiction than the member's the choice and the age band are compared as
+    such, the stricter one counting.
     """
 
-    def __init__(self, view: View, purpose: str) -> None:
-        self._view = view
+    def __init__(self, snapshot: Snapshot, purpose: str) -> None:
+        self._snapshot = snapshot
         self._purpose = purpose
-        self._controls = view.controls
-        distinctions = view.distinctions
-        categories = (None, *sorted(distinctions.categories), max(distinctions.categories, default="") + "*")
-        rows = product(categories, (None, *distinctions.cut_offs))
-        self._probes = [Row(category=category, collected=collected) for category, collected in rows][:_PROBES_MAX]
+        self._controls = snapshot.controls
+        boundaries = snapshot.boundaries
+        categories = (
+            None,
+            *sorted(boundaries.categories),
+            max(boundaries.categories, default="") + "*",
+        )
+        rows = product(categories, (None, *boundaries.cut_offs))
+        self._probes = [
+            Row(category=category, collected=collected) for category, collected in rows
+        ][:_PROBES_MAX]
 
-    def found(self, key: bytes, earlier: Sequence[State], now: Micros) -> tuple[Reason, Micros] | None:
-        """Why the member is excluded, and from when, in microseconds; None if not more than in any earlier state."""
+    def found(
+        self, key: bytes, earlier: Sequence[State], now: Micros
+    ) -> tuple[Reason, Micros] | None:
+        """Why the member is excluded, and from when, in microseconds;
+
+        None if not more than in any earlier state.
+        """
         raws = [raw for raw, was_held in earlier if not was_held]
         if not raws:
             return None
-        if self._view.is_held(key):
-            return Reason.HELD, now
+        if self._snapshot.is_quarantined(key):
+            return Reason.QUARANTINED, now
         try:
-            after = _record(self._view.records.get(key), key)
+            after = _record(self._snapshot.records.get(key), key)
             states = [_record(raw, key) for raw in raws]
         except DamagedRecord:
-            return Reason.HELD, now
+            return Reason.QUARANTINED, now
         # An opt-out announced for later changes nothing now; it is told at once, with its time.
-        ahead = {fact.effective_at for fact in after.facts if fact.effective_at > now} if after else set()
+        ahead = (
+            {fact.effective_at for fact in after.facts if fact.effective_at > now}
+            if after
+            else set()
+        )
         for at in sorted({now, *ahead}):
             for before in states:
                 reason = self._narrower(before, after, Micros(at))
@@ -446,8 +522,8 @@ class Differences:
         return None
 
     def _narrower(self, before: Record | None, after: Record | None, at: Micros) -> Reason | None:
-        was = standing(before, purpose=self._purpose, at=at, known_at=FOREVER)
-        now = standing(after, purpose=self._purpose, at=at, known_at=FOREVER)
+        was = member_state(before, purpose=self._purpose, at=at, known_at=FOREVER)
+        now = member_state(after, purpose=self._purpose, at=at, known_at=FOREVER)
         if was == now or _is_barred(was) or _choice(was) == _OPTED_OUT:
             return None
         refusal = self._refusal(now, Row(), at)
@@ -460,12 +536,16 @@ class Differences:
         for row in self._probes:
             # Where nothing was known of a home, rows that named one could be allowed.
             reason = self._refusal(now, row, at)
-            if reason is not None and (was.jurisdiction is None or self._refusal(was, row, at) is None):
+            if reason is not None and (
+                was.jurisdiction is None or self._refusal(was, row, at) is None
+            ):
                 return reason
         return None
 
-    def _refusal(self, own: Standing, row: Row, at: Micros) -> Reason | None:
-        found = judge(own, row, self._controls, purpose=self._purpose, at=at, known_at=FOREVER)
+    def _refusal(self, own: MemberState, row: Row, at: Micros) -> Reason | None:
+        found = decide_state(
+            own, row, self._controls, purpose=self._purpose, at=at, known_at=FOREVER
+        )
         return None if found.allowed else found.reason
 
 
@@ -473,12 +553,14 @@ def _record(raw: bytes | None, key: bytes) -> Record | None:
     return None if raw is None else read_record(raw, key)
 
 
-def _is_barred(own: Standing) -> bool:
-    return own.erasure is not None or own.hold is not None or own.is_folded
+def _is_barred(own: MemberState) -> bool:
+    return own.erasure is not None or own.quarantine is not None or own.is_folded
 
 
-def _choice(own: Standing) -> tuple[int, int]:
-    """How much the member's choice allows: nothing, what the terms do by themselves, or more; a lift voids old ones."""
+def _choice(own: MemberState) -> tuple[int, int]:
+    """How much the member's choice allows: nothing, what the terms do by themselves, or more; a
+    lift voids old ones.
+    """
     if own.choice is None:
         return 1, 0
     return (2, own.choice.recorded_at) if own.choice.kind is FactKind.OPTED_IN else _OPTED_OUT

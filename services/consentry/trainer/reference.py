@@ -1,4 +1,6 @@
-"""The reference trainer: follows, purges what it is ordered to, and reads its data set in epochs, row by row judged."""
+"""The reference trainer: follows, purges what it is ordered to, and reads its data set in epochs,
+row by row judged.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ class ReferenceTrainer:
         self._manifest = manifest
         self._receipts_topic = topic_name(namespace, RECEIPTS)
         self._producer = Producer(producer_config(kafka, f"consentry-{client.name}"))
-        dataset_files(directory)  # refuses a directory that is not there before anything is followed
+        dataset_files(
+            directory
+        )  # refuses a directory that is not there before anything is followed
         self._answered: set[str] = set()
         self._failed: set[str] = set()
         self._purge_again_at = 0.0
@@ -108,24 +112,35 @@ class ReferenceTrainer:
     def _purge_open_orders(self) -> None:
         """Carry out what is open, all of it in one pass, and answer each order with a receipt.
 
-        Only while fresh: members who moved into an order's scope before it was opened are then known.
+        Only while fresh: members who moved into an order's scope before it was opened are then
+        known.
         """
-        orders = [order for order in self._client.open_orders() if order.order_id not in self._answered]
+        orders = [
+            order for order in self._client.open_orders() if order.order_id not in self._answered
+        ]
         if not orders or not self._client.is_fresh or monotonic() < self._purge_again_at:
             return
         try:
-            result = purge(self._directory, orders, self._client.view, now=self._clock())
+            result = purge(self._directory, orders, self._client.snapshot, now=self._clock())
             receipts = [self._receipt(order, result) for order in orders]
         except DatasetChanged:
             self._purge_again_at = monotonic() + _CHANGED_SECONDS
             raise  # nobody failed, somebody was writing: not worth a receipt
         except (OSError, pa.ArrowException, ConsentryError) as error:
             _LOG.error("purge_failed", subscriber=self._client.name, detail=str(error)[:500])
-            receipts = [self._receipt(order, error) for order in orders if order.order_id not in self._failed]
+            receipts = [
+                self._receipt(order, error)
+                for order in orders
+                if order.order_id not in self._failed
+            ]
             self._failed.update(order.order_id for order in orders)
             self._purge_again_at = monotonic() + _RETRY_SECONDS
         key = self._client.name.encode()
-        send(self._producer, self._receipts_topic, [(key, write_receipt(one, self._catalog)) for one in receipts])
+        send(
+            self._producer,
+            self._receipts_topic,
+            [(key, write_receipt(one, self._catalog)) for one in receipts],
+        )
         # A failed one is tried again; what is answered for good is not.
         self._answered.update(one.order_id for one in receipts if one.result is not Result.FAILED)
         _LOG.info(
@@ -145,7 +160,9 @@ class ReferenceTrainer:
         )
 
     def _read_epoch_or_say_why(self) -> None:
-        """A file that cannot be read ends the epoch, not the trainer: purge orders still have to be carried out."""
+        """A file that cannot be read ends the epoch, not the trainer: purge orders still have to be
+        carried out.
+        """
         try:
             self.read_epoch()
         except (OSError, pa.ArrowException, ConsentryError) as error:
@@ -153,17 +170,21 @@ class ReferenceTrainer:
 
     def read_epoch(self) -> None:
         """Judge every row of the data set once and, if asked to, write down each row's answer."""
-        before = dict(self._client.view.positions)
+        before = dict(self._client.snapshot.positions)
         parts, counts, allowed = [], {reason: 0 for reason in REASONS}, 0
         for path, table in read_dataset(self._directory):
-            verdict = self._client.judge(table, purpose=self._purpose, columns=conventional_columns(table))
-            for reason, number in verdict.counts().items():
+            decisions = self._client.decide_table(
+                table, purpose=self._purpose, columns=conventional_columns(table)
+            )
+            for reason, number in decisions.counts().items():
                 counts[reason] += number
-            allowed += int(verdict.mask.sum())
+            allowed += int(decisions.mask.sum())
             if self._manifest is not None:
-                parts.append(self._part(path, table, verdict.reasons))
+                parts.append(self._part(path, table, decisions.reasons))
         if self._manifest is not None:
-            self._write_manifest(parts, {f"{topic}-{partition}": at for (topic, partition), at in before.items()})
+            self._write_manifest(
+                parts, {f"{topic}-{partition}": at for (topic, partition), at in before.items()}
+            )
         # Counted once its manifest is there: who waits for the count may read it.
         self._epochs += 1
         self._last_epoch = {
@@ -174,18 +195,27 @@ class ReferenceTrainer:
         _LOG.info("epoch", subscriber=self._client.name, **self._last_epoch)
 
     def _part(self, path: Path, table: pa.Table, reasons: Any) -> pa.Table:
-        names = pa.DictionaryArray.from_arrays(pa.array(reasons, pa.int8()), pa.array([one.value for one in REASONS]))
+        names = pa.DictionaryArray.from_arrays(
+            pa.array(reasons, pa.int8()), pa.array([one.value for one in REASONS])
+        )
         file = pa.DictionaryArray.from_arrays(
-            pa.array(np.zeros(table.num_rows, dtype=np.int32)), pa.array([str(path.relative_to(self._directory))])
+            pa.array(np.zeros(table.num_rows, dtype=np.int32)),
+            pa.array([str(path.relative_to(self._directory))]),
         )
         rows = pa.array(np.arange(table.num_rows, dtype=np.int64))
-        return pa.table({"file": file, "row": rows, "member_id": table["member_id"], "reason": names})
+        return pa.table(
+            {"file": file, "row": rows, "member_id": table["member_id"], "reason": names}
+        )
 
     def _write_manifest(self, parts: list[pa.Table], positions: dict[str, int]) -> None:
-        """One row per row of the data set; the position it was judged at stands in the file's metadata."""
+        """One row per row of the data set; the position it was judged at stands in the file's
+        metadata.
+        """
         assert self._manifest is not None
         table = pa.concat_tables(parts) if parts else pa.table({"file": pa.array([], pa.string())})
-        told = {b"consentry": json.dumps({"epoch": self._epochs + 1, "positions": positions}).encode()}
+        told = {
+            b"consentry": json.dumps({"epoch": self._epochs + 1, "positions": positions}).encode()
+        }
         temporary = self._manifest.with_suffix(".tmp")
         pq.write_table(table.replace_schema_metadata(told), temporary)
         temporary.replace(self._manifest)

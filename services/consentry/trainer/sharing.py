@@ -1,7 +1,9 @@
-"""A client's view for other processes: written to a directory by the client, read by workers that have no Kafka.
+"""A client's view for other processes: written to a directory by the client, read by workers that
+have no Kafka.
 
-Records lie in files that never change and are mapped, so that all processes share their pages; what changes is one
-small file that is replaced whole. A worker that finds it too old, damaged or gone excludes everything.
+Records lie in files that never change and are mapped, so that all processes share their pages; what
+changes is one small file that is replaced whole. A worker that finds it too old, damaged or gone
+excludes everything.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from consentry.domain.controls import Controls
 from consentry.domain.errors import ConsentryError, InvalidInput, Refused
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
-from consentry.record_index import RecordStore, Segment
-from consentry.trainer.deciding.decide_table import Columns, Verdict, columns_of, decide_table
+from consentry.record_index import RecordIndex, Segment
+from consentry.trainer.deciding.decide_table import Columns, Decisions, columns_of, decide_table
 from consentry.trainer.deciding.decider import too_old
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.catalog import Catalog, catalog_of_ids
 from consentry.wire.controls import read_control_or_pause
 from consentry.wire.freshness import FOREVER
@@ -37,7 +39,9 @@ from consentry.wire.schemas import CONTROLS, topics
 from consentry.wire.tokens import TokenKeys, read_token
 
 EVERY_SECONDS: Final = 0.25
-"""So often what changed is written: it adds to the staleness of workers, which have the client's bound."""
+"""So often what changed is written: it adds to the staleness of workers, which have the client's
+bound.
+"""
 _STATE: Final = "state.json"
 _LOCK: Final = "lock"
 _FORMAT: Final = 1
@@ -47,7 +51,7 @@ _TRIES: Final = 5
 _LOG = structlog.get_logger(__name__)
 
 
-class Message(Protocol):
+class ControlMessage(Protocol):
     """A control's message as it stands in the log."""
 
     @property
@@ -58,17 +62,24 @@ class Message(Protocol):
     def value(self) -> bytes | None: ...
 
 
-class ViewWriter:
+class SnapshotWriter:
     """Writes a view to a directory again and again, on a thread of its own, until `stop`.
 
-    `detail` says why nothing is allowed now, `controls` gives every control's message so far, in log order.
+    `detail` says why nothing is allowed now, `controls` gives every control's message so far, in
+    log order.
     """
 
     def __init__(
-        self, view: View, directory: Path, *, catalog: Catalog, detail: Callable[[], str], controls: Sequence[Message]
+        self,
+        snapshot: Snapshot,
+        directory: Path,
+        *,
+        catalog: Catalog,
+        detail: Callable[[], str],
+        controls: Sequence[ControlMessage],
     ) -> None:
         self.directory = directory
-        self._view = view
+        self._snapshot = snapshot
         self._detail = detail
         self._controls = controls
         self._schema_ids = catalog.ids_for(topics()[CONTROLS].records)
@@ -82,7 +93,11 @@ class ViewWriter:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_own()
         self._lock = self._locked()
-        for old in (*directory.glob("records-*"), *directory.glob("controls-*"), *directory.glob(_STATE)):
+        for old in (
+            *directory.glob("records-*"),
+            *directory.glob("controls-*"),
+            *directory.glob(_STATE),
+        ):
             old.unlink()
         self.write()
         self._thread = threading.Thread(target=self._run, name="share-view", daemon=True)
@@ -93,13 +108,17 @@ class ViewWriter:
         told = self.directory.stat()
         if told.st_uid != os.geteuid() or told.st_mode & 0o022:
             raise InvalidInput(
-                f"The directory {str(self.directory)!r} of the shared view can be written by others.",
+                f"The directory {str(self.directory)!r} of the shared view can be written by "
+                "others.",
                 code="trainer.shared_directory",
                 fix="name one of your own with mode 0700, or one that does not exist yet",
             )
 
     def _locked(self) -> int:
-        """The file with the directory's lock, which ends with the process. Raises Refused where another has it."""
+        """The file with the directory's lock, which ends with the process.
+
+        Raises Refused where another has it.
+        """
         lock = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,25 +147,31 @@ class ViewWriter:
         try:
             self.write()
         except (OSError, ConsentryError) as error:
-            # What is there grows old, and the workers exclude everything: nothing else has to be done.
+            # What is there grows old, and the workers exclude everything: nothing else has to be
+            # done.
             _LOG.error("view_not_shared", error_class=type(error).__name__)
 
     def write(self) -> None:
         """Write the view as it is now."""
-        view = self._view
+        snapshot = self._snapshot
         # In this order: what is said to be known has to be in what is written after it.
         state: dict[str, Any] = {
             "format": _FORMAT,
             "writer": self._writer,
             "detail": self._detail(),
-            "partitions": view.partitions,
-            "positions": [[topic, partition, at] for (topic, partition), at in dict(view.positions).items()],
-            "frontiers": [list(frontier) for frontier in view.freshness.counted().values()],
+            "partitions": snapshot.partitions,
+            "positions": [
+                [topic, partition, at]
+                for (topic, partition), at in dict(snapshot.positions).items()
+            ],
+            "frontiers": [list(frontier) for frontier in snapshot.freshness.counted().values()],
             "controls": self._write_controls(),
         }
-        state["segments"] = [self._write_segment(segment) for segment in view.records.segments()]
-        state["held"] = [_text(member) for member in view.held]
-        state["tainted"] = sorted(view.freshness.tainted)
+        state["segments"] = [
+            self._write_segment(segment) for segment in snapshot.records.segments()
+        ]
+        state["quarantined"] = [_text(member) for member in snapshot.quarantined]
+        state["tainted"] = sorted(snapshot.freshness.tainted)
         temporary = self.directory / f".{_STATE}.tmp"
         temporary.write_text(json.dumps(state))
         temporary.replace(self.directory / _STATE)
@@ -159,8 +184,14 @@ class ViewWriter:
                 [one.offset, one.appended_at, None if one.value is None else _text(one.value)]
                 for one in self._controls[:count]
             ]
-            self._controls_name, self._controls_count = f"controls-{self._writer}-{count}.json", count
-            content = {"schema_ids": {name: list(ids) for name, ids in self._schema_ids.items()}, "messages": messages}
+            self._controls_name, self._controls_count = (
+                f"controls-{self._writer}-{count}.json",
+                count,
+            )
+            content = {
+                "schema_ids": {name: list(ids) for name, ids in self._schema_ids.items()},
+                "messages": messages,
+            }
             (self.directory / self._controls_name).write_text(json.dumps(content))
         return self._controls_name
 
@@ -185,10 +216,13 @@ class ViewWriter:
                 path.unlink(missing_ok=True)
 
 
-class SharedView:
-    """Judges by the view that a client writes to `directory`. Can be pickled, forked and opened in any process.
+class SharedSnapshot:
+    """Judges by the view that a client writes to `directory`.
 
-    Everything is STALE while the file is missing, damaged, or older than `staleness_seconds` by its frontiers.
+    Can be pickled, forked and opened in any process.
+
+    Everything is STALE while the file is missing, damaged, or older than `staleness_seconds` by its
+    frontiers.
     """
 
     def __init__(
@@ -206,7 +240,8 @@ class SharedView:
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The keys of tokens stay where they are: a worker takes any token, as it only adds a demand.
+        # The keys of tokens stay where they are: a worker takes any token, as it only adds a
+        # demand.
         return {
             "directory": self.directory,
             "_staleness_seconds": self._staleness_seconds,
@@ -219,44 +254,44 @@ class SharedView:
         self._reset()
 
     def _reset(self) -> None:
-        self._view: View | None = None
+        self._snapshot: Snapshot | None = None
         self._read_from: tuple[int, int] = (0, 0)
         self._controls_name = self._writer = ""
         self._segments: dict[str, Segment] = {}
         self._detail = "the shared view has not been read"
         self._reading = threading.Lock()
 
-    def portable(self) -> SharedView:
+    def portable(self) -> SharedSnapshot:
         """Itself: it may be sent to other processes as it is."""
         return self
 
     @property
-    def view(self) -> View:
+    def snapshot(self) -> Snapshot:
         """What was read last. Raises InvalidInput before anything could be."""
         self._refresh()
-        if self._view is None:
+        if self._snapshot is None:
             raise InvalidInput(
                 f"There is no shared view in {str(self.directory)!r}: {self._detail}.",
                 code="trainer.no_shared_view",
                 fix="have the client share its view there before the workers begin",
             )
-        return self._view
+        return self._snapshot
 
     @property
-    def view_id(self) -> str:
+    def snapshot_id(self) -> str:
         """See Judge."""
-        return self.view.view_id
+        return self.snapshot.snapshot_id
 
     @property
     def stale_detail(self) -> str:
         """See Judge."""
         self._refresh()
-        if self._detail or self._view is None:
+        if self._detail or self._snapshot is None:
             return self._detail
-        age = self._view.staleness_seconds(self._clock())
+        age = self._snapshot.staleness_seconds(self._clock())
         return too_old(age, self._staleness_seconds)
 
-    def judge(
+    def decide_table(
         self,
         table: pa.Table,
         *,
@@ -264,16 +299,16 @@ class SharedView:
         columns: Columns | None = None,
         at_least: str | None = None,
         wait_seconds: float = 3.0,
-    ) -> Verdict:
+    ) -> Decisions:
         """See Judge. A token is waited for, at most so long."""
         detail = self._behind(at_least, wait_seconds)
         columns = columns_of(table, columns)
-        view = self._view or View(1, iso_jurisdictions())
+        snapshot = self._snapshot or Snapshot(1, iso_jurisdictions())
         return decide_table(
             table,
-            view,
+            snapshot,
             purpose=purpose,
-            at=max(self._clock(), view.newest_frontier),
+            at=max(self._clock(), snapshot.newest_frontier),
             known_at=FOREVER,
             columns=columns,
             is_fresh=not detail,
@@ -284,7 +319,7 @@ class SharedView:
             return self.stale_detail
         token = read_token(at_least, self._token_keys)
         until = monotonic() + wait_seconds
-        while detail := self.stale_detail or self.view.missing(token):
+        while detail := self.stale_detail or self.snapshot.missing(token):
             if monotonic() > until:
                 break
             sleep(EVERY_SECONDS / 4)
@@ -300,7 +335,10 @@ class SharedView:
                     # The client may just have replaced what was to be opened.
                     self._detail, self._read_from = "the shared view is not there", (0, 0)
                 except (OSError, ValueError, KeyError, TypeError, ConsentryError) as error:
-                    self._detail, self._read_from = f"the shared view cannot be read ({type(error).__name__})", (0, 0)
+                    self._detail, self._read_from = (
+                        f"the shared view cannot be read ({type(error).__name__})",
+                        (0, 0),
+                    )
                     return
                 else:
                     return
@@ -317,25 +355,34 @@ class SharedView:
         if state["format"] != _FORMAT:
             raise ValueError("another format")
         if state["writer"] != self._writer:
-            # Another client began anew: what it has not read yet must not be kept from the one before.
-            self._view, self._controls_name, self._segments = None, "", {}
-        view = self._view or View(int(state["partitions"]), iso_jurisdictions())
+            # Another client began anew: what it has not read yet must not be kept from the one
+            # before.
+            self._snapshot, self._controls_name, self._segments = None, "", {}
+        snapshot = self._snapshot or Snapshot(int(state["partitions"]), iso_jurisdictions())
         names = [_plain(name) for name in state["segments"]]
-        segments = {name: self._segments.get(name) or Segment.open(self.directory / name) for name in names}
+        segments = {
+            name: self._segments.get(name) or Segment.open(self.directory / name) for name in names
+        }
         if state["controls"] != self._controls_name:
-            view.controls = _controls(self.directory / _plain(state["controls"]))
+            snapshot.controls = _controls(self.directory / _plain(state["controls"]))
             self._controls_name = state["controls"]
         if list(segments) != list(self._segments):
             # Made anew and set at once: who is just asking goes on with the one they have.
-            view.records = RecordStore.counted(list(segments.values()), 0)
+            snapshot.records = RecordIndex.counted(list(segments.values()), 0)
             self._segments = segments
-        view.hold(base64.b64decode(member) for member in state["held"])
-        view.positions.update({(topic, partition): at for topic, partition, at in state["positions"]})
+        snapshot.quarantine(base64.b64decode(member) for member in state["quarantined"])
+        snapshot.positions.update(
+            {(topic, partition): at for topic, partition, at in state["positions"]}
+        )
         for frontier in state["frontiers"]:
-            view.apply_frontier(Frontier(*frontier))
-        view.settle_frontiers()
-        view.freshness.tainted = set(state["tainted"])
-        self._view, self._detail, self._writer = view, str(state["detail"]), str(state["writer"])
+            snapshot.apply_frontier(Frontier(*frontier))
+        snapshot.settle_frontiers()
+        snapshot.freshness.tainted = set(state["tainted"])
+        self._snapshot, self._detail, self._writer = (
+            snapshot,
+            str(state["detail"]),
+            str(state["writer"]),
+        )
 
 
 def _controls(path: Path) -> Controls:
@@ -344,7 +391,11 @@ def _controls(path: Path) -> Controls:
     found = Controls(iso_jurisdictions())
     for offset, appended_at, value in content["messages"]:
         raw = None if value is None else base64.b64decode(value)
-        found = found.after(read_control_or_pause(raw, offset=offset, appended_at=Micros(appended_at), catalog=catalog))
+        found = found.after(
+            read_control_or_pause(
+                raw, offset=offset, appended_at=Micros(appended_at), catalog=catalog
+            )
+        )
     return found
 
 

@@ -1,4 +1,6 @@
-"""Schema ids of a registry, pinned to our schemas: which id means which record, and nothing else."""
+"""Schema ids of a registry, pinned to our schemas: which id means which record, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,9 @@ class InMemoryRegistry:
 class Catalog:
     """Schema ids in both directions, filled before anything is consumed.
 
-    `writing` ids come from the registry once. A reader's unknown id is looked up at most ten times a second, and
-    accepted only if its canonical form is one of ours: an id of another schema could read a withdrawal as a grant.
+    `writing` ids come from the registry once. A reader's unknown id is looked up at most ten times
+    a second, and accepted only if its canonical form is one of ours: an id of another schema could
+    read a withdrawal as a grant.
     """
 
     def __init__(self, registry: Registry, ids: Mapping[str, int]) -> None:
@@ -104,20 +107,31 @@ class Catalog:
         """The record that an id means, if the topic may carry it. Raises UndecodableEvent."""
         name = self._names.get(schema_id) or self._look_up(schema_id)
         if name not in allowed:
-            raise UndecodableEvent("wrong_type", f"Schema id {schema_id} is {name}, which this topic does not carry.")
+            raise UndecodableEvent(
+                "wrong_type", f"Schema id {schema_id} is {name}, which this topic does not carry."
+            )
         return name
 
     def _look_up(self, schema_id: int) -> str:
-        refusal = UndecodableEvent("schema_id", f"Schema id {schema_id} is not one of the pinned schemas.")
+        refusal = UndecodableEvent(
+            "schema_id", f"Schema id {schema_id} is not one of the pinned schemas."
+        )
         with self._lock:
-            if schema_id in self._unknown or time.monotonic() < self._away_until or not self._may_call():
+            if (
+                schema_id in self._unknown
+                or time.monotonic() < self._away_until
+                or not self._may_call()
+            ):
                 raise refusal
             try:
                 text = self._registry.text(schema_id)
             except Unavailable:
-                # Asking again at once for each event would make the hot path wait for a registry that hangs.
+                # Asking again at once for each event would make the hot path wait for a registry
+                # that hangs.
                 self._away_until = time.monotonic() + self.away_seconds
-                raise refusal from None  # not remembered: the registry may know it later, the member is held till then
+                # not remembered: the registry may know it later, the member is quarantined till
+                # then
+                raise refusal from None
             try:
                 name = None if text is None else self._pinned.get(canonical_fingerprint(text))
             except Exception:  # noqa: BLE001 - a shared registry holds Protobuf and worse; whatever it is, it is not ours
@@ -138,7 +152,10 @@ class Catalog:
 
 
 def load_catalog(registry: Registry, namespace: str) -> Catalog:
-    """The ids of all schemas, from the registry. Raises Refused naming the subjects that are not registered."""
+    """The ids of all schemas, from the registry.
+
+    Raises Refused naming the subjects that are not registered.
+    """
     ids: dict[str, int] = {}
     missing = []
     for topic in topics().values():
@@ -158,10 +175,17 @@ def load_catalog(registry: Registry, namespace: str) -> Catalog:
 
 
 def catalog_of_ids(ids: Mapping[str, tuple[int, ...]]) -> Catalog:
-    """A catalog that knows the schemas behind these ids, by name, and no others; it asks no registry."""
+    """A catalog that knows the schemas behind these ids, by name, and no others; it asks no
+    registry.
+    """
     known = schemas()
-    texts = {one: known[name].text for name, several in ids.items() if name in known for one in several}
-    return Catalog(_KnownIds(texts), {name: several[0] for name, several in ids.items() if several and name in known})
+    texts = {
+        one: known[name].text for name, several in ids.items() if name in known for one in several
+    }
+    return Catalog(
+        _KnownIds(texts),
+        {name: several[0] for name, several in ids.items() if several and name in known},
+    )
 
 
 class _KnownIds:

@@ -1,4 +1,6 @@
-"""The headers that a member event travels with: CloudEvents in Kafka's binary mode, and W3C trace context.
+"""The headers that a member event travels with:
+
+CloudEvents in Kafka's binary mode, and W3C trace context.
 
 Nothing is decided by a header. They are for the tools of those who run the topics.
 Source: CloudEvents 1.0.2, Kafka protocol binding 1.0.2, section 3.2; W3C Trace Context, section 3.
@@ -14,7 +16,9 @@ from urllib.parse import quote
 from consentry.domain.events import SentEvent
 
 CONTENT_TYPE: Final = b"application/avro"
-TRACEPARENT_PATTERN: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+TRACEPARENT_PATTERN: Final = re.compile(
+    r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 
 
 @lru_cache(maxsize=1024)
@@ -28,19 +32,27 @@ def _constant(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def uuid_text(hexadecimal: str) -> str:
-    """32 digits as a UUID is written; a quarter of what the library's own class takes, once for each of many events."""
-    return f"{hexadecimal[:8]}-{hexadecimal[8:12]}-{hexadecimal[12:16]}-{hexadecimal[16:20]}-{hexadecimal[20:]}"
+    """32 digits as a UUID is written; a quarter of what the library's own class takes, once for
+    each of many events.
+    """
+    head = f"{hexadecimal[:8]}-{hexadecimal[8:12]}-{hexadecimal[12:16]}"
+    return f"{head}-{hexadecimal[16:20]}-{hexadecimal[20:]}"
 
 
 def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[tuple[str, bytes]]:
-    """The headers of an event; `traceparent` is left out where it is none. No header names the member.
+    """The headers of an event; `traceparent` is left out where it is none.
 
-    `ce_partitionkey` would, and is left out: the message's key says the same, and headers are what tools show and log.
+    No header names the member.
+
+    `ce_partitionkey` would, and is left out: the message's key says the same, and headers are what
+    tools show and log.
     """
     return with_id(common_headers(event, traceparent=traceparent), uuid_text(event.event_id.hex()))
 
 
-def common_headers(event: SentEvent, *, traceparent: str | None = None) -> tuple[tuple[str, bytes], ...]:
+def common_headers(
+    event: SentEvent, *, traceparent: str | None = None
+) -> tuple[tuple[str, bytes], ...]:
     """Those that all events of one kind, source and trace have."""
     headers = _constant(type(event).__name__, event.source)
     if traceparent is not None and TRACEPARENT_PATTERN.fullmatch(traceparent):

@@ -68,9 +68,14 @@ def read_control(value: bytes | None, catalog: Catalog) -> Control:
         )
     if name == "PauseLifted":
         return PauseLifted(
-            pause=fields["pause_id"], version=fields["version"], opt_ins=OptIns(fields["opt_ins"]), **common
+            pause=fields["pause_id"],
+            version=fields["version"],
+            opt_ins=OptIns(fields["opt_ins"]),
+            **common,
         )
-    return PolicyPublished(version=fields["version"], terms=tuple(map(_terms, fields["terms"])), **common)
+    return PolicyPublished(
+        version=fields["version"], terms=tuple(map(_terms, fields["terms"])), **common
+    )
 
 
 def _terms(fields: Mapping[str, Any]) -> Terms:
@@ -84,8 +89,11 @@ def _terms(fields: Mapping[str, Any]) -> Terms:
         collected_from=fields["collected_from"],
         minors=Minors(fields["minors"]),
         purge_on_opt_out=fields["purge_on_opt_out"],
-        # Beyond a hundred years, or before now, a deadline would be no date; the stricter one is read for it.
-        purge_within=Micros(min(max(fields["purge_within_seconds"], 0), WITHIN_SECONDS_MAX) * SECOND_MICROS),
+        # Beyond a hundred years, or before now, a deadline would be no date; the stricter one is
+        # read for it.
+        purge_within=Micros(
+            min(max(fields["purge_within_seconds"], 0), WITHIN_SECONDS_MAX) * SECOND_MICROS
+        ),
     )
 
 
@@ -109,9 +117,16 @@ def write_control(control: Control, catalog: Catalog) -> bytes:
             "reach": control.reach.value,
         }
     elif isinstance(control, PauseLifted):
-        fields |= {"pause_id": control.pause, "version": control.version, "opt_ins": control.opt_ins.value}
+        fields |= {
+            "pause_id": control.pause,
+            "version": control.version,
+            "opt_ins": control.opt_ins.value,
+        }
     else:
-        fields |= {"version": control.version, "terms": [_terms_fields(terms) for terms in control.terms]}
+        fields |= {
+            "version": control.version,
+            "terms": [_terms_fields(terms) for terms in control.terms],
+        }
     return write_fields(type(control).__name__, fields, catalog)
 
 
@@ -131,18 +146,25 @@ def _terms_fields(terms: Terms) -> dict[str, Any]:
 
 
 def _clamped(control: Control, appended_at: Micros) -> Control:
-    """Hold `recorded_at` against the broker's append time; a pause from a fast clock binds at once."""
+    """Hold `recorded_at` against the broker's append time; a pause from a fast clock binds at
+    once.
+    """
     if control.recorded_at <= appended_at:
         return control
     if isinstance(control, PauseImposed):
-        return replace(control, recorded_at=appended_at, effective_at=min(control.effective_at, appended_at))
+        return replace(
+            control, recorded_at=appended_at, effective_at=min(control.effective_at, appended_at)
+        )
     return replace(control, recorded_at=appended_at)
 
 
-def read_control_or_pause(value: bytes | None, *, offset: int, appended_at: Micros, catalog: Catalog) -> Control:
+def read_control_or_pause(
+    value: bytes | None, *, offset: int, appended_at: Micros, catalog: Catalog
+) -> Control:
     """The control in a message; for one that cannot be read, a pause of everything.
 
-    What it said is unknown, so nothing may be used until an operator lifts `unreadable-<offset>`. Source: B-28.
+    What it said is unknown, so nothing may be used until an operator lifts `unreadable-<offset>`.
+    Source: B-28.
     """
     try:
         return _clamped(read_control(value, catalog), Micros(appended_at + MILLI_MICROS - 1))

@@ -1,8 +1,10 @@
-"""Member events of a whole batch from bytes, column by column: as strict as events.py, many times cheaper.
+"""Member events of a whole batch from bytes, column by column: as strict as events.py, many times
+cheaper.
 
-What it recognises, it has proven to be the canonical bytes of a well-formed event whose member is the record key:
-the fixed-width head by looking at all rows at once, the middle (purpose, jurisdiction, notice, source …) because the
-same bytes were read strictly before, the end because it must be the key. Everything else it leaves to `read_event`.
+What it recognises, it has proven to be the canonical bytes of a well-formed event whose member is
+the record key: the fixed-width head by looking at all rows at once, the middle (purpose,
+jurisdiction, notice, source …) because the same bytes were read strictly before, the end because it
+must be the key. Everything else it leaves to `read_event`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _new_tuple: Final = tuple.__new__
 
 
 class FastFact(NamedTuple):
-    """What the batch knows of one event: the bytes of its fact, its tag, kind, and when it was recorded (µs)."""
+    """What the batch knows of one event: the bytes of its fact, its tag, kind, and when it was
+    recorded (µs).
+    """
 
     body: bytes
     tag: bytes
@@ -43,7 +47,9 @@ class FastFact(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """Where the fixed-width head of a record type lies, and which kind of fact each symbol makes."""
+    """Where the fixed-width head of a record type lies, and which kind of fact each symbol
+    makes.
+    """
 
     name: str
     enums: tuple[int, ...]
@@ -78,22 +84,32 @@ _SHAPES: Final = (
         "MemberRelocated",
         enums=(_ID_END,),
         instants_at=_ID_END + 1,
-        kinds=_kinds([AGE_BAND_KINDS[AgeBand(symbol)] for symbol in _symbols("MemberRelocated", 1)]),
+        kinds=_kinds(
+            [AGE_BAND_KINDS[AgeBand(symbol)] for symbol in _symbols("MemberRelocated", 1)]
+        ),
         symbols=(3,),
     ),
-    _Shape("MemberErased", enums=(), instants_at=_ID_END, kinds=_kinds([FactKind.ERASED]), symbols=()),
+    _Shape(
+        "MemberErased", enums=(), instants_at=_ID_END, kinds=_kinds([FactKind.ERASED]), symbols=()
+    ),
 )
 
 
 class EventColumns:
-    """Reads batches of member events; keeps the middles it has seen, so that each is decoded once."""
+    """Reads batches of member events; keeps the middles it has seen, so that each is decoded
+    once.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._middles: dict[str, dict[bytes, bytes]] = {shape.name: {} for shape in _SHAPES}
 
-    def read(self, values: Sequence[bytes | None], keys: Sequence[bytes | None]) -> list[FastFact | None]:
-        """One FastFact for each event that is recognised, None for each that the strict path has to judge."""
+    def read(
+        self, values: Sequence[bytes | None], keys: Sequence[bytes | None]
+    ) -> list[FastFact | None]:
+        """One FastFact for each event that is recognised, None for each that the strict path has to
+        judge.
+        """
         found: list[FastFact | None] = [None] * len(values)
         rows = [value or b"" for value in values]
         rows_keys = [key or b"" for key in keys]
@@ -123,11 +139,15 @@ class EventColumns:
         keys: Sequence[bytes],
         found: list[FastFact | None],
     ) -> None:
-        """Read the rows at `places`, all of this shape's frame and long enough for its head, a length and the key."""
+        """Read the rows at `places`, all of this shape's frame and long enough for its head, a
+        length and the key.
+        """
         length = shape.length
         rows = [values[place] for place in places]
         rows_keys = [keys[place] for place in places]
-        table = np.frombuffer(b"".join([row[:length] for row in rows]), dtype=np.uint8).reshape(len(rows), length)
+        table = np.frombuffer(b"".join([row[:length] for row in rows]), dtype=np.uint8).reshape(
+            len(rows), length
+        )
         good = _heads_are_canonical(table, shape)
         good &= _keys_are_ids(rows_keys)
         tails = [_LENGTH_BYTES[len(key)] + key for key in rows_keys]
@@ -154,7 +174,10 @@ class EventColumns:
                 found[place] = _new_tuple(FastFact, (fixed + end, tag, kind, recorded_at))
 
     def _read_middle(self, name: str, middle: bytes, value: bytes, key: bytes) -> bytes | None:
-        """The variable end of the fact's bytes, read strictly as these bytes are new; None where they are bad."""
+        """The variable end of the fact's bytes, read strictly as these bytes are new;
+
+        None where they are bad.
+        """
         try:
             event = read_event(value, key, self._catalog)
         except UndecodableEvent:
@@ -168,7 +191,9 @@ class EventColumns:
 
 
 def _heads_are_canonical(table: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDArray[np.bool_]:
-    """Per row: enums in range and even, both instants exactly eight bytes, positive, and not over-long."""
+    """Per row: enums in range and even, both instants exactly eight bytes, positive, and not
+    over-long.
+    """
     good = np.ones(len(table), dtype=np.bool_)
     for column, count in zip(shape.enums, shape.symbols, strict=True):
         good &= (table[:, column] & 1 == 0) & (table[:, column] < count * 2)
@@ -181,7 +206,10 @@ def _heads_are_canonical(table: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDA
 
 
 def _keys_are_ids(keys: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-    """Per row: whether the key has only the characters of a member id. One look at all of them usually suffices."""
+    """Per row: whether the key has only the characters of a member id.
+
+    One look at all of them usually suffices.
+    """
     if not b"".join(keys).translate(None, _ID_CHARACTERS):
         return np.ones(len(keys), dtype=np.bool_)
     return np.array([not key.translate(None, _ID_CHARACTERS) for key in keys], dtype=np.bool_)
@@ -199,10 +227,13 @@ def _fixed_bodies(table: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDArray[np
     """The first 25 bytes of every row's fact: kind, both instants, tag."""
     bodies = np.empty((len(table), _FIXED_BODY), dtype=np.uint8)
     if shape.enums:
-        # A row whose enum is out of range is refused elsewhere; here it must only not reach beyond the list.
+        # A row whose enum is out of range is refused elsewhere; here it must only not reach beyond
+        # the list.
         bodies[:, 0] = shape.kinds[np.minimum(table[:, shape.enums[0]] >> 1, len(shape.kinds) - 1)]
     else:
         bodies[:, 0] = shape.kinds[0]
     bodies[:, 1:17] = table[:, shape.instants_at : shape.instants_at + 16]
-    bodies[:, 17:25] = table[:, FRAME_LENGTH : FRAME_LENGTH + 8] ^ table[:, FRAME_LENGTH + 8 : FRAME_LENGTH + 16]
+    bodies[:, 17:25] = (
+        table[:, FRAME_LENGTH : FRAME_LENGTH + 8] ^ table[:, FRAME_LENGTH + 8 : FRAME_LENGTH + 16]
+    )
     return bodies

@@ -1,8 +1,10 @@
-"""Member events to bytes, for those who send many: the very bytes of `events.write_event`, in a fraction of the time.
+"""Member events to bytes, for those who send many: the very bytes of `events.write_event`, in a
+fraction of the time.
 
-What repeats from event to event (choice, basis, purpose, notice, source, place) was encoded once by `write_event` and
-checked by the reader's own rules, and is remembered; identity, times and member are written by hand. Whatever looks
-unusual takes the strict way, which writes it or says why nobody would read it.
+What repeats from event to event (choice, basis, purpose, notice, source, place) was encoded once by
+`write_event` and checked by the reader's own rules, and is remembered; identity, times and member
+are written by hand. Whatever looks unusual takes the strict way, which writes it or says why nobody
+would read it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,13 @@ from typing import Any, Final
 from consentry.domain.errors import InvalidInput, UndecodableEvent
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
 from consentry.wire.catalog import Catalog
-from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, STRING_BYTES_MAX, check_fields, write_event
+from consentry.wire.events import (
+    INSTANT_MAX,
+    INSTANT_MIN,
+    STRING_BYTES_MAX,
+    check_fields,
+    write_event,
+)
 from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.schemas import schema
 
@@ -27,22 +35,27 @@ _LENGTHS: Final = [b"", *(bytes((size << 1,)) for size in range(1, _KEY_MAX)), b
 """By its size, the length that Avro writes before a member id."""
 _ENUMS_AT: Final = FRAME_LENGTH + _EVENT_ID_LENGTH
 _ENUMS: Final[dict[type, int]] = {ConsentChanged: 2, MemberRelocated: 1, MemberErased: 0}
-"""How many one-byte enums stand before the two instants. What only operators send is always written strictly."""
+"""How many one-byte enums stand before the two instants.
+
+What only operators send is always written strictly.
+"""
 _INSTANTS_LENGTH: Final = 16
 _BOTH_NULL: Final = b"\x00\x00"
 
-Stencil = Callable[[bytes, bytes, int, int], bytes | None]
-"""The framed bytes of an event from its identity, member, `effective_at` and `recorded_at` (microseconds).
+EventTemplate = Callable[[bytes, bytes, int, int], bytes | None]
+"""The framed bytes of an event from its identity, member, `effective_at` and `recorded_at`
+(microseconds).
 
-None where one of the four is not as a reader takes it; `EventWriter.write` says what is wrong with it.
+None where one of the four is not as a reader takes it; `EventWriter.write` says what is wrong with
+it.
 """
 
 
 class EventWriter:
     """Writes events, framed for the ids of one catalog. Threads may share it.
 
-    It checks all that a reader checks, so that no bytes come out which would hold their member: a caller need not
-    check anything before.
+    It checks all that a reader checks, so that no bytes come out which would hold their member: a
+    caller need not check anything before.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -55,15 +68,19 @@ class EventWriter:
     def write(self, event: SentEvent) -> bytes:
         """The framed bytes of the event; the key is `event.member` in ASCII.
 
-        Raises InvalidInput for an event that no reader would take; its code ends in what is wrong with it.
+        Raises InvalidInput for an event that no reader would take; its code ends in what is wrong
+        with it.
         """
         try:
             return self._write_quickly(event) or self._write_strictly(event)
         except (AttributeError, TypeError, UnicodeEncodeError):
-            return self._write_strictly(event)  # which says what is wrong with a value of another type
+            return self._write_strictly(
+                event
+            )  # which says what is wrong with a value of another type
 
-    def stencil(self, event: SentEvent, value: bytes) -> Stencil:
-        """Writes events that differ from this one only in identity, member and times: the cheapest way for many.
+    def stencil(self, event: SentEvent, value: bytes) -> EventTemplate:
+        """Writes events that differ from this one only in identity, member and times: the cheapest
+        way for many.
 
         `value` is what `write` made of it.
         """
@@ -83,7 +100,13 @@ class EventWriter:
             texts += optional
         member = event.member.encode()
         return self._compose(
-            self._frames[kind], enums, texts, event.event_id, member, event.effective_at, event.recorded_at
+            self._frames[kind],
+            enums,
+            texts,
+            event.event_id,
+            member,
+            event.effective_at,
+            event.recorded_at,
         )
 
     def _compose(
@@ -96,7 +119,10 @@ class EventWriter:
         effective_at: int,
         recorded_at: int,
     ) -> bytes | None:
-        """The parts in the order of the schema; None where identity, member or an instant is not as readers take it."""
+        """The parts in the order of the schema;
+
+        None where identity, member or an instant is not as readers take it.
+        """
         if (
             len(event_id) != _EVENT_ID_LENGTH
             or not 0 < len(member) <= _KEY_MAX
@@ -107,16 +133,28 @@ class EventWriter:
             return None
         effective = self._instant(effective_at)
         recorded = effective if recorded_at == effective_at else self._instant(recorded_at)
-        return b"".join((frame, event_id, enums, effective, recorded, texts, _LENGTHS[len(member)], member))
+        return b"".join(
+            (frame, event_id, enums, effective, recorded, texts, _LENGTHS[len(member)], member)
+        )
 
     def _instant(self, micros: int) -> bytes:
-        """Eight bytes of a zig-zag varint, for an instant that takes as many. The upper half changes every 134 s."""
+        """Eight bytes of a zig-zag varint, for an instant that takes as many.
+
+        The upper half changes every 134 s.
+        """
         upper = micros >> 27
         four = self._uppers.get(upper)
         if four is None:
             if len(self._uppers) >= _UPPERS_MAX:
                 self._uppers.clear()
-            four = bytes((upper & 0x7F | 0x80, upper >> 7 & 0x7F | 0x80, upper >> 14 & 0x7F | 0x80, upper >> 21))
+            four = bytes(
+                (
+                    upper & 0x7F | 0x80,
+                    upper >> 7 & 0x7F | 0x80,
+                    upper >> 14 & 0x7F | 0x80,
+                    upper >> 21,
+                )
+            )
             self._uppers[upper] = four
         return self._pairs[micros << 1 & 0x3FFF] + self._pairs[micros >> 13 & 0x3FFF] + four
 
@@ -139,15 +177,20 @@ class EventWriter:
         return b"\x02" + _varint(observed_version << 1) + last
 
     def _write_strictly(self, event: SentEvent) -> bytes:
-        """Encode by the schema and check by the reader's rules; remember what other events will have too."""
+        """Encode by the schema and check by the reader's rules; remember what other events will
+        have too.
+        """
         try:
             value = write_event(event, self._catalog)
             check_fields(_fields(event), event.member.encode())
         except UndecodableEvent as error:
             raise _refusal(event, error.error_class, error.message) from error
         except Exception as error:
-            # fastavro has no error class of its own: ValueError, TypeError and struct.error were seen.
-            raise _refusal(event, "avro", f"It does not fit the schema ({type(error).__name__}).") from error
+            # fastavro has no error class of its own: ValueError, TypeError and struct.error were
+            # seen.
+            raise _refusal(
+                event, "avro", f"It does not fit the schema ({type(error).__name__})."
+            ) from error
         if type(event) in _ENUMS:
             self._remember(event, value)
         return value
@@ -208,5 +251,8 @@ def _varint(number: int) -> bytes:
 
 @cache
 def _pairs() -> list[bytes]:
-    """By fourteen bits, two bytes of a varint that goes on. Half a megabyte, made when first needed."""
+    """By fourteen bits, two bytes of a varint that goes on.
+
+    Half a megabyte, made when first needed.
+    """
     return [bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(1 << 14)]

@@ -22,7 +22,14 @@ from consentry.domain.events import (
     MemberRelocated,
     SentEvent,
 )
-from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, MemberId, Micros
+from consentry.domain.values import (
+    MEMBER_ID_PATTERN,
+    NAME_PATTERN,
+    AgeBand,
+    Choice,
+    MemberId,
+    Micros,
+)
 from consentry.wire.catalog import Catalog
 from consentry.wire.frames import FRAME_LENGTH, schema_id_of
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -32,7 +39,9 @@ EVENT_BYTES_MAX: Final = 16_384
 STRING_BYTES_MAX: Final = 512
 INSTANT_MIN: Final = 1 << 48
 INSTANT_MAX: Final = 1 << 55
-"""Instants lie in [2^48, 2^55) microseconds, 1979 to 3111: as Avro longs they take exactly eight bytes."""
+"""Instants lie in [2^48, 2^55) microseconds, 1979 to 3111: as Avro longs they take exactly eight
+bytes.
+"""
 
 CLOCK_TOLERANCE: Final = Micros(1_000_000)
 """A producer's clock may be this far ahead of the broker's, in microseconds."""
@@ -41,11 +50,16 @@ EVENT_NAMES: Final = topics()[MEMBER_EVENTS].records
 
 
 def read_event(value: bytes | None, key: bytes, catalog: Catalog) -> MemberEvent:
-    """Decode one member event. Raises UndecodableEvent for anything that is not exactly one, whatever it is."""
+    """Decode one member event.
+
+    Raises UndecodableEvent for anything that is not exactly one, whatever it is.
+    """
     schema_id = schema_id_of(value)
     assert value is not None  # schema_id_of refuses an empty value
     if len(value) > EVENT_BYTES_MAX:
-        raise UndecodableEvent("too_large", f"The value has {len(value)} bytes; at most {EVENT_BYTES_MAX} are read.")
+        raise UndecodableEvent(
+            "too_large", f"The value has {len(value)} bytes; at most {EVENT_BYTES_MAX} are read."
+        )
     name = catalog.name_of(schema_id, allowed=EVENT_NAMES)
     fields = read_strictly(name, value[FRAME_LENGTH:])
     check_fields(fields, key)
@@ -53,13 +67,16 @@ def read_event(value: bytes | None, key: bytes, catalog: Catalog) -> MemberEvent
 
 
 def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX) -> dict[str, Any]:
-    """Decode Avro bytes of the record `name`; the cursor must end at the last byte, and encoding must give them back.
+    """Decode Avro bytes of the record `name`; the cursor must end at the last byte, and encoding
+    must give them back.
 
-    Re-encoding catches what the decoder lets through: negative enum and union indexes, over-long varints, booleans
-    beyond 1. Raises UndecodableEvent.
+    Re-encoding catches what the decoder lets through: negative enum and union indexes, over-long
+    varints, booleans beyond 1. Raises UndecodableEvent.
     """
     if len(payload) > bytes_max:
-        raise UndecodableEvent("too_large", f"The value has {len(payload)} bytes; at most {bytes_max} are read.")
+        raise UndecodableEvent(
+            "too_large", f"The value has {len(payload)} bytes; at most {bytes_max} are read."
+        )
     known = schema(name)
     buffer = io.BytesIO(payload)
     try:
@@ -67,19 +84,25 @@ def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX
         end = buffer.tell()
         again = known.encode(fields)
     except Exception as error:
-        # fastavro has no error class of its own: IndexError, EOFError, UnicodeDecodeError, OverflowError were seen.
-        raise UndecodableEvent("avro", f"The bytes are not a {name} ({type(error).__name__}).") from error
+        # fastavro has no error class of its own: IndexError, EOFError, UnicodeDecodeError,
+        # OverflowError were seen.
+        raise UndecodableEvent(
+            "avro", f"The bytes are not a {name} ({type(error).__name__})."
+        ) from error
     if end != len(payload):
         raise UndecodableEvent("trailing", f"{len(payload) - end} bytes follow the {name}.")
     if again != payload:
         raise UndecodableEvent(
-            "not_canonical", f"The bytes of the {name} are not the ones that its content encodes to."
+            "not_canonical",
+            f"The bytes of the {name} are not the ones that its content encodes to.",
         )
     return dict(fields)
 
 
 def check_fields(fields: Mapping[str, Any], key: bytes) -> None:
-    """Check the values that encoding cannot: identity, names, times, text. Raises UndecodableEvent."""
+    """Check the values that encoding cannot: identity, names, times, text. Raises
+    UndecodableEvent.
+    """
     member = fields["member_id"]
     if MEMBER_ID_PATTERN.fullmatch(member) is None:
         raise UndecodableEvent("member_id", "The member id does not match its pattern.")
@@ -98,25 +121,33 @@ def check_fields(fields: Mapping[str, Any], key: bytes) -> None:
     for name in ("source", "notice_version", "evidence"):
         text = fields.get(name) or ""
         if not text.isprintable() or len(text.encode()) > STRING_BYTES_MAX:
-            raise UndecodableEvent("text", f"{name} has unprintable characters or more than {STRING_BYTES_MAX} bytes.")
+            raise UndecodableEvent(
+                "text", f"{name} has unprintable characters or more than {STRING_BYTES_MAX} bytes."
+            )
 
 
 def admit(event: MemberEvent, appended_at: Micros) -> MemberEvent:
     """Hold `recorded_at` against the broker's append time (microseconds): it cannot be later.
 
-    A later time is clamped for whatever excludes; an opt-in or a release from the future is refused, as it could
-    outlive a lift or end a hold too early. Raises UndecodableEvent.
+    A later time is clamped for whatever excludes; an opt-in or a release from the future is
+    refused, as it could outlive a lift or end a hold too early. Raises UndecodableEvent.
     """
     if event.recorded_at <= appended_at:
         return event
-    widens = isinstance(event, MemberReleased) or (isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN)
+    widens = isinstance(event, MemberReleased) or (
+        isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN
+    )
     if widens and event.recorded_at - appended_at > CLOCK_TOLERANCE:
         word = "release" if isinstance(event, MemberReleased) else "opt_in"
-        raise UndecodableEvent(f"{word}_from_future", "The event claims to be recorded after the broker took it.")
+        raise UndecodableEvent(
+            f"{word}_from_future", "The event claims to be recorded after the broker took it."
+        )
     if widens or isinstance(event, EventUnreadable):
         return replace(event, recorded_at=appended_at)
     # The same clock said when it holds: left in the future, an opt-out would not bind until then.
-    return replace(event, recorded_at=appended_at, effective_at=min(event.effective_at, appended_at))
+    return replace(
+        event, recorded_at=appended_at, effective_at=min(event.effective_at, appended_at)
+    )
 
 
 def _consent_changed(fields: Mapping[str, Any]) -> MemberEvent:
@@ -177,7 +208,9 @@ _BUILDERS: Final[Mapping[str, Callable[[Mapping[str, Any]], MemberEvent]]] = {
 
 
 def write_event(event: SentEvent, catalog: Catalog) -> bytes:
-    """The framed bytes of an event, as a producer sends them; the key is `event.member` in ASCII."""
+    """The framed bytes of an event, as a producer sends them; the key is `event.member` in
+    ASCII.
+    """
     name = type(event).__name__
     fields: dict[str, Any] = {
         "event_id": event.event_id,

@@ -15,11 +15,18 @@ def frame(schema_id: int) -> bytes:
 
 
 def schema_id_of(value: bytes | None) -> int:
-    """The schema id of a framed value. Raises UndecodableEvent for an absent, short or unframed one."""
+    """The schema id of a framed value.
+
+    Raises UndecodableEvent for an absent, short or unframed one.
+    """
     if not value:
         raise UndecodableEvent("empty", "The message has no value.")
     if len(value) <= FRAME_LENGTH:
-        raise UndecodableEvent("short", f"The value has {len(value)} bytes; a framed one has at least 6.")
+        raise UndecodableEvent(
+            "short", f"The value has {len(value)} bytes; a framed one has at least 6."
+        )
     if value[0] != 0:
-        raise UndecodableEvent("magic", f"The value starts with byte {value[0]}, not with the magic byte 0.")
+        raise UndecodableEvent(
+            "magic", f"The value starts with byte {value[0]}, not with the magic byte 0."
+        )
     return int.from_bytes(value[1:FRAME_LENGTH], "big")

@@ -1,4 +1,6 @@
-"""How fresh what a follower holds is proven to be, by the frontiers that it has read and reached."""
+"""How fresh what a follower holds is proven to be, by the frontiers that it has read and
+reached.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Freshness:
         """Partitions with an event of which not even the key could be read."""
         self._fresh_at: dict[int, Micros] = {}
         self._covered: dict[int, Frontier] = {}
-        """Per partition the frontier that counts: its log, and the next offset up to which every event is held."""
+        """Per partition the frontier that counts: its log, and the next offset up to which every
+        event is held.
+        """
         self._waiting: dict[int, deque[Frontier]] = {}
 
     def apply(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
@@ -44,9 +48,14 @@ class Freshness:
             return
         frontier = frontier._replace(frontier_at=min(frontier.frontier_at, appended_at))
         waiting = self._waiting.get(frontier.partition)
-        newest = waiting[-1].frontier_at if waiting else self._fresh_at.get(frontier.partition, Micros(0))
+        newest = (
+            waiting[-1].frontier_at
+            if waiting
+            else self._fresh_at.get(frontier.partition, Micros(0))
+        )
         if frontier.frontier_at < newest:
-            return  # of a worker that was replaced while it was frozen: it must not take a taint back
+            # of a worker that was replaced while it was frozen: it must not take a taint back
+            return
         # Several wait: under a steady lag an older one is reached while the newest never is.
         self._waiting.setdefault(frontier.partition, deque(maxlen=_WAITING_MAX)).append(frontier)
         if frontier.tainted:
@@ -59,12 +68,20 @@ class Freshness:
         controls_position = positions.get((CONTROLS, 0), 0)
         for partition, waiting in self._waiting.items():
             position = positions.get((RECORDS, partition), 0)
-            while waiting and position >= waiting[0].records_offset and controls_position >= waiting[0].controls_offset:
+            while (
+                waiting
+                and position >= waiting[0].records_offset
+                and controls_position >= waiting[0].controls_offset
+            ):
                 frontier = waiting.popleft()
-                self._fresh_at[partition] = max(frontier.frontier_at, self._fresh_at.get(partition, Micros(0)))
+                self._fresh_at[partition] = max(
+                    frontier.frontier_at, self._fresh_at.get(partition, Micros(0))
+                )
                 known = self._covered.get(partition)
                 if known is not None and known.log == frontier.log:
-                    frontier = frontier._replace(next_offset=max(frontier.next_offset, known.next_offset))
+                    frontier = frontier._replace(
+                        next_offset=max(frontier.next_offset, known.next_offset)
+                    )
                 self._covered[partition] = frontier
 
     def missing(self, token: Token, positions: Positions) -> str:
@@ -76,14 +93,21 @@ class Freshness:
             known = self._covered.get(partition)
             covered = 0 if known is None else known.next_offset
             if offset > 0 and (known is None or known.log != log or covered < offset):
-                return f"partition {partition} is followed up to event {covered}, the token asks for {offset}"
+                return (
+                    f"partition {partition} is followed up to event {covered}, the token asks "
+                    f"for {offset}"
+                )
         position = positions.get((CONTROLS, 0), 0)
         if position < token.controls:
-            return f"the controls are followed up to {position}, the token asks for {token.controls}"
+            return (
+                f"the controls are followed up to {position}, the token asks for {token.controls}"
+            )
         return ""
 
     def staleness_seconds(self, now: Micros) -> float:
-        """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""
+        """Age of the least fresh partition, in seconds; infinite while any has never been proven
+        fresh.
+        """
         if len(self._fresh_at) < self.partitions:
             return math.inf
         return (now - min(self._fresh_at.values())) / 1e6
@@ -94,23 +118,32 @@ class Freshness:
         return max(self._fresh_at.values(), default=Micros(0))
 
     def counted(self) -> dict[int, Frontier]:
-        """Per partition the frontier that counts, its time being the latest that the partition is fresh for."""
+        """Per partition the frontier that counts, its time being the latest that the partition is
+        fresh for.
+        """
         return {
-            partition: frontier._replace(frontier_at=self._fresh_at[partition], tainted=partition in self.tainted)
+            partition: frontier._replace(
+                frontier_at=self._fresh_at[partition], tainted=partition in self.tainted
+            )
             for partition, frontier in sorted(self._covered.items())
         }
 
     def token(self, positions: Positions, issued_at: Micros) -> Token | None:
-        """The token of all that is held: who is as fresh as it knows as much. None while nothing is proven.
+        """The token of all that is held: who is as fresh as it knows as much.
 
-        Partitions whose frontier names no log, or another than the first one's, are left out: they demand nothing.
+        None while nothing is proven.
+
+        Partitions whose frontier names no log, or another than the first one's, are left out: they
+        demand nothing.
         """
         logs = {frontier.log for frontier in self._covered.values() if frontier.log}
         if len(logs) != 1:
             return None
         log = logs.pop()
         offsets = {
-            partition: frontier.next_offset for partition, frontier in self._covered.items() if frontier.log == log
+            partition: frontier.next_offset
+            for partition, frontier in self._covered.items()
+            if frontier.log == log
         }
         seconds = issued_at // 1_000_000 * 1_000_000
         return Token(bytes.fromhex(log), offsets, positions.get((CONTROLS, 0), 0), Micros(seconds))

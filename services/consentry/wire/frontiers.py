@@ -11,7 +11,7 @@ from consentry.domain.errors import UndecodableEvent
 from consentry.domain.values import Micros
 from consentry.wire.catalog import Catalog
 from consentry.wire.framed_fields import read_fields, write_fields
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.schemas import FRONTIERS
 
 _LOG = structlog.get_logger(__name__)
@@ -20,7 +20,8 @@ _LOG = structlog.get_logger(__name__)
 class Frontier(NamedTuple):
     """How far a partition has come; times in microseconds since 1970-01-01 UTC, offsets exclusive.
 
-    `log` names the log of `next_offset` (kafka.log_identity, in hexadecimal digits; empty: not known).
+    `log` names the log of `next_offset` (kafka.log_identity, in hexadecimal digits; empty: not
+    known).
     """
 
     partition: int
@@ -39,7 +40,7 @@ def read_frontier(value: bytes | None, catalog: Catalog) -> Frontier:
     return Frontier(**fields)
 
 
-def readable_frontiers(messages: Iterable[Stored], catalog: Catalog) -> Iterator[Frontier]:
+def readable_frontiers(messages: Iterable[StoredMessage], catalog: Catalog) -> Iterator[Frontier]:
     """The frontiers of a topic; one that cannot be read proves nothing and is left out."""
     for message in messages:
         try:

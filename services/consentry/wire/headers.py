@@ -16,14 +16,18 @@ UNREADABLE: Final[Headers] = ()
 
 
 def are_refused(headers: Headers | None) -> bool:
-    """Whether a message with these headers is refused: they could not be read, or there are too many."""
+    """Whether a message with these headers is refused: they could not be read, or there are too
+    many.
+    """
     return headers is not None and not 0 < len(headers) <= HEADERS_MAX
 
 
 def kept_headers(headers: Headers | None, ours: Mapping[str, str]) -> list[Header]:
-    """What a quarantined message carries: its first 32 headers, each name and value cut to a bound, then ours.
+    """What a quarantined message carries: its first 32 headers, each name and value cut to a bound,
+    then ours.
 
-    An original header that bears one of our names is left out: whoever reads the first of two would believe it.
+    An original header that bears one of our names is left out: whoever reads the first of two would
+    believe it.
     """
     original = [
         (_cut(name), None if value is None else value[:HEADER_VALUE_BYTES_MAX])

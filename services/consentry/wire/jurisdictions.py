@@ -18,8 +18,8 @@ def _day(text: str) -> Micros:
 
 
 _EEA_SINCE: Final = {
-    # EEA Agreement of 2 May 1992 in force, and its enlargements (OJ L 1, 3.1.1994; L 130, 29.4.2004; L 221, 25.8.2007;
-    # L 170, 11.6.2014). Liechtenstein from 1 May 1995.
+    # EEA Agreement of 2 May 1992 in force, and its enlargements (OJ L 1, 3.1.1994; L 130,
+    # 29.4.2004; L 221, 25.8.2007; L 170, 11.6.2014). Liechtenstein from 1 May 1995.
     "1994-01-01": "AT BE DE DK ES FI FR GB GR IE IS IT LU NL NO PT SE",
     "1995-05-01": "LI",
     "2004-05-01": "CY CZ EE HU LT LV MT PL SI SK",
@@ -27,8 +27,8 @@ _EEA_SINCE: Final = {
     "2014-04-12": "HR",
 }
 _EEA_TERRITORIES: Final = {
-    # Parts of members that ISO 3166-1 lists by themselves, and in which Union law holds: Aland (Act of Accession of
-    # 1994, Protocol 2) and the outermost regions of France (TFEU 349 and 355(1)).
+    # Parts of members that ISO 3166-1 lists by themselves, and in which Union law holds: Aland (Act
+    # of Accession of 1994, Protocol 2) and the outermost regions of France (TFEU 349 and 355(1)).
     "1994-01-01": "GF GP MF MQ RE",
     "1995-01-01": "AX",
     "2014-01-01": "YT",
@@ -54,7 +54,9 @@ def iso_jurisdictions() -> Jurisdictions:
     countries = frozenset(country.alpha_2 for country in pycountry.countries)
     subdivisions = frozenset(subdivision.code for subdivision in pycountry.subdivisions)
     eea = tuple(
-        Membership(country=country, since=_day(since), until=_day(_EEA_UNTIL.get(country, "9999-01-01")))
+        Membership(
+            country=country, since=_day(since), until=_day(_EEA_UNTIL.get(country, "9999-01-01"))
+        )
         for since, members in (*_EEA_SINCE.items(), *_EEA_TERRITORIES.items())
         for country in members.split()
     )
@@ -67,7 +69,10 @@ def iso_jurisdictions() -> Jurisdictions:
 
 
 def name_of(code: str) -> str | None:
-    """The English name of a country, or of a subdivision with its country's; None where `code` is neither."""
+    """The English name of a country, or of a subdivision with its country's;
+
+    None where `code` is neither.
+    """
     return _names().get(code)
 
 

@@ -8,7 +8,7 @@ from consentry.domain.values import Micros
 from consentry.wire.headers import Header
 
 
-class Stored(NamedTuple):
+class StoredMessage(NamedTuple):
     """One message as it stands in a topic; `appended_at` in microseconds since 1970-01-01 UTC."""
 
     partition: int

@@ -1,4 +1,6 @@
-"""Which partition a key belongs to: murmur2, as Kafka's Java client and `partitioner=murmur2_random` do."""
+"""Which partition a key belongs to: murmur2, as Kafka's Java client and
+`partitioner=murmur2_random` do.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 PARTITIONER: Final = "murmur2_random"
-"""librdkafka's name of it; its default (CRC-32) would put a member on another partition than a Java producer does."""
+"""librdkafka's name of it; its default (CRC-32) would put a member on another partition than a Java
+producer does.
+"""
 
 _M: Final = 0x5BD1E995
 _SEED: Final = 0x9747B28C
@@ -18,7 +22,9 @@ _SMALL_BATCH: Final = 24
 
 
 def murmur2(key: bytes) -> int:
-    """The 32-bit hash of `key`, as org.apache.kafka.common.utils.Utils.murmur2 computes it (unsigned)."""
+    """The 32-bit hash of `key`, as org.apache.kafka.common.utils.Utils.murmur2 computes it
+    (unsigned).
+    """
     length = len(key)
     hashed = (_SEED ^ length) & _MASK
     whole = length & ~3
@@ -48,12 +54,16 @@ def partitions_of(keys: Sequence[bytes], partitions: int) -> npt.NDArray[np.int6
         places = np.flatnonzero(lengths == length)
         joined = b"".join([keys[place] for place in places.tolist()])
         table = np.frombuffer(joined, dtype=np.uint8).reshape(len(places), int(length))
-        result[places] = (_murmur2_columns(table) & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
+        result[places] = (_murmur2_columns(table) & np.uint32(0x7FFFFFFF)).astype(
+            np.int64
+        ) % partitions
     return result
 
 
 def _murmur2_columns(table: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """murmur2 of every row of an (n, length) array of bytes; uint32 arithmetic wraps as the hash wants."""
+    """murmur2 of every row of an (n, length) array of bytes; uint32 arithmetic wraps as the hash
+    wants.
+    """
     count, length = table.shape
     m = np.uint32(_M)
     hashed = np.full(count, (_SEED ^ length) & _MASK, dtype=np.uint32)

@@ -55,7 +55,10 @@ def write_order(order: PurgeOrder, catalog: Catalog) -> bytes:
 
 
 def read_receipt(value: bytes | None, catalog: Catalog) -> Receipt:
-    """Decode one receipt; a result that is not known leaves the obligation open. Raises UndecodableEvent."""
+    """Decode one receipt; a result that is not known leaves the obligation open.
+
+    Raises UndecodableEvent.
+    """
     _, fields = read_fields(value, RECEIPTS, catalog)
     result = fields["result"]
     return Receipt(

@@ -13,7 +13,7 @@ from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros
 from consentry.wire.catalog import Catalog
 from consentry.wire.events import read_strictly
 from consentry.wire.frames import FRAME_LENGTH, schema_id_of
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.schemas import QUARANTINE, topics
 
 OUR_HEADERS: Final = frozenset({"schema_id", "error_class", "app_version"})
@@ -22,13 +22,18 @@ _BYTES_MAX: Final = 2_000_000
 
 
 def unreadable_event_id(partition: int, offset: int) -> bytes:
-    """The identity of the hold that stands for the unreadable message at a place of member-events."""
+    """The identity of the quarantine that stands for the unreadable message at a place of
+    member-events.
+    """
     return hashlib.blake2b(f"{partition}:{offset}".encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One message that could not be read, as it came; `partition` and `offset` are its place in member-events."""
+class QuarantineEntry:
+    """One message that could not be read, as it came;
+
+    `partition` and `offset` are its place in member-events.
+    """
 
     partition: int
     offset: int
@@ -50,16 +55,27 @@ class Entry:
         text = (self.key or b"").decode("latin-1")
         return MemberId(text) if MEMBER_ID_PATTERN.fullmatch(text) else None
 
-    def hold(self, record: Record | None) -> Fact | None:
-        """The hold that this message caused, where the record still tells it."""
+    def quarantine(self, record: Record | None) -> Fact | None:
+        """The quarantine that this message caused, where the record still tells it."""
         if record is None or self.member is None:
             return None
         event_id = unreadable_event_id(self.partition, self.offset)
-        tag = EventUnreadable(event_id=event_id, member=self.member, recorded_at=self.appended_at).fact().tag
-        return next((fact for fact in record.facts if fact.kind is FactKind.HELD and fact.tag == tag), None)
+        tag = (
+            EventUnreadable(event_id=event_id, member=self.member, recorded_at=self.appended_at)
+            .fact()
+            .tag
+        )
+        return next(
+            (
+                fact
+                for fact in record.facts
+                if fact.kind is FactKind.QUARANTINED and fact.tag == tag
+            ),
+            None,
+        )
 
 
-def read_entry(message: Stored, catalog: Catalog) -> Entry | None:
+def read_entry(message: StoredMessage, catalog: Catalog) -> QuarantineEntry | None:
     """The entry in a message of the quarantine topic; None for what the processor did not write."""
     try:
         value = message.value
@@ -72,7 +88,7 @@ def read_entry(message: Stored, catalog: Catalog) -> Entry | None:
         for name, value in message.headers
         if name not in OUR_HEADERS and not name.startswith("orig.")
     )
-    return Entry(
+    return QuarantineEntry(
         partition=fields["partition"],
         offset=fields["offset"],
         appended_at=Micros(fields["appended_at"]),

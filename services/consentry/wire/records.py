@@ -1,7 +1,9 @@
-"""Records from and to bytes: the Avro bytes of ConsentRecord, written and read by hand because every event passes here.
+"""Records from and to bytes: the Avro bytes of ConsentRecord, written and read by hand because
+every event passes here.
 
-Layout (ConsentRecord.avsc): frame, version (8 bytes), facts newest first as one Avro block, two horizons, CRC-32 over
-the member id and everything before it. tests/unit/wire hold it to fastavro, byte for byte.
+Layout (ConsentRecord.avsc): frame, version (8 bytes), facts newest first as one Avro block, two
+horizons, CRC-32 over the member id and everything before it. tests/unit/wire hold it to fastavro,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -29,11 +31,15 @@ _KINDS: Final = {kind << 1: kind for kind in FactKind}
 
 
 class DamagedRecord(ConsentryError):
-    """The bytes of a record do not carry their checksum, or are not a record: its member is held."""
+    """The bytes of a record do not carry their checksum, or are not a record: its member is
+    quarantined.
+    """
 
     def __init__(self, detail: str) -> None:
         super().__init__(
-            f"A stored record is damaged: {detail}.", code="record.damaged", fix="run `consentry table rebuild`"
+            f"A stored record is damaged: {detail}.",
+            code="record.damaged",
+            fix="run `consentry table rebuild`",
         )
 
 
@@ -71,7 +77,9 @@ _LONGS: Final = [long_bytes(value) for value in range(64)]
 def fact_body(fact: Fact) -> bytes:
     """The bytes of a fact after its version."""
     name = fact.name.encode()
-    observed = b"\x00" if fact.observed_version is None else b"\x02" + long_bytes(fact.observed_version)
+    observed = (
+        b"\x00" if fact.observed_version is None else b"\x02" + long_bytes(fact.observed_version)
+    )
     return b"".join(
         (
             bytes((fact.kind << 1,)),
@@ -93,7 +101,9 @@ def body_fact(body: bytes) -> Fact:
 def write_record(record: Record, record_frame: bytes) -> bytes:
     """The framed bytes of a record, ending in its checksum."""
     count = len(record.facts)
-    newest_first = b"".join(long_bytes(fact.version) + fact_body(fact) for fact in reversed(record.facts))
+    newest_first = b"".join(
+        long_bytes(fact.version) + fact_body(fact) for fact in reversed(record.facts)
+    )
     block = long_bytes(count) + newest_first if count else b""
     head = record_frame + record.version.to_bytes(8, "big") + block + b"\x00"
     head += long_bytes(record.folded_effective_at) + long_bytes(record.folded_recorded_at)
@@ -131,7 +141,9 @@ def read_record(raw: bytes, member: bytes) -> Record:
 
 def check_sum(raw: bytes, member: bytes) -> None:
     """Raise DamagedRecord unless the bytes end in the checksum of this member's record."""
-    if len(raw) < _FACTS_AT + 7 or crc32(raw[:-4], crc32(member)) != int.from_bytes(raw[-4:], "big"):
+    if len(raw) < _FACTS_AT + 7 or crc32(raw[:-4], crc32(member)) != int.from_bytes(
+        raw[-4:], "big"
+    ):
         raise DamagedRecord("its checksum does not match")
 
 
@@ -147,7 +159,9 @@ def newest_fact(raw: bytes) -> Fact | None:
 
 
 def came_from(newer: bytes, older: bytes) -> bool:
-    """Whether `newer` holds the last fact of `older`: it continues it. Otherwise one of the two lost an event.
+    """Whether `newer` holds the last fact of `older`: it continues it.
+
+    Otherwise one of the two lost an event.
 
     A record that folded the fact away says no too; that holds a member rather than miss a loss.
     """
@@ -156,7 +170,9 @@ def came_from(newer: bytes, older: bytes) -> bool:
 
 
 def _read_instant(data: bytes, position: int) -> tuple[int, int]:
-    """An Avro long that usually takes eight bytes (an instant of 1979 to 3111): its seven-bit groups joined at once."""
+    """An Avro long that usually takes eight bytes (an instant of 1979 to 3111): its seven-bit
+    groups joined at once.
+    """
     raw = int.from_bytes(data[position : position + 8], "little")
     if raw & _CONTINUATION != _EIGHT_BYTES:
         return read_long(data, position)
@@ -192,8 +208,12 @@ DIGEST_BITS: Final = 128
 
 
 def record_digest(member: bytes, raw: bytes) -> int:
-    """What one record adds to a digest: sums of these modulo 2^128 compare table, log and followers in any order."""
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=DIGEST_BITS // 8, key=member).digest(), "big")
+    """What one record adds to a digest: sums of these modulo 2^128 compare table, log and followers
+    in any order.
+    """
+    return int.from_bytes(
+        hashlib.blake2b(raw, digest_size=DIGEST_BITS // 8, key=member).digest(), "big"
+    )
 
 
 def first_record(member: bytes, body: bytes, record_frame: bytes) -> bytes:
@@ -203,10 +223,13 @@ def first_record(member: bytes, body: bytes, record_frame: bytes) -> bytes:
 
 
 def appended(raw: bytes, member: bytes, body: bytes, tag: bytes) -> bytes | None:
-    """The record after one more fact, by prepending its bytes; None where only reading the record will do.
+    """The record after one more fact, by prepending its bytes;
 
-    None: the member may be erased, the event may be a repetition, the block is full, or facts were folded.
-    Raises DamagedRecord. Equal to reading, `fold_fact` and writing whenever it is not None (property test).
+    None where only reading the record will do.
+
+    None: the member may be erased, the event may be a repetition, the block is full, or facts were
+    folded. Raises DamagedRecord. Equal to reading, `fold_fact` and writing whenever it is not None
+    (property test).
     """
     seed = crc32(member)
     if len(raw) < _FACTS_AT + 7 or crc32(raw[:-4], seed) != int.from_bytes(raw[-4:], "big"):
@@ -235,4 +258,6 @@ def appended(raw: bytes, member: bytes, body: bytes, tag: bytes) -> bytes | None
     return head + crc32(head, seed).to_bytes(4, "big")
 
 
-assert FACTS_MAX == _BLOCK_MAX + 1  # one more than fits the short form: the generic path writes full records
+assert (
+    FACTS_MAX == _BLOCK_MAX + 1
+)  # one more than fits the short form: the generic path writes full records

@@ -27,7 +27,9 @@ QUARANTINE: Final = "quarantine"
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One record schema: its short name, the text that is registered, and what fastavro makes of it."""
+    """One record schema: its short name, the text that is registered, and what fastavro makes of
+    it.
+    """
 
     name: str
     text: str
@@ -42,7 +44,9 @@ class Schema:
 
 
 def canonical_fingerprint(text: str) -> str:
-    """SHA-256 of the parsing canonical form: equal for schemas that read and write the same bytes."""
+    """SHA-256 of the parsing canonical form: equal for schemas that read and write the same
+    bytes.
+    """
     return str(fingerprint(to_parsing_canonical_form(json.loads(text)), "sha256"))
 
 
@@ -56,17 +60,24 @@ def schema(name: str) -> Schema:
 def schemas() -> Mapping[str, Schema]:
     """Every schema of the package by short name."""
     found = {}
-    for entry in sorted((files("consentry_schemas") / "avro").iterdir(), key=lambda entry: entry.name):
+    for entry in sorted(
+        (files("consentry_schemas") / "avro").iterdir(), key=lambda entry: entry.name
+    ):
         if entry.name.endswith(".avsc"):
             text = json.dumps(json.loads(entry.read_text()))
             name = entry.name.removesuffix(".avsc")
-            found[name] = Schema(name, text, fastavro.parse_schema(json.loads(text)), canonical_fingerprint(text))
+            found[name] = Schema(
+                name, text, fastavro.parse_schema(json.loads(text)), canonical_fingerprint(text)
+            )
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as declared: `name` is short (without namespace), `records` are the schemas it may carry."""
+    """A topic as declared:
+
+    `name` is short (without namespace), `records` are the schemas it may carry.
+    """
 
     name: str
     key: str
@@ -76,7 +87,9 @@ class Topic:
     same_partitions_as: str | None = None
 
     def config_for(self, profile: str) -> dict[str, str]:
-        """The broker's topic settings for a profile; a rehearsal is like `local` where nothing else is said."""
+        """The broker's topic settings for a profile; a rehearsal is like `local` where nothing else
+        is said.
+        """
         return {
             name: value if isinstance(value, str) else str(value.get(profile, value["local"]))
             for name, value in self.config.items()
@@ -92,7 +105,9 @@ def topics() -> Mapping[str, Topic]:
     """Every declared topic by short name."""
     yaml = YAML(typ="safe")
     found = {}
-    for entry in sorted((files("consentry_schemas") / "topics").iterdir(), key=lambda entry: entry.name):
+    for entry in sorted(
+        (files("consentry_schemas") / "topics").iterdir(), key=lambda entry: entry.name
+    ):
         if entry.name.endswith(".yaml"):
             data = yaml.load(entry.read_text())
             found[data["name"]] = Topic(

@@ -1,7 +1,9 @@
-"""Consent tokens: how far a reader has to have come to know of what was accepted. Signed, compact, safe to pass on.
+"""Consistency tokens: how far a reader has to have come to know of what was accepted.
 
-A token only ever adds a demand: whoever forges one can make an answer STALE and nothing else. The signature shows that
-what a job was configured with is what a gateway or producer gave out.
+Signed, compact, safe to pass on.
+
+A token only ever adds a demand: whoever forges one can make an answer STALE and nothing else. The
+signature shows that what a job was configured with is what a gateway or producer gave out.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ _SECOND_MICROS: Final = 1_000_000
 class Token:
     """At least so fresh: every offset below these has been applied.
 
-    `log` (8 bytes) tells which log the offsets are of (kafka.log_identity): after a topic was made anew they mean
-    nothing. `offsets` has the next offset of member-events per partition, `controls` the next offset of controls; an
-    offset of 0, and a partition that is not named, demand nothing. `issued_at` is in microseconds, of whole seconds.
+    `log` (8 bytes) tells which log the offsets are of (kafka.log_identity): after a topic was made
+    anew they mean nothing. `offsets` has the next offset of member-events per partition, `controls`
+    the next offset of controls; an offset of 0, and a partition that is not named, demand nothing.
+    `issued_at` is in microseconds, of whole seconds.
     """
 
     log: bytes
@@ -58,18 +61,25 @@ class Token:
         for partition, offset in other.offsets.items():
             offsets[partition] = max(offset, offsets.get(partition, 0))
         return Token(
-            self.log, offsets, max(self.controls, other.controls), Micros(max(self.issued_at, other.issued_at))
+            self.log,
+            offsets,
+            max(self.controls, other.controls),
+            Micros(max(self.issued_at, other.issued_at)),
         )
 
 
 def merge(tokens: Iterable[Token]) -> Token | None:
-    """One token at least as fresh as each of these; None for none. Raises InvalidInput for different logs."""
+    """One token at least as fresh as each of these; None for none.
+
+    Raises InvalidInput for different logs.
+    """
     found = list(tokens)
     return reduce(Token.merged, found) if found else None
 
 
 class TokenKeys:
-    """The secrets that tokens are signed with, by key id (1 to 255): the highest id signs, all of them verify.
+    """The secrets that tokens are signed with, by key id (1 to 255): the highest id signs, all of
+    them verify.
 
     Without any, tokens are unsigned, and only unsigned ones can be checked.
     """
@@ -86,7 +96,10 @@ class TokenKeys:
 
     @classmethod
     def parse(cls, text: str) -> TokenKeys:
-        """Keys from lines of ID:HEX, each secret of 32 bytes or more. Raises InvalidInput, never naming a secret."""
+        """Keys from lines of ID:HEX, each secret of 32 bytes or more.
+
+        Raises InvalidInput, never naming a secret.
+        """
         secrets: dict[int, bytes] = {}
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip() or line.lstrip().startswith("#"):
@@ -98,7 +111,8 @@ class TokenKeys:
                 key_id, key = 0, b""
             if not 0 < key_id < 256 or len(key) < SECRET_BYTES_MIN or key_id in secrets:
                 raise InvalidInput(
-                    f"Line {number} of the token keys is not ID:HEX, with an id of its own from 1 to 255 and a secret "
+                    f"Line {number} of the token keys is not ID:HEX, with an id of its own from 1 "
+                    "to 255 and a secret "
                     f"of {SECRET_BYTES_MIN} bytes or more.",
                     code="token.keys",
                     fix="write a line such as 1:$(openssl rand -hex 32)",
@@ -108,18 +122,24 @@ class TokenKeys:
 
     @classmethod
     def read(cls, path: Path | str) -> TokenKeys:
-        """Keys from a file; see `parse`. Raises InvalidInput, also where the file cannot be read."""
+        """Keys from a file; see `parse`. Raises InvalidInput, also where the file cannot be
+        read.
+        """
         try:
             return cls.parse(Path(path).read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(
                 f"The file of token keys {str(path)!r} cannot be read ({type(error).__name__}).",
                 code="token.keys",
-                fix="name a readable file with lines of ID:HEX, such as `consentry keys init` makes",
+                fix="name a readable file with lines of ID:HEX, such as `consentry keys init` "
+                "makes",
             ) from error
 
     def mac(self, key_id: int, payload: bytes) -> bytes:
-        """The 16 bytes that end a token: HMAC-SHA-256, cut; for an unsigned one a checksum. KeyError: no such key."""
+        """The 16 bytes that end a token: HMAC-SHA-256, cut; for an unsigned one a checksum.
+
+        KeyError: no such key.
+        """
         if key_id == UNSIGNED:
             return hashlib.blake2b(payload, digest_size=_MAC_LENGTH).digest()
         return hmac.digest(self._secrets[key_id], payload, "sha256")[:_MAC_LENGTH]
@@ -134,34 +154,55 @@ def write_token(token: Token, keys: TokenKeys) -> str:
 def read_token(text: str, keys: TokenKeys) -> Token:
     """The token in a text, verified where `keys` holds any. Raises InvalidInput.
 
-    A reader without keys takes any token: it adds a demand, whoever wrote it. A reader with keys refuses unsigned ones.
+    A reader without keys takes any token: it adds a demand, whoever wrote it. A reader with keys
+    refuses unsigned ones.
     """
     raw = _raw(text)
     payload, mac = raw[:-_MAC_LENGTH], raw[-_MAC_LENGTH:]
     if len(payload) < 2 or payload[0] != _FORMAT:
-        _refuse("malformed", "is not one", "pass the token on as it was given out, every character of it")
+        _refuse(
+            "malformed",
+            "is not one",
+            "pass the token on as it was given out, every character of it",
+        )
     key_id = payload[1]
     if keys or key_id == UNSIGNED:
         _verify(payload, mac, key_id, keys)
     token = _parse(payload)
     if token is None:
-        _refuse("malformed", "is not one", "pass the token on as it was given out, every character of it")
+        _refuse(
+            "malformed",
+            "is not one",
+            "pass the token on as it was given out, every character of it",
+        )
     return token
 
 
 def _verify(payload: bytes, mac: bytes, key_id: int, keys: TokenKeys) -> None:
     if keys and key_id == UNSIGNED:
-        _refuse("unsigned", "is not signed", "give the producer the token keys too, or take the gateway's token")
+        _refuse(
+            "unsigned",
+            "is not signed",
+            "give the producer the token keys too, or take the gateway's token",
+        )
     try:
         expected = keys.mac(key_id, payload)
     except KeyError:
-        _refuse("key_unknown", f"is signed with key {key_id}, which is not known here", "add the key, or ask anew")
+        _refuse(
+            "key_unknown",
+            f"is signed with key {key_id}, which is not known here",
+            "add the key, or ask anew",
+        )
     if not hmac.compare_digest(expected, mac):
-        _refuse("signature", "was altered", "pass the token on as it was given out, every character of it")
+        _refuse(
+            "signature",
+            "was altered",
+            "pass the token on as it was given out, every character of it",
+        )
 
 
 def _refuse(word: str, problem: str, fix: str) -> NoReturn:
-    raise InvalidInput(f"The consent token {problem}.", code=f"token.{word}", fix=fix)
+    raise InvalidInput(f"The consistency token {problem}.", code=f"token.{word}", fix=fix)
 
 
 def _raw(text: str) -> bytes:
@@ -173,7 +214,9 @@ def _raw(text: str) -> bytes:
         # Base64 has spare bits: only the one spelling that is given out counts.
         if raw and base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == text:
             return raw
-    _refuse("malformed", "is not one", "pass the token on as it was given out, every character of it")
+    _refuse(
+        "malformed", "is not one", "pass the token on as it was given out, every character of it"
+    )
 
 
 def _payload(token: Token, key_id: int) -> bytes:
@@ -200,7 +243,12 @@ def _parse(payload: bytes) -> Token | None:
         return None
     if max(numbers) >= _NUMBER_MAX:
         return None
-    token = Token(log, dict(zip(numbers[3::2], numbers[4::2], strict=True)), numbers[1], Micros(numbers[0] * 1_000_000))
+    token = Token(
+        log,
+        dict(zip(numbers[3::2], numbers[4::2], strict=True)),
+        numbers[1],
+        Micros(numbers[0] * 1_000_000),
+    )
     return token if _payload(token, payload[1]) == payload else None
 
 

@@ -1,7 +1,9 @@
-"""The one corpus that every filter gets: members of all standings, controls of all kinds, rows with all awkward values.
+"""The one corpus that every filter gets: members of all standings, controls of all kinds, rows with
+all awkward values.
 
-What is expected comes from the rules, one row at a time; only the big form takes it from `decide_table`, and holds a
-sample of it to the rules. The same seed gives the same corpus in every process.
+What is expected comes from the rules, one row at a time; only the big form takes it from
+`decide_table`, and holds a sample of it to the rules. The same seed gives the same corpus in every
+process.
 """
 
 from __future__ import annotations
@@ -16,16 +18,33 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tests.strategies import PURPOSE, chose, day, erased, folded, identity, lift, moved, pause, policy, terms
+from tests.strategies import (
+    PURPOSE,
+    chose,
+    day,
+    erased,
+    folded,
+    identity,
+    lift,
+    moved,
+    pause,
+    policy,
+    terms,
+)
 
 from consentry.domain.controls import Control, Minors, OptIns, Regime
 from consentry.domain.decisions import Row
 from consentry.domain.events import EventUnreadable, MemberEvent, MemberReleased
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, AgeBand, Choice, MemberId, Micros, Reason
-from consentry.trainer.deciding.decide_table import REASONS, Columns, conventional_columns, decide_table
-from consentry.trainer.deciding.decider import ViewJudge
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decide_table import (
+    REASONS,
+    Columns,
+    conventional_columns,
+    decide_table,
+)
+from consentry.trainer.deciding.decider import SnapshotDecider
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.frames import frame
 from consentry.wire.freshness import FOREVER
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -65,9 +84,12 @@ _FOLDED: Final = 14
 
 
 class Corpus(NamedTuple):
-    """A view, the question, rows and what each of them gets: `expected` is True where the row may be used."""
+    """A view, the question, rows and what each of them gets:
 
-    view: View
+    `expected` is True where the row may be used.
+    """
+
+    snapshot: Snapshot
     at: Micros
     purpose: str
     table: pa.Table
@@ -76,9 +98,9 @@ class Corpus(NamedTuple):
     """How many rows have each reason: what a filter adds to its tally."""
 
     @property
-    def judge(self) -> ViewJudge:
+    def decider(self) -> SnapshotDecider:
         """Judges by the view, as of the corpus's time."""
-        return ViewJudge(self.view, at=self.at)
+        return SnapshotDecider(self.snapshot, at=self.at)
 
     @property
     def kept(self) -> pa.Table:
@@ -97,41 +119,56 @@ def small(ids: Ids = "text", *, seed: int = 1) -> Corpus:
     random = Random(seed)
     histories = [_history(random, number, _member(number, ids)) for number in range(SMALL_MEMBERS)]
     records = [record for history in histories if (record := folded(*history)) is not None]
-    view = _view(records)
+    snapshot = _snapshot(records)
     members = [_member(number, ids) for number in range(SMALL_MEMBERS)]
     table = _table(members, SMALL_ROWS, ids, seed=seed)
-    reasons = decided_alone(view, table, at=AT, purpose=PURPOSE)
+    reasons = decided_alone(snapshot, table, at=AT, purpose=PURPOSE)
     expected = np.array([reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in reasons])
-    return Corpus(view, AT, PURPOSE, table, expected, Counter(reasons))
+    return Corpus(snapshot, AT, PURPOSE, table, expected, Counter(reasons))
 
 
-def big(ids: Ids = "text", *, seed: int = 1, rows: int = BIG_ROWS, members: int = BIG_MEMBERS) -> Corpus:
-    """A million rows; their answers are those of `decide_table`, a sample of which has to be that of `view.decide`."""
+def big(
+    ids: Ids = "text", *, seed: int = 1, rows: int = BIG_ROWS, members: int = BIG_MEMBERS
+) -> Corpus:
+    """A million rows; their answers are those of `decide_table`, a sample of which has to be that
+    of `view.decide`.
+    """
     random = Random(seed)
     histories = [_history(random, number, _member(number, ids)) for number in range(SMALL_MEMBERS)]
     found = [folded(*history) for history in histories]
     records = [
-        # Beyond the histories, members say what another one says. A folded history is read by hand each time: few do.
+        # Beyond the histories, members say what another one says. A folded history is read by hand
+        # each time: few do.
         record if number < SMALL_MEMBERS else replace(record, member=_member(number, ids))
         for number in range(members)
         if (record := found[number % SMALL_MEMBERS]) is not None
         and (number < SMALL_MEMBERS or number % _KINDS != _FOLDED)
     ]
-    view = _view(records)
+    snapshot = _snapshot(records)
     table = _table([_member(number, ids) for number in range(members)], rows, ids, seed=seed)
-    verdict = decide_table(
-        table, view, purpose=PURPOSE, at=AT, known_at=FOREVER, columns=conventional_columns(table), is_fresh=True
+    decisions = decide_table(
+        table,
+        snapshot,
+        purpose=PURPOSE,
+        at=AT,
+        known_at=FOREVER,
+        columns=conventional_columns(table),
+        is_fresh=True,
     )
     places = sorted(random.sample(range(rows), min(rows, SAMPLE)))
-    alone = decided_alone(view, table.take(places), at=AT, purpose=PURPOSE)
-    assert [REASONS[place] for place in verdict.reasons[places]] == alone, "a table is not decided as its rows are"
-    return Corpus(view, AT, PURPOSE, table, verdict.mask, Counter(verdict.counts()))
+    alone = decided_alone(snapshot, table.take(places), at=AT, purpose=PURPOSE)
+    assert [REASONS[place] for place in decisions.reasons[places]] == alone, (
+        "a table is not decided as its rows are"
+    )
+    return Corpus(snapshot, AT, PURPOSE, table, decisions.mask, Counter(decisions.counts()))
 
 
 def decided_alone(
-    view: View, table: pa.Table, *, at: Micros, purpose: str, columns: Columns | None = None
+    snapshot: Snapshot, table: pa.Table, *, at: Micros, purpose: str, columns: Columns | None = None
 ) -> list[Reason]:
-    """The reason of each row by the rules, each asked by itself; times of collection in a column of timestamps."""
+    """The reason of each row by the rules, each asked by itself; times of collection in a column of
+    timestamps.
+    """
     columns = columns or conventional_columns(table)
 
     def values(name: str | None) -> Sequence[Any]:
@@ -141,33 +178,43 @@ def decided_alone(
     collected = [None] * table.num_rows
     if columns.collected is not None:
         collected = table[columns.collected].cast(pa.timestamp("us")).cast(pa.int64()).to_pylist()
-    rows = zip(values(columns.member), values(columns.jurisdiction), values(columns.category), collected, strict=True)
+    rows = zip(
+        values(columns.member),
+        values(columns.jurisdiction),
+        values(columns.category),
+        collected,
+        strict=True,
+    )
     reasons = []
     for member, place, category, instant in rows:
         text = str(member) if isinstance(member, int) else member
         if text is None or MEMBER_ID_PATTERN.fullmatch(text) is None:
-            reasons.append(Reason.HELD)
+            reasons.append(Reason.QUARANTINED)
             continue
         row = Row(jurisdiction=place, category=category, collected=instant)
-        decision = view.decide(MemberId(text), row, purpose=purpose, at=at, known_at=FOREVER, stale_detail="")
+        decision = snapshot.decide(
+            MemberId(text), row, purpose=purpose, at=at, known_at=FOREVER, stale_detail=""
+        )
         reasons.append(decision.reason)
     return reasons
 
 
-def opt_out(view: View, *members: str, on: float = 99) -> None:
-    """Have members opt out in a view that others already judge by: what comes in the middle of an epoch."""
+def opt_out(snapshot: Snapshot, *members: str, on: float = 99) -> None:
+    """Have members opt out in a view that others already judge by: what comes in the middle of an
+    epoch.
+    """
     records = []
     for number, member in enumerate(members):
-        before = view.record(MemberId(member))
+        before = snapshot.record(MemberId(member))
         event = chose(Choice.OPT_OUT, 10_000_000 + number, on=on, member=member)
         after = folded(event) if before is None else _after(before, event)
         assert after is not None
         records.append(after)
-    apply_records(view, records)
+    apply_records(snapshot, records)
     # A view is named by what has been read; whoever follows moves their position with each record.
     for record in records:
-        place = ("records", partition_of(record.member.encode(), view.partitions))
-        view.positions[place] = view.positions.get(place, 0) + 1
+        place = ("records", partition_of(record.member.encode(), snapshot.partitions))
+        snapshot.positions[place] = snapshot.positions.get(place, 0) + 1
 
 
 def allowed_member(corpus: Corpus) -> str:
@@ -176,19 +223,23 @@ def allowed_member(corpus: Corpus) -> str:
     return counts.most_common(1)[0][0]
 
 
-def apply_records(view: View, records: Iterable[Record]) -> None:
+def apply_records(snapshot: Snapshot, records: Iterable[Record]) -> None:
     """Have the view take records in, each from its own partition."""
     whole = list(records)
     keys = [record.member.encode() for record in whole]
     values = [write_record(record, frame(1)) for record in whole]
-    homes = partitions_of(keys, view.partitions)
-    for partition in range(view.partitions):
+    homes = partitions_of(keys, snapshot.partitions)
+    for partition in range(snapshot.partitions):
         own = np.flatnonzero(homes == partition).tolist()
-        view.apply_records(partition, [keys[place] for place in own], [values[place] for place in own])
+        snapshot.apply_records(
+            partition, [keys[place] for place in own], [values[place] for place in own]
+        )
 
 
 def controls() -> list[Control]:
-    """Policies of the three regimes, pauses that hold, are lifted, or are still to come; cut-offs and categories."""
+    """Policies of the three regimes, pauses that quarantine, are lifted, or are still to come;
+    cut-offs and categories.
+    """
     return [
         policy(900_001, terms("US", "DE", "FR", "GB", "CH", "HK", "JP", "CA", "SG", "IN"), on=0),
         policy(
@@ -212,23 +263,31 @@ def controls() -> list[Control]:
     ]
 
 
-def _view(records: Sequence[Record]) -> View:
-    view = View(PARTITIONS, iso_jurisdictions())
+def _snapshot(records: Sequence[Record]) -> Snapshot:
+    snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
     for control in controls():
-        view.apply_control(control)
-    apply_records(view, records)
+        snapshot.apply_control(control)
+    apply_records(snapshot, records)
     foreign, damaged = records[3], records[7]
     home = partition_of(foreign.member.encode(), PARTITIONS)
-    view.apply_records((home + 1) % PARTITIONS, [foreign.member.encode()], [write_record(foreign, frame(1))])
+    snapshot.apply_records(
+        (home + 1) % PARTITIONS, [foreign.member.encode()], [write_record(foreign, frame(1))]
+    )
     key = damaged.member.encode()
-    view.apply_records(partition_of(key, PARTITIONS), [key], [write_record(damaged, frame(1))[:-1] + b"\xff\xff"])
-    return view
+    snapshot.apply_records(
+        partition_of(key, PARTITIONS), [key], [write_record(damaged, frame(1))[:-1] + b"\xff\xff"]
+    )
+    return snapshot
 
 
 def _member(number: int, ids: Ids) -> MemberId:
-    """Text ids of several lengths, that share prefixes; integers of several sizes, beyond 32 bits too."""
+    """Text ids of several lengths, that share prefixes; integers of several sizes, beyond 32 bits
+    too.
+    """
     if ids == "integers":
-        return MemberId(str((number * 2_654_435_761) % (1 << (20, 28, 36, 42)[number % 4]) * 1_000_003 + number))
+        return MemberId(
+            str((number * 2_654_435_761) % (1 << (20, 28, 36, 42)[number % 4]) * 1_000_003 + number)
+        )
     return MemberId(("m:%d" if number % 3 else "urn:li:member:%012d") % number)
 
 
@@ -237,9 +296,13 @@ def _history(random: Random, number: int, member: MemberId) -> list[MemberEvent]
     first = 1 + number * 100
     place = _PLACES[number // _KINDS % len(_PLACES)]
     bands = {4: AgeBand.MINOR, 5: AgeBand.UNKNOWN}
-    lives = moved(place, first, on=5, age_band=bands.get(number % _KINDS, AgeBand.ADULT), member=member)
+    lives = moved(
+        place, first, on=5, age_band=bands.get(number % _KINDS, AgeBand.ADULT), member=member
+    )
     out = chose(Choice.OPT_OUT, first + 1, on=random.randrange(6, 90), member=member)
-    opted_in = chose(Choice.OPT_IN, first + 2, on=random.randrange(35, 95), observed=1, member=member)
+    opted_in = chose(
+        Choice.OPT_IN, first + 2, on=random.randrange(35, 95), observed=1, member=member
+    )
     unread = EventUnreadable(event_id=identity(first + 6), member=member, recorded_at=day(70))
     again = chose(Choice.OPT_IN, first + 3, on=96, observed=2, member=member)
     stories: list[list[MemberEvent]] = [
@@ -257,7 +320,13 @@ def _history(random: Random, number: int, member: MemberId) -> list[MemberEvent]
         [lives, unread, _released(first, member)],
         [lives, replace(out, effective_at=day(200))],
         [chose(Choice.OPT_IN, first + 2, on=45, observed=0, member=member, purpose="ads"), lives],
-        [lives, *(replace(out, event_id=identity(first + 9 + n), effective_at=day(110 + n)) for n in range(80))],
+        [
+            lives,
+            *(
+                replace(out, event_id=identity(first + 9 + n), effective_at=day(110 + n))
+                for n in range(80)
+            ),
+        ],
         [opted_in, lives],
     ]
     assert len(stories) == _KINDS
@@ -266,7 +335,11 @@ def _history(random: Random, number: int, member: MemberId) -> list[MemberEvent]
 
 def _released(first: int, member: MemberId) -> MemberReleased:
     return MemberReleased(
-        event_id=identity(first + 7), member=member, effective_at=day(75), recorded_at=day(75), observed_version=2
+        event_id=identity(first + 7),
+        member=member,
+        effective_at=day(75),
+        recorded_at=day(75),
+        observed_version=2,
     )
 
 
@@ -275,7 +348,9 @@ def _after(record: Record, event: MemberEvent) -> Record:
 
 
 def _table(members: Sequence[str], rows: int, ids: Ids, *, seed: int) -> pa.Table:
-    """Rows of these members, of nobody known and of no member at all, in several chunks of uneven size."""
+    """Rows of these members, of nobody known and of no member at all, in several chunks of uneven
+    size.
+    """
     numbers = np.random.default_rng(seed)
 
     def drawn(values: Sequence[Any], kind: pa.DataType, *, rare: Sequence[Any] = ()) -> pa.Array:
@@ -287,7 +362,11 @@ def _table(members: Sequence[str], rows: int, ids: Ids, *, seed: int) -> pa.Tabl
         return pa.array([*values, *rare], kind).take(pa.array(places))
 
     if ids == "integers":
-        column = drawn([int(member) for member in members], pa.int64(), rare=(None, 0, -1, -5, (1 << 63) - 1, 77))
+        column = drawn(
+            [int(member) for member in members],
+            pa.int64(),
+            rare=(None, 0, -1, -5, (1 << 63) - 1, 77),
+        )
     else:
         column = drawn(list(members), pa.string(), rare=(None, "never-seen", "-", *_NO_MEMBERS))
     order = np.arange(rows)
@@ -298,7 +377,9 @@ def _table(members: Sequence[str], rows: int, ids: Ids, *, seed: int) -> pa.Tabl
             "jurisdiction": drawn([*_PLACES, None], pa.string(), rare=_NO_PLACES),
             "category": drawn(list(_CATEGORIES), pa.string(), rare=(None, "", "Posts")),
             "collected_at": drawn(_TIMES, pa.int64(), rare=(None,)).cast(pa.timestamp("us", "UTC")),
-            "text": pa.array(np.char.add("text ", (order % 1000).astype(str)) if rows else [], pa.string()),
+            "text": pa.array(
+                np.char.add("text ", (order % 1000).astype(str)) if rows else [], pa.string()
+            ),
             "score": drawn([0.5, 1.0, -3.25], pa.float64(), rare=(None, float("inf"))),
         }
     )

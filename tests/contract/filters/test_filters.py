@@ -34,7 +34,8 @@ class TestArrowTable(FilterContract):
 class TestArrowRecordBatch(FilterContract):
     def make(self, table: pa.Table) -> Any:
         arrays = [
-            pa.concat_arrays(column.chunks) if column.chunks else column.combine_chunks() for column in table.columns
+            pa.concat_arrays(column.chunks) if column.chunks else column.combine_chunks()
+            for column in table.columns
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
 
@@ -146,7 +147,10 @@ class TestHuggingFaceSplits(FilterContract):
     def make(self, table: pa.Table) -> Any:
         half = table.num_rows // 2
         return datasets.DatasetDict(
-            {"train": datasets.Dataset(table.slice(0, half)), "test": datasets.Dataset(table.slice(half))}
+            {
+                "train": datasets.Dataset(table.slice(0, half)),
+                "test": datasets.Dataset(table.slice(half)),
+            }
         )
 
     def read(self, data: Any) -> pa.Table:

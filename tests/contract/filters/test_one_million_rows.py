@@ -19,7 +19,9 @@ from consentry.trainer.filters.dispatch import filter_any
 
 
 def test_a_million_rows_come_out_of_every_filter_alike() -> None:
-    """A team that changes its library would otherwise train on other members than before, and nobody would notice."""
+    """A team that changes its library would otherwise train on other members than before, and
+    nobody would notice.
+    """
     found = corpus.big()
     narrow = found.table.drop_columns(["text", "score"])
     frame = pl.from_arrow(narrow)
@@ -30,9 +32,15 @@ def test_a_million_rows_come_out_of_every_filter_alike() -> None:
             "table": (narrow, lambda left: left["row"]),
             "data set": (pads.dataset(narrow), lambda left: left.read_all()["row"]),
             "frame": (frame, lambda left: left["row"]),
-            "lazy frame": (frame.lazy(), lambda left: left.select("row").collect(engine="streaming")["row"]),
+            "lazy frame": (
+                frame.lazy(),
+                lambda left: left.select("row").collect(engine="streaming")["row"],
+            ),
             "pandas": (narrow.to_pandas(), lambda left: left["row"]),
-            "relation": (connection.from_arrow(narrow), lambda left: left.select("row").to_arrow_table()["row"]),
+            "relation": (
+                connection.from_arrow(narrow),
+                lambda left: left.select("row").to_arrow_table()["row"],
+            ),
             "map-style": (held, lambda left: left.data.table["row"].take(left._indices.column(0))),
             "stream": (
                 held.to_iterable_dataset(num_shards=4).with_format("arrow"),
@@ -43,6 +51,6 @@ def test_a_million_rows_come_out_of_every_filter_alike() -> None:
         assert 0 < len(expected) < narrow.num_rows
         for form, (data, rows) in forms.items():
             tally = Counter[Reason]()
-            left = rows(filter_any(found.judge, data, purpose=found.purpose, tally=tally))
+            left = rows(filter_any(found.decider, data, purpose=found.purpose, tally=tally))
             assert np.array_equal(np.asarray(left), expected), form
             assert tally == found.reasons, form

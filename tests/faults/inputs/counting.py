@@ -1,4 +1,6 @@
-"""A registry's address that counts what it is asked: it stands between a processor and the real one."""
+"""A registry's address that counts what it is asked: it stands between a processor and the real
+one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ from urllib.parse import urlsplit
 
 
 class CountingRegistry:
-    """Passes every GET on; `asked` holds when each question for a schema id came, on the monotonic clock."""
+    """Passes every GET on;
+
+    `asked` holds when each question for a schema id came, on the monotonic clock.
+    """
 
     def __init__(self, target: str) -> None:
         asked: list[float] = []
@@ -30,7 +35,9 @@ class CountingRegistry:
                 kind = {"Content-Type": self.headers.get("Content-Type", "application/json")}
                 connection = http.client.HTTPConnection(real.netloc, timeout=10)
                 try:
-                    connection.request(self.command, f"{real.path.rstrip('/')}{self.path}", body, kind)
+                    connection.request(
+                        self.command, f"{real.path.rstrip('/')}{self.path}", body, kind
+                    )
                     answer = connection.getresponse()
                     status, told = answer.status, answer.read()
                 finally:
@@ -46,7 +53,9 @@ class CountingRegistry:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="counting-registry", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="counting-registry", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

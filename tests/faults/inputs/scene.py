@@ -1,4 +1,6 @@
-"""A world in which every bad message has been sent once, and what it then looks like to everybody."""
+"""A world in which every bad message has been sent once, and what it then looks like to
+everybody.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.headers import Header, Headers
 from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, schema
 
-OURS: Final = ("orig.topic", "orig.partition", "orig.offset", "orig.timestamp", "error_class", "app_version")
+OURS: Final = (
+    "orig.topic",
+    "orig.partition",
+    "orig.offset",
+    "orig.timestamp",
+    "error_class",
+    "app_version",
+)
 
 
 class Kept(NamedTuple):
@@ -41,7 +50,9 @@ class Scene:
             raise
         world.open_policy()
         self.client = world.client()
-        self._large = Producer(producer_config(world.kafka, "attacker") | {"message.max.bytes": 2_000_000})
+        self._large = Producer(
+            producer_config(world.kafka, "attacker") | {"message.max.bytes": 2_000_000}
+        )
         self.sent: dict[str, tuple[bytes | None, bytes | None, int, int]] = {}
         """By member: key, value, partition and offset of the bad message."""
         self.in_tainted = member_of(TAINTED)
@@ -52,10 +63,18 @@ class Scene:
         self.registry.close()
 
     def attack(self, attacks: Sequence[Attack]) -> None:
-        """Every member is allowed first; then come the bad messages, each with a good event of another behind it."""
-        self.world.produce(*(lives_in(attack.member) for attack in attacks), lives_in(self.in_tainted))
+        """Every member is allowed first; then come the bad messages, each with a good event of
+        another behind it.
+        """
+        self.world.produce(
+            *(lives_in(attack.member) for attack in attacks), lives_in(self.in_tainted)
+        )
         everybody = [*(attack.member for attack in attacks), self.in_tainted]
-        wait_for(lambda: all(allowed(self.client, member) for member in everybody), "all allowed", seconds=40)
+        wait_for(
+            lambda: all(allowed(self.client, member) for member in everybody),
+            "all allowed",
+            seconds=40,
+        )
         for attack in attacks:
             member = attack.member.encode()
             key = member if attack.key is None else attack.key or None
@@ -63,10 +82,16 @@ class Scene:
             offset = self.send(key, value, attack.partition, attack.headers)
             self.sent[attack.member] = (key, value, attack.partition, offset)
         self.world.produce(*(lives_in(attack.after) for attack in attacks))
-        records = self.client.view.records
-        wait_for(lambda: all(attack.after.encode() in records for attack in attacks), "the events behind", seconds=40)
+        records = self.client.snapshot.records
+        wait_for(
+            lambda: all(attack.after.encode() in records for attack in attacks),
+            "the events behind",
+            seconds=40,
+        )
 
-    def send(self, key: bytes | None, value: bytes | None, partition: int, headers: Sequence[Header] = ()) -> int:
+    def send(
+        self, key: bytes | None, value: bytes | None, partition: int, headers: Sequence[Header] = ()
+    ) -> int:
         """Send one message to member-events; its offset."""
         offsets: list[int | None] = []
         told: Any = list(headers) or None
@@ -98,13 +123,17 @@ class Scene:
         key, value, partition, offset = self.sent[attack.member]
         place = {"topic": self.world.topic(MEMBER_EVENTS), "partition": partition, "offset": offset}
         [kept] = [one for one in self.quarantine() if place.items() <= one.fields.items()]
-        assert (kept.fields["key"], kept.fields["value"]) == (key, value), "the bytes are kept as they were sent"
+        assert (kept.fields["key"], kept.fields["value"]) == (key, value), (
+            "the bytes are kept as they were sent"
+        )
         assert kept.fields["error_class"] == attack.error_class
         self._assert_headers(attack, kept)
         if attack.taints:
-            assert self.reason(self.in_tainted) == self.reason(attack.after) == "HELD", "the partition allows nobody"
+            assert self.reason(self.in_tainted) == self.reason(attack.after) == "QUARANTINED", (
+                "the partition allows nobody"
+            )
         else:
-            assert self.reason(attack.member) == "HELD"
+            assert self.reason(attack.member) == "QUARANTINED"
             assert allowed(self.client, attack.after), "the partition went on behind it"
 
     def _assert_headers(self, attack: Attack, kept: Kept) -> None:
@@ -117,7 +146,9 @@ class Scene:
         assert ours["orig.offset"] == str(fields["offset"]).encode()
         assert ours["orig.timestamp"] == str(fields["appended_at"] // 1000).encode()
         assert ours["error_class"] == attack.error_class.encode()
-        assert ours.get("schema_id") == (None if fields["schema_id"] is None else str(fields["schema_id"]).encode())
+        assert ours.get("schema_id") == (
+            None if fields["schema_id"] is None else str(fields["schema_id"]).encode()
+        )
 
 
 def read_quarantine(world: World) -> list[Kept]:
@@ -137,7 +168,9 @@ def read_quarantine(world: World) -> list[Kept]:
                 if message.error() is not None:
                     continue
                 value = message.value() or b""
-                fields: Any = fastavro.schemaless_reader(io.BytesIO(value[FRAME_LENGTH:]), parsed, None)
+                fields: Any = fastavro.schemaless_reader(
+                    io.BytesIO(value[FRAME_LENGTH:]), parsed, None
+                )
                 found.append(Kept(fields, headers_of(message) or ()))
     finally:
         consumer.close()

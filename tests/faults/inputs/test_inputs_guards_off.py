@@ -1,8 +1,9 @@
-"""Each bad input once more, with the guard that stops it switched off: a guard that nobody misses protects nobody.
+"""Each bad input once more, with the guard that stops it switched off: a guard that nobody misses
+protects nobody.
 
-In this process, over tables in memory. Every case is run twice, as it is and without its guard; each says which layer
-was taken away, as often there are several. What ends a process (B-11, B-15, B-16) and what lies below us (B-19, B-20)
-have theirs beside their tests on the real path.
+In this process, over tables in memory. Every case is run twice, as it is and without its guard;
+each says which layer was taken away, as often there are several. What ends a process (B-11, B-15,
+B-16) and what lies below us (B-19, B-20) have theirs beside their tests on the real path.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from typing import Any, NamedTuple
 import fastavro
 import pytest
 from tests.faults.inputs.attacks import OPT_IN, choice_of, of_row, text
-from tests.stack import PARTITIONS, PURPOSE, erased, lift, lives_in, member_of, now, opted_in, opted_out, pause
+from tests.stack import (
+    PARTITIONS,
+    PURPOSE,
+    erased,
+    lift,
+    lives_in,
+    member_of,
+    now,
+    opted_in,
+    opted_out,
+    pause,
+)
 
 from consentry.domain import decisions
 from consentry.domain.controls import Control, Controls, OptIns, PolicyPublished, Regime, Terms
@@ -28,7 +40,7 @@ from consentry.domain.events import Fact, SentEvent
 from consentry.domain.records import fold, fold_fact
 from consentry.domain.values import Choice, Micros
 from consentry.processor import materialiser
-from consentry.processor.batches import Batch, Outcome, Owned
+from consentry.processor.batches import BatchResult, EventBatch, OwnedPartition
 from consentry.processor.materialiser import Materialiser
 from consentry.processor.ports import InMemoryPublisher, NoObligations
 from consentry.table.memory import InMemoryTable
@@ -51,7 +63,8 @@ FOREIGN_ID = REGISTRY.register(
     Schema(
         "foreign",
         schema("ConsentChanged").text.replace(
-            '"OPT_OUT", "OPT_IN", "UNKNOWN"], "default": "OPT_OUT"', '"OPT_IN", "OPT_OUT", "UNKNOWN"]'
+            '"OPT_OUT", "OPT_IN", "UNKNOWN"], "default": "OPT_OUT"',
+            '"OPT_IN", "OPT_OUT", "UNKNOWN"]',
         ),
         None,
         "",
@@ -69,7 +82,9 @@ ALLOWING = Controls(iso_jurisdictions()).after(
 
 
 class Told(NamedTuple):
-    """What became of a batch: the answer on the member, the error classes, and what the table holds."""
+    """What became of a batch: the answer on the member, the error classes, and what the table
+    holds.
+    """
 
     reason: str
     classes: list[str]
@@ -88,19 +103,28 @@ def outcome_of(
     headers: Headers | None = None,
     owned_partition: int = 2,
 ) -> Told:
-    """Apply events and raw messages in this order; `key` and `headers` are those of the raw ones."""
+    """Apply events and raw messages in this order; `key` and `headers` are those of the raw
+    ones.
+    """
     catalog, table, publisher = made_catalog(), InMemoryTable(), InMemoryPublisher()
     worker = Materialiser(
-        table=table, publisher=publisher, obligations=NoObligations(), catalog=catalog, partitions=PARTITIONS
+        table=table,
+        publisher=publisher,
+        obligations=NoObligations(),
+        catalog=catalog,
+        partitions=PARTITIONS,
     )
     claim = table.claim(owned_partition, floor=1)
     table.begin(owned_partition, epoch=claim.epoch, generation="g", next_offset=0, tainted=False)
-    owned = Owned(owned_partition, claim.epoch, "g", 0, 0)
+    owned = OwnedPartition(owned_partition, claim.epoch, "g", 0, 0)
     is_raw = [one is None or isinstance(one, bytes) for one in messages]
-    values = [one if one is None or isinstance(one, bytes) else write_event(one, catalog) for one in messages]
+    values = [
+        one if one is None or isinstance(one, bytes) else write_event(one, catalog)
+        for one in messages
+    ]
     outcome = worker.apply(
         owned,
-        Batch(
+        EventBatch(
             owned_partition,
             range(len(messages)),
             [key if raw else KEY for raw in is_raw],
@@ -113,7 +137,12 @@ def outcome_of(
     record = None if held is None else read_record(held, KEY)
     later = now(seconds=2)
     answer = decide(record, None, ALLOWING, purpose=PURPOSE, at=later, known_at=later)
-    return Told(answer.reason.value, [one.error_class for one in outcome.refusals], owned.tainted, held or b"")
+    return Told(
+        answer.reason.value,
+        [one.error_class for one in outcome.refusals],
+        owned.tainted,
+        held or b"",
+    )
 
 
 def part(row: str, what: str) -> bytes | None:
@@ -130,7 +159,7 @@ def choice(**changed: bytes) -> bytes:
 HOME = lives_in(MEMBER)
 
 
-# ---- the hold: what no decoder takes
+# ---- the quarantine: what no decoder takes
 
 
 SKIPPED = [
@@ -148,8 +177,11 @@ SKIPPED = [
 def test_without_the_hold_whoever_sent_what_cannot_be_read_stays_allowed(
     row: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Off: the hold in place of an unreadable message. A consumer that logs and goes on drops the opt-out in it."""
-    assert outcome_of(HOME, part(row, what)).reason == "HELD"
+    """Off: the hold in place of an unreadable message.
+
+    A consumer that logs and goes on drops the opt-out in it.
+    """
+    assert outcome_of(HOME, part(row, what)).reason == "QUARANTINED"
     skip_what_is_refused(monkeypatch)
     assert outcome_of(HOME, part(row, what)).reason == "DEFAULT_ON"
 
@@ -158,7 +190,13 @@ def skip_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a consumer that writes to a dead-letter topic and goes on."""
     strictly = Materialiser._decode_strictly
 
-    def skipping(self: Materialiser, owned: Owned, batch: Batch, place: int, outcome: Outcome) -> Any:
+    def skipping(
+        self: Materialiser,
+        owned: OwnedPartition,
+        batch: EventBatch,
+        place: int,
+        outcome: BatchResult,
+    ) -> Any:
         before, tainted = len(outcome.refusals), owned.tainted
         fact = strictly(self, owned, batch, place, outcome)
         owned.tainted = tainted
@@ -167,7 +205,9 @@ def skip_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Materialiser, "_decode_strictly", skipping)
 
 
-def test_b03_without_the_limit_every_invented_id_is_a_question_to_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b03_without_the_limit_every_invented_id_is_a_question_to_the_registry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Off: ten questions a second. Each is a round trip that all events of the worker wait for."""
 
     class Asked(InMemoryRegistry):
@@ -206,7 +246,9 @@ def lax(name: str, payload: bytes, *, bytes_max: int = 0) -> dict[str, Any]:
 
 GLUED = choice(choice=OPT_IN) + choice_of(b"", KEY)
 SEEN = choice(choice=OPT_IN, observed=b"\x01\x04")
-"""An opt-in with union index -1 before its version 2: the decoder counts from the end, and takes the version."""
+"""An opt-in with union index -1 before its version 2: the decoder counts from the end, and takes
+the version.
+"""
 
 
 @pytest.mark.parametrize(
@@ -223,8 +265,11 @@ SEEN = choice(choice=OPT_IN, observed=b"\x01\x04")
 def test_b05_b07_b08_b09_without_encoding_again_bytes_are_read_as_somebody_meant_them(
     row: str, before: list[SentEvent], value: bytes, unguarded: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Off: `read_strictly` neither looks where the decoder stopped nor encodes again. The fast path stays as it is."""
-    assert outcome_of(*before, value).reason == "HELD"
+    """Off: `read_strictly` neither looks where the decoder stopped nor encodes again.
+
+    The fast path stays as it is.
+    """
+    assert outcome_of(*before, value).reason == "QUARANTINED"
     monkeypatch.setattr(events, "read_strictly", lax)
     assert outcome_of(*before, value).reason == unguarded, row
 
@@ -239,34 +284,48 @@ def test_b13_without_encoding_again_seven_is_true_and_nan_is_a_number() -> None:
     number: Any = fastavro.schemaless_reader(
         io.BytesIO(b"\x00\x00\x00\x00\x00\x00\xf8\x7f"), fastavro.parse_schema("double"), None
     )
-    assert number != number, "NaN is encoded to the very same bytes: only the absence of floats helps"
+    assert number != number, (
+        "NaN is encoded to the very same bytes: only the absence of floats helps"
+    )
 
 
 # ---- the pin
 
 
-def test_b04_b18_without_the_pin_a_withdrawal_of_another_schema_is_a_grant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b04_b18_without_the_pin_a_withdrawal_of_another_schema_is_a_grant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Off: topic → pinned fingerprints. That team's index 1 is OPT_OUT, ours is OPT_IN."""
     withdrawal = choice_of(frame(FOREIGN_ID), KEY, choice=b"\x02")
-    assert outcome_of(HOME, withdrawal)[:2] == ("HELD", ["schema_id"])
+    assert outcome_of(HOME, withdrawal)[:2] == ("QUARANTINED", ["schema_id"])
 
     pinned = Catalog.name_of
 
     def any_is_ours(self: Catalog, schema_id: int, *, allowed: Sequence[str]) -> str:
-        return "ConsentChanged" if schema_id == FOREIGN_ID else pinned(self, schema_id, allowed=allowed)
+        return (
+            "ConsentChanged"
+            if schema_id == FOREIGN_ID
+            else pinned(self, schema_id, allowed=allowed)
+        )
 
     monkeypatch.setattr(Catalog, "name_of", any_is_ours)
     assert outcome_of(HOME, withdrawal).reason == "OPTED_IN"
 
 
 def test_b17_read_with_the_newest_schema_of_the_registry_everybody_says_yes() -> None:
-    """Off: reading with our own schema. A flag that nobody sent is true, by its default, for every old event."""
+    """Off: reading with our own schema.
+
+    A flag that nobody sent is true, by its default, for every old event.
+    """
     known = schema("ConsentChanged")
     text_of_flag = known.text.replace(
-        '{"name": "member_id"', '{"name": "is_allowed", "type": "boolean", "default": true}, {"name": "member_id"'
+        '{"name": "member_id"',
+        '{"name": "is_allowed", "type": "boolean", "default": true}, {"name": "member_id"',
     )
     newest = fastavro.parse_schema(json.loads(text_of_flag))
-    found: Any = fastavro.schemaless_reader(io.BytesIO(choice()[FRAME_LENGTH:]), known.parsed, newest)
+    found: Any = fastavro.schemaless_reader(
+        io.BytesIO(choice()[FRAME_LENGTH:]), known.parsed, newest
+    )
     assert found["is_allowed"] is True
 
 
@@ -287,31 +346,43 @@ def test_b17_read_with_the_newest_schema_of_the_registry_everybody_says_yes() ->
 def test_b12_b14_b22_b27_without_the_checks_of_values_they_are_heeded(
     row: str, value: bytes, unguarded: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Off: `check_fields`. A jurisdiction that does not exist is then still refused where it is decided."""
-    assert outcome_of(HOME, value).reason == "HELD"
+    """Off: `check_fields`.
+
+    A jurisdiction that does not exist is then still refused where it is decided.
+    """
+    assert outcome_of(HOME, value).reason == "QUARANTINED"
     monkeypatch.setattr(events, "check_fields", lambda _fields, _key: None)
     assert outcome_of(HOME, value).reason == unguarded, row
 
 
-def test_b21_without_the_limit_a_message_with_any_number_of_headers_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b21_without_the_limit_a_message_with_any_number_of_headers_is_heeded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Off: the limit of 32. Exactly 32 are taken, 33 and those that cannot be read are not."""
     many: Headers = [(f"h{number}", b"") for number in range(33)]
     value = choice(choice=OPT_IN)
     assert outcome_of(HOME, value, headers=many[:32]).reason == "OPTED_IN"
     for headers in (many, ()):
-        assert outcome_of(HOME, value, headers=headers)[:2] == ("HELD", ["headers"])
+        assert outcome_of(HOME, value, headers=headers)[:2] == ("QUARANTINED", ["headers"])
     monkeypatch.setattr(materialiser, "are_refused", lambda _headers: False)
     assert outcome_of(HOME, value, headers=many).reason == "OPTED_IN"
 
 
-def test_b21_without_the_limit_of_size_a_value_of_any_size_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off: 16 KiB. What then still stops it is the length of each text; the decoder has no limit at all."""
+def test_b21_without_the_limit_of_size_a_value_of_any_size_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Off: 16 KiB.
+
+    What then still stops it is the length of each text; the decoder has no limit at all.
+    """
     large = part("B-21", "value over 16 KiB")
     assert outcome_of(HOME, large).classes == ["too_large"]
     for module in (events, columns):
         monkeypatch.setattr(module, "EVENT_BYTES_MAX", 1 << 30)
     strictly = events.read_strictly
-    monkeypatch.setattr(events, "read_strictly", lambda name, payload: strictly(name, payload, bytes_max=1 << 30))
+    monkeypatch.setattr(
+        events, "read_strictly", lambda name, payload: strictly(name, payload, bytes_max=1 << 30)
+    )
     assert outcome_of(HOME, large).classes == ["text"]
 
 
@@ -319,7 +390,10 @@ def test_b21_without_the_limit_of_size_a_value_of_any_size_is_decoded(monkeypatc
 def test_b21_b22_without_the_taint_an_event_of_nobody_is_dropped(
     key: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Off: the taint. It may have been the opt-out of anyone in the partition, and all of them stay allowed."""
+    """Off: the taint.
+
+    It may have been the opt-out of anyone in the partition, and all of them stay allowed.
+    """
     told = outcome_of(HOME, choice(), key=key)
     assert (told.classes, told.tainted) == (["key"], True)
     skip_what_is_refused(monkeypatch)
@@ -327,7 +401,9 @@ def test_b21_b22_without_the_taint_an_event_of_nobody_is_dropped(
     assert (untainted.reason, untainted.tainted) == ("DEFAULT_ON", False)
 
 
-def test_b23_without_the_check_of_the_partition_a_member_has_two_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b23_without_the_check_of_the_partition_a_member_has_two_logs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Off: partition = murmur2(key). An opt-in there and an opt-out here have no order."""
     value = choice(choice=OPT_IN)
     assert "wrong_partition" in outcome_of(value, owned_partition=3).classes
@@ -344,13 +420,18 @@ def test_b24_without_a_look_at_the_content_an_opt_out_under_a_used_id_is_dropped
     """Off: the comparison of content. A filter of repeated ids takes it for a retry."""
     first = opted_in(MEMBER)
     again = replace(first, choice=Choice.OPT_OUT)
-    assert outcome_of(HOME, first, again)[:2] == ("HELD", ["event_id_reused"])
+    assert outcome_of(HOME, first, again)[:2] == ("QUARANTINED", ["event_id_reused"])
     monkeypatch.setattr(Fact, "says_the_same", lambda _self, _other: True)
     assert outcome_of(HOME, first, again)[:2] == ("OPTED_IN", [])
 
 
-def test_b25_without_event_ids_what_was_said_before_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off: the recognition of repeated events. A producer that begins anew at a lower number revives the past."""
+def test_b25_without_event_ids_what_was_said_before_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Off: the recognition of repeated events.
+
+    A producer that begins anew at a lower number revives the past.
+    """
     us, nowhere = lives_in(MEMBER, "US"), lives_in(MEMBER, "DE")
     opted = opted_in(MEMBER)
     history = (us, opted, replace(opted_in(MEMBER), choice=Choice.UNKNOWN), nowhere)
@@ -368,7 +449,7 @@ def test_b26_without_the_brokers_time_a_fast_clock_allows(monkeypatch: pytest.Mo
     """Off: `admit`. The opt-in counts, and the opt-out not for an hour."""
     ahead: dict[str, Any] = {"recorded_at": now(seconds=3600), "effective_at": now(seconds=3600)}
     eager, fast = replace(opted_in(MEMBER), **ahead), replace(opted_out(MEMBER), **ahead)
-    assert outcome_of(HOME, eager)[:2] == ("HELD", ["opt_in_from_future"])
+    assert outcome_of(HOME, eager)[:2] == ("QUARANTINED", ["opt_in_from_future"])
     assert outcome_of(HOME, fast)[:2] == ("OPTED_OUT", [])
     monkeypatch.setattr(materialiser, "admit", lambda event, _appended_at: event)
     assert outcome_of(HOME, eager).classes == []
@@ -394,7 +475,9 @@ def test_b28_without_the_pause_in_its_place_a_control_that_cannot_be_read_stops_
     assert reason_under() == "DEFAULT_ON", "a consumer that logs and goes on"
 
 
-def test_b28_without_widening_a_pause_of_an_unknown_place_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_b28_without_widening_a_pause_of_an_unknown_place_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Off: an unknown scope is every scope. A slip of the pen would leave a regulator unheard."""
     atlantis = pause("nowhere", "ATLANTIS", effective=now(seconds=-1), recorded=now(seconds=-1))
     assert reason_under(atlantis) == "PAUSED"
@@ -403,13 +486,18 @@ def test_b28_without_widening_a_pause_of_an_unknown_place_stops_nobody(monkeypat
 
 
 def test_b28_without_versions_an_old_lift_ends_a_new_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off: the comparison of versions. A lift that came late would end the stop that was imposed since."""
+    """Off: the comparison of versions.
+
+    A lift that came late would end the stop that was imposed since.
+    """
     again = replace(pause("us", "US"), version=2)
     late = lift("us", OptIns.KEEP)
     assert reason_under(again, late) == "PAUSED"
     assert reason_under(again, lift("never-imposed", OptIns.KEEP)) == "PAUSED"
     versionless = replace(late, version=1 << 30)
-    monkeypatch.setattr(Controls, "_widened", lambda _self, one: versionless if one is late else one)
+    monkeypatch.setattr(
+        Controls, "_widened", lambda _self, one: versionless if one is late else one
+    )
     assert reason_under(again, late) == "DEFAULT_ON"
 
 
@@ -417,11 +505,18 @@ def reason_under(*more: Control) -> str:
     """The answer on a member of the United States under these controls too."""
     later = now(seconds=2)
     home = fold(None, HOME)
-    return decide(home, None, ALLOWING.after(*more), purpose=PURPOSE, at=later, known_at=later).reason.value
+    return decide(
+        home, None, ALLOWING.after(*more), purpose=PURPOSE, at=later, known_at=later
+    ).reason.value
 
 
-def test_b29_without_the_latch_something_is_kept_of_whoever_was_erased(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off: the latch of the fold. The decision has one of its own, so the answer stays; the record does not."""
+def test_b29_without_the_latch_something_is_kept_of_whoever_was_erased(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Off: the latch of the fold.
+
+    The decision has one of its own, so the answer stays; the record does not.
+    """
     gone = (HOME, erased(MEMBER))
     before = outcome_of(*gone)
     after = outcome_of(*gone, opted_in(MEMBER, 100))

@@ -1,7 +1,8 @@
 """B-01 to B-18 and B-21 to B-23 on the real path: broker, registry, processor, table, trainer.
 
-One world takes all bad messages at once. For each of them: its member is held (or its partition tainted), its bytes
-and headers are in quarantine, the good event behind it was applied, and the answer is *excluded*.
+One world takes all bad messages at once. For each of them: its member is quarantined (or its
+partition tainted), its bytes and headers are in quarantine, the good event behind it was applied,
+and the answer is *excluded*.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from tests.faults.inputs.attacks import ATTACKS, NULL, OPT_IN, OPT_OUT, TAINTED, Attack, choice_of, of_row
+from tests.faults.inputs.attacks import (
+    ATTACKS,
+    NULL,
+    OPT_IN,
+    OPT_OUT,
+    TAINTED,
+    Attack,
+    choice_of,
+    of_row,
+)
 from tests.faults.inputs.scene import Scene
 from tests.stack import PARTITIONS, SHARED, World, allowed, lives_in, wait_for
 
@@ -29,7 +39,8 @@ FOREIGN_ORDER = json.dumps(json.loads(schema("ConsentChanged").text)).replace(
     '["OPT_OUT", "OPT_IN", "UNKNOWN"]', '["OPT_IN", "OPT_OUT", "UNKNOWN"]'
 )
 WITH_A_FLAG = json.dumps(json.loads(schema("ConsentChanged").text)).replace(
-    '{"name": "member_id"', '{"name": "is_allowed", "type": "boolean", "default": true}, {"name": "member_id"'
+    '{"name": "member_id"',
+    '{"name": "is_allowed", "type": "boolean", "default": true}, {"name": "member_id"',
 )
 ARRAY = json.dumps(
     {
@@ -47,10 +58,17 @@ RECURSIVE = json.dumps(
         "fields": [{"name": "inner", "type": ["null", "consentry.ConsentChanged"]}],
     }
 )
-FOREIGN = {"B-04": FOREIGN_ORDER, "B-15": ARRAY, "B-16": RECURSIVE, "B-17": WITH_A_FLAG, "B-18": FOREIGN_ORDER}
+FOREIGN = {
+    "B-04": FOREIGN_ORDER,
+    "B-15": ARRAY,
+    "B-16": RECURSIVE,
+    "B-17": WITH_A_FLAG,
+    "B-18": FOREIGN_ORDER,
+}
 PARTS = {"B-17": {"choice": OPT_OUT, "evidence": NULL + b"\x01"}}
 PAYLOADS = {
-    # 2^62 items of no size, in ten bytes; and a value 100,000 deep, in 100,000 bytes cut to what a message may hold.
+    # 2^62 items of no size, in ten bytes; and a value 100,000 deep, in 100,000 bytes cut to what a
+    # message may hold.
     "B-15": b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01\x00",
     "B-16": b"\x02" * 16_000 + b"\x00",
 }
@@ -65,7 +83,9 @@ def foreign(world: World, row: str) -> Attack:
     return Attack(
         row=row,
         what="schema of another team",
-        value=lambda _catalog, key: choice_of(head, key, **parts) if payload is None else head + payload,
+        value=lambda _catalog, key: (
+            choice_of(head, key, **parts) if payload is None else head + payload
+        ),
         error_class="schema_id",
     )
 
@@ -103,18 +123,26 @@ def test_b02_what_has_no_frame_holds_its_member(scene: Scene) -> None:
     assert_row(scene, "B-02")
 
 
-def test_b03_unknown_schema_ids_hold_their_members_and_cost_the_registry_little(scene: Scene) -> None:
-    """A flood of invented ids would make the registry slow for everybody, and every opt-out late."""
+def test_b03_unknown_schema_ids_hold_their_members_and_cost_the_registry_little(
+    scene: Scene,
+) -> None:
+    """A flood of invented ids would make the registry slow for everybody, and every opt-out
+    late.
+    """
     assert_row(scene, "B-03")
     members = [f"invented-{number}" for number in range(300)]
     homes = {member: partition_of(member.encode(), PARTITIONS) for member in members}
     held = [member for member, home in homes.items() if home != TAINTED]
     scene.registry.asked.clear()
     for number, member in enumerate(held):
-        scene.send(member.encode(), choice_of(frame(500_000 + number), member.encode()), homes[member])
+        scene.send(
+            member.encode(), choice_of(frame(500_000 + number), member.encode()), homes[member]
+        )
     scene.world.produce(lives_in("behind-the-flood"))
-    wait_for(lambda: allowed(scene.client, "behind-the-flood"), "the good event behind the invented ids")
-    wait_for(lambda: all(scene.reason(member) == "HELD" for member in held), "all held")
+    wait_for(
+        lambda: allowed(scene.client, "behind-the-flood"), "the good event behind the invented ids"
+    )
+    wait_for(lambda: all(scene.reason(member) == "QUARANTINED" for member in held), "all held")
     asked = scene.registry.asked
     assert asked, "it was asked at all"
     # Ten in a second of the clock, so at most twenty in any stretch of that length.
@@ -148,7 +176,10 @@ def test_b08_bytes_behind_the_event_are_refused(scene: Scene) -> None:
 
 
 def test_b09_numbers_that_are_not_written_as_they_must_be_are_refused(scene: Scene) -> None:
-    """One content with many spellings defeats every comparison of bytes. No member event has a plain int at all."""
+    """One content with many spellings defeats every comparison of bytes.
+
+    No member event has a plain int at all.
+    """
     assert_row(scene, "B-09")
     for name in topics()[MEMBER_EVENTS].records:
         assert not [field for field in schema(name).parsed["fields"] if field["type"] == "int"]
@@ -160,7 +191,9 @@ def test_b10_a_number_that_is_cut_off_is_refused(scene: Scene) -> None:
 
 
 def test_b11_a_text_that_claims_more_than_there_is_is_refused(scene: Scene) -> None:
-    """Who believes the length asks the system for two gigabytes, and the worker of every other member is gone."""
+    """Who believes the length asks the system for two gigabytes, and the worker of every other
+    member is gone.
+    """
     assert_row(scene, "B-11")
     for attack in of_row("B-11"):
         value = attack.value(scene.world.catalog, attack.member.encode()) or b""
@@ -173,11 +206,15 @@ def test_b12_text_that_is_none_is_refused(scene: Scene) -> None:
     assert "__name__" not in scene.worker.text()
 
 
-def test_b13_a_byte_that_is_no_truth_value_is_refused_and_no_event_has_a_float(scene: Scene) -> None:
+def test_b13_a_byte_that_is_no_truth_value_is_refused_and_no_event_has_a_float(
+    scene: Scene,
+) -> None:
     """7 counts as true and NaN as smaller than nothing: no member event has either type."""
     assert_row(scene, "B-13")
     for name in topics()[MEMBER_EVENTS].records:
-        assert not {"boolean", "float", "double"} & {str(one["type"]) for one in schema(name).parsed["fields"]}
+        assert not {"boolean", "float", "double"} & {
+            str(one["type"]) for one in schema(name).parsed["fields"]
+        }
 
 
 def test_b14_a_time_outside_of_the_window_is_refused(scene: Scene) -> None:
@@ -186,7 +223,9 @@ def test_b14_a_time_outside_of_the_window_is_refused(scene: Scene) -> None:
 
 
 def test_b15_an_array_of_nothing_is_never_decoded(scene: Scene) -> None:
-    """Ten bytes claim 2^62 items of no size: whoever reads them under their own schema never comes back."""
+    """Ten bytes claim 2^62 items of no size: whoever reads them under their own schema never comes
+    back.
+    """
     assert_row(scene, "B-15")
     assert scene.worker.is_running
     cell = decoded_in_a_cell(frame(1) + PAYLOADS["B-15"], ARRAY, seconds=2)
@@ -194,7 +233,9 @@ def test_b15_an_array_of_nothing_is_never_decoded(scene: Scene) -> None:
 
 
 def test_b16_a_value_without_bottom_is_never_decoded(scene: Scene) -> None:
-    """The C decoder goes as deep as the bytes say, until the stack is gone, and the process with it."""
+    """The C decoder goes as deep as the bytes say, until the stack is gone, and the process with
+    it.
+    """
     assert_row(scene, "B-16")
     assert scene.worker.is_running
     cell = decoded_in_a_cell(frame(1) + b"\x02" * 1_000_000 + b"\x00", RECURSIVE)
@@ -214,8 +255,12 @@ except Exception as error:
 """
 
 
-def decoded_in_a_cell(value: bytes, text: str, *, seconds: int = 10) -> subprocess.CompletedProcess[bytes]:
-    """What becomes of a process with 1 GiB and some seconds that decodes the value under that schema."""
+def decoded_in_a_cell(
+    value: bytes, text: str, *, seconds: int = 10
+) -> subprocess.CompletedProcess[bytes]:
+    """What becomes of a process with 1 GiB and some seconds that decodes the value under that
+    schema.
+    """
     return subprocess.run(
         [sys.executable, "-c", DECODE.format(seconds=seconds), text],
         input=value,
@@ -226,10 +271,14 @@ def decoded_in_a_cell(value: bytes, text: str, *, seconds: int = 10) -> subproce
     )
 
 
-def test_b17_a_version_with_a_permissive_default_is_not_pinned_and_its_events_are_refused(scene: Scene) -> None:
-    """Readability is all that a registry checks: a new flag that says yes for all who never said it is readable.
+def test_b17_a_version_with_a_permissive_default_is_not_pinned_and_its_events_are_refused(
+    scene: Scene,
+) -> None:
+    """Readability is all that a registry checks: a new flag that says yes for all who never said it
+    is readable.
 
-    A default that was changed alone makes no other bytes, and what is read is read with our own schema.
+    A default that was changed alone makes no other bytes, and what is read is read with our own
+    schema.
     """
     assert_row(scene, "B-17")
 
@@ -240,19 +289,29 @@ def test_b18_what_a_producer_registers_by_itself_opens_nothing(scene: Scene) -> 
 
 
 def test_b21_what_is_larger_than_an_event_can_be_is_refused_and_kept(scene: Scene) -> None:
-    """A worker that cannot put the monster into quarantine would stand before it for ever, and everybody behind it."""
+    """A worker that cannot put the monster into quarantine would stand before it for ever, and
+    everybody behind it.
+    """
     assert_row(scene, "B-21")
 
 
 def test_b21_header_names_that_are_no_text_end_no_worker(scene: Scene) -> None:
-    """The client hands such names out as holes: touching one ends the process, again after each restart."""
+    """The client hands such names out as holes: touching one ends the process, again after each
+    restart.
+    """
     member, behind = "b21-header-names", "b21-behind"
     scene.world.produce(lives_in(member))
     wait_for(lambda: allowed(scene.client, member), "allowed before")
     home = partition_of(member.encode(), 8)
     value = choice_of(scene.world.catalog.frame_of("ConsentChanged"), member.encode())
     sent = subprocess.run(
-        [sys.executable, "-c", WITH_BAD_NAME, scene.world.stack.addresses.kafka, scene.world.topic(MEMBER_EVENTS)],
+        [
+            sys.executable,
+            "-c",
+            WITH_BAD_NAME,
+            scene.world.stack.addresses.kafka,
+            scene.world.topic(MEMBER_EVENTS),
+        ],
         input=json.dumps([home, member, value.hex()]),
         text=True,
         capture_output=True,
@@ -262,7 +321,10 @@ def test_b21_header_names_that_are_no_text_end_no_worker(scene: Scene) -> None:
     )
     assert sent.returncode == 0, sent.stderr
     scene.world.produce(lives_in(behind))
-    wait_for(lambda: scene.reason(member) == "HELD" and allowed(scene.client, behind), "held, and the next event")
+    wait_for(
+        lambda: scene.reason(member) == "QUARANTINED" and allowed(scene.client, behind),
+        "held, and the next event",
+    )
     [kept] = [one for one in scene.quarantine(again=True) if one.fields["key"] == member.encode()]
     assert (kept.fields["value"], kept.fields["error_class"]) == (value, "headers")
     place = [scene.world.topic(MEMBER_EVENTS), str(home), str(kept.fields["offset"])]
@@ -314,12 +376,16 @@ asyncio.run(send())
 
 
 def test_b22_a_key_that_is_not_the_member_is_refused_and_a_missing_one_taints(scene: Scene) -> None:
-    """The order of a member's events is the order of their key; without one it could be anybody's opt-out."""
+    """The order of a member's events is the order of their key; without one it could be anybody's
+    opt-out.
+    """
     assert_row(scene, "B-22")
 
 
 def test_b23_a_right_event_in_the_wrong_place_is_refused(scene: Scene) -> None:
-    """A client's bug sent events to other topics in silence; on another partition they have no order."""
+    """A client's bug sent events to other topics in silence; on another partition they have no
+    order.
+    """
     assert_row(scene, "B-23")
     attack = next(one for one in of_row("B-23") if one.partition_offset)
     assert attack.partition != partition_of(attack.member.encode(), 8)
@@ -327,8 +393,13 @@ def test_b23_a_right_event_in_the_wrong_place_is_refused(scene: Scene) -> None:
 
 def test_what_was_refused_is_counted_and_nobody_is_named(scene: Scene) -> None:
     """The counters are what wakes somebody; the log is read by many."""
-    worker, attacks = scene.worker, [attack for attack in ATTACKS if attack.error_class != "schema_id"]
+    worker, attacks = (
+        scene.worker,
+        [attack for attack in ATTACKS if attack.error_class != "schema_id"],
+    )
     for error_class in {attack.error_class for attack in attacks} - {"headers"}:
         sent = sum(attack.error_class == error_class for attack in attacks)
-        assert worker.metric("consentry_quarantined_total", error_class=error_class) == sent, error_class
+        assert worker.metric("consentry_quarantined_total", error_class=error_class) == sent, (
+            error_class
+        )
     assert not [attack.member for attack in ATTACKS if attack.member in worker.text()]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from bench.figures import CannotMeasure, check_count, latency_of, merged, rate_of, schedule, spread_of
+from bench.figures import (
+    CannotMeasure,
+    check_count,
+    latency_of,
+    merged,
+    rate_of,
+    schedule,
+    spread_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,4 +1,6 @@
-"""The filters' benchmark: every way leaves the rows that it should, and what is told follows from what was measured."""
+"""The filters' benchmark: every way leaves the rows that it should, and what is told follows from
+what was measured.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +13,40 @@ import numpy as np
 import pytest
 from bench import __main__ as command
 from bench.figures import CannotMeasure
-from bench.filter_ways import Case, make_case, measure_case, ways_of
-from bench.filters import IN_MEMORY, KINDS, OURS, WAYS, Sizes, document, show_filters, summary
+from bench.filter_ways import FilterCase, make_case, measure_case, ways_of
+from bench.filters import IN_MEMORY, KINDS, OURS, WAYS, FilterSizes, document, show_filters, summary
 from rich.console import Console
 from tests.contract.filters.corpus import decided_alone
 
 from consentry.domain.values import Reason
 
 AT = datetime(2026, 11, 22, tzinfo=UTC)
-SIZES = Sizes(rows=3_000, members=300)
+SIZES = FilterSizes(rows=3_000, members=300)
 
 
 def seconds(**of_ways: float) -> dict[str, list[float]]:
     """Two rounds of a thousand rows, one second for each way that is not told."""
-    return {way: [of_ways.get(way, 1.0)] * 2 for way in WAYS} | {"rows": [1000], "first_decision": [4.0]}
+    return {way: [of_ways.get(way, 1.0)] * 2 for way in WAYS} | {
+        "rows": [1000],
+        "first_decision": [4.0],
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_ours_has_to_leave_is_what_the_rules_say(kind: str) -> None:
     """A filter that lets everything through is the quickest of all."""
     case = make_case(kind, SIZES, seed=1)
-    at, table = case.judge._at, case.table
+    at, table = case.decider._at, case.table
     assert at is not None
-    reasons = decided_alone(case.judge.view, table, at=at, purpose="genai_training")
+    reasons = decided_alone(case.decider.snapshot, table, at=at, purpose="genai_training")
     allowed = [reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in reasons]
     assert np.flatnonzero(allowed).tolist() == case.expected.tolist()
-    assert set(reasons) == {Reason.DEFAULT_ON, Reason.OPTED_OUT, Reason.PAUSED, Reason.OUTSIDE_TERMS}
+    assert set(reasons) == {
+        Reason.DEFAULT_ON,
+        Reason.OPTED_OUT,
+        Reason.PAUSED,
+        Reason.OUTSIDE_TERMS,
+    }
     assert set(case.expected) < set(case.not_excluded)
 
 
@@ -51,7 +61,9 @@ def test_every_way_is_timed_and_held_to_its_rows(kind: str) -> None:
 def test_a_wrong_answer_is_no_figure() -> None:
     """The bench is the last that looks at a million rows."""
     case = make_case("text", SIZES, seed=1)
-    wrong = Case(case.judge, case.table, case.excluded, case.expected[:-1], case.not_excluded)
+    wrong = FilterCase(
+        case.decider, case.table, case.excluded, case.expected[:-1], case.not_excluded
+    )
     with pytest.raises(CannotMeasure, match="decision does not leave the rows"):
         measure_case(wrong, repeats=1)
     with ExitStack() as stack:
@@ -72,17 +84,25 @@ def test_a_ratio_is_below_one_where_ours_is_slower() -> None:
 def test_what_is_promised_is_said_and_told(way: str, slower: float, is_so: bool) -> None:
     """A promise that is kept by text ids alone, or by one library, is not kept."""
     found: dict[str, Any] = {"sizes": SIZES._asdict(), "text": summary(seconds())}
-    results = document({"machine": {}}, found | {"integers": summary(seconds(**{way: slower}))}, at=AT)
+    results = document(
+        {"machine": {}}, found | {"integers": summary(seconds(**{way: slower}))}, at=AT
+    )
     assert results["ok"] == {"in_memory_at_least_half_of_an_anti_join": is_so}
     out = io.StringIO()
     show_filters(results, Console(file=out, width=150))
     assert f"at least 0.5 of the Polars anti-join: {'yes' if is_so else 'no'}" in out.getvalue()
 
 
-def test_the_command_measures_the_filters_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for one thing it must not take minutes for all; and five million rows are what was promised."""
+def test_the_command_measures_the_filters_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asked for one thing it must not take minutes for all; and five million rows are what was
+    promised.
+    """
     called: list[tuple[int, int]] = []
-    monkeypatch.setattr(command, "run_filters", lambda options, _: called.append((options.rows, options.members)))
+    monkeypatch.setattr(
+        command, "run_filters", lambda options, _: called.append((options.rows, options.members))
+    )
     assert command.main(["filters"]) == 0
     assert command.main(["filters", "--rows", "7000"]) == 0
     assert called == [(5_000_000, 1_000_000), (7_000, 1_000_000)]

@@ -1,4 +1,6 @@
-"""The producer's benchmark: what it says follows from what it measured, and the raw peer sends the same events."""
+"""The producer's benchmark: what it says follows from what it measured, and the raw peer sends the
+same events.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ def runs(seconds: float, cpu_seconds: float) -> list[Timed]:
 def found(sdk_seconds: float) -> dict[str, object]:
     """A summary in which the raw peers took one second."""
     ours, theirs = runs(sdk_seconds, 0.5), runs(1.0, 1.0)
-    return summary({"sdk": ours, "raw": theirs, "sdk_without_headers": runs(1.0, 0.5), "raw_without_headers": theirs})
+    return summary(
+        {
+            "sdk": ours,
+            "raw": theirs,
+            "sdk_without_headers": runs(1.0, 0.5),
+            "raw_without_headers": theirs,
+        }
+    )
 
 
 def test_the_raw_peer_gets_the_same_events() -> None:
@@ -51,10 +60,15 @@ def test_what_is_wanted_is_said_and_told(seconds: float, is_within: bool) -> Non
     assert results["ok"] == {"within_20_percent_of_raw": is_within}
     out = io.StringIO()
     show(results, Console(file=out, width=150))
-    assert f"Within 20 % of raw, with headers and without: {'yes' if is_within else 'no'}" in out.getvalue()
+    assert (
+        f"Within 20 % of raw, with headers and without: {'yes' if is_within else 'no'}"
+        in out.getvalue()
+    )
 
 
-def test_the_command_measures_the_producer_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_measures_the_producer_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Asked for one thing it must not take minutes for all."""
     called: list[str] = []
     monkeypatch.setattr(command, "run_producer", lambda *_: called.append("producer"))

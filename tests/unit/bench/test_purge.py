@@ -1,4 +1,6 @@
-"""The check of purges: it kills the real command at work, and says so when a row is left, lost or miscounted."""
+"""The check of purges: it kills the real command at work, and says so when a row is left, lost or
+miscounted.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,9 @@ import pytest
 from bench import __main__ as command
 from bench.purge import (
     JOURNAL,
-    Case,
     Expected,
-    Sizes,
+    PurgeCase,
+    PurgeSizes,
     digest_of,
     document,
     expectation,
@@ -27,11 +29,11 @@ from bench.purge import (
 )
 
 AT = datetime(2026, 11, 22, tzinfo=UTC)
-SIZES = Sizes(rows=4_000, files=10, members=200, kills=1)
+SIZES = PurgeSizes(rows=4_000, files=10, members=200, kills=1)
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
+def case(tmp_path: Path) -> PurgeCase:
     """Ten small files, and a fresh copy of them."""
     made = make_case(tmp_path, SIZES, seed=1)
     fresh_copy(made)
@@ -39,39 +41,66 @@ def case(tmp_path: Path) -> Case:
 
 
 def told(end: dict[str, Any] | None = None, **killed: Any) -> dict[str, Any]:
-    """Results in which all is as promised, but for what is told of the last end and of the kills."""
-    fine: dict[str, Any] = {"rows": 9, "rows_of_the_gone": 0, "digest": "d", "is_counted_rightly": True}
+    """Results in which all is as promised, but for what is told of the last end and of the
+    kills.
+    """
+    fine: dict[str, Any] = {
+        "rows": 9,
+        "rows_of_the_gone": 0,
+        "digest": "d",
+        "is_counted_rightly": True,
+    }
     fine |= {"exit_statuses": {"apply": 0, "verify": 0}}
-    kills = {"kills": 2, "broken_files": 0, "rows_seen": [9, 10], "left": [fine | (end or {})]} | killed
+    kills = {
+        "kills": 2,
+        "broken_files": 0,
+        "rows_seen": [9, 10],
+        "left": [fine | (end or {})],
+    } | killed
     expected = {"rows_before": 10, "rows_after": 9, "digest": "d"}
     return {"sizes": {"kills": 2}, "expected": expected, "undisturbed": [fine], "killed": kills}
 
 
-def test_what_has_to_go_is_counted_by_order(case: Case) -> None:
+def test_what_has_to_go_is_counted_by_order(case: PurgeCase) -> None:
     """A purge that says the wrong numbers has to be held against the right ones."""
     expected = expectation(case)
-    members = pa.concat_tables([pq.ParquetFile(path).read() for path in case.source.rglob("*.parquet")])["member_id"]
+    members = pa.concat_tables(
+        [pq.ParquetFile(path).read() for path in case.source.rglob("*.parquet")]
+    )["member_id"]
     names = members.to_pylist()
     gone = set(case.gone.to_pylist())
     assert len(gone) == 20 + 1
     assert expected.rows_after == sum(name not in gone for name in names)
     (ordered,) = case.ordered.to_pylist()
     rest = 4_000 - expected.rows_after - names.count(ordered)
-    assert expected.removed == {f"e:{ordered}": names.count(ordered), "excluded:genai_training": rest}
+    assert expected.removed == {
+        f"e:{ordered}": names.count(ordered),
+        "excluded:genai_training": rest,
+    }
 
 
-def test_a_row_that_is_left_lost_or_changed_is_seen(case: Case) -> None:
+def test_a_row_that_is_left_lost_or_changed_is_seen(case: PurgeCase) -> None:
     """As many rows as there should be are not the rows that there should be."""
     found = left_in(case)
-    assert (found["rows"], found["rows_of_the_gone"]) == (4_000, 4_000 - expectation(case).rows_after)
+    assert (found["rows"], found["rows_of_the_gone"]) == (
+        4_000,
+        4_000 - expectation(case).rows_after,
+    )
     rows = pa.table({"row": [2, 1], "text": ["b", "a"]})
     assert digest_of(rows) == digest_of(rows.take([1, 0]))
     assert (
-        len({digest_of(rows), digest_of(rows.slice(1)), digest_of(pa.table({"row": [2, 1], "text": ["b", "c"]}))}) == 3
+        len(
+            {
+                digest_of(rows),
+                digest_of(rows.slice(1)),
+                digest_of(pa.table({"row": [2, 1], "text": ["b", "c"]})),
+            }
+        )
+        == 3
     )
 
 
-def test_a_file_that_is_torn_or_missing_at_a_kill_is_counted(case: Case) -> None:
+def test_a_file_that_is_torn_or_missing_at_a_kill_is_counted(case: PurgeCase) -> None:
     """That is what kills are for."""
     assert (looked_at(case, 1 << 62).broken_files, looked_at(case, 1 << 62).rows) == (0, 4_000)
     torn, missing, *_ = case.copy.rglob("*.parquet")
@@ -90,7 +119,9 @@ def test_a_file_that_is_torn_or_missing_at_a_kill_is_counted(case: Case) -> None
         (['{"do": "sta'], False),
     ],
 )
-def test_swaps_that_nobody_settled_are_seen_in_the_journal(lines: list[str], is_so: bool, tmp_path: Path) -> None:
+def test_swaps_that_nobody_settled_are_seen_in_the_journal(
+    lines: list[str], is_so: bool, tmp_path: Path
+) -> None:
     """A line that was torn off was never acted on."""
     path = tmp_path / JOURNAL
     path.parent.mkdir()
@@ -118,7 +149,7 @@ def test_what_is_not_as_promised_is_said(found: dict[str, Any], name: str) -> No
     assert [check for check, is_so in ok.items() if not is_so] == [name]
 
 
-def test_expected_figures_can_be_kept(case: Case) -> None:
+def test_expected_figures_can_be_kept(case: PurgeCase) -> None:
     """They are part of a JSON document."""
     expected: Expected = expectation(case)
     assert json.loads(json.dumps(expected._asdict()))["digest"] == expected.digest
@@ -128,7 +159,9 @@ def test_the_command_purges_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch
     """Five million rows in 200 files and 20 kills are what was promised."""
     called: list[tuple[int, int, int]] = []
     monkeypatch.setattr(
-        command, "run_purge", lambda options, _: called.append((options.rows, options.files, options.kills))
+        command,
+        "run_purge",
+        lambda options, _: called.append((options.rows, options.files, options.kills)),
     )
     assert command.main(["purge"]) == 0
     assert command.main(["purge", "--rows", "7000", "--files", "8", "--kills", "2"]) == 0

@@ -1,4 +1,6 @@
-"""Results are read by people and compared by machines: their shape is a promise, and their verdict is no test."""
+"""Results are read by people and compared by machines: their shape is a promise, and their
+decisions is no test.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from bench import __main__ as command
 from bench.figures import CannotMeasure
 from bench.latency import make_plan, read_journal, summary
 from bench.report import document, machine, packages, show, write
-from bench.rules import Sizes
+from bench.rules import RuleSizes
 from bench.rules import summary as rules_summary
 from bench.throughput import Run
 from bench.throughput import summary as throughput_summary
@@ -29,12 +31,21 @@ AT = datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)
 def numbers(*names: str) -> dict[str, Any]:
     """The schema of an object that has exactly these numbers."""
     properties = {name: {"type": "number", "minimum": 0} for name in names}
-    return {"type": "object", "properties": properties, "required": list(names), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(names),
+        "additionalProperties": False,
+    }
 
 
 DISTRIBUTION = numbers("count", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")
 SPREAD = numbers("median", "low", "high", "repeats")
-CPU = {"type": "object", "additionalProperties": {"type": "number"}, "required": ["worker", "redis", "broker"]}
+CPU = {
+    "type": "object",
+    "additionalProperties": {"type": "number"},
+    "required": ["worker", "redis", "broker"],
+}
 PEER = {
     "type": "object",
     "required": ["events", "events_per_second", "cpu_seconds_per_million"],
@@ -45,24 +56,49 @@ PEER = {
     },
 }
 RATES = (
-    *("fold_events_per_second", "decide_per_second", "decide_cold_micros", "decide_warm_micros", "extend_micros"),
+    *(
+        "fold_events_per_second",
+        "decide_per_second",
+        "decide_cold_micros",
+        "decide_warm_micros",
+        "extend_micros",
+    ),
     *("table_cold_rows_per_second", "table_warm_rows_per_second", "naive_rows_per_second"),
 )
 RULES = {
     **{name: SPREAD for name in RATES},
     **{name: {"type": "number", "minimum": 0} for name in ("ratio_cold", "ratio_warm")},
-    "sizes": numbers("histories", "questions", "rows", "members", "controls", "controls_many", "opt_outs"),
+    "sizes": numbers(
+        "histories", "questions", "rows", "members", "controls", "controls_many", "opt_outs"
+    ),
 }
 SCHEMA = {
     "type": "object",
-    "required": ["measured_at", "machine", "versions", "settings", "rules", "throughput", "latency", "ok"],
+    "required": [
+        "measured_at",
+        "machine",
+        "versions",
+        "settings",
+        "rules",
+        "throughput",
+        "latency",
+        "ok",
+    ],
     "additionalProperties": False,
     "properties": {
         "measured_at": {"type": "string"},
-        "machine": {"type": "object", "required": ["cpus", "model", "python", "platform", "load_1_minute"]},
+        "machine": {
+            "type": "object",
+            "required": ["cpus", "model", "python", "platform", "load_1_minute"],
+        },
         "versions": {"type": "object"},
         "settings": {"type": "object"},
-        "rules": {"type": "object", "required": list(RULES), "properties": RULES, "additionalProperties": False},
+        "rules": {
+            "type": "object",
+            "required": list(RULES),
+            "properties": RULES,
+            "additionalProperties": False,
+        },
         "throughput": {
             "type": "object",
             "required": ["ours", "naive", "ratio"],
@@ -72,7 +108,8 @@ SCHEMA = {
             "type": "object",
             "required": ["event_to_trainer", "pause_to_trainer", "generator_lateness", "rate"],
             "properties": {
-                name: DISTRIBUTION for name in ("event_to_trainer", "pause_to_trainer", "generator_lateness")
+                name: DISTRIBUTION
+                for name in ("event_to_trainer", "pause_to_trainer", "generator_lateness")
             },
         },
         "ok": {
@@ -86,17 +123,33 @@ SCHEMA = {
 
 def rules(warm: float = 80.0) -> dict[str, Any]:
     """What is told of the rules where a table was so many times as quick as its loop."""
-    run = dict.fromkeys(RATES, 7.0) | {"naive_rows_per_second": 1000.0, "table_cold_rows_per_second": 20_000.0}
-    return rules_summary([run | {"table_warm_rows_per_second": warm * 1000}], Sizes(1, 1, 1_000_000, 200_000))
+    run = dict.fromkeys(RATES, 7.0) | {
+        "naive_rows_per_second": 1000.0,
+        "table_cold_rows_per_second": 20_000.0,
+    }
+    return rules_summary(
+        [run | {"table_warm_rows_per_second": warm * 1000}], RuleSizes(1, 1, 1_000_000, 200_000)
+    )
 
 
-def results(*, delay_micros: int = 9_000, ours: float = 1.0, naive: float = 20.0, warm: float = 80.0) -> dict[str, Any]:
-    """The document of a measurement with these delays, seconds for a thousand events, and this ratio of the table."""
+def results(
+    *, delay_micros: int = 9_000, ours: float = 1.0, naive: float = 20.0, warm: float = 80.0
+) -> dict[str, Any]:
+    """The document of a measurement with these delays, seconds for a thousand events, and this
+    ratio of the table.
+    """
     plan = make_plan(start=START, rate=100, warm_up=1, seconds=1, pauses=5, seed=1)
     lines = [
-        {"applied_at": event.recorded_at + delay_micros, "member": event.member, "tag": event_tag(event.event_id).hex()}
+        {
+            "applied_at": event.recorded_at + delay_micros,
+            "member": event.member,
+            "tag": event_tag(event.event_id).hex(),
+        }
         for event in plan.events
-    ] + [{"applied_at": c.recorded_at + delay_micros, "control": c.event_id.hex()} for c in plan.controls]
+    ] + [
+        {"applied_at": c.recorded_at + delay_micros, "control": c.event_id.hex()}
+        for c in plan.controls
+    ]
     cpu = {"worker": 1.0, "redis": 1.0, "broker": 1.0}
     return document(
         about={"machine": machine(), "versions": {}, "settings": {"rf": 1}},
@@ -117,15 +170,18 @@ class TestDocument:
         jsonschema.validate(json.loads(json.dumps(results())), SCHEMA)
 
     @pytest.mark.parametrize(
-        ("delay_micros", "naive", "warm", "verdict"), [(50_000, 10.0, 50.0, True), (50_001, 9.9, 49.9, False)]
+        ("delay_micros", "naive", "warm", "decisions"),
+        [(50_000, 10.0, 50.0, True), (50_001, 9.9, 49.9, False)],
     )
     def test_the_verdict_is_the_figures_against_their_bounds(
-        self, delay_micros: int, naive: float, warm: float, verdict: bool
+        self, delay_micros: int, naive: float, warm: float, decisions: bool
     ) -> None:
-        """A verdict that cannot be no says nothing."""
+        """A decisions that cannot be no says nothing."""
         found = results(delay_micros=delay_micros, naive=naive, warm=warm)["ok"]
 
-        assert found == dict.fromkeys(("table_ratio_at_least_50", "ratio_at_least_10", "p99_at_most_50_ms"), verdict)
+        assert found == dict.fromkeys(
+            ("table_ratio_at_least_50", "ratio_at_least_10", "p99_at_most_50_ms"), decisions
+        )
 
     def test_the_rules_alone_are_told_without_what_was_not_measured(self) -> None:
         """Zeros for servers that never ran would be compared with some day."""
@@ -153,7 +209,10 @@ class TestDocument:
 
         assert "20.0 times the naive peer (10 wanted: yes)" in text
         assert "p99 9.0 ms (50 wanted: yes)" in text
-        assert "80.0 times the loop over its rows (50 wanted: yes); 20.0 times when asked for the first time" in text
+        assert (
+            "80.0 times the loop over its rows (50 wanted: yes); 20.0 times when asked for the "
+            "first time" in text
+        )
         assert "µs a question under 5,000 controls, first time" in text
 
 
@@ -185,7 +244,9 @@ class TestCommand:
         assert command.main(["rules", "--quick"]) == command.main([]) == 0
         assert called == ["rules", "all"]
 
-    def test_a_table_of_too_few_members_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_table_of_too_few_members_is_refused(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """As many members as opt out between two calls have to be there."""
         with pytest.raises(SystemExit):
             command.parse(["rules", "--members", "99"])

@@ -9,7 +9,7 @@ import pytest
 from bench import rules
 from bench.figures import CannotMeasure
 from bench.rules import (
-    Sizes,
+    RuleSizes,
     check_same,
     decide_all,
     decide_alone,
@@ -39,8 +39,8 @@ from bench.world import (
 
 from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import REASONS, Verdict
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decide_table import REASONS, Decisions
+from consentry.trainer.deciding.snapshot import Snapshot
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def raws() -> dict[bytes, bytes]:
 
 
 @pytest.fixture
-def view(raws: dict[bytes, bytes]) -> View:
+def snapshot(raws: dict[bytes, bytes]) -> Snapshot:
     """A trainer's view of them, not asked anything yet."""
     return make_view(raws, make_controls(20, seed=1))
 
@@ -70,7 +70,9 @@ class TestWorld:
             instants = [event.recorded_at for event in events]
             assert instants == sorted(instants)
             assert NOW - YEAR_MICROS <= instants[0] <= instants[-1] <= NOW
-        assert len({event.event_id for events in histories for event in events}) == sum(map(len, histories))
+        assert len({event.event_id for events in histories for event in events}) == sum(
+            map(len, histories)
+        )
 
     def test_controls_are_a_mix_that_regulators_could_make(self) -> None:
         """Lifts of pauses that were never imposed would cost nothing."""
@@ -86,40 +88,58 @@ class TestWorld:
         assert all(pauses[lift.pause].recorded_at <= lift.recorded_at for lift in lifts)
 
     def test_members_beyond_the_histories_say_what_others_say_under_their_own_name(
-        self, raws: dict[bytes, bytes], view: View
+        self, raws: dict[bytes, bytes], snapshot: Snapshot
     ) -> None:
-        """A record under a wrong name is damaged, and a table of the damaged is decided in no time."""
-        assert view.records == raws
+        """A record under a wrong name is damaged, and a table of the damaged is decided in no
+        time.
+        """
+        assert snapshot.records == raws
         assert len(raws) == 300
-        assert not any(view.is_held(key) for key in raws)
+        assert not any(snapshot.is_quarantined(key) for key in raws)
 
-    def test_those_who_opt_out_are_heard(self, view: View) -> None:
+    def test_those_who_opt_out_are_heard(self, snapshot: Snapshot) -> None:
         """If nothing changed between two calls, the second one would be a look into memory."""
-        before = dict(view.records)
+        before = dict(snapshot.records)
 
-        opt_out(view, 40, seed=1)
+        opt_out(snapshot, 40, seed=1)
 
-        changed = [key for key in before if view.records[key] != before[key]]
+        changed = [key for key in before if snapshot.records[key] != before[key]]
         assert len(changed) == 40
-        assert view.regressions == 0
+        assert snapshot.regressions == 0
 
     def test_a_table_has_rows_of_every_kind(self, raws: dict[bytes, bytes]) -> None:
         """Columns of one value would be decided as one question."""
         table = make_table(raws, 2_000, seed=1)
 
-        assert {value.as_py() for value in table["member_id"].unique()} <= {key.decode() for key in raws}
-        assert [table[name].null_count > 0 for name in table.column_names] == [False, True, True, False]
+        assert {value.as_py() for value in table["member_id"].unique()} <= {
+            key.decode() for key in raws
+        }
+        assert [table[name].null_count > 0 for name in table.column_names] == [
+            False,
+            True,
+            True,
+            False,
+        ]
         assert [len(table[name].unique()) for name in ("country", "category")] == [16, 5]
 
 
 class TestMeasuring:
     def test_every_figure_is_told(self) -> None:
         """A figure that is missing is one that got worse."""
-        found = measure_rules(Sizes(histories=20, questions=20, rows=400, members=120), repeats=2, seed=1)
+        found = measure_rules(
+            RuleSizes(histories=20, questions=20, rows=400, members=120), repeats=2, seed=1
+        )
 
-        rates = {name: figure for name, figure in found.items() if name.endswith(("_micros", "_per_second"))}
+        rates = {
+            name: figure
+            for name, figure in found.items()
+            if name.endswith(("_micros", "_per_second"))
+        }
         assert len(rates) == 8
-        assert all(figure["repeats"] == 2 and 0 < figure["low"] <= figure["high"] for figure in rates.values())
+        assert all(
+            figure["repeats"] == 2 and 0 < figure["low"] <= figure["high"]
+            for figure in rates.values()
+        )
         assert found["sizes"]["rows"] == 400
 
     def test_a_lost_event_is_noticed(self) -> None:
@@ -131,28 +151,36 @@ class TestMeasuring:
             measure_fold(histories)
 
     def test_an_answer_that_a_row_does_not_get_alone_is_noticed(
-        self, view: View, raws: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+        self, snapshot: Snapshot, raws: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A table that allows everything is the quickest of all."""
         table = make_table(raws, 500, seed=1)
         monkeypatch.setattr(
-            rules, "decide_all", lambda *_: Verdict(np.full(500, REASONS.index(Reason.OPTED_IN), dtype=np.int8))
+            rules,
+            "decide_all",
+            lambda *_: Decisions(np.full(500, REASONS.index(Reason.OPTED_IN), dtype=np.int8)),
         )
 
         with pytest.raises(CannotMeasure, match="Rows of the table"):
-            measure_table(view, table, seed=1)
+            measure_table(snapshot, table, seed=1)
 
-    def test_table_and_loop_are_asked_the_same(self, view: View, raws: dict[bytes, bytes]) -> None:
-        """Otherwise they could not be compared; and an opt-out between two calls has to be in the second."""
+    def test_table_and_loop_are_asked_the_same(
+        self, snapshot: Snapshot, raws: dict[bytes, bytes]
+    ) -> None:
+        """Otherwise they could not be compared; and an opt-out between two calls has to be in the
+        second.
+        """
         table = make_table(raws, 2_000, seed=1)
-        first = decide_all(view, table)
-        opt_out(view, 100, seed=1)
+        first = decide_all(snapshot, table)
+        opt_out(snapshot, 100, seed=1)
 
-        verdict = decide_all(view, table)
+        decisions = decide_all(snapshot, table)
 
-        assert [REASONS[place] for place in verdict.reasons] == decide_alone(view, rows_of(table))
-        assert verdict.counts() != first.counts()
-        assert len(verdict.counts()) > 3
+        assert [REASONS[place] for place in decisions.reasons] == decide_alone(
+            snapshot, rows_of(table)
+        )
+        assert decisions.counts() != first.counts()
+        assert len(decisions.counts()) > 3
 
     def test_questions_are_of_now_or_of_any_time(self) -> None:
         """Many controls cost most where every question is of another moment."""
@@ -173,7 +201,10 @@ class TestMeasuring:
 
     def test_changed_answers_to_the_same_questions_are_noticed(self) -> None:
         """What is remembered must be what was answered."""
-        records, controls = fold_all(make_histories(5, seed=1)), controls_of(make_controls(20, seed=1))
+        records, controls = (
+            fold_all(make_histories(5, seed=1)),
+            controls_of(make_controls(20, seed=1)),
+        )
         questions = make_questions(records, 10, years=2, seed=1)
         assert measure_many(questions, controls, seed=1).keys() == {
             *("decide_cold_micros", "decide_warm_micros", "extend_micros")
@@ -181,9 +212,11 @@ class TestMeasuring:
         assert measure_decide(questions, controls)["decide_per_second"] > 0
 
         with pytest.raises(CannotMeasure, match="1 of 2 answers"):
-            check_same("answers", [Reason.PAUSED, Reason.HELD], [Reason.PAUSED, Reason.OPTED_IN])
+            check_same(
+                "answers", [Reason.PAUSED, Reason.QUARANTINED], [Reason.PAUSED, Reason.OPTED_IN]
+            )
         with pytest.raises(CannotMeasure, match="1 lost"):
-            check_same("answers", [Reason.PAUSED, Reason.HELD], [Reason.PAUSED])
+            check_same("answers", [Reason.PAUSED, Reason.QUARANTINED], [Reason.PAUSED])
 
     def test_only_the_work_of_this_process_is_timed(self) -> None:
         """On a busy machine a wall clock measures the neighbours."""
@@ -198,7 +231,12 @@ def test_the_ratios_are_of_medians() -> None:
     run: dict[str, Any] = {"table_cold_rows_per_second": 20.0, "naive_rows_per_second": 2.0}
     runs = [run | {"table_warm_rows_per_second": rate} for rate in (100.0, 200.0, 900.0)]
 
-    found = summary(runs, Sizes(1, 2, 3, 4))
+    found = summary(runs, RuleSizes(1, 2, 3, 4))
 
     assert (found["ratio_cold"], found["ratio_warm"]) == (10.0, 100.0)
-    assert found["table_warm_rows_per_second"] == {"median": 200.0, "low": 100.0, "high": 900.0, "repeats": 3}
+    assert found["table_warm_rows_per_second"] == {
+        "median": 200.0,
+        "low": 100.0,
+        "high": 900.0,
+        "repeats": 3,
+    }

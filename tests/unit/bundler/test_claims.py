@@ -1,4 +1,6 @@
-"""Who may write the next bundle: no number twice, none below another, and nobody is waited for without end."""
+"""Who may write the next bundle: no number twice, none below another, and nobody is waited for
+without end.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from consentry.bundler.claims import CLAIM_SECONDS, FOLDER, KEPT, Claims
+from consentry.bundler.claims import CLAIM_SECONDS, FOLDER, KEPT, SequenceClaims
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Micros
 
 START = 1_750_000_000_000_000
-Named = Callable[[str], Claims]
+Named = Callable[[str], SequenceClaims]
 
 
 class Time:
@@ -40,7 +42,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def by(url: str, time: Time) -> Named:
-    return lambda writer: Claims(url, writer=writer, clock=time)
+    return lambda writer: SequenceClaims(url, writer=writer, clock=time)
 
 
 def test_numbers_go_up_and_say_who_holds_them(by: Named) -> None:
@@ -104,7 +106,9 @@ def test_a_claim_that_cannot_be_read_holds_nobody_up(url: str, by: Named, conten
 
 
 def test_old_claims_are_forgotten_and_the_highest_never(by: Named, url: str) -> None:
-    """A store of a year would hold half a million of them; without the highest a number would be given twice."""
+    """A store of a year would hold half a million of them; without the highest a number would be
+    given twice.
+    """
     claims = by("a")
     for number in range(1, KEPT + 10):
         claims.take(number)
@@ -117,7 +121,7 @@ def test_old_claims_are_forgotten_and_the_highest_never(by: Named, url: str) -> 
 def test_a_store_that_does_not_answer_is_told_without_its_url(tmp_path: Path) -> None:
     """A URL may hold a password, and errors are logged."""
     (tmp_path / "secret").write_text("a file where a directory was to be")
-    claims = Claims(str(tmp_path / "secret"), writer="a", clock=Time())
+    claims = SequenceClaims(str(tmp_path / "secret"), writer="a", clock=Time())
 
     with pytest.raises(Unavailable) as caught:
         claims.take(1)

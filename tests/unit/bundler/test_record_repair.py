@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import chose, new_catalog
 
-from consentry.bundler.record_repair import BATCH_MAX, PAUSE_SECONDS_MAX, QUIET_SECONDS, Healer, Repetition
+from consentry.bundler.record_repair import (
+    BATCH_MAX,
+    PAUSE_SECONDS_MAX,
+    QUIET_SECONDS,
+    RecordRepairer,
+    Repetition,
+)
 from consentry.bundles import BundleState, Regression
 from consentry.domain.errors import Unavailable
 from consentry.domain.records import Record, fold
@@ -28,7 +34,10 @@ def versions(member: str, count: int = VERSIONS_MAX, *, first_event: int = 1) ->
     found = []
     for number in range(count):
         choice = Choice.OPT_OUT if number % 2 else Choice.OPT_IN
-        record = fold(record, chose(choice, first_event + number, on=number / 10, observed=number, member=member))
+        record = fold(
+            record,
+            chose(choice, first_event + number, on=number / 10, observed=number, member=member),
+        )
         found.append(write_record(record, FRAME))
     return found
 
@@ -39,7 +48,9 @@ STRANGER = versions("anna", first_event=1000)
 
 
 class Topic:
-    """One partition of records, its follower and a healer; time passes only where a test says so."""
+    """One partition of records, its follower and a healer; time passes only where a test says
+    so.
+    """
 
     def __init__(self, *, guard: bool = True) -> None:
         self.log: list[tuple[bytes, bytes]] = []
@@ -50,10 +61,12 @@ class Topic:
         self.between: list[tuple[bytes, bytes]] = []
         """Appended by others between the next decision and its append, one at a time."""
         self.while_appending: list[tuple[bytes, bytes]] = []
-        """Appended by others, and read, after the next append and before anybody hears that it is acknowledged."""
+        """Appended by others, and read, after the next append and before anybody hears that it is
+        acknowledged.
+        """
         self.metrics = Metrics("test")
         self.state = BundleState(1, CATALOG)
-        self.healer = Healer(
+        self.healer = RecordRepairer(
             self,
             newest=self.state.get,
             ready=lambda: self.is_ready,
@@ -79,7 +92,9 @@ class Topic:
     def follow(self) -> None:
         new = self.log[self.read :]
         self.read = len(self.log)
-        self.state.apply_records(0, [key for key, _ in new], [value for _, value in new], self._note)
+        self.state.apply_records(
+            0, [key for key, _ in new], [value for _, value in new], self._note
+        )
 
     def step(self, *, seconds: float = 0.0) -> int:
         """Follow to the end, then heal what is due."""
@@ -105,7 +120,9 @@ class Topic:
 
 
 def test_the_newest_record_is_published_again_byte_for_byte() -> None:
-    """Compaction keeps the last message: a member who opted out would come back into training an hour later."""
+    """Compaction keeps the last message: a member who opted out would come back into training an
+    hour later.
+    """
     topic = Topic()
     topic.publish(ANNA[0], ANNA[1], ANNA[0])
 
@@ -129,7 +146,9 @@ def test_without_the_guard_the_older_record_is_what_remains() -> None:
 
 
 def test_nothing_is_published_where_a_newer_record_came_meanwhile() -> None:
-    """A repetition would be an older version behind a newer one: the very thing that is to be ended."""
+    """A repetition would be an older version behind a newer one: the very thing that is to be
+    ended.
+    """
     topic = Topic()
     topic.publish(ANNA[0], ANNA[1], ANNA[0])
     topic.follow()
@@ -143,7 +162,9 @@ def test_nothing_is_published_where_a_newer_record_came_meanwhile() -> None:
 
 
 def test_a_newer_record_between_decision_and_append_is_healed_in_the_next_round() -> None:
-    """Nobody can decide and append in one step; the repetition would stay behind a newer opt-out for ever."""
+    """Nobody can decide and append in one step; the repetition would stay behind a newer opt-out
+    for ever.
+    """
     topic = Topic()
     topic.publish(ANNA[0], ANNA[1], ANNA[0])
     topic.between = [(b"anna", ANNA[2])]
@@ -158,7 +179,9 @@ def test_a_newer_record_between_decision_and_append_is_healed_in_the_next_round(
 
 
 def test_an_older_record_that_comes_while_the_repetition_is_acknowledged_is_not_forgotten() -> None:
-    """The second wake of the same frozen worker would be taken for the first, which was just healed."""
+    """The second wake of the same frozen worker would be taken for the first, which was just
+    healed.
+    """
     topic = Topic()
     topic.publish(ANNA[0], ANNA[1], ANNA[0])
     topic.while_appending = [(b"anna", ANNA[0])]
@@ -170,9 +193,14 @@ def test_an_older_record_that_comes_while_the_repetition_is_acknowledged_is_not_
     assert topic.compacted() == {b"anna": ANNA[1]}
 
 
-@given(races=st.integers(0, VERSIONS_MAX - 2), echoes=st.lists(st.integers(0, VERSIONS_MAX - 1), max_size=5))
+@given(
+    races=st.integers(0, VERSIONS_MAX - 2),
+    echoes=st.lists(st.integers(0, VERSIONS_MAX - 1), max_size=5),
+)
 def test_it_comes_to_rest_however_often_the_race_is_lost(races: int, echoes: list[int]) -> None:
-    """A member who chooses again in every unlucky moment would have two services write to each other for ever."""
+    """A member who chooses again in every unlucky moment would have two services write to each
+    other for ever.
+    """
     topic = Topic()
     topic.publish(ANNA[0], ANNA[1], ANNA[0])
     topic.between = [(b"anna", value) for value in ANNA[2 : 2 + races]]
@@ -183,12 +211,16 @@ def test_it_comes_to_rest_however_often_the_race_is_lost(races: int, echoes: lis
     newest = max((value for _, value in topic.log), key=version_of)
     assert topic.compacted() == {b"anna": newest}
     assert not topic.between
-    assert topic.count("consentry_bundler_heals_total", outcome="appended") <= races + len(echoes) + 2
+    assert (
+        topic.count("consentry_bundler_heals_total", outcome="appended") <= races + len(echoes) + 2
+    )
     assert rounds <= 8 * (races + len(echoes) + 2)
 
 
 def test_a_member_who_never_rests_costs_ever_fewer_messages_and_is_told() -> None:
-    """An endless loop at full speed would fill the topic; one that is given up would lose the newest record."""
+    """An endless loop at full speed would fill the topic; one that is given up would lose the
+    newest record.
+    """
     topic = Topic()
     topic.publish(ANNA[-2], ANNA[-1])
     started = topic.now
@@ -233,7 +265,9 @@ def test_what_the_broker_did_not_acknowledge_is_tried_again_and_told() -> None:
 
 
 def test_nothing_is_published_before_the_log_was_read_to_its_end() -> None:
-    """In the middle of the log the newest record is not known: what looks newest may be an older one."""
+    """In the middle of the log the newest record is not known: what looks newest may be an older
+    one.
+    """
     topic = Topic()
     topic.is_ready = False
     topic.publish(ANNA[0], ANNA[1], ANNA[0])
@@ -246,7 +280,9 @@ def test_nothing_is_published_before_the_log_was_read_to_its_end() -> None:
 
 
 def test_two_histories_of_one_member_are_not_healed_and_the_member_is_held() -> None:
-    """Nobody can say which of the two lost an event; it may be the newer one that lost the opt-out."""
+    """Nobody can say which of the two lost an event; it may be the newer one that lost the
+    opt-out.
+    """
     topic = Topic()
     topic.publish(ANNA[0], ANNA[1], STRANGER[0])
 
@@ -274,7 +310,9 @@ def test_a_partition_that_went_back_as_a_whole_is_healed_batch_by_batch() -> Non
 
 
 def test_the_healer_ends_when_it_is_stopped() -> None:
-    """A thread that stays would keep the service from ending, and be killed in the middle of a write."""
+    """A thread that stays would keep the service from ending, and be killed in the middle of a
+    write.
+    """
     topic = Topic()
     topic.healer.start()
     assert topic.healer.is_alive
@@ -286,7 +324,9 @@ def test_the_healer_ends_when_it_is_stopped() -> None:
 
 @pytest.mark.parametrize("older", [0, 1])
 def test_a_regression_is_taken_as_the_state_tells_it(older: int) -> None:
-    """The one who follows and the one who heals are two; a word in between that is wrong would heal nobody."""
+    """The one who follows and the one who heals are two; a word in between that is wrong would heal
+    nobody.
+    """
     topic = Topic()
     topic.healer.note(Regression(0, b"anna", ANNA[2], ANNA[older]))
     topic.state.apply_records(0, [b"anna"], [ANNA[2]])

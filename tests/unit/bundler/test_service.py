@@ -9,17 +9,25 @@ from typing import Any
 import pytest
 from tests.strategies import chose, new_catalog
 
-from consentry.bundler.claims import Claims
-from consentry.bundler.record_repair import Healer, Repetition
-from consentry.bundler.service import Bundler, Plan, went_back
-from consentry.bundles import BundleState, BundleStore, Manifest, PublicKeys, SigningKey, open_bundle, restore
+from consentry.bundler.claims import SequenceClaims
+from consentry.bundler.record_repair import RecordRepairer, Repetition
+from consentry.bundler.service import Bundler, BundlerPlan, went_back
+from consentry.bundles import (
+    BundleState,
+    BundleStore,
+    Manifest,
+    PublicKeys,
+    SigningKey,
+    open_bundle,
+    restore,
+)
 from consentry.bundles.manifest import POINTER_NAME
 from consentry.domain.errors import Unavailable
 from consentry.domain.records import Record, fold
 from consentry.domain.values import Choice, Micros
 from consentry.ops.metrics import Metrics
 from consentry.wire.frontiers import Frontier
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import write_record
 from consentry.wire.schemas import RECORDS
@@ -55,7 +63,9 @@ class Topics:
 
 
 class FollowerOfTopics:
-    """Stands where the follower does: takes in all there is, and a frontier where the processor runs."""
+    """Stands where the follower does: takes in all there is, and a frontier where the processor
+    runs.
+    """
 
     def __init__(self, topics: Topics, state: BundleState | None = None) -> None:
         self.state = state or BundleState(PARTITIONS, CATALOG, logs=LOGS)
@@ -111,14 +121,18 @@ class Service:
         self.bundler = Bundler(
             self.follower,
             store,
-            Claims(store.url, writer=writer, clock=clock),
+            SequenceClaims(store.url, writer=writer, clock=clock),
             key=key,
             believed=believed,
             namespace="consentry",
-            plan=Plan(every_seconds=10, snapshot_every=3, keep_seconds=keep_seconds, staleness_seconds=5),
+            plan=BundlerPlan(
+                every_seconds=10, snapshot_every=3, keep_seconds=keep_seconds, staleness_seconds=5
+            ),
             clock=clock,
             metrics=self.metrics,
-            healer=Healer(Nowhere(), newest=lambda _: None, ready=lambda: False, metrics=self.metrics),
+            healer=RecordRepairer(
+                Nowhere(), newest=lambda _: None, ready=lambda: False, metrics=self.metrics
+            ),
             newest=newest,
             seconds=lambda: topics.now / 1e6,
         )
@@ -152,7 +166,9 @@ def read(store: BundleStore, topics: Topics) -> tuple[Manifest, dict[bytes, byte
 def test_a_snapshot_comes_first_then_deltas_and_every_third_is_a_snapshot_again(
     topics: Topics, store: BundleStore
 ) -> None:
-    """A chain without end takes ever longer to read, and one damaged link of it would cost everything since."""
+    """A chain without end takes ever longer to read, and one damaged link of it would cost
+    everything since.
+    """
     service = Service(topics, store)
     outcomes = []
     for number in range(7):
@@ -176,7 +192,9 @@ def test_nothing_is_written_before_its_time(topics: Topics, store: BundleStore) 
 
 
 @pytest.mark.parametrize("why", ["stale", "behind", "clock"])
-def test_what_is_not_proven_fresh_is_never_published(topics: Topics, store: BundleStore, why: str) -> None:
+def test_what_is_not_proven_fresh_is_never_published(
+    topics: Topics, store: BundleStore, why: str
+) -> None:
     """Opt-outs that are on their way would be missing from what calls itself the newest."""
     service = Service(topics, store)
     service.turn()
@@ -198,7 +216,9 @@ def test_what_is_not_proven_fresh_is_never_published(topics: Topics, store: Bund
         assert service.turn(seconds=1) == "delta"
 
 
-def test_a_bundler_that_is_started_again_goes_on_with_the_chain(topics: Topics, store: BundleStore) -> None:
+def test_a_bundler_that_is_started_again_goes_on_with_the_chain(
+    topics: Topics, store: BundleStore
+) -> None:
     """A snapshot at each restart would cost minutes where there are ten million members."""
     topics.choose("m1")
     Service(topics, store).turn()
@@ -213,31 +233,49 @@ def test_a_bundler_that_is_started_again_goes_on_with_the_chain(topics: Topics, 
     assert records == dict(topics.records)
 
 
-def test_after_a_number_that_was_claimed_in_vain_comes_a_snapshot(topics: Topics, store: BundleStore) -> None:
+def test_after_a_number_that_was_claimed_in_vain_comes_a_snapshot(
+    topics: Topics, store: BundleStore
+) -> None:
     """A delta over a gap in the numbers is refused by every reader."""
     service = Service(topics, store)
     service.turn()
-    Claims(store.url, writer="a", clock=lambda: Micros(topics.now)).take(2)  # and then it was killed
+    SequenceClaims(store.url, writer="a", clock=lambda: Micros(topics.now)).take(
+        2
+    )  # and then it was killed
 
     assert service.turn() == "snapshot"
     assert read(store, topics)[0].sequence == 3
 
 
 class TestTwoBundlers:
-    def test_the_second_stands_by_until_the_first_falls_silent(self, topics: Topics, store: BundleStore) -> None:
-        """Two who write in turns would write nothing but snapshots, and fork the chain in the end."""
+    def test_the_second_stands_by_until_the_first_falls_silent(
+        self, topics: Topics, store: BundleStore
+    ) -> None:
+        """Two who write in turns would write nothing but snapshots, and fork the chain in the
+        end.
+        """
         first, second = Service(topics, store), Service(topics, store, writer="b")
-        assert [first.turn(), second.turn(seconds=5), first.turn(seconds=5)] == ["snapshot", "standby", "delta"]
+        assert [first.turn(), second.turn(seconds=5), first.turn(seconds=5)] == [
+            "snapshot",
+            "standby",
+            "delta",
+        ]
         assert second.bundler.newest is not None
         assert second.bundler.newest.sequence == 1
         assert second.bundler.status()["ok"], "who stands by is ready to take over"
 
-        assert [second.turn(), second.turn(), second.turn(seconds=10)] == ["standby", "standby", "standby"]
+        assert [second.turn(), second.turn(), second.turn(seconds=10)] == [
+            "standby",
+            "standby",
+            "standby",
+        ]
         assert second.turn(seconds=1) == "snapshot"
         assert first.turn() == "standby"
         assert read(store, topics)[0].sequence == 3
 
-    def test_what_another_published_meanwhile_is_never_replaced(self, topics: Topics, store: BundleStore) -> None:
+    def test_what_another_published_meanwhile_is_never_replaced(
+        self, topics: Topics, store: BundleStore
+    ) -> None:
         """The slower one began earlier, and knows of fewer opt-outs."""
         slow, fast = Service(topics, store), Service(topics, store, writer="b")
         writing = slow.store.write
@@ -258,8 +296,12 @@ class TestTwoBundlers:
         assert read(store, topics)[1] == dict(topics.records)
         assert slow.turn(seconds=1) == "standby"
 
-    def test_a_pointer_that_was_put_back_is_noticed_and_overtaken(self, topics: Topics, store: BundleStore) -> None:
-        """Between the last look and the write somebody can freeze for an hour; trainers would get the older bundle."""
+    def test_a_pointer_that_was_put_back_is_noticed_and_overtaken(
+        self, topics: Topics, store: BundleStore
+    ) -> None:
+        """Between the last look and the write somebody can freeze for an hour; trainers would get
+        the older bundle.
+        """
         first = Service(topics, store)
         first.turn()
         old = store.read(POINTER_NAME, bytes_max=10_000)
@@ -277,7 +319,9 @@ def test_a_pointer_that_is_not_believed_is_neither_followed_nor_written_over(
     """To write over it would hide that somebody else writes to the store."""
     service, forger = Service(topics, store), SigningKey.generate()
     service.turn()
-    Service(topics, store, writer="evil", key=forger, believed=PublicKeys([forger.public])).turn(seconds=100)
+    Service(topics, store, writer="evil", key=forger, believed=PublicKeys([forger.public])).turn(
+        seconds=100
+    )
     forged = store.read(POINTER_NAME, bytes_max=10_000)
     store.write(POINTER_NAME, content=forged.replace(b'"sequence":1', b'"sequence":9'))
     before = store.read(POINTER_NAME, bytes_max=10_000)
@@ -288,7 +332,9 @@ def test_a_pointer_that_is_not_believed_is_neither_followed_nor_written_over(
     assert service.bundler.age_seconds() > 0
 
 
-def test_a_store_that_fails_costs_one_bundle_and_not_the_chain(topics: Topics, store: BundleStore) -> None:
+def test_a_store_that_fails_costs_one_bundle_and_not_the_chain(
+    topics: Topics, store: BundleStore
+) -> None:
     """A full disk for a minute must not end in a bundle without the choices of that minute."""
     service = Service(topics, store)
     service.turn()
@@ -308,7 +354,9 @@ def test_a_store_that_fails_costs_one_bundle_and_not_the_chain(topics: Topics, s
 
 
 class TestPruning:
-    def test_what_the_newest_chain_needs_stays_and_the_rest_goes(self, topics: Topics, store: BundleStore) -> None:
+    def test_what_the_newest_chain_needs_stays_and_the_rest_goes(
+        self, topics: Topics, store: BundleStore
+    ) -> None:
         """A store without pruning is full one day; with too much of it no trainer starts."""
         service = Service(topics, store)
         for number in range(20):
@@ -330,17 +378,25 @@ class TestPruning:
             published[topics.now] = read(store, topics)[0].bundle_id
             for since, bundle_id in published.items():
                 if topics.now - since <= keep * 1e6:
-                    bundle = open_bundle(store, keys=KEYS, namespace=None, now=Micros(topics.now), bundle_id=bundle_id)
+                    bundle = open_bundle(
+                        store,
+                        keys=KEYS,
+                        namespace=None,
+                        now=Micros(topics.now),
+                        bundle_id=bundle_id,
+                    )
                     bundle.check_files()
         assert len(store.bundle_ids()) <= keep / 10 + 7
 
-    def test_what_a_killed_bundler_left_half_is_deleted_in_time(self, topics: Topics, store: BundleStore) -> None:
+    def test_what_a_killed_bundler_left_half_is_deleted_in_time(
+        self, topics: Topics, store: BundleStore
+    ) -> None:
         """Each kill would leave gigabytes for ever."""
         service = Service(topics, store)
         service.turn()
         torn = f"{2:010d}-snapshot-{'0' * 16}"
         store.write(torn, "records-00000.parquet", content=b"half")
-        Claims(store.url, writer="a", clock=lambda: Micros(topics.now)).take(2)
+        SequenceClaims(store.url, writer="a", clock=lambda: Micros(topics.now)).take(2)
 
         service.turns(8)
 
@@ -349,25 +405,43 @@ class TestPruning:
 
 
 class TestLookingBack:
-    def log(self, *messages: tuple[str, int]) -> list[Stored]:
+    def log(self, *messages: tuple[str, int]) -> list[StoredMessage]:
         return [
-            Stored(0, offset, member.encode(), record(member, count), Micros(0))
+            StoredMessage(0, offset, member.encode(), record(member, count), Micros(0))
             for offset, (member, count) in enumerate(messages)
         ]
 
     def test_only_who_ends_behind_what_is_held_went_back(self) -> None:
-        """One that is missed comes back into training with the compaction; one too many is only one message."""
-        held = {b"a": record("a", 3), b"b": record("b", 2), b"c": record("c", 1), b"d": record("d", 2)}
-        log = self.log(("a", 1), ("a", 3), ("a", 2), ("b", 2), ("b", 1), ("b", 2), ("c", 1), ("d", 1), ("d", 2))
+        """One that is missed comes back into training with the compaction; one too many is only one
+        message.
+        """
+        held = {
+            b"a": record("a", 3),
+            b"b": record("b", 2),
+            b"c": record("c", 1),
+            b"d": record("d", 2),
+        }
+        log = self.log(
+            ("a", 1), ("a", 3), ("a", 2), ("b", 2), ("b", 1), ("b", 2), ("c", 1), ("d", 1), ("d", 2)
+        )
 
         found = list(went_back(log, held.get))
 
-        assert [(one.member, one.held, one.arrived) for one in found] == [(b"a", held[b"a"], record("a", 2))]
+        assert [(one.member, one.held, one.arrived) for one in found] == [
+            (b"a", held[b"a"], record("a", 2))
+        ]
 
     def test_a_record_that_only_the_bundle_remembers_is_found(self) -> None:
-        """After compaction the log has nothing but the older one: the bundle is the last to know of the opt-out."""
-        assert [one.member for one in went_back(self.log(("a", 1)), {b"a": record("a", 2)}.get)] == [b"a"]
+        """After compaction the log has nothing but the older one: the bundle is the last to know of
+        the opt-out.
+        """
+        assert [
+            one.member for one in went_back(self.log(("a", 1)), {b"a": record("a", 2)}.get)
+        ] == [b"a"]
 
     def test_what_is_newer_than_what_is_held_is_no_matter(self) -> None:
         """It was appended while this was read; the follower is on its way there."""
-        assert list(went_back(self.log(("a", 1), ("a", 2), ("x", 1)), {b"a": record("a", 1)}.get)) == []
+        assert (
+            list(went_back(self.log(("a", 1), ("a", 2), ("x", 1)), {b"a": record("a", 1)}.get))
+            == []
+        )

@@ -56,12 +56,16 @@ def rows(bundle: Bundle) -> dict[str, dict[str, Any]]:
     for batch in bundle.record_batches(columns=None):
         for row in batch.to_pylist():
             found[row["member_id"]] = row
-    return {member: row for member, row in found.items() if row["record"] is not None or row["damaged"]}
+    return {
+        member: row for member, row in found.items() if row["record"] is not None or row["damaged"]
+    }
 
 
 @given(st.integers(0, 2**32), st.lists(st.booleans(), min_size=1, max_size=6))
 @settings(max_examples=40)
-def test_a_snapshot_and_its_deltas_say_what_one_snapshot_of_the_later_state_says(seed: int, deltas: list[bool]) -> None:
+def test_a_snapshot_and_its_deltas_say_what_one_snapshot_of_the_later_state_says(
+    seed: int, deltas: list[bool]
+) -> None:
     """A member whose opt-out came in the third delta is excluded as if it had always been there."""
     history, store, whole = History(seed), memory(), memory()
     history.step()
@@ -69,14 +73,19 @@ def test_a_snapshot_and_its_deltas_say_what_one_snapshot_of_the_later_state_says
     for number, wants_delta in enumerate(deltas, start=2):
         history.step()
         can_delta = wants_delta and not why_no_delta(newest, history.log.state)
-        newest = published(store, history.log.state, KEY, sequence=number, parent=newest if can_delta else None)
+        newest = published(
+            store, history.log.state, KEY, sequence=number, parent=newest if can_delta else None
+        )
     published(whole, history.log.state, KEY, sequence=len(deltas) + 1)
     chained, full = opened(store), opened(whole)
     assert rows(chained) == rows(full)
     assert chained.controls() == full.controls()
     for purpose in ("ads", "genai_training"):
         assert chained.own_exclusions(purpose) == full.own_exclusions(purpose)
-    told = [(one.manifest.partitions, one.manifest.newest_policy, one.positions) for one in (chained, full)]
+    told = [
+        (one.manifest.partitions, one.manifest.newest_policy, one.positions)
+        for one in (chained, full)
+    ]
     assert told[0] == told[1]
     one, other = restore(chained), restore(full)
     state = history.log.state
@@ -91,8 +100,12 @@ def test_a_snapshot_and_its_deltas_say_what_one_snapshot_of_the_later_state_says
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=15)
-def test_a_bundler_that_starts_again_from_its_bundle_goes_on_as_if_it_had_never_stopped(seed: int) -> None:
-    """It is restarted with every upgrade; a delta that misses what came between would lose opt-outs."""
+def test_a_bundler_that_starts_again_from_its_bundle_goes_on_as_if_it_had_never_stopped(
+    seed: int,
+) -> None:
+    """It is restarted with every upgrade; a delta that misses what came between would lose
+    opt-outs.
+    """
     history, store, unbroken = History(seed), memory(), memory()
     history.step()
     newest = published(store, history.log.state, KEY)
@@ -106,18 +119,26 @@ def test_a_bundler_that_starts_again_from_its_bundle_goes_on_as_if_it_had_never_
 
 
 def test_the_same_state_makes_the_same_files() -> None:
-    """Two bundlers, or one that is asked again, are told apart by what they hold and by nothing else."""
+    """Two bundlers, or one that is asked again, are told apart by what they hold and by nothing
+    else.
+    """
     one, other = (published(memory(), populated().state, KEY) for _ in range(2))
     assert one.files == other.files
 
 
-def test_members_stand_in_the_order_in_which_a_trainer_keeps_them(log: Log, store: BundleStore) -> None:
+def test_members_stand_in_the_order_in_which_a_trainer_keeps_them(
+    log: Log, store: BundleStore
+) -> None:
     """Else every trainer that starts sorts all of them."""
-    manifest = write_bundle(store, log.state, key=KEY, namespace="consentry", sequence=1, created_at=NOW, file_rows=3)
+    manifest = write_bundle(
+        store, log.state, key=KEY, namespace="consentry", sequence=1, created_at=NOW, file_rows=3
+    )
     publish(store, manifest, key=KEY)
 
     members = [
-        member.encode() for batch in opened(store).record_batches() for member in batch.column("member_id").to_pylist()
+        member.encode()
+        for batch in opened(store).record_batches()
+        for member in batch.column("member_id").to_pylist()
     ]
 
     assert len(members) > 3
@@ -128,7 +149,9 @@ def test_many_files_say_what_one_says(log: Log) -> None:
     """Ten million members do not stand in one file."""
     one, many = memory(), memory()
     published(one, log.state, KEY)
-    manifest = write_bundle(many, log.state, key=KEY, namespace="consentry", sequence=1, created_at=NOW, file_rows=3)
+    manifest = write_bundle(
+        many, log.state, key=KEY, namespace="consentry", sequence=1, created_at=NOW, file_rows=3
+    )
     publish(many, manifest, key=KEY)
     assert len(manifest.with_role("records")) == 3
     assert rows(opened(one)) == rows(opened(many))
@@ -140,7 +163,9 @@ def test_a_delta_has_a_row_for_nobody_who_did_not_change(log: Log, store: Bundle
     log.member("m:quiet", random_event_of("m:quiet"))
     second = published(store, log.state, KEY, sequence=2, parent=first)
     third = published(store, log.state, KEY, sequence=3, parent=second)
-    assert [sum(file.rows for file in one.with_role("records")) for one in (first, second, third)] == [8, 1, 0]
+    assert [
+        sum(file.rows for file in one.with_role("records")) for one in (first, second, third)
+    ] == [8, 1, 0]
 
 
 def random_event_of(member: str) -> MemberEvent:
@@ -226,7 +251,9 @@ for place in range(200):
 """
 
 
-def test_a_bundler_killed_at_any_step_leaves_the_previous_bundle_or_the_new_one_whole(tmp_path: Path) -> None:
+def test_a_bundler_killed_at_any_step_leaves_the_previous_bundle_or_the_new_one_whole(
+    tmp_path: Path,
+) -> None:
     """kill -9, a power cut, a full disk: trainers start at any of these moments."""
     from consentry.bundles.keys import make_key_files
 
@@ -243,10 +270,14 @@ def test_a_bundler_killed_at_any_step_leaves_the_previous_bundle_or_the_new_one_
     )
     assert done.returncode == 0, done.stderr[-3000:]
     places, keys = int(done.stdout), PublicKeys.read(public)
-    assert places >= 15, "each file is made to last and takes its name, and so are the manifest and the pointer"
+    assert places >= 15, (
+        "each file is made to last and takes its name, and so are the manifest and the pointer"
+    )
     found = []
     for place in range(places + 1):
-        bundle = open_bundle(str(tmp_path / "stores" / str(place)), keys=keys, namespace="consentry", now=NOW)
+        bundle = open_bundle(
+            str(tmp_path / "stores" / str(place)), keys=keys, namespace="consentry", now=NOW
+        )
         bundle.check_files()
         restore(bundle)
         found.append(bundle.manifest.sequence)
@@ -268,7 +299,9 @@ def test_what_no_chain_needs_is_pruned_and_all_else_stays(log: Log, store: Bundl
     gone = prune(store, newest=chain[-1], keep=2)
     assert gone == [one.bundle_id for one in chain[:3]]
     assert [int(one[:10]) for one in store.bundle_ids()] == [4, 5, 5, 6, 7, 8, 9]
-    assert prune(store, newest=chain[-1], keep=1) == sorted([chain[3].bundle_id, chain[4].bundle_id, unfinished])
+    assert prune(store, newest=chain[-1], keep=1) == sorted(
+        [chain[3].bundle_id, chain[4].bundle_id, unfinished]
+    )
     assert restore(opened(store)).digests() == log.state.digests()
     assert ahead in store.bundle_ids()
 
@@ -283,7 +316,11 @@ def test_the_pointer_names_the_manifest_by_its_hash(log: Log, store: BundleStore
     """It makes the entity tag by which a poll every second costs nothing."""
     manifest = published(store, log.state, KEY)
     content = store.read(manifest.bundle_id, "manifest.json", bytes_max=1 << 20)
-    assert latest(store, KEYS).manifest_sha256 == hashlib.sha256(content).hexdigest() == manifest.sha256
+    assert (
+        latest(store, KEYS).manifest_sha256
+        == hashlib.sha256(content).hexdigest()
+        == manifest.sha256
+    )
     assert json.loads(content)["format"] == "consentry-bundle/1"
 
 
@@ -294,7 +331,10 @@ def test_a_record_that_goes_back_is_told_and_not_taken(log: Log) -> None:
 
     from consentry.domain.values import Choice
 
-    events = [chose(Choice.OPT_IN, 50, on=1, member="m:x"), chose(Choice.OPT_OUT, 51, on=2, member="m:x")]
+    events = [
+        chose(Choice.OPT_IN, 50, on=1, member="m:x"),
+        chose(Choice.OPT_OUT, 51, on=2, member="m:x"),
+    ]
     older, newer = (record_bytes(log.catalog, "m:x", *events[:count]) for count in (1, 2))
     home = partition_of(b"m:x", PARTITIONS)
     told: list[Regression] = []
@@ -309,7 +349,9 @@ def test_a_record_that_goes_back_is_told_and_not_taken(log: Log) -> None:
 
 
 def test_a_record_on_a_foreign_partition_holds_its_member(log: Log) -> None:
-    """Its events have no order with the others of the member: which choice came last is not known."""
+    """Its events have no order with the others of the member: which choice came last is not
+    known.
+    """
     raw = log.state.get(b"m:in")
     assert raw is not None
     log.raw("m:in", raw, partition=(partition_of(b"m:in", PARTITIONS) + 1) % PARTITIONS)

@@ -29,7 +29,9 @@ class Place:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                place.asked.append((self.path, {name.lower(): text for name, text in self.headers.items()}))
+                place.asked.append(
+                    (self.path, {name.lower(): text for name, text in self.headers.items()})
+                )
                 self.send_response(place.status)
                 for name, text in place.headers.items():
                     self.send_header(name, text)
@@ -60,7 +62,9 @@ def test_a_file_is_read_at_its_place_with_the_credential(place: Place) -> None:
     store = HttpBundleStore(place.url, credential="ck_secret")
 
     assert store.read(BUNDLE, "records-00000.parquet", bytes_max=100) == b"content"
-    assert store.read(BUNDLE, "..%2f", bytes_max=3) == b"cont", "one byte more than asked, as every store"
+    assert store.read(BUNDLE, "..%2f", bytes_max=3) == b"cont", (
+        "one byte more than asked, as every store"
+    )
 
     paths = [path for path, _ in place.asked]
     assert paths == [f"/v1/bundles/{BUNDLE}/records-00000.parquet", f"/v1/bundles/{BUNDLE}/..%252f"]
@@ -97,11 +101,15 @@ def test_the_pointer_is_fetched_again_only_when_it_changed(place: Place) -> None
 def test_what_is_no_file_is_never_taken_for_one(
     place: Place, status: int, error: type[Refused] | type[Unavailable], code: str
 ) -> None:
-    """The text of an error page would be read as a bundle, or a redirect take the credential to another machine."""
+    """The text of an error page would be read as a bundle, or a redirect take the credential to
+    another machine.
+    """
     place.status, place.headers = status, {"Location": "http://127.0.0.1:9/"}
 
     with pytest.raises(error) as caught:
-        HttpBundleStore(place.url, credential="ck_secret").read(BUNDLE, "manifest.json", bytes_max=100)
+        HttpBundleStore(place.url, credential="ck_secret").read(
+            BUNDLE, "manifest.json", bytes_max=100
+        )
 
     assert caught.value.code == code
     assert len(place.asked) == 1, "nobody was followed"
@@ -121,7 +129,9 @@ def test_a_connection_that_ends_too_soon_is_no_shorter_file(place: Place) -> Non
     place.announced = 1000
 
     with pytest.raises(Unavailable):
-        HttpBundleStore(place.url, timeout_seconds=1).read(BUNDLE, "manifest.json", bytes_max=10_000)
+        HttpBundleStore(place.url, timeout_seconds=1).read(
+            BUNDLE, "manifest.json", bytes_max=10_000
+        )
 
 
 def test_a_gateway_that_is_silent_is_given_up(place: Place) -> None:
@@ -149,7 +159,9 @@ def test_a_place_that_would_show_the_credential_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("credential", ["ck_a\nX-Other: b", "ck a", "é"])
-def test_a_credential_that_would_break_the_header_is_refused_without_being_shown(credential: str) -> None:
+def test_a_credential_that_would_break_the_header_is_refused_without_being_shown(
+    credential: str,
+) -> None:
     """A line break out of a secret's file would write headers of its own."""
     with pytest.raises(Refused) as caught:
         HttpBundleStore("https://gateway/v1/bundles", credential=credential)

@@ -58,7 +58,13 @@ def test_several_public_keys_may_stand_in_one_file_or_in_several(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"nonsense", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", b"\xff\x00"]
+    "content",
+    [
+        b"",
+        b"nonsense",
+        b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+        b"\xff\x00",
+    ],
 )
 def test_a_file_without_key_is_refused(tmp_path: Path, content: bytes) -> None:
     """Believing nobody by mistake looks like an attack; believing anybody is one."""
@@ -87,7 +93,10 @@ def test_another_kind_of_key_is_refused(tmp_path: Path) -> None:
     """Only what signatures are made with can verify them."""
     path = tmp_path / "rsa"
     made = subprocess.run(
-        ["openssl", "genpkey", "-algorithm", "RSA", "-out", str(path)], capture_output=True, check=False, timeout=60
+        ["openssl", "genpkey", "-algorithm", "RSA", "-out", str(path)],
+        capture_output=True,
+        check=False,
+        timeout=60,
     )
     if made.returncode:
         pytest.skip("there is no openssl on this machine")

@@ -1,4 +1,6 @@
-"""Whoever can write to the store must not be able to have anybody trained on: each attack has a code of its own."""
+"""Whoever can write to the store must not be able to have anybody trained on: each attack has a
+code of its own.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ LATER = Micros(NOW + 3600 * 1_000_000)
 
 
 class Shop:
-    """A directory with a snapshot and two deltas, whose bundler's key is at hand for what only a bundler could do."""
+    """A directory with a snapshot and two deltas, whose bundler's key is at hand for what only a
+    bundler could do.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -162,7 +166,9 @@ class TestSignatures:
         """An excluded member's partition could be declared empty, in any bundle of a chain."""
         manifest: Manifest = getattr(shop, which)
         path = shop.path(manifest, "manifest.json")
-        path.write_bytes(path.read_bytes().replace(b'"newest_policy":"900"', b'"newest_policy":"901"'))
+        path.write_bytes(
+            path.read_bytes().replace(b'"newest_policy":"900"', b'"newest_policy":"901"')
+        )
         assert shop.code() == "forged"
 
     def test_a_pointer_altered_after_signing_is_refused(self, shop: Shop) -> None:
@@ -175,23 +181,31 @@ class TestSignatures:
         """The key's id is public: it proves nothing."""
         content = shop.path(shop.third, "manifest.json").read_bytes()
         told = json.loads(signature_bytes(content, SigningKey.generate()))
-        shop.path(shop.third, "manifest.sig").write_bytes(canonical(told | {"key_id": shop.key.key_id}))
+        shop.path(shop.third, "manifest.sig").write_bytes(
+            canonical(told | {"key_id": shop.key.key_id})
+        )
         assert shop.code() == "forged"
 
     def test_a_stranger_with_a_key_of_their_own_is_refused(self, shop: Shop) -> None:
         """A signature is only worth what is known of its key."""
         content = shop.path(shop.third, "manifest.json").read_bytes()
-        shop.path(shop.third, "manifest.sig").write_bytes(signature_bytes(content, SigningKey.generate()))
+        shop.path(shop.third, "manifest.sig").write_bytes(
+            signature_bytes(content, SigningKey.generate())
+        )
         assert shop.code() == "key_unknown"
 
-    def test_after_a_change_of_keys_both_are_believed_until_the_old_one_is_taken_away(self, shop: Shop) -> None:
+    def test_after_a_change_of_keys_both_are_believed_until_the_old_one_is_taken_away(
+        self, shop: Shop
+    ) -> None:
         """Keys that cannot be changed without a gap are not changed."""
         new = SigningKey.generate()
         both = PublicKeys([shop.key.public, new.public])
         shop.log.member("m:late", chose(Choice.OPT_OUT, 22, on=4, member="m:late"))
         delta = published(shop.store, shop.log.state, new, sequence=4, parent=shop.third)
         assert shop.use(keys=both).manifest == delta
-        assert shop.code(keys=PublicKeys([new.public])) == "key_unknown", "the chain's first ones are of the old key"
+        assert shop.code(keys=PublicKeys([new.public])) == "key_unknown", (
+            "the chain's first ones are of the old key"
+        )
         snapshot = published(shop.store, shop.log.state, new, sequence=5)
         assert shop.use(keys=PublicKeys([new.public])).manifest == snapshot
 
@@ -199,8 +213,12 @@ class TestSignatures:
         "signature", [b"{}", b"[]\n", b"\xff", b'{"algorithm":"none","key_id":"%b","signature":""}']
     )
     def test_what_is_no_signature_is_refused(self, shop: Shop, signature: bytes) -> None:
-        """Garbage must not crash its reader either: a job that crashes is started again without the check."""
-        shop.path(shop.third, "manifest.sig").write_bytes(signature.replace(b"%b", shop.key.key_id.encode()))
+        """Garbage must not crash its reader either: a job that crashes is started again without the
+        check.
+        """
+        shop.path(shop.third, "manifest.sig").write_bytes(
+            signature.replace(b"%b", shop.key.key_id.encode())
+        )
         assert shop.code() == "malformed"
 
     def test_a_pointer_cannot_stand_for_a_manifest(self, shop: Shop) -> None:
@@ -264,9 +282,24 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         "name",
-        ["../x", "/etc/passwd", "a/b", "..", "a..b", "a\\b", "", ".hidden", "A", "a\n", "manifest.json", "n" * 200],
+        [
+            "../x",
+            "/etc/passwd",
+            "a/b",
+            "..",
+            "a..b",
+            "a\\b",
+            "",
+            ".hidden",
+            "A",
+            "a\n",
+            "manifest.json",
+            "n" * 200,
+        ],
     )
-    def test_a_name_that_leads_elsewhere_is_refused_even_if_signed(self, shop: Shop, name: str) -> None:
+    def test_a_name_that_leads_elsewhere_is_refused_even_if_signed(
+        self, shop: Shop, name: str
+    ) -> None:
         """A bundler that was broken into must not reach the trainers' machines."""
         shop.sign(shop.third, lambda told: told["files"][0].update(name=name))
         assert shop.code() == "file_name"
@@ -274,7 +307,9 @@ class TestFiles:
     def test_a_bundle_id_that_leads_elsewhere_is_refused(self, shop: Shop) -> None:
         """It may come from a command line, or from a configuration."""
         with pytest.raises(BundleRefused, match="file_name"):
-            open_bundle(shop.store, keys=shop.keys, namespace=None, now=NOW, bundle_id="../../secrets")
+            open_bundle(
+                shop.store, keys=shop.keys, namespace=None, now=NOW, bundle_id="../../secrets"
+            )
 
     def test_two_files_of_one_name_are_refused(self, shop: Shop) -> None:
         """One would be checked and the other meant."""
@@ -291,7 +326,9 @@ class TestSizes:
         assert shop.code() == "too_large"
 
     @pytest.mark.parametrize("which", ["signature", "manifest", "pointer"])
-    def test_an_oversized_manifest_signature_or_pointer_is_not_read(self, shop: Shop, which: str) -> None:
+    def test_an_oversized_manifest_signature_or_pointer_is_not_read(
+        self, shop: Shop, which: str
+    ) -> None:
         """Their sizes are nobody's word: they are read before any signature is checked."""
         path, bound = {
             "signature": (shop.path(shop.third, "manifest.sig"), SIGNATURE_BYTES_MAX),
@@ -325,14 +362,20 @@ class TestSizes:
     def test_values_told_by_what_they_share_are_refused(self, shop: Shop) -> None:
         """So does a long prefix that each value shares."""
         table = pq.read_table(shop.path(shop.first, record_file(shop.first)))
-        self._sign(shop, table, use_dictionary=False, column_encoding={"record": "DELTA_BYTE_ARRAY"})
+        self._sign(
+            shop, table, use_dictionary=False, column_encoding={"record": "DELTA_BYTE_ARRAY"}
+        )
         assert shop.code() == "bomb"
 
-    def test_a_part_that_decodes_to_too_much_is_refused(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_part_that_decodes_to_too_much_is_refused(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Zeroes compress to nothing."""
         table = pq.read_table(shop.path(shop.first, record_file(shop.first)))
         monkeypatch.setattr(reading_module, "GROUP_BYTES_MAX", 1 << 20)
-        big = table.set_column(3, "record", pa.array([bytes(1 << 20)] * table.num_rows, pa.binary()))
+        big = table.set_column(
+            3, "record", pa.array([bytes(1 << 20)] * table.num_rows, pa.binary())
+        )
         self._sign(shop, big, use_dictionary=False)
         assert shop.path(shop.first, record_file(shop.first)).stat().st_size < 1 << 16
         assert shop.code() == "bomb"
@@ -356,7 +399,9 @@ class TestSizes:
         assert shop.code() == "malformed"
 
     @pytest.mark.parametrize("role", ["records", "controls"])
-    def test_a_file_without_a_column_of_its_role_or_of_another_type_is_refused(self, shop: Shop, role: str) -> None:
+    def test_a_file_without_a_column_of_its_role_or_of_another_type_is_refused(
+        self, shop: Shop, role: str
+    ) -> None:
         """Without the column of the damaged all of them would be let go."""
         [name] = [file.name for file in shop.first.files if file.role == role]
         table = pq.read_table(shop.path(shop.first, name))
@@ -407,7 +452,9 @@ class TestTime:
         log, key, store = Log(), SigningKey.generate(), BundleStore(tmp_path)
         published(store, log.state, key)
         with pytest.raises(BundleRefused, match="never"):
-            open_bundle(store, keys=PublicKeys([key.public]), namespace=None, now=NOW, max_age_seconds=1e12)
+            open_bundle(
+                store, keys=PublicKeys([key.public]), namespace=None, now=NOW, max_age_seconds=1e12
+            )
 
     def test_an_age_that_is_no_number_lets_nothing_through(self, shop: Shop) -> None:
         """A bound that was computed wrongly is no bound."""
@@ -418,7 +465,9 @@ class TestTime:
         assert shop.code(now=day(99)) == "from_the_future"
 
     def test_an_older_bundle_than_one_seen_before_is_refused(self, shop: Shop) -> None:
-        """Whoever can write to the store could take back the newest opt-outs, all of it truly signed."""
+        """Whoever can write to the store could take back the newest opt-outs, all of it truly
+        signed.
+        """
         publish(shop.store, shop.second, key=shop.key)
         assert shop.use().manifest == shop.second
         assert shop.code(least_sequence=3) == "rolled_back"
@@ -426,7 +475,9 @@ class TestTime:
     def test_an_older_manifest_in_the_place_of_the_newest_is_refused(self, shop: Shop) -> None:
         """The same, by copying files."""
         shutil.rmtree(shop.directory / shop.third.bundle_id)
-        shutil.copytree(shop.directory / shop.second.bundle_id, shop.directory / shop.third.bundle_id)
+        shutil.copytree(
+            shop.directory / shop.second.bundle_id, shop.directory / shop.third.bundle_id
+        )
         assert shop.code() == "chain"
 
     def test_a_pointer_and_a_manifest_that_do_not_agree_are_refused(self, shop: Shop) -> None:
@@ -469,7 +520,11 @@ class TestChains:
 
     @pytest.mark.parametrize(
         "edit",
-        [{"namespace": "other"}, {"logs": {"records": "00", "controls": "00"}}, {"purposes": ["ads"]}],
+        [
+            {"namespace": "other"},
+            {"logs": {"records": "00", "controls": "00"}},
+            {"purposes": ["ads"]},
+        ],
         ids=["namespace", "logs", "purposes"],
     )
     def test_a_foreign_delta_is_refused(self, shop: Shop, edit: dict[str, Any]) -> None:
@@ -496,7 +551,9 @@ class TestChains:
         assert shop.code() == "chain"
 
     def test_records_that_do_not_have_the_digest_told_are_noticed(self, shop: Shop) -> None:
-        """A bundler that lost a member on its way: the digest is what the table and the log are compared by."""
+        """A bundler that lost a member on its way: the digest is what the table and the log are
+        compared by.
+        """
         restore(shop.use())
         shop.sign(shop.third, lambda told: told["partitions"][2].update(digest="00" * 16))
         with pytest.raises(BundleRefused, match="digests"):
@@ -540,7 +597,16 @@ class TestForms:
 
     @pytest.mark.parametrize(
         "content",
-        [b"[" * 100_000, b"nonsense", b"{}", b"null", b'{"a":1,"a":2}', b'{"a": 1}', b"\xff\xfe", b"1" * 10_000],
+        [
+            b"[" * 100_000,
+            b"nonsense",
+            b"{}",
+            b"null",
+            b'{"a":1,"a":2}',
+            b'{"a": 1}',
+            b"\xff\xfe",
+            b"1" * 10_000,
+        ],
         ids=["deep", "text", "empty", "null", "twice", "spaces", "bytes", "long"],
     )
     def test_what_is_not_one_spelling_of_json_is_refused(self, shop: Shop, content: bytes) -> None:

@@ -1,4 +1,6 @@
-"""Sets of integer ids are read in Java, Rust, Go and C by the published layout, and by nothing that is told here."""
+"""Sets of integer ids are read in Java, Rust, Go and C by the published layout, and by nothing that
+is told here.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ GOLDEN_RUN = bytes.fromhex(
 
 
 def spec_reader(content: bytes) -> Iterator[int]:
-    """The members of a portable 64-bit set, by https://github.com/RoaringBitmap/RoaringFormatSpec, read naively."""
+    """The members of a portable 64-bit set, by https://github.com/RoaringBitmap/RoaringFormatSpec,
+    read naively.
+    """
     (bitmaps,) = struct.unpack_from("<Q", content)
     at = 8
     for _ in range(bitmaps):
@@ -94,13 +98,17 @@ def test_the_bytes_are_those_of_the_published_layout() -> None:
 
 @given(
     st.sets(st.integers(0, (1 << 63) - 1) | st.integers(0, 1 << 18), max_size=60),
-    st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(1, 9000), st.integers(1, 3)), max_size=2),
+    st.lists(
+        st.tuples(st.integers(0, 1 << 40), st.integers(1, 9000), st.integers(1, 3)), max_size=2
+    ),
 )
 def test_whoever_reads_by_the_published_layout_finds_exactly_the_members(
     some: set[int], ranges: list[tuple[int, int, int]]
 ) -> None:
     """One member too few is trained on."""
-    members = some | {value for start, size, step in ranges for value in range(start, start + size, step)}
+    members = some | {
+        value for start, size, step in ranges for value in range(start, start + size, step)
+    }
     content = write_set(members)
     assert list(spec_reader(content)) == sorted(members)
     assert set(read_set(content)) == members
@@ -110,7 +118,18 @@ def test_only_plain_decimal_ids_are_integers() -> None:
     """Two spellings of one number would be two members in the records and one in the set."""
     assert integer_of(b"0") == 0
     assert integer_of(b"9223372036854775807") == (1 << 63) - 1
-    for other in (b"9223372036854775808", b"007", b"-1", b"1_0", b"m:1", b"", b"00", b"1 ", b"\xd9\xa1", b"9" * 64):
+    for other in (
+        b"9223372036854775808",
+        b"007",
+        b"-1",
+        b"1_0",
+        b"m:1",
+        b"",
+        b"00",
+        b"1 ",
+        b"\xd9\xa1",
+        b"9" * 64,
+    ):
         assert integer_of(other) is None, other
 
 

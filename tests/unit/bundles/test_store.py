@@ -41,7 +41,9 @@ def test_what_is_written_again_is_read_anew(place: BundleStore) -> None:
     assert place.read("latest.jsonl", bytes_max=100) == b"the second one"
 
 
-def test_what_is_not_there_is_told_apart_from_a_store_that_does_not_answer(place: BundleStore) -> None:
+def test_what_is_not_there_is_told_apart_from_a_store_that_does_not_answer(
+    place: BundleStore,
+) -> None:
     """One of them is a refusal, the other worth another try."""
     with pytest.raises(NotThere):
         place.read(BUNDLE, "file", bytes_max=1)

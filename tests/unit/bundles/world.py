@@ -1,11 +1,24 @@
-"""A small world for bundles: a log with somebody in every condition, and how a bundle of it is published."""
+"""A small world for bundles: a log with somebody in every condition, and how a bundle of it is
+published.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
 
-from tests.strategies import chose, day, erased, lift, moved, new_catalog, pause, policy, random_event, terms
+from tests.strategies import (
+    chose,
+    day,
+    erased,
+    lift,
+    moved,
+    new_catalog,
+    pause,
+    policy,
+    random_event,
+    terms,
+)
 
 from consentry.bundles import BundleState, BundleStore, Manifest, SigningKey, StoredControl
 from consentry.bundles.writer import FILE_ROWS, publish, write_bundle
@@ -21,7 +34,16 @@ from consentry.wire.schemas import RECORDS
 
 PARTITIONS = 4
 NOW = day(100)
-MEMBERS = ("1", "17", "4294967296", "9223372036854775807", "9223372036854775808", "007", "m:1", "m:2")
+MEMBERS = (
+    "1",
+    "17",
+    "4294967296",
+    "9223372036854775807",
+    "9223372036854775808",
+    "007",
+    "m:1",
+    "m:2",
+)
 LOGS = {"records": "a1" * 8, "controls": "b2" * 8}
 
 
@@ -119,12 +141,16 @@ def populated() -> Log:
     """Members in every condition: none of them is anybody."""
     log = Log()
     log.control(policy(900, terms("*"), terms("*", purpose="ads"), on=0))
-    log.member("m:in", chose(Choice.OPT_IN, 1, on=1, member="m:in"), moved("US", 2, on=1, member="m:in"))
+    log.member(
+        "m:in", chose(Choice.OPT_IN, 1, on=1, member="m:in"), moved("US", 2, on=1, member="m:in")
+    )
     log.member("m:out", chose(Choice.OPT_OUT, 3, on=1, member="m:out"))
     log.member("m:erased", erased(4, on=1, member="m:erased"))
     log.member("m:quiet", moved("HK", 5, on=2, member="m:quiet"))
     log.member("1001", chose(Choice.OPT_OUT, 6, on=1, member="1001"))
-    log.member("1002", chose(Choice.OPT_IN, 7, on=1, member="1002"), moved("DE", 8, on=1, member="1002"))
+    log.member(
+        "1002", chose(Choice.OPT_IN, 7, on=1, member="1002"), moved("DE", 8, on=1, member="1002")
+    )
     log.member("007", chose(Choice.OPT_OUT, 9, on=1, member="007"))
     log.raw("m:damaged", b"\x00 not a record at all, and no checksum")
     log.frontiers(NOW)

@@ -1,4 +1,6 @@
-"""What a regulator desk is told before a control is sent: what speaks against it, and whom the table counts."""
+"""What a regulator desk is told before a control is sent: what speaks against it, and whom the
+table counts.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,18 @@ import pytest
 from tests.strategies import WORLD, day, folded, lift, moved, new_catalog, pause, policy, terms
 
 from consentry.cli.controls.desk import (
-    Form,
+    ControlFile,
     read_file,
     refuse,
     warn_of_voided_opt_ins,
 )
 from consentry.cli.controls.dry_run import count_table
-from consentry.domain.control_checks import is_published, objection_to_lift, objection_to_pause, objection_to_policy
+from consentry.domain.control_checks import (
+    conflict_of_lift,
+    conflict_of_pause,
+    conflict_of_policy,
+    is_published,
+)
 from consentry.domain.controls import Control, Controls, OptIns, PauseLifted, Reach
 from consentry.domain.errors import InvalidInput
 from consentry.domain.impact import Census
@@ -45,7 +52,7 @@ class TestObjections:
         self, again: object, has_effective: bool, log: list[Control], said: str | None
     ) -> None:
         """*Accepted* would be read as *paused*."""
-        objection = objection_to_pause(again, log, has_effective=has_effective)  # type: ignore[arg-type]
+        objection = conflict_of_pause(again, log, has_effective=has_effective)  # type: ignore[arg-type]
 
         assert (objection is None) == (said is None)
         assert said is None or said in objection.problem  # type: ignore[union-attr]
@@ -63,22 +70,31 @@ class TestObjections:
     def test_a_lift_of_nothing_or_from_before_the_pause_is_objected_to(
         self, ending: object, has_effective: bool, code: str | None
     ) -> None:
-        """It would say that the pause never held, and every answer of that time be wrong afterwards.
+        """It would say that the pause never held, and every answer of that time be wrong
+        afterwards.
 
-        Without a time of its own a lift may come before an announced pause: that is how one is withdrawn.
+        Without a time of its own a lift may come before an announced pause: that is how one is
+        withdrawn.
         """
-        objection = objection_to_lift(ending, [HK], has_effective=has_effective)  # type: ignore[arg-type]
+        objection = conflict_of_lift(ending, [HK], has_effective=has_effective)  # type: ignore[arg-type]
 
         assert (objection and objection.code) == code
 
     def test_an_objection_names_the_line_of_the_file_or_reads_as_a_sentence(self) -> None:
         """Who wrote fifty lines has to find the one that is meant."""
-        objection = objection_to_pause(pause(2, "US", on=9), [HK], has_effective=False)
+        objection = conflict_of_pause(pause(2, "US", on=9), [HK], has_effective=False)
         assert objection is not None
 
-        with pytest.raises(InvalidInput, match=r"^hk\.yaml, line 3, version: version 1 of pause 'pause-1' was"):
-            refuse(objection, Form("hk.yaml", "pause: pause-1\njurisdictions: [US]\nversion: 1\n"))
-        with pytest.raises(InvalidInput, match=r"^Version 1 of pause 'pause-1' was .* changes nothing\. \["):
+        with pytest.raises(
+            InvalidInput, match=r"^hk\.yaml, line 3, version: version 1 of pause 'pause-1' was"
+        ):
+            refuse(
+                objection,
+                ControlFile("hk.yaml", "pause: pause-1\njurisdictions: [US]\nversion: 1\n"),
+            )
+        with pytest.raises(
+            InvalidInput, match=r"^Version 1 of pause 'pause-1' was .* changes nothing\. \["
+        ):
             refuse(objection, None)
 
     def test_a_file_that_is_no_text_is_refused_by_name(self, tmp_path: Path) -> None:
@@ -141,13 +157,15 @@ class TestNotes:
 
 
 class TestPublishing:
-    FORM = Form("policy.yaml", "version: '1'")
+    FORM = ControlFile("policy.yaml", "version: '1'")
 
     def published(self, effective: float, *, has_effective: bool) -> bool:
-        """Whether a policy of the same version and terms, with another time, counts as published already."""
+        """Whether a policy of the same version and terms, with another time, counts as published
+        already.
+        """
         known = policy(1, terms("*"), on=5)
         again = replace(policy(2, terms("*"), on=9, effective=effective), version=known.version)
-        objection = objection_to_policy(again, [known], has_effective=has_effective)
+        objection = conflict_of_policy(again, [known], has_effective=has_effective)
         if objection is not None:
             refuse(objection, self.FORM)
         return is_published(again, [known], has_effective=has_effective)

@@ -18,7 +18,9 @@ KEY = "ck_abcdefghij_SECRET"
 
 @contextmanager
 def serving(status: int, body: object, **headers: str) -> Iterator[tuple[str, list[str | None]]]:
-    """A server that answers everything alike; its address, and the credentials that it was shown."""
+    """A server that answers everything alike; its address, and the credentials that it was
+    shown.
+    """
     shown: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,8 +51,13 @@ def serving(status: int, body: object, **headers: str) -> Iterator[tuple[str, li
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_no_redirect_is_followed(status: int) -> None:
-    """Whoever can make the gateway's name answer once would have the keys of everybody who decides."""
-    with serving(200, {"ok": True}) as (elsewhere, stolen), serving(status, {}, Location=elsewhere) as (url, _):
+    """Whoever can make the gateway's name answer once would have the keys of everybody who
+    decides.
+    """
+    with (
+        serving(200, {"ok": True}) as (elsewhere, stolen),
+        serving(status, {}, Location=elsewhere) as (url, _),
+    ):
         client = GatewayClient(url, KEY)
         with pytest.raises((Refused, Unavailable)):
             client.get("/v1/approvals")
@@ -61,7 +68,10 @@ def test_no_redirect_is_followed(status: int) -> None:
 
 def test_no_proxy_of_the_environment_sees_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that somebody set for a package manager is no decision about credentials."""
-    with serving(200, {"from": "proxy"}) as (proxy, stolen), serving(200, {"from": "gateway"}) as (url, shown):
+    with (
+        serving(200, {"from": "proxy"}) as (proxy, stolen),
+        serving(200, {"from": "gateway"}) as (url, shown),
+    ):
         for name in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy)
         assert GatewayClient(url, KEY).get("/v1/status") == {"from": "gateway"}
@@ -77,7 +87,8 @@ def test_a_key_file_that_holds_something_else_is_told_as_such(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://gateway.example.org", "ftp://127.0.0.1", "https://me:pw@example.org", "127.0.0.1"]
+    "url",
+    ["http://gateway.example.org", "ftp://127.0.0.1", "https://me:pw@example.org", "127.0.0.1"],
 )
 def test_a_key_is_not_sent_in_the_open(url: str) -> None:
     """Everybody on the way could approve in that person's name."""

@@ -58,8 +58,18 @@ class TestRun:
     @pytest.mark.parametrize(
         ("right", "wrong", "line", "expected"),
         [
-            ("allowed: true, reason: DEFAULT_ON", "allowed: false, reason: DEFAULT_ON", 11, "excluded, DEFAULT_ON"),
-            ("allowed: true, reason: DEFAULT_ON", "allowed: true, reason: OPTED_IN", 11, "allowed, OPTED_IN"),
+            (
+                "allowed: true, reason: DEFAULT_ON",
+                "allowed: false, reason: DEFAULT_ON",
+                11,
+                "excluded, DEFAULT_ON",
+            ),
+            (
+                "allowed: true, reason: DEFAULT_ON",
+                "allowed: true, reason: OPTED_IN",
+                11,
+                "allowed, OPTED_IN",
+            ),
             ("due: 2024-10-20", "due: 2024-10-21", 14, "ERASURE of ben, due 21 Oct 2024"),
             ("member: ben, due", "member: ana, due", 14, "ERASURE of ana, due 20 Oct 2024"),
         ],
@@ -109,7 +119,9 @@ class TestRun:
         assert result.exit_code == 2
         assert "cannot be read" in result.stderr
 
-    def test_one_file_that_is_wrong_stops_the_run_and_every_such_file_is_named(self, file: Path) -> None:
+    def test_one_file_that_is_wrong_stops_the_run_and_every_such_file_is_named(
+        self, file: Path
+    ) -> None:
         """Half a run that ends in success would hide the half that nobody understood."""
         for number in (1, 2):
             (file.parent / f"wrong-{number}.yaml").write_text(GOOD.replace("NO,", "Norway,"))
@@ -119,7 +131,10 @@ class TestRun:
         assert result.exit_code == 2
         assert "holds" not in result.stderr
         for number in (1, 2):
-            assert f"wrong-{number}.yaml, line 8, timeline[1].member_relocated.jurisdiction: 'Norway'" in result.stderr
+            assert (
+                f"wrong-{number}.yaml, line 8, timeline[1].member_relocated.jurisdiction: 'Norway'"
+                in result.stderr
+            )
         assert len(last_line(result)["errors"]) == 2
 
 
@@ -130,7 +145,11 @@ class TestNew:
 
         assert typed("new", "mine", "--output", path).exit_code == 0
 
-        assert last_line(typed("run", path, "--json")) == {"scenarios": 1, "expectations": 4, "failed": []}
+        assert last_line(typed("run", path, "--json")) == {
+            "scenarios": 1,
+            "expectations": 4,
+            "failed": [],
+        }
         assert "name: mine\n" in path.read_text()
 
     def test_an_existing_file_is_never_overwritten(self, file: Path) -> None:

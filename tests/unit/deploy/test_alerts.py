@@ -28,7 +28,8 @@ SEVERITIES = {"page", "ticket", "deadman"}
 OWNERS = {"sre", "privacy", "training"}
 ANNOTATIONS = {"summary", "meaning", "first_step", "runbook_url"}
 CASES = {"firing", "not firing", "series absent"}
-# A dead man's switch that is silent proves that Prometheus is dead, and a dead Prometheus runs no test.
+# A dead man's switch that is silent proves that Prometheus is dead, and a dead Prometheus runs no
+# test.
 WITHOUT_CASE = {("ConsentryDeadMan", "not firing")}
 RUNBOOK_PARTS = [
     "What it means",
@@ -66,10 +67,16 @@ def by_name() -> dict[str, Rule]:
 def rule_complaints(rule: Rule) -> list[str]:
     """What whoever is woken would miss."""
     labels, annotations = rule.get("labels", {}), rule.get("annotations", {})
-    complaints = [] if labels.get("severity") in SEVERITIES else [f"severity {labels.get('severity')}"]
+    complaints = (
+        [] if labels.get("severity") in SEVERITIES else [f"severity {labels.get('severity')}"]
+    )
     complaints += [] if labels.get("owner") in OWNERS else [f"owner {labels.get('owner')}"]
-    complaints += [f"annotation {name} is missing" for name in sorted(ANNOTATIONS - annotations.keys())]
-    complaints += [f"annotation {name} has no place" for name in sorted(annotations.keys() - ANNOTATIONS)]
+    complaints += [
+        f"annotation {name} is missing" for name in sorted(ANNOTATIONS - annotations.keys())
+    ]
+    complaints += [
+        f"annotation {name} has no place" for name in sorted(annotations.keys() - ANNOTATIONS)
+    ]
     if annotations.get("runbook_url") != f"deploy/runbooks/{rule['alert']}.md":
         complaints.append(f"runbook_url {annotations.get('runbook_url')}")
     return complaints
@@ -77,7 +84,11 @@ def rule_complaints(rule: Rule) -> list[str]:
 
 def runbook_complaints(rule: Rule, text: str) -> list[str]:
     """Where a runbook leaves its five parts, or says something else than its alert."""
-    complaints = [] if text.startswith(f"# {rule['alert']}\n") else ["the title is not the name of the alert"]
+    complaints = (
+        []
+        if text.startswith(f"# {rule['alert']}\n")
+        else ["the title is not the name of the alert"]
+    )
     parts = re.findall(r"^## (.+)$", text, re.MULTILINE)
     if parts != RUNBOOK_PARTS:
         complaints.append(f"the parts are {parts}")
@@ -85,7 +96,10 @@ def runbook_complaints(rule: Rule, text: str) -> list[str]:
     if text.count("```sh") != 1 or first_step is None:
         complaints.append("the first step is not one command")
     elif first_step["command"] != rule["annotations"]["first_step"]:
-        complaints.append(f"the alert says {rule['annotations']['first_step']}, the runbook {first_step['command']}")
+        complaints.append(
+            f"the alert says {rule['annotations']['first_step']}, the runbook "
+            f"{first_step['command']}"
+        )
     if "wrongly" not in text.partition(RUNBOOK_PARTS[1])[2].lower():
         complaints.append("nobody learns who is wrongly included or excluded")
     return complaints
@@ -105,9 +119,13 @@ def metric_complaints(query: str, metrics: Mapping[str, tuple[str, ...]]) -> lis
 
 
 def base_name(name: str) -> str:
-    """The name under which a metric is declared: a histogram is asked for by its buckets, count or sum."""
+    """The name under which a metric is declared: a histogram is asked for by its buckets, count or
+    sum.
+    """
     return re.sub(
-        r"_seconds_(?:bucket|count|sum)$", "_seconds", re.sub(r"_events_(?:bucket|count|sum)$", "_events", name)
+        r"_seconds_(?:bucket|count|sum)$",
+        "_seconds",
+        re.sub(r"_events_(?:bucket|count|sum)$", "_events", name),
     )
 
 
@@ -115,9 +133,19 @@ def command_complaints(command: str) -> list[str]:
     """Where a first step would fail at whoever types it."""
     words = command.split()
     services = load(ROOT / "docker-compose.yml")["services"]
-    if words[:2] != ["docker", "compose"] or words[2] not in {"exec", "logs", "ps", "restart", "stop"}:
+    if words[:2] != ["docker", "compose"] or words[2] not in {
+        "exec",
+        "logs",
+        "ps",
+        "restart",
+        "stop",
+    }:
         return [f"not a command of the stack: {command}"]
-    names = [word for word in words[3:] if not word.startswith("-") and not re.fullmatch(r"\d+[mh]", word)]
+    names = [
+        word
+        for word in words[3:]
+        if not word.startswith("-") and not re.fullmatch(r"\d+[mh]", word)
+    ]
     if words[2] == "exec":
         names = names[:1]
     return [f"no service {name}" for name in names if name not in services]
@@ -150,10 +178,15 @@ class TestRules:
         assert {path.stem for path in RUNBOOKS.iterdir()} == EXPECTED
 
     def test_each_alert_is_tested_firing_quiet_and_without_its_series(self) -> None:
-        """An alert that was never seen to fire is a hope, and one that fires for nothing is soon ignored."""
+        """An alert that was never seen to fire is a hope, and one that fires for nothing is soon
+        ignored.
+        """
         missing = []
         for stem, rule in alerts():
-            tested = {test["name"]: test for test in load(PROMETHEUS / "tests" / f"{stem}_test.yml")["tests"]}
+            tested = {
+                test["name"]: test
+                for test in load(PROMETHEUS / "tests" / f"{stem}_test.yml")["tests"]
+            }
             for case in sorted(CASES):
                 wanted = f"{rule['alert']}: {case}"
                 if (rule["alert"], case) not in WITHOUT_CASE and wanted not in tested:
@@ -166,7 +199,9 @@ class TestRules:
     @pytest.mark.parametrize("name", sorted(EXPECTED - {"ConsentryDeadMan"}))
     def test_a_case_that_is_called_firing_expects_the_alert(self, name: str) -> None:
         """A test that expects nothing passes for every rule, the broken ones included."""
-        tests = [test for path in (PROMETHEUS / "tests").glob("*.yml") for test in load(path)["tests"]]
+        tests = [
+            test for path in (PROMETHEUS / "tests").glob("*.yml") for test in load(path)["tests"]
+        ]
         checks = {test["name"]: test["alert_rule_test"] for test in tests}
 
         assert any(check.get("exp_alerts") for check in checks[f"{name}: firing"])
@@ -186,10 +221,16 @@ class TestMetrics:
         assert {name: complaints for name, complaints in found.items() if complaints} == {}
 
     def test_every_rule_asks_for_something(self) -> None:
-        """Hurt when this breaks: whoever trusts the test above, which finds nothing wrong in an empty rule."""
+        """Hurt when this breaks: whoever trusts the test above, which finds nothing wrong in an
+        empty rule.
+        """
         for _, rule in alerts():
             words = set(re.findall(r"[A-Za-z_]+", rule["expr"]))
-            assert METRIC.search(rule["expr"]) or words & FOREIGN_METRICS or rule["alert"] == "ConsentryDeadMan"
+            assert (
+                METRIC.search(rule["expr"])
+                or words & FOREIGN_METRICS
+                or rule["alert"] == "ConsentryDeadMan"
+            )
 
     def test_an_unknown_metric_or_label_is_noticed(self) -> None:
         """A rule that cannot fail protects nobody."""
@@ -197,29 +238,43 @@ class TestMetrics:
 
         assert metric_complaints('consentry_a_total{reason="x",job="y"}', metrics) == []
         assert metric_complaints("rate(consentry_b_seconds_bucket[5m])", metrics) == []
-        assert metric_complaints("consentry_c > 0", metrics) == ["consentry_c is exported by nobody"]
-        assert metric_complaints('consentry_a_total{cause="x"}', metrics) == ["consentry_a_total has no label cause"]
+        assert metric_complaints("consentry_c > 0", metrics) == [
+            "consentry_c is exported by nobody"
+        ]
+        assert metric_complaints('consentry_a_total{cause="x"}', metrics) == [
+            "consentry_a_total has no label cause"
+        ]
 
 
 class TestTheGateway:
     def test_the_routes_that_have_to_be_fast_are_routes_that_take_what_members_say(self) -> None:
-        """A route that was renamed would be slow unseen: its old name has no requests, which looks like peace."""
+        """A route that was renamed would be slow unseen: its old name has no requests, which looks
+        like peace.
+        """
         from consentry.gateway.app import build_app
 
         expression = by_name()["ConsentryGatewaySlow"]["expr"]
         found = re.search(r'route=~"/v1/\(([^)]+)\)"', expression)
         assert found is not None
-        posts = {path for path, methods in build_app(None).openapi()["paths"].items() if "post" in methods}
+        posts = {
+            path
+            for path, methods in build_app(None).openapi()["paths"].items()
+            if "post" in methods
+        }
 
         assert {f"/v1/{name}" for name in found[1].split("|")} <= posts
 
     def test_waiting_is_told_long_before_the_queue_is_full(self) -> None:
-        """A bound above the queue's own would never be passed, and the first sign would be refused opt-outs."""
+        """A bound above the queue's own would never be passed, and the first sign would be refused
+        opt-outs.
+        """
         from consentry.kafka.sender import QUEUE_MESSAGES
 
         bound = int(by_name()["ConsentryGatewayWaiting"]["expr"].rpartition(">")[2])
 
-        assert bound * 10 == QUEUE_MESSAGES, "the alert and its runbook say that ten times as many are too many"
+        assert bound * 10 == QUEUE_MESSAGES, (
+            "the alert and its runbook say that ten times as many are too many"
+        )
 
     def test_every_job_is_watched_for_silence(self) -> None:
         """A service that is scraped and not watched may be dead for weeks."""
@@ -243,7 +298,9 @@ class TestTheChecks:
             (lambda rule: rule["annotations"].update(runbook_url="x"), "runbook_url x"),
         ],
     )
-    def test_an_alert_that_says_too_little_is_noticed(self, change: Callable[[Rule], object], complaint: str) -> None:
+    def test_an_alert_that_says_too_little_is_noticed(
+        self, change: Callable[[Rule], object], complaint: str
+    ) -> None:
         """A rule that cannot fail protects nobody."""
         rule = copy.deepcopy(by_name()["ConsentryFrontierStale"])
         change(rule)
@@ -257,7 +314,9 @@ class TestTheChecks:
 
         assert len(runbook_complaints(rule, text.replace("## How to end it\n", ""))) == 1
         assert len(runbook_complaints(rule, text.replace("--since 15m", "--since 16m"))) == 1
-        assert len(runbook_complaints(rule, text.replace("# ConsentryFrontierStale", "# Stale"))) == 1
+        assert (
+            len(runbook_complaints(rule, text.replace("# ConsentryFrontierStale", "# Stale"))) == 1
+        )
 
     def test_a_first_step_that_cannot_be_typed_is_noticed(self) -> None:
         """A rule that cannot fail protects nobody."""
@@ -269,5 +328,9 @@ class TestTheChecks:
 def test_the_queries_of_a_runbook_are_found() -> None:
     """Hurt when this breaks: whoever trusts that each runbook tells how to prove the end."""
     for name in EXPECTED:
-        _, _, proof = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8").partition(f"## {RUNBOOK_PARTS[-1]}\n")
+        _, _, proof = (
+            (RUNBOOKS / f"{name}.md")
+            .read_text(encoding="utf-8")
+            .partition(f"## {RUNBOOK_PARTS[-1]}\n")
+        )
         assert QUERY.findall(proof), name

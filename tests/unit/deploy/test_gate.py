@@ -1,4 +1,6 @@
-"""The two ways in, `make` and `.ci/run`: they say what is wrong, and cannot be green without having run a test."""
+"""The two ways in, `make` and `.ci/run`: they say what is wrong, and cannot be green without having
+run a test.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,14 @@ def run_make(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment without what an outer `make` leaves in it, which would change the inner one."""
-    return {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    """The environment without what an outer `make` leaves in it, which would change the inner
+    one.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    }
 
 
 class TestMake:
@@ -50,16 +58,32 @@ class TestMake:
 
     def test_the_gate_is_everything_that_check_is_and_more(self) -> None:
         """A commit that passes `make check` and fails on style in the gate costs a day."""
-        check = [line for line in run_make("-n", "check", folder=ROOT).stdout.splitlines() if ".venv" in line]
-        gate = [line for line in run_make("-n", "test", folder=ROOT).stdout.splitlines() if ".venv" in line]
+        check = [
+            line
+            for line in run_make("-n", "check", folder=ROOT).stdout.splitlines()
+            if ".venv" in line
+        ]
+        gate = [
+            line
+            for line in run_make("-n", "test", folder=ROOT).stdout.splitlines()
+            if ".venv" in line
+        ]
 
         assert gate[:-1] == check[:-1]
         assert gate[-1] == ".venv/bin/pytest"
-        for tool in ("ruff check", "ruff format --check", "mypy", "lint-imports", "consentry schemas lint"):
+        for tool in (
+            "ruff check",
+            "ruff format --check",
+            "mypy",
+            "lint-imports",
+            "consentry schemas lint",
+        ):
             assert any(f".venv/bin/{tool}" in line for line in gate), tool
 
     def test_without_a_usable_python_it_says_so(self, tmp_path: Path) -> None:
-        """Version managers leave commands that exist and refuse to run; the error must not come out of pip later."""
+        """Version managers leave commands that exist and refuse to run; the error must not come out
+        of pip later.
+        """
         for name in ("Makefile", "pyproject.toml", "requirements.lock"):
             shutil.copy(ROOT / name, tmp_path)
 
@@ -81,7 +105,10 @@ class TestMake:
         changed = run_make("-n", "setup", folder=tmp_path).stdout
 
         assert "pip install" not in untouched
-        assert "pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock" in changed
+        assert (
+            "pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock"
+            in changed
+        )
 
     def test_nothing_in_it_needs_a_newer_make(self) -> None:
         """macOS still ships make 3.81, and fails there in ways that look like our fault."""
@@ -94,7 +121,9 @@ class TestMake:
 def newer_features(makefile: str) -> list[str]:
     """What make 3.81 does not understand: !=, ::=, &:, .ONESHELL, $(file …), $(let …)."""
     lines = [line for line in makefile.splitlines() if not line.startswith(("\t", "#"))]
-    return re.findall(r"^\w+ (?:!=|::=)|\.ONESHELL|\$\((?:file|let|guile) |&:", "\n".join(lines), re.MULTILINE)
+    return re.findall(
+        r"^\w+ (?:!=|::=)|\.ONESHELL|\$\((?:file|let|guile) |&:", "\n".join(lines), re.MULTILINE
+    )
 
 
 class TestTheGate:
@@ -119,15 +148,21 @@ class TestTheGate:
         ],
     )
     @pytest.mark.parametrize("target", ["test", "test-all"])
-    def test_it_fails_when_no_test_ran_or_one_failed(self, script: str, target: str, tmp_path: Path) -> None:
+    def test_it_fails_when_no_test_ran_or_one_failed(
+        self, script: str, target: str, tmp_path: Path
+    ) -> None:
         """A green gate that proved nothing lets through what trains on somebody who opted out."""
         only_there = f'if [ "$1" = {target} ]; then {script}; else echo "{PASSED}"; fi'
 
         assert run_gate(tmp_path, only_there).returncode != 0
 
     def test_it_hands_over_no_terminal_and_demands_promtool(self, tmp_path: Path) -> None:
-        """A question that nobody answers hangs for an hour; an alert test that is skipped proves nothing."""
-        script = f'read -r answer && exit 3; echo "$CI $CONSENTRY_REQUIRE_PROMTOOL"; echo "{PASSED}"'
+        """A question that nobody answers hangs for an hour; an alert test that is skipped proves
+        nothing.
+        """
+        script = (
+            f'read -r answer && exit 3; echo "$CI $CONSENTRY_REQUIRE_PROMTOOL"; echo "{PASSED}"'
+        )
 
         result = run_gate(tmp_path, script)
 
@@ -149,17 +184,22 @@ def open_folder() -> Iterator[Path]:
 
 class TestABareMachine:
     def test_as_root_it_installs_what_is_missing(self, open_folder: Path) -> None:
-        """A new machine has neither make nor promtool; whoever sets it up should have nothing to read first."""
+        """A new machine has neither make nor promtool; whoever sets it up should have nothing to
+        read first.
+        """
         if os.geteuid() != 0:
             pytest.skip("only root may install packages")
 
         result = run_bare(open_folder, "apt-get", "timeout")
 
         assert result.returncode == 0, result.stdout + result.stderr
-        *installed, test, test_all = (open_folder / "asked").read_text(encoding="utf-8").splitlines()
+        *installed, test, test_all = (
+            (open_folder / "asked").read_text(encoding="utf-8").splitlines()
+        )
         assert installed == [
             "apt-get update -qq",
-            "apt-get install -y -qq --no-install-recommends python3 python3-venv make prometheus curl postgresql",
+            "apt-get install -y -qq --no-install-recommends python3 python3-venv make prometheus "
+            "curl postgresql",
         ]
         for line, target in ((test, "test"), (test_all, "test-all")):
             timed = re.fullmatch(rf"timeout --kill-after=30 (\d+) make {target}", line)
@@ -167,18 +207,27 @@ class TestABareMachine:
             assert 3500 < int(timed[1]) <= 3600, "both together have an hour"
 
     def test_without_root_it_says_what_is_missing(self, open_folder: Path) -> None:
-        """Half an installation, or a password prompt that nobody sees, would be worse than a sentence."""
+        """Half an installation, or a password prompt that nobody sees, would be worse than a
+        sentence.
+        """
         nobody = 65534 if os.geteuid() == 0 else None
 
         result = run_bare(open_folder, "apt-get", "timeout", user=nobody)
 
         assert result.returncode == 1
-        assert "only root can install it: python3 python3-venv make prometheus curl postgresql" in result.stderr
+        assert (
+            "only root can install it: python3 python3-venv make prometheus curl postgresql"
+            in result.stderr
+        )
         assert not (open_folder / "asked").exists()
 
 
-def run_bare(folder: Path, *recorded: str, user: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the real .ci/run on a machine that has next to nothing; calls of `recorded` are written down, not made."""
+def run_bare(
+    folder: Path, *recorded: str, user: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the real .ci/run on a machine that has next to nothing; calls of `recorded` are written
+    down, not made.
+    """
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     tools = folder / "tools"
@@ -197,7 +246,9 @@ def run_bare(folder: Path, *recorded: str, user: int | None = None) -> subproces
 
 
 def run_gate(folder: Path, make: str) -> subprocess.CompletedProcess[str]:
-    """Run the real .ci/run in an empty project where `make` is `make`, and everything it asks for is there."""
+    """Run the real .ci/run in an empty project where `make` is `make`, and everything it asks for
+    is there.
+    """
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     tools = folder / "tools"

@@ -28,7 +28,9 @@ WANTED = {
 
 def settings(text: str) -> dict[str, str]:
     """The settings of a Redis configuration file; a setting given twice is refused."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")
+    ]
     pairs = [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1].strip('"')) for line in lines]
     assert len(dict(pairs)) == len(pairs), "a setting is given twice"
     return dict(pairs)
@@ -47,7 +49,9 @@ def test_a_setting_given_twice_is_noticed() -> None:
 
 @pytest.mark.stack
 def test_a_real_server_takes_every_setting(tmp_path: Path) -> None:
-    """A setting that the server does not know stops the stack; one that it takes otherwise is worse."""
+    """A setting that the server does not know stops the stack; one that it takes otherwise is
+    worse.
+    """
     with running_server(tmp_path) as server:
         taken = {name: server.config_get(name)[name] for name in WANTED}
 
@@ -56,11 +60,22 @@ def test_a_real_server_takes_every_setting(tmp_path: Path) -> None:
 
 @contextmanager
 def running_server(folder: Path) -> Iterator[Any]:
-    """A server of our own with the settings of deploy/redis.conf, reached by a socket in `folder`; ended by its id."""
+    """A server of our own with the settings of deploy/redis.conf, reached by a socket in `folder`;
+    ended by its id.
+    """
     import redis
 
     socket = folder / "s"
-    command = [server_program(), str(CONF), "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)]
+    command = [
+        server_program(),
+        str(CONF),
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket),
+        "--dir",
+        str(folder),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 20

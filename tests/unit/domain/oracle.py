@@ -1,7 +1,9 @@
-"""The rules once more: from the text of the scenario format alone, over plain documents, and sharing no code.
+"""The rules once more: from the text of the scenario format alone, over plain documents, and
+sharing no code.
 
-Where the product folds event after event, this asks of a whole timeline what holds in it. Two programs that were
-written apart, in two manners, are rarely wrong in the same way. Slow and short, on purpose.
+Where the product folds event after event, this asks of a whole timeline what holds in it. Two
+programs that were written apart, in two manners, are rarely wrong in the same way. Slow and short,
+on purpose.
 """
 
 from __future__ import annotations
@@ -17,11 +19,21 @@ import pycountry
 Document = Mapping[str, Any]
 
 ORDER: Final = (
-    *("ERASED", "HELD", "JURISDICTION_UNKNOWN", "PAUSED", "OPTED_OUT", "NO_TERMS", "NOT_OFFERED", "OUTSIDE_TERMS"),
+    *(
+        "ERASED",
+        "QUARANTINED",
+        "JURISDICTION_UNKNOWN",
+        "PAUSED",
+        "OPTED_OUT",
+        "NO_TERMS",
+        "NOT_OFFERED",
+        "OUTSIDE_TERMS",
+    ),
     *("OPTED_IN", "NOTICE_OPEN", "DEFAULT_ON", "OPT_IN_REQUIRED"),
 )
 ALLOWING: Final = frozenset({"OPTED_IN", "DEFAULT_ON"})
-# The Union of 27 and Iceland, Liechtenstein, Norway: so it is since 2021, and no document here asks about earlier.
+# The Union of 27 and Iceland, Liechtenstein, Norway: so it is since 2021, and no document here asks
+# about earlier.
 EEA: Final = frozenset(
     [
         *("AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE"),
@@ -33,7 +45,9 @@ CODES: Final = COUNTRIES | {subdivision.code for subdivision in pycountry.subdiv
 
 
 class Entry(NamedTuple):
-    """One entry of a timeline: its number from 1, its two times in microseconds, and what it says."""
+    """One entry of a timeline: its number from 1, its two times in microseconds, and what it
+    says.
+    """
 
     number: int
     kind: str
@@ -64,7 +78,9 @@ class Scope(NamedTuple):
 def instant(text: str) -> int:
     """An ISO date or date and time, in microseconds since 1970; UTC where no zone is given."""
     moment = datetime.fromisoformat(text)
-    since_1970 = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    since_1970 = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(
+        1970, 1, 1, tzinfo=UTC
+    )
     return since_1970 // timedelta(microseconds=1)
 
 
@@ -73,9 +89,9 @@ def duration(text: str) -> int:
     """A duration of weeks, days and hours, such as P30D or PT12H, in microseconds."""
     found = re.fullmatch(r"P(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?(?:T(?P<hours>\d+)H)?", text)
     assert found, text
-    return timedelta(**{unit: int(number or 0) for unit, number in found.groupdict().items()}) // timedelta(
-        microseconds=1
-    )
+    return timedelta(
+        **{unit: int(number or 0) for unit, number in found.groupdict().items()}
+    ) // timedelta(microseconds=1)
 
 
 def answers(document: Document) -> list[tuple[bool, str]]:
@@ -91,7 +107,9 @@ def orders(document: Document) -> list[dict[str, Any]]:
 
 
 def timeline(document: Document) -> list[Entry]:
-    """The entries that may change anything: without those of a member whose erasure had taken effect before."""
+    """The entries that may change anything: without those of a member whose erasure had taken
+    effect before.
+    """
     log = [entry(number, item) for number, item in enumerate(document["timeline"], start=1)]
     erasures = of_kind(log, "member_erased")
     return [
@@ -110,7 +128,13 @@ def entry(number: int, item: Mapping[str, Any]) -> Entry:
     """One item of a timeline, its absent effective date filled in."""
     (kind,) = (name for name in item if name != "recorded")
     says = item[kind]
-    return Entry(number, kind, instant(item["recorded"]), instant(says.get("effective") or item["recorded"]), says)
+    return Entry(
+        number,
+        kind,
+        instant(item["recorded"]),
+        instant(says.get("effective") or item["recorded"]),
+        says,
+    )
 
 
 def question(document: Document, expectation: Mapping[str, Any]) -> Question:
@@ -118,14 +142,18 @@ def question(document: Document, expectation: Mapping[str, Any]) -> Question:
     end = document["timeline"][-1]["recorded"]
     at, known_at = expectation.get("at") or end, expectation.get("known_at") or end
     row = expectation.get("row")
-    return Question(expectation["member"], expectation["purpose"], instant(at), instant(known_at), row)
+    return Question(
+        expectation["member"], expectation["purpose"], instant(at), instant(known_at), row
+    )
 
 
 def answer(log: Iterable[Entry], asked: Question) -> tuple[bool, str]:
     """Both places must allow; of several refusals the first of the list is told."""
     seen = [one for one in log if one.effective <= asked.at and one.recorded <= asked.known_at]
     home = last(of_member(seen, asked.member, "member_relocated"))
-    both = {home.says["jurisdiction"] if home else None, (asked.row or {}).get("jurisdiction")} - {None}
+    both = {home.says["jurisdiction"] if home else None, (asked.row or {}).get("jurisdiction")} - {
+        None
+    }
     told = [reason(seen, asked, place, home) for place in both or {None}]
     decisive = min([one for one in told if one not in ALLOWING] or told, key=ORDER.index)
     return decisive in ALLOWING, decisive
@@ -140,9 +168,11 @@ def reason(seen: Sequence[Entry], asked: Question, place: str | None, home: Entr
     notice = found.get("notice_until") if found else None
     applies = {
         "ERASED": bool(of_member(seen, member, "member_erased")),
-        "HELD": held(seen, member),
+        "QUARANTINED": held(seen, member),
         "JURISDICTION_UNKNOWN": place not in CODES,
-        "PAUSED": any(covers(scope_of(pause), place, purpose, asked.row) for pause in in_force(seen)),
+        "PAUSED": any(
+            covers(scope_of(pause), place, purpose, asked.row) for pause in in_force(seen)
+        ),
         "OPTED_OUT": chosen is not None and chosen.says["choice"] == "OPT_OUT",
         "NO_TERMS": found is None,
         "NOT_OFFERED": regime == "NOT_OFFERED",
@@ -156,12 +186,17 @@ def reason(seen: Sequence[Entry], asked: Question, place: str | None, home: Entr
 
 
 def held(seen: Iterable[Entry], member: str) -> bool:
-    """Whether there is an unreadable event without a release after it by somebody who had seen it."""
+    """Whether there is an unreadable event without a release after it by somebody who had seen
+    it.
+    """
     releases = of_member(seen, member, "released")
     return any(
         not any(
             release.number > unreadable.number
-            and (release.says.get("observed") is None or release.says["observed"] >= unreadable.number)
+            and (
+                release.says.get("observed") is None
+                or release.says["observed"] >= unreadable.number
+            )
             for release in releases
         )
         for unreadable in of_member(seen, member, "unreadable")
@@ -191,7 +226,8 @@ def in_force(seen: Sequence[Entry]) -> list[Entry]:
         pause
         for pause in impositions(seen)
         if not any(
-            lift.says["pause"] == pause.says["pause"] and lift.says["version"] >= pause.says["version"]
+            lift.says["pause"] == pause.says["pause"]
+            and lift.says["version"] >= pause.says["version"]
             for lift in lifts
         )
     ]
@@ -231,7 +267,9 @@ def scope_of(pause: Entry) -> Scope:
 
 
 def covers(scope: Scope, place: str | None, purpose: str, row: Mapping[str, Any] | None) -> bool:
-    """Whether a scope holds this place, purpose and row; a row that tells no category is in every category."""
+    """Whether a scope holds this place, purpose and row; a row that tells no category is in every
+    category.
+    """
     category = (row or {}).get("category")
     return (
         inside(place, scope.jurisdictions)
@@ -271,17 +309,24 @@ def outside(found: Mapping[str, Any], home: Entry | None, row: Mapping[str, Any]
         (found.get("minors") == "EXCLUDE" and band == "MINOR")
         or (found.get("minors") == "EXCLUDE_UNLESS_ADULT" and band != "ADULT")
         or (category is not None and categories is not None and category not in categories)
-        or (since is not None and row is not None and (collected is None or instant(collected) < instant(since)))
+        or (
+            since is not None
+            and row is not None
+            and (collected is None or instant(collected) < instant(since))
+        )
     )
 
 
 def erasure_orders(log: Sequence[Entry]) -> list[dict[str, Any]]:
-    """One for each erasure, due in the shortest time any purpose's terms give where the member then lived."""
+    """One for each erasure, due in the shortest time any purpose's terms give where the member then
+    lived.
+    """
     return [
         {
             "because": "ERASURE",
             "member": erasure.says["member"],
-            "due": erasure.recorded + shortest(log, erasure.recorded, home_before(log, erasure), purposes(log)),
+            "due": erasure.recorded
+            + shortest(log, erasure.recorded, home_before(log, erasure), purposes(log)),
         }
         for erasure in of_kind(log, "member_erased")
     ]
@@ -293,7 +338,8 @@ def opt_out_orders(log: Sequence[Entry]) -> list[dict[str, Any]]:
         {
             "because": "OPT_OUT",
             "member": opt_out.says["member"],
-            "due": opt_out.recorded + shortest(log, opt_out.recorded, [place], [opt_out.says["purpose"]]),
+            "due": opt_out.recorded
+            + shortest(log, opt_out.recorded, [place], [opt_out.says["purpose"]]),
         }
         for opt_out in of_kind(log, "consent_changed")
         if opt_out.says["choice"] == "OPT_OUT"
@@ -325,7 +371,9 @@ def pause_orders(log: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def shortest(log: Iterable[Entry], moment: int, where: Iterable[str], what: Iterable[str]) -> int:
-    """The shortest time to purge that terms in force give for these places and purposes, or thirty days."""
+    """The shortest time to purge that terms in force give for these places and purposes, or thirty
+    days.
+    """
     seen, what = known(log, moment), list(what)
     found = (terms(seen, place, purpose) for place in where for purpose in what)
     times = ((one.get("purge") or {}).get("within") or "P30D" for one in found if one)
@@ -338,21 +386,34 @@ def known(log: Iterable[Entry], moment: int) -> list[Entry]:
 
 
 def home_before(log: Iterable[Entry], event: Entry) -> list[str]:
-    """Where the event's member lived when it was recorded, by what the log said before it: one place, or none."""
+    """Where the event's member lived when it was recorded, by what the log said before it: one
+    place, or none.
+    """
     moves = of_member(known(log, event.recorded), event.says["member"], "member_relocated")
     return [one.says["jurisdiction"] for one in moves if one.number < event.number][-1:]
 
 
 def places(log: Iterable[Entry], named: tuple[str, ...]) -> list[str]:
-    """Every country in these places, and every part of one for which there may be terms of its own."""
+    """Every country in these places, and every part of one for which there may be terms of its
+    own.
+    """
     published = of_kind(log, "policy_published")
-    told = {code for policy in published for one in policy.says["terms"] for code in one["jurisdictions"]}
+    told = {
+        code
+        for policy in published
+        for one in policy.says["terms"]
+        for code in one["jurisdictions"]
+    }
     return [code for code in CODES & {*COUNTRIES, *told, *named} if inside(code, named)]
 
 
 def purposes(log: Iterable[Entry]) -> set[str]:
     """Every purpose that a policy names."""
-    return {one["purpose"] for policy in of_kind(log, "policy_published") for one in policy.says["terms"]}
+    return {
+        one["purpose"]
+        for policy in of_kind(log, "policy_published")
+        for one in policy.says["terms"]
+    }
 
 
 def of_kind(entries: Iterable[Entry], kind: str) -> list[Entry]:

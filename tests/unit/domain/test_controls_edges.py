@@ -1,16 +1,18 @@
-"""Controls that come in parts, in one instant, or are asked about again: two systems must end up alike."""
+"""Controls that come in parts, in one instant, or are asked about again: two systems must end up
+alike.
+"""
 
 from __future__ import annotations
 
 from tests.strategies import PURPOSE, WORLD, day, lift, pause, policy, terms
 
-from consentry.domain.controls import Bearing, Controls
+from consentry.domain.controls import ApplicableControls, Controls
 
 NOTHING = Controls(WORLD)
 LATER = {"at": day(50), "known_at": day(50)}
 
 
-def bearing(controls: Controls, jurisdiction: str = "US") -> Bearing:
+def bearing(controls: Controls, jurisdiction: str = "US") -> ApplicableControls:
     """What the controls say on day 50."""
     return controls.bearing(jurisdiction, PURPOSE, None, **LATER)
 
@@ -39,11 +41,17 @@ class TestParts:
         pauses = pause(1, "*", on=3, name="b"), pause(2, "US", on=2, name="a"), pause(3, "US", on=1)
         first, *rest = pauses
 
-        for controls in (NOTHING.after(*pauses), NOTHING.after(first).after(*rest), NOTHING.after(first, rest[0])):
+        for controls in (
+            NOTHING.after(*pauses),
+            NOTHING.after(first).after(*rest),
+            NOTHING.after(first, rest[0]),
+        ):
             assert bearing(controls).pause == first
 
     def test_what_is_added_leaves_the_controls_before_as_they_were(self) -> None:
-        """They are a value: an answer that is being worked out must not change under the worker's hands."""
+        """They are a value: an answer that is being worked out must not change under the worker's
+        hands.
+        """
         before = NOTHING.after(policy(1, terms("US"), on=0))
 
         after = before.after(policy(2, terms("HK", "US"), on=0), pause(3, "US", on=1))
@@ -59,13 +67,17 @@ class TestOneInstant:
         first, second = lift(3, on=5, name="a"), lift(4, on=5, name="b")
         pauses = pause(1, "US", on=1, name="a"), pause(2, "*", on=1, name="b")
 
-        for controls in (NOTHING.after(*pauses, first, second), NOTHING.after(*pauses, first).after(second)):
+        for controls in (
+            NOTHING.after(*pauses, first, second),
+            NOTHING.after(*pauses, first).after(second),
+        ):
             assert controls.last_voiding_lift("US", PURPOSE, **LATER) == second
 
 
 class TestRemembering:
     controls = NOTHING.after(
-        policy(1, terms("*"), on=0), pause(2, "US", on=7, effective_at=day(5), categories=("posts",))
+        policy(1, terms("*"), on=0),
+        pause(2, "US", on=7, effective_at=day(5), categories=("posts",)),
     )
 
     def test_what_was_asked_before_is_not_worked_out_again(self) -> None:
@@ -77,9 +89,15 @@ class TestRemembering:
         paused = self.controls.log[1]
 
         def pausing(
-            place: str = "US", purpose: str = PURPOSE, category: str | None = "posts", at: float = 5, known: float = 7
+            place: str = "US",
+            purpose: str = PURPOSE,
+            category: str | None = "posts",
+            at: float = 5,
+            known: float = 7,
         ) -> object:
-            return self.controls.bearing(place, purpose, category, at=day(at), known_at=day(known)).pause
+            return self.controls.bearing(
+                place, purpose, category, at=day(at), known_at=day(known)
+            ).pause
 
         assert [pausing(), pausing(category=None), pausing(at=6), pausing(known=8)] == [paused] * 4
         assert pausing("HK") is None

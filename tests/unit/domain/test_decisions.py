@@ -1,4 +1,7 @@
-"""Deciding: each reason by an example, and the stories the rules were made for. More by chance: test_oracle.py."""
+"""Deciding: each reason by an example, and the stories the rules were made for.
+
+More by chance: test_oracle.py.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from consentry.domain.controls import (
     OptIns,
     Regime,
 )
-from consentry.domain.decisions import NOBODY, Decision, Limit, Row, decide, stale, standing
+from consentry.domain.decisions import NOBODY, Decision, Limit, Row, decide, member_state, stale
 from consentry.domain.events import Fact, MemberEvent
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, Reason
@@ -73,7 +76,7 @@ class TestReasons:
         """The unreadable message may have been an opt-out."""
         decision = ask(folded(US, unreadable(2, on=2)))
 
-        assert (decision.allowed, decision.reason) == (False, Reason.HELD)
+        assert (decision.allowed, decision.reason) == (False, Reason.QUARANTINED)
 
     def test_no_longer_held(self) -> None:
         """An operator has seen to it, and the member's own choice counts again."""
@@ -86,16 +89,18 @@ class TestReasons:
         [
             (None, Reason.DEFAULT_ON),
             (3, Reason.DEFAULT_ON),
-            (2, Reason.HELD),
-            (1, Reason.HELD),
-            (4, Reason.HELD),
-            (9, Reason.HELD),
+            (2, Reason.QUARANTINED),
+            (1, Reason.QUARANTINED),
+            (4, Reason.QUARANTINED),
+            (9, Reason.QUARANTINED),
         ],
     )
     def test_a_release_ends_only_the_holds_that_its_operator_had_looked_at(
         self, observed: int | None, reason: Reason
     ) -> None:
-        """Between the look and the release another message came that nobody could read: perhaps the opt-out."""
+        """Between the look and the release another message came that nobody could read: perhaps the
+        opt-out.
+        """
         held = (unreadable(2, on=2), unreadable(3, on=3))
 
         assert ask(folded(US, *held, released(4, on=4, observed=observed))).reason is reason
@@ -142,8 +147,12 @@ class TestReasons:
             ({"collected_from": day(5)}, AgeBand.ADULT, Row()),
         ],
     )
-    def test_outside_terms(self, conditions: dict[str, Any], band: AgeBand, row: Row | None) -> None:
-        """Terms that were promised to a regulator hold row by row; what a row does not say is not assumed."""
+    def test_outside_terms(
+        self, conditions: dict[str, Any], band: AgeBand, row: Row | None
+    ) -> None:
+        """Terms that were promised to a regulator hold row by row; what a row does not say is not
+        assumed.
+        """
         record = folded(moved("US", 1, on=1, age_band=band), chose(Choice.OPT_IN, 2, on=2))
 
         decision = ask(record, with_terms(**conditions), row=row)
@@ -221,29 +230,47 @@ class TestHongKong:
 
     def test_a_row_from_the_paused_place_is_paused_whoever_wrote_it(self) -> None:
         """The stricter of the member's and the row's jurisdiction wins."""
-        assert ask(folded(US), self.controls, row=Row(jurisdiction="HK"), at=20).reason is Reason.PAUSED
-        assert ask(self.resident, self.controls, row=Row(jurisdiction="US"), at=20).reason is Reason.PAUSED
+        assert (
+            ask(folded(US), self.controls, row=Row(jurisdiction="HK"), at=20).reason
+            is Reason.PAUSED
+        )
+        assert (
+            ask(self.resident, self.controls, row=Row(jurisdiction="US"), at=20).reason
+            is Reason.PAUSED
+        )
 
     def test_somebody_nobody_knows_is_judged_by_the_row(self) -> None:
         """Data of people without a record is common; only what the row proves can speak for it."""
         assert ask(None, self.controls, at=20).reason is Reason.JURISDICTION_UNKNOWN
-        assert ask(None, self.controls, row=Row(jurisdiction="US"), at=20).reason is Reason.DEFAULT_ON
+        assert (
+            ask(None, self.controls, row=Row(jurisdiction="US"), at=20).reason is Reason.DEFAULT_ON
+        )
 
 
 class TestLift:
-    """A country is paused, and a year later used again on new terms. Who refused before has still refused."""
+    """A country is paused, and a year later used again on new terms.
+
+    Who refused before has still refused.
+    """
 
     controls = Controls(WORLD).after(
         policy(1, terms("GB"), on=0),
         pause(2, "GB", on=20, name="gb"),
-        policy(3, terms("GB", notice_until=day(140), collected_from=day(0), minors=Minors.EXCLUDE), on=99),
+        policy(
+            3,
+            terms("GB", notice_until=day(140), collected_from=day(0), minors=Minors.EXCLUDE),
+            on=99,
+        ),
         lift(4, on=100, name="gb"),
     )
     home = moved("GB", 1, on=1)
 
     def test_an_opt_out_survives_the_lift(self) -> None:
         """Members had to opt out again elsewhere after such a lift; here once is enough."""
-        assert ask(folded(self.home, chose(Choice.OPT_OUT, 2, on=3)), self.controls, at=150).reason is Reason.OPTED_OUT
+        assert (
+            ask(folded(self.home, chose(Choice.OPT_OUT, 2, on=3)), self.controls, at=150).reason
+            is Reason.OPTED_OUT
+        )
 
     def test_an_opt_in_counts_until_the_lift_voids_it(self) -> None:
         """Whoever agreed to the old terms has not agreed to the new ones."""
@@ -285,14 +312,23 @@ class TestLift:
         """A lift in one country says nothing to members of another."""
         record = folded(moved("US", 1, on=1), chose(Choice.OPT_IN, 2, on=3))
 
-        assert ask(record, self.controls.after(policy(5, terms("US"), on=0)), at=110).reason is Reason.OPTED_IN
+        assert (
+            ask(record, self.controls.after(policy(5, terms("US"), on=0)), at=110).reason
+            is Reason.OPTED_IN
+        )
 
     def test_the_silent_are_used_once_the_notice_has_ended(self) -> None:
         """The terms say so, within their limits."""
         silent = folded(self.home)
 
-        assert ask(silent, self.controls, at=150, row=Row(collected=day(1))).reason is Reason.DEFAULT_ON
-        assert ask(silent, self.controls, at=150, row=Row(collected=day(-5))).reason is Reason.OUTSIDE_TERMS
+        assert (
+            ask(silent, self.controls, at=150, row=Row(collected=day(1))).reason
+            is Reason.DEFAULT_ON
+        )
+        assert (
+            ask(silent, self.controls, at=150, row=Row(collected=day(-5))).reason
+            is Reason.OUTSIDE_TERMS
+        )
 
 
 class TestPauses:
@@ -310,7 +346,9 @@ class TestPauses:
 
     def test_a_higher_version_imposes_again(self) -> None:
         """The regulator came back: an old lift must not reach it."""
-        controls = EVERYWHERE.after(pause(1, "US", on=2), lift(2, on=3), pause(3, "US", on=4, version=2))
+        controls = EVERYWHERE.after(
+            pause(1, "US", on=2), lift(2, on=3), pause(3, "US", on=4, version=2)
+        )
 
         assert ask(folded(US), controls).reason is Reason.PAUSED
         assert ask(folded(US), controls.after(lift(4, on=5, version=2))).reason is Reason.DEFAULT_ON
@@ -326,10 +364,14 @@ class TestPauses:
         californian = folded(moved("US-CA", 1, on=1))
 
         assert ask(californian, EVERYWHERE.after(pause(1, "US", on=2))).reason is Reason.PAUSED
-        assert ask(folded(US), EVERYWHERE.after(pause(1, "US-CA", on=2))).reason is Reason.DEFAULT_ON
+        assert (
+            ask(folded(US), EVERYWHERE.after(pause(1, "US-CA", on=2))).reason is Reason.DEFAULT_ON
+        )
 
     def test_a_group_holds_the_subdivisions_of_its_countries_while_they_belong_to_it(self) -> None:
-        """Britain left: before that day a European pause covered Scotland, afterwards it does not."""
+        """Britain left: before that day a European pause covered Scotland, afterwards it does
+        not.
+        """
         scot = folded(moved("GB-SCT", 1, on=1))
         controls = EVERYWHERE.after(pause(1, "EEA", on=2))
 
@@ -337,9 +379,13 @@ class TestPauses:
         assert ask(scot, controls, at=20).reason is Reason.DEFAULT_ON
 
     @pytest.mark.parametrize("scope", [(), ("XX",), ("HK", "Atlantis")])
-    def test_a_scope_that_nobody_understands_pauses_everything(self, scope: tuple[str, ...]) -> None:
+    def test_a_scope_that_nobody_understands_pauses_everything(
+        self, scope: tuple[str, ...]
+    ) -> None:
         """A typing error in a regulator's order must not leave the country open that was meant."""
-        controls = EVERYWHERE.after(pause(1, *scope, on=2, purposes=("other",), categories=("posts",)))
+        controls = EVERYWHERE.after(
+            pause(1, *scope, on=2, purposes=("other",), categories=("posts",))
+        )
 
         assert ask(folded(US), controls, row=Row(category="messages")).reason is Reason.PAUSED
 
@@ -374,7 +420,8 @@ class TestTerms:
     def test_the_policy_with_the_latest_effective_date_binds(self) -> None:
         """An old policy that is published late must not undo a stricter one."""
         controls = Controls(WORLD).after(
-            policy(1, terms("*", regime=Regime.NOT_OFFERED), on=1, effective=5), policy(2, terms("*"), on=2)
+            policy(1, terms("*", regime=Regime.NOT_OFFERED), on=1, effective=5),
+            policy(2, terms("*"), on=2),
         )
 
         assert ask(folded(US), controls, at=4).reason is Reason.DEFAULT_ON
@@ -390,7 +437,9 @@ class TestTerms:
 
     def test_the_first_matching_entry_wins(self) -> None:
         """Policies are written exceptions first."""
-        controls = Controls(WORLD).after(policy(1, terms("US-CA", regime=Regime.OPT_IN), terms("US"), on=0))
+        controls = Controls(WORLD).after(
+            policy(1, terms("US-CA", regime=Regime.OPT_IN), terms("US"), on=0)
+        )
 
         assert ask(folded(moved("US-CA", 1, on=1)), controls).reason is Reason.OPT_IN_REQUIRED
         assert ask(folded(US), controls).reason is Reason.DEFAULT_ON
@@ -402,7 +451,9 @@ class TestTerms:
         assert ask(folded(US), controls).reason is Reason.DEFAULT_ON
 
     @pytest.mark.parametrize("code", ["", "XX", "us", "*", "EEA", "US-ZZ"])
-    def test_a_code_that_does_not_exist_is_excluded_even_where_terms_hold_everywhere(self, code: str) -> None:
+    def test_a_code_that_does_not_exist_is_excluded_even_where_terms_hold_everywhere(
+        self, code: str
+    ) -> None:
         """A broken column of a data set must not read as the rest of the world."""
         decision = ask(folded(US), row=Row(jurisdiction=code))
 
@@ -410,7 +461,9 @@ class TestTerms:
 
     def test_two_jurisdictions_that_both_refuse_name_the_first_reason_of_the_list(self) -> None:
         """One closed order, so that two systems that are asked give the member one reason."""
-        controls = Controls(WORLD).after(policy(1, terms("US", regime=Regime.OPT_IN), on=0), pause(2, "HK", on=1))
+        controls = Controls(WORLD).after(
+            policy(1, terms("US", regime=Regime.OPT_IN), on=0), pause(2, "HK", on=1)
+        )
 
         assert ask(folded(US), controls, row=Row(jurisdiction="HK")).reason is Reason.PAUSED
 
@@ -430,13 +483,19 @@ def test_britain_left_the_european_economic_area_with_the_year_2020() -> None:
 
 
 class TestPlacesWithTwoCodes:
-    """ISO 3166 lists some places as countries and as parts of one; a rule for either has to hold."""
+    """ISO 3166 lists some places as countries and as parts of one; a rule for either has to
+    hold.
+    """
 
-    @pytest.mark.parametrize(("part", "country"), [("CN-HK", "HK"), ("US-PR", "PR"), ("FR-974", "RE"), ("FI-01", "AX")])
+    @pytest.mark.parametrize(
+        ("part", "country"), [("CN-HK", "HK"), ("US-PR", "PR"), ("FR-974", "RE"), ("FI-01", "AX")]
+    )
     def test_a_pause_on_the_country_covers_the_part(self, part: str, country: str) -> None:
         """Hong Kong was paused; a profile that says CN-HK is in Hong Kong."""
         controls = Controls(iso_jurisdictions()).after(
-            policy(900, terms("*"), on=0), pause(901, country, on=1), pause(902, "DE", on=1, name="other")
+            policy(900, terms("*"), on=0),
+            pause(901, country, on=1),
+            pause(902, "DE", on=1, name="other"),
         )
 
         assert ask(folded(moved(part, 1, on=1)), controls).reason is Reason.PAUSED
@@ -454,7 +513,9 @@ class TestPlacesWithTwoCodes:
 
 
 class TestGrounds:
-    """What is told besides the reason: explain, the trainer's log and a regulator's answer are made of it."""
+    """What is told besides the reason: explain, the trainer's log and a regulator's answer are made
+    of it.
+    """
 
     opt_in = chose(Choice.OPT_IN, 2, on=2)
     published = policy(900, terms("*"), on=0)
@@ -462,16 +523,22 @@ class TestGrounds:
     def because(self, decision: Decision) -> list[tuple[Reason, object, str | None]]:
         """Reason, fact and place of each ground, the versions of facts left out."""
         return [
-            (one.reason, one.fact._replace(version=0) if isinstance(one.fact, Fact) else one.fact, one.jurisdiction)
+            (
+                one.reason,
+                one.fact._replace(version=0) if isinstance(one.fact, Fact) else one.fact,
+                one.jurisdiction,
+            )
             for one in decision.because
         ]
 
     def test_what_ends_a_question_is_its_only_ground(self) -> None:
-        """Whoever is erased or held hears just that; where they lived is nobody's business any more."""
+        """Whoever is erased or held hears just that; where they lived is nobody's business any
+        more.
+        """
         gone, held = erased(3, on=3), unreadable(3, on=3)
 
         assert self.because(ask(folded(US, gone))) == [(Reason.ERASED, gone.fact(), None)]
-        assert self.because(ask(folded(US, held))) == [(Reason.HELD, held.fact(), None)]
+        assert self.because(ask(folded(US, held))) == [(Reason.QUARANTINED, held.fact(), None)]
 
     def test_a_question_that_cannot_be_answered_says_why(self) -> None:
         """A member without a place, and one whose past is folded away, need different help."""
@@ -479,7 +546,10 @@ class TestGrounds:
 
         [folded_away], [nowhere] = ask(many, at=1).because, ask(None).because
 
-        assert (folded_away.reason, nowhere.reason) == (Reason.HISTORY_FOLDED, Reason.JURISDICTION_UNKNOWN)
+        assert (folded_away.reason, nowhere.reason) == (
+            Reason.HISTORY_FOLDED,
+            Reason.JURISDICTION_UNKNOWN,
+        )
         assert "before what the record still knows" in str(folded_away.fact)
         assert "neither the member's record nor the row" in str(nowhere.fact)
 
@@ -487,10 +557,18 @@ class TestGrounds:
         """Free text in a column of codes may be anything, and is copied into answers."""
         [ground] = ask(None, row=Row(jurisdiction="x" * 30)).because
 
-        assert ground == (Reason.JURISDICTION_UNKNOWN, f"'{'x' * 16}' is not a known code", "x" * 30, None, None)
+        assert ground == (
+            Reason.JURISDICTION_UNKNOWN,
+            f"'{'x' * 16}' is not a known code",
+            "x" * 30,
+            None,
+            None,
+        )
 
     def test_without_terms_the_purpose_the_place_and_the_choice_are_told(self) -> None:
-        """The policy that is missing has to be found, and the member's opt-in is not forgotten over it."""
+        """The policy that is missing has to be found, and the member's opt-in is not forgotten over
+        it.
+        """
         assert self.because(ask(folded(US, self.opt_in), Controls(WORLD))) == [
             (Reason.NO_TERMS, f"no policy has terms for {PURPOSE}", "US"),
             (Reason.OPTED_IN, self.opt_in.fact(), "US"),
@@ -536,14 +614,21 @@ class TestGrounds:
             ({"minors": Minors.UNKNOWN}, AgeBand.UNKNOWN, None, Limit.AGE_NOT_KNOWN),
             ({"categories": ("posts",)}, AgeBand.ADULT, Row(category="messages"), Limit.CATEGORY),
             ({"collected_from": day(5)}, AgeBand.ADULT, Row(), Limit.COLLECTED_UNKNOWN),
-            ({"collected_from": day(5)}, AgeBand.ADULT, Row(collected=day(4)), Limit.COLLECTED_BEFORE),
+            (
+                {"collected_from": day(5)},
+                AgeBand.ADULT,
+                Row(collected=day(4)),
+                Limit.COLLECTED_BEFORE,
+            ),
         ],
     )
     def test_terms_that_do_not_cover_the_use_say_by_which_limit(
         self, conditions: dict[str, Any], band: AgeBand, row: Row | None, limit: Limit
     ) -> None:
         """An officer corrects the row, the age or the policy, whichever it is."""
-        decision = ask(folded(moved("US", 1, on=1, age_band=band)), with_terms(**conditions), row=row)
+        decision = ask(
+            folded(moved("US", 1, on=1, age_band=band)), with_terms(**conditions), row=row
+        )
 
         assert (decision.reason, decision.because[0].limit) == (Reason.OUTSIDE_TERMS, limit)
 
@@ -565,10 +650,16 @@ class TestGrounds:
 
 
 class TestInstants:
-    """Both times of every fact, and the ends of what a record knows, are inclusive; one instant off wrongs somebody."""
+    """Both times of every fact, and the ends of what a record knows, are inclusive; one instant off
+    wrongs somebody.
+    """
 
-    @pytest.mark.parametrize(("at", "known_at", "counts"), [(5, 7, True), (4.99999, 7, False), (5, 6.99999, False)])
-    def test_a_fact_counts_from_its_first_instant(self, at: float, known_at: float, counts: bool) -> None:
+    @pytest.mark.parametrize(
+        ("at", "known_at", "counts"), [(5, 7, True), (4.99999, 7, False), (5, 6.99999, False)]
+    )
+    def test_a_fact_counts_from_its_first_instant(
+        self, at: float, known_at: float, counts: bool
+    ) -> None:
         """An opt-out holds at the instant that the member was told."""
         record = folded(US, chose(Choice.OPT_OUT, 2, on=7, effective_at=day(5)))
 
@@ -576,7 +667,9 @@ class TestInstants:
 
     def test_a_folded_record_answers_from_the_horizon_itself_on(self) -> None:
         """There everything that was folded counts; an instant earlier some of it would not."""
-        many = (chose(Choice.UNKNOWN, number, on=7, effective_at=day(5)) for number in range(100, 180))
+        many = (
+            chose(Choice.UNKNOWN, number, on=7, effective_at=day(5)) for number in range(100, 180)
+        )
         record = folded(moved("US", 1, on=1), *many)
 
         assert ask(record, at=5, known_at=7).reason is Reason.DEFAULT_ON
@@ -585,5 +678,8 @@ class TestInstants:
 
     def test_a_record_that_says_nothing_is_nobodys(self) -> None:
         """Who is in the table and said nothing stands like somebody who is not in it."""
-        assert standing(Record(member=MEMBER), purpose=PURPOSE, at=day(1), known_at=day(1)) == NOBODY
+        assert (
+            member_state(Record(member=MEMBER), purpose=PURPOSE, at=day(1), known_at=day(1))
+            == NOBODY
+        )
         assert NOBODY.is_folded is False

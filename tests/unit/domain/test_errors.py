@@ -27,4 +27,9 @@ def test_an_error_is_the_same_after_it_was_sent(error: ConsentryError) -> None:
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
 
     assert type(again) is type(error)
-    assert (str(again), again.code, again.fix, vars(again)) == (str(error), error.code, error.fix, vars(error))
+    assert (str(again), again.code, again.fix, vars(again)) == (
+        str(error),
+        error.code,
+        error.fix,
+        vars(error),
+    )

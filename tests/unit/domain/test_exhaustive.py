@@ -1,8 +1,10 @@
-"""Every short sequence of events and controls, none left out: what random histories may miss by bad luck.
+"""Every short sequence of events and controls, none left out: what random histories may miss by bad
+luck.
 
-Two members, two purposes, a pause, a lift and a policy make an alphabet of 19 letters. Sequences are walked depth
-first, so that those with one beginning share its work. The members differ in name only: the first letter about a member
-is about the first of them, which covers every sequence up to renaming. `make exhaustive` goes one letter further.
+Two members, two purposes, a pause, a lift and a policy make an alphabet of 19 letters. Sequences
+are walked depth first, so that those with one beginning share its work. The members differ in name
+only: the first letter about a member is about the first of them, which covers every sequence up to
+renaming. `make exhaustive` goes one letter further.
 """
 
 from __future__ import annotations
@@ -44,11 +46,21 @@ class Letter(NamedTuple):
     purpose: str | None = None
 
 
-OUT, INFORMED, UNINFORMED, MOVE, ERASE = "opt-out", "informed opt-in", "uninformed opt-in", "relocate", "erase"
+OUT, INFORMED, UNINFORMED, MOVE, ERASE = (
+    "opt-out",
+    "informed opt-in",
+    "uninformed opt-in",
+    "relocate",
+    "erase",
+)
 PAUSE, LIFT, POLICY = Letter("pause"), Letter("lift"), Letter("policy")
 ABOUT = {
     member: (
-        *(Letter(what, member, purpose) for what in (OUT, INFORMED, UNINFORMED) for purpose in PURPOSES),
+        *(
+            Letter(what, member, purpose)
+            for what in (OUT, INFORMED, UNINFORMED)
+            for purpose in PURPOSES
+        ),
         *(Letter(what, member) for what in (MOVE, ERASE)),
     )
     for member in MEMBERS
@@ -56,11 +68,15 @@ ABOUT = {
 CONTROLS = (PAUSE, LIFT, POLICY)
 NOTHING: tuple[Letter, ...] = ()
 UNDER_WAY = (POLICY, *(Letter(MOVE, member) for member in MEMBERS))
-"""A policy and two homes: from here on four letters are enough to opt in, to be paused, lifted and asked again."""
+"""A policy and two homes: from here on four letters are enough to opt in, to be paused, lifted and
+asked again.
+"""
 
 
 class State(NamedTuple):
-    """Where a sequence has led: the events behind it, each member's stored bytes and the controls."""
+    """Where a sequence has led: the events behind it, each member's stored bytes and the
+    controls.
+    """
 
     letters: tuple[Letter, ...] = ()
     events: tuple[MemberEvent | Control, ...] = ()
@@ -78,15 +94,21 @@ class State(NamedTuple):
         letters = (*self.letters, letter)
         if letter.member is None:
             control = control_of(letter, number)
-            return State(letters, (*self.events, control), self.stored, self.controls.after(control))
+            return State(
+                letters, (*self.events, control), self.stored, self.controls.after(control)
+            )
         record = self.record(letter.member)
         event = event_of(letter, number, record.version if record else 0)
         raw = write_record(fold(record, event), FRAME)
         before = self.stored.get(letter.member)
         if before is not None:
             assert quickly(before, event) in (None, raw), f"the quick way differs after {letters}"
-            assert Letter(ERASE, letter.member) not in self.letters or raw == before, f"an erasure ends after {letters}"
-        return State(letters, (*self.events, event), {**self.stored, letter.member: raw}, self.controls)
+            assert Letter(ERASE, letter.member) not in self.letters or raw == before, (
+                f"an erasure ends after {letters}"
+            )
+        return State(
+            letters, (*self.events, event), {**self.stored, letter.member: raw}, self.controls
+        )
 
 
 def quickly(raw: bytes, event: MemberEvent) -> bytes | None:
@@ -97,7 +119,9 @@ def quickly(raw: bytes, event: MemberEvent) -> bytes | None:
 
 @cache
 def control_of(letter: Letter, number: int) -> Control:
-    """The control behind a letter: always the same pause, so that one repeated and one lifted before are among them."""
+    """The control behind a letter: always the same pause, so that one repeated and one lifted
+    before are among them.
+    """
     if letter == PAUSE:
         return pause(number, "US", on=number, purposes=None)
     if letter == LIFT:
@@ -108,7 +132,9 @@ def control_of(letter: Letter, number: int) -> Control:
 
 @cache
 def event_of(letter: Letter, number: int, version: int) -> MemberEvent:
-    """The event behind a letter; `version` is that of the record which an informed member has seen."""
+    """The event behind a letter; `version` is that of the record which an informed member has
+    seen.
+    """
     assert letter.member is not None
     if letter.what == MOVE:
         return moved("US", number, on=number, member=letter.member)
@@ -116,12 +142,20 @@ def event_of(letter: Letter, number: int, version: int) -> MemberEvent:
         return erased(number, on=number, member=letter.member)
     choice = Choice.OPT_OUT if letter.what == OUT else Choice.OPT_IN
     observed = version if letter.what == INFORMED else None
-    return chose(choice, number, on=number, observed=observed, member=letter.member, purpose=letter.purpose)
+    return chose(
+        choice, number, on=number, observed=observed, member=letter.member, purpose=letter.purpose
+    )
 
 
 def may_use(letters: tuple[Letter, ...], member: MemberId, purpose: str) -> bool:
-    """Whether the sequence leaves a basis for this use and nothing against it: the rules in a few lines."""
-    own = [letter.what for letter in letters if letter.member == member and letter.purpose in {None, purpose}]
+    """Whether the sequence leaves a basis for this use and nothing against it: the rules in a few
+    lines.
+    """
+    own = [
+        letter.what
+        for letter in letters
+        if letter.member == member and letter.purpose in {None, purpose}
+    ]
     is_opted_out = OUT in own and INFORMED not in since_last(OUT, own)
     is_paused = PAUSE in letters and LIFT not in letters
     if ERASE in own or MOVE not in own or POLICY not in letters or is_paused or is_opted_out:
@@ -137,9 +171,11 @@ def since_last(what: T, sequence: Sequence[T]) -> Sequence[T]:
 
 
 def walk(state: State, length: int, met: Met, *, both: bool = False) -> Met:
-    """Check every continuation by up to `length` letters, and count in `met` how often each answer was given.
+    """Check every continuation by up to `length` letters, and count in `met` how often each answer
+    was given.
 
-    Until the first letter about a member, `both` is False and that letter can only be about the first one.
+    Until the first letter about a member, `both` is False and that letter can only be about the
+    first one.
     """
     if length:
         for letter in (*CONTROLS, *ABOUT[MEMBERS[0]], *(ABOUT[MEMBERS[1]] if both else ())):
@@ -158,7 +194,9 @@ def check(state: State, met: Met) -> None:
         for purpose in PURPOSES:
             decision = decide(record, None, state.controls, purpose=purpose, at=END, known_at=END)
             expected = may_use(state.letters, member, purpose)
-            assert decision.allowed == expected, f"{member} is {decision.reason} for {purpose} after {state.letters}"
+            assert decision.allowed == expected, (
+                f"{member} is {decision.reason} for {purpose} after {state.letters}"
+            )
             met[purpose, decision.reason] += 1
 
 
@@ -167,24 +205,35 @@ def check_last_step(state: State, stored: Mapping[MemberId, Record | None]) -> N
     last = state.letters[-1].member
     if last is None:
         at_once = Controls(WORLD).after(*(one for one in state.events if isinstance(one, Control)))
-        assert state.controls == at_once, f"step by step differs from all at once after {state.letters}"
+        assert state.controls == at_once, (
+            f"step by step differs from all at once after {state.letters}"
+        )
     else:
-        history = [one for one in state.events if not isinstance(one, Control) and one.member == last]
-        assert stored[last] == folded(*history), f"step by step differs from all at once after {state.letters}"
+        history = [
+            one for one in state.events if not isinstance(one, Control) and one.member == last
+        ]
+        assert stored[last] == folded(*history), (
+            f"step by step differs from all at once after {state.letters}"
+        )
 
 
 def check_replay(state: State, stored: Mapping[MemberId, Record | None]) -> None:
-    """A broker that gives the first k events again, for any k, changes neither a record nor the controls.
+    """A broker that gives the first k events again, for any k, changes neither a record nor the
+    controls.
 
     As no single one of them changes anything, one after the other, neither do the first k.
     """
     for event in state.events:
         if isinstance(event, Control):
-            assert state.controls.after(event) == state.controls, f"a replay changes controls after {state.letters}"
+            assert state.controls.after(event) == state.controls, (
+                f"a replay changes controls after {state.letters}"
+            )
         else:
             record, raw = stored[event.member], state.stored[event.member]
             assert fold(record, event) == record, f"a replay changes a record after {state.letters}"
-            assert quickly(raw, event) is None, f"a replay changes stored bytes after {state.letters}"
+            assert quickly(raw, event) is None, (
+                f"a replay changes stored bytes after {state.letters}"
+            )
 
 
 def begun(*letters: Letter) -> State:
@@ -196,17 +245,23 @@ def begun(*letters: Letter) -> State:
 
 
 class TestEverySequence:
-    """Whoever is wronged by one of these was not even unlucky: it takes no more than four messages."""
+    """Whoever is wronged by one of these was not even unlucky: it takes no more than four
+    messages.
+    """
 
     @pytest.mark.model
     @pytest.mark.timeout(7200)
     @pytest.mark.parametrize("start", [NOTHING, UNDER_WAY], ids=["from nothing", "under way"])
-    def test_is_folded_once_and_allows_what_has_a_basis_and_nothing_else(self, start: tuple[Letter, ...]) -> None:
+    def test_is_folded_once_and_allows_what_has_a_basis_and_nothing_else(
+        self, start: tuple[Letter, ...]
+    ) -> None:
         """One *allowed* without a basis is the failure that this system is there to prevent."""
         met = walk(begun(*start), LENGTH, Counter())
 
         everything = len(CONTROLS) + sum(map(len, ABOUT.values()))
-        up_to_renaming = sum((everything**length + len(CONTROLS) ** length) // 2 for length in range(1, LENGTH + 1))
+        up_to_renaming = sum(
+            (everything**length + len(CONTROLS) ** length) // 2 for length in range(1, LENGTH + 1)
+        )
         assert sum(met.values()) == up_to_renaming * len(MEMBERS) * len(PURPOSES)
         assert {reason for _, reason in met} >= {Reason.ERASED, Reason.PAUSED, Reason.OPTED_OUT}
         assert met[ON_BY_DEFAULT, Reason.DEFAULT_ON]
@@ -216,7 +271,9 @@ class TestEverySequence:
 
 def any_opt_in_cancels(standing: Fact | None, fact: Fact) -> Fact | None:
     """A choice rule that does not ask what the person had seen."""
-    seen = fact._replace(observed_version=fact.version - 1) if fact.kind is FactKind.OPTED_IN else fact
+    seen = (
+        fact._replace(observed_version=fact.version - 1) if fact.kind is FactKind.OPTED_IN else fact
+    )
     return next_choice(standing, seen)
 
 
@@ -224,11 +281,17 @@ def fold_without_looking_back(record: Record | None, member: MemberId, fact: Fac
     """A fold that takes every delivery for a new event."""
     before = record or Record(member=member)
     new = fact._replace(version=before.version + 1)
-    return before if before.erasure else Record(member=member, version=new.version, facts=(*before.facts, new))
+    return (
+        before
+        if before.erasure
+        else Record(member=member, version=new.version, facts=(*before.facts, new))
+    )
 
 
 class TestTheCheckItself:
-    """A check that cannot fail proves nothing: with one guard off it has to find a sequence that shows it."""
+    """A check that cannot fail proves nothing: with one guard off it has to find a sequence that
+    shows it.
+    """
 
     @pytest.mark.parametrize(
         ("owner", "name", "broken", "found"),

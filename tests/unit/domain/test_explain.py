@@ -28,17 +28,46 @@ from tests.strategies import (
     unreadable,
 )
 
-from consentry.domain.controls import Control, Controls, Minors, OptIns, PauseBasis, PauseImposed, Regime
+from consentry.domain.controls import (
+    Control,
+    Controls,
+    Minors,
+    OptIns,
+    PauseBasis,
+    PauseImposed,
+    Regime,
+)
 from consentry.domain.decisions import Row, decide
-from consentry.domain.events import CHOICE_FACTS, EventUnreadable, MemberErased, MemberEvent, MemberRelocated
-from consentry.domain.explain import Asked, Explanation, FactNote, Role, as_data, date_text, explain, sentences
+from consentry.domain.events import (
+    CHOICE_FACTS,
+    EventUnreadable,
+    MemberErased,
+    MemberEvent,
+    MemberRelocated,
+)
+from consentry.domain.explain import (
+    ExplainQuestion,
+    Explanation,
+    FactNote,
+    SentenceRole,
+    as_data,
+    date_text,
+    explain,
+    sentences,
+)
 from consentry.domain.records import FACTS_MAX
 from consentry.domain.values import AgeBand, Choice, Micros, Reason
 
 OPEN = Controls(WORLD).after(policy(900, terms("*", basis="LEGITIMATE_INTEREST"), on=0))
 HK = moved("HK", 1, on=1)
 HK_PAUSE = pause(
-    1, "HK", on=14.375, name="hk-2024", effective_at=day(11), authority="PCPD", basis=PauseBasis.UNDERTAKING
+    1,
+    "HK",
+    on=14.375,
+    name="hk-2024",
+    effective_at=day(11),
+    authority="PCPD",
+    basis=PauseBasis.UNDERTAKING,
 )
 UNSAID = EventUnreadable | MemberRelocated
 NAMES = {"HK": "Hong Kong", "US": "United States", "DE": "Germany"}
@@ -52,7 +81,7 @@ def asked(
     known_at: float | None = None,
 ) -> Explanation:
     """The explanation of a question, on day 30 unless told otherwise."""
-    question = Asked(
+    question = ExplainQuestion(
         record=folded(*events),
         row=row,
         controls=controls,
@@ -65,7 +94,9 @@ def asked(
 
 def said(*events: MemberEvent, controls: Controls = OPEN) -> str:
     """The first sentence about the member on day 30, from the decision alone."""
-    return sentences(decide(folded(*events), None, controls, purpose=PURPOSE, at=day(30), known_at=day(30)))[0]
+    return sentences(
+        decide(folded(*events), None, controls, purpose=PURPOSE, at=day(30), known_at=day(30))
+    )[0]
 
 
 def policies(*jurisdictions: str, **more: Any) -> Controls:
@@ -95,33 +126,49 @@ controls_in_any_order = st.lists(
     unique=True,
 )
 settled_histories = st.builds(
-    lambda place, history: [moved(place, 1000, on=0), *(event for event in history if not isinstance(event, UNSAID))],
+    lambda place, history: [
+        moved(place, 1000, on=0),
+        *(event for event in history if not isinstance(event, UNSAID)),
+    ],
     st.sampled_from(["HK", "US", "DE", "GB-SCT"]),
     histories(),
 )
-"""Members of whom a residence is known and nothing is held: most of their questions get down the whole ladder."""
+"""Members of whom a residence is known and nothing is held: most of their questions get down the
+whole ladder.
+"""
 late_days = st.integers(5, 40)
-rows = st.none() | st.builds(Row, jurisdiction=st.sampled_from([None, "HK", "US", "DE", "ATLANTIS"]))
+rows = st.none() | st.builds(
+    Row, jurisdiction=st.sampled_from([None, "HK", "US", "DE", "ATLANTIS"])
+)
 
 
 class TestTheChain:
-    def test_a_paused_member_hears_since_when_by_whom_what_they_chose_and_what_would_be_otherwise(self) -> None:
-        """The one sentence that a privacy officer owes to a member, a lawyer and a regulator alike."""
+    def test_a_paused_member_hears_since_when_by_whom_what_they_chose_and_what_would_be_otherwise(
+        self,
+    ) -> None:
+        """The one sentence that a privacy officer owes to a member, a lawyer and a regulator
+        alike.
+        """
         assert asked(HK, controls=OPEN.after(HK_PAUSE)).because == (
-            "Hong Kong (HK) is paused since 12 Jan 2024 by PCPD undertaking (hk-2024 v1), recorded 15 Jan 2024 09:00Z",
+            "Hong Kong (HK) is paused since 12 Jan 2024 by PCPD undertaking (hk-2024 v1), "
+            "recorded 15 Jan 2024 09:00Z",
             "the member had not chosen for genai_training",
             "without the pause, policy 900 for Hong Kong (HK) would have allowed the use "
             "(default on, legitimate interest)",
         )
 
     def test_would_have_allowed_is_said_only_where_no_other_pause_or_terms_refuse(self) -> None:
-        """A desk that lifts one pause of two on this word would open what the other still forbids."""
+        """A desk that lifts one pause of two on this word would open what the other still
+        forbids.
+        """
         both = OPEN.after(HK_PAUSE, pause(5, "*", on=15, name="all", authority="DPC"))
         closed = policies(regime=Regime.NOT_OFFERED).after(HK_PAUSE)
 
         *_, also, _, otherwise = asked(HK, controls=both).because
 
-        assert also.startswith("also, Hong Kong (HK) is paused since 16 Jan 2024 by DPC (all v1, everywhere)")
+        assert also.startswith(
+            "also, Hong Kong (HK) is paused since 16 Jan 2024 by DPC (all v1, everywhere)"
+        )
         assert otherwise.startswith("without the pauses, policy 900")
         assert asked(HK, controls=closed).because[-1] == (
             "without the pause, policy 900 for Hong Kong (HK) would not have offered the use"
@@ -129,7 +176,9 @@ class TestTheChain:
 
     def test_a_pause_over_an_opt_out_sets_both_aside(self) -> None:
         """Someone would lift the pause and believe the member open, who said no."""
-        *_, chosen, otherwise = asked(HK, chose(Choice.OPT_OUT, 2, on=2), controls=OPEN.after(HK_PAUSE)).because
+        *_, chosen, otherwise = asked(
+            HK, chose(Choice.OPT_OUT, 2, on=2), controls=OPEN.after(HK_PAUSE)
+        ).because
 
         assert chosen == "the member opted out of genai_training on 3 Jan 2024"
         assert otherwise.startswith(
@@ -138,22 +187,33 @@ class TestTheChain:
 
     def test_an_opt_out_says_what_the_terms_would_be_without_it(self) -> None:
         """The officer asks whether the objection is what keeps the data out."""
-        found = asked(HK, chose(Choice.OPT_OUT, 2, on=2), controls=policies(regime=Regime.OPT_IN, basis="CONSENT"))
+        found = asked(
+            HK,
+            chose(Choice.OPT_OUT, 2, on=2),
+            controls=policies(regime=Regime.OPT_IN, basis="CONSENT"),
+        )
 
         assert found.because[-1] == (
-            "without the opt-out, policy 900 for Hong Kong (HK) would have asked for an opt-in (opt-in, consent)"
+            "without the opt-out, policy 900 for Hong Kong (HK) would have asked for an opt-in "
+            "(opt-in, consent)"
         )
 
     def test_where_member_and_row_differ_both_are_told_and_which_refused(self) -> None:
         """A row would be looked for under the wrong country's rules."""
         found = asked(HK, controls=OPEN.after(HK_PAUSE), row=Row(jurisdiction="US"))
-        both = asked(HK, controls=OPEN.after(HK_PAUSE, pause(5, "US", on=3, name="us")), row=Row(jurisdiction="US"))
+        both = asked(
+            HK,
+            controls=OPEN.after(HK_PAUSE, pause(5, "US", on=3, name="us")),
+            row=Row(jurisdiction="US"),
+        )
 
         assert found.because[2] == (
-            "the member lives in Hong Kong (HK), which refuses; the row comes from United States (US), which allows; "
+            "the member lives in Hong Kong (HK), which refuses; the row comes from United States "
+            "(US), which allows; "
             "policy 900 for United States (US) allows the use (default on, legitimate interest)"
         )
-        assert both.because[-1].endswith("would have allowed the use (default on, legitimate interest), yet "
+        assert both.because[-1].endswith("would have allowed the use (default on, legitimate "
+                                         "interest), yet "
                                          "United States (US) would still have refused")  # fmt: skip
 
     def test_a_pause_that_nobody_could_know_of_is_told_as_such(self) -> None:
@@ -161,15 +221,18 @@ class TestTheChain:
         found = asked(HK, controls=OPEN.after(HK_PAUSE), at=12)
 
         assert found.decision.allowed
-        assert found.chain[-1].role is Role.NOT_COUNTED
-        assert found.because[-1].startswith("not yet known then: Hong Kong (HK) is paused since 12 Jan 2024")
+        assert found.chain[-1].role is SentenceRole.NOT_COUNTED
+        assert found.because[-1].startswith(
+            "not yet known then: Hong Kong (HK) is paused since 12 Jan 2024"
+        )
 
     def test_an_opt_in_that_did_not_cancel_an_opt_out_is_told_with_the_reason(self) -> None:
         """The member remembers having opted in again, and asks why that was ignored."""
         found = asked(HK, chose(Choice.OPT_OUT, 2, on=2), chose(Choice.OPT_IN, 3, on=3, observed=1))
 
         assert found.because[1] == (
-            "an opt-in on 4 Jan 2024 is not counted: it did not cancel the opt-out, as the person had not seen it "
+            "an opt-in on 4 Jan 2024 is not counted: it did not cancel the opt-out, as the person "
+            "had not seen it "
             "(they had seen version 1)"
         )
 
@@ -177,19 +240,30 @@ class TestTheChain:
         """The member did say something, and it took their opt-in back."""
         found = asked(HK, chose(Choice.OPT_IN, 2, on=2), chose(Choice.UNKNOWN, 3, on=3))
 
-        assert found.because[1] == "no choice of the member for genai_training stands: the last one is not understood"
+        assert (
+            found.because[1]
+            == "no choice of the member for genai_training stands: the last one is not understood"
+        )
 
     @pytest.mark.parametrize(
         ("events", "row", "text"),
         [
             ((), None, "nothing was ever recorded of the member, and no row was asked about"),
-            ((), Row(category="posts"), "nothing was ever recorded of the member, and the row names no jurisdiction"),
+            (
+                (),
+                Row(category="posts"),
+                "nothing was ever recorded of the member, and the row names no jurisdiction",
+            ),
             (
                 (chose(Choice.OPT_IN, 2, on=2),),
                 Row(),
                 "the member has no known residence, and the row names no jurisdiction",
             ),
-            ((HK,), Row(jurisdiction="XX"), "the row names a jurisdiction that is not known: 'XX' is not a known code"),
+            (
+                (HK,),
+                Row(jurisdiction="XX"),
+                "the row names a jurisdiction that is not known: 'XX' is not a known code",
+            ),
         ],
     )
     def test_an_unknown_jurisdiction_says_who_names_none(
@@ -209,20 +283,26 @@ class TestTheChain:
 
         assert found.decision.reason is Reason.HISTORY_FOLDED
         assert found.because == (
-            "the record's oldest facts were folded together: it answers for uses from 4 Jan 2024 on, "
+            "the record's oldest facts were folded together: it answers for uses from 4 Jan 2024 "
+            "on, "
             "by what was known from 4 Jan 2024 on",
         )
         assert not any(note.counts for note in found.facts)
 
     @given(histories() | settled_histories, controls_in_any_order, rows, late_days, late_days)
     def test_it_explains_the_decision_that_is_made_and_never_another(
-        self, history: list[MemberEvent], controls: list[Control], row: Row | None, at: int, known_at: int
+        self,
+        history: list[MemberEvent],
+        controls: list[Control],
+        row: Row | None,
+        at: int,
+        known_at: int,
     ) -> None:
         """A reason that is not the reason is worse than none."""
         record, held = folded(*history), OPEN.after(*controls)
         question = {"purpose": PURPOSE, "at": day(at), "known_at": day(known_at)}
 
-        found = explain(Asked(record=record, row=row, controls=held, **question))  # type: ignore[arg-type]
+        found = explain(ExplainQuestion(record=record, row=row, controls=held, **question))  # type: ignore[arg-type]
 
         assert found.decision == decide(record, row, held, **question)  # type: ignore[arg-type]
         assert found.chain[0].ground == found.decision.because[0]
@@ -235,20 +315,24 @@ class TestTheChain:
         """*Would have allowed* is read as leave to go on once the pause is gone."""
         record, held = folded(*history), OPEN.after(*controls)
         question = {"purpose": PURPOSE, "at": day(at), "known_at": day(known_at)}
-        found = explain(Asked(record=record, row=None, controls=held, **question))  # type: ignore[arg-type]
-        otherwise = [link for link in found.chain if link.role is Role.OTHERWISE]
+        found = explain(ExplainQuestion(record=record, row=None, controls=held, **question))  # type: ignore[arg-type]
+        otherwise = [link for link in found.chain if link.role is SentenceRole.OTHERWISE]
         assert bool(otherwise) == (found.decision.reason in (Reason.PAUSED, Reason.OPTED_OUT))
         if not otherwise or record is None:
             return
 
-        # The plain way: the same question of a log without unlifted pauses and a record without that member's choices.
+        # The plain way: the same question of a log without unlifted pauses and a record without
+        # that member's choices.
         open_log = [
             control
             for control in held.log
-            if not isinstance(control, PauseImposed) or held.is_lifted(control, at=day(at), known_at=day(known_at))
+            if not isinstance(control, PauseImposed)
+            or held.is_lifted(control, at=day(at), known_at=day(known_at))
         ]
         if "the opt-out" in otherwise[0].text:
-            record = replace(record, facts=tuple(fact for fact in record.facts if fact.kind not in CHOICE_FACTS))
+            record = replace(
+                record, facts=tuple(fact for fact in record.facts if fact.kind not in CHOICE_FACTS)
+            )
         plain = decide(record, None, Controls(WORLD).after(*open_log), **question)  # type: ignore[arg-type]
 
         assert otherwise[0].ground.reason is plain.reason
@@ -295,7 +379,9 @@ class TestFacts:
         controls = policies(regime=Regime.OPT_IN).after(pause(1, "HK", on=3), lift(2, on=4))
 
         found = asked(HK, chose(Choice.OPT_IN, 2, on=2), controls=controls)
-        also_us = asked(HK, chose(Choice.OPT_IN, 2, on=2), controls=controls, row=Row(jurisdiction="US"))
+        also_us = asked(
+            HK, chose(Choice.OPT_IN, 2, on=2), controls=controls, row=Row(jurisdiction="US")
+        )
 
         assert found.because[1] == "the lift of pause-1 on 5 Jan 2024 voided the earlier opt-in"
         assert note(found, 2).why_not == "the lift of pause-1, recorded 5 Jan 2024, made it void"
@@ -303,9 +389,13 @@ class TestFacts:
 
     def test_what_was_said_after_an_erasure_and_of_other_purposes_is_marked(self) -> None:
         """Someone would believe that an opt-in brought an erased person back."""
-        ahead = MemberErased(event_id=identity(2), member=MEMBER, effective_at=day(10), recorded_at=day(5))
+        ahead = MemberErased(
+            event_id=identity(2), member=MEMBER, effective_at=day(10), recorded_at=day(5)
+        )
 
-        found = asked(HK, ahead, chose(Choice.OPT_IN, 3, on=6), chose(Choice.OPT_OUT, 4, on=7, purpose="ads"))
+        found = asked(
+            HK, ahead, chose(Choice.OPT_IN, 3, on=6), chose(Choice.OPT_OUT, 4, on=7, purpose="ads")
+        )
         before = asked(HK, chose(Choice.OPT_OUT, 4, on=7, purpose="ads"))
 
         assert found.decision.reason is Reason.ERASED
@@ -314,9 +404,17 @@ class TestFacts:
 
     def test_a_choice_that_left_an_opt_out_standing_says_why(self) -> None:
         """An opt-in below an opt-out reads as if it had been heeded."""
-        found = asked(HK, chose(Choice.OPT_OUT, 2, on=2), chose(Choice.OPT_IN, 3, on=3), chose(Choice.UNKNOWN, 4, on=4))
+        found = asked(
+            HK,
+            chose(Choice.OPT_OUT, 2, on=2),
+            chose(Choice.OPT_IN, 3, on=3),
+            chose(Choice.UNKNOWN, 4, on=4),
+        )
 
-        assert note(found, 3).why_not == "it did not cancel the opt-out, as nothing shows that the person had seen it"
+        assert (
+            note(found, 3).why_not
+            == "it did not cancel the opt-out, as nothing shows that the person had seen it"
+        )
         assert note(found, 4).why_not == "it is not understood, and leaves the opt-out of fact 2"
         assert note(found, 2).replaced_by is None
 
@@ -324,9 +422,10 @@ class TestFacts:
         """Whoever released the member would wonder for ever why they are still excluded."""
         found = asked(HK, unreadable(2, on=2), unreadable(3, on=3), released(4, on=4, observed=2))
 
-        assert found.decision.reason is Reason.HELD
+        assert found.decision.reason is Reason.QUARANTINED
         assert note(found, 4).why_not == (
-            "it did not end the hold of fact 3, as the operator had not looked at it (they had looked at version 2)"
+            "it did not end the quarantine of fact 3, as the operator had not looked at it (they "
+            "had looked at version 2)"
         )
         assert [note(found, version).replaced_by for version in (2, 3)] == [3, None]
 
@@ -336,13 +435,15 @@ class TestFacts:
     ) -> None:
         """A fact that decides and is marked as not counted would be a contradiction on one page."""
         found = asked(*history, at=at, known_at=known_at)
-        own = found.asked.standing()
+        own = found.asked.member_state()
 
-        assert [note.fact for note in found.facts] == list(found.asked.record.facts if found.asked.record else ())
+        assert [note.fact for note in found.facts] == list(
+            found.asked.record.facts if found.asked.record else ()
+        )
         if own.erasure is not None:
             assert note(found, own.erasure.version).counts
             return
-        for standing in filter(None, (own.hold, own.relocation, own.choice)):
+        for standing in filter(None, (own.quarantine, own.relocation, own.choice)):
             assert note(found, standing.version).counts
             assert note(found, standing.version).replaced_by is None
 
@@ -374,7 +475,8 @@ class TestLimits:
                 {"collected_from": day(5)},
                 AgeBand.ADULT,
                 Row(),
-                "nobody knows when the row was collected, and only data from 6 Jan 2024 on is covered",
+                "nobody knows when the row was collected, and only data from 6 Jan 2024 on is "
+                "covered",
             ),
         ],
     )
@@ -390,7 +492,9 @@ class TestLimits:
 class TestSentences:
     def test_a_pause_tells_both_of_its_dates(self) -> None:
         """The regulator asks since when, and since when we knew."""
-        controls = OPEN.after(pause(1, "HK", on=14, name="hk-2024", effective_at=day(11), authority="PCPD"))
+        controls = OPEN.after(
+            pause(1, "HK", on=14, name="hk-2024", effective_at=day(11), authority="PCPD")
+        )
 
         assert said(HK, controls=controls) == (
             "HK is paused since 12 Jan 2024 by PCPD (hk-2024 v1), recorded 15 Jan 2024"
@@ -410,7 +514,10 @@ class TestSentences:
             "the member opted out of genai_training on 3 Jan 2024 12:00Z"
         )
         assert said(HK, erased(2, on=3)) == "the member was erased on 4 Jan 2024"
-        assert said(HK, unreadable(2, on=3)) == "the member is held: an event of theirs was quarantined on 4 Jan 2024"
+        assert (
+            said(HK, unreadable(2, on=3))
+            == "the member is quarantined: an event of theirs was quarantined on 4 Jan 2024"
+        )
 
     @pytest.mark.parametrize(
         ("more", "end"),
@@ -419,21 +526,29 @@ class TestSentences:
             ({"basis": "CONSENT"}, "allows the use (default on, consent)"),
             (
                 {"notice_until": day(40)},
-                "is under notice until 10 Feb 2024, and until then uses only members who opted in (default on)",
+                "is under notice until 10 Feb 2024, and until then uses only members who opted in "
+                "(default on)",
             ),
             ({"regime": Regime.OPT_IN}, "asks for an opt-in (opt-in)"),
             ({"regime": Regime.NOT_OFFERED}, "does not offer the use"),
-            ({"regime": Regime.UNKNOWN}, "does not offer the use (a regime that is not understood)"),
+            (
+                {"regime": Regime.UNKNOWN},
+                "does not offer the use (a regime that is not understood)",
+            ),
         ],
     )
-    def test_a_policy_is_named_by_version_place_and_what_it_does(self, more: dict[str, Any], end: str) -> None:
+    def test_a_policy_is_named_by_version_place_and_what_it_does(
+        self, more: dict[str, Any], end: str
+    ) -> None:
         """The officer looks the text of that version up."""
         assert said(HK, controls=policies(**more)) == f"policy 900 for HK {end}"
 
     @given(histories())
     def test_every_decision_can_be_explained(self, history: list[MemberEvent]) -> None:
         """An answer without a reason is one that nobody can stand up for."""
-        decision = decide(folded(*history), None, OPEN, purpose=PURPOSE, at=day(30), known_at=day(30))
+        decision = decide(
+            folded(*history), None, OPEN, purpose=PURPOSE, at=day(30), known_at=day(30)
+        )
 
         assert all(sentences(decision))
 
@@ -448,9 +563,15 @@ class TestSentences:
 class TestData:
     def test_a_machine_gets_every_ground_with_its_identity_and_times(self) -> None:
         """An audit that parses English breaks with the next better wording."""
-        found = as_data(asked(HK, controls=OPEN.after(HK_PAUSE), row=Row(jurisdiction="US", collected=day(2))))
+        found = as_data(
+            asked(HK, controls=OPEN.after(HK_PAUSE), row=Row(jurisdiction="US", collected=day(2)))
+        )
 
-        assert found["row"] == {"jurisdiction": "US", "category": None, "collected_at": "2024-01-03T00:00:00+00:00"}
+        assert found["row"] == {
+            "jurisdiction": "US",
+            "category": None,
+            "collected_at": "2024-01-03T00:00:00+00:00",
+        }
         assert (found["allowed"], found["reason"], found["version"]) == (False, "PAUSED", 1)
         assert found["grounds"][0] == {
             "role": "decides",
@@ -463,7 +584,12 @@ class TestData:
             "effective_at": "2024-01-12T00:00:00+00:00",
             "recorded_at": "2024-01-15T09:00:00+00:00",
         }
-        assert [ground["kind"] for ground in found["grounds"]] == ["pause", "note", "policy", "policy"]
+        assert [ground["kind"] for ground in found["grounds"]] == [
+            "pause",
+            "note",
+            "policy",
+            "policy",
+        ]
         assert found["facts"][0]["counts"] is True
         assert found["facts"][0]["why_not"] is None
 

@@ -1,4 +1,6 @@
-"""What a control would change: counted right before anybody sends it, and every opening of use said plainly."""
+"""What a control would change: counted right before anybody sends it, and every opening of use said
+plainly.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ from consentry.domain.events import MemberEvent
 from consentry.domain.impact import (
     ANY_PURPOSE,
     Census,
-    Change,
     Impact,
+    ReasonChange,
     freed,
     in_force,
     moments_of,
@@ -43,7 +45,9 @@ from consentry.domain.impact import (
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, Micros, Reason
 
-OPEN = Controls(WORLD).after(policy(900, terms("*"), terms("*", purpose="ads", regime=Regime.OPT_IN), on=0))
+OPEN = Controls(WORLD).after(
+    policy(900, terms("*"), terms("*", purpose="ads", regime=Regime.OPT_IN), on=0)
+)
 NOW = day(30)
 EARLIER: list[Control] = [
     pause(1, "HK", on=5, name="hk"),
@@ -58,7 +62,12 @@ NEW: list[Control] = [
     pause(12, "EEA", on=30, name="eea", version=2),
     lift(13, on=30, name="hk"),
     lift(14, on=30, name="eea", version=2),
-    policy(15, terms("EEA", minors=Minors.EXCLUDE_UNLESS_ADULT), terms("*", regime=Regime.NOT_OFFERED), on=30),
+    policy(
+        15,
+        terms("EEA", minors=Minors.EXCLUDE_UNLESS_ADULT),
+        terms("*", regime=Regime.NOT_OFFERED),
+        on=30,
+    ),
 ]
 
 
@@ -67,7 +76,9 @@ def records_of(*stories: list[MemberEvent]) -> list[Record]:
     return [record for record in (folded(*story) for story in stories) if record is not None]
 
 
-def impact_of(control: Control, records: list[Record], before: Controls = OPEN, at: Micros = NOW) -> Impact:
+def impact_of(
+    control: Control, records: list[Record], before: Controls = OPEN, at: Micros = NOW
+) -> Impact:
     """What a control changes for these members."""
     after = before.after(control)
     census = Census(after, purposes=purposes_of(control, after), at=at, known_at=NOW)
@@ -95,14 +106,16 @@ class TestCounting:
         assert found.excluded() == {PURPOSE: 2}
         assert found.opened() == {}
         assert found.changes == (
-            Change(PURPOSE, "HK", Reason.DEFAULT_ON, Reason.PAUSED, True, False, 2),
-            Change(PURPOSE, "HK", Reason.OPTED_OUT, Reason.PAUSED, False, False, 1),
+            ReasonChange(PURPOSE, "HK", Reason.DEFAULT_ON, Reason.PAUSED, True, False, 2),
+            ReasonChange(PURPOSE, "HK", Reason.OPTED_OUT, Reason.PAUSED, False, False, 1),
         )
         assert found.unchanged == {(PURPOSE, Reason.ERASED): 1}
 
     def test_a_lift_that_voids_opt_ins_tells_members_apart_by_when_they_opted_in(self) -> None:
         """Members who agreed to the old terms would be counted as open under the new ones."""
-        before = Controls(WORLD).after(policy(900, terms("*", regime=Regime.OPT_IN), on=0), pause(1, "HK", on=5))
+        before = Controls(WORLD).after(
+            policy(900, terms("*", regime=Regime.OPT_IN), on=0), pause(1, "HK", on=5)
+        )
         records = records_of(
             [moved("HK", 1, on=1), chose(Choice.OPT_IN, 2, on=2)],
             [moved("HK", 1, on=1), chose(Choice.OPT_IN, 2, on=29)],
@@ -114,12 +127,19 @@ class TestCounting:
         assert void.opened() == {PURPOSE: 1}
         assert kept.opened() == {PURPOSE: 2}
 
-    @given(st.lists(histories(), max_size=6), st.lists(st.sampled_from(EARLIER), unique=True), st.sampled_from(NEW))
+    @given(
+        st.lists(histories(), max_size=6),
+        st.lists(st.sampled_from(EARLIER), unique=True),
+        st.sampled_from(NEW),
+    )
     def test_the_numbers_are_those_of_asking_member_by_member(
         self, stories: list[list[MemberEvent]], earlier: list[Control], control: Control
     ) -> None:
         """Members who only seemed alike would be counted by each other's answer."""
-        settled = [[moved("HK" if place % 2 else "DE", 1000, on=0), *story] for place, story in enumerate(stories)]
+        settled = [
+            [moved("HK" if place % 2 else "DE", 1000, on=0), *story]
+            for place, story in enumerate(stories)
+        ]
         records, before = records_of(*stories, *settled), OPEN.after(*earlier)
         after = before.after(control)
         plain: Counter[tuple[str, Reason, Reason]] = Counter()
@@ -139,7 +159,9 @@ class TestCounting:
         assert found.members == len(records)
 
     def test_a_member_who_is_taken_back_was_never_counted(self) -> None:
-        """Someone whose events came on two partitions would be counted as allowed, who is held."""
+        """Someone whose events came on two partitions would be counted as allowed, who is
+        quarantined.
+        """
         [record] = records_of([moved("HK", 1, on=1)])
         census = Census(OPEN, purposes=(PURPOSE,), at=NOW, known_at=NOW)
 
@@ -153,12 +175,17 @@ class TestCounting:
         """The desk sends it again to be sure, and has to be told that it was sure already."""
         before = OPEN.after(pause(1, "HK", on=5))
 
-        assert impact_of(pause(2, "HK", on=30), records_of([moved("HK", 1, on=1)]), before).changes == ()
+        assert (
+            impact_of(pause(2, "HK", on=30), records_of([moved("HK", 1, on=1)]), before).changes
+            == ()
+        )
 
 
 class TestWhatIsAsked:
     def test_a_control_is_asked_about_the_purposes_and_places_it_speaks_of(self) -> None:
-        """A pause of everything would be shown for one purpose, and the others come as a surprise."""
+        """A pause of everything would be shown for one purpose, and the others come as a
+        surprise.
+        """
         everything = pause(1, "*", on=5, purposes=None)
         after = OPEN.after(everything, pause(2, "HK", on=6, name="hk"))
 
@@ -166,11 +193,16 @@ class TestWhatIsAsked:
         assert purposes_of(everything, Controls(WORLD).after(everything)) == (ANY_PURPOSE,)
         assert purposes_of(lift(3, on=7, name="hk"), after) == (PURPOSE,)
         assert scope_of(lift(3, on=7, name="hk"), after) == ("HK",)
-        assert scope_of(policy(4, terms("EEA", "HK"), terms("HK", purpose="ads"), on=5), after) == ("EEA", "HK")
+        assert scope_of(policy(4, terms("EEA", "HK"), terms("HK", purpose="ads"), on=5), after) == (
+            "EEA",
+            "HK",
+        )
 
     def test_a_policy_is_asked_again_when_its_notice_ends(self) -> None:
         """On the first day a notice hides everything that the policy opens on the last."""
-        published = policy(1, terms("HK", notice_until=day(50)), terms("US", notice_until=day(10)), on=30)
+        published = policy(
+            1, terms("HK", notice_until=day(50)), terms("US", notice_until=day(10)), on=30
+        )
 
         assert moments_of(published, now=NOW) == (NOW, day(50))
         assert moments_of(policy(1, terms("HK"), on=30, effective=40), now=NOW) == (day(40),)
@@ -178,14 +210,18 @@ class TestWhatIsAsked:
 
 
 class TestFreed:
-    PAUSED = OPEN.after(pause(1, "GB", on=5, name="gb"), pause(2, "GB-SCT", on=6, name="sct"), pause(3, "HK", on=6))
+    PAUSED = OPEN.after(
+        pause(1, "GB", on=5, name="gb"), pause(2, "GB-SCT", on=6, name="sct"), pause(3, "HK", on=6)
+    )
 
     def freed_by(self, ending: PauseLifted, before: Controls) -> dict[str, list[str]]:
         """Where rows may be used again after a lift."""
         return dict(freed(ending, before, before.after(ending), at=NOW, known_at=NOW))
 
     def test_a_lift_frees_rows_of_its_place_although_no_member_lives_there(self) -> None:
-        """The desk must not read *opens nothing* where a row of somebody elsewhere is used from then on."""
+        """The desk must not read *opens nothing* where a row of somebody elsewhere is used from
+        then on.
+        """
         assert self.freed_by(lift(9, on=30, name="gb"), self.PAUSED) == {PURPOSE: ["GB"]}
 
     def test_what_another_pause_or_no_terms_keep_closed_is_not_freed(self) -> None:
@@ -196,7 +232,10 @@ class TestFreed:
         assert self.freed_by(lift(9, on=30, name="gb"), again) == {}
         assert self.freed_by(lift(9, on=30, name="gb"), not_offered) == {}
         assert self.freed_by(lift(9, on=30, name="other"), self.PAUSED) == {}
-        assert self.freed_by(lift(9, on=30, name="gb"), self.PAUSED.after(lift(8, on=20, name="gb"))) == {}
+        assert (
+            self.freed_by(lift(9, on=30, name="gb"), self.PAUSED.after(lift(8, on=20, name="gb")))
+            == {}
+        )
 
 
 class TestTerms:
@@ -204,7 +243,8 @@ class TestTerms:
         """A policy that opens one country among thirty is signed for the twenty-nine."""
         published = policy(1, terms("HK", "US"), terms("DE", regime=Regime.NOT_OFFERED), on=30)
         before = Controls(WORLD).after(
-            policy(900, terms("US"), terms("DE", "HK", regime=Regime.OPT_IN), on=0), pause(2, "HK", on=5)
+            policy(900, terms("US"), terms("DE", "HK", regime=Regime.OPT_IN), on=0),
+            pause(2, "HK", on=5),
         )
 
         found = terms_changes(published, before, before.after(published), at=NOW, known_at=NOW)
@@ -213,7 +253,10 @@ class TestTerms:
             ("DE",): (),
             ("HK",): ("members who have not chosen are used too",),
         }
-        assert {change.jurisdictions: change.paused for change in found} == {("DE",): (), ("HK",): ("HK",)}
+        assert {change.jurisdictions: change.paused for change in found} == {
+            ("DE",): (),
+            ("HK",): ("HK",),
+        }
 
     def test_a_part_of_a_country_with_terms_of_its_own_is_told_by_itself(self) -> None:
         """California's stricter terms would be read as those of the United States."""
@@ -281,7 +324,9 @@ class TestWidenings:
             (terms("HK", collected_from=day(5)), ONE, "older data is used: from any time"),
         ],
     )
-    def test_each_way_of_opening_a_use_is_said(self, old: Terms | None, new: Terms, said: str) -> None:
+    def test_each_way_of_opening_a_use_is_said(
+        self, old: Terms | None, new: Terms, said: str
+    ) -> None:
         """Whoever signs has to read it in words, and not work it out from two lists of fields."""
         assert widenings(old, new) == (said,)
 
@@ -304,7 +349,9 @@ class TestWidenings:
         assert widenings(old, new) == ()
 
     @given(st.data())
-    def test_nobody_is_let_in_by_terms_that_are_said_to_open_nothing(self, data: st.DataObject) -> None:
+    def test_nobody_is_let_in_by_terms_that_are_said_to_open_nothing(
+        self, data: st.DataObject
+    ) -> None:
         """The one line that a second pair of eyes looks at would be wrong."""
         drawn = st.builds(
             Terms,
@@ -317,19 +364,30 @@ class TestWidenings:
             minors=st.sampled_from(Minors),
         )
         old, new = data.draw(st.none() | drawn), data.draw(drawn)
-        before = Controls(WORLD).after(*(policy(900, one, on=0) for one in (old,) if one is not None))
+        before = Controls(WORLD).after(
+            *(policy(900, one, on=0) for one in (old,) if one is not None)
+        )
         after = Controls(WORLD).after(policy(901, new, on=0))
         member = folded(
             moved("HK", 1, on=1, age_band=data.draw(st.sampled_from(AgeBand))),
-            *data.draw(st.sampled_from([[], [chose(Choice.OPT_IN, 2, on=2)], [chose(Choice.OPT_OUT, 2, on=2)]])),
+            *data.draw(
+                st.sampled_from(
+                    [[], [chose(Choice.OPT_IN, 2, on=2)], [chose(Choice.OPT_OUT, 2, on=2)]]
+                )
+            ),
         )
         row = data.draw(
             st.none()
             | st.builds(
-                Row, category=st.sampled_from([None, "a", "b"]), collected=st.sampled_from([None, day(2), day(5)])
+                Row,
+                category=st.sampled_from([None, "a", "b"]),
+                collected=st.sampled_from([None, day(2), day(5)]),
             )
         )
-        question: dict[str, Any] = {"purpose": PURPOSE, "at": data.draw(st.sampled_from([day(10), day(30), day(50)]))}
+        question: dict[str, Any] = {
+            "purpose": PURPOSE,
+            "at": data.draw(st.sampled_from([day(10), day(30), day(50)])),
+        }
 
         was = decide(member, row, before, known_at=NOW, **question)
         now = decide(member, row, after, known_at=NOW, **question)
@@ -348,7 +406,9 @@ class TestNames:
             (("US", "DE", "GB", "CH", "US-CA"), "everywhere but HK, US-CA"),
         ],
     )
-    def test_codes_are_told_as_a_person_would_write_them(self, codes: tuple[str, ...], text: str) -> None:
+    def test_codes_are_told_as_a_person_would_write_them(
+        self, codes: tuple[str, ...], text: str
+    ) -> None:
         """Thirty codes in a row hide the one that does not belong there."""
         assert named(codes, WORLD, at=NOW) == text
 

@@ -1,4 +1,6 @@
-"""What a control would change, at its edges: who is counted with whom, what is told first, and what opens nothing."""
+"""What a control would change, at its edges: who is counted with whom, what is told first, and what
+opens nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from tests.strategies import PURPOSE, WORLD, chose, day, folded, moved, pause, p
 
 from consentry.domain.controls import Control, Controls, Minors, Regime, Terms
 from consentry.domain.events import MemberEvent
-from consentry.domain.impact import Census, Impact, in_force, moments_of, named, purposes_of, scope_of, terms_changes
+from consentry.domain.impact import (
+    Census,
+    Impact,
+    in_force,
+    moments_of,
+    named,
+    purposes_of,
+    scope_of,
+    terms_changes,
+)
 from consentry.domain.impact import widenings as opened_by
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.records import Record
@@ -35,7 +46,9 @@ def impact_of(control: Control, records: list[Record], before: Controls) -> Impa
 
 class TestCounting:
     def test_a_kind_of_which_all_were_taken_back_hides_no_other(self) -> None:
-        """The members who were counted after it would be left out of the number that the desk signs."""
+        """The members who were counted after it would be left out of the number that the desk
+        signs.
+        """
         census = Census(OPEN, purposes=(PURPOSE,), **NOW)
         taken_back, kept = record(moved("US", 1, on=1)), record(moved("HK", 1, on=1))
 
@@ -50,7 +63,11 @@ class TestCounting:
         """A pause of two countries would be told as large as the second."""
         found = impact_of(
             pause(1, "HK", "US", on=30),
-            [record(moved("HK", 1, on=1)), record(moved("US", 1, on=1)), record(moved("US", 1, on=1))],
+            [
+                record(moved("HK", 1, on=1)),
+                record(moved("US", 1, on=1)),
+                record(moved("US", 1, on=1)),
+            ],
             OPEN,
         )
 
@@ -62,12 +79,20 @@ class TestOrder:
         """Whoever signs reads the first lines."""
         before = Controls(WORLD).after(
             policy(
-                900, terms("HK", "CH"), terms("US", regime=Regime.NOT_OFFERED), terms("DE", regime=Regime.OPT_IN), on=0
+                900,
+                terms("HK", "CH"),
+                terms("US", regime=Regime.NOT_OFFERED),
+                terms("DE", regime=Regime.OPT_IN),
+                on=0,
             )
         )
-        published = policy(1, terms("US"), terms("HK", "CH", "DE", regime=Regime.NOT_OFFERED), on=30)
+        published = policy(
+            1, terms("US"), terms("HK", "CH", "DE", regime=Regime.NOT_OFFERED), on=30
+        )
 
-        found = impact_of(published, [record(moved(code, 1, on=1)) for code in ("CH", "DE", "HK", "US")], before)
+        found = impact_of(
+            published, [record(moved(code, 1, on=1)) for code in ("CH", "DE", "HK", "US")], before
+        )
 
         assert [(one.jurisdiction, one.was_allowed, one.is_allowed) for one in found.changes] == [
             ("US", False, True),
@@ -93,7 +118,13 @@ class TestOrder:
 class TestMoments:
     def test_a_notice_that_ends_as_the_policy_begins_is_no_other_moment(self) -> None:
         """The same numbers would be told twice, and look like a change."""
-        published = policy(1, terms("HK", notice_until=day(40)), terms("US", notice_until=day(50)), on=30, effective=40)
+        published = policy(
+            1,
+            terms("HK", notice_until=day(40)),
+            terms("US", notice_until=day(50)),
+            on=30,
+            effective=40,
+        )
 
         assert moments_of(published, now=day(30)) == (day(40), day(50))
 
@@ -111,7 +142,10 @@ class TestTerms:
     def test_a_change_has_its_purpose_and_both_terms_without_their_places(self) -> None:
         """The same terms said of other countries are no other terms."""
         [change] = terms_changes(
-            published := policy(1, terms("HK", regime=Regime.OPT_IN), on=30), OPEN, OPEN.after(published), **NOW
+            published := policy(1, terms("HK", regime=Regime.OPT_IN), on=30),
+            OPEN,
+            OPEN.after(published),
+            **NOW,
         )
 
         assert (change.purpose, change.jurisdictions) == (PURPOSE, ("HK",))
@@ -131,7 +165,9 @@ LIMITED = terms("HK", notice_until=day(40), categories=("posts",), collected_fro
 
 class TestOpenings:
     @pytest.mark.parametrize("regime", [Regime.NOT_OFFERED, Regime.UNKNOWN])
-    @pytest.mark.parametrize("old", [None, terms("HK", regime=Regime.NOT_OFFERED), terms("HK", regime=Regime.OPT_IN)])
+    @pytest.mark.parametrize(
+        "old", [None, terms("HK", regime=Regime.NOT_OFFERED), terms("HK", regime=Regime.OPT_IN)]
+    )
     def test_what_is_not_offered_opens_nothing(self, old: Terms | None, regime: Regime) -> None:
         """A warning before a policy that shuts a use makes people ignore the next one."""
         assert opened_by(old, terms("HK", regime=regime)) == ()
@@ -141,12 +177,27 @@ class TestOpenings:
         """Most policies repeat most of the one before."""
         assert opened_by(LIMITED, LIMITED) == ()
         assert opened_by(terms("HK", minors=minors), terms("HK", minors=minors)) == ()
-        assert opened_by(terms("HK", minors=Minors.EXCLUDE_UNLESS_ADULT), terms("HK", minors=Minors.UNKNOWN)) == ()
-        assert opened_by(terms("HK", minors=Minors.UNKNOWN), terms("HK", minors=Minors.EXCLUDE_UNLESS_ADULT)) == ()
+        assert (
+            opened_by(
+                terms("HK", minors=Minors.EXCLUDE_UNLESS_ADULT), terms("HK", minors=Minors.UNKNOWN)
+            )
+            == ()
+        )
+        assert (
+            opened_by(
+                terms("HK", minors=Minors.UNKNOWN), terms("HK", minors=Minors.EXCLUDE_UNLESS_ADULT)
+            )
+            == ()
+        )
 
     def test_every_limit_that_gives_way_is_told_with_what_it_now_is(self) -> None:
         """Three openings in one sentence of a policy are three things to sign."""
-        new = terms("HK", notice_until=day(39), categories=("posts", "groups", "events"), collected_from=day(4))
+        new = terms(
+            "HK",
+            notice_until=day(39),
+            categories=("posts", "groups", "events"),
+            collected_from=day(4),
+        )
 
         assert opened_by(LIMITED, new) == (
             "the notice ends on 9 Feb 2024",
@@ -171,10 +222,14 @@ class TestNames:
         """They are told apart because they differ."""
         countries = ("HK", "US", "DE", "GB", "CH")
 
-        assert named((*countries, "US-CA", "GB-SCT"), WORLD, at=day(30)) == "everywhere, GB-SCT, US-CA"
+        assert (
+            named((*countries, "US-CA", "GB-SCT"), WORLD, at=day(30)) == "everywhere, GB-SCT, US-CA"
+        )
 
     @pytest.mark.parametrize(("count", "end"), [(11, "C10"), (12, "C11"), (13, "C11 and 1 more")])
-    def test_twelve_names_are_told_in_full_and_of_more_how_many_are_left_out(self, count: int, end: str) -> None:
+    def test_twelve_names_are_told_in_full_and_of_more_how_many_are_left_out(
+        self, count: int, end: str
+    ) -> None:
         """A list that ends without a word looks complete."""
         world = Jurisdictions(codes=frozenset(f"C{number:02}" for number in range(90)))
         codes = [f"C{number:02}" for number in range(count)]

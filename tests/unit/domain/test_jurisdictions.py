@@ -1,4 +1,6 @@
-"""Which places hold which: countries and their parts, groups with dates, and what a scope stands for."""
+"""Which places hold which: countries and their parts, groups with dates, and what a scope stands
+for.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,16 @@ CODES = frozenset({"HK", "US", "US-CA", "DE", "GB", "GB-SCT"})
 
 @pytest.fixture
 def world() -> Jurisdictions:
-    """Two groups that share a country; one that another country joins on day 10 and leaves on day 20."""
+    """Two groups that share a country; one that another country joins on day 10 and leaves on day
+    20.
+    """
     return Jurisdictions(
         codes=CODES,
         groups={
-            "EEA": (Membership(country="DE"), Membership(country="GB", since=day(10), until=day(20))),
+            "EEA": (
+                Membership(country="DE"),
+                Membership(country="GB", since=day(10), until=day(20)),
+            ),
             "G7": (Membership(country="DE", since=day(5)), Membership(country="US")),
         },
     )
@@ -34,21 +41,30 @@ class TestHolders:
         """A country whose second group hid the first would be out of a pause on the first."""
         assert world.holders("DE", at=day(7)) == {"*", "DE", "EEA", "G7"}
 
-    @pytest.mark.parametrize(("on", "inside"), [(9.99999, False), (10, True), (19.99999, True), (20, False)])
+    @pytest.mark.parametrize(
+        ("on", "inside"), [(9.99999, False), (10, True), (19.99999, True), (20, False)]
+    )
     def test_a_group_holds_a_country_from_its_first_instant_to_before_its_last(
         self, world: Jurisdictions, on: float, inside: bool
     ) -> None:
-        """A treaty begins and ends at midnight, and a question may be asked of just that instant."""
+        """A treaty begins and ends at midnight, and a question may be asked of just that
+        instant.
+        """
         assert ("EEA" in world.holders("GB", at=day(on))) == inside
         assert ("EEA" in world.holders("GB-SCT", at=day(on))) == inside
 
 
 class TestExpanded:
     @pytest.mark.parametrize(
-        ("on", "countries"), [(9.99999, {"DE"}), (10, {"DE", "GB"}), (19.99999, {"DE", "GB"}), (20, {"DE"})]
+        ("on", "countries"),
+        [(9.99999, {"DE"}), (10, {"DE", "GB"}), (19.99999, {"DE", "GB"}), (20, {"DE"})],
     )
-    def test_a_group_is_its_countries_of_that_time(self, world: Jurisdictions, on: float, countries: set[str]) -> None:
-        """The date of a purge is reckoned from their terms, and a country that left promised nothing for the group."""
+    def test_a_group_is_its_countries_of_that_time(
+        self, world: Jurisdictions, on: float, countries: set[str]
+    ) -> None:
+        """The date of a purge is reckoned from their terms, and a country that left promised
+        nothing for the group.
+        """
         assert world.expanded(["EEA"], at=day(on)) == countries
 
     def test_anywhere_is_every_country_and_no_part_of_one(self, world: Jurisdictions) -> None:
@@ -63,18 +79,32 @@ class TestExpanded:
 
 class TestWords:
     def test_a_member_can_be_in_a_code_and_in_nothing_else(self, world: Jurisdictions) -> None:
-        """Somebody who lived in a group, or anywhere, would be asked about in no country's terms."""
-        assert [code for code in (*sorted(CODES), "EEA", "*", "XX", "us", "") if world.is_code(code)] == sorted(CODES)
+        """Somebody who lived in a group, or anywhere, would be asked about in no country's
+        terms.
+        """
+        assert [
+            code for code in (*sorted(CODES), "EEA", "*", "XX", "us", "") if world.is_code(code)
+        ] == sorted(CODES)
 
     def test_what_is_neither_code_nor_group_nor_anywhere_is_named_in_the_order_of_the_scope(
         self, world: Jurisdictions
     ) -> None:
-        """The desk has to see which word it misspelt; a pause with one of them covers everything."""
-        assert world.unknown(["US", "XX", "EEA", "eea", "*", "US-ZZ", "US-CA"]) == ("XX", "eea", "US-ZZ")
+        """The desk has to see which word it misspelt; a pause with one of them covers
+        everything.
+        """
+        assert world.unknown(["US", "XX", "EEA", "eea", "*", "US-ZZ", "US-CA"]) == (
+            "XX",
+            "eea",
+            "US-ZZ",
+        )
         assert world.unknown([]) == ()
 
-    def test_it_tells_every_time_at_which_some_country_joins_or_leaves(self, world: Jurisdictions) -> None:
-        """Answers are remembered between these times; without one of them an old answer stands for a new one."""
+    def test_it_tells_every_time_at_which_some_country_joins_or_leaves(
+        self, world: Jurisdictions
+    ) -> None:
+        """Answers are remembered between these times; without one of them an old answer stands for
+        a new one.
+        """
         within_a_lifetime = {time for time in world.changes if day(-36_500) < time < day(36_500)}
 
         assert within_a_lifetime == {day(5), day(10), day(20)}

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.strategies import PURPOSE, chose, day, folded, lift, moved, pause, policy, terms
 
-from consentry.domain.control_checks import objection_to_lift
+from consentry.domain.control_checks import conflict_of_lift
 from consentry.domain.controls import Control, Controls, Minors, Regime, Terms
 from consentry.domain.decisions import Row, decide
 from consentry.domain.impact import named, openings, openings_digest
@@ -18,7 +18,9 @@ from consentry.domain.values import DAY_MICROS, AgeBand, Choice, Micros
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 TWINS = Jurisdictions(
-    codes=frozenset({"FR", "FR-974", "RE", "CN", "CN-HK", "HK", "US", "US-CA", "US-PR", "PR", "DE"}),
+    codes=frozenset(
+        {"FR", "FR-974", "RE", "CN", "CN-HK", "HK", "US", "US-CA", "US-PR", "PR", "DE"}
+    ),
     groups={"EEA": (Membership(country="FR"), Membership(country="RE"), Membership(country="DE"))},
     twins={"FR-974": "RE", "CN-HK": "HK", "US-PR": "PR"},
 )
@@ -38,34 +40,48 @@ def let_in(code: str, controls: Controls, at: Micros) -> set[tuple[int, int]]:
         choices = [] if choice is None else [chose(choice, 2, on=2)]
         member = folded(moved(code, 1, on=1, age_band=age), *choices)
         for place, row in enumerate(ROWS):
-            if decide(member, row, controls, purpose=PURPOSE, at=at, known_at=Micros(1 << 62)).allowed:
+            if decide(
+                member, row, controls, purpose=PURPOSE, at=at, known_at=Micros(1 << 62)
+            ).allowed:
                 found.add((number, place))
     return found
 
 
 ENTRIES = st.builds(
     Terms,
-    jurisdictions=st.lists(st.sampled_from(["*", "EEA", *sorted(TWINS.codes)]), min_size=1, max_size=2).map(tuple),
+    jurisdictions=st.lists(
+        st.sampled_from(["*", "EEA", *sorted(TWINS.codes)]), min_size=1, max_size=2
+    ).map(tuple),
     purpose=st.just(PURPOSE),
-    regime=st.sampled_from([Regime.DEFAULT_ON, Regime.DEFAULT_ON, Regime.OPT_IN, Regime.NOT_OFFERED]),
+    regime=st.sampled_from(
+        [Regime.DEFAULT_ON, Regime.DEFAULT_ON, Regime.OPT_IN, Regime.NOT_OFFERED]
+    ),
     notice_until=st.sampled_from([None, day(40)]),
     categories=st.sampled_from([None, None, ("a",), ("b",)]),
     minors=st.sampled_from([Minors.ALLOW, Minors.EXCLUDE]),
 )
 PLAIN = st.builds(
-    terms, st.sampled_from(["FR", "RE", "*"]), regime=st.sampled_from([Regime.DEFAULT_ON, Regime.NOT_OFFERED])
+    terms,
+    st.sampled_from(["FR", "RE", "*"]),
+    regime=st.sampled_from([Regime.DEFAULT_ON, Regime.NOT_OFFERED]),
 )
 """So few that what is published is often what binds already."""
 
-VERSIONS = st.lists(PLAIN, min_size=1, max_size=1) | st.lists(PLAIN | ENTRIES, min_size=1, max_size=2)
+VERSIONS = st.lists(PLAIN, min_size=1, max_size=1) | st.lists(
+    PLAIN | ENTRIES, min_size=1, max_size=2
+)
 
 
 @example([[terms("FR")], [terms("RE", regime=Regime.NOT_OFFERED)]], [terms("FR")])
 @example([[terms("RE")], [terms("FR", regime=Regime.NOT_OFFERED)]], [terms("RE")])
 @given(st.lists(VERSIONS, min_size=1, max_size=3), VERSIONS)
-def test_a_policy_that_opens_nothing_lets_nobody_in_anywhere(log: list[list[Terms]], entries: list[Terms]) -> None:
+def test_a_policy_that_opens_nothing_lets_nobody_in_anywhere(
+    log: list[list[Terms]], entries: list[Terms]
+) -> None:
     """One person could open Reunion by a policy for France that changes nothing in France."""
-    before = Controls(TWINS).after(*(policy(900 + place, *one, on=place) for place, one in enumerate(log)))
+    before = Controls(TWINS).after(
+        *(policy(900 + place, *one, on=place) for place, one in enumerate(log))
+    )
     published = policy(1, *entries, on=30)
     after = before.after(published)
 
@@ -80,8 +96,12 @@ def test_a_policy_that_opens_nothing_lets_nobody_in_anywhere(log: list[list[Term
     [("FR", "RE", "FR-974"), ("CN", "HK", "CN-HK"), ("US", "PR", "US-PR"), ("FI", "AX", "FI-01")],
 )
 @pytest.mark.parametrize("is_turned", [False, True])
-def test_a_part_that_is_a_country_too_is_asked_of_both_sides(own: str, other: str, part: str, is_turned: bool) -> None:
-    """Terms that were taken from the part by its other name would come back by one person's policy."""
+def test_a_part_that_is_a_country_too_is_asked_of_both_sides(
+    own: str, other: str, part: str, is_turned: bool
+) -> None:
+    """Terms that were taken from the part by its other name would come back by one person's
+    policy.
+    """
     scope, closed = (other, own) if is_turned else (own, other)
     before = Controls(iso_jurisdictions()).after(
         policy(900, terms(scope), on=0), policy(901, terms(closed, regime=Regime.NOT_OFFERED), on=5)
@@ -97,7 +117,9 @@ class TestTimes:
 
     @pytest.mark.parametrize("regime", [Regime.DEFAULT_ON, Regime.OPT_IN])
     def test_what_offers_later_opens_what_may_be_narrowed_until_then(self, regime: Regime) -> None:
-        """One person sends the same terms for next week; what is closed tomorrow would open by itself."""
+        """One person sends the same terms for next week; what is closed tomorrow would open by
+        itself.
+        """
         scheduled = policy(1, terms("*", regime=regime), on=30, effective=37)
 
         assert openings(scheduled, self.BEFORE, now=NOW) == (
@@ -117,14 +139,18 @@ class TestTimes:
         assert openings(minute, self.BEFORE, now=NOW) == ()
 
     @pytest.mark.parametrize("effective", [10, 30, 37])
-    def test_what_offers_nothing_does_not_wait_whenever_it_takes_effect(self, effective: float) -> None:
+    def test_what_offers_nothing_does_not_wait_whenever_it_takes_effect(
+        self, effective: float
+    ) -> None:
         """What closes a use must not wait for anybody."""
         closing = policy(1, terms("*", regime=Regime.NOT_OFFERED), on=30, effective=effective)
 
         assert openings(closing, self.BEFORE, now=NOW) == ()
 
     def test_what_somebody_with_a_fast_clock_narrowed_is_seen(self) -> None:
-        """Two gateways' clocks differ by half a second: in it a policy would open what was just closed."""
+        """Two gateways' clocks differ by half a second: in it a policy would open what was just
+        closed.
+        """
         closed = policy(901, terms("HK", regime=Regime.NOT_OFFERED), on=30)
         before = self.BEFORE.after(replace(closed, recorded_at=Micros(NOW + 500_000)))
 
@@ -136,9 +162,16 @@ class TestPurging:
 
     @pytest.mark.parametrize("regime", [Regime.DEFAULT_ON, Regime.NOT_OFFERED])
     def test_keeping_what_was_to_be_purged_is_an_opening(self, regime: Regime) -> None:
-        """Members who opt out were promised that their data goes; one person could take that back."""
+        """Members who opt out were promised that their data goes; one person could take that
+        back.
+        """
         before = Controls(TWINS).after(policy(900, self.PURGING, on=0))
-        keeping = replace(self.PURGING, regime=regime, purge_on_opt_out=False, purge_within=Micros(90 * DAY_MICROS))
+        keeping = replace(
+            self.PURGING,
+            regime=regime,
+            purge_on_opt_out=False,
+            purge_within=Micros(90 * DAY_MICROS),
+        )
 
         assert openings(policy(1, keeping, on=30), before, now=NOW) == (
             f"{PURPOSE} in DE: an opt-out no longer has stored data purged",
@@ -166,7 +199,9 @@ def test_a_digest_of_a_lift_tells_which_pauses_it_ends() -> None:
     first, second = pause(2, "DE", on=5, version=3), pause(3, "*", on=6, version=2)
     ending, before = lift(1, on=30, version=3), Controls(TWINS).after(first)
 
-    assert openings_digest(ending, before, now=NOW) != openings_digest(ending, before.after(second), now=NOW)
+    assert openings_digest(ending, before, now=NOW) != openings_digest(
+        ending, before.after(second), now=NOW
+    )
     assert openings_digest(second, before, now=NOW) == openings_digest(first, before, now=NOW)
 
 
@@ -182,7 +217,7 @@ def test_a_lift_ends_no_version_that_is_still_to_come() -> None:
     """A lift that comes first still lifts: the next order would never bind."""
     log = [pause(2, "DE", on=5, version=1), pause(3, "DE", on=6, version=4)]
 
-    assert objection_to_lift(lift(1, on=30, version=4), log, has_effective=False) is None
-    found = objection_to_lift(lift(1, on=30, version=5), log, has_effective=False)
+    assert conflict_of_lift(lift(1, on=30, version=4), log, has_effective=False) is None
+    found = conflict_of_lift(lift(1, on=30, version=5), log, has_effective=False)
     assert found is not None
     assert (found.code, found.fix) == ("input.pause_version", "give it the version 4")

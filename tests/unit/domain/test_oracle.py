@@ -1,4 +1,6 @@
-"""The rules against an oracle that was written from their text alone, over scenario documents drawn by chance."""
+"""The rules against an oracle that was written from their text alone, over scenario documents drawn
+by chance.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tests.unit.domain import oracle
 from consentry.domain.controls import PauseImposed
 from consentry.domain.orders import PurgeOrder, PurgeReason, order_for_fact
 from consentry.domain.records import fold
-from consentry.domain.scenarios import Entry, Scenario, answers, history, open_orders
+from consentry.domain.scenarios import Scenario, TimelineEntry, answers, history, open_orders
 from consentry.forms.scenarios import parse_scenario
 from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -40,15 +42,39 @@ KINDS = (
     *("unreadable", "released", "member_erased", "member_erased"),
 )
 THEMES = (
-    *(KINDS, KINDS, (*KINDS, *("pause_imposed", "pause_lifted") * 30), (*KINDS, *("member_erased",) * 15)),
+    *(
+        KINDS,
+        KINDS,
+        (*KINDS, *("pause_imposed", "pause_lifted") * 30),
+        (*KINDS, *("member_erased",) * 15),
+    ),
     (*KINDS, *("unreadable", "released") * 30),
 )
 """What happens how often: in some documents much more of one thing, so that it meets itself."""
 PLACES = ("HK", "US", "US-CA", "GB", "GB-SCT", "DE", "CH")
-SCOPES = (["*"], ["*"], ["*"], ["US"], ["US-CA", "HK"], ["EEA", "CH"], ["GB"], ["GB-SCT"], ["DE", "US"], ["HK"])
+SCOPES = (
+    ["*"],
+    ["*"],
+    ["*"],
+    ["US"],
+    ["US-CA", "HK"],
+    ["EEA", "CH"],
+    ["GB"],
+    ["GB-SCT"],
+    ["DE", "US"],
+    ["HK"],
+)
 STAND_IN, NOWHERE = "AQ", "XX"
-"""No form takes a code that does not exist, but a data set or another producer may hold one: it is put in later."""
-PURGES = (None, None, {"on_opt_out": True, "within": "P7D"}, {"on_opt_out": True}, {"within": "PT12H"})
+"""No form takes a code that does not exist, but a data set or another producer may hold one: it is
+put in later.
+"""
+PURGES = (
+    None,
+    None,
+    {"on_opt_out": True, "within": "P7D"},
+    {"on_opt_out": True},
+    {"within": "PT12H"},
+)
 BANDS: tuple[dict[str, str], ...] = (
     {},
     {"age_band": "ADULT"},
@@ -71,16 +97,25 @@ def day(number: int) -> str:
 
 
 def document_by_chance(chance: bytes) -> dict[str, Any]:
-    """A scenario of one entry for each seed but those that four divides, so that a failing one shrinks."""
-    questions, *seeds = (int.from_bytes(chance[place : place + SEED], "big") for place in range(0, len(chance), SEED))
+    """A scenario of one entry for each seed but those that four divides, so that a failing one
+    shrinks.
+    """
+    questions, *seeds = (
+        int.from_bytes(chance[place : place + SEED], "big") for place in range(0, len(chance), SEED)
+    )
     kinds = THEMES[questions % len(THEMES)]
     entries: list[dict[str, Any]] = []
     today = 10
     for random in (Random(seed) for seed in seeds if seed % 4):
         today += random.choice((0, 0, 1, 1, 2, 3))
-        entries.append({"recorded": day(today)} | entry_by_chance(random, kinds, len(entries) + 1, today))
+        entries.append(
+            {"recorded": day(today)} | entry_by_chance(random, kinds, len(entries) + 1, today)
+        )
     imposed = {one["pause_imposed"]["pause"] for one in entries if "pause_imposed" in one}
-    entries = [one if lifts_any_of(imposed, one) else {"recorded": one["recorded"]} | NOBODYS for one in entries]
+    entries = [
+        one if lifts_any_of(imposed, one) else {"recorded": one["recorded"]} | NOBODYS
+        for one in entries
+    ]
     random = Random(questions)
     return {
         "name": "by-chance",
@@ -91,13 +126,21 @@ def document_by_chance(chance: bytes) -> dict[str, Any]:
 
 
 def lifts_any_of(imposed: set[str], entry: dict[str, Any]) -> bool:
-    """Whether an entry is no lift, or one of a pause that is imposed somewhere; another could not be read."""
+    """Whether an entry is no lift, or one of a pause that is imposed somewhere; another could not
+    be read.
+    """
     return "pause_lifted" not in entry or entry["pause_lifted"]["pause"] in imposed
 
 
-def entry_by_chance(random: Random, kinds: Sequence[str], number: int, today: int) -> dict[str, Any]:
-    """Any entry; the first ones are more likely a policy and a home, as nothing is answered without."""
-    kind = {1: "policy_published", 2: "member_relocated"}.get(number + random.choice((0, 0, 9)), random.choice(kinds))
+def entry_by_chance(
+    random: Random, kinds: Sequence[str], number: int, today: int
+) -> dict[str, Any]:
+    """Any entry; the first ones are more likely a policy and a home, as nothing is answered
+    without.
+    """
+    kind = {1: "policy_published", 2: "member_relocated"}.get(
+        number + random.choice((0, 0, 9)), random.choice(kinds)
+    )
     member = {"member": random.choice(MEMBERS)}
     effective = random.choice((*(None,) * 5, *range(today - 8, today + 5)))
     if kind == "member_erased":
@@ -116,9 +159,15 @@ def entry_by_chance(random: Random, kinds: Sequence[str], number: int, today: in
             says |= {"version": f"{number}", "terms": terms}
         case "pause_imposed" | "pause_lifted":
             says |= {"pause": random.choice("ab"), "version": random.choice((1, 1, 2))}
-            says |= scope_by_chance(random) if kind == "pause_imposed" else {"opt_ins": random.choice(("VOID", "KEEP"))}
+            says |= (
+                scope_by_chance(random)
+                if kind == "pause_imposed"
+                else {"opt_ins": random.choice(("VOID", "KEEP"))}
+            )
         case "released":
-            observed = random.choice((None, number - 1, random.randrange(number), random.randrange(number + 3)))
+            observed = random.choice(
+                (None, number - 1, random.randrange(number), random.randrange(number + 3))
+            )
             says |= member | random.choice(({}, {"observed": observed or None}))
         case _:
             says |= member
@@ -127,7 +176,9 @@ def entry_by_chance(random: Random, kinds: Sequence[str], number: int, today: in
 
 def choice_by_chance(random: Random, number: int) -> dict[str, Any]:
     """What a member says, having seen any state before, or not telling which."""
-    observed = random.choice((None, number - 1, random.randrange(number), random.randrange(number + 3)))
+    observed = random.choice(
+        (None, number - 1, random.randrange(number), random.randrange(number + 3))
+    )
     return {
         "purpose": random.choice(PURPOSES),
         "choice": random.choice(("OPT_OUT", "OPT_OUT", "OPT_IN", "OPT_IN", "OPT_IN", "UNKNOWN")),
@@ -158,21 +209,38 @@ def terms_by_chance(random: Random, effective: int) -> dict[str, Any]:
     return {
         "jurisdictions": random.choice(SCOPES),
         "purpose": random.choice(PURPOSES),
-        "regime": random.choice(("DEFAULT_ON", "DEFAULT_ON", "DEFAULT_ON", "OPT_IN", "OPT_IN", "NOT_OFFERED")),
-    } | {name: value for name, value in conditions.items() if value is not None or random.random() < 0.2}
+        "regime": random.choice(
+            ("DEFAULT_ON", "DEFAULT_ON", "DEFAULT_ON", "OPT_IN", "OPT_IN", "NOT_OFFERED")
+        ),
+    } | {
+        name: value
+        for name, value in conditions.items()
+        if value is not None or random.random() < 0.2
+    }
 
 
 def question_by_chance(random: Random, today: int) -> dict[str, Any]:
-    """A question of any day of the timeline and around it; what is to be expected is only a placeholder."""
-    asked: dict[str, Any] = {"member": random.choice((*MEMBERS * 2, "nobody")), "purpose": random.choice(PURPOSES)}
-    asked |= {name: day(random.randrange(10, today + 5)) for name in ("at", "known_at") if random.random() < 0.5}
+    """A question of any day of the timeline and around it; what is to be expected is only a
+    placeholder.
+    """
+    asked: dict[str, Any] = {
+        "member": random.choice((*MEMBERS * 2, "nobody")),
+        "purpose": random.choice(PURPOSES),
+    }
+    asked |= {
+        name: day(random.randrange(10, today + 5))
+        for name in ("at", "known_at")
+        if random.random() < 0.5
+    }
     if random.random() < 0.5:
         row = {
             "jurisdiction": random.choice((None, *PLACES * 2, STAND_IN)),
             "category": random.choice((None, "posts", "profile")),
             "collected": random.choice((None, *map(day, range(5)))),
         }
-        asked["row"] = {name: value for name, value in row.items() if value is not None or random.random() < 0.2}
+        asked["row"] = {
+            name: value for name, value in row.items() if value is not None or random.random() < 0.2
+        }
     return asked | {"allowed": False, "reason": "ERASED"}
 
 
@@ -195,7 +263,7 @@ def as_the_product_reads(document: Mapping[str, Any]) -> Scenario:
     return replace(scenario, timeline=tuple(map(misspelt, scenario.timeline)), expect=tuple(expect))
 
 
-def misspelt(entry: Entry) -> Entry:
+def misspelt(entry: TimelineEntry) -> TimelineEntry:
     """An entry whose scope, if it names the stand-in, names what does not exist, or nothing."""
     what = entry.what
     if not isinstance(what, PauseImposed) or STAND_IN not in what.scope.jurisdictions:
@@ -230,13 +298,19 @@ def test_the_rules_and_the_oracle_agree_on_any_timeline(chance: bytes) -> None:
     got = [(decision.allowed, decision.reason.value) for decision in answers(scenario, WORLD)]
 
     assert got == oracle.answers(plain), json.dumps(plain)
-    assert lines(map(told, open_orders(scenario, WORLD))) == lines(oracle.orders(plain)), json.dumps(plain)
+    assert lines(map(told, open_orders(scenario, WORLD))) == lines(oracle.orders(plain)), (
+        json.dumps(plain)
+    )
 
 
 @settings(max_examples=1000)
 @given(st.binary(min_size=CHANCE, max_size=CHANCE))
-def test_a_timeline_that_is_read_again_changes_no_answer_and_opens_no_other_order(chance: bytes) -> None:
-    """After a crash a worker reads on from an older place; nobody may then be used, or purged, who was not before."""
+def test_a_timeline_that_is_read_again_changes_no_answer_and_opens_no_other_order(
+    chance: bytes,
+) -> None:
+    """After a crash a worker reads on from an older place; nobody may then be used, or purged, who
+    was not before.
+    """
     first = history(as_the_product_reads(document_by_chance(chance)), WORLD)
 
     assert first.controls.after(*first.controls.log) == first.controls
@@ -250,8 +324,12 @@ def test_a_timeline_that_is_read_again_changes_no_answer_and_opens_no_other_orde
 def test_the_timelines_meet_every_reason_and_every_order() -> None:
     """Two programs that are only ever asked the easy questions agree on anything."""
     documents = [document_by_chance(Random(seed).randbytes(CHANCE)) for seed in range(500)]
-    reasons = Counter(answer for document in documents for answer in oracle.answers(as_the_oracle_reads(document)))
-    orders = Counter(order["because"] for document in documents for order in oracle.orders(document))
+    reasons = Counter(
+        answer for document in documents for answer in oracle.answers(as_the_oracle_reads(document))
+    )
+    orders = Counter(
+        order["because"] for document in documents for order in oracle.orders(document)
+    )
     unmet = {(reason in oracle.ALLOWING, reason) for reason in oracle.ORDER} - set(reasons)
 
     assert not unmet
@@ -269,14 +347,25 @@ def documents_of_the_house() -> list[Any]:
     Texts.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: node.value)
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = Texts
-    shipped = sorted(files("consentry_schemas").joinpath("scenarios").iterdir(), key=lambda file: file.name)
-    return [pytest.param(yaml.load(file.read_text()), id=file.name) for file in shipped if file.name.endswith(".yaml")]
+    shipped = sorted(
+        files("consentry_schemas").joinpath("scenarios").iterdir(), key=lambda file: file.name
+    )
+    return [
+        pytest.param(yaml.load(file.read_text()), id=file.name)
+        for file in shipped
+        if file.name.endswith(".yaml")
+    ]
 
 
 @pytest.mark.parametrize("document", documents_of_the_house())
 def test_the_oracle_holds_what_the_scenarios_of_the_house_expect(document: dict[str, Any]) -> None:
-    """They were reckoned by people who had read what the regulators said, not what a program does."""
-    orders = [order | {"due": oracle.instant(order["due"])} for order in document.get("expect_orders") or []]
+    """They were reckoned by people who had read what the regulators said, not what a program
+    does.
+    """
+    orders = [
+        order | {"due": oracle.instant(order["due"])}
+        for order in document.get("expect_orders") or []
+    ]
 
     for one, (allowed, reason) in zip(document["expect"], oracle.answers(document), strict=True):
         if is_for_the_oracle(one):
@@ -285,7 +374,9 @@ def test_the_oracle_holds_what_the_scenarios_of_the_house_expect(document: dict[
 
 
 def is_for_the_oracle(expectation: Mapping[str, Any]) -> bool:
-    """Whether the oracle can know: it never forgets, and its European Economic Area is that of 2021 and later."""
+    """Whether the oracle can know: it never forgets, and its European Economic Area is that of 2021
+    and later.
+    """
     return expectation["reason"] in oracle.ORDER and expectation.get("at", "2021") >= "2021"
 
 
@@ -307,7 +398,10 @@ def moved(jurisdiction: str, **more: Any) -> dict[str, Any]:
 
 def paused(*jurisdictions: str, version: int = 1, **more: Any) -> dict[str, Any]:
     """A pause."""
-    return {"pause_imposed": {"pause": "a", "version": version, "jurisdictions": list(jurisdictions)} | more}
+    return {
+        "pause_imposed": {"pause": "a", "version": version, "jurisdictions": list(jurisdictions)}
+        | more
+    }
 
 
 def lifted(version: int = 1, opt_ins: str = "VOID", **more: Any) -> dict[str, Any]:
@@ -326,7 +420,9 @@ def released(**more: Any) -> dict[str, Any]:
 
 
 def story(*timeline: dict[str, Any], **question: Any) -> dict[str, Any]:
-    """A document whose entries are recorded on day 1, 2, 3 and so on, unless they say when, and one question."""
+    """A document whose entries are recorded on day 1, 2, 3 and so on, unless they say when, and one
+    question.
+    """
     entries = [{"recorded": day(number)} | one for number, one in enumerate(timeline, start=1)]
     return {"timeline": entries, "expect": [{"member": "m1", "purpose": PURPOSE} | question]}
 
@@ -339,7 +435,9 @@ BACK: dict[str, Any] = {"reach": "PRIOR_AND_FUTURE"}
 
 
 class TestOracle:
-    """Reckoned by hand, from the text: an oracle that is wrong in the product's way would notice nothing."""
+    """Reckoned by hand, from the text: an oracle that is wrong in the product's way would notice
+    nothing.
+    """
 
     @pytest.mark.parametrize(
         ("document", "expected"),
@@ -347,19 +445,27 @@ class TestOracle:
             (story(POLICY), "JURISDICTION_UNKNOWN"),
             (story(POLICY, row={"jurisdiction": "HK"}), "DEFAULT_ON"),
             (story(POLICY, HOME, row={"jurisdiction": "XX"}), "JURISDICTION_UNKNOWN"),
-            (story(POLICY, HOME, UNREADABLE), "HELD"),
+            (story(POLICY, HOME, UNREADABLE), "QUARANTINED"),
             (story(POLICY, HOME, UNREADABLE, RELEASED), "DEFAULT_ON"),
-            (story(POLICY, HOME, RELEASED, UNREADABLE), "HELD"),
+            (story(POLICY, HOME, RELEASED, UNREADABLE), "QUARANTINED"),
             (story(POLICY, HOME, UNREADABLE, released(observed=3)), "DEFAULT_ON"),
-            (story(POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=3)), "HELD"),
+            (story(POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=3)), "QUARANTINED"),
             (story(POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=4)), "DEFAULT_ON"),
-            (story(POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=4), released(observed=3)), "DEFAULT_ON"),
-            (story(POLICY, HOME, UNREADABLE, released(observed=2)), "HELD"),
+            (
+                story(
+                    POLICY, HOME, UNREADABLE, UNREADABLE, released(observed=4), released(observed=3)
+                ),
+                "DEFAULT_ON",
+            ),
+            (story(POLICY, HOME, UNREADABLE, released(observed=2)), "QUARANTINED"),
             (story(POLICY, HOME, OUT, IN), "OPTED_OUT"),
             (story(POLICY, HOME, OUT, chose("OPT_IN", observed=2)), "OPTED_OUT"),
             (story(POLICY, HOME, OUT, chose("OPT_IN", observed=3)), "OPTED_IN"),
             (story(POLICY, HOME, OUT, OUT, chose("OPT_IN", observed=3)), "OPTED_OUT"),
-            (story(POLICY, HOME, OUT, chose("OPT_IN", observed=3), chose("UNKNOWN"), IN), "OPTED_IN"),
+            (
+                story(POLICY, HOME, OUT, chose("OPT_IN", observed=3), chose("UNKNOWN"), IN),
+                "OPTED_IN",
+            ),
             (story(POLICY, HOME, OUT, chose("UNKNOWN")), "OPTED_OUT"),
             (story(everywhere(regime="OPT_IN"), HOME, IN, chose("UNKNOWN")), "OPT_IN_REQUIRED"),
             (story(POLICY, HOME, chose("OPT_OUT", effective=day(9))), "DEFAULT_ON"),
@@ -367,21 +473,37 @@ class TestOracle:
             (story(POLICY, HOME, AHEAD, OUT, at=day(5)), "OPTED_OUT"),
             (story(POLICY, HOME, AHEAD, OUT, at=day(6)), "ERASED"),
             (
-                story(POLICY, HOME, erased(), chose("OPT_OUT", effective=day(2)), at=day(2), known_at=day(4)),
+                story(
+                    POLICY,
+                    HOME,
+                    erased(),
+                    chose("OPT_OUT", effective=day(2)),
+                    at=day(2),
+                    known_at=day(4),
+                ),
                 "DEFAULT_ON",
             ),
             (story(POLICY, HOME, lifted(), paused("US")), "DEFAULT_ON"),
             (story(POLICY, HOME, paused("US"), lifted(), paused("US")), "DEFAULT_ON"),
             (story(POLICY, HOME, paused("US"), lifted(), paused("US", version=2)), "PAUSED"),
             (story(POLICY, HOME, paused("HK"), paused("US")), "DEFAULT_ON"),
-            (story(POLICY, HOME, paused("HK", effective=day(5)), paused("US"), at=day(4)), "PAUSED"),
+            (
+                story(POLICY, HOME, paused("HK", effective=day(5)), paused("US"), at=day(4)),
+                "PAUSED",
+            ),
             (story(POLICY, HOME, paused("US-CA")), "DEFAULT_ON"),
             (story(POLICY, moved("US-CA"), paused("US")), "PAUSED"),
             (story(POLICY, moved("DE-BY"), paused("EEA")), "PAUSED"),
             (story(POLICY, moved("GB-SCT"), paused("EEA")), "DEFAULT_ON"),
-            (story(POLICY, HOME, paused("HK", "XX", purposes=["ads"], categories=["posts"])), "PAUSED"),
+            (
+                story(POLICY, HOME, paused("HK", "XX", purposes=["ads"], categories=["posts"])),
+                "PAUSED",
+            ),
             (story(POLICY, HOME, paused("US", categories=["posts"])), "PAUSED"),
-            (story(POLICY, HOME, paused("US", categories=["posts"]), row={"category": "ads"}), "DEFAULT_ON"),
+            (
+                story(POLICY, HOME, paused("US", categories=["posts"]), row={"category": "ads"}),
+                "DEFAULT_ON",
+            ),
             (story(POLICY, HOME, IN, paused("US"), lifted()), "DEFAULT_ON"),
             (story(POLICY, HOME, IN, paused("US"), lifted(opt_ins="KEEP")), "OPTED_IN"),
             (story(POLICY, HOME, IN, paused("US", purposes=["ads"]), lifted()), "OPTED_IN"),
@@ -389,18 +511,34 @@ class TestOracle:
             (story(POLICY, HOME, paused("US"), lifted(), IN | {"recorded": day(4)}), "DEFAULT_ON"),
             (story(POLICY, HOME, paused("US"), lifted(), IN), "OPTED_IN"),
             (story(POLICY, everywhere(regime="NOT_OFFERED", effective=day(0)), HOME), "DEFAULT_ON"),
-            (story(POLICY, everywhere(regime="NOT_OFFERED", effective=day(1)), HOME), "NOT_OFFERED"),
-            (story(POLICY, everywhere(jurisdictions=["HK"], regime="NOT_OFFERED"), HOME), "DEFAULT_ON"),
+            (
+                story(POLICY, everywhere(regime="NOT_OFFERED", effective=day(1)), HOME),
+                "NOT_OFFERED",
+            ),
+            (
+                story(POLICY, everywhere(jurisdictions=["HK"], regime="NOT_OFFERED"), HOME),
+                "DEFAULT_ON",
+            ),
             (story(POLICY, HOME, purpose="ads"), "NO_TERMS"),
             (story(everywhere(minors="EXCLUDE"), HOME), "DEFAULT_ON"),
             (story(everywhere(minors="EXCLUDE_UNLESS_ADULT"), HOME), "OUTSIDE_TERMS"),
             (story(everywhere(collected_from=day(1)), HOME), "DEFAULT_ON"),
             (story(everywhere(collected_from=day(1)), HOME, row={}), "OUTSIDE_TERMS"),
-            (story(everywhere(collected_from=day(1)), HOME, row={"collected": day(1)}), "DEFAULT_ON"),
+            (
+                story(everywhere(collected_from=day(1)), HOME, row={"collected": day(1)}),
+                "DEFAULT_ON",
+            ),
             (story(everywhere(notice_until=day(3)), HOME), "NOTICE_OPEN"),
             (story(everywhere(notice_until=day(2)), HOME), "DEFAULT_ON"),
             (
-                story(everywhere(notice_until=day(9)), HOME, IN, paused("US"), lifted(), row={"jurisdiction": "HK"}),
+                story(
+                    everywhere(notice_until=day(9)),
+                    HOME,
+                    IN,
+                    paused("US"),
+                    lifted(),
+                    row={"jurisdiction": "HK"},
+                ),
                 "NOTICE_OPEN",
             ),
         ],
@@ -417,7 +555,10 @@ class TestOracle:
             (story(PURGING, HOME, erased(), erased()), [5]),
             (story(PURGING, HOME, AHEAD, erased()), [5, 6]),
             (story(PURGING, HOME, erased(effective=day(4)), OUT), [5]),
-            (story(PURGING, everywhere(purpose="ads", purge={"within": "P1D"}), HOME, erased()), [5]),
+            (
+                story(PURGING, everywhere(purpose="ads", purge={"within": "P1D"}), HOME, erased()),
+                [5],
+            ),
             (story(HOME, erased(), PURGING | {"recorded": day(2)}), [4]),
             (story(HOME, erased(), PURGING), [32]),
             (story(POLICY, HOME, OUT), []),
@@ -428,11 +569,34 @@ class TestOracle:
             (story(PURGING, paused("US", **BACK), paused("HK", **BACK), lifted()), [4]),
             (story(PURGING, paused("US", **BACK), paused("US", version=2, **BACK)), [4, 5]),
             (story(PURGING, paused("US", purposes=["ads"], **BACK)), [32]),
-            (story(POLICY, everywhere(jurisdictions=["NO"], purge={"within": "P1D"}), paused("EEA", **BACK)), [4]),
-            (story(POLICY, everywhere(jurisdictions=["GB"], purge={"within": "P1D"}), paused("EEA", **BACK)), [33]),
-            (story(POLICY, everywhere(jurisdictions=["GB"], purge={"within": "P1D"}), paused("*", **BACK)), [4]),
+            (
+                story(
+                    POLICY,
+                    everywhere(jurisdictions=["NO"], purge={"within": "P1D"}),
+                    paused("EEA", **BACK),
+                ),
+                [4],
+            ),
+            (
+                story(
+                    POLICY,
+                    everywhere(jurisdictions=["GB"], purge={"within": "P1D"}),
+                    paused("EEA", **BACK),
+                ),
+                [33],
+            ),
+            (
+                story(
+                    POLICY,
+                    everywhere(jurisdictions=["GB"], purge={"within": "P1D"}),
+                    paused("*", **BACK),
+                ),
+                [4],
+            ),
         ],
     )
     def test_orders(self, document: dict[str, Any], due: list[int]) -> None:
         """Who must delete by when is told to the member, and to the regulator."""
-        assert sorted(order["due"] for order in oracle.orders(document)) == [oracle.instant(day(one)) for one in due]
+        assert sorted(order["due"] for order in oracle.orders(document)) == [
+            oracle.instant(day(one)) for one in due
+        ]

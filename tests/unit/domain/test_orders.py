@@ -1,10 +1,24 @@
-"""Purge orders: what obliges subscribers to delete, by when, and under an identity that is opened once."""
+"""Purge orders: what obliges subscribers to delete, by when, and under an identity that is opened
+once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.strategies import MEMBER, PURPOSE, WORLD, chose, day, erased, folded, moved, pause, policy, terms
+from tests.strategies import (
+    MEMBER,
+    PURPOSE,
+    WORLD,
+    chose,
+    day,
+    erased,
+    folded,
+    moved,
+    pause,
+    policy,
+    terms,
+)
 
 from consentry.domain.controls import PURGE_WITHIN_DEFAULT, Controls, Reach, Scope
 from consentry.domain.events import MemberEvent
@@ -22,7 +36,12 @@ from consentry.domain.values import DAY_MICROS, Choice, Micros
 WEEK = Micros(7 * DAY_MICROS)
 HOME = moved("US", 1, on=1)
 ASKING = Controls(WORLD).after(
-    policy(1, terms("US", purge_on_opt_out=True, purge_within=WEEK), terms("*", purge_on_opt_out=False), on=0)
+    policy(
+        1,
+        terms("US", purge_on_opt_out=True, purge_within=WEEK),
+        terms("*", purge_on_opt_out=False),
+        on=0,
+    )
 )
 
 
@@ -65,12 +84,16 @@ class TestMembers:
 
     def test_the_terms_of_where_the_member_lives_now_count(self) -> None:
         """Somebody who moved is owed what their new home promises."""
-        order = order_of(chose(Choice.OPT_OUT, 3, on=3), before=(moved("HK", 1, on=1), moved("US", 2, on=2)))
+        order = order_of(
+            chose(Choice.OPT_OUT, 3, on=3), before=(moved("HK", 1, on=1), moved("US", 2, on=2))
+        )
 
         assert order is not None
 
     def test_a_move_that_has_not_taken_effect_changes_no_terms(self) -> None:
-        """Somebody who says that they will move must not lose, until then, what their home promises."""
+        """Somebody who says that they will move must not lose, until then, what their home
+        promises.
+        """
         announced = moved("HK", 2, on=2, effective_at=day(100))
 
         assert order_of(chose(Choice.OPT_OUT, 3, on=3), before=(HOME, announced)) is not None
@@ -90,8 +113,13 @@ class TestMembers:
         assert order_of(chose(Choice.OPT_OUT, 3, on=20), before=scheduled) is None
 
     def test_what_followed_in_the_log_does_not_change_the_order(self) -> None:
-        """After a crash the event is read again, and the record has come further: still the same order and date."""
-        opt_out, erasure = chose(Choice.OPT_OUT, 2, on=3), replace(erased(3, on=4), effective_at=day(20))
+        """After a crash the event is read again, and the record has come further: still the same
+        order and date.
+        """
+        opt_out, erasure = (
+            chose(Choice.OPT_OUT, 2, on=3),
+            replace(erased(3, on=4), effective_at=day(20)),
+        )
         later = folded(HOME, opt_out, erasure, moved("HK", 4, on=5))
 
         for event, before in ((opt_out, (HOME,)), (erasure, (HOME, opt_out))):
@@ -106,7 +134,10 @@ class TestMembers:
 
     def test_an_event_that_is_read_again_opens_the_same_order(self) -> None:
         """After a crash the worker reads events again; subscribers must not be asked twice."""
-        first, again = order_of(erased(2, on=3)), order_of(erased(2, on=3), before=(HOME, erased(2, on=3)))
+        first, again = (
+            order_of(erased(2, on=3)),
+            order_of(erased(2, on=3), before=(HOME, erased(2, on=3))),
+        )
 
         assert first == again
 
@@ -120,12 +151,24 @@ class TestMembers:
 class TestPauses:
     def test_a_pause_of_past_training_opens_one_order_for_its_whole_scope(self) -> None:
         """Removing a country from training sets is one duty, however many members live there."""
-        imposed = pause(5, "US", on=3, name="us-2024", version=2, reach=Reach.PRIOR_AND_FUTURE, categories=("posts",))
+        imposed = pause(
+            5,
+            "US",
+            on=3,
+            name="us-2024",
+            version=2,
+            reach=Reach.PRIOR_AND_FUTURE,
+            categories=("posts",),
+        )
 
         order = order_for_pause(imposed, ASKING)
 
         assert order is not None
-        assert (order.order_id, order.because, order.pause) == ("pause:us-2024:2", PurgeReason.PAUSE, "us-2024")
+        assert (order.order_id, order.because, order.pause) == (
+            "pause:us-2024:2",
+            PurgeReason.PAUSE,
+            "us-2024",
+        )
         assert (order.member, order.scope) == (None, imposed.scope)
         assert order.due_at == day(3) + WEEK
 
@@ -139,7 +182,9 @@ class TestPauses:
         assert order.due_at == day(4)
 
     def test_a_part_of_a_country_keeps_its_shorter_promise(self) -> None:
-        """A member in California may be promised five days; the country's pause must not make them thirty."""
+        """A member in California may be promised five days; the country's pause must not make them
+        thirty.
+        """
         controls = ASKING.after(policy(2, terms("US-CA", purge_within=Micros(DAY_MICROS)), on=0))
 
         for scope in ("US", "*"):
@@ -247,11 +292,16 @@ class TestDueDates:
         quick = terms("US", purge_on_opt_out=True, purge_within=Micros(DAY_MICROS))
         causes = (erased(2, on=3), chose(Choice.OPT_OUT, 2, on=3))
 
-        for published, due in ((policy(2, quick, on=3), day(4)), (policy(2, quick, on=3.1, effective=1), day(10))):
+        for published, due in (
+            (policy(2, quick, on=3), day(4)),
+            (policy(2, quick, on=3.1, effective=1), day(10)),
+        ):
             for cause in causes:
                 order = order_of(cause, ASKING.after(published))
                 assert order is not None
                 assert order.due_at == due
-            of_pause = order_for_pause(pause(5, "US", on=3, reach=Reach.PRIOR_AND_FUTURE), ASKING.after(published))
+            of_pause = order_for_pause(
+                pause(5, "US", on=3, reach=Reach.PRIOR_AND_FUTURE), ASKING.after(published)
+            )
             assert of_pause is not None
             assert of_pause.due_at == due

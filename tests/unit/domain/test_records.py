@@ -29,7 +29,7 @@ from tests.strategies import (
 )
 
 from consentry.domain.controls import Controls
-from consentry.domain.decisions import Standing, decide, standing
+from consentry.domain.decisions import MemberState, decide, member_state
 from consentry.domain.events import FactKind, MemberEvent, SentEvent, event_tag
 from consentry.domain.records import FACTS_MAX, Record, fold, reused_event_id
 from consentry.domain.values import Choice, Micros, Reason
@@ -38,9 +38,11 @@ from consentry.wire.events import admit
 OPEN = Controls(WORLD).after(policy(1, terms("*"), on=0))
 
 
-def stands(record: Record | None, *, at: Micros = day(400), known_at: Micros = day(400)) -> Standing:
+def stands(
+    record: Record | None, *, at: Micros = day(400), known_at: Micros = day(400)
+) -> MemberState:
     """What the record says for the one purpose."""
-    return standing(record, purpose=PURPOSE, at=at, known_at=known_at)
+    return member_state(record, purpose=PURPOSE, at=at, known_at=known_at)
 
 
 def unbounded(history: Sequence[MemberEvent]) -> Record:
@@ -48,10 +50,16 @@ def unbounded(history: Sequence[MemberEvent]) -> Record:
     record = Record(member=MEMBER)
     for event in history:
         said = [known for known in record.facts if known.kind is FactKind.ERASED]
-        if any(erasure.effective_at <= max(event.recorded_at, erasure.recorded_at) for erasure in said):
+        if any(
+            erasure.effective_at <= max(event.recorded_at, erasure.recorded_at) for erasure in said
+        ):
             continue
         version = record.version + 1
-        record = Record(member=MEMBER, version=version, facts=(*record.facts, event.fact()._replace(version=version)))
+        record = Record(
+            member=MEMBER,
+            version=version,
+            facts=(*record.facts, event.fact()._replace(version=version)),
+        )
     return record
 
 
@@ -68,13 +76,17 @@ class TestDuplication:
     def test_any_duplication_of_a_history_folds_to_the_same_record(
         self, data: st.DataObject, history: list[MemberEvent]
     ) -> None:
-        """Brokers and retries give events again; a member whose opt-out then moved would be trained on."""
+        """Brokers and retries give events again; a member whose opt-out then moved would be trained
+        on.
+        """
         again = data.draw(repeated(history))
 
         assert folded(*again) == folded(*history)
 
     @given(histories(), st.integers(1, 3))
-    def test_a_whole_log_read_again_changes_nothing(self, history: list[MemberEvent], times: int) -> None:
+    def test_a_whole_log_read_again_changes_nothing(
+        self, history: list[MemberEvent], times: int
+    ) -> None:
         """After a rebuild the worker reads on from an older place than the records came from."""
         assert folded(*(history * times), *history) == folded(*history)
 
@@ -91,7 +103,9 @@ class TestDuplication:
         assert after == folded(*history)
 
     def test_a_retry_that_was_stamped_anew_does_not_hold_the_member(self) -> None:
-        """A gateway stamps each attempt and a fast clock is clamped to another moment: the member said it only once."""
+        """A gateway stamps each attempt and a fast clock is clamped to another moment: the member
+        said it only once.
+        """
         first = chose(Choice.OPT_OUT, 1, on=1)
         retry = chose(Choice.OPT_OUT, 1, on=1.5, effective_at=day(1))
 
@@ -115,9 +129,16 @@ class TestLatches:
         assert again == gone
 
     def test_what_is_said_before_an_erasure_takes_effect_counts_until_then(self) -> None:
-        """An account that closes in two weeks belongs to a person who may still opt out, and is then obeyed."""
+        """An account that closes in two weeks belongs to a person who may still opt out, and is
+        then obeyed.
+        """
         home, scheduled = moved("US", 1, on=1), replace(erased(2, on=2), effective_at=day(16))
-        record = folded(home, scheduled, chose(Choice.OPT_OUT, 3, on=9), chose(Choice.OPT_IN, 4, on=16, observed=9))
+        record = folded(
+            home,
+            scheduled,
+            chose(Choice.OPT_OUT, 3, on=9),
+            chose(Choice.OPT_IN, 4, on=16, observed=9),
+        )
 
         assert record is not None
         assert stands(record, at=day(9)).choice is not None
@@ -128,7 +149,10 @@ class TestLatches:
     @pytest.mark.parametrize("dates", [(16, 9), (9, 16)])
     def test_of_two_erasures_the_earlier_one_latches(self, dates: tuple[float, float]) -> None:
         """A later date given by mistake must not keep an erased account open for new facts."""
-        both = [replace(erased(place, on=1), effective_at=day(date)) for place, date in enumerate(dates, start=1)]
+        both = [
+            replace(erased(place, on=1), effective_at=day(date))
+            for place, date in enumerate(dates, start=1)
+        ]
 
         record = folded(*both, chose(Choice.OPT_IN, 3, on=10))
 
@@ -138,10 +162,12 @@ class TestLatches:
         assert record.erasure.effective_at == day(9)
 
     def test_an_event_id_with_other_content_holds_the_member(self) -> None:
-        """Somebody forges, or a producer is broken: either way what the member said is not known."""
+        """Somebody forges, or a producer is broken: either way what the member said is not
+        known.
+        """
         record = folded(chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 1, on=2, observed=1))
 
-        assert stands(record).hold is not None
+        assert stands(record).quarantine is not None
         assert stands(record).choice is not None
         assert record == folded(
             chose(Choice.OPT_OUT, 1, on=1),
@@ -162,7 +188,9 @@ class TestLatches:
         ],
     )
     def test_the_same_bytes_appended_twice_never_hold(self, event: SentEvent) -> None:
-        """A sender whose clock is ahead retries: holding the member for that, nobody could release them all."""
+        """A sender whose clock is ahead retries: holding the member for that, nobody could release
+        them all.
+        """
         moments = [day(5) - 900_000 + step for step in (0, 400_000, 800_000, 1_200_000)]
         for first, again in product(moments, repeat=2):
             once = fold(None, admit(event, Micros(first)))
@@ -170,31 +198,40 @@ class TestLatches:
             assert fold(once, admit(event, Micros(again))) == once
 
     def test_another_effective_time_that_no_clamping_explains_holds_the_member(self) -> None:
-        """A forged repetition must not pass for a retry: it is said by somebody who must not say anything."""
+        """A forged repetition must not pass for a retry: it is said by somebody who must not say
+        anything.
+        """
         first = chose(Choice.OPT_OUT, 1, on=5, effective_at=day(3))
         for other in (
             chose(Choice.OPT_OUT, 1, on=6, effective_at=day(2)),
             chose(Choice.OPT_OUT, 1, on=6, effective_at=day(4)),
             chose(Choice.OPT_OUT, 1, on=5, effective_at=day(7)),
         ):
-            assert stands(folded(first, other)).hold is not None
+            assert stands(folded(first, other)).quarantine is not None
         opt_in = chose(Choice.OPT_IN, 1, on=5, observed=0)
-        assert stands(folded(opt_in, replace(opt_in, effective_at=day(7), recorded_at=day(8)))).hold is not None
+        assert (
+            stands(
+                folded(opt_in, replace(opt_in, effective_at=day(7), recorded_at=day(8)))
+            ).quarantine
+            is not None
+        )
 
     def test_a_hold_ends_when_an_operator_releases_the_member(self) -> None:
         """Without an end, one unreadable message would exclude a member who opted in for ever."""
         held = folded(unreadable(1, on=1))
         free = folded(unreadable(1, on=1), released(2, on=2))
 
-        assert stands(held).hold is not None
-        assert stands(free).hold is None
+        assert stands(held).quarantine is not None
+        assert stands(free).quarantine is None
 
 
 class TestChoices:
     def test_an_opt_in_never_cancels_an_opt_out_it_had_not_seen(self) -> None:
         """Two devices at once: the one that did not know of the opt-out must not undo it."""
         for observed in (None, 0):
-            record = folded(chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2, observed=observed))
+            record = folded(
+                chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2, observed=observed)
+            )
 
             assert (choice := stands(record).choice) is not None
             assert choice.kind is FactKind.OPTED_OUT
@@ -239,13 +276,19 @@ class TestWhatNobodyCanHaveSeen:
         """A broken producer that sends a huge number would cancel every opt-out it meets."""
         for observed in (3, 4, 99, 1 << 40):
             record = folded(
-                moved("US", 1, on=1), chose(Choice.OPT_OUT, 2, on=2), chose(Choice.OPT_IN, 3, on=3, observed=observed)
+                moved("US", 1, on=1),
+                chose(Choice.OPT_OUT, 2, on=2),
+                chose(Choice.OPT_IN, 3, on=3, observed=observed),
             )
             choice = stands(record).choice
             assert choice is not None
             assert choice.kind is FactKind.OPTED_OUT
 
-        seen = folded(moved("US", 1, on=1), chose(Choice.OPT_OUT, 2, on=2), chose(Choice.OPT_IN, 3, on=3, observed=2))
+        seen = folded(
+            moved("US", 1, on=1),
+            chose(Choice.OPT_OUT, 2, on=2),
+            chose(Choice.OPT_IN, 3, on=3, observed=2),
+        )
         choice = stands(seen).choice
         assert choice is not None
         assert choice.kind is FactKind.OPTED_IN
@@ -273,7 +316,10 @@ class TestBound:
         answer = decide(record, None, OPEN, purpose=PURPOSE, **question)
 
         expected = decide(reference, None, OPEN, purpose=PURPOSE, **question)
-        if question["at"] >= record.folded_effective_at and question["known_at"] >= record.folded_recorded_at:
+        if (
+            question["at"] >= record.folded_effective_at
+            and question["known_at"] >= record.folded_recorded_at
+        ):
             assert answer == expected
         else:
             assert (answer.allowed, answer.reason) == (False, Reason.HISTORY_FOLDED)
@@ -304,21 +350,29 @@ class TestBound:
         """No bound is worth forgetting an opt-out."""
         purposes = [f"purpose-{number}" for number in range(FACTS_MAX + 6)]
         record = folded(
-            *(chose(Choice.OPT_OUT, number + 1, on=number, purpose=name) for number, name in enumerate(purposes))
+            *(
+                chose(Choice.OPT_OUT, number + 1, on=number, purpose=name)
+                for number, name in enumerate(purposes)
+            )
         )
 
-        choices = [standing(record, purpose=name, at=day(400), known_at=day(400)).choice for name in purposes]
+        choices = [
+            member_state(record, purpose=name, at=day(400), known_at=day(400)).choice
+            for name in purposes
+        ]
 
         assert [choice.kind for choice in choices if choice] == [FactKind.OPTED_OUT] * len(purposes)
 
     def test_a_late_relocation_is_never_lost(self) -> None:
-        """A bulk import stamps years of history with one moment: the move to a paused country must not get lost."""
+        """A bulk import stamps years of history with one moment: the move to a paused country must
+        not get lost.
+        """
         record = full_record(moved("US", 1, on=0))
 
         after = fold(record, moved("HK", 300, on=1))
 
         decision = decide(after, None, OPEN, purpose=PURPOSE, at=day(400), known_at=day(400))
-        assert (decision.allowed, decision.reason) == (False, Reason.HELD)
+        assert (decision.allowed, decision.reason) == (False, Reason.QUARANTINED)
 
     def test_a_late_unknown_choice_still_takes_an_opt_in_back(self) -> None:
         """It only ever excludes, so no bound may drop it."""
@@ -348,8 +402,13 @@ def full_record(*events: MemberEvent) -> Record:
 
 
 def aged(*events: MemberEvent) -> Record:
-    """The record after these events and so many later ones that all of these are in the folded part."""
-    record = folded(*events, *(chose(Choice.UNKNOWN, 900 + number, on=300, purpose="filler") for number in range(80)))
+    """The record after these events and so many later ones that all of these are in the folded
+    part.
+    """
+    record = folded(
+        *events,
+        *(chose(Choice.UNKNOWN, 900 + number, on=300, purpose="filler") for number in range(80)),
+    )
     assert record is not None
     assert record.folded_recorded_at >= day(300)
     return record
@@ -361,22 +420,36 @@ def kept(record: Record) -> list[tuple[FactKind, int]]:
 
 
 class TestFoldedAway:
-    """Of what is folded away only what still stands is kept: one fact too few forgets a no, one too many a change."""
+    """Of what is folded away only what still stands is kept: one fact too few forgets a no, one too
+    many a change.
+    """
 
     @pytest.mark.parametrize(
         ("events", "expected"),
         [
             ([moved("US", 1, on=1), moved("HK", 2, on=2)], [(FactKind.RELOCATED_ADULT, 2)]),
-            ([chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2)], [(FactKind.OPTED_OUT, 1)]),
-            ([chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2, observed=1)], [(FactKind.OPTED_IN, 2)]),
-            ([chose(Choice.OPT_OUT, 1, on=1), chose(Choice.UNKNOWN, 2, on=2)], [(FactKind.OPTED_OUT, 1)]),
+            (
+                [chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2)],
+                [(FactKind.OPTED_OUT, 1)],
+            ),
+            (
+                [chose(Choice.OPT_OUT, 1, on=1), chose(Choice.OPT_IN, 2, on=2, observed=1)],
+                [(FactKind.OPTED_IN, 2)],
+            ),
+            (
+                [chose(Choice.OPT_OUT, 1, on=1), chose(Choice.UNKNOWN, 2, on=2)],
+                [(FactKind.OPTED_OUT, 1)],
+            ),
             ([chose(Choice.OPT_IN, 1, on=1), chose(Choice.UNKNOWN, 2, on=2)], []),
             ([unreadable(1, on=1), released(2, on=2)], []),
-            ([released(1, on=1), unreadable(2, on=2)], [(FactKind.HELD, 2)]),
+            ([released(1, on=1), unreadable(2, on=2)], [(FactKind.QUARANTINED, 2)]),
             ([unreadable(1, on=1), released(2, on=2, observed=1)], []),
-            ([unreadable(1, on=1), unreadable(2, on=2), released(3, on=3, observed=1)], [(FactKind.HELD, 2)]),
-            ([unreadable(1, on=1), released(2, on=2, observed=2)], [(FactKind.HELD, 1)]),
-            ([unreadable(1, on=1), unreadable(2, on=2)], [(FactKind.HELD, 2)]),
+            (
+                [unreadable(1, on=1), unreadable(2, on=2), released(3, on=3, observed=1)],
+                [(FactKind.QUARANTINED, 2)],
+            ),
+            ([unreadable(1, on=1), released(2, on=2, observed=2)], [(FactKind.QUARANTINED, 1)]),
+            ([unreadable(1, on=1), unreadable(2, on=2)], [(FactKind.QUARANTINED, 2)]),
         ],
         ids=[
             "moved again",
@@ -395,7 +468,9 @@ class TestFoldedAway:
     def test_what_stands_is_kept_and_nothing_else(
         self, events: list[MemberEvent], expected: list[tuple[FactKind, int]]
     ) -> None:
-        """Somebody whom we have known for years must get the answer of somebody new who said the same."""
+        """Somebody whom we have known for years must get the answer of somebody new who said the
+        same.
+        """
         record = aged(*events)
 
         assert kept(record) == expected
@@ -415,22 +490,34 @@ class TestFoldedAway:
         """Later events fold on from it, and only the log's order says which word was the last."""
         record = aged(chose(Choice.OPT_IN, 1, on=1), unreadable(2, on=2), moved("US", 3, on=3))
 
-        assert kept(record) == [(FactKind.OPTED_IN, 1), (FactKind.HELD, 2), (FactKind.RELOCATED_ADULT, 3)]
+        assert kept(record) == [
+            (FactKind.OPTED_IN, 1),
+            (FactKind.QUARANTINED, 2),
+            (FactKind.RELOCATED_ADULT, 3),
+        ]
 
     def test_an_erasure_dated_ahead_is_kept_behind_all_else_and_no_release_ends_it(self) -> None:
         """An account that closes in two years closes, however much is said until then."""
-        late, early = (replace(erased(one, on=2), effective_at=day(date)) for one, date in ((2, 900), (3, 800)))
+        late, early = (
+            replace(erased(one, on=2), effective_at=day(date)) for one, date in ((2, 900), (3, 800))
+        )
         home = moved("US", 1, on=1)
 
         record = aged(home, late, early, unreadable(4, on=4), released(5, on=5))
 
-        assert kept(record) == [(FactKind.RELOCATED_ADULT, 1), (FactKind.ERASED, 2), (FactKind.ERASED, 3)]
+        assert kept(record) == [
+            (FactKind.RELOCATED_ADULT, 1),
+            (FactKind.ERASED, 2),
+            (FactKind.ERASED, 3),
+        ]
         assert record.facts[-1].kind is FactKind.ERASED
         assert record.erasure == record.facts[-1]
         assert stands(record, at=day(900)).erasure == record.erasure
 
     def test_the_horizon_never_goes_back(self) -> None:
-        """A question that was refused yesterday because its facts are gone would be answered, wrongly, today."""
+        """A question that was refused yesterday because its facts are gone would be answered,
+        wrongly, today.
+        """
         ahead = chose(Choice.OPT_OUT, 1, on=350, effective_at=day(390))
 
         record = aged(ahead, chose(Choice.OPT_OUT, 2, on=1))
@@ -440,8 +527,13 @@ class TestFoldedAway:
         assert folded_on(record).folded_recorded_at == record.folded_recorded_at
 
     def test_as_few_facts_are_folded_as_it_takes(self) -> None:
-        """Each one more puts the horizon forward, and an auditor is refused an answer that was still there."""
-        fillers = [chose(Choice.UNKNOWN, 900 + number, on=number, purpose="filler") for number in range(10, 73)]
+        """Each one more puts the horizon forward, and an auditor is refused an answer that was
+        still there.
+        """
+        fillers = [
+            chose(Choice.UNKNOWN, 900 + number, on=number, purpose="filler")
+            for number in range(10, 73)
+        ]
         record = folded(moved("US", 1, on=1), moved("HK", 2, on=2), *fillers)
 
         assert record is not None
@@ -450,8 +542,13 @@ class TestFoldedAway:
         assert (record.folded_effective_at, record.folded_recorded_at) == (day(2), day(2))
 
     def test_a_record_is_folded_up_to_its_last_fact_if_need_be(self) -> None:
-        """A record that may outgrow its bound where it could be folded is one that no server takes at last."""
-        choices = [chose(Choice.OPT_OUT, number, on=number, purpose=f"purpose-{number}") for number in range(FACTS_MAX)]
+        """A record that may outgrow its bound where it could be folded is one that no server takes
+        at last.
+        """
+        choices = [
+            chose(Choice.OPT_OUT, number, on=number, purpose=f"purpose-{number}")
+            for number in range(FACTS_MAX)
+        ]
         again = chose(Choice.OPT_OUT, FACTS_MAX, on=FACTS_MAX, purpose="purpose-0")
         one_more = chose(Choice.OPT_OUT, FACTS_MAX, on=FACTS_MAX, purpose="purpose-64")
 
@@ -465,7 +562,9 @@ class TestFoldedAway:
         assert (over.folded_effective_at, over.folded_recorded_at) == (0, 0)
 
     def test_of_two_erasures_of_one_day_the_later_in_the_log_stays_behind(self) -> None:
-        """Both close the account on that day; every worker has to keep the two in the same order."""
+        """Both close the account on that day; every worker has to keep the two in the same
+        order.
+        """
         both = [replace(erased(number, on=2), effective_at=day(9)) for number in (1, 2)]
 
         record = folded(*both, unreadable(3, on=3))
@@ -507,8 +606,13 @@ def folded_on(record: Record) -> Record:
 
 
 def test_every_byte_of_an_event_id_makes_another_tag() -> None:
-    """Of two events with one tag and other content the second is taken for a forgery, and the member is held."""
-    tags = {event_tag(bytes(16)), *(event_tag(bytes(place) + b"\1" + bytes(15 - place)) for place in range(8))}
+    """Of two events with one tag and other content the second is taken for a forgery, and the
+    member is quarantined.
+    """
+    tags = {
+        event_tag(bytes(16)),
+        *(event_tag(bytes(place) + b"\1" + bytes(15 - place)) for place in range(8)),
+    }
 
     assert len(tags) == 9
     assert tags == {

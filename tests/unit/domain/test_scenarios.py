@@ -1,11 +1,25 @@
-"""Scenarios by the rules alone: what a timeline comes to, and what is told of an expectation that does not hold."""
+"""Scenarios by the rules alone: what a timeline comes to, and what is told of an expectation that
+does not hold.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from tests.strategies import MEMBER, PURPOSE, WORLD, chose, day, erased, lift, moved, pause, policy, terms
+from tests.strategies import (
+    MEMBER,
+    PURPOSE,
+    WORLD,
+    chose,
+    day,
+    erased,
+    lift,
+    moved,
+    pause,
+    policy,
+    terms,
+)
 
 from consentry.domain.controls import Control, Reach, Scope
 from consentry.domain.decisions import Decision, Row
@@ -13,11 +27,11 @@ from consentry.domain.events import FactKind, MemberEvent
 from consentry.domain.explain import sentences
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.scenarios import (
-    Entry,
     Expectation,
     ExpectedOrder,
     Failure,
     Scenario,
+    TimelineEntry,
     answers,
     failed_answers,
     failed_orders,
@@ -34,30 +48,45 @@ PAUSED = Decision(False, Reason.PAUSED)
 
 
 def story(
-    *entries: MemberEvent | Control | Entry,
+    *entries: MemberEvent | Control | TimelineEntry,
     expect: tuple[Expectation, ...] = (),
     expect_orders: tuple[ExpectedOrder, ...] | None = None,
 ) -> Scenario:
     """A scenario of these entries; an event alone has seen nothing that is told."""
-    timeline = tuple(one if isinstance(one, Entry) else Entry(one) for one in entries)
+    timeline = tuple(
+        one if isinstance(one, TimelineEntry) else TimelineEntry(one) for one in entries
+    )
     return Scenario(name="story", timeline=timeline, expect=expect, expect_orders=expect_orders)
 
 
 def asked(allowed: bool, reason: Reason, **more: Any) -> Expectation:
     """An expectation of day 10, unless told otherwise."""
-    fields: dict[str, Any] = {"member": MEMBER, "purpose": PURPOSE, "at": day(10), "known_at": day(10), "row": None}
+    fields: dict[str, Any] = {
+        "member": MEMBER,
+        "purpose": PURPOSE,
+        "at": day(10),
+        "known_at": day(10),
+        "row": None,
+    }
     return Expectation(**(fields | more), allowed=allowed, reason=reason)
 
 
 def order(because: PurgeReason = PurgeReason.ERASURE, **more: Any) -> PurgeOrder:
     """An open order, due on day 9, unless told otherwise."""
-    fields: dict[str, Any] = {"order_id": "order", "because": because, "recorded_at": day(2), "due_at": day(9)}
+    fields: dict[str, Any] = {
+        "order_id": "order",
+        "because": because,
+        "recorded_at": day(2),
+        "due_at": day(9),
+    }
     return PurgeOrder(**(fields | more))
 
 
 def pause_order(*jurisdictions: str, **more: Any) -> PurgeOrder:
     """The open order of a pause."""
-    return order(PurgeReason.PAUSE, pause="pause-1", scope=Scope(jurisdictions=jurisdictions), **more)
+    return order(
+        PurgeReason.PAUSE, pause="pause-1", scope=Scope(jurisdictions=jurisdictions), **more
+    )
 
 
 OPENS = policy(1, terms("*", purge_on_opt_out=True, purge_within=WEEK), on=0)
@@ -66,26 +95,45 @@ HOME = moved("US", 2, on=1)
 
 class TestHistory:
     def test_an_observed_entry_is_the_version_that_the_member_had_there(self) -> None:
-        """A scenario counts lines, a record counts the member's events: mixed up, an opt-in cancels what it never saw.
+        """A scenario counts lines, a record counts the member's events: mixed up, an opt-in cancels
+        what it never saw.
 
         Every entry of another kind or member is one line more and no version more.
         """
         others = (moved("HK", 3, on=2, member=OTHER), chose(Choice.OPT_OUT, 4, on=2, member=OTHER))
         entries = (OPENS, HOME, *others, chose(Choice.OPT_OUT, 5, on=3))
         opt_ins = [
-            history(story(*entries, Entry(chose(Choice.OPT_IN, 6, on=4), line)), WORLD).events[-1]
+            history(
+                story(*entries, TimelineEntry(chose(Choice.OPT_IN, 6, on=4), line)), WORLD
+            ).events[-1]
             for line in (1, 2, 3, 4, 5)
         ]
 
         assert [opt_in.fact().observed_version for opt_in in opt_ins] == [0, 1, 1, 1, 2]
 
-    def test_an_opt_in_that_saw_the_opt_out_cancels_it_and_one_that_saw_the_line_before_does_not(self) -> None:
+    def test_an_opt_in_that_saw_the_opt_out_cancels_it_and_one_that_saw_the_line_before_does_not(
+        self,
+    ) -> None:
         """The stories that a privacy officer reads have to say what the product does."""
         expect = (asked(True, Reason.OPTED_IN),)
         entries = (OPENS, HOME, chose(Choice.OPT_OUT, 3, on=2))
 
-        assert run(story(*entries, Entry(chose(Choice.OPT_IN, 4, on=3), 3), expect=expect), WORLD) == ()
-        assert len(run(story(*entries, Entry(chose(Choice.OPT_IN, 4, on=3), 2), expect=expect), WORLD)) == 1
+        assert (
+            run(
+                story(*entries, TimelineEntry(chose(Choice.OPT_IN, 4, on=3), 3), expect=expect),
+                WORLD,
+            )
+            == ()
+        )
+        assert (
+            len(
+                run(
+                    story(*entries, TimelineEntry(chose(Choice.OPT_IN, 4, on=3), 2), expect=expect),
+                    WORLD,
+                )
+            )
+            == 1
+        )
 
     def test_a_choice_without_observed_entry_has_seen_nothing(self) -> None:
         """Zero would be a version that somebody saw; nothing said is less than that."""
@@ -95,9 +143,13 @@ class TestHistory:
 
     def test_each_member_has_a_record_of_their_own_and_controls_are_in_nobodys(self) -> None:
         """One member's opt-out in another's record wrongs both."""
-        found = history(story(OPENS, HOME, chose(Choice.OPT_OUT, 3, on=2, member=OTHER), lift(4, on=3)), WORLD)
+        found = history(
+            story(OPENS, HOME, chose(Choice.OPT_OUT, 3, on=2, member=OTHER), lift(4, on=3)), WORLD
+        )
 
-        assert {member: [fact.kind for fact in record.facts] for member, record in found.records.items()} == {
+        assert {
+            member: [fact.kind for fact in record.facts] for member, record in found.records.items()
+        } == {
             MEMBER: [FactKind.RELOCATED_ADULT],
             OTHER: [FactKind.OPTED_OUT],
         }
@@ -107,9 +159,18 @@ class TestHistory:
     def test_orders_are_those_of_members_and_of_pauses_and_of_nothing_else(self) -> None:
         """An order that the story leaves out is a deletion that nobody expects."""
         imposed = pause(5, "HK", on=4, reach=Reach.PRIOR_AND_FUTURE)
-        scenario = story(OPENS, HOME, chose(Choice.OPT_OUT, 3, on=2), erased(4, on=3), imposed, pause(6, "US", on=5))
+        scenario = story(
+            OPENS,
+            HOME,
+            chose(Choice.OPT_OUT, 3, on=2),
+            erased(4, on=3),
+            imposed,
+            pause(6, "US", on=5),
+        )
 
-        assert [(one.because, one.member, one.pause, one.due_at) for one in open_orders(scenario, WORLD)] == [
+        assert [
+            (one.because, one.member, one.pause, one.due_at) for one in open_orders(scenario, WORLD)
+        ] == [
             (PurgeReason.OPT_OUT, MEMBER, None, day(9)),
             (PurgeReason.ERASURE, MEMBER, None, day(10)),
             (PurgeReason.PAUSE, None, "pause-1", day(11)),
@@ -148,7 +209,10 @@ class TestAnswers:
 class TestFailedAnswers:
     def test_the_place_both_answers_and_the_reason_are_told(self) -> None:
         """Somebody has to find the line, and to see who is wrong: the file or the rules."""
-        decided = answers(story(OPENS, HOME, pause(3, "US", on=4), expect=(asked(True, Reason.DEFAULT_ON),)), WORLD)
+        decided = answers(
+            story(OPENS, HOME, pause(3, "US", on=4), expect=(asked(True, Reason.DEFAULT_ON),)),
+            WORLD,
+        )
         expect = (asked(False, Reason.PAUSED), asked(True, Reason.DEFAULT_ON))
 
         [failure] = failed_answers(story(expect=expect), (*decided, *decided))
@@ -162,20 +226,24 @@ class TestFailedAnswers:
         )
         assert failure.because != ()
 
-    @pytest.mark.parametrize("got", [ALLOWED, Decision(False, Reason.OPTED_IN), Decision(True, Reason.OPTED_IN)])
+    @pytest.mark.parametrize(
+        "got", [ALLOWED, Decision(False, Reason.OPTED_IN), Decision(True, Reason.OPTED_IN)]
+    )
     def test_an_answer_that_differs_in_either_half_fails(self, got: Decision) -> None:
         """The right answer for the wrong reason is told to a member, and is then wrong."""
         expected = asked(False, Reason.DEFAULT_ON)
 
-        assert [one.got.split(", ") for one in failed_answers(story(expect=(expected,)), [got])] == [
-            ["allowed" if got.allowed else "excluded", got.reason]
-        ]
+        assert [
+            one.got.split(", ") for one in failed_answers(story(expect=(expected,)), [got])
+        ] == [["allowed" if got.allowed else "excluded", got.reason]]
 
     def test_a_question_that_was_not_asked_does_not_fail_and_hides_no_other(self) -> None:
         """The trainer cannot be asked about the past; what it was asked still has to hold."""
         expect = (asked(True, Reason.DEFAULT_ON), asked(True, Reason.DEFAULT_ON))
 
-        assert [one.where for one in failed_answers(story(expect=expect), [None, PAUSED])] == ["expect[1]"]
+        assert [one.where for one in failed_answers(story(expect=expect), [None, PAUSED])] == [
+            "expect[1]"
+        ]
 
     @pytest.mark.parametrize("decisions", [[ALLOWED], [ALLOWED] * 3], ids=["too few", "too many"])
     def test_as_many_answers_as_questions_are_needed(self, decisions: list[Decision]) -> None:
@@ -192,7 +260,10 @@ class TestFailedAnswers:
             ({"known_at": day(12)}, "at 11 Jan 2024, known 13 Jan 2024"),
             ({"row": Row()}, "row ?/?, at 11 Jan 2024"),
             ({"row": Row(jurisdiction="HK")}, "row HK/?, at 11 Jan 2024"),
-            ({"row": Row(category="posts", collected=day(2))}, "row ?/posts of 3 Jan 2024, at 11 Jan 2024"),
+            (
+                {"row": Row(category="posts", collected=day(2))},
+                "row ?/posts of 3 Jan 2024, at 11 Jan 2024",
+            ),
         ],
     )
     def test_the_question_is_told_in_full(self, more: dict[str, Any], said: str) -> None:
@@ -205,7 +276,9 @@ class TestFailedAnswers:
 
 
 ERASURE = ExpectedOrder(because=PurgeReason.ERASURE, member=MEMBER, due_at=day(9))
-PAUSE = ExpectedOrder(because=PurgeReason.PAUSE, pause="pause-1", jurisdictions=frozenset({"US", "HK"}), due_at=day(9))
+PAUSE = ExpectedOrder(
+    because=PurgeReason.PAUSE, pause="pause-1", jurisdictions=frozenset({"US", "HK"}), due_at=day(9)
+)
 
 
 def differing(wanted: tuple[ExpectedOrder, ...] | None, *orders: PurgeOrder) -> list[Failure]:
@@ -247,7 +320,9 @@ class TestFailedOrders:
         ],
         ids=["one too few", "one too many", "date", "pause"],
     )
-    def test_an_order_of_a_pause_has_all_its_jurisdictions_and_no_other(self, other: PurgeOrder) -> None:
+    def test_an_order_of_a_pause_has_all_its_jurisdictions_and_no_other(
+        self, other: PurgeOrder
+    ) -> None:
         """A country that the order forgot keeps its data."""
         assert [one.where for one in differing((PAUSE,), other)] == ["expect_orders[0]"]
 
@@ -258,7 +333,12 @@ class TestFailedOrders:
         scope = Scope(jurisdictions=("US",), purposes=(PURPOSE,))
 
         assert differing((vague,), pause_order("DE", due_at=day(1))) == []
-        assert differing((of_member,), order(PurgeReason.OPT_OUT, member=MEMBER, scope=scope, due_at=day(1))) == []
+        assert (
+            differing(
+                (of_member,), order(PurgeReason.OPT_OUT, member=MEMBER, scope=scope, due_at=day(1))
+            )
+            == []
+        )
 
     def test_one_order_fits_one_line(self) -> None:
         """Two orders of a member are two duties."""
@@ -275,10 +355,15 @@ class TestFailedOrders:
         """Mostly it is one of them, with another date."""
         late = ExpectedOrder(because=PurgeReason.ERASURE, member=MEMBER, due_at=day(10))
         opened = f"ERASURE of {MEMBER}, due 10 Jan 2024; PAUSE of pause-1 in HK, due 10 Jan 2024"
-        expected = ("PAUSE of pause-1 in HK, US, due 10 Jan 2024", f"ERASURE of {MEMBER}, due 11 Jan 2024")
+        expected = (
+            "PAUSE of pause-1 in HK, US, due 10 Jan 2024",
+            f"ERASURE of {MEMBER}, due 11 Jan 2024",
+        )
 
         assert differing((PAUSE, late), order(member=MEMBER), pause_order("HK")) == [
-            Failure(where=f"expect_orders[{place}]", question="open orders", expected=one, got=opened)
+            Failure(
+                where=f"expect_orders[{place}]", question="open orders", expected=one, got=opened
+            )
             for place, one in enumerate(expected)
         ]
 

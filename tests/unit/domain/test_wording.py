@@ -41,7 +41,14 @@ def test_terms_are_told_with_every_limit_they_have(one: Terms | None, said: str)
 
 @pytest.mark.parametrize(
     ("minutes", "said"),
-    [(1, "1 minute"), (90, "90 minutes"), (60, "1 hour"), (720, "12 hours"), (1440, "1 day"), (43200, "30 days")],
+    [
+        (1, "1 minute"),
+        (90, "90 minutes"),
+        (60, "1 hour"),
+        (720, "12 hours"),
+        (1440, "1 day"),
+        (43200, "30 days"),
+    ],
 )
 def test_a_length_of_time_is_told_in_the_largest_unit_that_fits(minutes: int, said: str) -> None:
     """A deadline of 720 hours is worked out wrongly by somebody."""

@@ -1,4 +1,6 @@
-"""Controls as people write them: what does not fit is refused with the field's name, never guessed."""
+"""Controls as people write them: what does not fit is refused with the field's name, never
+guessed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ GOOD: dict[str, Any] = {"jurisdictions": ["HK"], "purpose": "genai_training", "r
 def policy_of(**changed: Any) -> PolicyPublished:
     """A policy with one entry, changed."""
     entry = {name: value for name, value in (GOOD | changed).items() if value is not ...}
-    return parse_policy({"version": "1", "terms": [entry]}, event_id=bytes(16), recorded_at=day(1), source="test")
+    return parse_policy(
+        {"version": "1", "terms": [entry]}, event_id=bytes(16), recorded_at=day(1), source="test"
+    )
 
 
 FIELDS = st.sampled_from([*GOOD, "terms", "version", "purge", "within", "categories"])
@@ -54,7 +58,9 @@ class TestInstants:
         """Two desks in two zones have to mean one moment."""
         assert parse_instant(value, what="effective") == day(1)
 
-    @pytest.mark.parametrize("value", ["tomorrow", "", None, 5, "2024-13-01", "14.10.2024", "0001-01-01", "9999-12-31"])
+    @pytest.mark.parametrize(
+        "value", ["tomorrow", "", None, 5, "2024-13-01", "14.10.2024", "0001-01-01", "9999-12-31"]
+    )
     def test_what_is_no_date_of_our_time_is_refused_by_field(self, value: object) -> None:
         """A slip in a year would move a pause out of sight."""
         with pytest.raises(InvalidInput, match="In effective:"):
@@ -69,13 +75,16 @@ class TestInstants:
 
 class TestDurations:
     @pytest.mark.parametrize(
-        ("text", "days"), [("P30D", 30), ("P2W", 14), ("PT12H", 0.5), ("P1DT1440M", 2), ("P1W1D", 8)]
+        ("text", "days"),
+        [("P30D", 30), ("P2W", 14), ("PT12H", 0.5), ("P1DT1440M", 2), ("P1W1D", 8)],
     )
     def test_a_duration_is_read(self, text: str, days: float) -> None:
         """It becomes the deadline that members are told."""
         assert parse_duration(text, what="within") == days * DAY_MICROS
 
-    @pytest.mark.parametrize("text", ["30", "P", "PT", "P1Y", "P1M", "-P1D", "P1.5D", "", None, "P99999999999D"])
+    @pytest.mark.parametrize(
+        "text", ["30", "P", "PT", "P1Y", "P1M", "-P1D", "P1.5D", "", None, "P99999999999D"]
+    )
     def test_what_is_no_duration_is_refused_by_field(self, text: object) -> None:
         """A month has no length, and a guess becomes a missed deadline."""
         with pytest.raises(InvalidInput, match="In within:"):
@@ -122,8 +131,16 @@ class TestPolicies:
         assert found.effective_at == parse_instant("2024-09-18", what="")
         norway, rest = found.terms
         assert norway.jurisdictions == ("NO", "EEA")
-        assert (norway.regime, norway.minors, norway.categories) == (Regime.NOT_OFFERED, Minors.ALLOW, None)
-        assert (rest.minors, rest.categories, rest.purge_on_opt_out) == (Minors.EXCLUDE, ("posts",), True)
+        assert (norway.regime, norway.minors, norway.categories) == (
+            Regime.NOT_OFFERED,
+            Minors.ALLOW,
+            None,
+        )
+        assert (rest.minors, rest.categories, rest.purge_on_opt_out) == (
+            Minors.EXCLUDE,
+            ("posts",),
+            True,
+        )
         assert rest.purge_within == 7 * DAY_MICROS
 
     @pytest.mark.parametrize(
@@ -154,20 +171,25 @@ class TestPolicies:
             ({"notice_untill": "2024-01-01"}, "notice_untill"),
         ],
     )
-    def test_each_slip_is_refused_with_the_name_of_its_field(self, changed: dict[str, Any], named: str) -> None:
+    def test_each_slip_is_refused_with_the_name_of_its_field(
+        self, changed: dict[str, Any], named: str
+    ) -> None:
         """A policy that is read otherwise than it was meant is trained on for months."""
         with pytest.raises(InvalidInput, match=named):
             policy_of(**changed)
 
     @pytest.mark.parametrize(
-        "data", [None, [], "text", {"version": "1"}, {"version": "1", "terms": []}, {"terms": [GOOD]}]
+        "data",
+        [None, [], "text", {"version": "1"}, {"version": "1", "terms": []}, {"terms": [GOOD]}],
     )
     def test_what_is_no_policy_is_refused(self, data: object) -> None:
         """An empty file must not become a policy that allows nothing, or everything, in silence."""
         with pytest.raises(InvalidInput):
             parse_policy(data, event_id=bytes(16), recorded_at=day(1), source="test")
 
-    @pytest.mark.parametrize("text", ["a: [1\nb", "a: 1\na: 2", "a: \x00", "effective: 2024-02-30", "\t- a: b: c"])
+    @pytest.mark.parametrize(
+        "text", ["a: [1\nb", "a: 1\na: 2", "a: \x00", "effective: 2024-02-30", "\t- a: b: c"]
+    )
     def test_a_file_that_is_no_yaml_is_refused(self, text: str) -> None:
         """The desk sees where, not a stack of our internals."""
         with pytest.raises(InvalidInput):
@@ -177,7 +199,9 @@ class TestPolicies:
     def test_any_value_is_a_policy_or_refused(self, data: object) -> None:
         """Whatever a file holds, the command says what is wrong with it."""
         try:
-            parse_policy({"version": "1", "terms": [data]}, event_id=bytes(16), recorded_at=day(1), source="")
+            parse_policy(
+                {"version": "1", "terms": [data]}, event_id=bytes(16), recorded_at=day(1), source=""
+            )
             parse_policy(data, event_id=bytes(16), recorded_at=day(1), source="")
         except InvalidInput as error:
             assert error.code.startswith("input.")  # noqa: PT017 - either outcome is right

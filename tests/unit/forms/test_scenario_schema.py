@@ -1,4 +1,6 @@
-"""Scenario files and their JSON Schema: editor and product must refuse the same slips, and take the same files."""
+"""Scenario files and their JSON Schema: editor and product must refuse the same slips, and take the
+same files.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from consentry.wire.jurisdictions import iso_jurisdictions
 PACKAGE = Path(str(files("consentry_schemas")))
 ROOT = Path(__file__).parents[3]
 STORIES = sorted((PACKAGE / "scenarios").glob("*.yaml"))
-SCHEMA: dict[str, Any] = json.loads((PACKAGE / "forms" / "scenario.schema.json").read_text(encoding="utf-8"))
+SCHEMA: dict[str, Any] = json.loads(
+    (PACKAGE / "forms" / "scenario.schema.json").read_text(encoding="utf-8")
+)
 DOCS_LINES_MAX = 150
 
 GOOD = """
@@ -63,8 +67,18 @@ expect_orders:
 
 POLICY, MOVE, CHOICE, PAUSE, LIFT, UNREADABLE, RELEASE, ERASURE = range(8)
 ENTRIES = {
-    **{POLICY: "policy_published", MOVE: "member_relocated", CHOICE: "consent_changed", PAUSE: "pause_imposed"},
-    **{LIFT: "pause_lifted", UNREADABLE: "unreadable", RELEASE: "released", ERASURE: "member_erased"},
+    **{
+        POLICY: "policy_published",
+        MOVE: "member_relocated",
+        CHOICE: "consent_changed",
+        PAUSE: "pause_imposed",
+    },
+    **{
+        LIFT: "pause_lifted",
+        UNREADABLE: "unreadable",
+        RELEASE: "released",
+        ERASURE: "member_erased",
+    },
 }
 
 
@@ -135,11 +149,19 @@ def order(place: int) -> Callable[[Any], Any]:
     return lambda document: document["expect_orders"][place]
 
 
-TIMELESS = {"member": "m1", "purpose": "genai_training", "allowed": False, "reason": "JURISDICTION_UNKNOWN"}
+TIMELESS = {
+    "member": "m1",
+    "purpose": "genai_training",
+    "allowed": False,
+    "reason": "JURISDICTION_UNKNOWN",
+}
 
 SLIPS: list[tuple[Callable[[Any], Any], dict[str, Any]]] = [
     # A field that nobody knows, on each level.
-    *[(where, {"effectiv": "2025-01-01"}) for where in (top, entry, terms, purge, question, row, order(0))],
+    *[
+        (where, {"effectiv": "2025-01-01"})
+        for where in (top, entry, terms, purge, question, row, order(0))
+    ],
     *[(part(place), {"effectiv": "2025-01-01"}) for place in ENTRIES],
     (part(UNREADABLE), {"effective": "2025-01-01"}),
     # A field that is needed.
@@ -147,7 +169,10 @@ SLIPS: list[tuple[Callable[[Any], Any], dict[str, Any]]] = [
     (top, {"timeline": ...}),
     (top, {"expect": ..., "expect_orders": ...}),
     (top, {"expect": [], "expect_orders": ...}),
-    (top, {"timeline": [], "expect": [TIMELESS]}),  # a timeline without entries has no end to ask about
+    (
+        top,
+        {"timeline": [], "expect": [TIMELESS]},
+    ),  # a timeline without entries has no end to ask about
     (entry, {"recorded": ...}),
     (part(POLICY), {"version": ...}),
     (part(POLICY), {"terms": ...}),
@@ -225,10 +250,16 @@ SLIPS: list[tuple[Callable[[Any], Any], dict[str, Any]]] = [
 ]
 
 NULLS: list[tuple[Callable[[Any], Any], str]] = [
-    *[(terms, name) for name in ("basis", "notice_until", "categories", "collected_from", "minors", "purge")],
+    *[
+        (terms, name)
+        for name in ("basis", "notice_until", "categories", "collected_from", "minors", "purge")
+    ],
     *[(purge, name) for name in ("on_opt_out", "within")],
     *[(part(place), "effective") for place in ENTRIES if place != UNREADABLE],
-    *[(part(PAUSE), name) for name in ("version", "purposes", "categories", "authority", "basis", "reach")],
+    *[
+        (part(PAUSE), name)
+        for name in ("version", "purposes", "categories", "authority", "basis", "reach")
+    ],
     *[(part(LIFT), name) for name in ("version", "opt_ins")],
     *[(part(CHOICE), "observed"), (part(RELEASE), "observed"), (part(MOVE), "age_band")],
     *[(question, name) for name in ("at", "known_at", "row")],
@@ -250,7 +281,9 @@ def changed(where: Callable[[Any], Any], values: dict[str, Any]) -> Any:
 
 
 def properties(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Each field that the schema declares, with the place where it does; conditions only speak of declared ones."""
+    """Each field that the schema declares, with the place where it does; conditions only speak of
+    declared ones.
+    """
     if isinstance(node, dict):
         for field, what in node.get("properties", {}).items():
             yield f"{path}.{field}", what
@@ -296,7 +329,9 @@ class TestSchema:
         """A field that is misspelt, and taken, leaves a pause wider or narrower than it reads."""
         objects = [SCHEMA, *(one for one in SCHEMA["$defs"].values() if "properties" in one)]
 
-        assert [one["description"] for one in objects if one["additionalProperties"] is not False] == []
+        assert [
+            one["description"] for one in objects if one["additionalProperties"] is not False
+        ] == []
 
     def test_the_reasons_are_those_of_the_rules(self) -> None:
         """A new reason that no scenario may name could not be specified."""
@@ -335,18 +370,30 @@ class TestSlips:
         assert run(read_scenario(GOOD), iso_jurisdictions()) == ()
         assert read_scenario(written(loaded(GOOD))) == read_scenario(GOOD)
 
-    @pytest.mark.parametrize(("where", "values"), SLIPS, ids=[f"{n}-{'-'.join(v)}" for n, (_, v) in enumerate(SLIPS)])
-    def test_a_slip_is_refused_by_editor_and_product(self, where: Callable[[Any], Any], values: dict[str, Any]) -> None:
-        """What the editor shows as right and the product refuses, or the reverse, costs trust in both."""
+    @pytest.mark.parametrize(
+        ("where", "values"), SLIPS, ids=[f"{n}-{'-'.join(v)}" for n, (_, v) in enumerate(SLIPS)]
+    )
+    def test_a_slip_is_refused_by_editor_and_product(
+        self, where: Callable[[Any], Any], values: dict[str, Any]
+    ) -> None:
+        """What the editor shows as right and the product refuses, or the reverse, costs trust in
+        both.
+        """
         document = changed(where, values)
 
         assert complaints(document) != []
         with pytest.raises(InvalidInput):
             read_scenario(written(document))
 
-    @pytest.mark.parametrize(("where", "field"), NULLS, ids=[f"{n}-{field}" for n, (_, field) in enumerate(NULLS)])
-    def test_an_optional_field_may_be_null_or_left_out(self, where: Callable[[Any], Any], field: str) -> None:
-        """Generated files write null; that it means something else than leaving it out nobody would guess."""
+    @pytest.mark.parametrize(
+        ("where", "field"), NULLS, ids=[f"{n}-{field}" for n, (_, field) in enumerate(NULLS)]
+    )
+    def test_an_optional_field_may_be_null_or_left_out(
+        self, where: Callable[[Any], Any], field: str
+    ) -> None:
+        """Generated files write null; that it means something else than leaving it out nobody would
+        guess.
+        """
         null = changed(where, {field: None})
         target = where(left_out := changed(where, {}))
         target.pop(field, None)
@@ -354,7 +401,9 @@ class TestSlips:
         assert complaints(null) == complaints(left_out) == []
         assert read_scenario(written(null)) == read_scenario(written(left_out))
 
-    @pytest.mark.parametrize(("allowed", "reason"), [(True, "PAUSED"), (False, "DEFAULT_ON"), (False, "OPTED_IN")])
+    @pytest.mark.parametrize(
+        ("allowed", "reason"), [(True, "PAUSED"), (False, "DEFAULT_ON"), (False, "OPTED_IN")]
+    )
     def test_the_editor_shows_an_answer_that_cannot_be(self, allowed: bool, reason: str) -> None:
         """It would be looked for in the rules, and is a slip in the file."""
         assert complaints(changed(question, {"allowed": allowed, "reason": reason})) != []
@@ -382,7 +431,9 @@ class TestStories:
 
     @pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
     def test_a_story_asks_about_now_too(self, path: Path) -> None:
-        """The trainer answers only about the end of a timeline; a story of the past alone never reaches it."""
+        """The trainer answers only about the end of a timeline; a story of the past alone never
+        reaches it.
+        """
         questions = loaded(path.read_text(encoding="utf-8"))["expect"]
 
         assert sum("at" not in one and "known_at" not in one for one in questions) >= 2
@@ -390,15 +441,21 @@ class TestStories:
     def test_every_reason_is_told_more_than_once(self) -> None:
         """A reason without a story is one that nobody has thought through."""
         told = Counter(
-            question.reason for path in STORIES for question in read_scenario(path.read_text(encoding="utf-8")).expect
+            question.reason
+            for path in STORIES
+            for question in read_scenario(path.read_text(encoding="utf-8")).expect
         )
 
-        assert {reason for reason in Reason if told[reason] < 2} == {Reason.STALE}  # that one is not of the rules
+        assert {reason for reason in Reason if told[reason] < 2} == {
+            Reason.STALE
+        }  # that one is not of the rules
 
 
 class TestGuide:
     def test_its_tables_list_every_scenario_once(self, guide: str) -> None:
-        """Who looks for a case and does not find it there writes it again, or believes it is not decided."""
+        """Who looks for a case and does not find it there writes it again, or believes it is not
+        decided.
+        """
         assert sorted(in_docs(guide)) == story_names()
 
     def test_its_example_is_true(self, guide: str) -> None:

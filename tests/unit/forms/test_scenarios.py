@@ -1,4 +1,6 @@
-"""Scenario files: what is read from them, and the line that is named when something is wrong with one."""
+"""Scenario files: what is read from them, and the line that is named when something is wrong with
+one.
+"""
 
 from __future__ import annotations
 
@@ -55,15 +57,40 @@ def test_the_story_is_read_and_holds() -> None:
     [
         ("name: story", "nam: story", 1, "nam"),
         ("recorded: 2024-09-18", "recordet: 2024-09-18", 3, "timeline[0].recordet"),
-        ("effective: 2024-09-18", "effektive: 2024-09-18", 6, "timeline[0].policy_published.effektive"),
+        (
+            "effective: 2024-09-18",
+            "effektive: 2024-09-18",
+            6,
+            "timeline[0].policy_published.effektive",
+        ),
         ("regime: OPT_IN", "regime: OPT IN", 11, "timeline[0].policy_published.terms[1].regime"),
         ("notice_until", "notice", 12, "timeline[0].policy_published.terms[1].notice"),
-        ("notice_until: 2024-10-01", "notice_until: 2023-10-01", 12, "policy_published.terms[1].notice_until"),
+        (
+            "notice_until: 2024-10-01",
+            "notice_until: 2023-10-01",
+            12,
+            "policy_published.terms[1].notice_until",
+        ),
         ('jurisdictions: ["*"]', "jurisdictions: []", 9, "policy_published.terms[1].jurisdictions"),
-        ("member: ana, jurisdiction: HK", "member: ana, jurisdiction: XX", 13, "member_relocated.jurisdiction"),
-        ("member: ana, jurisdiction: HK", "member: ana, jurisdiction: EEA", 13, "member_relocated.jurisdiction"),
+        (
+            "member: ana, jurisdiction: HK",
+            "member: ana, jurisdiction: XX",
+            13,
+            "member_relocated.jurisdiction",
+        ),
+        (
+            "member: ana, jurisdiction: HK",
+            "member: ana, jurisdiction: EEA",
+            13,
+            "member_relocated.jurisdiction",
+        ),
         ("member: ana, jurisdiction: HK", "member: ana", 13, "member_relocated"),
-        ("{member: ana, jurisdiction: HK}", "{member: a b, jurisdiction: HK}", 13, "member_relocated.member"),
+        (
+            "{member: ana, jurisdiction: HK}",
+            "{member: a b, jurisdiction: HK}",
+            13,
+            "member_relocated.member",
+        ),
         ("choice: OPT_OUT", "choice: OPTOUT", 14, "consent_changed.choice"),
         ("observed: 3", "observed: yes", 15, "consent_changed.observed"),
         ("observed: 3", "observed: 0", 15, "consent_changed.observed"),
@@ -74,17 +101,42 @@ def test_the_story_is_read_and_holds() -> None:
             19,
             "pause_imposed.jurisdictions",
         ),
-        ("jurisdictions: [HK]\n      purposes", "jurisdictions: []\n      purposes", 19, "pause_imposed.jurisdictions"),
+        (
+            "jurisdictions: [HK]\n      purposes",
+            "jurisdictions: []\n      purposes",
+            19,
+            "pause_imposed.jurisdictions",
+        ),
         ("purposes: [genai_training]", "purposes: []", 20, "pause_imposed.purposes"),
         ("effective: 2024-10-11", "effective: 11.10.2024", 21, "pause_imposed.effective"),
-        ("pause_lifted: {pause: hk-2024}", "pause_lifted: {pause: hk-2025}", 23, "pause_lifted.pause"),
-        ("pause_lifted: {pause: hk-2024}", "pause_lifted: {pause: hk-2024, version: 0}", 23, "pause_lifted.version"),
+        (
+            "pause_lifted: {pause: hk-2024}",
+            "pause_lifted: {pause: hk-2025}",
+            23,
+            "pause_lifted.pause",
+        ),
+        (
+            "pause_lifted: {pause: hk-2024}",
+            "pause_lifted: {pause: hk-2024, version: 0}",
+            23,
+            "pause_lifted.version",
+        ),
         ("    pause_lifted: {pause", "    pause_ended: {pause", 23, "timeline[5].pause_ended"),
         ("allowed: true, ", "", 25, "expect[0]"),
         ("allowed: true", "allowed: maybe", 25, "expect[0].allowed"),
         ("reason: DEFAULT_ON}", "reason: BECAUSE}", 25, "expect[0].reason"),
-        ("reason: DEFAULT_ON}", "reason: DEFAULT_ON, row: {country: HK}}", 25, "expect[0].row.country"),
-        ("reason: DEFAULT_ON}", "reason: DEFAULT_ON, row: {jurisdiction: UK}}", 25, "expect[0].row.jurisdiction"),
+        (
+            "reason: DEFAULT_ON}",
+            "reason: DEFAULT_ON, row: {country: HK}}",
+            25,
+            "expect[0].row.country",
+        ),
+        (
+            "reason: DEFAULT_ON}",
+            "reason: DEFAULT_ON, row: {jurisdiction: UK}}",
+            25,
+            "expect[0].row.jurisdiction",
+        ),
     ],
 )
 def test_each_slip_names_its_line_and_field(right: str, wrong: str, line: int, field: str) -> None:
@@ -106,7 +158,12 @@ def test_each_slip_names_its_line_and_field(right: str, wrong: str, line: int, f
         (STORY.replace("name: story", "name: {a: b}"), 1),
         (STORY.replace("member: ana, jurisdiction", "member: true, jurisdiction"), 13),
         (STORY.replace("member: ana, jurisdiction", "member: [ana], jurisdiction"), 13),
-        (STORY.replace("regime: DEFAULT_ON}", "regime: DEFAULT_ON, purge: {within: P99999999D}}", 1), 8),
+        (
+            STORY.replace(
+                "regime: DEFAULT_ON}", "regime: DEFAULT_ON, purge: {within: P99999999D}}", 1
+            ),
+            8,
+        ),
         ("name: a\ntimeline: [", 2),
         ("name: a\nname: b", 2),
         ("name: a\ntimeline:\n  - {recorded: 2024-13-01, member_erased: {member: m}}", 3),
@@ -137,14 +194,18 @@ def test_any_text_is_a_scenario_or_refused(text: str) -> None:
 
 
 def test_an_observed_entry_becomes_the_version_that_the_member_had_then() -> None:
-    """Entries are numbered over the whole timeline, a record's versions over one member's events."""
+    """Entries are numbered over the whole timeline, a record's versions over one member's
+    events.
+    """
     events = history(read_scenario(STORY), iso_jurisdictions()).events
-    [opt_in] = [event for event in events if isinstance(event, ConsentChanged) and event.choice == "OPT_IN"]
+    [opt_in] = [
+        event for event in events if isinstance(event, ConsentChanged) and event.choice == "OPT_IN"
+    ]
 
     assert opt_in.observed_version == 2
-    assert history(read_scenario(STORY.replace("observed: 3", "observed: 2")), iso_jurisdictions()).events[
-        -1
-    ] == replace(opt_in, observed_version=1)
+    assert history(
+        read_scenario(STORY.replace("observed: 3", "observed: 2")), iso_jurisdictions()
+    ).events[-1] == replace(opt_in, observed_version=1)
 
 
 def test_a_field_is_found_in_its_line() -> None:
@@ -177,6 +238,8 @@ def test_a_small_file_that_stands_for_a_huge_one_is_refused_at_once() -> None:
 
 def test_data_may_have_been_collected_before_anything_was_recorded() -> None:
     """Old data is what a cut-off is for."""
-    story = STORY.replace("reason: DEFAULT_ON}", "reason: DEFAULT_ON, row: {collected: 1965-05-05}}")
+    story = STORY.replace(
+        "reason: DEFAULT_ON}", "reason: DEFAULT_ON, row: {collected: 1965-05-05}}"
+    )
 
     assert run(read_scenario(story), iso_jurisdictions()) == ()

@@ -1,4 +1,6 @@
-"""A whole gateway in this process: the real application over a log, a table and stores that live in memory."""
+"""A whole gateway in this process: the real application over a log, a table and stores that live in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,17 @@ from consentry.domain.events import MemberEvent
 from consentry.domain.records import Record, fold
 from consentry.domain.values import Micros
 from consentry.gateway.access import Authenticator
-from consentry.gateway.access.dev import DevWayIn
+from consentry.gateway.access.dev import DevScheme
 from consentry.gateway.app import build_gateway
-from consentry.gateway.context import Parts
+from consentry.gateway.context import GatewayContext
 from consentry.gateway.http.limits import RateLimit
 from consentry.gateway.idempotency import IdempotencyStore, InMemoryIdempotency
 from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import InMemoryProposals, ProposalStore
 from consentry.gateway.quarantine import QuarantineDesk
-from consentry.gateway.table_reader import Reader
-from consentry.kafka.controls_follower import ControlsView
-from consentry.kafka.sender import Delivered, Headers, Place, QueueFull, Sender, Undelivered
+from consentry.gateway.table_reader import TableReader
+from consentry.kafka.controls_follower import ControlsFollower
+from consentry.kafka.sender import Delivered, Headers, QueueFull, Sender, TopicPosition, Undelivered
 from consentry.ops.metrics import Metrics
 from consentry.table.memory import InMemoryTable
 from consentry.wire.controls import read_control
@@ -71,9 +73,11 @@ class Reply:
 
 
 class Log(Sender):
-    """Stands where Kafka does: what is sent is appended, folded and followed at once, unless `fails` says otherwise.
+    """Stands where Kafka does: what is sent is appended, folded and followed at once, unless
+    `fails` says otherwise.
 
-    "silent": appended, and never acknowledged. "lost": neither. "full": not taken. "refused": told that it was not.
+    "silent": appended, and never acknowledged. "lost": neither. "full": not taken. "refused": told
+    that it was not.
     """
 
     def __init__(self, table: InMemoryTable, controls: FollowedControls) -> None:
@@ -94,15 +98,23 @@ class Log(Sender):
     def events(self) -> list[MemberEvent]:
         """The member events of the log, in order."""
         return [
-            read_event(value, key, CATALOG) for topic, key, value, _ in self.messages if not topic.endswith(CONTROLS)
+            read_event(value, key, CATALOG)
+            for topic, key, value, _ in self.messages
+            if not topic.endswith(CONTROLS)
         ]
 
     @property
     def controls(self) -> list[Control]:
         """The controls of the log, in order."""
-        return [read_control(value, CATALOG) for topic, _, value, _ in self.messages if topic.endswith(CONTROLS)]
+        return [
+            read_control(value, CATALOG)
+            for topic, _, value, _ in self.messages
+            if topic.endswith(CONTROLS)
+        ]
 
-    def send(self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered) -> None:
+    def send(
+        self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered
+    ) -> None:
         if self.fails == "full":
             raise QueueFull
         if self.fails == "refused":
@@ -112,7 +124,11 @@ class Log(Sender):
             return
         self.messages.append((topic, key, value, headers))
         is_control = topic == topic_name(NAMESPACE, CONTROLS)
-        place = self._controls.follow(read_control(value, CATALOG)) if is_control else self._fold(key, value)
+        place = (
+            self._controls.follow(read_control(value, CATALOG))
+            if is_control
+            else self._fold(key, value)
+        )
         if not self.fails:
             delivered(place)
 
@@ -133,7 +149,7 @@ class Log(Sender):
         self._table.begin(partition, epoch=epoch, generation="g", next_offset=0, tainted=False)
         return epoch
 
-    def _fold(self, key: bytes, value: bytes) -> Place:
+    def _fold(self, key: bytes, value: bytes) -> TopicPosition:
         partition = partition_of(key, PARTITIONS)
         record = fold(self.record(key.decode()), read_event(value, key, CATALOG))
         offset = self._table.meta(partition).next_offset or 0
@@ -144,10 +160,10 @@ class Log(Sender):
             expected_offset=offset,
             next_offset=offset + 1,
         )
-        return Place(partition, offset)
+        return TopicPosition(partition, offset)
 
 
-class FollowedControls(ControlsView):
+class FollowedControls(ControlsFollower):
     """Controls as they are followed, without a broker."""
 
     def __init__(self) -> None:
@@ -155,10 +171,10 @@ class FollowedControls(ControlsView):
         self.fresh_at = START
         self.controls = Controls(iso_jurisdictions())
 
-    def follow(self, control: Control) -> Place:
+    def follow(self, control: Control) -> TopicPosition:
         self.controls = self.controls.after(control)
         self.position += 1
-        return Place(0, self.position - 1)
+        return TopicPosition(0, self.position - 1)
 
 
 @dataclass
@@ -180,10 +196,10 @@ class Door:
         self.log = Log(self.table, self.controls)
         self.metrics = Metrics("test")
         submitter = Submitter(self.log, CATALOG, namespace=NAMESPACE, answer_seconds=0.1)
-        self.parts = Parts(
-            authenticator=Authenticator([DevWayIn(bind_host="127.0.0.1", profile="local")]),
+        self.parts = GatewayContext(
+            authenticator=Authenticator([DevScheme(bind_host="127.0.0.1", profile="local")]),
             submitter=submitter,
-            reader=Reader(
+            reader=TableReader(
                 self.table,
                 self.controls,
                 partitions=PARTITIONS,
@@ -193,7 +209,9 @@ class Door:
             ),
             idempotency=self.idempotency,
             proposals=self.proposals,
-            quarantine=QuarantineDesk({}, namespace=NAMESPACE, catalog=CATALOG, submitter=submitter),
+            quarantine=QuarantineDesk(
+                {}, namespace=NAMESPACE, catalog=CATALOG, submitter=submitter
+            ),
             rate=RateLimit(per_second=self.rate, burst=self.burst, clock=lambda: self.now / 1e6),
             token_keys=self.token_keys,
             clock=lambda: Micros(self.now),
@@ -211,17 +229,28 @@ class Door:
         who: str | None = PRODUCER,
         **headers: str,
     ) -> Reply:
-        """One request and its answer. A body that is no bytes goes as JSON. `if_match=` is the header If-Match."""
+        """One request and its answer. A body that is no bytes goes as JSON.
+
+        `if_match=` is the header If-Match.
+        """
         if self.is_fresh:
             self.log.beat(Micros(self.now))
-        sent = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        named = {"content-type": "application/json"} | {name.replace("_", "-"): text for name, text in headers.items()}
+        sent = (
+            body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        )
+        named = {"content-type": "application/json"} | {
+            name.replace("_", "-"): text for name, text in headers.items()
+        }
         if who is not None:
             named["authorization"] = f"Bearer {who}"
         return asyncio.run(self.ask(method, path, [sent], named))
 
     async def ask(
-        self, method: str, path: str, body: Iterable[bytes] | AsyncIterable[bytes], headers: Mapping[str, str]
+        self,
+        method: str,
+        path: str,
+        body: Iterable[bytes] | AsyncIterable[bytes],
+        headers: Mapping[str, str],
     ) -> Reply:
         """One request with its body in pieces."""
         path, _, query = path.partition("?")
@@ -235,7 +264,9 @@ class Door:
             "raw_path": path.encode(),
             "query_string": query.encode(),
             "root_path": "",
-            "headers": [(name.lower().encode(), text.encode("latin-1")) for name, text in headers.items()],
+            "headers": [
+                (name.lower().encode(), text.encode("latin-1")) for name, text in headers.items()
+            ],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
             "state": {},
@@ -254,7 +285,9 @@ class Door:
 
         await self.app(scope, receive, send)
         found = {name.decode(): text.decode("latin-1") for name, text in answer[0]["headers"]}
-        return Reply(answer[0]["status"], found, b"".join(one.get("body", b"") for one in answer[1:]))
+        return Reply(
+            answer[0]["status"], found, b"".join(one.get("body", b"") for one in answer[1:])
+        )
 
     # ---- what most stories begin with
 
@@ -276,7 +309,9 @@ class Door:
 
     def decision(self, member: str = "m:1", purpose: str = PURPOSE, **more: str) -> Any:
         """The answer to a question about a member."""
-        query = "&".join(f"{name}={text}" for name, text in {"purpose": purpose, "wait": "0", **more}.items())
+        query = "&".join(
+            f"{name}={text}" for name, text in {"purpose": purpose, "wait": "0", **more}.items()
+        )
         return self.call("GET", f"/v1/members/{member}/decision?{query}").json
 
 

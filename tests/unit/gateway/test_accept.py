@@ -1,4 +1,6 @@
-"""From a request to one event: repetitions, crashes between, and what is looked at before anything is sent."""
+"""From a request to one event: repetitions, crashes between, and what is looked at before anything
+is sent.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class NoStore(InMemoryIdempotency):
 
 
 def test_an_accepted_event_carries_a_token_that_asks_for_it() -> None:
-    """A page that shows "you are opted out" too early is believed by the member and by nobody else."""
+    """A page that shows "you are opted out" too early is believed by the member and by nobody
+    else.
+    """
     door = Door()
     door.publish()
 
@@ -36,11 +40,16 @@ def test_an_accepted_event_carries_a_token_that_asks_for_it() -> None:
     assert reply.status == 202
     [event] = door.log.events
     assert event.event_id.hex() == reply.json["event_id"].replace("-", "")
-    assert door.decision(at_least=reply.json["token"])["reason"] == "OPTED_OUT" or not door.decision()["allowed"]
+    assert (
+        door.decision(at_least=reply.json["token"])["reason"] == "OPTED_OUT"
+        or not door.decision()["allowed"]
+    )
 
 
 def test_a_repetition_is_answered_as_the_first_and_sends_nothing() -> None:
-    """A producer that retries would write one choice twice, the second of them after what the person chose since."""
+    """A producer that retries would write one choice twice, the second of them after what the
+    person chose since.
+    """
     door = Door()
     first = door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k1")
     door.now += 60_000_000
@@ -75,7 +84,10 @@ def test_the_key_of_another_caller_is_another_key() -> None:
     """Two producers that both count 1, 2, 3 would lose each other's events."""
     door = Door()
     for who in (PRODUCER, "dev:mobile:producer"):
-        assert door.call("POST", "/v1/consent-changes", OPT_OUT, who, idempotency_key="1").status == 202
+        assert (
+            door.call("POST", "/v1/consent-changes", OPT_OUT, who, idempotency_key="1").status
+            == 202
+        )
 
     assert len({event.event_id for event in door.log.events}) == 2
 
@@ -107,7 +119,9 @@ def test_nobody_knows_is_told_as_504_and_its_repetition_is_the_same_event() -> N
 
 
 def test_a_repetition_that_is_refused_keeps_the_identity_of_the_first() -> None:
-    """504, then "queue full", then accepted: with the key freed in between, one choice would be two events."""
+    """504, then "queue full", then accepted: with the key freed in between, one choice would be two
+    events.
+    """
     door = Door()
     door.log.fails = "silent"
     first = door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k1")
@@ -129,11 +143,15 @@ def test_a_request_that_sent_nothing_frees_its_key() -> None:
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
     door.log.fails = ""
 
-    assert door.call("POST", "/v1/erasures", {"member_id": "m:1"}, idempotency_key="k1").status == 202
+    assert (
+        door.call("POST", "/v1/erasures", {"member_id": "m:1"}, idempotency_key="k1").status == 202
+    )
 
 
 def test_a_second_request_meets_the_first_while_that_is_answered_and_not_after() -> None:
-    """A gateway that was killed in between would block the key; one that is still at it must not be overtaken."""
+    """A gateway that was killed in between would block the key; one that is still at it must not be
+    overtaken.
+    """
     door = Door()
 
     class Dies(InMemoryIdempotency):
@@ -146,7 +164,11 @@ def test_a_second_request_meets_the_first_while_that_is_answered_and_not_after()
     door.now += int(IN_FLIGHT_SECONDS * 1e6)
     again = door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k1")
 
-    assert (busy.status, busy.code, busy.headers["retry-after"]) == (409, "idempotency.in_flight", "1")
+    assert (busy.status, busy.code, busy.headers["retry-after"]) == (
+        409,
+        "idempotency.in_flight",
+        "1",
+    )
     assert again.json["event_id"] == first.json["event_id"]
     record = door.log.record("m:1")
     assert record is not None
@@ -160,21 +182,31 @@ def test_without_the_store_what_excludes_is_taken_and_what_allows_is_not() -> No
     door.settle()
 
     assert door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k1").status == 202
-    assert door.call("POST", "/v1/erasures", {"member_id": "m:9"}, idempotency_key="k2").status == 202
+    assert (
+        door.call("POST", "/v1/erasures", {"member_id": "m:9"}, idempotency_key="k2").status == 202
+    )
     pause = {"pause": "hk", "jurisdictions": ["HK"]}
     assert door.call("POST", "/v1/pauses", pause, DESK, idempotency_key="k3").status == 202
-    for path, body in (("/v1/consent-changes", OPT_IN | {"observed_version": 9}), ("/v1/relocations", MOVE)):
+    for path, body in (
+        ("/v1/consent-changes", OPT_IN | {"observed_version": 9}),
+        ("/v1/relocations", MOVE),
+    ):
         reply = door.call("POST", path, body, idempotency_key="k4")
         assert (reply.status, reply.headers["retry-after"]) == (503, "1")
     assert door.call("POST", "/v1/consent-changes", OPT_OUT).status == 202
 
 
 def test_a_pause_or_policy_sent_again_is_answered_as_before() -> None:
-    """ "Published already" in place of the token would look like a refusal to whoever repeats after a time-out."""
+    """ "Published already" in place of the token would look like a refusal to whoever repeats after
+    a time-out.
+    """
     door = Door()
     door.publish()
     narrowing = POLICY | {"version": "2", "terms": [POLICY["terms"][0] | {"regime": "OPT_IN"}]}
-    for path, body in (("/v1/policies", narrowing), ("/v1/pauses", {"pause": "hk", "jurisdictions": ["HK"]})):
+    for path, body in (
+        ("/v1/policies", narrowing),
+        ("/v1/pauses", {"pause": "hk", "jurisdictions": ["HK"]}),
+    ):
         first = door.call("POST", path, body, DESK, idempotency_key=path)
         assert first.json["state"] == "accepted"
 
@@ -213,7 +245,9 @@ def test_a_proposal_sent_again_is_the_same_proposal_also_after_it_was_approved()
 
 
 def test_an_opt_in_has_to_say_what_the_person_saw() -> None:
-    """Without it an opt-in would cancel an opt-out that the person had made since on another device."""
+    """Without it an opt-in would cancel an opt-out that the person had made since on another
+    device.
+    """
     door = Door()
     door.publish()
     door.settle()
@@ -222,10 +256,14 @@ def test_an_opt_in_has_to_say_what_the_person_saw() -> None:
     answers: dict[str, Any] = {
         "nothing": door.call("POST", "/v1/consent-changes", OPT_IN),
         "too old": door.call("POST", "/v1/consent-changes", OPT_IN, if_match='"1"'),
-        "two of them": door.call("POST", "/v1/consent-changes", OPT_IN | {"observed_version": 1}, if_match='"2"'),
+        "two of them": door.call(
+            "POST", "/v1/consent-changes", OPT_IN | {"observed_version": 1}, if_match='"2"'
+        ),
         "no version": door.call("POST", "/v1/consent-changes", OPT_IN, if_match="*"),
         "weak": door.call("POST", "/v1/consent-changes", OPT_IN, if_match='W/"2"'),
-        "too large": door.call("POST", "/v1/consent-changes", OPT_IN, if_match="9223372036854775808"),
+        "too large": door.call(
+            "POST", "/v1/consent-changes", OPT_IN, if_match="9223372036854775808"
+        ),
     }
 
     assert {name: reply.status for name, reply in answers.items()} == {
@@ -247,18 +285,24 @@ def test_the_version_in_the_body_and_in_the_header_are_the_same_thing() -> None:
     door.publish()
     door.settle()
 
-    reply = door.call("POST", "/v1/consent-changes", OPT_IN | {"observed_version": 1}, if_match='"1"')
+    reply = door.call(
+        "POST", "/v1/consent-changes", OPT_IN | {"observed_version": 1}, if_match='"1"'
+    )
 
     assert reply.status == 202
     assert getattr(door.log.events[-1], "observed_version", None) == 1
 
 
 def test_a_purpose_that_no_policy_names_can_be_left_and_not_entered() -> None:
-    """A mistyped purpose: the opt-in would promise nothing, the opt-out must be kept all the same."""
+    """A mistyped purpose: the opt-in would promise nothing, the opt-out must be kept all the
+    same.
+    """
     door = Door()
     door.publish()
 
-    opt_in = door.call("POST", "/v1/consent-changes", OPT_IN | {"purpose": "genai", "observed_version": 0})
+    opt_in = door.call(
+        "POST", "/v1/consent-changes", OPT_IN | {"purpose": "genai", "observed_version": 0}
+    )
     opt_out = door.call("POST", "/v1/consent-changes", OPT_OUT | {"purpose": "genai"})
 
     assert (opt_in.status, opt_in.code) == (422, "purpose.unknown")
@@ -290,19 +334,30 @@ def test_a_full_queue_is_told_to_come_again() -> None:
 
     reply = door.call("POST", "/v1/consent-changes", OPT_OUT)
 
-    assert (reply.status, reply.code, reply.headers["retry-after"]) == (503, "kafka.queue_full", "1")
+    assert (reply.status, reply.code, reply.headers["retry-after"]) == (
+        503,
+        "kafka.queue_full",
+        "1",
+    )
 
 
 def test_a_host_that_is_none_changes_nothing() -> None:
-    """The address of a request is built from what the caller says; it must not be needed for anything."""
+    """The address of a request is built from what the caller says; it must not be needed for
+    anything.
+    """
     door = Door()
 
     for host in ("[::1", "a b", "", "x" * 5000):
-        assert door.call("POST", "/v1/consent-changes", OPT_OUT, host=host, idempotency_key="k").status == 202
+        assert (
+            door.call("POST", "/v1/consent-changes", OPT_OUT, host=host, idempotency_key="k").status
+            == 202
+        )
 
 
 class AskedTwice(InMemoryIdempotency):
-    """A store whose client repeats a command that is answered late, as redis-py does, and tells the second answer."""
+    """A store whose client repeats a command that is answered late, as redis-py does, and tells the
+    second answer.
+    """
 
     async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
         await super().claim(key, attempt)
@@ -310,7 +365,9 @@ class AskedTwice(InMemoryIdempotency):
 
 
 def test_a_request_that_meets_its_own_attempt_is_the_first() -> None:
-    """Told that another one is being answered, a member's opt-out would be kept out by nobody at all."""
+    """Told that another one is being answered, a member's opt-out would be kept out by nobody at
+    all.
+    """
     door = Door(idempotency=AskedTwice())
 
     first = door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k")
@@ -330,8 +387,12 @@ EXCLUDING = [
 
 
 @pytest.mark.parametrize(("path", "body"), EXCLUDING)
-def test_what_excludes_binds_at_once_unless_it_is_announced(path: str, body: dict[str, Any]) -> None:
-    """A wrong time zone would leave a person in training for hours after they were told that they are out."""
+def test_what_excludes_binds_at_once_unless_it_is_announced(
+    path: str, body: dict[str, Any]
+) -> None:
+    """A wrong time zone would leave a person in training for hours after they were told that they
+    are out.
+    """
     for seconds, status, effective in (
         (2.1, 422, None),
         (2, 202, START),
@@ -344,7 +405,9 @@ def test_what_excludes_binds_at_once_unless_it_is_announced(path: str, body: dic
         reply = door.call("POST", path, body | {"effective_at": at})
 
         assert reply.status == status
-        assert [event.fact().effective_at for event in door.log.events] == ([] if effective is None else [effective])
+        assert [event.fact().effective_at for event in door.log.events] == (
+            [] if effective is None else [effective]
+        )
         if effective is None:
             assert (reply.code, reply.json["field"]) == ("event.ahead", "effective_at")
             assert "announced" in reply.json["fix"]
@@ -360,7 +423,10 @@ def test_what_is_announced_binds_when_it_says(path: str, body: dict[str, Any]) -
 
     assert reply.status == 202
     assert door.log.events[0].fact().effective_at == later
-    assert door.call("POST", path, body | {"effective_at": iso_text(later), "announced": "yes"}).code == "input.field"
+    assert (
+        door.call("POST", path, body | {"effective_at": iso_text(later), "announced": "yes"}).code
+        == "input.field"
+    )
 
 
 def test_a_repetition_by_id_after_its_time_came_is_the_same_event() -> None:
@@ -385,7 +451,9 @@ def test_a_pause_for_later_says_so() -> None:
     pause = {"pause": "hk", "jurisdictions": ["HK"]}
 
     now = door.call("POST", "/v1/pauses", pause, DESK)
-    later = door.call("POST", "/v1/pauses", pause | {"pause": "de", "effective": "2030-01-01T00:00:00Z"}, DESK)
+    later = door.call(
+        "POST", "/v1/pauses", pause | {"pause": "de", "effective": "2030-01-01T00:00:00Z"}, DESK
+    )
 
     assert now.json["warnings"] == []
     assert "does not bind before 2030-01-01T00:00:00Z" in later.json["warnings"][0]

@@ -14,8 +14,8 @@ from consentry.domain.events import SentEvent
 from consentry.domain.values import Choice
 from consentry.gateway.quarantine import described, overtaken
 from consentry.wire.events import write_event
-from consentry.wire.messages import Stored
-from consentry.wire.quarantine import Entry
+from consentry.wire.messages import StoredMessage
+from consentry.wire.quarantine import QuarantineEntry
 
 OPT_IN: Final = chose(Choice.OPT_IN, 1, on=1, observed=0)
 GARBAGE: Final = b"\0\0\0\0\1garbage"
@@ -23,7 +23,7 @@ GARBAGE: Final = b"\0\0\0\0\1garbage"
 
 def why_not(event: SentEvent, *since: SentEvent | bytes, key: bytes = MEMBER.encode()) -> str:
     """Why the event may not be sent again after these."""
-    entry = Entry(
+    entry = QuarantineEntry(
         partition=0,
         offset=0,
         appended_at=day(1),
@@ -33,7 +33,9 @@ def why_not(event: SentEvent, *since: SentEvent | bytes, key: bytes = MEMBER.enc
         value=write_event(event, CATALOG),
     )
     values = [one if isinstance(one, bytes) else write_event(one, CATALOG) for one in since]
-    messages: Sequence[Stored] = [Stored(0, number, key, value, day(2)) for number, value in enumerate(values, start=1)]
+    messages: Sequence[StoredMessage] = [
+        StoredMessage(0, number, key, value, day(2)) for number, value in enumerate(values, start=1)
+    ]
     return overtaken(event, entry, messages, CATALOG)
 
 
@@ -57,7 +59,9 @@ def test_an_opt_in_is_overtaken_by_nothing_else() -> None:
     assert why_not(OPT_IN) == ""
 
 
-@pytest.mark.parametrize("event", [chose(Choice.OPT_OUT, 1, on=1), chose(Choice.UNKNOWN, 1, on=1), erased(1, on=1)])
+@pytest.mark.parametrize(
+    "event", [chose(Choice.OPT_OUT, 1, on=1), chose(Choice.UNKNOWN, 1, on=1), erased(1, on=1)]
+)
 def test_what_excludes_may_always_be_said_again(event: SentEvent) -> None:
     """Refused, an opt-out of which nobody else knows would be lost."""
     assert why_not(event, chose(Choice.OPT_IN, 2, on=2, observed=0), GARBAGE) == ""

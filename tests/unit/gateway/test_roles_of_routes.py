@@ -55,7 +55,9 @@ def declared() -> list[tuple[str, str]]:
 def asked(path: str) -> str:
     for name, value in GIVEN.items():
         path = path.replace(name, value)
-    return path + ("?purpose=genai_training&wait=0" if path.endswith(("decision", "explain")) else "")
+    return path + (
+        "?purpose=genai_training&wait=0" if path.endswith(("decision", "explain")) else ""
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +70,16 @@ def door() -> Door:
 
 
 def test_the_table_names_every_route() -> None:
-    """A new route that nobody thought about would be open to whoever its code happens to ask for."""
+    """A new route that nobody thought about would be open to whoever its code happens to ask
+    for.
+    """
     assert set(declared()) == MAY.keys()
 
 
 @pytest.mark.parametrize(("method", "path"), MAY)
-def test_a_route_is_forbidden_to_all_but_those_in_the_table(door: Door, method: str, path: str) -> None:
+def test_a_route_is_forbidden_to_all_but_those_in_the_table(
+    door: Door, method: str, path: str
+) -> None:
     """A producer that could lift a pause, or a trainer that could opt people in."""
     for role in ROLES:
         reply = door.call(method, asked(path), {} if method == "POST" else None, f"dev:x:{role}")
@@ -82,8 +88,12 @@ def test_a_route_is_forbidden_to_all_but_those_in_the_table(door: Door, method: 
 
 
 @pytest.mark.parametrize(("method", "path"), MAY)
-@pytest.mark.parametrize("who", [None, "", "dev:x:", "dev:x:root", "dev:x:producer:", "x", "ck_aaaaaaaaaa.b"])
-def test_no_route_answers_without_a_credential(door: Door, method: str, path: str, who: str | None) -> None:
+@pytest.mark.parametrize(
+    "who", [None, "", "dev:x:", "dev:x:root", "dev:x:producer:", "x", "ck_aaaaaaaaaa.b"]
+)
+def test_no_route_answers_without_a_credential(
+    door: Door, method: str, path: str, who: str | None
+) -> None:
     """Everybody who reaches the port could write consent."""
     reply = door.call(method, asked(path), b"{", who)
 

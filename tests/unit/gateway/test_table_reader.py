@@ -1,4 +1,6 @@
-"""What the gateway believes of the table and the controls: all of one moment, and by nobody's clock alone."""
+"""What the gateway believes of the table and the controls: all of one moment, and by nobody's clock
+alone.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ class EmptiedAfter(InMemoryTable):
         return found
 
     def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
-        found = {one: Reading(InMemoryTable.meta(self, one), self.load(one, [member])[0]) for one in partitions}
+        found = {
+            one: Reading(InMemoryTable.meta(self, one), self.load(one, [member])[0])
+            for one in partitions
+        }
         self._count()
         return found
 
@@ -65,8 +70,12 @@ def asked(door: Door, **more: str) -> Any:
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 4])
-def test_a_table_that_is_emptied_between_two_looks_allows_nothing(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The erasure is gone, the row names a country, and what a moment ago was forbidden for ever is allowed."""
+def test_a_table_that_is_emptied_between_two_looks_allows_nothing(
+    calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The erasure is gone, the row names a country, and what a moment ago was forbidden for ever is
+    allowed.
+    """
     monkeypatch.setattr("tests.unit.gateway.door.InMemoryTable", EmptiedAfter)
     door = settled(Door())
     assert door.call("POST", "/v1/erasures", {"member_id": "m:1"}).status == 202
@@ -107,7 +116,9 @@ def test_a_foreign_partition_that_is_not_built_allows_nothing() -> None:
 def test_what_a_clock_ahead_recorded_counts_where_the_own_clock_is_behind(
     path: str, body: object, who: str, reason: str, way: str
 ) -> None:
-    """For the second that two gateways' clocks differ, an opt-out in the table would be taken as not yet said."""
+    """For the second that two gateways' clocks differ, an opt-out in the table would be taken as
+    not yet said.
+    """
     door = settled(Door())
     door.now += 900_000
     token = door.call("POST", path, body, who).json["token"]
@@ -120,7 +131,9 @@ def test_what_a_clock_ahead_recorded_counts_where_the_own_clock_is_behind(
 
 
 def test_a_token_from_the_future_is_stale_and_brings_no_terms_forward() -> None:
-    """An unsigned token could name any time, and have next year's policy allow what is not allowed now."""
+    """An unsigned token could name any time, and have next year's policy allow what is not allowed
+    now.
+    """
     door = Door()
     door.publish(
         {
@@ -141,7 +154,9 @@ def test_a_token_from_the_future_is_stale_and_brings_no_terms_forward() -> None:
 
 
 def test_the_times_that_are_told_are_those_of_the_answer() -> None:
-    """An officer who reads that an opt-out of a later second counted cannot make sense of the answer."""
+    """An officer who reads that an opt-out of a later second counted cannot make sense of the
+    answer.
+    """
     door = settled(Door())
     door.now += 900_000
     door.call("POST", "/v1/consent-changes", OPT_OUT)
@@ -150,7 +165,9 @@ def test_the_times_that_are_told_are_those_of_the_answer() -> None:
     door.log.beat(Micros(recorded_at))
     door.is_fresh = False
 
-    found = door.call("GET", f"/v1/members/m:1/explain?purpose={PURPOSE}&wait=0", who="dev:adam:auditor").json
+    found = door.call(
+        "GET", f"/v1/members/m:1/explain?purpose={PURPOSE}&wait=0", who="dev:adam:auditor"
+    ).json
 
     assert found["reason"] == "OPTED_OUT"
     assert found["at"] == found["known_at"] == found["facts"][-1]["recorded_at"]

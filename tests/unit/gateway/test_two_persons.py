@@ -21,7 +21,7 @@ from consentry.gateway.proposals import LOCK_SECONDS, InMemoryProposals, Proposa
 from consentry.gateway.quarantine import QuarantineDesk
 from consentry.kafka.clients import DELIVERY_TIMEOUT_MS
 from consentry.wire.partitions import partition_of
-from consentry.wire.quarantine import Entry, unreadable_event_id
+from consentry.wire.quarantine import QuarantineEntry, unreadable_event_id
 from consentry.wire.records import write_record
 
 PAUSE = {"pause": "hk-2024", "jurisdictions": ["HK"], "purposes": [PURPOSE]}
@@ -39,7 +39,9 @@ def door() -> Door:
     return door
 
 
-def approve(door: Door, approval: str, who: str = APPROVER, act: str = "approve") -> tuple[int, str]:
+def approve(
+    door: Door, approval: str, who: str = APPROVER, act: str = "approve"
+) -> tuple[int, str]:
     """Status, and the code of a problem or the state of the proposal."""
     reply = door.call("POST", f"/v1/approvals/{approval}/{act}", who=who)
     return reply.status, str(reply.json.get("code", reply.json.get("state")))
@@ -100,7 +102,9 @@ def test_a_proposal_expires(door: Door) -> None:
 
 
 def test_an_approval_that_nobody_knows_of_is_repeated_as_the_same_control(door: Door) -> None:
-    """Two lifts of one approval would void opt-ins twice, the second time some that people gave since."""
+    """Two lifts of one approval would void opt-ins twice, the second time some that people gave
+    since.
+    """
     approval = door.propose("/v1/pauses/hk-2024/lift", {})
     before, approved_at = len(door.log.controls), door.now
     door.log.fails = "lost"
@@ -130,8 +134,12 @@ def test_what_the_log_has_is_answered_and_not_sent_again(door: Door) -> None:
     assert len(door.log.controls) == before + 1
 
 
-def test_a_store_that_went_back_lets_nobody_approve_or_reject_what_has_taken_effect(door: Door) -> None:
-    """Redis restored from an hour ago shows it open: approved anew it would name the wrong person and time."""
+def test_a_store_that_went_back_lets_nobody_approve_or_reject_what_has_taken_effect(
+    door: Door,
+) -> None:
+    """Redis restored from an hour ago shows it open: approved anew it would name the wrong person
+    and time.
+    """
     approval = door.propose("/v1/pauses/hk-2024/lift", {})
     found = door.proposals
     assert isinstance(found, InMemoryProposals)
@@ -152,19 +160,21 @@ def test_a_store_that_went_back_lets_nobody_approve_or_reject_what_has_taken_eff
 class Shelf(QuarantineDesk):
     """A quarantine with one message."""
 
-    entry: Entry
+    entry: QuarantineEntry
 
-    def find(self, partition: int, offset: int) -> Entry | None:
+    def find(self, partition: int, offset: int) -> QuarantineEntry | None:
         return self.entry
 
-    def open_before(self, entry: Entry, record: Record | None) -> list[Entry]:
+    def open_before(self, entry: QuarantineEntry, record: Record | None) -> list[QuarantineEntry]:
         return []
 
 
 def test_a_store_that_went_back_has_no_release_sent_twice(door: Door) -> None:
-    """Under another time it would be another event of the same identity, which holds the member for ever."""
+    """Under another time it would be another event of the same identity, which holds the member for
+    ever.
+    """
     shelf = Shelf({}, namespace=NAMESPACE, catalog=CATALOG, submitter=door.parts.submitter)
-    shelf.entry = hold(door, "m:2")
+    shelf.entry = quarantine(door, "m:2")
     object.__setattr__(door.parts, "quarantine", shelf)
     door.settle("m:2", "US")
     approval = door.propose(f"/v1/quarantine/{shelf.entry.name}/release", {"reason": "cut short"})
@@ -184,10 +194,10 @@ def test_a_store_that_went_back_has_no_release_sent_twice(door: Door) -> None:
     shelf.close()
 
 
-def hold(door: Door, member: str) -> Entry:
+def quarantine(door: Door, member: str) -> QuarantineEntry:
     """A message of the member that could not be read."""
     key, place = member.encode(), partition_of(member.encode(), PARTITIONS)
-    entry = Entry(
+    entry = QuarantineEntry(
         partition=place,
         offset=0,
         appended_at=Micros(door.now),
@@ -197,7 +207,10 @@ def hold(door: Door, member: str) -> Entry:
         value=b"",
     )
     event_id = unreadable_event_id(place, 0)
-    held = fold(None, EventUnreadable(event_id=event_id, member=MemberId(member), recorded_at=Micros(door.now)))
+    held = fold(
+        None,
+        EventUnreadable(event_id=event_id, member=MemberId(member), recorded_at=Micros(door.now)),
+    )
     next_offset = door.table.meta(place).next_offset or 0
     door.table.store(
         place,
@@ -210,7 +223,9 @@ def hold(door: Door, member: str) -> Entry:
 
 
 def test_an_approval_that_surely_came_to_nothing_can_be_rejected(door: Door) -> None:
-    """It could be neither approved, as terms have changed, nor rejected, and would be a click away for a month."""
+    """It could be neither approved, as terms have changed, nor rejected, and would be a click away
+    for a month.
+    """
     approval = door.propose("/v1/pauses/hk-2024/lift", {})
     door.log.fails = "lost"
     assert approve(door, approval) == (504, "kafka.unknown")
@@ -265,7 +280,9 @@ def test_only_one_decides_at_a_time(door: Door) -> None:
 
 
 def test_a_proposal_that_would_open_more_than_it_showed_is_not_carried_out(door: Door) -> None:
-    """The lift of version 3 showed that it ends versions 1 and 3; a new order, version 2, would end with it unseen."""
+    """The lift of version 3 showed that it ends versions 1 and 3; a new order, version 2, would end
+    with it unseen.
+    """
     door.call("POST", "/v1/pauses", PAUSE | {"version": 3}, DESK)
     approval = door.propose("/v1/pauses/hk-2024/lift", {"version": 3, "opt_ins": "KEEP"})
     door.call("POST", "/v1/pauses", PAUSE | {"version": 2, "jurisdictions": ["HK", "US"]}, DESK)
@@ -276,7 +293,9 @@ def test_a_proposal_that_would_open_more_than_it_showed_is_not_carried_out(door:
 
 
 def test_a_lift_of_a_version_that_nobody_imposed_is_refused(door: Door) -> None:
-    """A lift that comes first still lifts: the authority's next order would never bind, and nobody had seen it."""
+    """A lift that comes first still lifts: the authority's next order would never bind, and nobody
+    had seen it.
+    """
     reply = door.call("POST", "/v1/pauses/hk-2024/lift", {"version": 2}, DESK)
 
     assert (reply.status, reply.code) == (409, "input.pause_version")
@@ -285,7 +304,9 @@ def test_a_lift_of_a_version_that_nobody_imposed_is_refused(door: Door) -> None:
 def test_an_approval_waits_for_the_controls_that_others_have_just_sent(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four seconds old are fresh for a decision; meanwhile another gateway may have taken a new order."""
+    """Four seconds old are fresh for a decision; meanwhile another gateway may have taken a new
+    order.
+    """
     monkeypatch.setattr(reading, "CONTROLS_SECONDS_MAX", 0.05)
     approval = door.propose("/v1/pauses/hk-2024/lift", {})
     before = len(door.log.messages)
@@ -296,20 +317,48 @@ def test_an_approval_waits_for_the_controls_that_others_have_just_sent(
     assert len(door.log.messages) == before
 
 
-def test_what_was_narrowed_since_the_proposal_is_shown_again_though_the_words_are_the_same(door: Door) -> None:
-    """The second person read that more categories are used, of terms that are not the ones in force any more."""
+def test_what_was_narrowed_since_the_proposal_is_shown_again_though_the_words_are_the_same(
+    door: Door,
+) -> None:
+    """The second person read that more categories are used, of terms that are not the ones in force
+    any more.
+    """
     entry = POLICY["terms"][0]
-    assert door.call("POST", "/v1/policies", _version("2", entry | {"categories": ["a", "b"]}), DESK).status == 202
+    assert (
+        door.call(
+            "POST", "/v1/policies", _version("2", entry | {"categories": ["a", "b"]}), DESK
+        ).status
+        == 202
+    )
     approval = door.propose("/v1/policies", _version("3", entry))
     door.now += 1
-    assert door.call("POST", "/v1/policies", _version("4", entry | {"categories": ["a"]}), DESK).status == 202
+    assert (
+        door.call("POST", "/v1/policies", _version("4", entry | {"categories": ["a"]}), DESK).status
+        == 202
+    )
 
     assert approve(door, approval) == (409, "approval.changed")
 
 
 def test_a_proposal_names_every_place(door: Door) -> None:
     """Behind "and 3 more" stands the country that would not have been signed."""
-    codes = ["AT", "BE", "BR", "CA", "CH", "CL", "CO", "CY", "DE", "DK", "EG", "ES", "FI", "FR", "GB"]
+    codes = [
+        "AT",
+        "BE",
+        "BR",
+        "CA",
+        "CH",
+        "CL",
+        "CO",
+        "CY",
+        "DE",
+        "DK",
+        "EG",
+        "ES",
+        "FI",
+        "FR",
+        "GB",
+    ]
     entry = POLICY["terms"][0] | {"jurisdictions": codes, "purpose": "ads"}
 
     [opens] = door.call("POST", "/v1/policies", _version("2", entry), DESK).json["opens"]
@@ -318,14 +367,20 @@ def test_a_proposal_names_every_place(door: Door) -> None:
 
 
 def test_a_policy_that_would_open_by_the_time_it_is_sent_is_not_sent(door: Door) -> None:
-    """Redis was slow for two seconds, in which a colleague closed Hong Kong: this policy would open it again."""
+    """Redis was slow for two seconds, in which a colleague closed Hong Kong: this policy would open
+    it again.
+    """
 
     class Slow(InMemoryIdempotency):
         async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
             closed = Terms(jurisdictions=("HK",), purpose=PURPOSE, regime=Regime.NOT_OFFERED)
             now = Micros(door.now)
             narrowing = PolicyPublished(
-                event_id=b"N" * 16, version="narrow", terms=(closed,), effective_at=now, recorded_at=now
+                event_id=b"N" * 16,
+                version="narrow",
+                terms=(closed,),
+                effective_at=now,
+                recorded_at=now,
             )
             door.controls.follow(narrowing)
             return await super().claim(key, attempt)
@@ -343,10 +398,14 @@ def test_a_policy_that_would_open_by_the_time_it_is_sent_is_not_sent(door: Door)
 
 @pytest.mark.parametrize("days", [-2, 2])
 def test_a_policy_that_offers_at_another_time_than_now_waits(door: Door, days: int) -> None:
-    """It opens nothing today; what is narrowed until then it would open again, and nobody would be asked."""
+    """It opens nothing today; what is narrowed until then it would open again, and nobody would be
+    asked.
+    """
     effective = iso_text(Micros(door.now + days * DAY_MICROS))
 
-    reply = door.call("POST", "/v1/policies", POLICY | {"version": "2", "effective": effective}, DESK)
+    reply = door.call(
+        "POST", "/v1/policies", POLICY | {"version": "2", "effective": effective}, DESK
+    )
 
     assert reply.json["state"] == "awaiting_approval"
     assert reply.json["opens"][0].startswith("takes effect ")
@@ -358,7 +417,9 @@ def _version(version: str, *entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_policy_that_opens_waits_and_one_that_closes_does_not(door: Door) -> None:
-    """Waiting with what closes would use data against the new policy; not waiting with what opens needs no words."""
+    """Waiting with what closes would use data against the new policy; not waiting with what opens
+    needs no words.
+    """
     closing = POLICY | {"version": "2", "terms": [POLICY["terms"][0] | {"regime": "OPT_IN"}]}
     opening = POLICY | {"version": "3"}
     door.settle("m:2", "US")
@@ -379,7 +440,9 @@ def test_a_policy_that_opens_waits_and_one_that_closes_does_not(door: Door) -> N
 def test_against_old_controls_no_policy_is_judged_and_nothing_approved(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What undoes a colleague's policy of a moment ago opens something, which old controls do not show."""
+    """What undoes a colleague's policy of a moment ago opens something, which old controls do not
+    show.
+    """
     monkeypatch.setattr(reading, "CONTROLS_SECONDS_MAX", 0.05)
     approval = door.propose("/v1/pauses/hk-2024/lift", {})
     before = len(door.log.messages)
@@ -392,7 +455,9 @@ def test_against_old_controls_no_policy_is_judged_and_nothing_approved(
     door.now += 6_000_000
     assert approve(door, approval) == (503, "controls.stale")
     assert len(door.log.messages) == before
-    assert door.call("POST", "/v1/pauses", PAUSE | {"version": 9}, DESK).status == 202, "a pause does not wait"
+    assert door.call("POST", "/v1/pauses", PAUSE | {"version": 9}, DESK).status == 202, (
+        "a pause does not wait"
+    )
     door.is_fresh = True
     assert approve(door, approval) == (200, "approved")
 
@@ -432,7 +497,12 @@ def test_the_list_tells_who_asked_for_what_and_what_became_of_it(door: Door) -> 
     one = door.call("GET", f"/v1/approvals/{approval}", who="dev:adam:auditor").json
 
     assert newest == one
-    assert (one["requested_by"], one["decided_by"], one["state"], one["kind"]) == ("dora", "eva", "approved", "lift")
+    assert (one["requested_by"], one["decided_by"], one["state"], one["kind"]) == (
+        "dora",
+        "eva",
+        "approved",
+        "lift",
+    )
     assert one["asks_for"] == {"opt_ins": "KEEP", "pause": "hk-2024"}
     assert "hk-2024 version 1" in one["opens"][0]
 
@@ -469,7 +539,9 @@ def test_a_pause_names_who_imposed_it(door: Door) -> None:
 
 
 def test_a_lift_that_was_proposed_twice_takes_effect_once(door: Door) -> None:
-    """The second one, approved a week later, would make void what members have opted in to since."""
+    """The second one, approved a week later, would make void what members have opted in to
+    since.
+    """
     first, second = (door.propose("/v1/pauses/hk-2024/lift", {}) for _ in range(2))
     assert approve(door, first) == (200, "approved")
     before = len(door.log.messages)
@@ -478,6 +550,8 @@ def test_a_lift_that_was_proposed_twice_takes_effect_once(door: Door) -> None:
     assert len(door.log.messages) == before
     door.now += 1
     again = door.call("POST", "/v1/pauses/hk-2024/lift", {}, DESK).json["opens"]
-    assert again[0].startswith("repeats an earlier lift of the pause hk-2024 version 1: the opt-ins since then")
+    assert again[0].startswith(
+        "repeats an earlier lift of the pause hk-2024 version 1: the opt-ins since then"
+    )
     kept = door.call("POST", "/v1/pauses/hk-2024/lift", {"opt_ins": "KEEP"}, DESK).json["opens"]
     assert kept[0] == "repeats an earlier lift of the pause hk-2024 version 1"

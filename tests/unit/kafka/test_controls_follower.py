@@ -12,7 +12,7 @@ from tests.strategies import NAMESPACE, day, new_catalog, pause
 
 from consentry.domain.values import Micros
 from consentry.kafka import controls_follower as controls_view
-from consentry.kafka.controls_follower import ControlsView
+from consentry.kafka.controls_follower import ControlsFollower
 from consentry.wire.controls import write_control
 
 CATALOG = new_catalog()
@@ -20,7 +20,10 @@ NOW = day(9)
 
 
 class Broker:
-    """Stands where the client does: hands out what is put into `messages`; `end` is where the topic ends."""
+    """Stands where the client does: hands out what is put into `messages`;
+
+    `end` is where the topic ends.
+    """
 
     def __init__(self, end: int) -> None:
         self.messages: list[Message] = []
@@ -35,7 +38,9 @@ class Broker:
         given, self.messages = self.messages, []
         return given
 
-    def get_watermark_offsets(self, _: TopicPartition, *, timeout: float, cached: bool) -> tuple[int, int]:
+    def get_watermark_offsets(
+        self, _: TopicPartition, *, timeout: float, cached: bool
+    ) -> tuple[int, int]:
         """The beginning and the end."""
         self.asked.release()
         return 0, self.end
@@ -47,7 +52,9 @@ class Broker:
 def said(offset: int) -> Message:
     """A pause at an offset."""
     value = write_control(pause(1, "HK", on=1, name=f"p{offset}"), CATALOG)
-    return Message(topic="controls", partition=0, offset=offset, key=b"k", value=value, timestamp=(1, 0))
+    return Message(
+        topic="controls", partition=0, offset=offset, key=b"k", value=value, timestamp=(1, 0)
+    )
 
 
 def told(code: int, offset: int) -> Message:
@@ -56,11 +63,11 @@ def told(code: int, offset: int) -> Message:
 
 
 @contextmanager
-def following(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> Iterator[ControlsView]:
+def following(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> Iterator[ControlsFollower]:
     """A view that follows the broker, and asks it for the end at every turn."""
     monkeypatch.setattr(controls_view, "Consumer", lambda _: broker)
     monkeypatch.setattr(controls_view, "_ASK_SECONDS", 0.0)
-    view = ControlsView({}, namespace=NAMESPACE, catalog=CATALOG, clock=lambda: NOW)
+    view = ControlsFollower({}, namespace=NAMESPACE, catalog=CATALOG, clock=lambda: NOW)
     view.start()
     try:
         yield view
@@ -77,7 +84,9 @@ def wait_for_two_questions(broker: Broker) -> None:
 
 
 def test_a_view_that_has_read_all_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If nothing were ever fresh, nothing would ever be allowed, and the other tests here would prove nothing."""
+    """If nothing were ever fresh, nothing would ever be allowed, and the other tests here would
+    prove nothing.
+    """
     broker = Broker(end=2)
     broker.messages = [said(0), said(1), told(KafkaError._PARTITION_EOF, 2)]
     with following(monkeypatch, broker) as view:
@@ -87,8 +96,12 @@ def test_a_view_that_has_read_all_is_fresh(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(view.controls.log) == 2
 
 
-def test_a_topic_that_ends_before_what_was_read_is_never_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made anew, it holds pauses that are not read here, and a view that has read "more than all" would not know."""
+def test_a_topic_that_ends_before_what_was_read_is_never_fresh(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Made anew, it holds pauses that are not read here, and a view that has read "more than all"
+    would not know.
+    """
     broker = Broker(end=1)
     broker.messages = [said(0), said(1)]
     with following(monkeypatch, broker) as view:
@@ -110,7 +123,9 @@ def test_a_topic_that_ends_before_what_was_read_is_never_fresh(monkeypatch: pyte
 def test_a_topic_that_does_not_go_on_from_what_was_read_is_not_followed_further(
     message: Message, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pause of everything in the new topic stays unheard for ever, and the service calls itself alive and fresh."""
+    """A pause of everything in the new topic stays unheard for ever, and the service calls itself
+    alive and fresh.
+    """
     broker = Broker(end=2)
     broker.messages = [said(0), said(1), message]
     with following(monkeypatch, broker) as view:

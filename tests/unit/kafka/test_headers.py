@@ -21,7 +21,9 @@ from consentry.wire.headers import (
 class Message:
     """A message as the client hands it out; None for one whose header names are no text."""
 
-    def __init__(self, headers: list[tuple[str, bytes | None]] | None, *, is_bad: bool = False) -> None:
+    def __init__(
+        self, headers: list[tuple[str, bytes | None]] | None, *, is_bad: bool = False
+    ) -> None:
         self._headers, self._is_bad = headers, is_bad
         self.asked = 0
 
@@ -44,7 +46,9 @@ class TestReading:
         assert (headers_of(none), headers_of(empty)) == (None, None)
 
     def test_names_that_are_no_text_are_asked_for_once_and_end_nothing(self) -> None:
-        """Asked again, the client gives a list with a hole in it, and whoever touches that is ended."""
+        """Asked again, the client gives a list with a hole in it, and whoever touches that is
+        ended.
+        """
         bad: Any = Message(None, is_bad=True)
         good: Any = Message([("a", b"1")])
 
@@ -54,7 +58,9 @@ class TestReading:
 
 
 class TestRefusing:
-    @pytest.mark.parametrize(("count", "refused"), [(1, False), (32, False), (33, True), (10_000, True)])
+    @pytest.mark.parametrize(
+        ("count", "refused"), [(1, False), (32, False), (33, True), (10_000, True)]
+    )
     def test_more_than_32_are_refused(self, count: int, refused: bool) -> None:
         """Our own producers send about six; thousands are there to make somebody work."""
         assert are_refused([("a", b"")] * count) is refused
@@ -67,7 +73,9 @@ class TestRefusing:
 
 class TestKeeping:
     def test_the_first_are_kept_cut_to_their_bounds_and_ours_come_last(self) -> None:
-        """Quarantine has to take whatever is refused, and an operator has to know where it came from."""
+        """Quarantine has to take whatever is refused, and an operator has to know where it came
+        from.
+        """
         many: Headers = [("n" * 200, b"v" * 600), ("none", None), *[("more", b"")] * 10_000]
 
         kept = kept_headers(many, {"orig.offset": "7", "error_class": "headers"})
@@ -77,7 +85,9 @@ class TestKeeping:
         assert kept[HEADERS_MAX:] == [("orig.offset", b"7"), ("error_class", b"headers")]
 
     def test_no_original_header_passes_for_one_of_ours(self) -> None:
-        """A reader that takes the first of two would look at another message, and release the wrong member."""
+        """A reader that takes the first of two would look at another message, and release the wrong
+        member.
+        """
         forged: Headers = [("orig.offset", b"999"), ("a", b"1")]
 
         assert kept_headers(forged, {"orig.offset": "7"}) == [("a", b"1"), ("orig.offset", b"7")]

@@ -1,4 +1,7 @@
-"""Sending: every message is told once what became of it. The client is real, the broker is librdkafka's own."""
+"""Sending: every message is told once what became of it.
+
+The client is real, the broker is librdkafka's own.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from consentry.domain.errors import Refused, Unavailable
-from consentry.kafka.sender import Place, QueueFull, Sender, Undelivered
+from consentry.kafka.sender import QueueFull, Sender, TopicPosition, Undelivered
 
 BROKER: Final = {"bootstrap.servers": "made-by-librdkafka", "test.mock.num.brokers": "1"}
-Outcome = Place | Undelivered
+Outcome = TopicPosition | Undelivered
 
 
 @contextmanager
@@ -36,14 +40,18 @@ def wait_for(look: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def send_numbers(sender: Sender, count: int, told: Callable[[int, Outcome], None], *, first: int = 0) -> None:
+def send_numbers(
+    sender: Sender, count: int, told: Callable[[int, Outcome], None], *, first: int = 0
+) -> None:
     """Send so many messages of one member; each tells its number."""
     for number in range(first, first + count):
-        sender.send("t", b"member", b"%d" % number, [], lambda outcome, number=number: told(number, outcome))  # type: ignore[misc] # a default keeps the number
+        sender.send("t", b"member", b"%d" % number, [], partial(told, number))
 
 
 def test_every_message_is_told_once_where_it_stands() -> None:
-    """Whoever is told of another message's offset gives out a token that does not cover their own."""
+    """Whoever is told of another message's offset gives out a token that does not cover their
+    own.
+    """
     outcomes: list[tuple[int, Outcome]] = []
     sender = Sender(BROKER, "test")
     try:
@@ -54,7 +62,7 @@ def test_every_message_is_told_once_where_it_stands() -> None:
     finally:
         sender.close()
     partition = outcomes[0][1].partition  # type: ignore[union-attr] # checked below
-    assert outcomes == [(number, Place(partition, number)) for number in range(500)]
+    assert outcomes == [(number, TopicPosition(partition, number)) for number in range(500)]
 
 
 def test_a_broker_that_never_answers_leaves_it_unknown() -> None:
@@ -74,7 +82,9 @@ def test_a_broker_that_never_answers_leaves_it_unknown() -> None:
 
 
 def test_a_full_queue_takes_nothing_and_tells_nothing() -> None:
-    """A service that may not know that the queue is full answers *accepted* for what is lost at its end."""
+    """A service that may not know that the queue is full answers *accepted* for what is lost at its
+    end.
+    """
     told: list[int] = []
     with silent_broker() as kafka:
         sender = Sender(kafka, "test", queue_messages=2)
@@ -89,7 +99,9 @@ def test_a_full_queue_takes_nothing_and_tells_nothing() -> None:
 
 
 def test_closing_tells_everybody_who_still_waits() -> None:
-    """A request that is never answered hangs until its client gives up, and nobody knows whether it counts."""
+    """A request that is never answered hangs until its client gives up, and nobody knows whether it
+    counts.
+    """
     outcomes: list[Outcome] = []
     with silent_broker() as kafka:
         sender = Sender(kafka, "test")
@@ -103,7 +115,9 @@ def test_closing_tells_everybody_who_still_waits() -> None:
     assert len(outcomes) == 20
 
 
-def test_a_caller_that_fails_when_told_silences_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_caller_that_fails_when_told_silences_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """One bug in one service's callback would stop every acknowledgement after it."""
     told: list[int] = []
 
@@ -129,7 +143,9 @@ def test_threads_may_share_a_sender() -> None:
     outcomes: dict[int, Outcome] = {}
     sender = Sender(BROKER, "test")
     threads = [
-        threading.Thread(target=send_numbers, args=(sender, 200, outcomes.__setitem__), kwargs={"first": first})
+        threading.Thread(
+            target=send_numbers, args=(sender, 200, outcomes.__setitem__), kwargs={"first": first}
+        )
         for first in (0, 200, 400)
     ]
     try:
@@ -140,16 +156,22 @@ def test_threads_may_share_a_sender() -> None:
         wait_for(lambda: len(outcomes) == 600)
     finally:
         sender.close()
-    assert len({outcome for outcome in outcomes.values() if isinstance(outcome, Place)}) == 600
+    assert (
+        len({outcome for outcome in outcomes.values() if isinstance(outcome, TopicPosition)}) == 600
+    )
 
 
 def test_a_forked_child_is_refused_and_leaves_the_parent_alone() -> None:
-    """In a forked worker the message would wait for threads that are not there, and the member's choice be lost."""
+    """In a forked worker the message would wait for threads that are not there, and the member's
+    choice be lost.
+    """
     outcomes: list[Outcome] = []
     sender = Sender(BROKER, "test")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of exactly this
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # newer Pythons warn of exactly this
             child = os.fork()
         if child == 0:
             status = 1
@@ -163,20 +185,25 @@ def test_a_forked_child_is_refused_and_leaves_the_parent_alone() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
         send_numbers(sender, 1, lambda _, outcome: outcomes.append(outcome))
         wait_for(lambda: len(outcomes) == 1)
-        assert isinstance(outcomes[0], Place)
+        assert isinstance(outcomes[0], TopicPosition)
     finally:
         sender.close()
 
 
 def test_after_a_fatal_error_another_producer_takes_over_and_all_are_told() -> None:
-    """An idempotent producer that failed fatally never sends again: a service would refuse opt-outs until restarted."""
+    """An idempotent producer that failed fatally never sends again: a service would refuse opt-outs
+    until restarted.
+    """
     outcomes: list[tuple[int, Outcome]] = []
 
     def told(number: int, outcome: Outcome) -> None:
         outcomes.append((number, outcome))
 
-    # A gapless producer fails fatally when a message in flight is purged, which is how to get such an error at will.
-    sender = Sender(BROKER | {"enable.gapless.guarantee": "true", "test.mock.broker.rtt": "300"}, "test")
+    # A gapless producer fails fatally when a message in flight is purged, which is how to get such
+    # an error at will.
+    sender = Sender(
+        BROKER | {"enable.gapless.guarantee": "true", "test.mock.broker.rtt": "300"}, "test"
+    )
     failed = sender._producer
     try:
         send_numbers(sender, 1, told)
@@ -193,7 +220,13 @@ def test_after_a_fatal_error_another_producer_takes_over_and_all_are_told() -> N
     finally:
         sender.close()
     assert [number for number, _ in outcomes] == [0, 1, 2, 3, 5]
-    assert [isinstance(outcome, Place) for _, outcome in outcomes] == [True, False, False, False, True]
+    assert [isinstance(outcome, TopicPosition) for _, outcome in outcomes] == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_what_a_replaced_producer_had_on_its_way_is_told_all_the_same() -> None:
@@ -211,11 +244,13 @@ def test_what_a_replaced_producer_had_on_its_way_is_told_all_the_same() -> None:
     finally:
         sender.close()
     assert [number for number, _ in outcomes] == [0, 1, 2, 3]
-    assert all(isinstance(outcome, Place) for _, outcome in outcomes)
+    assert all(isinstance(outcome, TopicPosition) for _, outcome in outcomes)
 
 
 def test_without_a_thread_nothing_is_told_until_it_is_served_and_closing_tells_the_rest() -> None:
-    """An event loop that forgot to serve would leave callers waiting; one that ends must still tell them all."""
+    """An event loop that forgot to serve would leave callers waiting; one that ends must still tell
+    them all.
+    """
     sender = Sender(BROKER, "test", has_thread=False)
     told: list[object] = []
     for _ in range(2):
@@ -225,7 +260,7 @@ def test_without_a_thread_nothing_is_told_until_it_is_served_and_closing_tells_t
     until = time.monotonic() + 10
     while len(told) < 2 and time.monotonic() < until:
         sender.serve(0.05)
-    assert [type(one) for one in told] == [Place, Place]
+    assert [type(one) for one in told] == [TopicPosition, TopicPosition]
     assert sender.waiting == 0
     sender.send("t", b"k", b"v", [], told.append)
     sender.close()

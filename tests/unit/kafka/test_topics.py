@@ -30,7 +30,9 @@ class Admin:
 
 @pytest.fixture
 def not_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often a broker is still to say that it does not know the topic; and every question to it."""
+    """How often a broker is still to say that it does not know the topic; and every question to
+    it.
+    """
     left = [3]
 
     def count(_: Any, topic: str) -> int:
@@ -49,11 +51,15 @@ def not_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_topic_that_was_made_is_waited_for(not_seen: list[int]) -> None:
     """A processor that is started next would end because its topic is missing."""
     assert isinstance(STEP.declared, Topic)
-    assert list(topics.apply_topics({"bootstrap.servers": "nowhere"}, [STEP], profile="local")) == [STEP]
+    assert list(topics.apply_topics({"bootstrap.servers": "nowhere"}, [STEP], profile="local")) == [
+        STEP
+    ]
     assert not_seen == [-1]
 
 
-def test_a_topic_that_never_appears_is_an_error(not_seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_topic_that_never_appears_is_an_error(
+    not_seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Waiting for ever tells nobody what is wrong."""
     not_seen[0] = 10**9
     monkeypatch.setattr(topics, "_SEEN_SECONDS", 0.01)

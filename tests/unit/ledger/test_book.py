@@ -24,11 +24,17 @@ def new_book() -> Book:
 def order(name: str = "erasure:1:m", *, due: float = 30) -> PurgeOrder:
     """An order for one member."""
     return PurgeOrder(
-        order_id=name, because=PurgeReason.ERASURE, recorded_at=day(1), due_at=day(due), member=MemberId("m")
+        order_id=name,
+        because=PurgeReason.ERASURE,
+        recorded_at=day(1),
+        due_at=day(due),
+        member=MemberId("m"),
     )
 
 
-def receipt(pair: tuple[str, str], result: Result = Result.DELETED, *, order_id: str = "erasure:1:m") -> Receipt:
+def receipt(
+    pair: tuple[str, str], result: Result = Result.DELETED, *, order_id: str = "erasure:1:m"
+) -> Receipt:
     """A subscriber's answer."""
     return Receipt(
         order_id=order_id,
@@ -79,7 +85,9 @@ class TestReceipts:
 
         assert book.read_receipt(receipt(DECLARED[0])) is None
         assert book.read_receipt(receipt(DECLARED[1], Result.FAILED)) is None
-        assert book.read_receipt(receipt(DECLARED[1], Result.NOT_FOUND)) == replace(order(), is_settled=True)
+        assert book.read_receipt(receipt(DECLARED[1], Result.NOT_FOUND)) == replace(
+            order(), is_settled=True
+        )
 
     def test_receipts_that_come_before_their_order_count(self) -> None:
         """The topics have no order between them."""
@@ -90,7 +98,9 @@ class TestReceipts:
         assert book.read_order(order()) == replace(order(), is_settled=True)
 
     def test_a_settled_order_stays_settled_when_it_is_opened_again(self) -> None:
-        """An event that is replayed opens its order once more; subscribers must not delete again."""
+        """An event that is replayed opens its order once more; subscribers must not delete
+        again.
+        """
         book = new_book()
         book.read_order(replace(order(), is_settled=True))
 
@@ -116,14 +126,18 @@ class TestReceipts:
 
     @given(st.permutations(["order", "order", "first", "first", "second", "failed"]))
     def test_messages_in_any_order_leave_the_same_owed(self, messages: list[str]) -> None:
-        """Topics are read side by side; the answer to a regulator must not depend on who was quicker."""
+        """Topics are read side by side; the answer to a regulator must not depend on who was
+        quicker.
+        """
         book = new_book()
         for message in messages:
             if message == "order":
                 book.read_order(order())
             else:
                 pair = DECLARED[message == "second"]
-                book.read_receipt(receipt(pair, Result.FAILED if message == "failed" else Result.DELETED))
+                book.read_receipt(
+                    receipt(pair, Result.FAILED if message == "failed" else Result.DELETED)
+                )
 
         firsts = [message for message in messages if message in ("first", "failed")]
         assert book.owed(order()) == ((DECLARED[0],) if firsts[-1] == "failed" else ())

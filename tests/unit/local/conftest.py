@@ -1,4 +1,6 @@
-"""A Maven repository on loopback whose files a test chooses, so that downloads are real and need no network."""
+"""A Maven repository on loopback whose files a test chooses, so that downloads are real and need no
+network.
+"""
 
 from __future__ import annotations
 

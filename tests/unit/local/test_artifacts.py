@@ -1,4 +1,6 @@
-"""What enters the cache is exactly what is pinned, whatever the repository, the network or a killed process does."""
+"""What enters the cache is exactly what is pinned, whatever the repository, the network or a killed
+process does.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +32,25 @@ if TYPE_CHECKING:
         truncations: Counter[str]
         requests: Counter[str]
 
-        def publish(self, name: str, content: bytes, *, served: bytes | None = None) -> Artifact: ...
+        def publish(
+            self, name: str, content: bytes, *, served: bytes | None = None
+        ) -> Artifact: ...
 
         def path(self, artifact: Artifact) -> str: ...
 
 
 @pytest.fixture
 def broken_off() -> Iterator[None]:
-    """For tests of downloads that break off: jgo leaves the broken answer, an open socket, to the collector."""
+    """For tests of downloads that break off: jgo leaves the broken answer, an open socket, to the
+    collector.
+    """
     yield
     gc.collect()
 
 
-JGO_LEAVES_BROKEN_ANSWERS_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+JGO_LEAVES_BROKEN_ANSWERS_OPEN = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 class TestLock:
@@ -55,9 +63,13 @@ class TestLock:
         assert (lock.registry.group, lock.registry.artifact, lock.registry.version) == REGISTRY
 
     def test_every_artifact_is_pinned_by_content_and_listed_once(self) -> None:
-        """A file without a checksum would be a program from the network that nobody has vouched for."""
+        """A file without a checksum would be a program from the network that nobody has vouched
+        for.
+        """
         everything = load_lock().everything
-        assert all(re.fullmatch("[0-9a-f]{64}", each.sha256) and each.size_bytes > 0 for each in everything)
+        assert all(
+            re.fullmatch("[0-9a-f]{64}", each.sha256) and each.size_bytes > 0 for each in everything
+        )
         assert len({each.coordinates for each in everything}) == len(everything)
 
     def test_the_lock_names_no_repository(self) -> None:
@@ -65,7 +77,9 @@ class TestLock:
         assert "//" not in LOCK_PATH.read_text("utf-8")
 
     def test_writing_the_lock_anew_changes_nothing_but_what_was_changed(self) -> None:
-        """Whoever raises a version reads the difference; noise in it would hide a swapped checksum."""
+        """Whoever raises a version reads the difference; noise in it would hide a swapped
+        checksum.
+        """
         assert render(load_lock()) == LOCK_PATH.read_text("utf-8")
 
     def test_a_lock_of_another_format_is_refused(self) -> None:
@@ -80,7 +94,9 @@ class TestFetch:
     def test_a_file_that_is_not_the_pinned_one_is_refused_and_the_next_try_cures_it(
         self, maven: MavenRepository, tmp_path: Path
     ) -> None:
-        """A tampered mirror would otherwise run its program on the computer of everyone who tries Consentry."""
+        """A tampered mirror would otherwise run its program on the computer of everyone who tries
+        Consentry.
+        """
         artifact = maven.publish("broker", b"the broker", served=b"not the broker")
         with pytest.raises(LocalStackError) as refused:
             fetch([artifact], cache=tmp_path, repository=maven.address)
@@ -90,12 +106,17 @@ class TestFetch:
         assert not artifact.path_in(tmp_path).exists()
 
         maven.publish("broker", b"the broker")
-        assert fetch([artifact], cache=tmp_path, repository=maven.address)[0].read_bytes() == b"the broker"
+        assert (
+            fetch([artifact], cache=tmp_path, repository=maven.address)[0].read_bytes()
+            == b"the broker"
+        )
 
     def test_a_damaged_file_in_the_cache_is_noticed_and_fetched_again(
         self, maven: MavenRepository, tmp_path: Path
     ) -> None:
-        """After a full disk or a killed copy the stack would fail with a Java error that nobody understands."""
+        """After a full disk or a killed copy the stack would fail with a Java error that nobody
+        understands.
+        """
         artifact = maven.publish("broker", b"the broker")
         path = artifact.path_in(tmp_path)
         path.parent.mkdir(parents=True)
@@ -142,14 +163,18 @@ class TestFetch:
 
     @JGO_LEAVES_BROKEN_ANSWERS_OPEN
     @pytest.mark.usefixtures("broken_off")
-    def test_a_download_that_breaks_off_is_tried_again(self, maven: MavenRepository, tmp_path: Path) -> None:
+    def test_a_download_that_breaks_off_is_tried_again(
+        self, maven: MavenRepository, tmp_path: Path
+    ) -> None:
         """On a bad line every first start would fail, of forty-seven files one always does."""
         artifact = maven.publish("broker", b"the broker" * 1000)
         maven.truncations[maven.path(artifact)] = 1
         (path,) = fetch([artifact], cache=tmp_path, repository=maven.address)
         assert is_whole(artifact, path)
 
-    def test_what_a_killed_download_left_behind_is_removed(self, maven: MavenRepository, tmp_path: Path) -> None:
+    def test_what_a_killed_download_left_behind_is_removed(
+        self, maven: MavenRepository, tmp_path: Path
+    ) -> None:
         """Each Ctrl-C would leave up to two hundred megabytes on the disk."""
         (tmp_path / "incoming-of-the-dead").mkdir()
         (tmp_path / "incoming-of-the-dead" / "half.jar").write_bytes(b"ha")
@@ -172,7 +197,9 @@ class TestFetch:
     @pytest.mark.usefixtures("broken_off")
     def test_progress_counts_every_byte_once(self, maven: MavenRepository, tmp_path: Path) -> None:
         """A bar that passes its end, or never reaches it, tells the waiting newcomer nothing."""
-        artifacts = [maven.publish(f"part-{number}", bytes([number]) * 20_000) for number in range(6)]
+        artifacts = [
+            maven.publish(f"part-{number}", bytes([number]) * 20_000) for number in range(6)
+        ]
         maven.truncations[maven.path(artifacts[0])] = 1
         seen: list[tuple[int, int]] = []
         fetch(
@@ -188,7 +215,9 @@ class TestFetch:
         self, maven: MavenRepository, tmp_path: Path
     ) -> None:
         """Two terminals, or two test runs, would overwrite each other's half-written files."""
-        artifacts = [maven.publish(f"part-{number}", bytes([number]) * 200_000) for number in range(6)]
+        artifacts = [
+            maven.publish(f"part-{number}", bytes([number]) * 200_000) for number in range(6)
+        ]
         program = (
             "import json, pathlib, sys\n"
             "from consentry.local.artifacts import Artifact, fetch\n"

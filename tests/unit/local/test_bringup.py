@@ -1,4 +1,6 @@
-"""A service counts as up only when our own child listens and answers; a port of somebody else proves nothing."""
+"""A service counts as up only when our own child listens and answers; a port of somebody else
+proves nothing.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def foreign() -> Iterator[int]:
 class TestWhoListens:
     """The proof itself."""
 
-    def test_a_listener_that_is_not_the_child_is_foreign(self, foreign: int, tmp_path: Path) -> None:
+    def test_a_listener_that_is_not_the_child_is_foreign(
+        self, foreign: int, tmp_path: Path
+    ) -> None:
         """A test would pass against the Kafka of another project, and its data would be altered."""
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
             assert who_listens(foreign, child_pid=child.pid) is Listener.FOREIGN
@@ -119,7 +123,9 @@ class TestWhoListens:
 class TestBringup:
     """From nothing to a service that answers."""
 
-    def test_a_service_is_up_when_our_child_listens_and_answers(self, bringup: Bringup, tmp_path: Path) -> None:
+    def test_a_service_is_up_when_our_child_listens_and_answers(
+        self, bringup: Bringup, tmp_path: Path
+    ) -> None:
         """`up` would print addresses that refuse the first connection."""
         child, ports = bringup.bring_up(Echo(directory=tmp_path), free_ports(1), may_move=True)
         assert who_listens(ports[0], child_pid=child.pid) is Listener.OURS
@@ -127,13 +133,19 @@ class TestBringup:
     def test_a_port_that_another_process_took_is_given_up_for_a_new_one(
         self, bringup: Bringup, foreign: int, tmp_path: Path
     ) -> None:
-        """The race for a port is rare and real: a start would fail once in a while, and nobody could say why."""
+        """The race for a port is rare and real: a start would fail once in a while, and nobody
+        could say why.
+        """
         child, ports = bringup.bring_up(Echo(directory=tmp_path), (foreign,), may_move=True)
         assert ports[0] != foreign
         assert who_listens(ports[0], child_pid=child.pid) is Listener.OURS
 
     def test_a_service_that_has_to_keep_its_port_says_that_it_is_taken(
-        self, bringup: Bringup, foreign: int, tmp_path: Path, children: list[subprocess.Popen[bytes]]
+        self,
+        bringup: Bringup,
+        foreign: int,
+        tmp_path: Path,
+        children: list[subprocess.Popen[bytes]],
     ) -> None:
         """A restarted broker that moved would leave every client talking to nobody."""
         with pytest.raises(LocalStackError) as refused:
@@ -142,9 +154,13 @@ class TestBringup:
         assert str(foreign) in str(refused.value)
         assert all(child.poll() is not None for child in children)
 
-    def test_a_service_that_dies_shows_the_end_of_its_log(self, bringup: Bringup, tmp_path: Path) -> None:
+    def test_a_service_that_dies_shows_the_end_of_its_log(
+        self, bringup: Bringup, tmp_path: Path
+    ) -> None:
         """A person would be told *exit status 3* and nothing to act on."""
-        broken = Echo(directory=tmp_path, program="import sys; print('the disk is full'); sys.exit(3)")
+        broken = Echo(
+            directory=tmp_path, program="import sys; print('the disk is full'); sys.exit(3)"
+        )
         with pytest.raises(LocalStackError) as failed:
             bringup.bring_up(broken, free_ports(1), may_move=True)
         assert "exit status 3" in str(failed.value)
@@ -176,7 +192,9 @@ class TestBringup:
         )
         with pytest.raises(LocalStackError, match="not ready after"):
             hurried.bring_up(
-                Echo(directory=tmp_path, program="import time; time.sleep(60)"), free_ports(1), may_move=True
+                Echo(directory=tmp_path, program="import time; time.sleep(60)"),
+                free_ports(1),
+                may_move=True,
             )
         assert all(child.poll() is not None for child in children)
 

@@ -6,25 +6,44 @@ from pathlib import Path
 
 import pytest
 
-from consentry.local.services import KafkaBroker, RedisServer, SchemaRegistry, find_redis, new_cluster_id, redis_major
+from consentry.local.services import (
+    KafkaBroker,
+    RedisServer,
+    SchemaRegistry,
+    find_redis,
+    new_cluster_id,
+    redis_major,
+)
 
 
 def test_redis_may_neither_evict_nor_hide_a_torn_file(tmp_path: Path) -> None:
-    """A member's opt-out would be forgotten under memory pressure, or after a crash, and nobody would see it."""
+    """A member's opt-out would be forgotten under memory pressure, or after a crash, and nobody
+    would see it.
+    """
     RedisServer(binary=Path("redis-server"), directory=tmp_path).preparation((6390,))
     settings = (tmp_path / "redis.conf").read_text("utf-8").splitlines()
-    wanted = ("maxmemory-policy noeviction", "appendonly yes", "aof-load-truncated no", "bind 127.0.0.1")
+    wanted = (
+        "maxmemory-policy noeviction",
+        "appendonly yes",
+        "aof-load-truncated no",
+        "bind 127.0.0.1",
+    )
     assert [each for each in wanted if each not in settings] == []
 
 
 def test_kafka_creates_no_topic_that_nobody_asked_for(tmp_path: Path) -> None:
     """A misspelt topic would swallow events here and be an error only in production."""
     KafkaBroker(jars=(), directory=tmp_path).preparation((9092, 9093))
-    assert "auto.create.topics.enable=false" in (tmp_path / "server.properties").read_text("utf-8").splitlines()
+    assert (
+        "auto.create.topics.enable=false"
+        in (tmp_path / "server.properties").read_text("utf-8").splitlines()
+    )
 
 
 def test_a_formatted_kafka_is_not_formatted_again(tmp_path: Path) -> None:
-    """The log of a stack that was ended and started again would be gone, or the start would fail."""
+    """The log of a stack that was ended and started again would be gone, or the start would
+    fail.
+    """
     broker = KafkaBroker(jars=(), directory=tmp_path)
     assert broker.preparation((9092, 9093)) is not None
     (tmp_path / "log").mkdir()
@@ -32,9 +51,15 @@ def test_a_formatted_kafka_is_not_formatted_again(tmp_path: Path) -> None:
     assert broker.preparation((9092, 9093)) is None
 
 
-def test_the_registry_writes_an_id_before_it_gives_it_away_and_listens_on_loopback_only(tmp_path: Path) -> None:
-    """After a kill an id in the Kafka log would mean another schema; on a café's network anyone could write one."""
-    environment = SchemaRegistry(application=tmp_path, directory=tmp_path).launch((8081,)).environment
+def test_the_registry_writes_an_id_before_it_gives_it_away_and_listens_on_loopback_only(
+    tmp_path: Path,
+) -> None:
+    """After a kill an id in the Kafka log would mean another schema; on a café's network anyone
+    could write one.
+    """
+    environment = (
+        SchemaRegistry(application=tmp_path, directory=tmp_path).launch((8081,)).environment
+    )
     assert "WRITE_DELAY=0" in environment["APICURIO_DATASOURCE_URL"]
     assert environment["QUARKUS_HTTP_HOST"] == environment["QUARKUS_MANAGEMENT_HOST"] == "127.0.0.1"
 
@@ -48,8 +73,12 @@ def test_the_registry_writes_an_id_before_it_gives_it_away_and_listens_on_loopba
         ("something else", None),
     ],
 )
-def test_the_version_of_a_server_is_read_from_what_it_tells(tmp_path: Path, told: str, major: int | None) -> None:
-    """An old server without functions would be started, and the table would fail at its first write."""
+def test_the_version_of_a_server_is_read_from_what_it_tells(
+    tmp_path: Path, told: str, major: int | None
+) -> None:
+    """An old server without functions would be started, and the table would fail at its first
+    write.
+    """
     server = tmp_path / "redis-server"
     server.write_text(f"#!/bin/sh\necho '{told}'\n", "utf-8")
     server.chmod(0o755)

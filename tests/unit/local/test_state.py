@@ -1,4 +1,6 @@
-"""Whether a stack lives is told by the process that keeps it, named by pid and start; nothing else is ever ended."""
+"""Whether a stack lives is told by the process that keeps it, named by pid and start; nothing else
+is ever ended.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from consentry.local.state import (
 )
 
 ADDRESSES = Addresses(
-    kafka="127.0.0.1:1", redis_url="redis://127.0.0.1:2/0", registry_url="http://127.0.0.1:3/apis/ccompat/v7"
+    kafka="127.0.0.1:1",
+    redis_url="redis://127.0.0.1:2/0",
+    registry_url="http://127.0.0.1:3/apis/ccompat/v7",
 )
 
 
@@ -81,7 +85,9 @@ class TestReadState:
         self, directory: Path, sleeper: subprocess.Popen[bytes]
     ) -> None:
         """`down` would end a program of somebody else."""
-        stranger = ProcessIdentity(pid=sleeper.pid, started=ProcessIdentity.of(sleeper.pid).started - 3600)
+        stranger = ProcessIdentity(
+            pid=sleeper.pid, started=ProcessIdentity.of(sleeper.pid).started - 3600
+        )
         write_state(directory, stack(stranger))
         assert read_state(directory) is None
 
@@ -90,12 +96,16 @@ class TestReadState:
         assert read_state(tmp_path) is None
 
     def test_only_the_owner_may_read_the_state(self, directory: Path) -> None:
-        """Another user of the computer would learn where the stack listens and which processes it has."""
+        """Another user of the computer would learn where the stack listens and which processes it
+        has.
+        """
         write_state(directory, stack(ProcessIdentity.of(os.getpid())))
         assert stat.S_IMODE(state_path(directory).stat().st_mode) == 0o600
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1}'])
-    def test_a_state_that_cannot_be_read_says_so_instead_of_guessing(self, directory: Path, text: str) -> None:
+    def test_a_state_that_cannot_be_read_says_so_instead_of_guessing(
+        self, directory: Path, text: str
+    ) -> None:
         """`status` would answer *not running* over a running stack."""
         state_path(directory).write_text(text, "utf-8")
         with pytest.raises(LocalStackError) as refused:
@@ -110,7 +120,9 @@ class TestClearStaleState:
     def test_a_left_over_service_is_ended_and_the_state_is_gone(
         self, directory: Path, sleeper: subprocess.Popen[bytes]
     ) -> None:
-        """An old broker would hold the lock of the data directory, and the next start would fail."""
+        """An old broker would hold the lock of the data directory, and the next start would
+        fail.
+        """
         write_state(directory, stack(dead_process(), kafka=ProcessIdentity.of(sleeper.pid)))
         said: list[str] = []
         clear_stale_state(directory, said.append)
@@ -123,12 +135,16 @@ class TestClearStaleState:
         self, directory: Path, sleeper: subprocess.Popen[bytes]
     ) -> None:
         """A person's own program would be killed because it was given an old number."""
-        stranger = ProcessIdentity(pid=sleeper.pid, started=ProcessIdentity.of(sleeper.pid).started - 3600)
+        stranger = ProcessIdentity(
+            pid=sleeper.pid, started=ProcessIdentity.of(sleeper.pid).started - 3600
+        )
         write_state(directory, stack(dead_process(), kafka=stranger))
         clear_stale_state(directory, lambda line: None)
         assert sleeper.poll() is None
 
-    def test_an_unreadable_state_is_cleared_and_ephemeral_data_with_it(self, directory: Path) -> None:
+    def test_an_unreadable_state_is_cleared_and_ephemeral_data_with_it(
+        self, directory: Path
+    ) -> None:
         """A file torn by a full disk would keep every later start from working."""
         state_path(directory).write_text("{", "utf-8")
         (state_directory(directory) / "ephemeral-x" / "kafka").mkdir(parents=True)

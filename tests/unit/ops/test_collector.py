@@ -1,4 +1,6 @@
-"""A long-lived program spares the garbage collector what it loaded; in a process of its own, as it holds for good."""
+"""A long-lived program spares the garbage collector what it loaded; in a process of its own, as it
+holds for good.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +31,10 @@ assert seen() is None, "what holds itself is still found"
 
 
 def test_what_was_loaded_is_left_out_and_what_holds_itself_is_still_found() -> None:
-    """Rounds over hundreds of thousands of objects that never go took a third of a bulk request's time."""
-    done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+    """Rounds over hundreds of thousands of objects that never go took a third of a bulk request's
+    time.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -24,11 +24,14 @@ def test_the_process_ends_at_the_named_place_the_named_time() -> None:
     program = (
         "from consentry.ops.failpoints import parse_failpoint\n"
         "pass_by = parse_failpoint('after_store:2')\n"
-        "for name in ('after_store', 'after_load', 'after_store'): print(name, flush=True); pass_by(name)\n"
+        "for name in ('after_store', 'after_load', 'after_store'): print(name, flush=True); "
+        "pass_by(name)\n"
         "print('survived')"
     )
 
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
 
     assert ended.returncode == 137
     assert ended.stdout.split() == ["after_store", "after_load", "after_store"]

@@ -23,7 +23,11 @@ def server() -> Iterator[HealthServer]:
     STATE.clear()
     STATE.update(ok=True)
     server = HealthServer(
-        Metrics("1.0"), alive=lambda: {"ok": True, "age": 1}, ready=lambda: STATE, host="127.0.0.1", port=0
+        Metrics("1.0"),
+        alive=lambda: {"ok": True, "age": 1},
+        ready=lambda: STATE,
+        host="127.0.0.1",
+        port=0,
     )
     server.start()
     yield server

@@ -1,4 +1,6 @@
-"""Metrics: each can be used as it is defined, none names a member, and what moved away is forgotten."""
+"""Metrics: each can be used as it is defined, none names a member, and what moved away is
+forgotten.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def test_every_metric_can_be_used_as_it_is_defined(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_names_say_the_kind_and_the_unit_and_no_label_is_a_member(name: str) -> None:
-    """Rules and dashboards are written by the name alone; a member id in a label is a leak, and a million series."""
+    """Rules and dashboards are written by the name alone; a member id in a label is a leak, and a
+    million series.
+    """
     definition = DEFINITIONS[name]
 
     assert name.startswith("consentry_")

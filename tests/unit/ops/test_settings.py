@@ -1,4 +1,6 @@
-"""Settings: complete before anything starts, refused by the name of their variable, and silent about secrets."""
+"""Settings: complete before anything starts, refused by the name of their variable, and silent
+about secrets.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class TestRefusals:
         with pytest.raises(InvalidInput, match=variable):
             Settings.parse(values)
 
-    def test_a_variable_of_the_environment_is_refused_alike(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_variable_of_the_environment_is_refused_alike(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """That is where nearly all of them come from."""
         monkeypatch.setenv("CONSENTRY_METRICS_PORT", "many")
 
@@ -72,7 +76,12 @@ class TestSecrets:
     def test_clients_get_the_secrets(self) -> None:
         """Masked everywhere would be a broker that nobody can reach."""
         settings = Settings.parse(
-            SECRETS | {"kafka_bootstrap": "broker:9092", "kafka_security_protocol": "SASL_SSL", "kafka_ca_file": "/ca"}
+            SECRETS
+            | {
+                "kafka_bootstrap": "broker:9092",
+                "kafka_security_protocol": "SASL_SSL",
+                "kafka_ca_file": "/ca",
+            }
         )
 
         assert settings.kafka()["sasl.password"] == "swordfish-1"

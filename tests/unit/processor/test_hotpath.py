@@ -12,15 +12,15 @@ from consentry.domain.errors import Fenced, TableWentBack, Unavailable
 from consentry.domain.events import FactKind, SentEvent
 from consentry.domain.values import Choice, Micros
 from consentry.ops.metrics import Metrics
-from consentry.processor.batches import Round
-from consentry.processor.frontiers import Mark, Marks, Reached
+from consentry.processor.batches import BatchGroup
+from consentry.processor.frontiers import ReachedWatermark, Watermark, Watermarks
 from consentry.processor.hotpath import HotPath
 from consentry.processor.materialiser import Materialiser
 from consentry.processor.ports import InMemoryPublisher, NoObligations
 from consentry.table.memory import InMemoryTable
 from consentry.table.protocol import Write
 from consentry.wire.events import write_event
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.records import read_record
 
 CATALOG = new_catalog()
@@ -66,7 +66,9 @@ class Message:
 
 
 class ScriptedConsumer:
-    """Gives the log from the place it was told to seek to; before each poll the next step of the script is done."""
+    """Gives the log from the place it was told to seek to; before each poll the next step of the
+    script is done.
+    """
 
     def __init__(self, script: Sequence[Step]) -> None:
         self.log: list[tuple[bytes | None, bytes | None]] = []
@@ -77,7 +79,9 @@ class ScriptedConsumer:
         self._position: int | None = None
         self._ready: list[Message] = []
 
-    def subscribe(self, _topics: list[str], *, on_assign: Any, on_revoke: Any, on_lost: Any) -> None:
+    def subscribe(
+        self, _topics: list[str], *, on_assign: Any, on_revoke: Any, on_lost: Any
+    ) -> None:
         on_assign(self, [TopicPartition("t", 0)])
 
     def poll(self, _timeout: float) -> Message | None:
@@ -86,7 +90,10 @@ class ScriptedConsumer:
         if self._position is None:
             return None
         end = len(self.log)
-        self._ready = [Message(place, *self.log[place], headers=self.headers) for place in range(self._position, end)]
+        self._ready = [
+            Message(place, *self.log[place], headers=self.headers)
+            for place in range(self._position, end)
+        ]
         if self._ready:
             self._ready.append(Message(end, is_end=True))
         self._position = end
@@ -130,12 +137,14 @@ class ForgetfulTable(InMemoryTable):
 
 
 class Bench:
-    """A hot path over one partition, everything around it in memory; it stops where the script ends."""
+    """A hot path over one partition, everything around it in memory; it stops where the script
+    ends.
+    """
 
     def __init__(self, *script: Step) -> None:
         self.table = ForgetfulTable()
         self.publisher = InMemoryPublisher()
-        self.marks = Marks()
+        self.marks = Watermarks()
         self.metrics = Metrics("test")
         self.consumer = ScriptedConsumer([*script, lambda: self.hot_path.stop()])
         consumer: Any = self.consumer
@@ -153,7 +162,7 @@ class Bench:
             marks=self.marks,
             last_frontiers=dict,
             records=lambda _: [
-                Stored(0, offset, record.member, record.record, Micros(0))
+                StoredMessage(0, offset, record.member, record.record, Micros(0))
                 for offset, (_, record) in enumerate(self.publisher.records)
             ],
             clock=lambda: day(100),
@@ -163,26 +172,30 @@ class Bench:
 
     def send(self, *events: SentEvent) -> None:
         """Append events to the log."""
-        self.consumer.log += [(event.member.encode(), write_event(event, CATALOG)) for event in events]
+        self.consumer.log += [
+            (event.member.encode(), write_event(event, CATALOG)) for event in events
+        ]
 
-    def reached(self) -> Reached | None:
+    def reached(self) -> ReachedWatermark | None:
         """What the frontier thread would publish now."""
         return self.marks.take(0).get(0)
 
     def refusals(self) -> list[str]:
         """Lines of the metric that counts batches the table refused."""
         return [
-            line for line in self.metrics.text().decode().splitlines() if line.startswith("consentry_table_refusals")
+            line
+            for line in self.metrics.text().decode().splitlines()
+            if line.startswith("consentry_table_refusals")
         ]
 
 
 def test_no_frontier_is_reached_before_the_records_are_acknowledged() -> None:
     """A trainer would take itself for fresh while an opt-out is still on its way."""
-    seen: list[tuple[int, Reached | None]] = []
+    seen: list[tuple[int, ReachedWatermark | None]] = []
 
     def send() -> None:
         bench.send(moved("HK", 1, on=1), chose(Choice.OPT_OUT, 2, on=2))
-        bench.marks.set({0: Mark(day(99), 2)})
+        bench.marks.set({0: Watermark(day(99), 2)})
 
     def look() -> None:
         seen.append((len(bench.publisher.records), bench.reached()))
@@ -200,7 +213,9 @@ def test_no_frontier_is_reached_before_the_records_are_acknowledged() -> None:
 
 
 def test_a_store_whose_answer_was_lost_is_not_taken_for_a_table_that_went_back() -> None:
-    """The table holds the batch: refusing it would close the partition, and folding it again could drop a fact."""
+    """The table holds the batch: refusing it would close the partition, and folding it again could
+    drop a fact.
+    """
 
     def send() -> None:
         bench.send(moved("HK", 1, on=1), chose(Choice.OPT_OUT, 2, on=2))
@@ -217,8 +232,10 @@ def test_a_store_whose_answer_was_lost_is_not_taken_for_a_table_that_went_back()
 
 
 def test_a_taint_outlives_a_table_that_is_wiped() -> None:
-    """Some event has no readable key: until somebody has looked, the partition must not allow anything."""
-    seen: list[Reached | None] = []
+    """Some event has no readable key: until somebody has looked, the partition must not allow
+    anything.
+    """
+    seen: list[ReachedWatermark | None] = []
 
     def taint() -> None:
         bench.consumer.log.append((None, b"\xff"))
@@ -228,7 +245,7 @@ def test_a_taint_outlives_a_table_that_is_wiped() -> None:
         bench.send(moved("HK", 1, on=1))
 
     def ask() -> None:
-        bench.marks.set({0: Mark(day(99), 2)})
+        bench.marks.set({0: Watermark(day(99), 2)})
 
     def look() -> None:
         seen.append(bench.reached())
@@ -244,7 +261,9 @@ def test_a_taint_outlives_a_table_that_is_wiped() -> None:
 
 
 def test_who_is_held_for_a_damaged_record_is_published_when_the_partition_is_opened_again() -> None:
-    """The table alone would know of the hold, and every trainer go on with what stood before the damage."""
+    """The table alone would know of the quarantine, and every trainer go on with what stood before
+    the damage.
+    """
 
     def damage() -> None:
         partition, one = bench.publisher.records[-1]
@@ -256,20 +275,24 @@ def test_who_is_held_for_a_damaged_record_is_published_when_the_partition_is_ope
     def arrive() -> None:
         bench.send(moved("US", 1, on=1))
 
-    bench = Bench(lambda: None, arrive, lambda: None, damage, lambda: None, lambda: None, lambda: None)
+    bench = Bench(
+        lambda: None, arrive, lambda: None, damage, lambda: None, lambda: None, lambda: None
+    )
 
     bench.hot_path.run()
 
     told = [record.record for _, record in bench.publisher.records if record.member == b"member-1"]
-    assert read_record(told[-1], b"member-1").facts[-1].kind is FactKind.HELD
+    assert read_record(told[-1], b"member-1").facts[-1].kind is FactKind.QUARANTINED
     assert dict(bench.table.scan(0))[b"member-1"] == told[-1]
 
 
 def test_nothing_is_on_its_way_when_a_partition_is_opened() -> None:
-    """Opening may publish: an acknowledgement that failed would be taken for its own, and the round for arrived."""
+    """Opening may publish: an acknowledgement that failed would be taken for its own, and the round
+    for arrived.
+    """
     bench = Bench()
     bench.hot_path._partitions.assigned(bench.hot_path._consumer, [TopicPartition("t", 0)])
-    bench.hot_path._unsettled = Round([], {})
+    bench.hot_path._unsettled = BatchGroup([], {})
 
     bench.hot_path._open_due()
 

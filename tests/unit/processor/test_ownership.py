@@ -1,4 +1,6 @@
-"""Taking a partition over: what is whole is used, what is not is rebuilt, and what cannot be right is refused."""
+"""Taking a partition over: what is whole is used, what is not is rebuilt, and what cannot be right
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from consentry.processor.ports import Published
 from consentry.table.memory import InMemoryTable
 from consentry.wire.frames import frame
 from consentry.wire.frontiers import Frontier
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.records import read_record, version_of, write_record
 
 FRAME = frame(1)
@@ -31,9 +33,9 @@ def raw_of(record: Record | None) -> bytes:
     return write_record(record, FRAME)
 
 
-def stored(offset: int, value: bytes | None, key: bytes | None = KEY) -> Stored:
+def stored(offset: int, value: bytes | None, key: bytes | None = KEY) -> StoredMessage:
     """A message of the records topic."""
-    return Stored(0, offset, key, value, Micros(0))
+    return StoredMessage(0, offset, key, value, Micros(0))
 
 
 def frontier(generation: str, *, next_offset: int, tainted: bool = False) -> Frontier:
@@ -45,11 +47,19 @@ def taken(
     table: InMemoryTable,
     span: LogSpan,
     last: Frontier | None = None,
-    records: Iterable[Stored] = (),
+    records: Iterable[StoredMessage] = (),
     publish: Publish = lambda _held: None,
 ) -> Takeover:
     """Take partition 0 over."""
-    return take_over(table, 0, span=span, last_frontier=last, records=lambda: records, publish=publish, floor=FLOOR)
+    return take_over(
+        table,
+        0,
+        span=span,
+        last_frontier=last,
+        records=lambda: records,
+        publish=publish,
+        floor=FLOOR,
+    )
 
 
 @pytest.fixture
@@ -88,18 +98,29 @@ class TestWhole:
     def test_a_table_whose_first_batch_was_never_committed_is_read_from_the_beginning(
         self, table: InMemoryTable
     ) -> None:
-        """The worker fell between storing and publishing; without this no follower ever hears of that batch."""
+        """The worker fell between storing and publishing; without this no follower ever hears of
+        that batch.
+        """
         first = taken(table, LogSpan(2, 50, None)).owned
         table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=2, next_offset=20)
 
         assert taken(table, LogSpan(2, 50, None)).start_offset == 2
 
-    def test_where_commits_were_lost_the_last_frontier_says_what_was_published(self, table: InMemoryTable) -> None:
-        """A group that was idle for a week loses its offsets; reading years of log again would be an outage."""
+    def test_where_commits_were_lost_the_last_frontier_says_what_was_published(
+        self, table: InMemoryTable
+    ) -> None:
+        """A group that was idle for a week loses its offsets; reading years of log again would be
+        an outage.
+        """
         first = taken(table, LogSpan(0, 50, None)).owned
         table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
 
-        assert taken(table, LogSpan(0, 50, None), frontier(first.generation, next_offset=12)).start_offset == 12
+        assert (
+            taken(
+                table, LogSpan(0, 50, None), frontier(first.generation, next_offset=12)
+            ).start_offset
+            == 12
+        )
 
     def test_a_table_that_went_back_is_read_on_from_where_it_is(self, table: InMemoryTable) -> None:
         """The last second of a server that lost its power is folded again from the log."""
@@ -119,22 +140,38 @@ class TestWhole:
 
 
 class TestRebuild:
-    def test_a_lost_table_is_rebuilt_from_the_newest_version_of_each_record(self, table: InMemoryTable) -> None:
-        """Records may stand in any order: a worker that woke late published an older one after a newer."""
+    def test_a_lost_table_is_rebuilt_from_the_newest_version_of_each_record(
+        self, table: InMemoryTable
+    ) -> None:
+        """Records may stand in any order: a worker that woke late published an older one after a
+        newer.
+        """
         older, newer = raw_of(folded(HOME)), raw_of(folded(HOME, OUT))
 
-        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=25), [stored(0, newer), stored(1, older)])
+        found = taken(
+            table,
+            LogSpan(0, 50, 20),
+            frontier("lost", next_offset=25),
+            [stored(0, newer), stored(1, older)],
+        )
 
         assert found.rebuilt
         assert table.load(0, [KEY]) == [newer]
         assert (found.start_offset, found.owned.next_offset) == (20, 25)
 
-    def test_a_table_of_another_life_than_the_frontier_speaks_of_is_rebuilt(self, table: InMemoryTable) -> None:
+    def test_a_table_of_another_life_than_the_frontier_speaks_of_is_rebuilt(
+        self, table: InMemoryTable
+    ) -> None:
         """A server that was restored from somewhere holds somebody's table, not ours."""
         stranger = taken(table, LogSpan(0, 50, None)).owned
         table.store(0, {b"member-9": b"x"}, epoch=stranger.epoch, expected_offset=0, next_offset=20)
 
-        found = taken(table, LogSpan(0, 50, 20), frontier("another", next_offset=20), [stored(0, raw_of(folded(OUT)))])
+        found = taken(
+            table,
+            LogSpan(0, 50, 20),
+            frontier("another", next_offset=20),
+            [stored(0, raw_of(folded(OUT)))],
+        )
 
         assert found.rebuilt
         assert dict(table.scan(0)).keys() == {KEY}
@@ -145,12 +182,19 @@ class TestRebuild:
         epoch = table.claim(0, floor=FLOOR).epoch
         table.store(0, {b"member-9": b"half"}, epoch=epoch, expected_offset=None, next_offset=None)
 
-        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, raw_of(folded(OUT)))])
+        found = taken(
+            table,
+            LogSpan(0, 50, 20),
+            frontier("lost", next_offset=20),
+            [stored(0, raw_of(folded(OUT)))],
+        )
 
         assert found.rebuilt
         assert dict(table.scan(0)).keys() == {KEY}
 
-    def test_a_taint_that_only_the_frontier_knows_survives_the_rebuild(self, table: InMemoryTable) -> None:
+    def test_a_taint_that_only_the_frontier_knows_survives_the_rebuild(
+        self, table: InMemoryTable
+    ) -> None:
         """The table is gone; what it knew of unreadable messages is not."""
         found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20, tainted=True))
 
@@ -160,24 +204,37 @@ class TestRebuild:
     def test_messages_without_key_or_value_are_no_records(self, table: InMemoryTable) -> None:
         """A tombstone that somebody wrote by hand must not end a rebuild."""
         found = taken(
-            table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, None), stored(1, b"x", None)]
+            table,
+            LogSpan(0, 50, 20),
+            frontier("lost", next_offset=20),
+            [stored(0, None), stored(1, b"x", None)],
         )
 
         assert found.rebuilt
         assert dict(table.scan(0)) == {}
 
-    def test_a_damaged_record_does_not_come_back_as_a_member_who_never_opted_out(self, table: InMemoryTable) -> None:
-        """A row that names its country would then be allowed, and the next event publishes the forgetting."""
+    def test_a_damaged_record_does_not_come_back_as_a_member_who_never_opted_out(
+        self, table: InMemoryTable
+    ) -> None:
+        """A row that names its country would then be allowed, and the next event publishes the
+        forgetting.
+        """
         good = raw_of(folded(HOME, OUT))
         damaged = good[:20] + bytes((good[20] ^ 1,)) + good[21:]
 
-        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, damaged)])
+        found = taken(
+            table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, damaged)]
+        )
 
         [raw] = table.load(0, [KEY])
         assert found.owned.tainted or (raw is not None and read_record(raw, KEY).facts)
 
-    def test_a_member_who_is_held_for_a_damaged_record_is_published_as_held(self, table: InMemoryTable) -> None:
-        """Trainers that started after the damage was compacted away would go on with what stood before it."""
+    def test_a_member_who_is_held_for_a_damaged_record_is_published_as_held(
+        self, table: InMemoryTable
+    ) -> None:
+        """Trainers that started after the damage was compacted away would go on with what stood
+        before it.
+        """
         good = raw_of(folded(HOME, OUT))
         damaged = good[:20] + bytes((good[20] ^ 1,)) + good[21:]
         published: list[Published] = []
@@ -192,11 +249,15 @@ class TestRebuild:
 
         [held] = published
         assert [held.record] == table.load(0, [KEY])
-        assert read_record(held.record, KEY).facts[-1].kind is FactKind.HELD
-        assert version_of(held.record) > version_of(damaged), "followers pass over what is not newer"
+        assert read_record(held.record, KEY).facts[-1].kind is FactKind.QUARANTINED
+        assert version_of(held.record) > version_of(damaged), (
+            "followers pass over what is not newer"
+        )
 
     def test_a_hold_that_could_not_be_published_begins_no_life(self, table: InMemoryTable) -> None:
-        """The worker would take the table for whole after that, and the hold would never be told to anybody."""
+        """The worker would take the table for whole after that, and the hold would never be told to
+        anybody.
+        """
 
         def away(_held: object) -> None:
             raise Unavailable("The broker is away.", code="kafka.unavailable")
@@ -216,26 +277,42 @@ class TestRebuild:
 
 class TestTwoHistories:
     def test_a_later_record_of_another_history_holds_the_member(self, table: InMemoryTable) -> None:
-        """A partly lost table made it from one event alone; which of the two is right, nobody can tell."""
+        """A partly lost table made it from one event alone; which of the two is right, nobody can
+        tell.
+        """
         long, short = raw_of(folded(HOME, chose(Choice.OPT_IN, 3, on=3))), raw_of(folded(OUT))
 
-        taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, long), stored(1, short)])
+        taken(
+            table,
+            LogSpan(0, 50, 20),
+            frontier("lost", next_offset=20),
+            [stored(0, long), stored(1, short)],
+        )
 
         [raw] = table.load(0, [KEY])
         assert raw is not None
-        assert read_record(raw, KEY).facts[-1].kind is FactKind.HELD
+        assert read_record(raw, KEY).facts[-1].kind is FactKind.QUARANTINED
 
-    def test_a_late_older_record_of_the_same_history_changes_nothing(self, table: InMemoryTable) -> None:
+    def test_a_late_older_record_of_the_same_history_changes_nothing(
+        self, table: InMemoryTable
+    ) -> None:
         """A worker that was frozen publishes what was true before; that alone must hold nobody."""
         new, old = raw_of(folded(HOME, OUT)), raw_of(folded(HOME))
 
-        taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, new), stored(1, old)])
+        taken(
+            table,
+            LogSpan(0, 50, 20),
+            frontier("lost", next_offset=20),
+            [stored(0, new), stored(1, old)],
+        )
 
         assert table.load(0, [KEY]) == [new]
 
 
 class TestRefused:
-    def test_a_log_that_begins_after_what_was_committed_is_refused(self, table: InMemoryTable) -> None:
+    def test_a_log_that_begins_after_what_was_committed_is_refused(
+        self, table: InMemoryTable
+    ) -> None:
         """What lay between was never applied, and nobody would notice."""
         with pytest.raises(UnsafeSetting) as caught:
             taken(table, LogSpan(200, 300, 100), frontier("lost", next_offset=100))

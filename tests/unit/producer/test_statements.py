@@ -36,10 +36,17 @@ STATE = Kept(source="settings-web", clock=lambda: NOW)
 
 def test_each_statement_says_what_its_name_says() -> None:
     """Two that are mixed up are a decision that the member never made."""
-    out = STATE.opt_out("anna", "genai_training", legal_basis="OTHER", notice_version="n", evidence="e")
+    out = STATE.opt_out(
+        "anna", "genai_training", legal_basis="OTHER", notice_version="n", evidence="e"
+    )
     assert isinstance(out, ConsentChanged)
     assert (out.choice, out.observed_version, out.legal_basis) == (Choice.OPT_OUT, None, "OTHER")
-    assert (out.member, out.purpose, out.notice_version, out.evidence) == ("anna", "genai_training", "n", "e")
+    assert (out.member, out.purpose, out.notice_version, out.evidence) == (
+        "anna",
+        "genai_training",
+        "n",
+        "e",
+    )
     back = STATE.opt_in("anna", "genai_training", observed_version=7)
     assert isinstance(back, ConsentChanged)
     assert (back.choice, back.observed_version) == (Choice.OPT_IN, 7)
@@ -69,7 +76,9 @@ def test_a_repetition_has_the_same_id_and_the_same_time() -> None:
     """Another time under the same id is another content, which holds the member."""
     moment = datetime(2024, 10, 11, 8, 30, 0, 123456, tzinfo=UTC)
     elsewhere = moment.astimezone(timezone(timedelta(hours=8)))
-    first, second = (STATE.erase("anna", event_id=ID, effective_at=given) for given in (moment, elsewhere))
+    first, second = (
+        STATE.erase("anna", event_id=ID, effective_at=given) for given in (moment, elsewhere)
+    )
     assert first == second
     assert first.event_id == ID.bytes
     assert first.effective_at == 1_728_635_400_123_456
@@ -114,7 +123,9 @@ def test_an_outbox_row_holds_the_very_bytes_that_a_producer_sends() -> None:
         ("abacaba", ["abc", "ab", "a", "a"]),
     ],
 )
-def test_no_member_is_twice_on_its_way_and_none_out_of_order(members: str, waves: list[str]) -> None:
+def test_no_member_is_twice_on_its_way_and_none_out_of_order(
+    members: str, waves: list[str]
+) -> None:
     """Of two on their way the first may have to be sent again, and then stands after the second."""
     rows: list[Any] = [(position, None, member, b"") for position, member in enumerate(members)]
     found = _waves(rows)

@@ -1,4 +1,6 @@
-"""The records of a follower: what is found is what a dict would hold, for one key, for many, and for integers."""
+"""The records of a follower: what is found is what a dict would hold, for one key, for many, and
+for integers.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from hypothesis import strategies as st
 
 from consentry.domain.errors import InvalidInput
 from consentry.record_index import (
+    IndexRegression,
     IntegerKeys,
     Keys,
-    RecordStore,
-    Regression,
+    RecordIndex,
     Segment,
     SegmentWriter,
     TextKeys,
@@ -30,7 +32,9 @@ from consentry.record_index.keys import INTEGERS_BELOW, hash_of, mixed, numbers_
 LETTERS = "abzABZ0123456789:_-"
 MEMBERS = st.one_of(
     st.integers(0, INTEGERS_BELOW * 10).map(str),
-    st.sampled_from(["0", "00", "7", "07", "-7", "12345678", "123456789012345678", "1234567890123456789"]),
+    st.sampled_from(
+        ["0", "00", "7", "07", "-7", "12345678", "123456789012345678", "1234567890123456789"]
+    ),
     st.text(LETTERS, min_size=1, max_size=64),
 ).map(str.encode)
 """Decimals of all lengths, such as look like decimals, and others."""
@@ -40,7 +44,7 @@ def record(version: int, rest: bytes = b"") -> bytes:
     return b"\0\0\0\0\1" + version.to_bytes(8, "big") + rest
 
 
-def found(held: RecordStore, keys: Keys) -> list[bytes | None]:
+def found(held: RecordIndex, keys: Keys) -> list[bytes | None]:
     """What the columns find, as a dict would say it."""
     answers: list[bytes | None] = [None] * len(keys)
     for segment, rows, places in held.find(keys):
@@ -60,7 +64,9 @@ def test_one_key_and_a_column_of_keys_have_the_same_hashes(keys: list[bytes]) ->
 
 
 @given(st.lists(MEMBERS, max_size=40))
-def test_the_integer_of_a_text_is_the_one_that_it_is_the_plain_decimal_form_of(keys: list[bytes]) -> None:
+def test_the_integer_of_a_text_is_the_one_that_it_is_the_plain_decimal_form_of(
+    keys: list[bytes],
+) -> None:
     """'007' and '7' are two members: who takes one for the other opts out the wrong one."""
     values, is_decimal = TextKeys.of(keys).decimals()
 
@@ -79,7 +85,7 @@ def test_it_holds_what_a_dict_would_whatever_the_sizes(
     batches: list[list[tuple[bytes, int]]], recent_max: int, others: list[bytes]
 ) -> None:
     """Every answer rests on it."""
-    held, expected, told = RecordStore(), dict[bytes, bytes](), list[Regression]()
+    held, expected, told = RecordIndex(), dict[bytes, bytes](), list[IndexRegression]()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(store, "RECENT_MAX", recent_max)
         patched.setattr(store, "_SIDE_BY_SIDE", 5)
@@ -93,7 +99,11 @@ def test_it_holds_what_a_dict_would_whatever_the_sizes(
     asked = [*expected, *others]
     answers = [expected.get(key) for key in asked]
     assert found(held, TextKeys.of(asked)) == answers == [held.get(key) for key in asked]
-    numbers = [int(key) for key in asked if key.isdigit() and str(int(key)).encode() == key and int(key) < 10**18]
+    numbers = [
+        int(key)
+        for key in asked
+        if key.isdigit() and str(int(key)).encode() == key and int(key) < 10**18
+    ]
     by_number = [expected.get(b"%d" % number) for number in numbers]
     assert found(held, IntegerKeys(np.array(numbers, dtype=np.uint64))) == by_number
     assert dict(held.pairs()) == expected == dict(held)
@@ -103,15 +113,19 @@ def test_it_holds_what_a_dict_would_whatever_the_sizes(
 
 def test_an_older_version_is_told_and_not_taken() -> None:
     """A worker that was frozen may publish an opt-in again that was taken back since."""
-    held = RecordStore()
+    held = RecordIndex()
     held.apply([b"a"], [record(2)])
 
-    assert held.apply([b"a", b"b"], [record(1), record(1)]) == [Regression(b"a", record(2), record(1))]
+    assert held.apply([b"a", b"b"], [record(1), record(1)]) == [
+        IndexRegression(b"a", record(2), record(1))
+    ]
     assert dict(held) == {b"a": record(2), b"b": record(1)}
 
 
 @given(st.lists(MEMBERS, unique=True, max_size=50))
-def test_a_segment_is_the_same_after_it_was_a_file(tmp_path_factory: pytest.TempPathFactory, keys: list[bytes]) -> None:
+def test_a_segment_is_the_same_after_it_was_a_file(
+    tmp_path_factory: pytest.TempPathFactory, keys: list[bytes]
+) -> None:
     """Other processes read what one has written."""
     path = tmp_path_factory.mktemp("segment") / "records"
     segment = Segment.of(keys, [record(1, key) for key in keys])
@@ -126,7 +140,7 @@ def test_a_segment_is_the_same_after_it_was_a_file(tmp_path_factory: pytest.Temp
 
 def test_it_can_be_sent_to_another_process() -> None:
     """Ray and the loaders of PyTorch send what they are given."""
-    held = RecordStore([Segment.of([b"a", b"12"], [record(1), record(2)])])
+    held = RecordIndex([Segment.of([b"a", b"12"], [record(1), record(2)])])
     held.apply([b"b"], [record(3)])
 
     again = pickle.loads(pickle.dumps(held))  # noqa: S301 - our own bytes
@@ -165,13 +179,21 @@ def test_columns_of_every_width_and_slices_of_them_are_read(kind: pa.DataType) -
     for start in range(len(texts)):
         keys = TextKeys.of_arrow(column.slice(start))
         assert keys.to_list() == [value or b"" for value in values[start:]]
-        assert keys.valid().tolist() == [text in ("ab", "c" * 64, "0", "g" * 9) for text in texts[start:]]
+        assert keys.valid().tolist() == [
+            text in ("ab", "c" * 64, "0", "g" * 9) for text in texts[start:]
+        ]
 
 
 def test_members_whose_hashes_begin_alike_are_all_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever chooses ids can have them so; a member who is not found is nobody, and allowed by default."""
+    """Whoever chooses ids can have them so; a member who is not found is nobody, and allowed by
+    default.
+    """
     hashes = TextKeys.hashes
-    monkeypatch.setattr(TextKeys, "hashes", lambda keys, *, decimals: hashes(keys, decimals=decimals) >> np.uint64(26))
+    monkeypatch.setattr(
+        TextKeys,
+        "hashes",
+        lambda keys, *, decimals: hashes(keys, decimals=decimals) >> np.uint64(26),
+    )
     keys = [b"m-%d" % number for number in range(66_000)]
 
     segment = Segment.of(keys, [b""] * len(keys))
@@ -184,7 +206,7 @@ def test_large_merges_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Following would stand still, and every answer would be STALE."""
     monkeypatch.setattr(store, "RECENT_MAX", 10)
     monkeypatch.setattr(store, "MERGED_MAX", 50)
-    held = RecordStore([Segment.of([b"m%d" % n for n in range(100)], [record(1)] * 100)])
+    held = RecordIndex([Segment.of([b"m%d" % n for n in range(100)], [record(1)] * 100)])
 
     for start in range(0, 400, 20):
         keys = [b"m%d" % n for n in range(start, start + 20)]
@@ -220,7 +242,11 @@ def test_short_texts_have_numbers_of_their_own(texts: list[str]) -> None:
 def twins(first: bytes, other: bytes) -> tuple[bytes, bytes]:
     """Two texts of 16 bytes that begin so and have one hash: whoever chooses ids can have them."""
     states = [
-        int(mixed(np.array([16], np.uint64), np.array([int.from_bytes(one, "little")], np.uint64))[0])
+        int(
+            mixed(np.array([16], np.uint64), np.array([int.from_bytes(one, "little")], np.uint64))[
+                0
+            ]
+        )
         for one in (first, other)
     ]
     word = (states[0] ^ states[1] ^ int.from_bytes(b"12345678", "little")).to_bytes(8, "little")
@@ -230,7 +256,11 @@ def twins(first: bytes, other: bytes) -> tuple[bytes, bytes]:
 def test_keys_in_the_order_of_their_hashes_are_the_same_whatever_order_they_came_in() -> None:
     """Bundles of the same state are the same files, byte by byte."""
     pair = twins(b"m:abcdef", b"m:ghijkl")
-    keys = [*(b"m:%d" % number for number in range(500)), *(b"%d" % number for number in range(500)), *pair]
+    keys = [
+        *(b"m:%d" % number for number in range(500)),
+        *(b"%d" % number for number in range(500)),
+        *pair,
+    ]
 
     ordered = in_hash_order(keys)
 
@@ -239,8 +269,12 @@ def test_keys_in_the_order_of_their_hashes_are_the_same_whatever_order_they_came
     assert in_hash_order([]) == []
 
 
-def test_a_segment_of_members_in_the_order_of_their_hashes_sorts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sorting ten million members takes longer than all else that a trainer does before it is ready."""
+def test_a_segment_of_members_in_the_order_of_their_hashes_sorts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sorting ten million members takes longer than all else that a trainer does before it is
+    ready.
+    """
     keys = in_hash_order([b"m:%d" % number for number in range(2000)])
     monkeypatch.setattr(np, "argsort", lambda *_: pytest.fail("it sorted"))
 
@@ -249,13 +283,17 @@ def test_a_segment_of_members_in_the_order_of_their_hashes_sorts_nothing(monkeyp
     assert segment.ids.to_pylist() == keys
 
 
-@given(st.lists(MEMBERS, min_size=1, max_size=60, unique=True), st.integers(0, 60), st.integers(0, 60))
-def test_members_are_counted_once_whatever_segments_they_are_in(keys: list[bytes], first: int, second: int) -> None:
+@given(
+    st.lists(MEMBERS, min_size=1, max_size=60, unique=True), st.integers(0, 60), st.integers(0, 60)
+)
+def test_members_are_counted_once_whatever_segments_they_are_in(
+    keys: list[bytes], first: int, second: int
+) -> None:
     """Segments of a bundle share no member, those of what changed may share all."""
     ordered = in_hash_order(keys)
     newer, older = ordered[first:], ordered[:second]
 
-    held = RecordStore([Segment.of(part, [record(1)] * len(part)) for part in (newer, older)])
+    held = RecordIndex([Segment.of(part, [record(1)] * len(part)) for part in (newer, older)])
 
     assert len(held) == len({*newer, *older}) == len(dict(held))
 
@@ -265,10 +303,14 @@ def test_members_are_counted_once_whatever_segments_they_are_in(keys: list[bytes
 def test_a_segment_of_members_who_come_by_and_by_is_that_of_all_at_once(
     tmp_path_factory: pytest.TempPathFactory, is_ordered: bool, keys: list[bytes], size: int
 ) -> None:
-    """Bundles have them in the order of their hashes; an older one does not, and nobody may get another's record."""
+    """Bundles have them in the order of their hashes; an older one does not, and nobody may get
+    another's record.
+    """
     keys = in_hash_order(keys)[:: 1 if is_ordered else -1]
     values = [record(1, key) for key in keys]
-    batch = pa.record_batch([pa.array(keys, pa.binary()), pa.array(values, pa.binary())], ["ids", "records"])
+    batch = pa.record_batch(
+        [pa.array(keys, pa.binary()), pa.array(values, pa.binary())], ["ids", "records"]
+    )
     with (tmp_path_factory.mktemp("writer") / "segment").open("w+b") as file:
         writer = SegmentWriter(file)
         for start in range(0, len(keys), size):
@@ -279,17 +321,21 @@ def test_a_segment_of_members_who_come_by_and_by_is_that_of_all_at_once(
     whole = Segment.of(keys, values)
     assert segment.ids.to_pylist() == whole.ids.to_pylist()
     assert dict(segment.items()) == dict(zip(keys, values, strict=True))
-    held = RecordStore([segment])
+    held = RecordIndex([segment])
     assert found(held, TextKeys.of(keys)) == values
     assert [held.get(key) for key in keys] == values
 
 
-def test_a_segment_that_is_full_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segment_that_is_full_takes_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Offsets of 32 bits that ran over would give one member the record of another."""
     monkeypatch.setattr(writing, "BYTES_MAX", 100)
     with (tmp_path / "segment").open("w+b") as file:
         writer = SegmentWriter(file)
-        assert writer.add(pa.array([b"a"]), pa.array([record(1, b"x" * 200)])), "nobody else could take it"
+        assert writer.add(pa.array([b"a"]), pa.array([record(1, b"x" * 200)])), (
+            "nobody else could take it"
+        )
         assert not writer.add(pa.array([b"b"]), pa.array([record(1)]))
         assert dict(writer.finish().items()) == {b"a": record(1, b"x" * 200)}
     with (tmp_path / "other").open("w+b") as file:
@@ -327,8 +373,14 @@ def test_an_id_that_would_stand_behind_the_last_member_is_not_there() -> None:
     segment = Segment.of(members, [record(1)] * 1000)
     bits, last = 10, hash_of(segment.ids[-1].as_py())
     assert last >> (64 - bits) < (1 << bits) - 1, "the last bucket is empty"
-    alike = ((1 << bits) - 1) << (64 - bits) | (last >> (64 - bits - 32) & 0xFFFFFFFF) << (64 - bits - 32)
-    number = next(one for one in (integer_of_hash(alike | low) for low in range(1 << 20)) if one < INTEGERS_BELOW)
+    alike = ((1 << bits) - 1) << (64 - bits) | (last >> (64 - bits - 32) & 0xFFFFFFFF) << (
+        64 - bits - 32
+    )
+    number = next(
+        one
+        for one in (integer_of_hash(alike | low) for low in range(1 << 20))
+        if one < INTEGERS_BELOW
+    )
     assert hash_of(b"%d" % number) >> 22 == alike >> 22
 
     for keys in (TextKeys.of([b"%d" % number]), IntegerKeys(np.array([number], np.uint64))):
@@ -351,8 +403,12 @@ def test_an_id_that_would_stand_behind_the_last_member_is_not_there() -> None:
         {"buffers": None},
     ],
 )
-def test_a_file_whose_head_was_altered_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    """What is mapped is believed: a wrong length is another member's record, or the end of the process."""
+def test_a_file_whose_head_was_altered_is_refused(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    """What is mapped is believed: a wrong length is another member's record, or the end of the
+    process.
+    """
     path = tmp_path / "segment"
     Segment.of([b"a", b"b", b"c"], [record(1)] * 3).save(path)
     content = path.read_bytes()

@@ -19,13 +19,26 @@ INSTANT_DOC = "When, in microseconds since 1970-01-01 UTC, between 1979 and 3111
 
 def field(name: str, kind: Any = "string", **changed: Any) -> dict[str, Any]:
     """A field that breaks no rule, changed; `...` takes a key away."""
-    plain = {"name": name, "type": kind, "default": "", "doc": "Why it is there.", "pii": "none", "pattern": "^[a-z]+$"}
+    plain = {
+        "name": name,
+        "type": kind,
+        "default": "",
+        "doc": "Why it is there.",
+        "pii": "none",
+        "pattern": "^[a-z]+$",
+    }
     return {key: value for key, value in (plain | changed).items() if value is not ...}
 
 
 def record(*fields: dict[str, Any], **changed: Any) -> dict[str, Any]:
     """A record that breaks no rule, changed."""
-    plain = {"type": "record", "name": "Thing", "namespace": "consentry", "doc": "A thing.", "fields": list(fields)}
+    plain = {
+        "type": "record",
+        "name": "Thing",
+        "namespace": "consentry",
+        "doc": "A thing.",
+        "fields": list(fields),
+    }
     return {key: value for key, value in (plain | changed).items() if value is not ...}
 
 
@@ -41,8 +54,16 @@ def array(items: Any) -> dict[str, Any]:
 
 def symbols(*names: str, **changed: Any) -> dict[str, Any]:
     """A field of an enum that breaks no rule, changed."""
-    kind = {"type": "enum", "name": "Word", "symbols": list(names), "default": names[0], "doc": "Words."} | changed
-    return field("word", {key: value for key, value in kind.items() if value is not ...}, default=names[0])
+    kind = {
+        "type": "enum",
+        "name": "Word",
+        "symbols": list(names),
+        "default": names[0],
+        "doc": "Words.",
+    } | changed
+    return field(
+        "word", {key: value for key, value in kind.items() if value is not ...}, default=names[0]
+    )
 
 
 def instant(doc: str, name: str = "effective_at") -> dict[str, Any]:
@@ -55,7 +76,12 @@ FIXED = {"type": "fixed", "name": "Id", "size": 16, "doc": "An id."}
 CHOICE = symbols("OPT_OUT", "OPT_IN", "UNKNOWN")
 NOTHING = inner("Nothing", field("a", "null", default=None))
 PAIR = inner(
-    "Pair", field("other", ["null", inner("Other", field("pair", ["null", "Pair"], default=None))], default=None)
+    "Pair",
+    field(
+        "other",
+        ["null", inner("Other", field("pair", ["null", "Pair"], default=None))],
+        default=None,
+    ),
 )
 
 BREAKS: list[tuple[str, str, dict[str, Any], bool]] = [
@@ -64,8 +90,18 @@ BREAKS: list[tuple[str, str, dict[str, Any], bool]] = [
     ("an enum without doc", "L03", record(symbols("OPT_OUT", "UNKNOWN", doc=...)), False),
     ("an empty record", "L04", record(), False),
     ("items of null", "L04", record(field("a", array("null"), default=[]), MEMBER), False),
-    ("items of an empty record", "L04", record(field("a", array(inner("No")), default=[]), MEMBER), False),
-    ("items of a record of null", "L04", record(field("a", array(NOTHING), default=[]), MEMBER), False),
+    (
+        "items of an empty record",
+        "L04",
+        record(field("a", array(inner("No")), default=[]), MEMBER),
+        False,
+    ),
+    (
+        "items of a record of null",
+        "L04",
+        record(field("a", array(NOTHING), default=[]), MEMBER),
+        False,
+    ),
     (
         "items of no size, by name",
         "L04",
@@ -75,8 +111,18 @@ BREAKS: list[tuple[str, str, dict[str, Any], bool]] = [
     ("no pii annotation", "L05", record(field("a", pii=...)), False),
     ("an unknown pii annotation", "L05", record(field("a", pii="some")), False),
     ("no default", "L06", record(field("a", default=...)), False),
-    ("a flag that defaults to true", "L07", record(field("granted", "boolean", default=True)), False),
-    ("a union that defaults to true", "L07", record(field("granted", ["boolean", "null"], default=True)), False),
+    (
+        "a flag that defaults to true",
+        "L07",
+        record(field("granted", "boolean", default=True)),
+        False,
+    ),
+    (
+        "a union that defaults to true",
+        "L07",
+        record(field("granted", ["boolean", "null"], default=True)),
+        False,
+    ),
     ("an enum that defaults to OPT_IN", "L07", record(CHOICE | {"default": "OPT_IN"}), False),
     (
         "a named enum that defaults to OPT_IN",
@@ -85,36 +131,86 @@ BREAKS: list[tuple[str, str, dict[str, Any], bool]] = [
         False,
     ),
     ("a string that defaults to OPT_IN", "L07", record(field("choice", default="OPT_IN")), False),
-    ("a jurisdiction that defaults to everywhere", "L07", record(field("jurisdiction", default="*")), False),
-    ("a jurisdiction that defaults to a country", "L07", record(field("jurisdiction", default="US")), False),
-    ("places that default to a country", "L07", record(field("jurisdictions", array("string"), default=["US"])), False),
+    (
+        "a jurisdiction that defaults to everywhere",
+        "L07",
+        record(field("jurisdiction", default="*")),
+        False,
+    ),
+    (
+        "a jurisdiction that defaults to a country",
+        "L07",
+        record(field("jurisdiction", default="US")),
+        False,
+    ),
+    (
+        "places that default to a country",
+        "L07",
+        record(field("jurisdictions", array("string"), default=["US"])),
+        False,
+    ),
     ("a float", "L08", record(field("score", "double", default=0.0)), False),
     ("an array of floats", "L08", record(field("scores", array("float"), default=[])), False),
     ("a record in itself", "L09", record(field("next", ["null", "Thing"], default=None)), False),
-    ("a record in itself by full name", "L09", record(field("next", ["null", "consentry.Thing"], default=None)), False),
-    ("a record in itself by way of an array", "L09", record(field("next", array("Thing"), default=[]), MEMBER), False),
-    ("two records in each other", "L09", record(field("pair", ["null", PAIR], default=None)), False),
+    (
+        "a record in itself by full name",
+        "L09",
+        record(field("next", ["null", "consentry.Thing"], default=None)),
+        False,
+    ),
+    (
+        "a record in itself by way of an array",
+        "L09",
+        record(field("next", array("Thing"), default=[]), MEMBER),
+        False,
+    ),
+    (
+        "two records in each other",
+        "L09",
+        record(field("pair", ["null", PAIR], default=None)),
+        False,
+    ),
     (
         "a logical timestamp",
         "L10",
         record(field("a", {"type": "long", "logicalType": "timestamp-micros"}, default=0)),
         False,
     ),
-    ("a logical date", "L10", record(field("a", {"type": "int", "logicalType": "date"}, default=0)), False),
+    (
+        "a logical date",
+        "L10",
+        record(field("a", {"type": "int", "logicalType": "date"}, default=0)),
+        False,
+    ),
     (
         "a map in a member event",
         "L11",
         record(field("tags", {"type": "map", "values": "string"}, default={}), MEMBER),
         True,
     ),
-    ("an array in a member event", "L11", record(field("tags", ["null", array("string")], default=None), MEMBER), True),
+    (
+        "an array in a member event",
+        "L11",
+        record(field("tags", ["null", array("string")], default=None), MEMBER),
+        True,
+    ),
     ("a permissive symbol first", "L12", record(symbols("OPT_IN", "UNKNOWN")), False),
     ("a symbol first that nobody judged", "L12", record(symbols("MAYBE", "UNKNOWN")), False),
     ("an enum without UNKNOWN last", "L13", record(symbols("OPT_OUT", "UNKNOWN", "OPT_IN")), False),
     ("an enum without default", "L14", record(symbols("OPT_OUT", "UNKNOWN", default=...)), False),
-    ("an enum that defaults to UNKNOWN", "L14", record(symbols("OPT_OUT", "UNKNOWN", default="UNKNOWN")), False),
+    (
+        "an enum that defaults to UNKNOWN",
+        "L14",
+        record(symbols("OPT_OUT", "UNKNOWN", default="UNKNOWN")),
+        False,
+    ),
     ("a member that is not last", "L15", record(MEMBER, field("source")), True),
-    ("a fixed width after a variable one", "L16", record(field("source"), field("id", FIXED), MEMBER), True),
+    (
+        "a fixed width after a variable one",
+        "L16",
+        record(field("source"), field("id", FIXED), MEMBER),
+        True,
+    ),
     (
         "a flag after a number, whose bytes differ in count",
         "L16",
@@ -122,12 +218,37 @@ BREAKS: list[tuple[str, str, dict[str, Any], bool]] = [
         True,
     ),
     ("an instant without unit", "L17", record(instant("When it holds.")), False),
-    ("an optional instant without unit", "L17", record(field("until", ["null", "long"], default=None)), False),
-    ("an instant without window", "L18", record(instant(INSTANT_DOC.replace("1979", "1980")), MEMBER), True),
+    (
+        "an optional instant without unit",
+        "L17",
+        record(field("until", ["null", "long"], default=None)),
+        False,
+    ),
+    (
+        "an instant without window",
+        "L18",
+        record(instant(INSTANT_DOC.replace("1979", "1980")), MEMBER),
+        True,
+    ),
     ("a string without pattern", "L19", record(field("a", pattern=...)), False),
-    ("items without pattern", "L19", record(field("a", ["null", array("string")], pattern=..., default=None)), False),
-    ("a key that is free text", "L19", record(field("subscriber", pattern=..., text="free")), False),
-    ("a spelt-out string without pattern", "L19", record(field("a", {"type": "string"}, pattern=...)), False),
+    (
+        "items without pattern",
+        "L19",
+        record(field("a", ["null", array("string")], pattern=..., default=None)),
+        False,
+    ),
+    (
+        "a key that is free text",
+        "L19",
+        record(field("subscriber", pattern=..., text="free")),
+        False,
+    ),
+    (
+        "a spelt-out string without pattern",
+        "L19",
+        record(field("a", {"type": "string"}, pattern=...)),
+        False,
+    ),
     (
         "items of items without pattern",
         "L19",
@@ -136,7 +257,12 @@ BREAKS: list[tuple[str, str, dict[str, Any], bool]] = [
     ),
     ("a pattern that begins anywhere", "L19", record(field("a", pattern="[a-z]+$")), False),
     ("a pattern that is none", "L19", record(field("a", pattern="^[a-z$")), False),
-    ("an enum at the top", "L21", {"type": "enum", "name": "Thing", "symbols": ["OPT_OUT", "UNKNOWN"]}, False),
+    (
+        "an enum at the top",
+        "L21",
+        {"type": "enum", "name": "Thing", "symbols": ["OPT_OUT", "UNKNOWN"]},
+        False,
+    ),
     ("a type that does not exist", "L21", record(field("a", "strin")), False),
 ]
 
@@ -156,9 +282,13 @@ def test_a_schema_that_breaks_no_rule_has_no_findings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "schema", "is_member_event"), [case[1:] for case in BREAKS], ids=[case[0] for case in BREAKS]
+    ("code", "schema", "is_member_event"),
+    [case[1:] for case in BREAKS],
+    ids=[case[0] for case in BREAKS],
 )
-def test_a_schema_that_breaks_a_rule_is_found(code: str, schema: dict[str, Any], is_member_event: bool) -> None:
+def test_a_schema_that_breaks_a_rule_is_found(
+    code: str, schema: dict[str, Any], is_member_event: bool
+) -> None:
     """Each rule stands for an input that was read as a grant, or that ended the process."""
     codes = {finding.code for finding in lint_schema(schema, is_member_event=is_member_event)}
 
@@ -169,7 +299,11 @@ def test_a_schema_that_breaks_a_rule_is_found(code: str, schema: dict[str, Any],
 
 def test_the_fields_of_member_events_stand_in_the_order_of_the_columns_only_there() -> None:
     """Controls are few and read one by one: the rule is not theirs."""
-    schema = record(field("source"), field("id", FIXED), field("tags", {"type": "map", "values": "string"}, default={}))
+    schema = record(
+        field("source"),
+        field("id", FIXED),
+        field("tags", {"type": "map", "values": "string"}, default={}),
+    )
 
     assert lint_schema(schema, is_member_event=False) == []
 
@@ -213,13 +347,19 @@ class TestPackage:
         assert new_findings(package) == [("L11", "MemberErased.tags")]
 
     @pytest.mark.parametrize(
-        "part", [inner("Terms", field("a")), {"type": "enum", "name": "Choice", "symbols": ["OPT_OUT", "UNKNOWN"]}]
+        "part",
+        [
+            inner("Terms", field("a")),
+            {"type": "enum", "name": "Choice", "symbols": ["OPT_OUT", "UNKNOWN"]},
+        ],
     )
     def test_one_name_for_two_things_is_found(self, package: Path, part: dict[str, Any]) -> None:
         """A record is resolved by its name: two of one name are read for each other."""
         file = package / "avro" / "Receipt.avsc"
         schema = json.loads(file.read_text())
-        part = part | ({"default": "OPT_OUT", "doc": "Two words."} if part["type"] == "enum" else {})
+        part = part | (
+            {"default": "OPT_OUT", "doc": "Two words."} if part["type"] == "enum" else {}
+        )
         schema["fields"].append(field("part", ["null", part], default=None))
         file.write_text(json.dumps(schema))
 

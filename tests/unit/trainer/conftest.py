@@ -6,16 +6,16 @@ import pytest
 from tests.strategies import policy, terms
 
 from consentry.domain.controls import Controls
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 PARTITIONS = 4
 
 
 @pytest.fixture
-def view() -> View:
+def snapshot() -> Snapshot:
     """Nobody is known yet; one policy allows the purpose everywhere."""
-    view = View(PARTITIONS, iso_jurisdictions())
-    view.apply_control(policy(900, terms("*"), on=0))
-    assert isinstance(view.controls, Controls)
-    return view
+    snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
+    snapshot.apply_control(policy(900, terms("*"), on=0))
+    assert isinstance(snapshot.controls, Controls)
+    return snapshot

@@ -1,4 +1,6 @@
-"""Hooks: told of every narrowing, on threads of their own, and what they cannot be told in full they are told of."""
+"""Hooks: told of every narrowing, on threads of their own, and what they cannot be told in full
+they are told of.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.events import MemberEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros, Reason
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.hooks import MEMBERS_MAX, Cause, Differences, Exclusion, Hooks, State
 from consentry.wire.frames import frame
 from consentry.wire.frontiers import Frontier
@@ -47,10 +49,10 @@ PARTITIONS = 4
 class Trainer:
     """What follows, reduced to what the hooks see of it."""
 
-    def __init__(self, view: View, **options: float) -> None:
-        self.view = view
+    def __init__(self, snapshot: Snapshot, **options: float) -> None:
+        self.snapshot = snapshot
         self.orders: list[PurgeOrder] = []
-        self.hooks = Hooks(view, lambda: list(self.orders), clock=lambda: day(30), **options)  # type: ignore[arg-type]
+        self.hooks = Hooks(snapshot, lambda: list(self.orders), clock=lambda: day(30), **options)  # type: ignore[arg-type]
 
     def records(self, *events: MemberEvent, of: str = MEMBER) -> None:
         """Apply a member's record after these events."""
@@ -66,24 +68,24 @@ class Trainer:
                     keys.append(member.encode())
                     values.append(write_record(replace(record, member=MemberId(member)), frame(1)))
             earlier = self.hooks.before(keys)
-            self.view.apply_records(partition, keys, values)
+            self.snapshot.apply_records(partition, keys, values)
             self.hooks.after(earlier, keys, values)
 
     def control(self, control: Control) -> None:
         """Apply a control."""
-        self.view.apply_control(control)
+        self.snapshot.apply_control(control)
         self.hooks.changed()
 
     def frontier(self, partition: int, *, tainted: bool) -> None:
         """Apply a frontier."""
-        self.view.apply_frontier(Frontier(partition, "life", day(29), 0, 0, 0, tainted))
+        self.snapshot.apply_frontier(Frontier(partition, "life", day(29), 0, 0, 0, tainted))
         self.hooks.look()
 
 
 @pytest.fixture
-def trainer(view: View) -> Iterator[Trainer]:
+def trainer(snapshot: Snapshot) -> Iterator[Trainer]:
     """One that follows the small world, with nobody known."""
-    trainer = Trainer(view)
+    trainer = Trainer(snapshot)
     yield trainer
     trainer.hooks.stop()
 
@@ -102,7 +104,13 @@ OUT = chose(Choice.OPT_OUT, 2, on=2)
 
 def order(name: str) -> PurgeOrder:
     """An open order."""
-    return PurgeOrder(order_id=name, because=PurgeReason.ERASURE, recorded_at=day(1), due_at=day(40), member=MEMBER)
+    return PurgeOrder(
+        order_id=name,
+        because=PurgeReason.ERASURE,
+        recorded_at=day(1),
+        due_at=day(40),
+        member=MEMBER,
+    )
 
 
 class TestExclusions:
@@ -117,10 +125,18 @@ class TestExclusions:
 
         wait_for(lambda: found)
         assert found == [
-            Exclusion(purpose=PURPOSE, cause=Cause.RECORD, at=day(30), reason=Reason.OPTED_OUT, members=(MEMBER,))
+            Exclusion(
+                purpose=PURPOSE,
+                cause=Cause.RECORD,
+                at=day(30),
+                reason=Reason.OPTED_OUT,
+                members=(MEMBER,),
+            )
         ]
 
-    def test_what_was_so_before_it_was_ready_and_what_widens_is_not_told(self, trainer: Trainer) -> None:
+    def test_what_was_so_before_it_was_ready_and_what_widens_is_not_told(
+        self, trainer: Trainer
+    ) -> None:
         """Millions of old opt-outs at every start would drown the one that is new."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
@@ -148,7 +164,9 @@ class TestExclusions:
         wait_for(lambda: found)
         assert [one.members for one in found] == [("other",)]
 
-    def test_an_opt_out_announced_for_later_is_told_at_once_with_its_time(self, trainer: Trainer) -> None:
+    def test_an_opt_out_announced_for_later_is_told_at_once_with_its_time(
+        self, trainer: Trainer
+    ) -> None:
         """When its day comes no message does."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
@@ -164,7 +182,12 @@ class TestExclusions:
         """A pause of a country with a million members must not become a million calls."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
-        trainer.many({f"m{number}": (moved("HK", number + 1, on=1, member=f"m{number}"),) for number in range(50)})
+        trainer.many(
+            {
+                f"m{number}": (moved("HK", number + 1, on=1, member=f"m{number}"),)
+                for number in range(50)
+            }
+        )
         trainer.hooks.ready()
 
         hong_kong = pause(99, "HK", on=31, reach=Reach.PRIOR_AND_FUTURE)
@@ -172,7 +195,9 @@ class TestExclusions:
         trainer.control(hong_kong)
 
         wait_for(lambda: found)
-        assert found == [Exclusion(purpose=PURPOSE, cause=Cause.CONTROL, at=day(31), control=hong_kong)]
+        assert found == [
+            Exclusion(purpose=PURPOSE, cause=Cause.CONTROL, at=day(31), control=hong_kong)
+        ]
 
     @pytest.mark.parametrize(
         ("control", "is_told"),
@@ -198,7 +223,9 @@ class TestExclusions:
         wait_for(lambda: found and getattr(found[-1].control, "pause", "") == "last")
         assert (len(found) == 2) == is_told
 
-    def test_an_unreadable_event_of_nobody_known_is_told_for_its_partition_once(self, trainer: Trainer) -> None:
+    def test_an_unreadable_event_of_nobody_known_is_told_for_its_partition_once(
+        self, trainer: Trainer
+    ) -> None:
         """All members of that partition are held from then on."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
@@ -227,11 +254,11 @@ class TestExclusions:
         damaged = raw[:20] + bytes((raw[20] ^ 1,)) + raw[21:]
 
         earlier = trainer.hooks.before([key])
-        trainer.view.apply_records(home, [key], [damaged])
+        trainer.snapshot.apply_records(home, [key], [damaged])
         trainer.hooks.after(earlier, [key], [damaged])
 
         wait_for(lambda: found)
-        assert (found[0].reason, found[0].members) == (Reason.HELD, (MEMBER,))
+        assert (found[0].reason, found[0].members) == (Reason.QUARANTINED, (MEMBER,))
 
     def test_a_long_list_of_members_comes_in_parts(self, trainer: Trainer) -> None:
         """One call with all of them could be more than its reader can hold."""
@@ -253,7 +280,9 @@ class TestExclusions:
 
 
 class TestThreads:
-    def test_a_hook_that_sleeps_or_raises_delays_neither_the_follower_nor_other_hooks(self, trainer: Trainer) -> None:
+    def test_a_hook_that_sleeps_or_raises_delays_neither_the_follower_nor_other_hooks(
+        self, trainer: Trainer
+    ) -> None:
         """Freshness would be lost, and all training with it, because somebody's cache is slow."""
         asleep, wake = threading.Event(), threading.Event()
         found: list[Exclusion] = []
@@ -296,9 +325,13 @@ class TestThreads:
 
         wait_for(lambda: len(found) == 2)
 
-    def test_more_than_waits_for_a_slow_hook_becomes_one_event_that_says_so(self, view: View) -> None:
-        """What is dropped without a word is trained on; what is kept without a bound ends the process."""
-        trainer = Trainer(view, waiting_max=10)
+    def test_more_than_waits_for_a_slow_hook_becomes_one_event_that_says_so(
+        self, snapshot: Snapshot
+    ) -> None:
+        """What is dropped without a word is trained on; what is kept without a bound ends the
+        process.
+        """
+        trainer = Trainer(snapshot, waiting_max=10)
         asleep, wake = threading.Event(), threading.Event()
         found: list[Exclusion] = []
 
@@ -311,7 +344,9 @@ class TestThreads:
         trainer.hooks.ready()
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="first"), of="first")
         assert asleep.wait(10)
-        trainer.many({f"m{n}": (chose(Choice.OPT_OUT, 2, on=2, member=f"m{n}"),) for n in range(100)})
+        trainer.many(
+            {f"m{n}": (chose(Choice.OPT_OUT, 2, on=2, member=f"m{n}"),) for n in range(100)}
+        )
         wake.set()
 
         wait_for(lambda: any(one.cause is Cause.MANY for one in found))
@@ -345,7 +380,7 @@ class TestThreads:
             records = [record for events in (back_in, out_again) if (record := folded(*events))]
             keys, values = [key, key], [write_record(record, frame(1)) for record in records]
             earlier = trainer.hooks.before(keys)
-            trainer.view.apply_records(home, keys, values)
+            trainer.snapshot.apply_records(home, keys, values)
             trainer.hooks.after(earlier, keys, values)
         else:
             trainer.records(*back_in)
@@ -355,7 +390,9 @@ class TestThreads:
         wait_for(lambda: found[-1].members == (MEMBER,))
         assert found[-1].reason is Reason.OPTED_OUT
 
-    def test_a_member_who_changes_without_end_while_a_hook_sleeps_costs_a_bound(self, trainer: Trainer) -> None:
+    def test_a_member_who_changes_without_end_while_a_hook_sleeps_costs_a_bound(
+        self, trainer: Trainer
+    ) -> None:
         """A test account in a loop would otherwise fill the memory of every trainer."""
         asleep, wake = threading.Event(), threading.Event()
         found: list[Exclusion] = []
@@ -399,7 +436,9 @@ class TestThreads:
 
 
 class TestOrdersAndControls:
-    def test_each_open_order_is_told_once_also_those_that_were_open_at_the_start(self, trainer: Trainer) -> None:
+    def test_each_open_order_is_told_once_also_those_that_were_open_at_the_start(
+        self, trainer: Trainer
+    ) -> None:
         """An order that nobody is told of is overdue in thirty days."""
         found: list[str] = []
 
@@ -420,9 +459,9 @@ class TestOrdersAndControls:
         trainer.hooks.changed()
         wait_for(lambda: found == ["a", "b", "c"])
 
-    def test_an_order_whose_hook_raised_is_told_again(self, view: View) -> None:
+    def test_an_order_whose_hook_raised_is_told_again(self, snapshot: Snapshot) -> None:
         """Deleting is a duty: a store that was away for a moment must not cost it."""
-        trainer = Trainer(view, retry_seconds=0.02)
+        trainer = Trainer(snapshot, retry_seconds=0.02)
         found: list[str] = []
 
         @trainer.hooks.on_purge_order
@@ -439,9 +478,11 @@ class TestOrdersAndControls:
         assert found == ["a"] * 3
         trainer.hooks.stop()
 
-    def test_an_order_that_was_settled_meanwhile_is_not_told_again(self, view: View) -> None:
+    def test_an_order_that_was_settled_meanwhile_is_not_told_again(
+        self, snapshot: Snapshot
+    ) -> None:
         """Somebody would look for what is gone."""
-        trainer = Trainer(view, retry_seconds=0.05)
+        trainer = Trainer(snapshot, retry_seconds=0.05)
         found: list[str] = []
 
         @trainer.hooks.on_purge_order
@@ -473,7 +514,9 @@ class TestOrdersAndControls:
         wait_for(lambda: len(found) == 2)
         assert found[0] == end
 
-    def test_a_hook_that_is_added_later_is_told_of_open_orders_but_not_of_old_controls(self, trainer: Trainer) -> None:
+    def test_a_hook_that_is_added_later_is_told_of_open_orders_but_not_of_old_controls(
+        self, trainer: Trainer
+    ) -> None:
         """Notebooks register hooks when the client has long been ready."""
         orders: list[PurgeOrder] = []
         controls: list[Control] = []
@@ -503,7 +546,13 @@ def _rows() -> list[Row | None]:
 
 _CONTROLS: list[Control] = [
     policy(901, terms("*"), terms("DE", regime=Regime.OPT_IN), on=0),
-    policy(902, terms("HK", categories=("posts",)), terms("US-CA", collected_from=day(5)), on=0, effective=1),
+    policy(
+        902,
+        terms("HK", categories=("posts",)),
+        terms("US-CA", collected_from=day(5)),
+        on=0,
+        effective=1,
+    ),
     pause(903, "HK", on=2, name="a"),
     pause(904, "EEA", on=2, name="b", categories=("photos",)),
     lift(905, on=12, name="a", opt_ins=OptIns.VOID),
@@ -512,21 +561,23 @@ _CONTROLS: list[Control] = [
 
 
 class TestDifferences:
-    @given(history=histories(size_max=6), seed=st.integers(0, 2**32), picked=st.sets(st.integers(0, 5)))
+    @given(
+        history=histories(size_max=6), seed=st.integers(0, 2**32), picked=st.sets(st.integers(0, 5))
+    )
     def test_whoever_is_excluded_from_any_row_that_was_allowed_is_found(
         self, history: list[MemberEvent], seed: int, picked: set[int]
     ) -> None:
         """An exclusion that is not told is one that somebody's cache never learns of."""
-        view = View(PARTITIONS, WORLD)
+        snapshot = Snapshot(PARTITIONS, WORLD)
         for number in sorted(picked | {0}):
-            view.apply_control(_CONTROLS[number])
+            snapshot.apply_control(_CONTROLS[number])
         after = [*history, random_event(Random(seed), len(history) + 1)]
         key, home = MEMBER.encode(), partition_of(MEMBER.encode(), PARTITIONS)
         question = {"purpose": PURPOSE, "known_at": Micros(1 << 62), "stale_detail": ""}
 
         def answers() -> dict[tuple[Row | None, Micros], bool]:
             return {
-                (row, at): view.decide(MemberId(MEMBER), row, at=at, **question).allowed  # type: ignore[arg-type]
+                (row, at): snapshot.decide(MemberId(MEMBER), row, at=at, **question).allowed  # type: ignore[arg-type]
                 for row in _rows()
                 for at in (day(14), day(60))
             }
@@ -534,10 +585,10 @@ class TestDifferences:
         for events in (history, after):
             record = folded(*events)
             assert record is not None
-            earlier = [(view.records.get(key), view.is_held(key))]
+            earlier = [(snapshot.records.get(key), snapshot.is_quarantined(key))]
             before = answers()
-            view.apply_records(home, [key], [write_record(record, frame(1))])
-        found = Differences(view, PURPOSE).found(key, earlier, day(14))
+            snapshot.apply_records(home, [key], [write_record(record, frame(1))])
+        found = Differences(snapshot, PURPOSE).found(key, earlier, day(14))
 
         narrowed = [asked for asked, allowed in answers().items() if before[asked] and not allowed]
         assert found is not None or not narrowed
@@ -551,26 +602,30 @@ class TestDifferences:
             moved("US-CA", 3, on=3),
         ],
     )
-    def test_what_excludes_nobody_is_not_found(self, view: View, event: MemberEvent) -> None:
+    def test_what_excludes_nobody_is_not_found(
+        self, snapshot: Snapshot, event: MemberEvent
+    ) -> None:
         """If everything were found, the promise above would be worth nothing."""
         home = partition_of(MEMBER.encode(), PARTITIONS)
         earlier: list[State] = []
         for events in ([US], [US, event]):
             record = folded(*events)
             assert record is not None
-            earlier = [(view.records.get(MEMBER.encode()), False)]
-            view.apply_records(home, [MEMBER.encode()], [write_record(record, frame(1))])
+            earlier = [(snapshot.records.get(MEMBER.encode()), False)]
+            snapshot.apply_records(home, [MEMBER.encode()], [write_record(record, frame(1))])
 
-        assert Differences(view, PURPOSE).found(MEMBER.encode(), earlier, day(30)) is None
+        assert Differences(snapshot, PURPOSE).found(MEMBER.encode(), earlier, day(30)) is None
 
-    def test_a_minor_where_nobody_asks_for_age_is_found_all_the_same(self, view: View) -> None:
+    def test_a_minor_where_nobody_asks_for_age_is_found_all_the_same(
+        self, snapshot: Snapshot
+    ) -> None:
         """Rows of another place may ask for it."""
         home = partition_of(MEMBER.encode(), PARTITIONS)
         for events in ([US], [US, moved("US", 3, on=3, age_band=AgeBand.MINOR)]):
             record = folded(*events)
             assert record is not None
-            earlier = [(view.records.get(MEMBER.encode()), False)]
-            view.apply_records(home, [MEMBER.encode()], [write_record(record, frame(1))])
+            earlier = [(snapshot.records.get(MEMBER.encode()), False)]
+            snapshot.apply_records(home, [MEMBER.encode()], [write_record(record, frame(1))])
 
-        found = Differences(view, PURPOSE).found(MEMBER.encode(), earlier, day(30))
+        found = Differences(snapshot, PURPOSE).found(MEMBER.encode(), earlier, day(30))
         assert found == (Reason.OUTSIDE_TERMS, day(30))

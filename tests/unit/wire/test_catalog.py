@@ -8,7 +8,13 @@ import pytest
 from tests.strategies import NAMESPACE, new_catalog
 
 from consentry.domain.errors import Refused, Unavailable, UndecodableEvent
-from consentry.wire.catalog import REGISTRY_CALLS_PER_SECOND_MAX, Catalog, InMemoryRegistry, load_catalog, register_all
+from consentry.wire.catalog import (
+    REGISTRY_CALLS_PER_SECOND_MAX,
+    Catalog,
+    InMemoryRegistry,
+    load_catalog,
+    register_all,
+)
 from consentry.wire.schemas import Schema, schemas, topics
 
 EVENTS = topics()["member-events"].records
@@ -62,7 +68,9 @@ class TestCatalog:
     def test_unknown_ids_are_asked_for_ten_times_a_second_at_most(
         self, catalog: Catalog, registry: CountingRegistry
     ) -> None:
-        """A flood of invented ids must not become a flood at the registry, nor slow good events down."""
+        """A flood of invented ids must not become a flood at the registry, nor slow good events
+        down.
+        """
         for schema_id in range(1000, 1200):
             with pytest.raises(UndecodableEvent):
                 catalog.name_of(schema_id, allowed=EVENTS)
@@ -70,7 +78,9 @@ class TestCatalog:
         # The second may change while we ask.
         assert registry.asked <= 2 * REGISTRY_CALLS_PER_SECOND_MAX
 
-    def test_an_unknown_id_is_asked_for_once(self, catalog: Catalog, registry: CountingRegistry) -> None:
+    def test_an_unknown_id_is_asked_for_once(
+        self, catalog: Catalog, registry: CountingRegistry
+    ) -> None:
         """One broken producer sends the same id a million times."""
         for _ in range(5):
             with pytest.raises(UndecodableEvent):
@@ -89,7 +99,9 @@ class TestCatalog:
 
         assert registry.asked == 1
 
-    def test_a_registry_that_is_away_is_asked_again_later(self, catalog: Catalog, registry: CountingRegistry) -> None:
+    def test_a_registry_that_is_away_is_asked_again_later(
+        self, catalog: Catalog, registry: CountingRegistry
+    ) -> None:
         """What could not be looked up is not thereby unknown for ever."""
         catalog.away_seconds = 0.0
         other = registry.register("other", schema_of(schemas()["MemberErased"].text + "\n"))
@@ -114,7 +126,9 @@ class TestCatalog:
     def test_a_schema_that_is_not_ours_is_refused_whatever_it_is(
         self, catalog: Catalog, registry: CountingRegistry, text: str
     ) -> None:
-        """A registry is shared: somebody's Protobuf id must not end the worker, nor swap two symbols."""
+        """A registry is shared: somebody's Protobuf id must not end the worker, nor swap two
+        symbols.
+        """
         other = registry.register("other", schema_of(text))
 
         with pytest.raises(UndecodableEvent) as caught:
@@ -124,7 +138,9 @@ class TestCatalog:
 
     def test_a_registry_without_our_schemas_is_named_before_anything_starts(self) -> None:
         """A worker that started without ids would hold every member there is."""
-        with pytest.raises(Refused, match=r"consentry\.controls-consentry\.PauseImposed.*schemas register"):
+        with pytest.raises(
+            Refused, match=r"consentry\.controls-consentry\.PauseImposed.*schemas register"
+        ):
             load_catalog(InMemoryRegistry(), NAMESPACE)
 
     def test_registering_twice_gives_the_same_ids(self, registry: CountingRegistry) -> None:

@@ -14,7 +14,11 @@ from consentry.domain.values import MemberId
 from consentry.wire.cloudevents import event_headers
 
 EVENT = MemberErased(
-    event_id=identity(1), member=MemberId("m:42"), effective_at=day(1), recorded_at=day(1), source="settings-web"
+    event_id=identity(1),
+    member=MemberId("m:42"),
+    effective_at=day(1),
+    recorded_at=day(1),
+    source="settings-web",
 )
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -32,7 +36,9 @@ def test_an_event_has_the_attributes_that_cloud_events_asks_for() -> None:
 
 @given(event=member_events_on_the_wire())
 def test_the_id_is_the_events_and_the_source_a_reference_without_spaces(event: SentEvent) -> None:
-    """Tools tell repetitions by the id; a source that is no URI reference makes the whole event invalid."""
+    """Tools tell repetitions by the id; a source that is no URI reference makes the whole event
+    invalid.
+    """
     headers = dict(event_headers(event))
     assert headers["ce_id"].decode() == str(uuid.UUID(bytes=event.event_id))
     assert headers["ce_source"].isascii()

@@ -1,4 +1,6 @@
-"""Controls, orders, receipts and frontiers: what is written is read back, and what cannot be read stops everything."""
+"""Controls, orders, receipts and frontiers: what is written is read back, and what cannot be read
+stops everything.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ from consentry.domain.values import Micros, Reason
 from consentry.wire.controls import control_key, read_control, read_control_or_pause, write_control
 from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.frontiers import Frontier, read_frontier, readable_frontiers, write_frontier
-from consentry.wire.messages import Stored
+from consentry.wire.messages import StoredMessage
 from consentry.wire.purge_orders import read_order, read_receipt, write_order, write_receipt
 from consentry.wire.schemas import schema
 
@@ -108,13 +110,21 @@ class TestRoundTrips:
 
     def test_a_large_policy_is_read_back_or_never_written(self) -> None:
         """It would be accepted at the desk, and then pause everything as unreadable."""
-        large = policy(1, *(terms("US-CA", "HK", "EEA", purpose=f"purpose-{number}") for number in range(1200)), on=1)
+        large = policy(
+            1,
+            *(terms("US-CA", "HK", "EEA", purpose=f"purpose-{number}") for number in range(1200)),
+            on=1,
+        )
 
         assert read_control(write_control(large, CATALOG), CATALOG) == large
 
     def test_a_policy_that_nobody_could_read_is_refused_before_it_is_sent(self) -> None:
         """The desk must hear it, not every trainer."""
-        huge = policy(1, *(terms("US-CA", "HK", "EEA", purpose=f"purpose-{number}") for number in range(20_000)), on=1)
+        huge = policy(
+            1,
+            *(terms("US-CA", "HK", "EEA", purpose=f"purpose-{number}") for number in range(20_000)),
+            on=1,
+        )
 
         with pytest.raises(InvalidInput):
             write_control(huge, CATALOG)
@@ -129,7 +139,9 @@ class TestRoundTrips:
 
 class TestKeys:
     def test_no_two_controls_share_a_key(self) -> None:
-        """Compaction keeps the last message of a key: a shared one would make an earlier pause vanish."""
+        """Compaction keeps the last message of a key: a shared one would make an earlier pause
+        vanish.
+        """
         controls: list[Control] = [
             pause(1, "HK", on=1),
             pause(2, "HK", on=1),
@@ -142,7 +154,9 @@ class TestKeys:
 
 class TestClocks:
     def test_a_pause_from_a_fast_clock_binds_at_once(self) -> None:
-        """An authority ordered it now; a desk whose clock runs ahead must not postpone it by an hour."""
+        """An authority ordered it now; a desk whose clock runs ahead must not postpone it by an
+        hour.
+        """
         value = write_control(pause(1, "GB", on=9), CATALOG)
 
         found = read_control_or_pause(value, offset=1, appended_at=day(2), catalog=CATALOG)
@@ -154,7 +168,9 @@ class TestClocks:
         """Read as microseconds it would bind in fifty thousand years."""
         beyond = replace(pause(1, "GB", on=2), effective_at=Micros(day(2) * 1000))
 
-        found = read_control_or_pause(write_control(beyond, CATALOG), offset=1, appended_at=day(2), catalog=CATALOG)
+        found = read_control_or_pause(
+            write_control(beyond, CATALOG), offset=1, appended_at=day(2), catalog=CATALOG
+        )
 
         assert isinstance(found, PauseImposed)
         assert found.pause == "unreadable-1"
@@ -163,7 +179,9 @@ class TestClocks:
         """One junk message on that topic would otherwise end every worker at each start."""
         good = Frontier(0, "life", day(1), 1, 2, 3, False)
         values = [b"junk", write_frontier(good, CATALOG), None]
-        messages = [Stored(0, offset, b"0", value, day(1)) for offset, value in enumerate(values)]
+        messages = [
+            StoredMessage(0, offset, b"0", value, day(1)) for offset, value in enumerate(values)
+        ]
 
         assert list(readable_frontiers(messages, CATALOG)) == [good]
 
@@ -196,7 +214,8 @@ class TestRefusals:
     def test_an_order_with_a_reason_that_is_not_known_is_refused(self) -> None:
         """Deleting for no reason is as wrong as keeping."""
         good = write_order(
-            PurgeOrder(order_id="", because=PurgeReason.ERASURE, recorded_at=day(1), due_at=day(2)), CATALOG
+            PurgeOrder(order_id="", because=PurgeReason.ERASURE, recorded_at=day(1), due_at=day(2)),
+            CATALOG,
         )
         at = FRAME_LENGTH + 1
         assert good[at] == 0
@@ -205,7 +224,9 @@ class TestRefusals:
             read_order(good[:at] + b"\x06" + good[at + 1 :], CATALOG)
 
     @given(st.none() | st.binary(max_size=40), st.integers(0, 2**40))
-    def test_a_control_that_cannot_be_read_pauses_everything(self, value: bytes | None, offset: int) -> None:
+    def test_a_control_that_cannot_be_read_pauses_everything(
+        self, value: bytes | None, offset: int
+    ) -> None:
         """It may have been a regulator's stop; until an operator has looked, nothing is used."""
         open_to_all = Controls(WORLD).after(policy(900, terms("*"), on=0))
 
@@ -222,7 +243,9 @@ class TestRefusals:
     def test_an_operator_can_lift_the_pause_of_an_unreadable_control(self) -> None:
         """Otherwise one bad message would end all training for ever."""
         open_to_all = Controls(WORLD).after(policy(900, terms("*"), on=0))
-        shut = open_to_all.after(read_control_or_pause(b"?", offset=7, appended_at=day(3), catalog=CATALOG))
+        shut = open_to_all.after(
+            read_control_or_pause(b"?", offset=7, appended_at=day(3), catalog=CATALOG)
+        )
 
         opened = shut.after(lift(1, on=4, name="unreadable-7"))
 

@@ -1,4 +1,6 @@
-"""Writing events quickly: the same bytes as the strict way, and nothing that would hold its member."""
+"""Writing events quickly: the same bytes as the strict way, and nothing that would hold its
+member.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_every_valid_event_is_written_to_the_bytes_of_the_strict_way(event: Sent
     """A producer whose bytes differ in one bit has its member held, and their choice lost."""
     expected = write_event(event, CATALOG)
     fresh = EventWriter(CATALOG)
-    assert [fresh.write(event), fresh.write(event), WARM.write(event), WARM.write(event)] == [expected] * 4
+    assert [fresh.write(event), fresh.write(event), WARM.write(event), WARM.write(event)] == [
+        expected
+    ] * 4
 
 
 @given(
@@ -60,7 +64,9 @@ def test_every_valid_event_is_written_to_the_bytes_of_the_strict_way(event: Sent
 def test_a_remembered_form_never_leaks_from_one_member_to_another(
     event: SentEvent, observed: int | None, evidence: str | None, **other: Any
 ) -> None:
-    """What is remembered of one event must hold nothing that is its own: another member's id, time or evidence."""
+    """What is remembered of one event must hold nothing that is its own: another member's id, time
+    or evidence.
+    """
     writer = EventWriter(CATALOG)
     writer.write(event)
     if isinstance(event, ConsentChanged):
@@ -77,7 +83,9 @@ def test_a_remembered_form_never_leaks_from_one_member_to_another(
     effective_at=instants | st.sampled_from([0, -1, INSTANT_MAX]),
     recorded_at=instants | st.sampled_from([0, INSTANT_MIN - 1]),
 )
-def test_a_stencil_writes_what_the_strict_way_writes_and_nothing_else(event: SentEvent, **other: Any) -> None:
+def test_a_stencil_writes_what_the_strict_way_writes_and_nothing_else(
+    event: SentEvent, **other: Any
+) -> None:
     """It is handed what lines of a file say, and is the last to look at it."""
     stencil = WARM.stencil(event, WARM.write(event))
     try:
@@ -86,10 +94,14 @@ def test_a_stencil_writes_what_the_strict_way_writes_and_nothing_else(event: Sen
         expected = None
 
     member = other["member"].encode()
-    assert stencil(other["event_id"], member, other["effective_at"], other["recorded_at"]) == expected
+    assert (
+        stencil(other["event_id"], member, other["effective_at"], other["recorded_at"]) == expected
+    )
 
 
-@pytest.mark.parametrize("instant", [INSTANT_MIN, INSTANT_MIN + 1, INSTANT_MAX - 1, (1 << 54) - 1, 1 << 50])
+@pytest.mark.parametrize(
+    "instant", [INSTANT_MIN, INSTANT_MIN + 1, INSTANT_MAX - 1, (1 << 54) - 1, 1 << 50]
+)
 def test_the_ends_of_the_time_that_a_reader_takes_are_written(instant: int) -> None:
     """An off-by-one here is a choice that nobody reads."""
     event = replace(GOOD, effective_at=Micros(instant), recorded_at=Micros(INSTANT_MAX - 1))
@@ -99,11 +111,17 @@ def test_the_ends_of_the_time_that_a_reader_takes_are_written(instant: int) -> N
 
 @pytest.mark.parametrize("kind", [MemberErased, MemberRelocated])
 def test_the_longest_and_the_shortest_member_id_are_written(kind: Any) -> None:
-    """A length of 64 takes two bytes, one of 63 takes one: a wrong one makes the event unreadable."""
+    """A length of 64 takes two bytes, one of 63 takes one: a wrong one makes the event
+    unreadable.
+    """
     extra = {"jurisdiction": "HK"} if kind is MemberRelocated else {}
     for length in (1, 63, 64):
         event = kind(
-            event_id=identity(2), member=MemberId("m" * length), effective_at=day(1), recorded_at=day(1), **extra
+            event_id=identity(2),
+            member=MemberId("m" * length),
+            effective_at=day(1),
+            recorded_at=day(1),
+            **extra,
         )
         assert WARM.write(event) == WARM.write(event) == write_event(event, CATALOG)
         assert read_event(WARM.write(event), event.member.encode(), CATALOG) == event
@@ -137,8 +155,12 @@ UNREADABLE: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "remembered"])
 @pytest.mark.parametrize(("changed", "word"), UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_no_reader_takes_is_refused_before_it_is_sent(changed: dict[str, Any], word: str, warm: bool) -> None:
-    """Sent all the same it would hold the member until an operator comes, and their choice would not count."""
+def test_what_no_reader_takes_is_refused_before_it_is_sent(
+    changed: dict[str, Any], word: str, warm: bool
+) -> None:
+    """Sent all the same it would hold the member until an operator comes, and their choice would
+    not count.
+    """
     writer = EventWriter(CATALOG)
     if warm:
         writer.write(GOOD)
@@ -154,7 +176,11 @@ def test_a_place_that_does_not_exist_is_refused() -> None:
         with pytest.raises(InvalidInput) as refusal:
             WARM.write(
                 MemberRelocated(
-                    event_id=identity(3), member=MEMBER, jurisdiction=place, effective_at=day(1), recorded_at=day(1)
+                    event_id=identity(3),
+                    member=MEMBER,
+                    jurisdiction=place,
+                    effective_at=day(1),
+                    recorded_at=day(1),
                 )
             )
         assert refusal.value.code == "event.jurisdiction"
@@ -168,7 +194,9 @@ def test_no_refusal_names_the_member() -> None:
 
 
 def test_what_is_remembered_has_a_limit() -> None:
-    """A service whose source or notice differs from event to event would grow until it is killed."""
+    """A service whose source or notice differs from event to event would grow until it is
+    killed.
+    """
     writer = EventWriter(CATALOG)
     for number in range(_FORMS_MAX + 10):
         event = replace(GOOD, notice_version=str(number))

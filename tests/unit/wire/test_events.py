@@ -1,4 +1,6 @@
-"""Member events: exactly one well-formed event, or refused; and the fast path refuses whatever the strict one does."""
+"""Member events: exactly one well-formed event, or refused; and the fast path refuses whatever the
+strict one does.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,26 @@ import fastavro
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.strategies import MEMBER, chose, day, erased, identity, member_events_on_the_wire, moved, new_catalog, texts
+from tests.strategies import (
+    MEMBER,
+    chose,
+    day,
+    erased,
+    identity,
+    member_events_on_the_wire,
+    moved,
+    new_catalog,
+    texts,
+)
 
 from consentry.domain.errors import UndecodableEvent
-from consentry.domain.events import ConsentChanged, MemberErased, MemberReleased, MemberRelocated, SentEvent
+from consentry.domain.events import (
+    ConsentChanged,
+    MemberErased,
+    MemberReleased,
+    MemberRelocated,
+    SentEvent,
+)
 from consentry.domain.values import Choice, Micros
 from consentry.wire.catalog import Catalog, InMemoryRegistry
 from consentry.wire.event_batches import EventColumns
@@ -67,7 +85,9 @@ def bytes_of(**changed: bytes) -> bytes:
 
 def without_the_checks(value: bytes) -> dict[str, Any]:
     """What fastavro alone makes of the bytes."""
-    found: Any = fastavro.schemaless_reader(io.BytesIO(value[FRAME_LENGTH:]), schema("ConsentChanged").parsed, None)
+    found: Any = fastavro.schemaless_reader(
+        io.BytesIO(value[FRAME_LENGTH:]), schema("ConsentChanged").parsed, None
+    )
     return dict(found)
 
 
@@ -78,8 +98,14 @@ ATTACKS: dict[str, tuple[bytes | None, str]] = {
     "JSON text": (b'{"choice": "OPT_IN"}', "magic"),
     "another magic byte": (bytes_of(head=b"\x01" + HEAD[1:]), "magic"),
     "an unknown schema id": (bytes_of(head=frame(4711)), "schema_id"),
-    "the id of a record that the topic does not carry": (bytes_of(head=CATALOG.frame_of("PauseLifted")), "wrong_type"),
-    "a choice with index -2, which Python counts from the end": (bytes_of(choice=b"\x03"), "not_canonical"),
+    "the id of a record that the topic does not carry": (
+        bytes_of(head=CATALOG.frame_of("PauseLifted")),
+        "wrong_type",
+    ),
+    "a choice with index -2, which Python counts from the end": (
+        bytes_of(choice=b"\x03"),
+        "not_canonical",
+    ),
     "a choice with index -1": (bytes_of(choice=b"\x01"), "not_canonical"),
     "a choice with index 9": (bytes_of(choice=b"\x12"), "avro"),
     "an over-long choice": (bytes_of(choice=b"\x80\x00"), "not_canonical"),
@@ -87,8 +113,14 @@ ATTACKS: dict[str, tuple[bytes | None, str]] = {
     "a union with index 5": (bytes_of(observed=b"\x0a"), "avro"),
     "a trailing byte": (bytes_of(trailing=b"\x00"), "trailing"),
     "two events glued together": (bytes_of() + bytes_of()[FRAME_LENGTH:], "trailing"),
-    "an over-long instant": (bytes_of(effective_at=INSTANT[:-1] + bytes((INSTANT[-1] | 0x80, 0))), "not_canonical"),
-    "an instant that never ends": (bytes_of(effective_at=b"\xff" * 8, recorded_at=b"\xff" * 8), "avro"),
+    "an over-long instant": (
+        bytes_of(effective_at=INSTANT[:-1] + bytes((INSTANT[-1] | 0x80, 0))),
+        "not_canonical",
+    ),
+    "an instant that never ends": (
+        bytes_of(effective_at=b"\xff" * 8, recorded_at=b"\xff" * 8),
+        "avro",
+    ),
     "a truncated event": (bytes_of()[:-3], "avro"),
     "a string of 2^62 bytes": (bytes_of(purpose=long_bytes(2**62)), "avro"),
     "a string of -1 bytes": (bytes_of(purpose=b"\x01"), "avro"),
@@ -97,7 +129,10 @@ ATTACKS: dict[str, tuple[bytes | None, str]] = {
     "a right-to-left mark in a text": (bytes_of(notice=b"\x06\xe2\x80\x8f"), "text"),
     "an encoded surrogate": (bytes_of(source=b"\x06\xed\xa0\x80"), "avro"),
     "a line break in a purpose": (bytes_of(purpose=b"\x06a\nb"), "purpose"),
-    "a metric's label in a purpose": (bytes_of(purpose=long_bytes(14) + b'{__name__="a"}'), "purpose"),
+    "a metric's label in a purpose": (
+        bytes_of(purpose=long_bytes(14) + b'{__name__="a"}'),
+        "purpose",
+    ),
     "an empty purpose": (bytes_of(purpose=b"\x00"), "purpose"),
     "a long text": (bytes_of(source=long_bytes(513) + b"x" * 513), "text"),
     "an event over the limit": (bytes_of(source=long_bytes(20_000) + b"x" * 20_000), "too_large"),
@@ -117,11 +152,17 @@ class TestStrictly:
         event = read_event(bytes_of(), KEY, CATALOG)
 
         assert isinstance(event, ConsentChanged)
-        assert (event.choice, event.purpose, event.member) == (Choice.OPT_OUT, "genai_training", MEMBER)
+        assert (event.choice, event.purpose, event.member) == (
+            Choice.OPT_OUT,
+            "genai_training",
+            MEMBER,
+        )
 
     @pytest.mark.parametrize("attack", ATTACKS)
     def test_bytes_that_are_not_exactly_one_event_are_refused_by_class(self, attack: str) -> None:
-        """Each was accepted, or ended the reader, somewhere; here its member is held and the bytes are kept."""
+        """Each was accepted, or ended the reader, somewhere; here its member is quarantined and the
+        bytes are kept.
+        """
         value, error_class = ATTACKS[attack]
 
         with pytest.raises(UndecodableEvent) as caught:
@@ -148,7 +189,9 @@ class TestStrictly:
             ("a negative time", "effective_at", -1),
         ],
     )
-    def test_without_its_guard_an_attack_would_be_read(self, attack: str, field: str, read: object) -> None:
+    def test_without_its_guard_an_attack_would_be_read(
+        self, attack: str, field: str, read: object
+    ) -> None:
         """Hurt when this breaks: whoever trusts the tests above; fastavro alone accepts these."""
         value, _ = ATTACKS[attack]
 
@@ -182,7 +225,9 @@ class TestStrictly:
     def test_the_error_holds_no_text_of_the_payload(self) -> None:
         """It goes to logs and metrics, where members' data and forged lines have no place."""
         with pytest.raises(UndecodableEvent) as caught:
-            read_event(bytes_of(source=long_bytes(12) + b"secret\n\x00\x00\x00\x00\x00"), KEY, CATALOG)
+            read_event(
+                bytes_of(source=long_bytes(12) + b"secret\n\x00\x00\x00\x00\x00"), KEY, CATALOG
+            )
 
         assert "secret" not in str(caught.value)
 
@@ -213,14 +258,18 @@ class TestAdmission:
         assert admit(ahead, day(1)) == replace(ahead, recorded_at=day(1), effective_at=day(1))
 
     def test_an_erasure_that_is_dated_ahead_keeps_its_date(self) -> None:
-        """An account that closes in two weeks is used, or not, by what its member says until then."""
+        """An account that closes in two weeks is used, or not, by what its member says until
+        then.
+        """
         scheduled = replace(erased(1, on=3), effective_at=day(40))
 
         assert admit(scheduled, day(4)) is scheduled
 
     def test_a_release_from_the_future_is_refused(self) -> None:
-        """It would end a hold before anybody had looked at what could not be read."""
-        release = MemberReleased(event_id=identity(1), member=MEMBER, effective_at=day(1), recorded_at=day(2))
+        """It would end a quarantine before anybody had looked at what could not be read."""
+        release = MemberReleased(
+            event_id=identity(1), member=MEMBER, effective_at=day(1), recorded_at=day(2)
+        )
 
         with pytest.raises(UndecodableEvent, match="after the broker took it") as refused:
             admit(release, day(1))
@@ -242,7 +291,10 @@ class TestAdmission:
 def sent_by_chance(random: Random) -> ConsentChanged | MemberRelocated | MemberErased:
     """Any event that nobody may refuse; few middles, so that some are met again."""
     member = "".join(random.choices("ab9:_-", k=random.choice([1, 3, 20, 63, 64])))
-    times: dict[str, Any] = {"effective_at": day(random.randrange(9)), "recorded_at": day(random.random())}
+    times: dict[str, Any] = {
+        "effective_at": day(random.randrange(9)),
+        "recorded_at": day(random.random()),
+    }
     number = random.randrange(1 << 64)
     if random.random() < 0.6:
         return chose(
@@ -265,7 +317,9 @@ def mutated(random: Random) -> tuple[bytes, bytes]:
     event = sent_by_chance(random)
     key, value = event.member.encode(), bytearray(write_event(event, CATALOG))
     for _ in range(random.randrange(4)):
-        act = random.choice(["flip", "flip", "set", "cut", "extend", "insert", "remove", "swap", "key"])
+        act = random.choice(
+            ["flip", "flip", "set", "cut", "extend", "insert", "remove", "swap", "key"]
+        )
         place = random.randrange(len(value)) if value else 0
         if act == "extend" or not value:
             value += random.randbytes(random.randrange(1, 5))
@@ -290,8 +344,12 @@ def mutated(random: Random) -> tuple[bytes, bytes]:
 class TestColumns:
     @settings(max_examples=600)
     @given(st.integers(0, 2**48))
-    def test_the_fast_path_accepts_nothing_that_the_strict_one_refuses_and_reads_the_same_fact(self, seed: int) -> None:
-        """It reads nearly every event there is; one byte string read otherwise is one member wronged."""
+    def test_the_fast_path_accepts_nothing_that_the_strict_one_refuses_and_reads_the_same_fact(
+        self, seed: int
+    ) -> None:
+        """It reads nearly every event there is; one byte string read otherwise is one member
+        wronged.
+        """
         random = Random(seed)
         messages = [mutated(random) for _ in range(10)]
         columns = EventColumns(CATALOG)
@@ -305,7 +363,9 @@ class TestColumns:
 
     @given(st.lists(member_events_on_the_wire(), min_size=1, max_size=6))
     def test_good_events_are_recognised(self, events: list[SentEvent]) -> None:
-        """A fast path that leaves all to the strict one would pass the test above, and be twenty times dearer."""
+        """A fast path that leaves all to the strict one would pass the test above, and be twenty
+        times dearer.
+        """
         keys = [event.member.encode() for event in events]
 
         found = EventColumns(CATALOG).read([write_event(event, CATALOG) for event in events], keys)
@@ -317,7 +377,9 @@ class TestColumns:
         ]
 
     @given(texts, st.integers(0, 255), st.integers(0, 24))
-    def test_what_was_learned_from_one_event_frees_no_other(self, source: str, byte: int, back: int) -> None:
+    def test_what_was_learned_from_one_event_frees_no_other(
+        self, source: str, byte: int, back: int
+    ) -> None:
         """The middles are remembered; a remembered one must not vouch for other bytes around it."""
         columns = EventColumns(CATALOG)
         good = write_event(chose(Choice.OPT_OUT, 1, on=1, source=source, member="m" * 20), CATALOG)
@@ -330,10 +392,16 @@ class TestColumns:
         assert (found != [None]) == (bytes(changed) == good or is_read(bytes(changed), b"m" * 20))
 
     def test_a_message_without_key_or_value_is_left_to_the_strict_path(self) -> None:
-        """It is to be quarantined, and the partition perhaps tainted; none of that is the fast path's to say."""
+        """It is to be quarantined, and the partition perhaps tainted; none of that is the fast
+        path's to say.
+        """
         good = write_event(chose(Choice.OPT_OUT, 1, on=1), CATALOG)
 
-        assert EventColumns(CATALOG).read([good, None, good], [None, KEY, b""]) == [None, None, None]
+        assert EventColumns(CATALOG).read([good, None, good], [None, KEY, b""]) == [
+            None,
+            None,
+            None,
+        ]
 
     def test_the_limit_of_size_is_the_strict_paths_or_less(self) -> None:
         """Nothing may be read that the limit is there to keep out."""
@@ -356,7 +424,9 @@ class TestColumns:
 
     def test_instants_at_both_ends_of_the_window_take_eight_bytes(self) -> None:
         """The width is what lets a batch be read column by column."""
-        assert {len(long_bytes(instant)) for instant in (INSTANT_MIN, day(0), INSTANT_MAX - 1)} == {8}
+        assert {len(long_bytes(instant)) for instant in (INSTANT_MIN, day(0), INSTANT_MAX - 1)} == {
+            8
+        }
 
 
 def is_read(value: bytes, key: bytes) -> bool:

@@ -28,8 +28,12 @@ UNREADABLE = read_control_or_pause(b"?", offset=7, appended_at=day(3), catalog=n
         (policy(1, terms("ATLANTIS"), on=1), None),
     ],
 )
-def test_what_pauses_everything_for_want_of_understanding_is_told_apart(control: Control, kind: str | None) -> None:
-    """All training stands still, and the one line that says why is missing; or it cries at every pause."""
+def test_what_pauses_everything_for_want_of_understanding_is_told_apart(
+    control: Control, kind: str | None
+) -> None:
+    """All training stands still, and the one line that says why is missing; or it cries at every
+    pause.
+    """
     assert misunderstanding(control, offset=7, jurisdictions=WORLD) == kind
 
 

@@ -21,18 +21,28 @@ KNOWN = {
 
 @pytest.mark.parametrize("key", KNOWN)
 def test_the_hash_is_the_one_of_the_java_client(key: bytes) -> None:
-    """A member whose producer and worker disagree would have two histories, and one of them lacks the opt-out."""
+    """A member whose producer and worker disagree would have two histories, and one of them lacks
+    the opt-out.
+    """
     assert murmur2(key) == KNOWN[key] % 2**32
 
 
 @given(st.lists(st.binary(max_size=70), min_size=1, max_size=80), st.integers(1, 100))
-def test_hashing_many_keys_at_once_gives_what_hashing_each_gives(keys: list[bytes], partitions: int) -> None:
-    """The worker checks whole batches, the trainer single members: both must mean the same partition."""
-    assert partitions_of(keys, partitions).tolist() == [partition_of(key, partitions) for key in keys]
+def test_hashing_many_keys_at_once_gives_what_hashing_each_gives(
+    keys: list[bytes], partitions: int
+) -> None:
+    """The worker checks whole batches, the trainer single members: both must mean the same
+    partition.
+    """
+    assert partitions_of(keys, partitions).tolist() == [
+        partition_of(key, partitions) for key in keys
+    ]
 
 
 @given(st.binary(max_size=70))
 def test_a_partition_is_always_one_that_exists(key: bytes) -> None:
-    """Java takes the sign bit off instead of the absolute value; half of all members would move otherwise."""
+    """Java takes the sign bit off instead of the absolute value; half of all members would move
+    otherwise.
+    """
     assert 0 <= partition_of(key, 8) < 8
     assert partition_of(key, 8) == (murmur2(key) & 0x7FFFFFFF) % 8

@@ -1,4 +1,6 @@
-"""Records on the wire: the hand-written codec is held to fastavro, and no damage passes unnoticed."""
+"""Records on the wire: the hand-written codec is held to fastavro, and no damage passes
+unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +190,9 @@ class TestDamage:
             read_record(bytes(raw), KEY)
 
     @given(records(), member_ids)
-    def test_a_record_under_another_members_id_is_noticed(self, record: Record, other: MemberId) -> None:
+    def test_a_record_under_another_members_id_is_noticed(
+        self, record: Record, other: MemberId
+    ) -> None:
         """A mixed-up answer of the server must not give one member the consent of another."""
         raw = write_record(record, FRAME)
 
@@ -197,8 +201,10 @@ class TestDamage:
                 check_sum(raw, other.encode())
 
     @given(st.binary(max_size=60), st.booleans())
-    def test_any_bytes_are_a_record_or_damaged_also_with_a_right_checksum(self, content: bytes, signed: bool) -> None:
-        """Whatever lies in the table, the worker goes on and the member is held."""
+    def test_any_bytes_are_a_record_or_damaged_also_with_a_right_checksum(
+        self, content: bytes, signed: bool
+    ) -> None:
+        """Whatever lies in the table, the worker goes on and the member is quarantined."""
         raw = FRAME + content
         if signed:
             raw += crc32(raw, crc32(KEY)).to_bytes(4, "big")
@@ -213,7 +219,10 @@ class TestDamage:
     @given(records(), records())
     def test_digests_differ_where_records_do(self, one: Record, other: Record) -> None:
         """`verify` compares sums of these; two wrongs must not make a right."""
-        digests = {record_digest(record.member.encode(), write_record(record, FRAME)) for record in (one, other)}
+        digests = {
+            record_digest(record.member.encode(), write_record(record, FRAME))
+            for record in (one, other)
+        }
 
         assert len(digests) == (1 if one == other else 2)
         assert all(0 <= digest < 1 << DIGEST_BITS for digest in digests)

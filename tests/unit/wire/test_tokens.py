@@ -1,4 +1,4 @@
-"""Consent tokens: what is demanded of a reader survives the way, or the token is refused."""
+"""Consistency tokens: what is demanded of a reader survives the way, or the token is refused."""
 
 from __future__ import annotations
 
@@ -74,11 +74,16 @@ def test_keys_rotate() -> None:
 
 
 def test_who_has_keys_takes_no_unsigned_token_and_who_has_none_takes_any() -> None:
-    """A token only adds a demand, so a trainer without keys may believe it; a gateway can do better."""
+    """A token only adds a demand, so a trainer without keys may believe it; a gateway can do
+    better.
+    """
     assert code_of(write_token(TOKEN, NONE), KEYS) == "token.unsigned"
     assert read_token(write_token(TOKEN, KEYS), NONE) == TOKEN
     text = write_token(TOKEN, NONE)
-    assert code_of(text[:20] + ("A" if text[20] != "A" else "B") + text[21:], NONE) == "token.signature"
+    assert (
+        code_of(text[:20] + ("A" if text[20] != "A" else "B") + text[21:], NONE)
+        == "token.signature"
+    )
     assert code_of(write_token(TOKEN, TokenKeys({1: b"c" * 32})), KEYS) == "token.signature"
 
 
@@ -94,7 +99,8 @@ def test_merged_tokens_ask_for_the_most_of_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1:abc", "0:" + "aa" * 32, "256:" + "aa" * 32, "1:" + "aa" * 31, "x:" + "aa" * 32, "aa" * 32]
+    "text",
+    ["1:abc", "0:" + "aa" * 32, "256:" + "aa" * 32, "1:" + "aa" * 31, "x:" + "aa" * 32, "aa" * 32],
 )
 def test_bad_keys_are_refused_without_being_shown(text: str) -> None:
     """A start-up error ends in a log."""

@@ -1,4 +1,6 @@
-"""`consentry pause …` and `consentry policy …`: what a regulator desk does, and what it would do."""
+"""`consentry pause …` and `consentry policy …`: what a regulator desk does, and what it would
+do.
+"""
 
 from consentry.cli.controls.pauses import pause_app
 from consentry.cli.controls.policies import policy_app

@@ -1,4 +1,6 @@
-"""What every control goes through before it is sent: the file it stands in, what speaks against it, and the topic."""
+"""What every control goes through before it is sent: the file it stands in, what speaks against it,
+and the topic.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,32 @@ import typer
 from consentry.domain.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
-    from consentry.domain.control_checks import Objection
+    from consentry.domain.control_checks import ControlConflict
     from consentry.domain.controls import Control, PauseLifted, Scope
     from consentry.ops.settings import Settings
 
 INT_MAX = (1 << 31) - 1
 
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only tell what it would change, member by member; nothing is sent.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Only tell what it would change, member by member; nothing is sent."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
-class Form(NamedTuple):
+class ControlFile(NamedTuple):
     """A file that somebody wrote a control in."""
 
     path: str
     text: str
 
 
-def read_file(path: Path) -> Form:
+def read_file(path: Path) -> ControlFile:
     """The text of a file. Raises InvalidInput where it cannot be read."""
     try:
-        return Form(str(path), path.read_text())
+        return ControlFile(str(path), path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(
             f"The file {str(path)!r} cannot be read ({type(error).__name__}).",
@@ -45,23 +50,29 @@ def read_file(path: Path) -> Form:
 
 
 def refuse_both_ways(context: typer.Context) -> None:
-    """Raise InvalidInput where a file and options say what the control is: one of them would be ignored."""
+    """Raise InvalidInput where a file and options say what the control is: one of them would be
+    ignored.
+    """
     harmless = {"file", "dry_run", "as_json"}
     given = [
         name.replace("_", "-")
         for name in context.params
-        if name not in harmless and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if name not in harmless
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
     if given:
         raise InvalidInput(
-            f"--file says what is to be sent, and so {'does' if len(given) == 1 else 'do'} {', '.join(sorted(given))}.",
+            f"--file says what is to be sent, and so {'does' if len(given) == 1 else 'do'} "
+            f"{', '.join(sorted(given))}.",
             code="input.file_and_options",
             fix="write everything into the file, or leave --file out",
         )
 
 
-def refuse(objection: Objection, form: Form | None) -> NoReturn:
-    """Raise InvalidInput for an objection, naming file and line where the control stands in a file."""
+def refuse(objection: ControlConflict, form: ControlFile | None) -> NoReturn:
+    """Raise InvalidInput for an objection, naming file and line where the control stands in a
+    file.
+    """
     from consentry.forms.yaml import line_of
 
     if form is None:
@@ -73,14 +84,19 @@ def refuse(objection: Objection, form: Form | None) -> NoReturn:
 
 
 def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:
-    """Say on standard error that a second lift, or one of an unreadable control, ends opt-ins for nothing."""
+    """Say on standard error that a second lift, or one of an unreadable control, ends opt-ins for
+    nothing.
+    """
     from consentry.domain.controls import PauseLifted
 
     if not lift.voids_opt_ins:
         return
     known = [one for one in log if isinstance(one, PauseLifted) and one.pause == lift.pause]
     if any(one.version >= lift.version for one in known):
-        typer.echo(f"note: {lift.pause} was lifted before; this makes the opt-ins since then void too", err=True)
+        typer.echo(
+            f"note: {lift.pause} was lifted before; this makes the opt-ins since then void too",
+            err=True,
+        )
     elif lift.pause.startswith("unreadable-"):
         typer.echo("note: opt-ins everywhere become void; --opt-ins KEEP leaves them", err=True)
 
@@ -95,10 +111,17 @@ def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
     """Say on standard error that no policy names a purpose, where some policy names any."""
     from consentry.domain.controls import PolicyPublished
 
-    known = {terms.purpose for policy in log if isinstance(policy, PolicyPublished) for terms in policy.terms}
+    known = {
+        terms.purpose
+        for policy in log
+        if isinstance(policy, PolicyPublished)
+        for terms in policy.terms
+    }
     if known and purpose not in known:
         typer.echo(
-            f"note: no policy has terms for the purpose {purpose!r}; they have {', '.join(sorted(known))}", err=True
+            f"note: no policy has terms for the purpose {purpose!r}; they have "
+            f"{', '.join(sorted(known))}",
+            err=True,
         )
 
 
@@ -119,7 +142,7 @@ def read_log(settings: Settings) -> list[Control]:
 
 
 def log_to_judge_by(settings: Settings, *, dry_run: bool) -> list[Control] | None:
-    """Every control so far; None where only a gateway is known, which judges by itself.
+    """Every control so far; None where only a gateway is known, which deciders by itself.
 
     Raises Refused for a dry run then: it counts members, for which the table is needed.
     """
@@ -129,15 +152,23 @@ def log_to_judge_by(settings: Settings, *, dry_run: bool) -> list[Control] | Non
         raise Refused(
             "A dry run reads the controls and the table, and the settings name a gateway only.",
             code="settings.address_missing",
-            fix="set CONSENTRY_KAFKA_BOOTSTRAP, _REDIS_URL and _REGISTRY_URL too, or leave --dry-run out",
+            fix="set CONSENTRY_KAFKA_BOOTSTRAP, _REDIS_URL and _REGISTRY_URL too, or leave "
+            "--dry-run out",
         )
     return None
 
 
 def hand_in(
-    control: Control, path: str, form: Any, settings: Settings, log: Sequence[Control] | None, *, as_json: bool
+    control: Control,
+    path: str,
+    form: Any,
+    settings: Settings,
+    log: Sequence[Control] | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Bring a control on its way: by the gateway where the settings name one, else straight to the topic.
+    """Bring a control on its way: by the gateway where the settings name one, else straight to the
+    topic.
 
     Raises Refused where it would widen use and no second person could look at it.
     """
@@ -157,18 +188,24 @@ def hand_in(
             said = f"accepted: controls offset {answer['offset']}, {kind} {answer['event_id']}"
             typer.echo(json.dumps({"sent": True, "kind": kind, **answer}) if as_json else said)
         return
-    opens = openings(control, Controls(iso_jurisdictions()).after(*(log or ())), now=control.recorded_at)
+    opens = openings(
+        control, Controls(iso_jurisdictions()).after(*(log or ())), now=control.recorded_at
+    )
     if opens and settings.profile == "production":
         raise Refused(
             f"This would widen use ({opens[0]}), and takes a second person.",
             code="approval.needed",
-            fix="set CONSENTRY_GATEWAY_URL and CONSENTRY_GATEWAY_CREDENTIAL_FILE: the gateway keeps it for approval",
+            fix="set CONSENTRY_GATEWAY_URL and CONSENTRY_GATEWAY_CREDENTIAL_FILE: the gateway "
+            "keeps it for approval",
         )
     send_control(control, settings, as_json=as_json)
 
 
 def send_control(control: Control, settings: Settings, *, as_json: bool = False) -> None:
-    """Send a control, wait until it is durable, and say where it stands. Raises Refused or Unavailable."""
+    """Send a control, wait until it is durable, and say where it stands.
+
+    Raises Refused or Unavailable.
+    """
     from confluent_kafka import Producer
 
     from consentry.cli.connections import count_partitions, open_catalog
@@ -183,6 +220,10 @@ def send_control(control: Control, settings: Settings, *, as_json: bool = False)
     [(_, offset)] = send(producer, topic, [(control_key(control), value)])
     kind, event_id = type(control).__name__, str(uuid.UUID(bytes=control.event_id))
     if as_json:
-        typer.echo(json.dumps({"sent": True, "topic": topic, "offset": offset, "kind": kind, "event_id": event_id}))
+        typer.echo(
+            json.dumps(
+                {"sent": True, "topic": topic, "offset": offset, "kind": kind, "event_id": event_id}
+            )
+        )
     else:
         typer.echo(f"accepted: {topic} offset {offset}, {kind} {event_id}")

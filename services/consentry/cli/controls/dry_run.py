@@ -1,4 +1,7 @@
-"""What a control would change: every member of the consent table, asked with and without it. Nothing is sent."""
+"""What a control would change: every member of the consent table, asked with and without it.
+
+Nothing is sent.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,16 @@ _CHUNK = 2000
 class _Walk(NamedTuple):
     """What a walk over the whole table found beside readable records."""
 
-    held: int
+    quarantined: int
     age_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """Everything that a dry run tells; `impacts` are at the moment the control binds and as each notice ends."""
+class DryRunReport:
+    """Everything that a dry run tells;
+
+    `impacts` are at the moment the control binds and as each notice ends.
+    """
 
     control: Control
     before: Controls
@@ -37,12 +43,14 @@ class Report:
     order: PurgeOrder | None
     datasets: tuple[tuple[str, str], ...]
     freed: Mapping[str, list[str]]
-    held: int
+    quarantined: int
     age_seconds: float
 
     @property
     def opens_use(self) -> bool:
-        """Whether anybody's data would be let in, or new terms would let in what the old ones kept out."""
+        """Whether anybody's data would be let in, or new terms would let in what the old ones kept
+        out.
+        """
         in_terms = any(change.opens for change in self.terms)
         return bool(self.freed) or in_terms or any(impact.opened() for impact in self.impacts)
 
@@ -54,15 +62,24 @@ class Report:
 
     @property
     def opens_order(self) -> bool:
-        """Whether a purge order is opened that is not open since an earlier imposition of the same version."""
+        """Whether a purge order is opened that is not open since an earlier imposition of the same
+        version.
+        """
         known = {f"pause:{pause.pause}:{pause.version}" for pause in self.before.pauses}
         return self.order is not None and self.order.order_id not in known
 
 
-def make_report(control: Control, settings: Settings, log: Sequence[Control]) -> Report:
+def make_report(control: Control, settings: Settings, log: Sequence[Control]) -> DryRunReport:
     """Count the members of the table under the controls so far, and with this one after them."""
     from consentry.domain.controls import Controls, PauseImposed, PauseLifted, PolicyPublished
-    from consentry.domain.impact import Census, freed, moments_of, purposes_of, scope_of, terms_changes
+    from consentry.domain.impact import (
+        Census,
+        freed,
+        moments_of,
+        purposes_of,
+        scope_of,
+        terms_changes,
+    )
     from consentry.domain.orders import order_for_pause
     from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -77,32 +94,42 @@ def make_report(control: Control, settings: Settings, log: Sequence[Control]) ->
     terms: tuple[TermsChange, ...] = ()
     if isinstance(control, PolicyPublished):
         terms = terms_changes(control, before, after, at=moments[0], known_at=known_at)
-    return Report(
+    return DryRunReport(
         control=control,
         before=before,
         after=after,
         impacts=tuple(census.compare(before, after, scope) for census in censuses),
         terms=terms,
-        order=order_for_pause(_first(control, after), after) if isinstance(control, PauseImposed) else None,
+        order=order_for_pause(_first(control, after), after)
+        if isinstance(control, PauseImposed)
+        else None,
         datasets=settings.declared_subscribers(),
         freed=freed(control, before, after, at=moments[0], known_at=known_at)
         if isinstance(control, PauseLifted)
         else {},
-        held=walk.held,
+        quarantined=walk.quarantined,
         age_seconds=walk.age_seconds,
     )
 
 
 def _first(pause: PauseImposed, controls: Controls) -> PauseImposed:
-    """The imposition of this version that opens its order: that of a repeated one is open since the first."""
-    same = (known for known in controls.pauses if (known.pause, known.version) == (pause.pause, pause.version))
+    """The imposition of this version that opens its order: that of a repeated one is open since the
+    first.
+    """
+    same = (
+        known
+        for known in controls.pauses
+        if (known.pause, known.version) == (pause.pause, pause.version)
+    )
     return next(same, pause)
 
 
 def count_members(settings: Settings, censuses: Sequence[Census]) -> _Walk:
-    """Give every member of the table to the censuses; those whose record cannot be read or trusted count as held.
+    """Give every member of the table to the censuses; those whose record cannot be read or trusted
+    count as held.
 
-    Raises Unavailable, naming the partition, where the table is stale, tainted, not built, or rebuilt meanwhile.
+    Raises Unavailable, naming the partition, where the table is stale, tainted, not built, or
+    rebuilt meanwhile.
     """
     from consentry.cli.connections import count_partitions, open_table
     from consentry.cli.explain import check_partition
@@ -122,7 +149,9 @@ def count_members(settings: Settings, censuses: Sequence[Census]) -> _Walk:
 
 
 def count_table(table: ConsentTable, partitions: int, censuses: Sequence[Census]) -> int:
-    """Give every member of a table to the censuses; returns how many are held instead, as theirs cannot be trusted."""
+    """Give every member of a table to the censuses; returns how many are held instead, as theirs
+    cannot be trusted.
+    """
     damaged: set[bytes] = set()
     misplaced: set[bytes] = set()
     for partition in range(partitions):
@@ -168,8 +197,12 @@ def _count_chunk(
             census.add(record)
 
 
-def _take_back(table: ConsentTable, partitions: int, misplaced: set[bytes], censuses: Sequence[Census]) -> None:
-    """A member with events on a foreign partition is held, and was counted where their other events are."""
+def _take_back(
+    table: ConsentTable, partitions: int, misplaced: set[bytes], censuses: Sequence[Census]
+) -> None:
+    """A member with events on a foreign partition is held, and was counted where their other events
+    are.
+    """
     from consentry.wire.partitions import partition_of
     from consentry.wire.records import DamagedRecord, read_record
 

@@ -1,4 +1,6 @@
-"""`consentry pause …`: impose and lift pauses, from options or a file, or only tell what they would change."""
+"""`consentry pause …`: impose and lift pauses, from options or a file, or only tell what they would
+change.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import typer
 from consentry.cli.connections import recorded_and_effective
 from consentry.cli.controls.desk import (
     INT_MAX,
+    ControlFile,
     DryRunOption,
-    Form,
     JsonOption,
     hand_in,
     log_to_judge_by,
@@ -25,7 +27,7 @@ from consentry.cli.controls.desk import (
     warn_of_unknown_purposes,
     warn_of_voided_opt_ins,
 )
-from consentry.domain.control_checks import objection_to_lift, objection_to_pause
+from consentry.domain.control_checks import conflict_of_lift, conflict_of_pause
 from consentry.domain.controls import OptIns, PauseBasis, Reach
 
 if TYPE_CHECKING:
@@ -34,17 +36,25 @@ if TYPE_CHECKING:
 
 pause_app = typer.Typer(name="pause", help="Impose and lift pauses.", no_args_is_help=True)
 
-PauseArgument = Annotated[str | None, typer.Argument(help="Name of the pause, such as hk-2024.", show_default=False)]
-EffectiveOption = Annotated[str | None, typer.Option(help="When it takes effect, ISO 8601; default: now.")]
-FileOption = Annotated[Path | None, typer.Option(help="YAML file instead of options; see docs/pauses.md.")]
+PauseArgument = Annotated[
+    str | None, typer.Argument(help="Name of the pause, such as hk-2024.", show_default=False)
+]
+EffectiveOption = Annotated[
+    str | None, typer.Option(help="When it takes effect, ISO 8601; default: now.")
+]
+FileOption = Annotated[
+    Path | None, typer.Option(help="YAML file instead of options; see docs/pauses.md.")
+]
 
 
 class _Draft(NamedTuple):
-    """A pause as it was asked for; whether it names its own effective time, and the file it stands in."""
+    """A pause as it was asked for; whether it names its own effective time, and the file it stands
+    in.
+    """
 
     control: PauseImposed
     has_effective: bool
-    form: Form | None
+    form: ControlFile | None
 
 
 class _LiftDraft(NamedTuple):
@@ -52,7 +62,7 @@ class _LiftDraft(NamedTuple):
 
     control: PauseLifted
     has_effective: bool
-    form: Form | None
+    form: ControlFile | None
 
 
 @pause_app.command()
@@ -60,14 +70,23 @@ def impose(
     context: typer.Context,
     pause: PauseArgument = None,
     jurisdiction: Annotated[
-        list[str] | None, typer.Option(help="ISO 3166 code, group or '*'; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(help="ISO 3166 code, group or '*'; may be repeated.", show_default=False),
     ] = None,
-    version: Annotated[int, typer.Option(min=1, max=INT_MAX, help="Higher than any version that was lifted.")] = 1,
-    purpose: Annotated[list[str] | None, typer.Option(help="May be repeated; default: every purpose.")] = None,
-    category: Annotated[list[str] | None, typer.Option(help="May be repeated; default: every category.")] = None,
+    version: Annotated[
+        int, typer.Option(min=1, max=INT_MAX, help="Higher than any version that was lifted.")
+    ] = 1,
+    purpose: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; default: every purpose.")
+    ] = None,
+    category: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; default: every category.")
+    ] = None,
     effective: EffectiveOption = None,
     authority: Annotated[str, typer.Option(help="Who asked for it, such as PCPD.")] = "",
-    basis: Annotated[PauseBasis, typer.Option(help="Ordered, or promised.")] = PauseBasis.UNDERTAKING,
+    basis: Annotated[
+        PauseBasis, typer.Option(help="Ordered, or promised.")
+    ] = PauseBasis.UNDERTAKING,
     reach: Annotated[
         Reach, typer.Option(help="PRIOR_AND_FUTURE also has stored training data purged.")
     ] = Reach.GOING_FORWARD,
@@ -87,7 +106,9 @@ def impose(
         if pause is None:
             raise typer.BadParameter("name the pause, or a file", param_hint="'PAUSE'")
         if jurisdiction is None:
-            raise typer.BadParameter("name what it covers, or a file", param_hint="'--jurisdiction'")
+            raise typer.BadParameter(
+                "name what it covers, or a file", param_hint="'--jurisdiction'"
+            )
         scope = parse_scope(jurisdiction, purpose or None, category or None, what="--jurisdiction")
         name = parse_name(pause, what="pause")
         now, at = recorded_and_effective(effective)
@@ -107,7 +128,7 @@ def impose(
     _impose(draft, dry_run=dry_run, as_json=as_json)
 
 
-def _pause_in(form: Form) -> _Draft:
+def _pause_in(form: ControlFile) -> _Draft:
     """The pause in a file. Raises InvalidInput naming file, line and field."""
     from consentry.forms.controls import parse_pause
     from consentry.forms.yaml import read_form
@@ -128,7 +149,7 @@ def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
     settings = open_settings()
     log = log_to_judge_by(settings, dry_run=dry_run)
     if log is not None:
-        objection = objection_to_pause(draft.control, log, has_effective=draft.has_effective)
+        objection = conflict_of_pause(draft.control, log, has_effective=draft.has_effective)
         if objection is not None:
             refuse(objection, draft.form)
         warn_of_unknown_purposes(draft.control.scope, log)
@@ -153,15 +174,21 @@ def _pause_form(draft: _Draft) -> dict[str, Any]:
         "basis": pause.basis.value,
         "reach": pause.reach.value,
     }
-    return found | ({"effective": moment_of(pause.effective_at).isoformat()} if draft.has_effective else {})
+    return found | (
+        {"effective": moment_of(pause.effective_at).isoformat()} if draft.has_effective else {}
+    )
 
 
 @pause_app.command()
 def lift(
     context: typer.Context,
     pause: PauseArgument = None,
-    version: Annotated[int, typer.Option(min=1, max=INT_MAX, help="This version and those before it end.")] = 1,
-    opt_ins: Annotated[OptIns, typer.Option(help="Whether opt-ins recorded before it still count.")] = OptIns.VOID,
+    version: Annotated[
+        int, typer.Option(min=1, max=INT_MAX, help="This version and those before it end.")
+    ] = 1,
+    opt_ins: Annotated[
+        OptIns, typer.Option(help="Whether opt-ins recorded before it still count.")
+    ] = OptIns.VOID,
     effective: EffectiveOption = None,
     file: FileOption = None,
     dry_run: DryRunOption = False,
@@ -194,19 +221,33 @@ def lift(
     settings = open_settings()
     log = log_to_judge_by(settings, dry_run=dry_run)
     if log is not None:
-        objection = objection_to_lift(draft.control, log, has_effective=draft.has_effective)
+        objection = conflict_of_lift(draft.control, log, has_effective=draft.has_effective)
         if objection is not None:
             refuse(objection, draft.form)
         warn_of_voided_opt_ins(draft.control, log)
     if dry_run and log is not None:
         show_impact(draft.control, settings, log, as_json=as_json)
     else:
-        body: dict[str, Any] = {"version": draft.control.version, "opt_ins": draft.control.opt_ins.value}
-        body |= {"effective": moment_of(draft.control.effective_at).isoformat()} if draft.has_effective else {}
-        hand_in(draft.control, f"/v1/pauses/{draft.control.pause}/lift", body, settings, log, as_json=as_json)
+        body: dict[str, Any] = {
+            "version": draft.control.version,
+            "opt_ins": draft.control.opt_ins.value,
+        }
+        body |= (
+            {"effective": moment_of(draft.control.effective_at).isoformat()}
+            if draft.has_effective
+            else {}
+        )
+        hand_in(
+            draft.control,
+            f"/v1/pauses/{draft.control.pause}/lift",
+            body,
+            settings,
+            log,
+            as_json=as_json,
+        )
 
 
-def _lift_in(form: Form) -> _LiftDraft:
+def _lift_in(form: ControlFile) -> _LiftDraft:
     """The lift in a file. Raises InvalidInput naming file, line and field."""
     from consentry.forms.controls import parse_lift
     from consentry.forms.yaml import read_form
@@ -216,7 +257,9 @@ def _lift_in(form: Form) -> _LiftDraft:
 
     def parse(data: object) -> _LiftDraft:
         control = parse_lift(data, event_id=uuid.uuid4().bytes, recorded_at=now, source="cli")
-        return _LiftDraft(control, isinstance(data, dict) and data.get("effective") is not None, form)
+        return _LiftDraft(
+            control, isinstance(data, dict) and data.get("effective") is not None, form
+        )
 
     return read_form(form.text, parse, source=form.path)
 
@@ -254,7 +297,9 @@ def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[st
         ),
         None,
     )
-    state = "lifted" if lift is not None else "in force" if pause.effective_at <= now else "announced"
+    state = (
+        "lifted" if lift is not None else "in force" if pause.effective_at <= now else "announced"
+    )
     scope = pause.scope
     return {
         "pause": pause.pause,
@@ -266,8 +311,11 @@ def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[st
         "authority": pause.authority,
         "basis": pause.basis.value,
         "reach": pause.reach.value,
-        # Only what stands in for a control that could not be read is in effect from the beginning of time.
-        "effective_at": moment_of(pause.effective_at).isoformat() if pause.effective_at > 0 else None,
+        # Only what stands in for a control that could not be read is in effect from the beginning
+        # of time.
+        "effective_at": moment_of(pause.effective_at).isoformat()
+        if pause.effective_at > 0
+        else None,
         "recorded_at": moment_of(pause.recorded_at).isoformat(),
         "source": pause.source,
         "lifted_at": None if lift is None else moment_of(lift.effective_at).isoformat(),
@@ -276,13 +324,26 @@ def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[st
 
 
 def _print_pause(one: dict[str, Any]) -> None:
-    since = f"{one['effective_at'][:16].replace('T', ' ')}Z" if one["effective_at"] else "always (unreadable)"
+    since = (
+        f"{one['effective_at'][:16].replace('T', ' ')}Z"
+        if one["effective_at"]
+        else "always (unreadable)"
+    )
     typer.echo(
-        f"{one['pause']:<24} v{one['version']}  {one['state']:<9} {','.join(one['jurisdictions']):<12} "
+        f"{one['pause']:<24} v{one['version']}  {one['state']:<9} "
+        f"{','.join(one['jurisdictions']):<12} "
         f"effective {since}, recorded {one['recorded_at'][:16].replace('T', ' ')}Z"
     )
     covered = [", ".join(one[name]) for name in ("purposes", "categories") if one[name] is not None]
-    told = [one["authority"], one["basis"], *covered, *([one["reach"]] if one["reach"] != "GOING_FORWARD" else [])]
+    told = [
+        one["authority"],
+        one["basis"],
+        *covered,
+        *([one["reach"]] if one["reach"] != "GOING_FORWARD" else []),
+    ]
     typer.echo(f"  {'; '.join(filter(None, told))}; by {one['source'] or 'nobody named'}")
     if one["lifted_at"]:
-        typer.echo(f"  lifted {one['lifted_at'][:16].replace('T', ' ')}Z by {one['lifted_by'] or 'nobody named'}")
+        typer.echo(
+            f"  lifted {one['lifted_at'][:16].replace('T', ' ')}Z by "
+            f"{one['lifted_by'] or 'nobody named'}"
+        )

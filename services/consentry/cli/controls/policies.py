@@ -35,24 +35,32 @@ def publish(
 ) -> None:
     """Publish a policy version: it binds from its effective time."""
     from consentry.cli.controls.report import show_impact
-    from consentry.domain.control_checks import is_published, objection_to_policy
+    from consentry.domain.control_checks import conflict_of_policy, is_published
     from consentry.forms.controls import parse_policy_file
     from consentry.forms.yaml import read_form
     from consentry.ops.clock import system_clock
 
     form = read_file(file)
     policy = parse_policy_file(
-        form.text, event_id=uuid.uuid4().bytes, recorded_at=system_clock(), source="cli", file=form.path
+        form.text,
+        event_id=uuid.uuid4().bytes,
+        recorded_at=system_clock(),
+        source="cli",
+        file=form.path,
     )
     settings = open_settings()
     log = log_to_judge_by(settings, dry_run=dry_run)
     # Left out, it is the time of publishing, which a repetition does not mean to change.
     has_effective = policy.effective_at != policy.recorded_at
-    objection = None if log is None else objection_to_policy(policy, log, has_effective=has_effective)
+    objection = (
+        None if log is None else conflict_of_policy(policy, log, has_effective=has_effective)
+    )
     if objection is not None:
         refuse(objection, form)
     if log is not None and is_published(policy, log, has_effective=has_effective):
-        said = f"policy {policy.version} is published already, with the same terms; nothing was sent"
+        said = (
+            f"policy {policy.version} is published already, with the same terms; nothing was sent"
+        )
         typer.echo(json.dumps({"sent": False, "why": said}) if as_json else said)
     elif dry_run and log is not None:
         show_impact(policy, settings, log, as_json=as_json)
@@ -71,7 +79,11 @@ def list_policies(as_json: JsonOption = False) -> None:
 
     controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
     if as_json:
-        typer.echo(json.dumps({"policies": [_policy_data(policy, controls, now) for policy in controls.policies]}))
+        typer.echo(
+            json.dumps(
+                {"policies": [_policy_data(policy, controls, now) for policy in controls.policies]}
+            )
+        )
         return
     if not controls.policies:
         typer.echo("no policy was ever published")
@@ -91,9 +103,16 @@ def _binding_lines(policy: PolicyPublished, controls: Controls, now: Micros) -> 
 
     found = in_force(policy, controls, at=now, known_at=now)
     if found:
-        places = {purpose: named(codes, controls.jurisdictions, at=now) for purpose, codes in found.items()}
+        places = {
+            purpose: named(codes, controls.jurisdictions, at=now)
+            for purpose, codes in found.items()
+        }
         return [f"in force for {purpose} in {text}" for purpose, text in places.items()]
-    return ["announced" if policy.effective_at > now else "in force nowhere: later policies took its place"]
+    return [
+        "announced"
+        if policy.effective_at > now
+        else "in force nowhere: later policies took its place"
+    ]
 
 
 def _policy_data(policy: PolicyPublished, controls: Controls, now: Micros) -> dict[str, Any]:

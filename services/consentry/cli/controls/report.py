@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from consentry.cli.controls.dry_run import Report, make_report
+from consentry.cli.controls.dry_run import DryRunReport, make_report
 
 if TYPE_CHECKING:
     from consentry.domain.controls import Control
@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 ROWS_MAX = 40
 
 
-def show_impact(control: Control, settings: Settings, log: Sequence[Control], *, as_json: bool) -> None:
-    """Print what a control would change. Sends nothing. Raises Unavailable where the table cannot be trusted."""
+def show_impact(
+    control: Control, settings: Settings, log: Sequence[Control], *, as_json: bool
+) -> None:
+    """Print what a control would change. Sends nothing.
+
+    Raises Unavailable where the table cannot be trusted.
+    """
     report = make_report(control, settings, log)
     if as_json:
         typer.echo(json.dumps(_data(report)))
@@ -36,10 +41,14 @@ def show_impact(control: Control, settings: Settings, log: Sequence[Control], *,
 def _wrapped(line: str, width: int) -> str:
     """A line for a terminal; what is too long goes on below, further in than it began."""
     indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(line, width, subsequent_indent=indent, drop_whitespace=False) if len(line) > width else line
+    return (
+        textwrap.fill(line, width, subsequent_indent=indent, drop_whitespace=False)
+        if len(line) > width
+        else line
+    )
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: DryRunReport) -> Iterator[str]:
     """The report as a person reads it."""
     from consentry.domain.controls import PauseImposed
     from consentry.domain.wording import date_text
@@ -47,8 +56,10 @@ def _lines(report: Report) -> Iterator[str]:
     first, *later = report.impacts
     yield f"DRY RUN, nothing is sent: {_control_text(report)}"
     yield (
-        f"asked of {first.members + report.held} members as of {date_text(first.known_at)}, the table being "
-        f"{report.age_seconds:.1f} s old{'' if first.at == first.known_at else f', for uses on {date_text(first.at)}'}"
+        f"asked of {first.members + report.quarantined} members as of "
+        f"{date_text(first.known_at)}, the table being "
+        f"{report.age_seconds:.1f} s "
+        f"old{'' if first.at == first.known_at else f', for uses on {date_text(first.at)}'}"
     )
     if not isinstance(report.control, PauseImposed):
         yield f"opens use: {'YES' if report.opens_use else 'no, nowhere'}"
@@ -68,7 +79,7 @@ def _lines(report: Report) -> Iterator[str]:
     yield from _notes(report)
 
 
-def _control_text(report: Report) -> str:
+def _control_text(report: DryRunReport) -> str:
     """The control in one line."""
     from consentry.domain.controls import PauseImposed, PauseLifted
     from consentry.domain.impact import named, scope_of
@@ -77,7 +88,9 @@ def _control_text(report: Report) -> str:
     control = report.control
     effective = f"effective {date_text(control.effective_at)}"
     where = named(
-        report.after.jurisdictions.expanded(scope_of(control, report.after), at=report.impacts[0].at),
+        report.after.jurisdictions.expanded(
+            scope_of(control, report.after), at=report.impacts[0].at
+        ),
         report.after.jurisdictions,
         at=report.impacts[0].at,
     )
@@ -85,14 +98,20 @@ def _control_text(report: Report) -> str:
         what = ", ".join(control.scope.purposes or ("every purpose",))
         only = f", only {', '.join(control.scope.categories)}" if control.scope.categories else ""
         reach = "prior and future data" if control.takes_back else "going forward"
-        return f"pause {control.pause} v{control.version} of {what} in {where}{only}, {effective}, {reach}"
+        return (
+            f"pause {control.pause} v{control.version} of {what} in {where}{only}, "
+            f"{effective}, {reach}"
+        )
     if isinstance(control, PauseLifted):
         kept = "void" if control.voids_opt_ins else "kept"
-        return f"lift of {control.pause} up to v{control.version} in {where}, {effective}, earlier opt-ins {kept}"
+        return (
+            f"lift of {control.pause} up to v{control.version} in {where}, {effective}, "
+            f"earlier opt-ins {kept}"
+        )
     return f"policy {control.version} for {where}, {effective}"
 
 
-def _covered_lines(report: Report) -> Iterator[str]:
+def _covered_lines(report: DryRunReport) -> Iterator[str]:
     """Whom the control speaks of."""
     from consentry.domain.wording import place_text
     from consentry.wire.jurisdictions import name_of
@@ -105,14 +124,23 @@ def _covered_lines(report: Report) -> Iterator[str]:
     if len(ranked) > ROWS_MAX:
         yield f"  … and {len(ranked) - ROWS_MAX} more jurisdictions; --json has all"
     if first.unplaced:
-        yield f"without known residence: {first.unplaced} members, excluded before and after unless a row names a place"
-    if report.held:
-        yield f"held: {report.held} members whose record cannot be read; they are excluded before and after"
+        yield (
+            f"without known residence: {first.unplaced} members, excluded before and after "
+            "unless a row names a place"
+        )
+    if report.quarantined:
+        yield (
+            f"held: {report.quarantined} members whose record cannot be read; they are excluded "
+            "before and after"
+        )
 
 
 def _impact_lines(impact: Impact) -> Iterator[str]:
     """What becomes of the answers at one moment."""
-    for verb, found in (("allowed → excluded", impact.excluded()), ("excluded → allowed", impact.opened())):
+    for verb, found in (
+        ("allowed → excluded", impact.excluded()),
+        ("excluded → allowed", impact.opened()),
+    ):
         counted = ", ".join(f"{members} for {purpose}" for purpose, members in found.items())
         yield f"{verb}: {counted or 'none'}"
     if impact.changes:
@@ -120,7 +148,15 @@ def _impact_lines(impact: Impact) -> Iterator[str]:
         for change in impact.changes[:ROWS_MAX]:
             before = f"{'allowed' if change.was_allowed else 'excluded'} {change.before}"
             after = f"{'allowed' if change.is_allowed else 'excluded'} {change.after}"
-            rows.append((change.purpose, change.jurisdiction or "unknown", before, after, str(change.members)))
+            rows.append(
+                (
+                    change.purpose,
+                    change.jurisdiction or "unknown",
+                    before,
+                    after,
+                    str(change.members),
+                )
+            )
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=False)]
@@ -131,7 +167,7 @@ def _impact_lines(impact: Impact) -> Iterator[str]:
         yield f"  unchanged: {members} covered members for {purpose}, {reason}"
 
 
-def _terms_lines(report: Report) -> Iterator[str]:
+def _terms_lines(report: DryRunReport) -> Iterator[str]:
     """What a policy changes in the terms, and whether that opens use."""
     from consentry.domain.controls import PolicyPublished
     from consentry.domain.impact import named
@@ -149,10 +185,13 @@ def _terms_lines(report: Report) -> Iterator[str]:
         for how in change.opens:
             yield f"    OPENS USE: {how}"
         if change.paused and change.opens:
-            yield f"    (paused in {named(change.paused, jurisdictions, at=at)}: there only once the pause ends)"
+            yield (
+                f"    (paused in {named(change.paused, jurisdictions, at=at)}: there only once "
+                "the pause ends)"
+            )
 
 
-def _dataset_lines(report: Report) -> Iterator[str]:
+def _dataset_lines(report: DryRunReport) -> Iterator[str]:
     """Which data sets are concerned, and which of them would owe a receipt."""
     from consentry.domain.wording import date_text
 
@@ -164,35 +203,47 @@ def _dataset_lines(report: Report) -> Iterator[str]:
     if report.order is not None:
         due = f"due {date_text(report.order.due_at)}"
         yield f"purge order {report.order.order_id}, {due}: " + (
-            f"a receipt is owed for {named}" if named else "it stays open, as nobody is there to answer it"
+            f"a receipt is owed for {named}"
+            if named
+            else "it stays open, as nobody is there to answer it"
         )
     else:
         yield "no purge order: what is stored stays stored, and orders that are open stay open"
 
 
-def _notes(report: Report) -> Iterator[str]:
+def _notes(report: DryRunReport) -> Iterator[str]:
     """What the numbers do not say."""
     from consentry.domain.controls import PauseImposed, PolicyPublished
     from consentry.domain.impact import named
 
     control = report.control
     if isinstance(control, PauseImposed):
-        yield "note: rows that name a jurisdiction of the scope themselves are excluded too, whoever's they are"
+        yield (
+            "note: rows that name a jurisdiction of the scope themselves are excluded too, "
+            "whoever's they are"
+        )
         if control.scope.categories is not None:
             yield (
-                "note: it pauses only some categories; the numbers are for data of unknown category, and rows of "
+                "note: it pauses only some categories; the numbers are for data of unknown "
+                "category, and rows of "
                 "other categories stay as they are"
             )
     for purpose, codes in report.freed.items():
         where = named(codes, report.after.jurisdictions, at=report.impacts[0].at)
-        yield f"note: rows that name {where} themselves may be used again for {purpose}, as their members' word allows"
+        yield (
+            f"note: rows that name {where} themselves may be used again for {purpose}, as their "
+            "members' word allows"
+        )
     if isinstance(control, PolicyPublished) and any(
         terms.categories is not None or terms.collected_from is not None for terms in control.terms
     ):
-        yield "note: the terms look at rows too (category, time of collection); the numbers are for members alone"
+        yield (
+            "note: the terms look at rows too (category, time of collection); the numbers are "
+            "for members alone"
+        )
 
 
-def _data(report: Report) -> dict[str, Any]:
+def _data(report: DryRunReport) -> dict[str, Any]:
     """The report for a machine."""
     first, *later = report.impacts
     order = report.order
@@ -202,7 +253,7 @@ def _data(report: Report) -> dict[str, Any]:
         "sent": False,
         "control": _control_data(report.control),
         "table_age_seconds": round(report.age_seconds, 1),
-        "held": report.held,
+        "quarantined": report.quarantined,
         "opens_use": report.opens_use,
         "changes_nothing": report.changes_nothing,
         "freed": report.freed,
@@ -211,7 +262,12 @@ def _data(report: Report) -> dict[str, Any]:
         "terms": [_terms_data(change) for change in report.terms],
         "purge_order": None if order is None else {"order_id": order.order_id, "due_at": due_at},
         "datasets": [
-            {"subscriber": subscriber, "dataset": dataset, "owes_receipt": order is not None, "due_at": due_at}
+            {
+                "subscriber": subscriber,
+                "dataset": dataset,
+                "owes_receipt": order is not None,
+                "due_at": due_at,
+            }
             for subscriber, dataset in report.datasets
         ],
     }
@@ -223,7 +279,10 @@ def _control_data(control: Control) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": type(control).__name__, "version": control.version}
     if not isinstance(control, PolicyPublished):
         found["pause"] = control.pause
-    return found | {"effective_at": _iso(control.effective_at), "recorded_at": _iso(control.recorded_at)}
+    return found | {
+        "effective_at": _iso(control.effective_at),
+        "recorded_at": _iso(control.recorded_at),
+    }
 
 
 def _impact_data(impact: Impact) -> dict[str, Any]:

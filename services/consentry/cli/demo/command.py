@@ -18,41 +18,60 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 from consentry.cli.playground import surroundings
 
 if TYPE_CHECKING:
-    from consentry.cli.demo.run import Performance
+    from consentry.cli.demo.run import DemoRun
 
 EXIT_WRONG = 1
 
 
 def run(
-    members: Annotated[int, typer.Option(min=100, max=2_000_000, help="How many synthetic members.")] = 20_000,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running at the end, until Ctrl-C.")] = False,
+    members: Annotated[
+        int, typer.Option(min=100, max=2_000_000, help="How many synthetic members.")
+    ] = 20_000,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave everything running at the end, until Ctrl-C.")
+    ] = False,
     directory: Annotated[
-        Path, typer.Option("--dir", help="Where the demo's stack, data sets and logs are while it runs.")
+        Path,
+        typer.Option("--dir", help="Where the demo's stack, data sets and logs are while it runs."),
     ] = Path(".consentry/demo"),
-    picture: Annotated[Path | None, typer.Option(help="Also write what is shown to this SVG file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write what is shown to this SVG file.")
+    ] = None,
 ) -> None:
-    """Watch real consent events go from a producer through Kafka, Faust and Redis to three training systems.
+    """Watch real consent events go from a producer through Kafka, Faust and Redis to three training
+    systems.
 
-    Starts its own stack (the first time downloads about 200 MB), or uses the one that CONSENTRY_KAFKA_BOOTSTRAP,
-    CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL name, in a namespace of its own. Exit status 0 only if every answer
-    of every trainer was right.
+    Starts its own stack (the first time downloads about 200 MB), or uses the one that
+    CONSENTRY_KAFKA_BOOTSTRAP, CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL name, in a namespace
+    of its own. Exit status 0 only if every answer of every trainer was right.
     """
-    console = Console(stderr=as_json, highlight=False, record=picture is not None, width=124 if picture else None)
+    console = Console(
+        stderr=as_json, highlight=False, record=picture is not None, width=124 if picture else None
+    )
     started = monotonic()
     with ExitStack() as stack:
         settings, work = stack.enter_context(surroundings(directory, console, prefix="demo"))
-        from consentry.cli.demo.run import Performance
+        from consentry.cli.demo.run import DemoRun
 
-        performance = stack.enter_context(Performance(settings, work, members=members, console=console))
+        performance = stack.enter_context(DemoRun(settings, work, members=members, console=console))
         result = performance.play() | {"seconds": round(monotonic() - started, 1)}
         _show(console, performance, result)
         if picture is not None:
-            console.save_svg(str(picture), title="make demo", theme=SVG_EXPORT_THEME, code_format=_svg_without_fonts())
+            console.save_svg(
+                str(picture),
+                title="make demo",
+                theme=SVG_EXPORT_THEME,
+                code_format=_svg_without_fonts(),
+            )
         if as_json:
             typer.echo(json.dumps(result))
         if keep:
-            console.print("\nEverything goes on running until Ctrl-C. In another terminal:\n", style="bold")
+            console.print(
+                "\nEverything goes on running until Ctrl-C. In another terminal:\n", style="bold"
+            )
             console.print(performance.next_commands(), markup=False, soft_wrap=True)
             _wait_for_interrupt()
     raise typer.Exit(0 if result["ok"] else EXIT_WRONG)
@@ -63,14 +82,18 @@ def _svg_without_fonts() -> str:
     return re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
-def _show(console: Console, performance: Performance, result: dict[str, Any]) -> None:
+def _show(console: Console, performance: DemoRun, result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("promise", "measured", title="What the demo checked", title_justify="left")
     table.add_row(
-        "rows and members answered as the rules say", f"{result['members']} members, {performance.findings.rows} rows"
+        "rows and members answered as the rules say",
+        f"{result['members']} members, {performance.findings.rows} rows",
     )
-    table.add_row("wrongly allowed / wrongly excluded", f"{result['wrong_allowed']} / {result['wrong_excluded']}")
+    table.add_row(
+        "wrongly allowed / wrongly excluded",
+        f"{result['wrong_allowed']} / {result['wrong_excluded']}",
+    )
     left = result["rows_left_of_purged_members"]
     table.add_row("rows purged / left of purged members", f"{result['purged_rows']} / {left}")
     for name, title in (
@@ -82,10 +105,12 @@ def _show(console: Console, performance: Performance, result: dict[str, Any]) ->
     console.print(table)
     for note in performance.findings.notes:
         console.print(f"  {note}", style="red", markup=False)
-    verdict = (
-        "[green]Everything is as the rules say.[/]" if result["ok"] else "[red]Something is not as the rules say.[/]"
+    decisions = (
+        "[green]Everything is as the rules say.[/]"
+        if result["ok"]
+        else "[red]Something is not as the rules say.[/]"
     )
-    console.print(f"{verdict} {result['seconds']} s in all.")
+    console.print(f"{decisions} {result['seconds']} s in all.")
 
 
 def _wait_for_interrupt() -> None:

@@ -1,4 +1,6 @@
-"""The demo's second opinion: the pure rules over everything that was sent, held against what the system did."""
+"""The demo's second opinion: the pure rules over everything that was sent, held against what the
+system did.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,13 @@ class Findings:
     @property
     def is_clean(self) -> bool:
         """Whether nothing at all differs."""
-        wrong = (self.wrong_allowed, self.wrong_excluded, self.wrong_reason, self.rows_left, self.rows_missing)
+        wrong = (
+            self.wrong_allowed,
+            self.wrong_excluded,
+            self.wrong_reason,
+            self.rows_left,
+            self.rows_missing,
+        )
         return not any((*wrong, self.wrong_records, self.unequal_digests))
 
 
@@ -70,7 +78,9 @@ class Oracle:
             scope = control.scope.jurisdictions
             self._places.update(scope)
             for member, record in self.records.items():
-                places = [fact.name for fact in record.facts if fact.kind.name.startswith("RELOCATED")]
+                places = [
+                    fact.name for fact in record.facts if fact.kind.name.startswith("RELOCATED")
+                ]
                 if places and places[-1] in scope:
                     self._taken_back.add(member)
 
@@ -84,23 +94,39 @@ class Oracle:
 
 
 def check_dataset(
-    oracle: Oracle, before: pa.Table, directory: Path, manifest: Path, now: Micros, findings: Findings
+    oracle: Oracle,
+    before: pa.Table,
+    directory: Path,
+    manifest: Path,
+    now: Micros,
+    findings: Findings,
 ) -> None:
-    """Hold every row of a data set, and the answer the trainer wrote down for it, against the rules."""
+    """Hold every row of a data set, and the answer the trainer wrote down for it, against the
+    rules.
+    """
     stored = {path.name: pq.read_table(path) for path in sorted(directory.glob("*.parquet"))}
     kept = sum(table.num_rows for table in stored.values())
-    places = before["jurisdiction"].to_pylist() if "jurisdiction" in before.column_names else [None] * before.num_rows
+    places = (
+        before["jurisdiction"].to_pylist()
+        if "jurisdiction" in before.column_names
+        else [None] * before.num_rows
+    )
     wanted = sum(
-        not oracle.must_go(member, place) for member, place in zip(before["member_id"].to_pylist(), places, strict=True)
+        not oracle.must_go(member, place)
+        for member, place in zip(before["member_id"].to_pylist(), places, strict=True)
     )
     findings.rows_missing += max(0, wanted - kept)
-    answers = {(row["file"], row["row"]): row["reason"] for row in pq.read_table(manifest).to_pylist()}
+    answers = {
+        (row["file"], row["row"]): row["reason"] for row in pq.read_table(manifest).to_pylist()
+    }
     for name, table in stored.items():
         for number, row in enumerate(table.to_pylist()):
             _check_row(oracle, row, answers.get((name, number)), now, findings)
 
 
-def _check_row(oracle: Oracle, row: dict[str, object], told: str | None, now: Micros, findings: Findings) -> None:
+def _check_row(
+    oracle: Oracle, row: dict[str, object], told: str | None, now: Micros, findings: Findings
+) -> None:
     findings.rows += 1
     member, place = row["member_id"], row.get("jurisdiction")
     findings.rows_left += oracle.must_go(member, place)
@@ -111,20 +137,24 @@ def _check_row(oracle: Oracle, row: dict[str, object], told: str | None, now: Mi
     if told != expected:
         findings.wrong_reason += 1
         if len(findings.notes) < 5:
-            findings.notes.append(f"a row of {member} was answered {told}, the rules say {expected}")
+            findings.notes.append(
+                f"a row of {member} was answered {told}, the rules say {expected}"
+            )
 
 
 def _expected(oracle: Oracle, row: dict[str, object], now: Micros) -> tuple[str, bool]:
     member = row["member_id"]
     if not isinstance(member, str) or MEMBER_ID_PATTERN.fullmatch(member) is None:
-        return Reason.HELD, False
+        return Reason.QUARANTINED, False
     collected = row.get("collected_at")
     asked = Row(
         jurisdiction=_text(row.get("jurisdiction")),
         category=_text(row.get("category")),
         collected=None if collected is None else micros(_midnight(collected)),
     )
-    decision = decide(oracle.records.get(member), asked, oracle.controls, purpose=PURPOSE, at=now, known_at=now)
+    decision = decide(
+        oracle.records.get(member), asked, oracle.controls, purpose=PURPOSE, at=now, known_at=now
+    )
     return decision.reason, decision.allowed
 
 
@@ -145,7 +175,9 @@ def check_table(
     followers: Iterable[str],
     findings: Findings,
 ) -> None:
-    """Hold the consent table against the rules, record by record, and every follower against the table."""
+    """Hold the consent table against the rules, record by record, and every follower against the
+    table.
+    """
     found: dict[str, bytes] = {}
     digests: dict[int, str] = {}
     for partition in range(partitions):
@@ -162,5 +194,9 @@ def check_table(
     findings.wrong_records += len(found)
     for address in followers:
         with urllib.request.urlopen(f"http://{address}/digest", timeout=30) as answer:
-            told = {int(number): str(digest) for number, digest in json.load(answer)["digests"].items()}
-        findings.unequal_digests += sum(told.get(number) != digest for number, digest in digests.items())
+            told = {
+                int(number): str(digest) for number, digest in json.load(answer)["digests"].items()
+            }
+        findings.unequal_digests += sum(
+            told.get(number) != digest for number, digest in digests.items()
+        )

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from consentry.cli.connections import open_catalog, open_registry, open_table, read_controls
 from consentry.cli.demo.rules import Findings, Oracle, check_dataset, check_table
-from consentry.cli.demo.story import DATASETS, PURPOSE, ChangeEvent, Chapter, Storyteller
+from consentry.cli.demo.story import DATASETS, PURPOSE, ChangeEvent, Chapter, StoryMaker
 from consentry.cli.demo.watch import Buckets, Journals, percentiles
 from consentry.cli.explain import read_member
-from consentry.cli.process_group import Crew
+from consentry.cli.process_group import ProcessGroup
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import decide
 from consentry.domain.errors import Unavailable
@@ -40,14 +40,14 @@ EVENTS_PER_SECOND: Final = 500
 _PATIENCE_SECONDS: Final = 60.0
 
 
-class Performance:
+class DemoRun:
     """Plays the story once over a stack; a context, so that its processes always end."""
 
     def __init__(self, settings: Settings, work: Path, *, members: int, console: Console) -> None:
         self._settings = settings
         self._work = work
         self._console = console
-        self._story = Storyteller(members)
+        self._story = StoryMaker(members)
         self._oracle = Oracle()
         self._sent: list[tuple[str, int, int]] = []
         self._pauses_ms: list[float] = []
@@ -55,19 +55,24 @@ class Performance:
         self.findings = Findings()
         # A terminal wraps lines by itself; a picture cannot.
         self._soft_wrap = not console.record
-        self._crew = Crew(work, self._environment(members), self._say)
+        self._crew = ProcessGroup(work, self._environment(members), self._say)
         self._journals = Journals({name: work / f"{name}.journal" for name in TRAINERS})
 
-    def __enter__(self) -> Performance:
+    def __enter__(self) -> DemoRun:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._crew.stop()
 
     def play(self) -> dict[str, Any]:
-        """Everything but the total time: the demo's result, `ok` only if nothing at all was wrong."""
+        """Everything but the total time: the demo's result, `ok` only if nothing at all was
+        wrong.
+        """
         before = self._set_up()
         table_buckets = Buckets("consentry_event_to_table_seconds")
         self._let_members_arrive()
@@ -98,7 +103,11 @@ class Performance:
 
     def next_commands(self) -> str:
         """What a person could type to look further, or to break it."""
-        followers = " ".join(f"--follower {worker.address}" for worker in self._crew.workers if worker.name in TRAINERS)
+        followers = " ".join(
+            f"--follower {worker.address}"
+            for worker in self._crew.workers
+            if worker.name in TRAINERS
+        )
         return "\n".join(
             (
                 *(
@@ -107,8 +116,10 @@ class Performance:
                     if "TABLE" not in name
                 ),
                 f"  consentry table verify {followers}",
-                f"  consentry explain {self._quiet_member('HK')} --at 2024-10-12 --known-at 2024-10-12",
-                f"  kill -9 {self._crew.pid('processor')}    # the processor; the demo starts it again",
+                f"  consentry explain {self._quiet_member('HK')} --at 2024-10-12 --known-at "
+                "2024-10-12",
+                f"  kill -9 {self._crew.pid('processor')}    # the processor; the demo starts it "
+                "again",
             )
         )
 
@@ -132,7 +143,11 @@ class Performance:
         """Topics, schemas, data sets and processes; what each data set held at first."""
         kafka, namespace = self._settings.kafka(), self._settings.namespace
         register_all(open_registry(self._settings), namespace)
-        list(apply_topics(kafka, plan_topics(kafka, namespace=namespace, profile="local"), profile="local"))
+        list(
+            apply_topics(
+                kafka, plan_topics(kafka, namespace=namespace, profile="local"), profile="local"
+            )
+        )
         self._catalog: Catalog = open_catalog(self._settings)
         self._producer = Producer(producer_config(kafka, "consentry-demo") | {"linger.ms": 1})
         self._partitions = topics()[MEMBER_EVENTS].partitions["local"]
@@ -140,7 +155,17 @@ class Performance:
         before = {trainer: pq.read_table(path) for trainer, path in self._paths.items()}
         self._crew.add("processor", ["processor"], CONSENTRY_WORKER_ID="demo-processor")
         for trainer, path in self._paths.items():
-            arguments = ["trainer", "--dataset", str(path), "--name", trainer, "--every", "0", "--purpose", PURPOSE]
+            arguments = [
+                "trainer",
+                "--dataset",
+                str(path),
+                "--name",
+                trainer,
+                "--every",
+                "0",
+                "--purpose",
+                PURPOSE,
+            ]
             arguments += [
                 "--manifest",
                 str(self._manifest(trainer)),
@@ -150,12 +175,17 @@ class Performance:
             self._crew.add(trainer, arguments)
         for worker in self._crew.workers:
             self._crew.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
-        pids = ", ".join(f"{worker.name} {self._crew.pid(worker.name)}" for worker in self._crew.workers)
+        pids = ", ".join(
+            f"{worker.name} {self._crew.pid(worker.name)}" for worker in self._crew.workers
+        )
         self._console.print(
-            f"Running: {pids}. Kill any of them with kill -9: it is started again.", soft_wrap=self._soft_wrap
+            f"Running: {pids}. Kill any of them with kill -9: it is started again.",
+            soft_wrap=self._soft_wrap,
         )
         rows = sum(table.num_rows for table in before.values())
-        self._console.print(f"{len(self._story.members)} members, {rows} rows in 3 data sets of 3 trainers.\n")
+        self._console.print(
+            f"{len(self._story.members)} members, {rows} rows in 3 data sets of 3 trainers.\n"
+        )
         return before
 
     def _manifest(self, trainer: str) -> Path:
@@ -169,7 +199,8 @@ class Performance:
         self._await_members(len(events))
         rate = len(events) / (monotonic() - started)
         self._console.print(
-            f"{date_text(last.recorded_at).split(' 00:')[0]:>11}  {len(events)} members told where they live "
+            f"{date_text(last.recorded_at).split(' 00:')[0]:>11}  {len(events)} members told "
+            "where they live "
             f"({rate:,.0f} a second, all the way to the trainers)",
             markup=False,
             soft_wrap=self._soft_wrap,
@@ -177,10 +208,14 @@ class Performance:
 
     def _await_members(self, count: int) -> None:
         until = monotonic() + _PATIENCE_SECONDS + len(self._story.members) / 2000
-        while any(self._crew.ask(trainer, "/readyz").get("members", 0) < count for trainer in TRAINERS):
+        while any(
+            self._crew.ask(trainer, "/readyz").get("members", 0) < count for trainer in TRAINERS
+        ):
             if monotonic() > until:
                 raise Unavailable(
-                    "The members did not all reach the trainers in time.", code="demo.slow", fix="run it again"
+                    "The members did not all reach the trainers in time.",
+                    code="demo.slow",
+                    fix="run it again",
                 )
             sleep(0.05)
 
@@ -189,8 +224,14 @@ class Performance:
         topic = topic_name(self._settings.namespace, CONTROLS)
         self._oracle.control(chapter.control)
         sent_at = system_clock()
-        send(self._producer, topic, [(control_key(chapter.control), write_control(chapter.control, self._catalog))])
-        heeded = self._journals.await_control(chapter.control.event_id, timeout_seconds=_PATIENCE_SECONDS)
+        send(
+            self._producer,
+            topic,
+            [(control_key(chapter.control), write_control(chapter.control, self._catalog))],
+        )
+        heeded = self._journals.await_control(
+            chapter.control.event_id, timeout_seconds=_PATIENCE_SECONDS
+        )
         self._events += 1
         if len(heeded) < len(TRAINERS):
             self.findings.notes.append(f"not every trainer heeded: {chapter.title}")
@@ -200,13 +241,15 @@ class Performance:
         told = "  ".join(f"{name} {delay:.0f} ms" for name, delay in sorted(delays.items()))
         day = date_text(chapter.control.recorded_at).split(" 00:")[0]
         self._console.print(
-            f"[bold]{day:>11}[/]  {chapter.title}\n             heeded after: {told}", soft_wrap=self._soft_wrap
+            f"[bold]{day:>11}[/]  {chapter.title}\n             heeded after: {told}",
+            soft_wrap=self._soft_wrap,
         )
         rows = self._stored_rows()
         self._await_orders()
         if (gone := rows - self._stored_rows()) > 0:
             self._console.print(
-                f"             {gone} {'rows' if gone > 1 else 'row'} gone by now by purge orders, with receipts",
+                f"             {gone} {'rows' if gone > 1 else 'row'} gone by now by purge "
+                "orders, with receipts",
                 style="yellow",
             )
         self._send(chapter.changes, paced=True)
@@ -221,21 +264,33 @@ class Performance:
         )
 
     def _stored_rows(self) -> int:
-        return sum(pq.read_metadata(file).num_rows for path in self._paths.values() for file in path.glob("*.parquet"))
+        return sum(
+            pq.read_metadata(file).num_rows
+            for path in self._paths.values()
+            for file in path.glob("*.parquet")
+        )
 
     def _await_orders(self) -> None:
-        """A purge is done before the story goes on, so that who moves in afterwards is not taken back too."""
+        """A purge is done before the story goes on, so that who moves in afterwards is not taken
+        back too.
+        """
         until = monotonic() + _PATIENCE_SECONDS
         sleep(0.3)
-        while any(self._crew.ask(trainer, "/readyz").get("purge_orders_open", 1) for trainer in TRAINERS):
+        while any(
+            self._crew.ask(trainer, "/readyz").get("purge_orders_open", 1) for trainer in TRAINERS
+        ):
             if monotonic() > until:
                 raise Unavailable(
-                    "A purge order was not settled in time.", code="demo.slow", fix="read the trainers' logs"
+                    "A purge order was not settled in time.",
+                    code="demo.slow",
+                    fix="read the trainers' logs",
                 )
             sleep(0.1)
 
     def _send(self, events: Sequence[ChangeEvent], *, paced: bool = False) -> None:
-        """Send events in order; paced ones at EVENTS_PER_SECOND, each timed from when it was meant to go."""
+        """Send events in order; paced ones at EVENTS_PER_SECOND, each timed from when it was meant
+        to go.
+        """
         topic = topic_name(self._settings.namespace, MEMBER_EVENTS)
         started = system_clock()
         failed: list[Any] = []
@@ -251,7 +306,10 @@ class Performance:
             while True:
                 try:
                     self._producer.produce(
-                        topic, value, event.member, on_delivery=lambda error, _: failed.append(error) if error else None
+                        topic,
+                        value,
+                        event.member,
+                        on_delivery=lambda error, _: failed.append(error) if error else None,
                     )
                     break
                 except BufferError:
@@ -259,7 +317,9 @@ class Performance:
         left = self._producer.flush(_PATIENCE_SECONDS)
         if left or failed:
             raise Unavailable(
-                f"{left or len(failed)} events were not acknowledged.", code="demo.producer", fix="run it again"
+                f"{left or len(failed)} events were not acknowledged.",
+                code="demo.producer",
+                fix="run it again",
             )
         self._events += len(events)
 
@@ -270,7 +330,9 @@ class Performance:
         self._await_orders()
 
     def _await_versions(self, sent: Sequence[tuple[str, int, int]]) -> None:
-        """Wait until every trainer holds what was sent; what never comes is counted as missing later."""
+        """Wait until every trainer holds what was sent; what never comes is counted as missing
+        later.
+        """
         last: dict[str, int] = {}
         for member, version, _ in sent:
             last[member] = max(version, last.get(member, 0))
@@ -279,32 +341,54 @@ class Performance:
                 return
 
     def _check(self, before: dict[str, pa.Table]) -> None:
-        """Ask every trainer to judge its whole data set, and hold all of it against the pure rules."""
-        self._console.print("\nChecking every row of every data set and every member against the pure rules …")
+        """Ask every trainer to judge its whole data set, and hold all of it against the pure
+        rules.
+        """
+        self._console.print(
+            "\nChecking every row of every data set and every member against the pure rules …"
+        )
         for trainer in TRAINERS:
             self._read_epoch(trainer)
         now = system_clock()
         for trainer in TRAINERS:
             check_dataset(
-                self._oracle, before[trainer], self._paths[trainer], self._manifest(trainer), now, self.findings
+                self._oracle,
+                before[trainer],
+                self._paths[trainer],
+                self._manifest(trainer),
+                now,
+                self.findings,
             )
         followers = [worker.address for worker in self._crew.workers if worker.name in TRAINERS]
         with open_table(self._settings, self._partitions) as table:
             check_table(
-                self._oracle, table, self._partitions, self._catalog.frame_of("ConsentRecord"), followers, self.findings
+                self._oracle,
+                table,
+                self._partitions,
+                self._catalog.frame_of("ConsentRecord"),
+                followers,
+                self.findings,
             )
 
     def _ask_about_the_past(self) -> None:
-        """The question that needs two times: what was right in Hong Kong on 12 October, and what was known then?"""
+        """The question that needs two times: what was right in Hong Kong on 12 October, and what
+        was known then?
+        """
         member = self._quiet_member("HK")
         record = read_member(self._settings, member)
         controls = Controls(iso_jurisdictions()).after(*read_controls(self._settings))
-        self._console.print("\nUsing a silent Hong Kong member's data on 12 October 2024, asked from the table:")
+        self._console.print(
+            "\nUsing a silent Hong Kong member's data on 12 October 2024, asked from the table:"
+        )
         for known in ("2024-10-12", "2024-10-15"):
-            at, known_at = parse_instant("2024-10-12", what="at"), parse_instant(known, what="known_at")
+            at, known_at = (
+                parse_instant("2024-10-12", what="at"),
+                parse_instant(known, what="known_at"),
+            )
             decision = decide(record, None, controls, purpose=PURPOSE, at=at, known_at=known_at)
             self._console.print(
-                f"  by what was known on {date_text(known_at)}: {'allowed' if decision.allowed else 'excluded'}, "
+                f"  by what was known on {date_text(known_at)}: "
+                f"{'allowed' if decision.allowed else 'excluded'}, "
                 f"{decision.reason}: {sentences(decision)[0]}",
                 markup=False,
                 soft_wrap=self._soft_wrap,
@@ -312,7 +396,11 @@ class Performance:
 
     def _quiet_member(self, home: str) -> str:
         """A member who lives there, and of whom nothing else is known."""
-        return next(name for name, place in self._story.homes.items() if place == home and self._is_quiet(name))
+        return next(
+            name
+            for name, place in self._story.homes.items()
+            if place == home and self._is_quiet(name)
+        )
 
     def _is_quiet(self, member: str) -> bool:
         """Whether nothing is known of the member but where they live."""
@@ -328,7 +416,11 @@ class Performance:
         until = monotonic() + _PATIENCE_SECONDS + len(self._story.members) / 2000
         while not manifest.exists():
             if monotonic() > until:
-                raise Unavailable(f"{trainer} did not read its data set in time.", code="demo.slow", fix="run it again")
+                raise Unavailable(
+                    f"{trainer} did not read its data set in time.",
+                    code="demo.slow",
+                    fix="run it again",
+                )
             sleep(0.05)
 
 
@@ -343,5 +435,6 @@ def _counted(events: Iterable[ChangeEvent]) -> str:
         counts[name] = counts.get(name, 0) + 1
     ranked = sorted(counts.items(), key=lambda pair: -pair[1])
     return ", ".join(
-        f"{count} {name if count > 1 else name.split(' and ')[0].removesuffix('s')}" for name, count in ranked
+        f"{count} {name if count > 1 else name.split(' and ')[0].removesuffix('s')}"
+        for name, count in ranked
     )

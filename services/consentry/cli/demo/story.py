@@ -1,4 +1,6 @@
-"""What the demo sends: synthetic members, what they do between the timeline's events, and their data sets."""
+"""What the demo sends: synthetic members, what they do between the timeline's events, and their
+data sets.
+"""
 
 from __future__ import annotations
 
@@ -39,26 +41,41 @@ class Chapter:
     changes: list[ChangeEvent]
 
 
-class Storyteller:
+class StoryMaker:
     """Makes everything from one seed, so that each run tells the same story."""
 
     def __init__(self, members: int) -> None:
         self._random = random.Random(SEED)
-        eea = [membership.country for membership in iso_jurisdictions().groups["EEA"] if membership.country != "GB"]
+        eea = [
+            membership.country
+            for membership in iso_jurisdictions().groups["EEA"]
+            if membership.country != "GB"
+        ]
         self._places = ["US", "GB", "CA", "HK", "CH", *eea]
         self._weights = [30, 15, 10, 15, 5, *([25 / len(eea)] * len(eea))]
         self.members = [MemberId(f"demo:{number:07d}") for number in range(members)]
-        self.homes = dict(zip(self.members, self._random.choices(self._places, self._weights, k=members), strict=True))
+        self.homes = dict(
+            zip(
+                self.members,
+                self._random.choices(self._places, self._weights, k=members),
+                strict=True,
+            )
+        )
         self._versions: dict[str, int] = {}
         self._erased: set[str] = set()
 
     def arrivals(self) -> Iterator[ChangeEvent]:
-        """Every member's first residence, before the first policy. One in a hundred never tells where they live."""
+        """Every member's first residence, before the first policy.
+
+        One in a hundred never tells where they live.
+        """
         start = parse_instant("2024-09-01", what="start")
         for number, member in enumerate(self.members):
             if number % 100 == 99:
                 continue
-            band = self._random.choices([AgeBand.ADULT, AgeBand.MINOR, AgeBand.UNKNOWN], [92, 3, 5])[0]
+            band = self._random.choices(
+                [AgeBand.ADULT, AgeBand.MINOR, AgeBand.UNKNOWN], [92, 3, 5]
+            )[0]
             self._versions[member] = 1
             yield MemberRelocated(
                 event_id=self._event_id(),
@@ -76,21 +93,29 @@ class Storyteller:
         recorded = [parse_instant(entry["recorded"], what="recorded") for entry in entries]
         ends = [*recorded[1:], Micros(recorded[-1] + 90 * _DAY)]
         return [
-            Chapter(entry["title"], self._control(entry, at), list(self._changes(at, end, changes_per_chapter)))
+            Chapter(
+                entry["title"],
+                self._control(entry, at),
+                list(self._changes(at, end, changes_per_chapter)),
+            )
             for entry, at, end in zip(entries, recorded, ends, strict=True)
         ]
 
     def _control(self, entry: dict[str, Any], recorded_at: Micros) -> Control:
         event_id = self._event_id()
         if "policy" in entry:
-            return parse_policy(entry["policy"], event_id=event_id, recorded_at=recorded_at, source="demo")
+            return parse_policy(
+                entry["policy"], event_id=event_id, recorded_at=recorded_at, source="demo"
+            )
         told = entry.get("pause") or entry["lift"]
         effective = told.get("effective")
         common: dict[str, Any] = {
             "event_id": event_id,
             "pause": told["pause"],
             "version": told["version"],
-            "effective_at": recorded_at if effective is None else parse_instant(effective, what="effective"),
+            "effective_at": recorded_at
+            if effective is None
+            else parse_instant(effective, what="effective"),
             "recorded_at": recorded_at,
             "source": "demo",
         }
@@ -111,7 +136,9 @@ class Storyteller:
             yield self._change(self._random.choice(self.members), at)
 
     def _change(self, member: MemberId, at: Micros) -> ChangeEvent:
-        """What one member does: mostly opting out or objecting, sometimes in again, moving, or leaving for good."""
+        """What one member does: mostly opting out or objecting, sometimes in again, moving, or
+        leaving for good.
+        """
         dice = self._random.random()
         version = self._versions.get(member, 0)
         if member not in self._erased:
@@ -133,13 +160,18 @@ class Storyteller:
                 **common,
             )
         choice = Choice.OPT_OUT if dice < 0.75 else Choice.OPT_IN
-        # Half of those who opt in had the latest page before them; the other half chose on an old one.
+        # Half of those who opt in had the latest page before them; the other half chose on an old
+        # one.
         observed = self._random.choice([version, None]) if choice is Choice.OPT_IN else None
         basis = self._random.choice(["LEGITIMATE_INTEREST", "OTHER"])
-        return ConsentChanged(purpose=PURPOSE, choice=choice, observed_version=observed, legal_basis=basis, **common)
+        return ConsentChanged(
+            purpose=PURPOSE, choice=choice, observed_version=observed, legal_basis=basis, **common
+        )
 
     def write_datasets(self, directory: Path) -> dict[str, Path]:
-        """Three Parquet data sets, one a trainer: rows of all members, and of some whom nobody knows."""
+        """Three Parquet data sets, one a trainer: rows of all members, and of some whom nobody
+        knows.
+        """
         paths = {}
         for trainer, name in DATASETS.items():
             path = directory / name
@@ -152,7 +184,9 @@ class Storyteller:
         return paths
 
     def _dataset(self, name: str) -> pa.Table:
-        if name == "profiles":  # one row a member, and nothing said of the row: the member's own answer
+        if (
+            name == "profiles"
+        ):  # one row a member, and nothing said of the row: the member's own answer
             return pa.table(
                 {
                     "member_id": pa.array([*self.members, "demo:nobody", None]),
@@ -169,7 +203,11 @@ class Storyteller:
             strange[row] if away else self.homes[member]
             for row, (member, away) in enumerate(zip(members, elsewhere.tolist(), strict=True))
         ]
-        columns: dict[str, Any] = {"member_id": members, "jurisdiction": places, "text": self._texts(len(members))}
+        columns: dict[str, Any] = {
+            "member_id": members,
+            "jurisdiction": places,
+            "text": self._texts(len(members)),
+        }
         if name == "posts":
             columns["category"] = random_numbers.choice(
                 np.array(["posts", "groups", "feedback"]), len(members)

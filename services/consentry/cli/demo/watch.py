@@ -15,14 +15,19 @@ Milliseconds = float
 
 
 class Journals:
-    """Follows the trainers' journals. Times are microseconds since 1970-01-01 UTC, of this machine's one clock."""
+    """Follows the trainers' journals.
+
+    Times are microseconds since 1970-01-01 UTC, of this machine's one clock.
+    """
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self._paths = dict(paths)
         self._read = dict.fromkeys(self._paths, 0)
         self.controls: dict[str, dict[str, int]] = {name: {} for name in self._paths}
         """Per trainer, control event id → when it was applied."""
-        self.versions: dict[str, dict[str, list[tuple[int, int]]]] = {name: {} for name in self._paths}
+        self.versions: dict[str, dict[str, list[tuple[int, int]]]] = {
+            name: {} for name in self._paths
+        }
         """Per trainer, member → (version, when it was applied), as they came."""
 
     def refresh(self) -> None:
@@ -42,7 +47,9 @@ class Journals:
         if "control" in entry:
             self.controls[name].setdefault(entry["control"], entry["applied_at"])
         else:
-            self.versions[name].setdefault(entry["member"], []).append((entry["version"], entry["applied_at"]))
+            self.versions[name].setdefault(entry["member"], []).append(
+                (entry["version"], entry["applied_at"])
+            )
 
     def await_control(self, event_id: bytes, *, timeout_seconds: float) -> dict[str, int]:
         """Per trainer, when it applied this control; those that did not in time are missing."""
@@ -71,7 +78,9 @@ class Journals:
         return min(times) if times else None
 
     def delays(self, sent: Iterable[tuple[str, int, int]]) -> tuple[list[Milliseconds], int]:
-        """For (member, version, sent at): each trainer's delay in milliseconds, and how many never arrived."""
+        """For (member, version, sent at): each trainer's delay in milliseconds, and how many never
+        arrived.
+        """
         found: list[Milliseconds] = []
         missing = 0
         for member, version, sent_at in sent:
@@ -93,7 +102,9 @@ def percentiles(values: list[Milliseconds]) -> dict[str, float | None]:
 
 
 class Buckets:
-    """A Prometheus histogram read from a service's metrics text, and quantiles of what came after a start."""
+    """A Prometheus histogram read from a service's metrics text, and quantiles of what came after a
+    start.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = f"{name}_bucket"
@@ -106,7 +117,9 @@ class Buckets:
     def quantiles(self, text: str) -> dict[str, float | None]:
         """p50 and p99 in milliseconds, each the upper bound of the bucket it falls in."""
         counts = self._counts(text)
-        since = {bound: count - self._base.get(bound, 0.0) for bound, count in sorted(counts.items())}
+        since = {
+            bound: count - self._base.get(bound, 0.0) for bound, count in sorted(counts.items())
+        }
         if any(count < 0 for count in since.values()):
             since = dict(sorted(counts.items()))  # the service began anew in between
         total = max(since.values(), default=0.0)
@@ -114,7 +127,13 @@ class Buckets:
             return {"p50": None, "p99": None}
 
         def quantile(share: float) -> float:
-            return next((bound for bound, count in since.items() if count >= share * total), float("inf")) * 1000
+            return (
+                next(
+                    (bound for bound, count in since.items() if count >= share * total),
+                    float("inf"),
+                )
+                * 1000
+            )
 
         return {"p50": quantile(0.5), "p99": quantile(0.99)}
 

@@ -25,7 +25,9 @@ EXIT_FAILED = 1
 EXIT_CANNOT_TELL = 2
 
 app = typer.Typer(
-    name="scenario", help="Run stories of what was recorded and what must be answered.", no_args_is_help=True
+    name="scenario",
+    help="Run stories of what was recorded and what must be answered.",
+    no_args_is_help=True,
 )
 
 
@@ -36,7 +38,7 @@ class Engine(StrEnum):
     STACK = "stack"
 
 
-class Read(NamedTuple):
+class ScenarioFile(NamedTuple):
     """A scenario and the file it came from."""
 
     file: Path
@@ -46,18 +48,28 @@ class Read(NamedTuple):
 
 @app.command()
 def run(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Scenario files, or folders of them.")],
-    engine: Annotated[Engine, typer.Option(help="The pure rules, or the real stack.")] = Engine.RULES,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, max=16, help="Scenarios at a time with --engine stack.")] = 3,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Scenario files, or folders of them.")
+    ],
+    engine: Annotated[
+        Engine, typer.Option(help="The pure rules, or the real stack.")
+    ] = Engine.RULES,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one line of JSON on standard output.")
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=16, help="Scenarios at a time with --engine stack.")
+    ] = 3,
     directory: Annotated[
         Path, typer.Option("--dir", help="Where --engine stack keeps its own stack while it runs.")
     ] = Path(".consentry/scenarios"),
 ) -> None:
-    """Hold scenarios against the rules; exit 0 if all hold, 1 if some do not, 2 if a file cannot be understood.
+    """Hold scenarios against the rules; exit 0 if all hold, 1 if some do not, 2 if a file cannot be
+    understood.
 
-    With --engine stack the same events go through Kafka, the processor and Redis to a subscribed trainer: through the
-    stack that CONSENTRY_KAFKA_BOOTSTRAP and its like name or that runs here, else through one started for it.
+    With --engine stack the same events go through Kafka, the processor and Redis to a subscribed
+    trainer: through the stack that CONSENTRY_KAFKA_BOOTSTRAP and its like name or that runs here,
+    else through one started for it.
     """
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
     read, errors = _read_all(paths)
@@ -69,14 +81,18 @@ def run(
         if as_json:
             _print_json([], [], errors)
         raise typer.Exit(EXIT_CANNOT_TELL)
-    outcomes = _by_rules(read) if engine is Engine.RULES else _on_the_stack(read, console, directory, jobs)
-    failed: list[tuple[Read, Failure]] = []
+    outcomes = (
+        _by_rules(read) if engine is Engine.RULES else _on_the_stack(read, console, directory, jobs)
+    )
+    failed: list[tuple[ScenarioFile, Failure]] = []
     for one, failures, seconds in outcomes:
         _show(console, one, failures, seconds)
         failed += [(one, failure) for failure in failures]
     count = sum(len(one.scenario.expect) for one in read)
-    verdict = f"[red]{len(failed)} did not hold.[/]" if failed else "[green]All hold.[/]"
-    console.print(f"{_counted(len(read), 'scenario')}, {_counted(count, 'expectation')}. {verdict}")
+    decisions = f"[red]{len(failed)} did not hold.[/]" if failed else "[green]All hold.[/]"
+    console.print(
+        f"{_counted(len(read), 'scenario')}, {_counted(count, 'expectation')}. {decisions}"
+    )
     if as_json:
         _print_json(read, failed, [])
     raise typer.Exit(EXIT_FAILED if failed else 0)
@@ -86,7 +102,10 @@ def run(
 def new(
     name: Annotated[str, typer.Argument(help="What it is called, such as hong-kong-pause.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to write it; default: NAME.yaml. '-': print it.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Where to write it; default: NAME.yaml. '-': print it."
+        ),
     ] = None,
 ) -> None:
     """Write a scenario that holds, to change into your own."""
@@ -119,11 +138,11 @@ def _form(name: str) -> str:
     return (files("consentry_schemas") / "forms" / name).read_text()
 
 
-def _read_all(paths: Sequence[Path]) -> tuple[list[Read], list[str]]:
+def _read_all(paths: Sequence[Path]) -> tuple[list[ScenarioFile], list[str]]:
     """The scenarios, and what is wrong with the files that hold none."""
     from consentry.domain.errors import ConsentryError
 
-    read: list[Read] = []
+    read: list[ScenarioFile] = []
     errors: list[str] = []
     for path in _expanded(paths):
         try:
@@ -131,19 +150,24 @@ def _read_all(paths: Sequence[Path]) -> tuple[list[Read], list[str]]:
         except ConsentryError as error:
             errors.append(str(error))
     if not read and not errors:
-        errors.append(f"There is no *.yaml file in {', '.join(map(str, paths))}. [input.file] Fix: name scenario files")
+        errors.append(
+            f"There is no *.yaml file in {', '.join(map(str, paths))}. [input.file] Fix: name "
+            "scenario files"
+        )
     return read, errors
 
 
 def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from sorted(found for found in path.iterdir() if found.suffix in (".yaml", ".yml"))
+            yield from sorted(
+                found for found in path.iterdir() if found.suffix in (".yaml", ".yml")
+            )
         else:
             yield path
 
 
-def _read(path: Path) -> Read:
+def _read(path: Path) -> ScenarioFile:
     from consentry.forms.scenarios import read_scenario
 
     try:
@@ -154,26 +178,30 @@ def _read(path: Path) -> Read:
             code="input.file",
             fix="name a readable UTF-8 text file",
         ) from error
-    return Read(path, text, read_scenario(text, file=str(path)))
+    return ScenarioFile(path, text, read_scenario(text, file=str(path)))
 
 
-Outcome = tuple[Read, "tuple[Failure, ...]", float]
+Outcome = tuple[ScenarioFile, "tuple[Failure, ...]", float]
 
 
-def _by_rules(read: Sequence[Read]) -> Iterator[Outcome]:
+def _by_rules(read: Sequence[ScenarioFile]) -> Iterator[Outcome]:
     from consentry.domain.scenarios import run as run_rules
     from consentry.wire.jurisdictions import iso_jurisdictions
 
     return _timed(read, lambda _, scenario: run_rules(scenario, iso_jurisdictions()))
 
 
-def _on_the_stack(read: Sequence[Read], console: Console, directory: Path, jobs: int) -> Iterator[Outcome]:
+def _on_the_stack(
+    read: Sequence[ScenarioFile], console: Console, directory: Path, jobs: int
+) -> Iterator[Outcome]:
     from consentry.cli.playground import surroundings
     from consentry.cli.scenario.stack import clean_up, play
     from consentry.ops.logs import set_up_logs
 
     set_up_logs(style="text", level="error")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it wants nothing left behind, either
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # whoever ends it wants nothing left behind, either
     with surroundings(directory, console, prefix="scenario", use_running=True) as (settings, work):
         is_ours = settings.local_dir == directory
 
@@ -193,9 +221,11 @@ def _on_the_stack(read: Sequence[Read], console: Console, directory: Path, jobs:
             return failures
 
         with ThreadPoolExecutor(jobs) as pool:
-            # A thread each, and as many at a time as asked for; told in the order in which they were given.
+            # A thread each, and as many at a time as asked for; told in the order in which they
+            # were given.
             running = [
-                pool.submit(lambda pair: next(_timed([pair[1]], play_one, pair[0])), pair) for pair in enumerate(read)
+                pool.submit(lambda pair: next(_timed([pair[1]], play_one, pair[0])), pair)
+                for pair in enumerate(read)
             ]
             try:
                 for future in running:
@@ -206,7 +236,9 @@ def _on_the_stack(read: Sequence[Read], console: Console, directory: Path, jobs:
 
 
 def _timed(
-    read: Sequence[Read], run_one: Callable[[int, Scenario], tuple[Failure, ...]], first: int = 0
+    read: Sequence[ScenarioFile],
+    run_one: Callable[[int, Scenario], tuple[Failure, ...]],
+    first: int = 0,
 ) -> Iterator[Outcome]:
     for number, one in enumerate(read, start=first):
         started = monotonic()
@@ -214,22 +246,31 @@ def _timed(
         yield one, failures, monotonic() - started
 
 
-def _show(console: Console, one: Read, failures: Sequence[Failure], seconds: float) -> None:
+def _show(console: Console, one: ScenarioFile, failures: Sequence[Failure], seconds: float) -> None:
     from consentry.forms.yaml import line_of
 
     count = _counted(len(one.scenario.expect), "expectation")
     took = f", {seconds:.1f} s" if seconds >= 0.1 else ""
     style = "red" if failures else "green"
-    console.print(f"[{style}]{'FAILED' if failures else 'holds '}[/]  {one.scenario.name}  ({count}{took})")
+    console.print(
+        f"[{style}]{'FAILED' if failures else 'holds '}[/]  {one.scenario.name}  ({count}{took})"
+    )
     for failure in failures:
-        console.print(f"        {one.file}, line {line_of(one.text, failure.where)}: {failure.question}", markup=False)
+        console.print(
+            f"        {one.file}, line {line_of(one.text, failure.where)}: {failure.question}",
+            markup=False,
+        )
         console.print(f"          expected  {failure.expected}", markup=False)
         console.print(f"          got       {failure.got}", markup=False)
         for sentence in failure.because:
             console.print(f"          because   {sentence}", markup=False)
 
 
-def _print_json(read: Sequence[Read], failed: Sequence[tuple[Read, Failure]], errors: Sequence[str]) -> None:
+def _print_json(
+    read: Sequence[ScenarioFile],
+    failed: Sequence[tuple[ScenarioFile, Failure]],
+    errors: Sequence[str],
+) -> None:
     from consentry.forms.yaml import line_of
 
     result: dict[str, Any] = {

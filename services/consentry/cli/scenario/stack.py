@@ -1,4 +1,6 @@
-"""Scenarios on the real path: broker, processor, table and a subscribed trainer, in a namespace of their own each."""
+"""Scenarios on the real path: broker, processor, table and a subscribed trainer, in a namespace of
+their own each.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,21 @@ from confluent_kafka.admin import AdminClient
 
 from consentry.cli.connections import open_catalog, open_registry, read_controls
 from consentry.cli.explain import read_member
-from consentry.cli.process_group import Crew
+from consentry.cli.process_group import ProcessGroup
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Decision, decide
 from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.events import EventUnreadable
 from consentry.domain.explain import date_text
 from consentry.domain.orders import PurgeOrder
-from consentry.domain.scenarios import Expectation, Failure, Scenario, failed_answers, failed_orders, history
+from consentry.domain.scenarios import (
+    Expectation,
+    Failure,
+    Scenario,
+    failed_answers,
+    failed_orders,
+    history,
+)
 from consentry.domain.values import Micros, Reason
 from consentry.kafka.clients import client_config, producer_config, read_all, send
 from consentry.kafka.topics import apply_topics, plan_topics
@@ -40,31 +49,47 @@ SUBSCRIBER = "scenario"
 _PATIENCE_SECONDS = 90.0
 _STALENESS_SECONDS = 15.0
 _UNREADABLE = b"\xff this is no event"
-_OPEN = re.compile(rf'^consentry_purge_orders_open{{subscriber="{SUBSCRIBER}"}} (\S+)$', re.MULTILINE)
+_OPEN = re.compile(
+    rf'^consentry_purge_orders_open{{subscriber="{SUBSCRIBER}"}} (\S+)$', re.MULTILINE
+)
 
 
 def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failure, ...]:
-    """Send a scenario's events, and ask the trainer about the timeline's end, the table about the past.
+    """Send a scenario's events, and ask the trainer about the timeline's end, the table about the
+    past.
 
-    `settings` name the stack; their namespace is the scenario's own. Its topics take the sender's time, so that the
-    story plays when it happened. Raises Refused or Unavailable.
+    `settings` name the stack; their namespace is the scenario's own. Its topics take the sender's
+    time, so that the story plays when it happened. Raises Refused or Unavailable.
     """
     _check_is_past(scenario)
     settings = settings.model_copy(update={"profile": PROFILE})
     kafka, namespace = settings.kafka(), settings.namespace
     register_all(open_registry(settings), namespace)
-    list(apply_topics(kafka, plan_topics(kafka, namespace=namespace, profile=PROFILE), profile=PROFILE))
+    list(
+        apply_topics(
+            kafka, plan_topics(kafka, namespace=namespace, profile=PROFILE), profile=PROFILE
+        )
+    )
     catalog = open_catalog(settings)
-    crew = Crew(directory, _environment(settings), lambda _line: None)
+    crew = ProcessGroup(directory, _environment(settings), lambda _line: None)
     try:
-        # All of it is in the log before the processor starts: it reads every control before the first event.
+        # All of it is in the log before the processor starts: it reads every control before the
+        # first event.
         _send(scenario, settings, catalog)
         crew.add("processor", ["processor"], CONSENTRY_WORKER_ID=namespace)
-        client = Client(kafka, catalog, name=SUBSCRIBER, namespace=namespace, staleness_seconds=_STALENESS_SECONDS)
+        client = Client(
+            kafka,
+            catalog,
+            name=SUBSCRIBER,
+            namespace=namespace,
+            staleness_seconds=_STALENESS_SECONDS,
+        )
         client.start()
         try:
             client.wait_until_ready(_PATIENCE_SECONDS)
-            decisions = [_answer(question, scenario.end, settings, client) for question in scenario.expect]
+            decisions = [
+                _answer(question, scenario.end, settings, client) for question in scenario.expect
+            ]
         finally:
             client.stop()
         orders = [] if scenario.expect_orders is None else _open_orders(settings, catalog, crew)
@@ -76,14 +101,18 @@ def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failu
 def _check_is_past(scenario: Scenario) -> None:
     if scenario.end > system_clock():
         raise Refused(
-            f"The scenario {scenario.name!r} ends on {date_text(scenario.end)}; no broker takes what is still to come.",
+            f"The scenario {scenario.name!r} ends on {date_text(scenario.end)}; no broker takes "
+            "what is still to come.",
             code="scenario.future",
             fix="run it with --engine rules",
         )
 
 
 def clean_up(settings: Settings) -> None:
-    """Remove what a scenario left on a stack that is not ours: topics, groups and its table. Raises Unavailable."""
+    """Remove what a scenario left on a stack that is not ours: topics, groups and its table.
+
+    Raises Unavailable.
+    """
     names = [topic_name(settings.namespace, topic) for topic in topics()]
     admin = AdminClient(client_config(settings.kafka(), "consentry-scenario"))
     try:
@@ -125,7 +154,9 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _send(scenario: Scenario, settings: Settings, catalog: Catalog) -> None:
-    """Each entry in the log's order, at the time at which it was recorded; controls have a topic of their own."""
+    """Each entry in the log's order, at the time at which it was recorded; controls have a topic of
+    their own.
+    """
     producer = Producer(producer_config(settings.kafka(), "consentry-scenario"))
     controls = [
         (control_key(control), write_control(control, catalog), _milliseconds(control.recorded_at))
@@ -135,7 +166,8 @@ def _send(scenario: Scenario, settings: Settings, catalog: Catalog) -> None:
         (
             event.member.encode(),
             _UNREADABLE if isinstance(event, EventUnreadable) else write_event(event, catalog),
-            # The broker's times are whole milliseconds, and a hold is recorded at the end of its own.
+            # The broker's times are whole milliseconds, and a quarantine is recorded at the end of
+            # its own.
             _milliseconds(event.recorded_at) - isinstance(event, EventUnreadable),
         )
         for event in history(scenario, iso_jurisdictions()).events
@@ -154,7 +186,14 @@ def _answer(question: Expectation, end: Micros, settings: Settings, client: Clie
     # The past is asked as `consentry explain` asks it.
     record = read_member(settings, question.member)
     controls = Controls(iso_jurisdictions()).after(*read_controls(settings))
-    return decide(record, question.row, controls, purpose=question.purpose, at=question.at, known_at=question.known_at)
+    return decide(
+        record,
+        question.row,
+        controls,
+        purpose=question.purpose,
+        at=question.at,
+        known_at=question.known_at,
+    )
 
 
 def _at_the_trainer(question: Expectation, client: Client) -> Decision:
@@ -162,14 +201,22 @@ def _at_the_trainer(question: Expectation, client: Client) -> Decision:
     until = monotonic() + _PATIENCE_SECONDS
     while True:
         decision = client.decide(
-            question.member, purpose=question.purpose, row=question.row, at=question.at, known_at=question.known_at
+            question.member,
+            purpose=question.purpose,
+            row=question.row,
+            at=question.at,
+            known_at=question.known_at,
         )
-        if decision.reason is not Reason.STALE or question.reason is Reason.STALE or monotonic() > until:
+        if (
+            decision.reason is not Reason.STALE
+            or question.reason is Reason.STALE
+            or monotonic() > until
+        ):
             return decision
         sleep(0.1)
 
 
-def _open_orders(settings: Settings, catalog: Catalog, crew: Crew) -> Sequence[PurgeOrder]:
+def _open_orders(settings: Settings, catalog: Catalog, crew: ProcessGroup) -> Sequence[PurgeOrder]:
     """The orders in the log, once the ledger has read every control."""
     until = monotonic() + _PATIENCE_SECONDS
     while not _OPEN.search(crew.metrics("processor")):

@@ -21,7 +21,7 @@ CHALLENGE: Final = 'Bearer realm="consentry"'
 _LOG = structlog.get_logger(__name__)
 
 
-class Need(enum.Enum):
+class RefreshNeed(enum.Enum):
     """Whether a way in has to look outside before it can judge a credential."""
 
     NOTHING = enum.auto()
@@ -31,42 +31,53 @@ class Need(enum.Enum):
     """What is known does not suffice: renew it first, then judge."""
 
 
-class WayIn(Protocol):
+class CredentialScheme(Protocol):
     """One kind of credential: API keys, tokens of an issuer, the names of dev mode."""
 
     def recognises(self, credential: str) -> bool:
-        """Whether a credential has the outer form of this kind. Exactly one way in judges each credential."""
+        """Whether a credential has the outer form of this kind.
 
-    def need(self, credential: str) -> Need:
+        Exactly one way in judges each credential.
+        """
+
+    def need(self, credential: str) -> RefreshNeed:
         """Whether `renew` is to be called first. Never waits; judges nothing."""
 
     def renew(self) -> None:
-        """Look outside: read the file, ask the issuer. May wait, for a bounded time; raises nothing."""
+        """Look outside: read the file, ask the issuer.
+
+        May wait, for a bounded time; raises nothing.
+        """
 
     def verify(self, credential: str) -> Principal:
         """The caller. Never waits. Raises BadCredential, and nothing else."""
 
 
 class Authenticator:
-    """Judges credentials by the first way in that recognises them; with none, everybody is refused."""
+    """Judges credentials by the first way in that recognises them; with none, everybody is
+    refused.
+    """
 
-    def __init__(self, ways: Sequence[WayIn]) -> None:
+    def __init__(self, ways: Sequence[CredentialScheme]) -> None:
         self._ways = tuple(ways)
-        self._renewals: dict[WayIn, asyncio.Task[None]] = {}
+        self._renewals: dict[CredentialScheme, asyncio.Task[None]] = {}
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """The caller behind an Authorization header, for an asyncio server: what may wait does so in a thread.
+        """The caller behind an Authorization header, for an asyncio server: what may wait does so
+        in a thread.
 
-        Raises Unauthenticated, always in the same words, for a missing header and for every kind of bad credential.
+        Raises Unauthenticated, always in the same words, for a missing header and for every kind of
+        bad credential.
         """
         try:
             credential = bearer(authorization)
             way = self._way(credential)
             need = way.need(credential)
-            if need is not Need.NOTHING:
+            if need is not RefreshNeed.NOTHING:
                 renewal = self._renewal(way)
-                if need is Need.NOW:
-                    # Neither a caller who hangs up nor one who waited long enough ends the renewal of the others.
+                if need is RefreshNeed.NOW:
+                    # Neither a caller who hangs up nor one who waited long enough ends the renewal
+                    # of the others.
                     await asyncio.wait([renewal], timeout=WAIT_SECONDS_MAX)
             return way.verify(credential)
         except BadCredential as error:
@@ -77,19 +88,19 @@ class Authenticator:
         try:
             credential = bearer(authorization)
             way = self._way(credential)
-            if way.need(credential) is not Need.NOTHING:
+            if way.need(credential) is not RefreshNeed.NOTHING:
                 way.renew()
             return way.verify(credential)
         except BadCredential as error:
             raise _refusal(error) from None
 
-    def _way(self, credential: str) -> WayIn:
+    def _way(self, credential: str) -> CredentialScheme:
         for way in self._ways:
             if way.recognises(credential):
                 return way
         raise BadCredential("kind_not_accepted")
 
-    def _renewal(self, way: WayIn) -> asyncio.Task[None]:
+    def _renewal(self, way: CredentialScheme) -> asyncio.Task[None]:
         """The renewal under way, or a new one: however many ask, one thread is busy with it."""
         found = self._renewals.get(way)
         if found is None or found.done():
@@ -112,7 +123,8 @@ def require_purpose(principal: Principal, purpose: str) -> None:
     if not principal.may_ask_about(purpose):
         raise Forbidden(
             "This credential may not ask about that purpose.",
-            fix="ask about a purpose the credential was issued for, or have one issued for this purpose",
+            fix="ask about a purpose the credential was issued for, or have one issued for this "
+            "purpose",
         )
 
 
@@ -127,7 +139,9 @@ def require_subscriber(principal: Principal, subscriber: str) -> None:
 
 
 def bearer(authorization: str | None) -> str:
-    """The credential of an Authorization header: `Bearer <credential>`, visible ASCII, at most 8192 characters.
+    """The credential of an Authorization header:
+
+    `Bearer <credential>`, visible ASCII, at most 8192 characters.
 
     Raises BadCredential.
     """

@@ -9,7 +9,7 @@ import structlog
 
 from consentry.domain.errors import UnsafeSetting
 from consentry.domain.values import NAME_PATTERN
-from consentry.gateway.access.authenticator import Need
+from consentry.gateway.access.authenticator import RefreshNeed
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.loopback import is_loopback
 from consentry.gateway.access.roles import Principal, Role
@@ -22,11 +22,11 @@ _FORM: Final = re.compile(
 _LOG = structlog.get_logger(__name__)
 
 
-class DevWayIn:
+class DevScheme:
     """Callers who name themselves: `dev:<subject>:<role>[+<role>…][:<purpose>+…]`.
 
-    A trainer's subscriber is its subject. Raises UnsafeSetting unless `bind_host` is loopback and `profile` is `local`
-    or `rehearsal`: anywhere else everybody would be everything.
+    A trainer's subscriber is its subject. Raises UnsafeSetting unless `bind_host` is loopback and
+    `profile` is `local` or `rehearsal`: anywhere else everybody would be everything.
     """
 
     def __init__(self, *, bind_host: str, profile: str) -> None:
@@ -40,10 +40,12 @@ class DevWayIn:
             raise UnsafeSetting(
                 f"Dev mode lets everybody in, and the profile is {profile!r}.",
                 code="access.dev_profile",
-                fix="turn dev mode off and use API keys or OIDC; it is only for the profiles local and rehearsal",
+                fix="turn dev mode off and use API keys or OIDC; it is only for the profiles "
+                "local and rehearsal",
             )
         _LOG.warning(
-            "DEV MODE: EVERYBODY WHO REACHES THIS GATEWAY MAY DO EVERYTHING. Nothing is checked but the form of a name",
+            "DEV MODE: EVERYBODY WHO REACHES THIS GATEWAY MAY DO EVERYTHING. Nothing is checked "
+            "but the form of a name",
             bind_host=bind_host,
             profile=profile,
         )
@@ -52,15 +54,18 @@ class DevWayIn:
         """Whether it starts with `dev:`."""
         return credential.startswith(_PREFIX)
 
-    def need(self, credential: str) -> Need:
+    def need(self, credential: str) -> RefreshNeed:
         """Nothing: a name says it all."""
-        return Need.NOTHING
+        return RefreshNeed.NOTHING
 
     def renew(self) -> None:
         """Nothing to renew."""
 
     def verify(self, credential: str) -> Principal:
-        """The caller that is named. Raises BadCredential for another form, an unknown role or an impossible purpose."""
+        """The caller that is named.
+
+        Raises BadCredential for another form, an unknown role or an impossible purpose.
+        """
         match = _FORM.fullmatch(credential)
         if match is None:
             raise BadCredential("dev_malformed")

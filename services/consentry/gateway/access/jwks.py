@@ -20,15 +20,22 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from consentry.domain.errors import InvalidInput
-from consentry.gateway.access.authenticator import Need
+from consentry.gateway.access.authenticator import RefreshNeed
 from consentry.gateway.access.loopback import is_loopback
 
 FETCH_AGAIN_SECONDS: Final = 10.0
-"""The issuer is asked at most this often, however many unknown key ids arrive and however it answers."""
+"""The issuer is asked at most this often, however many unknown key ids arrive and however it
+answers.
+"""
 FETCH_BYTES_MAX: Final = 1 << 20
 RSA_BITS_MIN: Final = 2048
 KEY_TYPES: Final[Mapping[str, tuple[str, str | None]]] = MappingProxyType(
-    {"RS256": ("RSA", None), "PS256": ("RSA", None), "ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519")}
+    {
+        "RS256": ("RSA", None),
+        "PS256": ("RSA", None),
+        "ES256": ("EC", "P-256"),
+        "EdDSA": ("OKP", "Ed25519"),
+    }
 )
 """Algorithm → (kty, crv) of the keys that it takes."""
 _LOG = structlog.get_logger(__name__)
@@ -61,20 +68,28 @@ class SigningKeys:
         """Changes with every answer of the issuer."""
 
     def find(self, key_id: str) -> jwt.PyJWK | None:
-        """The key, or None if it is unknown or too long ago that the issuer named it. Never waits."""
+        """The key, or None if it is unknown or too long ago that the issuer named it. Never
+        waits.
+        """
         return self._keys.get(key_id) if self._monotonic_seconds() < self.end else None
 
-    def need(self, key_id: str) -> Need:
-        """NOW for a key that is not known, SOON after half the time that keys count; NOTHING right after an attempt."""
+    def need(self, key_id: str) -> RefreshNeed:
+        """NOW for a key that is not known, SOON after half the time that keys count;
+
+        NOTHING right after an attempt.
+        """
         now = self._monotonic_seconds()
         if now < self._fetch_again_at:
-            return Need.NOTHING
+            return RefreshNeed.NOTHING
         if self.find(key_id) is None:
-            return Need.NOW
-        return Need.SOON if now >= self._renew_at else Need.NOTHING
+            return RefreshNeed.NOW
+        return RefreshNeed.SOON if now >= self._renew_at else RefreshNeed.NOTHING
 
     def renew(self) -> None:
-        """Ask the issuer, unless somebody did within ten seconds. Its failure leaves the keys as they were."""
+        """Ask the issuer, unless somebody did within ten seconds.
+
+        Its failure leaves the keys as they were.
+        """
         with self._fetching:
             started = self._monotonic_seconds()
             if started < self._fetch_again_at:
@@ -96,17 +111,24 @@ class SigningKeys:
 
 
 def jwks_fetcher(url: str, *, timeout_seconds: float = 3.0, ca_file: Path | None = None) -> Fetch:
-    """What fetches the key set of `url`: https, or http on loopback; no redirect, no proxy, bounded in size and time.
+    """What fetches the key set of `url`: https, or http on loopback; no redirect, no proxy, bounded
+    in size and time.
 
-    The fetch raises OSError, HTTPException or ValueError. Raises InvalidInput for any other address.
+    The fetch raises OSError, HTTPException or ValueError. Raises InvalidInput for any other
+    address.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))) or parts.username:
+    if (
+        not host
+        or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
+        or parts.username
+    ):
         raise InvalidInput(
             f"The address of the issuer's keys, {url.rpartition('@')[2][:200]!r}, is not https.",
             code="access.jwks_url",
-            fix="set CONSENTRY_OIDC_JWKS_URL to the issuer's jwks_uri; http is accepted on loopback only",
+            fix="set CONSENTRY_OIDC_JWKS_URL to the issuer's jwks_uri; http is accepted on "
+            "loopback only",
         )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
@@ -115,16 +137,23 @@ def jwks_fetcher(url: str, *, timeout_seconds: float = 3.0, ca_file: Path | None
             return http.client.HTTPConnection(host, parts.port, timeout=timeout_seconds)
         context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return http.client.HTTPSConnection(host, parts.port, timeout=timeout_seconds, context=context)
+        return http.client.HTTPSConnection(
+            host, parts.port, timeout=timeout_seconds, context=context
+        )
 
     return lambda: _get(connect(), target, timeout_seconds)
 
 
 def _get(connection: http.client.HTTPConnection, target: str, timeout_seconds: float) -> bytes:
-    """The body of a 200 answer. Each wait is bounded, and so is their sum, to about twice the time-out."""
+    """The body of a 200 answer.
+
+    Each wait is bounded, and so is their sum, to about twice the time-out.
+    """
     deadline = time.monotonic() + timeout_seconds
     try:
-        connection.request("GET", target, headers={"Accept": "application/json", "Connection": "close"})
+        connection.request(
+            "GET", target, headers={"Accept": "application/json", "Connection": "close"}
+        )
         response = connection.getresponse()
         if response.status != http.client.OK:
             raise ValueError(f"status {response.status}")
@@ -141,7 +170,10 @@ def _get(connection: http.client.HTTPConnection, target: str, timeout_seconds: f
 
 
 def _usable_keys(text: bytes, algorithm: str) -> dict[str, jwt.PyJWK]:
-    """The public keys of a key set that fit the algorithm. Raises ValueError where the text is no key set."""
+    """The public keys of a key set that fit the algorithm.
+
+    Raises ValueError where the text is no key set.
+    """
     document = json.loads(text)
     listed = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(listed, list):
@@ -155,7 +187,9 @@ def _usable_keys(text: bytes, algorithm: str) -> dict[str, jwt.PyJWK]:
         if parsed is not None:
             found[key["kid"]] = parsed
     if not found:
-        _LOG.error("the issuer names no usable signing key: no token is accepted", algorithm=algorithm)
+        _LOG.error(
+            "the issuer names no usable signing key: no token is accepted", algorithm=algorithm
+        )
     return found
 
 

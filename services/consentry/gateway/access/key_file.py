@@ -1,4 +1,6 @@
-"""API keys in a JSON file: replaced as a whole, read again when it changes, and nobody's while it is damaged."""
+"""API keys in a JSON file: replaced as a whole, read again when it changes, and nobody's while it
+is damaged.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,13 @@ from consentry.gateway.access.roles import Role
 CHECK_SECONDS: Final = 2.0
 """How often the file is looked at."""
 COUNTS_SECONDS: Final = 5.0
-"""How long what was read counts, even where the file cannot be looked at: a revocation takes no longer."""
+"""How long what was read counts, even where the file cannot be looked at: a revocation takes no
+longer.
+"""
 FILE_BYTES_MAX: Final = 16 << 20
 _FORMAT: Final = 1
-# A secret store may show the file to a group of its own; nobody else reads it, and only the owner changes it.
+# A secret store may show the file to a group of its own; nobody else reads it, and only the owner
+# changes it.
 _FORBIDDEN_MODE: Final = stat.S_IWGRP | stat.S_IRWXO
 _LOG = structlog.get_logger(__name__)
 
@@ -43,9 +48,14 @@ _Mark = tuple[int, int, int, int]
 
 
 class FileKeyStore:
-    """The keys of a file. `find` answers from what was last read; before the first `renew`, that is nothing."""
+    """The keys of a file.
 
-    def __init__(self, path: Path, *, monotonic_seconds: Callable[[], float] = time.monotonic) -> None:
+    `find` answers from what was last read; before the first `renew`, that is nothing.
+    """
+
+    def __init__(
+        self, path: Path, *, monotonic_seconds: Callable[[], float] = time.monotonic
+    ) -> None:
         self._path = path
         self._monotonic_seconds = monotonic_seconds
         self._renewing = threading.Lock()
@@ -64,7 +74,10 @@ class FileKeyStore:
         return self._monotonic_seconds() >= self._looked_at + CHECK_SECONDS
 
     def renew(self) -> None:
-        """Read the file if it has changed. A file that cannot be read, or not trusted, holds no keys."""
+        """Read the file if it has changed.
+
+        A file that cannot be read, or not trusted, holds no keys.
+        """
         with self._renewing:
             started = self._monotonic_seconds()
             try:
@@ -76,9 +89,15 @@ class FileKeyStore:
                 self._keys, self._mark = {}, None
                 complaint = str(error) if isinstance(error, Refused) else type(error).__name__
             if complaint and complaint != self._complaint:
-                _LOG.error("the API keys cannot be read: no API key is accepted", file=str(self._path), why=complaint)
+                _LOG.error(
+                    "the API keys cannot be read: no API key is accepted",
+                    file=str(self._path),
+                    why=complaint,
+                )
             elif self._complaint and not complaint:
-                _LOG.warning("the API keys can be read again", file=str(self._path), keys=len(self._keys))
+                _LOG.warning(
+                    "the API keys can be read again", file=str(self._path), keys=len(self._keys)
+                )
             self._complaint = complaint
             # Counted from before the file was read: what changes meanwhile is seen in time.
             self._looked_at = started
@@ -108,7 +127,9 @@ class FileKeyStore:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One writer at a time, on this machine: two who read, add and write would lose the key of one."""
+        """One writer at a time, on this machine: two who read, add and write would lose the key of
+        one.
+        """
         lock = self._path.with_name(f".{self._path.name}.lock")
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -124,19 +145,24 @@ class FileKeyStore:
 
     def _write(self, keys: dict[str, ApiKey]) -> None:
         document = {"format": _FORMAT, "keys": [_written(key) for key in in_order(keys)]}
-        # Beside the file itself where the name is a link: replacing the link would leave two files that differ.
+        # Beside the file itself where the name is a link: replacing the link would leave two files
+        # that differ.
         replace_file(self._path.resolve(), (json.dumps(document, indent=1) + "\n").encode("ascii"))
 
 
 def load_pepper(path: Path) -> Pepper:
-    """The pepper of a file, bytes as they are. Raises Refused, or UnsafeSetting where others could get at it."""
+    """The pepper of a file, bytes as they are.
+
+    Raises Refused, or UnsafeSetting where others could get at it.
+    """
     try:
         return Pepper(_read_private(path)[0])
     except OSError as error:
         raise Refused(
             f"The pepper of the API keys, {str(path)!r}, cannot be read ({type(error).__name__}).",
             code="access.pepper_unreadable",
-            fix="name the file of CONSENTRY_ACCESS_PEPPER_FILE that the keys were made with; without it make new keys",
+            fix="name the file of CONSENTRY_ACCESS_PEPPER_FILE that the keys were made with; "
+            "without it make new keys",
         ) from error
 
 
@@ -153,7 +179,10 @@ def make_pepper(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` in place of a file, for its owner only; whoever reads sees the old or the new. Raises OSError."""
+    """Put `content` in place of a file, for its owner only; whoever reads sees the old or the new.
+
+    Raises OSError.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -174,7 +203,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _read_private(path: Path) -> tuple[bytes, os.stat_result]:
-    """The bytes of a file that nobody else can change or, but for its group, read. Raises OSError, UnsafeSetting."""
+    """The bytes of a file that nobody else can change or, but for its group, read.
+
+    Raises OSError, UnsafeSetting.
+    """
     with path.open("rb") as file:
         # Asked of the open file: the name could lead to another one a moment later.
         status = os.fstat(file.fileno())
@@ -182,10 +214,12 @@ def _read_private(path: Path) -> tuple[bytes, os.stat_result]:
             raise _unreadable(path, "not a file of at most 16 MiB")
         if status.st_mode & _FORBIDDEN_MODE or status.st_uid not in (0, os.geteuid()):
             raise UnsafeSetting(
-                f"The file {str(path)!r} (mode {stat.S_IMODE(status.st_mode):04o}) can be changed by others than its "
+                f"The file {str(path)!r} (mode {stat.S_IMODE(status.st_mode):04o}) can be changed "
+                "by others than its "
                 "owner, read by everybody, or belongs to another user.",
                 code="access.file_mode",
-                fix=f"chmod 600 {path}, owned by the user of the service; make new keys if others may have used it",
+                fix=f"chmod 600 {path}, owned by the user of the service; make new keys if others "
+                "may have used it",
             )
         return file.read(FILE_BYTES_MAX), status
 
@@ -225,7 +259,10 @@ def _written(key: ApiKey) -> dict[str, Any]:
 
 
 def _read_key(written: dict[str, Any]) -> ApiKey:
-    """A key as written. Raises KeyError, TypeError or ValueError for anything that is not exactly so."""
+    """A key as written.
+
+    Raises KeyError, TypeError or ValueError for anything that is not exactly so.
+    """
     if KEY_ID_PATTERN.fullmatch(written["id"]) is None:
         raise ValueError("id")
     digest = bytes.fromhex(written["digest"])
@@ -266,7 +303,8 @@ def _unreadable(path: Path, why: str) -> Refused:
     return Refused(
         f"The file {str(path)!r} cannot be read: {why}.",
         code="access.keys_unreadable",
-        fix="restore it, or make the first key with `consentry keys new`; until then no API key is accepted",
+        fix="restore it, or make the first key with `consentry keys new`; until then no API key "
+        "is accepted",
     )
 
 

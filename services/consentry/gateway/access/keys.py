@@ -1,7 +1,7 @@
 """API keys: `ck_<key id>_<secret>`, 256 random bits each, of which we keep only a keyed hash.
 
-The hash covers what the key grants as well as its secret. Whoever can edit the stored keys but does not know the
-pepper can revoke a key, and undo that, but neither widen one nor make one up.
+The hash covers what the key grants as well as its secret. Whoever can edit the stored keys but does
+not know the pepper can revoke a key, and undo that, but neither widen one nor make one up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Micros, parse_name
-from consentry.gateway.access.authenticator import Need
+from consentry.gateway.access.authenticator import RefreshNeed
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.roles import Principal, Role
 from consentry.ops.clock import Clock
@@ -38,9 +38,11 @@ class Pepper:
     def __init__(self, value: bytes) -> None:
         if len(value) < PEPPER_BYTES_MIN:
             raise Refused(
-                f"The pepper of the API keys has {len(value)} bytes; fewer than {PEPPER_BYTES_MIN} could be guessed.",
+                f"The pepper of the API keys has {len(value)} bytes; fewer than "
+                f"{PEPPER_BYTES_MIN} could be guessed.",
                 code="access.pepper_short",
-                fix="have `consentry keys new` make one, or write 32 random bytes or more into the file",
+                fix="have `consentry keys new` make one, or write 32 random bytes or more into "
+                "the file",
             )
         self._value = value
 
@@ -82,7 +84,10 @@ class ApiKey:
 
 
 class KeyStore(Protocol):
-    """Where API keys are kept. What it cannot read it does not find: a damaged store lets nobody in."""
+    """Where API keys are kept.
+
+    What it cannot read it does not find: a damaged store lets nobody in.
+    """
 
     def find(self, key_id: str) -> ApiKey | None:
         """The key, as of the last `renew`. Never waits and raises nothing."""
@@ -91,16 +96,25 @@ class KeyStore(Protocol):
         """Whether `renew` is due: what `find` says must never be older than five seconds."""
 
     def renew(self) -> None:
-        """Read what is stored now. Raises nothing: what cannot be read is a store without keys, and logged."""
+        """Read what is stored now.
+
+        Raises nothing: what cannot be read is a store without keys, and logged.
+        """
 
     def all(self) -> tuple[ApiKey, ...]:
-        """Every key as stored now, the oldest first, revoked ones too. Raises Refused where it cannot be read."""
+        """Every key as stored now, the oldest first, revoked ones too.
+
+        Raises Refused where it cannot be read.
+        """
 
     def add(self, key: ApiKey) -> None:
         """Store a new key. Raises Refused if its id is taken or the store cannot be written."""
 
     def revoke(self, key_id: str, *, at: Micros) -> ApiKey:
-        """Revoke a key from now on; the first revocation stays. Raises InvalidInput if there is none of that id."""
+        """Revoke a key from now on; the first revocation stays.
+
+        Raises InvalidInput if there is none of that id.
+        """
 
 
 class InMemoryKeyStore:
@@ -134,14 +148,15 @@ class InMemoryKeyStore:
         return self._keys[key_id]
 
 
-class KeysWayIn:
+class ApiKeyScheme:
     """Callers who show an API key."""
 
     def __init__(self, store: KeyStore, pepper: Pepper, clock: Clock) -> None:
         self._store = store
         self._pepper = pepper
         self._clock = clock
-        # What an unknown id is compared with, so that it costs what a wrong secret does. Nobody knows its secret.
+        # What an unknown id is compared with, so that it costs what a wrong secret does. Nobody
+        # knows its secret.
         elsewhere = Pepper(secrets.token_bytes(_SECRET_BYTES))
         self._decoy, _ = new_key(elsewhere, subject="nobody", roles=[Role.AUDITOR], now=Micros(0))
 
@@ -149,9 +164,9 @@ class KeysWayIn:
         """Whether it starts as our keys do."""
         return credential.startswith(_PREFIX)
 
-    def need(self, credential: str) -> Need:
+    def need(self, credential: str) -> RefreshNeed:
         """NOW where what is known of the keys could be older than a revocation may take."""
-        return Need.NOW if self._store.is_stale() else Need.NOTHING
+        return RefreshNeed.NOW if self._store.is_stale() else RefreshNeed.NOTHING
 
     def renew(self) -> None:
         """Read the stored keys again."""
@@ -165,7 +180,8 @@ class KeysWayIn:
         found = self._store.find(match[1])
         key = found or self._decoy
         shown = _digest(self._pepper, key, match[2])
-        # The comparison comes first: whoever has no valid secret must not learn what became of a key.
+        # The comparison comes first: whoever has no valid secret must not learn what became of a
+        # key.
         if not hmac.compare_digest(shown, key.digest) or found is None:
             raise BadCredential("key_unknown")
         if not key.is_valid(self._clock()):
@@ -183,11 +199,16 @@ def new_key(
     subscriber: str | None = None,
     expires: Micros | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key, and its text, which exists nowhere else. Raises InvalidInput for what a key cannot be."""
+    """A new key, and its text, which exists nowhere else.
+
+    Raises InvalidInput for what a key cannot be.
+    """
     _check_grant(subject=subject, roles=roles, purposes=purposes, subscriber=subscriber)
     if expires is not None and expires <= now:
         raise InvalidInput(
-            "The key would expire before it is made.", code="access.key_expires", fix="give a time ahead, such as 90d"
+            "The key would expire before it is made.",
+            code="access.key_expires",
+            fix="give a time ahead, such as 90d",
         )
     key_id = base64.b32encode(secrets.token_bytes(7)).decode().lower()[:10]
     secret = base64.urlsafe_b64encode(secrets.token_bytes(_SECRET_BYTES)).decode().rstrip("=")
@@ -213,7 +234,9 @@ def with_key(keys: dict[str, ApiKey], key: ApiKey) -> dict[str, ApiKey]:
     """The keys and one more. Raises Refused if its id is taken."""
     if key.id in keys:
         raise Refused(
-            f"There is a key {key.id} already.", code="access.key_exists", fix="make the key again: ids are random"
+            f"There is a key {key.id} already.",
+            code="access.key_exists",
+            fix="make the key again: ids are random",
         )
     return {**keys, key.id: key}
 
@@ -226,7 +249,8 @@ def with_revocation(keys: dict[str, ApiKey], key_id: str, at: Micros) -> dict[st
         raise InvalidInput(
             "There is no API key of that id.",
             code="access.key_unknown",
-            fix="give the ten characters between the underscores, as `consentry keys list` shows them",
+            fix="give the ten characters between the underscores, as `consentry keys list` shows "
+            "them",
         )
     return keys if key.revoked is not None else {**keys, key_id: replace(key, revoked=at)}
 
@@ -234,11 +258,22 @@ def with_revocation(keys: dict[str, ApiKey], key_id: str, at: Micros) -> dict[st
 def _digest(pepper: Pepper, key: ApiKey, secret: str) -> bytes:
     """The keyed hash over the secret and all that the key grants, but not over its revocation."""
     purposes = None if key.purposes is None else sorted(key.purposes)
-    grant = [key.id, secret, key.subject, sorted(key.roles), purposes, key.subscriber, key.created, key.expires]
+    grant = [
+        key.id,
+        secret,
+        key.subject,
+        sorted(key.roles),
+        purposes,
+        key.subscriber,
+        key.created,
+        key.expires,
+    ]
     return pepper.digest(json.dumps(grant, separators=(",", ":")).encode("ascii"))
 
 
-def _check_grant(*, subject: str, roles: list[Role], purposes: frozenset[str] | None, subscriber: str | None) -> None:
+def _check_grant(
+    *, subject: str, roles: list[Role], purposes: frozenset[str] | None, subscriber: str | None
+) -> None:
     if SUBJECT_PATTERN.fullmatch(subject) is None:
         raise InvalidInput(
             f"The subject {subject[:80]!r} is not 1 to 200 visible ASCII characters.",

@@ -6,7 +6,9 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is `localhost`, or an address of 127.0.0.0/8 or ::1; any other name could lead anywhere."""
+    """Whether a host is `localhost`, or an address of 127.0.0.0/8 or ::1; any other name could lead
+    anywhere.
+    """
     if host.lower() == "localhost":
         return True
     try:

@@ -1,4 +1,6 @@
-"""Tokens of an OpenID Connect issuer (JWT, RFC 7519, 8725, 9068): one issuer, one audience, one algorithm."""
+"""Tokens of an OpenID Connect issuer (JWT, RFC 7519, 8725, 9068): one issuer, one audience, one
+algorithm.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import jwt
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import NAME_PATTERN
-from consentry.gateway.access.authenticator import CREDENTIAL_CHARACTERS_MAX, Need
+from consentry.gateway.access.authenticator import CREDENTIAL_CHARACTERS_MAX, RefreshNeed
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.jwks import KEY_TYPES, SigningKeys, jwks_fetcher
 from consentry.gateway.access.keys import SUBJECT_PATTERN
@@ -34,7 +36,8 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re
 _KEY_ID: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
 _ROLES: Final = frozenset(role.value for role in Role)
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
-# A token never says which key to trust (jwk, x5c), where to look for it (jku, x5u) or how to read it (crit, b64, zip).
+# A token never says which key to trust (jwk, x5c), where to look for it (jku, x5u) or how to read
+# it (crit, b64, zip).
 _REFUSED_PARAMETERS: Final = frozenset({"crit", "jku", "jwk", "x5u", "x5c", "b64", "zip", "enc"})
 _CAUSES: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
     (jwt.ExpiredSignatureError, "token_expired"),
@@ -48,7 +51,9 @@ _CAUSES: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OidcSettings:
-    """What is believed of which issuer. Raises InvalidInput for what is missing or would weaken it."""
+    """What is believed of which issuer. Raises InvalidInput for what is missing or would weaken
+    it.
+    """
 
     issuer: str
     """Exactly the `iss` of its tokens."""
@@ -70,9 +75,17 @@ class OidcSettings:
     def __post_init__(self) -> None:
         missing = [name for name in ("issuer", "audience", "jwks_url") if not getattr(self, name)]
         if missing:
-            _refuse(missing[0], "is not set", "set CONSENTRY_OIDC_ISSUER, _AUDIENCE, _JWKS_URL and _ALGORITHM")
+            _refuse(
+                missing[0],
+                "is not set",
+                "set CONSENTRY_OIDC_ISSUER, _AUDIENCE, _JWKS_URL and _ALGORITHM",
+            )
         if self.algorithm not in KEY_TYPES:
-            _refuse("algorithm", f"is none of {', '.join(KEY_TYPES)}", "name the one that the issuer signs with")
+            _refuse(
+                "algorithm",
+                f"is none of {', '.join(KEY_TYPES)}",
+                "name the one that the issuer signs with",
+            )
         if not 0 <= self.leeway_seconds <= LEEWAY_SECONDS_MAX:
             _refuse("leeway_seconds", "is not 0 to 10", "keep clocks together instead")
         if not 20 <= self.keys_ttl_seconds <= 86_400:
@@ -81,8 +94,10 @@ class OidcSettings:
             _refuse("timeout_seconds", "is not above 0 and at most 30", "3 is usual")
 
 
-class _Remembered(NamedTuple):
-    """A token that was valid: until when it needs no second look, and which key of which edition said so."""
+class _VerifiedToken(NamedTuple):
+    """A token that was valid: until when it needs no second look, and which key of which edition
+    said so.
+    """
 
     principal: Principal
     key_id: str
@@ -90,7 +105,7 @@ class _Remembered(NamedTuple):
     edition: int
 
 
-class OidcWayIn:
+class OidcScheme:
     """Callers who show a token of the issuer."""
 
     def __init__(
@@ -105,19 +120,21 @@ class OidcWayIn:
         self._keys = keys
         self._clock = clock
         self._monotonic_seconds = monotonic_seconds
-        self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._remembered: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
 
     def recognises(self, credential: str) -> bool:
         """Whether it has the two dots of a signed token."""
         return credential.count(".") == 2
 
-    def need(self, credential: str) -> Need:
+    def need(self, credential: str) -> RefreshNeed:
         """What the token's key asks for; nothing for a token that could not be valid anyway."""
         known = self._remembered.get(_fingerprint(credential))
         try:
-            return self._keys.need(known.key_id if known else _key_id(credential, self._settings.algorithm))
+            return self._keys.need(
+                known.key_id if known else _key_id(credential, self._settings.algorithm)
+            )
         except BadCredential:
-            return Need.NOTHING
+            return RefreshNeed.NOTHING
 
     def renew(self) -> None:
         """Ask the issuer for its keys."""
@@ -127,7 +144,11 @@ class OidcWayIn:
         """The caller. Raises BadCredential."""
         fingerprint = _fingerprint(credential)
         known = self._remembered.get(fingerprint)
-        if known is not None and known.edition == self._keys.edition and self._monotonic_seconds() < known.until:
+        if (
+            known is not None
+            and known.edition == self._keys.edition
+            and self._monotonic_seconds() < known.until
+        ):
             return known.principal
         self._remembered.pop(fingerprint, None)
         key_id = _key_id(credential, self._settings.algorithm)
@@ -139,27 +160,35 @@ class OidcWayIn:
         self._remember(fingerprint, principal, key_id, expires_seconds=claims["exp"])
         return principal
 
-    def _remember(self, fingerprint: bytes, principal: Principal, key_id: str, *, expires_seconds: float) -> None:
+    def _remember(
+        self, fingerprint: bytes, principal: Principal, key_id: str, *, expires_seconds: float
+    ) -> None:
         left = min(REMEMBERED_SECONDS, expires_seconds - self._clock() / 1_000_000)
         now = self._monotonic_seconds()
         if left <= 0:
             return
-        self._remembered[fingerprint] = _Remembered(
+        self._remembered[fingerprint] = _VerifiedToken(
             principal, key_id, min(now + left, self._keys.end), self._keys.edition
         )
         while len(self._remembered) > REMEMBERED_MAX:
             self._remembered.popitem(last=False)
 
 
-def oidc_way_in(settings: OidcSettings) -> OidcWayIn:
-    """Callers with a token of the issuer that the settings name, its keys fetched when first needed."""
-    fetch = jwks_fetcher(settings.jwks_url, timeout_seconds=settings.timeout_seconds, ca_file=settings.ca_file)
+def oidc_way_in(settings: OidcSettings) -> OidcScheme:
+    """Callers with a token of the issuer that the settings name, its keys fetched when first
+    needed.
+    """
+    fetch = jwks_fetcher(
+        settings.jwks_url, timeout_seconds=settings.timeout_seconds, ca_file=settings.ca_file
+    )
     keys = SigningKeys(fetch, algorithm=settings.algorithm, ttl_seconds=settings.keys_ttl_seconds)
-    return OidcWayIn(settings, keys)
+    return OidcScheme(settings, keys)
 
 
 def _fingerprint(token: str) -> bytes:
-    """What a token is remembered by: not the token itself, which would lie in memory for whoever dumps it."""
+    """What a token is remembered by: not the token itself, which would lie in memory for whoever
+    dumps it.
+    """
     return hashlib.sha256(token.encode("ascii", "replace")).digest()
 
 
@@ -176,14 +205,18 @@ def _key_id(token: str, algorithm: str) -> str:
     if not isinstance(kind, str) or kind.lower() not in _TYPES:
         raise BadCredential("token_type")
     key_id = header.get("kid")
-    # Nothing but a name to look up among the keys that are there: never a path, a query or an address.
+    # Nothing but a name to look up among the keys that are there: never a path, a query or an
+    # address.
     if not isinstance(key_id, str) or _KEY_ID.fullmatch(key_id) is None:
         raise BadCredential("token_key_id")
     return key_id
 
 
 def _checked_claims(token: str, key: jwt.PyJWK, settings: OidcSettings) -> dict[str, Any]:
-    """The claims of a token whose signature, issuer, audience and times are right. Raises BadCredential."""
+    """The claims of a token whose signature, issuer, audience and times are right.
+
+    Raises BadCredential.
+    """
     try:
         jwt.decode(
             token,
@@ -198,7 +231,8 @@ def _checked_claims(token: str, key: jwt.PyJWK, settings: OidcSettings) -> dict[
         raise BadCredential(
             next((word for kind, word in _CAUSES if isinstance(error, kind)), "token_invalid")
         ) from None
-    # Read once more, strictly: PyJWT takes the last of two claims of one name, and a time written as text.
+    # Read once more, strictly: PyJWT takes the last of two claims of one name, and a time written
+    # as text.
     claims = _strict_object(token.split(".")[1])
     if not all(_is_instant(claims.get(name)) for name in ("exp", "nbf", "iat")):
         raise BadCredential("token_time")
@@ -240,19 +274,25 @@ def _principal(claims: Mapping[str, Any], settings: OidcSettings) -> Principal:
     subject = claims.get("sub")
     if not isinstance(subject, str) or SUBJECT_PATTERN.fullmatch(subject) is None:
         raise BadCredential("token_subject")
-    roles = frozenset(Role(word) for word in _words(_claim(claims, settings.roles_claim)) if word in _ROLES)
+    roles = frozenset(
+        Role(word) for word in _words(_claim(claims, settings.roles_claim)) if word in _ROLES
+    )
     subscriber = _claim(claims, settings.subscriber_claim)
     return Principal(
         subject=subject,
         roles=roles,
         credential="oidc",
         purposes=_purposes(claims, settings) if Role.TRAINER in roles else None,
-        subscriber=subscriber if isinstance(subscriber, str) and NAME_PATTERN.fullmatch(subscriber) else None,
+        subscriber=subscriber
+        if isinstance(subscriber, str) and NAME_PATTERN.fullmatch(subscriber)
+        else None,
     )
 
 
 def _purposes(claims: Mapping[str, Any], settings: OidcSettings) -> frozenset[str] | None:
-    """What a trainer may ask about; None is anything. No claim is no purpose: it is never guessed."""
+    """What a trainer may ask about; None is anything. No claim is no purpose: it is never
+    guessed.
+    """
     purposes = _words(_claim(claims, settings.purposes_claim))
     return None if ANY_PURPOSE in purposes else frozenset(filter(NAME_PATTERN.fullmatch, purposes))
 
@@ -277,4 +317,6 @@ def _words(value: object) -> tuple[str, ...]:
 
 
 def _refuse(name: str, problem: str, fix: str) -> None:
-    raise InvalidInput(f"CONSENTRY_OIDC_{name.upper()} {problem}.", code="access.oidc_setting", fix=fix)
+    raise InvalidInput(
+        f"CONSENTRY_OIDC_{name.upper()} {problem}.", code="access.oidc_setting", fix=fix
+    )

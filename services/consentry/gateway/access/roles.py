@@ -59,7 +59,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = MappingProxyType(
             Permission.READ_QUARANTINE,
             Permission.READ_APPROVALS,
         },
-        Role.APPROVER: _EVERY_ROLE | {Permission.APPROVE, Permission.READ_QUARANTINE, Permission.READ_APPROVALS},
+        Role.APPROVER: _EVERY_ROLE
+        | {Permission.APPROVE, Permission.READ_QUARANTINE, Permission.READ_APPROVALS},
         Role.AUDITOR: _EVERY_ROLE
         | {
             Permission.ASK,
@@ -81,7 +82,10 @@ class Principal:
     """A caller whose credential was valid."""
 
     subject: str
-    """Who, the same on every request: OIDC `sub`, the subject of a key. 1 to 200 visible ASCII characters."""
+    """Who, the same on every request: OIDC `sub`, the subject of a key.
+
+    1 to 200 visible ASCII characters.
+    """
     roles: frozenset[Role]
     credential: str
     """The key's id, `oidc` or `dev`: safe to log."""
@@ -107,7 +111,9 @@ class Principal:
         return self.may(Permission.READ_STATUS) and self.subscriber == subscriber
 
     def may_read_bundles(self) -> bool:
-        """Whether this caller may read everybody's choices for every purpose: a trainer only where it is for any."""
+        """Whether this caller may read everybody's choices for every purpose: a trainer only where
+        it is for any.
+        """
         if self._may_unnarrowed(Permission.READ_BUNDLES):
             return True
         return self.may(Permission.READ_BUNDLES) and self.purposes is None

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consentry.domain.errors import UnsafeSetting
-from consentry.gateway.access.authenticator import Authenticator, WayIn
-from consentry.gateway.access.dev import DevWayIn
+from consentry.gateway.access.authenticator import Authenticator, CredentialScheme
+from consentry.gateway.access.dev import DevScheme
 from consentry.gateway.access.key_file import FileKeyStore, load_pepper
-from consentry.gateway.access.keys import KeysWayIn
+from consentry.gateway.access.keys import ApiKeyScheme
 from consentry.gateway.access.oidc import OidcSettings, oidc_way_in
 from consentry.ops.clock import Clock, system_clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    """Which credentials count: API keys with both files, tokens with `oidc`, names with `dev`; one at least."""
+    """Which credentials count:
+
+    API keys with both files, tokens with `oidc`, names with `dev`; one at least.
+    """
 
     keys_file: Path | None = None
     pepper_file: Path | None = None
@@ -29,28 +32,31 @@ def open_authenticator(
 ) -> Authenticator:
     """Who is let in by the settings of a gateway that listens on `bind_host`.
 
-    Reads the files once, so that what is wrong with them is seen at the start. Raises Refused or UnsafeSetting.
+    Reads the files once, so that what is wrong with them is seen at the start. Raises Refused or
+    UnsafeSetting.
     """
-    ways: list[WayIn] = []
+    ways: list[CredentialScheme] = []
     if (settings.keys_file is None) != (settings.pepper_file is None):
         raise UnsafeSetting(
-            "API keys need both a file of keys and a file of their pepper, and only one of them is named.",
+            "API keys need both a file of keys and a file of their pepper, and only one of them "
+            "is named.",
             code="access.half_of_the_keys",
             fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, or neither",
         )
     if settings.keys_file is not None and settings.pepper_file is not None:
         store = FileKeyStore(settings.keys_file)
         store.all()
-        ways.append(KeysWayIn(store, load_pepper(settings.pepper_file), clock))
+        ways.append(ApiKeyScheme(store, load_pepper(settings.pepper_file), clock))
     if settings.dev:
-        ways.append(DevWayIn(bind_host=bind_host, profile=profile))
+        ways.append(DevScheme(bind_host=bind_host, profile=profile))
     if settings.oidc is not None:
         ways.append(oidc_way_in(settings.oidc))
     if not ways:
         raise UnsafeSetting(
             "No kind of credential is configured, so that nobody could be let in.",
             code="access.no_way_in",
-            fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, or CONSENTRY_OIDC_ISSUER and its "
+            fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, or "
+            "CONSENTRY_OIDC_ISSUER and its "
             "companions; docs/access.md tells how",
         )
     return Authenticator(ways)

@@ -1,7 +1,8 @@
 """From the lines of a bulk request to messages.
 
-Lines of one request look alike. What is left of a line without its member, identity and time is its form: the first of
-each form is read as a single request would be, and those after it only have the three values put in.
+Lines of one request look alike. What is left of a line without its member, identity and time is its
+form: the first of each form is read as a single request would be, and those after it only have the
+three values put in.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from consentry.domain.events import SentEvent
 from consentry.gateway.access import Principal
-from consentry.gateway.context import Parts
+from consentry.gateway.context import GatewayContext
 from consentry.gateway.event_checks import (
     AHEAD_MAX,
     EventIn,
@@ -32,7 +33,7 @@ from consentry.gateway.kafka_submit import OutMessage
 from consentry.ops.http.bodies import parse_json
 from consentry.ops.http.problems import Problem
 from consentry.wire.cloudevents import common_headers, event_headers, uuid_text, with_id
-from consentry.wire.event_writer import Stencil
+from consentry.wire.event_writer import EventTemplate
 
 _FORMS_MAX: Final = 256
 _KINDS: Final[Mapping[str, type[EventIn]]] = {
@@ -41,17 +42,21 @@ _KINDS: Final[Mapping[str, type[EventIn]]] = {
     "erasure": ErasureIn,
 }
 _VARYING: Final = re.compile(rb'"(member_id|event_id|effective_at)": ?"([A-Za-z0-9:_.+-]{1,64})"')
-"""Splits a line into text, name, value, text, name, value, ... text. It can only match members of the line's object:
-within a text of JSON each quote has a backslash before it, and no field holds an object.
+"""Splits a line into text, name, value, text, name, value, ... text.
+
+It can only match members of the line's object: within a text of JSON each quote has a backslash
+before it, and no field holds an object.
 """
 _UUID: Final = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _new_tuple: Final = tuple.__new__
 
 
-class _Form(NamedTuple):
-    """What lines of one form have in common, and where in the split line each value stands (0: it has none)."""
+class _LineTemplate(NamedTuple):
+    """What lines of one form have in common, and where in the split line each value stands (0: it
+    has none).
+    """
 
-    stencil: Stencil
+    stencil: EventTemplate
     headers: tuple[tuple[str, bytes], ...]
     warnings: tuple[str, ...]
     binds_at_once: bool
@@ -61,23 +66,39 @@ class _Form(NamedTuple):
 
 
 class LineReader:
-    """Reads the lines of one request. A line without an id gets one that follows from the request's and its number."""
+    """Reads the lines of one request.
 
-    def __init__(self, parts: Parts, caller: Principal, attempt: Attempt, count: int, traceparent: str | None) -> None:
+    A line without an id gets one that follows from the request's and its number.
+    """
+
+    def __init__(
+        self,
+        parts: GatewayContext,
+        caller: Principal,
+        attempt: Attempt,
+        count: int,
+        traceparent: str | None,
+    ) -> None:
         self._parts = parts
         self._caller = caller
         self._now = attempt.accepted_at
         self._traceparent = traceparent
         self._ids = hashlib.shake_128(bytes.fromhex(attempt.event_id)).hexdigest(16 * count)
-        self._forms: dict[tuple[bytes, ...], _Form] = {}
+        self._forms: dict[tuple[bytes, ...], _LineTemplate] = {}
         self.warnings: dict[int, tuple[str, ...]] = {}
         """By the line's number, what was taken and may still not be what was meant."""
 
     def read(self, number: int, text: bytes) -> OutMessage:
-        """The message of one line; `number` counts from 0. Raises ConsentryError for a line that is not taken."""
+        """The message of one line; `number` counts from 0.
+
+        Raises ConsentryError for a line that is not taken.
+        """
         if len(text) > BODY_BYTES_MAX:
             raise Problem(
-                413, f"The line has more than {BODY_BYTES_MAX} bytes.", code="input.too_large", fix="put less into it"
+                413,
+                f"The line has more than {BODY_BYTES_MAX} bytes.",
+                code="input.too_large",
+                fix="put less into it",
             )
         pieces = _VARYING.split(text)
         key = tuple(pieces[::3] + pieces[1::3])
@@ -88,7 +109,9 @@ class LineReader:
                 return message
         return self._read_strictly(number, text, key, pieces)
 
-    def _read_strictly(self, number: int, text: bytes, key: tuple[bytes, ...], pieces: list[bytes]) -> OutMessage:
+    def _read_strictly(
+        self, number: int, text: bytes, key: tuple[bytes, ...], pieces: list[bytes]
+    ) -> OutMessage:
         data, warnings = self._parse(text)
         if warnings:
             self.warnings[number] = warnings
@@ -96,15 +119,20 @@ class LineReader:
         event = to_event(data, self._caller.subject, event_id, self._now)
         writer = self._parts.submitter.writer
         value = writer.write(event)
-        if len(self._forms) < _FORMS_MAX:  # many forms are no forms: each line has a text of its own
+        if (
+            len(self._forms) < _FORMS_MAX
+        ):  # many forms are no forms: each line has a text of its own
             places = {name: 3 * place + 2 for place, name in enumerate(pieces[1::3])}
             if _holds_its_values(places, data):
                 self._forms[key] = self._form(event, value, data, warnings, places)
         headers = event_headers(event, traceparent=self._traceparent)
         return OutMessage(uuid_text(event_id.hex()), event.member.encode(), value, headers)
 
-    def _fill(self, form: _Form, number: int, pieces: list[bytes]) -> OutMessage | None:
-        """The message of a line of a known form; None where a value is not one that can be put in as it stands."""
+    def _fill(self, form: _LineTemplate, number: int, pieces: list[bytes]) -> OutMessage | None:
+        """The message of a line of a known form;
+
+        None where a value is not one that can be put in as it stands.
+        """
         now = effective_at = self._now
         if form.effective_at_at:
             try:
@@ -148,9 +176,14 @@ class LineReader:
         return self._ids[32 * number : 32 * number + 32]
 
     def _form(
-        self, event: SentEvent, value: bytes, data: EventIn, warnings: tuple[str, ...], places: Mapping[bytes, int]
-    ) -> _Form:
-        return _Form(
+        self,
+        event: SentEvent,
+        value: bytes,
+        data: EventIn,
+        warnings: tuple[str, ...],
+        places: Mapping[bytes, int],
+    ) -> _LineTemplate:
+        return _LineTemplate(
             self._parts.submitter.writer.stencil(event, value),
             common_headers(event, traceparent=self._traceparent),
             warnings,
@@ -180,10 +213,18 @@ def _parse(text: bytes) -> EventIn:
     model = _KINDS.get(kind) if isinstance(kind, str) else None
     if model is None:
         raise Problem(
-            422, "'kind' is none of ours.", code="input.field", fix=f"use one of {', '.join(_KINDS)}", field="kind"
+            422,
+            "'kind' is none of ours.",
+            code="input.field",
+            fix=f"use one of {', '.join(_KINDS)}",
+            field="kind",
         )
     return read_model(model, json.dumps(data).encode(), parse=_parse_line)
 
 
 def _parse_line(text: bytes) -> Any:
-    return parse_json(text, what="The line", fix="send one JSON object a line; curl keeps lines with --data-binary")
+    return parse_json(
+        text,
+        what="The line",
+        fix="send one JSON object a line; curl keeps lines with --data-binary",
+    )

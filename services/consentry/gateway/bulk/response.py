@@ -12,27 +12,34 @@ from fastapi import Response
 
 from consentry.domain.errors import ConsentryError
 from consentry.gateway.bulk.lines import LineReader
-from consentry.gateway.context import Parts
+from consentry.gateway.context import GatewayContext
 from consentry.gateway.kafka_submit import OutMessage
-from consentry.kafka.sender import Place, Undelivered
+from consentry.kafka.sender import TopicPosition, Undelivered
 
 LINES_MAX: Final = 10_000
 _LINES_AT_ONCE: Final = 250
 _SECONDS_AT_ONCE: Final = 0.005
-"""So many lines are read, at most for so long, before they are sent and other requests get their turn."""
+"""So many lines are read, at most for so long, before they are sent and other requests get their
+turn.
+"""
 
 
-class Invalid(NamedTuple):
-    """The result of a line that holds no event. Not its exception: with it all that was read would be kept alive."""
+class InvalidLine(NamedTuple):
+    """The result of a line that holds no event.
+
+    Not its exception: with it all that was read would be kept alive.
+    """
 
     result: str
 
 
-Line = str | Invalid
+Line = str | InvalidLine
 """The event id of a line, or why it holds no event."""
 
 
-async def bulk_answer(parts: Parts, reader: LineReader, lines: Sequence[bytes]) -> Response:
+async def bulk_answer(
+    parts: GatewayContext, reader: LineReader, lines: Sequence[bytes]
+) -> Response:
     """Send what can be sent, and answer with a result for each line and a summary."""
     batch = parts.submitter.batch()
     found: list[Line] = []
@@ -55,7 +62,7 @@ def _read_some(reader: LineReader, lines: Sequence[bytes], found: list[Line]) ->
         try:
             message = reader.read(number, lines[number])
         except ConsentryError as error:
-            found.append(Invalid(_refusal(number + 1, "invalid", error)))
+            found.append(InvalidLine(_refusal(number + 1, "invalid", error)))
         else:
             found.append(message.event_id)
             messages.append(message)
@@ -65,20 +72,24 @@ def _read_some(reader: LineReader, lines: Sequence[bytes], found: list[Line]) ->
 
 
 def _results(
-    lines: Sequence[Line], answers: Sequence[Place | ConsentryError | None], warnings: Mapping[int, Sequence[str]]
+    lines: Sequence[Line],
+    answers: Sequence[TopicPosition | ConsentryError | None],
+    warnings: Mapping[int, Sequence[str]],
 ) -> tuple[list[str], dict[str, int], dict[int, int]]:
-    """A result for each line, how many came to what, and by partition the offset behind the last accepted one."""
+    """A result for each line, how many came to what, and by partition the offset behind the last
+    accepted one.
+    """
     counts = {"accepted": 0, "invalid": 0, "refused": 0, "unknown": 0}
     offsets: dict[int, int] = {}
     results = []
     of_sent = iter(answers)
     for number, line in enumerate(lines, start=1):
-        if isinstance(line, Invalid):
+        if isinstance(line, InvalidLine):
             counts["invalid"] += 1
             results.append(line.result)
             continue
         answer, event_id = next(of_sent), line
-        if isinstance(answer, Place):
+        if isinstance(answer, TopicPosition):
             counts["accepted"] += 1
             partition, offset = answer
             if offsets.get(partition, 0) <= offset:
@@ -87,7 +98,16 @@ def _results(
             results.append(f'{{"line":{number},"status":"accepted","event_id":"{event_id}"{more}}}')
         elif answer is None or (isinstance(answer, Undelivered) and answer.is_unknown):
             counts["unknown"] += 1
-            results.append(_json({"line": number, "status": "unknown", "event_id": event_id, "code": "kafka.unknown"}))
+            results.append(
+                _json(
+                    {
+                        "line": number,
+                        "status": "unknown",
+                        "event_id": event_id,
+                        "code": "kafka.unknown",
+                    }
+                )
+            )
         else:
             counts["refused"] += 1
             results.append(_refusal(number, "refused", answer, event_id=event_id))
@@ -96,7 +116,14 @@ def _results(
 
 def _refusal(number: int, status: str, error: ConsentryError, **more: Any) -> str:
     return _json(
-        {"line": number, "status": status, "code": error.code, "detail": error.message, "fix": error.fix, **more}
+        {
+            "line": number,
+            "status": status,
+            "code": error.code,
+            "detail": error.message,
+            "fix": error.fix,
+            **more,
+        }
     )
 
 

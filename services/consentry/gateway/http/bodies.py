@@ -19,18 +19,23 @@ _BODY_SECONDS: Final = 15.0
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, *, kind: str = "application/json", bytes_max: int = BODY_BYTES_MAX) -> bytes:
+async def read_body(
+    request: Request, *, kind: str = "application/json", bytes_max: int = BODY_BYTES_MAX
+) -> bytes:
     """The whole body of one kind. Raises Problem as `read_body_of`."""
     _, body = await read_body_of(request, (kind,), bytes_max=bytes_max, seconds_max=_BODY_SECONDS)
     return body
 
 
-def read_model(model: type[Model], text: bytes, *, parse: Callable[[bytes], Any] = parse_json) -> Model:
+def read_model(
+    model: type[Model], text: bytes, *, parse: Callable[[bytes], Any] = parse_json
+) -> Model:
     """The JSON object in a text as a model, strictly: no repeated keys, no number for a text.
 
     `parse` is asked what is wrong with a text that is no JSON.
 
-    Raises Problem: 400 for what is no JSON, 422 naming the first field that does not fit, never its value.
+    Raises Problem: 400 for what is no JSON, 422 naming the first field that does not fit, never its
+    value.
     """
     try:
         found = model.model_validate_json(text, strict=True)
@@ -43,15 +48,27 @@ def read_model(model: type[Model], text: bytes, *, parse: Callable[[bytes], Any]
 
 
 def _may_repeat_keys(text: bytes, fields: int) -> bool:
-    """Whether a flat object of so many different fields may name one twice; False is certain, and cheap to find out.
+    """Whether a flat object of so many different fields may name one twice;
 
-    Where no colon follows a blank, each key ends in a quote and a colon; a text that holds those two only adds to them.
+    False is certain, and cheap to find out.
+
+    Where no colon follows a blank, each key ends in a quote and a colon; a text that holds those
+    two only adds to them.
     """
-    return text.count(b'":') != fields or b" :" in text or b"\t:" in text or b"\n:" in text or b"\r:" in text
+    return (
+        text.count(b'":') != fields
+        or b" :" in text
+        or b"\t:" in text
+        or b"\n:" in text
+        or b"\r:" in text
+    )
 
 
 def validated(model: type[Model], data: Any) -> Model:
-    """The data as a model. Raises InvalidInput naming the first field that does not fit, never its value."""
+    """The data as a model.
+
+    Raises InvalidInput naming the first field that does not fit, never its value.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:

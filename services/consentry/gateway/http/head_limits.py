@@ -1,4 +1,6 @@
-"""The head of a request has to come, whole, within a time and a size: uvicorn has neither bound for it."""
+"""The head of a request has to come, whole, within a time and a size: uvicorn has neither bound for
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,12 @@ HEAD_BYTES_MAX: Final = 65_536
 """What comes in one reading of the socket, 256 KiB at most, may exceed it."""
 
 
-class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's protocol, except that a head which comes too slowly is answered 408, and one without an end 431.
+class HeadLimits(HttpToolsProtocol):
+    """uvicorn's protocol, except that a head which comes too slowly is answered 408, and one
+    without an end 431.
 
-    A head that comes in one piece, as nearly all do, costs nothing more. The time runs from the opening of the
-    connection, and on a kept connection from the first byte after the last request.
+    A head that comes in one piece, as nearly all do, costs nothing more. The time runs from the
+    opening of the connection, and on a kept connection from the first byte after the last request.
     """
 
     head_seconds: float = HEAD_SECONDS
@@ -46,9 +49,13 @@ class BoundedHeads(HttpToolsProtocol):
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-                self._refuse(431, "The head of the request is too large.", code="input.head_too_large")
+                self._refuse(
+                    431, "The head of the request is too large.", code="input.head_too_large"
+                )
         # Any byte ends uvicorn's own timer; blank lines between requests begin none.
-        if self._deadline is None and (self._is_in_head or (self._is_idle and self.timeout_keep_alive_task is None)):
+        if self._deadline is None and (
+            self._is_in_head or (self._is_idle and self.timeout_keep_alive_task is None)
+        ):
             self._begin()
 
     def on_message_begin(self) -> None:
@@ -87,14 +94,20 @@ class BoundedHeads(HttpToolsProtocol):
         if not self._is_idle:
             self._begin()  # the request before it is still being answered
         elif self._is_in_head:
-            self._refuse(408, f"The head did not arrive within {self.head_seconds:g} s.", code="input.slow")
+            self._refuse(
+                408, f"The head did not arrive within {self.head_seconds:g} s.", code="input.slow"
+            )
         else:
             self.transport.close()
 
     def _refuse(self, status: int, message: str, *, code: str) -> None:
         """Answer in place of the application, which has not heard of this request, and close."""
-        answer = problem_response(status, message, code=code, fix="send HTTP/1.1, the head at once and not too large")
+        answer = problem_response(
+            status, message, code=code, fix="send HTTP/1.1, the head at once and not too large"
+        )
         head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         head += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
-        self.transport.write("\r\n".join([*head, "connection: close", "", ""]).encode() + bytes(answer.body))
+        self.transport.write(
+            "\r\n".join([*head, "connection: close", "", ""]).encode() + bytes(answer.body)
+        )
         self.transport.close()

@@ -19,16 +19,24 @@ WAITING_OF_ONE_MAX: Final = 16
 
 
 class RateLimit:
-    """A bucket for each caller: `per_second` fill it, it holds `burst`. In this process; each replica has its own."""
+    """A bucket for each caller: `per_second` fill it, it holds `burst`.
 
-    def __init__(self, *, per_second: float, burst: float, clock: Callable[[], float] = monotonic) -> None:
+    In this process; each replica has its own.
+    """
+
+    def __init__(
+        self, *, per_second: float, burst: float, clock: Callable[[], float] = monotonic
+    ) -> None:
         self._per_second = per_second
         self._burst = burst
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str, cost: float = 1.0) -> None:
-        """Take so much from the caller's bucket. Raises Problem 429 with Retry-After where it does not hold it."""
+        """Take so much from the caller's bucket.
+
+        Raises Problem 429 with Retry-After where it does not hold it.
+        """
         now = self._clock()
         level, at = self._buckets.get(caller, (self._burst, now))
         level = min(self._burst, level + (now - at) * self._per_second)
@@ -38,7 +46,8 @@ class RateLimit:
                 429,
                 f"This credential sent more than {self._per_second:g} events a second.",
                 code="limit.rate",
-                fix="wait as Retry-After says, send fewer at a time, or ask the operators for a higher limit",
+                fix="wait as Retry-After says, send fewer at a time, or ask the operators for a "
+                "higher limit",
                 headers={"Retry-After": str(max(1, round(wait + 0.5)))},
             )
         self._buckets[caller] = (level - cost, now)
@@ -48,7 +57,10 @@ class RateLimit:
 
 
 class WaitingLimit:
-    """At most `most` questions wait at a time, of one caller at most `most_of_one`. In this process."""
+    """At most `most` questions wait at a time, of one caller at most `most_of_one`.
+
+    In this process.
+    """
 
     def __init__(self, *, most: int = WAITING_MAX, most_of_one: int = WAITING_OF_ONE_MAX) -> None:
         self._most = most
@@ -57,7 +69,10 @@ class WaitingLimit:
 
     @contextmanager
     def place(self, caller: str) -> Iterator[None]:
-        """A place to wait in. Raises Problem: 429 where the caller has as many as one may have, 503 where all have."""
+        """A place to wait in. Raises Problem:
+
+        429 where the caller has as many as one may have, 503 where all have.
+        """
         if self._waiting[caller] >= self._most_of_one:
             raise _no_place(429, f"{self._most_of_one} questions of this credential are waiting")
         if self._waiting.total() >= self._most:
@@ -84,8 +99,8 @@ def _no_place(status: int, detail: str) -> Problem:
 class ConcurrencyLimit:
     """ASGI: at most `most` requests are answered at a time; more are told to come again.
 
-    POSTs to the paths of `apart` are counted apart, with as many places of their own: whatever else is asked, it
-    keeps no opt-out waiting.
+    POSTs to the paths of `apart` are counted apart, with as many places of their own: whatever else
+    is asked, it keeps no opt-out waiting.
     """
 
     def __init__(self, app: ASGIApp, *, most: int, apart: Collection[str] = ()) -> None:

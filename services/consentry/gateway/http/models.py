@@ -1,4 +1,6 @@
-"""What is sent to the gateway and what it answers: names, bounds, meanings; for the checks and for the OpenAPI page."""
+"""What is sent to the gateway and what it answers: names, bounds, meanings; for the checks and for
+the OpenAPI page.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def _micros_in_window(moment: datetime) -> Micros:
 
 
 def _moment(given: object) -> object:
-    """A date and time in ISO 8601 and nothing else: of a number it would be guessed whether it means milliseconds."""
+    """A date and time in ISO 8601 and nothing else: of a number it would be guessed whether it
+    means milliseconds.
+    """
     if isinstance(given, str) and "T" in given.upper():
         try:
             return datetime.fromisoformat(given.upper())
@@ -42,7 +46,11 @@ def _moment(given: object) -> object:
 
 
 def _is_text(text: str) -> str:
-    if not text.isprintable() or len(text.encode(errors="replace")) > STRING_BYTES_MAX or not _is_unicode(text):
+    if (
+        not text.isprintable()
+        or len(text.encode(errors="replace")) > STRING_BYTES_MAX
+        or not _is_unicode(text)
+    ):
         raise ValueError(f"it has unprintable characters or more than {STRING_BYTES_MAX} bytes")
     return text
 
@@ -62,12 +70,19 @@ def _is_place(code: str) -> str:
 
 
 MemberIdField = Annotated[
-    str, Field(pattern=f"^{MEMBER_ID_PATTERN.pattern}$", description="Pseudonym of the member.", examples=["m:42"])
+    str,
+    Field(
+        pattern=f"^{MEMBER_ID_PATTERN.pattern}$",
+        description="Pseudonym of the member.",
+        examples=["m:42"],
+    ),
 ]
 PurposeField = Annotated[
     str,
     Field(
-        pattern=f"^{NAME_PATTERN.pattern}$", description="What the data would be used for.", examples=["genai_training"]
+        pattern=f"^{NAME_PATTERN.pattern}$",
+        description="What the data would be used for.",
+        examples=["genai_training"],
     ),
 ]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=AwareDatetime)]
@@ -99,11 +114,14 @@ class _In(BaseModel):
 class _EventIn(_In):
     member_id: MemberIdField
     effective_at: Instant | None = Field(
-        None, description="When it holds in the world, ISO 8601 with an offset; default: when it is accepted."
+        None,
+        description="When it holds in the world, ISO 8601 with an offset; default: when it is "
+        "accepted.",
     )
     event_id: uuid.UUID | None = Field(
         None,
-        description="Identity of the event. A repetition carries the same id and the same effective_at, which is then "
+        description="Identity of the event. A repetition carries the same id and the same "
+        "effective_at, which is then "
         "needed: the same id with other content is a forgery or a bug, and holds the member.",
     )
 
@@ -112,7 +130,8 @@ class _ExcludingIn(_EventIn):
     announced: bool = Field(
         False,
         strict=True,
-        description="What excludes binds from when it is accepted, at the latest. Only with true may effective_at lie "
+        description="What excludes binds from when it is accepted, at the latest. Only with true "
+        "may effective_at lie "
         "ahead, and then it does not bind before.",
     )
 
@@ -127,11 +146,16 @@ class ConsentChangeIn(_ExcludingIn):
         ge=0,
         le=VERSION_MAX,
         strict=True,
-        description="Version of the member's record that the person had seen; needed for OPT_IN, here or in If-Match.",
+        description="Version of the member's record that the person had seen; needed for OPT_IN, "
+        "here or in If-Match.",
     )
     legal_basis: LegalBasis = LegalBasis.CONSENT
-    notice_version: Text = Field("", description="Version of the policy or notice that the person saw.")
-    evidence: Text | None = Field(None, description="Reference to evidence kept elsewhere, never the evidence.")
+    notice_version: Text = Field(
+        "", description="Version of the policy or notice that the person saw."
+    )
+    evidence: Text | None = Field(
+        None, description="Reference to evidence kept elsewhere, never the evidence."
+    )
 
 
 class RelocationIn(_EventIn):
@@ -146,7 +170,7 @@ class ErasureIn(_ExcludingIn):
 
 
 class ReleaseIn(_In):
-    """Why a held member is to be released, or a message replayed."""
+    """Why a quarantined member is to be released, or a message replayed."""
 
     reason: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_text)]
 
@@ -156,11 +180,15 @@ class Accepted(BaseModel):
 
     state: Literal["accepted"] = "accepted"
     event_id: uuid.UUID
-    token: str = Field(description="Consent token: ask readers for answers at least as fresh as this.")
+    token: str = Field(
+        description="Consistency token: ask readers for answers at least as fresh as this."
+    )
     accepted_at: datetime
     partition: int
     offset: int
-    warnings: list[str] = Field(default=[], description="What was accepted and may still not be what was meant.")
+    warnings: list[str] = Field(
+        default=[], description="What was accepted and may still not be what was meant."
+    )
 
 
 class AwaitingApproval(BaseModel):
@@ -178,7 +206,9 @@ class DecisionOut(BaseModel):
     allowed: bool
     reason: str
     because: list[str]
-    version: int | None = Field(description="Version of the record that was asked; what an opt-in observes.")
+    version: int | None = Field(
+        description="Version of the record that was asked; what an opt-in observes."
+    )
 
 
 class BulkLine(BaseModel):
@@ -186,14 +216,18 @@ class BulkLine(BaseModel):
 
     line: int
     status: Literal["accepted", "invalid", "refused", "unknown"] = Field(
-        description="accepted: the broker has it. invalid: the line cannot be taken. refused: Kafka did not take it; "
-        "once its client takes none, no later line is sent. unknown: send the same body with the same Idempotency-Key."
+        description="accepted: the broker has it. invalid: the line cannot be taken. refused: "
+        "Kafka did not take it; "
+        "once its client takes none, no later line is sent. unknown: send the same body with the "
+        "same Idempotency-Key."
     )
     event_id: uuid.UUID | None = None
     code: str | None = None
     detail: str | None = None
     fix: str | None = None
-    warnings: list[str] | None = Field(None, description="What was accepted and may still not be what was meant.")
+    warnings: list[str] | None = Field(
+        None, description="What was accepted and may still not be what was meant."
+    )
 
 
 class BulkCounts(BaseModel):
@@ -209,7 +243,9 @@ class BulkSummary(BaseModel):
     """The last line of the answer to a bulk request."""
 
     summary: BulkCounts
-    token: str | None = Field(description="Consent token over all that was accepted; null where nothing was.")
+    token: str | None = Field(
+        description="Consistency token over all that was accepted; null where nothing was."
+    )
 
 
 class ProblemOut(BaseModel):

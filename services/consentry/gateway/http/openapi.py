@@ -1,4 +1,6 @@
-"""The OpenAPI description: what FastAPI cannot see of bodies that are read strictly, and how every problem looks."""
+"""The OpenAPI description: what FastAPI cannot see of bodies that are read strictly, and how every
+problem looks.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +22,24 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
         "name": "Idempotency-Key",
         "in": "header",
         "required": False,
-        "description": "One for each request, the same one again for its repetition: the event then counts once.",
+        "description": "One for each request, the same one again for its repetition: the event "
+        "then counts once.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]{1,255}$"},
     },
     "traceparent": {
         "name": "traceparent",
         "in": "header",
         "required": False,
-        "description": "W3C trace context; travels with the event. One that is malformed is left out.",
+        "description": "W3C trace context; travels with the event. One that is malformed is left "
+        "out.",
         "schema": {"type": "string"},
     },
     "if-match": {
         "name": "If-Match",
         "in": "header",
         "required": False,
-        "description": "ETag of the decision that the person saw; for OPT_IN in place of observed_version.",
+        "description": "ETag of the decision that the person saw; for OPT_IN in place of "
+        "observed_version.",
         "schema": {"type": "string", "pattern": '^"?[0-9]{1,18}"?$'},
     },
 }
@@ -44,7 +49,10 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problems that a route may answer with, beside those that all may."""
     schema = {"$ref": "#/components/schemas/ProblemOut"}
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
         for status in sorted({*_ALWAYS, *statuses})
     }
 
@@ -78,7 +86,9 @@ def ndjson_body(*headers: str) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "content": {"application/x-ndjson": {"schema": {"type": "string", "maxLength": 8_388_608}}},
+            "content": {
+                "application/x-ndjson": {"schema": {"type": "string", "maxLength": 8_388_608}}
+            },
         },
         "parameters": [_HEADERS[name] for name in headers],
     }
@@ -94,7 +104,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
             title="Consentry gateway",
             version="1",
             summary="Consent changes, pauses and policies in; decisions and their reasons out.",
-            description="Every success means that Kafka acknowledged it. Problems carry a stable `code` and the `fix`.",
+            description="Every success means that Kafka acknowledged it. Problems carry a stable "
+            "`code` and the `fix`.",
             routes=app.routes,
         )
         schemas = found.setdefault("components", {}).setdefault("schemas", {})
@@ -106,7 +117,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         found["components"]["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a token of the OIDC issuer."}
+            "bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "An API key, or a token of the OIDC issuer.",
+            }
         }
         found["security"] = [{"bearer": []}]
         app.openapi_schema = found

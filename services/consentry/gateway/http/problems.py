@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Response
 
 from consentry.domain.errors import ConsentryError
-from consentry.forms.yaml import InvalidForm
+from consentry.forms.yaml import InvalidDocument
 from consentry.gateway.access import CHALLENGE, Forbidden, Unauthenticated
 from consentry.kafka.sender import QueueFull
 from consentry.ops.http import problems
@@ -18,7 +18,7 @@ def respond_to(error: ConsentryError) -> Response:
         return _answer(401, error, headers={"WWW-Authenticate": CHALLENGE})
     if isinstance(error, Forbidden):
         return _answer(403, error)
-    if isinstance(error, InvalidForm):
+    if isinstance(error, InvalidDocument):
         return _answer(422, error, field=error.field)
     answer = problems.respond_to(error)
     if isinstance(error, QueueFull):
@@ -26,8 +26,12 @@ def respond_to(error: ConsentryError) -> Response:
     return answer
 
 
-def _answer(status: int, error: ConsentryError, *, headers: dict[str, str] | None = None, **more: str) -> Response:
-    return problem_response(status, error.message, code=error.code, fix=error.fix, headers=headers, **more)
+def _answer(
+    status: int, error: ConsentryError, *, headers: dict[str, str] | None = None, **more: str
+) -> Response:
+    return problem_response(
+        status, error.message, code=error.code, fix=error.fix, headers=headers, **more
+    )
 
 
 def unhandled() -> Response:

@@ -17,20 +17,28 @@ from consentry.domain.impact import openings, openings_digest
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
 from consentry.gateway.access import Permission, Principal
-from consentry.gateway.context import Parts, caller_of
+from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.models import Json
 from consentry.gateway.http.openapi import answers
-from consentry.gateway.proposals import Proposal, as_in_log, being_decided, both_persons, check_decidable
+from consentry.gateway.proposals import (
+    Proposal,
+    as_in_log,
+    being_decided,
+    both_persons,
+    check_decidable,
+)
 from consentry.gateway.routes.controls import check_control, control_of
 from consentry.gateway.routes.quarantine import carry_out as release_or_replay
 from consentry.kafka.clients import DELIVERY_TIMEOUT_MS
-from consentry.kafka.sender import Place
+from consentry.kafka.sender import TopicPosition
 from consentry.ops.http.problems import Problem
 
 router = APIRouter(prefix="/v1/approvals", tags=["approvals"])
 _LOG = structlog.get_logger(__name__)
 _SENT_MICROS: Final = Micros(2 * DELIVERY_TIMEOUT_MS * 1000)
-"""After that what was sent is in the log or never will be; twice the time, as gateways' clocks differ."""
+"""After that what was sent is in the log or never will be; twice the time, as gateways' clocks
+differ.
+"""
 
 ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
@@ -48,13 +56,21 @@ async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
     parts, _ = await caller_of(request, Permission.READ_APPROVALS)
     found = await parts.proposals.get(approval_id)
     if found is None:
-        raise Problem(404, "There is no such proposal.", code="approval.unknown", fix="GET /v1/approvals lists them")
+        raise Problem(
+            404,
+            "There is no such proposal.",
+            code="approval.unknown",
+            fix="GET /v1/approvals lists them",
+        )
     return _data(found)
 
 
 @router.post("/{approval_id}/approve", responses=answers(404, 409, 422, 504))
 async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
-    """Let a proposal take effect, now. Not by who proposed it. Repeated after a time-out it takes effect once."""
+    """Let a proposal take effect, now. Not by who proposed it.
+
+    Repeated after a time-out it takes effect once.
+    """
     parts, caller = await caller_of(request, Permission.APPROVE)
     return await _decide(parts, caller, approval_id, _approve)
 
@@ -67,10 +83,10 @@ async def post_reject(request: Request, approval_id: ApprovalPath) -> Response:
 
 
 async def _decide(
-    parts: Parts,
+    parts: GatewayContext,
     caller: Principal,
     approval_id: str,
-    act: Callable[[Parts, Principal, Proposal], Awaitable[Proposal]],
+    act: Callable[[GatewayContext, Principal, Proposal], Awaitable[Proposal]],
 ) -> Response:
     """One person at a time decides."""
     ticket = await parts.proposals.lock(approval_id)
@@ -91,7 +107,7 @@ async def _decide(
     return Response(json.dumps(_data(decided)), 200, media_type="application/json")
 
 
-async def _approve(parts: Parts, caller: Principal, proposal: Proposal) -> Proposal:
+async def _approve(parts: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
     taken = being_decided(proposal, by=caller.subject, now=parts.clock())
     await parts.proposals.put(taken)
     try:
@@ -105,14 +121,21 @@ async def _approve(parts: Parts, caller: Principal, proposal: Proposal) -> Propo
         raise
     done = replace(carried, state="approved")
     await parts.proposals.put(done)
-    _LOG.info("approved", kind=done.kind, proposal=done.proposal_id, by=done.decided_by, requested_by=done.requested_by)
+    _LOG.info(
+        "approved",
+        kind=done.kind,
+        proposal=done.proposal_id,
+        by=done.decided_by,
+        requested_by=done.requested_by,
+    )
     return done
 
 
-async def _carry_out(parts: Parts, proposal: Proposal) -> Proposal:
+async def _carry_out(parts: GatewayContext, proposal: Proposal) -> Proposal:
     """Send what was approved, as of the time of the approval; both persons are named in it.
 
-    What the log has already is not sent again, though the store may have forgotten that it was approved.
+    What the log has already is not sent again, though the store may have forgotten that it was
+    approved.
     """
     if proposal.kind in ("release", "replay"):
         return await release_or_replay(parts, proposal)
@@ -134,13 +157,13 @@ async def _carry_out(parts: Parts, proposal: Proposal) -> Proposal:
     return replace(proposal, result=_result(parts, proposal, place))
 
 
-def _in_log(parts: Parts, proposal: Proposal) -> Control | None:
+def _in_log(parts: GatewayContext, proposal: Proposal) -> Control | None:
     """The control that the proposal came to, where the log has it."""
     log = parts.reader.controls.controls.log
     return next((known for known in reversed(log) if known.event_id == proposal.event_id), None)
 
 
-def _result(parts: Parts, proposal: Proposal, place: Place | None) -> Json:
+def _result(parts: GatewayContext, proposal: Proposal, place: TopicPosition | None) -> Json:
     """What it came to; `place` is None where it stands among the controls that are known here."""
     return {
         "event_id": str(uuid.UUID(bytes=proposal.event_id)),
@@ -149,8 +172,10 @@ def _result(parts: Parts, proposal: Proposal, place: Place | None) -> Json:
     }
 
 
-def _check_opens(parts: Parts, control: Control, proposal: Proposal) -> None:
-    """Raise Problem 409 where it would open what the proposal did not show: nobody has agreed to that."""
+def _check_opens(parts: GatewayContext, control: Control, proposal: Proposal) -> None:
+    """Raise Problem 409 where it would open what the proposal did not show: nobody has agreed to
+    that.
+    """
     known, now = parts.reader.controls.controls, parts.clock()
     is_shown = set(openings(control, known, now=now)) <= set(proposal.opens)
     if not is_shown or openings_digest(control, known, now=now) != proposal.digest:
@@ -162,7 +187,7 @@ def _check_opens(parts: Parts, control: Control, proposal: Proposal) -> None:
         )
 
 
-async def _reject(parts: Parts, caller: Principal, proposal: Proposal) -> Proposal:
+async def _reject(parts: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
     if proposal.state != "open" and not await _never_came(parts, proposal):
         raise Problem(
             409,
@@ -179,12 +204,19 @@ async def _reject(parts: Parts, caller: Principal, proposal: Proposal) -> Propos
         )
     done = replace(proposal, state="rejected", decided_by=caller.subject, decided_at=parts.clock())
     await parts.proposals.put(done)
-    _LOG.info("rejected", kind=done.kind, proposal=done.proposal_id, by=done.decided_by, requested_by=done.requested_by)
+    _LOG.info(
+        "rejected",
+        kind=done.kind,
+        proposal=done.proposal_id,
+        by=done.decided_by,
+        requested_by=done.requested_by,
+    )
     return done
 
 
-async def _never_came(parts: Parts, proposal: Proposal) -> bool:
-    """Whether what was approved is surely not among the controls: nothing sends it any more, and all are known.
+async def _never_came(parts: GatewayContext, proposal: Proposal) -> bool:
+    """Whether what was approved is surely not among the controls: nothing sends it any more, and
+    all are known.
 
     Raises Unavailable where they are not.
     """

@@ -1,4 +1,6 @@
-"""Routes that hand out signed bundles: the newest manifest with its signature, and the files that a manifest names."""
+"""Routes that hand out signed bundles: the newest manifest with its signature, and the files that a
+manifest names.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from consentry.bundles.manifest import FILE_NAME_PATTERN, MANIFEST_NAME, SIGNATURE_NAME
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.gateway.access import Forbidden, Permission
-from consentry.gateway.bundle_downloads import BundleShelf, not_found
-from consentry.gateway.context import Parts, caller_of
+from consentry.gateway.bundle_downloads import BundleDownloads, not_found
+from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.openapi import answers
 from consentry.ops.http.problems import Problem
 
@@ -27,15 +29,24 @@ _IMMUTABLE: Final = "private, max-age=86400, immutable"
 router = APIRouter(prefix="/v1/bundles", tags=["bundles"])
 
 
-class CutOff(Exception):
+class DownloadCutOff(Exception):
     """A download ended in the middle: the server closes the connection."""
 
 
 class Download(Response):
-    """A file, piece by piece, with its length announced; the connection is cut where the store holds another length."""
+    """A file, piece by piece, with its length announced; the connection is cut where the store
+    holds another length.
+    """
 
     def __init__(
-        self, request: Request, shelf: BundleShelf, caller: str, file: IO[bytes], *, size: int, etag: str
+        self,
+        request: Request,
+        shelf: BundleDownloads,
+        caller: str,
+        file: IO[bytes],
+        *,
+        size: int,
+        etag: str,
     ) -> None:
         headers = {"Content-Length": str(size), "ETag": etag, "Cache-Control": _IMMUTABLE}
         super().__init__(b"", 200, headers, _BYTES)
@@ -49,13 +60,16 @@ class Download(Response):
         """See ASGI."""
         try:
             with self._shelf.place(self._caller):
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
                 try:
                     async with asyncio.timeout(DOWNLOAD_SECONDS_MAX):
                         await self._send_pieces(send)
                 except (ConsentryError, TimeoutError) as error:
-                    # The answer has begun, so no problem can be told: a body that ends too soon is one.
-                    raise CutOff(str(error) or "a caller took too long") from error
+                    # The answer has begun, so no problem can be told: a body that ends too soon is
+                    # one.
+                    raise DownloadCutOff(str(error) or "a caller took too long") from error
         finally:
             self._file.close()
 
@@ -64,17 +78,24 @@ class Download(Response):
         while left > 0 and not await self._request.is_disconnected():
             piece = await self._shelf.piece(self._file, min(_PIECE, left))
             if not piece:
-                raise Unavailable("A file of a bundle is shorter than its manifest says.", code="bundle.truncated")
+                raise Unavailable(
+                    "A file of a bundle is shorter than its manifest says.", code="bundle.truncated"
+                )
             left -= len(piece)
             await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
         if self._size == 0:
             await send({"type": "http.response.body", "body": b""})
 
 
-BundlePath = Annotated[str, Path(pattern=r"^[0-9]{10}-[a-z]{5,8}-[0-9a-f]{16}$", description="The id of a bundle.")]
+BundlePath = Annotated[
+    str, Path(pattern=r"^[0-9]{10}-[a-z]{5,8}-[0-9a-f]{16}$", description="The id of a bundle.")
+]
 FilePath = Annotated[
     str,
-    Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,150}$", description="manifest.json, manifest.sig, or a file that it names."),
+    Path(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,150}$",
+        description="manifest.json, manifest.sig, or a file that it names.",
+    ),
 ]
 _TEXT: Final = {"schema": {"type": "string"}}
 _NOT_MODIFIED: Final = {"description": "The entity tag of If-None-Match is still the right one."}
@@ -83,14 +104,19 @@ _LINES_OR_SAME: Final[dict[int | str, dict[str, Any]]] = {
     304: _NOT_MODIFIED,
 }
 _FILE_OR_SAME: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "OK", "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}}},
+    200: {
+        "description": "OK",
+        "content": {_BYTES: {"schema": {"type": "string", "format": "binary"}}},
+    },
     304: _NOT_MODIFIED,
 }
 
 
 @router.get("/latest", response_class=Response, responses=_LINES_OR_SAME | answers(404))
 async def get_latest(request: Request) -> Response:
-    """The newest bundle: the manifest, exactly the bytes that were signed, then a line break and the signature."""
+    """The newest bundle: the manifest, exactly the bytes that were signed, then a line break and
+    the signature.
+    """
     shelf, _ = await _shelf_of(request)
     _, found = await shelf.newest()
     etag = f'"{found.sha256}"'
@@ -106,9 +132,13 @@ async def get_pointer(request: Request) -> Response:
     return _same(request, etag, _REVALIDATE) or _text(pointer, etag)
 
 
-@router.get("/{bundle_id}/{file}", response_class=Response, responses=_FILE_OR_SAME | answers(404, 422))
+@router.get(
+    "/{bundle_id}/{file}", response_class=Response, responses=_FILE_OR_SAME | answers(404, 422)
+)
 async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> Response:
-    """A file of a bundle: one that its manifest names, the manifest, or its signature; nothing else."""
+    """A file of a bundle: one that its manifest names, the manifest, or its signature; nothing
+    else.
+    """
     shelf, caller = await _shelf_of(request)
     found = await shelf.shelved(bundle_id)
     small = {MANIFEST_NAME: found.content, SIGNATURE_NAME: found.signature}.get(file)
@@ -126,21 +156,27 @@ async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> R
     same = _same(request, etag, _IMMUTABLE)
     if same is not None:
         return same
-    return Download(request, shelf, caller, await shelf.open_file(bundle_id, file), size=size, etag=etag)
+    return Download(
+        request, shelf, caller, await shelf.open_file(bundle_id, file), size=size, etag=etag
+    )
 
 
-async def _shelf_of(request: Request) -> tuple[BundleShelf, str]:
-    """The shelf and the caller, if they may. Raises Unauthenticated, Forbidden, Problem 404 and 429."""
+async def _shelf_of(request: Request) -> tuple[BundleDownloads, str]:
+    """The shelf and the caller, if they may.
+
+    Raises Unauthenticated, Forbidden, Problem 404 and 429.
+    """
     parts, caller = await caller_of(request, Permission.READ_BUNDLES)
     if not caller.may_read_bundles():
         raise Forbidden(
-            "A trainer of some purposes may not read bundles: they hold everybody's choices for every purpose.",
+            "A trainer of some purposes may not read bundles: they hold everybody's choices for "
+            "every purpose.",
             fix="use a key that was made with --purpose '*', or ask for decisions one by one",
         )
     return _configured(parts), caller.subject
 
 
-def _configured(parts: Parts) -> BundleShelf:
+def _configured(parts: GatewayContext) -> BundleDownloads:
     if parts.bundles is None:
         # Not 503: no repetition helps, and none of these addresses exists here.
         raise Problem(
@@ -156,7 +192,11 @@ def _same(request: Request, etag: str, caching: str) -> Response | None:
     """304, where the caller has it already."""
     given = request.headers.get("if-none-match", "")
     known = {one.strip().removeprefix("W/") for one in given.split(",")}
-    return Response(status_code=304, headers={"ETag": etag, "Cache-Control": caching}) if etag in known else None
+    return (
+        Response(status_code=304, headers={"ETag": etag, "Cache-Control": caching})
+        if etag in known
+        else None
+    )
 
 
 def _text(content: bytes, etag: str) -> Response:

@@ -1,4 +1,6 @@
-"""Routes of the regulator desk: pauses bind at once; lifts and policies that open something need a second person."""
+"""Routes of the regulator desk: pauses bind at once; lifts and policies that open something need a
+second person.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,20 @@ import structlog
 from fastapi import APIRouter, Path, Request, Response
 
 from consentry.domain.control_checks import (
-    Objection,
+    ControlConflict,
+    conflict_of_lift,
+    conflict_of_pause,
+    conflict_of_policy,
     is_published,
-    objection_to_lift,
-    objection_to_pause,
-    objection_to_policy,
 )
 from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
 from consentry.domain.impact import openings, openings_digest
 from consentry.domain.values import NAME_PATTERN, Micros
 from consentry.domain.wording import iso_text
 from consentry.forms.controls import parse_lift, parse_pause, parse_policy
-from consentry.gateway.accept import Claim, Draft, accept, new_attempt
+from consentry.gateway.accept import EventDraft, IdempotencyClaim, accept, new_attempt
 from consentry.gateway.access import Permission, Principal
-from consentry.gateway.context import Parts, caller_of
+from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.bodies import CONTROL_BYTES_MAX, read_body
 from consentry.gateway.http.models import Accepted, AwaitingApproval, Json
 from consentry.gateway.http.openapi import ACCEPTS_REPETITION, answers, form_body
@@ -41,7 +43,11 @@ _VERSION: Final = {"type": "integer", "minimum": 1, "maximum": 2_147_483_647}
 _CODES: Final = {
     "type": "array",
     "minItems": 1,
-    "items": {"type": "string", "pattern": r"^([A-Z]{2,3}|[A-Z]{2}-[A-Z0-9]{1,3}|\*)$", "examples": ["HK"]},
+    "items": {
+        "type": "string",
+        "pattern": r"^([A-Z]{2,3}|[A-Z]{2}-[A-Z0-9]{1,3}|\*)$",
+        "examples": ["HK"],
+    },
     "description": "ISO 3166 codes, EEA, *.",
 }
 _NAMES: Final = {
@@ -89,7 +95,10 @@ _POLICY_SCHEMA: Final = {
         "terms": {"type": "array", "minItems": 1, "items": {"type": "object"}},
     },
 }
-_PROPOSED: Final = {"model": Accepted | AwaitingApproval, "description": "Accepted, or awaiting approval"}
+_PROPOSED: Final = {
+    "model": Accepted | AwaitingApproval,
+    "description": "Accepted, or awaiting approval",
+}
 
 
 @router.post(
@@ -100,7 +109,10 @@ _PROPOSED: Final = {"model": Accepted | AwaitingApproval, "description": "Accept
     openapi_extra=form_body(_PAUSE_SCHEMA, *ACCEPTS_REPETITION),
 )
 async def post_pause(request: Request) -> Response:
-    """Stop a use for a scope, however many members it covers. Binds at once, without a second person."""
+    """Stop a use for a scope, however many members it covers.
+
+    Binds at once, without a second person.
+    """
     parts, caller = await caller_of(request, Permission.IMPOSE)
     body = await read_body(request, bytes_max=CONTROL_BYTES_MAX)
     form = parse_json(body)
@@ -111,10 +123,14 @@ async def post_pause(request: Request) -> Response:
     async def check() -> None:
         pause = make(bytes(16), parts.clock())
         log = parts.reader.controls.controls.log
-        refuse(objection_to_pause(pause, log, has_effective=form.get("effective") is not None))
+        refuse(conflict_of_pause(pause, log, has_effective=form.get("effective") is not None))
 
-    make(bytes(16), parts.clock())  # what does not fit is refused before the Idempotency-Key is used up
-    return await accept(parts, caller, request, body, Draft(make, None, excludes=True, check=check))
+    make(
+        bytes(16), parts.clock()
+    )  # what does not fit is refused before the Idempotency-Key is used up
+    return await accept(
+        parts, caller, request, body, EventDraft(make, None, excludes=True, check=check)
+    )
 
 
 @router.post(
@@ -125,13 +141,18 @@ async def post_pause(request: Request) -> Response:
     openapi_extra=form_body(_LIFT_SCHEMA, *ACCEPTS_REPETITION),
 )
 async def post_lift(request: Request, pause: PausePath) -> Response:
-    """Propose to end a pause. It takes effect when a second person approves; opt-outs survive it."""
+    """Propose to end a pause. It takes effect when a second person approves; opt-outs survive
+    it.
+    """
     parts, caller = await caller_of(request, Permission.PROPOSE)
     body = await read_body(request)
     data = parse_json(body)
     if not isinstance(data, dict) or "pause" in data:
         raise Problem(
-            422, "The body is not an object of fields, or names the pause again.", code="input.form", fix="see docs"
+            422,
+            "The body is not an object of fields, or names the pause again.",
+            code="input.form",
+            fix="see docs",
         )
     return await _propose(parts, caller, request, body, "lift", {**data, "pause": pause})
 
@@ -143,7 +164,10 @@ async def post_lift(request: Request, pause: PausePath) -> Response:
     openapi_extra=form_body(_POLICY_SCHEMA, *ACCEPTS_REPETITION),
 )
 async def post_policy(request: Request) -> Response:
-    """Publish a policy version. What opens nothing binds from its effective time; the rest needs a second person."""
+    """Publish a policy version.
+
+    What opens nothing binds from its effective time; the rest needs a second person.
+    """
     parts, caller = await caller_of(request, Permission.PROPOSE)
     body = await read_body(request, bytes_max=CONTROL_BYTES_MAX)
     form = parse_json(body)
@@ -156,19 +180,28 @@ async def post_policy(request: Request) -> Response:
     made: list[PauseLifted | PolicyPublished] = []
 
     def make(event_id: bytes, recorded_at: Micros) -> Control:
-        made.append(control_of("policy", form, event_id=event_id, recorded_at=recorded_at, source=caller.subject))
+        made.append(
+            control_of(
+                "policy", form, event_id=event_id, recorded_at=recorded_at, source=caller.subject
+            )
+        )
         return made[-1]
 
     async def check() -> None:
         await _check_opens_nothing(parts, made[-1], form)
 
-    return await accept(parts, caller, request, body, Draft(make, None, excludes=False, check=check))
+    return await accept(
+        parts, caller, request, body, EventDraft(make, None, excludes=False, check=check)
+    )
 
 
-async def _check_opens_nothing(parts: Parts, policy: PauseLifted | PolicyPublished, form: Json) -> None:
+async def _check_opens_nothing(
+    parts: GatewayContext, policy: PauseLifted | PolicyPublished, form: Json
+) -> None:
     """Raise Problem where a policy opens something after all, right before it is sent.
 
-    Between the first look and this one the store was asked, which may take seconds: somebody may have narrowed terms.
+    Between the first look and this one the store was asked, which may take seconds: somebody may
+    have narrowed terms.
     """
     await parts.reader.wait_for_controls()
     check_control(parts, policy, form)
@@ -184,8 +217,10 @@ async def _check_opens_nothing(parts: Parts, policy: PauseLifted | PolicyPublish
         )
 
 
-class Wanted(NamedTuple):
-    """What is to be proposed: of what kind, as which plain values, and what it would open, in words and exactly."""
+class ProposalRequest(NamedTuple):
+    """What is to be proposed: of what kind, as which plain values, and what it would open, in words
+    and exactly.
+    """
 
     kind: Kind
     form: Json
@@ -193,42 +228,59 @@ class Wanted(NamedTuple):
     digest: str = ""
 
 
-async def _propose(parts: Parts, caller: Principal, request: Request, body: bytes, kind: Kind, form: Json) -> Response:
+async def _propose(
+    parts: GatewayContext, caller: Principal, request: Request, body: bytes, kind: Kind, form: Json
+) -> Response:
     """Keep a proposal; a repetition of the request finds the same one."""
     now = parts.clock()
     control = control_of(kind, form, event_id=bytes(16), recorded_at=now, source=caller.subject)
 
-    async def draft() -> Wanted:
+    async def draft() -> ProposalRequest:
         check_control(parts, control, form)
         known = parts.reader.controls.controls
-        return Wanted(kind, form, list(openings(control, known, now=now)), openings_digest(control, known, now=now))
+        return ProposalRequest(
+            kind,
+            form,
+            list(openings(control, known, now=now)),
+            openings_digest(control, known, now=now),
+        )
 
     return await propose(parts, caller, request, body, draft)
 
 
 async def propose(
-    parts: Parts,
+    parts: GatewayContext,
     caller: Principal,
     request: Request,
     body: bytes,
-    draft: Callable[[], Awaitable[Wanted]],
+    draft: Callable[[], Awaitable[ProposalRequest]],
 ) -> Response:
-    """Keep what `draft` asks for as a proposal, once for an Idempotency-Key, and say how it goes on.
+    """Keep what `draft` asks for as a proposal, once for an Idempotency-Key, and say how it goes
+    on.
 
-    `draft` raises what speaks against it. It is not asked again for a repetition: what was proposed has been looked at,
-    and may have been approved since.
+    `draft` raises what speaks against it. It is not asked again for a repetition: what was proposed
+    has been looked at, and may have been approved since.
     """
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
-    claim = await Claim.take(parts, key, new_attempt(parts, request, body), excludes=False)
+    claim = await IdempotencyClaim.take(
+        parts, key, new_attempt(parts, request, body), excludes=False
+    )
     headers = None
     if claim.attempt.answer is None:
         try:
             # The first request may have ended between its proposal and its answer.
-            proposal = await parts.proposals.get(claim.attempt.event_id) if claim.is_repetition else None
+            proposal = (
+                await parts.proposals.get(claim.attempt.event_id) if claim.is_repetition else None
+            )
             if proposal is None:
                 wanted, now = await draft(), claim.attempt.accepted_at
                 proposal = new_proposal(
-                    wanted.kind, wanted.form, wanted.opens, by=caller.subject, now=now, digest=wanted.digest
+                    wanted.kind,
+                    wanted.form,
+                    wanted.opens,
+                    by=caller.subject,
+                    now=now,
+                    digest=wanted.digest,
                 )
                 proposal = replace(proposal, proposal_id=claim.attempt.event_id)
                 await parts.proposals.put(proposal)
@@ -256,24 +308,25 @@ def control_of(
     return parse(form, event_id=event_id, recorded_at=recorded_at, source=source)
 
 
-def check_control(parts: Parts, control: Control, form: Json) -> None:
+def check_control(parts: GatewayContext, control: Control, form: Json) -> None:
     """Raise Problem 409 where the control would not do what it is meant to."""
     log = parts.reader.controls.controls.log
     has_effective = form.get("effective") is not None
     if isinstance(control, PauseLifted):
-        refuse(objection_to_lift(control, log, has_effective=has_effective))
+        refuse(conflict_of_lift(control, log, has_effective=has_effective))
     elif isinstance(control, PolicyPublished):
-        refuse(objection_to_policy(control, log, has_effective=has_effective))
+        refuse(conflict_of_policy(control, log, has_effective=has_effective))
         if is_published(control, log, has_effective=has_effective):
             raise Problem(
                 409,
-                f"The policy version {control.version!r} is published already, with the same terms.",
+                f"The policy version {control.version!r} is published already, with the same "
+                "terms.",
                 code="input.policy_version",
                 fix="nothing is to be done",
             )
 
 
-def refuse(objection: Objection | None) -> None:
+def refuse(objection: ControlConflict | None) -> None:
     """Raise Problem 409 for an objection."""
     if objection is not None:
         text = f"{objection.problem[0].upper()}{objection.problem[1:]}."

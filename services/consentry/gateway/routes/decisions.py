@@ -19,11 +19,11 @@ from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId, M
 from consentry.domain.wording import iso_text
 from consentry.forms.controls import micros
 from consentry.gateway.access import Permission, Principal, require_purpose
-from consentry.gateway.context import Parts, caller_of
+from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.limits import WaitingLimit
 from consentry.gateway.http.models import DecisionOut, Json, Moment
 from consentry.gateway.http.openapi import answers
-from consentry.gateway.table_reader import WAIT_SECONDS_MAX, Answer, Question
+from consentry.gateway.table_reader import WAIT_SECONDS_MAX, DecisionAnswer, DecisionQuestion
 from consentry.ops.http.problems import Problem
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.tokens import TEXT_LENGTH_MAX, read_token
@@ -35,18 +35,31 @@ PurposeQuery = Annotated[
     str, Query(pattern=f"^{NAME_PATTERN.pattern}$", description="What the data would be used for.")
 ]
 AtQuery = Annotated[Moment | None, Query(description="When the data would be used; default: now.")]
-KnownAtQuery = Annotated[Moment | None, Query(description="By what had been recorded then; default: now.")]
+KnownAtQuery = Annotated[
+    Moment | None, Query(description="By what had been recorded then; default: now.")
+]
 TokenQuery = Annotated[
     str | None,
-    Query(max_length=TEXT_LENGTH_MAX, description="Consent token: the answer is at least as fresh, or STALE."),
+    Query(
+        max_length=TEXT_LENGTH_MAX,
+        description="Consistency token: the answer is at least as fresh, or STALE.",
+    ),
 ]
-WaitQuery = Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds to wait for freshness.")]
-PlaceQuery = Annotated[str | None, Query(max_length=6, description="Where the row comes from: an ISO 3166 code.")]
-CategoryQuery = Annotated[str | None, Query(pattern=f"^{NAME_PATTERN.pattern}$", description="The row's category.")]
+WaitQuery = Annotated[
+    float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds to wait for freshness.")
+]
+PlaceQuery = Annotated[
+    str | None, Query(max_length=6, description="Where the row comes from: an ISO 3166 code.")
+]
+CategoryQuery = Annotated[
+    str | None, Query(pattern=f"^{NAME_PATTERN.pattern}$", description="The row's category.")
+]
 CollectedQuery = Annotated[Moment | None, Query(description="When the row was collected.")]
 
 
-@router.get("/members/{member_id}/decision", response_model=DecisionOut, responses=answers(400, 422))
+@router.get(
+    "/members/{member_id}/decision", response_model=DecisionOut, responses=answers(400, 422)
+)
 async def get_decision(
     request: Request,
     member_id: MemberPath,
@@ -59,7 +72,10 @@ async def get_decision(
     category: CategoryQuery = None,
     collected: CollectedQuery = None,
 ) -> Response:
-    """May this member's data, or a row of it, be used for a purpose? The ETag is what an opt-in observes."""
+    """May this member's data, or a row of it, be used for a purpose?
+
+    The ETag is what an opt-in observes.
+    """
     parts, caller = await caller_of(request, Permission.ASK)
     require_purpose(caller, purpose)
     row = _row(jurisdiction, category, collected)
@@ -96,7 +112,9 @@ async def get_explanation(
 
 @router.get("/controls", responses=answers())
 async def get_controls(request: Request) -> Json:
-    """Every pause, lift and policy, in the order of their log; of pauses, whether they are in force now."""
+    """Every pause, lift and policy, in the order of their log; of pauses, whether they are in force
+    now.
+    """
     parts, _ = await caller_of(request, Permission.READ_CONTROLS)
     view = parts.reader.controls
     controls, now = view.controls, parts.clock()
@@ -111,18 +129,28 @@ async def get_controls(request: Request) -> Json:
             "authority": pause.authority,
             "basis": pause.basis.value,
             "reach": pause.reach.value,
-            "in_force": pause.effective_at <= now and not controls.is_lifted(pause, at=now, known_at=now),
+            "in_force": pause.effective_at <= now
+            and not controls.is_lifted(pause, at=now, known_at=now),
         }
         for pause in controls.log
         if isinstance(pause, PauseImposed)
     ]
     lifts = [
-        {**_common(lift), "pause": lift.pause, "version": lift.version, "opt_ins": lift.opt_ins.value}
+        {
+            **_common(lift),
+            "pause": lift.pause,
+            "version": lift.version,
+            "opt_ins": lift.opt_ins.value,
+        }
         for lift in controls.log
         if isinstance(lift, PauseLifted)
     ]
     policies = [
-        {**_common(policy), "version": policy.version, "terms": [_terms(terms) for terms in policy.terms]}
+        {
+            **_common(policy),
+            "version": policy.version,
+            "terms": [_terms(terms) for terms in policy.terms],
+        }
         for policy in controls.log
         if isinstance(policy, PolicyPublished)
     ]
@@ -133,7 +161,8 @@ async def get_controls(request: Request) -> Json:
 
 @router.get("/status", responses=answers())
 async def get_status(request: Request) -> Json:
-    """How far the table has come, whether the controls are fresh, and who is declared to owe receipts.
+    """How far the table has come, whether the controls are fresh, and who is declared to owe
+    receipts.
 
     A trainer sees no subscriber but itself.
     """
@@ -156,12 +185,19 @@ async def get_status(request: Request) -> Json:
         "partitions": partitions,
         "controls": {"position": parts.reader.controls.position, "fresh": not controls},
         "messages_waiting": parts.submitter.waiting,
-        "subscribers": [{"subscriber": name, "datasets": datasets} for name, datasets in subscribers.items()],
+        "subscribers": [
+            {"subscriber": name, "datasets": datasets} for name, datasets in subscribers.items()
+        ],
     }
 
 
-async def _answer(request: Request, parts: Parts, caller: Principal, question: Question) -> Answer:
-    """The answer, waited for only where it is not fresh at once. Raises Problem 429 and 503 where no place is free."""
+async def _answer(
+    request: Request, parts: GatewayContext, caller: Principal, question: DecisionQuestion
+) -> DecisionAnswer:
+    """The answer, waited for only where it is not fresh at once.
+
+    Raises Problem 429 and 503 where no place is free.
+    """
     answer = await parts.reader.answer(replace(question, wait_seconds=0.0))
     if answer.decision.reason is not Reason.STALE or question.wait_seconds <= 0:
         return answer
@@ -173,11 +209,15 @@ async def _answer(request: Request, parts: Parts, caller: Principal, question: Q
 def _row(jurisdiction: str | None, category: str | None, collected: datetime | None) -> Row | None:
     if jurisdiction is None and category is None and collected is None:
         return None
-    return Row(jurisdiction=jurisdiction, category=category, collected=None if collected is None else micros(collected))
+    return Row(
+        jurisdiction=jurisdiction,
+        category=category,
+        collected=None if collected is None else micros(collected),
+    )
 
 
 def _question(
-    parts: Parts,
+    parts: GatewayContext,
     member_id: str,
     purpose: str,
     row: Row | None,
@@ -185,7 +225,7 @@ def _question(
     known_at: datetime | None,
     at_least: str | None,
     wait: float,
-) -> Question:
+) -> DecisionQuestion:
     """The question as the rules take it. Raises Problem and InvalidInput."""
     asked_known_at = _instant(known_at, "known_at")
     if asked_known_at is not None and asked_known_at > parts.clock():
@@ -196,7 +236,7 @@ def _question(
             fix="leave it out to ask by what is known now",
             field="known_at",
         )
-    return Question(
+    return DecisionQuestion(
         member=MemberId(member_id),
         purpose=purpose,
         row=row,
@@ -213,12 +253,16 @@ def _instant(moment: datetime | None, name: str) -> Micros | None:
     found = micros(moment)
     if not INSTANT_MIN <= found < INSTANT_MAX:
         raise Problem(
-            422, f"{name} lies outside 1979 to 3111.", code="input.parameter", fix="ask about another time", field=name
+            422,
+            f"{name} lies outside 1979 to 3111.",
+            code="input.parameter",
+            fix="ask about another time",
+            field=name,
         )
     return found
 
 
-def _decision_data(answer: Answer) -> Json:
+def _decision_data(answer: DecisionAnswer) -> Json:
     return {
         "allowed": answer.decision.allowed,
         "reason": answer.decision.reason.value,
@@ -227,14 +271,14 @@ def _decision_data(answer: Answer) -> Json:
     }
 
 
-def _response(data: Json, answer: Answer) -> Response:
+def _response(data: Json, answer: DecisionAnswer) -> Response:
     headers = {"Cache-Control": "no-store"}
     if answer.version is not None:
         headers["ETag"] = f'"{answer.version}"'
     return Response(json.dumps(data), 200, headers, "application/json")
 
 
-def _count(parts: Parts, answer: Answer) -> None:
+def _count(parts: GatewayContext, answer: DecisionAnswer) -> None:
     outcome = "allowed" if answer.decision.allowed else "excluded"
     reason = answer.decision.reason.value
     fresh = "false" if reason == "STALE" else "true"

@@ -1,4 +1,6 @@
-"""Routes by which producers say what members did: consent changes, relocations, erasures, and many at once."""
+"""Routes by which producers say what members did: consent changes, relocations, erasures, and many
+at once.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from consentry.domain.values import Choice
-from consentry.gateway.accept import Claim, Draft, accept, new_attempt
+from consentry.gateway.accept import EventDraft, IdempotencyClaim, accept, new_attempt
 from consentry.gateway.access import Permission
 from consentry.gateway.bulk.lines import LineReader
 from consentry.gateway.bulk.response import LINES_MAX, bulk_answer
@@ -21,8 +23,21 @@ from consentry.gateway.event_checks import (
     with_observed,
 )
 from consentry.gateway.http.bodies import BULK_BYTES_MAX, read_body, read_model
-from consentry.gateway.http.models import Accepted, BulkLine, BulkSummary, ConsentChangeIn, ErasureIn, RelocationIn
-from consentry.gateway.http.openapi import ACCEPTS_REPETITION, answers, body_of, ndjson_body, one_of_lines
+from consentry.gateway.http.models import (
+    Accepted,
+    BulkLine,
+    BulkSummary,
+    ConsentChangeIn,
+    ErasureIn,
+    RelocationIn,
+)
+from consentry.gateway.http.openapi import (
+    ACCEPTS_REPETITION,
+    answers,
+    body_of,
+    ndjson_body,
+    one_of_lines,
+)
 from consentry.gateway.idempotency import store_key
 from consentry.ops.http.problems import Problem
 
@@ -37,7 +52,10 @@ router = APIRouter(prefix="/v1", tags=["producers"])
     openapi_extra=body_of(ConsentChangeIn, *ACCEPTS_REPETITION, "if-match"),
 )
 async def post_consent_change(request: Request) -> Response:
-    """Say that a member chose for a purpose. An OPT_IN names the version of the record that the person had seen."""
+    """Say that a member chose for a purpose.
+
+    An OPT_IN names the version of the record that the person had seen.
+    """
     parts, caller = await caller_of(request, Permission.EMIT)
     body = await read_body(request)
     change = with_observed(read_model(ConsentChangeIn, body), request.headers.get("if-match"))
@@ -45,7 +63,7 @@ async def post_consent_change(request: Request) -> Response:
     check_ahead(change, parts.clock())
     warnings = check_purpose(parts, change)
     is_opt_in = change.choice is Choice.OPT_IN
-    draft = Draft(
+    draft = EventDraft(
         make=partial(to_event, change, caller.subject),
         event_id=change.event_id,
         excludes=not is_opt_in,
@@ -68,7 +86,9 @@ async def post_relocation(request: Request) -> Response:
     body = await read_body(request)
     relocation = read_model(RelocationIn, body)
     check_repeatable(relocation)
-    draft = Draft(partial(to_event, relocation, caller.subject), relocation.event_id, excludes=False)
+    draft = EventDraft(
+        partial(to_event, relocation, caller.subject), relocation.event_id, excludes=False
+    )
     return await accept(parts, caller, request, body, draft)
 
 
@@ -86,7 +106,7 @@ async def post_erasure(request: Request) -> Response:
     erasure = read_model(ErasureIn, body)
     check_repeatable(erasure)
     check_ahead(erasure, parts.clock())
-    draft = Draft(partial(to_event, erasure, caller.subject), erasure.event_id, excludes=True)
+    draft = EventDraft(partial(to_event, erasure, caller.subject), erasure.event_id, excludes=True)
     return await accept(parts, caller, request, body, draft)
 
 
@@ -94,7 +114,8 @@ async def post_erasure(request: Request) -> Response:
     "/bulk",
     responses={
         200: {
-            "description": "One result a line, in order, then one line with the counts and a token over all of them.",
+            "description": "One result a line, in order, then one line with the counts and a "
+            "token over all of them.",
             "content": {"application/x-ndjson": {"schema": one_of_lines(BulkLine, BulkSummary)}},
         },
         **answers(400, 408, 409, 413, 415, 422),
@@ -102,9 +123,11 @@ async def post_erasure(request: Request) -> Response:
     openapi_extra=ndjson_body(*ACCEPTS_REPETITION),
 )
 async def post_bulk(request: Request) -> Response:
-    """Send up to 10,000 events, one JSON object a line, with `kind` consent-change (default), relocation or erasure.
+    """Send up to 10,000 events, one JSON object a line, with `kind` consent-change (default),
+    relocation or erasure.
 
-    Each line has a result of its own. Sent again with the same Idempotency-Key every event counts once.
+    Each line has a result of its own. Sent again with the same Idempotency-Key every event counts
+    once.
     """
     parts, caller = await caller_of(request, Permission.EMIT, cost=0)  # each line costs, below
     body = await read_body(request, kind="application/x-ndjson", bytes_max=BULK_BYTES_MAX)
@@ -118,7 +141,9 @@ async def post_bulk(request: Request) -> Response:
         )
     parts.rate.take(caller.subject, len(lines))
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
-    claim = await Claim.take(parts, key, new_attempt(parts, request, body), excludes=False)
+    claim = await IdempotencyClaim.take(
+        parts, key, new_attempt(parts, request, body), excludes=False
+    )
     try:
         traceparent = request.headers.get("traceparent")
         reader = LineReader(parts, caller, claim.attempt, count=len(lines), traceparent=traceparent)

@@ -1,4 +1,6 @@
-"""Routes for what could not be read: look at it, and propose to release its member or to send it again."""
+"""Routes for what could not be read: look at it, and propose to release its member or to send it
+again.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,25 @@ from consentry.domain.errors import ConsentryError
 from consentry.domain.events import Fact, FactKind, event_tag
 from consentry.domain.records import Record
 from consentry.gateway.access import Permission
-from consentry.gateway.context import Parts, caller_of
+from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.bodies import read_body, validated
 from consentry.gateway.http.models import AwaitingApproval, Json, ReleaseIn
 from consentry.gateway.http.openapi import ACCEPTS_REPETITION, answers, body_of
 from consentry.gateway.proposals import Kind, Proposal
 from consentry.gateway.quarantine import LISTED_MAX, entry_data, observed_version
-from consentry.gateway.routes.controls import Wanted, propose
+from consentry.gateway.routes.controls import ProposalRequest, propose
 from consentry.ops.http.bodies import parse_json
 from consentry.ops.http.problems import Problem
-from consentry.wire.quarantine import Entry
+from consentry.wire.quarantine import QuarantineEntry
 
 router = APIRouter(prefix="/v1/quarantine", tags=["quarantine"])
 
 EntryPath = Annotated[
-    str, Path(pattern="^[0-9]{1,6}-[0-9]{1,18}$", description="Partition and offset in member-events, such as 3-1042.")
+    str,
+    Path(
+        pattern="^[0-9]{1,6}-[0-9]{1,18}$",
+        description="Partition and offset in member-events, such as 3-1042.",
+    ),
 ]
 LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
 
@@ -40,7 +46,9 @@ async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
     for entry in entries:
         if entry.member is not None and entry.member not in records:
             records[entry.member] = await _record(parts, entry)
-    return {"entries": [entry_data(one, records.get(one.member or ""), whole=False) for one in entries]}
+    return {
+        "entries": [entry_data(one, records.get(one.member or ""), whole=False) for one in entries]
+    }
 
 
 @router.get("/{entry}", responses=answers(404, 422))
@@ -61,7 +69,10 @@ async def get_entry(request: Request, entry: EntryPath) -> Json:
     openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
 )
 async def post_release(request: Request, entry: EntryPath) -> Response:
-    """Propose to release the member, without what the message said. Earlier holds of theirs end as well."""
+    """Propose to release the member, without what the message said.
+
+    Earlier holds of theirs end as well.
+    """
     return await _propose(request, entry, "release")
 
 
@@ -73,7 +84,9 @@ async def post_release(request: Request, entry: EntryPath) -> Response:
     openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
 )
 async def post_replay(request: Request, entry: EntryPath) -> Response:
-    """Propose to send the original bytes again, now that they can be read, and to release the member."""
+    """Propose to send the original bytes again, now that they can be read, and to release the
+    member.
+    """
     return await _propose(request, entry, "replay")
 
 
@@ -82,18 +95,21 @@ async def _propose(request: Request, name: str, kind: Kind) -> Response:
     body = await read_body(request)
     reason = validated(ReleaseIn, parse_json(body)).reason
 
-    async def draft() -> Wanted:
+    async def draft() -> ProposalRequest:
         return await _draft(parts, name, kind, reason)
 
     return await propose(parts, caller, request, body, draft)
 
 
-async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> Wanted:
+async def _draft(parts: GatewayContext, name: str, kind: Kind, reason: str) -> ProposalRequest:
     """What to propose, and what it would open. Raises Problem."""
     entry = await _find(parts, name)
     record = await parts.reader.record(entry.member) if entry.member is not None else None
     observed = observed_version(entry, record)
-    earlier = [one.name for one in await parts.quarantine.aside(parts.quarantine.open_before, entry, record)]
+    earlier = [
+        one.name
+        for one in await parts.quarantine.aside(parts.quarantine.open_before, entry, record)
+    ]
     if kind == "replay":
         if earlier:
             raise Problem(
@@ -103,13 +119,23 @@ async def _draft(parts: Parts, name: str, kind: Kind, reason: str) -> Wanted:
                 fix="replay or release the oldest first: the log's order is kept",
             )
         await check_replay(parts, entry)
-    opens = [f"the hold of one member ends, held since version {observed} ({entry.error_class})"]
+    opens = [
+        f"the quarantine of one member ends, held since version {observed} ({entry.error_class})"
+    ]
     opens += [f"so do their earlier holds: {', '.join(earlier)}"] if earlier else []
-    opens += [f"sent again: {await parts.quarantine.aside(parts.quarantine.what, entry)}"] if kind == "replay" else []
-    return Wanted(kind, {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier}, opens)
+    opens += (
+        [f"sent again: {await parts.quarantine.aside(parts.quarantine.what, entry)}"]
+        if kind == "replay"
+        else []
+    )
+    return ProposalRequest(
+        kind,
+        {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier},
+        opens,
+    )
 
 
-async def check_replay(parts: Parts, entry: Entry) -> None:
+async def check_replay(parts: GatewayContext, entry: QuarantineEntry) -> None:
     """Raise Problem 409 where the bytes, sent again, would not mean what they meant."""
     why_not = await parts.quarantine.aside(parts.quarantine.why_not_replayed, entry, parts.clock())
     if why_not:
@@ -117,15 +143,16 @@ async def check_replay(parts: Parts, entry: Entry) -> None:
             409,
             f"The message cannot be replayed: {why_not}.",
             code="quarantine.not_replayable",
-            fix="have the producer send the change again under a new event id, then release the member",
+            fix="have the producer send the change again under a new event id, then release the "
+            "member",
         )
 
 
-async def carry_out(parts: Parts, proposal: Proposal) -> Proposal:
+async def carry_out(parts: GatewayContext, proposal: Proposal) -> Proposal:
     """Do what two persons agreed on. Raises Problem where it does not hold any more.
 
-    A release that the member's record has already is not sent again: under another time it would be another event of
-    the same identity, which holds the member.
+    A release that the member's record has already is not sent again: under another time it would be
+    another event of the same identity, which holds the member.
     """
     entry = await _find(parts, proposal.form["entry"])
     assert entry.member is not None
@@ -151,31 +178,42 @@ async def carry_out(parts: Parts, proposal: Proposal) -> Proposal:
 
 def _release_in(record: Record | None, proposal: Proposal) -> Fact | None:
     tag = event_tag(proposal.event_id)
-    releases = (fact for fact in (record.facts if record else ()) if fact.kind is FactKind.RELEASED and fact.version)
+    releases = (
+        fact
+        for fact in (record.facts if record else ())
+        if fact.kind is FactKind.RELEASED and fact.version
+    )
     return next((fact for fact in releases if fact.tag == tag), None)
 
 
-async def _result_of_known(parts: Parts, entry: Entry, proposal: Proposal) -> Json:
-    """As of a release that was sent now, as far as the table tells: it has been applied up to some offset."""
+async def _result_of_known(
+    parts: GatewayContext, entry: QuarantineEntry, proposal: Proposal
+) -> Json:
+    """As of a release that was sent now, as far as the table tells: it has been applied up to some
+    offset.
+    """
     status = await asyncio.to_thread(parts.reader.status)
     applied = {one["partition"]: one["next_offset"] for one in status}.get(entry.partition)
     offsets = {entry.partition: applied} if isinstance(applied, int) else {}
     return {"event_id": proposal.event_id.hex(), "token": parts.token(offsets), "offset": None}
 
 
-async def _find(parts: Parts, name: str) -> Entry:
+async def _find(parts: GatewayContext, name: str) -> QuarantineEntry:
     partition, _, offset = name.partition("-")
     found = None
     if int(partition) < parts.reader.partitions:
         found = await parts.quarantine.aside(parts.quarantine.find, int(partition), int(offset))
     if found is None:
         raise Problem(
-            404, "No such message is in quarantine.", code="quarantine.unknown", fix="GET /v1/quarantine lists them"
+            404,
+            "No such message is in quarantine.",
+            code="quarantine.unknown",
+            fix="GET /v1/quarantine lists them",
         )
     return found
 
 
-async def _record(parts: Parts, entry: Entry) -> Record | ConsentryError | None:
+async def _record(parts: GatewayContext, entry: QuarantineEntry) -> Record | ConsentryError | None:
     if entry.member is None:
         return None
     try:

@@ -1,1 +1,4 @@
-"""What our HTTP services share: strict request bodies, and errors as problems. Needs FastAPI, which they bring."""
+"""What our HTTP services share: strict request bodies, and errors as problems.
+
+Needs FastAPI, which they bring.
+"""

@@ -25,7 +25,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(_text: str) -> NoReturn:
-    raise Problem(400, "It holds NaN or Infinity, which JSON does not have.", code="input.json", fix="leave it out")
+    raise Problem(
+        400,
+        "It holds NaN or Infinity, which JSON does not have.",
+        code="input.json",
+        fix="leave it out",
+    )
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)
@@ -36,13 +41,17 @@ async def read_body_of(
 ) -> tuple[str, bytes]:
     """Its media type, one of `kinds`, and the whole body.
 
-    Raises Problem: 415 for another kind or a compressed body, 413 beyond `bytes_max`, 408 when it does not come.
+    Raises Problem: 415 for another kind or a compressed body, 413 beyond `bytes_max`, 408 when it
+    does not come.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in kinds:
         wanted = " or ".join(kinds)
         raise Problem(
-            415, f"The body is not announced as {wanted}.", code="input.media_type", fix=f"send Content-Type: {wanted}"
+            415,
+            f"The body is not announced as {wanted}.",
+            code="input.media_type",
+            fix=f"send Content-Type: {wanted}",
         )
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise Problem(
@@ -87,12 +96,19 @@ def _too_large(bytes_max: int) -> NoReturn:
     )
 
 
-def parse_json(text: bytes, *, what: str = "The body", fix: str = "send one JSON value, in UTF-8") -> Any:
-    """The JSON value in a text. Raises Problem 400 for repeated keys, NaN, too much depth, and what is no JSON."""
+def parse_json(
+    text: bytes, *, what: str = "The body", fix: str = "send one JSON value, in UTF-8"
+) -> Any:
+    """The JSON value in a text.
+
+    Raises Problem 400 for repeated keys, NaN, too much depth, and what is no JSON.
+    """
     try:
         return _DECODER.decode(text.decode())
     except (ValueError, RecursionError) as error:
-        detail = "it is nested too deeply" if isinstance(error, RecursionError) else _place_of(error)
+        detail = (
+            "it is nested too deeply" if isinstance(error, RecursionError) else _place_of(error)
+        )
         raise Problem(400, f"{what} is not JSON: {detail}.", code="input.json", fix=fix) from None
 
 

@@ -1,4 +1,7 @@
-"""Every answer that is not a success, as problem+json with a stable code and the fix. Source: RFC 9457."""
+"""Every answer that is not a success, as problem+json with a stable code and the fix. Source:
+
+RFC 9457.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ RETRY_SECONDS: Final = "1"
 
 
 class Problem(ConsentryError):
-    """An answer with a status of its own; `more` are further members of the JSON object, `headers` go with it."""
+    """An answer with a status of its own;
+
+    `more` are further members of the JSON object, `headers` go with it.
+    """
 
     def __init__(
         self,
@@ -37,7 +43,13 @@ class Problem(ConsentryError):
 
 
 def problem_response(
-    status: int, message: str, *, code: str, fix: str = "", headers: Mapping[str, str] | None = None, **more: Any
+    status: int,
+    message: str,
+    *,
+    code: str,
+    fix: str = "",
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> Response:
     """The problem as an HTTP answer."""
     body = {
@@ -66,13 +78,21 @@ def respond_to(error: ConsentryError) -> Response:
         status, headers = 503, {"Retry-After": RETRY_SECONDS}
     else:
         status = 500
-    return problem_response(status, error.message, code=error.code, fix=error.fix, headers=headers, **more)
+    return problem_response(
+        status, error.message, code=error.code, fix=error.fix, headers=headers, **more
+    )
 
 
 def add_problem_handlers(
-    app: FastAPI, *, fault: Callable[[], Response], respond_to: Callable[[ConsentryError], Response] = respond_to
+    app: FastAPI,
+    *,
+    fault: Callable[[], Response],
+    respond_to: Callable[[ConsentryError], Response] = respond_to,
 ) -> None:
-    """Have every error of an app answered as a problem; `fault` answers what is none of ours, and tells nothing."""
+    """Have every error of an app answered as a problem;
+
+    `fault` answers what is none of ours, and tells nothing.
+    """
 
     async def on_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, ConsentryError)

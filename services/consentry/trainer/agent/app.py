@@ -35,22 +35,42 @@ from consentry.trainer.agent.bodies import (
     table_of_json,
     text_field,
 )
-from consentry.trainer.agent.models import CheckIn, CheckOut, DecideIn, DecisionOut, MaskIn, MaskOut, ProblemOut
+from consentry.trainer.agent.models import (
+    AgentDecisionOut,
+    AgentProblemOut,
+    CheckIn,
+    CheckOut,
+    DecideIn,
+    MaskIn,
+    MaskOut,
+)
 from consentry.trainer.agent.problems import fault
 from consentry.trainer.agent.service import WAIT_SECONDS_MAX, Agent, Paths, lakefs_paths
-from consentry.trainer.checking.check import Batches, Check, Outcome, Report
-from consentry.trainer.checking.data_files import Asked, as_instant, read_as, read_batches, read_parquet
-from consentry.trainer.deciding.decide_table import REASONS, Verdict
+from consentry.trainer.checking.check import Batches, Check, CheckOutcome, CheckReport
+from consentry.trainer.checking.data_files import (
+    ColumnSpec,
+    as_instant,
+    read_as,
+    read_batches,
+    read_parquet,
+)
+from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.wire.jurisdictions import name_of
 
 _FILES_MAX: Final = 1_000
 _SHOWN_MAX: Final = 1_000
 _REASON_NAMES: Final = [reason.value for reason in REASONS]
 
-MemberQuery = Annotated[str, Query(description="Pseudonym of the member. In logs of proxies: prefer POST.")]
+MemberQuery = Annotated[
+    str, Query(description="Pseudonym of the member. In logs of proxies: prefer POST.")
+]
 PurposeQuery = Annotated[str, Query(description="What the data would be used for.")]
-TokenQuery = Annotated[str | None, Query(max_length=4096, description="Consent token: as fresh as that, or STALE.")]
-WaitQuery = Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds to wait for that.")]
+TokenQuery = Annotated[
+    str | None, Query(max_length=4096, description="Consistency token: as fresh as that, or STALE.")
+]
+WaitQuery = Annotated[
+    float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds to wait for that.")
+]
 
 
 def build_app(agent: Agent, metrics: Metrics) -> FastAPI:
@@ -66,13 +86,17 @@ def build_app(agent: Agent, metrics: Metrics) -> FastAPI:
     add_problem_handlers(app, fault=fault)
     routes = _Routes(agent)
     app.add_api_route(
-        "/v1/decide", routes.get_decision, methods=["GET"], response_model=DecisionOut, responses=_problems(422)
+        "/v1/decide",
+        routes.get_decision,
+        methods=["GET"],
+        response_model=AgentDecisionOut,
+        responses=_problems(422),
     )
     app.add_api_route(
         "/v1/decide",
         routes.post_decision,
         methods=["POST"],
-        response_model=DecisionOut,
+        response_model=AgentDecisionOut,
         responses=_problems(413, 415, 422),
         openapi_extra=_body({JSON: DecideIn}),
     )
@@ -107,7 +131,10 @@ def build_app(agent: Agent, metrics: Metrics) -> FastAPI:
     app.add_api_route("/readyz", routes.get_readiness, methods=["GET"], include_in_schema=False)
 
     async def get_metrics() -> Response:
-        return Response(await asyncio.to_thread(metrics.text), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            await asyncio.to_thread(metrics.text),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
+        )
 
     async def get_description() -> dict[str, Any]:
         return describe(app)
@@ -154,24 +181,34 @@ class _Routes:
             asked = DecideIn.model_validate(parse_object(body, frozenset(DecideIn.model_fields)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            raise field_problem(".".join(map(str, first["loc"])), f"does not fit: {first['msg']}") from None
+            raise field_problem(
+                ".".join(map(str, first["loc"])), f"does not fit: {first['msg']}"
+            ) from None
         return await self._decide(asked)
 
     async def _decide(self, asked: DecideIn) -> Response:
         agent = self._agent
         agent.require_ready()
-        row = Row(jurisdiction=asked.jurisdiction, category=asked.category, collected=as_instant(asked.collected_at))
+        row = Row(
+            jurisdiction=asked.jurisdiction,
+            category=asked.category,
+            collected=as_instant(asked.collected_at),
+        )
         purpose = parse_name(asked.purpose, what="purpose")
         await agent.reach(asked.at_least, asked.wait)
-        found = agent.follower.decide(asked.member, purpose=purpose, row=row, at_least=asked.at_least, wait_seconds=0.0)
-        data = _decision(found) | {"view": agent.follower.view_id}
+        found = agent.follower.decide(
+            asked.member, purpose=purpose, row=row, at_least=asked.at_least, wait_seconds=0.0
+        )
+        data = _decision(found) | {"snapshot": agent.follower.snapshot_id}
         return Response(json.dumps(data), 200, {_FRESH: _flag(data["fresh"])}, JSON)
 
     async def post_mask(
         self,
         request: Request,
         purpose: Annotated[str | None, Query(description="For an Arrow body.")] = None,
-        member_col: Annotated[str, Query(description="For an Arrow body, as the other columns.")] = "member_id",
+        member_col: Annotated[
+            str, Query(description="For an Arrow body, as the other columns.")
+        ] = "member_id",
         jurisdiction_col: str | None = None,
         category_col: str | None = None,
         collected_col: str | None = None,
@@ -181,8 +218,8 @@ class _Routes:
     ) -> Response:
         """Which of these rows may be used? One answer a row, in their order, all judged at once.
 
-        Answers JSON, or by `Accept` one byte a row (application/octet-stream: 1 allowed, 0 not) or an Arrow stream
-        with the columns `allowed` and `reason`.
+        Answers JSON, or by `Accept` one byte a row (application/octet-stream: 1 allowed, 0 not) or
+        an Arrow stream with the columns `allowed` and `reason`.
         """
         agent = self._agent
         agent.require_ready()
@@ -190,8 +227,11 @@ class _Routes:
         if kind == JSON:
             asked = await agent.questions.run(lambda: _mask_of_json(body))
         else:
-            columns = Asked(
-                member=member_col, jurisdiction=jurisdiction_col, category=category_col, collected=collected_col
+            columns = ColumnSpec(
+                member=member_col,
+                jurisdiction=jurisdiction_col,
+                category=category_col,
+                collected=collected_col,
             )
             table = await agent.questions.run(lambda: table_of_arrow(body, columns))
             asked = _Mask(table, _purpose(purpose), at_least, wait, reasons)
@@ -199,21 +239,23 @@ class _Routes:
         await agent.reach(asked.at_least, asked.wait)
 
         def answer() -> Response:
-            verdict = agent.follower.judge(
+            decisions = agent.follower.decide_table(
                 asked.table.rows,
                 purpose=asked.purpose,
                 columns=asked.table.columns,
                 at_least=asked.at_least,
                 wait_seconds=0.0,
             )
-            return _mask_response(verdict, agent, accepted, with_reasons=asked.reasons)
+            return _mask_response(decisions, agent, accepted, with_reasons=asked.reasons)
 
         return await agent.questions.run(answer)
 
     async def post_check(
         self,
         request: Request,
-        file: Annotated[list[str] | None, Query(description="For a lakeFS event: paths in the branch.")] = None,
+        file: Annotated[
+            list[str] | None, Query(description="For a lakeFS event: paths in the branch.")
+        ] = None,
         purpose: str = "genai_training",
         member_col: str = "member_id",
         jurisdiction_col: str | None = None,
@@ -223,16 +265,23 @@ class _Routes:
         wait: WaitQuery = 2.0,
         show_members: Annotated[int, Query(ge=0, le=_SHOWN_MAX)] = 0,
     ) -> Response:
-        """Are all rows of these files, or of this body, allowed? 200 if so; any other status stops lakeFS.
+        """Are all rows of these files, or of this body, allowed?
 
-        The body names files, is the event of a lakeFS webhook, or is the data itself. With data or an event the
-        parameters say the rest.
+        200 if so; any other status stops lakeFS.
+
+        The body names files, is the event of a lakeFS webhook, or is the data itself. With data or
+        an event the parameters say the rest.
         """
         agent = self._agent
         agent.require_ready()
         kind, body = await read_body(request, (JSON, ARROW, PARQUET))
         asked = _CheckAsked(
-            Asked(member=member_col, jurisdiction=jurisdiction_col, category=category_col, collected=collected_col),
+            ColumnSpec(
+                member=member_col,
+                jurisdiction=jurisdiction_col,
+                category=category_col,
+                collected=collected_col,
+            ),
             _purpose(purpose),
             at_least,
             wait,
@@ -243,7 +292,7 @@ class _Routes:
             paths, asked = _files_of_json(body, file or [], asked)
         await agent.reach(asked.at_least, asked.wait)
 
-        def check() -> Report:
+        def check() -> CheckReport:
             found = Check(
                 agent.follower,
                 purpose=asked.purpose,
@@ -263,12 +312,18 @@ class _Routes:
 
     async def get_events(
         self,
-        purpose: Annotated[list[str] | None, Query(description="Only of these; default: all of the agent.")] = None,
-        last_event_id: Annotated[str | None, Header(max_length=64, description="Go on after this event.")] = None,
+        purpose: Annotated[
+            list[str] | None, Query(description="Only of these; default: all of the agent.")
+        ] = None,
+        last_event_id: Annotated[
+            str | None, Header(max_length=64, description="Go on after this event.")
+        ] = None,
     ) -> StreamingResponse:
-        """What happens, as it happens: exclusion, pause, lift, policy, freshness, purge_order, status, lost.
+        """What happens, as it happens: exclusion, pause, lift, policy, freshness, purge_order,
+        status, lost.
 
-        `lost` means that events are gone, and that whoever keeps answers has to ask again about each.
+        `lost` means that events are gone, and that whoever keeps answers has to ask again about
+        each.
         """
         agent = self._agent
         agent.require_ready()
@@ -279,8 +334,12 @@ class _Routes:
                     code="agent.purpose",
                     fix="start the agent with --purpose for each",
                 )
-        stream = agent.feed.read(last_event_id, purposes=purpose or agent.purposes, greeting=agent.freshness)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        stream = agent.feed.read(
+            last_event_id, purposes=purpose or agent.purposes, greeting=agent.freshness
+        )
+        return StreamingResponse(
+            stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        )
 
     async def get_status(self) -> dict[str, Any]:
         """How fresh it is, how far it has read, how much it holds; no member ids."""
@@ -350,31 +409,47 @@ def _mask_of_json(body: bytes) -> _Mask:
 
 def _wait(data: Mapping[str, Any]) -> float:
     found = data.get("wait", 2.0)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= WAIT_SECONDS_MAX:
+    if (
+        isinstance(found, bool)
+        or not isinstance(found, int | float)
+        or not 0 <= found <= WAIT_SECONDS_MAX
+    ):
         raise field_problem("wait", f"is not a number of seconds from 0 to {WAIT_SECONDS_MAX:g}")
     return float(found)
 
 
-def _mask_response(verdict: Verdict, agent: Agent, accepted: str, *, with_reasons: bool) -> Response:
-    counts = {reason.value: number for reason, number in verdict.counts().items()}
-    is_fresh = not counts.get(Reason.STALE.value) and (bool(counts) or not agent.follower.stale_detail)
-    view, mask = agent.follower.view_id, verdict.mask
-    headers = {_FRESH: _flag(is_fresh), "Consentry-View": view, "Consentry-Counts": json.dumps(counts)}
+def _mask_response(
+    decisions: Decisions, agent: Agent, accepted: str, *, with_reasons: bool
+) -> Response:
+    counts = {reason.value: number for reason, number in decisions.counts().items()}
+    is_fresh = not counts.get(Reason.STALE.value) and (
+        bool(counts) or not agent.follower.stale_detail
+    )
+    snapshot, mask = agent.follower.snapshot_id, decisions.mask
+    headers = {
+        _FRESH: _flag(is_fresh),
+        "Consentry-View": snapshot,
+        "Consentry-Counts": json.dumps(counts),
+    }
     if BYTES in accepted:
         return Response(mask.astype(np.uint8).tobytes(), 200, headers, BYTES)
     if ARROW in accepted:
-        reasons = pa.DictionaryArray.from_arrays(pa.array(verdict.reasons, pa.int8()), pa.array(_REASON_NAMES))
-        return Response(_ipc(pa.table({"allowed": pa.array(mask), "reason": reasons})), 200, headers, ARROW)
+        reasons = pa.DictionaryArray.from_arrays(
+            pa.array(decisions.reasons, pa.int8()), pa.array(_REASON_NAMES)
+        )
+        return Response(
+            _ipc(pa.table({"allowed": pa.array(mask), "reason": reasons})), 200, headers, ARROW
+        )
     data: dict[str, Any] = {
         "fresh": is_fresh,
-        "view": view,
+        "snapshot": snapshot,
         "rows": len(mask),
         "allowed": int(mask.sum()),
         "counts": counts,
         "mask": mask.tolist(),
     }
     if with_reasons:
-        data["reasons"] = [_REASON_NAMES[place] for place in verdict.reasons.tolist()]
+        data["reasons"] = [_REASON_NAMES[place] for place in decisions.reasons.tolist()]
     return Response(json.dumps(data), 200, headers, JSON)
 
 
@@ -388,7 +463,7 @@ def _ipc(table: pa.Table) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _CheckAsked:
-    columns: Asked
+    columns: ColumnSpec
     purpose: str
     at_least: str | None
     wait: float
@@ -396,7 +471,9 @@ class _CheckAsked:
 
 
 def _files_of_json(body: bytes, files: list[str], asked: _CheckAsked) -> tuple[Paths, _CheckAsked]:
-    """The files that a body names, and what it asks about them; of a lakeFS event only the branch is taken."""
+    """The files that a body names, and what it asks about them; of a lakeFS event only the branch
+    is taken.
+    """
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):
@@ -412,17 +489,19 @@ def _files_of_json(body: bytes, files: list[str], asked: _CheckAsked) -> tuple[P
     shown = data.get("show_members", 0)
     if isinstance(shown, bool) or not isinstance(shown, int) or not 0 <= shown <= _SHOWN_MAX:
         raise field_problem("show_members", f"is not a number from 0 to {_SHOWN_MAX}")
-    columns = Asked(
+    columns = ColumnSpec(
         member=text_field(data, "member_col") or "member_id",
         jurisdiction=text_field(data, "jurisdiction_col"),
         category=text_field(data, "category_col"),
         collected=text_field(data, "collected_col"),
     )
     purpose = text_field(data, "purpose") or "genai_training"
-    return Paths(names), _CheckAsked(columns, _purpose(purpose), text_field(data, "at_least"), _wait(data), shown)
+    return Paths(names), _CheckAsked(
+        columns, _purpose(purpose), text_field(data, "at_least"), _wait(data), shown
+    )
 
 
-def _batches_of_body(kind: str, body: bytes, columns: Asked) -> Batches:
+def _batches_of_body(kind: str, body: bytes, columns: ColumnSpec) -> Batches:
     if kind == PARQUET:
         yield from read_as(read_parquet, body, columns, {})
     else:
@@ -430,11 +509,11 @@ def _batches_of_body(kind: str, body: bytes, columns: Asked) -> Batches:
         yield found.rows, found.columns
 
 
-def _check_response(report: Report) -> Response:
+def _check_response(report: CheckReport) -> Response:
     data = report.as_data()
-    if report.outcome is Outcome.CLEAN:
+    if report.outcome is CheckOutcome.CLEAN:
         return Response(json.dumps(data), 200, {}, JSON)
-    if report.outcome is Outcome.VIOLATIONS:
+    if report.outcome is CheckOutcome.VIOLATIONS:
         raise Problem(
             409,
             f"{data['violations']} of {data['rows']} rows may not be used for {report.purpose}.",
@@ -443,13 +522,18 @@ def _check_response(report: Report) -> Response:
             report=data,
         )
     problems = [file.problem for file in report.files if file.problem is not None]
-    is_passing = bool(report.stale_detail) or any(isinstance(problem, Unavailable) for problem in problems)
-    detail = report.stale_detail or next((problem.message for problem in problems), "there was nothing to check")
+    is_passing = bool(report.stale_detail) or any(
+        isinstance(problem, Unavailable) for problem in problems
+    )
+    detail = report.stale_detail or next(
+        (problem.message for problem in problems), "there was nothing to check"
+    )
     raise Problem(
         503 if is_passing else 422,
         f"It cannot be told: {detail.removesuffix('.')}.",
         code="check.cannot_tell",
-        fix=next((problem.fix for problem in problems), "") or "check again once the agent is ready",
+        fix=next((problem.fix for problem in problems), "")
+        or "check again once the agent is ready",
         headers={"Retry-After": "5"} if is_passing else None,
         report=data,
     )
@@ -457,9 +541,12 @@ def _check_response(report: Report) -> Response:
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problems that a route may answer with, beside those that all may."""
-    schema = {"$ref": "#/components/schemas/ProblemOut"}
+    schema = {"$ref": "#/components/schemas/AgentProblemOut"}
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
         for status in sorted({400, 401, 403, 408, 500, 503, *statuses})
     }
 
@@ -483,18 +570,25 @@ def describe(app: FastAPI) -> dict[str, Any]:
             title="Consentry agent",
             version="1",
             summary="Who may be used for training, answered on this machine.",
-            description="Whatever is not known, not fresh or not understood is not allowed. Problems carry a stable "
+            description="Whatever is not known, not fresh or not understood is not allowed. "
+            "Problems carry a stable "
             "`code` and the `fix`.",
             routes=app.routes,
         )
         schemas = found.setdefault("components", {}).setdefault("schemas", {})
-        models: tuple[type[BaseModel], ...] = (ProblemOut, DecideIn, MaskIn, CheckIn)
+        models: tuple[type[BaseModel], ...] = (AgentProblemOut, DecideIn, MaskIn, CheckIn)
         for model in models:
-            schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas[model.__name__] = model.model_json_schema(
+                ref_template="#/components/schemas/{model}"
+            )
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
         found["components"]["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer", "description": "Where the agent has a token file."}
+            "bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "Where the agent has a token file.",
+            }
         }
         found["security"] = [{}, {"bearer": []}]
         app.openapi_schema = found

@@ -14,7 +14,7 @@ from fastapi import Request
 from consentry.domain.errors import InvalidInput
 from consentry.ops.http.bodies import parse_json, read_body_of
 from consentry.ops.http.problems import Problem
-from consentry.trainer.checking.data_files import Asked, table_of, wanted
+from consentry.trainer.checking.data_files import ColumnSpec, table_of, wanted
 from consentry.trainer.deciding.decide_table import Columns
 
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -45,12 +45,18 @@ async def read_body(request: Request, kinds: tuple[str, ...]) -> tuple[str, byte
 
 def _too_many(rows: int) -> NoReturn:
     raise Problem(
-        413, f"There are {rows} rows, more than {ROWS_MAX}.", code="input.too_many_rows", fix="split them into batches"
+        413,
+        f"There are {rows} rows, more than {ROWS_MAX}.",
+        code="input.too_many_rows",
+        fix="split them into batches",
     )
 
 
 def parse_object(text: bytes, known: frozenset[str]) -> dict[str, Any]:
-    """The JSON object in a body. Raises Problem, also for a key that is not known: it may have meant to exclude."""
+    """The JSON object in a body.
+
+    Raises Problem, also for a key that is not known: it may have meant to exclude.
+    """
     found = parse_json(text)
     if not isinstance(found, dict):
         raise Problem(400, "The body is not one JSON object.", code="input.json", fix="send one")
@@ -80,7 +86,9 @@ def text_field(data: Mapping[str, Any], name: str, *, length_max: int = 4096) ->
 
 
 def table_of_json(data: Mapping[str, Any]) -> Table:
-    """Rows given as lists side by side; one value in place of a list holds for all rows. Raises Problem, InvalidInput.
+    """Rows given as lists side by side; one value in place of a list holds for all rows.
+
+    Raises Problem, InvalidInput.
 
     Ids that are neither texts nor whole numbers stay in, as rows that are excluded.
     """
@@ -98,15 +106,15 @@ def table_of_json(data: Mapping[str, Any]) -> Table:
         if isinstance(value, list) and len(value) != rows:
             raise field_problem(name, f"has {len(value)} values for {rows} members")
         values[name] = value if isinstance(value, list) else [value] * rows
-    columns = Asked().among(list(values))
+    columns = ColumnSpec().among(list(values))
     return Table(table_of(columns, values, rows), columns)
 
 
-def table_of_arrow(body: bytes, asked: Asked) -> Table:
+def table_of_arrow(body: bytes, asked: ColumnSpec) -> Table:
     """Rows given as an Arrow IPC stream. Raises Problem and InvalidInput.
 
-    Nothing in it is believed before it is checked: neither its lengths nor its offsets, and what is compressed is
-    refused, as nobody can say beforehand how large it becomes.
+    Nothing in it is believed before it is checked: neither its lengths nor its offsets, and what is
+    compressed is refused, as nobody can say beforehand how large it becomes.
     """
     try:
         _check_messages(body)
@@ -121,7 +129,9 @@ def table_of_arrow(body: bytes, asked: Asked) -> Table:
                 part = batch.select(names)
                 part.validate(full=True)
                 batches.append(part)
-            table = pa.Table.from_batches(batches, schema=pa.schema([reader.schema.field(name) for name in names]))
+            table = pa.Table.from_batches(
+                batches, schema=pa.schema([reader.schema.field(name) for name in names])
+            )
     except (pa.ArrowException, OSError, ValueError, KeyError, struct.error, IndexError) as error:
         raise Problem(
             400,
@@ -149,9 +159,17 @@ def _check_column(name: str, column: pa.ChunkedArray, *, is_time: bool) -> None:
             fix="send texts (plain or as a dictionary), int64 ids, and dates or timestamps",
         )
     if shared:
-        longest = max((pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks), default=0)
+        longest = max(
+            (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks),
+            default=0,
+        )
         if longest * len(column) > _EXPANDED_BYTES_MAX:
-            raise Problem(413, f"The column {name!r} is too large written out.", code="input.too_large", fix="split it")
+            raise Problem(
+                413,
+                f"The column {name!r} is too large written out.",
+                code="input.too_large",
+                fix="split it",
+            )
 
 
 def _check_messages(body: bytes) -> None:
@@ -181,7 +199,10 @@ def _check_messages(body: bytes) -> None:
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether a message says that its buffers are compressed. Source: Message.fbs of Apache Arrow, FlatBuffers."""
+    """Whether a message says that its buffers are compressed. Source:
+
+    Message.fbs of Apache Arrow, FlatBuffers.
+    """
     root = struct.unpack_from("<I", metadata)[0]
     kind = _slot(metadata, root, 1)
     header = _slot(metadata, root, 2)

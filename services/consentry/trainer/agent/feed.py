@@ -1,4 +1,6 @@
-"""What happened, for readers that come and go: a bounded list of events that each reader goes through by itself."""
+"""What happened, for readers that come and go: a bounded list of events that each reader goes
+through by itself.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ class Event(NamedTuple):
 
 
 class Feed:
-    """The last events, numbered. Anything may add to it from any thread; readers are on one event loop."""
+    """The last events, numbered.
+
+    Anything may add to it from any thread; readers are on one event loop.
+    """
 
     def __init__(self, *, events_max: int = EVENTS_MAX, bytes_max: int = BYTES_MAX) -> None:
         self.life: Final = secrets.token_hex(4)
@@ -60,7 +65,9 @@ class Feed:
             self._last += 1
             self._events.append(Event(self._last, kind, purpose, text))
             self._bytes += len(text)
-            while len(self._events) > self._events_max or (self._bytes > self._bytes_max and len(self._events) > 1):
+            while len(self._events) > self._events_max or (
+                self._bytes > self._bytes_max and len(self._events) > 1
+            ):
                 self._bytes -= len(self._events.popleft().text)
         self._wake()
 
@@ -103,7 +110,11 @@ class Feed:
         with self._adding:
             if number + 1 < self._oldest():
                 return None
-            return [event for event in self._events if event.number > number] if number < self._last else []
+            return (
+                [event for event in self._events if event.number > number]
+                if number < self._last
+                else []
+            )
 
     async def read(
         self,
@@ -113,7 +124,8 @@ class Feed:
         greeting: Callable[[], Json],
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> AsyncIterator[bytes]:
-        """Server-sent events after the one with this identity, or from now on; those of these purposes.
+        """Server-sent events after the one with this identity, or from now on; those of these
+        purposes.
 
         Where events are gone, `lost` stands in for all of them. Source: HTML, "Server-sent events".
         """
@@ -140,7 +152,9 @@ class Feed:
                     yield b": heartbeat\n\n"
 
     def _lost(self, number: int) -> bytes:
-        text = json.dumps({"detail": "events are gone: ask again about every member that you keep an answer of"})
+        text = json.dumps(
+            {"detail": "events are gone: ask again about every member that you keep an answer of"}
+        )
         return _lines("lost", self.identity(number), text)
 
     # ---- what the hooks tell
@@ -158,7 +172,11 @@ class Feed:
                 "members": part,
                 "partitions": list(exclusion.partitions),
             }
-            self.add("lost" if exclusion.cause is Cause.MANY else "exclusion", data, purpose=exclusion.purpose)
+            self.add(
+                "lost" if exclusion.cause is Cause.MANY else "exclusion",
+                data,
+                purpose=exclusion.purpose,
+            )
 
     def add_control(self, control: Control) -> None:
         """A pause, a lift or a policy came."""
@@ -194,7 +212,9 @@ class Feed:
             "pause": order.pause,
             "jurisdictions": None if scope is None else list(scope.jurisdictions),
             "purposes": None if scope is None or scope.purposes is None else list(scope.purposes),
-            "categories": None if scope is None or scope.categories is None else list(scope.categories),
+            "categories": None
+            if scope is None or scope.categories is None
+            else list(scope.categories),
         }
         self.add("purge_order", data)
 

@@ -1,4 +1,6 @@
-"""Who gets to the agent at all: the right host, the token where one is needed, and not too many at a time."""
+"""Who gets to the agent at all: the right host, the token where one is needed, and not too many at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ _LOG = structlog.get_logger(__name__)
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
-    """The tokens of a file, one a line: any of them lets in, so that a new one can be given out before the old ends.
+    """The tokens of a file, one a line: any of them lets in, so that a new one can be given out
+    before the old ends.
 
-    Raises InvalidInput where the file cannot be read, others may read it, or a token is short; never says one.
+    Raises InvalidInput where the file cannot be read, others may read it, or a token is short;
+    never says one.
     """
     try:
         mode = path.stat().st_mode
@@ -44,7 +48,10 @@ def read_tokens(path: Path) -> tuple[bytes, ...]:
         raise _bad_file(path, f"has {len(tokens)} lines, not 1 to {_TOKENS_MAX}")
     for number, token in enumerate(tokens, start=1):
         if len(token) < _TOKEN_LENGTH_MIN or any(not 33 <= byte <= 126 for byte in token):
-            raise _bad_file(path, f"has on line {number} fewer than {_TOKEN_LENGTH_MIN} characters, or strange ones")
+            raise _bad_file(
+                path,
+                f"has on line {number} fewer than {_TOKEN_LENGTH_MIN} characters, or strange ones",
+            )
     return tokens
 
 
@@ -67,10 +74,12 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """ASGI: refuses what may not come in, turns a fault of ours into a problem, and adds what each answer carries.
+    """ASGI: refuses what may not come in, turns a fault of ours into a problem, and adds what each
+    answer carries.
 
-    With `tokens` each request has to bring one. Without, it has to name this machine: a page in somebody's browser
-    that has its own name point here names itself (DNS rebinding). `checks_host` is False where no browser gets.
+    With `tokens` each request has to bring one. Without, it has to name this machine: a page in
+    somebody's browser that has its own name point here names itself (DNS rebinding). `checks_host`
+    is False where no browser gets.
     """
 
     def __init__(
@@ -148,7 +157,8 @@ class Guard:
                 401,
                 "The request does not bring a token of this agent.",
                 code="agent.token",
-                fix="send Authorization: Bearer TOKEN, as in the file that the agent was started with",
+                fix="send Authorization: Bearer TOKEN, as in the file that the agent was started "
+                "with",
                 headers={"WWW-Authenticate": "Bearer"},
             )
 

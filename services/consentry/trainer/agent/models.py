@@ -1,4 +1,6 @@
-"""What is sent to the agent and what it answers: for the OpenAPI description, and to check small bodies."""
+"""What is sent to the agent and what it answers: for the OpenAPI description, and to check small
+bodies.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,20 @@ class DecideIn(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
 
     member: Annotated[str, Field(description="Pseudonym of the member.", examples=["m:42"])]
-    purpose: Annotated[str, Field(description="What the data would be used for.", examples=["genai_training"])]
-    jurisdiction: Annotated[str | None, Field(max_length=6, description="Where the row comes from.")] = None
+    purpose: Annotated[
+        str, Field(description="What the data would be used for.", examples=["genai_training"])
+    ]
+    jurisdiction: Annotated[
+        str | None, Field(max_length=6, description="Where the row comes from.")
+    ] = None
     category: Annotated[str | None, Field(max_length=64, description="Category of the row.")] = None
     collected_at: Annotated[
-        str | int | None, Field(description="When the row was collected: ISO 8601, or microseconds since 1970 UTC.")
+        str | int | None,
+        Field(description="When the row was collected: ISO 8601, or microseconds since 1970 UTC."),
     ] = None
     at_least: Annotated[
-        str | None, Field(max_length=4096, description="Consent token: the answer is as fresh, or STALE.")
+        str | None,
+        Field(max_length=4096, description="Consistency token: the answer is as fresh, or STALE."),
     ] = None
     wait: Annotated[float, Field(ge=0, le=10, description="Seconds to wait for that.")] = 2.0
 
@@ -31,7 +39,9 @@ class MaskIn(BaseModel):
     """Rows, as lists side by side; one value in place of a list holds for all of them."""
 
     purpose: str
-    member_id: Texts = Field(description="Send texts: JavaScript has no integers above 2^53. At most 1,000,000.")
+    member_id: Texts = Field(
+        description="Send texts: JavaScript has no integers above 2^53. At most 1,000,000."
+    )
     jurisdiction: Texts | str | None = None
     category: Texts | str | None = None
     collected_at: Texts | str | int | None = None
@@ -41,9 +51,13 @@ class MaskIn(BaseModel):
 
 
 class CheckIn(BaseModel):
-    """Files to check; or, in its place, the body that lakeFS sends to a webhook of pre-commit or pre-merge."""
+    """Files to check; or, in its place, the body that lakeFS sends to a webhook of pre-commit or
+    pre-merge.
+    """
 
-    files: list[str] = Field(description="Paths of files and directories, relative to a root of the agent.")
+    files: list[str] = Field(
+        description="Paths of files and directories, relative to a root of the agent."
+    )
     purpose: str = "genai_training"
     member_col: str = "member_id"
     jurisdiction_col: str | None = None
@@ -54,21 +68,21 @@ class CheckIn(BaseModel):
     show_members: int = Field(0, ge=0, le=1000)
 
 
-class DecisionOut(BaseModel):
+class AgentDecisionOut(BaseModel):
     """The answer to one question. Where `fresh` is false it is STALE, which excludes."""
 
     allowed: bool
     reason: str
     because: list[str]
     fresh: bool
-    view: str = Field(description="Names the records and controls that it rests on.")
+    snapshot: str = Field(description="Names the records and controls that it rests on.")
 
 
 class MaskOut(BaseModel):
     """One answer for each row, in their order."""
 
     fresh: bool
-    view: str
+    snapshot: str
     rows: int
     allowed: int
     counts: dict[str, int]
@@ -81,7 +95,7 @@ class CheckOut(BaseModel):
 
     outcome: Literal["clean", "violations", "cannot_tell"]
     purpose: str
-    view: str
+    snapshot: str
     rows: int
     counts: dict[str, int]
     violations: int
@@ -89,7 +103,7 @@ class CheckOut(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-class ProblemOut(BaseModel):
+class AgentProblemOut(BaseModel):
     """Why a request was not answered as asked. Source: RFC 9457."""
 
     type: str

@@ -61,7 +61,9 @@ class Listen:
 
     def open(self) -> socket.socket:
         """A socket that listens there; that of a file is for this user only. Raises Refused."""
-        family = socket.AF_UNIX if self.path else socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        family = (
+            socket.AF_UNIX if self.path else socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        )
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             if self.path is not None:
@@ -75,7 +77,8 @@ class Listen:
         except OSError as error:
             listener.close()
             raise Refused(
-                f"The address {self.path or f'{self.host}:{self.port}'} cannot be opened: {error.strerror or error}.",
+                f"The address {self.path or f'{self.host}:{self.port}'} cannot be opened: "
+                f"{error.strerror or error}.",
                 code="agent.address",
                 fix="name a free port, or 0 for one from the operating system",
             ) from error
@@ -85,7 +88,9 @@ class Listen:
 
     @staticmethod
     def _make_room(path: Path) -> None:
-        """Remove the socket of an agent that was killed; never a file, nor the socket of one that lives."""
+        """Remove the socket of an agent that was killed; never a file, nor the socket of one that
+        lives.
+        """
         if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -104,7 +109,9 @@ class Listen:
 
 
 class TimedHeads(HttpToolsProtocol):
-    """uvicorn's protocol, except that a connection whose head is slow to come, or without an end, is closed."""
+    """uvicorn's protocol, except that a connection whose head is slow to come, or without an end,
+    is closed.
+    """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -171,7 +178,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(agent: Agent, metrics: Metrics, *, tokens: Sequence[bytes] = (), is_unix: bool = False) -> Server:
+def make_server(
+    agent: Agent, metrics: Metrics, *, tokens: Sequence[bytes] = (), is_unix: bool = False
+) -> Server:
     """The server of an agent, to be given its socket."""
     config = uvicorn.Config(
         Guard(build_app(agent, metrics), tokens=tokens, checks_host=not is_unix),

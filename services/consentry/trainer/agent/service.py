@@ -1,4 +1,6 @@
-"""What the agent does for its callers: questions in few threads, events to all readers, checks under its roots."""
+"""What the agent does for its callers: questions in few threads, events to all readers, checks
+under its roots.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.ops.http.problems import Problem
 from consentry.trainer.agent.feed import Feed
 from consentry.trainer.checking.data_files import DataFile, find_files
-from consentry.trainer.deciding.decide_table import Columns, Verdict
+from consentry.trainer.deciding.decide_table import Columns, Decisions
 from consentry.trainer.hooks import Hooks
 
 QUESTION_SECONDS: Final = 30.0
@@ -31,11 +33,11 @@ _LAKEFS_REFS: Final = {"pre-commit": "branch_id", "pre-merge": "source_ref"}
 Found = TypeVar("Found")
 
 
-class Follower(Protocol):
+class FollowingClient(Protocol):
     """The client, as far as the agent needs it."""
 
     @property
-    def view_id(self) -> str: ...
+    def snapshot_id(self) -> str: ...
 
     @property
     def stale_detail(self) -> str: ...
@@ -43,7 +45,7 @@ class Follower(Protocol):
     @property
     def is_following(self) -> bool: ...
 
-    def judge(
+    def decide_table(
         self,
         table: pa.Table,
         *,
@@ -51,7 +53,7 @@ class Follower(Protocol):
         columns: Columns | None = None,
         at_least: str | None = None,
         wait_seconds: float = ...,
-    ) -> Verdict: ...
+    ) -> Decisions: ...
 
     def decide(
         self,
@@ -68,8 +70,11 @@ class Follower(Protocol):
     def status(self) -> dict[str, Any]: ...
 
 
-class Work:
-    """Calls that take long, on `threads` threads: the event loop stays free. At most `most` run or wait."""
+class WorkPool:
+    """Calls that take long, on `threads` threads: the event loop stays free.
+
+    At most `most` run or wait.
+    """
 
     def __init__(self, name: str, *, threads: int, most: int, seconds: float) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -78,7 +83,10 @@ class Work:
         self._now = 0
 
     async def run(self, call: Callable[[], Found]) -> Found:
-        """What the call gives. Raises Problem 503 where no place is free, or when it takes too long."""
+        """What the call gives.
+
+        Raises Problem 503 where no place is free, or when it takes too long.
+        """
         if self._now >= self._most:
             raise _busy(f"{self._most} such requests are being worked on already")
         self._now += 1
@@ -102,12 +110,18 @@ class Work:
 
 def _busy(what: str) -> Problem:
     return Problem(
-        503, f"{what}.", code="limit.busy", fix="send it again in a moment, or less of it", headers={"Retry-After": "1"}
+        503,
+        f"{what}.",
+        code="limit.busy",
+        fix="send it again in a moment, or less of it",
+        headers={"Retry-After": "1"},
     )
 
 
 class Paths(NamedTuple):
-    """Files and directories that are asked about, relative to a root; what they link to has to lie `within` it too."""
+    """Files and directories that are asked about, relative to a root; what they link to has to lie
+    `within` it too.
+    """
 
     names: Sequence[str]
     within: str = ""
@@ -118,7 +132,7 @@ class Agent:
 
     def __init__(
         self,
-        follower: Follower,
+        follower: FollowingClient,
         hooks: Hooks,
         *,
         purposes: Sequence[str],
@@ -129,8 +143,8 @@ class Agent:
         self.follower = follower
         self.purposes = tuple(dict.fromkeys(purposes))
         self.feed = feed or Feed()
-        self.questions = Work("question", threads=2, most=32, seconds=QUESTION_SECONDS)
-        self.checks = Work("check", threads=1, most=2, seconds=check_seconds + 5)
+        self.questions = WorkPool("question", threads=2, most=32, seconds=QUESTION_SECONDS)
+        self.checks = WorkPool("check", threads=1, most=2, seconds=check_seconds + 5)
         self.check_seconds = check_seconds
         self._roots = tuple(root.resolve(strict=True) for root in roots)
         self._was_ready = False
@@ -157,7 +171,7 @@ class Agent:
     def freshness(self) -> dict[str, Any]:
         """Whether answers are given now, and what they rest on."""
         detail = self.follower.stale_detail
-        return {"fresh": not detail, "detail": detail, "view": self.follower.view_id}
+        return {"fresh": not detail, "detail": detail, "snapshot": self.follower.snapshot_id}
 
     async def watch(self) -> None:
         """Tell the readers of events whenever freshness is lost or found again, until cancelled.
@@ -174,7 +188,10 @@ class Agent:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def reach(self, token: str | None, wait_seconds: float) -> None:
-        """Return once answers are as fresh as the token, or after that time. Raises InvalidInput for no token."""
+        """Return once answers are as fresh as the token, or after that time.
+
+        Raises InvalidInput for no token.
+        """
         until = monotonic() + wait_seconds
         while token is not None:
             try:
@@ -195,11 +212,14 @@ class Agent:
     def files(self, asked: Paths) -> Iterator[tuple[DataFile, str]]:
         """The data files behind these paths, with the names they are told by.
 
-        Raises Refused where there are no roots, InvalidInput for what does not lie under one, also behind a link.
+        Raises Refused where there are no roots, InvalidInput for what does not lie under one, also
+        behind a link.
         """
         if not self._roots:
             raise Refused(
-                "This agent reads no files.", code="check.roots", fix="start it with --root DIRECTORY, once for each"
+                "This agent reads no files.",
+                code="check.roots",
+                fix="start it with --root DIRECTORY, once for each",
             )
         for name in asked.names:
             root, path = self._under_root(name)
@@ -207,7 +227,12 @@ class Agent:
             for file in find_files([path]):
                 if not file.path.resolve().is_relative_to(bound):
                     raise _outside()
-                yield file, str(file.path.relative_to(root)) if file.path.is_relative_to(root) else file.path.name
+                yield (
+                    file,
+                    str(file.path.relative_to(root))
+                    if file.path.is_relative_to(root)
+                    else file.path.name,
+                )
 
     def _under_root(self, name: str) -> tuple[Path, Path]:
         for root in self._roots:
@@ -232,10 +257,12 @@ def _outside() -> InvalidInput:
 
 
 def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> Paths:
-    """Where a branch that lakeFS is about to commit or merge is mounted: ROOT/repository/branch, and files in it.
+    """Where a branch that lakeFS is about to commit or merge is mounted:
 
-    Raises Problem for another event, InvalidInput for a file outside of the branch. Source: lakeFS, "Webhooks", the
-    body of a request.
+    ROOT/repository/branch, and files in it.
+
+    Raises Problem for another event, InvalidInput for a file outside of the branch. Source: lakeFS,
+    "Webhooks", the body of a request.
     """
     ref_field = _LAKEFS_REFS.get(str(event.get("event_type")).replace("_", "-"))
     if ref_field is None:

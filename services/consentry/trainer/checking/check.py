@@ -1,4 +1,6 @@
-"""Says of data files whether they hold rows that may not be used: clean, violations, or cannot tell."""
+"""Says of data files whether they hold rows that may not be used: clean, violations, or cannot
+tell.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ import pyarrow as pa
 
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.values import Reason
-from consentry.trainer.checking.data_files import Asked, DataFile, read_batches
-from consentry.trainer.deciding.decide_table import REASONS, Columns, Verdict
-from consentry.trainer.deciding.decider import Judge
+from consentry.trainer.checking.data_files import ColumnSpec, DataFile, read_batches
+from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
+from consentry.trainer.deciding.decider import Decider
 
 _ALLOWING: Final = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
 _ID_LENGTH_MAX: Final = 80
@@ -25,7 +27,7 @@ _ID_LENGTH_MAX: Final = 80
 Batches = Iterator[tuple[pa.Table, Columns]]
 
 
-class Outcome(enum.StrEnum):
+class CheckOutcome(enum.StrEnum):
     """What a check came to."""
 
     CLEAN = "clean"
@@ -33,7 +35,11 @@ class Outcome(enum.StrEnum):
     CANNOT_TELL = "cannot_tell"
 
 
-EXIT_STATUS: Final = {Outcome.CLEAN: 0, Outcome.VIOLATIONS: 1, Outcome.CANNOT_TELL: 2}
+EXIT_STATUS: Final = {
+    CheckOutcome.CLEAN: 0,
+    CheckOutcome.VIOLATIONS: 1,
+    CheckOutcome.CANNOT_TELL: 2,
+}
 
 
 @dataclass(slots=True)
@@ -52,14 +58,24 @@ class FileReport:
     @property
     def violations(self) -> Counter[Reason]:
         """The rows that may not be used, by reason."""
-        return Counter({reason: n for reason, n in self.counts.items() if reason not in {*_ALLOWING, Reason.STALE}})
+        return Counter(
+            {
+                reason: n
+                for reason, n in self.counts.items()
+                if reason not in {*_ALLOWING, Reason.STALE}
+            }
+        )
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CheckOutcome:
         """A violation that was found stands, whatever else could not be told."""
         if self.violations:
-            return Outcome.VIOLATIONS
-        return Outcome.CANNOT_TELL if self.problem or self.counts[Reason.STALE] else Outcome.CLEAN
+            return CheckOutcome.VIOLATIONS
+        return (
+            CheckOutcome.CANNOT_TELL
+            if self.problem or self.counts[Reason.STALE]
+            else CheckOutcome.CLEAN
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +89,22 @@ class Shown:
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
-    """What a check of several files came to. `view` names what the answers rest on."""
+class CheckReport:
+    """What a check of several files came to. `snapshot` names what the answers rest on."""
 
     purpose: str
-    view: str = ""
+    snapshot: str = ""
     stale_detail: str = ""
     files: list[FileReport] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> CheckOutcome:
         """No file at all is not clean: nothing was looked at."""
         found = {file.outcome for file in self.files}
-        if Outcome.VIOLATIONS in found:
-            return Outcome.VIOLATIONS
-        return Outcome.CLEAN if found == {Outcome.CLEAN} else Outcome.CANNOT_TELL
+        if CheckOutcome.VIOLATIONS in found:
+            return CheckOutcome.VIOLATIONS
+        return CheckOutcome.CLEAN if found == {CheckOutcome.CLEAN} else CheckOutcome.CANNOT_TELL
 
     @property
     def counts(self) -> Counter[Reason]:
@@ -100,7 +116,7 @@ class Report:
         told: dict[str, Any] = {
             "outcome": self.outcome.value,
             "purpose": self.purpose,
-            "view": self.view,
+            "snapshot": self.snapshot,
             "rows": self.counts.total(),
             "counts": _plain(self.counts),
             "violations": sum(file.violations.total() for file in self.files),
@@ -134,14 +150,16 @@ def _problem(error: ConsentryError) -> dict[str, str]:
 
 
 class Check:
-    """One check: files are added one by one, each read batch by batch, so that none has to fit into memory.
+    """One check: files are added one by one, each read batch by batch, so that none has to fit into
+    memory.
 
-    `show_max` members are named at most; after `seconds_max` no more is read. `at_least` is a consent token.
+    `show_max` members are named at most; after `seconds_max` no more is read. `at_least` is a
+    consistency token.
     """
 
     def __init__(
         self,
-        judge: Judge,
+        decider: Decider,
         *,
         purpose: str,
         at_least: str | None = None,
@@ -149,8 +167,8 @@ class Check:
         seconds_max: float | None = None,
         told: Callable[[FileReport], None] = lambda _: None,
     ) -> None:
-        self.report: Final = Report(purpose=purpose)
-        self._judge = judge
+        self.report: Final = CheckReport(purpose=purpose)
+        self._decider = decider
         self._at_least = at_least
         self._show_max = show_max
         self._seconds_max = seconds_max
@@ -158,8 +176,12 @@ class Check:
         self._told = told
         self._named: set[str] = set()
 
-    def files(self, files: Iterable[DataFile], asked: Asked, *, name: Callable[[Path], str] = str) -> Report:
-        """Check all of them; a file that cannot be read is told in the report, and the others are read all the same."""
+    def files(
+        self, files: Iterable[DataFile], asked: ColumnSpec, *, name: Callable[[Path], str] = str
+    ) -> CheckReport:
+        """Check all of them; a file that cannot be read is told in the report, and the others are
+        read all the same.
+        """
         for file in files:
             if not self.add(name(file.path), read_batches(file, asked)):
                 break
@@ -172,15 +194,15 @@ class Check:
         try:
             for table, columns in batches:
                 self._check_time()
-                verdict = self._judge.judge(
+                decisions = self._decider.decide_table(
                     table, purpose=self.report.purpose, columns=columns, at_least=self._at_least
                 )
-                if not self._count(report, table, columns, verdict):
+                if not self._count(report, table, columns, decisions):
                     return False
         except ConsentryError as error:
             report.problem = error
         finally:
-            self.report.view = self._judge.view_id
+            self.report.snapshot = self._decider.snapshot_id
             self._told(report)
         return report.problem is None or not isinstance(report.problem, Unavailable)
 
@@ -192,22 +214,28 @@ class Check:
                 fix="check fewer files at a time, or run `consentry check` beside the data",
             )
 
-    def _count(self, report: FileReport, table: pa.Table, columns: Columns, verdict: Verdict) -> bool:
-        counts = Counter(verdict.counts())
-        self._show(report, table, columns, verdict)
+    def _count(
+        self, report: FileReport, table: pa.Table, columns: Columns, decisions: Decisions
+    ) -> bool:
+        counts = Counter(decisions.counts())
+        self._show(report, table, columns, decisions)
         report.counts += counts
         if counts[Reason.STALE]:
-            self.report.stale_detail = self._judge.stale_detail or "what the token asks for is not here yet"
+            self.report.stale_detail = (
+                self._decider.stale_detail or "what the token asks for is not here yet"
+            )
             return False
         return True
 
-    def _show(self, report: FileReport, table: pa.Table, columns: Columns, verdict: Verdict) -> None:
+    def _show(
+        self, report: FileReport, table: pa.Table, columns: Columns, decisions: Decisions
+    ) -> None:
         if len(self.report.shown) >= self._show_max:
             return
         before = report.rows
-        for row in np.flatnonzero(~verdict.mask).tolist():
+        for row in np.flatnonzero(~decisions.mask).tolist():
             member = str(table[columns.member][row].as_py())[:_ID_LENGTH_MAX]
-            reason = REASONS[verdict.reasons[row]]
+            reason = REASONS[decisions.reasons[row]]
             if member not in self._named and reason is not Reason.STALE:
                 self._named.add(member)
                 self.report.shown.append(Shown(member, reason, report.name, before + row))

@@ -1,4 +1,7 @@
-"""Reads the columns that a decision needs out of data files, batch by batch: Parquet, CSV, JSON lines, Arrow IPC."""
+"""Reads the columns that a decision needs out of data files, batch by batch:
+
+Parquet, CSV, JSON lines, Arrow IPC.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +43,20 @@ Source = Path | bytes
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of a data set, and what the names of its directories say: `jurisdiction=HK` is a column too."""
+    """A file of a data set, and what the names of its directories say:
+
+    `jurisdiction=HK` is a column too.
+    """
 
     path: Path
     partitions: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """Which columns were asked for. None: the one with our conventional name, where a file has it."""
+class ColumnSpec:
+    """Which columns were asked for. None: the one with our conventional name, where a file has
+    it.
+    """
 
     member: str = "member_id"
     jurisdiction: str | None = None
@@ -56,18 +64,23 @@ class Asked:
     collected: str | None = None
 
     def among(self, names: Sequence[str]) -> Columns:
-        """The columns of a table with these names. Raises InvalidInput that lists them where one is missing.
+        """The columns of a table with these names.
 
-        So it does where a name is one of ours but for its case or spaces: without that column the answer may be laxer.
+        Raises InvalidInput that lists them where one is missing.
+
+        So it does where a name is one of ours but for its case or spaces: without that column the
+        answer may be laxer.
         """
         ours = {_plain_name(name): name for name in self._names()}
         for name in names:
             meant = ours.get(_plain_name(name))
             if meant is not None and name not in self._names():
                 raise InvalidInput(
-                    f"The column {name!r} differs from {meant!r} only in case or spaces: is it the one that is meant?",
+                    f"The column {name!r} differs from {meant!r} only in case or spaces: is it "
+                    "the one that is meant?",
                     code="input.column",
-                    fix=f"name the column {name!r} for what it holds, or rename it; keep only one of such names",
+                    fix=f"name the column {name!r} for what it holds, or rename it; keep only one "
+                    "of such names",
                 )
         found = Columns(
             member=self.member,
@@ -78,7 +91,8 @@ class Asked:
         for name in wanted(found):
             if list(names).count(name) != 1:
                 raise InvalidInput(
-                    f"There is {'no' if name not in names else 'more than one'} column {name!r}; there are "
+                    f"There is {'no' if name not in names else 'more than one'} column {name!r}; "
+                    "there are "
                     f"{', '.join(map(repr, islice(names, 100)))}.",
                     code="input.column",
                     fix="name the right columns; member ids are needed, the others are optional",
@@ -106,9 +120,12 @@ def wanted(columns: Columns) -> list[str]:
 
 
 def find_files(paths: Iterable[Path], *, ignored: Sequence[str] = ()) -> Iterator[DataFile]:
-    """The files, and those of the directories, in order. What starts with '.' or '_' is no data, by custom.
+    """The files, and those of the directories, in order.
 
-    `ignored` are patterns for names in directories. Raises InvalidInput for a path that is not there.
+    What starts with '.' or '_' is no data, by custom.
+
+    `ignored` are patterns for names in directories. Raises InvalidInput for a path that is not
+    there.
     """
     for path in paths:
         if path.is_dir():
@@ -116,7 +133,11 @@ def find_files(paths: Iterable[Path], *, ignored: Sequence[str] = ()) -> Iterato
         elif path.exists():
             yield DataFile(path, _partitions(path.parent.parts))
         else:
-            raise InvalidInput(f"There is no file {str(path)!r}.", code="input.file", fix="name a file or a directory")
+            raise InvalidInput(
+                f"There is no file {str(path)!r}.",
+                code="input.file",
+                fix="name a file or a directory",
+            )
 
 
 def _in_directory(root: Path, ignored: Sequence[str]) -> Iterator[DataFile]:
@@ -148,13 +169,20 @@ def _is_no_data(name: str, ignored: Sequence[str]) -> bool:
 
 def _partitions(parts: Iterable[str]) -> dict[str, str | None]:
     pairs = [part.partition("=") for part in parts if "=" in part]
-    return {unquote(name): None if value == _HIVE_NULL else unquote(value) for name, _, value in pairs if name}
+    return {
+        unquote(name): None if value == _HIVE_NULL else unquote(value)
+        for name, _, value in pairs
+        if name
+    }
 
 
-def read_batches(file: DataFile, asked: Asked) -> Iterator[tuple[pa.Table, Columns]]:
-    """The asked columns of a file, at most ROWS rows at a time. Raises InvalidInput where it cannot be read.
+def read_batches(file: DataFile, asked: ColumnSpec) -> Iterator[tuple[pa.Table, Columns]]:
+    """The asked columns of a file, at most ROWS rows at a time.
 
-    Numbers and texts are taken as they are; null and malformed member ids stay in, for the judge to exclude.
+    Raises InvalidInput where it cannot be read.
+
+    Numbers and texts are taken as they are; null and malformed member ids stay in, for the judge to
+    exclude.
     """
     suffixes = [suffix.lower() for suffix in file.path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
@@ -164,23 +192,37 @@ def read_batches(file: DataFile, asked: Asked) -> Iterator[tuple[pa.Table, Colum
         raise InvalidInput(
             f"It is not told by the name {file.path.name!r} what kind of file it is.",
             code="input.format",
-            fix=f"name it {', '.join(sorted(_READERS))}, the text ones also with .gz; or have it ignored",
+            fix=f"name it {', '.join(sorted(_READERS))}, the text ones also with .gz; or have it "
+            "ignored",
         )
     yield from read_as(read, file.path, asked, file.partitions)
 
 
-Reader = Callable[[Source, Asked, Mapping[str, str | None]], Iterator[tuple[pa.Table, Columns]]]
+Reader = Callable[
+    [Source, ColumnSpec, Mapping[str, str | None]], Iterator[tuple[pa.Table, Columns]]
+]
 
 
 def read_as(
-    read: Reader, source: Source, asked: Asked, partitions: Mapping[str, str | None]
+    read: Reader, source: Source, asked: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
-    """What a reader finds. Raises InvalidInput for all that goes wrong; the text of Arrow's errors may hold rows."""
+    """What a reader finds.
+
+    Raises InvalidInput for all that goes wrong; the text of Arrow's errors may hold rows.
+    """
     try:
         yield from read(source, asked, partitions)
     except ConsentryError:
         raise
-    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, OverflowError, csv.Error) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        csv.Error,
+    ) as error:
         raise InvalidInput(
             f"It cannot be read as what it is named ({type(error).__name__}).",
             code="input.unreadable",
@@ -191,7 +233,8 @@ def read_as(
 def _with_partitions(
     table: pa.Table, columns: Columns, partitions: Mapping[str, str | None]
 ) -> tuple[pa.Table, Columns]:
-    """The table with what its directories say: of a column that it has not, and of rows that do not say it themselves.
+    """The table with what its directories say: of a column that it has not, and of rows that do not
+    say it themselves.
 
     Raises InvalidInput where a row says another thing than its directory.
     """
@@ -199,7 +242,8 @@ def _with_partitions(
         if name not in table.column_names:
             table = table.append_column(name, _said_of_all(partitions[name], table))
         elif partitions.get(name) is not None:
-            # Few values are distinct where all must be one: no long text is made plain for each row.
+            # Few values are distinct where all must be one: no long text is made plain for each
+            # row.
             own = set(table[name].unique().cast(pa.string()).to_pylist())
             if own - {None, partitions[name]}:
                 raise _otherwise_said(name)
@@ -220,7 +264,8 @@ def _otherwise_said(name: str) -> InvalidInput:
     return InvalidInput(
         f"The column {name!r} does not say what the directory of the file says.",
         code="input.partition",
-        fix="readers differ in which they believe: remove the column, or move the rows to the right directory",
+        fix="readers differ in which they believe: remove the column, or move the rows to the "
+        "right directory",
     )
 
 
@@ -229,7 +274,7 @@ def _all_names(names: Sequence[str], partitions: Mapping[str, str | None]) -> li
 
 
 def read_parquet(
-    source: Source, asked: Asked, partitions: Mapping[str, str | None]
+    source: Source, asked: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
     """A Parquet file."""
     limits = {"thrift_string_size_limit": 64 << 20, "thrift_container_size_limit": 1 << 22}
@@ -238,12 +283,14 @@ def read_parquet(
         schema = file.schema_arrow
         columns = asked.among(_all_names(schema.names, partitions))
     found = [name for name in wanted(columns) if name in schema.names]
-    # One long text that many rows share stays one: as a plain column it could be larger than any memory.
-    # Member ids are nearly all different: only in what a stranger sent may one long text stand for all of them.
+    # One long text that many rows share stays one: as a plain column it could be larger than any
+    # memory. Member ids are nearly all different: only in what a stranger sent may one long text
+    # stand for all of them.
     texts = [
         name
         for name in found
-        if pa.types.is_string(schema.field(name).type) and (name != columns.member or isinstance(source, bytes))
+        if pa.types.is_string(schema.field(name).type)
+        and (name != columns.member or isinstance(source, bytes))
     ]
     opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
     with pq.ParquetFile(opened, read_dictionary=texts, **limits) as file:
@@ -251,7 +298,9 @@ def read_parquet(
             yield _with_partitions(pa.Table.from_batches([batch]), columns, partitions)
 
 
-def read_ipc(source: Source, asked: Asked, partitions: Mapping[str, str | None]) -> Iterator[tuple[pa.Table, Columns]]:
+def read_ipc(
+    source: Source, asked: ColumnSpec, partitions: Mapping[str, str | None]
+) -> Iterator[tuple[pa.Table, Columns]]:
     """An Arrow IPC file, or a stream."""
     opened = pa.BufferReader(source) if isinstance(source, bytes) else pa.memory_map(str(source))
     with opened:
@@ -263,20 +312,26 @@ def read_ipc(source: Source, asked: Asked, partitions: Mapping[str, str | None])
         found = [name for name in wanted(columns) if name in names]
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         for batch in batches:
-            # Offsets in a file are believed by what reads them: one that points elsewhere would end this process.
+            # Offsets in a file are believed by what reads them: one that points elsewhere would end
+            # this process.
             whole = batch.select(found)
             whole.validate(full=True)
             for start in range(0, max(whole.num_rows, 1), ROWS):
-                yield _with_partitions(pa.Table.from_batches([whole.slice(start, ROWS)]), columns, partitions)
+                yield _with_partitions(
+                    pa.Table.from_batches([whole.slice(start, ROWS)]), columns, partitions
+                )
         if not is_file and opened.tell() < opened.size():
             raise InvalidInput(
-                "The Arrow stream ends before its file does: what follows, maybe another stream, is not read.",
+                "The Arrow stream ends before its file does: what follows, maybe another stream, "
+                "is not read.",
                 code="input.unreadable",
                 fix="write each stream to a file of its own",
             )
 
 
-def _read_csv(source: Source, asked: Asked, partitions: Mapping[str, str | None]) -> Iterator[tuple[pa.Table, Columns]]:
+def _read_csv(
+    source: Source, asked: ColumnSpec, partitions: Mapping[str, str | None]
+) -> Iterator[tuple[pa.Table, Columns]]:
     assert isinstance(source, Path)
     delimiter = "\t" if ".tsv" in source.suffixes else ","
     with _text(source) as lines, io.TextIOWrapper(lines, "utf-8-sig", newline="") as text:
@@ -304,7 +359,7 @@ def _read_csv(source: Source, asked: Asked, partitions: Mapping[str, str | None]
 
 
 def _read_lines(
-    source: Source, asked: Asked, partitions: Mapping[str, str | None]
+    source: Source, asked: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
     assert isinstance(source, Path)
     columns: Columns | None = None
@@ -316,7 +371,8 @@ def _read_lines(
             known = len(names)
             names.update(dict.fromkeys(chain.from_iterable(rows)))
             if columns is None or len(names) > known:
-                # A column may begin at any row: to be without it is the same as to have null, for the rows before.
+                # A column may begin at any row: to be without it is the same as to have null, for
+                # the rows before.
                 columns = asked.among(_all_names(list(names), partitions))
             yield _table_of_rows(rows, columns, partitions), columns
 
@@ -329,7 +385,8 @@ def _table_of_rows(
     for name, own in values.items():
         said = partitions.get(name)
         if said is not None:
-            # Not by the table, where what is no id is null: it would be taken for one that says nothing.
+            # Not by the table, where what is no id is null: it would be taken for one that says
+            # nothing.
             if any(value is not None and _as_text(value, None) != said for value in own):
                 raise _otherwise_said(name)
             table = _with_said(table, name, said)
@@ -345,7 +402,8 @@ def _object(number: int, line: bytes) -> dict[str, Any]:
             found = None
     if not isinstance(found, dict):
         raise InvalidInput(
-            f"Line {number} is not one JSON object of at most {_LINE_BYTES_MAX} bytes, each key in it once.",
+            f"Line {number} is not one JSON object of at most {_LINE_BYTES_MAX} bytes, each key "
+            "in it once.",
             code="input.json",
             fix="write one object a line, and no key twice: readers differ in which they believe",
         )
@@ -370,16 +428,20 @@ def _text(path: Path) -> Iterator[IO[bytes]]:
 
 
 def table_of(columns: Columns, values: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
-    """Values of any kind, as JSON has them, as a table; a member id that is neither text nor number becomes null.
+    """Values of any kind, as JSON has them, as a table; a member id that is neither text nor number
+    becomes null.
 
-    Raises InvalidInput where a time of collection is none: which row of the cut-off it is on would be a guess.
+    Raises InvalidInput where a time of collection is none: which row of the cut-off it is on would
+    be a guess.
     """
     made: dict[str, pa.Array] = {columns.member: _texts(values[columns.member], otherwise=None)}
     for name in (columns.jurisdiction, columns.category):
         if name is not None:
             made[name] = _texts(values[name], otherwise="?")
     if columns.collected is not None:
-        made[columns.collected] = pa.array([as_instant(value) for value in values[columns.collected]], pa.int64())
+        made[columns.collected] = pa.array(
+            [as_instant(value) for value in values[columns.collected]], pa.int64()
+        )
     assert all(len(column) == rows for column in made.values())
     return pa.table(made)
 
@@ -411,7 +473,8 @@ def as_instant(value: Any) -> Micros | None:
         return Micros((moment - _EPOCH) // timedelta(microseconds=1))
     except (TypeError, ValueError, OverflowError):
         raise InvalidInput(
-            "A time of collection is neither a date and time in ISO 8601 nor a number of microseconds.",
+            "A time of collection is neither a date and time in ISO 8601 nor a number of "
+            "microseconds.",
             code="input.collected",
             fix="write 2024-10-11T09:00:00Z, or microseconds since 1970-01-01 UTC",
         ) from None

@@ -14,13 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from consentry.domain.decisions import Row, judge
+from consentry.domain.decisions import Row, decide_state
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros, Reason
 from consentry.record_index import IntegerKeys, Keys, TextKeys
 from consentry.record_index.keys import INTEGERS_BELOW, numbers_of_views
-from consentry.trainer.deciding.member_classes import HELD_CLASS, Distinctions, Likenesses, RowKind
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.member_classes import (
+    QUARANTINED_CLASS,
+    ControlBoundaries,
+    MemberClasses,
+    RowKind,
+)
+from consentry.trainer.deciding.snapshot import Snapshot
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
 _ALLOWING = np.array([reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in REASONS])
@@ -29,7 +34,8 @@ _NO_CODE: Final = "?"
 """Stands for every jurisdiction that is no known code: one such decides, whatever else is asked."""
 _DIRECT_MIN: Final = 1 << 16
 _SIDE_BY_SIDE: Final = 1 << 17
-"""Rows looked up at once: enough for the arithmetic to count, few enough for a processor's cache."""
+"""Rows looked up at once: enough for the arithmetic to count, few enough for a processor's cache.
+"""
 _COMPARED_MAX: Final = 8
 """Of more cut-offs a search is quicker than comparing with each."""
 _SHORT_MIN: Final = 1 << 14
@@ -52,7 +58,10 @@ class Columns:
 
 
 def columns_of(table: pa.Table, columns: Columns | None) -> Columns:
-    """The columns that a caller named, or else those with our conventional names. Raises InvalidInput."""
+    """The columns that a caller named, or else those with our conventional names.
+
+    Raises InvalidInput.
+    """
     return conventional_columns(table) if columns is None else as_columns(columns)
 
 
@@ -63,7 +72,8 @@ def as_columns(given: object) -> Columns:
     raise InvalidInput(
         f"columns is a {type(given).__name__}, which does not say which column is which.",
         code="input.columns",
-        fix='give consentry.trainer.Columns(member="…", jurisdiction="…"), or rename the columns and give none',
+        fix='give consentry.trainer.Columns(member="…", jurisdiction="…"), or rename the columns '
+        "and give none",
     )
 
 
@@ -73,13 +83,19 @@ _CONVENTIONAL: Final = frozenset({"member_id", "jurisdiction", "category", "coll
 def conventional_columns(table: pa.Table) -> Columns:
     """The columns that have our conventional names; only `member_id` has to be there.
 
-    Raises InvalidInput for a name that differs only in case: to other engines it is ours, and its pauses count.
+    Raises InvalidInput for a name that differs only in case: to other engines it is ours, and its
+    pauses count.
     """
     names = table.column_names
     for name in names:
-        if name not in _CONVENTIONAL and name.lower() in _CONVENTIONAL and name.lower() not in names:
+        if (
+            name not in _CONVENTIONAL
+            and name.lower() in _CONVENTIONAL
+            and name.lower() not in names
+        ):
             raise InvalidInput(
-                f"The table has a column {name!r}, which is the conventional {name.lower()!r} but for its case.",
+                f"The table has a column {name!r}, which is the conventional {name.lower()!r} but "
+                "for its case.",
                 code="input.column",
                 fix=f"rename it to {name.lower()!r}, or name the columns",
             )
@@ -91,7 +107,7 @@ def conventional_columns(table: pa.Table) -> Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decisions:
     """One answer per row: `reasons` are places in REASONS."""
 
     reasons: npt.NDArray[np.int8]
@@ -105,45 +121,60 @@ class Verdict:
     def counts(self) -> dict[Reason, int]:
         """How many rows have each reason."""
         numbers = np.bincount(self.reasons, minlength=len(REASONS)).tolist()
-        return Counter({reason: number for reason, number in zip(REASONS, numbers, strict=True) if number})
+        return Counter(
+            {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
+        )
 
 
 def decide_table(
-    table: pa.Table, view: View, *, purpose: str, at: Micros, known_at: Micros, columns: Columns, is_fresh: bool
-) -> Verdict:
-    """Decide every row of `table`: for each the reason that `view.decide` gives, for many rows at once.
+    table: pa.Table,
+    snapshot: Snapshot,
+    *,
+    purpose: str,
+    at: Micros,
+    known_at: Micros,
+    columns: Columns,
+    is_fresh: bool,
+) -> Decisions:
+    """Decide every row of `table`: for each the reason that `view.decide` gives, for many rows at
+    once.
 
-    Times in microseconds since 1970-01-01 UTC. A member id is a text, or an integer for its decimal text; one that is
-    null, malformed or of another type is HELD, never dropped silently; a jurisdiction that is no known code is unknown;
-    nothing is allowed where `is_fresh` is False. Raises InvalidInput where a named column is missing or holds no times.
+    Times in microseconds since 1970-01-01 UTC. A member id is a text, or an integer for its decimal
+    text; one that is null, malformed or of another type is QUARANTINED, never dropped silently; a
+    jurisdiction that is no known code is unknown; nothing is allowed where `is_fresh` is False.
+    Raises InvalidInput where a named column is missing or holds no times.
 
-    Only `judge` allows: members who stand alike and rows that no rule tells apart ask one question, and it is asked
-    once. What was found is remembered in the view, until a record, a control or the time asked about makes it another.
+    Only `decide_state` allows: members who stand alike and rows that no rule tells apart ask one
+    question, and it is asked once. What was found is remembered in the view, until a record, a
+    control or the time asked about makes it another.
     """
     check_columns(table, columns)
     if not is_fresh or table.num_rows == 0:
-        return Verdict(np.full(table.num_rows, _STALE, dtype=np.int8))
-    distinctions = view.distinctions
-    likenesses = view.likenesses(purpose, distinctions.voiding)
-    codes = _member_classes(table[columns.member], view, likenesses, at=at, known_at=known_at)
-    axes = (
-        _places(table, columns.jurisdiction, distinctions),
-        _categories(table, columns.category, distinctions),
-        _collection_times(table, columns.collected, distinctions),
+        return Decisions(np.full(table.num_rows, _STALE, dtype=np.int8))
+    boundaries = snapshot.boundaries
+    member_classes = snapshot.member_classes(purpose, boundaries.voiding)
+    codes = _member_classes(
+        table[columns.member], snapshot, member_classes, at=at, known_at=known_at
     )
-    size = len(likenesses.standings)
+    axes = (
+        _places(table, columns.jurisdiction, boundaries),
+        _categories(table, columns.category, boundaries),
+        _collection_times(table, columns.collected, boundaries),
+    )
+    size = len(member_classes.standings)
     for axis in axes:
         size *= len(axis.values)
         codes = codes.astype(np.int32 if size < 1 << 31 else np.int64, copy=False)
         if axis.codes is not None:
             codes *= len(axis.values)
             codes += axis.codes
-    question = _Question(likenesses, distinctions, axes, purpose, at, known_at)
-    return Verdict(_answered(codes, size, question.answers))
+    question = _TableQuestion(member_classes, boundaries, axes, purpose, at, known_at)
+    return Decisions(_answered(codes, size, question.answers))
 
 
 class _Axis(NamedTuple):
-    """One thing that is known of rows: values, each of which stands for all that are judged alike, and their places.
+    """One thing that is known of rows: values, each of which stands for all that are judged alike,
+    and their places.
 
     `codes` has a place for each row; None is the first one for all.
     """
@@ -152,20 +183,22 @@ class _Axis(NamedTuple):
     codes: npt.NDArray[np.int32] | None = None
 
 
-class _Question(NamedTuple):
+class _TableQuestion(NamedTuple):
     """What is asked of every class of members for every kind of row."""
 
-    likenesses: Likenesses
-    distinctions: Distinctions
+    member_classes: MemberClasses
+    boundaries: ControlBoundaries
     axes: tuple[_Axis, _Axis, _Axis]
     purpose: str
     at: Micros
     known_at: Micros
 
     def answers(self, distinct: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int8]:
-        """Places in REASONS for combined codes of class, jurisdiction, category and time of collection."""
-        moment = self.distinctions.moment(self.at, self.known_at)
-        remembered = self.likenesses.answers(self.distinctions, moment)
+        """Places in REASONS for combined codes of class, jurisdiction, category and time of
+        collection.
+        """
+        moment = self.boundaries.moment(self.at, self.known_at)
+        remembered = self.member_classes.answers(self.boundaries, moment)
         sizes = [len(axis.values) for axis in self.axes]
         classes, kinds = np.divmod(distinct, math.prod(sizes))
         kinds, row_of = np.unique(kinds, return_inverse=True)
@@ -174,22 +207,30 @@ class _Question(NamedTuple):
             for places in zip(*np.unravel_index(kinds, sizes), strict=True)
         ]
         keys = remembered.keys(rows, row_of, classes)
-        found = np.fromiter(map(remembered.given.get, keys, repeat(-1)), dtype=np.int8, count=len(keys))
+        found = np.fromiter(
+            map(remembered.given.get, keys, repeat(-1)), dtype=np.int8, count=len(keys)
+        )
         for place in np.flatnonzero(found < 0).tolist():
-            found[place] = remembered.given[keys[place]] = self._judge(classes[place], rows[row_of[place]])
+            found[place] = remembered.given[keys[place]] = self._decider(
+                classes[place], rows[row_of[place]]
+            )
         return found
 
-    def _judge(self, number: int, kind: RowKind) -> int:
+    def _decider(self, number: int, kind: RowKind) -> int:
         row = Row(jurisdiction=kind[0], category=kind[1], collected=kind[2])
-        own, controls = self.likenesses.standings[number], self.distinctions.controls
-        decision = judge(own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at)
+        own, controls = self.member_classes.standings[number], self.boundaries.controls
+        decision = decide_state(
+            own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at
+        )
         return REASONS.index(decision.reason)
 
 
 def _answered(
     codes: npt.NDArray[Any], size: int, answer: Callable[[npt.NDArray[Any]], npt.NDArray[np.int8]]
 ) -> npt.NDArray[np.int8]:
-    """The answer for each of the codes, which are below `size`; asked for once per code that occurs."""
+    """The answer for each of the codes, which are below `size`; asked for once per code that
+    occurs.
+    """
     if size > max(_DIRECT_MIN, 4 * len(codes)):
         distinct, places = np.unique(codes, return_inverse=True)
         found: npt.NDArray[np.int8] = answer(distinct)[places]
@@ -205,23 +246,32 @@ def _answered(
 
 
 def _member_classes(
-    column: pa.ChunkedArray, view: View, likenesses: Likenesses, *, at: Micros, known_at: Micros
+    column: pa.ChunkedArray,
+    snapshot: Snapshot,
+    member_classes: MemberClasses,
+    *,
+    at: Micros,
+    known_at: Micros,
 ) -> npt.NDArray[np.int32]:
     """Each row's class of members."""
     if pa.types.is_dictionary(column.type):
         is_whole = pa.types.is_integer(column.type.value_type)
         values, codes = _dictionary(column if is_whole else _texts(column, _as_member))
-        by_code = _member_classes(pa.chunked_array([values]), view, likenesses, at=at, known_at=known_at)
+        by_code = _member_classes(
+            pa.chunked_array([values]), snapshot, member_classes, at=at, known_at=known_at
+        )
         found: npt.NDArray[np.int32] = by_code[codes]
         return found
 
     def ask(keys: Keys) -> npt.NDArray[np.int32]:
-        return view.classes(keys, likenesses, at=at, known_at=known_at)
+        return snapshot.classes(keys, member_classes, at=at, known_at=known_at)
 
     read = _integer_classes if pa.types.is_integer(column.type) else _text_classes
     if read is _text_classes:
         column = _texts(column, _as_member)
-    return np.concatenate([np.zeros(0, dtype=np.int32), *(read(part, ask) for part in _slices(column))])
+    return np.concatenate(
+        [np.zeros(0, dtype=np.int32), *(read(part, ask) for part in _slices(column))]
+    )
 
 
 _Ask = Callable[[Keys], npt.NDArray[np.int32]]
@@ -234,7 +284,7 @@ def _text_classes(chunk: pa.Array, ask: _Ask) -> npt.NDArray[np.int32]:
     is_id = keys.valid()
     if is_id.all():
         return ask(keys)
-    found = np.full(len(chunk), HELD_CLASS, dtype=np.int32)
+    found = np.full(len(chunk), QUARANTINED_CLASS, dtype=np.int32)
     rows = np.flatnonzero(is_id)
     found[rows] = ask(keys.taken(rows))
     return found
@@ -253,24 +303,29 @@ def _as_member(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _places(table: pa.Table, name: str | None, distinctions: Distinctions) -> _Axis:
-    is_code = distinctions.controls.jurisdictions.is_code
+def _places(table: pa.Table, name: str | None, boundaries: ControlBoundaries) -> _Axis:
+    is_code = boundaries.controls.jurisdictions.is_code
     return _axis(table, name, lambda place: place if is_code(place) else _NO_CODE)
 
 
-def _categories(table: pa.Table, name: str | None, distinctions: Distinctions) -> _Axis:
-    named = distinctions.categories
+def _categories(table: pa.Table, name: str | None, boundaries: ControlBoundaries) -> _Axis:
+    named = boundaries.categories
     not_named = max(named, default="") + "*"
     return _axis(table, name, lambda category: category if category in named else not_named)
 
 
 def _axis(table: pa.Table, name: str | None, stand_in: Callable[[str], str]) -> _Axis:
-    """The stand-ins of a column's texts, null among them where it has any; one null where there is no such column."""
+    """The stand-ins of a column's texts, null among them where it has any; one null where there is
+    no such column.
+    """
     if name is None:
         return _Axis([None])
     values, codes = encoded(_texts(table[name], _as_text))
     places: dict[str | None, int] = {}
-    found = [places.setdefault(None if value is None else stand_in(value), len(places)) for value in values]
+    found = [
+        places.setdefault(None if value is None else stand_in(value), len(places))
+        for value in values
+    ]
     is_same = found == list(range(len(found)))
     return _Axis(list(places), codes if is_same else np.array(found, dtype=np.int32)[codes])
 
@@ -294,7 +349,8 @@ def check_columns(table: pa.Table, columns: Columns) -> None:
     for name in (columns.member, columns.jurisdiction, columns.category, columns.collected):
         if name is not None and name not in table.column_names:
             raise InvalidInput(
-                f"The table has no column {name!r}; it has {', '.join(map(repr, table.column_names))}.",
+                f"The table has no column {name!r}; it has "
+                f"{', '.join(map(repr, table.column_names))}.",
                 code="input.column",
                 fix="name the right columns; member ids are needed, the others are optional",
             )
@@ -302,12 +358,17 @@ def check_columns(table: pa.Table, columns: Columns) -> None:
 
 def _slices(column: pa.ChunkedArray) -> list[pa.Array]:
     return [
-        chunk.slice(start, _SIDE_BY_SIDE) for chunk in column.chunks for start in range(0, len(chunk), _SIDE_BY_SIDE)
+        chunk.slice(start, _SIDE_BY_SIDE)
+        for chunk in column.chunks
+        for start in range(0, len(chunk), _SIDE_BY_SIDE)
     ]
 
 
 def _short_texts(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]] | None:
-    """As `encoded`, for a few texts of up to seven bytes, such as codes of jurisdictions; None for others."""
+    """As `encoded`, for a few texts of up to seven bytes, such as codes of jurisdictions;
+
+    None for others.
+    """
     is_view = pa.types.is_string_view(column.type)
     is_text = is_view or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if not is_text or len(column) < _SHORT_MIN:
@@ -342,7 +403,9 @@ def _short_text(number: int) -> str | None:
 
 
 def encoded(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]]:
-    """The distinct values of a column (null among them where it has any), and each row's place in them."""
+    """The distinct values of a column (null among them where it has any), and each row's place in
+    them.
+    """
     short = _short_texts(column)
     if short is not None:
         return short
@@ -359,7 +422,8 @@ def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32
         column = _written_out(column)
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
-    # All chunks of one encoding share one dictionary; Arrow's own unifying refuses one that holds a null.
+    # All chunks of one encoding share one dictionary; Arrow's own unifying refuses one that holds a
+    # null.
     chunks = pc.dictionary_encode(column, null_encoding="encode").chunks
     if not chunks:
         return pa.array([], column.type), np.zeros(0, dtype=np.int32)
@@ -371,24 +435,38 @@ def _written_out(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """The values of a dictionary, written out; Arrow itself does not do so for string views."""
     kind = column.type.value_type
     kind = pa.string() if pa.types.is_string_view(kind) else kind
-    return pa.chunked_array([one.dictionary.cast(kind).take(one.indices) for one in column.chunks], kind)
+    return pa.chunked_array(
+        [one.dictionary.cast(kind).take(one.indices) for one in column.chunks], kind
+    )
 
 
 def _shared_dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]] | None:
-    """The dictionary that all chunks have, and a null; None where they differ, or where most of it may be of no use."""
+    """The dictionary that all chunks have, and a null;
+
+    None where they differ, or where most of it may be of no use.
+    """
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     values = chunks[0].dictionary if chunks else None
-    if values is None or len(values) > len(column) or any(not one.dictionary.equals(values) for one in chunks[1:]):
+    if (
+        values is None
+        or len(values) > len(column)
+        or any(not one.dictionary.equals(values) for one in chunks[1:])
+    ):
         return None
-    codes = [one.indices.cast(pa.int32()).fill_null(len(values)).to_numpy(zero_copy_only=False) for one in chunks]
+    codes = [
+        one.indices.cast(pa.int32()).fill_null(len(values)).to_numpy(zero_copy_only=False)
+        for one in chunks
+    ]
     if pa.types.is_string_view(values.type):
         values = values.cast(pa.string())
     # A null of a categorical has no place in its dictionary.
     return pa.concat_arrays([values, pa.nulls(1, values.type)]), np.concatenate(codes)
 
 
-def _collection_times(table: pa.Table, name: str | None, distinctions: Distinctions) -> _Axis:
-    """Times of collection matter only by which cut-offs they are before: one time stands for each such class."""
+def _collection_times(table: pa.Table, name: str | None, boundaries: ControlBoundaries) -> _Axis:
+    """Times of collection matter only by which cut-offs they are before: one time stands for each
+    such class.
+    """
     if name is None:
         return _Axis([None])
     column = table[name]
@@ -398,14 +476,18 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
             kind = kind.value_type
             column = _written_out(column)
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-            # Only nanoseconds lose something, which no cut-off can tell; a time that wraps round would be another one.
+            # Only nanoseconds lose something, which no cut-off can tell; a time that wraps round
+            # would be another one.
             column = column.cast(pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
         elif not pa.types.is_integer(kind) and not pa.types.is_null(kind):
             raise _no_times(name, column.type)
         column = column.cast(pa.int64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # out of range; a type that is no time
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+    ) as error:  # out of range; a type that is no time
         raise _no_times(name, column.type) from error
-    cut_offs = distinctions.cut_offs
+    cut_offs = boundaries.cut_offs
     if not cut_offs:
         return _Axis([None])
     # Nobody knows when is as early as can be: it is inside no cut-off either.
@@ -416,7 +498,9 @@ def _collection_times(table: pa.Table, name: str | None, distinctions: Distincti
 def _passed(values: npt.NDArray[np.int64], cut_offs: Sequence[Micros]) -> npt.NDArray[np.int32]:
     """How many cut-offs, which ascend, each value has reached."""
     if len(cut_offs) > _COMPARED_MAX:
-        return np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(np.int32)
+        return np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(
+            np.int32
+        )
     codes = np.zeros(len(values), dtype=np.int32)
     for cut_off in cut_offs:
         codes += values >= cut_off
@@ -425,7 +509,8 @@ def _passed(values: npt.NDArray[np.int64], cut_offs: Sequence[Micros]) -> npt.ND
 
 def _no_times(name: str, kind: pa.DataType) -> InvalidInput:
     return InvalidInput(
-        f"The column {name!r} holds {kind}, which is not a time of collection, or one out of all bounds.",
+        f"The column {name!r} holds {kind}, which is not a time of collection, or one out of all "
+        "bounds.",
         code="input.column",
         fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
     )

@@ -1,4 +1,6 @@
-"""Who can say of every row of a table whether it may be used: what each filter and each training run is given."""
+"""Who can say of every row of a table whether it may be used: what each filter and each training
+run is given.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,21 @@ import pyarrow as pa
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
-from consentry.trainer.deciding.decide_table import Columns, Verdict, columns_of, decide_table
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decide_table import Columns, Decisions, columns_of, decide_table
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.freshness import FOREVER
 
 
-class Judge(Protocol):
-    """The client, or something that stands for it where the client cannot be, such as in another process."""
+class Decider(Protocol):
+    """The client, or something that stands for it where the client cannot be, such as in another
+    process.
+    """
 
     @property
-    def view_id(self) -> str:
-        """Names all that answers rest on: equal only where the same records and controls are held."""
+    def snapshot_id(self) -> str:
+        """Names all that answers rest on: equal only where the same records and controls are
+        held.
+        """
         ...
 
     @property
@@ -27,10 +33,18 @@ class Judge(Protocol):
         """Why nothing is allowed now; empty where freshness is proven."""
         ...
 
-    def judge(
-        self, table: pa.Table, *, purpose: str, columns: Columns | None = None, at_least: str | None = None
-    ) -> Verdict:
-        """Decide every row; see filter.decide_table. With the token `at_least` STALE unless it is reached."""
+    def decide_table(
+        self,
+        table: pa.Table,
+        *,
+        purpose: str,
+        columns: Columns | None = None,
+        at_least: str | None = None,
+    ) -> Decisions:
+        """Decide every row; see filter.decide_table.
+
+        With the token `at_least` STALE unless it is reached.
+        """
         ...
 
 
@@ -40,7 +54,10 @@ BUNDLE_CLOCKS_SECONDS: Final = 300.0
 
 
 def too_old(age_seconds: float, bound_seconds: float, *, clocks: float = CLOCKS_SECONDS_MAX) -> str:
-    """Why a view of that age proves nothing; empty where it does. A clock that went back makes no old view fresh."""
+    """Why a view of that age proves nothing; empty where it does.
+
+    A clock that went back makes no old view fresh.
+    """
     if age_seconds > bound_seconds:
         return f"what is held is {age_seconds:.1f} s old, the bound is {bound_seconds:g} s"
     if age_seconds < -clocks and bound_seconds != float("inf"):
@@ -48,50 +65,59 @@ def too_old(age_seconds: float, bound_seconds: float, *, clocks: float = CLOCKS_
     return ""
 
 
-class ViewJudge:
-    """Judges by a view that does not move, such as that of a bundle: as of `at`, or of now where it is None.
+class SnapshotDecider:
+    """Judges by a view that does not move, such as that of a bundle: as of `at`, or of now where it
+    is None.
 
-    Nothing tells whether a view like this is still true: `stale_after_seconds` bounds how old it may be.
+    Nothing tells whether a view like this is still true: `stale_after_seconds` bounds how old it
+    may be.
     """
 
     def __init__(
         self,
-        view: View,
+        snapshot: Snapshot,
         *,
         at: Micros | None = None,
         clock: Clock = system_clock,
         stale_after_seconds: float = float("inf"),
     ) -> None:
-        self.view = view
+        self.snapshot = snapshot
         self._at = at
         self._clock = clock
         self._stale_after_seconds = stale_after_seconds
 
     @property
-    def view_id(self) -> str:
+    def snapshot_id(self) -> str:
         """See Judge."""
-        return self.view.view_id
+        return self.snapshot.snapshot_id
 
     @property
     def stale_detail(self) -> str:
         """See Judge."""
         return too_old(
-            self.view.staleness_seconds(self._clock()), self._stale_after_seconds, clocks=BUNDLE_CLOCKS_SECONDS
+            self.snapshot.staleness_seconds(self._clock()),
+            self._stale_after_seconds,
+            clocks=BUNDLE_CLOCKS_SECONDS,
         )
 
-    def judge(
-        self, table: pa.Table, *, purpose: str, columns: Columns | None = None, at_least: str | None = None
-    ) -> Verdict:
+    def decide_table(
+        self,
+        table: pa.Table,
+        *,
+        purpose: str,
+        columns: Columns | None = None,
+        at_least: str | None = None,
+    ) -> Decisions:
         """See Judge. Raises Unavailable for a token: what does not move never reaches one."""
         if at_least is not None:
             raise Unavailable(
-                "A view that does not follow cannot wait for a consent token.",
+                "A view that does not follow cannot wait for a consistency token.",
                 code="trainer.not_following",
                 fix="ask a client, or take a newer bundle",
             )
         return decide_table(
             table,
-            self.view,
+            self.snapshot,
             purpose=purpose,
             at=self._clock() if self._at is None else self._at,
             known_at=FOREVER,

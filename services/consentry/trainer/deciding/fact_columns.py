@@ -1,4 +1,6 @@
-"""The facts of many records read side by side, so that most members are told apart without reading each record."""
+"""The facts of many records read side by side, so that most members are told apart without reading
+each record.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _NOT_SMALL: Final = 0x81
 _HIGH_BITS: Final = np.uint64(0x8080808080808080)
 _INSTANT: Final = np.uint64(0x0080808080808080)
 _INSTANT_MASK: Final = _HIGH_BITS | np.uint64(1)
-"""By these bits eight bytes are an instant of 1978 to 3111: seven that go on and one that ends, not negative."""
+"""By these bits eight bytes are an instant of 1978 to 3111: seven that go on and one that ends, not
+negative.
+"""
 _LOW_BYTES: Final = np.array([(1 << 8 * count) - 1 for count in range(9)], dtype=np.uint64)
 _RELOCATES: Final = np.isin(np.arange(256), list(RELOCATION_FACTS))
 _NO_FACT: Final = np.uint8(255)
@@ -34,22 +38,32 @@ _CHOICES: Final = (FactKind.UNKNOWN, *sorted(CHOICE_FACTS))
 _CHOICE_NUMBERS: Final = np.zeros(256, dtype=np.uint8)
 _CHOICE_NUMBERS[list(_CHOICES[1:])] = np.arange(1, len(_CHOICES))
 _OUTCOMES: Final = np.zeros((len(_CHOICES), 64, len(_CHOICES), 65, 64), dtype=np.int8)
-"""What `next_choice` was found to say, by the choice that stood, its version, the new one, what it saw, its version."""
+"""What `next_choice` was found to say, by the choice that stood, its version, the new one, what it
+saw, its version.
+"""
 _STAYS, _TAKEN, _NOTHING = range(1, 4)
 
 Signature = bytes
 """What the records of one class have in common."""
 _SIGNATURE: Final = np.dtype(
-    [("place", "<u8"), ("lifts", "<u4"), ("age", "u1"), ("choice", "u1"), ("is_erased", "?"), ("is_held", "?")]
+    [
+        ("place", "<u8"),
+        ("lifts", "<u4"),
+        ("age", "u1"),
+        ("choice", "u1"),
+        ("is_erased", "?"),
+        ("is_quarantined", "?"),
+    ]
 )
 _Column = npt.NDArray[Any]
 
 
 class FactColumns:
-    """The facts of many records, read side by side: one fact of each of them at every step, the newest first.
+    """The facts of many records, read side by side: one fact of each of them at every step, the
+    newest first.
 
-    Reads what the writer makes of an ordinary record (layout: wire/records.py); `is_plain` says which rows those are.
-    All others, the damaged among them, are left to `read_record`.
+    Reads what the writer makes of an ordinary record (layout: wire/records.py); `is_plain` says
+    which rows those are. All others, the damaged among them, are left to `read_record`.
     """
 
     def __init__(self, members: Sequence[bytes], raws: Sequence[bytes], purpose: str) -> None:
@@ -61,17 +75,28 @@ class FactColumns:
         ends = np.cumsum(lengths)
         position = ends - lengths + _FACTS_AT
         counts = self._bytes[position]
-        self.is_plain = (lengths >= _LENGTH_MIN) & (counts & _NOT_SMALL == 0) & self._sums_match(members, raws, ends)
+        self.is_plain = (
+            (lengths >= _LENGTH_MIN)
+            & (counts & _NOT_SMALL == 0)
+            & self._sums_match(members, raws, ends)
+        )
         self._steps: list[_Step] = []
         position += 1
         for number in range(int(counts.max(initial=0, where=self.is_plain)) >> 1):
             rows = np.flatnonzero(self.is_plain & (counts >> 1 > number))
-            step, position[rows], self.is_plain[rows] = self._read(rows, position[rows], ends[rows] - _TAIL)
+            step, position[rows], self.is_plain[rows] = self._read(
+                rows, position[rows], ends[rows] - _TAIL
+            )
             self._steps.append(step)
-        # Behind the facts are the end of their block and two horizons, all of them 0 where nothing was folded.
-        self.is_plain &= (position == ends - _TAIL) & (self._words[ends - _TAIL] & np.uint64(0xFFFFFF) == 0)
+        # Behind the facts are the end of their block and two horizons, all of them 0 where nothing
+        # was folded.
+        self.is_plain &= (position == ends - _TAIL) & (
+            self._words[ends - _TAIL] & np.uint64(0xFFFFFF) == 0
+        )
 
-    def _sums_match(self, members: Sequence[bytes], raws: Sequence[bytes], ends: _Column) -> _Column:
+    def _sums_match(
+        self, members: Sequence[bytes], raws: Sequence[bytes], ends: _Column
+    ) -> _Column:
         """As `check_sum`, per row."""
         sums = map(crc32, [raw[:-4] for raw in raws], map(crc32, members))
         stored: _Column = self._words[ends - 4].astype("<u4").byteswap()
@@ -79,7 +104,9 @@ class FactColumns:
         return match
 
     def _read(self, rows: _Column, at: _Column, ends: _Column) -> tuple[_Step, _Column, _Column]:
-        """The fact that starts `at`, where the next one does, and whether it was plain, for each of these rows."""
+        """The fact that starts `at`, where the next one does, and whether it was plain, for each of
+        these rows.
+        """
         version, kind, branch = self._bytes[at], self._bytes[at + 1], self._bytes[at + 26]
         effective, recorded = self._words[at + 2], self._words[at + 10]
         observes = branch == 2
@@ -93,12 +120,20 @@ class FactColumns:
         after = size_at + 1 + size
         name, is_of_purpose, is_ascii = self._names(size_at + 1, size)
         is_plain &= (after <= ends) & is_ascii & ~(_RELOCATES[kind] & (size > 7))
-        name |= size.astype(np.uint64) << np.uint64(56)  # so that a name and one that begins with it differ
+        name |= size.astype(np.uint64) << np.uint64(
+            56
+        )  # so that a name and one that begins with it differ
         observed = np.where(observes, seen.astype(np.int16) >> 1, np.int16(-1))
-        return _Step(rows, kind, version >> 1, effective, recorded, observed, name, is_of_purpose), after, is_plain
+        return (
+            _Step(rows, kind, version >> 1, effective, recorded, observed, name, is_of_purpose),
+            after,
+            is_plain,
+        )
 
     def _names(self, start: _Column, size: _Column) -> tuple[_Column, _Column, _Column]:
-        """Of the name at `start`: its first eight bytes, whether it is the purpose, and whether it is ASCII."""
+        """Of the name at `start`: its first eight bytes, whether it is the purpose, and whether it
+        is ASCII.
+        """
         first, is_of_purpose = np.zeros(len(start), dtype=np.uint64), size == len(self._purpose)
         is_ascii = np.ones(len(start), dtype=np.bool_)
         for offset in range(0, int(size.max(initial=0)), 8):
@@ -111,24 +146,37 @@ class FactColumns:
         return first, is_of_purpose, is_ascii
 
     def latest(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Per row, the last time that a fact took effect and that one was recorded, in microseconds."""
+        """Per row, the last time that a fact took effect and that one was recorded, in
+        microseconds.
+        """
         effective, recorded = np.zeros((2, len(self.is_plain)), dtype=np.uint64)
         for step in self._steps:
             effective[step.rows] = np.maximum(effective[step.rows], step.effective)
             recorded[step.rows] = np.maximum(recorded[step.rows], step.recorded)
         return _instants(effective), _instants(recorded)
 
-    def signatures(self, at: Micros, known_at: Micros, voiding: Sequence[Micros]) -> list[Signature | None]:
-        """What of each standing makes a difference to an answer; None where the row is not plain."""
+    def signatures(
+        self, at: Micros, known_at: Micros, voiding: Sequence[Micros]
+    ) -> list[Signature | None]:
+        """What of each standing makes a difference to an answer; None where the row is not
+        plain.
+        """
         if min(at, known_at) < 0:
-            return [None] * len(self.is_plain)  # before the horizons even of a record of which nothing was folded
-        found = _StandingColumns(len(self.is_plain))
+            return [None] * len(
+                self.is_plain
+            )  # before the horizons even of a record of which nothing was folded
+        found = _MemberStateColumns(len(self.is_plain))
         last_effective, last_recorded = _word(at), _word(known_at)
         for step in reversed(self._steps):
-            found.take_in(step, (step.effective <= last_effective) & (step.recorded <= last_recorded))
+            found.take_in(
+                step, (step.effective <= last_effective) & (step.recorded <= last_recorded)
+            )
         signatures = np.zeros(len(self.is_plain), dtype=_SIGNATURE)
-        signatures["is_erased"], signatures["is_held"] = found.is_erased, found.is_held & ~found.is_erased
-        others = ~(found.is_erased | found.is_held)
+        signatures["is_erased"], signatures["is_quarantined"] = (
+            found.is_erased,
+            found.is_quarantined & ~found.is_erased,
+        )
+        others = ~(found.is_erased | found.is_quarantined)
         signatures["place"][others] = found.place[others]
         signatures["age"][others] = found.age[others]
         signatures["choice"][others] = found.choice[others]
@@ -136,47 +184,66 @@ class FactColumns:
         lifts = np.array([_word(lift) for lift in voiding], dtype=np.uint64)
         signatures["lifts"][opted_in] = np.searchsorted(lifts, found.opted_in_at[opted_in])
         as_bytes = signatures.view(f"V{_SIGNATURE.itemsize}").tolist()
-        return [one if plain else None for one, plain in zip(as_bytes, self.is_plain.tolist(), strict=True)]
+        return [
+            one if plain else None
+            for one, plain in zip(as_bytes, self.is_plain.tolist(), strict=True)
+        ]
 
 
-class _StandingColumns:
+class _MemberStateColumns:
     """What `standing` says of each of many records, fact by fact in log order, for all at once."""
 
     def __init__(self, count: int) -> None:
-        self.is_erased, self.is_held = np.zeros((2, count), dtype=np.bool_)
+        self.is_erased, self.is_quarantined = np.zeros((2, count), dtype=np.bool_)
         self.place, self.opted_in_at = np.zeros((2, count), dtype=np.uint64)
-        self.age, self.choice, self._chosen_by, self._held_by = np.zeros((4, count), dtype=np.uint8)
+        self.age, self.choice, self._chosen_by, self._quarantined_by = np.zeros(
+            (4, count), dtype=np.uint8
+        )
 
     def take_in(self, step: _Step, counts: _Column) -> None:
-        """Take in one fact of each of some records where it counts. Source: rules 2, 3, 4 and 10."""
+        """Take in one fact of each of some records where it counts. Source: rules 2, 3, 4 and
+        10.
+        """
         kind = np.where(counts, step.kind, _NO_FACT)
         moves = _RELOCATES[kind]
         self.place[step.rows[moves]], self.age[step.rows[moves]] = step.name[moves], kind[moves]
         self.is_erased[step.rows[kind == FactKind.ERASED]] = True
-        self._hold(step, kind)
+        self._quarantine(step, kind)
         self._choose(step, np.where(step.is_of_purpose, kind, _NO_FACT))
 
-    def _hold(self, step: _Step, kind: _Column) -> None:
-        """What `next_hold` says after each of these facts that is a hold or a release."""
-        holds = (kind == FactKind.HELD) | (kind == FactKind.UNKNOWN)
+    def _quarantine(self, step: _Step, kind: _Column) -> None:
+        """What `next_quarantine` says after each of these facts that is a quarantine or a
+        release.
+        """
+        holds = (kind == FactKind.QUARANTINED) | (kind == FactKind.UNKNOWN)
         rows = step.rows[holds]
-        self.is_held[rows], self._held_by[rows] = True, step.version[holds]
-        has_seen = (step.observed >= self._held_by[step.rows]) & (step.observed < step.version)
-        self.is_held[step.rows[(kind == FactKind.RELEASED) & ((step.observed < 0) | has_seen)]] = False
+        self.is_quarantined[rows], self._quarantined_by[rows] = True, step.version[holds]
+        has_seen = (step.observed >= self._quarantined_by[step.rows]) & (
+            step.observed < step.version
+        )
+        self.is_quarantined[
+            step.rows[(kind == FactKind.RELEASED) & ((step.observed < 0) | has_seen)]
+        ] = False
 
     def _choose(self, step: _Step, kind: _Column) -> None:
         """Have `next_choice` say what stands after each of these facts that is a choice."""
         here = np.flatnonzero(_CHOICE_NUMBERS[kind])
         rows, chosen, version = step.rows[here], _CHOICE_NUMBERS[kind[here]], step.version[here]
-        outcome = _outcomes(self.choice[rows], self._chosen_by[rows], chosen, step.observed[here], version)
+        outcome = _outcomes(
+            self.choice[rows], self._chosen_by[rows], chosen, step.observed[here], version
+        )
         taken = outcome == _TAKEN
         self.choice[rows[outcome == _NOTHING]] = 0
         self.choice[rows[taken]], self._chosen_by[rows[taken]] = chosen[taken], version[taken]
         self.opted_in_at[rows[taken]] = step.recorded[here][taken]
 
 
-def _outcomes(standing: _Column, by: _Column, chosen: _Column, observed: _Column, version: _Column) -> _Column:
-    """What `next_choice` makes of each choice after the one that stands, each by its number and version."""
+def _outcomes(
+    standing: _Column, by: _Column, chosen: _Column, observed: _Column, version: _Column
+) -> _Column:
+    """What `next_choice` makes of each choice after the one that stands, each by its number and
+    version.
+    """
     codes = np.ravel_multi_index((standing, by, chosen, observed + 1, version), _OUTCOMES.shape)
     known = _OUTCOMES.reshape(-1)
     for code in np.unique(codes[known[codes] == 0]).tolist():
@@ -186,7 +253,9 @@ def _outcomes(standing: _Column, by: _Column, chosen: _Column, observed: _Column
 
 def _outcome(standing: int, by: int, chosen: int, seen: int, version: int) -> int:
     before = Fact(_CHOICES[standing], Micros(0), Micros(0), b"", version=by) if standing else None
-    now = Fact(_CHOICES[chosen], Micros(0), Micros(0), b"", seen - 1 if seen else None, version=version)
+    now = Fact(
+        _CHOICES[chosen], Micros(0), Micros(0), b"", seen - 1 if seen else None, version=version
+    )
     after = next_choice(before, now)
     if after is None:
         return _NOTHING
@@ -194,7 +263,10 @@ def _outcome(standing: int, by: int, chosen: int, seen: int, version: int) -> in
 
 
 class _Step(NamedTuple):
-    """One fact of each of some records. An instant stands as its eight bytes: as numbers they compare as it does."""
+    """One fact of each of some records.
+
+    An instant stands as its eight bytes: as numbers they compare as it does.
+    """
 
     rows: _Column
     kind: _Column
@@ -208,7 +280,9 @@ class _Step(NamedTuple):
 
 
 def _word(instant: Micros) -> np.uint64:
-    """An instant as its eight bytes; beyond what eight can say, a number that compares as it does."""
+    """An instant as its eight bytes; beyond what eight can say, a number that compares as it
+    does.
+    """
     if instant < 0:
         return np.uint64(0)
     if instant >= 1 << 55:

@@ -1,8 +1,10 @@
-"""The whole decision as small tables to join with, for engines that no Python function should run in.
+"""The whole decision as small tables to join with, for engines that no Python function should run
+in.
 
-Three left joins decide a row: its member gives a *standing*, its jurisdiction a *place*, its category a *kind*. With
-the number of cut-offs that its time of collection has reached they make one code, and `answers` has the reason for
-each. Every answer is one of the one rule function, domain.decisions.judge: nothing here knows a rule.
+Three left joins decide a row: its member gives a *standing*, its jurisdiction a *place*, its
+category a *kind*. With the number of cut-offs that its time of collection has reached they make one
+code, and `answers` has the reason for each. Every answer is one of the one rule function,
+domain.decisions.decide_state: nothing here knows a rule.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from consentry.domain.controls import Controls, PauseImposed
-from consentry.domain.decisions import NOBODY, Row, Standing, judge
+from consentry.domain.decisions import NOBODY, MemberState, Row, decide_state
 from consentry.domain.events import Fact, FactKind
 from consentry.domain.jurisdictions import ANYWHERE
 from consentry.domain.values import Micros
 from consentry.trainer.deciding.decide_table import REASONS
-from consentry.trainer.deciding.member_classes import HELD_CLASS, Distinctions
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.member_classes import QUARANTINED_CLASS, ControlBoundaries
+from consentry.trainer.deciding.snapshot import Snapshot
 
 _SIDE_BY_SIDE: Final = 1 << 20
 """Members looked up at once: bounds what is held beside the table that is made."""
@@ -32,145 +34,187 @@ _NO_CODE: Final = "?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionTables:
-    """What every row is joined with. The keys of each table are distinct, so that no join multiplies a row.
+class JoinTables:
+    """What every row is joined with.
 
-    `members` (member_id string, standing int32) has everybody of whom something is recorded; whoever is not in it has
-    the standing `nobody`, or `held` where the id is null or malformed or its partition is among `tainted`.
-    `places` (jurisdiction string, place int32) has every known code: null is the place `no_place`, any other text
-    `unknown_place`. `kinds` (category string, kind int32) has the categories that controls name: null is `no_kind`,
-    any other `other_kind`. `cut_offs`, in microseconds and ascending: a row's number is how many its time of collection
-    has reached, 0 where nobody knows when.
+    The keys of each table are distinct, so that no join multiplies a row.
+
+    `members` (member_id string, standing int32) has everybody of whom something is recorded;
+    whoever is not in it has the standing `nobody`, or `held` where the id is null or malformed or
+    its partition is among `tainted`. `places` (jurisdiction string, place int32) has every known
+    code: null is the place `no_place`, any other text `unknown_place`. `kinds` (category string,
+    kind int32) has the categories that controls name: null is `no_kind`, any other `other_kind`.
+    `cut_offs`, in microseconds and ascending: a row's number is how many its time of collection has
+    reached, 0 where nobody knows when.
 
     `answers` (code int64, reason int8) has a place in filter.REASONS for each `code`.
     """
 
-    view_id: str
+    snapshot_id: str
     members: pa.Table
     places: pa.Table
     kinds: pa.Table
     cut_offs: tuple[Micros, ...]
     answers: pa.Table
     nobody: int
-    held: int
+    quarantined: int
     no_place: int
     unknown_place: int
     no_kind: int
     other_kind: int
     sizes: tuple[int, int, int]
-    """How many places, kinds and counts of cut-offs there are; a code is standing, place, kind, count in these bases"""
+    """How many places, kinds and counts of cut-offs there are; a code is standing, place, kind,
+    count in these bases
+    """
     partitions: int
     tainted: frozenset[int]
 
 
-def decision_tables(view: View, *, purpose: str, at: Micros, known_at: Micros) -> DecisionTables:
-    """The tables that decide as `view` does for `purpose`; times in microseconds since 1970-01-01 UTC.
+def decision_tables(
+    snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros
+) -> JoinTables:
+    """The tables that decide as `snapshot` does for `purpose`; times in microseconds since
+    1970-01-01 UTC.
 
-    They do not move: what is recorded later is not in them. Rows that name no jurisdiction, category or time of
-    collection at all have their null. The tables hold member ids: whoever writes them down keeps them as such.
+    They do not move: what is recorded later is not in them. Rows that name no jurisdiction,
+    category or time of collection at all have their null. The tables hold member ids: whoever
+    writes them down keeps them as such.
     """
-    view_id = (
-        view.view_id
+    snapshot_id = (
+        snapshot.snapshot_id
     )  # asked first: what comes while the tables are made may be in them, never the other way round
-    distinctions = view.distinctions
-    controls = distinctions.controls
-    categories = sorted(distinctions.categories)
+    boundaries = snapshot.boundaries
+    controls = boundaries.controls
+    categories = sorted(boundaries.categories)
     other = max(categories, default="") + "*"
     kinds: list[str | None] = [None, other, *categories]
     codes = _places_alike(controls, kinds, purpose=purpose, at=at, known_at=known_at)
     places: list[str | None] = [None, _NO_CODE, *sorted(set(codes.values()))]
-    collected: list[Micros | None] = [None, *distinctions.cut_offs]
+    collected: list[Micros | None] = [None, *boundaries.cut_offs]
 
-    numbered = _Standings(codes, distinctions.voiding)
-    members = _members(view, numbered, distinctions, purpose=purpose, at=at, known_at=known_at)
-    rows = [Row(jurisdiction=one[0], category=one[1], collected=one[2]) for one in product(places, kinds, collected)]
+    numbered = _MemberStates(codes, boundaries.voiding)
+    members = _members(snapshot, numbered, boundaries, purpose=purpose, at=at, known_at=known_at)
+    rows = [
+        Row(jurisdiction=one[0], category=one[1], collected=one[2])
+        for one in product(places, kinds, collected)
+    ]
     answers = np.array(
         [
-            REASONS.index(judge(own, row, controls, purpose=purpose, at=at, known_at=known_at).reason)
+            REASONS.index(
+                decide_state(own, row, controls, purpose=purpose, at=at, known_at=known_at).reason
+            )
             for own in numbered.found
             for row in rows
         ],
         dtype=np.int8,
     )
     place_of = {place: number for number, place in enumerate(places)}
-    return DecisionTables(
-        view_id=view_id,
+    return JoinTables(
+        snapshot_id=snapshot_id,
         members=members,
-        places=_table("jurisdiction", codes, "place", [place_of[alike] for alike in codes.values()]),
+        places=_table(
+            "jurisdiction", codes, "place", [place_of[alike] for alike in codes.values()]
+        ),
         kinds=_table("category", categories, "kind", range(2, len(kinds))),
-        cut_offs=distinctions.cut_offs,
-        answers=pa.table({"code": pa.array(np.arange(len(answers), dtype=np.int64)), "reason": pa.array(answers)}),
+        cut_offs=boundaries.cut_offs,
+        answers=pa.table(
+            {"code": pa.array(np.arange(len(answers), dtype=np.int64)), "reason": pa.array(answers)}
+        ),
         nobody=numbered.number(NOBODY),
-        held=_Standings.HELD,
+        quarantined=_MemberStates.QUARANTINED,
         no_place=0,
         unknown_place=1,
         no_kind=0,
         other_kind=1,
         sizes=(len(places), len(kinds), len(collected)),
-        partitions=view.partitions,
-        tainted=frozenset(view.freshness.tainted),
+        partitions=snapshot.partitions,
+        tainted=frozenset(snapshot.freshness.tainted),
     )
 
 
 def _table(key: str, keys: Iterable[str], value: str, values: Iterable[int]) -> pa.Table:
-    return pa.table({key: pa.array(list(keys), pa.string()), value: pa.array(list(values), pa.int32())})
+    return pa.table(
+        {key: pa.array(list(keys), pa.string()), value: pa.array(list(values), pa.int32())}
+    )
 
 
-class _Standings:
+class _MemberStates:
     """The standings that answers are asked for: members whom no row tells apart share one."""
 
-    HELD: Final = 0
+    QUARANTINED: Final = 0
 
     def __init__(self, codes: Mapping[str, str], voiding: Sequence[Micros]) -> None:
         self._codes = codes
         self._voiding = voiding
-        unreadable = Fact(FactKind.HELD, Micros(0), Micros(0), bytes(8))
-        self.found: Final = [NOBODY._replace(hold=unreadable)]
-        self._numbers: dict[Hashable, int] = {self._likeness(self.found[0]): self.HELD}
+        unreadable = Fact(FactKind.QUARANTINED, Micros(0), Micros(0), bytes(8))
+        self.found: Final = [NOBODY._replace(quarantine=unreadable)]
+        self._numbers: dict[Hashable, int] = {
+            self._equivalence_key(self.found[0]): self.QUARANTINED
+        }
 
-    def number(self, own: Standing) -> int:
+    def number(self, own: MemberState) -> int:
         """The place of the standing in `found`."""
         if own.relocation is not None:
             alike = self._codes.get(own.relocation.name, _NO_CODE)
             own = own._replace(relocation=own.relocation._replace(name=alike))
-        found = self._numbers.setdefault(self._likeness(own), len(self.found))
+        found = self._numbers.setdefault(self._equivalence_key(own), len(self.found))
         if found == len(self.found):
             self.found.append(own)
         return found
 
-    def _likeness(self, own: Standing) -> Hashable:
-        """What of a standing makes a difference to an answer; an erasure or a hold decides alone."""
-        for place, decides in enumerate((own.erasure, own.hold, own.is_folded)):
+    def _equivalence_key(self, own: MemberState) -> Hashable:
+        """What of a standing makes a difference to an answer; an erasure or a hold decides
+        alone.
+        """
+        for place, decides in enumerate((own.erasure, own.quarantine, own.is_folded)):
             if decides:
                 return place
         choice = own.choice
         if choice is None or choice.kind is not FactKind.OPTED_IN:
             return own.jurisdiction, own.age_band, choice is not None
-        return own.jurisdiction, own.age_band, bisect_left(self._voiding, choice.recorded_at), "opted in"
+        return (
+            own.jurisdiction,
+            own.age_band,
+            bisect_left(self._voiding, choice.recorded_at),
+            "opted in",
+        )
 
 
 def _members(
-    view: View, numbered: _Standings, distinctions: Distinctions, *, purpose: str, at: Micros, known_at: Micros
+    snapshot: Snapshot,
+    numbered: _MemberStates,
+    boundaries: ControlBoundaries,
+    *,
+    purpose: str,
+    at: Micros,
+    known_at: Micros,
 ) -> pa.Table:
-    """Everybody of whom something is recorded, or who is held, with the number of their standing."""
-    likenesses = view.likenesses(purpose, distinctions.voiding)
-    # The follower may take records in meanwhile: one list of members, and on both sides of it who is held, so that
-    # nobody who is recorded or held at this moment falls between the two.
-    held_before = view.held
-    keys = list(view.records)
-    only_held = set(held_before | view.held)
-    only_held.difference_update(keys)
+    """Everybody of whom something is recorded, or who is quarantined, with the number of their
+    standing.
+    """
+    member_classes = snapshot.member_classes(purpose, boundaries.voiding)
+    # The follower may take records in meanwhile: one list of members, and on both sides of it who
+    # is quarantined, so that nobody who is recorded or held at this moment falls between the two.
+    quarantined_before = snapshot.quarantined
+    keys = list(snapshot.records)
+    only_quarantined = set(quarantined_before | snapshot.quarantined)
+    only_quarantined.difference_update(keys)
     classes = [
-        view.classes(keys[start : start + _SIDE_BY_SIDE], likenesses, at=at, known_at=known_at)
+        snapshot.classes(
+            keys[start : start + _SIDE_BY_SIDE], member_classes, at=at, known_at=known_at
+        )
         for start in range(0, len(keys), _SIDE_BY_SIDE)
     ]
-    # A class is a place in `standings`, which grows while classes are found: so it is read only now.
-    numbers = np.array([numbered.number(own) for own in likenesses.standings], dtype=np.int32)
-    assert numbers[HELD_CLASS] == _Standings.HELD
-    found: npt.NDArray[np.int32] = numbers[np.concatenate(classes)] if classes else np.zeros(0, dtype=np.int32)
-    # Of some who are held nothing else is recorded.
-    ids = pa.array([*keys, *sorted(only_held)], pa.binary()).cast(pa.string())
-    held = np.full(len(only_held), _Standings.HELD, dtype=np.int32)
+    # A class is a place in `standings`, which grows while classes are found: so it is read only
+    # now.
+    numbers = np.array([numbered.number(own) for own in member_classes.standings], dtype=np.int32)
+    assert numbers[QUARANTINED_CLASS] == _MemberStates.QUARANTINED
+    found: npt.NDArray[np.int32] = (
+        numbers[np.concatenate(classes)] if classes else np.zeros(0, dtype=np.int32)
+    )
+    # Of some who are quarantined nothing else is recorded.
+    ids = pa.array([*keys, *sorted(only_quarantined)], pa.binary()).cast(pa.string())
+    held = np.full(len(only_quarantined), _MemberStates.QUARANTINED, dtype=np.int32)
     return pa.table({"member_id": ids, "standing": pa.array(np.concatenate([found, held]))})
 
 
@@ -205,7 +249,9 @@ def _named(controls: Controls) -> Iterable[str]:
 def _bearing(
     controls: Controls, code: str, kind: str | None, purpose: str, at: Micros, known_at: Micros
 ) -> tuple[Hashable, ...]:
-    """What `judge` is told by the controls of a place, but for the names that no answer depends on."""
+    """What `decider` is told by the controls of a place, but for the names that no answer depends
+    on.
+    """
     found = controls.bearing(code, purpose, kind, at=at, known_at=known_at)
     terms = found.terms and replace(found.terms, jurisdictions=())
     lift = found.voiding_lift and found.voiding_lift.recorded_at

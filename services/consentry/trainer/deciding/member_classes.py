@@ -1,4 +1,6 @@
-"""Which members stand alike, and what some controls tell apart: each kind of question is asked once."""
+"""Which members stand alike, and what some controls tell apart: each kind of question is asked
+once.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +15,39 @@ import numpy as np
 import numpy.typing as npt
 
 from consentry.domain.controls import Controls, PauseImposed, PauseLifted
-from consentry.domain.decisions import NOBODY, Standing, standing
+from consentry.domain.decisions import NOBODY, MemberState, member_state
 from consentry.domain.events import Fact, FactKind
 from consentry.domain.values import Micros
-from consentry.record_index import Found, Segment
+from consentry.record_index import FoundRecords, Segment
 from consentry.trainer.deciding.fact_columns import FactColumns, Signature
 from consentry.wire.records import DamagedRecord, read_record
 
 _ANSWERS_MAX: Final = 200_000
 _REMEMBERED_MAX: Final = (1 << 15) - 1
-"""The last class that is remembered in two bytes for a member; of any beyond it is looked anew each time."""
+"""The last class that is remembered in two bytes for a member; of any beyond it is looked anew each
+time.
+"""
 _SIDE_BY_SIDE: Final = 16_384
 """Records read at once: enough for the arithmetic to count, few enough for a processor's cache."""
 _LONG_AGO: Final = -(1 << 62)
 _NEVER: Final = (1 << 63) - 1
 
-HELD_CLASS: Final = 0
+QUARANTINED_CLASS: Final = 0
 _NOBODY_CLASS: Final = 1
-_UNREADABLE: Final = Standing(None, Fact(FactKind.HELD, Micros(0), Micros(0), bytes(8)), False, None, None)
+_UNREADABLE: Final = MemberState(
+    None, Fact(FactKind.QUARANTINED, Micros(0), Micros(0), bytes(8)), False, None, None
+)
 
 RowKind = tuple[str | None, str | None, Micros | None]
 """Jurisdiction, category and time of collection that stand for all rows that are judged alike."""
 
 
-class Distinctions:
-    """What some controls tell apart: times between two neighbours are judged alike, and so are categories not named.
+class ControlBoundaries:
+    """What some controls tell apart: times between two neighbours are judged alike, and so are
+    categories not named.
 
-    `voiding` is when lifts that void opt-ins were recorded, `cut_offs` what terms say of collection; in microseconds,
-    ascending.
+    `voiding` is when lifts that void opt-ins were recorded, `cut_offs` what terms say of
+    collection; in microseconds, ascending.
     """
 
     def __init__(self, controls: Controls) -> None:
@@ -49,11 +56,20 @@ class Distinctions:
         pauses = [control for control in controls.log if isinstance(control, PauseImposed)]
         lifts = [control for control in controls.log if isinstance(control, PauseLifted)]
         terms = [entry for policy in controls.policies for entry in policy.terms]
-        self.voiding: Final = tuple(sorted({lift.recorded_at for lift in lifts if lift.voids_opt_ins}))
-        named = [*(pause.scope.categories for pause in pauses), *(entry.categories for entry in terms)]
+        self.voiding: Final = tuple(
+            sorted({lift.recorded_at for lift in lifts if lift.voids_opt_ins})
+        )
+        named = [
+            *(pause.scope.categories for pause in pauses),
+            *(entry.categories for entry in terms),
+        ]
         self.categories: Final = frozenset(category for some in named for category in some or ())
-        effective = {control.effective_at for control in controls.log} | controls.jurisdictions.changes
-        self._effective = sorted(effective | {one.notice_until for one in terms if one.notice_until is not None})
+        effective = {
+            control.effective_at for control in controls.log
+        } | controls.jurisdictions.changes
+        self._effective = sorted(
+            effective | {one.notice_until for one in terms if one.notice_until is not None}
+        )
         self._recorded = sorted({control.recorded_at for control in controls.log})
 
     def moment(self, at: Micros, known_at: Micros) -> tuple[int, int]:
@@ -61,26 +77,32 @@ class Distinctions:
         return bisect_right(self._effective, at), bisect_right(self._recorded, known_at)
 
 
-class Answers:
-    """Answers given so far: `given` has them by what `keys` makes of a kind of row and a class of members."""
+class KnownAnswers:
+    """Answers given so far:
+
+    `given` has them by what `keys` makes of a kind of row and a class of members.
+    """
 
     def __init__(self) -> None:
         # Each number is drawn once, so that two threads never give two kinds the same.
         self._numbers: defaultdict[RowKind, int] = defaultdict(count().__next__)
         self.given: dict[int, int] = {}
 
-    def keys(self, rows: Sequence[RowKind], place: npt.NDArray[np.intp], classes: npt.NDArray[Any]) -> list[int]:
+    def keys(
+        self, rows: Sequence[RowKind], place: npt.NDArray[np.intp], classes: npt.NDArray[Any]
+    ) -> list[int]:
         """What `given` is asked by, for each class and the row at its place in `rows`."""
         numbers = np.array([self._numbers[row] for row in rows], dtype=np.int64)
         found: list[int] = ((numbers[place] << 32) | classes).tolist()
         return found
 
 
-class Likenesses:
+class MemberClasses:
     """Which members stand alike for one purpose: a class of them gets one answer to the same row.
 
-    A member's class is remembered by the place of their record, which never changes in its segment, and only once all
-    facts of it count, for then it is the same at all later times. `voiding` is that of the distinctions asked under.
+    A member's class is remembered by the place of their record, which never changes in its segment,
+    and only once all facts of it count, for then it is the same at all later times. `voiding` is
+    that of the boundaries asked under.
     """
 
     def __init__(self, purpose: str, voiding: tuple[Micros, ...]) -> None:
@@ -88,39 +110,61 @@ class Likenesses:
         self.standings: Final = [_UNREADABLE, NOBODY]
         """One of each class."""
         self._purpose = purpose
-        self._numbers = {self._likeness(own): number for number, own in enumerate(self.standings)}
+        self._numbers = {
+            self._equivalence_key(own): number for number, own in enumerate(self.standings)
+        }
         self._signatures: dict[Signature | None, int] = {}
         self._codes: dict[Segment, npt.NDArray[np.int16]] = {}
         self._settled_at = self._settled_known_at = _LONG_AGO
-        self._asked: tuple[Distinctions | None, tuple[int, int], Answers] = (None, (0, 0), Answers())
+        self._asked: tuple[ControlBoundaries | None, tuple[int, int], KnownAnswers] = (
+            None,
+            (0, 0),
+            KnownAnswers(),
+        )
         self._asking = threading.Lock()
 
-    def answers(self, distinctions: Distinctions, moment: tuple[int, int]) -> Answers:
+    def answers(self, boundaries: ControlBoundaries, moment: tuple[int, int]) -> KnownAnswers:
         """The answers given so far under these controls at this moment; to be added to."""
         under, then, found = self._asked
-        if under is not distinctions or then != moment or len(found.given) > _ANSWERS_MAX:
-            found = Answers()
-            self._asked = (distinctions, moment, found)
+        if under is not boundaries or then != moment or len(found.given) > _ANSWERS_MAX:
+            found = KnownAnswers()
+            self._asked = (boundaries, moment, found)
         return found
 
     def classes(
-        self, found: Sequence[Found], count: int, live: Collection[Segment], *, at: Micros, known_at: Micros
+        self,
+        found: Sequence[FoundRecords],
+        count: int,
+        live: Collection[Segment],
+        *,
+        at: Micros,
+        known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The class of each of `count` members, a place in `standings`; `found` says where there are records of them.
+        """The class of each of `count` members, a place in `standings`;
+
+        `found` says where there are records of them.
 
         Of the segments that are not `live` nothing is remembered any more. Times in microseconds.
         """
         classes = np.full(count, _NOBODY_CLASS, dtype=np.int32)
         with self._asking:
-            self._codes = {segment: codes for segment, codes in self._codes.items() if segment in live}
+            self._codes = {
+                segment: codes for segment, codes in self._codes.items() if segment in live
+            }
             covers = at >= self._settled_at and known_at >= self._settled_known_at
             for segment, rows, places in found:
                 codes = self._codes_of(segment)
-                numbers = codes[places].astype(np.int32) if covers else np.full(len(places), -1, dtype=np.int32)
+                numbers = (
+                    codes[places].astype(np.int32)
+                    if covers
+                    else np.full(len(places), -1, dtype=np.int32)
+                )
                 missing = np.flatnonzero(numbers < 0)
                 if len(missing):
                     distinct, inverse = np.unique(places[missing], return_inverse=True)
-                    numbers[missing] = self._look_up(segment, codes, distinct, at, known_at)[inverse]
+                    numbers[missing] = self._look_up(segment, codes, distinct, at, known_at)[
+                        inverse
+                    ]
                 classes[rows] = numbers
         return classes
 
@@ -138,7 +182,9 @@ class Likenesses:
         at: Micros,
         known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The classes of the members at these places; those that are settled are remembered in `codes`."""
+        """The classes of the members at these places; those that are settled are remembered in
+        `codes`.
+        """
         parts = []
         for start in range(0, len(places), _SIDE_BY_SIDE):
             part = places[start : start + _SIDE_BY_SIDE]
@@ -152,7 +198,9 @@ class Likenesses:
     def _look(
         self, members: Sequence[bytes], raws: Sequence[bytes], at: Micros, known_at: Micros
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """The classes of some members with their records, and which of them are the same at all later times."""
+        """The classes of some members with their records, and which of them are the same at all
+        later times.
+        """
         facts = FactColumns(members, raws, self._purpose)
         effective, recorded = facts.latest()
         found = []
@@ -170,26 +218,37 @@ class Likenesses:
             self._settled_known_at = max(self._settled_known_at, int(recorded[settled].max()))
         return np.array(found, dtype=np.int32), settled
 
-    def _look_closely(self, member: bytes, raw: bytes, at: Micros, known_at: Micros) -> tuple[int, int, int]:
-        """The class of one member as the rules have it, and the two times from which on nothing in it changes."""
+    def _look_closely(
+        self, member: bytes, raw: bytes, at: Micros, known_at: Micros
+    ) -> tuple[int, int, int]:
+        """The class of one member as the rules have it, and the two times from which on nothing in
+        it changes.
+        """
         try:
             record = read_record(raw, member)
         except DamagedRecord:
-            return HELD_CLASS, _NEVER, _NEVER
-        own = standing(record, purpose=self._purpose, at=at, known_at=known_at)
-        number = self._numbers.setdefault(self._likeness(own), len(self.standings))
+            return QUARANTINED_CLASS, _NEVER, _NEVER
+        own = member_state(record, purpose=self._purpose, at=at, known_at=known_at)
+        number = self._numbers.setdefault(self._equivalence_key(own), len(self.standings))
         if number == len(self.standings):
             self.standings.append(own)
         effective = max((record.folded_effective_at, *(fact.effective_at for fact in record.facts)))
         recorded = max((record.folded_recorded_at, *(fact.recorded_at for fact in record.facts)))
         return number, min(effective, _NEVER), min(recorded, _NEVER)
 
-    def _likeness(self, own: Standing) -> Hashable:
-        """What of a standing makes a difference to any answer of `judge`: an erasure or a hold decides alone."""
-        for place, decides in enumerate((own.erasure, own.hold, own.is_folded)):
+    def _equivalence_key(self, own: MemberState) -> Hashable:
+        """What of a standing makes a difference to any answer of `decider`: an erasure or a hold
+        decides alone.
+        """
+        for place, decides in enumerate((own.erasure, own.quarantine, own.is_folded)):
             if decides:
                 return place
         choice = own.choice
         if choice is None or choice.kind is not FactKind.OPTED_IN:
             return own.jurisdiction, own.age_band, choice is not None
-        return own.jurisdiction, own.age_band, bisect_left(self.voiding, choice.recorded_at), "opted in"
+        return (
+            own.jurisdiction,
+            own.age_band,
+            bisect_left(self.voiding, choice.recorded_at),
+            "opted in",
+        )

@@ -16,8 +16,12 @@ from consentry.domain.decisions import Decision, Ground, Row, decide, stale
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros, Reason
-from consentry.record_index import Keys, RecordStore, Segment, TextKeys
-from consentry.trainer.deciding.member_classes import HELD_CLASS, Distinctions, Likenesses
+from consentry.record_index import Keys, RecordIndex, Segment, TextKeys
+from consentry.trainer.deciding.member_classes import (
+    QUARANTINED_CLASS,
+    ControlBoundaries,
+    MemberClasses,
+)
 from consentry.wire.freshness import FOREVER, Freshness
 from consentry.wire.frontiers import Frontier
 from consentry.wire.partitions import partition_of, partitions_of
@@ -36,57 +40,66 @@ _PURPOSES_MAX: Final = 8
 """For so many purposes it is remembered which members stand alike."""
 
 
-class View:
+class Snapshot:
     """Records and controls as of a position, and the proof of how fresh they are.
 
-    One thread applies messages, others may ask meanwhile: each answer sees a record and the controls as they are at
-    that moment. `partitions` is the partition count of records.
+    One thread applies messages, others may ask meanwhile: each answer sees a record and the
+    controls as they are at that moment. `partitions` is the partition count of records.
     """
 
-    def __init__(self, partitions: int, jurisdictions: Jurisdictions, segments: Sequence[Segment] = ()) -> None:
+    def __init__(
+        self, partitions: int, jurisdictions: Jurisdictions, segments: Sequence[Segment] = ()
+    ) -> None:
         self.partitions = partitions
         self.controls = Controls(jurisdictions)
-        self.records = RecordStore(segments)
+        self.records = RecordIndex(segments)
         self.regressions = 0
         self.positions: dict[tuple[str, int], int] = {}
         """Next offset per (short topic name, partition)."""
         self.freshness = Freshness(partitions)
-        self._held: set[bytes] = set()
-        self._distinctions = Distinctions(self.controls)
-        self._likenesses: dict[str, Likenesses] = {}
+        self._quarantined: set[bytes] = set()
+        self._boundaries = ControlBoundaries(self.controls)
+        self._member_classes: dict[str, MemberClasses] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # What answers were found so far belongs to the process that was asked, and to its threads.
-        return self.__dict__ | {"_likenesses": {}, "_distinctions": Distinctions(self.controls)}
+        return self.__dict__ | {
+            "_member_classes": {},
+            "_boundaries": ControlBoundaries(self.controls),
+        }
 
     def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Take record messages of one partition in; an older version than the one held is ignored and counted."""
+        """Take record messages of one partition in; an older version than the one held is ignored
+        and counted.
+        """
         good, homes = [], partitions_of(keys, self.partitions).tolist()
         for key, value, home in zip(keys, values, homes, strict=True):
             if home != partition:
-                # Some producer put the member on a foreign partition: its events have no order with the others.
-                self._held.add(key)
+                # Some producer put the member on a foreign partition: its events have no order with
+                # the others.
+                self._quarantined.add(key)
                 continue
             try:
                 check_sum(value, key)
             except DamagedRecord:
-                self._held.add(key)
+                self._quarantined.add(key)
                 continue
             good.append((key, value))
         for member, held, older in self.records.apply(*zip(*good, strict=True)) if good else ():
             self.regressions += 1
             if not came_from(held, older):
-                # Not an older state of what is held: two histories of one member exist, and one lost an event.
-                self._held.add(member)
+                # Not an older state of what is held: two histories of one member exist, and one
+                # lost an event.
+                self._quarantined.add(member)
 
-    def hold(self, members: Iterable[bytes]) -> None:
+    def quarantine(self, members: Iterable[bytes]) -> None:
         """Hold members for good: something about them could not be believed."""
-        self._held.update(members)
+        self._quarantined.update(members)
 
     @property
-    def held(self) -> frozenset[bytes]:
-        """Who is held for good."""
-        return frozenset(self._held)
+    def quarantined(self) -> frozenset[bytes]:
+        """Who is quarantined for good."""
+        return frozenset(self._quarantined)
 
     def apply_control(self, control: Control) -> None:
         """Take one control in."""
@@ -105,7 +118,9 @@ class View:
         return self.freshness.missing(token, self.positions)
 
     def staleness_seconds(self, now: Micros) -> float:
-        """Age of the least fresh partition, in seconds; infinite while any has never been proven fresh."""
+        """Age of the least fresh partition, in seconds; infinite while any has never been proven
+        fresh.
+        """
         return self.freshness.staleness_seconds(now)
 
     @property
@@ -114,11 +129,15 @@ class View:
         return self.freshness.newest
 
     @property
-    def view_id(self) -> str:
-        """Names all that answers rest on: equal only where the same records and controls were read."""
+    def snapshot_id(self) -> str:
+        """Names all that answers rest on: equal only where the same records and controls were
+        read.
+        """
         told = hashlib.blake2b(digest_size=16)
         logs = {partition: frontier.log for partition, frontier in self.freshness.counted().items()}
-        told.update(json.dumps([sorted(dict(self.positions).items()), sorted(logs.items())]).encode())
+        told.update(
+            json.dumps([sorted(dict(self.positions).items()), sorted(logs.items())]).encode()
+        )
         return told.hexdigest()
 
     def record(self, member: MemberId) -> Record | None:
@@ -127,61 +146,89 @@ class View:
         raw = self.records.get(key)
         return None if raw is None else read_record(raw, key)
 
-    def is_held(self, member: bytes) -> bool:
+    def is_quarantined(self, member: bytes) -> bool:
         """Whether the member is excluded because something about them could not be read."""
         tainted = self.freshness.tainted
-        return member in self._held or (bool(tainted) and partition_of(member, self.partitions) in tainted)
+        return member in self._quarantined or (
+            bool(tainted) and partition_of(member, self.partitions) in tainted
+        )
 
     @property
-    def distinctions(self) -> Distinctions:
+    def boundaries(self) -> ControlBoundaries:
         """What the controls, as they are now, tell apart."""
-        found = self._distinctions
+        found = self._boundaries
         if found.controls is not self.controls:
-            found = self._distinctions = Distinctions(self.controls)
+            found = self._boundaries = ControlBoundaries(self.controls)
         return found
 
-    def likenesses(self, purpose: str, voiding: tuple[Micros, ...]) -> Likenesses:
-        """Which members stand alike for this purpose; `voiding` is that of the distinctions asked under."""
-        found = self._likenesses.get(purpose)
+    def member_classes(self, purpose: str, voiding: tuple[Micros, ...]) -> MemberClasses:
+        """Which members stand alike for this purpose;
+
+        `voiding` is that of the boundaries asked under.
+        """
+        found = self._member_classes.get(purpose)
         if found is None or found.voiding != voiding:
-            found = Likenesses(purpose, voiding)
-            kept = [item for item in self._likenesses.items() if item[0] != purpose][1 - _PURPOSES_MAX :]
+            found = MemberClasses(purpose, voiding)
+            kept = [item for item in self._member_classes.items() if item[0] != purpose][
+                1 - _PURPOSES_MAX :
+            ]
             # Another dict, as the thread that applies records may be going through this one.
-            self._likenesses = {**dict(kept), purpose: found}
+            self._member_classes = {**dict(kept), purpose: found}
         return found
 
     def classes(
-        self, members: Sequence[bytes] | Keys, likenesses: Likenesses, *, at: Micros, known_at: Micros
+        self,
+        members: Sequence[bytes] | Keys,
+        member_classes: MemberClasses,
+        *,
+        at: Micros,
+        known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The class of each member: a place in `likenesses.standings`. Times in microseconds."""
+        """The class of each member: a place in `member_classes.standings`. Times in
+        microseconds.
+        """
         keys = TextKeys.of(members) if isinstance(members, Sequence) else members
         found = self.records.find(keys)
         live = set(self.records.segments()) | {one.segment for one in found}
-        classes = likenesses.classes(found, len(keys), live, at=at, known_at=known_at)
-        if self._held:
-            held = list(self._held)
-            classes[Segment.of(held, [b""] * len(held)).find(keys, keys.hashes(decimals=True)) >= 0] = HELD_CLASS
+        classes = member_classes.classes(found, len(keys), live, at=at, known_at=known_at)
+        if self._quarantined:
+            held = list(self._quarantined)
+            classes[
+                Segment.of(held, [b""] * len(held)).find(keys, keys.hashes(decimals=True)) >= 0
+            ] = QUARANTINED_CLASS
         if self.freshness.tainted:
             homes = partitions_of(keys.to_list(), self.partitions)
-            classes[np.isin(homes, list(self.freshness.tainted))] = HELD_CLASS
+            classes[np.isin(homes, list(self.freshness.tainted))] = QUARANTINED_CLASS
         return classes
 
     def decide(
-        self, member: MemberId, row: Row | None, *, purpose: str, at: Micros, known_at: Micros, stale_detail: str
+        self,
+        member: MemberId,
+        row: Row | None,
+        *,
+        purpose: str,
+        at: Micros,
+        known_at: Micros,
+        stale_detail: str,
     ) -> Decision:
-        """The answer for one member or row; `stale_detail` is not empty where freshness is not proven."""
+        """The answer for one member or row;
+
+        `stale_detail` is not empty where freshness is not proven.
+        """
         if stale_detail:
             return stale(stale_detail)
-        if self.is_held(member.encode()):
-            return HELD
+        if self.is_quarantined(member.encode()):
+            return QUARANTINED
         try:
             record = self.record(member)
         except DamagedRecord:
-            return HELD
+            return QUARANTINED
         return decide(record, row, self.controls, purpose=purpose, at=at, known_at=known_at)
 
     def digests(self) -> dict[int, str]:
-        """Per partition, the sum of all records' digests: equal exactly where the same records are held."""
+        """Per partition, the sum of all records' digests: equal exactly where the same records are
+        held.
+        """
         sums = dict.fromkeys(range(self.partitions), 0)
         pairs = self.records.pairs()
         while some := list(islice(pairs, _SIDE_BY_SIDE)):
@@ -191,4 +238,8 @@ class View:
         return {partition: f"{total:032x}" for partition, total in sums.items()}
 
 
-HELD: Final = Decision(False, Reason.HELD, (Ground(Reason.HELD, "something about the member could not be read"),))
+QUARANTINED: Final = Decision(
+    False,
+    Reason.QUARANTINED,
+    (Ground(Reason.QUARANTINED, "something about the member could not be read"),),
+)

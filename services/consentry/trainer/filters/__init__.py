@@ -1,1 +1,3 @@
-"""One module for each library that training data is read with; importing one imports its library."""
+"""One module for each library that training data is read with; importing one imports its
+library.
+"""

@@ -9,14 +9,17 @@ from typing import Any, Final
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.deciding.decider import Judge
+from consentry.trainer.deciding.decider import Decider
 
 LIBRARIES: Final = {
     "pyarrow": ("arrow", ("Table", "RecordBatch", "RecordBatchReader", "Dataset", "Scanner")),
     "polars": ("polars_", ("DataFrame", "LazyFrame")),
     "pandas": ("pandas_", ("DataFrame",)),
     "duckdb": ("duckdb_", ("DuckDBPyRelation",)),
-    "datasets": ("huggingface", ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict")),
+    "datasets": (
+        "huggingface",
+        ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict"),
+    ),
     "torch": ("torch_", ("Dataset", "IterableDataset", "DataLoader")),
     "ray": ("ray_", ("Dataset",)),
     "pyspark": ("spark_", ("DataFrame",)),
@@ -25,7 +28,7 @@ LIBRARIES: Final = {
 
 
 def filter_any(
-    judge: Judge,
+    decider: Decider,
     data: Any,
     *,
     purpose: str,
@@ -33,21 +36,29 @@ def filter_any(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Any:
-    """The rows of any supported data set that may be used for `purpose`, by the `filter` of its library.
+    """The rows of any supported data set that may be used for `purpose`, by the `filter` of its
+    library.
 
     Raises InvalidInput for other types, and what that filter raises.
     """
     module = import_module(f"consentry.trainer.filters.{_module_of(data)}")
-    return module.filter(judge, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
+    return module.filter(
+        decider, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally
+    )
 
 
 def _module_of(data: Any) -> str:
-    """The name of our module for the data set's type, or for the nearest type that it is made from."""
+    """The name of our module for the data set's type, or for the nearest type that it is made
+    from.
+    """
     for kind in type(data).__mro__:
         package = kind.__module__.partition(".")[0].lstrip("_")
         module, names = LIBRARIES.get(package, ("", ()))
         # Some of Arrow's types have names of their own for each way in which they are stored.
-        if any(kind.__name__ == name or (package == "pyarrow" and kind.__name__.endswith(name)) for name in names):
+        if any(
+            kind.__name__ == name or (package == "pyarrow" and kind.__name__.endswith(name))
+            for name in names
+        ):
             return module
     known = "; ".join(f"{package}: {', '.join(names)}" for package, (_, names) in LIBRARIES.items())
     raise InvalidInput(

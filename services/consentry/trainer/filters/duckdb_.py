@@ -13,12 +13,12 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Reason
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.deciding.decider import Judge
-from consentry.trainer.filters.batch_filter import Sieve
+from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.filters.batch_filter import BatchFilter
 
 
 def filter(
-    judge: Judge,
+    decider: Decider,
     data: duckdb.DuckDBPyRelation,
     *,
     purpose: str,
@@ -28,18 +28,21 @@ def filter(
 ) -> duckdb.DuckDBPyRelation:
     """The relation of the rows that may be used for `purpose`, on the same connection.
 
-    Nothing is read here: each time that the result is, its rows are judged in the engine's own batches, two thousand at
-    a time; the other columns never leave the engine. `tally` counts the rows that were judged, which are less than all
-    where the query needs less. Each call adds one function to the connection.
+    Nothing is read here: each time that the result is, its rows are judged in the engine's own
+    batches, two thousand at a time; the other columns never leave the engine. `tally` counts the
+    rows that were judged, which are less than all where the query needs less. Each call adds one
+    function to the connection.
 
     Raises InvalidInput where a column is missing or there twice, Unavailable for a DuckDB below 2.
     """
-    sieve = Sieve(judge, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
-    names = sieve.names
+    batch_filter = BatchFilter(
+        decider, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally
+    )
+    names = batch_filter.names
     types = dict(zip(data.columns, data.types, strict=True))
 
     def is_allowed(*values: pa.ChunkedArray) -> pa.Array:
-        return pa.array(sieve.mask(pa.table(dict(zip(names, values, strict=True)))))
+        return pa.array(batch_filter.mask(pa.table(dict(zip(names, values, strict=True)))))
 
     # The engine asks how many values the function takes, which is known only now.
     taken = [Parameter(f"value_{place}", Parameter.POSITIONAL_ONLY) for place in range(len(names))]

@@ -8,12 +8,12 @@ import pandas as pd
 
 from consentry.domain.values import Reason
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.deciding.decider import Judge
-from consentry.trainer.filters.batch_filter import Sieve
+from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.filters.batch_filter import BatchFilter
 
 
 def filter(
-    judge: Judge,
+    decider: Decider,
     data: pd.DataFrame,
     *,
     purpose: str,
@@ -23,9 +23,11 @@ def filter(
 ) -> pd.DataFrame:
     """The rows that may be used for `purpose`, with their index; every row is counted in `tally`.
 
-    Member ids in an object column count where they are texts, or all of them integers. pandas makes integers with a gap
-    to floating point numbers, which are no ids: read them as Int64. Raises InvalidInput where a column is missing or
-    there twice; a member id in the index is in no column.
+    Member ids in an object column count where they are texts, or all of them integers. pandas makes
+    integers with a gap to floating point numbers, which are no ids: read them as Int64. Raises
+    InvalidInput where a column is missing or there twice; a member id in the index is in no column.
     """
-    sieve = Sieve(judge, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
-    return data[sieve.mask_of({name: data[name] for name in sieve.names})]
+    batch_filter = BatchFilter(
+        decider, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally
+    )
+    return data[batch_filter.mask_of({name: data[name] for name in batch_filter.names})]

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from consentry.domain.values import Reason
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.deciding.decider import Judge
-from consentry.trainer.filters.batch_filter import Sieve
+from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.filters.batch_filter import BatchFilter
 
 _AS_THEY_ARE = pl.CompatLevel.newest()
 """Texts stay the views that Polars has of them; else all would be copied."""
@@ -20,7 +20,7 @@ Data = TypeVar("Data", pl.DataFrame, pl.LazyFrame)
 
 
 def filter(
-    judge: Judge,
+    decider: Decider,
     data: Data,
     *,
     purpose: str,
@@ -30,18 +30,22 @@ def filter(
 ) -> Data:
     """The rows that may be used for `purpose`; every row is counted in `tally`.
 
-    A lazy frame stays lazy: its rows are judged, a batch at a time, each time that the plan runs. Nothing that comes
-    after is moved before, so the columns asked about may be dropped after; your own conditions cost least before.
+    A lazy frame stays lazy: its rows are judged, a batch at a time, each time that the plan runs.
+    Nothing that comes after is moved before, so the columns asked about may be dropped after; your
+    own conditions cost least before.
 
     Raises InvalidInput where a column is missing, when this is called.
     """
     names = data.collect_schema().names() if isinstance(data, pl.LazyFrame) else data.columns
-    sieve = Sieve(judge, names, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
+    batch_filter = BatchFilter(
+        decider, names, purpose=purpose, columns=columns, at_least=at_least, tally=tally
+    )
     if isinstance(data, pl.DataFrame):
-        return _kept(data, sieve)
+        return _kept(data, batch_filter)
     return data.map_batches(
-        lambda batch: _kept(batch, sieve),
-        # A condition moved before would be asked of other rows, a projection would take the member away.
+        lambda batch: _kept(batch, batch_filter),
+        # A condition moved before would be asked of other rows, a projection would take the member
+        # away.
         predicate_pushdown=False,
         projection_pushdown=False,
         slice_pushdown=False,
@@ -49,16 +53,17 @@ def filter(
     )
 
 
-def _kept(frame: pl.DataFrame, sieve: Sieve) -> pl.DataFrame:
+def _kept(frame: pl.DataFrame, batch_filter: BatchFilter) -> pl.DataFrame:
     def values(name: str) -> Any:
-        return arrow_of(frame[name], lambda listed: sieve.column(name, listed))
+        return arrow_of(frame[name], lambda listed: batch_filter.column(name, listed))
 
-    table = pa.table({name: values(name) for name in sieve.names})
-    return frame.filter(pl.Series(sieve.mask(table)))
+    table = pa.table({name: values(name) for name in batch_filter.names})
+    return frame.filter(pl.Series(batch_filter.mask(table)))
 
 
 def arrow_of(series: pl.Series, read: Callable[[list[Any]], Any]) -> Any:
-    """Without a copy of text ids where there are views of them; what Arrow cannot hold as `read` does, value by value.
+    """Without a copy of text ids where there are views of them; what Arrow cannot hold as `read`
+    does, value by value.
 
     Those are objects, which it would take for numbers, and integers of 128 bits; a gap stays one.
     """

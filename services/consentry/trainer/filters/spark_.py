@@ -1,7 +1,7 @@
 """Spark DataFrames: the rows that may be used, by plain joins; no Python runs on the executors.
 
-The decision is made of small tables (see decision_tables) that the rows are left-joined with. Spark chooses how: it
-broadcasts what is small, and shuffles the members where they are many.
+The decision is made of small tables (see decision_tables) that the rows are left-joined with. Spark
+chooses how: it broadcasts what is small, and shuffles the members where they are many.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import DAY_MICROS, MEMBER_ID_PATTERN, Micros, Reason
 from consentry.ops.clock import system_clock
 from consentry.trainer.deciding.decide_table import REASONS, Columns, check_columns, columns_of
-from consentry.trainer.deciding.decider import Judge
-from consentry.trainer.deciding.join_tables import DecisionTables, decision_tables
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.deciding.join_tables import JoinTables, decision_tables
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.freshness import FOREVER
 
 GOOD_FOR_SECONDS: Final = 3600.0
-"""A plan that is run later than this after it was made fails: what it knows is too old to train on."""
+"""A plan that is run later than this after it was made fails: what it knows is too old to train on.
+"""
 _SMALL: Final = 100_000
 """So many members go with the plan itself; more are written to files."""
 _FILE_ROWS: Final = 2_000_000
@@ -47,7 +48,7 @@ Join = Literal["auto", "broadcast", "shuffle"]
 
 
 def filter(
-    judge: Judge,
+    decider: Decider,
     data: DataFrame,
     *,
     purpose: str,
@@ -62,17 +63,19 @@ def filter(
 ) -> DataFrame:
     """The rows of a DataFrame that may be used for `purpose`, as known now; columns as they were.
 
-    The plan is made now and runs later: what is recorded meanwhile is not in it, so make it right before the action.
-    Run later than `good_for_seconds`, it fails; with `checkpoint` the rows are decided and kept at once. Where
-    freshness is not proven, or `at_least` not reached, no row is allowed.
+    The plan is made now and runs later: what is recorded meanwhile is not in it, so make it right
+    before the action. Run later than `good_for_seconds`, it fails; with `checkpoint` the rows are
+    decided and kept at once. Where freshness is not proven, or `at_least` not reached, no row is
+    allowed.
 
-    `directory` is where members are written as Parquet when they are many: a path or URL that driver and executors
-    read; it may be left out where both are one machine. `join` says how members are joined where Spark should not
-    choose. `reason_column` adds the reason of each row. `tally` runs the plan once to count the reasons.
-    The column of member ids carries the view's id in its metadata, as `consentry`.
+    `directory` is where members are written as Parquet when they are many: a path or URL that
+    driver and executors read; it may be left out where both are one machine. `join` says how
+    members are joined where Spark should not choose. `reason_column` adds the reason of each row.
+    `tally` runs the plan once to count the reasons. The column of member ids carries the view's id
+    in its metadata, as `consentry`.
     """
     judged = with_reasons(
-        judge,
+        decider,
         data,
         purpose=purpose,
         columns=columns,
@@ -93,7 +96,7 @@ def filter(
 
 
 def with_reasons(
-    judge: Judge,
+    decider: Decider,
     data: DataFrame,
     *,
     purpose: str,
@@ -104,36 +107,52 @@ def with_reasons(
     join: Join = "auto",
     good_for_seconds: float = GOOD_FOR_SECONDS,
 ) -> DataFrame:
-    """Every row with the reason why it may or may not be used; see `filter`, whose arguments these are."""
+    """Every row with the reason why it may or may not be used; see `filter`, whose arguments these
+    are.
+    """
     columns = _checked(data, columns, reason_column)
-    view_id = judge.view_id
-    if _is_stale(judge, purpose, at_least):
+    snapshot_id = decider.snapshot_id
+    if _is_stale(decider, purpose, at_least):
         reason, judged = F.lit(Reason.STALE.value), data
     else:
-        view = _view_of(judge)
-        tables = decision_tables(view, purpose=purpose, at=_moment(judge, view), known_at=FOREVER)
-        view_id = tables.view_id
-        judged = _joined(data, columns, tables, _members(data.sparkSession, tables, directory, join))
+        snapshot = _snapshot_of(decider)
+        tables = decision_tables(
+            snapshot, purpose=purpose, at=_moment(decider, snapshot), known_at=FOREVER
+        )
+        snapshot_id = tables.snapshot_id
+        judged = _joined(
+            data, columns, tables, _members(data.sparkSession, tables, directory, join)
+        )
         reason = _while_good(_reason(judged), good_for_seconds)
     field = data.schema[columns.member]
-    told = {**field.metadata, "consentry": {"view": view_id, "purpose": purpose}}
+    told = {**field.metadata, "consentry": {"snapshot": snapshot_id, "purpose": purpose}}
     own = [
-        _column(name).alias(name, metadata=told) if name == columns.member else _column(name) for name in data.columns
+        _column(name).alias(name, metadata=told) if name == columns.member else _column(name)
+        for name in data.columns
     ]
     return judged.select(*own, reason.alias(reason_column))
 
 
 def _checked(data: DataFrame, columns: Columns | None, reason_column: str) -> Columns:
-    """The columns to decide by. Raises InvalidInput where they are missing, or the DataFrame cannot be filtered."""
+    """The columns to decide by.
+
+    Raises InvalidInput where they are missing, or the DataFrame cannot be filtered.
+    """
     shape = pa.table([pa.nulls(0)] * len(data.columns), names=data.columns)
     columns = columns_of(shape, columns)
     check_columns(shape, columns)
     names = [name.lower() for name in data.columns]
-    if len(set(names)) < len(names) or reason_column.lower() in names or any(_HELPER in name for name in names):
+    if (
+        len(set(names)) < len(names)
+        or reason_column.lower() in names
+        or any(_HELPER in name for name in names)
+    ):
         raise InvalidInput(
-            f"The columns {', '.join(map(repr, data.columns))} cannot be told apart, or one is named as the reason is.",
+            f"The columns {', '.join(map(repr, data.columns))} cannot be told apart, or one is "
+            "named as the reason is.",
             code="input.column",
-            fix="give each column a name of its own, whatever its case, and none that begins with __consentry_",
+            fix="give each column a name of its own, whatever its case, and none that begins with "
+            "__consentry_",
         )
     if data.isStreaming:
         raise InvalidInput(
@@ -144,33 +163,43 @@ def _checked(data: DataFrame, columns: Columns | None, reason_column: str) -> Co
     return columns
 
 
-def _is_stale(judge: Judge, purpose: str, at_least: str | None) -> bool:
-    """Whether no row is allowed now. Asked as every question is, so that a token is waited for in the same way."""
-    probe = judge.judge(pa.table({"member_id": ["-"]}), purpose=purpose, at_least=at_least)
+def _is_stale(decider: Decider, purpose: str, at_least: str | None) -> bool:
+    """Whether no row is allowed now.
+
+    Asked as every question is, so that a token is waited for in the same way.
+    """
+    probe = decider.decide_table(pa.table({"member_id": ["-"]}), purpose=purpose, at_least=at_least)
     return REASONS[probe.reasons[0]] is Reason.STALE
 
 
-def _view_of(judge: Judge) -> View:
-    view = getattr(judge, "view", None)
-    if not isinstance(view, View):
+def _snapshot_of(decider: Decider) -> Snapshot:
+    snapshot = getattr(decider, "snapshot", None)
+    if not isinstance(snapshot, Snapshot):
         raise Refused(
-            f"Spark needs every member that {type(judge).__name__} knows, and it cannot list them.",
+            f"Spark needs every member that {type(decider).__name__} knows, and it cannot list "
+            "them.",
             code="trainer.no_view",
             fix="give a client, or a judge that holds a view, such as that of a bundle",
         )
-    return view
+    return snapshot
 
 
-def _moment(judge: Judge, view: View) -> Micros:
+def _moment(decider: Decider, snapshot: Snapshot) -> Micros:
     """The time asked about: the judge's own, where it has one, or now."""
-    at: Micros | None = getattr(judge, "_at", None)
-    return max(getattr(judge, "_clock", system_clock)(), view.newest_frontier) if at is None else at
+    at: Micros | None = getattr(decider, "_at", None)
+    return (
+        max(getattr(decider, "_clock", system_clock)(), snapshot.newest_frontier)
+        if at is None
+        else at
+    )
 
 
 # ---- the members, where Spark can read them
 
 
-def _members(spark: SparkSession, tables: DecisionTables, directory: str | Path | None, join: Join) -> DataFrame:
+def _members(
+    spark: SparkSession, tables: JoinTables, directory: str | Path | None, join: Join
+) -> DataFrame:
     """The members as a DataFrame, with the hint that was asked for."""
     table = tables.members.rename_columns([f"{_HELPER}member", f"{_HELPER}standing"])
     if directory is None and table.num_rows <= _SMALL:
@@ -187,9 +216,11 @@ def _written(spark: SparkSession, table: pa.Table, directory: str | Path | None)
     if directory is None:
         if not (spark.conf.get("spark.master", "") or "").startswith("local"):
             raise InvalidInput(
-                f"{table.num_rows} members are too many to be part of a plan, and no directory was named.",
+                f"{table.num_rows} members are too many to be part of a plan, and no directory "
+                "was named.",
                 code="input.directory",
-                fix="name with directory= a path or URL that the driver writes and the executors read",
+                fix="name with directory= a path or URL that the driver writes and the executors "
+                "read",
             )
         directory = tempfile.mkdtemp(prefix="consentry-members-")
         weakref.finalize(spark, shutil.rmtree, directory, ignore_errors=True)
@@ -201,7 +232,8 @@ def _written(spark: SparkSession, table: pa.Table, directory: str | Path | None)
     for number, start in enumerate(range(0, max(table.num_rows, 1), _FILE_ROWS)):
         with files.open(f"{path}/part-{number:05}.parquet", "wb") as out:
             pq.write_table(table.slice(start, _FILE_ROWS), out)
-    # Whoever is in a file that is not read would be nobody, and allowed: so a session's leniency must not hold here.
+    # Whoever is in a file that is not read would be nobody, and allowed: so a session's leniency
+    # must not hold here.
     strict = {"ignoreMissingFiles": "false", "ignoreCorruptFiles": "false"}
     reader = spark.read.options(**strict).schema(f"{_HELPER}member string, {_HELPER}standing int")
     return reader.parquet(place if "://" in place else f"file://{place}")
@@ -210,7 +242,7 @@ def _written(spark: SparkSession, table: pa.Table, directory: str | Path | None)
 # ---- the decision, in columns
 
 
-def _joined(data: DataFrame, columns: Columns, tables: DecisionTables, members: DataFrame) -> DataFrame:
+def _joined(data: DataFrame, columns: Columns, tables: JoinTables, members: DataFrame) -> DataFrame:
     """The rows with the place of their reason in REASONS, beside helper columns."""
     spark = data.sparkSession
     keys = {f"{_HELPER}id": _id(data, columns.member)}
@@ -228,7 +260,9 @@ def _joined(data: DataFrame, columns: Columns, tables: DecisionTables, members: 
         joined = _looked_up(joined, spark, tables.kinds, _own("category"))
         kind = _or_stand_in("category", "kind", tables.no_kind, tables.other_kind)
     code = _standing(tables).cast("long")
-    for size, value in zip(tables.sizes, (place, kind, _reached(data, columns, tables)), strict=True):
+    for size, value in zip(
+        tables.sizes, (place, kind, _reached(data, columns, tables)), strict=True
+    ):
         code = code * size + value
     joined = joined.withColumn(f"{_HELPER}asked", code)
     return _looked_up(joined, spark, tables.answers, _own("asked"))
@@ -236,35 +270,48 @@ def _joined(data: DataFrame, columns: Columns, tables: DecisionTables, members: 
 
 def _looked_up(rows: DataFrame, spark: SparkSession, table: pa.Table, key: Column) -> DataFrame:
     """The rows with what a small table of (key, value) has for their key."""
-    own = table.rename_columns([f"{_HELPER}key_{table.column_names[0]}", f"{_HELPER}{table.column_names[1]}"])
-    return rows.join(F.broadcast(spark.createDataFrame(own)), key == _own(f"key_{table.column_names[0]}"), "left")
+    own = table.rename_columns(
+        [f"{_HELPER}key_{table.column_names[0]}", f"{_HELPER}{table.column_names[1]}"]
+    )
+    return rows.join(
+        F.broadcast(spark.createDataFrame(own)), key == _own(f"key_{table.column_names[0]}"), "left"
+    )
 
 
 def _or_stand_in(key: str, value: str, none: int, other: int) -> Column:
     return F.when(_own(key).isNull(), none).otherwise(F.coalesce(_own(value), F.lit(other)))
 
 
-def _standing(tables: DecisionTables) -> Column:
-    """The member's standing: that of their record; else of nobody, unless they could be held without one."""
-    found = F.when(_own("id").isNull(), tables.held).when(_own("standing").isNotNull(), _own("standing"))
+def _standing(tables: JoinTables) -> Column:
+    """The member's standing: that of their record; else of nobody, unless they could be held
+    without one.
+    """
+    found = F.when(_own("id").isNull(), tables.quarantined).when(
+        _own("standing").isNotNull(), _own("standing")
+    )
     if tables.tainted:
         partition = _partition(_own("id"), tables.partitions)
-        found = found.when(partition.isin(*sorted(tables.tainted)), tables.held)
+        found = found.when(partition.isin(*sorted(tables.tainted)), tables.quarantined)
     return found.otherwise(tables.nobody)
 
 
 def _reason(joined: DataFrame) -> Column:
-    """The reason's name; HELD, were there no answer to a code."""
+    """The reason's name; QUARANTINED, were there no answer to a code."""
     names = F.array(*(F.lit(reason.value) for reason in REASONS))
-    place = F.coalesce(_own("reason"), F.lit(REASONS.index(Reason.HELD)))
+    place = F.coalesce(_own("reason"), F.lit(REASONS.index(Reason.QUARANTINED)))
     return F.element_at(names, place.cast("int") + 1)
 
 
 def _while_good(reason: Column, seconds: float) -> Column:
     """The reason, as long as the plan is not older than that when it is run."""
     until = F.timestamp_micros(F.lit(int(system_clock() + seconds * 1_000_000)))
-    text = f"consentry: this plan was made more than {seconds:g} s before it was run [trainer.stale]; filter again"
-    return F.when(F.current_timestamp() > until, F.raise_error(F.lit(text)).cast("string")).otherwise(reason)
+    text = (
+        f"consentry: this plan was made more than {seconds:g} s before it was run "
+        "[trainer.stale]; filter again"
+    )
+    return F.when(
+        F.current_timestamp() > until, F.raise_error(F.lit(text)).cast("string")
+    ).otherwise(reason)
 
 
 def _id(data: DataFrame, name: str) -> Column:
@@ -294,11 +341,13 @@ def _text(data: DataFrame, name: str) -> Column:
 
 
 def _binary_text(column: Column, kind: T.StringType) -> Column:
-    """The text compared by its bytes: by another collation one member could be taken for another."""
+    """The text compared by its bytes: by another collation one member could be taken for
+    another.
+    """
     return column if kind == T.StringType() else F.collate(column, "UTF8_BINARY")
 
 
-def _reached(data: DataFrame, columns: Columns, tables: DecisionTables) -> Column:
+def _reached(data: DataFrame, columns: Columns, tables: JoinTables) -> Column:
     """How many cut-offs the time of collection has reached; 0 where nobody knows when."""
     if columns.collected is None:
         return F.lit(0)
@@ -327,12 +376,16 @@ def _in_utc(instant: Micros) -> str:
 
 
 def _count_reached(value: Column, cut_offs: list[Column], below: int = 0) -> Column:
-    """How many of the ascending cut-offs are at or before the value, by halves; all before a null are not."""
+    """How many of the ascending cut-offs are at or before the value, by halves; all before a null
+    are not.
+    """
     if not cut_offs:
         return F.lit(below)
     middle = len(cut_offs) // 2
     later = _count_reached(value, cut_offs[middle + 1 :], below + middle + 1)
-    return F.when(value >= cut_offs[middle], later).otherwise(_count_reached(value, cut_offs[:middle], below))
+    return F.when(value >= cut_offs[middle], later).otherwise(
+        _count_reached(value, cut_offs[:middle], below)
+    )
 
 
 def _column(name: str) -> Column:
@@ -352,7 +405,9 @@ def _partition(key: Column, partitions: int) -> Column:
     whole = (F.length(key) / 4).cast("int")
     words = F.filter(F.sequence(F.lit(0), F.lit(15)), lambda word: word < whole)
     start = F.lit(_SEED).bitwiseXOR(F.length(key).cast("long"))
-    hashed = F.aggregate(words, start, lambda before, word: _mixed(before, _bytes(key, word * 4, 4)))
+    hashed = F.aggregate(
+        words, start, lambda before, word: _mixed(before, _bytes(key, word * 4, 4))
+    )
     rest = _bytes(key, whole * 4, 3)
     hashed = F.when(F.length(key) % 4 == 0, hashed).otherwise(_times_m(hashed.bitwiseXOR(rest)))
     return _folded(_times_m(_folded(hashed, 13)), 15).bitwiseAND(F.lit(0x7FFFFFFF)) % partitions
@@ -363,7 +418,9 @@ def _mixed(before: Column, word: Column) -> Column:
 
 
 def _bytes(key: Column, start: Column, count: int) -> Column:
-    """The characters from `start` on as a number, the first the lowest; those beyond the end are 0."""
+    """The characters from `start` on as a number, the first the lowest; those beyond the end are
+    0.
+    """
     found = F.lit(0).cast("long")
     for place in range(count):
         one = F.ascii(F.substring(key, start + place + 1, 1)).cast("long")
@@ -372,7 +429,9 @@ def _bytes(key: Column, start: Column, count: int) -> Column:
 
 
 def _times_m(value: Column) -> Column:
-    """The product with murmur2's number modulo 2**32: in halves, as the whole would not fit into 64 bits."""
+    """The product with murmur2's number modulo 2**32: in halves, as the whole would not fit into 64
+    bits.
+    """
 
     def product(one: Column) -> Column:
         high = F.shiftleft((one * (_M >> 16)).bitwiseAND(F.lit(0xFFFF)), 16)

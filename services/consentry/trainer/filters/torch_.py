@@ -1,10 +1,11 @@
 """PyTorch: data sets, loaders and batches of which only the rows come through that may be used.
 
-A stream is numbered as it comes, before anything is left out. By these numbers it is split among ranks and workers and
-taken up again: so what one rank or worker leaves out moves no row of another, and no row comes twice or never.
+A stream is numbered as it comes, before anything is left out. By these numbers it is split among
+ranks and workers and taken up again: so what one rank or worker leaves out moves no row of another,
+and no row comes twice or never.
 
-Where freshness is not proven, reading raises Unavailable (`trainer.stale`): an epoch that just ended there would be
-taken for a whole one.
+Where freshness is not proven, reading raises Unavailable (`trainer.stale`): an epoch that just
+ended there would be taken for a whole one.
 """
 
 from __future__ import annotations
@@ -19,14 +20,21 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    default_collate,
+    get_worker_info,
+)
 
 from consentry.domain.errors import ConsentryError, InvalidInput, Refused
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import REASONS, Columns, Verdict
-from consentry.trainer.deciding.decider import Judge
+from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
+from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.portable import portable
-from consentry.trainer.filters.torch_batches import Question, left_of
+from consentry.trainer.filters.torch_batches import BatchQuestion, left_of
 from consentry.wire.schemas import CONTROLS, RECORDS
 
 SUPPORTED = ("torch.utils.data.Dataset", "IterableDataset", "DataLoader")
@@ -38,7 +46,7 @@ _ALLOWING: Final = (Reason.OPTED_IN, Reason.DEFAULT_ON)
 
 
 def filter(
-    judge: Judge,
+    decider: Decider,
     data: Any,
     *,
     purpose: str,
@@ -48,20 +56,27 @@ def filter(
 ) -> Any:
     """What may be used of a data set or of a loader's batches.
 
-    An IterableDataset becomes a ConsentDataset, any other Dataset a Subset as of now, of which every example is read
-    once. Of anything else that gives batches see `filter_batches`. Raises InvalidInput where a column is missing,
-    Unavailable (`trainer.stale`) where freshness is not proven.
+    An IterableDataset becomes a ConsentDataset, any other Dataset a Subset as of now, of which
+    every example is read once. Of anything else that gives batches see `filter_batches`. Raises
+    InvalidInput where a column is missing, Unavailable (`trainer.stale`) where freshness is not
+    proven.
     """
-    question = Question(judge, purpose, columns, at_least, Counter() if tally is None else tally)
+    question = BatchQuestion(
+        decider, purpose, columns, at_least, Counter() if tally is None else tally
+    )
     if isinstance(data, IterableDataset):
-        return ConsentDataset(judge, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
+        return ConsentDataset(
+            decider, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally
+        )
     if isinstance(data, Dataset):
         return Subset(data, list(_allowed_places(question, data)))
-    return filter_batches(judge, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally)
+    return filter_batches(
+        decider, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally
+    )
 
 
 def filter_batches(
-    judge: Judge,
+    decider: Decider,
     batches: Iterable[Any],
     *,
     purpose: str,
@@ -69,13 +84,16 @@ def filter_batches(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Iterator[Any]:
-    """The batches of a loader without the rows that may not be used; each is judged here when it is handed out.
+    """The batches of a loader without the rows that may not be used; each is judged here when it is
+    handed out.
 
-    A batch is a dict of tensors and lists, one entry a row, with the member ids among them, or an Arrow table. Rows
-    are taken out of every field; a batch of which nothing is left is left out. Raises as `filter`, and InvalidInput
-    where rows cannot be taken out of a field.
+    A batch is a dict of tensors and lists, one entry a row, with the member ids among them, or an
+    Arrow table. Rows are taken out of every field; a batch of which nothing is left is left out.
+    Raises as `filter`, and InvalidInput where rows cannot be taken out of a field.
     """
-    question = Question(judge, purpose, columns, at_least, Counter() if tally is None else tally)
+    question = BatchQuestion(
+        decider, purpose, columns, at_least, Counter() if tally is None else tally
+    )
     for number, batch in enumerate(batches):
         mask = question.mask(question.keys_of_batch(batch))
         left = left_of(batch, mask, is_first=number == 0)
@@ -86,20 +104,20 @@ def filter_batches(
 class ConsentDataset(IterableDataset[Any]):
     """The examples of a stream that may be used, judged while it is read.
 
-    `source` gives dicts, one an example, or Arrow tables or batches, and the same ones in the same order each time;
-    with `__len__` and `__getitem__` it is read by index. Every process reads its own share: example number n of the
-    stream is of rank n % ranks, and there of one worker. `ranks` and `rank` are those of torch.distributed where it is
-    initialised. With `source_shards` the source splits itself among workers and ranks, and each of its examples is
-    taken.
+    `source` gives dicts, one an example, or Arrow tables or batches, and the same ones in the same
+    order each time; with `__len__` and `__getitem__` it is read by index. Every process reads its
+    own share: example number n of the stream is of rank n % ranks, and there of one worker. `ranks`
+    and `rank` are those of torch.distributed where it is initialised. With `source_shards` the
+    source splits itself among workers and ranks, and each of its examples is taken.
 
-    In worker processes the judge's portable form is asked, and what it found is at most RECHECK_SECONDS old when an
-    example is handed to the loader, which keeps some in store; ConsentLoader judges again when a batch leaves it.
-    `tally` counts in the process that reads.
+    In worker processes the judge's portable form is asked, and what it found is at most
+    RECHECK_SECONDS old when an example is handed to the loader, which keeps some in store;
+    ConsentLoader deciders again when a batch leaves it. `tally` counts in the process that reads.
     """
 
     def __init__(
         self,
-        judge: Judge,
+        decider: Decider,
         source: Iterable[Any],
         *,
         purpose: str,
@@ -121,26 +139,30 @@ class ConsentDataset(IterableDataset[Any]):
         self.ranks: Final = all_ranks if ranks is None else ranks
         self.source_shards: Final = source_shards
         self._block = block
-        self._judge: Judge | None = judge
+        self._decider: Decider | None = decider
         self._process = os.getpid()
-        self._portable, self._why_not_portable = _tried(judge)
+        self._portable, self._why_not_portable = _tried(decider)
         self._positions: dict[int, int] = {}
         self._resume: _Resume | None = None
         if not 0 <= self.rank < self.ranks:
             raise InvalidInput(
-                f"There is no rank {self.rank} among {self.ranks}.", code="input.rank", fix="count ranks from 0"
+                f"There is no rank {self.rank} among {self.ranks}.",
+                code="input.rank",
+                fix="count ranks from 0",
             )
 
     @property
-    def judge(self) -> Judge:
+    def decide_table(self) -> Decider:
         """Who is asked in this process. Raises Refused where nobody can be."""
-        if self._judge is not None and self._process == os.getpid():
-            return self._judge
+        if self._decider is not None and self._process == os.getpid():
+            return self._decider
         return self._portable_judge()
 
-    def _portable_judge(self) -> Judge:
-        if self._portable is None and self._judge is not None and self._process == os.getpid():
-            self._portable, self._why_not_portable = _tried(self._judge)  # it may have been shared since
+    def _portable_judge(self) -> Decider:
+        if self._portable is None and self._decider is not None and self._process == os.getpid():
+            self._portable, self._why_not_portable = _tried(
+                self._decider
+            )  # it may have been shared since
         if self._portable is None:
             assert self._why_not_portable is not None
             raise self._why_not_portable
@@ -148,13 +170,14 @@ class ConsentDataset(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         self._portable_judge()
-        return self.__dict__ | {"_judge": None}
+        return self.__dict__ | {"_decider": None}
 
     def __iter__(self) -> Iterator[Any]:
         resume, self._resume = self._resume, None
         if resume is not None and resume.process != os.getpid():
             raise InvalidInput(
-                "The state was loaded in one process and the data set is read in another: each epoch would skip.",
+                "The state was loaded in one process and the data set is read in another: each "
+                "epoch would skip.",
                 code="input.state",
                 fix="load the state into a ConsentLoader, which knows how far its workers are",
             )
@@ -167,56 +190,77 @@ class ConsentDataset(IterableDataset[Any]):
         self._positions = {}  # what comes next is the next epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the shares that this process reads stand in the stream, and by which view; can be kept as JSON."""
+        """Where the shares that this process reads stand in the stream, and by which view; can be
+        kept as JSON.
+        """
         return _state(self, self._positions, self.share()[1])
 
-    def load_state_dict(self, state: Mapping[str, Any], *, allow_older_view: bool = False) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, allow_older_snapshot: bool = False
+    ) -> None:
         """Begin the next epoch where the state was taken; under a newer view more may be left out.
 
-        Raises Refused where the judge knows less than when the state was taken, unless `allow_older_view`, and
-        InvalidInput for the state of another purpose.
+        Raises Refused where the judge knows less than when the state was taken, unless
+        `allow_older_snapshot`, and InvalidInput for the state of another purpose.
         """
-        self._resume = _resume(self, state, allow_older_view=allow_older_view)
+        self._resume = _resume(self, state, allow_older_snapshot=allow_older_snapshot)
 
     def share(self, turn: int = 0) -> tuple[int, int]:
-        """Which share this process reads, of how many. `turn` is the worker that the first one stands for."""
+        """Which share this process reads, of how many.
+
+        `turn` is the worker that the first one stands for.
+        """
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return self.rank + self.ranks * ((number + turn) % workers), self.ranks * workers
 
-    def read(self, shard: int, shards: int, start: int, tally: Counter[Reason]) -> Iterator[Read]:
-        """What is allowed of one share of the stream from a position on; at last, without an example, its end."""
-        question = Question(self.judge, self.purpose, self.columns, self.at_least, tally)
+    def read(
+        self, shard: int, shards: int, start: int, tally: Counter[Reason]
+    ) -> Iterator[AllowedExample]:
+        """What is allowed of one share of the stream from a position on; at last, without an
+        example, its end.
+        """
+        question = BatchQuestion(self.decider, self.purpose, self.columns, self.at_least, tally)
         numbered = self._numbered(shard, shards, start)
         position = start
         while block := list(islice(numbered, self._block)):
             yield from _judged(question, block)
             position = block[-1][0] + 1
-        yield Read(position, None, 0, None)
+        yield AllowedExample(position, None, 0, None)
 
     def _numbered(self, shard: int, shards: int, start: int) -> Iterator[tuple[int, Any]]:
         source: Any = self.source
         if self.source_shards:
             return islice(zip(count(), source, strict=False), start, None)
-        if get_worker_info() is not None and type(source).__module__.startswith("datasets.iterable_dataset"):
+        if get_worker_info() is not None and type(source).__module__.startswith(
+            "datasets.iterable_dataset"
+        ):
             raise InvalidInput(
-                "A streaming data set of Hugging Face splits itself among workers: only a part of it would be read.",
+                "A streaming data set of Hugging Face splits itself among workers: only a part of "
+                "it would be read.",
                 code="input.source",
-                fix="say source_shards=True, and split it by node for ranks; or read it without workers",
+                fix="say source_shards=True, and split it by node for ranks; or read it without "
+                "workers",
             )
         first = start + (shard - start) % shards
         # Every torch data set has __getitem__, also one that can only be read through.
-        if not isinstance(source, IterableDataset) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        if (
+            not isinstance(source, IterableDataset)
+            and hasattr(source, "__getitem__")
+            and hasattr(source, "__len__")
+        ):
             return ((number, source[number]) for number in range(first, len(source), shards))
         return islice(zip(count(), source, strict=False), first, None, shards)
 
 
 class ConsentLoader:
-    """Batches of a ConsentDataset, read by workers and judged once more when they leave: with state.
+    """Batches of a ConsentDataset, read by workers and judged once more when they leave: with
+    state.
 
-    `options` are those of torch's DataLoader, but for those that choose examples. `batch_size` None hands each element
-    out by itself. `collate_fn` is run by the workers; each field of what it makes has one entry a row. The state says
-    what has been handed out, not what workers have read ahead. Raises as `filter` and `filter_batches`.
+    `options` are those of torch's DataLoader, but for those that choose examples. `batch_size` None
+    hands each element out by itself. `collate_fn` is run by the workers; each field of what it
+    makes has one entry a row. The state says what has been handed out, not what workers have read
+    ahead. Raises as `filter` and `filter_batches`.
     """
 
     def __init__(
@@ -239,27 +283,40 @@ class ConsentLoader:
         self._turn = 0
         self._resume: _Resume | None = None
         if num_workers:
-            dataset.__getstate__()  # what workers could not be given is told here, and not by each of them
+            # what workers could not be given is told here, and not by each of them
+            dataset.__getstate__()
         if not options.get("in_order", True):
             raise InvalidInput(
-                "Batches out of order cannot be resumed in theirs.", code="input.in_order", fix="leave in_order out"
+                "Batches out of order cannot be resumed in theirs.",
+                code="input.in_order",
+                fix="leave in_order out",
             )
 
     def __iter__(self) -> Iterator[Any]:
         resume, self._resume = self._resume, None
         self._positions = {} if resume is None else resume.checked(self._shards)
-        # A source that splits itself knows its workers by their numbers: these are not changed then.
+        # A source that splits itself knows its workers by their numbers: these are not changed
+        # then.
         self._turn = 0 if resume is None or self.dataset.source_shards else resume.turn
         batches = _Batches(
-            self.dataset, self._positions, self._turn, self._batch_size, self._collate, drop_last=self._drop_last
+            self.dataset,
+            self._positions,
+            self._turn,
+            self._batch_size,
+            self._collate,
+            drop_last=self._drop_last,
         )
         dataset, is_first = self.dataset, True
-        question = Question(dataset.judge, dataset.purpose, dataset.columns, dataset.at_least, dataset.tally)
+        question = BatchQuestion(
+            dataset.decider, dataset.purpose, dataset.columns, dataset.at_least, dataset.tally
+        )
         for handed in DataLoader(batches, batch_size=None, collate_fn=_as_it_is, **self._options):
             if handed.error is not None:
                 kind, message, code, fix = handed.error
                 raise kind(message, code=code, fix=fix)
-            dataset.tally.update({Reason(reason): number for reason, number in handed.excluded.items()})
+            dataset.tally.update(
+                {Reason(reason): number for reason, number in handed.excluded.items()}
+            )
             self._positions[handed.shard] = handed.position
             self._turn = (handed.shard // dataset.ranks + 1) % (self._shards // dataset.ranks)
             if handed.keys is not None:
@@ -276,9 +333,13 @@ class ConsentLoader:
         """Up to where batches have been handed out, and by which view; can be kept as JSON."""
         return _state(self.dataset, self._positions, self._shards, self._turn)
 
-    def load_state_dict(self, state: Mapping[str, Any], *, allow_older_view: bool = False) -> None:
-        """As ConsentDataset.load_state_dict; also InvalidInput for another number of ranks and workers."""
-        resume = _resume(self.dataset, state, allow_older_view=allow_older_view)
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, allow_older_snapshot: bool = False
+    ) -> None:
+        """As ConsentDataset.load_state_dict; also InvalidInput for another number of ranks and
+        workers.
+        """
+        resume = _resume(self.dataset, state, allow_older_snapshot=allow_older_snapshot)
         resume.checked(self._shards)
         self._resume = resume
 
@@ -286,8 +347,10 @@ class ConsentLoader:
 # ---- what passes between workers and the loader
 
 
-class Read(NamedTuple):
-    """An allowed example, the position behind it, and the keys it was judged by with its row there."""
+class AllowedExample(NamedTuple):
+    """An allowed example, the position behind it, and the keys it was judged by with its row
+    there.
+    """
 
     position: int
     keys: pa.Table | None
@@ -296,7 +359,9 @@ class Read(NamedTuple):
 
 
 class _Handed(NamedTuple):
-    """What a worker hands to the loader: a batch, or none at the end of its share; or why it stopped."""
+    """What a worker hands to the loader: a batch, or none at the end of its share; or why it
+    stopped.
+    """
 
     shard: int
     position: int
@@ -340,7 +405,7 @@ class _Batches(IterableDataset[_Handed]):
 
     def _batches(self, shard: int, shards: int, start: int) -> Iterator[_Handed]:
         tally: Counter[Reason] = Counter()
-        some: list[Read] = []
+        some: list[AllowedExample] = []
         for one in self._dataset.read(shard, shards, start, tally):
             if one.example is not None:
                 some.append(one)
@@ -352,7 +417,9 @@ class _Batches(IterableDataset[_Handed]):
             elif one.position > start:
                 yield _Handed(shard, one.position, _excluded(tally))
 
-    def _handed(self, shard: int, position: int, some: list[Read], tally: Counter[Reason]) -> _Handed:
+    def _handed(
+        self, shard: int, position: int, some: list[AllowedExample], tally: Counter[Reason]
+    ) -> _Handed:
         if self._batch_size is None and some[0].row < 0:
             return _Handed(shard, position, _excluded(tally), some[0].keys, some[0].example)
         if some[0].row < 0:
@@ -364,7 +431,11 @@ class _Batches(IterableDataset[_Handed]):
         groups = groupby(some, key=lambda one: id(one.keys))
         parts = [list(group) for _, group in groups]
         keys = pa.concat_tables(
-            [part[0].keys.take([one.row for one in part]) for part in parts if part[0].keys is not None],
+            [
+                part[0].keys.take([one.row for one in part])
+                for part in parts
+                if part[0].keys is not None
+            ],
             promote_options="permissive",
         )
         examples = [one.example for one in some]
@@ -374,7 +445,9 @@ class _Batches(IterableDataset[_Handed]):
 
 
 def _excluded(tally: Counter[Reason]) -> dict[str, int]:
-    """What was left out since it was last asked; what is handed out is counted when it leaves the loader."""
+    """What was left out since it was last asked; what is handed out is counted when it leaves the
+    loader.
+    """
     found = {reason.value: number for reason, number in tally.items() if reason not in _ALLOWING}
     tally.clear()
     return found
@@ -387,32 +460,36 @@ def _as_it_is(value: Any) -> Any:
 # ---- judging
 
 
-def _judged(question: Question, block: list[tuple[int, Any]]) -> Iterator[Read]:
-    """What is allowed of some examples; asked again of the rest whenever handing out has taken a while."""
+def _judged(question: BatchQuestion, block: list[tuple[int, Any]]) -> Iterator[AllowedExample]:
+    """What is allowed of some examples; asked again of the rest whenever handing out has taken a
+    while.
+    """
     if isinstance(block[0][1], pa.Table | pa.RecordBatch):
         for number, table in block:
             keys = question.keys_of_table(table)
             mask = question.mask(keys)
             if mask.any():
-                yield Read(number + 1, keys.filter(pa.array(mask)), -1, table.filter(pa.array(mask)))
+                yield AllowedExample(
+                    number + 1, keys.filter(pa.array(mask)), -1, table.filter(pa.array(mask))
+                )
         return
     keys = question.keys_of_examples([example for _, example in block])
     start = 0
     while start < len(block):
-        verdict, asked_at = Verdict(question.reasons(keys.slice(start))), monotonic()
-        mask = verdict.mask.tolist()
+        decisions, asked_at = Decisions(question.reasons(keys.slice(start))), monotonic()
+        mask = decisions.mask.tolist()
         for row in range(start, len(block)):
             if monotonic() - asked_at > RECHECK_SECONDS:
                 start = row
                 break
-            question.tally[REASONS[verdict.reasons[row - start]]] += 1
+            question.tally[REASONS[decisions.reasons[row - start]]] += 1
             if mask[row - start]:
-                yield Read(block[row][0] + 1, keys, row, block[row][1])
+                yield AllowedExample(block[row][0] + 1, keys, row, block[row][1])
         else:
             return
 
 
-def _allowed_places(question: Question, data: Any) -> Iterator[int]:
+def _allowed_places(question: BatchQuestion, data: Any) -> Iterator[int]:
     """The indices of a data set whose examples may be used."""
     for start in range(0, len(data), BLOCK):
         places = range(start, min(start + BLOCK, len(data)))
@@ -430,10 +507,10 @@ def _place_among_ranks() -> tuple[int, int]:
     return 0, 1
 
 
-def _tried(judge: Judge) -> tuple[Judge | None, Refused | None]:
+def _tried(decider: Decider) -> tuple[Decider | None, Refused | None]:
     """The portable form, or why there is none: that matters only once another process asks."""
     try:
-        return portable(judge), None
+        return portable(decider), None
     except Refused as error:
         return None, error
 
@@ -447,7 +524,9 @@ class _Resume(NamedTuple):
     process: int
 
     def checked(self, shards: int) -> dict[int, int]:
-        """The positions by share. Raises InvalidInput where the stream is split in another way now."""
+        """The positions by share. Raises InvalidInput where the stream is split in another way
+        now.
+        """
         if self.shards != shards:
             raise InvalidInput(
                 f"The state is of {self.shards} shares of the stream, and now there are {shards}.",
@@ -457,21 +536,23 @@ class _Resume(NamedTuple):
         return dict(self.positions)
 
 
-def _state(dataset: ConsentDataset, positions: Mapping[int, int], shards: int, turn: int = 0) -> dict[str, Any]:
-    judge = dataset.judge
+def _state(
+    dataset: ConsentDataset, positions: Mapping[int, int], shards: int, turn: int = 0
+) -> dict[str, Any]:
+    decider = dataset.decider
     return {
         "purpose": dataset.purpose,
-        "view": judge.view_id,
-        "known": _known(judge),
+        "snapshot": decider.snapshot_id,
+        "known": _known(decider),
         "shards": shards,
         "turn": turn,
         "positions": {str(shard): position for shard, position in positions.items()},
     }
 
 
-def _known(judge: Judge) -> dict[str, int]:
+def _known(decider: Decider) -> dict[str, int]:
     """How far the judge has read what its answers rest on; empty where it does not say."""
-    positions = getattr(getattr(judge, "view", judge), "positions", {})
+    positions = getattr(getattr(decider, "snapshot", decider), "positions", {})
     return {
         f"{topic}-{partition}": position
         for (topic, partition), position in sorted(dict(positions).items())
@@ -479,23 +560,28 @@ def _known(judge: Judge) -> dict[str, int]:
     }
 
 
-def _resume(dataset: ConsentDataset, state: Mapping[str, Any], *, allow_older_view: bool) -> _Resume:
+def _resume(
+    dataset: ConsentDataset, state: Mapping[str, Any], *, allow_older_snapshot: bool
+) -> _Resume:
     if state["purpose"] != dataset.purpose:
         raise InvalidInput(
-            f"The state is of the purpose {state['purpose']!r}, the data set of {dataset.purpose!r}.",
+            f"The state is of the purpose {state['purpose']!r}, the data set of "
+            f"{dataset.purpose!r}.",
             code="input.state",
             fix="resume what the state was taken of",
         )
-    judge = dataset.judge
-    now = _known(judge)
+    decider = dataset.decider
+    now = _known(decider)
     behind = [place for place, position in state["known"].items() if now.get(place, 0) < position]
-    if behind and not allow_older_view:
+    if behind and not allow_older_snapshot:
         place = behind[0]
         raise Refused(
-            f"The view knows less than when the state was taken: {place} is at {now.get(place, 0)}, "
+            f"The view knows less than when the state was taken: {place} is at "
+            f"{now.get(place, 0)}, "
             f"then it was at {state['known'][place]}.",
             code="trainer.view_went_back",
-            fix="resume under the same or a newer view; or say allow_older_view=True, and why somewhere",
+            fix="resume under the same or a newer view; or say allow_older_snapshot=True, and why "
+            "somewhere",
         )
     positions = {int(shard): int(position) for shard, position in state["positions"].items()}
     return _Resume(positions, int(state["shards"]), int(state["turn"]), os.getpid())

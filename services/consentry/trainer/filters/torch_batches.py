@@ -1,4 +1,6 @@
-"""What is asked of examples and batches as torch has them, and how rows are taken out of such a batch."""
+"""What is asked of examples and batches as torch has them, and how rows are taken out of such a
+batch.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,26 @@ import torch
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import REASONS, Columns, Verdict
-from consentry.trainer.deciding.decider import Judge
-from consentry.trainer.filters.batch_filter import Sieve
+from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
+from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.filters.batch_filter import BatchFilter
 from consentry.trainer.filters.portable import stale
 
 _STALE: Final = REASONS.index(Reason.STALE)
 
 
-class Question:
+class BatchQuestion:
     """What is asked of examples and batches. Raises Unavailable where the answer is STALE."""
 
     def __init__(
-        self, judge: Judge, purpose: str, columns: Columns | None, at_least: str | None, tally: Counter[Reason]
+        self,
+        decider: Decider,
+        purpose: str,
+        columns: Columns | None,
+        at_least: str | None,
+        tally: Counter[Reason],
     ) -> None:
-        self._judge = judge
+        self._decider = decider
         self._purpose = purpose
         self._columns = columns
         self._at_least = at_least
@@ -35,27 +42,36 @@ class Question:
         self._names: dict[Any, None] = {}  # that examples had so far
 
     def keys(self, values: Mapping[str, Sequence[Any]]) -> pa.Table:
-        """The columns that are asked about, of Python values by name. One row's id never depends on another row."""
-        sieve = self._sieve(values)
-        read = {name: [_plain(value) for value in values[name]] for name in sieve.names}
-        member = sieve.columns.member
+        """The columns that are asked about, of Python values by name.
+
+        One row's id never depends on another row.
+        """
+        batch_filter = self._sieve(values)
+        read = {name: [_plain(value) for value in values[name]] for name in batch_filter.names}
+        member = batch_filter.columns.member
         read[member] = [_as_id(value) for value in read[member]]
-        for name in (sieve.columns.jurisdiction, sieve.columns.category):
+        for name in (batch_filter.columns.jurisdiction, batch_filter.columns.category):
             if name is not None and name != member:
                 read[name] = [_as_text(value) for value in read[name]]
-        collected = sieve.columns.collected
+        collected = batch_filter.columns.collected
         return pa.table(
-            {name: sieve.column(name, column) if name == collected else _texts(column) for name, column in read.items()}
+            {
+                name: batch_filter.column(name, column) if name == collected else _texts(column)
+                for name, column in read.items()
+            }
         )
 
     def keys_of_examples(self, examples: Sequence[Any]) -> pa.Table:
-        """The columns that are asked about, of examples; a name that one of them lacks is a null there."""
+        """The columns that are asked about, of examples; a name that one of them lacks is a null
+        there.
+        """
         for example in examples:
             if not isinstance(example, Mapping):
                 raise InvalidInput(
                     f"An example is a {type(example).__name__}, which does not tell whose it is.",
                     code="input.example",
-                    fix="have the data set give dicts with the member id among their fields, or Arrow tables",
+                    fix="have the data set give dicts with the member id among their fields, or "
+                    "Arrow tables",
                 )
         self._names |= dict.fromkeys(name for example in examples for name in example)
         asked = self._sieve(self._names).names
@@ -86,9 +102,9 @@ class Question:
         whole = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
         return whole.select(self._sieve(whole.column_names).names)
 
-    def _sieve(self, names: Iterable[Any]) -> Sieve:
-        return Sieve(
-            self._judge,
+    def _sieve(self, names: Iterable[Any]) -> BatchFilter:
+        return BatchFilter(
+            self._decider,
             names,
             purpose=self._purpose,
             columns=self._columns,
@@ -99,17 +115,19 @@ class Question:
     def reasons(self, keys: pa.Table) -> npt.NDArray[np.int8]:
         """A place in REASONS for each row. Not counted."""
         columns = self._sieve(keys.column_names).columns
-        verdict = self._judge.judge(keys, purpose=self._purpose, columns=columns, at_least=self._at_least)
-        if (verdict.reasons == _STALE).any():
+        decisions = self._decider.decide_table(
+            keys, purpose=self._purpose, columns=columns, at_least=self._at_least
+        )
+        if (decisions.reasons == _STALE).any():
             self.tally[Reason.STALE] += keys.num_rows
-            raise stale(self._judge)
-        return verdict.reasons
+            raise stale(self._decider)
+        return decisions.reasons
 
     def mask(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
         """True for each row that may be used; each is counted."""
-        verdict = Verdict(self.reasons(keys))
-        self.tally.update(verdict.counts())
-        return verdict.mask
+        decisions = Decisions(self.reasons(keys))
+        self.tally.update(decisions.counts())
+        return decisions.mask
 
 
 def _listed(column: Any) -> Sequence[Any]:
@@ -145,16 +163,21 @@ def _texts(column: Sequence[str | None]) -> pa.Array:
         return pa.array(column, pa.large_string())
     except UnicodeError:
         # Half of a surrogate pair is in no id and no code.
-        return pa.array([text and text.encode(errors="replace").decode() for text in column], pa.large_string())
+        return pa.array(
+            [text and text.encode(errors="replace").decode() for text in column], pa.large_string()
+        )
 
 
 # ---- taking rows out of batches
 
 
 def left_of(batch: Any, mask: npt.NDArray[np.bool_], *, is_first: bool) -> Any:
-    """What is left of a batch; None where nothing is. Of the first one rows are taken out in any case.
+    """What is left of a batch; None where nothing is.
 
-    So that a batch that this cannot be done with is refused at once, and not when somebody opts out.
+    Of the first one rows are taken out in any case.
+
+    So that a batch that this cannot be done with is refused at once, and not when somebody opts
+    out.
     """
     left = taken(batch, mask) if is_first or not mask.all() else batch
     return left if mask.any() else None
@@ -177,7 +200,8 @@ def taken(batch: Any, mask: npt.NDArray[np.bool_]) -> Any:
         if fields and len(batch) != len(mask):
             return [taken(field, mask) for field in batch]
     raise InvalidInput(
-        f"Rows cannot be taken out of a {type(batch).__name__} in a batch of {len(mask)}, as none of its is one row's.",
+        f"Rows cannot be taken out of a {type(batch).__name__} in a batch of {len(mask)}, as none "
+        "of its is one row's.",
         code="input.batch",
         fix="have each field of a batch hold one entry a row: a tensor, an array or a list",
     )

@@ -1,4 +1,5 @@
-"""Deleting from a data set what purge orders name, or who may not be used: each file is rewritten whole, or not at all.
+"""Deleting from a data set what purge orders name, or who may not be used: each file is rewritten
+whole, or not at all.
 
 Parquet directories here; `opening` knows every kind of data set.
 """
@@ -11,21 +12,29 @@ from pathlib import Path
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge.dataset import PurgeResult
 from consentry.trainer.purge.files import dataset_files, dataset_version, read_dataset, read_file
 from consentry.trainer.purge.parquet import ParquetDirectory
-from consentry.trainer.purge.row_selector import OrdersCover
+from consentry.trainer.purge.row_selector import OrdersSelector
 
 __all__ = ["PurgeResult", "dataset_files", "dataset_version", "purge", "read_dataset", "read_file"]
 
 
 def purge(
-    directory: Path, orders: Sequence[PurgeOrder], view: View, *, now: Micros, columns: Columns | None = None
+    directory: Path,
+    orders: Sequence[PurgeOrder],
+    snapshot: Snapshot,
+    *,
+    now: Micros,
+    columns: Columns | None = None,
 ) -> PurgeResult:
-    """Rewrite every Parquet file that holds rows of the orders, without them. Idempotent; `now` in microseconds.
+    """Rewrite every Parquet file that holds rows of the orders, without them. Idempotent;
 
-    Without `columns` each file's columns are found by their conventional names. Killed anywhere, each file is the old
-    or the new one, and running again finishes the rest. Raises DatasetChanged where somebody else writes meanwhile.
+    `now` in microseconds.
+
+    Without `columns` each file's columns are found by their conventional names. Killed anywhere,
+    each file is the old or the new one, and running again finishes the rest. Raises DatasetChanged
+    where somebody else writes meanwhile.
     """
-    return ParquetDirectory(directory, columns=columns).apply(OrdersCover(orders, view, now))
+    return ParquetDirectory(directory, columns=columns).apply(OrdersSelector(orders, snapshot, now))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from consentry.domain.errors import Unavailable
-from consentry.trainer.purge.row_selector import Cover
+from consentry.trainer.purge.row_selector import RowSelector
 
 Progress = Callable[[int, int], None]
 """Told how many files are done, of how many."""
@@ -30,8 +30,11 @@ class FilePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a purge would do to this version; `unknown` rows are kept, as nobody can say whose they are."""
+class PurgePlan:
+    """What a purge would do to this version;
+
+    `unknown` rows are kept, as nobody can say whose they are.
+    """
 
     version: str
     files: tuple[FilePlan, ...]
@@ -42,15 +45,20 @@ class Plan:
     def covered(self, order_id: str) -> tuple[int, int, int]:
         """(files, rows, bytes of these files) that one order touches."""
         touched = [file for file in self.files if order_id in file.covered]
-        return len(touched), sum(file.covered[order_id] for file in touched), sum(file.bytes for file in touched)
+        return (
+            len(touched),
+            sum(file.covered[order_id] for file in touched),
+            sum(file.bytes for file in touched),
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class PurgeResult:
     """What a purge did.
 
-    `rows_removed` are the rows of this run by order id; `rows_in_all` those of this and every earlier run, also of
-    one that was killed, and `versions_first` the version before the first of them.
+    `rows_removed` are the rows of this run by order id; `rows_in_all` those of this and every
+    earlier run, also of one that was killed, and `versions_first` the version before the first of
+    them.
     """
 
     version_before: str
@@ -66,7 +74,8 @@ class PurgeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What is left: rows by order id, rows of unknown owner, files that nobody could look into, old versions by rows.
+    """What is left: rows by order id, rows of unknown owner, files that nobody could look into, old
+    versions by rows.
 
     `rows_left` holds only orders that have any.
     """
@@ -88,16 +97,22 @@ class Verified:
 
 
 class DatasetChanged(Unavailable):
-    """Somebody else wrote to the data set meanwhile: what was not swapped yet is as it was, and may be tried again."""
+    """Somebody else wrote to the data set meanwhile: what was not swapped yet is as it was, and may
+    be tried again.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(
-            message, code="purge.dataset_changed", fix="let the writer finish, then run the same command again"
+            message,
+            code="purge.dataset_changed",
+            fix="let the writer finish, then run the same command again",
         )
 
 
 class Dataset(Protocol):
-    """Something that holds rows in files: a directory, or a table of a format that keeps versions."""
+    """Something that holds rows in files: a directory, or a table of a format that keeps
+    versions.
+    """
 
     @property
     def name(self) -> str:
@@ -113,19 +128,26 @@ class Dataset(Protocol):
         """Identity of its content now."""
         ...
 
-    def plan(self, cover: Cover, progress: Progress = no_progress) -> Plan:
-        """What a purge would do; writes nothing. Raises InvalidInput where a file cannot be understood."""
+    def plan(self, selector: RowSelector, progress: Progress = no_progress) -> PurgePlan:
+        """What a purge would do; writes nothing.
+
+        Raises InvalidInput where a file cannot be understood.
+        """
         ...
 
-    def apply(self, cover: Cover, progress: Progress = no_progress) -> PurgeResult:
+    def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
         """Remove the covered rows. Idempotent, and killed at any point it can be run again.
 
         Raises DatasetChanged where somebody else wrote to it meanwhile, InvalidInput as `plan`.
         """
         ...
 
-    def verify(self, cover: Cover, progress: Progress = no_progress, *, old_versions: bool = True) -> Verified:
-        """Look at every row again, in old versions too if asked; a file that cannot be read is named, not raised."""
+    def verify(
+        self, selector: RowSelector, progress: Progress = no_progress, *, old_versions: bool = True
+    ) -> Verified:
+        """Look at every row again, in old versions too if asked; a file that cannot be read is
+        named, not raised.
+        """
         ...
 
     def vacuum(self) -> tuple[str, ...]:

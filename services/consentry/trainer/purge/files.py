@@ -1,4 +1,6 @@
-"""The files of a Parquet data set: which there are, what identifies each, and what their folders say of their rows."""
+"""The files of a Parquet data set: which there are, what identifies each, and what their folders
+say of their rows.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _LENGTH_MIN: Final = 12
 
 
 class Fingerprint(NamedTuple):
-    """What identifies a file's content without reading it all: size, time of change, and its Parquet footer."""
+    """What identifies a file's content without reading it all: size, time of change, and its
+    Parquet footer.
+    """
 
     size: int
     modified_ns: int
@@ -42,7 +46,8 @@ def fingerprint(path: Path) -> Fingerprint:
         length = int.from_bytes(tail[:4], "little")
         if tail[4:] != _MAGIC or length > told.st_size - _LENGTH_MIN:
             raise InvalidInput(
-                f"The file {path.name!r} is not a whole Parquet file: its rows cannot be looked at.",
+                f"The file {path.name!r} is not a whole Parquet file: its rows cannot be looked "
+                "at.",
                 code="input.dataset",
                 fix="let its writer finish, or take it out of the data set",
             )
@@ -53,8 +58,8 @@ def fingerprint(path: Path) -> Fingerprint:
 def open_native(path: Path) -> pa.NativeFile:
     """A file for Arrow to read. Raises OSError.
 
-    Never a file object of Python: Arrow's threads may let go of its bytes when Python has ended, which aborts the
-    process with a status that looks like a failure.
+    Never a file object of Python: Arrow's threads may let go of its bytes when Python has ended,
+    which aborts the process with a status that looks like a failure.
     """
     return pa.OSFile(str(path), "rb")
 
@@ -65,7 +70,10 @@ def _tail(file: BinaryIO, size: int, length: int) -> bytes:
 
 
 def dataset_files(directory: Path) -> list[Path]:
-    """The Parquet files of a data set, in order of name. Raises InvalidInput where there is no such directory."""
+    """The Parquet files of a data set, in order of name.
+
+    Raises InvalidInput where there is no such directory.
+    """
     if not directory.is_dir():
         raise InvalidInput(
             f"The data set {str(directory)!r} is not a directory.",
@@ -89,17 +97,21 @@ def walk(directory: Path) -> Iterator[Path]:
 
 
 def understood_files(directory: Path) -> list[Path]:
-    """As dataset_files; raises InvalidInput where a file could hold rows that we would not see or could not destroy."""
+    """As dataset_files; raises InvalidInput where a file could hold rows that we would not see or
+    could not destroy.
+    """
     for path in walk(directory) if directory.is_dir() else ():
         if path.is_symlink():
             raise InvalidInput(
-                f"The data set holds {path.name!r}, which is a link: its rows would stay where it points to.",
+                f"The data set holds {path.name!r}, which is a link: its rows would stay where it "
+                "points to.",
                 code="input.dataset",
                 fix="purge the directory that holds the file itself",
             )
         if path.suffix != ".parquet":
             raise InvalidInput(
-                f"The data set holds {path.name!r}, which is not a .parquet file: its rows cannot be looked at.",
+                f"The data set holds {path.name!r}, which is not a .parquet file: its rows cannot "
+                "be looked at.",
                 code="input.dataset",
                 fix="rename it to .parquet if it is one, else keep it elsewhere",
             )
@@ -107,7 +119,8 @@ def understood_files(directory: Path) -> list[Path]:
     for folder in {path.parent for path in files} | {directory}:
         if (folder / "_metadata").exists():
             raise InvalidInput(
-                f"The data set keeps the places of all row groups in {folder.name}/_metadata, which would be wrong.",
+                f"The data set keeps the places of all row groups in {folder.name}/_metadata, "
+                "which would be wrong.",
                 code="input.dataset",
                 fix="remove _metadata; a reader does without, and it can be written again",
             )
@@ -115,8 +128,14 @@ def understood_files(directory: Path) -> list[Path]:
 
 
 def listing(directory: Path) -> dict[str, Fingerprint]:
-    """Every data file by name, relative to the data set, with its fingerprint. Raises InvalidInput, OSError."""
-    return {path.relative_to(directory).as_posix(): fingerprint(path) for path in understood_files(directory)}
+    """Every data file by name, relative to the data set, with its fingerprint.
+
+    Raises InvalidInput, OSError.
+    """
+    return {
+        path.relative_to(directory).as_posix(): fingerprint(path)
+        for path in understood_files(directory)
+    }
 
 
 def version_of_listing(files: Mapping[str, Fingerprint]) -> str:
@@ -130,7 +149,10 @@ def version_of_listing(files: Mapping[str, Fingerprint]) -> str:
 def dataset_version(directory: Path) -> str:
     """Identity of a data set's content: a digest over each file's name, size and Parquet footer."""
     return version_of_listing(
-        {path.relative_to(directory).as_posix(): fingerprint(path) for path in dataset_files(directory)}
+        {
+            path.relative_to(directory).as_posix(): fingerprint(path)
+            for path in dataset_files(directory)
+        }
     )
 
 
@@ -148,17 +170,26 @@ class Chunk(NamedTuple):
     groups: range
 
 
-def chunks(file: pq.ParquetFile, name: str, columns: Columns | None, said: Mapping[str, str | None]) -> Iterator[Chunk]:
-    """The deciding columns of a file, at most some million rows at once; those that are `said` of it are among them.
+def chunks(
+    file: pq.ParquetFile, name: str, columns: Columns | None, said: Mapping[str, str | None]
+) -> Iterator[Chunk]:
+    """The deciding columns of a file, at most some million rows at once; those that are `said` of
+    it are among them.
 
-    Without `columns` they are found by their conventional names. Raises InvalidInput for a missing column.
+    Without `columns` they are found by their conventional names. Raises InvalidInput for a missing
+    column.
     """
     names = [*file.schema_arrow.names, *(key for key in said if key not in file.schema_arrow.names)]
     chosen = columns_of(pa.table({key: pa.nulls(0) for key in dict.fromkeys(names)}), columns)
-    wanted = [key for key in (chosen.member, chosen.jurisdiction, chosen.category, chosen.collected) if key is not None]
+    wanted = [
+        key
+        for key in (chosen.member, chosen.jurisdiction, chosen.category, chosen.collected)
+        if key is not None
+    ]
     if missing := [key for key in wanted if key not in names]:
         raise InvalidInput(
-            f"The file {name!r} has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.",
+            f"The file {name!r} has no column {missing[0]!r}; it has "
+            f"{', '.join(map(repr, names))}.",
             code="input.column",
             fix="name the right columns; member ids are needed, the others are optional",
         )
@@ -172,7 +203,9 @@ def chunks(file: pq.ParquetFile, name: str, columns: Columns | None, said: Mappi
         yield Chunk(table, chosen, groups)
 
 
-def _with_folder_value(table: pa.Table, rows: int, key: str, value: str | None, name: str) -> pa.Table:
+def _with_folder_value(
+    table: pa.Table, rows: int, key: str, value: str | None, name: str
+) -> pa.Table:
     column = pa.array([value], pa.string()).take(pa.array([0] * rows, pa.int32()))
     if key not in table.column_names:
         return table.append_column(key, column) if table.num_columns else pa.table({key: column})
@@ -181,7 +214,8 @@ def _with_folder_value(table: pa.Table, rows: int, key: str, value: str | None, 
         raise InvalidInput(
             f"The file {name!r} has a column {key!r} that does not say what its folder says.",
             code="input.dataset",
-            fix="readers differ in which they believe: remove the column, or move the rows to the right folder",
+            fix="readers differ in which they believe: remove the column, or move the rows to the "
+            "right folder",
         )
     return table
 
@@ -196,7 +230,9 @@ def _batches(told: pq.FileMetaData) -> Iterator[range]:
 
 
 def read_file(path: Path) -> pa.Table:
-    """The table of one Parquet file, opened once: reading by path opens it twice, and it may be replaced in between."""
+    """The table of one Parquet file, opened once: reading by path opens it twice, and it may be
+    replaced in between.
+    """
     with open_native(path) as file:
         return pq.read_table(file)
 

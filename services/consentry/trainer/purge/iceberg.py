@@ -1,4 +1,6 @@
-"""Purging an Iceberg table: the touched files are replaced in one snapshot, the old ones stay until they expire."""
+"""Purging an Iceberg table: the touched files are replaced in one snapshot, the old ones stay until
+they expire.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,29 @@ from pyiceberg.table.snapshots import Snapshot
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.trainer.deciding.decide_table import Columns, columns_of
-from consentry.trainer.purge.file_worker import Done
+from consentry.trainer.purge.file_worker import FileResult
 from consentry.trainer.purge.journal import Total
-from consentry.trainer.purge.row_selector import Cover
+from consentry.trainer.purge.row_selector import RowSelector
 from consentry.trainer.purge.versions import Conflict, VersionedTable
 
 _PREFIX: Final = "consentry.purge."
-"""Properties of the table: the rows removed by order key, and the version before the first of them."""
+"""Properties of the table: the rows removed by order key, and the version before the first of them.
+"""
 
 
 def iceberg_table(
     name: str, *, columns: Columns | None = None, properties: Mapping[str, str] | None = None
 ) -> VersionedTable:
-    """The Iceberg table CATALOG.NAMESPACE.TABLE; the catalog is set up as pyiceberg's own. Raises InvalidInput."""
+    """The Iceberg table CATALOG.NAMESPACE.TABLE; the catalog is set up as pyiceberg's own.
+
+    Raises InvalidInput.
+    """
     catalog, _, identifier = name.partition(".")
     if "." not in identifier:
         raise InvalidInput(
-            f"The Iceberg table {name!r} is not CATALOG.NAMESPACE.TABLE.", code="input.dataset", fix="write it so"
+            f"The Iceberg table {name!r} is not CATALOG.NAMESPACE.TABLE.",
+            code="input.dataset",
+            fix="write it so",
         )
     try:
         table = load_catalog(catalog, **(properties or {})).load_table(identifier)
@@ -47,28 +55,32 @@ def iceberg_table(
             code="input.dataset",
             fix="check the name, and pyiceberg's settings of the catalog",
         ) from error
-    return VersionedTable(identifier, _Table(table, columns))
+    return VersionedTable(identifier, _IcebergTable(table, columns))
 
 
-class _Table:
+class _IcebergTable:
     """See versions.Versions."""
 
     def __init__(self, table: Table, columns: Columns | None) -> None:
         self._table = table
         self._columns = columns
 
-    def newest(self) -> _Version:
+    def newest(self) -> _IcebergVersion:
         self._table.refresh()
-        return _Version(self._table, self._table.current_snapshot(), self._columns)
+        return _IcebergVersion(self._table, self._table.current_snapshot(), self._columns)
 
-    def older(self) -> Iterator[_Version]:
+    def older(self) -> Iterator[_IcebergVersion]:
         current = self._table.current_snapshot()
-        for snapshot in sorted(self._table.snapshots(), key=lambda one: one.timestamp_ms, reverse=True):
+        for snapshot in sorted(
+            self._table.snapshots(), key=lambda one: one.timestamp_ms, reverse=True
+        ):
             if current is None or snapshot.snapshot_id != current.snapshot_id:
-                yield _Version(self._table, snapshot, self._columns)
+                yield _IcebergVersion(self._table, snapshot, self._columns)
 
     def strays(self, named: Collection[str]) -> Collection[str]:
-        """None: the catalog, not a folder, says what is the table's, and several tables may lie in one folder."""
+        """None: the catalog, not a folder, says what is the table's, and several tables may lie in
+        one folder.
+        """
         return ()
 
     def totals(self) -> Mapping[str, Total]:
@@ -80,7 +92,9 @@ class _Table:
         }
 
     def vacuum(self) -> tuple[str, ...]:
-        """Expire all snapshots but those that a branch or tag holds, and delete the files that only they had."""
+        """Expire all snapshots but those that a branch or tag holds, and delete the files that only
+        they had.
+        """
         self._table.refresh()
         before = {snapshot.snapshot_id: snapshot for snapshot in self._table.snapshots()}
         held = {reference.snapshot_id for reference in self._table.metadata.refs.values()}
@@ -98,7 +112,9 @@ class _Table:
         return tuple(str(number) for number in expired)
 
     def _files_of(self, snapshot: Snapshot) -> Iterator[str]:
-        """The data files of a snapshot and the lists that name them, which keep their least and greatest values."""
+        """The data files of a snapshot and the lists that name them, which keep their least and
+        greatest values.
+        """
         if snapshot.manifest_list:
             yield snapshot.manifest_list
         for manifest in snapshot.manifests(self._table.io):
@@ -107,7 +123,7 @@ class _Table:
                 yield entry.data_file.file_path
 
 
-class _Version:
+class _IcebergVersion:
     """See versions.Version."""
 
     def __init__(self, table: Table, snapshot: Snapshot | None, columns: Columns | None) -> None:
@@ -116,7 +132,12 @@ class _Version:
         self._schema = table.schema() if snapshot is None else _schema_of(table, snapshot)
         names = [field.name for field in self._schema.fields]
         self._columns = columns_of(pa.table({name: pa.nulls(0) for name in names}), columns)
-        wanted = (self._columns.member, self._columns.jurisdiction, self._columns.category, self._columns.collected)
+        wanted = (
+            self._columns.member,
+            self._columns.jurisdiction,
+            self._columns.category,
+            self._columns.collected,
+        )
         if missing := [name for name in wanted if name is not None and name not in names]:
             raise InvalidInput(
                 f"The table has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.",
@@ -147,25 +168,34 @@ class _Version:
     def files(self) -> Mapping[str, int]:
         return {path: task.file.file_size_in_bytes for path, task in self._tasks.items()}
 
-    def look(self, path: str, cover: Cover) -> Done:
+    def look(self, path: str, selector: RowSelector) -> FileResult:
         table = self._read(path, self._schema.select(*self._wanted))
-        found = cover.of(table, self._columns)
-        return Done(name=path, rows=table.num_rows, covered=found.counts(cover.order_ids), unknown=found.unknown)
+        found = selector.of(table, self._columns)
+        return FileResult(
+            name=path,
+            rows=table.num_rows,
+            covered=found.counts(selector.order_ids),
+            unknown=found.unknown,
+        )
 
     def _read(self, path: str, schema: Schema) -> pa.Table:
         scan = ArrowScan(self._table.metadata, self._table.io, schema, AlwaysTrue())
         return scan.to_table(tasks=[self._tasks[path]])
 
-    def commit(self, done: list[Done], cover: Cover, rows: Mapping[str, int]) -> None:
+    def commit(
+        self, done: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
+    ) -> None:
         commit_id, counter = uuid.uuid4(), itertools.count(0)
         new: list[DataFile] = []
         try:
             with self._table.transaction() as transaction:
                 with transaction.update_snapshot().overwrite(commit_uuid=commit_id) as overwrite:
-                    overwrite.delete_by_predicate(AlwaysTrue())  # all manifests are looked into for the files below
+                    overwrite.delete_by_predicate(
+                        AlwaysTrue()
+                    )  # all manifests are looked into for the files below
                     for one in done:
                         overwrite.delete_data_file(self._tasks[one.name].file)
-                        for added in self._kept(one.name, cover, commit_id, counter):
+                        for added in self._kept(one.name, selector, commit_id, counter):
                             new.append(added)
                             overwrite.append_data_file(added)
                 transaction.set_properties(self._counted(rows))
@@ -174,9 +204,11 @@ class _Version:
                 self._table.io.delete(added.file_path)
             raise Conflict from error
 
-    def _kept(self, path: str, cover: Cover, commit_id: uuid.UUID, counter: Any) -> Iterator[DataFile]:
+    def _kept(
+        self, path: str, selector: RowSelector, commit_id: uuid.UUID, counter: Any
+    ) -> Iterator[DataFile]:
         table = self._read(path, self._schema)
-        kept = table.filter(pa.array(cover.of(table, self._columns).first < 0))
+        kept = table.filter(pa.array(selector.of(table, self._columns).first < 0))
         if kept.num_rows:
             yield from _dataframe_to_data_files(
                 self._table.metadata, kept, self._table.io, write_uuid=commit_id, counter=counter
@@ -186,7 +218,11 @@ class _Version:
         known = self._table.properties
         found = {}
         for key, number in rows.items():
-            total = Total(*json.loads(known[_PREFIX + key])) if _PREFIX + key in known else Total(0, self.id)
+            total = (
+                Total(*json.loads(known[_PREFIX + key]))
+                if _PREFIX + key in known
+                else Total(0, self.id)
+            )
             found[_PREFIX + key] = json.dumps([total.rows + number, total.version_before])
         return found
 

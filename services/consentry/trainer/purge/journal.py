@@ -1,8 +1,9 @@
-"""What a purge wrote down before it changed anything: the rows removed by order, and what was under way when it fell.
+"""What a purge wrote down before it changed anything: the rows removed by order, and what was under
+way when it fell.
 
-One line of JSON each, synced before the file that it is about is swapped. Orders stand in it by a digest, as their
-names hold member ids. Lines about one file: `stage` once its successor is on disk, `done` once it is swapped and
-counted, `drop` if it never was.
+One line of JSON each, synced before the file that it is about is swapped. Orders stand in it by a
+digest, as their names hold member ids. Lines about one file: `stage` once its successor is on disk,
+`done` once it is swapped and counted, `drop` if it never was.
 """
 
 from __future__ import annotations
@@ -32,9 +33,15 @@ def order_key(order_id: str) -> str:
 
 
 def leftovers(directory: Path) -> list[Path]:
-    """What lies in a directory's journal folder besides the journal: files of a purge under way, or of a killed one."""
+    """What lies in a directory's journal folder besides the journal: files of a purge under way, or
+    of a killed one.
+    """
     folder = directory / FOLDER
-    return sorted(path for path in folder.iterdir() if path.name not in _KEPT) if folder.is_dir() else []
+    return (
+        sorted(path for path in folder.iterdir() if path.name not in _KEPT)
+        if folder.is_dir()
+        else []
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +105,10 @@ class Journal:
         self._number = 0
 
     def __enter__(self) -> Journal:
-        """Take it, and settle what a killed purge left. Raises Unavailable while another purge holds it."""
+        """Take it, and settle what a killed purge left.
+
+        Raises Unavailable while another purge holds it.
+        """
         self.folder.mkdir(exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -132,7 +142,9 @@ class Journal:
         return self._state.totals
 
     def new_name(self) -> str:
-        """A name for a staged file: readers skip the folder, and would not take the suffix for data either."""
+        """A name for a staged file: readers skip the folder, and would not take the suffix for data
+        either.
+        """
         self._number += 1
         return f"{self._number:08}.new"
 
@@ -152,7 +164,8 @@ class Journal:
         )
 
     def settle(self) -> None:
-        """Find out of each swap that is under way whether it took place, count it, and destroy what is left over.
+        """Find out of each swap that is under way whether it took place, count it, and destroy what
+        is left over.
 
         The successor is under its staged name until the swap, and never after it.
         """
@@ -160,8 +173,13 @@ class Journal:
         dropped: list[str] = []
         for name, (one, _before) in self._state.under_way.items():
             path, staged = self.folder.parent / one.file, self.folder / name
-            if staged.exists() and not is_content(staged, one.new) and not is_content(staged, one.old):
-                # It fell just when it had taken out what somebody else had put there, and was about to put that back.
+            if (
+                staged.exists()
+                and not is_content(staged, one.new)
+                and not is_content(staged, one.old)
+            ):
+                # It fell just when it had taken out what somebody else had put there, and was about
+                # to put that back.
                 put_back(path, staged, one.new)
             (dropped if is_content(staged, one.new) else done).append(name)
         self._write({"do": "done", "staged": name} for name in done)
@@ -200,7 +218,10 @@ class Journal:
 
 
 def _read(path: Path) -> _State:
-    """The state that the lines lead to. A torn last line was not finished, so nothing was done after it."""
+    """The state that the lines lead to.
+
+    A torn last line was not finished, so nothing was done after it.
+    """
     state = _State()
     if not path.exists():
         return state
@@ -214,7 +235,8 @@ def _read(path: Path) -> _State:
             state.take(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
-                f"Line {number} of {path} cannot be read: how many rows were removed before is not known.",
+                f"Line {number} of {path} cannot be read: how many rows were removed before is "
+                "not known.",
                 code="purge.journal",
                 fix="restore the file, or move it away and have every order answered anew",
             ) from error

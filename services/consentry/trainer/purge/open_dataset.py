@@ -1,4 +1,6 @@
-"""The data set that an argument names: a directory of Parquet files, a Delta table, an Iceberg table."""
+"""The data set that an argument names: a directory of Parquet files, a Delta table, an Iceberg
+table.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,22 @@ from consentry.trainer.purge.parquet import ParquetDirectory
 
 DELTA: Final = "delta:"
 ICEBERG: Final = "iceberg:"
-_EXTRAS: Final = {"deltalake": "delta", "pyiceberg": "iceberg", "sqlalchemy": "iceberg", "pyspark": "spark"}
+_EXTRAS: Final = {
+    "deltalake": "delta",
+    "pyiceberg": "iceberg",
+    "sqlalchemy": "iceberg",
+    "pyspark": "spark",
+}
 
 
 def open_dataset(
     name: str, *, clock: Clock, columns: Columns | None = None, spark_master: str | None = None
 ) -> Dataset:
-    """The data set DIRECTORY, delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE; a directory with a _delta_log is Delta.
+    """The data set DIRECTORY, delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE; a directory with a
+    _delta_log is Delta.
 
-    With `spark_master` ('' is the one that Spark is set up with) the files of a directory are worked on by Spark.
-    Raises InvalidInput, and Refused where the library is not installed.
+    With `spark_master` ('' is the one that Spark is set up with) the files of a directory are
+    worked on by Spark. Raises InvalidInput, and Refused where the library is not installed.
     """
     try:
         return _opened(name, clock, columns, spark_master)
@@ -38,12 +46,15 @@ def open_dataset(
 
 
 def _opened(name: str, clock: Clock, columns: Columns | None, spark_master: str | None) -> Dataset:
-    is_delta = name.startswith(DELTA) or (not name.startswith(ICEBERG) and Path(name, "_delta_log").is_dir())
+    is_delta = name.startswith(DELTA) or (
+        not name.startswith(ICEBERG) and Path(name, "_delta_log").is_dir()
+    )
     if spark_master is not None and (is_delta or name.startswith(ICEBERG)):
         raise InvalidInput(
             f"The data set {name!r} is no directory of Parquet files: it is not purged by Spark.",
             code="input.dataset",
-            fix="leave --spark out; each touched file of a table is read and written one after the other",
+            fix="leave --spark out; each touched file of a table is read and written one after "
+            "the other",
         )
     if is_delta:
         from consentry.trainer.purge.delta import delta_table  # noqa: PLC0415 - an extra

@@ -14,20 +14,36 @@ from consentry.domain.values import Micros, parse_member_id
 from consentry.forms.controls import parse_instant
 
 _FIELDS: Final = frozenset(
-    {"order_id", "because", "recorded_at", "due_at", "member", "pause", "jurisdictions", "purposes", "categories"}
+    {
+        "order_id",
+        "because",
+        "recorded_at",
+        "due_at",
+        "member",
+        "pause",
+        "jurisdictions",
+        "purposes",
+        "categories",
+    }
 )
 _ORDER_ID_MAX: Final = 256
 
 
 def read_orders(path: Path) -> list[PurgeOrder]:
-    """The orders of a JSON list, or of one object per line. Raises InvalidInput that tells which is wrong.
+    """The orders of a JSON list, or of one object per line.
 
-    Each has `order_id`, `because` (ERASURE, PAUSE, OPT_OUT), `recorded_at` (ISO 8601), and either `member` or
-    `jurisdictions` with, if wanted, `categories`.
+    Raises InvalidInput that tells which is wrong.
+
+    Each has `order_id`, `because` (ERASURE, PAUSE, OPT_OUT), `recorded_at` (ISO 8601), and either
+    `member` or `jurisdictions` with, if wanted, `categories`.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+        found = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.splitlines()]
+        )
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"The file of orders {str(path)!r} cannot be read: {type(error).__name__}.",
@@ -66,7 +82,9 @@ def _order(fields: Any, number: int) -> PurgeOrder:
         because=PurgeReason(because),
         recorded_at=recorded_at,
         due_at=_instant(fields, "due_at", number) if "due_at" in fields else recorded_at,
-        member=None if member is None else parse_member_id(member if isinstance(member, str) else ""),
+        member=None
+        if member is None
+        else parse_member_id(member if isinstance(member, str) else ""),
         pause=fields.get("pause"),
         scope=scope if member is None else None,
     )
@@ -76,10 +94,16 @@ def _scope(fields: Mapping[str, Any], number: int) -> Scope:
     lists: dict[str, tuple[str, ...] | None] = {}
     for name in ("jurisdictions", "purposes", "categories"):
         value = fields.get(name)
-        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        if value is not None and not (
+            isinstance(value, list) and all(isinstance(one, str) for one in value)
+        ):
             raise _wrong(number, f"{name} is not a list of texts")
         lists[name] = None if value is None else tuple(value)
-    return Scope(jurisdictions=lists["jurisdictions"] or (), purposes=lists["purposes"], categories=lists["categories"])
+    return Scope(
+        jurisdictions=lists["jurisdictions"] or (),
+        purposes=lists["purposes"],
+        categories=lists["categories"],
+    )
 
 
 def _instant(fields: Mapping[str, Any], name: str, number: int) -> Micros:

@@ -1,4 +1,6 @@
-"""The receipts that a purge earns: what each order's subscriber may answer, once it is done or has failed."""
+"""The receipts that a purge earns: what each order's subscriber may answer, once it is done or has
+failed.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,11 @@ def receipt(
     completed_at: Micros,
     detail: str = "",
 ) -> Receipt:
-    """The answer to one order: of a purge that was done, of an error that it ended with, or of a reason for exemption.
+    """The answer to one order: of a purge that was done, of an error that it ended with, or of a
+    reason for exemption.
 
-    An order whose rows an earlier run removed is DELETED, with all its rows: also where that run was killed before
-    its receipt was sent.
+    An order whose rows an earlier run removed is DELETED, with all its rows: also where that run
+    was killed before its receipt was sent.
     """
     result, rows, versions = Result.FAILED, 0, ("", "")
     if isinstance(outcome, PurgeResult):

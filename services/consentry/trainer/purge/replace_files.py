@@ -1,4 +1,6 @@
-"""Putting a new file in an old one's place in one step, and noticing what was really in that place."""
+"""Putting a new file in an old one's place in one step, and noticing what was really in that
+place.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,23 @@ KEPT_SUFFIX: Final = ".kept"
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two files exchange their names in one step; False where this system cannot. Raises OSError."""
+    """Let two files exchange their names in one step; False where this system cannot.
+
+    Raises OSError.
+    """
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
-    if call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+    if (
+        call(
+            _AT_FDCWD,
+            os.fsencode(first),
+            _AT_FDCWD,
+            os.fsencode(second),
+            ctypes.c_uint(_RENAME_EXCHANGE),
+        )
+        == 0
+    ):
         return True
     number = ctypes.get_errno()
     if number in _NOT_HERE:
@@ -34,11 +48,12 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def swap(path: Path, staged: Path, old: Fingerprint, new: Fingerprint) -> None:
-    """Put the file `staged` in the place of `path`; afterwards the old one is under the name `staged`, or nowhere.
+    """Put the file `staged` in the place of `path`; afterwards the old one is under the name
+    `staged`, or nowhere.
 
-    Raises DatasetChanged, with `path` as its last writer left it, where that is not `old`. Where names can be
-    exchanged that is certain: what was taken out is looked at, and put back. Elsewhere a file that is replaced in the
-    instant between the last look and the rename is lost.
+    Raises DatasetChanged, with `path` as its last writer left it, where that is not `old`. Where
+    names can be exchanged that is certain: what was taken out is looked at, and put back. Elsewhere
+    a file that is replaced in the instant between the last look and the rename is lost.
     """
     expect(path, old)
     try:
@@ -69,7 +84,8 @@ def put_back(path: Path, staged: Path, new: Fingerprint) -> None:
             return
         # Yet another file was put there in between; it is the one that has to stay.
     raise DatasetChanged(
-        f"The file {path.name!r} is replaced all the time; one state of it is kept as {str(staged)!r}."
+        f"The file {path.name!r} is replaced all the time; one state of it is kept as "
+        f"{str(staged)!r}."
     )
 
 
@@ -94,7 +110,9 @@ def expect(path: Path, expected: Fingerprint, *, told: Path | None = None) -> No
 
 
 def _changed(path: Path, how: str) -> DatasetChanged:
-    return DatasetChanged(f"The file {path.name!r} in {path.parent.name!r} {how} while the data set was purged.")
+    return DatasetChanged(
+        f"The file {path.name!r} in {path.parent.name!r} {how} while the data set was purged."
+    )
 
 
 def sync_file(path: Path) -> None:

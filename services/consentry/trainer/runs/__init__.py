@@ -2,7 +2,7 @@
 
 from consentry.trainer.runs.dataset import digest_of_files
 from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked, RunClosed
-from consentry.trainer.runs.lease import Lease, LeaseCondition, RunJudge
+from consentry.trainer.runs.lease import Lease, LeaseCondition, RunDecider
 from consentry.trainer.runs.run import TrainingRun
 from consentry.trainer.runs.store import RunFolder, RunStore
 
@@ -12,8 +12,8 @@ __all__ = [
     "LeaseCondition",
     "LeaseRevoked",
     "RunClosed",
+    "RunDecider",
     "RunFolder",
-    "RunJudge",
     "RunStore",
     "TrainingRun",
     "digest_of_files",

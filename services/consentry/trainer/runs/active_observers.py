@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from consentry.trainer.runs.observers import RunWatcher
+from consentry.trainer.runs.observers import RunObserver
 
 
-def active_watchers() -> list[RunWatcher]:
-    """MLflow, where the program has a run of it open. Imports no library that the program has not."""
+def active_watchers() -> list[RunObserver]:
+    """MLflow, where the program has a run of it open. Imports no library that the program has
+    not.
+    """
     if "mlflow" not in sys.modules:
         return []
-    from consentry.trainer.runs.mlflow_ import MlflowWatcher  # noqa: PLC0415 - it imports mlflow
+    from consentry.trainer.runs.mlflow_ import MlflowObserver  # noqa: PLC0415 - it imports mlflow
 
-    return [MlflowWatcher()] if MlflowWatcher.has_open_run() else []
+    return [MlflowObserver()] if MlflowObserver.has_open_run() else []

@@ -12,10 +12,11 @@ _BLOCK_BYTES = 1 << 20
 
 
 def digest_of_files(url: str) -> str:
-    """`sha256:` and the digest of all files under a path or an fsspec URL: of their names, sizes and content.
+    """`sha256:` and the digest of all files under a path or an fsspec URL: of their names, sizes
+    and content.
 
-    It reads everything; where a table has a version or a bucket has a commit, give that instead. Raises InvalidInput
-    where there are none, Unavailable where one cannot be read.
+    It reads everything; where a table has a version or a bucket has a commit, give that instead.
+    Raises InvalidInput where there are none, Unavailable where one cannot be read.
     """
     found = hashlib.sha256()
     try:
@@ -37,5 +38,9 @@ def digest_of_files(url: str) -> str:
             fix="name its directory, file or URL, and install what the scheme of the URL needs",
         ) from error
     if not names:
-        raise InvalidInput(f"There is no file at {url!r}.", code="input.dataset", fix="name the data set's directory")
+        raise InvalidInput(
+            f"There is no file at {url!r}.",
+            code="input.dataset",
+            fix="name the data set's directory",
+        )
     return f"sha256:{found.hexdigest()}"

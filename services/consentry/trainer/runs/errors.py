@@ -20,7 +20,8 @@ class ConsentStale(Unavailable):
         super().__init__(
             f"The training run stopped: {detail}.",
             code="run.consent_stale",
-            fix="check that broker and processor run, then start another run from the last checkpoint",
+            fix="check that broker and processor run, then start another run from the last "
+            "checkpoint",
         )
 
 

@@ -8,36 +8,41 @@ from functools import partial
 from typing import Protocol
 
 from consentry.ops.clock import Clock
-from consentry.trainer.deciding.decider import Judge
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked
 
 _LOOK_SECONDS = 0.02
 
 
-class RunJudge(Judge, Protocol):
+class RunDecider(Decider, Protocol):
     """A judge whose view can be looked at: the client, or ViewJudge."""
 
-    view: View
+    snapshot: Snapshot
 
 
 class LeaseCondition(Protocol):
     """Something else that a lease depends on, such as settled purge orders."""
 
     def __call__(self) -> str:
-        """Why the lease is not given any longer; empty where it is. Asked before each batch: quick, never waiting."""
+        """Why the lease is not given any longer; empty where it is.
+
+        Asked before each batch: quick, never waiting.
+        """
         ...
 
 
 class Lease:
-    """Held while the view is proven fresh to within `seconds`, every condition agrees and nobody revoked it.
+    """Held while the view is proven fresh to within `seconds`, every condition agrees and nobody
+    revoked it.
 
-    Once lost it stays lost. `wait_seconds`: so long it is waited for freshness before the lease is lost for want of it.
+    Once lost it stays lost. `wait_seconds`: so long it is waited for freshness before the lease is
+    lost for want of it.
     """
 
     def __init__(
         self,
-        judge: RunJudge,
+        decider: RunDecider,
         clock: Clock,
         *,
         seconds: float,
@@ -45,7 +50,7 @@ class Lease:
         conditions: Sequence[LeaseCondition] = (),
     ) -> None:
         self.seconds = seconds
-        self._judge = judge
+        self._decider = decider
         self._clock = clock
         self._wait_seconds = wait_seconds
         self._conditions = tuple(conditions)
@@ -54,7 +59,9 @@ class Lease:
 
     @property
     def lost(self) -> ConsentStale | LeaseRevoked | None:
-        """Why it is held no longer; a new error each time, as a raised one carries the frames of its way."""
+        """Why it is held no longer; a new error each time, as a raised one carries the frames of
+        its way.
+        """
         return None if self._lost is None else self._lost()
 
     def revoke(self, reason: str) -> None:
@@ -63,7 +70,9 @@ class Lease:
         self._changed.set()
 
     def require(self) -> None:
-        """Return while it is held, after waiting for freshness as long as was said. Raises ConsentStale, LeaseRevoked.
+        """Return while it is held, after waiting for freshness as long as was said.
+
+        Raises ConsentStale, LeaseRevoked.
 
         What is raised once is raised for ever.
         """
@@ -84,7 +93,11 @@ class Lease:
 
     def stale_detail(self) -> str:
         """Why it cannot be renewed now; empty where freshness is proven."""
-        age = self._judge.view.staleness_seconds(self._clock())
-        if detail := self._judge.stale_detail:
+        age = self._decider.snapshot.staleness_seconds(self._clock())
+        if detail := self._decider.stale_detail:
             return detail
-        return f"what is held is {age:.1f} s old, the lease is {self.seconds:g} s" if age > self.seconds else ""
+        return (
+            f"what is held is {age:.1f} s old, the lease is {self.seconds:g} s"
+            if age > self.seconds
+            else ""
+        )

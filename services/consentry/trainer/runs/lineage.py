@@ -1,4 +1,6 @@
-"""What other systems are told of a training run: a run facet for OpenLineage, tags for MLflow. Pure functions.
+"""What other systems are told of a training run: a run facet for OpenLineage, tags for MLflow.
+
+Pure functions.
 
 `integrations/openlineage_.py` and `integrations/mlflow_.py` send them. No member ids in either.
 """
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from consentry.domain.values import Reason
-from consentry.trainer.runs.observers import RunTold
+from consentry.trainer.runs.observers import RunChange
 
 FACET_KEY: Final = "consentry_trainingRun"
 """The facet's name: our own prefix, as OpenLineage asks of facets that are not its own."""
@@ -44,7 +46,7 @@ _FIELDS: Final[Mapping[str, Any]] = {
 }
 
 
-def run_facet(told: RunTold) -> dict[str, Any]:
+def run_facet(told: RunChange) -> dict[str, Any]:
     """The fields of the facet; those of the certificate only once there is one."""
     start, certificate = told.start, told.certificate
     found = {
@@ -73,7 +75,11 @@ def run_facet(told: RunTold) -> dict[str, Any]:
 
 def facet_schema() -> dict[str, Any]:
     """The JSON Schema of the facet, as OpenLineage's own facets have theirs."""
-    own = {"type": "object", "properties": dict(_FIELDS), "required": ["runId", "state", "dataset", "purpose"]}
+    own = {
+        "type": "object",
+        "properties": dict(_FIELDS),
+        "required": ["runId", "state", "dataset", "purpose"],
+    }
     base = {"$ref": "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunFacet"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -84,14 +90,17 @@ def facet_schema() -> dict[str, Any]:
     }
 
 
-def mlflow_tags(told: RunTold) -> dict[str, str]:
+def mlflow_tags(told: RunChange) -> dict[str, str]:
     """The tags of an MLflow run; a text that is too long for one stands there as its digest."""
     named = {_snake(name): value for name, value in run_facet(told).items() if value != ""}
     return {TAG_PREFIX + name: _short(str(value), TAG_LENGTH_MAX) for name, value in named.items()}
 
 
-def mlflow_digest(told: RunTold) -> str:
-    """What names the version of the data set: 36 characters at most; where none was told, the run stands for it."""
+def mlflow_digest(told: RunChange) -> str:
+    """What names the version of the data set:
+
+    36 characters at most; where none was told, the run stands for it.
+    """
     return _short(str(told.start["dataset_version"] or told.start["run_id"]), _DIGEST_LENGTH_MAX)
 
 
@@ -106,4 +115,6 @@ def _snake(name: str) -> str:
 
 
 def _short(text: str, length_max: int) -> str:
-    return text if len(text) <= length_max else hashlib.sha256(text.encode()).hexdigest()[:length_max]
+    return (
+        text if len(text) <= length_max else hashlib.sha256(text.encode()).hexdigest()[:length_max]
+    )

@@ -7,11 +7,13 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 
 from consentry.trainer.runs.lineage import mlflow_digest, mlflow_tags
-from consentry.trainer.runs.observers import RunTold
+from consentry.trainer.runs.observers import RunChange
 
 
-class MlflowWatcher:
-    """Tags the MLflow run that was open when this was made: training code may close it first, or open another."""
+class MlflowObserver:
+    """Tags the MLflow run that was open when this was made: training code may close it first, or
+    open another.
+    """
 
     def __init__(self) -> None:
         run = mlflow.active_run()
@@ -22,12 +24,13 @@ class MlflowWatcher:
         """Whether there is an MLflow run to tag."""
         return mlflow.active_run() is not None
 
-    def told(self, run: RunTold) -> None:
+    def told(self, run: RunChange) -> None:
         """See RunWatcher."""
         if self._run_id is None:
             return
         if run.state == "RUNNING" and self.has_open_run():
-            # Where the data lies only the training code knows: the source names our run, the digest the version.
+            # Where the data lies only the training code knows: the source names our run, the digest
+            # the version.
             source = CodeDatasetSource(tags={"consentry.run_id": str(run.start["run_id"])})
             data = MetaDataset(source, name=str(run.start["dataset"]), digest=mlflow_digest(run))
             mlflow.log_input(data, context="training")

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple, Protocol
 from consentry.domain.values import Micros
 
 
-class RunTold(NamedTuple):
-    """What is told of a run: `start` is its run.json, `certificate` what it states once it is complete."""
+class RunChange(NamedTuple):
+    """What is told of a run:
+
+    `start` is its run.json, `certificate` what it states once it is complete.
+    """
 
     state: str
     reason: str
@@ -19,9 +22,9 @@ class RunTold(NamedTuple):
     certificate: Mapping[str, Any] | None
 
 
-class RunWatcher(Protocol):
+class RunObserver(Protocol):
     """Called on the run's own thread; what it raises is logged and changes nothing."""
 
-    def told(self, run: RunTold) -> None:
+    def told(self, run: RunChange) -> None:
         """A run began (state RUNNING) or ended (COMPLETED, ABORTED)."""
         ...

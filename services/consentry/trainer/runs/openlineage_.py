@@ -5,11 +5,16 @@ from __future__ import annotations
 import attr
 from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import InputDataset, Job, Run, RunEvent, RunState
-from openlineage.client.facet_v2 import DatasetFacet, RunFacet, dataset_version_dataset, error_message_run
+from openlineage.client.facet_v2 import (
+    DatasetFacet,
+    RunFacet,
+    dataset_version_dataset,
+    error_message_run,
+)
 
 from consentry.domain.wording import iso_text
 from consentry.trainer.runs.lineage import FACET_KEY, FACET_SCHEMA_URL, PRODUCER, run_facet
-from consentry.trainer.runs.observers import RunTold
+from consentry.trainer.runs.observers import RunChange
 
 _EVENTS = {"RUNNING": RunState.START, "COMPLETED": RunState.COMPLETE, "ABORTED": RunState.FAIL}
 
@@ -40,19 +45,24 @@ class ConsentryTrainingRunRunFacet(RunFacet):
         return FACET_SCHEMA_URL
 
 
-class OpenLineageWatcher:
-    """Tells an OpenLineage client of runs; `namespace` is that of the job and the data set, the job the subscriber."""
+class OpenLineageObserver:
+    """Tells an OpenLineage client of runs;
 
-    def __init__(self, client: OpenLineageClient, *, namespace: str = "consentry", job: str = "") -> None:
+    `namespace` is that of the job and the data set, the job the subscriber.
+    """
+
+    def __init__(
+        self, client: OpenLineageClient, *, namespace: str = "consentry", job: str = ""
+    ) -> None:
         self._client = client
         self._namespace = namespace
         self._job = job
 
-    def told(self, run: RunTold) -> None:
+    def told(self, run: RunChange) -> None:
         """See RunWatcher."""
         self._client.emit(self.event(run))
 
-    def event(self, run: RunTold) -> RunEvent:
+    def event(self, run: RunChange) -> RunEvent:
         """The event that tells of a run."""
         facets: dict[str, RunFacet] = {
             FACET_KEY: ConsentryTrainingRunRunFacet(**run_facet(run) | {"producer": PRODUCER}),
@@ -73,5 +83,9 @@ class OpenLineageWatcher:
             producer=PRODUCER,
             run=Run(runId=str(run.start["run_id"]), facets=facets),
             job=Job(namespace=self._namespace, name=self._job or str(run.start["subscriber"])),
-            inputs=[InputDataset(namespace=self._namespace, name=str(run.start["dataset"]), facets=about)],
+            inputs=[
+                InputDataset(
+                    namespace=self._namespace, name=str(run.start["dataset"]), facets=about
+                )
+            ],
         )

@@ -1,4 +1,6 @@
-"""What a run has read: kept in memory for a moment, then in parts in the run store, merged when the run ends."""
+"""What a run has read: kept in memory for a moment, then in parts in the run store, merged when the
+run ends.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,26 @@ SPOOL_ROWS: Final = 1_000_000
 _GROUP_ROWS: Final = 32_768
 _RANGE_ROWS: Final = 1_000_000
 _MERGED_AT_ONCE: Final = 32
-"""So many neighbouring parts of one length become one; a run of days then has some hundred parts, not one a second."""
+"""So many neighbouring parts of one length become one; a run of days then has some hundred parts,
+not one a second.
+"""
 
 
 class ReadLog:
     """Records reads; nothing of it may be used by two threads at once.
 
-    What was read longer than `spool_seconds` before the last batch, and all but the last `spool_rows` rows, is in the
-    store: that is the tail which a kill can lose. With 0 seconds each batch is there before it is handed out.
+    What was read longer than `spool_seconds` before the last batch, and all but the last
+    `spool_rows` rows, is in the store: that is the tail which a kill can lose. With 0 seconds each
+    batch is there before it is handed out.
     """
 
     def __init__(
-        self, folder: RunFolder, clock: Clock, *, spool_seconds: float = SPOOL_SECONDS, spool_rows: int = SPOOL_ROWS
+        self,
+        folder: RunFolder,
+        clock: Clock,
+        *,
+        spool_seconds: float = SPOOL_SECONDS,
+        spool_rows: int = SPOOL_ROWS,
     ) -> None:
         self.rows = 0
         self._folder = folder
@@ -51,7 +61,9 @@ class ReadLog:
         self._flushed_at = clock()
 
     def record(self, reads: pa.Table) -> None:
-        """Take the reads of one batch in, and write to the store what is due. Raises Unavailable."""
+        """Take the reads of one batch in, and write to the store what is due. Raises
+        Unavailable.
+        """
         self.rows += reads.num_rows
         self._pending.append(reads)
         self._pending_rows += reads.num_rows
@@ -71,13 +83,17 @@ class ReadLog:
         self._flushed_at = self._clock()
 
     def _merge_neighbours(self) -> None:
-        while len(tail := self._lengths[-_MERGED_AT_ONCE:]) == _MERGED_AT_ONCE and len(set(tail)) == 1:
+        while (
+            len(tail := self._lengths[-_MERGED_AT_ONCE:]) == _MERGED_AT_ONCE and len(set(tail)) == 1
+        ):
             total = sum(tail)
             names = self._folder.parts()[-_MERGED_AT_ONCE:]
             with opened(self._folder, names) as files:
                 if sum(file.metadata.num_rows for file in files) > _MERGED_AT_ONCE * _GROUP_ROWS:
                     return  # as large as these are, merging them once more costs more than it saves
-                self._folder.write_part(self._next - total, self._next - 1, lambda out: _merge(files, out))
+                self._folder.write_part(
+                    self._next - total, self._next - 1, lambda out: _merge(files, out)
+                )
             self._folder.remove_parts(merged_only=True)
             self._lengths[-_MERGED_AT_ONCE:] = [total]
 
@@ -100,7 +116,10 @@ class Summary(NamedTuple):
 
 
 class Summing:
-    """Sums reads up that come in order, piece by piece. `add` raises InvalidInput where they are not in order."""
+    """Sums reads up that come in order, piece by piece.
+
+    `add` raises InvalidInput where they are not in order.
+    """
 
     def __init__(self) -> None:
         self._tree = MerkleTree()
@@ -125,7 +144,9 @@ class Summing:
         is_known = self._before is not None and self._before["member_id"][0] == members[0]
         self._members += pc.count_distinct(members).as_py() - is_known
         self._rows += pc.sum(reads["rows"]).as_py()
-        first, last = (pc.min_max(reads[name].cast(pa.int64())) for name in ("first_read_at", "last_read_at"))
+        first, last = (
+            pc.min_max(reads[name].cast(pa.int64())) for name in ("first_read_at", "last_read_at")
+        )
         self._first = min(first["min"].as_py(), self._first or first["min"].as_py())
         self._last = max(last["max"].as_py(), self._last or 0)
         self._before = reads.slice(reads.num_rows - 1)
@@ -156,7 +177,10 @@ def open_reads(file: IO[bytes], name: str) -> pq.ParquetFile:
 
 
 def pieces(file: pq.ParquetFile, name: str = "reads") -> Iterator[pa.Table]:
-    """A file's reads in order, about a million rows at a time. Raises Unavailable where it is damaged."""
+    """A file's reads in order, about a million rows at a time.
+
+    Raises Unavailable where it is damaged.
+    """
     groups: list[int] = []
     rows = 0
     for group in range(file.num_row_groups):
@@ -174,7 +198,9 @@ def reads_of(file: pq.ParquetFile, member: str, name: str = "reads") -> pa.Table
 
 
 def proofs_of(file: pq.ParquetFile, member: str) -> list[Inclusion]:
-    """That each read of a member is in the tree of a certificate: to be shown to them, it names nobody else."""
+    """That each read of a member is in the tree of a certificate: to be shown to them, it names
+    nobody else.
+    """
     places: list[int] = []
     begin = 0
     for piece in pieces(file):
@@ -192,7 +218,9 @@ def _read(file: pq.ParquetFile, groups: Sequence[int], name: str) -> pa.Table:
 
 
 def _damaged(name: str) -> Unavailable:
-    return Unavailable(f"The file {name} holds no reads, or is damaged.", code="reads.damaged", fix="restore it")
+    return Unavailable(
+        f"The file {name} holds no reads, or is damaged.", code="reads.damaged", fix="restore it"
+    )
 
 
 def _write_table(table: pa.Table, file: IO[bytes]) -> None:
@@ -207,16 +235,21 @@ def _merge(files: Sequence[pq.ParquetFile], out: IO[bytes]) -> None:
 
 
 def merged(files: Sequence[pq.ParquetFile]) -> Iterator[pa.Table]:
-    """The distinct reads of all files, in order, about a million at a time; all of a member's are in one piece."""
+    """The distinct reads of all files, in order, about a million at a time; all of a member's are
+    in one piece.
+    """
     for lowest, highest in _ranges(files):
         found = pa.concat_tables([_between(file, lowest, highest) for file in files])
         yield found if len(files) == 1 else distinct(found)
 
 
 def _ranges(files: Sequence[pq.ParquetFile]) -> list[tuple[str | None, str | None]]:
-    """Spans of members, from the first one's (inclusive) to the second one's (exclusive), of about a million rows."""
+    """Spans of members, from the first one's (inclusive) to the second one's (exclusive), of about
+    a million rows.
+    """
     begins = sorted(
-        (*_bounds(file, group)[:1], file.metadata.row_group(group).num_rows) for file, group in _groups(files)
+        (*_bounds(file, group)[:1], file.metadata.row_group(group).num_rows)
+        for file, group in _groups(files)
     )
     edges: list[str] = []
     rows = 0
@@ -268,7 +301,9 @@ class ReadRows(NamedTuple):
     category: pa.Array
     collected: pa.Array
 
-    def reads(self, mask: npt.NDArray[np.bool_], *, shard: str, at: Micros, cut_offs: Sequence[Micros]) -> pa.Table:
+    def reads(
+        self, mask: npt.NDArray[np.bool_], *, shard: str, at: Micros, cut_offs: Sequence[Micros]
+    ) -> pa.Table:
         """The reads that the rows of a mask are."""
         keep = pa.array(mask)
         member, jurisdiction, category, collected = (column.filter(keep) for column in self)
@@ -286,7 +321,9 @@ def _cut_off_met(collected: pa.Array, cut_offs: Sequence[Micros]) -> pa.Array:
         return pa.nulls(len(collected), kind)
     edges = np.array([0, *cut_offs], dtype=np.int64)
     early = np.iinfo(np.int64).min
-    places = np.searchsorted(edges[1:], collected.fill_null(early).to_numpy(zero_copy_only=False), side="right")
+    places = np.searchsorted(
+        edges[1:], collected.fill_null(early).to_numpy(zero_copy_only=False), side="right"
+    )
     return pa.array(edges[places], pa.int64(), mask=places == 0).cast(kind)
 
 
@@ -297,8 +334,14 @@ def read_rows(table: pa.Table, columns: Columns) -> ReadRows:
     def texts(name: str | None) -> pa.Array:
         return pa.nulls(count, pa.string()) if name is None else _texts(table[name])
 
-    collected = pa.nulls(count, pa.int64()) if columns.collected is None else _times(table[columns.collected])
-    return ReadRows(texts(columns.member), texts(columns.jurisdiction), texts(columns.category), collected)
+    collected = (
+        pa.nulls(count, pa.int64())
+        if columns.collected is None
+        else _times(table[columns.collected])
+    )
+    return ReadRows(
+        texts(columns.member), texts(columns.jurisdiction), texts(columns.category), collected
+    )
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
@@ -308,10 +351,14 @@ def _texts(column: pa.ChunkedArray) -> pa.Array:
         column = column.cast(kind)
     if pa.types.is_string(kind):
         found = column
-    elif pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_integer(kind):
+    elif (
+        pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_integer(kind)
+    ):
         found = column.cast(pa.string())
     else:
-        found = pa.chunked_array([pa.array([_as_text(value) for value in column.to_pylist()], pa.string())])
+        found = pa.chunked_array(
+            [pa.array([_as_text(value) for value in column.to_pylist()], pa.string())]
+        )
     return found.combine_chunks()
 
 

@@ -1,8 +1,12 @@
-"""Deciding once more, as of the time, whether what was read might be read: what certificates and `verify` rest on.
+"""Deciding once more, as of the time, whether what was read might be read: what certificates and
+`verify` rest on.
 
-A read at time T is a violation if it was excluded at T by everything that the run may have known. The run had proof of
-all that was recorded up to some moment between T - bound and T, and no more is known of that moment. So a fact that was
-recorded later than T - bound neither condemns a read nor has to justify it: only where no moment of that span gives
+A read at time T is a violation if it was excluded at T by everything that the run may have known.
+The run had proof of
+all that was recorded up to some moment between T - bound and T, and no more is known of that
+moment. So a fact that was
+recorded later than T - bound neither condemns a read nor has to justify it: only where no moment of
+that span gives
 *allowed* is there a violation.
 """
 
@@ -18,23 +22,28 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from consentry.domain.decisions import Row, Standing
+from consentry.domain.decisions import MemberState, Row
 from consentry.domain.events import FactKind
 from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros, Reason
 from consentry.record_index import TextKeys
 from consentry.trainer.deciding.decide_table import REASONS, Columns, decide_table
 from consentry.trainer.deciding.fact_columns import FactColumns
-from consentry.trainer.deciding.member_classes import Likenesses
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.member_classes import MemberClasses
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.certificates.reads import micros
 from consentry.wire.records import DamagedRecord
 
-READ_COLUMNS: Final = Columns(jurisdiction="jurisdiction", category="category", collected="collected_from")
+READ_COLUMNS: Final = Columns(
+    jurisdiction="jurisdiction", category="category", collected="collected_from"
+)
 FINE, VIOLATED, CANNOT_TELL = range(3)
 EXCLUDED_WHATEVER_THE_ROW: Final = (
-    "SHA-256 over the ids, in the order of their bytes, each followed by a line end, of all members whose record alone "
-    "excludes them for the purpose, whatever a row, a pause or terms say: erased, held, history folded, or the last "
-    "choice that counts is no opt-in; at the time the run ended, by what was recorded up to known_at_end"
+    "SHA-256 over the ids, in the order of their bytes, each followed by a line end, of all "
+    "members whose record alone "
+    "excludes them for the purpose, whatever a row, a pause or terms say: erased, held, history "
+    "folded, or the last "
+    "choice that counts is no opt-in; at the time the run ended, by what was recorded up to "
+    "known_at_end"
 )
 _SIDE_BY_SIDE: Final = 16_384
 _AT_ONCE: Final = 32
@@ -45,38 +54,46 @@ _Mask = npt.NDArray[np.bool_]
 
 
 class Examined(NamedTuple):
-    """For each read its outcome (FINE, VIOLATED, CANNOT_TELL) and the place in REASONS of what decided it."""
+    """For each read its outcome (FINE, VIOLATED, CANNOT_TELL) and the place in REASONS of what
+    decided it.
+    """
 
     outcomes: npt.NDArray[np.int8]
     reasons: npt.NDArray[np.int8]
 
     def counts(self, outcome: int) -> dict[Reason, int]:
         """How many reads have an outcome, by reason."""
-        numbers = np.bincount(self.reasons[self.outcomes == outcome], minlength=len(REASONS)).tolist()
+        numbers = np.bincount(
+            self.reasons[self.outcomes == outcome], minlength=len(REASONS)
+        ).tolist()
         return {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
 
 
-def examine(view: View, reads: pa.Table, *, purpose: str, bound: Micros) -> Examined:
-    """Decide every read of a table (trainer/runs/certificates/reads.py) as of its first and last time, and in between.
+def examine(snapshot: Snapshot, reads: pa.Table, *, purpose: str, bound: Micros) -> Examined:
+    """Decide every read of a table (trainer/runs/certificates/reads.py) as of its first and last
+    time, and in between.
 
-    `bound` is how far the run's knowledge may have lagged behind, in microseconds. A read whose member was excluded for
-    a while between its first and last time cannot be told: what happened in between is not in the reads. Nor can one
-    that is held or folded for a reason that carries no date.
+    `bound` is how far the run's knowledge may have lagged behind, in microseconds. A read whose
+    member was excluded for a while between its first and last time cannot be told: what happened in
+    between is not in the reads. Nor can one that is held or folded for a reason that carries no
+    date.
     """
-    return _Examination(view, reads, purpose, bound).examined()
+    return _Examination(snapshot, reads, purpose, bound).examined()
 
 
 class _Examination:
     """One table of reads under examination."""
 
-    def __init__(self, view: View, reads: pa.Table, purpose: str, bound: Micros) -> None:
-        self._view, self._reads, self._purpose, self._bound = view, reads, purpose, bound
+    def __init__(self, snapshot: Snapshot, reads: pa.Table, purpose: str, bound: Micros) -> None:
+        self._snapshot, self._reads, self._purpose, self._bound = snapshot, reads, purpose, bound
         self._first, self._last = micros(reads["first_read_at"]), micros(reads["last_read_at"])
         count = reads.num_rows
         self._outcomes, self._reasons = np.zeros((2, count), dtype=np.int8)
-        self._recorded = np.array(sorted({control.recorded_at for control in view.controls.log}), dtype=np.int64)
+        self._recorded = np.array(
+            sorted({control.recorded_at for control in snapshot.controls.log}), dtype=np.int64
+        )
         earliest = int(self._first.min(initial=1 << 62))
-        self._is_settled = ~_changed_since(view, reads, purpose, earliest, earliest - bound)
+        self._is_settled = ~_changed_since(snapshot, reads, purpose, earliest, earliest - bound)
 
     def examined(self) -> Examined:
         """The outcome of every read."""
@@ -95,21 +112,31 @@ class _Examination:
             return
         rows, times, reasons = rows[suspect], times[suspect], reasons[suspect]
         still = ~_allows(self._answers(rows, times, 0))
-        for row, time, reason in zip(rows[still].tolist(), times[still].tolist(), reasons[still].tolist(), strict=True):
+        for row, time, reason in zip(
+            rows[still].tolist(), times[still].tolist(), reasons[still].tolist(), strict=True
+        ):
             outcome = self._closely(row, time, REASONS[reason])
             if outcome != FINE:
                 self._outcomes[row], self._reasons[row] = outcome, reason
 
     def _closely(self, row: int, time: int, reason: Reason) -> int:
-        """The outcome of a read that was excluded by what was known at both ends of the span of knowledge."""
+        """The outcome of a read that was excluded by what was known at both ends of the span of
+        knowledge.
+        """
         member = self._reads["member_id"][row].as_py()
         if MEMBER_ID_PATTERN.fullmatch(member) is None:
             return VIOLATED
-        if reason is Reason.HISTORY_FOLDED or (reason is Reason.HELD and self._is_held_without_date(member)):
+        if reason is Reason.HISTORY_FOLDED or (
+            reason is Reason.QUARANTINED and self._is_held_without_date(member)
+        ):
             return CANNOT_TELL
         between = _within(self._recorded.tolist(), time - self._bound, time)
         if not self._is_settled[row]:
-            between += [fact for fact in _recorded_times(self._view, member) if time - self._bound < fact < time]
+            between += [
+                fact
+                for fact in _recorded_times(self._snapshot, member)
+                if time - self._bound < fact < time
+            ]
         for known_at in sorted(set(between)):
             if self._decides(row, member, time, known_at) in _ALLOWING:
                 return FINE
@@ -118,13 +145,18 @@ class _Examination:
     def _is_held_without_date(self, member: str) -> bool:
         """Whether it is not a fact of the record that holds the member."""
         try:
-            return self._view.is_held(member.encode()) or self._view.record(MemberId(member)) is None
+            return (
+                self._snapshot.is_quarantined(member.encode())
+                or self._snapshot.record(MemberId(member)) is None
+            )
         except DamagedRecord:
             return True
 
     def _look_between(self, rows: npt.NDArray[np.intp]) -> None:
-        """Say CANNOT_TELL of reads that were excluded at some time between their first and their last."""
-        changes = _changes(self._view, self._bound)
+        """Say CANNOT_TELL of reads that were excluded at some time between their first and their
+        last.
+        """
+        changes = _changes(self._snapshot, self._bound)
         settled = rows[self._is_settled[rows]]
         begin = np.searchsorted(changes, self._first[settled], side="right")
         end = np.searchsorted(changes, self._last[settled], side="right")
@@ -134,7 +166,7 @@ class _Examination:
                 self._note_between(inside, np.full(len(inside), changes[place]))
         for row in rows[~self._is_settled[rows]].tolist():
             member = self._reads["member_id"][row].as_py()
-            times = [*_fact_times(self._view, member, self._bound), *changes.tolist()]
+            times = [*_fact_times(self._snapshot, member, self._bound), *changes.tolist()]
             between = _within(sorted(times), self._first[row], self._last[row])
             if between:
                 self._note_between(np.full(len(between), row), np.array(between, dtype=np.int64))
@@ -146,22 +178,27 @@ class _Examination:
         self._reasons[rows[excluded]] = reasons[excluded]
 
     def _answers(self, rows: npt.NDArray[np.intp], times: _Times, lag: int) -> npt.NDArray[np.int8]:
-        """Places in REASONS for these rows, each at its time, by what was recorded `lag` before it."""
+        """Places in REASONS for these rows, each at its time, by what was recorded `lag` before
+        it.
+        """
         found = np.zeros(len(rows), dtype=np.int8)
         if not len(rows):
             return found
-        changes = _changes(self._view, lag)
+        changes = _changes(self._snapshot, lag)
         settled = self._is_settled[rows]
         earliest = int(self._first.min())
         spans = np.searchsorted(changes, times, side="right")
         for span in np.unique(spans[settled]).tolist():
-            # Neither the member's facts nor the controls change within it: any of its times stands for all.
+            # Neither the member's facts nor the controls change within it: any of its times stands
+            # for all.
             some = np.flatnonzero(settled & (spans == span))
             time = max(earliest, int(changes[span - 1])) if span else earliest
             found[some] = self._table(rows[some], time, time - lag)
         rest = np.flatnonzero(~settled)
         order = rest[np.argsort(times[rest], kind="stable")]
-        for some in np.split(order, np.flatnonzero(np.diff(times[order])) + 1) if len(order) else ():
+        for some in (
+            np.split(order, np.flatnonzero(np.diff(times[order])) + 1) if len(order) else ()
+        ):
             time = int(times[some[0]])
             if len(some) >= _AT_ONCE:
                 found[some] = self._table(rows[some], time, time - lag)
@@ -177,7 +214,7 @@ class _Examination:
         asked = self._reads if is_all else self._reads.take(pa.array(rows))
         return decide_table(
             asked,
-            self._view,
+            self._snapshot,
             purpose=self._purpose,
             at=Micros(at),
             known_at=Micros(known_at),
@@ -187,8 +224,8 @@ class _Examination:
 
     def _decides(self, row: int, member: str, at: int, known_at: int) -> Reason:
         if MEMBER_ID_PATTERN.fullmatch(member) is None:
-            return Reason.HELD
-        decision = self._view.decide(
+            return Reason.QUARANTINED
+        decision = self._snapshot.decide(
             MemberId(member),
             row_of(self._reads, row),
             purpose=self._purpose,
@@ -218,18 +255,32 @@ def row_of(reads: pa.Table, row: int) -> Row:
     )
 
 
-def _changes(view: View, lag: int) -> _Times:
-    """When some control begins to count or to say something else, for questions that know what is `lag` old."""
-    controls = view.controls
+def _changes(snapshot: Snapshot, lag: int) -> _Times:
+    """When some control begins to count or to say something else, for questions that know what is
+    `lag` old.
+    """
+    controls = snapshot.controls
     notices = {
-        terms.notice_until for policy in controls.policies for terms in policy.terms if terms.notice_until is not None
+        terms.notice_until
+        for policy in controls.policies
+        for terms in policy.terms
+        if terms.notice_until is not None
     }
-    found = {control.effective_at for control in controls.log} | set(controls.jurisdictions.changes) | notices
-    return np.array(sorted(found | {control.recorded_at + lag for control in controls.log}), dtype=np.int64)
+    found = (
+        {control.effective_at for control in controls.log}
+        | set(controls.jurisdictions.changes)
+        | notices
+    )
+    return np.array(
+        sorted(found | {control.recorded_at + lag for control in controls.log}), dtype=np.int64
+    )
 
 
-def _changed_since(view: View, reads: pa.Table, purpose: str, at: int, known_at: int) -> _Mask:
-    """Of which reads the member's record has a fact that came, or took effect, later; true too where it cannot be told.
+def _changed_since(
+    snapshot: Snapshot, reads: pa.Table, purpose: str, at: int, known_at: int
+) -> _Mask:
+    """Of which reads the member's record has a fact that came, or took effect, later; true too
+    where it cannot be told.
 
     Of all others the record says one thing at every later time.
     """
@@ -238,7 +289,7 @@ def _changed_since(view: View, reads: pa.Table, purpose: str, at: int, known_at:
     for chunk in reads["member_id"].chunks:
         keys = TextKeys.of_arrow(chunk)
         rows = np.flatnonzero(keys.valid())
-        for segment, hits, places in view.records.find(keys.taken(rows)):
+        for segment, hits, places in snapshot.records.find(keys.taken(rows)):
             for begin in range(0, len(places), _SIDE_BY_SIDE):
                 part = places[begin : begin + _SIDE_BY_SIDE]
                 facts = FactColumns(segment.members_at(part), segment.records_at(part), purpose)
@@ -254,56 +305,72 @@ def _within(times: list[int], after: int, before: int) -> list[int]:
     return times[bisect_right(times, after) : bisect_left(times, before)]
 
 
-def _recorded_times(view: View, member: str) -> list[int]:
-    return [int(recorded) for _, recorded in _dates(view, member)]
+def _recorded_times(snapshot: Snapshot, member: str) -> list[int]:
+    return [int(recorded) for _, recorded in _dates(snapshot, member)]
 
 
-def _fact_times(view: View, member: str, bound: int) -> list[int]:
+def _fact_times(snapshot: Snapshot, member: str, bound: int) -> list[int]:
     """When a fact of the member began to count for what was `bound` behind."""
-    return [time for effective, recorded in _dates(view, member) for time in (int(effective), int(recorded) + bound)]
+    return [
+        time
+        for effective, recorded in _dates(snapshot, member)
+        for time in (int(effective), int(recorded) + bound)
+    ]
 
 
-def _dates(view: View, member: str) -> list[tuple[Micros, Micros]]:
+def _dates(snapshot: Snapshot, member: str) -> list[tuple[Micros, Micros]]:
     try:
-        record = view.record(MemberId(member))
+        record = snapshot.record(MemberId(member))
     except DamagedRecord:
         return []
-    return [] if record is None else [(fact.effective_at, fact.recorded_at) for fact in record.facts]
+    return (
+        [] if record is None else [(fact.effective_at, fact.recorded_at) for fact in record.facts]
+    )
 
 
 class Exclusions(NamedTuple):
-    """How many members are excluded whatever a row says, and their digest; see EXCLUDED_WHATEVER_THE_ROW."""
+    """How many members are excluded whatever a row says, and their digest; see
+    EXCLUDED_WHATEVER_THE_ROW.
+    """
 
     members: int
     digest: str
     undated: int
-    """Of them, those held or folded: of these a later view may say otherwise about the same time."""
+    """Of them, those held or folded: of these a later view may say otherwise about the same time.
+    """
 
 
-def exclusions(view: View, *, purpose: str, at: Micros, known_at: Micros) -> Exclusions:
+def exclusions(snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros) -> Exclusions:
     """Who is excluded whatever a row says. Times in microseconds."""
     excluded: list[bytes] = []
     undated = 0
-    pairs = iter(view.records)
+    pairs = iter(snapshot.records)
     while members := list(islice(pairs, _SIDE_BY_SIDE)):
-        # Likenesses of its own: what is asked about the past is not to be remembered for questions about now.
-        likenesses = Likenesses(purpose, view.distinctions.voiding)
-        classes = view.classes(members, likenesses, at=at, known_at=known_at)
-        decides = np.array([_decides_alone(own) for own in likenesses.standings])
+        # Likenesses of its own: what is asked about the past is not to be remembered for questions
+        # about now.
+        member_classes = MemberClasses(purpose, snapshot.boundaries.voiding)
+        classes = snapshot.classes(members, member_classes, at=at, known_at=known_at)
+        decides = np.array([_decides_alone(own) for own in member_classes.standings])
         found = decides[classes]
         undated += int(
             np.isin(
-                classes, np.flatnonzero([own.is_folded or own.hold is not None for own in likenesses.standings])
+                classes,
+                np.flatnonzero(
+                    [
+                        own.is_folded or own.quarantine is not None
+                        for own in member_classes.standings
+                    ]
+                ),
             ).sum()
         )
         excluded += [members[place] for place in np.flatnonzero(found).tolist()]
     return Exclusions(len(excluded), "sha256:" + _digest(excluded), undated)
 
 
-def _decides_alone(own: Standing) -> bool:
+def _decides_alone(own: MemberState) -> bool:
     return (
         own.erasure is not None
-        or own.hold is not None
+        or own.quarantine is not None
         or own.is_folded
         or (own.choice is not None and own.choice.kind is not FactKind.OPTED_IN)
     )
@@ -317,7 +384,14 @@ def _digest(members: Iterable[bytes]) -> str:
     return found.hexdigest()
 
 
-def proven_at(view: View) -> Micros | None:
-    """The time up to which all that was recorded is held; None where some partition was never proven fresh."""
-    counted = view.freshness.counted()
-    return min(one.frontier_at for one in counted.values()) if len(counted) == view.partitions else None
+def proven_at(snapshot: Snapshot) -> Micros | None:
+    """The time up to which all that was recorded is held;
+
+    None where some partition was never proven fresh.
+    """
+    counted = snapshot.freshness.counted()
+    return (
+        min(one.frontier_at for one in counted.values())
+        if len(counted) == snapshot.partitions
+        else None
+    )

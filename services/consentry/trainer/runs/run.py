@@ -1,4 +1,6 @@
-"""A training run: registers what is read for what, filters while it reads, stops in time, and writes a certificate."""
+"""A training run: registers what is read for what, filters while it reads, stops in time, and
+writes a certificate.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
 from consentry.domain.values import DATASET_PATTERN, Micros, Reason, parse_name
 from consentry.ops.clock import Clock, system_clock
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.runs.batches import Batch, batch_of, batches, is_batch
+from consentry.trainer.runs.batches import RunBatch, batch_of, batches, is_batch
 from consentry.trainer.runs.certificates import FORMAT, LIMIT, canonical, write_certificate
 from consentry.trainer.runs.certificates.reads import LEAF
 from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked, RunClosed
-from consentry.trainer.runs.lease import Lease, LeaseCondition, RunJudge
-from consentry.trainer.runs.observers import RunTold, RunWatcher
+from consentry.trainer.runs.lease import Lease, LeaseCondition, RunDecider
+from consentry.trainer.runs.observers import RunChange, RunObserver
 from consentry.trainer.runs.read_log import (
     SPOOL_ROWS,
     SPOOL_SECONDS,
@@ -42,13 +44,21 @@ from consentry.trainer.runs.reexamine import (
     exclusions,
     proven_at,
 )
-from consentry.trainer.runs.store import CERTIFICATE_FILE, END_FILE, READS_FILE, START_FILE, RunFolder, RunStore
+from consentry.trainer.runs.store import (
+    CERTIFICATE_FILE,
+    END_FILE,
+    READS_FILE,
+    START_FILE,
+    RunFolder,
+    RunStore,
+)
 from consentry.wire.tokens import TokenKeys, write_token
 
 LEASE_SECONDS: Final = 5.0
 RUN_FORMAT: Final = "consentry-run/1"
 DISJOINT: Final = (
-    "each read was decided once more under the view at the end, as of its first and last time, by what had been "
+    "each read was decided once more under the view at the end, as of its first and last time, by "
+    "what had been "
     "recorded lease_micros before; a violation was excluded by everything the run may have known"
 )
 _VERSION_MAX: Final = 512
@@ -60,21 +70,24 @@ State = Literal["NOT STARTED", "RUNNING", "COMPLETED", "ABORTED"]
 
 
 class TrainingRun:
-    """Reads training data for one purpose, handing out only what may be used at the moment it is handed out.
+    """Reads training data for one purpose, handing out only what may be used at the moment it is
+    handed out.
 
-    A context manager: entering registers the run in `store`, an fsspec URL, leaving writes its certificate. `judge` is
-    the client, or ViewJudge. `lease_seconds` is the bound within which freshness has to be proven; `stale="wait"` waits
-    for it, at most `wait_seconds`, instead of stopping at once. `conditions` may take the lease back for other reasons.
-    `watchers` are told of beginning and end.
+    A context manager: entering registers the run in `store`, an fsspec URL, leaving writes its
+    certificate. `decider` is the client, or ViewJudge. `lease_seconds` is the bound within which
+    freshness has to be proven; `stale="wait"` waits for it, at most `wait_seconds`, instead of
+    stopping at once. `conditions` may take the lease back for other reasons. `watchers` are told of
+    beginning and end.
 
-    Raises ConsentStale or LeaseRevoked at the next batch when the lease is lost, and hands out nothing in it again: the
-    run is ABORTED, with the reason, and what it has read is recorded. Raises Unavailable where the store cannot be
-    written to: what cannot be recorded is not handed out.
+    Raises ConsentStale or LeaseRevoked at the next batch when the lease is lost, and hands out
+    nothing in it again: the run is ABORTED, with the reason, and what it has read is recorded.
+    Raises Unavailable where the store cannot be written to: what cannot be recorded is not handed
+    out.
     """
 
     def __init__(
         self,
-        judge: RunJudge,
+        decider: RunDecider,
         *,
         dataset: str,
         purpose: str,
@@ -90,12 +103,13 @@ class TrainingRun:
         token_keys: TokenKeys | None = None,
         spool_seconds: float = SPOOL_SECONDS,
         spool_rows: int = SPOOL_ROWS,
-        watchers: Sequence[RunWatcher] = (),
+        watchers: Sequence[RunObserver] = (),
         clock: Clock = system_clock,
     ) -> None:
         if DATASET_PATTERN.fullmatch(dataset) is None:
             raise InvalidInput(
-                f"The data set {dataset[:80]!r} is not 1 to 128 letters, digits, '_', '.' or '-', a letter or digit "
+                f"The data set {dataset[:80]!r} is not 1 to 128 letters, digits, '_', '.' or '-', "
+                "a letter or digit "
                 "first.",
                 code="input.dataset",
                 fix="name it as it is named in receipts",
@@ -109,13 +123,20 @@ class TrainingRun:
             )
         if len(dataset_version) > _VERSION_MAX:
             raise InvalidInput(
-                f"The data set's version has {len(dataset_version)} characters, more than {_VERSION_MAX}.",
+                f"The data set's version has {len(dataset_version)} characters, more than "
+                f"{_VERSION_MAX}.",
                 code="input.dataset_version",
                 fix="give a digest, a snapshot id or a commit",
             )
-        if stale not in ("raise", "wait") or not 0 < lease_seconds <= 3600 or wait_seconds < 0 or spool_seconds < 0:
+        if (
+            stale not in ("raise", "wait")
+            or not 0 < lease_seconds <= 3600
+            or wait_seconds < 0
+            or spool_seconds < 0
+        ):
             raise InvalidInput(
-                f"A run with stale={stale!r}, lease_seconds={lease_seconds:g}, wait_seconds={wait_seconds:g} and "
+                f"A run with stale={stale!r}, lease_seconds={lease_seconds:g}, "
+                f"wait_seconds={wait_seconds:g} and "
                 f"spool_seconds={spool_seconds:g} cannot be.",
                 code="input.run",
                 fix="say 'raise' or 'wait', a lease of up to 3600 seconds, and no negative time",
@@ -134,12 +155,12 @@ class TrainingRun:
         self.certificate: dict[str, Any] | None = None
         """What the certificate states, once the run is complete."""
         self.folder: Final[RunFolder] = RunStore(store).folder(self.run_id)
-        self._judge = judge
+        self._decider = decider
         self._columns = columns
         self._clock = clock
         self._lease_micros = Micros(round(lease_seconds * 1e6))
         self._lease = Lease(
-            judge,
+            decider,
             clock,
             seconds=lease_seconds,
             wait_seconds=wait_seconds if stale == "wait" else 0.0,
@@ -177,11 +198,16 @@ class TrainingRun:
         self._log = ReadLog(self.folder, self._clock, **self._spool)  # type: ignore[arg-type]
         self.state = "RUNNING"
         self._tell()
-        _LOG.info("training_run_started", run=self.run_id, dataset=self.dataset, purpose=self.purpose)
+        _LOG.info(
+            "training_run_started", run=self.run_id, dataset=self.dataset, purpose=self.purpose
+        )
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with self._handing_out:
             if self.state == "RUNNING" and isinstance(error, ConsentryError):
@@ -192,32 +218,43 @@ class TrainingRun:
                 self._complete()
 
     def revoke(self, reason: str) -> None:
-        """Have nothing more handed out; may be called from any thread. The next batch raises LeaseRevoked."""
+        """Have nothing more handed out; may be called from any thread.
+
+        The next batch raises LeaseRevoked.
+        """
         self._lease.revoke(reason)
 
     # ---- reading
 
     def filter(self, given: Any, *, shard: Shard = "", columns: Columns | None = None) -> Any:
-        """What may be used of one batch, or, of anything that gives batches, a generator of what may be used of each.
+        """What may be used of one batch, or, of anything that gives batches, a generator of what
+        may be used of each.
 
-        A batch is an Arrow table or record batch, a Polars or pandas frame, or a mapping of columns (lists, arrays,
-        tensors), and comes back as the same. Of a loader each batch is decided when it is asked for, never earlier;
-        one of which nothing is left is counted and left out. `shard` says in the record of reads where batches come
-        from. Raises ConsentStale, LeaseRevoked, InvalidInput, Unavailable.
+        A batch is an Arrow table or record batch, a Polars or pandas frame, or a mapping of columns
+        (lists, arrays, tensors), and comes back as the same. Of a loader each batch is decided when
+        it is asked for, never earlier; one of which nothing is left is counted and left out.
+        `shard` says in the record of reads where batches come from. Raises ConsentStale,
+        LeaseRevoked, InvalidInput, Unavailable.
         """
         columns = self._columns if columns is None else columns
         if is_batch(given):
-            return self._filtered(batch_of(given, columns), shard if isinstance(shard, str) else shard(given))[0]
+            return self._filtered(
+                batch_of(given, columns), shard if isinstance(shard, str) else shard(given)
+            )[0]
         return self._each(given, shard, columns)
 
     def _each(self, given: Any, shard: Shard, columns: Columns | None) -> Iterator[Any]:
         for one in batches(given):
-            kept, rows = self._filtered(batch_of(one, columns), shard if isinstance(shard, str) else shard(one))
+            kept, rows = self._filtered(
+                batch_of(one, columns), shard if isinstance(shard, str) else shard(one)
+            )
             if rows:
                 yield kept
 
-    def _filtered(self, batch: Batch, shard: str) -> tuple[Any, int]:
-        """What may be used of a batch now, and how many rows these are; recorded before it is handed out."""
+    def _filtered(self, batch: RunBatch, shard: str) -> tuple[Any, int]:
+        """What may be used of a batch now, and how many rows these are; recorded before it is
+        handed out.
+        """
         with self._handing_out:
             try:
                 return self._hand_out(batch, shard)
@@ -226,21 +263,28 @@ class TrainingRun:
                     self._abort(error.code, error.message)
                 raise
 
-    def _hand_out(self, batch: Batch, shard: str) -> tuple[Any, int]:
+    def _hand_out(self, batch: RunBatch, shard: str) -> tuple[Any, int]:
         while True:
             self._require_running()
             self._lease.require()
-            # Before the question: a control that comes in between tells apart what this run could not know of.
-            cut_offs, at = self._judge.view.distinctions.cut_offs, self._now()
-            verdict = self._judge.judge(batch.table, purpose=self.purpose, columns=batch.columns)
-            counts, mask = verdict.counts(), verdict.mask
+            # Before the question: a control that comes in between tells apart what this run could
+            # not know of.
+            cut_offs, at = self._decider.snapshot.boundaries.cut_offs, self._now()
+            decisions = self._decider.decide_table(
+                batch.table, purpose=self.purpose, columns=batch.columns
+            )
+            counts, mask = decisions.counts(), decisions.mask
             if Reason.STALE in counts:
                 continue  # freshness was lost in between: the lease says what is to be done
             rows = int(mask.sum())
             log = self._log
             assert log is not None
             if rows:
-                log.record(read_rows(batch.table, batch.columns).reads(mask, shard=shard, at=at, cut_offs=cut_offs))
+                log.record(
+                    read_rows(batch.table, batch.columns).reads(
+                        mask, shard=shard, at=at, cut_offs=cut_offs
+                    )
+                )
             self._lease.require()
             if self._now() - at > self._lease_micros:
                 continue  # the store took so long that the answer is no longer one of now
@@ -257,17 +301,17 @@ class TrainingRun:
 
     def _now(self) -> Micros:
         """The time that answers are about, as the client has it: never before what is proven."""
-        return max(self._clock(), self._judge.view.newest_frontier)
+        return max(self._clock(), self._decider.snapshot.newest_frontier)
 
     def _view_now(self, when: str) -> dict[str, Any]:
         """What the view is now. Raises ConsentStale where no proof of freshness was ever given."""
-        view = self._judge.view
-        known_at = proven_at(view)
+        snapshot = self._decider.snapshot
+        known_at = proven_at(snapshot)
         if known_at is None:
             raise ConsentStale("the view was never proven fresh")
-        token = view.freshness.token(view.positions, self._clock())
+        token = snapshot.freshness.token(snapshot.positions, self._clock())
         return {
-            f"view_{when}": self._judge.view_id,
+            f"view_{when}": self._decider.snapshot_id,
             f"token_{when}": "" if token is None else write_token(token, self._token_keys),
             f"known_at_{when}": known_at,
         }
@@ -283,13 +327,17 @@ class TrainingRun:
             log.flush()
             self._write_end()
         except Unavailable as error:
-            # What stopped the run is to be heard of, not this; without its end the run counts as unfinished.
+            # What stopped the run is to be heard of, not this; without its end the run counts as
+            # unfinished.
             _LOG.critical("training_run_not_recorded", run=self.run_id, exc_info=error)
         self._tell()
         _LOG.warning("training_run_aborted", run=self.run_id, code=code)
 
     def _complete(self) -> None:
-        """Write the reads, the certificate and the end, in this order. Raises ConsentStale, LeaseRevoked."""
+        """Write the reads, the certificate and the end, in this order.
+
+        Raises ConsentStale, LeaseRevoked.
+        """
         log = self._log
         assert log is not None
         try:
@@ -302,7 +350,9 @@ class TrainingRun:
         try:
             log.merge()
             self.certificate = self._statement(end)
-            self.folder.write(CERTIFICATE_FILE, write_certificate(self.certificate, self._signing_key))
+            self.folder.write(
+                CERTIFICATE_FILE, write_certificate(self.certificate, self._signing_key)
+            )
             self._write_end()
         except ConsentryError as error:
             self._abort(error.code, error.message)
@@ -312,15 +362,27 @@ class TrainingRun:
         _LOG.info("training_run_completed", run=self.run_id, rows=self.certificate["rows_read"])
 
     def _tell(self) -> None:
-        told = RunTold(self.state, self.reason, self._now(), self.folder.url, self._start, self.certificate)
+        told = RunChange(
+            self.state, self.reason, self._now(), self.folder.url, self._start, self.certificate
+        )
         for watcher in self._watchers:
             try:
                 watcher.told(told)
             except Exception as error:  # noqa: BLE001 - whatever a lineage service does, the run is what it is
-                _LOG.error("training_run_not_told", run=self.run_id, watcher=type(watcher).__name__, exc_info=error)
+                _LOG.error(
+                    "training_run_not_told",
+                    run=self.run_id,
+                    watcher=type(watcher).__name__,
+                    exc_info=error,
+                )
 
     def _write_end(self) -> None:
-        end = {"run_id": self.run_id, "state": self.state, "reason": self.reason, "ended_at": self._now()}
+        end = {
+            "run_id": self.run_id,
+            "state": self.state,
+            "reason": self.reason,
+            "ended_at": self._now(),
+        }
         self.folder.write(END_FILE, canonical(end | self._numbers()) + b"\n")
 
     def _numbers(self) -> dict[str, Any]:
@@ -333,9 +395,11 @@ class TrainingRun:
 
     def _statement(self, end: dict[str, Any]) -> dict[str, Any]:
         """All that the certificate says."""
-        view = self._judge.view
+        snapshot = self._decider.snapshot
         summary, outcomes = self._examined()
-        excluded = exclusions(view, purpose=self.purpose, at=end["ended_at"], known_at=end["known_at_end"])
+        excluded = exclusions(
+            snapshot, purpose=self.purpose, at=end["ended_at"], known_at=end["known_at_end"]
+        )
         violations, unclear = outcomes[VIOLATED].total(), outcomes[CANNOT_TELL].total()
         return {
             **self._start,
@@ -372,7 +436,9 @@ class TrainingRun:
         with opened(self.folder, [READS_FILE]) as (file,):
             for piece in pieces(file):
                 summing.add(piece)
-                found: Examined = examine(self._judge.view, piece, purpose=self.purpose, bound=self._lease_micros)
+                found: Examined = examine(
+                    self._decider.snapshot, piece, purpose=self.purpose, bound=self._lease_micros
+                )
                 for outcome, counts in outcomes.items():
                     counts.update(found.counts(outcome))
         return summing.summary(), outcomes

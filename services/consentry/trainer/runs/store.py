@@ -1,4 +1,7 @@
-"""Where training runs are registered: `<store>/<run>/run.json`, what they read, their certificates. Any fsspec URL."""
+"""Where training runs are registered: `<store>/<run>/run.json`, what they read, their certificates.
+
+Any fsspec URL.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,11 @@ _PART: Final = re.compile(r"(\d{8})-(\d{8})\.parquet", re.ASCII)
 
 
 class RunStore:
-    """The runs under one URL, such as file:///var/lib/runs or s3://bucket/runs; each file appears whole or not at all.
+    """The runs under one URL, such as file:///var/lib/runs or s3://bucket/runs; each file appears
+    whole or not at all.
 
-    Raises InvalidInput for a URL that cannot be understood, Unavailable where the store does not answer.
+    Raises InvalidInput for a URL that cannot be understood, Unavailable where the store does not
+    answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -38,7 +43,8 @@ class RunStore:
             raise InvalidInput(
                 f"The run store {url!r} cannot be opened ({type(error).__name__}).",
                 code="run.store",
-                fix="name a directory or a URL that fsspec knows, and install what its scheme needs",
+                fix="name a directory or a URL that fsspec knows, and install what its scheme "
+                "needs",
             ) from error
         self._root = path.rstrip("/")
         self._is_local = isinstance(self._files, fsspec.implementations.local.LocalFileSystem)
@@ -48,9 +54,14 @@ class RunStore:
         with self._translated():
             if not self._files.exists(self._root):
                 raise Unavailable(
-                    f"There is no run store at {self.url!r}.", code="run.store", fix="name where runs are registered"
+                    f"There is no run store at {self.url!r}.",
+                    code="run.store",
+                    fix="name where runs are registered",
                 )
-            names = [path.rstrip("/").rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False)]
+            names = [
+                path.rstrip("/").rsplit("/", 1)[-1]
+                for path in self._files.ls(self._root, detail=False)
+            ]
         return sorted(name for name in names if _RUN_ID.fullmatch(name))
 
     def folder(self, run_id: str) -> RunFolder:
@@ -84,7 +95,9 @@ class RunFolder:
         self.write_with(name, lambda file: file.write(raw))
 
     def write_with(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Write a file by a function that is given one to write to; it appears when that has returned."""
+        """Write a file by a function that is given one to write to; it appears when that has
+        returned.
+        """
         path = f"{self._path}/{name}"
         with self._store._translated():
             if self._store._is_local:
@@ -125,7 +138,9 @@ class RunFolder:
             yield file
 
     def parts(self) -> list[str]:
-        """The parts of what was read, in order; those that were merged into a longer one are left out."""
+        """The parts of what was read, in order; those that were merged into a longer one are left
+        out.
+        """
         spans = self._spans()
         return [_part_name(*span) for span in spans if _is_whole(span, spans)]
 
@@ -155,7 +170,9 @@ class RunFolder:
 def damaged(run_id: str, name: str) -> Unavailable:
     """The error for a file of a run that is not what was written."""
     return Unavailable(
-        f"The file {name} of the run {run_id} is damaged.", code="run.damaged", fix="restore the run store"
+        f"The file {name} of the run {run_id} is damaged.",
+        code="run.damaged",
+        fix="restore the run store",
     )
 
 

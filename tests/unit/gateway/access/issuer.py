@@ -1,4 +1,6 @@
-"""An OpenID Connect issuer on loopback: real keys, a key set over HTTP, and tokens as honest or forged as wanted."""
+"""An OpenID Connect issuer on loopback: real keys, a key set over HTTP, and tokens as honest or
+forged as wanted.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from cryptography.x509.oid import NameOID
 from jwt.algorithms import get_default_algorithms
 
@@ -72,7 +79,10 @@ def decoded(part: str) -> bytes:
 
 
 def signed(
-    header: bytes | str | dict[str, Any], payload: bytes | str | dict[str, Any], key: PrivateKey | bytes, algorithm: str
+    header: bytes | str | dict[str, Any],
+    payload: bytes | str | dict[str, Any],
+    key: PrivateKey | bytes,
+    algorithm: str,
 ) -> str:
     """A token of exactly these bytes, with a signature that is right for them."""
     signing_input = f"{encoded(header)}.{encoded(payload)}"
@@ -102,12 +112,16 @@ class Issuer:
         """The key set as served."""
         if self.body is not None:
             return self.body
-        keys = [public_jwk(key, self.algorithm, kid=name, use="sig") for name, key in self.keys.items()]
+        keys = [
+            public_jwk(key, self.algorithm, kid=name, use="sig") for name, key in self.keys.items()
+        ]
         return json.dumps({"keys": keys}).encode()
 
     def header(self, **changes: Any) -> dict[str, Any]:
         """An honest header with changes; `...` leaves a parameter out."""
-        return _changed({"alg": self.algorithm, "typ": "at+jwt", "kid": next(iter(self.keys), "k1")}, changes)
+        return _changed(
+            {"alg": self.algorithm, "typ": "at+jwt", "kid": next(iter(self.keys), "k1")}, changes
+        )
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         """Honest claims with changes; `...` leaves a claim out."""
@@ -123,7 +137,9 @@ class Issuer:
         }
         return _changed(honest, changes)
 
-    def token(self, header: dict[str, Any] | None = None, claims: dict[str, Any] | None = None) -> str:
+    def token(
+        self, header: dict[str, Any] | None = None, claims: dict[str, Any] | None = None
+    ) -> str:
         """A token as the issuer signs it, but for these changes."""
         made = self.header(**(header or {}))
         key = self.keys.get(str(made.get("kid"))) or next(iter(self.keys.values()))
@@ -146,7 +162,9 @@ def certificate_for_loopback(directory: Path) -> Path:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
         .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, SHA256())
     )
@@ -157,7 +175,9 @@ def certificate_for_loopback(directory: Path) -> Path:
 
 
 @contextmanager
-def running_issuer(algorithm: str = "RS256", *, tls: Path | None = None, **keys: PrivateKey) -> Iterator[Issuer]:
+def running_issuer(
+    algorithm: str = "RS256", *, tls: Path | None = None, **keys: PrivateKey
+) -> Iterator[Issuer]:
     """An issuer that answers until the block ends; over TLS with a file of key and certificate."""
     issuer = Issuer("", algorithm, dict(keys))
     issuer.gate.set()
@@ -171,7 +191,9 @@ def running_issuer(algorithm: str = "RS256", *, tls: Path | None = None, **keys:
             if issuer.location is not None:
                 self.send_header("Location", issuer.location)
             self.send_header("Content-Length", str(len(body)))
-            with suppress(ConnectionError):  # a client that gave up waiting is what some tests are about
+            with suppress(
+                ConnectionError
+            ):  # a client that gave up waiting is what some tests are about
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -180,12 +202,15 @@ def running_issuer(algorithm: str = "RS256", *, tls: Path | None = None, **keys:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    # A client that does not trust us hangs up in the middle: what some tests are about, and no news.
+    # A client that does not trust us hangs up in the middle: what some tests are about, and no
+    # news.
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls)
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     issuer.url = f"http{'' if tls is None else 's'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

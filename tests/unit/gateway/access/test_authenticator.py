@@ -1,4 +1,6 @@
-"""From a header to a caller: one message for every refusal, and an event loop that never waits for the outside."""
+"""From a header to a caller: one message for every refusal, and an event loop that never waits for
+the outside.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ from tests.unit.gateway.access.test_oidc import way_in as oidc_way_in
 
 from consentry.gateway.access import Authenticator, Principal, Role, Unauthenticated
 from consentry.gateway.access import authenticator as module
-from consentry.gateway.access.authenticator import Need
+from consentry.gateway.access.authenticator import RefreshNeed
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.key_file import FileKeyStore
-from consentry.gateway.access.keys import KeysWayIn
+from consentry.gateway.access.keys import ApiKeyScheme
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def issuer() -> Iterator[Issuer]:
 class WayInByHand:
     """Lets everybody in once it was renewed, which takes as long as the test wants."""
 
-    def __init__(self, need: Need = Need.NOW) -> None:
+    def __init__(self, need: RefreshNeed = RefreshNeed.NOW) -> None:
         self.gate = threading.Event()
         self.renewals = 0
         self._need = need
@@ -41,8 +43,8 @@ class WayInByHand:
     def recognises(self, credential: str) -> bool:
         return True
 
-    def need(self, credential: str) -> Need:
-        return Need.NOTHING if self._renewed else self._need
+    def need(self, credential: str) -> RefreshNeed:
+        return RefreshNeed.NOTHING if self._renewed else self._need
 
     def renew(self) -> None:
         self.renewals += 1
@@ -50,7 +52,7 @@ class WayInByHand:
         self._renewed = True
 
     def verify(self, credential: str) -> Principal:
-        if not self._renewed and self._need is Need.NOW:
+        if not self._renewed and self._need is RefreshNeed.NOW:
             raise BadCredential("not_renewed")
         return Principal(subject=credential, roles=frozenset(), credential="dev")
 
@@ -88,7 +90,9 @@ class TestHeader:
         ],
     )
     def test_every_other_header_is_refused_in_the_same_words(self, header: str | None) -> None:
-        """A caller without a credential must not become anybody, and learns nothing from the refusal."""
+        """A caller without a credential must not become anybody, and learns nothing from the
+        refusal.
+        """
         key, text = producer_key()
         authenticator = Authenticator([keys_way_in(key)])
         given = None if header is None else header.replace("{key}", text)
@@ -113,7 +117,9 @@ class TestHeader:
 
 class TestWaiting:
     def test_the_loop_goes_on_while_the_issuer_is_asked(self, issuer: Issuer) -> None:
-        """A slow identity provider must not hold up the opt-outs of producers, who need it for nothing."""
+        """A slow identity provider must not hold up the opt-outs of producers, who need it for
+        nothing.
+        """
         key, text = producer_key()
         authenticator = Authenticator([keys_way_in(key), oidc_way_in(issuer)])
         issuer.gate.clear()
@@ -130,12 +136,16 @@ class TestWaiting:
         assert asyncio.run(both()) == ("billing", "ada")
 
     def test_many_callers_wait_for_one_question(self, issuer: Issuer) -> None:
-        """After a rotation everybody comes at once; neither the issuer nor our threads may drown."""
+        """After a rotation everybody comes at once; neither the issuer nor our threads may
+        drown.
+        """
         authenticator = Authenticator([oidc_way_in(issuer)])
         tokens = [issuer.token(claims={"sub": f"user-{number}"}) for number in range(50)]
 
         async def everybody() -> list[Principal]:
-            return await asyncio.gather(*(authenticator.authenticate(f"Bearer {token}") for token in tokens))
+            return await asyncio.gather(
+                *(authenticator.authenticate(f"Bearer {token}") for token in tokens)
+            )
 
         assert len({found.subject for found in asyncio.run(everybody())}) == 50
         assert len(issuer.requests) == 1
@@ -158,7 +168,9 @@ class TestWaiting:
         assert asyncio.run(story()) == "b"
         assert way.renewals == 1
 
-    def test_nobody_waits_for_ever_and_who_waited_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_nobody_waits_for_ever_and_who_waited_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A disk that hangs is no reason to let somebody in, nor to keep a thousand requests."""
         monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 0.05)
         way = WayInByHand()
@@ -172,7 +184,7 @@ class TestWaiting:
 
     def test_what_still_counts_is_renewed_without_waiting(self) -> None:
         """Every few minutes a request would else be slow for no reason."""
-        way = WayInByHand(Need.SOON)
+        way = WayInByHand(RefreshNeed.SOON)
 
         async def story() -> str:
             found = await Authenticator([way]).authenticate("Bearer a")
@@ -188,7 +200,7 @@ def test_a_revocation_by_another_process_closes_a_running_gateway(tmp_path: Path
     path = tmp_path / "keys.json"
     key, text = producer_key()
     FileKeyStore(path).add(key)
-    gateway = KeysWayIn(FileKeyStore(path, monotonic_seconds=lambda: now), PEPPER, lambda: NOW)
+    gateway = ApiKeyScheme(FileKeyStore(path, monotonic_seconds=lambda: now), PEPPER, lambda: NOW)
     authenticator = Authenticator([gateway])
 
     async def roles() -> frozenset[Role]:

@@ -1,4 +1,6 @@
-"""API keys: only who holds the secret gets in, and only as long and as far as the key was made for."""
+"""API keys: only who holds the secret gets in, and only as long and as far as the key was made
+for.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,10 @@ from structlog.testing import capture_logs
 
 from consentry.domain.errors import InvalidInput, Refused, UnsafeSetting
 from consentry.domain.values import Micros
-from consentry.gateway.access.authenticator import Need
+from consentry.gateway.access.authenticator import RefreshNeed
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.key_file import FileKeyStore, load_pepper, make_pepper
-from consentry.gateway.access.keys import ApiKey, InMemoryKeyStore, KeysWayIn, Pepper, new_key
+from consentry.gateway.access.keys import ApiKey, ApiKeyScheme, InMemoryKeyStore, Pepper, new_key
 from consentry.gateway.access.roles import Principal, Role
 
 NOW = Micros(1_700_000_000_000_000)
@@ -42,15 +44,15 @@ def producer_key(*, expires: Micros | None = None, pepper: Pepper = PEPPER) -> t
     return new_key(pepper, subject="billing", roles=[Role.PRODUCER], now=NOW, expires=expires)
 
 
-def way_in(*keys: ApiKey, now: Micros = NOW, pepper: Pepper = PEPPER) -> KeysWayIn:
+def way_in(*keys: ApiKey, now: Micros = NOW, pepper: Pepper = PEPPER) -> ApiKeyScheme:
     """The way in of a store that holds these keys."""
     store = InMemoryKeyStore()
     for key in keys:
         store.add(key)
-    return KeysWayIn(store, pepper, lambda: now)
+    return ApiKeyScheme(store, pepper, lambda: now)
 
 
-def refused(way: KeysWayIn, text: str) -> str:
+def refused(way: ApiKeyScheme, text: str) -> str:
     """The cause that a credential is refused for."""
     with pytest.raises(BadCredential) as caught:
         way.verify(text)
@@ -75,7 +77,12 @@ class TestVerifying:
         """What narrows a trainer has to arrive."""
         purposes = frozenset({"ads"})
         key, text = new_key(
-            PEPPER, subject="ranker", roles=[Role.TRAINER], now=NOW, purposes=purposes, subscriber="ranker"
+            PEPPER,
+            subject="ranker",
+            roles=[Role.TRAINER],
+            now=NOW,
+            purposes=purposes,
+            subscriber="ranker",
         )
 
         found = way_in(key).verify(text)
@@ -97,14 +104,18 @@ class TestVerifying:
             (lambda text: "ck_" + "١" * 10 + text[13:], "key_malformed"),
         ],
     )
-    def test_anything_but_the_whole_key_is_refused(self, spoil: Callable[[str], str], cause: str) -> None:
+    def test_anything_but_the_whole_key_is_refused(
+        self, spoil: Callable[[str], str], cause: str
+    ) -> None:
         """A guess, a cut key or a look-alike would act in somebody's name."""
         key, text = producer_key()
 
         assert refused(way_in(key), spoil(text)) == cause
 
     def test_the_other_spellings_of_a_secret_are_not_the_secret(self) -> None:
-        """Base64 has four ways to end these 32 bytes; a revocation list by text must not be dodged by another."""
+        """Base64 has four ways to end these 32 bytes; a revocation list by text must not be dodged
+        by another.
+        """
         key, text = producer_key()
         alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
         others = [with_last(text, alphabet[alphabet.index(text[-1]) ^ bits]) for bits in (1, 2, 3)]
@@ -141,7 +152,9 @@ class TestVerifying:
             {"created": Micros(0)},
         ],
     )
-    def test_a_key_that_was_widened_in_the_store_opens_nothing(self, change: dict[str, object]) -> None:
+    def test_a_key_that_was_widened_in_the_store_opens_nothing(
+        self, change: dict[str, object]
+    ) -> None:
         """Whoever can edit the file must not be able to make a trainer's key one of the desk's."""
         key, text = new_key(
             PEPPER,
@@ -235,18 +248,22 @@ class TestFile:
         return tmp_path / "keys.json"
 
     @pytest.fixture
-    def gateway(self, path: Path, ticks: Ticks) -> KeysWayIn:
-        """The way in of a running gateway, whose store is another object than the one of the command line."""
-        return KeysWayIn(FileKeyStore(path, monotonic_seconds=ticks), PEPPER, lambda: NOW)
+    def gateway(self, path: Path, ticks: Ticks) -> ApiKeyScheme:
+        """The way in of a running gateway, whose store is another object than the one of the
+        command line.
+        """
+        return ApiKeyScheme(FileKeyStore(path, monotonic_seconds=ticks), PEPPER, lambda: NOW)
 
     @staticmethod
-    def ask(gateway: KeysWayIn, text: str) -> str:
+    def ask(gateway: ApiKeyScheme, text: str) -> str:
         """What the authenticator does with a credential; the subject."""
-        if gateway.need(text) is not Need.NOTHING:
+        if gateway.need(text) is not RefreshNeed.NOTHING:
             gateway.renew()
         return gateway.verify(text).subject
 
-    def test_nothing_of_a_secret_can_be_found_in_the_store(self, tmp_path: Path, path: Path) -> None:
+    def test_nothing_of_a_secret_can_be_found_in_the_store(
+        self, tmp_path: Path, path: Path
+    ) -> None:
         """Whoever dumps the disk or a backup must not be able to act as anybody."""
         store, texts = FileKeyStore(path), []
         for _ in range(20):
@@ -261,8 +278,16 @@ class TestFile:
         for text in texts:
             secret = text[14:]
             raw = base64.urlsafe_b64decode(secret + "=")
-            plain_hashes = [hashlib.sha256(each).hexdigest() for each in (text.encode(), secret.encode(), raw)]
-            for needle in (secret, secret[:16], raw.hex(), base64.b64encode(raw).decode(), *plain_hashes):
+            plain_hashes = [
+                hashlib.sha256(each).hexdigest() for each in (text.encode(), secret.encode(), raw)
+            ]
+            for needle in (
+                secret,
+                secret[:16],
+                raw.hex(),
+                base64.b64encode(raw).decode(),
+                *plain_hashes,
+            ):
                 assert needle.encode() not in dump
 
     def test_the_file_is_its_owners_alone(self, path: Path) -> None:
@@ -273,7 +298,7 @@ class TestFile:
 
     @pytest.mark.parametrize("mode", [0o620, 0o602, 0o604, 0o666, 0o777])
     def test_a_file_that_others_can_change_or_all_can_read_lets_nobody_in(
-        self, path: Path, gateway: KeysWayIn, ticks: Ticks, mode: int
+        self, path: Path, gateway: ApiKeyScheme, ticks: Ticks, mode: int
     ) -> None:
         """Whoever can write it can undo a revocation."""
         key, text = producer_key()
@@ -295,7 +320,9 @@ class TestFile:
 
         assert len(FileKeyStore(path).all()) == 1
 
-    def test_a_revocation_is_seen_within_five_seconds(self, path: Path, gateway: KeysWayIn, ticks: Ticks) -> None:
+    def test_a_revocation_is_seen_within_five_seconds(
+        self, path: Path, gateway: ApiKeyScheme, ticks: Ticks
+    ) -> None:
         """Every second longer a stolen key can send opt-ins in members' names."""
         key, text = producer_key()
         FileKeyStore(path).add(key)
@@ -307,7 +334,7 @@ class TestFile:
         with pytest.raises(BadCredential):
             self.ask(gateway, text)
 
-    def test_a_new_key_is_seen_too(self, path: Path, gateway: KeysWayIn, ticks: Ticks) -> None:
+    def test_a_new_key_is_seen_too(self, path: Path, gateway: ApiKeyScheme, ticks: Ticks) -> None:
         """Rotation must not need a restart."""
         first, other = producer_key(), producer_key()
         FileKeyStore(path).add(first[0])
@@ -319,16 +346,18 @@ class TestFile:
         assert self.ask(gateway, other[1]) == "billing"
 
     def test_what_was_read_stops_to_count_where_the_file_cannot_be_looked_at(
-        self, path: Path, gateway: KeysWayIn, ticks: Ticks
+        self, path: Path, gateway: ApiKeyScheme, ticks: Ticks
     ) -> None:
-        """A disk that hangs must not keep a revoked key alive: after five seconds nobody is known."""
+        """A disk that hangs must not keep a revoked key alive: after five seconds nobody is
+        known.
+        """
         key, text = producer_key()
         FileKeyStore(path).add(key)
         self.ask(gateway, text)
 
         ticks.now += 5
 
-        assert gateway.need(text) is Need.NOW
+        assert gateway.need(text) is RefreshNeed.NOW
         assert refused(gateway, text) == "key_unknown"
 
     @pytest.mark.parametrize(
@@ -346,7 +375,7 @@ class TestFile:
         ],
     )
     def test_a_damaged_file_lets_nobody_in_until_it_is_mended(
-        self, path: Path, gateway: KeysWayIn, ticks: Ticks, damage: bytes
+        self, path: Path, gateway: ApiKeyScheme, ticks: Ticks, damage: bytes
     ) -> None:
         """Half a file could lack just the revocation that matters."""
         key, text = producer_key()
@@ -368,7 +397,9 @@ class TestFile:
         ticks.now += 5
         assert self.ask(gateway, text) == "billing"
 
-    @pytest.mark.parametrize("name", ["id", "digest", "roles", "purposes", "expires", "revoked", "subscriber"])
+    @pytest.mark.parametrize(
+        "name", ["id", "digest", "roles", "purposes", "expires", "revoked", "subscriber"]
+    )
     @pytest.mark.parametrize("value", [..., 1.5, {}, [1], True], ids=str)
     def test_a_file_with_one_missing_or_foreign_field_lets_nobody_in(
         self, path: Path, name: str, value: object
@@ -406,7 +437,9 @@ class TestFile:
         with pytest.raises(Refused):
             store.all()
 
-    def test_a_file_that_is_gone_lets_nobody_in(self, path: Path, gateway: KeysWayIn, ticks: Ticks) -> None:
+    def test_a_file_that_is_gone_lets_nobody_in(
+        self, path: Path, gateway: ApiKeyScheme, ticks: Ticks
+    ) -> None:
         """Deleting the file must not freeze what was in it."""
         key, text = producer_key()
         FileKeyStore(path).add(key)
@@ -439,10 +472,14 @@ class TestFile:
             thread.join()
 
         assert {key.id for key in FileKeyStore(path).all()} == {key.id for key in keys}
-        assert [name for name in os.listdir(path.parent) if name not in ("keys.json", ".keys.json.lock")] == []
+        assert [
+            name for name in os.listdir(path.parent) if name not in ("keys.json", ".keys.json.lock")
+        ] == []
 
     def test_a_link_to_the_file_stays_a_link(self, tmp_path: Path, path: Path) -> None:
-        """Replacing the link would leave the gateway with the old file, and the revoked key alive."""
+        """Replacing the link would leave the gateway with the old file, and the revoked key
+        alive.
+        """
         link = tmp_path / "link.json"
         FileKeyStore(path).add(producer_key()[0])
         link.symlink_to(path)

@@ -1,4 +1,6 @@
-"""`consentry keys …`: the key is shown once and on standard output alone; everything else shows no secret."""
+"""`consentry keys …`: the key is shown once and on standard output alone; everything else shows no
+secret.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from consentry.cli.keys import _make_file, app
 from consentry.domain.errors import ConsentryError
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.key_file import FileKeyStore, load_pepper
-from consentry.gateway.access.keys import KeysWayIn
+from consentry.gateway.access.keys import ApiKeyScheme
 from consentry.gateway.access.roles import Principal, Role
 from consentry.gateway.access.setup import AccessSettings, open_authenticator
 from consentry.ops.clock import system_clock
@@ -45,7 +47,7 @@ def verify(files: Path, text: str) -> Principal:
     """Whom a gateway with the same files takes the key for."""
     store = FileKeyStore(files / "keys.json")
     store.renew()
-    return KeysWayIn(store, load_pepper(files / "pepper"), system_clock).verify(text)
+    return ApiKeyScheme(store, load_pepper(files / "pepper"), system_clock).verify(text)
 
 
 def mode(path: Path) -> int:
@@ -91,7 +93,9 @@ def test_init_makes_no_token_keys_where_none_are_named(files: Path) -> None:
 
 
 def test_a_second_init_changes_nothing(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs before every start of the stack: a new pepper would close the door on every service."""
+    """It runs before every start of the stack: a new pepper would close the door on every
+    service.
+    """
     monkeypatch.setenv("CONSENTRY_TOKEN_KEYS_FILE", str(files / "token-keys"))
     first = json.loads(run("init", "--json").stdout)
     key = run("new", "--subject", "billing", "--role", "producer").stdout.strip()
@@ -139,7 +143,9 @@ def test_init_makes_no_new_pepper_beside_old_keys(files: Path) -> None:
 def test_init_says_what_the_gateway_would_not_take(
     files: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, code: str
 ) -> None:
-    """It is the first to run: what it does not say is found when the gateway does not start, and is left as it is."""
+    """It is the first to run: what it does not say is found when the gateway does not start, and is
+    left as it is.
+    """
     monkeypatch.setenv("CONSENTRY_TOKEN_KEYS_FILE", str(files / "token-keys"))
     (files / name).write_text(content)
     (files / name).chmod(0o600)
@@ -148,7 +154,9 @@ def test_init_says_what_the_gateway_would_not_take(
     assert (files / name).read_text() == content
 
 
-def test_init_into_a_folder_that_is_not_there_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_into_a_folder_that_is_not_there_is_refused(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A typing error in a path should not end in a traceback."""
     for name in ("ACCESS_KEYS_FILE", "ACCESS_PEPPER_FILE"):
         monkeypatch.setenv(f"CONSENTRY_{name}", str(files / "gone" / name))
@@ -156,8 +164,12 @@ def test_init_into_a_folder_that_is_not_there_is_refused(files: Path, monkeypatc
     assert refused("init").code == "access.keys_unwritable"
 
 
-def test_init_leaves_the_keys_that_somebody_else_made_meanwhile(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two containers may start at once; the file of one must not take the place of the other's first key."""
+def test_init_leaves_the_keys_that_somebody_else_made_meanwhile(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two containers may start at once; the file of one must not take the place of the other's
+    first key.
+    """
     monkeypatch.setattr(Path, "exists", lambda path: False)  # as both saw it
     (files / "keys.json").write_text("theirs")
 
@@ -181,7 +193,17 @@ def test_a_new_key_opens_the_gateway_and_is_alone_on_standard_output(files: Path
 def test_a_trainers_key_has_the_purposes_and_the_subscriber_that_were_said(files: Path) -> None:
     """What narrows it must not get lost between the words and the file."""
     result = run(
-        *("new", "--subject", "ranker", "--role", "trainer", "--purpose", "ads", "--purpose", "ranking"),
+        *(
+            "new",
+            "--subject",
+            "ranker",
+            "--role",
+            "trainer",
+            "--purpose",
+            "ads",
+            "--purpose",
+            "ranking",
+        ),
         *("--subscriber", "ranker", "--expires", "12h", "--json"),
     )
 
@@ -196,7 +218,10 @@ def test_any_purpose_has_to_be_said(files: Path) -> None:
     """A forgotten option must not open every purpose."""
     assert refused("new", "--subject", "r", "--role", "trainer").code == "access.purposes"
     assert (
-        verify(files, run("new", "--subject", "r", "--role", "trainer", "--purpose", "*").stdout.strip()).purposes
+        verify(
+            files,
+            run("new", "--subject", "r", "--role", "trainer", "--purpose", "*").stdout.strip(),
+        ).purposes
         is None
     )
 
@@ -205,18 +230,34 @@ def test_the_list_shows_no_secret_and_the_state_of_each(files: Path) -> None:
     """It is pasted into tickets."""
     first = json.loads(run("new", "--subject", "billing", "--role", "producer", "--json").stdout)
     second = json.loads(
-        run("new", "--subject", "ada", "--role", "desk", "--role", "approver", "--expires", "never", "--json").stdout
+        run(
+            "new",
+            "--subject",
+            "ada",
+            "--role",
+            "desk",
+            "--role",
+            "approver",
+            "--expires",
+            "never",
+            "--json",
+        ).stdout
     )
     assert run("revoke", first["id"]).exit_code == 0
 
     listed, shown = run("list"), json.loads(run("list", "--json").stdout)
 
-    assert [(key["id"], key["state"]) for key in shown] == [(first["id"], "revoked"), (second["id"], "valid")]
+    assert [(key["id"], key["state"]) for key in shown] == [
+        (first["id"], "revoked"),
+        (second["id"], "valid"),
+    ]
     assert "digest" not in shown[0]
     for key in (first, second):
         assert key["id"] in listed.stdout
         assert key["key"][14:] not in listed.output
-        assert json.loads((files / "keys.json").read_text())["keys"][0]["digest"] not in listed.output
+        assert (
+            json.loads((files / "keys.json").read_text())["keys"][0]["digest"] not in listed.output
+        )
 
 
 def test_a_revoked_key_opens_nothing(files: Path) -> None:
@@ -249,7 +290,10 @@ def test_no_new_pepper_is_made_beside_old_keys(files: Path) -> None:
     run("new", "--subject", "billing", "--role", "producer")
     (files / "pepper").unlink()
 
-    assert refused("new", "--subject", "other", "--role", "producer").code == "access.pepper_unreadable"
+    assert (
+        refused("new", "--subject", "other", "--role", "producer").code
+        == "access.pepper_unreadable"
+    )
     assert not (files / "pepper").exists()
 
 

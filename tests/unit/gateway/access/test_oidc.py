@@ -1,4 +1,6 @@
-"""Tokens of an issuer: an honest one says who calls; every forged one is refused, each for a reason of its own."""
+"""Tokens of an issuer: an honest one says who calls; every forged one is refused, each for a reason
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,10 @@ from tests.unit.gateway.access.test_keys import Ticks
 
 from consentry.domain.errors import InvalidInput
 from consentry.gateway.access import Authenticator, OidcSettings, Principal, Role, Unauthenticated
-from consentry.gateway.access.authenticator import Need
+from consentry.gateway.access.authenticator import RefreshNeed
 from consentry.gateway.access.errors import BadCredential
 from consentry.gateway.access.jwks import SigningKeys, jwks_fetcher
-from consentry.gateway.access.oidc import OidcWayIn
+from consentry.gateway.access.oidc import OidcScheme
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def settings_of(issuer: Issuer, **changes: Any) -> OidcSettings:
     return replace(given, **changes)
 
 
-def way_in(issuer: Issuer, ticks: Ticks | None = None, **changes: Any) -> OidcWayIn:
+def way_in(issuer: Issuer, ticks: Ticks | None = None, **changes: Any) -> OidcScheme:
     """The way in of a gateway that believes the issuer."""
     settings, monotonic = settings_of(issuer, **changes), ticks or Ticks()
     keys = SigningKeys(
@@ -73,17 +75,17 @@ def way_in(issuer: Issuer, ticks: Ticks | None = None, **changes: Any) -> OidcWa
         ttl_seconds=settings.keys_ttl_seconds,
         monotonic_seconds=monotonic,
     )
-    return OidcWayIn(settings, keys, monotonic_seconds=monotonic)
+    return OidcScheme(settings, keys, monotonic_seconds=monotonic)
 
 
-def ask(way: OidcWayIn, token: str) -> Principal:
+def ask(way: OidcScheme, token: str) -> Principal:
     """What the authenticator does with a token, without its one message for every cause."""
-    if way.need(token) is not Need.NOTHING:
+    if way.need(token) is not RefreshNeed.NOTHING:
         way.renew()
     return way.verify(token)
 
 
-def refused(way: OidcWayIn, token: str) -> str:
+def refused(way: OidcScheme, token: str) -> str:
     """The cause that a token is refused for."""
     with pytest.raises(BadCredential) as caught:
         ask(way, token)
@@ -93,10 +95,17 @@ def refused(way: OidcWayIn, token: str) -> str:
 class TestHonest:
     @pytest.mark.parametrize(
         ("algorithm", "key"),
-        [("RS256", rsa_key("first")), ("PS256", rsa_key("first")), ("ES256", ec_key("e")), ("EdDSA", ed_key("d"))],
+        [
+            ("RS256", rsa_key("first")),
+            ("PS256", rsa_key("first")),
+            ("ES256", ec_key("e")),
+            ("EdDSA", ed_key("d")),
+        ],
     )
     @pytest.mark.parametrize("typ", ["JWT", "jwt", "at+jwt", "application/at+jwt"])
-    def test_an_honest_token_says_who_calls(self, algorithm: str, key: PrivateKey, typ: str) -> None:
+    def test_an_honest_token_says_who_calls(
+        self, algorithm: str, key: PrivateKey, typ: str
+    ) -> None:
         """People at the desk have no other way in."""
         with running_issuer(algorithm, k1=key) as issuer:
             found = ask(way_in(issuer), issuer.token({"typ": typ}))
@@ -105,7 +114,9 @@ class TestHonest:
 
     def test_the_gateway_may_be_one_of_several_audiences(self, issuer: Issuer) -> None:
         """Issuers list their own user info beside us."""
-        assert ask(way_in(issuer), issuer.token(claims={"aud": [AUDIENCE, "other"]})).subject == "ada"
+        assert (
+            ask(way_in(issuer), issuer.token(claims={"aud": [AUDIENCE, "other"]})).subject == "ada"
+        )
 
     def test_clocks_may_be_a_little_apart(self, issuer: Issuer) -> None:
         """A token of just now must not be refused because our clock is two seconds behind."""
@@ -127,7 +138,9 @@ class TestHonest:
             (7, set()),
         ],
     )
-    def test_only_known_roles_count(self, issuer: Issuer, roles: object, expected: set[Role]) -> None:
+    def test_only_known_roles_count(
+        self, issuer: Issuer, roles: object, expected: set[Role]
+    ) -> None:
         """A claim that we half understand must not become a role."""
         assert ask(way_in(issuer), issuer.token(claims={"roles": roles})).roles == expected
 
@@ -188,7 +201,9 @@ def _with(**claims: Any) -> Callable[[Issuer], str]:
 
 
 def _dated(claim: str, *, seconds: int) -> Callable[[Issuer], str]:
-    """A time so far from when the token is asked for: the modules of a long run are read minutes before."""
+    """A time so far from when the token is asked for: the modules of a long run are read minutes
+    before.
+    """
     return lambda issuer: issuer.token(claims={claim: int(time.time()) + seconds})
 
 
@@ -202,7 +217,9 @@ def _raw(header: str, payload: str | None = None) -> Callable[[Issuer], str]:
 
 
 def _hmac_with_public_key(issuer: Issuer) -> str:
-    return signed(issuer.header(alg="HS256"), issuer.claims(), public_pem(rsa_key("first")), "HS256")
+    return signed(
+        issuer.header(alg="HS256"), issuer.claims(), public_pem(rsa_key("first")), "HS256"
+    )
 
 
 def _hmac_under_our_algorithm(issuer: Issuer) -> str:
@@ -239,7 +256,9 @@ FORGED: dict[str, tuple[Callable[[Issuer], str], str]] = {
     "HS256 with the public key as its secret": (_hmac_with_public_key, "token_algorithm"),
     "an HMAC with the public key that says RS256": (_hmac_under_our_algorithm, "token_signature"),
     "another algorithm of the same key": (
-        lambda issuer: signed(issuer.header(alg="PS256"), issuer.claims(), rsa_key("first"), "PS256"),
+        lambda issuer: signed(
+            issuer.header(alg="PS256"), issuer.claims(), rsa_key("first"), "PS256"
+        ),
         "token_algorithm",
     ),
     "another family": (
@@ -275,7 +294,10 @@ FORGED: dict[str, tuple[Callable[[Issuer], str], str]] = {
     "exp beyond all numbers": (_with(exp=10**400), "token_time"),
     "exp as infinity": (
         lambda issuer: signed(
-            issuer.header(), _payload_text(issuer, exp=0).replace('"exp": 0', '"exp": 1e999'), rsa_key("first"), "RS256"
+            issuer.header(),
+            _payload_text(issuer, exp=0).replace('"exp": 0', '"exp": 1e999'),
+            rsa_key("first"),
+            "RS256",
         ),
         "token_invalid",
     ),
@@ -289,8 +311,14 @@ FORGED: dict[str, tuple[Callable[[Issuer], str], str]] = {
     "no audience": (_with(aud=...), "token_claim_missing"),
     "an audience of nothing": (_with(aud=[]), "token_claim_missing"),
     "another issuer": (_with(iss="https://evil.example"), "token_issuer"),
-    "our issuer with a slash": (lambda issuer: issuer.token(claims={"iss": issuer.url + "/"}), "token_issuer"),
-    "issuers in a list": (lambda issuer: issuer.token(claims={"iss": [issuer.url]}), "token_issuer"),
+    "our issuer with a slash": (
+        lambda issuer: issuer.token(claims={"iss": issuer.url + "/"}),
+        "token_issuer",
+    ),
+    "issuers in a list": (
+        lambda issuer: issuer.token(claims={"iss": [issuer.url]}),
+        "token_issuer",
+    ),
     "no issuer": (_with(iss=...), "token_claim_missing"),
     "no subject": (_with(sub=...), "token_claim_missing"),
     "an empty subject": (_with(sub=""), "token_subject"),
@@ -303,14 +331,20 @@ FORGED: dict[str, tuple[Callable[[Issuer], str], str]] = {
     "huge": (_with(roles=["desk"] * 2000), "token_malformed"),
     "the signature cut": (lambda issuer: _cut(issuer.token(), 2), "token_signature"),
     "the signature stripped": (lambda issuer: _replaced(issuer.token(), 2, ""), "token_malformed"),
-    "the signature zero": (lambda issuer: _replaced(issuer.token(), 2, encoded(bytes(256))), "token_signature"),
+    "the signature zero": (
+        lambda issuer: _replaced(issuer.token(), 2, encoded(bytes(256))),
+        "token_signature",
+    ),
     "the payload altered": (_altered, "token_signature"),
     "the payload cut": (lambda issuer: _cut(issuer.token(), 1), "token_signature"),
     "alg twice in the header": (_raw('{"alg":"none",' + HEADER + "}"), "token_malformed"),
     "kid twice in the header": (_raw('{"kid":"k2",' + HEADER + "}"), "token_malformed"),
     "sub twice": (
         lambda issuer: signed(
-            issuer.header(), _payload_text(issuer)[:-1] + ',"sub":"root"}', rsa_key("first"), "RS256"
+            issuer.header(),
+            _payload_text(issuer)[:-1] + ',"sub":"root"}',
+            rsa_key("first"),
+            "RS256",
         ),
         "token_malformed",
     ),
@@ -319,19 +353,29 @@ FORGED: dict[str, tuple[Callable[[Issuer], str], str]] = {
     "a payload of endless depth": (_raw("{" + HEADER + "}", '{"a":' * 900), "token_invalid"),
     "a payload that is a list": (_raw("{" + HEADER + "}", "[]"), "token_invalid"),
     "not a number in the payload": (
-        lambda issuer: signed(issuer.header(), _payload_text(issuer)[:-1] + ',"x":NaN}', rsa_key("first"), "RS256"),
+        lambda issuer: signed(
+            issuer.header(), _payload_text(issuer)[:-1] + ',"x":NaN}', rsa_key("first"), "RS256"
+        ),
         "token_malformed",
     ),
     "encoded with padding": (lambda issuer: issuer.token() + "==", "token_malformed"),
-    "in the standard alphabet": (lambda issuer: issuer.token().replace("-", "+").replace("_", "/"), "token_malformed"),
+    "in the standard alphabet": (
+        lambda issuer: issuer.token().replace("-", "+").replace("_", "/"),
+        "token_malformed",
+    ),
     "only dots": (lambda issuer: "..", "token_malformed"),
-    "a part that is not text": (lambda issuer: _replaced(issuer.token(), 0, encoded(b"\xff\xfe")), "token_malformed"),
+    "a part that is not text": (
+        lambda issuer: _replaced(issuer.token(), 0, encoded(b"\xff\xfe")),
+        "token_malformed",
+    ),
 }
 
 
 class TestForged:
     @pytest.mark.parametrize("name", FORGED)
-    def test_a_forged_token_is_refused_and_an_honest_one_beside_it_is_not(self, issuer: Issuer, name: str) -> None:
+    def test_a_forged_token_is_refused_and_an_honest_one_beside_it_is_not(
+        self, issuer: Issuer, name: str
+    ) -> None:
         """Whoever forges a token could lift a pause over a whole country."""
         forge, cause = FORGED[name]
         way = way_in(issuer)
@@ -342,7 +386,9 @@ class TestForged:
 
     @pytest.mark.parametrize("name", FORGED)
     def test_nobody_is_told_what_was_wrong_with_it(self, issuer: Issuer, name: str) -> None:
-        """A forger who learns which part was right needs fewer tries; a log with a token in it is a stolen token."""
+        """A forger who learns which part was right needs fewer tries; a log with a token in it is a
+        stolen token.
+        """
         authenticator = Authenticator([way_in(issuer)])
         token = FORGED[name][0](issuer)
 
@@ -389,13 +435,17 @@ class TestForged:
         ],
         ids=str,
     )
-    def test_settings_that_would_check_less_are_refused(self, issuer: Issuer, change: dict[str, Any]) -> None:
+    def test_settings_that_would_check_less_are_refused(
+        self, issuer: Issuer, change: dict[str, Any]
+    ) -> None:
         """No audience would accept the tokens of every other service of the company."""
         with pytest.raises(InvalidInput):
             replace(settings_of(issuer), **change)
 
     @given(st.data())
-    def test_whatever_is_changed_in_a_token_it_is_refused_and_nothing_else_happens(self, data: st.DataObject) -> None:
+    def test_whatever_is_changed_in_a_token_it_is_refused_and_nothing_else_happens(
+        self, data: st.DataObject
+    ) -> None:
         """An error that nobody thought of is a 500, and then a way to find more of them."""
         token, way = MUTANTS_OF.token, MUTANTS_OF.way
         place = data.draw(st.integers(0, len(token) - 1))
@@ -413,9 +463,9 @@ class _MutantsOf:
     """One honest token, and a way in that knows its key, made when first asked for."""
 
     def __init__(self) -> None:
-        self._made: tuple[str, OidcWayIn] | None = None
+        self._made: tuple[str, OidcScheme] | None = None
 
-    def _make(self) -> tuple[str, OidcWayIn]:
+    def _make(self) -> tuple[str, OidcScheme]:
         if self._made is None:
             with running_issuer("RS256", k1=rsa_key("first")) as issuer:
                 way = way_in(issuer)
@@ -430,7 +480,7 @@ class _MutantsOf:
         return self._make()[0]
 
     @property
-    def way(self) -> OidcWayIn:
+    def way(self) -> OidcScheme:
         """The way in."""
         return self._make()[1]
 
@@ -449,7 +499,9 @@ class TestKeysOfTheIssuer:
         assert ask(way, issuer.token()).subject == "ada"
         assert len(issuer.requests) == 2
 
-    def test_unknown_keys_make_us_ask_at_most_every_ten_seconds(self, issuer: Issuer, ticks: Ticks) -> None:
+    def test_unknown_keys_make_us_ask_at_most_every_ten_seconds(
+        self, issuer: Issuer, ticks: Ticks
+    ) -> None:
         """Otherwise a forger could have us flood the identity provider of the whole company."""
         way = way_in(issuer, ticks)
         ask(way, issuer.token())
@@ -462,14 +514,16 @@ class TestKeysOfTheIssuer:
         refused(way, issuer.token({"kid": "x"}))
         assert len(issuer.requests) == 2
 
-    def test_right_after_an_attempt_nobody_waits_and_nobody_asks(self, issuer: Issuer, ticks: Ticks) -> None:
+    def test_right_after_an_attempt_nobody_waits_and_nobody_asks(
+        self, issuer: Issuer, ticks: Ticks
+    ) -> None:
         """While the issuer is down a forger could else hold a thread for each token."""
         issuer.status = 503
         way, token = way_in(issuer, ticks), issuer.token()
-        assert way.need(token) is Need.NOW
+        assert way.need(token) is RefreshNeed.NOW
         way.renew()
 
-        assert way.need(token) is Need.NOTHING
+        assert way.need(token) is RefreshNeed.NOTHING
         way.renew()
         assert len(issuer.requests) == 1
 
@@ -482,13 +536,15 @@ class TestKeysOfTheIssuer:
         issuer.keys = {"k2": rsa_key("second")}
         ticks.now += 50
 
-        assert way.need(token) is Need.SOON
+        assert way.need(token) is RefreshNeed.SOON
         assert refused(way, token) == "token_key_unknown"
 
     def test_while_the_issuer_is_down_known_keys_count_until_their_time_ends(
         self, issuer: Issuer, ticks: Ticks
     ) -> None:
-        """An outage of the issuer must not stop an opt-out at once, nor keep an old key alive for ever."""
+        """An outage of the issuer must not stop an opt-out at once, nor keep an old key alive for
+        ever.
+        """
         way, token = way_in(issuer, ticks), issuer.token()
         ask(way, token)
         issuer.status = 503
@@ -516,7 +572,9 @@ class TestKeysOfTheIssuer:
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"[]", b'{"keys": {}}', b"\xff", b"[" * 100_000, b" " * ((1 << 20) + 1)]
     )
-    def test_a_damaged_key_set_changes_nothing(self, issuer: Issuer, ticks: Ticks, body: bytes) -> None:
+    def test_a_damaged_key_set_changes_nothing(
+        self, issuer: Issuer, ticks: Ticks, body: bytes
+    ) -> None:
         """A proxy's error page is no revocation of every key."""
         way, token = way_in(issuer, ticks), issuer.token()
         ask(way, token)
@@ -555,7 +613,9 @@ class TestKeysOfTheIssuer:
     def test_a_key_that_is_not_for_signatures_of_our_algorithm_is_left_out(
         self, issuer: Issuer, change: dict[str, Any]
     ) -> None:
-        """An encryption key or a shared secret must never vouch for anybody; one bad key must not hide the others."""
+        """An encryption key or a shared secret must never vouch for anybody; one bad key must not
+        hide the others.
+        """
         key = {**public_jwk(rsa_key("first"), "RS256", kid="k1", use="sig"), **change}
         good = public_jwk(rsa_key("second"), "RS256", kid="k2")
         issuer.body = json.dumps({"keys": [key, good, 7, None]}).encode()
@@ -568,22 +628,30 @@ class TestKeysOfTheIssuer:
     def test_a_short_key_is_left_out(self, issuer: Issuer) -> None:
         """1024 bits have been within reach for years."""
         issuer.keys = {"k1": rsa_key("short", 1024)}
-        issuer.body = json.dumps({"keys": [public_jwk(issuer.keys["k1"], "RS256", kid="k1")]}).encode()
+        issuer.body = json.dumps(
+            {"keys": [public_jwk(issuer.keys["k1"], "RS256", kid="k1")]}
+        ).encode()
 
         assert refused(way_in(issuer), issuer.token()) == "token_key_unknown"
 
     def test_a_key_whose_private_half_is_published_is_left_out(self, issuer: Issuer) -> None:
         """Everybody can sign with it."""
         private = get_default_algorithms()["RS256"].to_jwk(rsa_key("first"), as_dict=True)
-        issuer.body = json.dumps({"keys": [{**private, "kid": "k1", "key_ops": ["sign", "verify"]}]}).encode()
+        issuer.body = json.dumps(
+            {"keys": [{**private, "kid": "k1", "key_ops": ["sign", "verify"]}]}
+        ).encode()
 
         assert refused(way_in(issuer), issuer.token()) == "token_key_unknown"
 
-    def test_over_tls_only_an_issuer_that_the_authority_vouches_for_is_believed(self, tmp_path: Path) -> None:
+    def test_over_tls_only_an_issuer_that_the_authority_vouches_for_is_believed(
+        self, tmp_path: Path
+    ) -> None:
         """Whoever sits on the way could hand us keys of their own."""
         tls = certificate_for_loopback(tmp_path)
         with running_issuer("RS256", tls=tls, k1=rsa_key("first")) as issuer:
-            trusting = SigningKeys(jwks_fetcher(f"{issuer.url}/jwks", ca_file=tls), algorithm="RS256", ttl_seconds=100)
+            trusting = SigningKeys(
+                jwks_fetcher(f"{issuer.url}/jwks", ca_file=tls), algorithm="RS256", ttl_seconds=100
+            )
             trusting.renew()
 
             assert issuer.url.startswith("https:")
@@ -632,7 +700,9 @@ class TestKeysOfTheIssuer:
 
         assert "secret" not in str(caught.value)
 
-    @pytest.mark.parametrize("url", ["https://issuer.example/jwks", "http://localhost:1/j", "http://[::1]:1/j"])
+    @pytest.mark.parametrize(
+        "url", ["https://issuer.example/jwks", "http://localhost:1/j", "http://[::1]:1/j"]
+    )
     def test_the_usual_addresses_are_accepted(self, url: str) -> None:
         """The rule must not keep honest issuers out."""
         jwks_fetcher(url)
@@ -648,10 +718,13 @@ class TestRemembering:
 
         ticks.now += 21
 
-        # The machine's clock has not moved, so PyJWT accepts it still: what counts is that PyJWT was asked again.
+        # The machine's clock has not moved, so PyJWT accepts it still: what counts is that PyJWT
+        # was asked again.
         assert ask(way, token) is not first
 
-    def test_a_remembered_token_is_looked_at_again_after_a_minute(self, issuer: Issuer, ticks: Ticks) -> None:
+    def test_a_remembered_token_is_looked_at_again_after_a_minute(
+        self, issuer: Issuer, ticks: Ticks
+    ) -> None:
         """A minute is what a revoked key may go on at most."""
         way, token = way_in(issuer, ticks, keys_ttl_seconds=1000), issuer.token()
         first = ask(way, token)
@@ -670,7 +743,9 @@ class TestRemembering:
 
         assert len(way._remembered) == 1
 
-    def test_what_is_remembered_is_bounded(self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_remembered_is_bounded(
+        self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """So could everybody with a token a second."""
         monkeypatch.setattr("consentry.gateway.access.oidc.REMEMBERED_MAX", 5)
         way = way_in(issuer)

@@ -37,20 +37,34 @@ CELLS = [
 ]
 
 
-def who(*roles: Role, purposes: frozenset[str] | None = None, subscriber: str | None = None) -> Principal:
+def who(
+    *roles: Role, purposes: frozenset[str] | None = None, subscriber: str | None = None
+) -> Principal:
     """A caller with these roles."""
-    return Principal(subject="ada", roles=frozenset(roles), credential="dev", purposes=purposes, subscriber=subscriber)
+    return Principal(
+        subject="ada",
+        roles=frozenset(roles),
+        credential="dev",
+        purposes=purposes,
+        subscriber=subscriber,
+    )
 
 
 def test_the_table_names_every_role_and_every_permission() -> None:
     """A role or permission that the table forgets would be nobody's decision."""
-    assert {(role, permission) for role, permission, _ in CELLS} == {(r, p) for r in Role for p in Permission}
+    assert {(role, permission) for role, permission, _ in CELLS} == {
+        (r, p) for r in Role for p in Permission
+    }
     assert set(PERMISSIONS) == set(Role)
 
 
 @pytest.mark.parametrize(("role", "permission", "expected"), CELLS)
-def test_a_role_may_do_what_the_table_says_and_nothing_else(role: str, permission: str, expected: bool) -> None:
-    """A trainer who could lift a pause, or a producer who could read who opted out of what, hurts every member."""
+def test_a_role_may_do_what_the_table_says_and_nothing_else(
+    role: str, permission: str, expected: bool
+) -> None:
+    """A trainer who could lift a pause, or a producer who could read who opted out of what, hurts
+    every member.
+    """
     principal, wanted = who(Role(role)), Permission(permission)
 
     assert principal.may(wanted) is expected
@@ -69,7 +83,9 @@ def test_a_caller_without_a_role_may_do_nothing(permission: Permission) -> None:
 
 
 def test_two_roles_add_up() -> None:
-    """A small company has one person at the desk who also approves, though never their own proposal."""
+    """A small company has one person at the desk who also approves, though never their own
+    proposal.
+    """
     both = who(Role.DESK, Role.APPROVER)
 
     assert both.may(Permission.PROPOSE)
@@ -93,7 +109,9 @@ def test_a_trainer_without_purposes_asks_about_none() -> None:
 
 
 def test_a_trainer_of_some_purposes_reads_no_bundle() -> None:
-    """A bundle holds everybody's choices for every purpose: a stolen key would read far more than it may ask."""
+    """A bundle holds everybody's choices for every purpose: a stolen key would read far more than
+    it may ask.
+    """
     assert who(Role.TRAINER).may_read_bundles()
     assert not who(Role.TRAINER, purposes=frozenset({"ads"})).may_read_bundles()
     assert not who(Role.TRAINER, purposes=frozenset()).may_read_bundles()

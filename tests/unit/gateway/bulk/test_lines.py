@@ -1,4 +1,6 @@
-"""Lines of one form are read once: what the first of them was checked for must hold for all, letter by letter."""
+"""Lines of one form are read once: what the first of them was checked for must hold for all, letter
+by letter.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,69 @@ TIME: Final = "2025-01-02T03:04:05Z"
 Outcome = OutMessage | tuple[str, str]
 
 MEMBERS: Final = [
-    *('"m:1"', '"m:2"', '"m\\u003a1"', '"m\\u003a2"', f'"{"A" * 64}"', f'"{"A" * 65}"', '""', '"m.1"', '"m 1"', '"mé"'),
+    *(
+        '"m:1"',
+        '"m:2"',
+        '"m\\u003a1"',
+        '"m\\u003a2"',
+        f'"{"A" * 64}"',
+        f'"{"A" * 65}"',
+        '""',
+        '"m.1"',
+        '"m 1"',
+        '"mé"',
+    ),
     *('"m\\"1"', '"member_id"', '"null"', "null", "1"),
 ]
 EVENT_IDS: Final = [
-    *(f'"{UUID}"', f'"1{UUID[1:]}"', f'"{UUID.upper()}"', f'"{UUID.replace("-", "")}"', f'"urn:uuid:{UUID}"'),
-    *(f'"{{{UUID}}}"', f'"{{1{UUID[1:]}}}"', "null", f'"{UUID[:-1]}"', f'"{UUID}0"', '"x"', '""', "5"),
+    *(
+        f'"{UUID}"',
+        f'"1{UUID[1:]}"',
+        f'"{UUID.upper()}"',
+        f'"{UUID.replace("-", "")}"',
+        f'"urn:uuid:{UUID}"',
+    ),
+    *(
+        f'"{{{UUID}}}"',
+        f'"{{1{UUID[1:]}}}"',
+        "null",
+        f'"{UUID[:-1]}"',
+        f'"{UUID}0"',
+        '"x"',
+        '""',
+        "5",
+    ),
     '"018f3a9e1-c5a-7cc0-9b1a-0c5fe0f3a11"',
 ]
 INSTANTS: Final = [
     *(f'"{TIME}"', '"2025-01-02T03:04:06Z"', f'"{TIME.lower()}"', '"2025-01-02T03:04:05+01:00"'),
-    *('"2025-01-02T03:04:05.123456-03:30"', '"20250102T030405Z"', '"2025-W01-4T03:04:05Z"', '"2025-06-15T15:06:40Z"'),
-    *('"2025-06-15T15:06:41.5Z"', '"2025-06-15T15:06:43Z"', '"2026-06-15T15:06:43Z"', '"2025-01\\u002d02T03:04:05Z"'),
-    *('"2025-01\\u002d02T03:04:06Z"', "null", '"2025-01-02T03:04:05"', '"2025-01-02"', '"1969-01-01T00:00:00Z"'),
-    *('"3200-01-01T00:00:00Z"', '"2025-01-02T25:04:05Z"', '"1750000000"', '"0001-01-01T00:00:00+23:59"', '""', '"T"'),
+    *(
+        '"2025-01-02T03:04:05.123456-03:30"',
+        '"20250102T030405Z"',
+        '"2025-W01-4T03:04:05Z"',
+        '"2025-06-15T15:06:40Z"',
+    ),
+    *(
+        '"2025-06-15T15:06:41.5Z"',
+        '"2025-06-15T15:06:43Z"',
+        '"2026-06-15T15:06:43Z"',
+        '"2025-01\\u002d02T03:04:05Z"',
+    ),
+    *(
+        '"2025-01\\u002d02T03:04:06Z"',
+        "null",
+        '"2025-01-02T03:04:05"',
+        '"2025-01-02"',
+        '"1969-01-01T00:00:00Z"',
+    ),
+    *(
+        '"3200-01-01T00:00:00Z"',
+        '"2025-01-02T25:04:05Z"',
+        '"1750000000"',
+        '"0001-01-01T00:00:00+23:59"',
+        '""',
+        '"T"',
+    ),
     *("5", "true"),
 ]
 VALUES: Final[dict[str, list[str]]] = {
@@ -52,34 +103,61 @@ VALUES: Final[dict[str, list[str]]] = {
     "choice": ['"OPT_OUT"', '"OPT_OUT"', '"OPT_IN"', '"UNKNOWN"', '"out"'],
     "observed_version": ["0", "3", "null", "-1", '"3"', "1e2"],
     "announced": ["true", "true", "false", "1"],
-    "notice_version": ['"v1"', '"\\"member_id\\": \\"m:9\\""', '"member_id"', '"\\u0000"', '{"member_id": "m:1"}'],
+    "notice_version": [
+        '"v1"',
+        '"\\"member_id\\": \\"m:9\\""',
+        '"member_id"',
+        '"\\u0000"',
+        '{"member_id": "m:1"}',
+    ],
     "kind": ['"consent-change"', '"erasure"', '"relocation"', '"x"', "1"],
     "jurisdiction": ['"DE"', '"XX"'],
     'x\\"member_id': ['"m:1"'],
 }
 """What a line may say, the usual first."""
 NAMES: Final = [
-    *(["member_id", "purpose", "choice"], ["member_id", "purpose", "choice", "event_id", "effective_at"]),
-    *(["effective_at", "choice", "member_id", "purpose"], ["event_id", "member_id", "kind", "effective_at"]),
-    *(["purpose", "choice", "announced", "effective_at", "member_id"], ["kind", "member_id", "jurisdiction"]),
+    *(
+        ["member_id", "purpose", "choice"],
+        ["member_id", "purpose", "choice", "event_id", "effective_at"],
+    ),
+    *(
+        ["effective_at", "choice", "member_id", "purpose"],
+        ["event_id", "member_id", "kind", "effective_at"],
+    ),
+    *(
+        ["purpose", "choice", "announced", "effective_at", "member_id"],
+        ["kind", "member_id", "jurisdiction"],
+    ),
     ["member_id", "purpose", "choice", "observed_version", "notice_version"],
 ]
 
 
 @st.composite
 def lines_of_few_forms(draw: st.DrawFn) -> list[bytes]:
-    """Lines that share their names, order and blanks, as a program writes them; now and then one that does not."""
-    names = draw(st.sampled_from(NAMES) | st.sampled_from(NAMES) | st.lists(st.sampled_from([*VALUES]), max_size=6))
+    """Lines that share their names, order and blanks, as a program writes them; now and then one
+    that does not.
+    """
+    names = draw(
+        st.sampled_from(NAMES)
+        | st.sampled_from(NAMES)
+        | st.lists(st.sampled_from([*VALUES]), max_size=6)
+    )
     colon = draw(st.sampled_from([": ", ":", " : ", ":  ", ":\t"]))
     usual = draw(st.sampled_from(['"consent-change"', '"erasure"', '"relocation"']))
     lines = []
     for _ in range(LINES):
-        told = {name: draw(st.just(VALUES[name][0]) | st.sampled_from(VALUES[name])) for name in names}
+        told = {
+            name: draw(st.just(VALUES[name][0]) | st.sampled_from(VALUES[name])) for name in names
+        }
         if "kind" in told and draw(st.booleans()):
             told["kind"] = usual
         pairs = [f'"{name}"{colon}{value}' for name, value in told.items()]
-        pairs += draw(st.sampled_from([[], [], [], [], ['"member_id": "m:7"'], ['"event_id"'], [""]]))
-        lines.append(("{" + draw(st.sampled_from([", ", ", ", ", ", ","])).join(pairs) + "}").encode())
+        pairs += draw(
+            st.sampled_from([[], [], [], [], ['"member_id": "m:7"'], ['"event_id"'], [""]])
+        )
+        lines.append(
+            ("{" + draw(st.sampled_from([", ", ", ", ", ", ","])).join(pairs) + "}").encode()
+        )
     return lines
 
 
@@ -94,12 +172,16 @@ def lines_of_few_forms(draw: st.DrawFn) -> list[bytes]:
     ],
 )
 def test_every_two_spellings_of_a_value_are_told_apart(name: str, rest: dict[str, str]) -> None:
-    """The second of two lines must be what it would be alone, whatever the first one said in its place."""
+    """The second of two lines must be what it would be alone, whatever the first one said in its
+    place.
+    """
     base = {"member_id": MEMBERS[0], "event_id": EVENT_IDS[0], "effective_at": INSTANTS[0]} | rest
     for first in VALUES[name]:
         for second in VALUES[name]:
             pair = [line(base | {name: value}) for value in (first, second)]
-            assert told_of(pair) == [outcome(reader(), number, text) for number, text in enumerate(pair)], pair
+            assert told_of(pair) == [
+                outcome(reader(), number, text) for number, text in enumerate(pair)
+            ], pair
 
 
 def test_names_that_change_places_are_told_apart() -> None:
@@ -140,13 +222,17 @@ def test_lines_of_one_form_are_checked_in_full_once(monkeypatch: pytest.MonkeyPa
     assert [message.key for message in messages] == [line["member_id"].encode() for line in lines]
     assert len({message.event_id for message in messages}) == 6
     events = [read_event(message.value, message.key, CATALOG) for message in messages]
-    assert [event.event_id.hex() for event in events] == [message.event_id.replace("-", "") for message in messages]
+    assert [event.event_id.hex() for event in events] == [
+        message.event_id.replace("-", "") for message in messages
+    ]
 
 
 def test_a_line_whose_member_is_spelt_with_escapes_is_no_form_of_others() -> None:
     """All that were alike would be of that one member."""
     one = reader()
-    message = one.read(0, line({"member_id": '"m\\u003a1"', "purpose": f'"{PURPOSE}"', "choice": '"OPT_OUT"'}))
+    message = one.read(
+        0, line({"member_id": '"m\\u003a1"', "purpose": f'"{PURPOSE}"', "choice": '"OPT_OUT"'})
+    )
 
     assert (message.key, one._forms) == (b"m:1", {})
 
@@ -155,7 +241,12 @@ def test_no_more_forms_are_kept_than_is_reasonable() -> None:
     """Each line of a hostile body may have a form of its own."""
     one = reader(count=2000)
     for number in range(2000):
-        line = {"member_id": "m:1", "purpose": PURPOSE, "choice": "OPT_OUT", "evidence": f"e{number}"}
+        line = {
+            "member_id": "m:1",
+            "purpose": PURPOSE,
+            "choice": "OPT_OUT",
+            "evidence": f"e{number}",
+        }
         assert one.read(number, json.dumps(line).encode()).key == b"m:1"
 
     assert len(one._forms) == 256

@@ -24,7 +24,9 @@ OUT: dict[str, Any] = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
 
 def bulk(door: Door, *lines: object, **headers: str) -> Reply:
     """One request of these lines."""
-    body = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    body = b"\n".join(
+        line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
+    )
     return door.call("POST", "/v1/bulk", body, content_type="application/x-ndjson", **headers)
 
 
@@ -62,19 +64,34 @@ def test_bad_lines_between_good_ones_are_told_and_the_good_ones_sent() -> None:
     codes = [one.get("code", "") for one in found]
     assert codes == [
         *("", "input.json", "input.json", "input.field", "", "", "input.field"),
-        *("observed.missing", "purpose.unknown", "event.time_missing", "input.field", "input.json", "input.json"),
+        *(
+            "observed.missing",
+            "purpose.unknown",
+            "event.time_missing",
+            "input.field",
+            "input.json",
+            "input.json",
+        ),
     ]
     assert summary["summary"] == {"accepted": 3, "invalid": 10, "refused": 0, "unknown": 0}
-    assert [type(event) for event in door.log.events] == [ConsentChanged, MemberErased, MemberRelocated]
+    assert [type(event) for event in door.log.events] == [
+        ConsentChanged,
+        MemberErased,
+        MemberRelocated,
+    ]
 
 
 def test_what_may_not_be_what_was_meant_is_said_of_each_line() -> None:
-    """A misspelt purpose in ten thousand lines is taken, as it excludes, and is nobody's intention."""
+    """A misspelt purpose in ten thousand lines is taken, as it excludes, and is nobody's
+    intention.
+    """
     door = Door()
     door.publish()
     known = OUT | {"purpose": PURPOSE}
 
-    found, _ = told(bulk(door, OUT, known, OUT | {"member_id": "m:2"}, {"kind": "erasure", "member_id": "m:3"}))
+    found, _ = told(
+        bulk(door, OUT, known, OUT | {"member_id": "m:2"}, {"kind": "erasure", "member_id": "m:3"})
+    )
 
     assert [one["status"] for one in found] == ["accepted"] * 4
     assert [bool(one.get("warnings")) for one in found] == [True, False, True, False]
@@ -114,7 +131,9 @@ def test_the_events_of_a_member_keep_their_order() -> None:
 
 
 def test_sent_again_with_its_key_every_line_is_the_same_event() -> None:
-    """A connection that breaks after line 7,000 of 10,000 leaves nobody knowing which were taken."""
+    """A connection that breaks after line 7,000 of 10,000 leaves nobody knowing which were
+    taken.
+    """
     door = Door()
     first, _ = told(bulk(door, OUT, OUT | {"member_id": "m:2"}, OUT, idempotency_key="k"))
     door.now += 60_000_000
@@ -178,7 +197,9 @@ def test_ten_thousand_lines_are_the_most() -> None:
 
 
 def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
-    """A member's second choice that got in while the first did not would be taken for their only one."""
+    """A member's second choice that got in while the first did not would be taken for their only
+    one.
+    """
     door = Door()
     send, taken = door.log.send, []
 
@@ -188,7 +209,9 @@ def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
         send(*message)
 
     door.log.send = two_then_full_then_free  # type: ignore[assignment]
-    found, summary = told(bulk(door, *({"member_id": f"m:{number}", "kind": "erasure"} for number in range(6))))
+    found, summary = told(
+        bulk(door, *({"member_id": f"m:{number}", "kind": "erasure"} for number in range(6)))
+    )
     assert [one["status"] for one in found] == ["accepted"] * 2 + ["refused"] * 4
     assert {one["code"] for one in found[2:]} == {"kafka.queue_full"}
     assert summary["summary"]["refused"] == 4
@@ -196,7 +219,9 @@ def test_a_queue_that_stays_full_refuses_all_lines_from_there_on() -> None:
 
 
 def test_a_client_that_fails_once_refuses_all_lines_from_there_on() -> None:
-    """It may take the next message all the same: a second choice would then stand where the first is missing."""
+    """It may take the next message all the same: a second choice would then stand where the first
+    is missing.
+    """
     door = Door()
     send, taken = door.log.send, []
 
@@ -207,7 +232,9 @@ def test_a_client_that_fails_once_refuses_all_lines_from_there_on() -> None:
         send(*message)
 
     door.log.send = fails_at_the_third  # type: ignore[assignment]
-    found, summary = told(bulk(door, *(OUT | {"choice": choice} for choice in ["OPT_OUT", "UNKNOWN"] * 3)))
+    found, summary = told(
+        bulk(door, *(OUT | {"choice": choice} for choice in ["OPT_OUT", "UNKNOWN"] * 3))
+    )
 
     assert [one["status"] for one in found] == ["accepted"] * 2 + ["refused"] * 4
     assert {one["code"] for one in found[2:]} == {"kafka.unavailable"}
@@ -217,10 +244,19 @@ def test_a_client_that_fails_once_refuses_all_lines_from_there_on() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [OUT | {"effective_at": "2025-13-01T00:00:00Z"}, OUT | {"evidence": "x" * 5000}, b"{", OUT | {"choice": "x"}],
+    [
+        OUT | {"effective_at": "2025-13-01T00:00:00Z"},
+        OUT | {"evidence": "x" * 5000},
+        b"{",
+        OUT | {"choice": "x"},
+    ],
 )
-def test_nothing_of_a_request_is_kept_after_its_answer(line: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception leads by its traceback to all that was read; some of those circles no collector ever ends."""
+def test_nothing_of_a_request_is_kept_after_its_answer(
+    line: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception leads by its traceback to all that was read; some of those circles no collector
+    ever ends.
+    """
     seen: list[weakref.ref[LineReader]] = []
 
     def noted(*parts: Any, **more: Any) -> LineReader:
@@ -249,7 +285,9 @@ def test_a_line_may_be_no_longer_than_a_request_of_its_own() -> None:
     assert [one.get("code") for one in found] == [None, "input.too_large", None]
 
 
-def test_however_often_others_get_their_turn_the_lines_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_however_often_others_get_their_turn_the_lines_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Reading gives way after some time; no line may be lost or told twice for that."""
     lines = [OUT | {"member_id": f"m:{number}"} if number % 3 else b"{" for number in range(20)]
     expected = told(bulk(Door(), *lines, idempotency_key="k"))[1]["summary"]
@@ -266,7 +304,9 @@ def test_however_often_others_get_their_turn_the_lines_are_the_same(monkeypatch:
 
     assert len(turns) == 20
     assert [one["line"] for one in found] == list(range(1, 21))
-    assert [one["status"] for one in found] == ["accepted" if number % 3 else "invalid" for number in range(20)]
+    assert [one["status"] for one in found] == [
+        "accepted" if number % 3 else "invalid" for number in range(20)
+    ]
     assert summary["summary"] == expected
 
 
@@ -276,7 +316,11 @@ def test_a_line_that_excludes_later_has_to_say_that_it_is_meant_so() -> None:
     late = OUT | {"effective_at": iso_text(Micros(START + 3_600_000_000))}
     near = OUT | {"effective_at": iso_text(Micros(START + 1_000_000)), "member_id": "m:2"}
 
-    found, summary = told(bulk(door, late, near, late | {"announced": True}, OUT | {"kind": "erasure", "purpose": "p"}))
+    found, summary = told(
+        bulk(
+            door, late, near, late | {"announced": True}, OUT | {"kind": "erasure", "purpose": "p"}
+        )
+    )
 
     assert [one.get("code", "") for one in found] == ["event.ahead", "", "", "input.field"]
     assert summary["summary"]["accepted"] == 2

@@ -50,14 +50,19 @@ def door() -> Iterator[Door]:
         (b"null", 422),
         (b'"text"', 422),
         (b"{}", 422),
-        (b'{"member_id":"\\ud800","pause":"\\udfff","version":"\\ud800","jurisdictions":["\\ud800"]}', 422),
+        (
+            b'{"member_id":"\\ud800","pause":"\\udfff","version":"\\ud800","jurisdictions":["\\ud800"]}',
+            422,
+        ),
         (b'{"\\ud800":1}', 422),
         (b'{"member_id":"a\\nb","purpose":"p","choice":"OPT_OUT","jurisdiction":"HK"}', 422),
         (b'{"member_id":"\\u0000","pause":"\\u0000"}', 422),
         (b'{"__proto__":{},"constructor":1}', 422),
     ],
 )
-def test_a_body_that_is_not_what_it_should_be_is_refused(door: Door, path: str, body: bytes, status: int) -> None:
+def test_a_body_that_is_not_what_it_should_be_is_refused(
+    door: Door, path: str, body: bytes, status: int
+) -> None:
     """What is read two ways by two programs lets one of them believe that nobody opted out."""
     for _ in range(2):
         reply = door.call("POST", path, body, ANYBODY)
@@ -98,8 +103,12 @@ def test_a_body_that_is_not_what_it_should_be_is_refused(door: Door, path: str, 
         {"source": "somebody else"},
     ],
 )
-def test_a_field_that_does_not_fit_is_named_and_its_value_is_not(door: Door, more: dict[str, Any]) -> None:
-    """What comes into the log stays there for ever, and goes to every trainer; what is refused stays out of logs."""
+def test_a_field_that_does_not_fit_is_named_and_its_value_is_not(
+    door: Door, more: dict[str, Any]
+) -> None:
+    """What comes into the log stays there for ever, and goes to every trainer; what is refused
+    stays out of logs.
+    """
     body = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"} | more
 
     reply = door.call("POST", "/v1/consent-changes", body)
@@ -110,16 +119,23 @@ def test_a_field_that_does_not_fit_is_named_and_its_value_is_not(door: Door, mor
         assert value not in reply.json["detail"]
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/json5", "é"])
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/json5", "é"]
+)
 @pytest.mark.parametrize("path", PATHS)
 def test_a_body_of_another_kind_is_415(door: Door, path: str, kind: str) -> None:
-    """A page elsewhere on the web can have a browser send forms and plain text, without asking anybody."""
+    """A page elsewhere on the web can have a browser send forms and plain text, without asking
+    anybody.
+    """
     assert door.call("POST", path, b"{}", ANYBODY, content_type=kind).status == 415
 
 
 def test_json_with_a_charset_is_json(door: Door) -> None:
     """Most clients say so."""
-    assert door.call("POST", PATHS[0], b"{}", content_type="Application/JSON; charset=utf-8").status == 422
+    assert (
+        door.call("POST", PATHS[0], b"{}", content_type="Application/JSON; charset=utf-8").status
+        == 422
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,9 +147,13 @@ def test_json_with_a_charset_is_json(door: Door) -> None:
         ("/v1/bulk", BULK_BYTES_MAX, "application/x-ndjson"),
     ],
 )
-def test_a_body_that_is_too_large_is_413_announced_or_not(door: Door, path: str, most: int, kind: str) -> None:
+def test_a_body_that_is_too_large_is_413_announced_or_not(
+    door: Door, path: str, most: int, kind: str
+) -> None:
     """Ten callers with a gigabyte each would end the gateway for everybody."""
-    announced = door.call("POST", path, b"", ANYBODY, content_type=kind, content_length=str(most + 1))
+    announced = door.call(
+        "POST", path, b"", ANYBODY, content_type=kind, content_length=str(most + 1)
+    )
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -180,7 +200,10 @@ def test_a_body_is_not_read_for_somebody_who_may_not_send_it(door: Door) -> None
 
     headers = {"content-type": "application/json", "authorization": "Bearer dev:x:auditor"}
     for named, status in ((headers, 403), ({"content-type": "application/json"}, 401)):
-        assert asyncio.run(door.ask("POST", "/v1/consent-changes", untouched(), named)).status == status
+        assert (
+            asyncio.run(door.ask("POST", "/v1/consent-changes", untouched(), named)).status
+            == status
+        )
 
 
 def test_a_lift_names_its_pause_in_the_path_alone(door: Door) -> None:

@@ -36,7 +36,9 @@ def refused(limit: RateLimit, caller: str = "a", cost: float = 1.0) -> int | Non
 
 
 def test_a_burst_is_taken_and_then_the_rate_holds() -> None:
-    """A nightly import must not be refused for coming at once, and must not keep all the others waiting."""
+    """A nightly import must not be refused for coming at once, and must not keep all the others
+    waiting.
+    """
     time = Time()
     limit = RateLimit(per_second=10, burst=20, clock=time)
 
@@ -64,7 +66,9 @@ def test_who_waits_as_told_is_taken() -> None:
 
 
 def test_a_request_larger_than_the_burst_is_taken_when_the_bucket_is_full_and_paid_later() -> None:
-    """Ten thousand lines under a limit of five thousand a second would never be taken; nor may they be free."""
+    """Ten thousand lines under a limit of five thousand a second would never be taken; nor may they
+    be free.
+    """
     time = Time()
     limit = RateLimit(per_second=10, burst=20, clock=time)
 
@@ -96,7 +100,9 @@ def test_the_callers_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyP
 
 
 def test_the_limit_is_told_over_http_and_binds_the_lines_of_a_bulk() -> None:
-    """A client needs the seconds; and whoever is refused single events must not send them as lines."""
+    """A client needs the seconds; and whoever is refused single events must not send them as
+    lines.
+    """
     door = Door(rate=10, burst=20)
     lines = b'{"member_id":"m:1","purpose":"p","choice":"OPT_OUT"}\n' * 30
 
@@ -110,7 +116,9 @@ def test_the_limit_is_told_over_http_and_binds_the_lines_of_a_bulk() -> None:
 
 
 def test_whoever_is_refused_has_not_used_up_an_idempotency_key() -> None:
-    """Else the repetition after Retry-After would be told that its first request is still being answered."""
+    """Else the repetition after Retry-After would be told that its first request is still being
+    answered.
+    """
     door = Door(rate=1, burst=1)
     assert door.call("POST", "/v1/consent-changes", OPT_OUT).status == 202
     assert door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k").status == 429
@@ -156,7 +164,11 @@ def test_a_gateway_that_is_full_says_so_as_a_problem() -> None:
     """A bare 503 would be taken for the proxy's."""
     reply = Door(concurrency=0).call("POST", "/v1/consent-changes", OPT_OUT, PRODUCER)
 
-    assert (reply.status, reply.code, reply.headers["retry-after"]) == (503, "limit.concurrency", "1")
+    assert (reply.status, reply.code, reply.headers["retry-after"]) == (
+        503,
+        "limit.concurrency",
+        "1",
+    )
 
 
 def test_places_to_wait_in_are_counted_by_caller_and_in_all_and_come_free() -> None:
@@ -168,7 +180,11 @@ def test_places_to_wait_in_are_counted_by_caller_and_in_all_and_come_free() -> N
             with limit.place(caller):
                 return 0
         except Problem as problem:
-            return problem.status if problem.code == "limit.waiting" and problem.headers["Retry-After"] == "1" else -1
+            return (
+                problem.status
+                if problem.code == "limit.waiting" and problem.headers["Retry-After"] == "1"
+                else -1
+            )
 
     with limit.place("a"), limit.place("a"):
         assert (told("a"), told("b")) == (429, 0)
@@ -182,7 +198,9 @@ def test_places_to_wait_in_are_counted_by_caller_and_in_all_and_come_free() -> N
 def test_questions_that_wait_keep_no_opt_out_waiting() -> None:
     """Twenty lines of script would have kept everybody's objections out for as long as it ran."""
     door = Door(concurrency=4)
-    token = write_token(Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys)
+    token = write_token(
+        Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys
+    )
     question = f"/v1/members/m:1/decision?purpose=p&wait=0.3&at_least={token}"
     door.log.beat(START)
 
@@ -192,7 +210,9 @@ def test_questions_that_wait_keep_no_opt_out_waiting() -> None:
         await asyncio.sleep(0.05)
         fifth = await door.ask("GET", question, [b""], asked)
         named = {"authorization": f"Bearer {PRODUCER}", "content-type": "application/json"}
-        opt_out = await door.ask("POST", "/v1/consent-changes", [json.dumps(OPT_OUT).encode()], named)
+        opt_out = await door.ask(
+            "POST", "/v1/consent-changes", [json.dumps(OPT_OUT).encode()], named
+        )
         return [one.status for one in await asyncio.gather(*waiting)], fifth.status, opt_out.status
 
     assert asyncio.run(story()) == ([200] * 4, 503, 202)
@@ -200,12 +220,21 @@ def test_questions_that_wait_keep_no_opt_out_waiting() -> None:
 
 @pytest.mark.parametrize("path", ["decision", "explain"])
 def test_a_caller_without_a_place_to_wait_in_still_gets_what_is_fresh(path: str) -> None:
-    """The limit is for those who wait; a service that asks much and gets answers at once must not meet it."""
+    """The limit is for those who wait; a service that asks much and gets answers at once must not
+    meet it.
+    """
     door = Door()
     door.app._app._app._app.state.waiting = WaitingLimit(most=0)  # type: ignore[attr-defined] # inside its layers
-    token = write_token(Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys)
+    token = write_token(
+        Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys
+    )
     asked = f"/v1/members/m:1/{path}?purpose=p&wait=2"
 
     assert door.call("GET", asked, who=AUDITOR).status == 200
     assert door.call("GET", f"{asked}&at_least={token}", who=AUDITOR).code == "limit.waiting"
-    assert door.call("GET", f"{asked}&at_least={token}".replace("wait=2", "wait=0"), who=AUDITOR).status == 200
+    assert (
+        door.call(
+            "GET", f"{asked}&at_least={token}".replace("wait=2", "wait=0"), who=AUDITOR
+        ).status
+        == 200
+    )

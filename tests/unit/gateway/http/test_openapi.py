@@ -49,10 +49,14 @@ def test_every_route_tells_its_problems(method: str, path: str, operation: dict[
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS)
-def test_every_route_says_what_it_does_and_takes(method: str, path: str, operation: dict[str, Any]) -> None:
+def test_every_route_says_what_it_does_and_takes(
+    method: str, path: str, operation: dict[str, Any]
+) -> None:
     """The description is the only thing that many integrators ever read."""
     assert operation["description"]
-    assert ("requestBody" in operation) is (method == "post" and not path.startswith("/v1/approvals"))
+    assert ("requestBody" in operation) is (
+        method == "post" and not path.startswith("/v1/approvals")
+    )
     headers = {one["name"] for one in operation.get("parameters", []) if one["in"] == "header"}
     assert ("Idempotency-Key" in headers) is ("requestBody" in operation)
     assert set(re.findall(r"{(\w+)}", path)) == {
@@ -93,7 +97,9 @@ def test_the_fast_lane_is_described() -> None:
 )
 def test_bodies_are_described_as_they_are_read(model: type, path: str) -> None:
     """They are read by hand, and described by hand: the two could drift apart."""
-    schema = DESCRIPTION["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = DESCRIPTION["paths"][path]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]
 
     assert schema == {"$ref": f"#/components/schemas/{model.__name__}"}
     assert DESCRIPTION["components"]["schemas"][model.__name__]["additionalProperties"] is False

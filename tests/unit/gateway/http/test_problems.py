@@ -1,4 +1,6 @@
-"""Every answer that is no success: its status, its code, what goes with it, and what it never says."""
+"""Every answer that is no success: its status, its code, what goes with it, and what it never
+says.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ from consentry.domain.errors import (
     UndecodableEvent,
     UnsafeSetting,
 )
-from consentry.forms.yaml import InvalidForm
+from consentry.forms.yaml import InvalidDocument
 from consentry.gateway.access import Forbidden, Unauthenticated
 from consentry.gateway.http.problems import respond_to
-from consentry.gateway.table_reader import Reader
+from consentry.gateway.table_reader import TableReader
 from consentry.kafka.sender import QueueFull
 from consentry.ops.http.problems import MEDIA_TYPE, Problem
 
@@ -35,7 +37,7 @@ HIDDEN = "in-the-address-of-redis"
         (Unauthenticated(), 401, {"www-authenticate": 'Bearer realm="consentry"'}),
         (Forbidden("no", fix="ask"), 403, {}),
         (InvalidInput("no", code="input.x"), 422, {}),
-        (InvalidForm("terms[0].regime", "is none", "write OPT_IN"), 422, {}),
+        (InvalidDocument("terms[0].regime", "is none", "write OPT_IN"), 422, {}),
         (Refused("no", code="x"), 409, {}),
         (UnsafeSetting("no", code="x"), 409, {}),
         (Unavailable("no", code="x"), 503, {"retry-after": "1"}),
@@ -46,8 +48,12 @@ HIDDEN = "in-the-address-of-redis"
         (Problem(428, "no", code="x", headers={"A": "b"}, field="f"), 428, {"a": "b"}),
     ],
 )
-def test_every_error_has_its_status(error: ConsentryError, status: int, headers: dict[str, str]) -> None:
-    """A client decides by the status whether to repeat: told 422 for an outage it would drop an opt-out."""
+def test_every_error_has_its_status(
+    error: ConsentryError, status: int, headers: dict[str, str]
+) -> None:
+    """A client decides by the status whether to repeat: told 422 for an outage it would drop an
+    opt-out.
+    """
     response = respond_to(error)
     body = json.loads(bytes(response.body))
 
@@ -61,7 +67,9 @@ def test_every_error_has_its_status(error: ConsentryError, status: int, headers:
 
 def test_the_field_of_a_form_is_told() -> None:
     """A policy has hundreds of fields."""
-    body = json.loads(bytes(respond_to(InvalidForm("terms[0].regime", "is none", "write OPT_IN")).body))
+    body = json.loads(
+        bytes(respond_to(InvalidDocument("terms[0].regime", "is none", "write OPT_IN")).body)
+    )
 
     assert body["field"] == "terms[0].regime"
 
@@ -76,12 +84,14 @@ def test_the_field_of_a_form_is_told() -> None:
 def test_a_fault_of_ours_is_a_problem_that_says_nothing(
     monkeypatch: pytest.MonkeyPatch, method: str, path: str, who: str
 ) -> None:
-    """An exception's text may hold a password, an address or a member; a bare page would break the client's parser."""
+    """An exception's text may hold a password, an address or a member; a bare page would break the
+    client's parser.
+    """
 
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"redis://:{HIDDEN}@10.0.0.1 member m:1")
 
-    monkeypatch.setattr(Reader, "answer", fails)
+    monkeypatch.setattr(TableReader, "answer", fails)
     door = Door()
     monkeypatch.setattr(door.log, "send", fails)
     body = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
@@ -115,7 +125,9 @@ def test_a_fault_of_ours_is_a_problem_that_says_nothing(
     ],
 )
 def test_what_is_not_there_is_a_problem_too(method: str, path: str, status: int) -> None:
-    """Whoever mistypes a path gets the same kind of answer, and never a redirect that drops the body."""
+    """Whoever mistypes a path gets the same kind of answer, and never a redirect that drops the
+    body.
+    """
     reply = Door().call(method, path)
 
     assert (reply.status, reply.code) == (status, f"http.{status}")
@@ -174,7 +186,9 @@ def test_tokens_that_are_none_are_refused_and_those_of_another_log_are_stale() -
     door = Door()
     door.publish()
     door.settle()
-    good = door.call("POST", "/v1/relocations", {"member_id": "m:2", "jurisdiction": "DE"}).json["token"]
+    good = door.call("POST", "/v1/relocations", {"member_id": "m:2", "jurisdiction": "DE"}).json[
+        "token"
+    ]
     theirs = write_token(Token(b"otherlog", {}, 0, Micros(0)), TokenKeys({1: b"k" * 32}))
     forged = write_token(Token(b"thislog.", {0: 9}, 0, Micros(0)), TokenKeys({1: b"x" * 32}))
     unsigned = write_token(Token(b"thislog.", {}, 0, Micros(0)), TokenKeys())
@@ -187,7 +201,9 @@ def test_tokens_that_are_none_are_refused_and_those_of_another_log_are_stale() -
 
 
 def test_what_is_behind_or_old_is_stale() -> None:
-    """The worst failure: training on somebody whose opt-out is known to the producer and not yet to the table."""
+    """The worst failure: training on somebody whose opt-out is known to the producer and not yet to
+    the table.
+    """
     door = Door()
     door.publish()
     door.settle()
@@ -221,7 +237,10 @@ def test_a_trainer_sees_its_own_purposes_and_its_own_subscriber() -> None:
     door = Door()
     trainer = "dev:ranker:trainer:ads+genai_training"
 
-    assert door.call("GET", "/v1/members/m:1/decision?purpose=genai_training", who=trainer).status == 200
+    assert (
+        door.call("GET", "/v1/members/m:1/decision?purpose=genai_training", who=trainer).status
+        == 200
+    )
     assert door.call("GET", "/v1/members/m:1/decision?purpose=search", who=trainer).status == 403
     found = door.call("GET", "/v1/status", who=trainer).json["subscribers"]
     assert found == [{"subscriber": "ranker", "datasets": ["posts", "profiles"]}]

@@ -1,4 +1,6 @@
-"""Bundles by HTTP: the bytes that were signed, nothing else of the store, and nobody kept waiting by it."""
+"""Bundles by HTTP: the bytes that were signed, nothing else of the store, and nobody kept waiting
+by it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,20 @@ from typing import IO
 import pytest
 from tests.unit.gateway.door import AUDITOR, CATALOG, START, Door
 
-from consentry.bundles import BundleState, BundleStore, Manifest, PublicKeys, SigningKey, publish, write_bundle
-from consentry.bundles.downloads import ServedStore
+from consentry.bundles import (
+    BundleState,
+    BundleStore,
+    Manifest,
+    PublicKeys,
+    SigningKey,
+    publish,
+    write_bundle,
+)
+from consentry.bundles.downloads import DownloadStore
 from consentry.bundles.manifest import check_signature, read_manifest, read_pointer
 from consentry.domain.values import Micros
 from consentry.gateway.app import build_gateway
-from consentry.gateway.bundle_downloads import DOWNLOADS_MAX, DOWNLOADS_OF_ONE_MAX, BundleShelf
+from consentry.gateway.bundle_downloads import DOWNLOADS_MAX, DOWNLOADS_OF_ONE_MAX, BundleDownloads
 from consentry.ops.http.problems import Problem
 
 KEY = SigningKey.generate()
@@ -32,7 +42,12 @@ def bundle(root: Path, sequence: int = 1, key: SigningKey = KEY) -> Manifest:
     """A small bundle, published."""
     store, state = BundleStore(root), BundleState(1, CATALOG)
     manifest = write_bundle(
-        store, state, key=key, namespace="consentry", sequence=sequence, created_at=Micros(START + sequence)
+        store,
+        state,
+        key=key,
+        namespace="consentry",
+        sequence=sequence,
+        created_at=Micros(START + sequence),
     )
     publish(store, manifest, key=key)
     return manifest
@@ -41,11 +56,13 @@ def bundle(root: Path, sequence: int = 1, key: SigningKey = KEY) -> Manifest:
 class Shelf(Door):
     """A gateway that hands out bundles of a directory."""
 
-    def __init__(self, root: Path, *, believed: PublicKeys | None = KEYS, seconds_max: float = 10.0) -> None:
+    def __init__(
+        self, root: Path, *, believed: PublicKeys | None = KEYS, seconds_max: float = 10.0
+    ) -> None:
         super().__init__()
         self.root = root
-        self.store = ServedStore(root)
-        self.shelf = BundleShelf(self.store, believed=believed, seconds_max=seconds_max)
+        self.store = DownloadStore(root)
+        self.shelf = BundleDownloads(self.store, believed=believed, seconds_max=seconds_max)
         self.parts = replace(self.parts, bundles=self.shelf)
         self.app = build_gateway(self.parts)
 
@@ -67,13 +84,21 @@ def test_the_newest_manifest_comes_exactly_as_it_was_signed(door: Shelf) -> None
     assert reply.status == 200
     assert check_signature("manifest", content, signature, KEYS) == KEY.key_id
     assert read_manifest(content, signature, KEYS) == manifest
-    assert reply.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"' == f'"{manifest.sha256}"'
+    assert (
+        reply.headers["etag"]
+        == f'"{hashlib.sha256(content).hexdigest()}"'
+        == f'"{manifest.sha256}"'
+    )
     assert reply.headers["cache-control"] == "private, no-cache"
 
 
 @pytest.mark.parametrize("path", [LATEST, f"{LATEST}.jsonl"])
-def test_who_has_the_newest_already_is_told_so_until_there_is_another(door: Shelf, path: str) -> None:
-    """A thousand trainers that poll would fetch the same bytes for ever; one that is told wrongly stays behind."""
+def test_who_has_the_newest_already_is_told_so_until_there_is_another(
+    door: Shelf, path: str
+) -> None:
+    """A thousand trainers that poll would fetch the same bytes for ever; one that is told wrongly
+    stays behind.
+    """
     bundle(door.root)
     etag = door.call("GET", path, who=TRAINER).headers["etag"]
 
@@ -111,7 +136,10 @@ def test_every_file_of_a_manifest_comes_whole(door: Shelf) -> None:
         assert reply.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
         assert "immutable" in reply.headers["cache-control"]
         again = door.call(
-            "GET", f"/v1/bundles/{manifest.bundle_id}/{name}", who=TRAINER, if_none_match=reply.headers["etag"]
+            "GET",
+            f"/v1/bundles/{manifest.bundle_id}/{name}",
+            who=TRAINER,
+            if_none_match=reply.headers["etag"],
         )
         assert (again.status, again.body) == (304, b"")
 
@@ -154,7 +182,9 @@ def test_nothing_else_of_the_store_is_handed_out(door: Shelf, path: str, status:
 
 @pytest.mark.parametrize("how", ["link", "pipe", "directory", "gone", "linked directory"])
 def test_a_file_that_is_not_a_plain_one_is_not_there(door: Shelf, how: str) -> None:
-    """Whoever may write to the store could have the gateway read any file of its machine, or wait for ever."""
+    """Whoever may write to the store could have the gateway read any file of its machine, or wait
+    for ever.
+    """
     manifest = bundle(door.root)
     file = door.root / manifest.bundle_id / manifest.files[0].name
     target = file.with_name("target")
@@ -171,7 +201,9 @@ def test_a_file_that_is_not_a_plain_one_is_not_there(door: Shelf, how: str) -> N
         file.parent.rename(moved)
         file.parent.symlink_to(moved)
 
-    reply = door.call("GET", f"/v1/bundles/{manifest.bundle_id}/{manifest.files[0].name}", who=TRAINER)
+    reply = door.call(
+        "GET", f"/v1/bundles/{manifest.bundle_id}/{manifest.files[0].name}", who=TRAINER
+    )
 
     assert reply.status in (404, 503)
     assert reply.code in ("bundle.not_found", "bundle.store_unavailable", "bundle.special_file")
@@ -203,14 +235,20 @@ def test_without_a_store_or_a_bundle_that_is_said(door: Shelf) -> None:
 
 
 @pytest.mark.parametrize("believed", [KEYS, None])
-def test_what_somebody_else_put_in_the_store_is_not_handed_out(tmp_path: Path, believed: PublicKeys | None) -> None:
-    """With the bundler's key a gateway stops a forgery before any trainer sees it; without, the trainers do."""
+def test_what_somebody_else_put_in_the_store_is_not_handed_out(
+    tmp_path: Path, believed: PublicKeys | None
+) -> None:
+    """With the bundler's key a gateway stops a forgery before any trainer sees it; without, the
+    trainers do.
+    """
     door = Shelf(tmp_path / "bundles", believed=believed)
     bundle(door.root, key=SigningKey.generate())
 
     reply = door.call("GET", LATEST, who=TRAINER)
 
-    assert (reply.status, reply.code if believed else "") == ((503, "bundle.key_unknown") if believed else (200, ""))
+    assert (reply.status, reply.code if believed else "") == (
+        (503, "bundle.key_unknown") if believed else (200, "")
+    )
 
 
 def test_a_pointer_to_another_manifest_or_to_no_bundle_is_not_followed(tmp_path: Path) -> None:
@@ -225,7 +263,9 @@ def test_a_pointer_to_another_manifest_or_to_no_bundle_is_not_followed(tmp_path:
     assert door.call("GET", LATEST, who=TRAINER).code == "bundle.malformed"
     assert (
         manifest.bundle_id
-        in door.call("GET", f"/v1/bundles/{manifest.bundle_id}/manifest.json", who=AUDITOR).body.decode()
+        in door.call(
+            "GET", f"/v1/bundles/{manifest.bundle_id}/manifest.json", who=AUDITOR
+        ).body.decode()
     )
 
 
@@ -239,7 +279,7 @@ def test_a_trainer_of_some_purposes_is_refused(door: Shelf) -> None:
     assert door.call("GET", LATEST, who=TRAINER).status == 200
 
 
-class Hanging(ServedStore):
+class Hanging(DownloadStore):
     """A store that answers when it is let go."""
 
     def __init__(self, root: Path) -> None:
@@ -258,7 +298,7 @@ def test_a_store_that_hangs_is_given_up_and_keeps_nobody_else_waiting(tmp_path: 
     """A network drive that hangs would take the decisions of every member with it."""
     door = Shelf(tmp_path / "bundles")
     store = Hanging(tmp_path / "bundles")
-    door.shelf = BundleShelf(store, believed=KEYS, seconds_max=0.05)
+    door.shelf = BundleDownloads(store, believed=KEYS, seconds_max=0.05)
     door.parts = replace(door.parts, bundles=door.shelf)
     door.app = build_gateway(door.parts)
 

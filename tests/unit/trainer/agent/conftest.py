@@ -24,8 +24,13 @@ from consentry.domain.values import Choice, parse_member_id
 from consentry.ops.metrics import Metrics
 from consentry.trainer.agent.server import Listen, Server, make_server, serve
 from consentry.trainer.agent.service import Agent
-from consentry.trainer.deciding.decide_table import Columns, Verdict, conventional_columns, decide_table
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decide_table import (
+    Columns,
+    Decisions,
+    conventional_columns,
+    decide_table,
+)
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.hooks import Hooks
 from consentry.wire.frames import frame
 from consentry.wire.freshness import FOREVER
@@ -36,29 +41,31 @@ NOW = day(30)
 
 
 class StillFollower:
-    """The client in memory: what it holds changes when the test says so, and so does whether it is fresh."""
+    """The client in memory: what it holds changes when the test says so, and so does whether it is
+    fresh.
+    """
 
-    def __init__(self, view: View) -> None:
-        self.view = view
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
         self.stale_detail = ""
         self.is_following = True
         self.reached: set[str] = set()
         """Tokens that it is as fresh as."""
         self.judged: list[tuple[int, str]] = []
         """Rows of each call of judge, and the thread that it was on."""
-        self.hooks = Hooks(view, list, clock=lambda: NOW)
+        self.hooks = Hooks(snapshot, list, clock=lambda: NOW)
 
     @property
-    def view_id(self) -> str:
+    def snapshot_id(self) -> str:
         """See Judge."""
-        return self.view.view_id
+        return self.snapshot.snapshot_id
 
     def _behind(self, at_least: str | None) -> str:
         if at_least is not None and at_least not in self.reached:
             return "the token asks for more"
         return self.stale_detail
 
-    def judge(
+    def decide_table(
         self,
         table: pa.Table,
         *,
@@ -66,12 +73,12 @@ class StillFollower:
         columns: Columns | None = None,
         at_least: str | None = None,
         wait_seconds: float = 0.0,
-    ) -> Verdict:
+    ) -> Decisions:
         """See Judge."""
         self.judged.append((table.num_rows, threading.current_thread().name))
         return decide_table(
             table,
-            self.view,
+            self.snapshot,
             purpose=purpose,
             at=NOW,
             known_at=FOREVER,
@@ -89,7 +96,7 @@ class StillFollower:
         wait_seconds: float = 0.0,
     ) -> Decision:
         """See Client."""
-        return self.view.decide(
+        return self.snapshot.decide(
             parse_member_id(member),
             row,
             purpose=purpose,
@@ -105,15 +112,18 @@ class StillFollower:
 
     def status(self) -> dict[str, Any]:
         """See Client."""
-        return {"ok": not self.stale_detail, "members": len(self.view.records)}
+        return {"ok": not self.stale_detail, "members": len(self.snapshot.records)}
 
     def record(self, member: str, *events: MemberEvent) -> None:
         """Take a member's record in, as following does."""
         found = folded(*events)
         assert found is not None
-        key, value = member.encode(), write_record(replace(found, member=parse_member_id(member)), frame(1))
+        key, value = (
+            member.encode(),
+            write_record(replace(found, member=parse_member_id(member)), frame(1)),
+        )
         earlier = self.hooks.before([key])
-        self.view.apply_records(partition_of(key, self.view.partitions), [key], [value])
+        self.snapshot.apply_records(partition_of(key, self.snapshot.partitions), [key], [value])
         self.hooks.after(earlier, [key], [value])
 
 
@@ -136,11 +146,17 @@ class RunningAgent:
     def __init__(self, follower: StillFollower, **options: Any) -> None:
         self.follower = follower
         tokens = options.pop("tokens", ())
-        address = Listen(host="127.0.0.1") if "path" not in options else Listen(path=options.pop("path"))
+        address = (
+            Listen(host="127.0.0.1") if "path" not in options else Listen(path=options.pop("path"))
+        )
         self.listener = address.open()
         self.port = 0 if address.path else self.listener.getsockname()[1]
-        self.agent = Agent(follower, follower.hooks, purposes=options.pop("purposes", [PURPOSE]), **options)
-        self.server: Server = make_server(self.agent, Metrics("test"), tokens=tokens, is_unix=bool(address.path))
+        self.agent = Agent(
+            follower, follower.hooks, purposes=options.pop("purposes", [PURPOSE]), **options
+        )
+        self.server: Server = make_server(
+            self.agent, Metrics("test"), tokens=tokens, is_unix=bool(address.path)
+        )
         self.address = address
         self._thread = threading.Thread(target=self._run, name="agent")
         self._thread.start()
@@ -163,7 +179,9 @@ class RunningAgent:
         if body is not None:
             sent["Content-Type"] = kind
         try:
-            connection.request(method, path, json.dumps(body) if isinstance(body, Mapping) else body, sent)
+            connection.request(
+                method, path, json.dumps(body) if isinstance(body, Mapping) else body, sent
+            )
             answer = connection.getresponse()
             found = {name.lower(): value for name, value in answer.getheaders()}
             return Answer(answer.status, found, answer.read())
@@ -181,7 +199,9 @@ class RunningAgent:
 
     def mask(self, *members: Any, **more: Any) -> Answer:
         """Ask for a mask of these members."""
-        return self.call("POST", "/v1/mask", {"purpose": PURPOSE, "member_id": list(members), **more})
+        return self.call(
+            "POST", "/v1/mask", {"purpose": PURPOSE, "member_id": list(members), **more}
+        )
 
     def stop(self) -> None:
         """End it."""
@@ -193,9 +213,9 @@ class RunningAgent:
 
 
 @pytest.fixture
-def follower(view: View) -> StillFollower:
+def follower(snapshot: Snapshot) -> StillFollower:
     """One who lives in the US, one who opted out; everybody else is unknown."""
-    follower = StillFollower(view)
+    follower = StillFollower(snapshot)
     follower.record("anna", moved("US", 1, on=1))
     follower.record("bert", moved("US", 1, on=1), chose(Choice.OPT_OUT, 2, on=2))
     return follower

@@ -18,7 +18,7 @@ from consentry.ops.http.problems import Problem
 from consentry.trainer.agent import server as serving
 from consentry.trainer.agent.guard import is_loopback, read_tokens
 from consentry.trainer.agent.server import Listen
-from consentry.trainer.agent.service import Work
+from consentry.trainer.agent.service import WorkPool
 
 TOKEN = "correct-horse-battery-staple"  # noqa: S105 - of this test alone
 STATUS = "/v1/status"
@@ -26,24 +26,45 @@ STATUS = "/v1/status"
 
 class TestTokens:
     @pytest.mark.parametrize(
-        "given", ["", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer \u00e9"]
+        "given",
+        [
+            "",
+            "Bearer",
+            f"Bearer {TOKEN}x",
+            f"Bearer {TOKEN[:-1]}",
+            f"Basic {TOKEN}",
+            "Bearer \u00e9",
+        ],
     )
-    def test_without_one_of_the_tokens_nothing_but_the_probes_answers(self, start: Any, given: str) -> None:
+    def test_without_one_of_the_tokens_nothing_but_the_probes_answers(
+        self, start: Any, given: str
+    ) -> None:
         """An agent that listens on a network would tell anybody who has opted out."""
         agent = start(tokens=(TOKEN.encode(), b"a-newer-token-of-ours"))
         headers = {"Authorization": given} if given else {}
 
-        for path in (STATUS, "/metrics", "/openapi.json", f"/v1/decide?member=anna&purpose={PURPOSE}", "/v1/events"):
+        for path in (
+            STATUS,
+            "/metrics",
+            "/openapi.json",
+            f"/v1/decide?member=anna&purpose={PURPOSE}",
+            "/v1/events",
+        ):
             answer = agent.call("GET", path, **headers)
             assert (answer.status, answer.data["code"]) == (401, "agent.token")
         assert agent.call("GET", "/healthz").status == 200
 
     def test_each_token_of_the_file_lets_in_whatever_the_host_is_called(self, start: Any) -> None:
-        """While a token is replaced both are in use; and on a network the agent has another name."""
+        """While a token is replaced both are in use; and on a network the agent has another
+        name.
+        """
         agent = start(tokens=(TOKEN.encode(), b"a-newer-token-of-ours"))
 
         for token in (TOKEN, "a-newer-token-of-ours"):
-            assert agent.call("GET", STATUS, Authorization=f"Bearer {token}", Host="trainer-7").status == 200
+            assert (
+                agent.call("GET", STATUS, Authorization=f"Bearer {token}", Host="trainer-7").status
+                == 200
+            )
 
     def test_two_credentials_are_none(self, start: Any) -> None:
         """A proxy and we could each believe another one."""
@@ -53,7 +74,8 @@ class TestTokens:
         assert b" 401 " in agent.raw(text.encode()).splitlines()[0]
 
     @pytest.mark.parametrize(
-        ("text", "mode"), [("", 0o600), ("short", 0o600), (f"{TOKEN}\n", 0o640), (f"{TOKEN} {TOKEN}", 0o600)]
+        ("text", "mode"),
+        [("", 0o600), ("short", 0o600), (f"{TOKEN}\n", 0o640), (f"{TOKEN} {TOKEN}", 0o600)],
     )
     def test_a_file_that_keeps_no_secret_is_refused_and_never_quoted(
         self, tmp_path: Path, text: str, mode: int
@@ -78,9 +100,15 @@ class TestTokens:
 
 
 class TestHosts:
-    @pytest.mark.parametrize("host", ["evil.example", "evil.example:8790", "127.0.0.1.evil.example", "169.254.1.1", ""])
-    def test_a_name_that_somebody_else_made_point_here_is_refused(self, agent: Any, host: str) -> None:
-        """A page in a browser on this machine could otherwise read who opted out (DNS rebinding)."""
+    @pytest.mark.parametrize(
+        "host", ["evil.example", "evil.example:8790", "127.0.0.1.evil.example", "169.254.1.1", ""]
+    )
+    def test_a_name_that_somebody_else_made_point_here_is_refused(
+        self, agent: Any, host: str
+    ) -> None:
+        """A page in a browser on this machine could otherwise read who opted out (DNS
+        rebinding).
+        """
         answer = agent.call("GET", STATUS, Host=host)
         assert (answer.status, answer.data["code"]) == (403, "agent.host")
 
@@ -90,19 +118,25 @@ class TestHosts:
         assert agent.call("GET", STATUS, Origin="null").status == 403
         assert agent.call("GET", STATUS, Origin="http://localhost:3000").status == 200
 
-    @pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:8790", "[::1]:8790", "127.0.0.2"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "localhost:1", "127.0.0.1:8790", "[::1]:8790", "127.0.0.2"]
+    )
     def test_this_machine_by_any_of_its_names_is_not(self, agent: Any, host: str) -> None:
         """Each language's client writes it in its own way."""
         assert agent.call("GET", STATUS, Host=host).status == 200
 
-    @pytest.mark.parametrize("text", ["example.org", "0" + ".0" * 3, "::", "10.0.0.1", "", "localhost.evil", "127.1x"])
+    @pytest.mark.parametrize(
+        "text", ["example.org", "0" + ".0" * 3, "::", "10.0.0.1", "", "localhost.evil", "127.1x"]
+    )
     def test_only_loopback_is_loopback(self, text: str) -> None:
         """0.0.0.0 is every address of the machine."""
         assert not is_loopback(text)
 
 
 class TestListen:
-    @pytest.mark.parametrize("text", ["", "8790", ":8790", "localhost", "localhost:x", "localhost:70000", "unix:"])
+    @pytest.mark.parametrize(
+        "text", ["", "8790", ":8790", "localhost", "localhost:x", "localhost:70000", "unix:"]
+    )
     def test_what_is_no_address_is_refused(self, text: str) -> None:
         """A guess could listen on every address."""
         with pytest.raises(InvalidInput):
@@ -127,15 +161,21 @@ class TestListen:
         finally:
             first.close()
 
-    def test_a_unix_socket_answers_its_user_alone_and_goes_with_the_agent(self, start: Any, tmp_path: Path) -> None:
-        """Others on the machine have no business with it; and a file left behind stops the next start."""
+    def test_a_unix_socket_answers_its_user_alone_and_goes_with_the_agent(
+        self, start: Any, tmp_path: Path
+    ) -> None:
+        """Others on the machine have no business with it; and a file left behind stops the next
+        start.
+        """
         path = tmp_path / "agent.sock"
         agent = start(path=path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
             connection.connect(str(path))
-            connection.sendall(f"GET {STATUS} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n".encode())
+            connection.sendall(
+                f"GET {STATUS} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n".encode()
+            )
             assert b" 200 " in connection.recv(65_536).splitlines()[0]
         with pytest.raises(Refused):
             Listen(path=path).open()
@@ -143,7 +183,9 @@ class TestListen:
         agent.stop = lambda: None
         assert not path.exists()
 
-    def test_the_socket_of_a_killed_agent_gives_way_and_a_file_does_not(self, tmp_path: Path) -> None:
+    def test_the_socket_of_a_killed_agent_gives_way_and_a_file_does_not(
+        self, tmp_path: Path
+    ) -> None:
         """After kill -9 nobody cleans up; and whoever mistypes a path must not lose a file."""
         path = tmp_path / "agent.sock"
         with socket.socket(socket.AF_UNIX) as killed:
@@ -158,7 +200,9 @@ class TestListen:
 
 
 class TestLimits:
-    def test_more_requests_than_places_are_told_to_come_again(self, start: Any, monkeypatch: Any) -> None:
+    def test_more_requests_than_places_are_told_to_come_again(
+        self, start: Any, monkeypatch: Any
+    ) -> None:
         """Without a bound a hundred callers take the memory of the job that trains."""
         agent = start()
         protocol = agent.server.config.app
@@ -187,7 +231,7 @@ class TestLimits:
         free = threading.Event()
 
         async def ask() -> list[str]:
-            work = Work("test", threads=1, most=1, seconds=0.05)
+            work = WorkPool("test", threads=1, most=1, seconds=0.05)
             codes = []
             for _ in range(2):
                 try:
@@ -206,7 +250,9 @@ class TestLimits:
         assert "already" in busy
         assert last == "free"
 
-    def test_a_head_that_never_ends_or_never_comes_is_cut_off(self, start: Any, monkeypatch: Any) -> None:
+    def test_a_head_that_never_ends_or_never_comes_is_cut_off(
+        self, start: Any, monkeypatch: Any
+    ) -> None:
         """A few hundred idle connections would keep everybody else out."""
         monkeypatch.setattr(serving, "HEAD_SECONDS", 0.3)
         agent = start()
@@ -219,7 +265,9 @@ class TestLimits:
             with suppress(ConnectionResetError):
                 assert b" 200 " not in connection.recv(1000)
 
-    def test_a_slow_answer_on_a_kept_connection_is_not_cut_off(self, start: Any, monkeypatch: Any) -> None:
+    def test_a_slow_answer_on_a_kept_connection_is_not_cut_off(
+        self, start: Any, monkeypatch: Any
+    ) -> None:
         """The time is for heads: a question that waits for freshness may take longer."""
         monkeypatch.setattr(serving, "HEAD_SECONDS", 0.2)
         agent = start()
@@ -248,7 +296,10 @@ def test_nothing_of_the_gateway_or_a_server_is_loaded_with_the_client() -> None:
 
     code = (
         "import sys, consentry.trainer.client, consentry.trainer.checking.check\n"
-        "print([name for name in ('fastapi', 'uvicorn', 'starlette', 'redis') if name in sys.modules])"
+        "print([name for name in ('fastapi', 'uvicorn', 'starlette', 'redis') if name in "
+        "sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[]"

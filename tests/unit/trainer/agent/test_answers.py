@@ -26,14 +26,24 @@ def stream(table: pa.Table, **options: Any) -> bytes:
 class TestDecide:
     def test_it_says_whether_and_why(self, agent: Any) -> None:
         """A trainer in another language has no other way to ask."""
-        anna, bert = agent.call("GET", f"{DECIDE}&member=anna"), agent.call("GET", f"{DECIDE}&member=bert")
+        anna, bert = (
+            agent.call("GET", f"{DECIDE}&member=anna"),
+            agent.call("GET", f"{DECIDE}&member=bert"),
+        )
 
         assert anna.status == bert.status == 200
-        assert (anna.data["allowed"], anna.data["reason"], anna.data["fresh"]) == (True, "DEFAULT_ON", True)
+        assert (anna.data["allowed"], anna.data["reason"], anna.data["fresh"]) == (
+            True,
+            "DEFAULT_ON",
+            True,
+        )
         assert (bert.data["allowed"], bert.data["reason"]) == (False, "OPTED_OUT")
         assert bert.data["because"]
-        assert anna.data["view"] == agent.follower.view_id
-        assert (anna.headers["consentry-fresh"], anna.headers["cache-control"]) == ("true", "no-store")
+        assert anna.data["snapshot"] == agent.follower.snapshot_id
+        assert (anna.headers["consentry-fresh"], anna.headers["cache-control"]) == (
+            "true",
+            "no-store",
+        )
 
     def test_the_question_may_be_in_the_body_and_name_a_row(self, agent: Any) -> None:
         """Paths end up in logs, where a member must not be named."""
@@ -54,7 +64,9 @@ class TestDecide:
             {"member": 7},
         ],
     )
-    def test_what_does_not_fit_is_a_problem_with_a_code_and_a_fix(self, agent: Any, more: dict[str, Any]) -> None:
+    def test_what_does_not_fit_is_a_problem_with_a_code_and_a_fix(
+        self, agent: Any, more: dict[str, Any]
+    ) -> None:
         """A field that is ignored in silence may be the one that excludes."""
         answer = agent.call("POST", "/v1/decide", {"member": "anna", "purpose": PURPOSE} | more)
 
@@ -79,7 +91,12 @@ class TestMask:
         answer = agent.mask("anna", "bert", "nobody", "anna", reasons=True)
 
         assert answer.data["mask"] == [True, False, False, True]
-        assert answer.data["reasons"] == ["DEFAULT_ON", "OPTED_OUT", "JURISDICTION_UNKNOWN", "DEFAULT_ON"]
+        assert answer.data["reasons"] == [
+            "DEFAULT_ON",
+            "OPTED_OUT",
+            "JURISDICTION_UNKNOWN",
+            "DEFAULT_ON",
+        ]
         assert answer.data["counts"] == {"DEFAULT_ON": 2, "OPTED_OUT": 1, "JURISDICTION_UNKNOWN": 1}
         assert (answer.data["rows"], answer.data["allowed"], answer.data["fresh"]) == (4, 2, True)
 
@@ -90,11 +107,15 @@ class TestMask:
         answer = agent.mask(*odd, "anna", reasons=True)
 
         assert answer.data["mask"] == [False] * len(odd) + [True]
-        assert answer.data["counts"]["HELD"] == len(odd) - 1
+        assert answer.data["counts"]["QUARANTINED"] == len(odd) - 1
 
     def test_rows_may_name_where_and_when_they_come_from(self, agent: Any) -> None:
-        """The stricter of two jurisdictions decides: left out, rows would be allowed that are not."""
-        answer = agent.mask("anna", "anna", "anna", jurisdiction=["US", "XX", None], collected_at=day(3))
+        """The stricter of two jurisdictions decides: left out, rows would be allowed that are
+        not.
+        """
+        answer = agent.mask(
+            "anna", "anna", "anna", jurisdiction=["US", "XX", None], collected_at=day(3)
+        )
         assert answer.data["mask"] == [True, False, True]
 
         assert agent.mask("nobody", jurisdiction="US").data["mask"] == [True]
@@ -129,9 +150,15 @@ class TestMask:
 
         assert as_bytes.body == b"\1\0\0"
         assert as_bytes.headers["consentry-fresh"] == "true"
-        assert as_bytes.headers["consentry-counts"] == '{"HELD": 1, "OPTED_OUT": 1, "DEFAULT_ON": 1}'
+        assert (
+            as_bytes.headers["consentry-counts"]
+            == '{"QUARANTINED": 1, "OPTED_OUT": 1, "DEFAULT_ON": 1}'
+        )
         found = pa.ipc.open_stream(as_arrow.body).read_all().to_pydict()
-        assert found == {"allowed": [True, False, False], "reason": ["DEFAULT_ON", "OPTED_OUT", "HELD"]}
+        assert found == {
+            "allowed": [True, False, False],
+            "reason": ["DEFAULT_ON", "OPTED_OUT", "QUARANTINED"],
+        }
         assert as_json.data["mask"] == [True, False, False]
 
     def test_the_member_column_of_an_arrow_stream_may_have_any_name(self, agent: Any) -> None:
@@ -139,13 +166,17 @@ class TestMask:
         path = f"/v1/mask?purpose={PURPOSE}"
         body = stream(pa.table({"author": ["anna"]}))
 
-        assert agent.call("POST", f"{path}&member_col=author", body, kind=ARROW).data["mask"] == [True]
+        assert agent.call("POST", f"{path}&member_col=author", body, kind=ARROW).data["mask"] == [
+            True
+        ]
         wrong = agent.call("POST", path, body, kind=ARROW)
         assert (wrong.status, wrong.data["code"]) == (422, "input.column")
         assert "'author'" in wrong.data["detail"]
 
     def test_nothing_in_an_arrow_stream_is_believed_before_it_is_checked(self, agent: Any) -> None:
-        """Offsets that point elsewhere end the process, and small bodies that become large ones its memory."""
+        """Offsets that point elsewhere end the process, and small bodies that become large ones its
+        memory.
+        """
         path = f"/v1/mask?purpose={PURPOSE}"
         table = pa.table({"member_id": ["anna"] * 1000})
         whole = stream(table)
@@ -153,18 +184,34 @@ class TestMask:
         place = whole.index(offsets.to_pybytes()[:64])
         wild = whole[: place + 8] + (1 << 30).to_bytes(4, "little") + whole[place + 12 :]
         nulls = pa.RecordBatch.from_arrays([pa.nulls(ROWS_MAX + 1)], ["member_id"])
-        longest = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 10_000]))
+        longest = pa.DictionaryArray.from_arrays(
+            pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 10_000])
+        )
         bad = {
-            "input.arrow": [whole[:100], b"", b"ARROW1", wild, whole + b"x", whole + whole, whole[:-8]],
+            "input.arrow": [
+                whole[:100],
+                b"",
+                b"ARROW1",
+                wild,
+                whole + b"x",
+                whole + whole,
+                whole[:-8],
+            ],
             "input.arrow_compressed": [stream(table, compression=kind) for kind in ("zstd", "lz4")],
             "input.too_many_rows": [stream(pa.Table.from_batches([nulls]))],
             "input.too_large": [stream(pa.table({"member_id": longest}))],
-            "input.column": [stream(pa.table({"member_id": [[1]]})), stream(pa.table({"member_id": [1.5]}))],
+            "input.column": [
+                stream(pa.table({"member_id": [[1]]})),
+                stream(pa.table({"member_id": [1.5]})),
+            ],
         }
         for code, bodies in bad.items():
             for body in bodies:
                 answer = agent.call("POST", path, body, kind=ARROW)
-                assert (answer.data["code"], 400 <= answer.status < 500) == (code, True), (code, answer)
+                assert (answer.data["code"], 400 <= answer.status < 500) == (code, True), (
+                    code,
+                    answer,
+                )
         assert agent.call("POST", path, whole, kind=ARROW).data["allowed"] == 1000
 
     @pytest.mark.parametrize(
@@ -182,7 +229,9 @@ class TestMask:
             (b'{"purpose": "a", "member_id": ["anna"], "collected_at": ["soon"]}', 422),
         ],
     )
-    def test_what_is_no_question_is_refused_and_judged_by_nobody(self, agent: Any, body: bytes, status: int) -> None:
+    def test_what_is_no_question_is_refused_and_judged_by_nobody(
+        self, agent: Any, body: bytes, status: int
+    ) -> None:
         """A guess at what was meant is a guess at who is excluded."""
         answer = agent.call("POST", "/v1/mask", body)
 
@@ -193,8 +242,13 @@ class TestMask:
     def test_a_body_that_is_too_large_or_of_another_kind_is_not_read(self, agent: Any) -> None:
         """One caller could otherwise take all memory of the machine that trains."""
         assert agent.call("POST", "/v1/mask", b"a,b", kind="text/csv").status == 415
-        head = f"POST /v1/mask HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BODY_BYTES_MAX + 1}\r\n"
-        assert b"413" in agent.raw(f"{head}Content-Type: application/json\r\n\r\n{{".encode()).splitlines()[0]
+        head = (
+            f"POST /v1/mask HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BODY_BYTES_MAX + 1}\r\n"
+        )
+        assert (
+            b"413"
+            in agent.raw(f"{head}Content-Type: application/json\r\n\r\n{{".encode()).splitlines()[0]
+        )
 
     def test_no_rows_are_no_error(self, agent: Any) -> None:
         """The last batch of a file may be empty."""
@@ -206,7 +260,11 @@ class TestFreshness:
         """An answer from half of what was there would allow the other half's opt-outs."""
         follower.stale_detail = "what was there at the start has not all been read"
         agent = start()
-        for answer in (agent.mask("anna"), agent.call("GET", f"{DECIDE}&member=anna"), agent.call("GET", "/v1/events")):
+        for answer in (
+            agent.mask("anna"),
+            agent.call("GET", f"{DECIDE}&member=anna"),
+            agent.call("GET", "/v1/events"),
+        ):
             assert (answer.status, answer.data["code"]) == (503, "agent.not_ready")
             assert answer.headers["retry-after"]
         assert agent.call("GET", "/readyz").status == 503
@@ -225,9 +283,17 @@ class TestFreshness:
         mask = agent.mask("anna", "bert")
         decision = agent.call("GET", f"{DECIDE}&member=anna")
 
-        assert (mask.status, mask.data["mask"], mask.data["counts"]) == (200, [False, False], {"STALE": 2})
+        assert (mask.status, mask.data["mask"], mask.data["counts"]) == (
+            200,
+            [False, False],
+            {"STALE": 2},
+        )
         assert (mask.data["fresh"], mask.headers["consentry-fresh"]) == (False, "false")
-        assert (decision.status, decision.data["reason"], decision.data["fresh"]) == (200, "STALE", False)
+        assert (decision.status, decision.data["reason"], decision.data["fresh"]) == (
+            200,
+            "STALE",
+            False,
+        )
         assert agent.call("GET", "/readyz").status == 503
         assert not agent.call("GET", "/v1/status").data["fresh"]
 
@@ -242,13 +308,18 @@ class TestDescription:
         """Clients in other languages are generated from it."""
         found = agent.call("GET", "/openapi.json").data
 
-        assert set(found["paths"]) == {f"/v1/{name}" for name in ("decide", "mask", "check", "events", "status")}
+        assert set(found["paths"]) == {
+            f"/v1/{name}" for name in ("decide", "mask", "check", "events", "status")
+        }
         text = str(found)
         for name in found["components"]["schemas"]:
             assert "$ref" not in name
         used = {part.split("'")[0] for part in text.split("#/components/schemas/")[1:]}
         assert used <= set(found["components"]["schemas"])
-        assert set(found["paths"]["/v1/mask"]["post"]["requestBody"]["content"]) == {"application/json", ARROW}
+        assert set(found["paths"]["/v1/mask"]["post"]["requestBody"]["content"]) == {
+            "application/json",
+            ARROW,
+        }
 
     def test_metrics_and_status_name_no_member(self, agent: Any) -> None:
         """They are read by many more than may know who opted out."""
@@ -259,6 +330,13 @@ class TestDescription:
 
     def test_an_unknown_path_is_a_problem_too(self, agent: Any) -> None:
         """A client has one way to read what went wrong."""
-        for method, path, status in (("GET", "/v2", 404), ("DELETE", "/v1/mask", 405), ("GET", "/v1/decide", 422)):
+        for method, path, status in (
+            ("GET", "/v2", 404),
+            ("DELETE", "/v1/mask", 405),
+            ("GET", "/v1/decide", 422),
+        ):
             answer = agent.call(method, path)
-            assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
+            assert (answer.status, answer.headers["content-type"]) == (
+                status,
+                "application/problem+json",
+            )

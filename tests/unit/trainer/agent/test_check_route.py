@@ -31,7 +31,9 @@ def commit(**more: str) -> dict[str, str]:
 
 
 class TestFiles:
-    def test_a_clean_file_is_200_and_a_violation_is_not(self, start: Any, data: SimpleNamespace) -> None:
+    def test_a_clean_file_is_200_and_a_violation_is_not(
+        self, start: Any, data: SimpleNamespace
+    ) -> None:
         """lakeFS goes by the status alone: anything but 2xx stops the commit."""
         agent = start(roots=[data.root])
 
@@ -45,10 +47,14 @@ class TestFiles:
         assert [file["file"] for file in report["files"]] == ["clean.csv", "bad.csv"]
         assert b"bert" not in bad.body
 
-    def test_excluded_members_are_named_when_asked_for(self, start: Any, data: SimpleNamespace) -> None:
+    def test_excluded_members_are_named_when_asked_for(
+        self, start: Any, data: SimpleNamespace
+    ) -> None:
         """Whoever has to take the rows out needs them."""
         agent = start(roots=[data.root])
-        found = agent.call("POST", CHECK, {"files": ["bad.csv"], "show_members": 10}).data["report"]["members"]
+        found = agent.call("POST", CHECK, {"files": ["bad.csv"], "show_members": 10}).data[
+            "report"
+        ]["members"]
         assert found == [{"member": "bert", "reason": "OPTED_OUT", "file": "bad.csv", "row": 1}]
 
     @pytest.mark.parametrize(
@@ -65,14 +71,20 @@ class TestFiles:
             "a" * 9000,
         ],
     )
-    def test_only_what_lies_under_a_root_is_read(self, start: Any, data: SimpleNamespace, name: str) -> None:
-        """Whoever may ask for a check must not learn what else is on this machine, nor make it call others."""
+    def test_only_what_lies_under_a_root_is_read(
+        self, start: Any, data: SimpleNamespace, name: str
+    ) -> None:
+        """Whoever may ask for a check must not learn what else is on this machine, nor make it call
+        others.
+        """
         (data.root / "link.csv").symlink_to(data.outside)
         (data.root / "links").mkdir()
         (data.root / "links" / "a.csv").symlink_to(data.outside)
         agent = start(roots=[data.root])
 
-        answer = agent.call("POST", CHECK, {"files": [name.replace("{outside}", str(data.outside))]})
+        answer = agent.call(
+            "POST", CHECK, {"files": [name.replace("{outside}", str(data.outside))]}
+        )
 
         assert (answer.status, answer.data["code"]) == (422, "check.outside")
         assert str(data.outside.parent) not in answer.body.decode()
@@ -98,9 +110,18 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         "body",
-        [{}, {"files": []}, {"files": "a"}, {"files": [1]}, {"files": ["a"], "url": "x"}, {"files": ["a"] * 2000}],
+        [
+            {},
+            {"files": []},
+            {"files": "a"},
+            {"files": [1]},
+            {"files": ["a"], "url": "x"},
+            {"files": ["a"] * 2000},
+        ],
     )
-    def test_a_body_that_names_no_files_is_refused(self, start: Any, data: SimpleNamespace, body: Any) -> None:
+    def test_a_body_that_names_no_files_is_refused(
+        self, start: Any, data: SimpleNamespace, body: Any
+    ) -> None:
         """An empty list of files would be clean."""
         assert start(roots=[data.root]).call("POST", CHECK, body).status == 422
 
@@ -111,11 +132,15 @@ def test_a_link_is_a_file_of_the_directories_in_which_it_stands(start: Any, tmp_
     (tmp_path / "blobs" / "x.csv").write_text("member_id\nnobody-known\n")
     for place in ("HK", "US"):
         (tmp_path / "posts" / f"jurisdiction={place}").mkdir(parents=True)
-        (tmp_path / "posts" / f"jurisdiction={place}" / "a.csv").symlink_to(tmp_path / "blobs" / "x.csv")
+        (tmp_path / "posts" / f"jurisdiction={place}" / "a.csv").symlink_to(
+            tmp_path / "blobs" / "x.csv"
+        )
     agent = start(roots=[tmp_path])
 
     whole = agent.call("POST", CHECK, {"files": ["posts"]})
-    one_by_one = agent.call("POST", CHECK, {"files": [f"posts/jurisdiction={place}/a.csv" for place in ("HK", "US")]})
+    one_by_one = agent.call(
+        "POST", CHECK, {"files": [f"posts/jurisdiction={place}/a.csv" for place in ("HK", "US")]}
+    )
 
     def counts(answer: Any) -> list[Any]:
         return [file["counts"] for file in answer.data.get("report", answer.data)["files"]]
@@ -125,7 +150,9 @@ def test_a_link_is_a_file_of_the_directories_in_which_it_stands(start: Any, tmp_
 
 
 class TestLakeFS:
-    def test_a_commit_is_checked_where_its_branch_is_mounted(self, start: Any, tmp_path: Path) -> None:
+    def test_a_commit_is_checked_where_its_branch_is_mounted(
+        self, start: Any, tmp_path: Path
+    ) -> None:
         """The event names a branch and no files."""
         branch = tmp_path / "training" / "main" / "posts"
         branch.mkdir(parents=True)
@@ -150,19 +177,25 @@ class TestLakeFS:
             {"branch_id": "a/b"},
         ],
     )
-    def test_an_event_that_names_no_branch_is_refused(self, start: Any, tmp_path: Path, more: dict[str, str]) -> None:
+    def test_an_event_that_names_no_branch_is_refused(
+        self, start: Any, tmp_path: Path, more: dict[str, str]
+    ) -> None:
         """A check of another directory would let the commit through."""
         answer = start(roots=[tmp_path]).call("POST", CHECK, commit(**more))
         assert (answer.status, answer.data["code"]) == (422, "check.event")
 
     @pytest.mark.parametrize("file", ["../other", "posts/../../other", "/training/other", ".."])
-    def test_a_file_of_another_branch_is_refused(self, start: Any, tmp_path: Path, file: str) -> None:
+    def test_a_file_of_another_branch_is_refused(
+        self, start: Any, tmp_path: Path, file: str
+    ) -> None:
         """What is checked has to be what is committed."""
         for branch in ("main", "other"):
             (tmp_path / "training" / branch).mkdir(parents=True)
             (tmp_path / "training" / branch / "a.csv").write_text("author\nanna\n")
 
-        answer = start(roots=[tmp_path]).call("POST", f"{CHECK}?member_col=author&file={file}", commit())
+        answer = start(roots=[tmp_path]).call(
+            "POST", f"{CHECK}?member_col=author&file={file}", commit()
+        )
 
         assert (answer.status, answer.data["code"]) == (422, "check.outside")
 
@@ -172,10 +205,14 @@ class TestLakeFS:
             (tmp_path / "training" / branch).mkdir(parents=True)
         (tmp_path / "training" / "other" / "a.csv").write_text("author\nanna\n")
         (tmp_path / "training" / "main" / "own.csv").write_text("author\nanna\n")
-        (tmp_path / "training" / "main" / "b.csv").symlink_to(tmp_path / "training" / "main" / "own.csv")
+        (tmp_path / "training" / "main" / "b.csv").symlink_to(
+            tmp_path / "training" / "main" / "own.csv"
+        )
         agent = start(roots=[tmp_path])
         assert agent.call("POST", f"{CHECK}?member_col=author", commit()).status == 200
-        (tmp_path / "training" / "main" / "a.csv").symlink_to(tmp_path / "training" / "other" / "a.csv")
+        (tmp_path / "training" / "main" / "a.csv").symlink_to(
+            tmp_path / "training" / "other" / "a.csv"
+        )
 
         answer = agent.call("POST", f"{CHECK}?member_col=author", commit())
 
@@ -197,5 +234,8 @@ class TestBodies:
         path = f"{CHECK}?member_col=author"
         for kind, body in ((ARROW, sink.getvalue()), (PARQUET, parquet.getvalue())):
             answer = agent.call("POST", path, body.to_pybytes(), kind=kind)
-            assert (answer.status, answer.data["report"]["counts"]) == (409, {"OPTED_OUT": 1, "DEFAULT_ON": 1})
+            assert (answer.status, answer.data["report"]["counts"]) == (
+                409,
+                {"OPTED_OUT": 1, "DEFAULT_ON": 1},
+            )
             assert agent.call("POST", path, b"nonsense", kind=kind).status == 422

@@ -1,4 +1,6 @@
-"""The events of the agent: nothing is missed unsaid, by whoever reads slowly, comes back, or comes late."""
+"""The events of the agent: nothing is missed unsaid, by whoever reads slowly, comes back, or comes
+late.
+"""
 
 from __future__ import annotations
 
@@ -62,16 +64,20 @@ class TestStream:
         follower = agent.follower
         with Reader(agent) as reader:
             _, kind, data = reader.next()
-            assert (kind, data["fresh"], data["view"]) == ("status", True, follower.view_id)
+            assert (kind, data["fresh"], data["snapshot"]) == ("status", True, follower.snapshot_id)
 
             follower.record("anna", moved("US", 1, on=1), OUT)
             _, told = reader.until("exclusion")
-            assert (told["members"], told["reason"], told["cause"]) == (["anna"], "OPTED_OUT", "RECORD")
+            assert (told["members"], told["reason"], told["cause"]) == (
+                ["anna"],
+                "OPTED_OUT",
+                "RECORD",
+            )
             assert told["purpose"] == PURPOSE
 
-            follower.view.apply_control(pause(21, "HK", on=31))
-            follower.view.apply_control(lift(22, on=32, opt_ins=OptIns.VOID))
-            follower.view.apply_control(policy(23, terms("*"), on=33))
+            follower.snapshot.apply_control(pause(21, "HK", on=31))
+            follower.snapshot.apply_control(lift(22, on=32, opt_ins=OptIns.VOID))
+            follower.snapshot.apply_control(policy(23, terms("*"), on=33))
             follower.hooks.changed()
             _, paused = reader.until("pause")
             assert (paused["pause"], paused["jurisdictions"]) == ("pause-1", ["HK"])
@@ -96,13 +102,17 @@ class TestStream:
             assert reader.next()[1] == "status"
             assert reader.until("exclusion")[1]["members"] == ["anna"]
 
-    @pytest.mark.parametrize("identity", ["", "1", "abcd-1", "abcd-x", "{life}-999999", "{life}--1", "{life}-\u00b2"])
+    @pytest.mark.parametrize(
+        "identity", ["", "1", "abcd-1", "abcd-x", "{life}-999999", "{life}--1", "{life}-\u00b2"]
+    )
     def test_who_comes_back_from_where_nobody_knows_is_told_that_events_are_lost(
         self, agent: Any, identity: str
     ) -> None:
         """After a restart of the agent numbers begin anew: the same number is another event."""
         given = identity.replace("{life}", agent.agent.feed.life)
-        with Reader(agent, **{"Last-Event-ID": given.encode("latin-1", "replace").decode("latin-1")}) as reader:
+        with Reader(
+            agent, **{"Last-Event-ID": given.encode("latin-1", "replace").decode("latin-1")}
+        ) as reader:
             assert reader.next()[1] == "status"
             _, kind, data = reader.next()
             assert kind == "lost"
@@ -117,11 +127,15 @@ class TestStream:
         """Two trainers share a sidecar."""
         agent = start(purposes=["ads", PURPOSE])
         agent.follower.hooks.ready()
-        agent.follower.view.apply_control(policy(24, terms("*", purpose="ads"), terms("*"), on=1))
+        agent.follower.snapshot.apply_control(
+            policy(24, terms("*", purpose="ads"), terms("*"), on=1)
+        )
         with Reader(agent, "/v1/events?purpose=ads") as reader:
             reader.next()
             agent.follower.record("anna", moved("US", 1, on=1), OUT)
-            agent.follower.record("anna", moved("US", 1, on=1), OUT, chose(Choice.OPT_OUT, 10, on=10, purpose="ads"))
+            agent.follower.record(
+                "anna", moved("US", 1, on=1), OUT, chose(Choice.OPT_OUT, 10, on=10, purpose="ads")
+            )
             assert reader.until("exclusion")[1]["purpose"] == "ads"
 
 
@@ -138,7 +152,9 @@ class Follower:
 
 class TestFeed:
     def test_a_reader_who_is_too_slow_is_told_so_and_goes_on_with_what_is_new(self) -> None:
-        """Keeping everything for one who sleeps would end the agent; dropping it unsaid, somebody's trust."""
+        """Keeping everything for one who sleeps would end the agent; dropping it unsaid, somebody's
+        trust.
+        """
 
         async def read() -> list[str]:
             feed = Feed(events_max=3)
@@ -185,7 +201,9 @@ class TestFeed:
             readers = [Follower(feed) for _ in range(3)]
             for reader in readers:
                 await reader.next()
-            adding = asyncio.gather(*(asyncio.to_thread(feed.add, "pause", {"number": number}) for number in range(20)))
+            adding = asyncio.gather(
+                *(asyncio.to_thread(feed.add, "pause", {"number": number}) for number in range(20))
+            )
             found = [[await reader.next() for _ in range(20)] for reader in readers]
             await adding
             return found
@@ -199,7 +217,9 @@ class TestFeed:
         """A reader has a bound on a line."""
         feed = Feed()
         members = tuple(MemberId(f"m{number}") for number in range(2_500))
-        feed.add_exclusion(Exclusion(purpose=PURPOSE, cause=Cause.RECORD, at=day(1), members=members))
+        feed.add_exclusion(
+            Exclusion(purpose=PURPOSE, cause=Cause.RECORD, at=day(1), members=members)
+        )
         told = [json.loads(event.text)["members"] for event in feed._events]
         assert [len(part) for part in told] == [1000, 1000, 500]
         assert [member for part in told for member in part] == list(members)
@@ -231,11 +251,20 @@ class TestFeed:
         feed.add_order(of_pause)
         feed.add_order(of_member)
         first, second = (json.loads(event.text) for event in feed._events)
-        assert (first["pause"], first["jurisdictions"], first["categories"]) == ("hk", ["HK"], ["posts"])
-        assert (second["member"], second["due_at"], second["because"]) == ("anna", "2024-02-01T00:00:00Z", "ERASURE")
+        assert (first["pause"], first["jurisdictions"], first["categories"]) == (
+            "hk",
+            ["HK"],
+            ["posts"],
+        )
+        assert (second["member"], second["due_at"], second["because"]) == (
+            "anna",
+            "2024-02-01T00:00:00Z",
+            "ERASURE",
+        )
 
     @pytest.mark.parametrize(
-        ("instant", "text"), [(1 << 62, "9999-12-31T23:59:59Z"), (-(1 << 62), "0001-01-01T00:00:00Z")]
+        ("instant", "text"),
+        [(1 << 62, "9999-12-31T23:59:59Z"), (-(1 << 62), "0001-01-01T00:00:00Z")],
     )
     def test_a_time_that_no_calendar_has_ends_nothing(self, instant: int, text: str) -> None:
         """A control with such a time must still be told."""

@@ -1,4 +1,6 @@
-"""Records read side by side: only what is certain to be read as it would be alone, and then with the same outcome."""
+"""Records read side by side: only what is certain to be read as it would be alone, and then with
+the same outcome.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ ODD = {
     "an observed version of two bytes": with_fact(CHOSE._replace(observed_version=64)),
     "a negative observed version": with_fact(CHOSE._replace(observed_version=-1)),
     "a purpose whose length takes two bytes": with_fact(CHOSE._replace(name="p" * 64)),
-    "an effective time of seven bytes": with_fact(CHOSE._replace(effective_at=Micros((1 << 48) - 1))),
+    "an effective time of seven bytes": with_fact(
+        CHOSE._replace(effective_at=Micros((1 << 48) - 1))
+    ),
     "an effective time of nine bytes": with_fact(CHOSE._replace(effective_at=Micros(1 << 55))),
     "an effective time before 1970": with_fact(CHOSE._replace(effective_at=Micros(-1 << 50))),
     "a recorded time of seven bytes": with_fact(CHOSE._replace(recorded_at=Micros((1 << 48) - 1))),
@@ -64,7 +68,9 @@ ODD = {
     "a recorded time before 1970": with_fact(CHOSE._replace(recorded_at=Micros(-1 << 50))),
     "a jurisdiction of eight letters": with_fact(RELOCATED._replace(name="XX-ABCDE")),
     "a jurisdiction that is not ASCII": with_fact(RELOCATED._replace(name="Éire")),
-    "a purpose that is not ASCII behind its eighth letter": with_fact(CHOSE._replace(name="purpose-é")),
+    "a purpose that is not ASCII behind its eighth letter": with_fact(
+        CHOSE._replace(name="purpose-é")
+    ),
     "an effective horizon of one byte": replace(record_of(HOME), folded_effective_at=Micros(5)),
     "a recorded horizon of one byte": replace(record_of(HOME), folded_recorded_at=Micros(5)),
     "horizons": replace(record_of(HOME), folded_effective_at=day(1), folded_recorded_at=day(1)),
@@ -87,7 +93,9 @@ class TestWhatIsLeftToTheStrictReader:
         assert not is_plain(raw[:place] + bytes((raw[place] ^ 4,)) + raw[place + 1 :])
 
     def test_a_record_of_somebody_else(self) -> None:
-        """The checksum is over the member too: what was stored under the wrong name speaks for nobody."""
+        """The checksum is over the member too: what was stored under the wrong name speaks for
+        nobody.
+        """
         assert not is_plain(write_record(record_of(HOME), frame(1)), b"member-2")
 
     @pytest.mark.parametrize("cut", [0, 3, 19])
@@ -104,7 +112,9 @@ class TestWhatIsLeftToTheStrictReader:
 
     @pytest.mark.parametrize("count", [2, 63])
     def test_more_facts_than_there_are(self, count: int) -> None:
-        """Whoever counts on must not read what somebody else's record says, nor beyond the last one."""
+        """Whoever counts on must not read what somebody else's record says, nor beyond the last
+        one.
+        """
         raw = bytearray(write_record(record_of(HOME), frame(1)))
         raw[13] = count << 1
         content = bytes(raw[:-4])
@@ -121,7 +131,9 @@ class TestWhatIsLeftToTheStrictReader:
         assert not is_plain(content + crc32(content, crc32(MEMBER)).to_bytes(4, "big"))
 
     def test_everything_else_is_read_side_by_side(self) -> None:
-        """If ordinary records were left to the strict reader too, a table of a million members would take a minute."""
+        """If ordinary records were left to the strict reader too, a table of a million members
+        would take a minute.
+        """
         events: list[MemberEvent] = [
             HOME,
             OUT,
@@ -139,7 +151,11 @@ class TestWhatIsLeftToTheStrictReader:
         """No record knows of that time."""
         facts = FactColumns([MEMBER], [write_record(record_of(HOME), frame(1))], PURPOSE)
 
-        assert facts.signatures(Micros(-1), FOREVER, ()) == facts.signatures(FOREVER, Micros(-1), ()) == [None]
+        assert (
+            facts.signatures(Micros(-1), FOREVER, ())
+            == facts.signatures(FOREVER, Micros(-1), ())
+            == [None]
+        )
 
 
 def recorded(event: MemberEvent, on: float) -> MemberEvent:
@@ -170,8 +186,14 @@ class TestSignatures:
             ([HOME], [HOME, chose(Choice.OPT_OUT, 2, on=2, purpose=PURPOSE + "x")]),
             ([HOME], [HOME, unreadable(2, on=2), released(3, on=3)]),
             ([HOME], [HOME, unreadable(2, on=2), released(3, on=3, observed=2)]),
-            ([HOME, unreadable(2, on=2)], [HOME, unreadable(2, on=2), released(3, on=3, observed=1)]),
-            ([HOME, unreadable(2, on=2)], [HOME, unreadable(2, on=2), released(3, on=3, observed=3)]),
+            (
+                [HOME, unreadable(2, on=2)],
+                [HOME, unreadable(2, on=2), released(3, on=3, observed=1)],
+            ),
+            (
+                [HOME, unreadable(2, on=2)],
+                [HOME, unreadable(2, on=2), released(3, on=3, observed=3)],
+            ),
             (
                 [HOME, unreadable(2, on=2)],
                 [HOME, unreadable(2, on=2), unreadable(3, on=3), released(4, on=4, observed=2)],
@@ -189,9 +211,13 @@ class TestSignatures:
     def test_an_opt_in_that_saw_nothing_never_takes_over(self) -> None:
         """Not even from an opt-out whose version is the lowest that can be written."""
         facts = (OUT.fact(), UNSEEN.fact())
-        raws = [write_record(replace(record_of(OUT), facts=facts[:size]), frame(1)) for size in (1, 2)]
+        raws = [
+            write_record(replace(record_of(OUT), facts=facts[:size]), frame(1)) for size in (1, 2)
+        ]
 
-        alone, followed = FactColumns([MEMBER, MEMBER], raws, PURPOSE).signatures(FOREVER, FOREVER, ())
+        alone, followed = FactColumns([MEMBER, MEMBER], raws, PURPOSE).signatures(
+            FOREVER, FOREVER, ()
+        )
 
         assert alone == followed
 
@@ -226,14 +252,20 @@ class TestSignatures:
         """Neither its beginning nor one of the same length."""
         raw = write_record(record_of(chose(Choice.OPT_OUT, 2, on=2, purpose=purpose)), frame(1))
 
-        assert FactColumns([MEMBER], [raw], PURPOSE).signatures(FOREVER, FOREVER, ()) != [signature(OUT)]
-        assert FactColumns([MEMBER], [raw], purpose).signatures(FOREVER, FOREVER, ()) == [signature(OUT)]
+        assert FactColumns([MEMBER], [raw], PURPOSE).signatures(FOREVER, FOREVER, ()) != [
+            signature(OUT)
+        ]
+        assert FactColumns([MEMBER], [raw], purpose).signatures(FOREVER, FOREVER, ()) == [
+            signature(OUT)
+        ]
 
     def test_an_opt_in_that_is_over_parts_nobody(self) -> None:
         """When it was recorded matters no more."""
         again = recorded(OUT, 7)
 
-        assert signature(HOME, IN, again, voiding=[day(2)]) == signature(HOME, again, voiding=[day(2)])
+        assert signature(HOME, IN, again, voiding=[day(2)]) == signature(
+            HOME, again, voiding=[day(2)]
+        )
 
     def test_only_facts_that_count_are_taken_in(self) -> None:
         """A fact dated ahead says nothing yet, to the microsecond."""
@@ -252,6 +284,14 @@ class TestSignatures:
     def test_every_kind_of_fact_is_known(self) -> None:
         """A kind that is added has to be given its meaning here too."""
         assert {kind.name for kind in FactKind} == {
-            *("ERASED", "HELD", "RELEASED", "UNKNOWN", "OPTED_OUT", "OPTED_IN", "CHOICE_UNKNOWN"),
+            *(
+                "ERASED",
+                "QUARANTINED",
+                "RELEASED",
+                "UNKNOWN",
+                "OPTED_OUT",
+                "OPTED_IN",
+                "CHOICE_UNKNOWN",
+            ),
             *("RELOCATED_MINOR", "RELOCATED_ADULT", "RELOCATED_AGE_UNKNOWN"),
         }

@@ -27,7 +27,7 @@ from consentry.trainer.deciding.decide_table import (
     decide_table,
     encoded,
 )
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.batches import batch_of
 from consentry.wire.frames import frame
 from consentry.wire.frontiers import Frontier
@@ -39,34 +39,48 @@ PARTITIONS = 4
 ALL = Columns(jurisdiction="place", category="category", collected="collected")
 
 
-def verdict(table: pa.Table, view: View, columns: Columns = ALL, *, is_fresh: bool = True) -> list[Reason]:
+def decisions(
+    table: pa.Table, snapshot: Snapshot, columns: Columns = ALL, *, is_fresh: bool = True
+) -> list[Reason]:
     """The reason of each row on day 25."""
-    found = decide_table(table, view, purpose=PURPOSE, at=day(25), known_at=day(25), columns=columns, is_fresh=is_fresh)
-    assert found.mask.tolist() == [REASONS[place] in (Reason.OPTED_IN, Reason.DEFAULT_ON) for place in found.reasons]
+    found = decide_table(
+        table,
+        snapshot,
+        purpose=PURPOSE,
+        at=day(25),
+        known_at=day(25),
+        columns=columns,
+        is_fresh=is_fresh,
+    )
+    assert found.mask.tolist() == [
+        REASONS[place] in (Reason.OPTED_IN, Reason.DEFAULT_ON) for place in found.reasons
+    ]
     return [REASONS[place] for place in found.reasons]
 
 
-def one_by_one(table: pa.Table, view: View) -> list[Reason]:
+def one_by_one(table: pa.Table, snapshot: Snapshot) -> list[Reason]:
     """The same, each row decided alone."""
     found = []
     for row in table.to_pylist():
         member = row["member_id"]
         if member is None or MEMBER_ID_PATTERN.fullmatch(member) is None:
-            found.append(Reason.HELD)
+            found.append(Reason.QUARANTINED)
             continue
         collected = row["collected"]
         if isinstance(collected, datetime):
-            collected = (collected.replace(tzinfo=UTC) - moment_of(Micros(0))).total_seconds() * 1_000_000
+            collected = (
+                collected.replace(tzinfo=UTC) - moment_of(Micros(0))
+            ).total_seconds() * 1_000_000
         asked = Row(jurisdiction=row["place"], category=row["category"], collected=collected)
         question = {"purpose": PURPOSE, "at": day(25), "known_at": day(25), "stale_detail": ""}
-        found.append(view.decide(MemberId(member), asked, **question).reason)  # type: ignore[arg-type]
+        found.append(snapshot.decide(MemberId(member), asked, **question).reason)  # type: ignore[arg-type]
     return found
 
 
-def view_by_chance(random: Random) -> View:
+def view_by_chance(random: Random) -> Snapshot:
     """A view of some members with histories, a pause, a lift and terms with conditions."""
-    view = View(PARTITIONS, iso_jurisdictions())
-    view.apply_control(policy(900, terms("*"), on=0))
+    snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
+    snapshot.apply_control(policy(900, terms("*"), on=0))
     if random.random() < 0.7:
         conditions: dict[str, Any] = {
             "regime": random.choice([Regime.DEFAULT_ON, Regime.OPT_IN, Regime.NOT_OFFERED]),
@@ -75,12 +89,18 @@ def view_by_chance(random: Random) -> View:
             "collected_from": random.choice([None, day(3)]),
             "notice_until": random.choice([None, day(30)]),
         }
-        view.apply_control(policy(901, terms(random.choice(["*", "US", "EEA"]), **conditions), on=1))
-        view.apply_control(policy(902, terms("HK", collected_from=day(6)), on=1))
+        snapshot.apply_control(
+            policy(901, terms(random.choice(["*", "US", "EEA"]), **conditions), on=1)
+        )
+        snapshot.apply_control(policy(902, terms("HK", collected_from=day(6)), on=1))
     if random.random() < 0.6:
-        view.apply_control(pause(903, random.choice(["HK", "US"]), on=2, categories=random.choice([None, ("posts",)])))
+        snapshot.apply_control(
+            pause(
+                903, random.choice(["HK", "US"]), on=2, categories=random.choice([None, ("posts",)])
+            )
+        )
     if random.random() < 0.4:
-        view.apply_control(lift(904, on=20))
+        snapshot.apply_control(lift(904, on=20))
     for number in range(6):
         key = b"member-%d" % number
         record: Record | None = None
@@ -88,12 +108,16 @@ def view_by_chance(random: Random) -> View:
             record = fold(record, event)
         assert record is not None
         named = Record(member=MemberId(key.decode()), version=record.version, facts=record.facts)
-        view.apply_records(partition_of(key, PARTITIONS), [key], [write_record(named, frame(1))])
+        snapshot.apply_records(
+            partition_of(key, PARTITIONS), [key], [write_record(named, frame(1))]
+        )
     if random.random() < 0.3:
-        view.apply_records(0, [b"member-2"], [b"damaged, whatever it was"])
+        snapshot.apply_records(0, [b"member-2"], [b"damaged, whatever it was"])
     if random.random() < 0.3:
-        view.apply_frontier(Frontier(random.randrange(PARTITIONS), "life", day(5), 0, 0, 0, True))
-    return view
+        snapshot.apply_frontier(
+            Frontier(random.randrange(PARTITIONS), "life", day(5), 0, 0, 0, True)
+        )
+    return snapshot
 
 
 def table_by_chance(random: Random) -> pa.Table:
@@ -112,7 +136,9 @@ def table_by_chance(random: Random) -> pa.Table:
     table = pa.table(
         {
             "member_id": column(members, pa.string(), pa.large_string()),
-            "place": column(["US", "HK", "DE", "US-CA", "XX", "", None], pa.string(), pa.large_string()),
+            "place": column(
+                ["US", "HK", "DE", "US-CA", "XX", "", None], pa.string(), pa.large_string()
+            ),
             "category": column(["posts", "profile", None], pa.string()),
             "collected": collected.cast(kind)
             if kind != pa.timestamp("ns")
@@ -128,41 +154,53 @@ class TestEveryRow:
     def test_each_row_gets_the_answer_that_it_would_get_alone(self, seed: int) -> None:
         """The quick way and the plain way must not disagree about anybody."""
         random = Random(seed)
-        view, table = view_by_chance(random), table_by_chance(random)
+        snapshot, table = view_by_chance(random), table_by_chance(random)
 
-        assert verdict(table, view) == one_by_one(table, view)
+        assert decisions(table, snapshot) == one_by_one(table, snapshot)
 
-    def test_nothing_is_allowed_where_freshness_is_not_proven(self, view: View) -> None:
+    def test_nothing_is_allowed_where_freshness_is_not_proven(self, snapshot: Snapshot) -> None:
         """Old consent is no consent."""
         table = pa.table({"member_id": ["a", None], "place": ["US", "US"]})
 
-        assert verdict(table, view, Columns(jurisdiction="place"), is_fresh=False) == [Reason.STALE] * 2
+        assert (
+            decisions(table, snapshot, Columns(jurisdiction="place"), is_fresh=False)
+            == [Reason.STALE] * 2
+        )
 
-    def test_a_table_without_rows_has_no_answers(self, view: View) -> None:
+    def test_a_table_without_rows_has_no_answers(self, snapshot: Snapshot) -> None:
         """The last batch of a reader is often empty."""
-        assert verdict(pa.table({"member_id": pa.array([], pa.string())}), view, Columns()) == []
+        assert (
+            decisions(pa.table({"member_id": pa.array([], pa.string())}), snapshot, Columns()) == []
+        )
 
-    @pytest.mark.parametrize("members", [pa.nulls(2), pa.array([1.0, 2.0]), pa.array([None, None], pa.string())])
-    def test_members_that_are_no_pseudonyms_are_held_and_not_dropped(self, view: View, members: pa.Array) -> None:
+    @pytest.mark.parametrize(
+        "members", [pa.nulls(2), pa.array([1.0, 2.0]), pa.array([None, None], pa.string())]
+    )
+    def test_members_that_are_no_pseudonyms_are_held_and_not_dropped(
+        self, snapshot: Snapshot, members: pa.Array
+    ) -> None:
         """A row that vanishes from a report is a row that nobody asks about."""
         table = pa.table({"member_id": members, "place": ["US", "US"]})
 
-        assert verdict(table, view, Columns(jurisdiction="place")) == [Reason.HELD] * 2
+        assert decisions(table, snapshot, Columns(jurisdiction="place")) == [Reason.QUARANTINED] * 2
 
-    def test_a_missing_member_of_a_categorical_column_is_held(self, view: View) -> None:
+    def test_a_missing_member_of_a_categorical_column_is_held(self, snapshot: Snapshot) -> None:
         """It would otherwise be answered for the first member of the table, whoever that is."""
         members = pa.array(["known", None]).dictionary_encode()
         table = pa.table({"member_id": members, "place": ["US", "US"]})
 
-        assert verdict(table, view, Columns(jurisdiction="place")) == [Reason.DEFAULT_ON, Reason.HELD]
+        assert decisions(table, snapshot, Columns(jurisdiction="place")) == [
+            Reason.DEFAULT_ON,
+            Reason.QUARANTINED,
+        ]
 
-    def test_the_counts_add_up_to_the_rows(self, view: View) -> None:
+    def test_the_counts_add_up_to_the_rows(self, snapshot: Snapshot) -> None:
         """The report of a training run is checked against the data set's size."""
         table = pa.table({"member_id": ["a", "b", None], "place": ["US", "XX", "US"]})
 
         found = decide_table(
             table,
-            view,
+            snapshot,
             purpose=PURPOSE,
             at=day(25),
             known_at=day(25),
@@ -170,7 +208,11 @@ class TestEveryRow:
             is_fresh=True,
         )
 
-        assert found.counts() == {Reason.DEFAULT_ON: 1, Reason.JURISDICTION_UNKNOWN: 1, Reason.HELD: 1}
+        assert found.counts() == {
+            Reason.DEFAULT_ON: 1,
+            Reason.JURISDICTION_UNKNOWN: 1,
+            Reason.QUARANTINED: 1,
+        }
         assert found.reasons.dtype == np.int8
 
 
@@ -186,22 +228,26 @@ class TestTimes:
             pa.array([moment_of(day(4)).date(), moment_of(day(5)).date()], pa.date64()),
         ],
     )
-    def test_a_cut_off_is_kept_whatever_type_the_time_has(self, view: View, values: pa.Array) -> None:
+    def test_a_cut_off_is_kept_whatever_type_the_time_has(
+        self, snapshot: Snapshot, values: pa.Array
+    ) -> None:
         """Data from before the date that was promised must not slip in by its column's type."""
-        view.apply_control(policy(901, terms("*", collected_from=day(5)), on=1))
+        snapshot.apply_control(policy(901, terms("*", collected_from=day(5)), on=1))
         table = pa.table({"member_id": ["a", "b"], "place": ["US", "US"], "collected": values})
 
-        found = verdict(table, view, Columns(jurisdiction="place", collected="collected"))
+        found = decisions(table, snapshot, Columns(jurisdiction="place", collected="collected"))
 
         assert found == [Reason.OUTSIDE_TERMS, Reason.DEFAULT_ON]
 
     @pytest.mark.parametrize("values", [["2024-01-01"], [1.5], [[1]]])
-    def test_a_column_that_holds_no_times_is_refused_by_name(self, view: View, values: list[Any]) -> None:
+    def test_a_column_that_holds_no_times_is_refused_by_name(
+        self, snapshot: Snapshot, values: list[Any]
+    ) -> None:
         """A guess would let all of it through, or none."""
         table = pa.table({"member_id": ["a"], "place": ["US"], "when": values})
 
         with pytest.raises(InvalidInput, match="'when'"):
-            verdict(table, view, Columns(jurisdiction="place", collected="when"))
+            decisions(table, snapshot, Columns(jurisdiction="place", collected="when"))
 
 
 class TestColumns:
@@ -218,40 +264,58 @@ class TestColumns:
         ],
     )
     def test_what_is_no_time_of_collection_is_refused(self, values: pa.Array) -> None:
-        """Read as one all the same, or wrapped round, it would pass a cut-off that the data does not."""
-        view = View(PARTITIONS, iso_jurisdictions())
-        view.apply_control(policy(901, terms("*", collected_from=day(5)), on=1))
+        """Read as one all the same, or wrapped round, it would pass a cut-off that the data does
+        not.
+        """
+        snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
+        snapshot.apply_control(policy(901, terms("*", collected_from=day(5)), on=1))
 
         with pytest.raises(InvalidInput, match="not a time of collection"):
-            verdict(pa.table({"member_id": ["a"], "when": values}), view, Columns(collected="when"))
+            decisions(
+                pa.table({"member_id": ["a"], "when": values}), snapshot, Columns(collected="when")
+            )
 
-    @pytest.mark.parametrize("columns", [Columns(member="user"), Columns(jurisdiction="place"), Columns(collected="x")])
-    def test_a_missing_column_is_named_with_those_that_are_there(self, view: View, columns: Columns) -> None:
+    @pytest.mark.parametrize(
+        "columns", [Columns(member="user"), Columns(jurisdiction="place"), Columns(collected="x")]
+    )
+    def test_a_missing_column_is_named_with_those_that_are_there(
+        self, snapshot: Snapshot, columns: Columns
+    ) -> None:
         """Whoever mistyped it finds the right one in the message."""
         table = pa.table({"member_id": ["a"], "text": ["b"]})
 
         with pytest.raises(InvalidInput, match="'member_id', 'text'"):
-            verdict(table, view, columns, is_fresh=False)
+            decisions(table, snapshot, columns, is_fresh=False)
 
     def test_conventional_names_are_found(self) -> None:
         """Data sets that follow the convention need no settings."""
-        found = conventional_columns(pa.table({"member_id": ["a"], "jurisdiction": ["US"], "collected_at": [1]}))
+        found = conventional_columns(
+            pa.table({"member_id": ["a"], "jurisdiction": ["US"], "collected_at": [1]})
+        )
 
         assert found == Columns(jurisdiction="jurisdiction", collected="collected_at")
 
 
 def test_an_opted_out_member_is_excluded_among_many() -> None:
     """The one row in a million that this is about."""
-    view = View(PARTITIONS, iso_jurisdictions())
-    view.apply_control(policy(900, terms("*"), on=0))
+    snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
+    snapshot.apply_control(policy(900, terms("*"), on=0))
     record = fold(fold(None, moved("US", 1, on=1)), chose(Choice.OPT_OUT, 2, on=2))
-    view.apply_records(partition_of(b"member-1", PARTITIONS), [b"member-1"], [write_record(record, frame(1))])
+    snapshot.apply_records(
+        partition_of(b"member-1", PARTITIONS), [b"member-1"], [write_record(record, frame(1))]
+    )
     members = [f"other-{number}" for number in range(5000)]
     members[4321] = "member-1"
 
-    found = verdict(pa.table({"member_id": members, "place": ["US"] * 5000}), view, Columns(jurisdiction="place"))
+    found = decisions(
+        pa.table({"member_id": members, "place": ["US"] * 5000}),
+        snapshot,
+        Columns(jurisdiction="place"),
+    )
 
-    assert [place for place, reason in enumerate(found) if reason is not Reason.DEFAULT_ON] == [4321]
+    assert [place for place, reason in enumerate(found) if reason is not Reason.DEFAULT_ON] == [
+        4321
+    ]
     assert found[4321] is Reason.OPTED_OUT
 
 
@@ -268,9 +332,13 @@ def test_an_opted_out_member_is_excluded_among_many() -> None:
     ],
 )
 def test_many_rows_have_the_codes_of_few(texts: list[str | None], kind: pa.DataType) -> None:
-    """Another way is taken for many rows, and yet another for texts of one length: no country becomes another."""
+    """Another way is taken for many rows, and yet another for texts of one length: no country
+    becomes another.
+    """
     whole = pa.array(texts * 4000, kind)
-    column = pa.chunked_array([whole, whole.slice(1, 20_000), pa.array(texts * 10, kind), whole.slice(3)])
+    column = pa.chunked_array(
+        [whole, whole.slice(1, 20_000), pa.array(texts * 10, kind), whole.slice(3)]
+    )
 
     values, codes = encoded(column)
 
@@ -279,11 +347,13 @@ def test_many_rows_have_the_codes_of_few(texts: list[str | None], kind: pa.DataT
 
 
 def test_what_stands_behind_a_short_view_is_no_part_of_its_text() -> None:
-    """Arrow demands zeroes there, and not every writer sees to it: a pause of 'posts' has to find them."""
+    """Arrow demands zeroes there, and not every writer sees to it: a pause of 'posts' has to find
+    them.
+    """
     whole = pa.array(["posts", "hi"] * 10_000, pa.string_view())
-    views = np.frombuffer(whole.buffers()[1], np.uint8).copy().reshape(-1, 16)
-    views[:, 11:] = 3
-    column = pa.Array.from_buffers(pa.string_view(), len(whole), [None, pa.py_buffer(views)])
+    snapshots = np.frombuffer(whole.buffers()[1], np.uint8).copy().reshape(-1, 16)
+    snapshots[:, 11:] = 3
+    column = pa.Array.from_buffers(pa.string_view(), len(whole), [None, pa.py_buffer(snapshots)])
 
     values, codes = encoded(pa.chunked_array([column]))
 
@@ -294,13 +364,17 @@ def test_what_stands_behind_a_short_view_is_no_part_of_its_text() -> None:
 def test_a_column_that_is_ours_but_for_its_case_is_refused(name: str) -> None:
     """Spark and DuckDB would take it for ours: a row of a paused country must not pass here."""
     with pytest.raises(InvalidInput) as caught:
-        conventional_columns(pa.table({"member_id": ["a"], name: ["x"]} if name != "Member_ID" else {name: ["a"]}))
+        conventional_columns(
+            pa.table({"member_id": ["a"], name: ["x"]} if name != "Member_ID" else {name: ["a"]})
+        )
     assert caught.value.code == "input.column"
 
 
 @pytest.mark.parametrize("named", [{}, {"member": "member_id"}, "member_id", ["member_id"]])
 def test_columns_that_are_none_are_refused_and_not_guessed(named: Any) -> None:
-    """An empty mapping that counted as "find them yourself" would filter by other columns than was meant."""
+    """An empty mapping that counted as "find them yourself" would filter by other columns than was
+    meant.
+    """
     table = pa.table({"member_id": ["a"]})
     for asked in (lambda: columns_of(table, named), lambda: batch_of(table, named)):
         with pytest.raises(InvalidInput) as caught:

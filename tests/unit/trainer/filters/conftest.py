@@ -1,4 +1,6 @@
-"""Forty members who all live in the US, twenty of them called by text and twenty by number; the odd ones opted out."""
+"""Forty members who all live in the US, twenty of them called by text and twenty by number; the odd
+ones opted out.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ from tests.strategies import chose, day, folded, moved
 
 from consentry.domain.events import MemberEvent
 from consentry.domain.values import Choice
-from consentry.trainer.deciding.decider import ViewJudge
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decider import SnapshotDecider
+from consentry.trainer.deciding.snapshot import Snapshot
 
 MEMBERS = [f"m:{number}" for number in range(20)]
 NUMBERS = [1000 + number for number in range(20)]
 
 
 @pytest.fixture
-def judge(view: View) -> ViewJudge:
+def decider(snapshot: Snapshot) -> SnapshotDecider:
     """Judges by a view in which every second member opted out."""
     records = []
     for place, member in enumerate([*MEMBERS, *map(str, NUMBERS)]):
@@ -26,5 +28,5 @@ def judge(view: View) -> ViewJudge:
         record = folded(*events)
         assert record is not None
         records.append(record)
-    apply_records(view, records)
-    return ViewJudge(view, at=day(100))
+    apply_records(snapshot, records)
+    return SnapshotDecider(snapshot, at=day(100))

@@ -14,7 +14,7 @@ import pytest
 from tests.strategies import PURPOSE
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.filters.dispatch import LIBRARIES, filter_any
 
 
@@ -35,22 +35,28 @@ class Mine(pd.DataFrame):  # type: ignore[misc] # pandas has no types
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_each_type_gets_the_filter_of_its_library(judge: ViewJudge, data: Any, kind: type) -> None:
+def test_each_type_gets_the_filter_of_its_library(
+    decider: SnapshotDecider, data: Any, kind: type
+) -> None:
     """One line is the same in every job, whatever it reads with."""
-    assert isinstance(filter_any(judge, data, purpose=PURPOSE), kind)
+    assert isinstance(filter_any(decider, data, purpose=PURPOSE), kind)
 
 
-@pytest.mark.parametrize("data", [["m:0"], {"member_id": ["m:0"]}, pd.Series(["m:0"]), pa.array(["m:0"]), None, 7])
-def test_what_cannot_be_filtered_is_told_with_what_can(judge: ViewJudge, data: Any) -> None:
+@pytest.mark.parametrize(
+    "data", [["m:0"], {"member_id": ["m:0"]}, pd.Series(["m:0"]), pa.array(["m:0"]), None, 7]
+)
+def test_what_cannot_be_filtered_is_told_with_what_can(decider: SnapshotDecider, data: Any) -> None:
     """Handed back as it came it would be trained on unfiltered."""
     with pytest.raises(InvalidInput, match="no data set that can be filtered") as caught:
-        filter_any(judge, data, purpose=PURPOSE)
+        filter_any(decider, data, purpose=PURPOSE)
     for package in LIBRARIES:
         assert package in caught.value.fix
 
 
 def test_nothing_is_imported_that_whoever_reads_has_not_imported() -> None:
-    """A job that reads with Arrow has no Polars, and one second more at each start is paid by everybody."""
+    """A job that reads with Arrow has no Polars, and one second more at each start is paid by
+    everybody.
+    """
     program = """
 import sys
 from consentry.trainer.filters import dispatch
@@ -66,5 +72,7 @@ else:
 # PyArrow itself looks whether there is a pandas.
 assert not (named - {"pandas"}) & set(sys.modules), named & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr

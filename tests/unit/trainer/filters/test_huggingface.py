@@ -1,4 +1,6 @@
-"""Hugging Face: no cache outlives an opt-out, every order and format is honoured, and a stream resumes where it was."""
+"""Hugging Face: no cache outlives an opt-out, every order and format is honoured, and a stream
+resumes where it was.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.strategies import PURPOSE
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
 from consentry.trainer.deciding.decide_table import Columns
-from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.filters import huggingface
 
 MEMBERS = [f"m:{number}" for number in range(20)]
@@ -45,7 +47,9 @@ def on_disk(directory: Path, parts: int = 1) -> datasets.Dataset:
     for part in range(parts):
         pq.write_table(table_of(), directory / f"{part}.parquet")
     files = [str(directory / f"{part}.parquet") for part in range(parts)]
-    return datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(directory / "cache"))
+    return datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(directory / "cache")
+    )
 
 
 def streamed(directory: Path, parts: int = 1) -> datasets.IterableDataset:
@@ -67,9 +71,11 @@ class TestTheCache:
     """Of map-style data sets, which keep the result of each step as a file."""
 
     def test_the_library_alone_serves_members_who_opted_out_and_ours_does_not(
-        self, judge: ViewJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, decider: SnapshotDecider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The library's cache goes by the code of the function, which an opt-out does not change."""
+        """The library's cache goes by the code of the function, which an opt-out does not
+        change.
+        """
         (tmp_path / "naive_filter.py").write_text(NAIVE)
         excluded = tmp_path / "excluded"
         excluded.write_text(" ".join(MEMBERS[1::2]))
@@ -78,49 +84,70 @@ class TestTheCache:
         import naive_filter  # type: ignore[import-not-found]
 
         data = on_disk(tmp_path)
-        naive, ours = data.filter(naive_filter.is_allowed), huggingface.filter(judge, data, purpose=PURPOSE)
+        naive, ours = (
+            data.filter(naive_filter.is_allowed),
+            huggingface.filter(decider, data, purpose=PURPOSE),
+        )
         assert naive["row"][:] == ours["row"][:] == EVEN
         excluded.write_text(" ".join([*MEMBERS[1::2], "m:2"]))
-        opt_out(judge.view, "m:2")
+        opt_out(decider.snapshot, "m:2")
 
-        naive, ours = data.filter(naive_filter.is_allowed), huggingface.filter(judge, data, purpose=PURPOSE)
-        assert 2 in naive["row"][:], "the trap is gone: the library no longer serves the cached result"
+        naive, ours = (
+            data.filter(naive_filter.is_allowed),
+            huggingface.filter(decider, data, purpose=PURPOSE),
+        )
+        assert 2 in naive["row"][:], (
+            "the trap is gone: the library no longer serves the cached result"
+        )
         assert ours["row"][:] == [row for row in EVEN if row != 2]
 
-    def test_no_step_behind_it_is_served_from_before_an_opt_out(self, judge: ViewJudge, tmp_path: Path) -> None:
+    def test_no_step_behind_it_is_served_from_before_an_opt_out(
+        self, decider: SnapshotDecider, tmp_path: Path
+    ) -> None:
         """Tokenised texts of someone who opted out since would be read from the cache."""
         data = on_disk(tmp_path)
 
         def tokenised() -> list[int]:
-            mapped = huggingface.filter(judge, data, purpose=PURPOSE).map(lambda row: {"twice": row["row"] * 2})
+            mapped = huggingface.filter(decider, data, purpose=PURPOSE).map(
+                lambda row: {"twice": row["row"] * 2}
+            )
             found: list[int] = mapped["twice"][:]
             return found
 
         assert tokenised() == [2 * row for row in EVEN]
-        opt_out(judge.view, "m:4")
+        opt_out(decider.snapshot, "m:4")
         assert tokenised() == [2 * row for row in EVEN if row != 4]
 
     def test_the_fingerprint_is_another_for_each_view_answer_purpose_and_column(
-        self, judge: ViewJudge, tmp_path: Path
+        self, decider: SnapshotDecider, tmp_path: Path
     ) -> None:
         """Whatever it left out would be a way for an old result to be found."""
         data = on_disk(tmp_path).add_column("author", MEMBERS)
 
         def fingerprint(purpose: str = PURPOSE, columns: Columns | None = None) -> str:
-            found: str = huggingface.filter(judge, data, purpose=purpose, columns=columns)._fingerprint
+            found: str = huggingface.filter(
+                decider, data, purpose=purpose, columns=columns
+            )._fingerprint
             return found
 
         first = fingerprint()
-        assert fingerprint() == first, "the same answer of the same view may be served from the cache"
-        found = {first, data._fingerprint, fingerprint(columns=Columns(member="author")), fingerprint("ads")}
-        judge.view.positions["records", 0] = 99
+        assert fingerprint() == first, (
+            "the same answer of the same view may be served from the cache"
+        )
+        found = {
+            first,
+            data._fingerprint,
+            fingerprint(columns=Columns(member="author")),
+            fingerprint("ads"),
+        }
+        decider.snapshot.positions["records", 0] = 99
         found.add(fingerprint())
-        opt_out(judge.view, "m:0")
-        position = dict(judge.view.positions)
+        opt_out(decider.snapshot, "m:0")
+        position = dict(decider.snapshot.positions)
         found.add(fingerprint())
-        opt_out(judge.view, "m:2")
-        judge.view.positions.clear()
-        judge.view.positions.update(position)
+        opt_out(decider.snapshot, "m:2")
+        decider.snapshot.positions.clear()
+        decider.snapshot.positions.update(position)
         found.add(fingerprint())
         assert len(found) == 7, "the answer alone, or the view alone, has to be enough"
 
@@ -143,7 +170,8 @@ class TestTheCache:
             assert done.returncode == 0, done.stderr
             ours, naive = (line.split() for line in done.stdout.splitlines())
             assert set(MEMBERS) - set(ours) == set(excluded.split())
-            # In the first process the naive one is right; in all others it answers with what the first one found.
+            # In the first process the naive one is right; in all others it answers with what the
+            # first one found.
             assert set(MEMBERS) - set(naive) == {"m:1"}
 
 
@@ -155,7 +183,7 @@ import datasets
 from tests.contract.filters.corpus import opt_out
 from tests.strategies import PURPOSE, day, policy, terms
 from consentry.trainer.filters import huggingface
-from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import View
 from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -165,7 +193,7 @@ opt_out(view, *excluded)
 datasets.disable_progress_bars()
 data = datasets.load_dataset("parquet", data_files=directory + "/posts.parquet", split="train", cache_dir=directory)
 data = data.map(lambda row: {"jurisdiction": "US"})
-ours = huggingface.filter(ViewJudge(view, at=day(100)), data, purpose=PURPOSE).map(lambda row: {"n": row["row"] + 1})
+ours = huggingface.filter(SnapshotDecider(view, at=day(100)), data, purpose=PURPOSE).map(lambda row: {"n": row["row"] + 1})
 print(*ours["member_id"])
 
 sys.path.insert(0, directory)
@@ -207,61 +235,85 @@ class TestOrderAndFormat:
         ],
     )
     def test_rows_are_judged_in_the_order_that_they_have_by_now(
-        self, judge: ViewJudge, tmp_path: Path, step: Any
+        self, decider: SnapshotDecider, tmp_path: Path, step: Any
     ) -> None:
         """Judged as they lie in the file, the answers would be those of other members."""
         data, tally = step(on_disk(tmp_path)), Counter[Reason]()
-        left = huggingface.filter(judge, data, purpose=PURPOSE, tally=tally)
+        left = huggingface.filter(decider, data, purpose=PURPOSE, tally=tally)
         assert left["row"][:] == [row for row in data["row"][:] if row % 2 == 0]
         assert left.features == data.features
         assert tally.total() == len(data)
 
     def test_more_rows_than_are_judged_at_once_are_judged_in_parts(
-        self, judge: ViewJudge, monkeypatch: pytest.MonkeyPatch
+        self, decider: SnapshotDecider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A data set of a billion rows does not have all its ids in memory."""
         monkeypatch.setattr(huggingface, "_AT_ONCE", 7)
         data = datasets.Dataset(table_of())
-        assert huggingface.filter(judge, data, purpose=PURPOSE)["row"][:] == EVEN
+        assert huggingface.filter(decider, data, purpose=PURPOSE)["row"][:] == EVEN
         mixed = data.shuffle(seed=1)
-        left = huggingface.filter(judge, mixed, purpose=PURPOSE)["row"][:]
+        left = huggingface.filter(decider, mixed, purpose=PURPOSE)["row"][:]
         assert left == [row for row in mixed["row"][:] if row % 2 == 0]
 
     @pytest.mark.parametrize("kind", ["numpy", "arrow", "pandas", "polars", "python"])
-    def test_a_format_stays_and_does_not_hide_the_member(self, judge: ViewJudge, tmp_path: Path, kind: str) -> None:
+    def test_a_format_stays_and_does_not_hide_the_member(
+        self, decider: SnapshotDecider, tmp_path: Path, kind: str
+    ) -> None:
         """Tensors hold no texts, and many show only the columns that are trained on."""
         data = on_disk(tmp_path).with_format(kind, columns=["row"])
-        left = huggingface.filter(judge, data, purpose=PURPOSE)
+        left = huggingface.filter(decider, data, purpose=PURPOSE)
         assert left.format == data.format
-        assert [int(row["row"].iloc[0] if kind == "pandas" else row["row"][0]) for row in left.iter(1)] == EVEN
+        assert [
+            int(row["row"].iloc[0] if kind == "pandas" else row["row"][0]) for row in left.iter(1)
+        ] == EVEN
         assert left.with_format(None)["member_id"][:] == MEMBERS[::2]
 
-    def test_a_transform_is_not_asked_who_a_row_is_of(self, judge: ViewJudge) -> None:
+    def test_a_transform_is_not_asked_who_a_row_is_of(self, decider: SnapshotDecider) -> None:
         """It is run on reading, and may make anything of the member."""
-        data = datasets.Dataset(table_of()).with_transform(lambda batch: {"member_id": ["m:0"] * len(batch["row"])})
-        left = huggingface.filter(judge, data, purpose=PURPOSE)
+        data = datasets.Dataset(table_of()).with_transform(
+            lambda batch: {"member_id": ["m:0"] * len(batch["row"])}
+        )
+        left = huggingface.filter(decider, data, purpose=PURPOSE)
         assert left.with_format(None)["row"][:] == EVEN
 
-    def test_class_labels_are_judged_by_their_names(self, judge: ViewJudge) -> None:
+    def test_class_labels_are_judged_by_their_names(self, decider: SnapshotDecider) -> None:
         """A label is stored as a number, which is another member's id and nobody's jurisdiction."""
         members = datasets.ClassLabel(names=["m:1", "m:0"])
         places = datasets.ClassLabel(names=["US", "XX"])
-        features = datasets.Features({"member_id": members, "jurisdiction": places, "row": datasets.Value("int32")})
+        features = datasets.Features(
+            {"member_id": members, "jurisdiction": places, "row": datasets.Value("int32")}
+        )
         columns = {"member_id": [0, 1, 1, -1], "jurisdiction": [0, 0, 1, 0], "row": [0, 1, 2, 3]}
         data = datasets.Dataset.from_dict(columns, features=features)
         tally = Counter[Reason]()
-        for form in (data, data.to_iterable_dataset(), data.to_iterable_dataset().with_format("arrow")):
-            left = huggingface.filter(judge, form, purpose=PURPOSE, tally=tally)
-            assert [int(row["row"] if isinstance(row, dict) else row["row"][0].as_py()) for row in left] == [1]
-        each = {Reason.OPTED_OUT: 3, Reason.DEFAULT_ON: 3, Reason.JURISDICTION_UNKNOWN: 3, Reason.HELD: 3}
+        for form in (
+            data,
+            data.to_iterable_dataset(),
+            data.to_iterable_dataset().with_format("arrow"),
+        ):
+            left = huggingface.filter(decider, form, purpose=PURPOSE, tally=tally)
+            assert [
+                int(row["row"] if isinstance(row, dict) else row["row"][0].as_py()) for row in left
+            ] == [1]
+        each = {
+            Reason.OPTED_OUT: 3,
+            Reason.DEFAULT_ON: 3,
+            Reason.JURISDICTION_UNKNOWN: 3,
+            Reason.QUARANTINED: 3,
+        }
         assert tally == each
 
-    def test_every_split_is_filtered_and_keeps_its_name(self, judge: ViewJudge) -> None:
+    def test_every_split_is_filtered_and_keeps_its_name(self, decider: SnapshotDecider) -> None:
         """The test split is looked at by people too."""
         data = datasets.Dataset(table_of())
-        splits = datasets.DatasetDict({"train": data.select(range(15)), "test": data.select(range(15, 20))})
-        left = huggingface.filter(judge, splits, purpose=PURPOSE)
-        assert {name: split["row"][:] for name, split in left.items()} == {"train": EVEN[:8], "test": EVEN[8:]}
+        splits = datasets.DatasetDict(
+            {"train": data.select(range(15)), "test": data.select(range(15, 20))}
+        )
+        left = huggingface.filter(decider, splits, purpose=PURPOSE)
+        assert {name: split["row"][:] for name, split in left.items()} == {
+            "train": EVEN[:8],
+            "test": EVEN[8:],
+        }
 
 
 class TestStreams:
@@ -273,24 +325,33 @@ class TestStreams:
 
     @pytest.mark.parametrize("kind", [None, "numpy", "arrow", "polars"])
     def test_who_opts_out_meanwhile_is_left_out_from_the_next_batch_on(
-        self, judge: ViewJudge, tmp_path: Path, kind: str | None
+        self, decider: SnapshotDecider, tmp_path: Path, kind: str | None
     ) -> None:
         """An epoch lasts for days; who opts out on the first need not be in the last batch."""
         data = streamed(tmp_path, parts=2)
-        left = iter(huggingface.filter(judge, data.with_format(kind) if kind else data, purpose=PURPOSE))
-        member = str(next(left)["member_id"][0]) if kind in ("arrow", "polars") else str(next(left)["member_id"])
+        left = iter(
+            huggingface.filter(decider, data.with_format(kind) if kind else data, purpose=PURPOSE)
+        )
+        member = (
+            str(next(left)["member_id"][0])
+            if kind in ("arrow", "polars")
+            else str(next(left)["member_id"])
+        )
         assert member == "m:0"
-        opt_out(judge.view, "m:0", "m:2", "m:4", "m:18")
+        opt_out(decider.snapshot, "m:0", "m:2", "m:4", "m:18")
         read = [row["member_id"] for row in left]
         members = [str(one[0] if kind in ("arrow", "polars") else one) for one in read]
-        assert members == [*(f"m:{n}" for n in (2, 6, 8, 10, 12, 14, 16)), *(f"m:{n}" for n in (6, 8, 10, 12, 14, 16))]
+        assert members == [
+            *(f"m:{n}" for n in (2, 6, 8, 10, 12, 14, 16)),
+            *(f"m:{n}" for n in (6, 8, 10, 12, 14, 16)),
+        ]
 
-    def test_types_and_features_stay(self, judge: ViewJudge, tmp_path: Path) -> None:
+    def test_types_and_features_stay(self, decider: SnapshotDecider, tmp_path: Path) -> None:
         """A stream of 32-bit numbers that becomes one of 64 bits no longer fits its model."""
         data = streamed(tmp_path)
         for kind in (None, "arrow", "numpy"):
             formed = data.with_format(kind) if kind else data
-            left = huggingface.filter(judge, formed, purpose=PURPOSE)
+            left = huggingface.filter(decider, formed, purpose=PURPOSE)
             assert left.features == data.features
             first, same = next(iter(left)), next(iter(formed))
             assert type(first) is type(same)
@@ -299,7 +360,7 @@ class TestStreams:
     @pytest.mark.parametrize("kind", [None, "arrow"])
     @pytest.mark.parametrize("read", [1, 3, 4, 11])
     def test_a_stream_resumes_after_the_rows_that_were_read(
-        self, judge: ViewJudge, tmp_path: Path, read: int, kind: str | None
+        self, decider: SnapshotDecider, tmp_path: Path, read: int, kind: str | None
     ) -> None:
         """A job that is killed in the night goes on in the morning with the next row."""
         data = streamed(tmp_path, parts=2)
@@ -308,47 +369,61 @@ class TestStreams:
         def rows(stream: Any) -> Iterator[int]:
             return (row["row"][0].as_py() if kind else row["row"] for row in stream)
 
-        first = huggingface.filter(judge, formed, purpose=PURPOSE)
+        first = huggingface.filter(decider, formed, purpose=PURPOSE)
         reading = rows(first)
         before = [next(reading) for _ in range(read)]
         state = first.state_dict()
-        second = huggingface.filter(judge, formed, purpose=PURPOSE)
+        second = huggingface.filter(decider, formed, purpose=PURPOSE)
         second.load_state_dict(state)
         assert before + list(rows(second)) == EVEN * 2
 
-    def test_a_resume_judges_anew_and_loses_nobody_else(self, judge: ViewJudge, tmp_path: Path) -> None:
-        """Who opted out in the night is not read in the morning, and nobody is skipped in their place."""
+    def test_a_resume_judges_anew_and_loses_nobody_else(
+        self, decider: SnapshotDecider, tmp_path: Path
+    ) -> None:
+        """Who opted out in the night is not read in the morning, and nobody is skipped in their
+        place.
+        """
         data = streamed(tmp_path)
-        first = huggingface.filter(judge, data, purpose=PURPOSE)
+        first = huggingface.filter(decider, data, purpose=PURPOSE)
         reading = iter(first)
         assert [next(reading)["row"] for _ in range(3)] == [0, 2, 4]
         state = first.state_dict()
-        opt_out(judge.view, "m:4", "m:6", "m:12")
-        second = huggingface.filter(judge, data, purpose=PURPOSE)
+        opt_out(decider.snapshot, "m:4", "m:6", "m:12")
+        second = huggingface.filter(decider, data, purpose=PURPOSE)
         second.load_state_dict(state)
         assert [row["row"] for row in second] == [8, 10, 14, 16, 18]
 
-    def test_a_stream_of_odd_values_is_judged_value_by_value(self, judge: ViewJudge) -> None:
+    def test_a_stream_of_odd_values_is_judged_value_by_value(
+        self, decider: SnapshotDecider
+    ) -> None:
         """A generator gives whatever it likes, and nobody knows its columns before."""
         members = ["m:0", None, 7, "m:1", b"m:0", "m:2"]
-        data = datasets.IterableDataset.from_generator(lambda: ({"member_id": member} for member in members))
+        data = datasets.IterableDataset.from_generator(
+            lambda: ({"member_id": member} for member in members)
+        )
         assert data.features is None
         tally = Counter[Reason]()
-        left = huggingface.filter(judge, data, purpose=PURPOSE, tally=tally)
+        left = huggingface.filter(decider, data, purpose=PURPOSE, tally=tally)
         assert [row["member_id"] for row in left] == ["m:0", "m:2"]
-        assert tally == {Reason.DEFAULT_ON: 2, Reason.HELD: 3, Reason.OPTED_OUT: 1}
+        assert tally == {Reason.DEFAULT_ON: 2, Reason.QUARANTINED: 3, Reason.OPTED_OUT: 1}
 
-    def test_a_missing_column_is_told_at_once_or_with_the_first_batch(self, judge: ViewJudge, tmp_path: Path) -> None:
+    def test_a_missing_column_is_told_at_once_or_with_the_first_batch(
+        self, decider: SnapshotDecider, tmp_path: Path
+    ) -> None:
         """Later it would be an hour of reading for nothing."""
         with pytest.raises(InvalidInput, match="it has 'row'"):
-            huggingface.filter(judge, streamed(tmp_path).remove_columns("member_id"), purpose=PURPOSE)
+            huggingface.filter(
+                decider, streamed(tmp_path).remove_columns("member_id"), purpose=PURPOSE
+            )
         unknown = datasets.IterableDataset.from_generator(lambda: iter([{"author": "m:0"}]))
         with pytest.raises(InvalidInput, match="it has 'author'"):
-            next(iter(huggingface.filter(judge, unknown, purpose=PURPOSE)))
+            next(iter(huggingface.filter(decider, unknown, purpose=PURPOSE)))
 
-    def test_shards_and_shuffles_stay_possible(self, judge: ViewJudge, tmp_path: Path) -> None:
+    def test_shards_and_shuffles_stay_possible(
+        self, decider: SnapshotDecider, tmp_path: Path
+    ) -> None:
         """Each rank reads its own files."""
-        left = huggingface.filter(judge, streamed(tmp_path, parts=4), purpose=PURPOSE)
+        left = huggingface.filter(decider, streamed(tmp_path, parts=4), purpose=PURPOSE)
         assert left.num_shards == 4
         assert [row["row"] for row in left.shard(num_shards=4, index=1)] == EVEN
         assert sorted(row["row"] for row in left.shuffle(seed=1, buffer_size=5)) == sorted(EVEN * 4)

@@ -23,7 +23,9 @@ from consentry.trainer.purge.parquet import ParquetDirectory
 
 
 class TestParquetDirectory(DatasetContract):
-    def make(self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None) -> Dataset:
+    def make(
+        self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None
+    ) -> Dataset:
         directory.mkdir()
         for table in tables:
             self.append(directory, table)
@@ -48,21 +50,29 @@ class TestHivePartitions(TestParquetDirectory):
             directory,
             format="parquet",
             file_options=options,
-            partitioning=pyarrow.dataset.partitioning(pa.schema({"jurisdiction": pa.string()}), flavor="hive"),
+            partitioning=pyarrow.dataset.partitioning(
+                pa.schema({"jurisdiction": pa.string()}), flavor="hive"
+            ),
             basename_template=f"{uuid4()}-{{i}}.parquet",
             existing_data_behavior="overwrite_or_ignore",
         )
 
     def read(self, directory: Path) -> pa.Table:
-        partitioning = pyarrow.dataset.partitioning(pa.schema({"jurisdiction": pa.string()}), flavor="hive")
-        table = pyarrow.dataset.dataset(directory, format="parquet", partitioning=partitioning).to_table()
+        partitioning = pyarrow.dataset.partitioning(
+            pa.schema({"jurisdiction": pa.string()}), flavor="hive"
+        )
+        table = pyarrow.dataset.dataset(
+            directory, format="parquet", partitioning=partitioning
+        ).to_table()
         return table.select(["member_id", "jurisdiction", "text"])
 
 
 class TestDelta(VersionedDatasetContract):
     PARTITION_BY: list[str] | None = None
 
-    def make(self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None) -> Dataset:
+    def make(
+        self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None
+    ) -> Dataset:
         for table in tables:
             self.append(directory, table)
         return delta_table(str(directory), clock=system_clock, columns=columns)
@@ -72,7 +82,9 @@ class TestDelta(VersionedDatasetContract):
 
     def read(self, directory: Path) -> pa.Table:
         return pa.table(
-            deltalake.DeltaTable(directory).to_pyarrow_table().select(["member_id", "jurisdiction", "text"])
+            deltalake.DeltaTable(directory)
+            .to_pyarrow_table()
+            .select(["member_id", "jurisdiction", "text"])
         )
 
 
@@ -89,19 +101,32 @@ class TestIceberg(VersionedDatasetContract):
         return tmp_path / "warehouse"
 
     def properties(self, directory: Path) -> dict[str, str]:
-        return {"type": "sql", "uri": f"sqlite:///{directory}/catalog.db", "warehouse": f"file://{directory}"}
+        return {
+            "type": "sql",
+            "uri": f"sqlite:///{directory}/catalog.db",
+            "warehouse": f"file://{directory}",
+        }
 
-    def make(self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None) -> Dataset:
+    def make(
+        self, directory: Path, tables: Sequence[pa.Table], columns: Columns | None = None
+    ) -> Dataset:
         directory.mkdir()
         catalog = SqlCatalog("local", **self.properties(directory))
         catalog.create_namespace("lake")
         table = catalog.create_table("lake.posts", schema=tables[0].schema)
         for one in tables:
             table.append(one)
-        return iceberg_table("local.lake.posts", columns=columns, properties=self.properties(directory))
+        return iceberg_table(
+            "local.lake.posts", columns=columns, properties=self.properties(directory)
+        )
 
     def append(self, directory: Path, table: pa.Table) -> None:
         SqlCatalog("local", **self.properties(directory)).load_table("lake.posts").append(table)
 
     def read(self, directory: Path) -> pa.Table:
-        return SqlCatalog("local", **self.properties(directory)).load_table("lake.posts").scan().to_arrow()
+        return (
+            SqlCatalog("local", **self.properties(directory))
+            .load_table("lake.posts")
+            .scan()
+            .to_arrow()
+        )

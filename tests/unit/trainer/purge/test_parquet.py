@@ -1,4 +1,6 @@
-"""What a directory of Parquet files promises beyond the contract: form, swaps, journal, and other writers."""
+"""What a directory of Parquet files promises beyond the contract: form, swaps, journal, and other
+writers.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,18 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from tests.strategies import day
-from tests.unit.trainer.purge.dataset_contract import FIRST, SECOND, OnFirstLook, erasure, many, of_scope, rows
+from tests.unit.trainer.purge.dataset_contract import (
+    FIRST,
+    SECOND,
+    OnFirstLook,
+    erasure,
+    many,
+    of_scope,
+    rows,
+)
 
 from consentry.domain.errors import InvalidInput, Unavailable
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge import journal, parquet
 from consentry.trainer.purge import replace_files as swap
 from consentry.trainer.purge.dataset import DatasetChanged, PurgeResult
@@ -26,7 +36,7 @@ from consentry.trainer.purge.file_worker import run_here
 from consentry.trainer.purge.files import dataset_files, fingerprint, read_dataset
 from consentry.trainer.purge.journal import Journal, Staged, order_key
 from consentry.trainer.purge.parquet import ParquetDirectory
-from consentry.trainer.purge.row_selector import OrdersCover
+from consentry.trainer.purge.row_selector import OrdersSelector
 
 
 @pytest.fixture
@@ -41,31 +51,37 @@ def directory(tmp_path: Path) -> Path:
 
 def texts(directory: Path) -> list[str]:
     """What is left."""
-    return sorted(text for _, table in read_dataset(directory) for text in table["text"].to_pylist())
+    return sorted(
+        text for _, table in read_dataset(directory) for text in table["text"].to_pylist()
+    )
 
 
-def purge(directory: Path, view: View, *members: str) -> PurgeResult:
+def purge(directory: Path, snapshot: Snapshot, *members: str) -> PurgeResult:
     """Purge members."""
-    return ParquetDirectory(directory).apply(cover(view, *members))
+    return ParquetDirectory(directory).apply(selector(snapshot, *members))
 
 
-def cover(view: View, *members: str) -> OrdersCover:
+def selector(snapshot: Snapshot, *members: str) -> OrdersSelector:
     """Orders for members."""
-    return OrdersCover([erasure(member) for member in members], view, day(30))
+    return OrdersSelector([erasure(member) for member in members], snapshot, day(30))
 
 
 class TestForm:
     """A rewritten file is what its first writer would have written without these rows."""
 
-    def written(self, directory: Path, table: pa.Table, view: View, **settings: object) -> tuple[pq.ParquetFile, ...]:
+    def written(
+        self, directory: Path, table: pa.Table, snapshot: Snapshot, **settings: object
+    ) -> tuple[pq.ParquetFile, ...]:
         """A file before and after Ana's rows are removed."""
         path = directory / "form.parquet"
         pq.write_table(table, path, **settings)
         before = pq.ParquetFile(path.read_bytes() and pa.BufferReader(path.read_bytes()))
-        purge(directory, view, "ana")
+        purge(directory, snapshot, "ana")
         return before, pq.ParquetFile(pa.BufferReader(path.read_bytes()))
 
-    def test_codec_encodings_statistics_groups_and_metadata_stay(self, directory: Path, view: View) -> None:
+    def test_codec_encodings_statistics_groups_and_metadata_stay(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
         """A job that is tuned to its files gets slower overnight, and nobody knows why."""
         table = pa.table(
             {
@@ -78,8 +94,13 @@ class TestForm:
         before, after = self.written(
             directory,
             table,
-            view,
-            compression={"member_id": "zstd", "number": "gzip", "text": "none", "more.list.element": "snappy"},
+            snapshot,
+            compression={
+                "member_id": "zstd",
+                "number": "gzip",
+                "text": "none",
+                "more.list.element": "snappy",
+            },
             use_dictionary=["member_id"],
             column_encoding={"number": "DELTA_BINARY_PACKED"},
             write_statistics=["number"],
@@ -95,8 +116,14 @@ class TestForm:
         for place in range(before.metadata.num_columns):
             old, new = (file.metadata.row_group(0).column(place) for file in (before, after))
             assert (new.compression, new.encodings) == (old.compression, old.encodings)
-            assert (new.is_stats_set, new.has_column_index) == (old.is_stats_set, old.has_column_index)
-        assert after.metadata.row_group(0).sorting_columns == before.metadata.row_group(0).sorting_columns
+            assert (new.is_stats_set, new.has_column_index) == (
+                old.is_stats_set,
+                old.has_column_index,
+            )
+        assert (
+            after.metadata.row_group(0).sorting_columns
+            == before.metadata.row_group(0).sorting_columns
+        )
         assert after.read()["number"].to_pylist() == [one for one in range(100) if one % 4]
 
     @pytest.mark.parametrize(
@@ -109,9 +136,11 @@ class TestForm:
         ids=str,
     )
     def test_the_types_that_other_writers_store_stay(
-        self, directory: Path, view: View, settings: dict[str, object]
+        self, directory: Path, snapshot: Snapshot, settings: dict[str, object]
     ) -> None:
-        """Spark's own files, half of them of other types than before, are a data set that some readers refuse."""
+        """Spark's own files, half of them of other types than before, are a data set that some
+        readers refuse.
+        """
         table = pa.table(
             {
                 "member_id": ["ana", "bob"],
@@ -121,59 +150,72 @@ class TestForm:
             }
         )
 
-        before, after = self.written(directory, table, view, **settings)
+        before, after = self.written(directory, table, snapshot, **settings)
 
         assert after.schema.equals(before.schema)
         assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
         assert after.metadata.num_rows == 1
 
-    def test_modes_stay(self, directory: Path, view: View) -> None:
+    def test_modes_stay(self, directory: Path, snapshot: Snapshot) -> None:
         """A file that a team's jobs may not read any more stops them."""
         (directory / "one.parquet").chmod(0o640)
 
-        purge(directory, view, "ana")
+        purge(directory, snapshot, "ana")
 
         assert (directory / "one.parquet").stat().st_mode & 0o777 == 0o640
 
-    def test_a_file_without_rows_is_read_as_before(self, directory: Path, view: View) -> None:
+    def test_a_file_without_rows_is_read_as_before(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
         """An empty day of a data set is a day, not an error."""
-        purge(directory, view, "ana", "cleo", "wing")
+        purge(directory, snapshot, "ana", "cleo", "wing")
 
         assert pyarrow.dataset.dataset(directory).to_table()["text"].to_pylist() == ["b1", "n1"]
 
-    def test_the_check_sum_that_hadoop_keeps_goes_with_the_old_file(self, directory: Path, view: View) -> None:
+    def test_the_check_sum_that_hadoop_keeps_goes_with_the_old_file(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
         """It does not fit the new one, and Spark would refuse to read it."""
         (directory / ".one.parquet.crc").write_bytes(b"sum")
 
-        purge(directory, view, "ana")
+        purge(directory, snapshot, "ana")
 
         assert not (directory / ".one.parquet.crc").exists()
 
 
 class TestFolders:
-    def test_members_may_be_told_by_folders(self, tmp_path: Path, view: View) -> None:
+    def test_members_may_be_told_by_folders(self, tmp_path: Path, snapshot: Snapshot) -> None:
         """A data set that is kept by member has no other place for them."""
         folder = tmp_path / "posts" / "member_id=ana"
         folder.mkdir(parents=True)
         pq.write_table(pa.table({"text": ["a"]}), folder / "a.parquet")
         (tmp_path / "posts" / "member_id=__HIVE_DEFAULT_PARTITION__").mkdir()
-        pq.write_table(pa.table({"text": ["n"]}), tmp_path / "posts/member_id=__HIVE_DEFAULT_PARTITION__/n.parquet")
+        pq.write_table(
+            pa.table({"text": ["n"]}),
+            tmp_path / "posts/member_id=__HIVE_DEFAULT_PARTITION__/n.parquet",
+        )
 
-        purge(tmp_path / "posts", view, "ana")
+        purge(tmp_path / "posts", snapshot, "ana")
 
         assert texts(tmp_path / "posts") == ["n"]
 
-    def test_a_column_that_says_other_than_its_folder_is_refused(self, tmp_path: Path, view: View) -> None:
+    def test_a_column_that_says_other_than_its_folder_is_refused(
+        self, tmp_path: Path, snapshot: Snapshot
+    ) -> None:
         """Readers differ in which they believe, so to some the rows would be of another country."""
         folder = tmp_path / "posts" / "jurisdiction=HK"
         folder.mkdir(parents=True)
         pq.write_table(FIRST, folder / "a.parquet")
 
         with pytest.raises(InvalidInput, match="folder says"):
-            ParquetDirectory(tmp_path / "posts").apply(OrdersCover([of_scope("HK")], view, day(30)))
+            ParquetDirectory(tmp_path / "posts").apply(
+                OrdersSelector([of_scope("HK")], snapshot, day(30))
+            )
 
     @pytest.mark.parametrize("name", ["_metadata", "link.parquet", "half.parquet"])
-    def test_what_would_keep_or_hide_rows_is_refused(self, directory: Path, view: View, name: str) -> None:
+    def test_what_would_keep_or_hide_rows_is_refused(
+        self, directory: Path, snapshot: Snapshot, name: str
+    ) -> None:
         """Each of them would leave rows under a receipt that says deleted."""
         if name.startswith("link"):
             (directory / name).symlink_to(directory / "one.parquet")
@@ -181,25 +223,28 @@ class TestFolders:
             (directory / name).write_bytes(b"PAR1 and then nothing")
 
         with pytest.raises(InvalidInput):
-            purge(directory, view, "ana")
+            purge(directory, snapshot, "ana")
 
         assert "a1" in texts_of(directory / "one.parquet")
 
-    def test_a_partition_folder_that_begins_like_a_hidden_one_is_looked_into(self, tmp_path: Path, view: View) -> None:
+    def test_a_partition_folder_that_begins_like_a_hidden_one_is_looked_into(
+        self, tmp_path: Path, snapshot: Snapshot
+    ) -> None:
         """Spark reads `_day=1`; we must not take it for hidden."""
         folder = tmp_path / "posts" / "_day=1"
         folder.mkdir(parents=True)
         pq.write_table(FIRST, folder / "a.parquet")
 
-        assert purge(tmp_path / "posts", view, "ana").rows_removed == {"erasure:ana": 2}
+        assert purge(tmp_path / "posts", snapshot, "ana").rows_removed == {"erasure:ana": 2}
 
-    def test_integer_ids_are_found(self, directory: Path, view: View) -> None:
+    def test_integer_ids_are_found(self, directory: Path, snapshot: Snapshot) -> None:
         """Half of all data sets keep numbers."""
         pq.write_table(
-            pa.table({"member_id": pa.array([7, None, 8]), "text": ["x", "y", "z"]}), directory / "i.parquet"
+            pa.table({"member_id": pa.array([7, None, 8]), "text": ["x", "y", "z"]}),
+            directory / "i.parquet",
         )
 
-        assert purge(directory, view, "7").rows_removed == {"erasure:7": 1}
+        assert purge(directory, snapshot, "7").rows_removed == {"erasure:7": 1}
 
 
 def texts_of(path: Path) -> list[str]:
@@ -221,13 +266,19 @@ class TestOtherWriters:
         (directory / "one.parquet").unlink()
 
     @pytest.mark.parametrize("how", ["appear", "change", "vanish"])
-    def test_nothing_is_swapped_and_the_file_is_named(self, directory: Path, view: View, how: str) -> None:
+    def test_nothing_is_swapped_and_the_file_is_named(
+        self, directory: Path, snapshot: Snapshot, how: str
+    ) -> None:
         """A purge over somebody's half-written work would bring old rows back, or lose new ones."""
         act: Callable[[Path], None] = getattr(self, how)
         two = (directory / "more" / "two.parquet").read_bytes()
 
-        with pytest.raises(DatasetChanged, match="late.parquet" if how == "appear" else "one.parquet"):
-            ParquetDirectory(directory).apply(OnFirstLook(cover(view, "ana"), lambda: act(directory)))
+        with pytest.raises(
+            DatasetChanged, match="late.parquet" if how == "appear" else "one.parquet"
+        ):
+            ParquetDirectory(directory).apply(
+                OnFirstLook(selector(snapshot, "ana"), lambda: act(directory))
+            )
 
         assert (directory / "more" / "two.parquet").read_bytes() == two
         assert ("late" in texts(directory)) is (how != "vanish")
@@ -235,7 +286,11 @@ class TestOtherWriters:
 
     @pytest.mark.parametrize("can_exchange", [True, False])
     def test_a_file_that_is_replaced_at_the_last_instant_is_put_back(
-        self, directory: Path, view: View, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
+        self,
+        directory: Path,
+        snapshot: Snapshot,
+        can_exchange: bool,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Between the look and the swap there is an instant; its writer must not lose the file."""
         one = directory / "one.parquet"
@@ -250,28 +305,34 @@ class TestOtherWriters:
 
         monkeypatch.setattr(swap, "exchange", late)
         with pytest.raises(DatasetChanged, match=r"one\.parquet"):
-            purge(directory, view, "ana")
+            purge(directory, snapshot, "ana")
 
         assert texts_of(one) == ["late"]
 
     def test_without_exchange_the_old_file_is_replaced_all_the_same(
-        self, directory: Path, view: View, monkeypatch: pytest.MonkeyPatch
+        self, directory: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not every file system can exchange names."""
         monkeypatch.setattr(swap, "exchange", lambda _first, _second: False)
 
-        assert purge(directory, view, "ana").rows_removed == {"erasure:ana": 3}
+        assert purge(directory, snapshot, "ana").rows_removed == {"erasure:ana": 3}
         assert texts(directory) == ["b1", "c1", "n1", "w1"]
 
-    def test_two_purges_of_one_directory_do_not_meet(self, directory: Path, view: View) -> None:
+    def test_two_purges_of_one_directory_do_not_meet(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
         """Each would take the other's files for leftovers."""
         with Journal(directory), pytest.raises(Unavailable, match="under way"):
-            purge(directory, view, "ana")
+            purge(directory, snapshot, "ana")
 
 
 class TestNoRoom:
-    def test_a_successor_that_cannot_be_written_changes_nothing_and_is_told(self, directory: Path, view: View) -> None:
-        """A full disk in the middle of the night must not cost a row, nor look like a damaged file."""
+    def test_a_successor_that_cannot_be_written_changes_nothing_and_is_told(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
+        """A full disk in the middle of the night must not cost a row, nor look like a damaged
+        file.
+        """
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         before = texts(directory)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -280,7 +341,7 @@ class TestNoRoom:
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))
         try:
             with pytest.raises(Unavailable, match="could not be written"):
-                purge(directory, view, "ana")
+                purge(directory, snapshot, "ana")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
@@ -291,7 +352,7 @@ class TestVerify:
     """Clean means that somebody looked everywhere."""
 
     def test_old_files_of_a_killed_purge_are_not_told_clean(
-        self, directory: Path, view: View, monkeypatch: pytest.MonkeyPatch
+        self, directory: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """They are whole files of the members' rows, in a folder that no reader looks into."""
 
@@ -304,26 +365,28 @@ class TestVerify:
         with monkeypatch.context() as broken:
             broken.setattr(parquet, "sync_folders", fall)
             with pytest.raises(Fell):
-                ParquetDirectory(directory, files_at_once=9).apply(cover(view, "ana"))
+                ParquetDirectory(directory, files_at_once=9).apply(selector(snapshot, "ana"))
         assert texts(directory) == ["b1", "c1", "n1", "w1"]
         assert list((directory / ".consentry-purge").glob("*.new"))
 
-        found = ParquetDirectory(directory).verify(cover(view, "ana"))
+        found = ParquetDirectory(directory).verify(selector(snapshot, "ana"))
 
         assert found.exit_status == 2
         assert "run apply again" in found.unreadable[0]
-        purge(directory, view, "ana")
-        assert ParquetDirectory(directory).verify(cover(view, "ana")).exit_status == 0
+        purge(directory, snapshot, "ana")
+        assert ParquetDirectory(directory).verify(selector(snapshot, "ana")).exit_status == 0
 
-    def test_a_directory_without_data_is_not_told_clean(self, tmp_path: Path, view: View) -> None:
+    def test_a_directory_without_data_is_not_told_clean(
+        self, tmp_path: Path, snapshot: Snapshot
+    ) -> None:
         """A wrong path, or a mount that is not there, has no rows of anybody."""
         dataset = ParquetDirectory(tmp_path)
 
-        assert dataset.verify(cover(view, "ana")).exit_status == 2
+        assert dataset.verify(selector(snapshot, "ana")).exit_status == 2
         with pytest.raises(InvalidInput, match="no data file"):
-            dataset.plan(cover(view, "ana"))
+            dataset.plan(selector(snapshot, "ana"))
         with pytest.raises(InvalidInput, match="no data file"):
-            dataset.apply(cover(view, "ana"))
+            dataset.apply(selector(snapshot, "ana"))
         assert not os.listdir(tmp_path)
 
 
@@ -346,61 +409,67 @@ class TestJournal:
             held.stage([entry], "v1")
         return one, new, entry
 
-    def test_a_swap_that_took_place_is_counted(self, directory: Path, view: View) -> None:
+    def test_a_swap_that_took_place_is_counted(self, directory: Path, snapshot: Snapshot) -> None:
         """Killed between swap and receipt, it would answer that there was nothing."""
         one, new, _ = self.staged(directory)
         assert swap.exchange(new, one)
 
-        result = purge(directory, view, "ana")
+        result = purge(directory, snapshot, "ana")
 
         assert result.rows_removed == {"erasure:ana": 1}
         assert result.rows_in_all == {"erasure:ana": 3}
         assert result.versions_first == {"erasure:ana": "v1"}
         assert not new.exists()
 
-    def test_a_swap_that_did_not_take_place_is_not_counted(self, directory: Path, view: View) -> None:
+    def test_a_swap_that_did_not_take_place_is_not_counted(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
         """Counted, the same rows would be deleted twice over in the receipt."""
         _, new, _ = self.staged(directory)
 
-        result = purge(directory, view, "ana")
+        result = purge(directory, snapshot, "ana")
 
         assert result.rows_in_all == {"erasure:ana": 3}
         assert not new.exists()
         assert texts(directory) == ["b1", "c1", "n1", "w1"]
 
-    def test_what_was_taken_out_by_mistake_is_put_back(self, directory: Path, view: View) -> None:
-        """It fell after it had swapped a file that somebody had just replaced: that one must come back."""
+    def test_what_was_taken_out_by_mistake_is_put_back(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
+        """It fell after it had swapped a file that somebody had just replaced: that one must come
+        back.
+        """
         one, new, _ = self.staged(directory)
         pq.write_table(rows(("dora", "US", "late")), one)
         assert swap.exchange(new, one)
 
-        result = purge(directory, view, "ana")
+        result = purge(directory, snapshot, "ana")
 
         assert texts_of(one) == ["late"]
         assert result.rows_in_all == {"erasure:ana": 1}
 
-    def test_a_torn_last_line_was_never_acted_on(self, directory: Path, view: View) -> None:
+    def test_a_torn_last_line_was_never_acted_on(self, directory: Path, snapshot: Snapshot) -> None:
         """The line is on disk before anything is swapped; half a line means that nothing was."""
-        purge(directory, view, "ana")
+        purge(directory, snapshot, "ana")
         path = directory / ".consentry-purge" / "journal.jsonl"
         with path.open("a") as file:
             file.write('{"do": "sta')
 
-        assert purge(directory, view, "ana").rows_in_all == {"erasure:ana": 3}
-        assert purge(directory, view, "cleo").rows_in_all == {"erasure:cleo": 1}
+        assert purge(directory, snapshot, "ana").rows_in_all == {"erasure:ana": 3}
+        assert purge(directory, snapshot, "cleo").rows_in_all == {"erasure:cleo": 1}
 
-    def test_a_damaged_journal_is_refused(self, directory: Path, view: View) -> None:
+    def test_a_damaged_journal_is_refused(self, directory: Path, snapshot: Snapshot) -> None:
         """Read over, it would turn what was deleted into what was never there."""
-        purge(directory, view, "ana")
+        purge(directory, snapshot, "ana")
         path = directory / ".consentry-purge" / "journal.jsonl"
         path.write_text("?" + path.read_text())
 
         with pytest.raises(InvalidInput, match="Line 1"):
-            purge(directory, view, "ana")
+            purge(directory, snapshot, "ana")
 
-    def test_it_names_no_member(self, directory: Path, view: View) -> None:
+    def test_it_names_no_member(self, directory: Path, snapshot: Snapshot) -> None:
         """Who was erased would go on standing beside the data that they were erased from."""
-        purge(directory, view, "ana")
+        purge(directory, snapshot, "ana")
 
         text = (directory / ".consentry-purge" / "journal.jsonl").read_text()
         assert order_key("erasure:ana") in text
@@ -408,20 +477,20 @@ class TestJournal:
         assert ":ana" not in text
 
     def test_a_long_one_is_shortened_and_counts_the_same(
-        self, directory: Path, view: View, monkeypatch: pytest.MonkeyPatch
+        self, directory: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is read at each start, for as long as the data set lives."""
         monkeypatch.setattr(journal, "_COMPACT_LINES_MIN", 2)
-        purge(directory, view, "ana")
+        purge(directory, snapshot, "ana")
 
-        again = purge(directory, view, "ana")
+        again = purge(directory, snapshot, "ana")
 
         lines = (directory / ".consentry-purge" / "journal.jsonl").read_text().splitlines()
         assert [json.loads(line)["do"] for line in lines] == ["total"]
         assert again.rows_in_all == {"erasure:ana": 3}
         assert again.versions_first["erasure:ana"] != again.version_after
 
-    def test_readers_see_nothing_of_it(self, directory: Path, view: View) -> None:
+    def test_readers_see_nothing_of_it(self, directory: Path, snapshot: Snapshot) -> None:
         """A staged file that is read as data doubles the rows."""
         _, new, _ = self.staged(directory)
 
@@ -430,11 +499,13 @@ class TestJournal:
 
 
 class TestCrashes:
-    """At each step where it can fall: every file is whole, old or new, and the next run finishes."""
+    """At each step where it can fall: every file is whole, old or new, and the next run
+    finishes.
+    """
 
     @pytest.mark.parametrize("step", range(12))
     def test_a_fall_at_any_step_loses_no_row_and_no_count(
-        self, directory: Path, view: View, step: int, monkeypatch: pytest.MonkeyPatch
+        self, directory: Path, snapshot: Snapshot, step: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Power fails at every one of these instants somewhere."""
 
@@ -461,31 +532,40 @@ class TestCrashes:
             broken.setattr(parquet, "swap", falling(swap.swap))
             broken.setattr(parquet, "sync_folders", falling(swap.sync_folders))
             with pytest.raises(Fell):
-                purge(directory, view, "ana")
+                purge(directory, snapshot, "ana")
         after = set(texts(directory))
         assert kept <= after <= kept | {"a1", "a2", "a3"}
         assert len(pyarrow.dataset.dataset(directory).to_table()) == len(after)
 
-        result = purge(directory, view, "ana")
+        result = purge(directory, snapshot, "ana")
 
         assert set(texts(directory)) == kept
         assert result.rows_in_all == {"erasure:ana": 3}
 
 
 def test_partitions_are_worked_on_whole(tmp_path: Path) -> None:
-    """Half a partition that is swapped while the other half waits for its turn is what a reader should seldom see."""
+    """Half a partition that is swapped while the other half waits for its turn is what a reader
+    should seldom see.
+    """
     names = ["a=1/x.parquet", "a=1/y.parquet", "a=2/x.parquet", "z.parquet", "a=1/b=2/x.parquet"]
     tmp_path.joinpath("posts").mkdir()
 
     found = list(ParquetDirectory(tmp_path / "posts", run=run_here).batches(names))
 
-    assert found == [["z.parquet"], ["a=1/x.parquet", "a=1/y.parquet"], ["a=1/b=2/x.parquet"], ["a=2/x.parquet"]]
+    assert found == [
+        ["z.parquet"],
+        ["a=1/x.parquet", "a=1/y.parquet"],
+        ["a=1/b=2/x.parquet"],
+        ["a=2/x.parquet"],
+    ]
 
 
 def test_row_groups_of_a_large_file_are_looked_into_bit_by_bit(
-    tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of a hundred million rows must not have to fit into memory; and no row may fall between two bits."""
+    """A file of a hundred million rows must not have to fit into memory; and no row may fall
+    between two bits.
+    """
     monkeypatch.setattr("consentry.trainer.purge.files._ROWS_AT_ONCE", 150)
     directory = tmp_path / "posts"
     directory.mkdir()
@@ -493,7 +573,7 @@ def test_row_groups_of_a_large_file_are_looked_into_bit_by_bit(
     pq.write_table(table, directory / "a.parquet", row_group_size=70)
     kept = np.array(table["member_id"]) != "m7"
 
-    purge(directory, view, "m7")
+    purge(directory, snapshot, "m7")
 
     assert texts(directory) == sorted(np.array(table["text"])[kept].tolist())
     assert os.listdir(directory / ".consentry-purge")

@@ -1,4 +1,6 @@
-"""Purging a Parquet data set: what the orders name goes, all else stays as it was, and twice is once."""
+"""Purging a Parquet data set: what the orders name goes, all else stays as it was, and twice is
+once.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MemberId
 from consentry.trainer.deciding.decide_table import Columns, conventional_columns
-from consentry.trainer.deciding.decider import ViewJudge
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decider import SnapshotDecider
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge import dataset_files, dataset_version, purge, read_dataset
 from consentry.trainer.purge import row_selector as cover_module
-from consentry.trainer.purge.row_selector import ExcludedCover, JointCover, OrdersCover
+from consentry.trainer.purge.row_selector import ExcludedSelector, JointSelector, OrdersSelector
 from consentry.wire.frames import frame
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import read_record, write_record
@@ -67,18 +69,22 @@ def data(tmp_path: Path) -> Path:
         tmp_path / "one.parquet",
     )
     pq.write_table(
-        pa.table({"member_id": ["bob"], "jurisdiction": ["US"], "category": ["posts"], "text": ["e"]}),
+        pa.table(
+            {"member_id": ["bob"], "jurisdiction": ["US"], "category": ["posts"], "text": ["e"]}
+        ),
         tmp_path / "more" / "two.parquet",
     )
     return tmp_path
 
 
 @pytest.fixture
-def view(view: View) -> View:
+def snapshot(snapshot: Snapshot) -> Snapshot:
     """Wing lives in Hong Kong; of the others nothing is recorded."""
     record = fold(None, moved("HK", 1, on=1, member="wing"))
-    view.apply_records(partition_of(b"wing", PARTITIONS), [b"wing"], [write_record(record, frame(1))])
-    return view
+    snapshot.apply_records(
+        partition_of(b"wing", PARTITIONS), [b"wing"], [write_record(record, frame(1))]
+    )
+    return snapshot
 
 
 def left(data: Path) -> list[str]:
@@ -87,171 +93,214 @@ def left(data: Path) -> list[str]:
 
 
 class TestCover:
-    def test_the_rows_of_a_member_are_removed_and_counted(self, data: Path, view: View) -> None:
+    def test_the_rows_of_a_member_are_removed_and_counted(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """The receipt tells the regulator how many."""
-        result = purge(data, [member_order("ana")], view, now=day(30))
+        result = purge(data, [member_order("ana")], snapshot, now=day(30))
 
         assert left(data) == ["b", "c", "e"]
         assert result.rows_removed == {"erasure:ana": 2}
         assert result.files_rewritten == 1
 
-    def test_the_rows_of_a_scope_are_those_of_its_residents_and_of_its_rows(self, data: Path, view: View) -> None:
+    def test_the_rows_of_a_scope_are_those_of_its_residents_and_of_its_rows(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """A commitment to remove a country means people who live there and data from there."""
-        result = purge(data, [scope_order("HK")], view, now=day(30))
+        result = purge(data, [scope_order("HK")], snapshot, now=day(30))
 
         assert left(data) == ["a", "e"]
         assert result.rows_removed == {"pause:p:1": 3}
 
-    def test_a_scope_of_some_categories_leaves_the_others_and_takes_what_has_none(self, data: Path, view: View) -> None:
+    def test_a_scope_of_some_categories_leaves_the_others_and_takes_what_has_none(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """What a row does not say cannot save it."""
-        purge(data, [scope_order("HK", categories=("posts",))], view, now=day(30))
+        purge(data, [scope_order("HK", categories=("posts",))], snapshot, now=day(30))
 
         assert left(data) == ["a", "c", "e"]
 
-    def test_everywhere_is_everybody(self, data: Path, view: View) -> None:
+    def test_everywhere_is_everybody(self, data: Path, snapshot: Snapshot) -> None:
         """Members of whom nothing is recorded live somewhere."""
-        purge(data, [scope_order("*")], view, now=day(30))
+        purge(data, [scope_order("*")], snapshot, now=day(30))
 
         assert left(data) == []
 
-    def test_a_row_that_two_orders_name_is_counted_once(self, data: Path, view: View) -> None:
+    def test_a_row_that_two_orders_name_is_counted_once(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """The sum of the receipts is what was removed."""
-        result = purge(data, [member_order("wing"), scope_order("HK")], view, now=day(30))
+        result = purge(data, [member_order("wing"), scope_order("HK")], snapshot, now=day(30))
 
         assert result.rows_removed == {"erasure:wing": 1, "pause:p:1": 2}
 
-    def test_a_missing_member_of_a_categorical_column_is_nobody(self, data: Path, view: View) -> None:
+    def test_a_missing_member_of_a_categorical_column_is_nobody(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """It must not be purged as the first member of the file, nor shield them."""
         table = pq.read_table(data / "one.parquet")
         place = table.column_names.index("member_id")
         encoded = table.set_column(place, "member_id", table["member_id"].dictionary_encode())
         pq.write_table(encoded, data / "one.parquet")
 
-        purge(data, [member_order("ana")], view, now=day(30))
+        purge(data, [member_order("ana")], snapshot, now=day(30))
 
         assert left(data) == ["b", "c", "e"]
 
 
 class TestWhatCannotBeSeen:
     @pytest.mark.parametrize("members", [pa.array([b"ana", b"wing"]), pa.array([1.0, 2.0])])
-    def test_a_member_column_that_holds_no_ids_is_refused(self, data: Path, view: View, members: pa.Array) -> None:
+    def test_a_member_column_that_holds_no_ids_is_refused(
+        self, data: Path, snapshot: Snapshot, members: pa.Array
+    ) -> None:
         """Nobody is found in it, and the erasure would be answered: there was nothing."""
         pq.write_table(pa.table({"member_id": members}), data / "other.parquet")
 
         with pytest.raises(InvalidInput) as caught:
-            purge(data, [member_order("ana")], view, now=day(30))
+            purge(data, [member_order("ana")], snapshot, now=day(30))
 
         assert caught.value.code == "input.member_column"
 
-    def test_a_file_of_another_kind_is_refused(self, data: Path, view: View) -> None:
+    def test_a_file_of_another_kind_is_refused(self, data: Path, snapshot: Snapshot) -> None:
         """Its rows would stay, under a receipt that says deleted."""
         (data / "rest.parq").write_bytes((data / "one.parquet").read_bytes())
 
         with pytest.raises(InvalidInput) as caught:
-            purge(data, [member_order("ana")], view, now=day(30))
+            purge(data, [member_order("ana")], snapshot, now=day(30))
 
         assert caught.value.code == "input.dataset"
 
-    def test_a_category_of_no_type_is_any_category(self, data: Path, view: View) -> None:
+    def test_a_category_of_no_type_is_any_category(self, data: Path, snapshot: Snapshot) -> None:
         """A column of nothing but nulls has no type; it must not stop every other order."""
-        pq.write_table(pa.table({"member_id": ["wing"], "category": pa.nulls(1), "text": ["n"]}), data / "n.parquet")
+        pq.write_table(
+            pa.table({"member_id": ["wing"], "category": pa.nulls(1), "text": ["n"]}),
+            data / "n.parquet",
+        )
 
-        purge(data, [scope_order("HK", categories=("posts",))], view, now=day(30))
+        purge(data, [scope_order("HK", categories=("posts",))], snapshot, now=day(30))
 
         assert "n" not in left(data)
 
-    def test_who_moved_away_since_the_pause_was_recorded_is_purged_too(self, data: Path, view: View) -> None:
-        """The order is about who lived there then, not about where they are when somebody gets to it."""
-        record = fold(fold(None, moved("HK", 1, on=1, member="wing")), moved("US", 2, on=2, member="wing"))
-        view.apply_records(partition_of(b"wing", PARTITIONS), [b"wing"], [write_record(record, frame(1))])
+    def test_who_moved_away_since_the_pause_was_recorded_is_purged_too(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
+        """The order is about who lived there then, not about where they are when somebody gets to
+        it.
+        """
+        record = fold(
+            fold(None, moved("HK", 1, on=1, member="wing")), moved("US", 2, on=2, member="wing")
+        )
+        snapshot.apply_records(
+            partition_of(b"wing", PARTITIONS), [b"wing"], [write_record(record, frame(1))]
+        )
 
-        purge(data, [scope_order("HK")], view, now=day(30))
+        purge(data, [scope_order("HK")], snapshot, now=day(30))
 
         assert "b" not in left(data)
 
 
 class TestFiles:
-    def test_files_without_such_rows_stay_byte_for_byte(self, data: Path, view: View) -> None:
+    def test_files_without_such_rows_stay_byte_for_byte(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """A rewrite of everything would cost days, and break every checksum that others keep."""
         before = (data / "more" / "two.parquet").read_bytes()
 
-        purge(data, [member_order("ana")], view, now=day(30))
+        purge(data, [member_order("ana")], snapshot, now=day(30))
 
         assert (data / "more" / "two.parquet").read_bytes() == before
 
-    def test_a_second_purge_removes_nothing_more(self, data: Path, view: View) -> None:
+    def test_a_second_purge_removes_nothing_more(self, data: Path, snapshot: Snapshot) -> None:
         """A subscriber that fell before its receipt was sent runs it again."""
-        first = purge(data, [member_order("ana")], view, now=day(30))
+        first = purge(data, [member_order("ana")], snapshot, now=day(30))
 
-        again = purge(data, [member_order("ana")], view, now=day(30))
+        again = purge(data, [member_order("ana")], snapshot, now=day(30))
 
         assert again.rows_removed == {"erasure:ana": 0}
         assert again.version_before == again.version_after == first.version_after
 
-    def test_the_version_changes_with_the_content_and_only_then(self, data: Path, view: View) -> None:
+    def test_the_version_changes_with_the_content_and_only_then(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """Before and after stand in the receipt."""
         before = dataset_version(data)
 
-        result = purge(data, [member_order("ana")], view, now=day(30))
+        result = purge(data, [member_order("ana")], snapshot, now=day(30))
 
         assert result.version_before == before
         assert result.version_after == dataset_version(data) != before
 
-    def test_what_a_killed_purge_left_behind_is_removed_and_never_read(self, data: Path, view: View) -> None:
+    def test_what_a_killed_purge_left_behind_is_removed_and_never_read(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """Half a file beside the whole one would bring its rows back."""
         (data / ".consentry-purge").mkdir()
         leftover = data / ".consentry-purge" / "00000001.new"
         leftover.write_bytes(b"half")
 
-        purge(data, [], view, now=day(30))
+        purge(data, [], snapshot, now=day(30))
 
         assert not leftover.exists()
         assert [path.name for path in dataset_files(data)] == ["two.parquet", "one.parquet"]
 
-    def test_a_data_set_that_is_not_there_is_refused(self, tmp_path: Path, view: View) -> None:
+    def test_a_data_set_that_is_not_there_is_refused(
+        self, tmp_path: Path, snapshot: Snapshot
+    ) -> None:
         """NOT_FOUND in a receipt has to mean that somebody looked."""
         with pytest.raises(InvalidInput, match="is not a directory"):
-            purge(tmp_path / "nowhere", [], view, now=day(30))
+            purge(tmp_path / "nowhere", [], snapshot, now=day(30))
 
-    def test_a_file_without_the_members_column_is_refused_by_name(self, data: Path, view: View) -> None:
+    def test_a_file_without_the_members_column_is_refused_by_name(
+        self, data: Path, snapshot: Snapshot
+    ) -> None:
         """Skipped, it would keep the rows that the order is about."""
         with pytest.raises(InvalidInput, match="'user'"):
-            purge(data, [member_order("ana")], view, now=day(30), columns=Columns(member="user"))
+            purge(
+                data, [member_order("ana")], snapshot, now=day(30), columns=Columns(member="user")
+            )
 
 
 class TestOtherProcesses:
     """Spark sends what decides to every executor."""
 
-    def test_a_cover_decides_there_as_here(self, data: Path, view: View) -> None:
+    def test_a_cover_decides_there_as_here(self, data: Path, snapshot: Snapshot) -> None:
         """A cover that remembers, and cannot be sent because of it, fails only on the cluster."""
         table = pq.read_table(data / "one.parquet")
-        judge = ViewJudge(view, at=day(30))
-        cover = JointCover([OrdersCover([scope_order("HK")], view, day(30)), ExcludedCover(judge, PURPOSE)])
-        here = cover.of(table, conventional_columns(table))
+        decider = SnapshotDecider(snapshot, at=day(30))
+        selector = JointSelector(
+            [
+                OrdersSelector([scope_order("HK")], snapshot, day(30)),
+                ExcludedSelector(decider, PURPOSE),
+            ]
+        )
+        here = selector.of(table, conventional_columns(table))
 
-        there = pickle.loads(pickle.dumps(cover)).of(table, conventional_columns(table))  # noqa: S301 - our own bytes
+        there = pickle.loads(pickle.dumps(selector)).of(table, conventional_columns(table))  # noqa: S301 - our own bytes
 
         assert there.first.tolist() == here.first.tolist()
         assert there.unknown == here.unknown
 
-    def test_a_judge_that_follows_is_refused(self, view: View) -> None:
+    def test_a_judge_that_follows_is_refused(self, snapshot: Snapshot) -> None:
         """In another process it would answer for ever by what was known when that began."""
 
         class Other:
-            def __init__(self, judge: ViewJudge) -> None:
-                self.view_id, self.stale_detail, self.judge = judge.view_id, "", judge.judge
+            def __init__(self, decider: SnapshotDecider) -> None:
+                self.snapshot_id, self.stale_detail = decider.snapshot_id, ""
+                self.decide_table = decider.decide_table
 
         with pytest.raises(Refused, match="another process"):
-            pickle.dumps(ExcludedCover(Other(ViewJudge(view)), PURPOSE))
+            pickle.dumps(ExcludedSelector(Other(SnapshotDecider(snapshot)), PURPOSE))
 
 
 class TestSpeed:
     """Nothing is looked up twice."""
 
     def test_each_member_is_looked_up_once_however_many_files_there_are(
-        self, view: View, monkeypatch: pytest.MonkeyPatch
+        self, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Five million rows of a hundred thousand members are a hundred thousand records to read, not five million."""
+        """Five million rows of a hundred thousand members are a hundred thousand records to read,
+        not five million.
+        """
         asked: list[bytes] = []
 
         def counting(raw: bytes, key: bytes) -> Record:
@@ -259,10 +308,10 @@ class TestSpeed:
             return read_record(raw, key)
 
         monkeypatch.setattr(cover_module, "read_record", counting)
-        cover = OrdersCover([scope_order("HK")], view, day(30))
+        selector = OrdersSelector([scope_order("HK")], snapshot, day(30))
         table = pa.table({"member_id": ["ana", "wing", "ana", None] * 100})
 
         for _ in range(3):
-            assert (cover.of(table, Columns()).first >= 0).sum() == 100
+            assert (selector.of(table, Columns()).first >= 0).sum() == 100
 
         assert asked == [b"wing"]

@@ -1,4 +1,6 @@
-"""A small world that moves when told to: a clock, a view kept fresh by hand, and a judge over it."""
+"""A small world that moves when told to: a clock, a view kept fresh by hand, and a judge over
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from consentry.domain.controls import Control
 from consentry.domain.events import MemberEvent
 from consentry.domain.records import Record, fold
 from consentry.domain.values import Choice, Micros
-from consentry.trainer.deciding.decider import ViewJudge
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.decider import SnapshotDecider
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs import TrainingRun
 from consentry.wire.frontiers import Frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -33,9 +35,9 @@ class SmallWorld:
 
     def __init__(self) -> None:
         self.now = START
-        self.view = View(PARTITIONS, iso_jurisdictions())
+        self.snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
         self.records: dict[str, Record] = {}
-        self.judge = ViewJudge(self.view, clock=lambda: self.now, stale_after_seconds=5)
+        self.decider = SnapshotDecider(self.snapshot, clock=lambda: self.now, stale_after_seconds=5)
         self._events = 1000
         self.control(policy(900, terms("*"), on=0))
         self.prove()
@@ -50,16 +52,18 @@ class SmallWorld:
     def prove(self) -> None:
         """Frontiers of this moment arrive."""
         for partition in range(PARTITIONS):
-            here = self.view.positions.get((RECORDS, partition), 0)
-            controls = self.view.positions.get((CONTROLS, 0), 0)
-            self.view.apply_frontier(Frontier(partition, "g", self.now, here, here, controls, False, LOG))
-        self.view.settle_frontiers()
+            here = self.snapshot.positions.get((RECORDS, partition), 0)
+            controls = self.snapshot.positions.get((CONTROLS, 0), 0)
+            self.snapshot.apply_frontier(
+                Frontier(partition, "g", self.now, here, here, controls, False, LOG)
+            )
+        self.snapshot.settle_frontiers()
 
     def control(self, *controls: Control) -> None:
         """Controls arrive."""
         for one in controls:
-            self.view.apply_control(one)
-            self.view.positions[CONTROLS, 0] = self.view.positions.get((CONTROLS, 0), 0) + 1
+            self.snapshot.apply_control(one)
+            self.snapshot.positions[CONTROLS, 0] = self.snapshot.positions.get((CONTROLS, 0), 0) + 1
 
     def tell(self, *events: MemberEvent) -> None:
         """Events are recorded, and the records arrive."""
@@ -68,8 +72,10 @@ class SmallWorld:
             self.records[event.member] = record
             key = event.member.encode()
             home = partition_of(key, PARTITIONS)
-            self.view.apply_records(home, [key], [write_record(record, _FRAME)])
-            self.view.positions[RECORDS, home] = self.view.positions.get((RECORDS, home), 0) + 1
+            self.snapshot.apply_records(home, [key], [write_record(record, _FRAME)])
+            self.snapshot.positions[RECORDS, home] = (
+                self.snapshot.positions.get((RECORDS, home), 0) + 1
+            )
 
     def chose(self, choice: Choice, *members: str, **more: Any) -> None:
         """The members choose at this moment, having seen everything."""
@@ -96,9 +102,14 @@ class SmallWorld:
 
     def run(self, store: str | Path, **more: Any) -> TrainingRun:
         """A run that has not begun; nothing waits in memory."""
-        fields: dict[str, Any] = {"dataset": "posts", "purpose": PURPOSE, "subscriber": "ranker", "spool_seconds": 0}
+        fields: dict[str, Any] = {
+            "dataset": "posts",
+            "purpose": PURPOSE,
+            "subscriber": "ranker",
+            "spool_seconds": 0,
+        }
         fields |= {"clock": lambda: self.now} | more
-        return TrainingRun(self.judge, store=str(store), **fields)
+        return TrainingRun(self.decider, store=str(store), **fields)
 
 
 @pytest.fixture

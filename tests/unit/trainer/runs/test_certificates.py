@@ -32,11 +32,17 @@ KEY, OTHER = SigningKey.generate(), SigningKey.generate()
 KNOWN = PublicKeys([KEY.public])
 
 plain = (
-    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(st.characters(exclude_categories=["Cs"]))
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.text(st.characters(exclude_categories=["Cs"]))
 )
 names = st.from_regex(r"[A-Za-z0-9_]{1,8}", fullmatch=True)
 values = st.dictionaries(
-    names, st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3))
+    names,
+    st.recursive(
+        plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3)
+    ),
 )
 
 
@@ -63,7 +69,9 @@ class TestCanonical:
         """A digest over bytes that two writers write differently proves nothing."""
         raw = canonical(value)
         assert read_canonical(raw, what="x", code="x") == value
-        again = json.dumps(json.loads(raw), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+        again = json.dumps(
+            json.loads(raw), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        ).encode()
         assert again == raw
 
     @pytest.mark.parametrize(
@@ -75,7 +83,17 @@ class TestCanonical:
             canonical(value)
 
     @pytest.mark.parametrize(
-        "raw", [b'{"a": 1}', b'{"b":1,"a":2}', b'{"a":1,"a":1}', b"[]", b"{", b"\xff", b'{"a":1.0}', b"[" * 99999]
+        "raw",
+        [
+            b'{"a": 1}',
+            b'{"b":1,"a":2}',
+            b'{"a":1,"a":1}',
+            b"[]",
+            b"{",
+            b"\xff",
+            b'{"a":1.0}',
+            b"[" * 99999,
+        ],
     )
     def test_another_spelling_is_refused(self, raw: bytes) -> None:
         """Bytes that may change without being noticed are room for a forgery."""
@@ -106,11 +124,14 @@ class TestEnvelope:
                     found = read_certificate(bytes(raw), KNOWN)
                 except InvalidInput:
                     continue
-                # The one thing a reader may take for itself: another name of the key, which it then does not know.
+                # The one thing a reader may take for itself: another name of the key, which it then
+                # does not know.
                 assert not found.is_verified, place
 
     @given(st.integers(0, len(WRITTEN)), st.binary(max_size=4), st.integers(0, 4))
-    def test_anything_put_in_or_taken_out_is_refused(self, place: int, put_in: bytes, taken: int) -> None:
+    def test_anything_put_in_or_taken_out_is_refused(
+        self, place: int, put_in: bytes, taken: int
+    ) -> None:
         """Cutting, adding and replacing."""
         raw = WRITTEN[:place] + put_in + WRITTEN[place + taken :]
         if raw != WRITTEN:
@@ -140,7 +161,9 @@ class TestEnvelope:
         assert refused.value.code == "certificate.tampered"
 
     def test_a_signature_over_other_bytes_than_a_certificates_does_not_fit(self) -> None:
-        """The same key signs bundles: nothing it signed there may be passed off as a certificate."""
+        """The same key signs bundles: nothing it signed there may be passed off as a
+        certificate.
+        """
         envelope = json.loads(WRITTEN)
         import base64
 
@@ -180,7 +203,16 @@ class TestMerkle:
 
     def test_roots_are_those_that_others_compute(self) -> None:
         """The test vectors of certificate-transparency implementations."""
-        entries = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
+        entries = [
+            "",
+            "00",
+            "10",
+            "2021",
+            "3031",
+            "40414243",
+            "5051525354555657",
+            "606162636465666768696a6b6c6d6e6f",
+        ]
         roots = {
             0: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             1: "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
@@ -202,7 +234,9 @@ class TestMerkle:
         assert (tree.root(), tree.size) == (root_by_definition(entries), len(entries))
 
     @given(st.lists(st.binary(max_size=3), min_size=1, max_size=40), st.data())
-    def test_a_leaf_is_proven_to_be_in_it_and_no_other_is(self, entries: list[bytes], data: st.DataObject) -> None:
+    def test_a_leaf_is_proven_to_be_in_it_and_no_other_is(
+        self, entries: list[bytes], data: st.DataObject
+    ) -> None:
         """A member may be shown their own reads, and nobody else's."""
         place = data.draw(st.integers(0, len(entries) - 1))
         root = root_by_definition(entries)
@@ -241,12 +275,17 @@ class TestReads:
     """The table of what was read."""
 
     @given(st.lists(rows, max_size=6))
-    def test_reads_are_sorted_distinct_and_each_has_a_leaf_of_its_own(self, told: list[dict[str, Any]]) -> None:
+    def test_reads_are_sorted_distinct_and_each_has_a_leaf_of_its_own(
+        self, told: list[dict[str, Any]]
+    ) -> None:
         """Two reads with one leaf could be exchanged without being noticed."""
         told = [{name: row[name] for name in SCHEMA.names} for row in told]
         found = distinct(pa.Table.from_pylist(told, schema=SCHEMA))
         keys = [tuple(row.values())[:5] for row in found.to_pylist()]
-        assert len(set(keys)) == len(keys) == len({tuple(row.values())[:5] for row in told}) or not told
+        assert (
+            len(set(keys)) == len(keys) == len({tuple(row.values())[:5] for row in told})
+            or not told
+        )
         assert sum(found["rows"].to_pylist()) == sum(row["rows"] for row in told)
         assert is_sorted(found)
         assert found.equals(distinct(found))

@@ -15,11 +15,19 @@ import pytest
 from tests.strategies import lift, pause
 from tests.unit.trainer.runs.conftest import SmallWorld
 
-from consentry.domain.controls import Reach as PauseReach
+from consentry.domain.controls import Reach
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import MemberId, Micros, Reason
 from consentry.trainer.runs import ConsentStale, RunStore, TrainingRun
-from consentry.trainer.runs.reach import AFTER, BEFORE, BOTH, NOT_EXCLUDED, Reach, reach_of_member, reach_of_pause
+from consentry.trainer.runs.reach import (
+    AFTER,
+    BEFORE,
+    BOTH,
+    NOT_EXCLUDED,
+    RunReads,
+    reach_of_member,
+    reach_of_pause,
+)
 from consentry.trainer.runs.store import END_FILE, START_FILE
 
 SECOND = 1_000_000
@@ -27,17 +35,19 @@ SECOND = 1_000_000
 
 def batch(*members: str, place: str = "US") -> pa.Table:
     """Rows of members."""
-    return pa.table({"member_id": pa.array(members, pa.string()), "jurisdiction": [place] * len(members)})
+    return pa.table(
+        {"member_id": pa.array(members, pa.string()), "jurisdiction": [place] * len(members)}
+    )
 
 
-def member(run: TrainingRun, world: SmallWorld, name: str) -> Reach | None:
+def member(run: TrainingRun, world: SmallWorld, name: str) -> RunReads | None:
     """What a run read of a member, by what a world knows."""
-    return reach_of_member(run.folder, world.view, MemberId(name), now=world.now)
+    return reach_of_member(run.folder, world.snapshot, MemberId(name), now=world.now)
 
 
-def of_pause(run: TrainingRun, world: SmallWorld) -> Reach | None:
+def of_pause(run: TrainingRun, world: SmallWorld) -> RunReads | None:
     """What a run read of those whom pause-1 covers."""
-    return reach_of_pause(run.folder, world.view, "pause-1", now=world.now)
+    return reach_of_pause(run.folder, world.snapshot, "pause-1", now=world.now)
 
 
 class TestMember:
@@ -74,7 +84,11 @@ class TestMember:
             small.later(10)
             true.now = small.now
             true.opt_out("a")
-            true.opt_out("b", recorded_at=Micros(small.now - 60 * SECOND), effective_at=Micros(small.now - 60 * SECOND))
+            true.opt_out(
+                "b",
+                recorded_at=Micros(small.now - 60 * SECOND),
+                effective_at=Micros(small.now - 60 * SECOND),
+            )
             small.later(10)
             run.filter(batch("a", "b"))
         true.later(20)
@@ -84,7 +98,9 @@ class TestMember:
         assert (both.when, both.violations) == (BOTH, {Reason.OPTED_OUT: 1})
         assert (after.when, after.violations) == (AFTER, {Reason.OPTED_OUT: 1})
 
-    def test_what_a_bundle_is_too_old_for_cannot_be_told(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_what_a_bundle_is_too_old_for_cannot_be_told(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """An opt-out that it has not heard of would be no exclusion."""
         old = SmallWorld()
         small.later(60)
@@ -105,7 +121,9 @@ class TestMember:
         assert found is not None
         assert (found.state, found.rows, found.unclear) == ("ABORTED", 1, [])
 
-    def test_a_run_that_is_under_way_or_was_killed_cannot_be_told(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_run_that_is_under_way_or_was_killed_cannot_be_told(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Its last second may not be recorded: *not found* would be a guess."""
         with small.run(tmp_path, spool_seconds=1) as run:
             found = member(run, small, "a")
@@ -142,7 +160,11 @@ class TestMember:
         with small.run(tmp_path) as run:
             run.filter(batch("a"))
         place = tmp_path / run.run_id
-        for name, content in (("reads.parquet", b"PAR1"), (END_FILE, b"{"), (START_FILE, b'{"format":"other"}')):
+        for name, content in (
+            ("reads.parquet", b"PAR1"),
+            (END_FILE, b"{"),
+            (START_FILE, b'{"format":"other"}'),
+        ):
             (place / name).write_bytes(content)
             with pytest.raises(Unavailable):
                 member(run, small, "a")
@@ -153,7 +175,9 @@ class TestMember:
 class TestPause:
     """Those whom a pause covers."""
 
-    def test_reads_of_rows_and_of_members_from_there_are_found(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_reads_of_rows_and_of_members_from_there_are_found(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A regulator asks which models saw the data of their residents."""
         small.live("HK", "resident", "mover")
         small.live("US", "mover")
@@ -166,14 +190,21 @@ class TestPause:
         small.later(60)
         found = of_pause(run, small)
         assert found is not None
-        assert (found.members, found.rows, found.when, found.excluded_since) == (2, 2, BEFORE, imposed)
+        assert (found.members, found.rows, found.when, found.excluded_since) == (
+            2,
+            2,
+            BEFORE,
+            imposed,
+        )
         assert found.excluded_now == "PAUSED"
         small.control(lift(2, on=0, effective_at=small.now, recorded_at=small.now))
         lifted = of_pause(run, small)
         assert lifted is not None
         assert lifted.excluded_now == ""
 
-    def test_reads_after_it_are_a_violation_unless_it_was_lifted(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_reads_after_it_are_a_violation_unless_it_was_lifted(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Only what was read while it was in force."""
         true = SmallWorld()
         imposed = Micros(small.now - 60 * SECOND)
@@ -191,7 +222,9 @@ class TestPause:
         assert after is not None
         assert not after.violations
 
-    def test_a_pause_of_another_purpose_or_category_does_not_cover(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_pause_of_another_purpose_or_category_does_not_cover(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """What is not covered stands in no report."""
         with small.run(tmp_path) as run:
             run.filter(batch("a", place="HK").append_column("category", pa.array(["posts"])))
@@ -202,7 +235,9 @@ class TestPause:
         small.control(pause(3, "HK", on=0, version=3, categories=("posts",)))
         assert of_pause(run, small) is not None
 
-    def test_a_pause_that_does_not_exist_is_refused(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_pause_that_does_not_exist_is_refused(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A name with a slip in it would find nothing, and be taken for good news."""
         with small.run(tmp_path) as run:
             run.filter(batch("a"))
@@ -211,7 +246,7 @@ class TestPause:
 
     def test_its_reach_is_known(self) -> None:
         """What reaches back is to be purged."""
-        assert pause(1, "HK", on=0, reach=PauseReach.PRIOR_AND_FUTURE).takes_back
+        assert pause(1, "HK", on=0, reach=Reach.PRIOR_AND_FUTURE).takes_back
 
 
 KILLED = """
@@ -230,9 +265,13 @@ KILLED = """
 
 
 @pytest.mark.parametrize("spool", [0, 1])
-def test_a_run_that_was_killed_can_be_searched_but_for_its_tail(small: SmallWorld, tmp_path: Path, spool: int) -> None:
+def test_a_run_that_was_killed_can_be_searched_but_for_its_tail(
+    small: SmallWorld, tmp_path: Path, spool: int
+) -> None:
     """kill -9, or the machine's power: what was read before is what a member asks about."""
-    program = textwrap.dedent(KILLED).format(root=str(Path(__file__).parents[4]), store=str(tmp_path), spool=spool)
+    program = textwrap.dedent(KILLED).format(
+        root=str(Path(__file__).parents[4]), store=str(tmp_path), spool=spool
+    )
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     last = -1
@@ -250,7 +289,7 @@ def test_a_run_that_was_killed_can_be_searched_but_for_its_tail(small: SmallWorl
     small.later(100)
     found = []
     for number in range(last + 1):
-        one = reach_of_member(folder, small.view, MemberId(f"m{number}"), now=small.now)
+        one = reach_of_member(folder, small.snapshot, MemberId(f"m{number}"), now=small.now)
         assert one is not None
         assert one.unclear
         found.append(bool(one.rows))

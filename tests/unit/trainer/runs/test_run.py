@@ -1,4 +1,6 @@
-"""A run hands out only what may be used when it is handed out, records it, and stops when it cannot know."""
+"""A run hands out only what may be used when it is handed out, records it, and stops when it cannot
+know.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from consentry.wire.tokens import TokenKeys, read_token
 
 def rows(*members: str | None, place: str = "US") -> pa.Table:
     """A batch with one row for each member."""
-    return pa.table({"member_id": pa.array(members, pa.string()), "jurisdiction": [place] * len(members)})
+    return pa.table(
+        {"member_id": pa.array(members, pa.string()), "jurisdiction": [place] * len(members)}
+    )
 
 
 def ids(table: pa.Table) -> list[str]:
@@ -46,8 +50,12 @@ def reads_of(run: Any) -> pa.Table:
 class TestHandingOut:
     """What comes through, and when it is decided."""
 
-    def test_who_opts_out_between_two_batches_is_not_in_the_second(self, small: SmallWorld, tmp_path: Path) -> None:
-        """An epoch takes days: who opts out on its first evening would be trained on until it ends."""
+    def test_who_opts_out_between_two_batches_is_not_in_the_second(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
+        """An epoch takes days: who opts out on its first evening would be trained on until it
+        ends.
+        """
         with small.run(tmp_path) as run:
             handed_out = run.filter([rows("a", "b"), rows("a", "b")])
             assert ids(next(handed_out)) == ["a", "b"]
@@ -55,7 +63,9 @@ class TestHandingOut:
             assert ids(next(handed_out)) == ["b"]
         assert run.counts[Reason.OPTED_OUT] == 1
 
-    def test_no_batch_is_asked_for_before_the_one_before_it_was_used(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_no_batch_is_asked_for_before_the_one_before_it_was_used(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A batch that is decided ahead of its time is decided by what was known then."""
         asked: list[int] = []
 
@@ -68,7 +78,9 @@ class TestHandingOut:
             for number, _ in enumerate(run.filter(loader())):
                 assert asked == list(range(number + 1))
 
-    def test_a_pause_that_comes_mid_epoch_excludes_its_rows(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_pause_that_comes_mid_epoch_excludes_its_rows(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A regulator's word binds at once, not from the next epoch on."""
         with small.run(tmp_path) as run:
             handed_out = run.filter([pa.concat_tables([rows("a"), rows("b", place="HK")])] * 2)
@@ -76,24 +88,33 @@ class TestHandingOut:
             small.control(pause(1, "HK", on=0, effective_at=small.now, recorded_at=small.now))
             assert ids(next(handed_out)) == ["a"]
 
-    def test_empty_batches_are_left_out_and_counted(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_empty_batches_are_left_out_and_counted(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A training step over no rows fails, or divides by zero."""
         small.opt_out("a")
         with small.run(tmp_path) as run:
             found = list(run.filter([rows("a"), rows("b"), rows(), rows("a", None)]))
         assert [ids(one) for one in found] == [["b"]]
         assert (run.batches, run.batches_empty) == (4, 3)
-        assert run.counts == {Reason.OPTED_OUT: 2, Reason.DEFAULT_ON: 1, Reason.HELD: 1}
+        assert run.counts == {Reason.OPTED_OUT: 2, Reason.DEFAULT_ON: 1, Reason.QUARANTINED: 1}
 
-    def test_every_kind_of_batch_comes_back_as_it_came(self, small: SmallWorld, tmp_path: Path) -> None:
-        """Who has to convert their loader's batches by hand will filter once, before training, and never again."""
+    def test_every_kind_of_batch_comes_back_as_it_came(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
+        """Who has to convert their loader's batches by hand will filter once, before training, and
+        never again.
+        """
         import pandas as pd
         import polars as pl
 
         small.opt_out("b")
         data = {"member_id": ["a", "b", "c"], "jurisdiction": ["US"] * 3, "text": ["x", "y", "z"]}
         table = pa.table(data)
-        arrays: dict[str, Any] = {"member_id": np.array(data["member_id"]), "jurisdiction": ("US",) * 3}
+        arrays: dict[str, Any] = {
+            "member_id": np.array(data["member_id"]),
+            "jurisdiction": ("US",) * 3,
+        }
         arrays |= {"text": np.arange(3)}
         with small.run(tmp_path) as run:
             assert run.filter(table)["text"].to_pylist() == ["x", "z"]
@@ -111,20 +132,28 @@ class TestHandingOut:
             (scanned,) = run.filter(ds.dataset(table))
             assert scanned.column("text").to_pylist() == ["x", "z"]
 
-    def test_a_column_of_mixed_types_holds_who_is_no_text(self, small: SmallWorld, tmp_path: Path) -> None:
-        """A loader's list may hold anything; a row that is dropped without a reason is missed by nobody."""
+    def test_a_column_of_mixed_types_holds_who_is_no_text(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
+        """A loader's list may hold anything; a row that is dropped without a reason is missed by
+        nobody.
+        """
         with small.run(tmp_path) as run:
             found = run.filter({"member_id": ["a", None, 3.5, ["x"]], "jurisdiction": ["US"] * 4})
         assert found["member_id"] == ["a"]
-        assert run.counts[Reason.HELD] == 3
+        assert run.counts[Reason.QUARANTINED] == 3
 
-    def test_what_arrow_would_round_to_a_number_is_no_id(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_what_arrow_would_round_to_a_number_is_no_id(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Arrow makes a 1 of each of them among numbers: somebody else's id."""
         odd = [7, np.True_, np.float16(1.0), np.float32(1.0), True, None, 1 << 70]
         with small.run(tmp_path) as run:
             for values in (odd, np.array(odd, dtype=object)):
-                assert list(run.filter({"member_id": values, "jurisdiction": ["US"] * 7})["member_id"]) == [7, 1 << 70]
-        assert run.counts[Reason.HELD] == 10
+                assert list(
+                    run.filter({"member_id": values, "jurisdiction": ["US"] * 7})["member_id"]
+                ) == [7, 1 << 70]
+        assert run.counts[Reason.QUARANTINED] == 10
 
     @pytest.mark.parametrize("kind", [pl.Int128(), pl.UInt128(), pl.Object()], ids=str)
     def test_polars_columns_that_arrow_does_not_have_are_read_value_by_value(
@@ -132,22 +161,31 @@ class TestHandingOut:
     ) -> None:
         """A gap stays one; an error of Arrow's would end the run."""
         small.opt_out("8")
-        frame = pl.DataFrame({"member_id": pl.Series([7, 8, None], dtype=kind), "jurisdiction": ["US"] * 3})
+        frame = pl.DataFrame(
+            {"member_id": pl.Series([7, 8, None], dtype=kind), "jurisdiction": ["US"] * 3}
+        )
         with small.run(tmp_path) as run:
             assert run.filter(frame)["member_id"].to_list() == [7]
-        assert run.counts == {Reason.DEFAULT_ON: 1, Reason.OPTED_OUT: 1, Reason.HELD: 1}
+        assert run.counts == {Reason.DEFAULT_ON: 1, Reason.OPTED_OUT: 1, Reason.QUARANTINED: 1}
 
-    def test_a_column_that_is_there_twice_is_refused(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_column_that_is_there_twice_is_refused(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """After a join nobody knows which of the two is the author."""
         twice = pa.table([["a"], ["b"]], names=["member_id", "member_id"])
-        with pytest.raises(InvalidInput, match="2 columns named 'member_id'"), small.run(tmp_path) as run:
+        with (
+            pytest.raises(InvalidInput, match="2 columns named 'member_id'"),
+            small.run(tmp_path) as run,
+        ):
             run.filter(twice)
 
     def test_integer_ids_are_their_decimal_texts(self, small: SmallWorld, tmp_path: Path) -> None:
         """Most data sets number their members."""
         small.opt_out("2")
         with small.run(tmp_path) as run:
-            found = run.filter(pa.table({"member_id": pa.array([1, 2, 3], pa.int64()), "jurisdiction": ["US"] * 3}))
+            found = run.filter(
+                pa.table({"member_id": pa.array([1, 2, 3], pa.int64()), "jurisdiction": ["US"] * 3})
+            )
         assert found["member_id"].to_pylist() == [1, 3]
         assert reads_of(run)["member_id"].to_pylist() == ["1", "3"]
 
@@ -164,7 +202,9 @@ class TestHandingOut:
             ("abc", "input.batch"),
         ],
     )
-    def test_what_is_no_batch_is_refused(self, small: SmallWorld, tmp_path: Path, batch: Any, code: str) -> None:
+    def test_what_is_no_batch_is_refused(
+        self, small: SmallWorld, tmp_path: Path, batch: Any, code: str
+    ) -> None:
         """What cannot be understood must not come through as it is."""
         with small.run(tmp_path) as run, pytest.raises(InvalidInput) as refused:
             list(run.filter(batch))
@@ -182,7 +222,9 @@ class TestHandingOut:
 class TestLease:
     """Nothing is handed out without it."""
 
-    def test_nothing_is_handed_out_once_freshness_is_not_proven(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_nothing_is_handed_out_once_freshness_is_not_proven(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """With the broker gone nobody hears of opt-outs: whoever reads on trains on them."""
         with pytest.raises(ConsentStale) as stopped, small.run(tmp_path) as run:  # noqa: PT012 - the whole life of a run
             handed_out = run.filter([rows("a")] * 5)
@@ -197,18 +239,33 @@ class TestLease:
         for again in ([rows("a")], [rows("b"), rows("a")]):
             with pytest.raises(ConsentStale):
                 next(run.filter(again))
-        assert RunStore(str(tmp_path)).folder(run.run_id).read_json(END_FILE)["reason"].startswith("run.consent_stale")
+        assert (
+            RunStore(str(tmp_path))
+            .folder(run.run_id)
+            .read_json(END_FILE)["reason"]
+            .startswith("run.consent_stale")
+        )
         assert not run.folder.exists(CERTIFICATE_FILE)
-        assert sum(pq.read_table(_file(run, name))["rows"].to_pylist()[0] for name in run.folder.parts()) == 2
+        assert (
+            sum(
+                pq.read_table(_file(run, name))["rows"].to_pylist()[0]
+                for name in run.folder.parts()
+            )
+            == 2
+        )
 
-    def test_a_lease_shorter_than_the_clients_bound_stops_sooner(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_lease_shorter_than_the_clients_bound_stops_sooner(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Who asks for two seconds is not helped by five."""
         with pytest.raises(ConsentStale), small.run(tmp_path, lease_seconds=2) as run:  # noqa: PT012
             run.filter(rows("a"))
             small.later(2.1, is_fresh=False)
             run.filter(rows("a"))
 
-    def test_a_run_that_may_wait_goes_on_when_freshness_is_back(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_run_that_may_wait_goes_on_when_freshness_is_back(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A broker that is restarted for maintenance need not cost a day of training."""
         looked = 0
 
@@ -230,12 +287,18 @@ class TestLease:
         def clock() -> Any:
             return small.later(0.5, is_fresh=False)
 
-        with pytest.raises(ConsentStale), small.run(tmp_path, stale="wait", wait_seconds=10, clock=clock) as run:
+        with (
+            pytest.raises(ConsentStale),
+            small.run(tmp_path, stale="wait", wait_seconds=10, clock=clock) as run,
+        ):
             list(run.filter([rows("a")] * 40))
 
     def test_a_revoked_lease_is_never_given_again(self, small: SmallWorld, tmp_path: Path) -> None:
         """Somebody has pressed the red button."""
-        with pytest.raises(LeaseRevoked, match="an authority said stop"), small.run(tmp_path) as run:  # noqa: PT012
+        with (  # noqa: PT012 - the run raises as it is left
+            pytest.raises(LeaseRevoked, match="an authority said stop"),
+            small.run(tmp_path) as run,
+        ):
             handed_out = run.filter([rows("a")] * 2)
             next(handed_out)
             run.revoke("an authority said stop")
@@ -244,19 +307,26 @@ class TestLease:
             run.filter(rows("a"))
         assert run.state == "ABORTED"
 
-    def test_a_condition_of_the_lease_takes_it_back(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_condition_of_the_lease_takes_it_back(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A subscriber with overdue purge orders is to stop training, fresh or not."""
         overdue: list[str] = []
 
         def settled() -> str:
             return ", ".join(overdue)
 
-        with pytest.raises(LeaseRevoked, match="order pause:hk:1"), small.run(tmp_path, conditions=[settled]) as run:  # noqa: PT012
+        with (  # noqa: PT012 - the run raises as it is left
+            pytest.raises(LeaseRevoked, match="order pause:hk:1"),
+            small.run(tmp_path, conditions=[settled]) as run,
+        ):
             run.filter(rows("a"))
             overdue.append("order pause:hk:1 is overdue")
             run.filter(rows("a"))
 
-    def test_a_run_that_cannot_begin_fresh_is_not_registered(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_run_that_cannot_begin_fresh_is_not_registered(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A run that is registered and never read anything would be asked about for ever."""
         small.later(60, is_fresh=False)
         with pytest.raises(ConsentStale), small.run(tmp_path / "runs"):
@@ -279,7 +349,9 @@ class TestLease:
     def test_an_answer_that_grew_old_while_it_was_recorded_is_asked_anew(
         self, small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store that takes a minute would have a batch handed out by what was known a minute ago."""
+        """A store that takes a minute would have a batch handed out by what was known a minute
+        ago.
+        """
         with small.run(tmp_path) as run:
             write = run.folder.write_part
 
@@ -293,7 +365,9 @@ class TestLease:
             monkeypatch.setattr(run.folder, "write_part", slow)
             assert ids(run.filter(rows("a", "b"))) == ["b"]
 
-    def test_what_cannot_be_recorded_is_not_handed_out(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_what_cannot_be_recorded_is_not_handed_out(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A read that stands nowhere is a read that no certificate and no search will ever find."""
         with pytest.raises(Unavailable), small.run(tmp_path / "runs") as run:  # noqa: PT012
             reads = tmp_path / "runs" / run.run_id / "reads"
@@ -305,24 +379,34 @@ class TestLease:
 class TestRegister:
     """What stands in the store."""
 
-    def test_the_start_names_run_data_set_purpose_and_token(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_the_start_names_run_data_set_purpose_and_token(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Months later somebody asks which run used which data under which knowledge."""
         keys = TokenKeys({1: b"k" * 32})
         with small.run(tmp_path, dataset_version="sha256:abc", token_keys=keys) as run:
             found = run.folder.read_json(START_FILE)
-            assert (found["run_id"], found["dataset"], found["dataset_version"]) == (run.run_id, "posts", "sha256:abc")
+            assert (found["run_id"], found["dataset"], found["dataset_version"]) == (
+                run.run_id,
+                "posts",
+                "sha256:abc",
+            )
             assert (found["purpose"], found["subscriber"], found["view_start"]) == (
                 PURPOSE,
                 "ranker",
-                small.view.view_id,
+                small.snapshot.snapshot_id,
             )
             assert read_token(found["token_start"], keys).controls == 1
             assert found["known_at_start"] == found["started_at"] == small.now
             assert not run.folder.exists(END_FILE)
         assert RunStore(f"file://{tmp_path}").runs() == [run.run_id]
 
-    def test_an_error_in_the_training_closes_the_run_without_its_words(self, small: SmallWorld, tmp_path: Path) -> None:
-        """A half-read epoch must not carry a certificate, and an error's text may hold a member's data."""
+    def test_an_error_in_the_training_closes_the_run_without_its_words(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
+        """A half-read epoch must not carry a certificate, and an error's text may hold a member's
+        data.
+        """
         with pytest.raises(ZeroDivisionError), small.run(tmp_path) as run:  # noqa: PT012
             run.filter(rows("a"))
             raise ZeroDivisionError("member a")
@@ -343,7 +427,9 @@ class TestRegister:
             {"store": "no-such-scheme://x"},
         ],
     )
-    def test_what_does_not_fit_is_refused(self, small: SmallWorld, tmp_path: Path, more: dict[str, Any]) -> None:
+    def test_what_does_not_fit_is_refused(
+        self, small: SmallWorld, tmp_path: Path, more: dict[str, Any]
+    ) -> None:
         """A lease of no time, or of any, would be no lease."""
         with pytest.raises(InvalidInput):
             small.run(**{"store": tmp_path, **more})
@@ -381,7 +467,9 @@ class TestVersion:
 class TestReads:
     """What is recorded of what was read."""
 
-    def test_reads_are_distinct_with_first_and_last_time_and_rows(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_reads_are_distinct_with_first_and_last_time_and_rows(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Ten epochs over ten million members must not become a hundred million lines."""
         begun = small.now
         with small.run(tmp_path) as run:
@@ -391,23 +479,42 @@ class TestReads:
             ended = small.later(1)
             run.filter(rows("b"), shard="one")
         found = reads_of(run)
-        told = [(row["member_id"], row["jurisdiction"], row["shard"], row["rows"]) for row in found.to_pylist()]
-        assert told == [("a", "DE", "two", 1), ("a", "US", "one", 1), ("a", "US", "two", 1), ("b", "US", "one", 3)]
-        assert (micros(found["first_read_at"])[-1], micros(found["last_read_at"])[-1]) == (begun, ended)
+        told = [
+            (row["member_id"], row["jurisdiction"], row["shard"], row["rows"])
+            for row in found.to_pylist()
+        ]
+        assert told == [
+            ("a", "DE", "two", 1),
+            ("a", "US", "one", 1),
+            ("a", "US", "two", 1),
+            ("b", "US", "one", 3),
+        ]
+        assert (micros(found["first_read_at"])[-1], micros(found["last_read_at"])[-1]) == (
+            begun,
+            ended,
+        )
 
     def test_a_time_of_collection_is_kept_as_far_as_terms_tell_it_apart(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
         """Every row was collected at a time of its own; as such they would all be distinct."""
-        small.control(policy(901, terms("*", collected_from=day(10)), terms("FR", collected_from=day(20)), on=1))
-        batch = rows("a", "b", "c").append_column("collected_at", pa.array([day(10.5), day(30), day(5)], pa.int64()))
+        small.control(
+            policy(
+                901, terms("*", collected_from=day(10)), terms("FR", collected_from=day(20)), on=1
+            )
+        )
+        batch = rows("a", "b", "c").append_column(
+            "collected_at", pa.array([day(10.5), day(30), day(5)], pa.int64())
+        )
         with small.run(tmp_path) as run:
             run.filter(batch)
         found = reads_of(run)
         assert found["member_id"].to_pylist() == ["a", "b"]
         assert micros(found["collected_from"]).tolist() == [day(10), day(20)]
 
-    def test_many_parts_become_one_and_nothing_is_lost_on_the_way(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_many_parts_become_one_and_nothing_is_lost_on_the_way(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A run of days writes a part a second."""
         with small.run(tmp_path) as run:
             for number in range(100):
@@ -442,7 +549,9 @@ class TestReads:
 class TestCertificate:
     """What a run states at its end."""
 
-    def test_it_says_what_was_read_and_that_nobody_excluded_was(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_it_says_what_was_read_and_that_nobody_excluded_was(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """The one page that is shown to an authority."""
         small.opt_out("c", "d")
         with small.run(tmp_path) as run:
@@ -466,9 +575,14 @@ class TestCertificate:
         with small.run(tmp_path) as run:
             assert list(run.filter([])) == []
         assert run.certificate is not None
-        assert (run.certificate["rows_read"], run.certificate["reads"]["first_read_at"]) == (0, None)
+        assert (run.certificate["rows_read"], run.certificate["reads"]["first_read_at"]) == (
+            0,
+            None,
+        )
 
-    def test_a_run_that_cannot_prove_its_end_has_none(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_run_that_cannot_prove_its_end_has_none(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A certificate under a token that was never reached would state what nobody knows."""
         with pytest.raises(ConsentStale), small.run(tmp_path) as run:  # noqa: PT012
             run.filter(rows("a"))

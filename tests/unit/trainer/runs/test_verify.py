@@ -1,4 +1,6 @@
-"""Every read decided once more: whoever was excluded is found, and nobody is accused by what came later."""
+"""Every read decided once more: whoever was excluded is found, and nobody is accused by what came
+later.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,23 @@ from tests.unit.trainer.runs.conftest import SmallWorld
 from consentry.bundles.keys import PublicKeys, SigningKey
 from consentry.domain.controls import OptIns, Regime
 from consentry.domain.values import Micros, Reason, parse_member_id
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs import TrainingRun
 from consentry.trainer.runs import verify as verifying
 from consentry.trainer.runs.certificates import read_certificate
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct
 from consentry.trainer.runs.read_log import opened, pieces, proofs_of
-from consentry.trainer.runs.reexamine import CANNOT_TELL, FINE, VIOLATED, Examined, examine, exclusions, row_of
+from consentry.trainer.runs.reexamine import (
+    CANNOT_TELL,
+    FINE,
+    VIOLATED,
+    Examined,
+    examine,
+    exclusions,
+    row_of,
+)
 from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
-from consentry.trainer.runs.verify import Report, verify
+from consentry.trainer.runs.verify import CertificateReport, verify
 from consentry.wire.freshness import FOREVER
 
 SECOND = 1_000_000
@@ -34,7 +44,9 @@ BOUND = Micros(5 * SECOND)
 
 def batch(*members: str) -> pa.Table:
     """Rows from the US."""
-    return pa.table({"member_id": pa.array(members, pa.string()), "jurisdiction": ["US"] * len(members)})
+    return pa.table(
+        {"member_id": pa.array(members, pa.string()), "jurisdiction": ["US"] * len(members)}
+    )
 
 
 def reads(*told: tuple[str, int, int], place: str | None = "US") -> pa.Table:
@@ -53,24 +65,32 @@ def reads(*told: tuple[str, int, int], place: str | None = "US") -> pa.Table:
     return distinct(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def outcome(small: SmallWorld, member: str, first: int, last: int | None = None, **more: Any) -> int:
+def outcome(
+    small: SmallWorld, member: str, first: int, last: int | None = None, **more: Any
+) -> int:
     """What becomes of one read."""
-    found = examine(small.view, reads((member, first, last or first), **more), purpose=PURPOSE, bound=BOUND)
+    found = examine(
+        small.snapshot, reads((member, first, last or first), **more), purpose=PURPOSE, bound=BOUND
+    )
     return int(found.outcomes[0])
 
 
-def verified(run: TrainingRun, world: SmallWorld | None, **more: Any) -> Report:
+def verified(run: TrainingRun, world: SmallWorld | None, **more: Any) -> CertificateReport:
     """What is found of a finished run with what a world holds."""
     certificate = read_certificate(run.folder.read(CERTIFICATE_FILE), more.pop("keys", None))
     with opened(run.folder, [READS_FILE]) as (file,):
-        return verify(certificate, more.pop("reads", pieces(file)), world.view if world else None, **more)
+        return verify(
+            certificate, more.pop("reads", pieces(file)), world.snapshot if world else None, **more
+        )
 
 
 class TestAgain:
     """One read, and what the record and the controls say of its time."""
 
     def test_an_opt_out_counts_from_when_the_run_had_to_know_of_it(self, small: SmallWorld) -> None:
-        """What no run could know of is no violation; what it had to know of is one, to the microsecond."""
+        """What no run could know of is no violation; what it had to know of is one, to the
+        microsecond.
+        """
         out = small.now
         small.opt_out("a")
         assert outcome(small, "a", out - SECOND) == FINE
@@ -78,14 +98,20 @@ class TestAgain:
         assert outcome(small, "a", out + BOUND) == VIOLATED
         assert outcome(small, "a", out - SECOND, out + BOUND) == VIOLATED
 
-    def test_an_opt_out_that_was_recorded_late_does_not_condemn_what_was_read_before(self, small: SmallWorld) -> None:
-        """Hong Kong: effective on the 11th, told on the 14th. Nobody could have known on the 12th."""
+    def test_an_opt_out_that_was_recorded_late_does_not_condemn_what_was_read_before(
+        self, small: SmallWorld
+    ) -> None:
+        """Hong Kong: effective on the 11th, told on the 14th. Nobody could have known on the
+        12th.
+        """
         told = small.now
         small.opt_out("a", effective_at=told - 3 * 86_400 * SECOND)
         assert outcome(small, "a", told - 86_400 * SECOND) == FINE
         assert outcome(small, "a", told + BOUND) == VIOLATED
 
-    def test_an_opt_in_may_be_used_as_soon_as_the_run_may_know_of_it(self, small: SmallWorld) -> None:
+    def test_an_opt_in_may_be_used_as_soon_as_the_run_may_know_of_it(
+        self, small: SmallWorld
+    ) -> None:
         """A run that was quicker than its bound did nothing wrong."""
         small.control(policy(901, terms("*", regime=Regime.OPT_IN), on=0))
         told = small.now
@@ -93,7 +119,9 @@ class TestAgain:
         assert outcome(small, "a", told - 1) == VIOLATED
         assert outcome(small, "a", told) == FINE
 
-    def test_a_run_is_believed_if_any_moment_that_it_may_have_known_allows(self, small: SmallWorld) -> None:
+    def test_a_run_is_believed_if_any_moment_that_it_may_have_known_allows(
+        self, small: SmallWorld
+    ) -> None:
         """Opted in, then out again, both within the bound: what was read in between was allowed."""
         small.control(policy(901, terms("*", regime=Regime.OPT_IN), on=0))
         told = small.now
@@ -104,8 +132,12 @@ class TestAgain:
         assert outcome(small, "a", told + 2 * SECOND) == FINE
         assert outcome(small, "a", told + BOUND + SECOND) == VIOLATED
 
-    def test_who_was_excluded_for_a_while_in_between_cannot_be_told(self, small: SmallWorld) -> None:
-        """The reads hold the first and the last time; a certificate must not claim what they do not show."""
+    def test_who_was_excluded_for_a_while_in_between_cannot_be_told(
+        self, small: SmallWorld
+    ) -> None:
+        """The reads hold the first and the last time; a certificate must not claim what they do not
+        show.
+        """
         begun = small.now
         small.later(10)
         small.opt_out("a")
@@ -132,9 +164,11 @@ class TestAgain:
         """A record that is damaged today says nothing of last month."""
         small.live("US", "a")
         key = b"a"
-        small.view.apply_records((small.view.partitions - 1), [key], [small.view.records[key]])
-        small.view.apply_records(0, [key], [small.view.records[key]])
-        assert small.view.is_held(key)
+        small.snapshot.apply_records(
+            (small.snapshot.partitions - 1), [key], [small.snapshot.records[key]]
+        )
+        small.snapshot.apply_records(0, [key], [small.snapshot.records[key]])
+        assert small.snapshot.is_quarantined(key)
         assert outcome(small, "a", small.now) == CANNOT_TELL
 
     def test_what_is_no_member_id_should_never_have_been_read(self, small: SmallWorld) -> None:
@@ -152,37 +186,48 @@ class TestAgain:
             member = data.draw(st.sampled_from(members))
             late = data.draw(st.sampled_from([0, -30, 12])) * SECOND
             small.later(data.draw(st.integers(0, 9)))
-            times: dict[str, Any] = {"effective_at": Micros(small.now + late), "recorded_at": small.now}
+            times: dict[str, Any] = {
+                "effective_at": Micros(small.now + late),
+                "recorded_at": small.now,
+            }
             moves = [
                 lambda member=member, times=times: small.opt_out(member, **times),  # type: ignore[misc]
                 lambda member=member, times=times: small.opt_in(member, **times),  # type: ignore[misc]
                 lambda number=number, times=times: small.control(
                     pause(number, "US", on=0, version=number + 1, **times)
                 ),  # type: ignore[misc]
-                lambda number=number, times=times: small.control(lift(100 + number, on=0, version=number, **times)),  # type: ignore[misc]
+                lambda number=number, times=times: small.control(
+                    lift(100 + number, on=0, version=number, **times)
+                ),  # type: ignore[misc]
                 lambda member=member: small.live("HK", member),  # type: ignore[misc]
             ]
             moves[kind]()
         moments = st.integers(-5, 60).map(lambda second: begun + second * SECOND)
-        spans = [(member, sorted(data.draw(st.tuples(moments, moments)))) for member in members for _ in range(2)]
+        spans = [
+            (member, sorted(data.draw(st.tuples(moments, moments))))
+            for member in members
+            for _ in range(2)
+        ]
         told = [(member, first, last) for member, (first, last) in spans]
         table = reads(*told)
-        found = examine(small.view, table, purpose=PURPOSE, bound=BOUND)
-        assert found.outcomes.tolist() == [slowly(small.view, table, row) for row in range(table.num_rows)]
+        found = examine(small.snapshot, table, purpose=PURPOSE, bound=BOUND)
+        assert found.outcomes.tolist() == [
+            slowly(small.snapshot, table, row) for row in range(table.num_rows)
+        ]
 
 
-def slowly(view: View, table: pa.Table, row: int) -> int:
+def slowly(snapshot: Snapshot, table: pa.Table, row: int) -> int:
     """The outcome of a read, by asking about every moment that could matter."""
     member = parse_member_id(table["member_id"][row].as_py())
     first, last = (table[name][row].value for name in ("first_read_at", "last_read_at"))
-    record = view.record(member)
-    facts = [*(record.facts if record else ()), *view.controls.log]
+    record = snapshot.record(member)
+    facts = [*(record.facts if record else ()), *snapshot.controls.log]
     known = sorted({fact.recorded_at for fact in facts})
     marks = sorted({fact.effective_at for fact in facts} | {time + BOUND for time in known})
 
     def allows(at: int, known_at: int) -> bool:
         told = {"purpose": PURPOSE, "at": Micros(at), "known_at": Micros(known_at)}
-        return view.decide(member, row_of(table, row), **told, stale_detail="").allowed  # type: ignore[arg-type]
+        return snapshot.decide(member, row_of(table, row), **told, stale_detail="").allowed  # type: ignore[arg-type]
 
     def fine(at: int) -> bool:
         span = [at - BOUND, at, *(time for time in known if at - BOUND < time < at)]
@@ -214,14 +259,18 @@ class TestVerify:
         assert len(report.checked) == 5
 
     def test_each_of_100_planted_among_a_million_reads_is_found(self, tmp_path: Path) -> None:
-        """One opt-out that a trainer lost, in a million rows, is the whole point of a certificate."""
+        """One opt-out that a trainer lost, in a million rows, is the whole point of a
+        certificate.
+        """
         blind, true = SmallWorld(), SmallWorld()
         members = np.char.add("m", np.arange(1_000_000).astype(str))
         planted = set(np.random.default_rng(6).choice(members, 100, replace=False).tolist())
         true.opt_out(*planted, recorded_at=Micros(true.now - 60 * SECOND))
         with blind.run(tmp_path, spool_seconds=3600) as run:
             for part in np.split(members, 20):
-                run.filter(pa.table({"member_id": part, "jurisdiction": pa.repeat("US", len(part))}))
+                run.filter(
+                    pa.table({"member_id": part, "jurisdiction": pa.repeat("US", len(part))})
+                )
         report = verified(run, true, show_members=True)
         assert report.status == 1
         assert report.violations == {Reason.OPTED_OUT: 100}
@@ -247,7 +296,9 @@ class TestVerify:
         report = verified(run, true, reads=one_by_one, show_members=True)
         assert sorted(report.members) == ["a", "b", "c", "d"]
 
-    def test_without_reads_key_or_bundle_it_cannot_be_told(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_without_reads_key_or_bundle_it_cannot_be_told(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """What was not looked at does not hold."""
         key = SigningKey.generate()
         with small.run(tmp_path, signing_key=key) as run:
@@ -260,14 +311,23 @@ class TestVerify:
         other = PublicKeys([SigningKey.generate().public])
         assert verified(run, small, keys=other, key_is_given=True).status == 2
 
-    def test_an_unsigned_one_is_no_ones_word_where_a_key_was_given(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_an_unsigned_one_is_no_ones_word_where_a_key_was_given(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Whoever takes the signature off must not thereby be believed."""
         with small.run(tmp_path) as run:
             run.filter(batch("a"))
         assert verified(run, small).status == 0
-        assert verified(run, small, keys=PublicKeys([SigningKey.generate().public]), key_is_given=True).status == 2
+        assert (
+            verified(
+                run, small, keys=PublicKeys([SigningKey.generate().public]), key_is_given=True
+            ).status
+            == 2
+        )
 
-    def test_a_bundle_that_is_older_than_the_run_cannot_tell(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_bundle_that_is_older_than_the_run_cannot_tell(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """It does not know of the opt-outs that the run had to heed."""
         old = SmallWorld()
         small.opt_out("z")
@@ -285,13 +345,17 @@ class TestVerify:
             (table,) = pieces(file)
         fewer, swapped = table.slice(1), table.take(pa.array([1, 0, 2]))
         later = table.set_column(
-            5, SCHEMA.field(5), pa.compute.add(table["first_read_at"], pa.scalar(1, pa.duration("us")))
+            5,
+            SCHEMA.field(5),
+            pa.compute.add(table["first_read_at"], pa.scalar(1, pa.duration("us"))),
         )
         for changed in ([fewer], [swapped], [later], [table, table], []):
             assert verified(run, small, reads=changed).status == 1
         assert verified(run, small, reads=[table.slice(0, 1), table.slice(1)]).status == 0
 
-    def test_a_member_can_be_shown_that_their_reads_are_in_it(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_member_can_be_shown_that_their_reads_are_in_it(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """They may see what was read of them, and no other member."""
         with small.run(tmp_path) as run:
             run.filter(batch("a", "b", "c", "d", "e"))
@@ -305,7 +369,9 @@ class TestVerify:
         assert all(proof.leaf.startswith(b"c\t") for proof in proofs)
 
     def test_a_shorter_bound_may_be_asked_for(self, small: SmallWorld, tmp_path: Path) -> None:
-        """A run with a lease of an hour proves little: whoever checks says what they want proven."""
+        """A run with a lease of an hour proves little: whoever checks says what they want
+        proven.
+        """
         with small.run(tmp_path, lease_seconds=3600) as run:
             run.filter(batch("a"))
         true = SmallWorld()
@@ -326,17 +392,24 @@ class TestExclusions:
         small.live("HK", "d")
         small.control(pause(1, "HK", on=0))  # of a use: a row from elsewhere may be a different one
         small.opt_out("e", effective_at=Micros(small.now + SECOND))
-        found = exclusions(small.view, purpose=PURPOSE, at=small.now, known_at=FOREVER)
+        found = exclusions(small.snapshot, purpose=PURPOSE, at=small.now, known_at=FOREVER)
         assert found == (2, "sha256:" + hashlib.sha256(b"a\nb\n").hexdigest(), 0)
-        assert exclusions(small.view, purpose="ads", at=small.now, known_at=FOREVER).members == 0
-        assert exclusions(small.view, purpose=PURPOSE, at=small.now, known_at=Micros(small.now - 1)).members == 0
+        assert (
+            exclusions(small.snapshot, purpose="ads", at=small.now, known_at=FOREVER).members == 0
+        )
+        assert (
+            exclusions(
+                small.snapshot, purpose=PURPOSE, at=small.now, known_at=Micros(small.now - 1)
+            ).members
+            == 0
+        )
 
 
 def test_counts_are_of_one_outcome() -> None:
     """A figure that mixes what is wrong with what is unknown is neither."""
     found = Examined(np.array([0, 1, 1, 2], dtype=np.int8), np.array([0, 5, 5, 1], dtype=np.int8))
     assert found.counts(VIOLATED) == {Reason.OPTED_OUT: 2}
-    assert found.counts(CANNOT_TELL) == {Reason.HELD: 1}
+    assert found.counts(CANNOT_TELL) == {Reason.QUARANTINED: 1}
 
 
 @pytest.fixture(autouse=True)

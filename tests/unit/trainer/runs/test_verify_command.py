@@ -25,7 +25,9 @@ def _publish(world: SmallWorld, place: Path, key: SigningKey, *, with_opt_out: b
     log, later = bundles.Log(), Micros(world.now + 1_000_000_000)
     log.control(policy(900, terms("*"), on=0))
     if with_opt_out:
-        log.member("b", moved("US", 1, on=1, member="b"), chose(Choice.OPT_OUT, 3, on=2, member="b"))
+        log.member(
+            "b", moved("US", 1, on=1, member="b"), chose(Choice.OPT_OUT, 3, on=2, member="b")
+        )
     for partition in range(PARTITIONS):
         log.state.freshness.apply(
             Frontier(
@@ -46,10 +48,15 @@ def _publish(world: SmallWorld, place: Path, key: SigningKey, *, with_opt_out: b
 
 @pytest.fixture
 def asked(small: SmallWorld, tmp_path: Path) -> tuple[str, str, str]:
-    """A run that read who had opted out, the true bundle, and one that the trainer made to say otherwise."""
+    """A run that read who had opted out, the true bundle, and one that the trainer made to say
+    otherwise.
+    """
     for name in ("trainer.key", "bundler.key"):
         make_key_files(tmp_path / name)
-    trainer, bundler = SigningKey.read(tmp_path / "trainer.key"), SigningKey.read(tmp_path / "bundler.key")
+    trainer, bundler = (
+        SigningKey.read(tmp_path / "trainer.key"),
+        SigningKey.read(tmp_path / "bundler.key"),
+    )
     with small.run(tmp_path / "runs", signing_key=trainer) as run:
         run.filter(pa.table({"member_id": ["a", "b"], "jurisdiction": ["US"] * 2}))
     true = _publish(small, tmp_path / "true", bundler, with_opt_out=True)
@@ -62,7 +69,12 @@ def test_who_signs_certificates_cannot_sign_the_bundle_that_acquits_them(
 ) -> None:
     """Then VIOLATED would become HOLDS by the hand of the one who is accused."""
     folder, true, forged = asked
-    keys = ("--key", str(tmp_path / "trainer.key.pub"), "--bundle-key", str(tmp_path / "bundler.key.pub"))
+    keys = (
+        "--key",
+        str(tmp_path / "trainer.key.pub"),
+        "--bundle-key",
+        str(tmp_path / "bundler.key.pub"),
+    )
     told = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *keys, "--json"])
     assert told.exit_code == 1, told.output
     found = json.loads(told.stdout)
@@ -73,22 +85,38 @@ def test_who_signs_certificates_cannot_sign_the_bundle_that_acquits_them(
     assert refused.exception.code == "bundle.key_unknown"
 
 
-def test_a_bundle_is_not_believed_by_the_key_of_the_certificate(asked: tuple[str, str, str], tmp_path: Path) -> None:
+def test_a_bundle_is_not_believed_by_the_key_of_the_certificate(
+    asked: tuple[str, str, str], tmp_path: Path
+) -> None:
     """Whoever gives one key only has said nothing of the bundle, or nothing of the certificate."""
     folder, true, _ = asked
     key = ("--key", str(tmp_path / "trainer.key.pub"))
     refused = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *key])
     assert isinstance(refused.exception, ConsentryError)
     assert refused.exception.code == "input.key"
-    wrong = ("--key", str(tmp_path / "bundler.key.pub"), "--bundle-key", str(tmp_path / "bundler.key.pub"))
+    wrong = (
+        "--key",
+        str(tmp_path / "bundler.key.pub"),
+        "--bundle-key",
+        str(tmp_path / "bundler.key.pub"),
+    )
     told = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *wrong, "--json"])
     assert not json.loads(told.stdout)["is_verified"]
 
 
-def test_of_several_certificates_the_worst_counts(asked: tuple[str, str, str], tmp_path: Path) -> None:
-    """`consentry verify runs/*` is what a pipeline runs: one run that may not stand must not hide behind the others."""
+def test_of_several_certificates_the_worst_counts(
+    asked: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """`consentry verify runs/*` is what a pipeline runs: one run that may not stand must not hide
+    behind the others.
+    """
     folder, true, _ = asked
-    keys = ("--key", str(tmp_path / "trainer.key.pub"), "--bundle-key", str(tmp_path / "bundler.key.pub"))
+    keys = (
+        "--key",
+        str(tmp_path / "trainer.key.pub"),
+        "--bundle-key",
+        str(tmp_path / "bundler.key.pub"),
+    )
 
     told = CliRunner().invoke(app, ["verify", folder, folder, "--bundle", true, *keys, "--json"])
     alone = CliRunner().invoke(app, ["verify", folder, folder, "--key", keys[1]])
@@ -103,7 +131,12 @@ def test_a_run_without_a_certificate_keeps_no_other_from_being_judged(
 ) -> None:
     """A run that was aborted stands first in its store as often as not."""
     folder, true, _ = asked
-    keys = ("--key", str(tmp_path / "trainer.key.pub"), "--bundle-key", str(tmp_path / "bundler.key.pub"))
+    keys = (
+        "--key",
+        str(tmp_path / "trainer.key.pub"),
+        "--bundle-key",
+        str(tmp_path / "bundler.key.pub"),
+    )
     aborted = str(tmp_path / "aborted")
 
     both = CliRunner().invoke(app, ["verify", aborted, folder, "--bundle", true, *keys, "--json"])

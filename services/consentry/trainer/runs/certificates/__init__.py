@@ -1,4 +1,6 @@
-"""Certificates of training runs: what they say and how it is signed, and the Merkle tree over what was read."""
+"""Certificates of training runs: what they say and how it is signed, and the Merkle tree over what
+was read.
+"""
 
 from consentry.trainer.runs.certificates.canonical import canonical, read_canonical
 from consentry.trainer.runs.certificates.envelope import (

@@ -20,7 +20,9 @@ def canonical(value: Any) -> bytes:
     Names sorted, no space, UTF-8. Raises ValueError for anything else, such as a fraction.
     """
     _check(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def _check(value: Any) -> None:
@@ -42,7 +44,10 @@ def _check(value: Any) -> None:
 
 
 def read_canonical(raw: bytes, *, what: str, code: str) -> dict[str, Any]:
-    """The object behind canonical bytes. Raises InvalidInput for any that are not exactly its one spelling."""
+    """The object behind canonical bytes.
+
+    Raises InvalidInput for any that are not exactly its one spelling.
+    """
     try:
         value = json.loads(raw)
         if isinstance(value, dict) and canonical(value) == raw:

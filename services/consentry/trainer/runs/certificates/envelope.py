@@ -1,4 +1,6 @@
-"""A certificate as a file: the statement, its digest, and a signature over it where there was a key."""
+"""A certificate as a file: the statement, its digest, and a signature over it where there was a
+key.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from consentry.trainer.runs.certificates.statement import check_statement
 
 FORMAT: Final = "consentry-certificate/1"
 BYTES_MAX: Final = 1 << 20
-LIMIT: Final = "it proves what the loader read; what a program did beside the loader, nobody can see here"
+LIMIT: Final = (
+    "it proves what the loader read; what a program did beside the loader, nobody can see here"
+)
 _SIGNED_AS: Final = FORMAT.encode() + b"\n"
 """In front of what is signed, so that a signature over something else never fits."""
 
@@ -33,7 +37,10 @@ class Certificate:
 
 
 def write_certificate(statement: dict[str, Any], key: SigningKey | None) -> bytes:
-    """The file of a statement: canonical JSON and a line end. Signed with Ed25519 where there is a key."""
+    """The file of a statement: canonical JSON and a line end.
+
+    Signed with Ed25519 where there is a key.
+    """
     body = canonical(statement)
     signature = None
     if key is not None:
@@ -46,12 +53,15 @@ def write_certificate(statement: dict[str, Any], key: SigningKey | None) -> byte
 def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
     """The statement in a file. Raises InvalidInput where a byte of it was altered.
 
-    With keys an unsigned one, or one by another key, is read and not verified: what it says may be anybody's word.
+    With keys an unsigned one, or one by another key, is read and not verified: what it says may be
+    anybody's word.
     """
     if len(raw) > BYTES_MAX or raw[-1:] != b"\n":
         raise _tampered("it is too long or its end is missing")
     envelope = read_canonical(raw[:-1], what="certificate", code="certificate.tampered")
-    if envelope.keys() != {"certificate", "digest", "signature"} or not isinstance(envelope["certificate"], dict):
+    if envelope.keys() != {"certificate", "digest", "signature"} or not isinstance(
+        envelope["certificate"], dict
+    ):
         raise _tampered("it has other parts than a certificate")
     statement, signature = envelope["certificate"], envelope["signature"]
     body = canonical(statement)
@@ -76,7 +86,11 @@ def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
 
 def _signature(told: Any) -> tuple[str, bytes]:
     """The name of the key and the signature's bytes, in their one spelling."""
-    if isinstance(told, dict) and told.keys() == {"algorithm", "key", "value"} and told["algorithm"] == "Ed25519":
+    if (
+        isinstance(told, dict)
+        and told.keys() == {"algorithm", "key", "value"}
+        and told["algorithm"] == "Ed25519"
+    ):
         name, text = told["key"], told["value"]
         if isinstance(name, str) and isinstance(text, str) and text.isascii():
             try:

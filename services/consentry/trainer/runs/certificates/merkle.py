@@ -1,4 +1,7 @@
-"""Merkle trees as in RFC 6962, section 2.1: SHA-256, leaves and nodes told apart by their first byte."""
+"""Merkle trees as in RFC 6962, section 2.1:
+
+SHA-256, leaves and nodes told apart by their first byte.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 class MerkleTree:
-    """The root over leaves that come one after another; holds one hash for each bit of their number."""
+    """The root over leaves that come one after another; holds one hash for each bit of their
+    number.
+    """
 
     def __init__(self) -> None:
         self.size = 0
@@ -51,7 +56,9 @@ class MerkleTree:
 
 
 class Inclusion(NamedTuple):
-    """That a leaf stands at a place in a tree of `size` leaves: the hashes beside the way from it to the root."""
+    """That a leaf stands at a place in a tree of `size` leaves: the hashes beside the way from it
+    to the root.
+    """
 
     leaf: bytes
     place: int
@@ -59,7 +66,10 @@ class Inclusion(NamedTuple):
     path: tuple[bytes, ...]
 
     def root(self) -> bytes:
-        """The root of the tree that this proves the leaf to be in. Raises ValueError where the path does not fit."""
+        """The root of the tree that this proves the leaf to be in.
+
+        Raises ValueError where the path does not fit.
+        """
         sides = _sides(self.place, self.size)
         if len(sides) != len(self.path):
             raise ValueError(f"the path has {len(self.path)} hashes, not {len(sides)}")
@@ -69,8 +79,12 @@ class Inclusion(NamedTuple):
         return found
 
 
-def inclusions(pieces: Iterable[Sequence[bytes]], places: Sequence[int], size: int) -> list[Inclusion]:
-    """Proofs for the leaves at these places of `size`, from one pass over all leaves, which come in pieces."""
+def inclusions(
+    pieces: Iterable[Sequence[bytes]], places: Sequence[int], size: int
+) -> list[Inclusion]:
+    """Proofs for the leaves at these places of `size`, from one pass over all leaves, which come in
+    pieces.
+    """
     wanted = {place: _sides(place, size) for place in places}
     trees = {span: MerkleTree() for sides in wanted.values() for span in sides}
     found: dict[int, bytes] = {}
@@ -82,11 +96,16 @@ def inclusions(pieces: Iterable[Sequence[bytes]], places: Sequence[int], size: i
             tree.add(piece[max(start, begin) - begin : max(min(stop, end) - begin, 0)])
         begin = end
     roots = {span: tree.root() for span, tree in trees.items()}
-    return [Inclusion(found[place], place, size, tuple(roots[span] for span in wanted[place])) for place in places]
+    return [
+        Inclusion(found[place], place, size, tuple(roots[span] for span in wanted[place]))
+        for place in places
+    ]
 
 
 def _sides(place: int, size: int) -> list[tuple[int, int]]:
-    """The subtrees beside the way from a leaf to the root, the lowest first, each as the span of its leaves."""
+    """The subtrees beside the way from a leaf to the root, the lowest first, each as the span of
+    its leaves.
+    """
     if not 0 <= place < size:
         raise ValueError(f"there is no leaf {place} among {size}")
     start, stop, found = 0, size, []

@@ -1,9 +1,10 @@
-"""What a run read, as a table of distinct reads, and the leaves that a certificate's Merkle root is over.
+"""What a run read, as a table of distinct reads, and the leaves that a certificate's Merkle root is
+over.
 
-One row for each distinct (member, jurisdiction, category, cut-off, shard), sorted by these, nulls first, texts by their
-bytes. `collected_from` is the latest cut-off of any terms known when reading that the rows' time of collection meets,
-null where they meet none or it is not known: no rule could tell more of that time. Times are those of the first and
-of the last read.
+One row for each distinct (member, jurisdiction, category, cut-off, shard), sorted by these, nulls
+first, texts by their bytes. `collected_from` is the latest cut-off of any terms known when reading
+that the rows' time of collection meets, null where they meet none or it is not known: no rule could
+tell more of that time. Times are those of the first and of the last read.
 """
 
 from __future__ import annotations
@@ -30,15 +31,22 @@ SCHEMA: Final = pa.schema(
     ]
 )
 LEAF: Final = (
-    "a row of the reads as a line without its end, as PostgreSQL's COPY writes it: columns separated by tabs, "
+    "a row of the reads as a line without its end, as PostgreSQL's COPY writes it: columns "
+    "separated by tabs, "
     "\\N for null, times in microseconds since 1970-01-01 UTC"
 )
 
 
 def distinct(reads: pa.Table) -> pa.Table:
-    """The distinct reads among some, sorted; earliest, latest and sum of those that are of one kind."""
-    found = reads.group_by(list(KEYS)).aggregate([("first_read_at", "min"), ("last_read_at", "max"), ("rows", "sum")])
-    found = found.rename_columns([*KEYS, "first_read_at", "last_read_at", "rows"]).select(SCHEMA.names)
+    """The distinct reads among some, sorted; earliest, latest and sum of those that are of one
+    kind.
+    """
+    found = reads.group_by(list(KEYS)).aggregate(
+        [("first_read_at", "min"), ("last_read_at", "max"), ("rows", "sum")]
+    )
+    found = found.rename_columns([*KEYS, "first_read_at", "last_read_at", "rows"]).select(
+        SCHEMA.names
+    )
     return found.take(_order(found)).cast(SCHEMA)
 
 
@@ -64,8 +72,12 @@ def is_sorted(reads: pa.Table) -> bool:
     greater = equal = None
     for name in reversed(KEYS):
         left, right = before[name], after[name]
-        one = pc.if_else(pc.and_(left.is_null(), right.is_valid()), True, pc.less(left, right)).fill_null(False)
-        same = pc.if_else(pc.and_(left.is_null(), right.is_null()), True, pc.equal(left, right)).fill_null(False)
+        one = pc.if_else(
+            pc.and_(left.is_null(), right.is_valid()), True, pc.less(left, right)
+        ).fill_null(False)
+        same = pc.if_else(
+            pc.and_(left.is_null(), right.is_null()), True, pc.equal(left, right)
+        ).fill_null(False)
         greater = one if greater is None else pc.or_(one, pc.and_(same, greater))
         equal = same if equal is None else pc.and_(equal, same)
     return bool(pc.all(greater).as_py())
@@ -85,9 +97,14 @@ def leaves(reads: pa.Table) -> list[bytes]:
         _text(reads["category"]),
         reads["collected_from"].cast(pa.int64()).cast(pa.string()),
         _text(reads["shard"]),
-        *(reads[name].cast(pa.int64()).cast(pa.string()) for name in ("first_read_at", "last_read_at", "rows")),
+        *(
+            reads[name].cast(pa.int64()).cast(pa.string())
+            for name in ("first_read_at", "last_read_at", "rows")
+        ),
     ]
-    lines = pc.binary_join_element_wise(*columns, "\t", null_handling="replace", null_replacement="\\N")
+    lines = pc.binary_join_element_wise(
+        *columns, "\t", null_handling="replace", null_replacement="\\N"
+    )
     found: list[bytes] = lines.cast(pa.binary()).to_pylist()
     return found
 

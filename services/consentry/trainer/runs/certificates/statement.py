@@ -52,7 +52,11 @@ def check_statement(statement: Mapping[str, Any]) -> None:
     """Raise InvalidInput where a field is missing, unknown or of another kind."""
     wrong = next(_wrong(statement, FIELDS, ""), None)
     counts = statement.get("counts")
-    if wrong is None and isinstance(counts, dict) and not all(_is_kind(number, int) for number in counts.values()):
+    if (
+        wrong is None
+        and isinstance(counts, dict)
+        and not all(_is_kind(number, int) for number in counts.values())
+    ):
         wrong = "counts"
     if wrong is not None:
         raise InvalidInput(

@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 from tests.contract.filters import corpus
 
-from consentry.trainer.deciding.decide_table import Columns, Verdict
-from consentry.trainer.deciding.decider import ViewJudge
+from consentry.trainer.deciding.decide_table import Columns, Decisions
+from consentry.trainer.deciding.decider import SnapshotDecider
 
 
 class Sent:
-    """Judges as the small corpus does, in any process, until the file at `until` is there: then it is STALE.
+    """Judges as the small corpus does, in any process, until the file at `until` is there: then it
+    is STALE.
 
     `portable` gives what is sent; that cannot be asked in the process in which it was made.
     """
@@ -21,7 +22,7 @@ class Sent:
     def __init__(self, ids: Any = "text", until: Path | None = None) -> None:
         self._ids = ids
         self._until = until
-        self._judge: ViewJudge | None = None
+        self._decider: SnapshotDecider | None = None
 
     def portable(self) -> Sent:
         """A copy that has not been asked yet."""
@@ -31,29 +32,34 @@ class Sent:
         return Sent, (self._ids, self._until)
 
     @property
-    def view_id(self) -> str:
+    def snapshot_id(self) -> str:
         """See Judge."""
-        return self._own().view_id
+        return self._own().snapshot_id
 
     @property
     def positions(self) -> dict[tuple[str, int], int]:
         """How far what is known has been read."""
-        return self._own().view.positions
+        return self._own().snapshot.positions
 
     @property
     def stale_detail(self) -> str:
         """See Judge."""
         return "the test says so" if self._until is not None and self._until.exists() else ""
 
-    def judge(
-        self, table: pa.Table, *, purpose: str, columns: Columns | None = None, at_least: str | None = None
-    ) -> Verdict:
+    def decide_table(
+        self,
+        table: pa.Table,
+        *,
+        purpose: str,
+        columns: Columns | None = None,
+        at_least: str | None = None,
+    ) -> Decisions:
         """See Judge."""
         own = self._own()
         own._stale_after_seconds = -1.0 if self.stale_detail else float("inf")
-        return own.judge(table, purpose=purpose, columns=columns, at_least=at_least)
+        return own.decide_table(table, purpose=purpose, columns=columns, at_least=at_least)
 
-    def _own(self) -> ViewJudge:
-        if self._judge is None:
-            self._judge = corpus.small(self._ids).judge
-        return self._judge
+    def _own(self) -> SnapshotDecider:
+        if self._decider is None:
+            self._decider = corpus.small(self._ids).decider
+        return self._decider

@@ -171,7 +171,8 @@ class Phrasing:
             FactKind.ERASED: "was erased",
             FactKind.RELEASED: "was released from a quarantine",
         }
-        return f"{said.get(fact.kind, 'is quarantined: an event of theirs was quarantined')} on {dates}"
+        text = said.get(fact.kind, "is quarantined: an event of theirs was quarantined")
+        return f"{text} on {dates}"
 
     def _pause(self, pause: PauseImposed, asked: str | None) -> str:
         """Since when, by whom, which, and when that was recorded."""

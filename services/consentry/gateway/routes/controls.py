@@ -303,7 +303,7 @@ async def propose(
 def control_of(
     kind: Kind, form: Any, *, event_id: bytes, recorded_at: Micros, source: str
 ) -> PauseLifted | PolicyPublished:
-    """The lift or policy that a form asks for. Raises InvalidForm."""
+    """The lift or policy that a form asks for. Raises InvalidDocument."""
     parse = parse_lift if kind == "lift" else parse_policy
     return parse(form, event_id=event_id, recorded_at=recorded_at, source=source)
 

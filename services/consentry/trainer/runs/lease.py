@@ -16,7 +16,7 @@ _LOOK_SECONDS = 0.02
 
 
 class RunDecider(Decider, Protocol):
-    """A judge whose view can be looked at: the client, or ViewJudge."""
+    """A judge whose view can be looked at: the client, or SnapshotDecider."""
 
     snapshot: Snapshot
 

@@ -25,7 +25,7 @@ class MlflowObserver:
         return mlflow.active_run() is not None
 
     def told(self, run: RunChange) -> None:
-        """See RunWatcher."""
+        """See RunObserver."""
         if self._run_id is None:
             return
         if run.state == "RUNNING" and self.has_open_run():

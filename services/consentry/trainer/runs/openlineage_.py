@@ -59,7 +59,7 @@ class OpenLineageObserver:
         self._job = job
 
     def told(self, run: RunChange) -> None:
-        """See RunWatcher."""
+        """See RunObserver."""
         self._client.emit(self.event(run))
 
     def event(self, run: RunChange) -> RunEvent:

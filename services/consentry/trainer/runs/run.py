@@ -74,10 +74,10 @@ class TrainingRun:
     handed out.
 
     A context manager: entering registers the run in `store`, an fsspec URL, leaving writes its
-    certificate. `decider` is the client, or ViewJudge. `lease_seconds` is the bound within which
-    freshness has to be proven; `stale="wait"` waits for it, at most `wait_seconds`, instead of
-    stopping at once. `conditions` may take the lease back for other reasons. `watchers` are told of
-    beginning and end.
+    certificate. `decider` is the client, or SnapshotDecider. `lease_seconds` is the bound within
+    which freshness has to be proven; `stale="wait"` waits for it, at most `wait_seconds`, instead
+    of stopping at once. `conditions` may take the lease back for other reasons. `watchers` are told
+    of beginning and end.
 
     Raises ConsentStale or LeaseRevoked at the next batch when the lease is lost, and hands out
     nothing in it again: the run is ABORTED, with the reason, and what it has read is recorded.

@@ -184,16 +184,16 @@ from tests.contract.filters.corpus import opt_out
 from tests.strategies import PURPOSE, day, policy, terms
 from consentry.trainer.filters import huggingface
 from consentry.trainer.deciding.decider import SnapshotDecider
-from consentry.trainer.deciding.snapshot import View
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.jurisdictions import iso_jurisdictions
 
-view = View(4, iso_jurisdictions())
-view.apply_control(policy(900, terms("*"), on=0))
-opt_out(view, *excluded)
+snapshot = Snapshot(4, iso_jurisdictions())
+snapshot.apply_control(policy(900, terms("*"), on=0))
+opt_out(snapshot, *excluded)
 datasets.disable_progress_bars()
 data = datasets.load_dataset("parquet", data_files=directory + "/posts.parquet", split="train", cache_dir=directory)
 data = data.map(lambda row: {"jurisdiction": "US"})
-ours = huggingface.filter(SnapshotDecider(view, at=day(100)), data, purpose=PURPOSE).map(lambda row: {"n": row["row"] + 1})
+ours = huggingface.filter(SnapshotDecider(snapshot, at=day(100)), data, purpose=PURPOSE).map(lambda row: {"n": row["row"] + 1})
 print(*ours["member_id"])
 
 sys.path.insert(0, directory)

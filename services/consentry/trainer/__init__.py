@@ -1,8 +1,74 @@
-"""What a training system embeds: follow what members and regulators decided, exclude, purge,
-prove.
+"""A training system's side of Consentry: exclude, purge and prove.
+
+`Client` follows all records and controls; the rest is loaded when it is first used, because some
+of it needs an extra such as torch or Spark.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from consentry.trainer.client import Client
 from consentry.trainer.deciding.decide_table import Columns, Decisions
 
-__all__ = ["Client", "Columns", "Decisions"]
+if TYPE_CHECKING:
+    from consentry.ops.clock import system_clock
+    from consentry.trainer.filters import ray_, spark_
+    from consentry.trainer.filters.torch_ import ConsentDataset, ConsentLoader, filter_batches
+    from consentry.trainer.purge.open_dataset import open_dataset
+    from consentry.trainer.purge.row_selector import (
+        ExcludedSelector,
+        JointSelector,
+        OrdersSelector,
+    )
+    from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked
+    from consentry.trainer.runs.mlflow_ import MlflowObserver
+    from consentry.trainer.runs.openlineage_ import OpenLineageObserver
+    from consentry.wire.tokens import TokenKeys
+
+_LOADED_LATER: Final = {
+    "ConsentDataset": "consentry.trainer.filters.torch_",
+    "ConsentLoader": "consentry.trainer.filters.torch_",
+    "ConsentStale": "consentry.trainer.runs.errors",
+    "ExcludedSelector": "consentry.trainer.purge.row_selector",
+    "JointSelector": "consentry.trainer.purge.row_selector",
+    "LeaseRevoked": "consentry.trainer.runs.errors",
+    "MlflowObserver": "consentry.trainer.runs.mlflow_",
+    "OpenLineageObserver": "consentry.trainer.runs.openlineage_",
+    "OrdersSelector": "consentry.trainer.purge.row_selector",
+    "TokenKeys": "consentry.wire.tokens",
+    "filter_batches": "consentry.trainer.filters.torch_",
+    "open_dataset": "consentry.trainer.purge.open_dataset",
+    "ray_": "consentry.trainer.filters.ray_",
+    "spark_": "consentry.trainer.filters.spark_",
+    "system_clock": "consentry.ops.clock",
+}
+"""The module of each name that importing this package does not load; two names are modules."""
+
+__all__ = [
+    "Client",
+    "Columns",
+    "ConsentDataset",
+    "ConsentLoader",
+    "ConsentStale",
+    "Decisions",
+    "ExcludedSelector",
+    "JointSelector",
+    "LeaseRevoked",
+    "MlflowObserver",
+    "OpenLineageObserver",
+    "OrdersSelector",
+    "TokenKeys",
+    "filter_batches",
+    "open_dataset",
+    "ray_",
+    "spark_",
+    "system_clock",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the name when it is first used. Raises ImportError where its library is missing."""
+    if name not in _LOADED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_LOADED_LATER[name])
+    return getattr(module, name, module)

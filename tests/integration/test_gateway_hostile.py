@@ -14,8 +14,8 @@ import pytest
 from tests.gateway import AUDITOR, PRODUCER, Gateway
 from tests.stack import PURPOSE, SHARED, World
 
-from consentry.gateway.http.head_limits import HEAD_BYTES_MAX, HEAD_SECONDS
 from consentry.local.stack import LocalStack
+from consentry.ops.http.head_limits import HEAD_BYTES_MAX, HEAD_SECONDS
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 

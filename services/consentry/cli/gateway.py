@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consentry.domain.errors import Refused, UnsafeSetting
+from consentry.domain.errors import UnsafeSetting
 
 if TYPE_CHECKING:
     from consentry.gateway.bundle_downloads import BundleDownloads
@@ -63,12 +63,20 @@ async def _serve(settings: Settings) -> None:
     import uvicorn
 
     from consentry.gateway.app import build_gateway
-    from consentry.gateway.http.head_limits import HeadLimits
     from consentry.ops.collector import spare_the_collector
+    from consentry.ops.http.address import bind
+    from consentry.ops.http.head_limits import HeadLimits
 
     log = structlog.get_logger(__name__)
     async with _parts(settings) as parts:
-        listener = _bind(settings.gateway_host, settings.gateway_port)
+        listener = bind(
+            settings.gateway_host,
+            settings.gateway_port,
+            backlog=2048,
+            code="gateway.address",
+            fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating "
+            "system",
+        )
         try:
             health = _health(settings, parts)
             spare_the_collector()
@@ -92,28 +100,6 @@ async def _serve(settings: Settings) -> None:
             health.stop()
         finally:
             listener.close()
-
-
-def _bind(host: str, port: int) -> Any:
-    import socket
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise Refused(
-            f"The gateway's address {host}:{port} cannot be opened: {error.strerror}.",
-            code="gateway.address",
-            fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating "
-            "system",
-        ) from error
-    # From here on callers wait in the queue instead of being turned away.
-    listener.listen(2048)
-    listener.setblocking(False)
-    return listener
 
 
 @asynccontextmanager

@@ -11,8 +11,8 @@ from consentry.domain.errors import UnsafeSetting
 from consentry.domain.values import NAME_PATTERN
 from consentry.gateway.access.authenticator import RefreshNeed
 from consentry.gateway.access.errors import BadCredential
-from consentry.gateway.access.loopback import is_loopback
 from consentry.gateway.access.roles import Principal, Role
+from consentry.ops.http.address import is_loopback
 
 PROFILES: Final = frozenset({"local", "rehearsal"})
 _PREFIX: Final = "dev:"

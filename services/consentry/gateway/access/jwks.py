@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from consentry.domain.errors import InvalidInput
 from consentry.gateway.access.authenticator import RefreshNeed
-from consentry.gateway.access.loopback import is_loopback
+from consentry.ops.http.address import is_loopback
 
 FETCH_AGAIN_SECONDS: Final = 10.0
 """The issuer is asked at most this often, however many unknown key ids arrive and however it

@@ -200,7 +200,7 @@ class AwaitingApproval(BaseModel):
     expires_at: datetime
 
 
-class DecisionOut(BaseModel):
+class VersionedDecisionOut(BaseModel):
     """The answer to one question about one member."""
 
     allowed: bool
@@ -246,18 +246,6 @@ class BulkSummary(BaseModel):
     token: str | None = Field(
         description="Consistency token over all that was accepted; null where nothing was."
     )
-
-
-class ProblemOut(BaseModel):
-    """Why a request was not answered as asked. Source: RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str = Field(description="Stable; what programs look at.")
-    fix: str
-    model_config = ConfigDict(extra="allow")
 
 
 Json = dict[str, Any]

@@ -4,7 +4,6 @@ problem looks.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -12,8 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from consentry.forms.yaml import document_text
-from consentry.gateway.http.models import ProblemOut
-from consentry.ops.http.problems import MEDIA_TYPE
+from consentry.ops.http.problems import ProblemOut, described_problems
 
 ACCEPTS_REPETITION: Final = ("idempotency-key", "traceparent")
 _ALWAYS: Final = (400, 401, 403, 408, 429, 431, 500, 503)
@@ -45,16 +43,9 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route may answer with, beside those that all may."""
-    schema = {"$ref": "#/components/schemas/ProblemOut"}
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
-        for status in sorted({*_ALWAYS, *statuses})
-    }
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses for these problems and for those that every route may give."""
+    return described_problems((*_ALWAYS, *statuses))
 
 
 def body_of(model: type[BaseModel], *headers: str) -> dict[str, Any]:

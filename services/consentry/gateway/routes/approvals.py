@@ -19,7 +19,7 @@ from consentry.domain.wording import iso_text
 from consentry.gateway.access import Permission, Principal
 from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.models import Json
-from consentry.gateway.http.openapi import answers
+from consentry.gateway.http.openapi import problems
 from consentry.gateway.proposals import (
     Proposal,
     as_in_log,
@@ -43,14 +43,14 @@ differ.
 ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
 
-@router.get("", responses=answers())
+@router.get("", responses=problems())
 async def get_approvals(request: Request) -> Json:
     """The newest proposals, and what became of them."""
     parts, _ = await caller_of(request, Permission.READ_APPROVALS)
     return {"approvals": [_data(one) for one in await parts.proposals.newest()]}
 
 
-@router.get("/{approval_id}", responses=answers(404, 422))
+@router.get("/{approval_id}", responses=problems(404, 422))
 async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
     """One proposal."""
     parts, _ = await caller_of(request, Permission.READ_APPROVALS)
@@ -65,7 +65,7 @@ async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
     return _data(found)
 
 
-@router.post("/{approval_id}/approve", responses=answers(404, 409, 422, 504))
+@router.post("/{approval_id}/approve", responses=problems(404, 409, 422, 504))
 async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
     """Let a proposal take effect, now. Not by who proposed it.
 
@@ -75,7 +75,7 @@ async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
     return await _decide(parts, caller, approval_id, _approve)
 
 
-@router.post("/{approval_id}/reject", responses=answers(404, 409, 422))
+@router.post("/{approval_id}/reject", responses=problems(404, 409, 422))
 async def post_reject(request: Request, approval_id: ApprovalPath) -> Response:
     """Let a proposal come to nothing."""
     parts, caller = await caller_of(request, Permission.APPROVE)

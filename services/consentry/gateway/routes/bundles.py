@@ -16,7 +16,7 @@ from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.gateway.access import Forbidden, Permission
 from consentry.gateway.bundle_downloads import BundleDownloads, not_found
 from consentry.gateway.context import GatewayContext, caller_of
-from consentry.gateway.http.openapi import answers
+from consentry.gateway.http.openapi import problems
 from consentry.ops.http.problems import Problem
 
 DOWNLOAD_SECONDS_MAX: Final = 1800.0
@@ -112,7 +112,7 @@ _FILE_OR_SAME: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-@router.get("/latest", response_class=Response, responses=_LINES_OR_SAME | answers(404))
+@router.get("/latest", response_class=Response, responses=_LINES_OR_SAME | problems(404))
 async def get_latest(request: Request) -> Response:
     """The newest bundle: the manifest, exactly the bytes that were signed, then a line break and
     the signature.
@@ -123,7 +123,7 @@ async def get_latest(request: Request) -> Response:
     return _same(request, etag, _REVALIDATE) or _text(found.content + b"\n" + found.signature, etag)
 
 
-@router.get("/latest.jsonl", response_class=Response, responses=_LINES_OR_SAME | answers(404))
+@router.get("/latest.jsonl", response_class=Response, responses=_LINES_OR_SAME | problems(404))
 async def get_pointer(request: Request) -> Response:
     """Which bundle is the newest: the signed pointer, as it lies in the store."""
     shelf, _ = await _shelf_of(request)
@@ -133,7 +133,7 @@ async def get_pointer(request: Request) -> Response:
 
 
 @router.get(
-    "/{bundle_id}/{file}", response_class=Response, responses=_FILE_OR_SAME | answers(404, 422)
+    "/{bundle_id}/{file}", response_class=Response, responses=_FILE_OR_SAME | problems(404, 422)
 )
 async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> Response:
     """A file of a bundle: one that its manifest names, the manifest, or its signature; nothing

@@ -29,7 +29,7 @@ from consentry.gateway.access import Permission, Principal
 from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.bodies import CONTROL_BYTES_MAX, read_body
 from consentry.gateway.http.models import Accepted, AwaitingApproval, Json
-from consentry.gateway.http.openapi import ACCEPTS_REPETITION, answers, form_body
+from consentry.gateway.http.openapi import ACCEPTS_REPETITION, form_body, problems
 from consentry.gateway.idempotency import store_key
 from consentry.gateway.proposals import Kind, new_proposal
 from consentry.ops.http.bodies import parse_json
@@ -105,7 +105,7 @@ _PROPOSED: Final = {
     "/pauses",
     status_code=202,
     response_model=Accepted,
-    responses=answers(400, 408, 409, 413, 415, 422, 504),
+    responses=problems(400, 408, 409, 413, 415, 422, 504),
     openapi_extra=form_body(_PAUSE_SCHEMA, *ACCEPTS_REPETITION),
 )
 async def post_pause(request: Request) -> Response:
@@ -137,7 +137,7 @@ async def post_pause(request: Request) -> Response:
     "/pauses/{pause}/lift",
     status_code=202,
     response_model=AwaitingApproval,
-    responses=answers(400, 408, 409, 413, 415, 422),
+    responses=problems(400, 408, 409, 413, 415, 422),
     openapi_extra=form_body(_LIFT_SCHEMA, *ACCEPTS_REPETITION),
 )
 async def post_lift(request: Request, pause: PausePath) -> Response:
@@ -160,7 +160,7 @@ async def post_lift(request: Request, pause: PausePath) -> Response:
 @router.post(
     "/policies",
     status_code=202,
-    responses={**answers(400, 408, 409, 413, 415, 422, 504), 202: _PROPOSED},
+    responses={**problems(400, 408, 409, 413, 415, 422, 504), 202: _PROPOSED},
     openapi_extra=form_body(_POLICY_SCHEMA, *ACCEPTS_REPETITION),
 )
 async def post_policy(request: Request) -> Response:

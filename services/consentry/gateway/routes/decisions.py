@@ -21,8 +21,8 @@ from consentry.forms.controls import micros
 from consentry.gateway.access import Permission, Principal, require_purpose
 from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.limits import WaitingLimit
-from consentry.gateway.http.models import DecisionOut, Json, Moment
-from consentry.gateway.http.openapi import answers
+from consentry.gateway.http.models import Json, Moment, VersionedDecisionOut
+from consentry.gateway.http.openapi import problems
 from consentry.gateway.table_reader import WAIT_SECONDS_MAX, DecisionAnswer, DecisionQuestion
 from consentry.ops.http.problems import Problem
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
@@ -58,7 +58,9 @@ CollectedQuery = Annotated[Moment | None, Query(description="When the row was co
 
 
 @router.get(
-    "/members/{member_id}/decision", response_model=DecisionOut, responses=answers(400, 422)
+    "/members/{member_id}/decision",
+    response_model=VersionedDecisionOut,
+    responses=problems(400, 422),
 )
 async def get_decision(
     request: Request,
@@ -85,7 +87,7 @@ async def get_decision(
     return _response(_decision_data(answer), answer)
 
 
-@router.get("/members/{member_id}/explain", responses=answers(400, 422))
+@router.get("/members/{member_id}/explain", responses=problems(400, 422))
 async def get_explanation(
     request: Request,
     member_id: MemberPath,
@@ -110,7 +112,7 @@ async def get_explanation(
     return _response(data, answer)
 
 
-@router.get("/controls", responses=answers())
+@router.get("/controls", responses=problems())
 async def get_controls(request: Request) -> Json:
     """Every pause, lift and policy, in the order of their log; of pauses, whether they are in force
     now.
@@ -159,7 +161,7 @@ async def get_controls(request: Request) -> Json:
     return {**fresh, "pauses": pauses, "lifts": lifts, "policies": policies}
 
 
-@router.get("/status", responses=answers())
+@router.get("/status", responses=problems())
 async def get_status(request: Request) -> Json:
     """How far the table has come, whether the controls are fresh, and who is declared to owe
     receipts.

@@ -33,10 +33,10 @@ from consentry.gateway.http.models import (
 )
 from consentry.gateway.http.openapi import (
     ACCEPTS_REPETITION,
-    answers,
     body_of,
     ndjson_body,
     one_of_lines,
+    problems,
 )
 from consentry.gateway.idempotency import store_key
 from consentry.ops.http.problems import Problem
@@ -48,7 +48,7 @@ router = APIRouter(prefix="/v1", tags=["producers"])
     "/consent-changes",
     status_code=202,
     response_model=Accepted,
-    responses=answers(400, 408, 409, 412, 413, 415, 422, 428, 504),
+    responses=problems(400, 408, 409, 412, 413, 415, 422, 428, 504),
     openapi_extra=body_of(ConsentChangeIn, *ACCEPTS_REPETITION, "if-match"),
 )
 async def post_consent_change(request: Request) -> Response:
@@ -77,7 +77,7 @@ async def post_consent_change(request: Request) -> Response:
     "/relocations",
     status_code=202,
     response_model=Accepted,
-    responses=answers(400, 408, 409, 413, 415, 422, 504),
+    responses=problems(400, 408, 409, 413, 415, 422, 504),
     openapi_extra=body_of(RelocationIn, *ACCEPTS_REPETITION),
 )
 async def post_relocation(request: Request) -> Response:
@@ -96,7 +96,7 @@ async def post_relocation(request: Request) -> Response:
     "/erasures",
     status_code=202,
     response_model=Accepted,
-    responses=answers(400, 408, 409, 413, 415, 422, 504),
+    responses=problems(400, 408, 409, 413, 415, 422, 504),
     openapi_extra=body_of(ErasureIn, *ACCEPTS_REPETITION),
 )
 async def post_erasure(request: Request) -> Response:
@@ -118,7 +118,7 @@ async def post_erasure(request: Request) -> Response:
             "token over all of them.",
             "content": {"application/x-ndjson": {"schema": one_of_lines(BulkLine, BulkSummary)}},
         },
-        **answers(400, 408, 409, 413, 415, 422),
+        **problems(400, 408, 409, 413, 415, 422),
     },
     openapi_extra=ndjson_body(*ACCEPTS_REPETITION),
 )

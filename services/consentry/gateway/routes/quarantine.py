@@ -17,7 +17,7 @@ from consentry.gateway.access import Permission
 from consentry.gateway.context import GatewayContext, caller_of
 from consentry.gateway.http.bodies import read_body, validated
 from consentry.gateway.http.models import AwaitingApproval, Json, ReleaseIn
-from consentry.gateway.http.openapi import ACCEPTS_REPETITION, answers, body_of
+from consentry.gateway.http.openapi import ACCEPTS_REPETITION, body_of, problems
 from consentry.gateway.proposals import Kind, Proposal
 from consentry.gateway.quarantine import LISTED_MAX, entry_data, observed_version
 from consentry.gateway.routes.controls import ProposalRequest, propose
@@ -37,7 +37,7 @@ EntryPath = Annotated[
 LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
 
 
-@router.get("", responses=answers(422))
+@router.get("", responses=problems(422))
 async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
     """The newest messages that could not be read, and whether their members are still held."""
     parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
@@ -51,7 +51,7 @@ async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
     }
 
 
-@router.get("/{entry}", responses=answers(404, 422))
+@router.get("/{entry}", responses=problems(404, 422))
 async def get_entry(request: Request, entry: EntryPath) -> Json:
     """One message, with its original bytes and headers in hexadecimal digits."""
     parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
@@ -65,7 +65,7 @@ async def get_entry(request: Request, entry: EntryPath) -> Json:
     "/{entry}/release",
     status_code=202,
     response_model=AwaitingApproval,
-    responses=answers(400, 404, 408, 409, 413, 415, 422),
+    responses=problems(400, 404, 408, 409, 413, 415, 422),
     openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
 )
 async def post_release(request: Request, entry: EntryPath) -> Response:
@@ -80,7 +80,7 @@ async def post_release(request: Request, entry: EntryPath) -> Response:
     "/{entry}/replay",
     status_code=202,
     response_model=AwaitingApproval,
-    responses=answers(400, 404, 408, 409, 413, 415, 422),
+    responses=problems(400, 404, 408, 409, 413, 415, 422),
     openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
 )
 async def post_replay(request: Request, entry: EntryPath) -> Response:

@@ -1,17 +1,18 @@
-"""Every answer that is not a success, as problem+json with a stable code and the fix. Source:
+"""Problems: every response that is not a success, as problem+json with a stable code and a fix.
 
-RFC 9457.
+Source: RFC 9457.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from consentry.domain.errors import ConsentryError, InvalidInput, Refused, Unavailable
@@ -21,9 +22,9 @@ RETRY_SECONDS: Final = "1"
 
 
 class Problem(ConsentryError):
-    """An answer with a status of its own;
+    """An error with an HTTP status of its own.
 
-    `more` are further members of the JSON object, `headers` go with it.
+    `more` are further members of the JSON object; `headers` are sent with the response.
     """
 
     def __init__(
@@ -42,6 +43,30 @@ class Problem(ConsentryError):
         self.more = more
 
 
+class ProblemOut(BaseModel):
+    """Why a request was not answered as asked. Source: RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable; what programs look at.")
+    fix: str
+    model_config = ConfigDict(extra="allow")
+
+
+def described_problems(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses for problems with these statuses."""
+    schema = {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
+        for status in sorted(set(statuses))
+    }
+
+
 def problem_response(
     status: int,
     message: str,
@@ -51,7 +76,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Response:
-    """The problem as an HTTP answer."""
+    """Return the problem as an HTTP response."""
     body = {
         "type": f"urn:consentry:problem:{code}",
         "title": HTTPStatus(status).phrase,
@@ -65,7 +90,7 @@ def problem_response(
 
 
 def respond_to(error: ConsentryError) -> Response:
-    """The answer to an error of ours, by its kind."""
+    """Return the response to an error of ours, by its kind."""
     headers: dict[str, str] = {}
     more: dict[str, Any] = {}
     if isinstance(error, Problem):
@@ -89,9 +114,9 @@ def add_problem_handlers(
     fault: Callable[[], Response],
     respond_to: Callable[[ConsentryError], Response] = respond_to,
 ) -> None:
-    """Have every error of an app answered as a problem;
+    """Make an app answer every error with a problem.
 
-    `fault` answers what is none of ours, and tells nothing.
+    `fault` makes the response to an exception that is not a ConsentryError; it reveals nothing.
     """
 
     async def on_error(_request: Request, error: Exception) -> Response:
@@ -122,11 +147,11 @@ async def _on_http_exception(_request: Request, error: Exception) -> Response:
 async def _on_parameter(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place, *path = first["loc"]
+    location, *path = first["loc"]
     name = ".".join(map(str, path))[:80]
     return problem_response(
         422,
-        f"The {place} parameter {name!r} does not fit: {first['msg']}.",
+        f"The {location} parameter {name!r} does not fit: {first['msg']}.",
         code="input.parameter",
         fix="see /openapi.json for what it may hold",
         field=name,

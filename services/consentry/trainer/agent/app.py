@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -20,7 +19,12 @@ from consentry.domain.decisions import Decision, Row
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.explain import sentences
 from consentry.domain.values import Reason, parse_name
-from consentry.ops.http.problems import MEDIA_TYPE, Problem, add_problem_handlers
+from consentry.ops.http.problems import (
+    Problem,
+    ProblemOut,
+    add_problem_handlers,
+    described_problems,
+)
 from consentry.ops.metrics import Metrics
 from consentry.trainer.agent.bodies import (
     ARROW,
@@ -36,13 +40,12 @@ from consentry.trainer.agent.bodies import (
     text_field,
 )
 from consentry.trainer.agent.models import (
-    AgentDecisionOut,
-    AgentProblemOut,
     CheckIn,
     CheckOut,
     DecideIn,
     MaskIn,
     MaskOut,
+    SnapshotDecisionOut,
 )
 from consentry.trainer.agent.problems import fault
 from consentry.trainer.agent.service import WAIT_SECONDS_MAX, Agent, Paths, lakefs_paths
@@ -57,6 +60,8 @@ from consentry.trainer.checking.data_files import (
 from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.wire.jurisdictions import name_of
 
+_ALWAYS: Final = (400, 401, 403, 408, 431, 500, 503)
+"""Statuses of problems that every route may answer with."""
 _FILES_MAX: Final = 1_000
 _SHOWN_MAX: Final = 1_000
 _REASON_NAMES: Final = [reason.value for reason in REASONS]
@@ -89,14 +94,14 @@ def build_app(agent: Agent, metrics: Metrics) -> FastAPI:
         "/v1/decide",
         routes.get_decision,
         methods=["GET"],
-        response_model=AgentDecisionOut,
+        response_model=SnapshotDecisionOut,
         responses=_problems(422),
     )
     app.add_api_route(
         "/v1/decide",
         routes.post_decision,
         methods=["POST"],
-        response_model=AgentDecisionOut,
+        response_model=SnapshotDecisionOut,
         responses=_problems(413, 415, 422),
         openapi_extra=_body({JSON: DecideIn}),
     )
@@ -540,15 +545,8 @@ def _check_response(report: CheckReport) -> Response:
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route may answer with, beside those that all may."""
-    schema = {"$ref": "#/components/schemas/AgentProblemOut"}
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {MEDIA_TYPE: {"schema": schema}},
-        }
-        for status in sorted({400, 401, 403, 408, 500, 503, *statuses})
-    }
+    """Return the OpenAPI responses for these problems and for those that every route may give."""
+    return described_problems((*_ALWAYS, *statuses))
 
 
 def _body(kinds: Mapping[str, type[BaseModel] | None]) -> dict[str, Any]:
@@ -576,7 +574,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
         )
         schemas = found.setdefault("components", {}).setdefault("schemas", {})
-        models: tuple[type[BaseModel], ...] = (AgentProblemOut, DecideIn, MaskIn, CheckIn)
+        models: tuple[type[BaseModel], ...] = (ProblemOut, DecideIn, MaskIn, CheckIn)
         for model in models:
             schemas[model.__name__] = model.model_json_schema(
                 ref_template="#/components/schemas/{model}"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.ops.http.address import is_loopback
 from consentry.ops.http.problems import Problem, respond_to
 from consentry.trainer.agent.problems import fault
 
@@ -61,16 +61,6 @@ def _bad_file(path: Path, problem: str) -> InvalidInput:
         code="agent.token_file",
         fix="make one: `(umask 077; openssl rand -hex 32 > FILE)`",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address, by its own name or number."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Guard:

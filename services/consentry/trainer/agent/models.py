@@ -68,7 +68,7 @@ class CheckIn(BaseModel):
     show_members: int = Field(0, ge=0, le=1000)
 
 
-class AgentDecisionOut(BaseModel):
+class SnapshotDecisionOut(BaseModel):
     """The answer to one question. Where `fresh` is false it is STALE, which excludes."""
 
     allowed: bool
@@ -100,16 +100,4 @@ class CheckOut(BaseModel):
     counts: dict[str, int]
     violations: int
     files: list[dict[str, Any]]
-    model_config = ConfigDict(extra="allow")
-
-
-class AgentProblemOut(BaseModel):
-    """Why a request was not answered as asked. Source: RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str = Field(description="Stable; what programs look at.")
-    fix: str
     model_config = ConfigDict(extra="allow")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import stat
 import threading
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -14,9 +14,10 @@ import pytest
 from tests.strategies import PURPOSE
 
 from consentry.domain.errors import InvalidInput, Refused, UnsafeSetting
+from consentry.ops.http.address import is_loopback
+from consentry.ops.http.head_limits import HEAD_BYTES_MAX, HeadLimits
 from consentry.ops.http.problems import Problem
-from consentry.trainer.agent import server as serving
-from consentry.trainer.agent.guard import is_loopback, read_tokens
+from consentry.trainer.agent.guard import read_tokens
 from consentry.trainer.agent.server import Listen
 from consentry.trainer.agent.service import WorkPool
 
@@ -250,26 +251,35 @@ class TestLimits:
         assert "already" in busy
         assert last == "free"
 
-    def test_a_head_that_never_ends_or_never_comes_is_cut_off(
+    def test_a_head_that_comes_too_slowly_is_answered_408_and_ended(
         self, start: Any, monkeypatch: Any
     ) -> None:
         """A few hundred idle connections would keep everybody else out."""
-        monkeypatch.setattr(serving, "HEAD_SECONDS", 0.3)
+        monkeypatch.setattr(HeadLimits, "head_seconds", 0.3)
         agent = start()
 
         assert agent.raw(b"") == b""
-        assert agent.raw(b"GET / HTTP/1.1\r\nHost: loc") == b""
-        long = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (serving.HEAD_BYTES_MAX + 10)
-        with socket.create_connection(("127.0.0.1", agent.port), timeout=10) as connection:
-            connection.sendall(long)
-            with suppress(ConnectionResetError):
-                assert b" 200 " not in connection.recv(1000)
+        head, _, body = agent.raw(b"GET / HTTP/1.1\r\nHost: loc").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(body)["code"] == "input.slow"
+
+    def test_a_head_that_is_too_large_is_answered_431_and_ended(self, start: Any) -> None:
+        """Each such connection could fill the memory of the job that trains."""
+        agent = start()
+        start_of_head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "
+
+        # One byte beyond the limit: with more, bytes that nobody reads could reset the connection.
+        answer = agent.raw(start_of_head.ljust(HEAD_BYTES_MAX + 1, b"x"))
+
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 431 ")
+        assert json.loads(body)["code"] == "input.head_too_large"
 
     def test_a_slow_answer_on_a_kept_connection_is_not_cut_off(
         self, start: Any, monkeypatch: Any
     ) -> None:
         """The time is for heads: a question that waits for freshness may take longer."""
-        monkeypatch.setattr(serving, "HEAD_SECONDS", 0.2)
+        monkeypatch.setattr(HeadLimits, "head_seconds", 0.2)
         agent = start()
         agent.follower.hooks.ready()
         path = f"/v1/decide?member=anna&purpose={PURPOSE}&at_least=later&wait=1"

@@ -1,5 +1,6 @@
-"""The head of a request has to come, whole, within a time and a size: uvicorn has neither bound for
-it.
+"""Limits on the head of an HTTP request: it has to arrive within a time and a size.
+
+uvicorn has neither limit.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from consentry.ops.http.problems import problem_response
 
 HEAD_SECONDS: Final = 10.0
 HEAD_BYTES_MAX: Final = 65_536
-"""What comes in one reading of the socket, 256 KiB at most, may exceed it."""
+"""A single read of the socket, of 256 KiB at most, may bring more than this and still pass."""
 
 
 class HeadLimits(HttpToolsProtocol):
-    """uvicorn's protocol, except that a head which comes too slowly is answered 408, and one
-    without an end 431.
+    """uvicorn's protocol, which also answers 408 to a slow head and 431 to a large one.
 
     A head that comes in one piece, as nearly all do, costs nothing more. The time runs from the
     opening of the connection, and on a kept connection from the first byte after the last request.
@@ -36,11 +36,11 @@ class HeadLimits(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
         super().connection_made(transport)
-        self._begin()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        self._end()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -52,11 +52,8 @@ class HeadLimits(HttpToolsProtocol):
                 self._refuse(
                     431, "The head of the request is too large.", code="input.head_too_large"
                 )
-        # Any byte ends uvicorn's own timer; blank lines between requests begin none.
-        if self._deadline is None and (
-            self._is_in_head or (self._is_idle and self.timeout_keep_alive_task is None)
-        ):
-            self._begin()
+        if self._deadline is None and (self._is_in_head or self._is_blank_between_requests):
+            self._start_timer()
 
     def on_message_begin(self) -> None:
         """See httptools."""
@@ -67,22 +64,30 @@ class HeadLimits(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See httptools."""
         self._is_in_head = False
-        self._end()
+        self._stop_timer()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is answered as a problem too."""
+        """Answer bytes that are not HTTP as a problem too."""
         self._refuse(400, msg, code="http.400")
 
     @property
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _begin(self) -> None:
+    @property
+    def _is_blank_between_requests(self) -> bool:
+        """Whether the last bytes were blank lines between two requests.
+
+        Any byte ends uvicorn's own keep-alive timer, and blank lines start no other.
+        """
+        return self._is_idle and self.timeout_keep_alive_task is None
+
+    def _start_timer(self) -> None:
         if not self.transport.is_closing():
             self._deadline = self.loop.call_later(self.head_seconds, self._expire)
 
-    def _end(self) -> None:
+    def _stop_timer(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -92,7 +97,7 @@ class HeadLimits(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self._is_idle:
-            self._begin()  # the request before it is still being answered
+            self._start_timer()  # the request before it is still being answered
         elif self._is_in_head:
             self._refuse(
                 408, f"The head did not arrive within {self.head_seconds:g} s.", code="input.slow"
@@ -101,13 +106,14 @@ class HeadLimits(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, status: int, message: str, *, code: str) -> None:
-        """Answer in place of the application, which has not heard of this request, and close."""
-        answer = problem_response(
+        """Answer in place of the application, which never sees this request, and close."""
+        response = problem_response(
             status, message, code=code, fix="send HTTP/1.1, the head at once and not too large"
         )
-        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-        head += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
-        self.transport.write(
-            "\r\n".join([*head, "connection: close", "", ""]).encode() + bytes(answer.body)
-        )
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        for name, value in response.raw_headers:
+            lines.append(f"{name.decode()}: {value.decode()}")
+        lines.append("connection: close")
+        head = "\r\n".join([*lines, "", ""])
+        self.transport.write(head.encode() + bytes(response.body))
         self.transport.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from consentry.domain.controls import (
     PURGE_WITHIN_DEFAULT,
@@ -24,7 +24,8 @@ from consentry.domain.controls import (
 )
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import DAY_MICROS, POLICY_VERSION_PATTERN, Micros, parse_name
-from consentry.forms.yaml import InvalidDocument, read_form
+from consentry.forms.document import InvalidDocument, refuse, shown
+from consentry.forms.yaml import read_form
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
 from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -67,7 +68,7 @@ def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Mic
         elif isinstance(value, date):
             found = datetime(value.year, value.month, value.day, tzinfo=UTC)
         else:
-            found = datetime.fromisoformat(_shown(value))
+            found = datetime.fromisoformat(shown(value))
     except ValueError:
         refuse(
             what,
@@ -86,7 +87,7 @@ def parse_duration(value: object, *, what: str) -> Micros:
 
     Raises InvalidDocument.
     """
-    found = _DURATION.fullmatch(_shown(value))
+    found = _DURATION.fullmatch(shown(value))
     parts = {
         name: int(number) for name, number in (found.groupdict() if found else {}).items() if number
     }
@@ -135,7 +136,7 @@ def parse_scope(
     )
 
 
-class Document:
+class FieldReader:
     """A mapping of fields that stands at a path of a document; every reading of it checks.
 
     Raises InvalidDocument.
@@ -157,7 +158,7 @@ class Document:
         for field in data:
             if field not in known:
                 refuse(
-                    self.path(_shown(field)),
+                    self.path(shown(field)),
                     field,
                     f"is not a field of {where}",
                     f"use {', '.join(known)}",
@@ -317,7 +318,7 @@ def parse_policy(
 
     Raises InvalidDocument.
     """
-    form = Document(data, POLICY_FIELDS, where or "the policy", top=not where)
+    form = FieldReader(data, POLICY_FIELDS, where or "the policy", top=not where)
     form.needed("version")
     form.needed("terms")
     entries = form.listed("terms") or ()
@@ -347,8 +348,8 @@ def parse_policy(
 
 
 def _parse_terms(data: object, where: str) -> Terms:
-    form = Document(data, _TERMS_FIELDS, where)
-    purge = Document(form.get("purge") or {}, ("on_opt_out", "within"), form.path("purge"))
+    form = FieldReader(data, _TERMS_FIELDS, where)
+    purge = FieldReader(form.get("purge") or {}, ("on_opt_out", "within"), form.path("purge"))
     within = purge.get("within")
     return Terms(
         jurisdictions=form.scope("jurisdictions"),
@@ -373,7 +374,7 @@ def parse_pause(
 
     Raises InvalidDocument.
     """
-    form = Document(data, PAUSE_FIELDS, where or "the pause", top=not where)
+    form = FieldReader(data, PAUSE_FIELDS, where or "the pause", top=not where)
     return PauseImposed(
         event_id=event_id,
         pause=form.name("pause", "pause"),
@@ -399,7 +400,7 @@ def parse_lift(
 
     Raises InvalidDocument.
     """
-    form = Document(data, LIFT_FIELDS, where or "the lift", top=not where)
+    form = FieldReader(data, LIFT_FIELDS, where or "the lift", top=not where)
     return PauseLifted(
         event_id=event_id,
         pause=form.name("pause", "pause"),
@@ -413,21 +414,3 @@ def parse_lift(
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def refuse(field: str, value: object, problem: str, fix: str) -> NoReturn:
-    """Raise InvalidDocument for a value at a field."""
-    raise InvalidDocument(field, f"{_shown(value)[:80]!r} {problem}", fix)
-
-
-def _shown(value: object) -> str:
-    """A value in a sentence; a thing of many parts is only named, as its parts may be without
-    number.
-    """
-    if isinstance(value, Mapping):
-        return f"a mapping of {len(value)}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[]" if not value else f"a list of {len(value)}"
-    if isinstance(value, int) and abs(value) >= _NUMBER_MAX:
-        return "a very long number"
-    return str(value)

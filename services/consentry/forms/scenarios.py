@@ -24,14 +24,14 @@ from consentry.domain.orders import PurgeReason
 from consentry.domain.scenarios import Expectation, ExpectedOrder, Scenario, TimelineEntry
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros, Reason, parse_member_id
 from consentry.forms.controls import (
-    Document,
+    FieldReader,
     parse_instant,
     parse_lift,
     parse_pause,
     parse_policy,
-    refuse,
 )
-from consentry.forms.yaml import InvalidDocument, read_form
+from consentry.forms.document import InvalidDocument, refuse
+from consentry.forms.yaml import read_form
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 _FIELDS: Final = ("name", "timeline", "expect", "expect_orders")
@@ -53,7 +53,7 @@ def parse_scenario(document: object) -> Scenario:
 
     Raises InvalidDocument naming the field.
     """
-    form = Document(document, _FIELDS, "the scenario", top=True)
+    form = FieldReader(document, _FIELDS, "the scenario", top=True)
     form.needed("name")
     name = form.text("name")
     form.needed("timeline")
@@ -86,7 +86,7 @@ def parse_scenario(document: object) -> Scenario:
 
 def _parse_entry(data: object, place: int, scenario: str) -> TimelineEntry:
     where = f"timeline[{place}]"
-    form = Document(data, ("recorded", *_KINDS), where)
+    form = FieldReader(data, ("recorded", *_KINDS), where)
     given = [kind for kind in _KINDS if form.get(kind) is not None]
     if len(given) != 1:
         problem = f"it has the kinds {' and '.join(given)}" if given else "it has no kind of entry"
@@ -119,7 +119,7 @@ def _pause_lifted(data: object, where: str, event_id: bytes, recorded_at: Micros
 def _consent_changed(
     data: object, where: str, event_id: bytes, recorded_at: Micros
 ) -> TimelineEntry:
-    form = Document(data, ("member", "purpose", "choice", "observed", "effective"), where)
+    form = FieldReader(data, ("member", "purpose", "choice", "observed", "effective"), where)
     event = ConsentChanged(
         event_id=event_id,
         member=_member(form),
@@ -135,7 +135,7 @@ def _consent_changed(
 def _member_relocated(
     data: object, where: str, event_id: bytes, recorded_at: Micros
 ) -> TimelineEntry:
-    form = Document(data, ("member", "jurisdiction", "age_band", "effective"), where)
+    form = FieldReader(data, ("member", "jurisdiction", "age_band", "effective"), where)
     form.needed("jurisdiction")
     return TimelineEntry(
         MemberRelocated(
@@ -151,7 +151,7 @@ def _member_relocated(
 
 
 def _member_erased(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    form = Document(data, ("member", "effective"), where)
+    form = FieldReader(data, ("member", "effective"), where)
     effective_at = _effective(form, recorded_at)
     return TimelineEntry(
         MemberErased(
@@ -165,14 +165,14 @@ def _member_erased(data: object, where: str, event_id: bytes, recorded_at: Micro
 
 
 def _unreadable(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    form = Document(data, ("member",), where)
+    form = FieldReader(data, ("member",), where)
     return TimelineEntry(
         EventUnreadable(event_id=event_id, member=_member(form), recorded_at=recorded_at)
     )
 
 
 def _released(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    form = Document(data, ("member", "observed", "effective"), where)
+    form = FieldReader(data, ("member", "observed", "effective"), where)
     effective_at = _effective(form, recorded_at)
     release = MemberReleased(
         event_id=event_id,
@@ -196,7 +196,7 @@ _KINDS: Final[dict[str, Callable[[object, str, bytes, Micros], TimelineEntry]]] 
 }
 
 
-def _member(form: Document) -> MemberId:
+def _member(form: FieldReader) -> MemberId:
     try:
         return parse_member_id(form.scalar("member"))
     except InvalidInput as error:
@@ -207,7 +207,7 @@ def _member(form: Document) -> MemberId:
         ) from error
 
 
-def _jurisdiction(form: Document) -> str | None:
+def _jurisdiction(form: FieldReader) -> str | None:
     if form.get("jurisdiction") is None:
         return None
     value = form.scalar("jurisdiction")
@@ -218,7 +218,7 @@ def _jurisdiction(form: Document) -> str | None:
     return value
 
 
-def _effective(form: Document, recorded_at: Micros) -> Micros:
+def _effective(form: FieldReader, recorded_at: Micros) -> Micros:
     effective_at = form.instant("effective")
     return recorded_at if effective_at is None else effective_at
 
@@ -250,7 +250,7 @@ def _check_lifts(timeline: Sequence[TimelineEntry]) -> None:
 
 
 def _parse_expectation(data: object, where: str, end: Micros | None) -> Expectation:
-    form = Document(data, _EXPECTATION_FIELDS, where)
+    form = FieldReader(data, _EXPECTATION_FIELDS, where)
     if end is None:
         form.needed("at")
         form.needed("known_at")
@@ -268,7 +268,7 @@ def _parse_expectation(data: object, where: str, end: Micros | None) -> Expectat
 
 
 def _parse_row(data: object, where: str) -> Row:
-    form = Document(data, _ROW_FIELDS, where)
+    form = FieldReader(data, _ROW_FIELDS, where)
     category = form.get("category")
     return Row(
         jurisdiction=_jurisdiction(form),
@@ -278,7 +278,7 @@ def _parse_row(data: object, where: str) -> Row:
 
 
 def _parse_order(data: object, where: str) -> ExpectedOrder:
-    form = Document(data, _ORDER_FIELDS, where)
+    form = FieldReader(data, _ORDER_FIELDS, where)
     because = PurgeReason(form.word("because", tuple(PurgeReason)))
     is_pause = because is PurgeReason.PAUSE
     if form.get("member" if is_pause else "pause") is not None:

@@ -13,20 +13,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from consentry.domain.errors import InvalidInput
+from consentry.forms.document import InvalidDocument
 
 CHARACTERS_MAX: Final = 1_000_000
 _STEP: Final = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 _Form = TypeVar("_Form")
-
-
-class InvalidDocument(InvalidInput):
-    """A value in a form does not fit; `field` is its path, such as `terms[0].regime`."""
-
-    def __init__(self, field: str, problem: str, fix: str) -> None:
-        super().__init__(f"In {field}: {problem}.", code="input.form", fix=fix)
-        self.field = field
-        self.problem = problem
 
 
 def read_form(text: str, parse: Callable[[object], _Form], *, source: str) -> _Form:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Response
 
 from consentry.domain.errors import ConsentryError
-from consentry.forms.yaml import InvalidDocument
+from consentry.forms.document import InvalidDocument
 from consentry.gateway.access import CHALLENGE, Forbidden, Unauthenticated
 from consentry.kafka.sender import QueueFull
 from consentry.ops.http import problems

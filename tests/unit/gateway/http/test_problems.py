@@ -21,7 +21,7 @@ from consentry.domain.errors import (
     UndecodableEvent,
     UnsafeSetting,
 )
-from consentry.forms.yaml import InvalidDocument
+from consentry.forms.document import InvalidDocument
 from consentry.gateway.access import Forbidden, Unauthenticated
 from consentry.gateway.http.problems import respond_to
 from consentry.gateway.table_reader import TableReader

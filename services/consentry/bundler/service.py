@@ -34,10 +34,10 @@ from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
+from consentry.wire.freshness import stale_age
 from consentry.wire.messages import StoredMessage
 from consentry.wire.records import version_of
 
-CLOCKS_SECONDS_MAX: Final = 1.0
 STALL_SECONDS: Final = 900.0
 """So long one turn may take, the writing of a whole snapshot included, before the bundler counts as
 dead.
@@ -160,14 +160,7 @@ class Bundler:
         if not self._follower.is_caught_up:
             return "what was there at the start has not all been read"
         age = self._follower.state.freshness.staleness_seconds(self._clock())
-        if age < -CLOCKS_SECONDS_MAX:
-            return f"this machine's clock is {-age:.1f} s behind the processor's"
-        if not age <= self._plan.staleness_seconds:
-            return (
-                f"the least fresh partition is {age:.1f} s old, the bound is "
-                f"{self._plan.staleness_seconds:g} s"
-            )
-        return ""
+        return stale_age("the least fresh partition", age, self._plan.staleness_seconds)
 
     def status(self) -> dict[str, Any]:
         """What an operator asks first; ready is who is fresh and knows of a bundle. No member

@@ -40,11 +40,9 @@ from consentry.bundles.store import BundleStore, NotThere
 from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.values import Micros
 from consentry.wire.catalog import Catalog, catalog_of_ids
-from consentry.wire.freshness import Positions
+from consentry.wire.freshness import BUNDLE_CLOCKS_SECONDS_MAX, Positions
 from consentry.wire.schemas import CONTROLS, RECORDS
 
-CLOCKS_SECONDS_MAX: Final = 300.0
-"""A bundle may seem to be so much younger than now, as clocks differ."""
 BATCH_ROWS: Final = 131_072
 GROUP_ROWS_MAX: Final = 1_000_000
 GROUP_BYTES_MAX: Final = 1 << 30
@@ -126,7 +124,7 @@ def open_bundle(
 
 def _check_age(newest: Manifest, now: Micros, max_age_seconds: float | None) -> None:
     age = (now - newest.created_at) / 1e6
-    if age < -CLOCKS_SECONDS_MAX:
+    if age < -BUNDLE_CLOCKS_SECONDS_MAX:
         raise BundleRefused(
             "from_the_future",
             f"The bundle was made {-age:.0f} s from now: it would not grow old in time.",

@@ -20,13 +20,13 @@ from consentry.domain.values import MemberId, Micros, Reason
 from consentry.kafka.controls_follower import ControlsFollower
 from consentry.ops.clock import Clock
 from consentry.table.protocol import ConsentTable, Meta, Reading
+from consentry.wire.freshness import CLOCKS_SECONDS_MAX, stale_age
 from consentry.wire.jurisdictions import name_of
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import DamagedRecord, read_record
 from consentry.wire.tokens import Token
 
 WAIT_SECONDS_MAX: Final = 10.0
-CLOCKS_SECONDS_MAX: Final = 1.0
 CONTROLS_SECONDS_MAX: Final = 3.0
 _LOOK_SECONDS: Final = 0.01
 _LOOK_SECONDS_MAX: Final = 0.2
@@ -255,13 +255,9 @@ class TableReader:
         if meta.generation is None or meta.frontier_at is None or meta.next_offset is None:
             return f"partition {partition} of the table is not built"
         age = (self._clock() - meta.frontier_at) / 1e6
-        if age < -CLOCKS_SECONDS_MAX:
-            return f"this machine's clock is {-age:.1f} s behind the processor's"
-        if age > self._staleness_seconds:
-            return (
-                f"partition {partition} is {age:.1f} s old, the bound is "
-                f"{self._staleness_seconds:g} s"
-            )
+        detail = stale_age(f"partition {partition}", age, self._staleness_seconds)
+        if detail:
+            return detail
         if meta.next_offset < demanded:
             return (
                 f"partition {partition} is applied up to event {meta.next_offset}, the token "

@@ -45,7 +45,7 @@ from consentry.trainer.runs import TrainingRun
 from consentry.trainer.sharing import SharedSnapshot, SnapshotWriter
 from consentry.wire.catalog import Catalog, load_catalog
 from consentry.wire.controls import read_control_or_pause
-from consentry.wire.freshness import FOREVER
+from consentry.wire.freshness import FOREVER, stale_age
 from consentry.wire.frontiers import read_frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.messages import StoredMessage
@@ -61,7 +61,6 @@ BUNDLE_AGE_SECONDS: Final = 24 * 3600.0
 """What came since is read from Kafka: an older bundle only makes that longer, but may also be a
 sign of a roll-back.
 """
-CLOCKS_SECONDS_MAX: Final = 1.0
 TOKEN_WAIT_SECONDS: Final = 3.0
 """So long a question waits for what its token demands; frontiers, which prove it, come every
 second.
@@ -420,14 +419,7 @@ class Client:
         if not self._caught_up.is_set():
             return "what was there at the start has not all been read"
         age = self.snapshot.staleness_seconds(now)
-        if age < -CLOCKS_SECONDS_MAX:
-            return f"this machine's clock is {-age:.1f} s behind the processor's"
-        if age > self._staleness_seconds:
-            return (
-                f"the least fresh partition is {age:.1f} s old, the bound is "
-                f"{self._staleness_seconds:g} s"
-            )
-        return ""
+        return stale_age("the least fresh partition", age, self._staleness_seconds)
 
     def decide(
         self,

@@ -28,11 +28,10 @@ from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
 from consentry.record_index import RecordIndex, Segment
 from consentry.trainer.deciding.decide_table import Columns, Decisions, columns_of, decide_table
-from consentry.trainer.deciding.decider import too_old
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.catalog import Catalog, catalog_of_ids
 from consentry.wire.controls import read_control_or_pause
-from consentry.wire.freshness import FOREVER
+from consentry.wire.freshness import FOREVER, stale_age
 from consentry.wire.frontiers import Frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.schemas import CONTROLS, topics
@@ -289,7 +288,7 @@ class SharedSnapshot:
         if self._detail or self._snapshot is None:
             return self._detail
         age = self._snapshot.staleness_seconds(self._clock())
-        return too_old(age, self._staleness_seconds)
+        return stale_age("the shared snapshot", age, self._staleness_seconds)
 
     def decide_table(
         self,

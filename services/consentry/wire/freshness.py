@@ -1,6 +1,4 @@
-"""How fresh what a follower holds is proven to be, by the frontiers that it has read and
-reached.
-"""
+"""The proof of how fresh a follower's records are: the frontiers that it has read and reached."""
 
 from __future__ import annotations
 
@@ -17,9 +15,36 @@ from consentry.wire.tokens import Token
 _WAITING_MAX: Final = 64
 FOREVER: Final = Micros(1 << 62)
 """Later than anything: a question about what is known now counts everything that is held."""
+CLOCKS_SECONDS_MAX: Final = 1.0
+"""The clocks of a reader and of the processor may differ by this much. A reader whose clock is
+further behind cannot prove anything fresh: to it, old frontiers look new.
+"""
+BUNDLE_CLOCKS_SECONDS_MAX: Final = 300.0
+"""A bundle may seem to be younger than now by this much. It is allowed to be hours old, so that
+clocks need not agree as closely as with a follower.
+"""
 
 Positions = Mapping[tuple[str, int], int]
 """Next offset per (short topic name, partition)."""
+
+
+def stale_age(
+    subject: str,
+    age_seconds: float,
+    bound_seconds: float,
+    *,
+    clocks_seconds: float = CLOCKS_SECONDS_MAX,
+) -> str:
+    """Return why an age proves nothing fresh, as a clause that names `subject`; empty if it does.
+
+    An age below `-clocks_seconds` is refused as well: a clock that went back makes no old record
+    fresh. An age that is not a number is never fresh.
+    """
+    if age_seconds < -clocks_seconds:
+        return f"this machine's clock is {-age_seconds:.1f} s behind the processor's"
+    if not age_seconds <= bound_seconds:
+        return f"{subject} is {age_seconds:.1f} s old, the bound is {bound_seconds:g} s"
+    return ""
 
 
 class Freshness:

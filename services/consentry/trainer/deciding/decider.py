@@ -4,7 +4,8 @@ run is given.
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+import math
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -13,7 +14,7 @@ from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
 from consentry.trainer.deciding.decide_table import Columns, Decisions, columns_of, decide_table
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.wire.freshness import FOREVER
+from consentry.wire.freshness import BUNDLE_CLOCKS_SECONDS_MAX, FOREVER, stale_age
 
 
 class Decider(Protocol):
@@ -48,23 +49,6 @@ class Decider(Protocol):
         ...
 
 
-CLOCKS_SECONDS_MAX: Final = 1.0
-BUNDLE_CLOCKS_SECONDS: Final = 300.0
-"""A bundle may seem to be so much younger than now, as clocks differ."""
-
-
-def too_old(age_seconds: float, bound_seconds: float, *, clocks: float = CLOCKS_SECONDS_MAX) -> str:
-    """Why a view of that age proves nothing; empty where it does.
-
-    A clock that went back makes no old view fresh.
-    """
-    if age_seconds > bound_seconds:
-        return f"what is held is {age_seconds:.1f} s old, the bound is {bound_seconds:g} s"
-    if age_seconds < -clocks and bound_seconds != float("inf"):
-        return f"this machine's clock is {-age_seconds:.1f} s behind the processor's"
-    return ""
-
-
 class SnapshotDecider:
     """Judges by a view that does not move, such as that of a bundle: as of `at`, or of now where it
     is None.
@@ -94,10 +78,13 @@ class SnapshotDecider:
     @property
     def stale_detail(self) -> str:
         """See Judge."""
-        return too_old(
+        bound = self._stale_after_seconds
+        return stale_age(
+            "the snapshot",
             self.snapshot.staleness_seconds(self._clock()),
-            self._stale_after_seconds,
-            clocks=BUNDLE_CLOCKS_SECONDS,
+            bound,
+            # Without a bound, such as for a past `at`, no clock can make the snapshot too old.
+            clocks_seconds=math.inf if math.isinf(bound) else BUNDLE_CLOCKS_SECONDS_MAX,
         )
 
     def decide_table(

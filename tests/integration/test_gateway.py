@@ -21,7 +21,7 @@ from consentry.domain.controls import PauseLifted
 from consentry.domain.events import ConsentChanged
 from consentry.domain.values import Choice, MemberId
 from consentry.gateway.idempotency import Attempt, RedisIdempotency, left_open, store_key
-from consentry.gateway.quarantine import QuarantineDesk
+from consentry.gateway.quarantine import QuarantinedMessages
 from consentry.local.stack import LocalStack
 from consentry.wire.controls import read_control
 from consentry.wire.events import CLOCK_TOLERANCE, read_event, write_event
@@ -471,20 +471,20 @@ def test_only_another_move_overtakes_a_relocation(world: World, gateway: Gateway
         key=b"moved:1",
         value=raw,
     )
-    desk = QuarantineDesk(
+    quarantine = QuarantinedMessages(
         world.kafka,
         namespace=world.namespace,
         catalog=world.catalog,
         submitter=None,  # type: ignore[arg-type] # nothing is sent
     )
 
-    assert desk.why_not_replayed(entry, now()) == ""
+    assert quarantine.why_not_replayed(entry, now()) == ""
     gateway.choose("moved:1", "OPT_OUT")
     world.produce(move)  # the replay itself, of which nobody heard that it was sent
-    assert desk.why_not_replayed(entry, now()) == ""
+    assert quarantine.why_not_replayed(entry, now()) == ""
     gateway.settle("moved:1", "DE")
-    assert "relocated again" in desk.why_not_replayed(entry, now())
-    assert desk.why_not_replayed(replace(entry, value=b"\0\0\0\0\1x"), now()).startswith(
+    assert "relocated again" in quarantine.why_not_replayed(entry, now())
+    assert quarantine.why_not_replayed(replace(entry, value=b"\0\0\0\0\1x"), now()).startswith(
         "it still cannot be read"
     )
 

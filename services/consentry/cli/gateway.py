@@ -68,7 +68,7 @@ async def _serve(settings: Settings) -> None:
     from consentry.ops.http.head_limits import HeadLimits
 
     log = structlog.get_logger(__name__)
-    async with _parts(settings) as parts:
+    async with _open_context(settings) as context:
         listener = bind(
             settings.gateway_host,
             settings.gateway_port,
@@ -78,12 +78,12 @@ async def _serve(settings: Settings) -> None:
             "system",
         )
         try:
-            health = _health(settings, parts)
+            health = _health(settings, context)
             spare_the_collector()
             address = f"{settings.gateway_host}:{listener.getsockname()[1]}"
             log.info("gateway", url=f"http://{address}", metrics=health.address)
             config = uvicorn.Config(
-                build_gateway(parts),
+                build_gateway(context),
                 http=HeadLimits,
                 log_config=None,
                 access_log=False,
@@ -103,7 +103,7 @@ async def _serve(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _parts(settings: Settings) -> AsyncIterator[GatewayContext]:
+async def _open_context(settings: Settings) -> AsyncIterator[GatewayContext]:
     """Everything behind the gateway, opened and closed again.
 
     Raises Refused, UnsafeSetting and Unavailable.
@@ -126,7 +126,7 @@ async def _parts(settings: Settings) -> AsyncIterator[GatewayContext]:
     from consentry.gateway.idempotency import RedisIdempotency
     from consentry.gateway.kafka_submit import Submitter
     from consentry.gateway.proposals import RedisProposals
-    from consentry.gateway.quarantine import QuarantineDesk
+    from consentry.gateway.quarantine import QuarantinedMessages
     from consentry.gateway.table_reader import TableReader
     from consentry.kafka.clients import log_identity
     from consentry.kafka.controls_follower import ControlsFollower
@@ -163,7 +163,7 @@ async def _parts(settings: Settings) -> AsyncIterator[GatewayContext]:
         retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 1),
     )
     sender = Sender(kafka, "consentry-gateway", has_thread=False)
-    shelf = _shelf(settings)
+    downloads = _downloads(settings)
     controls.start()
     try:
         controls.wait_until_read(30)
@@ -189,7 +189,7 @@ async def _parts(settings: Settings) -> AsyncIterator[GatewayContext]:
                 reader=reader,
                 idempotency=RedisIdempotency(redis, namespace=namespace),
                 proposals=RedisProposals(redis, namespace=namespace, keys=keys),
-                quarantine=QuarantineDesk(
+                quarantine=QuarantinedMessages(
                     kafka, namespace=namespace, catalog=catalog, submitter=submitter
                 ),
                 rate=RateLimit(per_second=settings.gateway_rate, burst=settings.gateway_rate * 2),
@@ -197,18 +197,18 @@ async def _parts(settings: Settings) -> AsyncIterator[GatewayContext]:
                 clock=system_clock,
                 metrics=metrics,
                 subscribers=settings.declared_subscribers(),
-                bundles=shelf,
+                bundles=downloads,
                 version=version("consentry"),
             )
     finally:
         controls.stop()
-        if shelf is not None:
-            shelf.close()
+        if downloads is not None:
+            downloads.close()
         await asyncio.to_thread(sender.close)
         await redis.aclose()
 
 
-def _shelf(settings: Settings) -> BundleDownloads | None:
+def _downloads(settings: Settings) -> BundleDownloads | None:
     """The store of bundles that are handed out, where one is named. Raises Refused,
     InvalidInput.
     """
@@ -249,25 +249,25 @@ def access_settings(settings: Settings) -> Any:
     )
 
 
-def _health(settings: Settings, parts: GatewayContext) -> Any:
+def _health(settings: Settings, context: GatewayContext) -> Any:
     from consentry.ops.health import HealthServer
 
-    controls = parts.reader.controls
+    controls = context.reader.controls
 
     def alive() -> dict[str, Any]:
         return {"ok": controls.is_alive, "controls": controls.is_alive}
 
     def ready() -> dict[str, Any]:
         # Events are taken also while the table is stale: an opt-out must not wait for that.
-        detail = parts.reader.stale_detail()
+        detail = context.reader.stale_detail()
         return {
             "ok": controls.is_alive and not detail,
             "detail": detail,
-            "messages_waiting": parts.submitter.waiting,
+            "messages_waiting": context.submitter.waiting,
         }
 
     health = HealthServer(
-        parts.metrics,
+        context.metrics,
         alive=alive,
         ready=ready,
         host=settings.metrics_host,

@@ -54,20 +54,20 @@ class IdempotencyClaim:
 
     def __init__(
         self,
-        parts: GatewayContext,
+        context: GatewayContext,
         key: str | None,
         attempt: Attempt,
         *,
         is_repetition: bool = False,
     ) -> None:
-        self._store = parts.idempotency
+        self._store = context.idempotency
         self._key = key
         self.is_repetition = is_repetition
         self.attempt = attempt
 
     @classmethod
     async def take(
-        cls, parts: GatewayContext, key: str | None, attempt: Attempt, *, excludes: bool
+        cls, context: GatewayContext, key: str | None, attempt: Attempt, *, excludes: bool
     ) -> IdempotencyClaim:
         """The claim; its attempt is the first one's where this is a repetition.
 
@@ -77,21 +77,24 @@ class IdempotencyClaim:
         that says the same.
         """
         if key is None:
-            return cls(parts, None, attempt)
+            return cls(context, None, attempt)
         try:
-            first = await parts.idempotency.claim(key, attempt)
+            first = await context.idempotency.claim(key, attempt)
         except Unavailable as error:
             if not excludes:
                 raise
             _LOG.warning("idempotency_unchecked", detail=str(error))
-            return cls(parts, None, attempt)
+            return cls(context, None, attempt)
         if first is None or first.nonce == attempt.nonce:
             # The client of the store repeats a command that was answered late, and then meets what
             # it has set itself.
-            return cls(parts, key, attempt)
+            return cls(context, key, attempt)
         check_repetition(first, attempt)
         claim = cls(
-            parts, key, replace(first, in_flight_until=attempt.in_flight_until), is_repetition=True
+            context,
+            key,
+            replace(first, in_flight_until=attempt.in_flight_until),
+            is_repetition=True,
         )
         if first.answer is None:
             await claim._keep(claim.attempt)
@@ -129,10 +132,10 @@ class IdempotencyClaim:
 
 
 def new_attempt(
-    parts: GatewayContext, request: Request, body: bytes, *, event_id: uuid.UUID | None = None
+    context: GatewayContext, request: Request, body: bytes, *, event_id: uuid.UUID | None = None
 ) -> Attempt:
     """The attempt that this request is, now."""
-    now = parts.clock()
+    now = context.clock()
     asked = fingerprint(
         request.method, request.scope["path"], body, request.headers.get("if-match", "")
     )
@@ -143,28 +146,28 @@ def new_attempt(
 
 
 async def accept(
-    parts: GatewayContext, caller: Principal, request: Request, body: bytes, draft: EventDraft
+    context: GatewayContext, caller: Principal, request: Request, body: bytes, draft: EventDraft
 ) -> Response:
     """Send the event, once, and answer when the broker has acknowledged it. Raises
     ConsentryError.
     """
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
-    attempt = new_attempt(parts, request, body, event_id=draft.event_id)
-    claim = await IdempotencyClaim.take(parts, key, attempt, excludes=draft.excludes)
+    attempt = new_attempt(context, request, body, event_id=draft.event_id)
+    claim = await IdempotencyClaim.take(context, key, attempt, excludes=draft.excludes)
     if claim.attempt.answer is not None:
         return _response(claim.attempt.answer, replayed=True)
     event = draft.make(bytes.fromhex(claim.attempt.event_id), claim.attempt.accepted_at)
     try:
-        if draft.check is not None and not (claim.is_repetition and _stands(parts, event)):
+        if draft.check is not None and not (claim.is_repetition and _stands(context, event)):
             await draft.check()
         if isinstance(event, PauseImposed | PauseLifted | PolicyPublished):
-            place = await parts.submitter.submit_control(event)
-            token = parts.token({}, controls=place.offset + 1)
+            place = await context.submitter.submit_control(event)
+            token = context.token({}, controls=place.offset + 1)
         else:
-            place = await parts.submitter.submit(
+            place = await context.submitter.submit(
                 event, traceparent=request.headers.get("traceparent")
             )
-            token = parts.event_token(place)
+            token = context.event_token(place)
     except ConsentryError as error:
         await (
             claim.leave_open()
@@ -197,11 +200,11 @@ def _late(event: SentEvent | Control) -> tuple[str, ...]:
     return ()
 
 
-def _stands(parts: GatewayContext, event: SentEvent | Control) -> bool:
+def _stands(context: GatewayContext, event: SentEvent | Control) -> bool:
     """Whether it is a control that the log has already: what it was checked against then includes
     itself now.
     """
-    return any(known.event_id == event.event_id for known in parts.reader.controls.controls.log)
+    return any(known.event_id == event.event_id for known in context.reader.controls.controls.log)
 
 
 def _response(answer: dict[str, Any], *, replayed: bool) -> Response:

@@ -86,7 +86,7 @@ def _route(scope: Scope) -> str:
     return str(route.path) if route is not None else "none"
 
 
-def build_app(parts: GatewayContext | None) -> FastAPI:
+def build_app(context: GatewayContext | None) -> FastAPI:
     """The application over these parts; without any it can only be described."""
     app = FastAPI(
         title="Consentry gateway",
@@ -96,7 +96,7 @@ def build_app(parts: GatewayContext | None) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.parts = parts
+    app.state.context = context
     app.state.waiting = WaitingLimit()
     add_problem_handlers(app)
     for rooms in (events, decisions, controls, approvals, quarantine, bundles):
@@ -107,13 +107,13 @@ def build_app(parts: GatewayContext | None) -> FastAPI:
     return app
 
 
-def build_gateway(parts: GatewayContext, *, concurrency: int = CONCURRENCY) -> ASGIApp:
+def build_gateway(context: GatewayContext, *, concurrency: int = CONCURRENCY) -> ASGIApp:
     """The whole gateway: the application behind its limits, watched, with the fast lane before
     it.
     """
-    lane = FastPath(build_app(parts))
+    lane = FastPath(build_app(context))
     return ObservedApp(
-        ConcurrencyLimit(lane, most=concurrency, apart=ENDPOINTS), metrics=parts.metrics
+        ConcurrencyLimit(lane, most=concurrency, apart=ENDPOINTS), metrics=context.metrics
     )
 
 

@@ -90,9 +90,9 @@ class BundleDownloads:
         """The pointer's bytes, and the manifest that it names. Raises Problem, Unavailable."""
         return await self._aside(self._newest)
 
-    async def shelved(self, bundle_id: str) -> DownloadableBundle:
+    async def bundle(self, bundle_id: str) -> DownloadableBundle:
         """A manifest by its bundle's id. Raises Problem 404, Unavailable."""
-        return await self._aside(self._shelved, bundle_id)
+        return await self._aside(self._bundle, bundle_id)
 
     async def open_file(self, bundle_id: str, name: str) -> IO[bytes]:
         """A file of a bundle. Raises Problem 404, Unavailable."""
@@ -106,16 +106,16 @@ class BundleDownloads:
         return await self._aside(self._store.read_piece, file, size)
 
     @contextmanager
-    def place(self, caller: str) -> Iterator[None]:
+    def slot(self, caller: str) -> Iterator[None]:
         """A place to download in. Raises Problem:
 
         429 where the caller has as many as one may, 503 where all have.
         """
         mine = self._downloads.get(caller, 0)
         if mine >= DOWNLOADS_OF_ONE_MAX:
-            raise _no_place(429, f"{mine} downloads of this credential are under way")
+            raise _no_slot(429, f"{mine} downloads of this credential are under way")
         if sum(self._downloads.values()) >= DOWNLOADS_MAX:
-            raise _no_place(503, f"{DOWNLOADS_MAX} downloads are under way")
+            raise _no_slot(503, f"{DOWNLOADS_MAX} downloads are under way")
         self._downloads[caller] = mine + 1
         try:
             yield
@@ -141,12 +141,12 @@ class BundleDownloads:
             raise _not_served(error) from error
         if BUNDLE_ID_PATTERN.fullmatch(bundle_id) is None:
             raise _not_served(ValueError())
-        found = self._shelved(bundle_id)
+        found = self._bundle(bundle_id)
         if found.sha256 != sha256:
             raise _not_served(ValueError())
         return content, found
 
-    def _shelved(self, bundle_id: str) -> DownloadableBundle:
+    def _bundle(self, bundle_id: str) -> DownloadableBundle:
         known = self._known.get(bundle_id)
         if known is not None:
             return known
@@ -181,7 +181,7 @@ class BundleDownloads:
         Raises Problem 503 where too many hang, Unavailable.
         """
         if self._calls >= CALLS_MAX:
-            raise _no_place(503, f"{CALLS_MAX} calls to the store are waiting")
+            raise _no_slot(503, f"{CALLS_MAX} calls to the store are waiting")
         future = asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
         self._calls += 1
 
@@ -221,7 +221,7 @@ def _not_served(error: Exception) -> Problem:
     )
 
 
-def _no_place(status: int, detail: str) -> Problem:
+def _no_slot(status: int, detail: str) -> Problem:
     return Problem(
         status,
         f"No bundle can be handed out now: {detail}.",

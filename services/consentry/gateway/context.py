@@ -15,7 +15,7 @@ from consentry.gateway.http.limits import RateLimit
 from consentry.gateway.idempotency import IdempotencyStore
 from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import ProposalStore
-from consentry.gateway.quarantine import QuarantineDesk
+from consentry.gateway.quarantine import QuarantinedMessages
 from consentry.gateway.table_reader import TableReader
 from consentry.kafka.sender import TopicPosition
 from consentry.ops.clock import Clock
@@ -35,7 +35,7 @@ class GatewayContext:
     reader: TableReader
     idempotency: IdempotencyStore
     proposals: ProposalStore
-    quarantine: QuarantineDesk
+    quarantine: QuarantinedMessages
     rate: RateLimit
     token_keys: TokenKeys
     clock: Clock
@@ -58,21 +58,21 @@ class GatewayContext:
         return write_token(Token(self.reader.log, offsets, known, self.clock()), self.token_keys)
 
 
-def parts_of(request: Request) -> GatewayContext:
+def context_of(request: Request) -> GatewayContext:
     """The parts of the gateway that got this request."""
-    found = request.app.state.parts
-    assert isinstance(found, GatewayContext)
-    return found
+    context = request.app.state.context
+    assert isinstance(context, GatewayContext)
+    return context
 
 
-async def caller_of(
+async def authorize(
     request: Request, permission: Permission, *, cost: float = 1.0
 ) -> tuple[GatewayContext, Principal]:
     """Who asks, if they may. Raises Unauthenticated, Forbidden, and Problem 429."""
-    parts = parts_of(request)
+    context = context_of(request)
     given = request.headers.getlist("authorization")
     # Of several it would not be clear which one counts, here and at a proxy.
-    caller = await parts.authenticator.authenticate(given[0] if len(given) == 1 else None)
+    caller = await context.authenticator.authenticate(given[0] if len(given) == 1 else None)
     require(caller, permission)
-    parts.rate.take(caller.subject, cost)
-    return parts, caller
+    context.rate.take(caller.subject, cost)
+    return context, caller

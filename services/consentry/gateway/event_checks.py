@@ -98,9 +98,9 @@ def binds_at_once(event: EventIn) -> bool:
     return isinstance(event, ErasureIn) or event.choice is not Choice.OPT_IN
 
 
-def check_purpose(parts: GatewayContext, change: ConsentChangeIn) -> tuple[str, ...]:
+def check_purpose(context: GatewayContext, change: ConsentChangeIn) -> tuple[str, ...]:
     """Warnings about the purpose. Raises Problem 422 for an OPT_IN to what no policy names."""
-    known = parts.reader.controls.controls.purposes
+    known = context.reader.controls.controls.purposes
     if change.purpose in known:
         return ()
     if change.choice is Choice.OPT_IN:
@@ -114,11 +114,11 @@ def check_purpose(parts: GatewayContext, change: ConsentChangeIn) -> tuple[str, 
     return ("no policy has terms for this purpose; was another one meant?",)
 
 
-async def check_observed(parts: GatewayContext, change: ConsentChangeIn) -> None:
+async def check_observed(context: GatewayContext, change: ConsentChangeIn) -> None:
     """Raise Problem 412 where an opt-out stands that the person cannot have seen: their opt-in
     would not count.
     """
-    standing = await parts.reader.version_of_opt_out(MemberId(change.member_id), change.purpose)
+    standing = await context.reader.version_of_opt_out(MemberId(change.member_id), change.purpose)
     if standing is not None and standing > (change.observed_version or 0):
         raise Problem(
             412,

@@ -47,7 +47,7 @@ Found = TypeVar("Found")
 _LATEST: Final = Micros((1 << 62) - 1)
 
 
-class QuarantineDesk:
+class QuarantinedMessages:
     """Reads the quarantine, and sends what two persons agreed on.
 
     Its reading calls block; use a thread.

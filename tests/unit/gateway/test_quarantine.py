@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 from tests.strategies import MEMBER, PURPOSE, chose, day, erased, moved
-from tests.unit.gateway.door import CATALOG
+from tests.unit.gateway.in_memory import CATALOG
 
 from consentry.domain.events import SentEvent
 from consentry.domain.values import Choice

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
-from tests.unit.gateway.door import Door
+from tests.unit.gateway.in_memory import InMemoryGateway
 
 from consentry.gateway.app import build_app
 
@@ -61,12 +61,12 @@ def asked(path: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def door() -> Door:
-    door = Door()
+def gateway() -> InMemoryGateway:
+    gateway = InMemoryGateway()
     # What these two find is told elsewhere, by the real log; here only who may look counts.
-    door.parts.quarantine.entries = lambda: []  # type: ignore[method-assign] # there is no broker behind this door
-    door.parts.quarantine.find = lambda partition, offset: None  # type: ignore[method-assign] # as above
-    return door
+    gateway.context.quarantine.entries = lambda: []  # type: ignore[method-assign] # there is no broker behind this door
+    gateway.context.quarantine.find = lambda partition, offset: None  # type: ignore[method-assign] # as above
+    return gateway
 
 
 def test_the_table_names_every_route() -> None:
@@ -78,11 +78,11 @@ def test_the_table_names_every_route() -> None:
 
 @pytest.mark.parametrize(("method", "path"), MAY)
 def test_a_route_is_forbidden_to_all_but_those_in_the_table(
-    door: Door, method: str, path: str
+    gateway: InMemoryGateway, method: str, path: str
 ) -> None:
     """A producer that could lift a pause, or a trainer that could opt people in."""
     for role in ROLES:
-        reply = door.call(method, asked(path), {} if method == "POST" else None, f"dev:x:{role}")
+        reply = gateway.call(method, asked(path), {} if method == "POST" else None, f"dev:x:{role}")
         assert (reply.status == 403) is (role not in MAY[method, path]), (role, reply)
         assert reply.status not in (401, 500)
 
@@ -92,23 +92,23 @@ def test_a_route_is_forbidden_to_all_but_those_in_the_table(
     "who", [None, "", "dev:x:", "dev:x:root", "dev:x:producer:", "x", "ck_aaaaaaaaaa.b"]
 )
 def test_no_route_answers_without_a_credential(
-    door: Door, method: str, path: str, who: str | None
+    gateway: InMemoryGateway, method: str, path: str, who: str | None
 ) -> None:
     """Everybody who reaches the port could write consent."""
-    reply = door.call(method, asked(path), b"{", who)
+    reply = gateway.call(method, asked(path), b"{", who)
 
     assert (reply.status, reply.code) == (401, "auth.unauthenticated")
     assert reply.headers["www-authenticate"].startswith("Bearer")
-    assert door.log.messages == []
+    assert gateway.log.messages == []
 
 
 @pytest.mark.parametrize("path", sorted(OPEN))
-def test_what_says_nothing_of_anybody_is_open(door: Door, path: str) -> None:
+def test_what_says_nothing_of_anybody_is_open(gateway: InMemoryGateway, path: str) -> None:
     """A load balancer has no credential."""
-    assert door.call("GET", path, who=None).status == 200
+    assert gateway.call("GET", path, who=None).status == 200
 
 
-def test_roles_add_up(door: Door) -> None:
+def test_roles_add_up(gateway: InMemoryGateway) -> None:
     """A small company gives one key both; it must not be refused for having more."""
-    assert door.call("GET", "/v1/approvals", who="dev:x:producer+auditor").status == 200
-    assert door.call("POST", "/v1/consent-changes", {}, "dev:x:producer+auditor").status == 422
+    assert gateway.call("GET", "/v1/approvals", who="dev:x:producer+auditor").status == 200
+    assert gateway.call("POST", "/v1/consent-changes", {}, "dev:x:producer+auditor").status == 422

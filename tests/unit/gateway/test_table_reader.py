@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.strategies import PURPOSE
-from tests.unit.gateway.door import DESK, PARTITIONS, Door
+from tests.unit.gateway.in_memory import DESK, PARTITIONS, InMemoryGateway
 
 from consentry.domain.values import Micros
 from consentry.table.memory import InMemoryTable
@@ -55,18 +55,18 @@ class EmptiedAfter(InMemoryTable):
                 self.empty(partition, epoch=epoch)
 
 
-def settled(door: Door) -> Door:
+def settled(gateway: InMemoryGateway) -> InMemoryGateway:
     """A grown-up lives in Germany, where everything is allowed, and has not chosen."""
-    door.publish()
-    door.settle("m:1", "DE")
-    door.now += 10 * SECOND
-    return door
+    gateway.publish()
+    gateway.settle("m:1", "DE")
+    gateway.now += 10 * SECOND
+    return gateway
 
 
-def asked(door: Door, **more: str) -> Any:
+def asked(gateway: InMemoryGateway, **more: str) -> Any:
     """The answer by what is fresh by now, without a heartbeat at the reader's own time."""
-    door.is_fresh = False
-    return door.decision(**more)
+    gateway.is_fresh = False
+    return gateway.decision(**more)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 4])
@@ -76,29 +76,29 @@ def test_a_table_that_is_emptied_between_two_looks_allows_nothing(
     """The erasure is gone, the row names a country, and what a moment ago was forbidden for ever is
     allowed.
     """
-    monkeypatch.setattr("tests.unit.gateway.door.InMemoryTable", EmptiedAfter)
-    door = settled(Door())
-    assert door.call("POST", "/v1/erasures", {"member_id": "m:1"}).status == 202
-    door.log.beat(Micros(door.now))
-    assert isinstance(door.table, EmptiedAfter)
+    monkeypatch.setattr("tests.unit.gateway.in_memory.InMemoryTable", EmptiedAfter)
+    gateway = settled(InMemoryGateway())
+    assert gateway.call("POST", "/v1/erasures", {"member_id": "m:1"}).status == 202
+    gateway.log.beat(Micros(gateway.now))
+    assert isinstance(gateway.table, EmptiedAfter)
 
-    door.table.calls_left = calls
-    reasons = [asked(door, jurisdiction="DE")["reason"] for _ in range(5)]
+    gateway.table.calls_left = calls
+    reasons = [asked(gateway, jurisdiction="DE")["reason"] for _ in range(5)]
 
     assert set(reasons) == {"ERASED", "STALE"}
 
 
 def test_a_foreign_partition_that_is_not_built_allows_nothing() -> None:
     """What says that the member's events came on it, and have no order, is what is missing."""
-    door = settled(Door())
-    door.log.beat(Micros(door.now))
-    assert asked(door)["allowed"]
-    epoch = door.table.meta(FOREIGN).epoch
+    gateway = settled(InMemoryGateway())
+    gateway.log.beat(Micros(gateway.now))
+    assert asked(gateway)["allowed"]
+    epoch = gateway.table.meta(FOREIGN).epoch
     assert epoch is not None
 
-    door.table.empty(FOREIGN, epoch=epoch)
+    gateway.table.empty(FOREIGN, epoch=epoch)
 
-    assert (asked(door)["reason"], asked(door)["because"]) == (
+    assert (asked(gateway)["reason"], asked(gateway)["because"]) == (
         "STALE",
         [f"freshness is not proven: partition {FOREIGN} of the table is not built"],
     )
@@ -119,13 +119,13 @@ def test_what_a_clock_ahead_recorded_counts_where_the_own_clock_is_behind(
     """For the second that two gateways' clocks differ, an opt-out in the table would be taken as
     not yet said.
     """
-    door = settled(Door())
-    door.now += 900_000
-    token = door.call("POST", path, body, who).json["token"]
-    door.log.beat(Micros(door.now if way == "frontier" else door.now - 900_000))
-    door.now -= 900_000
+    gateway = settled(InMemoryGateway())
+    gateway.now += 900_000
+    token = gateway.call("POST", path, body, who).json["token"]
+    gateway.log.beat(Micros(gateway.now if way == "frontier" else gateway.now - 900_000))
+    gateway.now -= 900_000
 
-    found = asked(door, **({"at_least": token} if way == "token" else {}))
+    found = asked(gateway, **({"at_least": token} if way == "token" else {}))
 
     assert found["reason"] == reason
 
@@ -134,38 +134,38 @@ def test_a_token_from_the_future_is_stale_and_brings_no_terms_forward() -> None:
     """An unsigned token could name any time, and have next year's policy allow what is not allowed
     now.
     """
-    door = Door()
-    door.publish(
+    gateway = InMemoryGateway()
+    gateway.publish(
         {
             "version": "next",
             "effective": "2026-01-01T00:00:00Z",
             "terms": [{"jurisdictions": ["*"], "purpose": PURPOSE, "regime": "DEFAULT_ON"}],
         }
     )
-    door.settle("m:1", "DE")
-    door.log.beat(Micros(door.now))
-    token = Token(b"thislog.", {}, 0, Micros(door.now + 365 * 86_400 * SECOND))
+    gateway.settle("m:1", "DE")
+    gateway.log.beat(Micros(gateway.now))
+    token = Token(b"thislog.", {}, 0, Micros(gateway.now + 365 * 86_400 * SECOND))
 
-    found = asked(door, at_least=write_token(token, door.token_keys))
+    found = asked(gateway, at_least=write_token(token, gateway.token_keys))
 
     assert found["reason"] == "STALE"
     assert "ahead of this machine's clock" in found["because"][0]
-    assert asked(door)["reason"] == "NO_TERMS"
+    assert asked(gateway)["reason"] == "NO_TERMS"
 
 
 def test_the_times_that_are_told_are_those_of_the_answer() -> None:
     """An officer who reads that an opt-out of a later second counted cannot make sense of the
     answer.
     """
-    door = settled(Door())
-    door.now += 900_000
-    door.call("POST", "/v1/consent-changes", OPT_OUT)
-    recorded_at = door.log.events[-1].recorded_at
-    door.now -= 900_000
-    door.log.beat(Micros(recorded_at))
-    door.is_fresh = False
+    gateway = settled(InMemoryGateway())
+    gateway.now += 900_000
+    gateway.call("POST", "/v1/consent-changes", OPT_OUT)
+    recorded_at = gateway.log.events[-1].recorded_at
+    gateway.now -= 900_000
+    gateway.log.beat(Micros(recorded_at))
+    gateway.is_fresh = False
 
-    found = door.call(
+    found = gateway.call(
         "GET", f"/v1/members/m:1/explain?purpose={PURPOSE}&wait=0", who="dev:adam:auditor"
     ).json
 
@@ -175,11 +175,11 @@ def test_the_times_that_are_told_are_those_of_the_answer() -> None:
 
 def test_times_that_were_asked_for_are_kept() -> None:
     """Whoever reconstructs an old answer would get today's."""
-    door = settled(Door())
+    gateway = settled(InMemoryGateway())
     before = "2025-06-15T15:06:45+00:00"
-    door.call("POST", "/v1/consent-changes", OPT_OUT)
+    gateway.call("POST", "/v1/consent-changes", OPT_OUT)
 
     query = f"purpose={PURPOSE}&wait=0&at={before}&known_at={before}".replace("+", "%2B")
-    found = door.call("GET", f"/v1/members/m:1/explain?{query}", who="dev:adam:auditor").json
+    found = gateway.call("GET", f"/v1/members/m:1/explain?{query}", who="dev:adam:auditor").json
 
     assert (found["at"], found["known_at"], found["reason"]) == (before, before, "DEFAULT_ON")

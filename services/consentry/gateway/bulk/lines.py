@@ -73,13 +73,13 @@ class LineReader:
 
     def __init__(
         self,
-        parts: GatewayContext,
+        context: GatewayContext,
         caller: Principal,
         attempt: Attempt,
         count: int,
         traceparent: str | None,
     ) -> None:
-        self._parts = parts
+        self._context = context
         self._caller = caller
         self._now = attempt.accepted_at
         self._traceparent = traceparent
@@ -117,7 +117,7 @@ class LineReader:
             self.warnings[number] = warnings
         event_id = bytes.fromhex(self._id(number)) if data.event_id is None else data.event_id.bytes
         event = to_event(data, self._caller.subject, event_id, self._now)
-        writer = self._parts.submitter.writer
+        writer = self._context.submitter.writer
         value = writer.write(event)
         if (
             len(self._forms) < _FORMS_MAX
@@ -167,7 +167,7 @@ class LineReader:
         warnings: tuple[str, ...] = ()
         if isinstance(data, ConsentChangeIn):
             data = with_observed(data, None)
-            warnings = check_purpose(self._parts, data)
+            warnings = check_purpose(self._context, data)
         check_repeatable(data)
         check_ahead(data, self._now)
         return data, warnings
@@ -184,7 +184,7 @@ class LineReader:
         places: Mapping[bytes, int],
     ) -> _LineTemplate:
         return _LineTemplate(
-            self._parts.submitter.writer.stencil(event, value),
+            self._context.submitter.writer.stencil(event, value),
             common_headers(event, traceparent=self._traceparent),
             warnings,
             binds_at_once(data),

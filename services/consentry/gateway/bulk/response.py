@@ -38,18 +38,18 @@ Line = str | InvalidLine
 
 
 async def bulk_answer(
-    parts: GatewayContext, reader: LineReader, lines: Sequence[bytes]
+    context: GatewayContext, reader: LineReader, lines: Sequence[bytes]
 ) -> Response:
     """Send what can be sent, and answer with a result for each line and a summary."""
-    batch = parts.submitter.batch()
+    batch = context.submitter.batch()
     found: list[Line] = []
     while len(found) < len(lines):
         await batch.send(_read_some(reader, lines, found))
         await asyncio.sleep(0)
     results, counts, offsets = _results(found, await batch.answers(), reader.warnings)
     for outcome, count in counts.items():
-        parts.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
-    token = parts.token(offsets) if offsets else None
+        context.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
+    token = context.token(offsets) if offsets else None
     results.append(_json({"summary": counts, "token": token}))
     return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")
 

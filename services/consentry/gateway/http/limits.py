@@ -68,15 +68,15 @@ class WaitingLimit:
         self._waiting: Counter[str] = Counter()
 
     @contextmanager
-    def place(self, caller: str) -> Iterator[None]:
+    def slot(self, caller: str) -> Iterator[None]:
         """A place to wait in. Raises Problem:
 
         429 where the caller has as many as one may have, 503 where all have.
         """
         if self._waiting[caller] >= self._most_of_one:
-            raise _no_place(429, f"{self._most_of_one} questions of this credential are waiting")
+            raise _no_slot(429, f"{self._most_of_one} questions of this credential are waiting")
         if self._waiting.total() >= self._most:
-            raise _no_place(503, f"{self._most} questions are waiting")
+            raise _no_slot(503, f"{self._most} questions are waiting")
         self._waiting[caller] += 1
         try:
             yield
@@ -86,7 +86,7 @@ class WaitingLimit:
                 del self._waiting[caller]
 
 
-def _no_place(status: int, detail: str) -> Problem:
+def _no_slot(status: int, detail: str) -> Problem:
     return Problem(
         status,
         f"The answer is not fresh yet, and {detail} for one that is.",

@@ -17,7 +17,7 @@ from consentry.domain.impact import openings, openings_digest
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
 from consentry.gateway.access import Permission, Principal
-from consentry.gateway.context import GatewayContext, caller_of
+from consentry.gateway.context import GatewayContext, authorize
 from consentry.gateway.http.models import Json
 from consentry.gateway.http.openapi import problems
 from consentry.gateway.proposals import (
@@ -46,15 +46,15 @@ ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 @router.get("", responses=problems())
 async def get_approvals(request: Request) -> Json:
     """The newest proposals, and what became of them."""
-    parts, _ = await caller_of(request, Permission.READ_APPROVALS)
-    return {"approvals": [_data(one) for one in await parts.proposals.newest()]}
+    context, _ = await authorize(request, Permission.READ_APPROVALS)
+    return {"approvals": [_data(one) for one in await context.proposals.newest()]}
 
 
 @router.get("/{approval_id}", responses=problems(404, 422))
 async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
     """One proposal."""
-    parts, _ = await caller_of(request, Permission.READ_APPROVALS)
-    found = await parts.proposals.get(approval_id)
+    context, _ = await authorize(request, Permission.READ_APPROVALS)
+    found = await context.proposals.get(approval_id)
     if found is None:
         raise Problem(
             404,
@@ -71,25 +71,25 @@ async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
 
     Repeated after a time-out it takes effect once.
     """
-    parts, caller = await caller_of(request, Permission.APPROVE)
-    return await _decide(parts, caller, approval_id, _approve)
+    context, caller = await authorize(request, Permission.APPROVE)
+    return await _decide(context, caller, approval_id, _approve)
 
 
 @router.post("/{approval_id}/reject", responses=problems(404, 409, 422))
 async def post_reject(request: Request, approval_id: ApprovalPath) -> Response:
     """Let a proposal come to nothing."""
-    parts, caller = await caller_of(request, Permission.APPROVE)
-    return await _decide(parts, caller, approval_id, _reject)
+    context, caller = await authorize(request, Permission.APPROVE)
+    return await _decide(context, caller, approval_id, _reject)
 
 
 async def _decide(
-    parts: GatewayContext,
+    context: GatewayContext,
     caller: Principal,
     approval_id: str,
     act: Callable[[GatewayContext, Principal, Proposal], Awaitable[Proposal]],
 ) -> Response:
     """One person at a time decides."""
-    ticket = await parts.proposals.lock(approval_id)
+    ticket = await context.proposals.lock(approval_id)
     if ticket is None:
         raise Problem(
             409,
@@ -99,28 +99,28 @@ async def _decide(
             headers={"Retry-After": "1"},
         )
     try:
-        found = await parts.proposals.get(approval_id)
-        proposal = check_decidable(found, by=caller.subject, now=parts.clock())
-        decided = await act(parts, caller, proposal)
+        found = await context.proposals.get(approval_id)
+        proposal = check_decidable(found, by=caller.subject, now=context.clock())
+        decided = await act(context, caller, proposal)
     finally:
-        await parts.proposals.unlock(approval_id, ticket)
+        await context.proposals.unlock(approval_id, ticket)
     return Response(json.dumps(_data(decided)), 200, media_type="application/json")
 
 
-async def _approve(parts: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
-    taken = being_decided(proposal, by=caller.subject, now=parts.clock())
-    await parts.proposals.put(taken)
+async def _approve(context: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
+    taken = being_decided(proposal, by=caller.subject, now=context.clock())
+    await context.proposals.put(taken)
     try:
-        carried = await _carry_out(parts, taken)
+        carried = await _carry_out(context, taken)
     except Problem as error:
         if error.status != 504:
-            await parts.proposals.put(proposal)
+            await context.proposals.put(proposal)
         raise
     except ConsentryError:
-        await parts.proposals.put(proposal)
+        await context.proposals.put(proposal)
         raise
     done = replace(carried, state="approved")
-    await parts.proposals.put(done)
+    await context.proposals.put(done)
     _LOG.info(
         "approved",
         kind=done.kind,
@@ -131,19 +131,19 @@ async def _approve(parts: GatewayContext, caller: Principal, proposal: Proposal)
     return done
 
 
-async def _carry_out(parts: GatewayContext, proposal: Proposal) -> Proposal:
+async def _carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
     """Send what was approved, as of the time of the approval; both persons are named in it.
 
     What the log has already is not sent again, though the store may have forgotten that it was
     approved.
     """
     if proposal.kind in ("release", "replay"):
-        return await release_or_replay(parts, proposal)
-    await parts.reader.wait_for_controls()
-    known = _in_log(parts, proposal)
+        return await release_or_replay(context, proposal)
+    await context.reader.wait_for_controls()
+    known = _in_log(context, proposal)
     if known is not None:
         done = as_in_log(proposal, source=known.source, recorded_at=known.recorded_at)
-        return replace(done, result=_result(parts, proposal, None))
+        return replace(done, result=_result(context, proposal, None))
     control = control_of(
         proposal.kind,
         proposal.form,
@@ -151,32 +151,32 @@ async def _carry_out(parts: GatewayContext, proposal: Proposal) -> Proposal:
         recorded_at=proposal.decided_at,
         source=both_persons(proposal),
     )
-    check_control(parts, control, proposal.form)
-    _check_opens(parts, control, proposal)
-    place = await parts.submitter.submit_control(control)
-    return replace(proposal, result=_result(parts, proposal, place))
+    check_control(context, control, proposal.form)
+    _check_opens(context, control, proposal)
+    place = await context.submitter.submit_control(control)
+    return replace(proposal, result=_result(context, proposal, place))
 
 
-def _in_log(parts: GatewayContext, proposal: Proposal) -> Control | None:
+def _in_log(context: GatewayContext, proposal: Proposal) -> Control | None:
     """The control that the proposal came to, where the log has it."""
-    log = parts.reader.controls.controls.log
+    log = context.reader.controls.controls.log
     return next((known for known in reversed(log) if known.event_id == proposal.event_id), None)
 
 
-def _result(parts: GatewayContext, proposal: Proposal, place: TopicPosition | None) -> Json:
+def _result(context: GatewayContext, proposal: Proposal, place: TopicPosition | None) -> Json:
     """What it came to; `place` is None where it stands among the controls that are known here."""
     return {
         "event_id": str(uuid.UUID(bytes=proposal.event_id)),
-        "token": parts.token({}, controls=0 if place is None else place.offset + 1),
+        "token": context.token({}, controls=0 if place is None else place.offset + 1),
         "offset": None if place is None else place.offset,
     }
 
 
-def _check_opens(parts: GatewayContext, control: Control, proposal: Proposal) -> None:
+def _check_opens(context: GatewayContext, control: Control, proposal: Proposal) -> None:
     """Raise Problem 409 where it would open what the proposal did not show: nobody has agreed to
     that.
     """
-    known, now = parts.reader.controls.controls, parts.clock()
+    known, now = context.reader.controls.controls, context.clock()
     is_shown = set(openings(control, known, now=now)) <= set(proposal.opens)
     if not is_shown or openings_digest(control, known, now=now) != proposal.digest:
         raise Problem(
@@ -187,23 +187,25 @@ def _check_opens(parts: GatewayContext, control: Control, proposal: Proposal) ->
         )
 
 
-async def _reject(parts: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
-    if proposal.state != "open" and not await _never_came(parts, proposal):
+async def _reject(context: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
+    if proposal.state != "open" and not await _never_came(context, proposal):
         raise Problem(
             409,
             "The proposal was approved, and it is not known whether that has taken effect.",
             code="approval.decided",
             fix="approve it again, which tells",
         )
-    if _in_log(parts, proposal) is not None:
+    if _in_log(context, proposal) is not None:
         raise Problem(
             409,
             "The proposal was approved, and has taken effect.",
             code="approval.decided",
             fix="approve it again, which keeps that",
         )
-    done = replace(proposal, state="rejected", decided_by=caller.subject, decided_at=parts.clock())
-    await parts.proposals.put(done)
+    done = replace(
+        proposal, state="rejected", decided_by=caller.subject, decided_at=context.clock()
+    )
+    await context.proposals.put(done)
     _LOG.info(
         "rejected",
         kind=done.kind,
@@ -214,16 +216,16 @@ async def _reject(parts: GatewayContext, caller: Principal, proposal: Proposal) 
     return done
 
 
-async def _never_came(parts: GatewayContext, proposal: Proposal) -> bool:
+async def _never_came(context: GatewayContext, proposal: Proposal) -> bool:
     """Whether what was approved is surely not among the controls: nothing sends it any more, and
     all are known.
 
     Raises Unavailable where they are not.
     """
-    if proposal.kind in ("release", "replay") or parts.clock() < proposal.tried_at + _SENT_MICROS:
+    if proposal.kind in ("release", "replay") or context.clock() < proposal.tried_at + _SENT_MICROS:
         return False
-    await parts.reader.wait_for_controls()
-    return _in_log(parts, proposal) is None
+    await context.reader.wait_for_controls()
+    return _in_log(context, proposal) is None
 
 
 def _data(proposal: Proposal) -> Json:

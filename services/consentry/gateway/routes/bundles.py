@@ -15,7 +15,7 @@ from consentry.bundles.manifest import FILE_NAME_PATTERN, MANIFEST_NAME, SIGNATU
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.gateway.access import Forbidden, Permission
 from consentry.gateway.bundle_downloads import BundleDownloads, not_found
-from consentry.gateway.context import GatewayContext, caller_of
+from consentry.gateway.context import GatewayContext, authorize
 from consentry.gateway.http.openapi import problems
 from consentry.ops.http.problems import Problem
 
@@ -41,7 +41,7 @@ class Download(Response):
     def __init__(
         self,
         request: Request,
-        shelf: BundleDownloads,
+        downloads: BundleDownloads,
         caller: str,
         file: IO[bytes],
         *,
@@ -51,7 +51,7 @@ class Download(Response):
         headers = {"Content-Length": str(size), "ETag": etag, "Cache-Control": _IMMUTABLE}
         super().__init__(b"", 200, headers, _BYTES)
         self._request = request
-        self._shelf = shelf
+        self._downloads = downloads
         self._caller = caller
         self._file = file
         self._size = size
@@ -59,7 +59,7 @@ class Download(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         try:
-            with self._shelf.place(self._caller):
+            with self._downloads.slot(self._caller):
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 )
@@ -76,7 +76,7 @@ class Download(Response):
     async def _send_pieces(self, send: Send) -> None:
         left = self._size
         while left > 0 and not await self._request.is_disconnected():
-            piece = await self._shelf.piece(self._file, min(_PIECE, left))
+            piece = await self._downloads.piece(self._file, min(_PIECE, left))
             if not piece:
                 raise Unavailable(
                     "A file of a bundle is shorter than its manifest says.", code="bundle.truncated"
@@ -117,8 +117,8 @@ async def get_latest(request: Request) -> Response:
     """The newest bundle: the manifest, exactly the bytes that were signed, then a line break and
     the signature.
     """
-    shelf, _ = await _shelf_of(request)
-    _, found = await shelf.newest()
+    downloads, _ = await _authorized_downloads(request)
+    _, found = await downloads.newest()
     etag = f'"{found.sha256}"'
     return _same(request, etag, _REVALIDATE) or _text(found.content + b"\n" + found.signature, etag)
 
@@ -126,8 +126,8 @@ async def get_latest(request: Request) -> Response:
 @router.get("/latest.jsonl", response_class=Response, responses=_LINES_OR_SAME | problems(404))
 async def get_pointer(request: Request) -> Response:
     """Which bundle is the newest: the signed pointer, as it lies in the store."""
-    shelf, _ = await _shelf_of(request)
-    pointer, found = await shelf.newest()
+    downloads, _ = await _authorized_downloads(request)
+    pointer, found = await downloads.newest()
     etag = f'"{found.sha256}"'
     return _same(request, etag, _REVALIDATE) or _text(pointer, etag)
 
@@ -139,8 +139,8 @@ async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> R
     """A file of a bundle: one that its manifest names, the manifest, or its signature; nothing
     else.
     """
-    shelf, caller = await _shelf_of(request)
-    found = await shelf.shelved(bundle_id)
+    downloads, caller = await _authorized_downloads(request)
+    found = await downloads.bundle(bundle_id)
     small = {MANIFEST_NAME: found.content, SIGNATURE_NAME: found.signature}.get(file)
     if small is not None:
         etag = f'"{hashlib.sha256(small).hexdigest()}"'
@@ -151,33 +151,33 @@ async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> R
         raise not_found()
     size, sha256 = named
     etag = f'"{sha256}"'
-    with shelf.place(caller):
+    with downloads.slot(caller):
         pass  # as a problem, while there still can be one
     same = _same(request, etag, _IMMUTABLE)
     if same is not None:
         return same
     return Download(
-        request, shelf, caller, await shelf.open_file(bundle_id, file), size=size, etag=etag
+        request, downloads, caller, await downloads.open_file(bundle_id, file), size=size, etag=etag
     )
 
 
-async def _shelf_of(request: Request) -> tuple[BundleDownloads, str]:
+async def _authorized_downloads(request: Request) -> tuple[BundleDownloads, str]:
     """The shelf and the caller, if they may.
 
     Raises Unauthenticated, Forbidden, Problem 404 and 429.
     """
-    parts, caller = await caller_of(request, Permission.READ_BUNDLES)
+    context, caller = await authorize(request, Permission.READ_BUNDLES)
     if not caller.may_read_bundles():
         raise Forbidden(
             "A trainer of some purposes may not read bundles: they hold everybody's choices for "
             "every purpose.",
             fix="use a key that was made with --purpose '*', or ask for decisions one by one",
         )
-    return _configured(parts), caller.subject
+    return _configured(context), caller.subject
 
 
-def _configured(parts: GatewayContext) -> BundleDownloads:
-    if parts.bundles is None:
+def _configured(context: GatewayContext) -> BundleDownloads:
+    if context.bundles is None:
         # Not 503: no repetition helps, and none of these addresses exists here.
         raise Problem(
             404,
@@ -185,7 +185,7 @@ def _configured(parts: GatewayContext) -> BundleDownloads:
             code="bundle.no_store",
             fix="set CONSENTRY_BUNDLE_STORE for the gateway, or read the store itself",
         )
-    return parts.bundles
+    return context.bundles
 
 
 def _same(request: Request, etag: str, caching: str) -> Response | None:

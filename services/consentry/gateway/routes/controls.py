@@ -26,7 +26,7 @@ from consentry.domain.wording import iso_text
 from consentry.forms.controls import parse_lift, parse_pause, parse_policy
 from consentry.gateway.accept import EventDraft, IdempotencyClaim, accept, new_attempt
 from consentry.gateway.access import Permission, Principal
-from consentry.gateway.context import GatewayContext, caller_of
+from consentry.gateway.context import GatewayContext, authorize
 from consentry.gateway.http.bodies import CONTROL_BYTES_MAX, read_body
 from consentry.gateway.http.models import Accepted, AwaitingApproval, Json
 from consentry.gateway.http.openapi import ACCEPTS_REPETITION, form_body, problems
@@ -113,7 +113,7 @@ async def post_pause(request: Request) -> Response:
 
     Binds at once, without a second person.
     """
-    parts, caller = await caller_of(request, Permission.IMPOSE)
+    context, caller = await authorize(request, Permission.IMPOSE)
     body = await read_body(request, bytes_max=CONTROL_BYTES_MAX)
     form = parse_json(body)
 
@@ -121,15 +121,15 @@ async def post_pause(request: Request) -> Response:
         return parse_pause(form, event_id=event_id, recorded_at=recorded_at, source=caller.subject)
 
     async def check() -> None:
-        pause = make(bytes(16), parts.clock())
-        log = parts.reader.controls.controls.log
+        pause = make(bytes(16), context.clock())
+        log = context.reader.controls.controls.log
         refuse(conflict_of_pause(pause, log, has_effective=form.get("effective") is not None))
 
     make(
-        bytes(16), parts.clock()
+        bytes(16), context.clock()
     )  # what does not fit is refused before the Idempotency-Key is used up
     return await accept(
-        parts, caller, request, body, EventDraft(make, None, excludes=True, check=check)
+        context, caller, request, body, EventDraft(make, None, excludes=True, check=check)
     )
 
 
@@ -144,7 +144,7 @@ async def post_lift(request: Request, pause: PausePath) -> Response:
     """Propose to end a pause. It takes effect when a second person approves; opt-outs survive
     it.
     """
-    parts, caller = await caller_of(request, Permission.PROPOSE)
+    context, caller = await authorize(request, Permission.PROPOSE)
     body = await read_body(request)
     data = parse_json(body)
     if not isinstance(data, dict) or "pause" in data:
@@ -154,7 +154,7 @@ async def post_lift(request: Request, pause: PausePath) -> Response:
             code="input.form",
             fix="see docs",
         )
-    return await _propose(parts, caller, request, body, "lift", {**data, "pause": pause})
+    return await _propose(context, caller, request, body, "lift", {**data, "pause": pause})
 
 
 @router.post(
@@ -168,14 +168,14 @@ async def post_policy(request: Request) -> Response:
 
     What opens nothing binds from its effective time; the rest needs a second person.
     """
-    parts, caller = await caller_of(request, Permission.PROPOSE)
+    context, caller = await authorize(request, Permission.PROPOSE)
     body = await read_body(request, bytes_max=CONTROL_BYTES_MAX)
     form = parse_json(body)
-    await parts.reader.wait_for_controls()
-    now = parts.clock()
+    await context.reader.wait_for_controls()
+    now = context.clock()
     policy = control_of("policy", form, event_id=bytes(16), recorded_at=now, source=caller.subject)
-    if openings(policy, parts.reader.controls.controls, now=now):
-        return await _propose(parts, caller, request, body, "policy", form)
+    if openings(policy, context.reader.controls.controls, now=now):
+        return await _propose(context, caller, request, body, "policy", form)
 
     made: list[PauseLifted | PolicyPublished] = []
 
@@ -188,26 +188,26 @@ async def post_policy(request: Request) -> Response:
         return made[-1]
 
     async def check() -> None:
-        await _check_opens_nothing(parts, made[-1], form)
+        await _check_opens_nothing(context, made[-1], form)
 
     return await accept(
-        parts, caller, request, body, EventDraft(make, None, excludes=False, check=check)
+        context, caller, request, body, EventDraft(make, None, excludes=False, check=check)
     )
 
 
 async def _check_opens_nothing(
-    parts: GatewayContext, policy: PauseLifted | PolicyPublished, form: Json
+    context: GatewayContext, policy: PauseLifted | PolicyPublished, form: Json
 ) -> None:
     """Raise Problem where a policy opens something after all, right before it is sent.
 
     Between the first look and this one the store was asked, which may take seconds: somebody may
     have narrowed terms.
     """
-    await parts.reader.wait_for_controls()
-    check_control(parts, policy, form)
-    now = parts.clock()
+    await context.reader.wait_for_controls()
+    check_control(context, policy, form)
+    now = context.clock()
     # A repetition after a time-out keeps its first time: sent now, that is one in the past.
-    opens = openings(replace(policy, recorded_at=now), parts.reader.controls.controls, now=now)
+    opens = openings(replace(policy, recorded_at=now), context.reader.controls.controls, now=now)
     if opens:
         raise Problem(
             409,
@@ -229,15 +229,20 @@ class ProposalRequest(NamedTuple):
 
 
 async def _propose(
-    parts: GatewayContext, caller: Principal, request: Request, body: bytes, kind: Kind, form: Json
+    context: GatewayContext,
+    caller: Principal,
+    request: Request,
+    body: bytes,
+    kind: Kind,
+    form: Json,
 ) -> Response:
     """Keep a proposal; a repetition of the request finds the same one."""
-    now = parts.clock()
+    now = context.clock()
     control = control_of(kind, form, event_id=bytes(16), recorded_at=now, source=caller.subject)
 
     async def draft() -> ProposalRequest:
-        check_control(parts, control, form)
-        known = parts.reader.controls.controls
+        check_control(context, control, form)
+        known = context.reader.controls.controls
         return ProposalRequest(
             kind,
             form,
@@ -245,11 +250,11 @@ async def _propose(
             openings_digest(control, known, now=now),
         )
 
-    return await propose(parts, caller, request, body, draft)
+    return await propose(context, caller, request, body, draft)
 
 
 async def propose(
-    parts: GatewayContext,
+    context: GatewayContext,
     caller: Principal,
     request: Request,
     body: bytes,
@@ -263,14 +268,14 @@ async def propose(
     """
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
     claim = await IdempotencyClaim.take(
-        parts, key, new_attempt(parts, request, body), excludes=False
+        context, key, new_attempt(context, request, body), excludes=False
     )
     headers = None
     if claim.attempt.answer is None:
         try:
             # The first request may have ended between its proposal and its answer.
             proposal = (
-                await parts.proposals.get(claim.attempt.event_id) if claim.is_repetition else None
+                await context.proposals.get(claim.attempt.event_id) if claim.is_repetition else None
             )
             if proposal is None:
                 wanted, now = await draft(), claim.attempt.accepted_at
@@ -283,7 +288,7 @@ async def propose(
                     digest=wanted.digest,
                 )
                 proposal = replace(proposal, proposal_id=claim.attempt.event_id)
-                await parts.proposals.put(proposal)
+                await context.proposals.put(proposal)
         except Exception:
             await claim.drop()
             raise
@@ -308,9 +313,9 @@ def control_of(
     return parse(form, event_id=event_id, recorded_at=recorded_at, source=source)
 
 
-def check_control(parts: GatewayContext, control: Control, form: Json) -> None:
+def check_control(context: GatewayContext, control: Control, form: Json) -> None:
     """Raise Problem 409 where the control would not do what it is meant to."""
-    log = parts.reader.controls.controls.log
+    log = context.reader.controls.controls.log
     has_effective = form.get("effective") is not None
     if isinstance(control, PauseLifted):
         refuse(conflict_of_lift(control, log, has_effective=has_effective))

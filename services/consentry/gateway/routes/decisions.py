@@ -19,7 +19,7 @@ from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId, M
 from consentry.domain.wording import iso_text
 from consentry.forms.controls import micros
 from consentry.gateway.access import Permission, Principal, require_purpose
-from consentry.gateway.context import GatewayContext, caller_of
+from consentry.gateway.context import GatewayContext, authorize
 from consentry.gateway.http.limits import WaitingLimit
 from consentry.gateway.http.models import Json, Moment, VersionedDecisionOut
 from consentry.gateway.http.openapi import problems
@@ -78,12 +78,12 @@ async def get_decision(
 
     The ETag is what an opt-in observes.
     """
-    parts, caller = await caller_of(request, Permission.ASK)
+    context, caller = await authorize(request, Permission.ASK)
     require_purpose(caller, purpose)
     row = _row(jurisdiction, category, collected)
-    question = _question(parts, member_id, purpose, row, at, known_at, at_least, wait)
-    answer = await _answer(request, parts, caller, question)
-    _count(parts, answer)
+    question = _question(context, member_id, purpose, row, at, known_at, at_least, wait)
+    answer = await _answer(request, context, caller, question)
+    _count(context, answer)
     return _response(_decision_data(answer), answer)
 
 
@@ -101,11 +101,11 @@ async def get_explanation(
     collected: CollectedQuery = None,
 ) -> Response:
     """Why: the chain of grounds, and every fact of the member with what became of it."""
-    parts, caller = await caller_of(request, Permission.EXPLAIN)
+    context, caller = await authorize(request, Permission.EXPLAIN)
     require_purpose(caller, purpose)
     row = _row(jurisdiction, category, collected)
-    question = _question(parts, member_id, purpose, row, at, known_at, at_least, wait)
-    answer = await _answer(request, parts, caller, question)
+    question = _question(context, member_id, purpose, row, at, known_at, at_least, wait)
+    answer = await _answer(request, context, caller, question)
     data: Json = {"member": member_id, **_decision_data(answer)}
     if answer.explanation is not None:
         data |= as_data(answer.explanation)
@@ -117,9 +117,9 @@ async def get_controls(request: Request) -> Json:
     """Every pause, lift and policy, in the order of their log; of pauses, whether they are in force
     now.
     """
-    parts, _ = await caller_of(request, Permission.READ_CONTROLS)
-    view = parts.reader.controls
-    controls, now = view.controls, parts.clock()
+    context, _ = await authorize(request, Permission.READ_CONTROLS)
+    view = context.reader.controls
+    controls, now = view.controls, context.clock()
     pauses = [
         {
             **_common(pause),
@@ -156,7 +156,7 @@ async def get_controls(request: Request) -> Json:
         for policy in controls.log
         if isinstance(policy, PolicyPublished)
     ]
-    detail = parts.reader.stale_detail()
+    detail = context.reader.stale_detail()
     fresh = {"position": view.position, "fresh": not detail, "detail": detail}
     return {**fresh, "pauses": pauses, "lifts": lifts, "policies": policies}
 
@@ -168,25 +168,25 @@ async def get_status(request: Request) -> Json:
 
     A trainer sees no subscriber but itself.
     """
-    parts, caller = await caller_of(request, Permission.READ_STATUS)
+    context, caller = await authorize(request, Permission.READ_STATUS)
     try:
-        partitions, detail = await asyncio.to_thread(parts.reader.status), ""
+        partitions, detail = await asyncio.to_thread(context.reader.status), ""
     except Unavailable as error:
         partitions, detail = [], error.message
-    controls = parts.reader.stale_detail()
+    controls = context.reader.stale_detail()
     subscribers: dict[str, list[str]] = {}
-    for subscriber, dataset in parts.subscribers:
+    for subscriber, dataset in context.subscribers:
         if caller.may_see_subscriber(subscriber):
             subscribers.setdefault(subscriber, []).append(dataset)
     is_fresh = bool(partitions) and all(one["fresh"] for one in partitions) and not controls
     return {
         "ok": is_fresh,
         "detail": detail or controls,
-        "version": parts.version,
+        "version": context.version,
         "caller": {"subject": caller.subject, "roles": sorted(caller.roles)},
         "partitions": partitions,
-        "controls": {"position": parts.reader.controls.position, "fresh": not controls},
-        "messages_waiting": parts.submitter.waiting,
+        "controls": {"position": context.reader.controls.position, "fresh": not controls},
+        "messages_waiting": context.submitter.waiting,
         "subscribers": [
             {"subscriber": name, "datasets": datasets} for name, datasets in subscribers.items()
         ],
@@ -194,18 +194,18 @@ async def get_status(request: Request) -> Json:
 
 
 async def _answer(
-    request: Request, parts: GatewayContext, caller: Principal, question: DecisionQuestion
+    request: Request, context: GatewayContext, caller: Principal, question: DecisionQuestion
 ) -> DecisionAnswer:
     """The answer, waited for only where it is not fresh at once.
 
     Raises Problem 429 and 503 where no place is free.
     """
-    answer = await parts.reader.answer(replace(question, wait_seconds=0.0))
+    answer = await context.reader.answer(replace(question, wait_seconds=0.0))
     if answer.decision.reason is not Reason.STALE or question.wait_seconds <= 0:
         return answer
     waiting: WaitingLimit = request.app.state.waiting
-    with waiting.place(caller.subject):
-        return await parts.reader.answer(question)
+    with waiting.slot(caller.subject):
+        return await context.reader.answer(question)
 
 
 def _row(jurisdiction: str | None, category: str | None, collected: datetime | None) -> Row | None:
@@ -219,7 +219,7 @@ def _row(jurisdiction: str | None, category: str | None, collected: datetime | N
 
 
 def _question(
-    parts: GatewayContext,
+    context: GatewayContext,
     member_id: str,
     purpose: str,
     row: Row | None,
@@ -230,7 +230,7 @@ def _question(
 ) -> DecisionQuestion:
     """The question as the rules take it. Raises Problem and InvalidInput."""
     asked_known_at = _instant(known_at, "known_at")
-    if asked_known_at is not None and asked_known_at > parts.clock():
+    if asked_known_at is not None and asked_known_at > context.clock():
         raise Problem(
             422,
             "known_at lies ahead: what will have been recorded by then is not known.",
@@ -244,7 +244,7 @@ def _question(
         row=row,
         at=_instant(at, "at"),
         known_at=asked_known_at,
-        at_least=None if at_least is None else read_token(at_least, parts.token_keys),
+        at_least=None if at_least is None else read_token(at_least, context.token_keys),
         wait_seconds=wait,
     )
 
@@ -280,11 +280,11 @@ def _response(data: Json, answer: DecisionAnswer) -> Response:
     return Response(json.dumps(data), 200, headers, "application/json")
 
 
-def _count(parts: GatewayContext, answer: DecisionAnswer) -> None:
+def _count(context: GatewayContext, answer: DecisionAnswer) -> None:
     outcome = "allowed" if answer.decision.allowed else "excluded"
     reason = answer.decision.reason.value
     fresh = "false" if reason == "STALE" else "true"
-    parts.metrics.counter("consentry_decisions_total", outcome, reason, fresh).inc()
+    context.metrics.counter("consentry_decisions_total", outcome, reason, fresh).inc()
 
 
 def _common(control: PauseImposed | PauseLifted | PolicyPublished) -> Json:

@@ -13,7 +13,7 @@ from consentry.gateway.accept import EventDraft, IdempotencyClaim, accept, new_a
 from consentry.gateway.access import Permission
 from consentry.gateway.bulk.lines import LineReader
 from consentry.gateway.bulk.response import LINES_MAX, bulk_answer
-from consentry.gateway.context import caller_of
+from consentry.gateway.context import authorize
 from consentry.gateway.event_checks import (
     check_ahead,
     check_observed,
@@ -56,21 +56,21 @@ async def post_consent_change(request: Request) -> Response:
 
     An OPT_IN names the version of the record that the person had seen.
     """
-    parts, caller = await caller_of(request, Permission.EMIT)
+    context, caller = await authorize(request, Permission.EMIT)
     body = await read_body(request)
     change = with_observed(read_model(ConsentChangeIn, body), request.headers.get("if-match"))
     check_repeatable(change)
-    check_ahead(change, parts.clock())
-    warnings = check_purpose(parts, change)
+    check_ahead(change, context.clock())
+    warnings = check_purpose(context, change)
     is_opt_in = change.choice is Choice.OPT_IN
     draft = EventDraft(
         make=partial(to_event, change, caller.subject),
         event_id=change.event_id,
         excludes=not is_opt_in,
         warnings=warnings,
-        check=partial(check_observed, parts, change) if is_opt_in else None,
+        check=partial(check_observed, context, change) if is_opt_in else None,
     )
-    return await accept(parts, caller, request, body, draft)
+    return await accept(context, caller, request, body, draft)
 
 
 @router.post(
@@ -82,14 +82,14 @@ async def post_consent_change(request: Request) -> Response:
 )
 async def post_relocation(request: Request) -> Response:
     """Say that a member lives somewhere (else) now, or that their age band became known."""
-    parts, caller = await caller_of(request, Permission.EMIT)
+    context, caller = await authorize(request, Permission.EMIT)
     body = await read_body(request)
     relocation = read_model(RelocationIn, body)
     check_repeatable(relocation)
     draft = EventDraft(
         partial(to_event, relocation, caller.subject), relocation.event_id, excludes=False
     )
-    return await accept(parts, caller, request, body, draft)
+    return await accept(context, caller, request, body, draft)
 
 
 @router.post(
@@ -101,13 +101,13 @@ async def post_relocation(request: Request) -> Response:
 )
 async def post_erasure(request: Request) -> Response:
     """Say that a member was erased. It latches, and opens a purge order."""
-    parts, caller = await caller_of(request, Permission.EMIT)
+    context, caller = await authorize(request, Permission.EMIT)
     body = await read_body(request)
     erasure = read_model(ErasureIn, body)
     check_repeatable(erasure)
-    check_ahead(erasure, parts.clock())
+    check_ahead(erasure, context.clock())
     draft = EventDraft(partial(to_event, erasure, caller.subject), erasure.event_id, excludes=True)
-    return await accept(parts, caller, request, body, draft)
+    return await accept(context, caller, request, body, draft)
 
 
 @router.post(
@@ -129,7 +129,7 @@ async def post_bulk(request: Request) -> Response:
     Each line has a result of its own. Sent again with the same Idempotency-Key every event counts
     once.
     """
-    parts, caller = await caller_of(request, Permission.EMIT, cost=0)  # each line costs, below
+    context, caller = await authorize(request, Permission.EMIT, cost=0)  # each line costs, below
     body = await read_body(request, kind="application/x-ndjson", bytes_max=BULK_BYTES_MAX)
     lines = body.splitlines()
     if len(lines) > LINES_MAX:
@@ -139,15 +139,17 @@ async def post_bulk(request: Request) -> Response:
             code="input.too_many_lines",
             fix="split it",
         )
-    parts.rate.take(caller.subject, len(lines))
+    context.rate.take(caller.subject, len(lines))
     key = store_key(caller.subject, request.headers.get("idempotency-key"))
     claim = await IdempotencyClaim.take(
-        parts, key, new_attempt(parts, request, body), excludes=False
+        context, key, new_attempt(context, request, body), excludes=False
     )
     try:
         traceparent = request.headers.get("traceparent")
-        reader = LineReader(parts, caller, claim.attempt, count=len(lines), traceparent=traceparent)
-        return await bulk_answer(parts, reader, lines)
+        reader = LineReader(
+            context, caller, claim.attempt, count=len(lines), traceparent=traceparent
+        )
+        return await bulk_answer(context, reader, lines)
     finally:
         # Nothing is kept of the answer: a repetition sends the same events, which count once.
         await claim.leave_open()

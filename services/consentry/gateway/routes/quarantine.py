@@ -14,7 +14,7 @@ from consentry.domain.errors import ConsentryError
 from consentry.domain.events import Fact, FactKind, event_tag
 from consentry.domain.records import Record
 from consentry.gateway.access import Permission
-from consentry.gateway.context import GatewayContext, caller_of
+from consentry.gateway.context import GatewayContext, authorize
 from consentry.gateway.http.bodies import read_body, validated
 from consentry.gateway.http.models import AwaitingApproval, Json, ReleaseIn
 from consentry.gateway.http.openapi import ACCEPTS_REPETITION, body_of, problems
@@ -40,12 +40,12 @@ LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
 @router.get("", responses=problems(422))
 async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
     """The newest messages that could not be read, and whether their members are still held."""
-    parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
-    entries = (await parts.quarantine.aside(parts.quarantine.entries))[:limit]
+    context, _ = await authorize(request, Permission.READ_QUARANTINE)
+    entries = (await context.quarantine.aside(context.quarantine.entries))[:limit]
     records: dict[str, Record | ConsentryError | None] = {}
     for entry in entries:
         if entry.member is not None and entry.member not in records:
-            records[entry.member] = await _record(parts, entry)
+            records[entry.member] = await _record(context, entry)
     return {
         "entries": [entry_data(one, records.get(one.member or ""), whole=False) for one in entries]
     }
@@ -54,10 +54,12 @@ async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
 @router.get("/{entry}", responses=problems(404, 422))
 async def get_entry(request: Request, entry: EntryPath) -> Json:
     """One message, with its original bytes and headers in hexadecimal digits."""
-    parts, _ = await caller_of(request, Permission.READ_QUARANTINE)
-    found = await _find(parts, entry)
-    record = await _record(parts, found)
-    why_not = await parts.quarantine.aside(parts.quarantine.why_not_replayed, found, parts.clock())
+    context, _ = await authorize(request, Permission.READ_QUARANTINE)
+    found = await _find(context, entry)
+    record = await _record(context, found)
+    why_not = await context.quarantine.aside(
+        context.quarantine.why_not_replayed, found, context.clock()
+    )
     return entry_data(found, record, whole=True) | {"why_not_replayed": why_not or None}
 
 
@@ -91,24 +93,24 @@ async def post_replay(request: Request, entry: EntryPath) -> Response:
 
 
 async def _propose(request: Request, name: str, kind: Kind) -> Response:
-    parts, caller = await caller_of(request, Permission.PROPOSE)
+    context, caller = await authorize(request, Permission.PROPOSE)
     body = await read_body(request)
     reason = validated(ReleaseIn, parse_json(body)).reason
 
     async def draft() -> ProposalRequest:
-        return await _draft(parts, name, kind, reason)
+        return await _draft(context, name, kind, reason)
 
-    return await propose(parts, caller, request, body, draft)
+    return await propose(context, caller, request, body, draft)
 
 
-async def _draft(parts: GatewayContext, name: str, kind: Kind, reason: str) -> ProposalRequest:
+async def _draft(context: GatewayContext, name: str, kind: Kind, reason: str) -> ProposalRequest:
     """What to propose, and what it would open. Raises Problem."""
-    entry = await _find(parts, name)
-    record = await parts.reader.record(entry.member) if entry.member is not None else None
+    entry = await _find(context, name)
+    record = await context.reader.record(entry.member) if entry.member is not None else None
     observed = observed_version(entry, record)
     earlier = [
         one.name
-        for one in await parts.quarantine.aside(parts.quarantine.open_before, entry, record)
+        for one in await context.quarantine.aside(context.quarantine.open_before, entry, record)
     ]
     if kind == "replay":
         if earlier:
@@ -118,13 +120,13 @@ async def _draft(parts: GatewayContext, name: str, kind: Kind, reason: str) -> P
                 code="quarantine.order",
                 fix="replay or release the oldest first: the log's order is kept",
             )
-        await check_replay(parts, entry)
+        await check_replay(context, entry)
     opens = [
         f"the quarantine of one member ends, held since version {observed} ({entry.error_class})"
     ]
     opens += [f"so do their earlier holds: {', '.join(earlier)}"] if earlier else []
     opens += (
-        [f"sent again: {await parts.quarantine.aside(parts.quarantine.what, entry)}"]
+        [f"sent again: {await context.quarantine.aside(context.quarantine.what, entry)}"]
         if kind == "replay"
         else []
     )
@@ -135,9 +137,11 @@ async def _draft(parts: GatewayContext, name: str, kind: Kind, reason: str) -> P
     )
 
 
-async def check_replay(parts: GatewayContext, entry: QuarantineEntry) -> None:
+async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
     """Raise Problem 409 where the bytes, sent again, would not mean what they meant."""
-    why_not = await parts.quarantine.aside(parts.quarantine.why_not_replayed, entry, parts.clock())
+    why_not = await context.quarantine.aside(
+        context.quarantine.why_not_replayed, entry, context.clock()
+    )
     if why_not:
         raise Problem(
             409,
@@ -148,19 +152,19 @@ async def check_replay(parts: GatewayContext, entry: QuarantineEntry) -> None:
         )
 
 
-async def carry_out(parts: GatewayContext, proposal: Proposal) -> Proposal:
+async def carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
     """Do what two persons agreed on. Raises Problem where it does not hold any more.
 
     A release that the member's record has already is not sent again: under another time it would be
     another event of the same identity, which holds the member.
     """
-    entry = await _find(parts, proposal.form["entry"])
+    entry = await _find(context, proposal.form["entry"])
     assert entry.member is not None
-    record = await parts.reader.record(entry.member)
+    record = await context.reader.record(entry.member)
     known = _release_in(record, proposal)
     if known is not None:
         done = replace(proposal, decided_at=known.recorded_at)
-        return replace(done, result=await _result_of_known(parts, entry, proposal))
+        return replace(done, result=await _result_of_known(context, entry, proposal))
     if observed_version(entry, record) != proposal.form["observed_version"]:
         raise Problem(
             409,
@@ -169,10 +173,10 @@ async def carry_out(parts: GatewayContext, proposal: Proposal) -> Proposal:
             fix="look at it again, and propose it again",
         )
     if proposal.kind == "replay":
-        await check_replay(parts, entry)
-    event_id, places = await parts.quarantine.carry_out(entry, proposal)
+        await check_replay(context, entry)
+    event_id, places = await context.quarantine.carry_out(entry, proposal)
     last = places[-1]
-    result = {"event_id": event_id.hex(), "token": parts.event_token(last), "offset": last.offset}
+    result = {"event_id": event_id.hex(), "token": context.event_token(last), "offset": last.offset}
     return replace(proposal, result=result)
 
 
@@ -187,22 +191,22 @@ def _release_in(record: Record | None, proposal: Proposal) -> Fact | None:
 
 
 async def _result_of_known(
-    parts: GatewayContext, entry: QuarantineEntry, proposal: Proposal
+    context: GatewayContext, entry: QuarantineEntry, proposal: Proposal
 ) -> Json:
     """As of a release that was sent now, as far as the table tells: it has been applied up to some
     offset.
     """
-    status = await asyncio.to_thread(parts.reader.status)
+    status = await asyncio.to_thread(context.reader.status)
     applied = {one["partition"]: one["next_offset"] for one in status}.get(entry.partition)
     offsets = {entry.partition: applied} if isinstance(applied, int) else {}
-    return {"event_id": proposal.event_id.hex(), "token": parts.token(offsets), "offset": None}
+    return {"event_id": proposal.event_id.hex(), "token": context.token(offsets), "offset": None}
 
 
-async def _find(parts: GatewayContext, name: str) -> QuarantineEntry:
+async def _find(context: GatewayContext, name: str) -> QuarantineEntry:
     partition, _, offset = name.partition("-")
     found = None
-    if int(partition) < parts.reader.partitions:
-        found = await parts.quarantine.aside(parts.quarantine.find, int(partition), int(offset))
+    if int(partition) < context.reader.partitions:
+        found = await context.quarantine.aside(context.quarantine.find, int(partition), int(offset))
     if found is None:
         raise Problem(
             404,
@@ -213,10 +217,12 @@ async def _find(parts: GatewayContext, name: str) -> QuarantineEntry:
     return found
 
 
-async def _record(parts: GatewayContext, entry: QuarantineEntry) -> Record | ConsentryError | None:
+async def _record(
+    context: GatewayContext, entry: QuarantineEntry
+) -> Record | ConsentryError | None:
     if entry.member is None:
         return None
     try:
-        return await parts.reader.record(entry.member)
+        return await context.reader.record(entry.member)
     except ConsentryError as error:
         return error

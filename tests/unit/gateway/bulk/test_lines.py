@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategies import PURPOSE
-from tests.unit.gateway.door import CATALOG, PRODUCER, START, Door
+from tests.unit.gateway.in_memory import CATALOG, PRODUCER, START, InMemoryGateway
 
 from consentry.domain.errors import ConsentryError
 from consentry.domain.values import Micros
@@ -254,7 +254,7 @@ def test_no_more_forms_are_kept_than_is_reasonable() -> None:
 
 def reader(count: int = LINES) -> LineReader:
     """A reader that has met no line yet."""
-    return LineReader(DOOR.parts, CALLER, ATTEMPT, count=count, traceparent=None)
+    return LineReader(GATEWAY.context, CALLER, ATTEMPT, count=count, traceparent=None)
 
 
 def line(values: dict[str, str]) -> bytes:
@@ -276,10 +276,10 @@ def outcome(one: LineReader, number: int, text: bytes) -> Outcome:
         return error.code, error.message
 
 
-def _open_door() -> Door:
-    door = Door()
-    door.publish()
-    return door
+def _open_gateway() -> InMemoryGateway:
+    gateway = InMemoryGateway()
+    gateway.publish()
+    return gateway
 
 
-DOOR: Final = _open_door()
+GATEWAY: Final = _open_gateway()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from tests.unit.gateway.door import DESK, Door
+from tests.unit.gateway.in_memory import DESK, InMemoryGateway
 
 from consentry.gateway.http import bodies
 from consentry.gateway.http.bodies import BODY_BYTES_MAX, BULK_BYTES_MAX, CONTROL_BYTES_MAX
@@ -18,10 +18,10 @@ DEEP = 60_000
 
 
 @pytest.fixture(scope="module")
-def door() -> Iterator[Door]:
-    door = Door()
-    yield door
-    assert door.log.messages == [], "something of it was sent"
+def gateway() -> Iterator[InMemoryGateway]:
+    gateway = InMemoryGateway()
+    yield gateway
+    assert gateway.log.messages == [], "something of it was sent"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -61,11 +61,11 @@ def door() -> Iterator[Door]:
     ],
 )
 def test_a_body_that_is_not_what_it_should_be_is_refused(
-    door: Door, path: str, body: bytes, status: int
+    gateway: InMemoryGateway, path: str, body: bytes, status: int
 ) -> None:
     """What is read two ways by two programs lets one of them believe that nobody opted out."""
     for _ in range(2):
-        reply = door.call("POST", path, body, ANYBODY)
+        reply = gateway.call("POST", path, body, ANYBODY)
         assert reply.status == status, reply
 
 
@@ -104,14 +104,14 @@ def test_a_body_that_is_not_what_it_should_be_is_refused(
     ],
 )
 def test_a_field_that_does_not_fit_is_named_and_its_value_is_not(
-    door: Door, more: dict[str, Any]
+    gateway: InMemoryGateway, more: dict[str, Any]
 ) -> None:
     """What comes into the log stays there for ever, and goes to every trainer; what is refused
     stays out of logs.
     """
     body = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"} | more
 
-    reply = door.call("POST", "/v1/consent-changes", body)
+    reply = gateway.call("POST", "/v1/consent-changes", body)
 
     assert reply.status == 422, reply
     [(name, value)] = more.items()
@@ -123,17 +123,17 @@ def test_a_field_that_does_not_fit_is_named_and_its_value_is_not(
     "kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/json5", "é"]
 )
 @pytest.mark.parametrize("path", PATHS)
-def test_a_body_of_another_kind_is_415(door: Door, path: str, kind: str) -> None:
+def test_a_body_of_another_kind_is_415(gateway: InMemoryGateway, path: str, kind: str) -> None:
     """A page elsewhere on the web can have a browser send forms and plain text, without asking
     anybody.
     """
-    assert door.call("POST", path, b"{}", ANYBODY, content_type=kind).status == 415
+    assert gateway.call("POST", path, b"{}", ANYBODY, content_type=kind).status == 415
 
 
-def test_json_with_a_charset_is_json(door: Door) -> None:
+def test_json_with_a_charset_is_json(gateway: InMemoryGateway) -> None:
     """Most clients say so."""
     assert (
-        door.call("POST", PATHS[0], b"{}", content_type="Application/JSON; charset=utf-8").status
+        gateway.call("POST", PATHS[0], b"{}", content_type="Application/JSON; charset=utf-8").status
         == 422
     )
 
@@ -148,10 +148,10 @@ def test_json_with_a_charset_is_json(door: Door) -> None:
     ],
 )
 def test_a_body_that_is_too_large_is_413_announced_or_not(
-    door: Door, path: str, most: int, kind: str
+    gateway: InMemoryGateway, path: str, most: int, kind: str
 ) -> None:
     """Ten callers with a gigabyte each would end the gateway for everybody."""
-    announced = door.call(
+    announced = gateway.call(
         "POST", path, b"", ANYBODY, content_type=kind, content_length=str(most + 1)
     )
     read = 0
@@ -163,7 +163,7 @@ def test_a_body_that_is_too_large_is_413_announced_or_not(
             yield b" " * 60_000
 
     headers = {"content-type": kind, "authorization": f"Bearer {ANYBODY}"}
-    streamed = asyncio.run(door.ask("POST", path, endless(), headers))
+    streamed = asyncio.run(gateway.ask("POST", path, endless(), headers))
 
     for reply in (announced, streamed):
         assert (reply.status, reply.code) == (413, "input.too_large")
@@ -172,12 +172,18 @@ def test_a_body_that_is_too_large_is_413_announced_or_not(
 
 
 @pytest.mark.parametrize("announced", ["\u00b2", "-1", "1e9", "0" * 5000 + "2"])
-def test_a_length_that_is_none_is_no_fault_of_ours(door: Door, announced: str) -> None:
+def test_a_length_that_is_none_is_no_fault_of_ours(
+    gateway: InMemoryGateway, announced: str
+) -> None:
     """int() fails on digits that are not decimal, and on thousands of them."""
-    assert door.call("POST", "/v1/consent-changes", b"{}", content_length=announced).status == 422
+    assert (
+        gateway.call("POST", "/v1/consent-changes", b"{}", content_length=announced).status == 422
+    )
 
 
-def test_a_body_that_does_not_come_is_408(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_come_is_408(
+    gateway: InMemoryGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A few hundred callers who never finish would take all the places there are."""
     monkeypatch.setattr(bodies, "_BODY_SECONDS", 0.05)
 
@@ -186,12 +192,12 @@ def test_a_body_that_does_not_come_is_408(door: Door, monkeypatch: pytest.Monkey
         await asyncio.sleep(60)
 
     headers = {"content-type": "application/json", "authorization": f"Bearer {ANYBODY}"}
-    reply = asyncio.run(door.ask("POST", "/v1/consent-changes", stalling(), headers))
+    reply = asyncio.run(gateway.ask("POST", "/v1/consent-changes", stalling(), headers))
 
     assert (reply.status, reply.code, reply.headers["connection"]) == (408, "input.slow", "close")
 
 
-def test_a_body_is_not_read_for_somebody_who_may_not_send_it(door: Door) -> None:
+def test_a_body_is_not_read_for_somebody_who_may_not_send_it(gateway: InMemoryGateway) -> None:
     """Whoever has no credential could fill the memory all the same."""
 
     async def untouched() -> AsyncIterator[bytes]:
@@ -201,13 +207,13 @@ def test_a_body_is_not_read_for_somebody_who_may_not_send_it(door: Door) -> None
     headers = {"content-type": "application/json", "authorization": "Bearer dev:x:auditor"}
     for named, status in ((headers, 403), ({"content-type": "application/json"}, 401)):
         assert (
-            asyncio.run(door.ask("POST", "/v1/consent-changes", untouched(), named)).status
+            asyncio.run(gateway.ask("POST", "/v1/consent-changes", untouched(), named)).status
             == status
         )
 
 
-def test_a_lift_names_its_pause_in_the_path_alone(door: Door) -> None:
+def test_a_lift_names_its_pause_in_the_path_alone(gateway: InMemoryGateway) -> None:
     """A body that names another pause would be approved as that one."""
-    reply = door.call("POST", "/v1/pauses/hk/lift", {"pause": "us"}, DESK)
+    reply = gateway.call("POST", "/v1/pauses/hk/lift", {"pause": "us"}, DESK)
 
     assert (reply.status, reply.code) == (422, "input.form")

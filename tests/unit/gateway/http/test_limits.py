@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.gateway.door import AUDITOR, PARTITIONS, PRODUCER, START, Door
+from tests.unit.gateway.in_memory import AUDITOR, PARTITIONS, PRODUCER, START, InMemoryGateway
 
 from consentry.gateway.http import limits
 from consentry.gateway.http.limits import ConcurrencyLimit, RateLimit, WaitingLimit
@@ -103,28 +103,28 @@ def test_the_limit_is_told_over_http_and_binds_the_lines_of_a_bulk() -> None:
     """A client needs the seconds; and whoever is refused single events must not send them as
     lines.
     """
-    door = Door(rate=10, burst=20)
+    gateway = InMemoryGateway(rate=10, burst=20)
     lines = b'{"member_id":"m:1","purpose":"p","choice":"OPT_OUT"}\n' * 30
 
-    first = door.call("POST", "/v1/bulk", lines, content_type="application/x-ndjson")
-    reply = door.call("POST", "/v1/consent-changes", OPT_OUT)
+    first = gateway.call("POST", "/v1/bulk", lines, content_type="application/x-ndjson")
+    reply = gateway.call("POST", "/v1/consent-changes", OPT_OUT)
 
     assert reply.status == 429
     assert int(reply.headers["retry-after"]) >= 1
     assert first.status in (200, 429)
-    assert door.call("POST", "/v1/consent-changes", OPT_OUT, "dev:other:producer").status == 202
+    assert gateway.call("POST", "/v1/consent-changes", OPT_OUT, "dev:other:producer").status == 202
 
 
 def test_whoever_is_refused_has_not_used_up_an_idempotency_key() -> None:
     """Else the repetition after Retry-After would be told that its first request is still being
     answered.
     """
-    door = Door(rate=1, burst=1)
-    assert door.call("POST", "/v1/consent-changes", OPT_OUT).status == 202
-    assert door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k").status == 429
-    door.now += 2_000_000
+    gateway = InMemoryGateway(rate=1, burst=1)
+    assert gateway.call("POST", "/v1/consent-changes", OPT_OUT).status == 202
+    assert gateway.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k").status == 429
+    gateway.now += 2_000_000
 
-    assert door.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k").status == 202
+    assert gateway.call("POST", "/v1/consent-changes", OPT_OUT, idempotency_key="k").status == 202
 
 
 def test_more_requests_than_places_are_told_to_come_again_and_places_come_free() -> None:
@@ -162,7 +162,7 @@ def test_more_requests_than_places_are_told_to_come_again_and_places_come_free()
 
 def test_a_gateway_that_is_full_says_so_as_a_problem() -> None:
     """A bare 503 would be taken for the proxy's."""
-    reply = Door(concurrency=0).call("POST", "/v1/consent-changes", OPT_OUT, PRODUCER)
+    reply = InMemoryGateway(concurrency=0).call("POST", "/v1/consent-changes", OPT_OUT, PRODUCER)
 
     assert (reply.status, reply.code, reply.headers["retry-after"]) == (
         503,
@@ -177,7 +177,7 @@ def test_places_to_wait_in_are_counted_by_caller_and_in_all_and_come_free() -> N
 
     def told(caller: str) -> int:
         try:
-            with limit.place(caller):
+            with limit.slot(caller):
                 return 0
         except Problem as problem:
             return (
@@ -186,9 +186,9 @@ def test_places_to_wait_in_are_counted_by_caller_and_in_all_and_come_free() -> N
                 else -1
             )
 
-    with limit.place("a"), limit.place("a"):
+    with limit.slot("a"), limit.slot("a"):
         assert (told("a"), told("b")) == (429, 0)
-        with limit.place("b"):
+        with limit.slot("b"):
             assert (told("a"), told("b"), told("c")) == (429, 503, 503)
         assert told("c") == 0
     assert told("a") == 0
@@ -197,20 +197,22 @@ def test_places_to_wait_in_are_counted_by_caller_and_in_all_and_come_free() -> N
 
 def test_questions_that_wait_keep_no_opt_out_waiting() -> None:
     """Twenty lines of script would have kept everybody's objections out for as long as it ran."""
-    door = Door(concurrency=4)
+    gateway = InMemoryGateway(concurrency=4)
     token = write_token(
-        Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys
+        Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), gateway.token_keys
     )
     question = f"/v1/members/m:1/decision?purpose=p&wait=0.3&at_least={token}"
-    door.log.beat(START)
+    gateway.log.beat(START)
 
     async def story() -> tuple[list[int], int, int]:
         asked = {"authorization": f"Bearer {AUDITOR}"}
-        waiting = [asyncio.create_task(door.ask("GET", question, [b""], asked)) for _ in range(4)]
+        waiting = [
+            asyncio.create_task(gateway.ask("GET", question, [b""], asked)) for _ in range(4)
+        ]
         await asyncio.sleep(0.05)
-        fifth = await door.ask("GET", question, [b""], asked)
+        fifth = await gateway.ask("GET", question, [b""], asked)
         named = {"authorization": f"Bearer {PRODUCER}", "content-type": "application/json"}
-        opt_out = await door.ask(
+        opt_out = await gateway.ask(
             "POST", "/v1/consent-changes", [json.dumps(OPT_OUT).encode()], named
         )
         return [one.status for one in await asyncio.gather(*waiting)], fifth.status, opt_out.status
@@ -223,17 +225,17 @@ def test_a_caller_without_a_place_to_wait_in_still_gets_what_is_fresh(path: str)
     """The limit is for those who wait; a service that asks much and gets answers at once must not
     meet it.
     """
-    door = Door()
-    door.app._app._app._app.state.waiting = WaitingLimit(most=0)  # type: ignore[attr-defined] # inside its layers
+    gateway = InMemoryGateway()
+    gateway.app._app._app._app.state.waiting = WaitingLimit(most=0)  # type: ignore[attr-defined] # inside its layers
     token = write_token(
-        Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), door.token_keys
+        Token(b"thislog.", dict.fromkeys(range(PARTITIONS), 10**6), 0, START), gateway.token_keys
     )
     asked = f"/v1/members/m:1/{path}?purpose=p&wait=2"
 
-    assert door.call("GET", asked, who=AUDITOR).status == 200
-    assert door.call("GET", f"{asked}&at_least={token}", who=AUDITOR).code == "limit.waiting"
+    assert gateway.call("GET", asked, who=AUDITOR).status == 200
+    assert gateway.call("GET", f"{asked}&at_least={token}", who=AUDITOR).code == "limit.waiting"
     assert (
-        door.call(
+        gateway.call(
             "GET", f"{asked}&at_least={token}".replace("wait=2", "wait=0"), who=AUDITOR
         ).status
         == 200

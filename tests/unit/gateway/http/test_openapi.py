@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 import pytest
-from tests.unit.gateway.door import Door
+from tests.unit.gateway.in_memory import InMemoryGateway
 
 from consentry.gateway.app import build_app
 from consentry.gateway.fast_path import ENDPOINTS
@@ -24,7 +24,7 @@ OPERATIONS: Final = [
 
 def test_what_is_served_is_what_is_built() -> None:
     """A file in a repository that differs from what runs is worse than none."""
-    served = Door().call("GET", "/openapi.json", who=None)
+    served = InMemoryGateway().call("GET", "/openapi.json", who=None)
 
     assert served.json == json.loads(json.dumps(DESCRIPTION))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from tests.unit.gateway.door import AUDITOR, PRODUCER, Door, Reply
+from tests.unit.gateway.in_memory import AUDITOR, PRODUCER, InMemoryGateway, Reply
 
 from consentry.domain.errors import (
     ConsentryError,
@@ -92,12 +92,12 @@ def test_a_fault_of_ours_is_a_problem_that_says_nothing(
         raise RuntimeError(f"redis://:{HIDDEN}@10.0.0.1 member m:1")
 
     monkeypatch.setattr(TableReader, "answer", fails)
-    door = Door()
-    monkeypatch.setattr(door.log, "send", fails)
+    gateway = InMemoryGateway()
+    monkeypatch.setattr(gateway.log, "send", fails)
     body = {"member_id": "m:1", "purpose": "p", "choice": "OPT_OUT"}
 
     with capture_logs() as logged:
-        reply = door.call(method, path, body if method == "POST" else None, who)
+        reply = gateway.call(method, path, body if method == "POST" else None, who)
 
     assert (reply.status, reply.code) == (500, "gateway.internal")
     assert reply.headers["content-type"] == MEDIA_TYPE
@@ -106,7 +106,9 @@ def test_a_fault_of_ours_is_a_problem_that_says_nothing(
     [line] = [line for line in logged if line["event"] == "request_failed"]
     assert line["route"] == path.partition("?")[0].replace("m:1", "{member_id}")
     labels = {"route": line["route"], "status": "500"}
-    assert door.metrics.registry.get_sample_value("consentry_gateway_requests_total", labels) == 1
+    assert (
+        gateway.metrics.registry.get_sample_value("consentry_gateway_requests_total", labels) == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_what_is_not_there_is_a_problem_too(method: str, path: str, status: int)
     """Whoever mistypes a path gets the same kind of answer, and never a redirect that drops the
     body.
     """
-    reply = Door().call(method, path)
+    reply = InMemoryGateway().call(method, path)
 
     assert (reply.status, reply.code) == (status, f"http.{status}")
     assert reply.headers["content-type"] == MEDIA_TYPE
@@ -157,7 +159,7 @@ def test_what_is_not_there_is_a_problem_too(method: str, path: str, status: int)
 )
 def test_a_parameter_that_does_not_fit_is_named_and_not_repeated(path: str, field: str) -> None:
     """The value may be somebody's mail address, and the answer is logged by every proxy."""
-    reply = Door().call("GET", path, who=AUDITOR)
+    reply = InMemoryGateway().call("GET", path, who=AUDITOR)
 
     assert (reply.status, reply.json["field"]) == (422, field)
     assert "yesterday" not in reply.body.decode()
@@ -169,11 +171,11 @@ def test_a_row_from_nowhere_is_never_allowed(code: str) -> None:
     """A place that nobody knows may be one where it is forbidden."""
     from urllib.parse import quote
 
-    door = Door()
-    door.publish()
-    door.settle()
+    gateway = InMemoryGateway()
+    gateway.publish()
+    gateway.settle()
 
-    found = door.decision(jurisdiction=quote(code))
+    found = gateway.decision(jurisdiction=quote(code))
 
     assert found.get("allowed", False) is False, found
 
@@ -183,50 +185,52 @@ def test_tokens_that_are_none_are_refused_and_those_of_another_log_are_stale() -
     from consentry.domain.values import Micros
     from consentry.wire.tokens import Token, TokenKeys, write_token
 
-    door = Door()
-    door.publish()
-    door.settle()
-    good = door.call("POST", "/v1/relocations", {"member_id": "m:2", "jurisdiction": "DE"}).json[
+    gateway = InMemoryGateway()
+    gateway.publish()
+    gateway.settle()
+    good = gateway.call("POST", "/v1/relocations", {"member_id": "m:2", "jurisdiction": "DE"}).json[
         "token"
     ]
     theirs = write_token(Token(b"otherlog", {}, 0, Micros(0)), TokenKeys({1: b"k" * 32}))
     forged = write_token(Token(b"thislog.", {0: 9}, 0, Micros(0)), TokenKeys({1: b"x" * 32}))
     unsigned = write_token(Token(b"thislog.", {}, 0, Micros(0)), TokenKeys())
 
-    assert door.decision(at_least=good)["allowed"] is True
+    assert gateway.decision(at_least=good)["allowed"] is True
     for bad in (good[:-1], good[1:], forged, unsigned, "AAAA", "%00", "x" * 16_385):
-        reply = door.call("GET", f"/v1/members/m:1/decision?purpose=genai_training&at_least={bad}")
+        reply = gateway.call(
+            "GET", f"/v1/members/m:1/decision?purpose=genai_training&at_least={bad}"
+        )
         assert (reply.status, reply.code.split(".")[0]) in ((422, "token"), (422, "input")), bad
-    assert door.decision(at_least=theirs)["reason"] == "STALE"
+    assert gateway.decision(at_least=theirs)["reason"] == "STALE"
 
 
 def test_what_is_behind_or_old_is_stale() -> None:
     """The worst failure: training on somebody whose opt-out is known to the producer and not yet to
     the table.
     """
-    door = Door()
-    door.publish()
-    door.settle()
-    ahead = door.parts.token({partition: 99 for partition in range(4)})
-    controls_ahead = door.parts.token({}, controls=99)
+    gateway = InMemoryGateway()
+    gateway.publish()
+    gateway.settle()
+    ahead = gateway.context.token({partition: 99 for partition in range(4)})
+    controls_ahead = gateway.context.token({}, controls=99)
 
-    assert door.decision(at_least=ahead)["reason"] == "STALE"
-    assert door.decision(at_least=controls_ahead)["reason"] == "STALE"
-    assert door.decision()["allowed"] is True
-    door.now += 6_000_000
-    door.is_fresh = False
-    reply = door.call("GET", "/v1/members/m:1/decision?purpose=genai_training&wait=0")
+    assert gateway.decision(at_least=ahead)["reason"] == "STALE"
+    assert gateway.decision(at_least=controls_ahead)["reason"] == "STALE"
+    assert gateway.decision()["allowed"] is True
+    gateway.now += 6_000_000
+    gateway.is_fresh = False
+    reply = gateway.call("GET", "/v1/members/m:1/decision?purpose=genai_training&wait=0")
     assert (reply.status, reply.json["reason"], reply.json["allowed"]) == (200, "STALE", False)
     assert "etag" not in reply.headers
 
 
-def reply_to(door: Door, who: str | None, **headers: str) -> Reply:
-    return door.call("GET", "/v1/status", who=who, **headers)
+def reply_to(gateway: InMemoryGateway, who: str | None, **headers: str) -> Reply:
+    return gateway.call("GET", "/v1/status", who=who, **headers)
 
 
 def test_two_credentials_are_none() -> None:
     """A proxy may look at one of them and we at the other."""
-    reply = reply_to(Door(), None, authorization="Basic YTpi")
+    reply = reply_to(InMemoryGateway(), None, authorization="Basic YTpi")
 
     assert reply.status == 401
     assert reply.headers["www-authenticate"] == 'Bearer realm="consentry"'
@@ -234,14 +238,14 @@ def test_two_credentials_are_none() -> None:
 
 def test_a_trainer_sees_its_own_purposes_and_its_own_subscriber() -> None:
     """Trainer A must not learn what trainer B may use, nor how far B is behind."""
-    door = Door()
+    gateway = InMemoryGateway()
     trainer = "dev:ranker:trainer:ads+genai_training"
 
     assert (
-        door.call("GET", "/v1/members/m:1/decision?purpose=genai_training", who=trainer).status
+        gateway.call("GET", "/v1/members/m:1/decision?purpose=genai_training", who=trainer).status
         == 200
     )
-    assert door.call("GET", "/v1/members/m:1/decision?purpose=search", who=trainer).status == 403
-    found = door.call("GET", "/v1/status", who=trainer).json["subscribers"]
+    assert gateway.call("GET", "/v1/members/m:1/decision?purpose=search", who=trainer).status == 403
+    found = gateway.call("GET", "/v1/status", who=trainer).json["subscribers"]
     assert found == [{"subscriber": "ranker", "datasets": ["posts", "profiles"]}]
-    assert len(door.call("GET", "/v1/status", who=AUDITOR).json["subscribers"]) == 2
+    assert len(gateway.call("GET", "/v1/status", who=AUDITOR).json["subscribers"]) == 2

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from tests.unit.gateway.door import AUDITOR, CATALOG, START, Door
+from tests.unit.gateway.in_memory import AUDITOR, CATALOG, START, InMemoryGateway
 
 from consentry.bundles import (
     BundleState,
@@ -53,7 +53,7 @@ def bundle(root: Path, sequence: int = 1, key: SigningKey = KEY) -> Manifest:
     return manifest
 
 
-class Shelf(Door):
+class Shelf(InMemoryGateway):
     """A gateway that hands out bundles of a directory."""
 
     def __init__(
@@ -62,23 +62,23 @@ class Shelf(Door):
         super().__init__()
         self.root = root
         self.store = DownloadStore(root)
-        self.shelf = BundleDownloads(self.store, believed=believed, seconds_max=seconds_max)
-        self.parts = replace(self.parts, bundles=self.shelf)
-        self.app = build_gateway(self.parts)
+        self.downloads = BundleDownloads(self.store, believed=believed, seconds_max=seconds_max)
+        self.context = replace(self.context, bundles=self.downloads)
+        self.app = build_gateway(self.context)
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Shelf]:
+def gateway(tmp_path: Path) -> Iterator[Shelf]:
     found = Shelf(tmp_path / "bundles")
     yield found
-    found.shelf.close()
+    found.downloads.close()
 
 
-def test_the_newest_manifest_comes_exactly_as_it_was_signed(door: Shelf) -> None:
+def test_the_newest_manifest_comes_exactly_as_it_was_signed(gateway: Shelf) -> None:
     """One byte that a gateway spells differently makes every bundle a forgery."""
-    manifest = bundle(door.root)
+    manifest = bundle(gateway.root)
 
-    reply = door.call("GET", LATEST, who=TRAINER)
+    reply = gateway.call("GET", LATEST, who=TRAINER)
 
     content, _, signature = reply.body.partition(b"\n")
     assert reply.status == 200
@@ -94,48 +94,48 @@ def test_the_newest_manifest_comes_exactly_as_it_was_signed(door: Shelf) -> None
 
 @pytest.mark.parametrize("path", [LATEST, f"{LATEST}.jsonl"])
 def test_who_has_the_newest_already_is_told_so_until_there_is_another(
-    door: Shelf, path: str
+    gateway: Shelf, path: str
 ) -> None:
     """A thousand trainers that poll would fetch the same bytes for ever; one that is told wrongly
     stays behind.
     """
-    bundle(door.root)
-    etag = door.call("GET", path, who=TRAINER).headers["etag"]
+    bundle(gateway.root)
+    etag = gateway.call("GET", path, who=TRAINER).headers["etag"]
 
-    same = door.call("GET", path, who=TRAINER, if_none_match=etag)
-    weak = door.call("GET", path, who=TRAINER, if_none_match=f'"x", W/{etag}')
-    other = door.call("GET", path, who=TRAINER, if_none_match='"x"')
-    newer = bundle(door.root, 2)
-    after = door.call("GET", path, who=TRAINER, if_none_match=etag)
+    same = gateway.call("GET", path, who=TRAINER, if_none_match=etag)
+    weak = gateway.call("GET", path, who=TRAINER, if_none_match=f'"x", W/{etag}')
+    other = gateway.call("GET", path, who=TRAINER, if_none_match='"x"')
+    newer = bundle(gateway.root, 2)
+    after = gateway.call("GET", path, who=TRAINER, if_none_match=etag)
 
     assert [same.status, weak.status, other.status, after.status] == [304, 304, 200, 200]
     assert (same.body, same.headers["etag"]) == (b"", etag)
     assert after.headers["etag"] == f'"{newer.sha256}"'
 
 
-def test_the_pointer_comes_as_it_lies_in_the_store(door: Shelf) -> None:
+def test_the_pointer_comes_as_it_lies_in_the_store(gateway: Shelf) -> None:
     """Only the bundler's signature over the number tells a reader that it was not rolled back."""
-    manifest = bundle(door.root)
+    manifest = bundle(gateway.root)
 
-    reply = door.call("GET", f"{LATEST}.jsonl", who=AUDITOR)
+    reply = gateway.call("GET", f"{LATEST}.jsonl", who=AUDITOR)
 
-    assert reply.body == (door.root / "latest.jsonl").read_bytes()
+    assert reply.body == (gateway.root / "latest.jsonl").read_bytes()
     assert read_pointer(reply.body, KEYS).bundle_id == manifest.bundle_id
 
 
-def test_every_file_of_a_manifest_comes_whole(door: Shelf) -> None:
+def test_every_file_of_a_manifest_comes_whole(gateway: Shelf) -> None:
     """A trainer starts from these bytes."""
-    manifest = bundle(door.root)
+    manifest = bundle(gateway.root)
     names = [*(file.name for file in manifest.files), "manifest.json", "manifest.sig"]
 
     for name in names:
-        reply = door.call("GET", f"/v1/bundles/{manifest.bundle_id}/{name}", who=TRAINER)
-        content = (door.root / manifest.bundle_id / name).read_bytes()
+        reply = gateway.call("GET", f"/v1/bundles/{manifest.bundle_id}/{name}", who=TRAINER)
+        content = (gateway.root / manifest.bundle_id / name).read_bytes()
         assert (reply.status, reply.body) == (200, content)
         assert reply.headers["content-length"] == str(len(content))
         assert reply.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
         assert "immutable" in reply.headers["cache-control"]
-        again = door.call(
+        again = gateway.call(
             "GET",
             f"/v1/bundles/{manifest.bundle_id}/{name}",
             who=TRAINER,
@@ -164,29 +164,29 @@ def test_every_file_of_a_manifest_comes_whole(door: Shelf) -> None:
         ("", 404),
     ],
 )
-def test_nothing_else_of_the_store_is_handed_out(door: Shelf, path: str, status: int) -> None:
+def test_nothing_else_of_the_store_is_handed_out(gateway: Shelf, path: str, status: int) -> None:
     """The machine's other files, and the keys beside the store, would be one request away."""
-    manifest = bundle(door.root)
-    folder = door.root / manifest.bundle_id
+    manifest = bundle(gateway.root)
+    folder = gateway.root / manifest.bundle_id
     (folder / "other.parquet").write_bytes(b"secret")
     (folder / "notes..txt").write_bytes(b"secret")
-    (door.root.parent / "secret").write_bytes(b"secret")
-    (door.root / "claims").mkdir()
-    (door.root / "claims" / "0000000001.json").write_bytes(b"secret")
+    (gateway.root.parent / "secret").write_bytes(b"secret")
+    (gateway.root / "claims").mkdir()
+    (gateway.root / "claims" / "0000000001.json").write_bytes(b"secret")
 
-    reply = door.call("GET", f"/v1/bundles/{path.format(id=manifest.bundle_id)}", who=TRAINER)
+    reply = gateway.call("GET", f"/v1/bundles/{path.format(id=manifest.bundle_id)}", who=TRAINER)
 
     assert reply.status == status, reply
     assert b"secret" not in reply.body
 
 
 @pytest.mark.parametrize("how", ["link", "pipe", "directory", "gone", "linked directory"])
-def test_a_file_that_is_not_a_plain_one_is_not_there(door: Shelf, how: str) -> None:
+def test_a_file_that_is_not_a_plain_one_is_not_there(gateway: Shelf, how: str) -> None:
     """Whoever may write to the store could have the gateway read any file of its machine, or wait
     for ever.
     """
-    manifest = bundle(door.root)
-    file = door.root / manifest.bundle_id / manifest.files[0].name
+    manifest = bundle(gateway.root)
+    file = gateway.root / manifest.bundle_id / manifest.files[0].name
     target = file.with_name("target")
     file.rename(target)
     if how == "link":
@@ -197,11 +197,11 @@ def test_a_file_that_is_not_a_plain_one_is_not_there(door: Shelf, how: str) -> N
         file.mkdir()
     elif how == "linked directory":
         target.rename(file)
-        moved = door.root.parent / "elsewhere"
+        moved = gateway.root.parent / "elsewhere"
         file.parent.rename(moved)
         file.parent.symlink_to(moved)
 
-    reply = door.call(
+    reply = gateway.call(
         "GET", f"/v1/bundles/{manifest.bundle_id}/{manifest.files[0].name}", who=TRAINER
     )
 
@@ -209,29 +209,29 @@ def test_a_file_that_is_not_a_plain_one_is_not_there(door: Shelf, how: str) -> N
     assert reply.code in ("bundle.not_found", "bundle.store_unavailable", "bundle.special_file")
 
 
-def test_a_file_that_is_shorter_than_its_manifest_says_cuts_the_connection(door: Shelf) -> None:
+def test_a_file_that_is_shorter_than_its_manifest_says_cuts_the_connection(gateway: Shelf) -> None:
     """Half of a file that looks whole is a bundle without half of the opt-outs."""
-    manifest = bundle(door.root)
-    file = door.root / manifest.bundle_id / manifest.files[0].name
+    manifest = bundle(gateway.root)
+    file = gateway.root / manifest.bundle_id / manifest.files[0].name
     file.write_bytes(file.read_bytes()[:10])
 
     with pytest.raises(Exception, match="shorter"):
-        door.call("GET", f"/v1/bundles/{manifest.bundle_id}/{file.name}", who=TRAINER)
+        gateway.call("GET", f"/v1/bundles/{manifest.bundle_id}/{file.name}", who=TRAINER)
 
 
-def test_without_a_store_or_a_bundle_that_is_said(door: Shelf) -> None:
+def test_without_a_store_or_a_bundle_that_is_said(gateway: Shelf) -> None:
     """A trainer that takes an empty answer for an empty bundle excludes nobody."""
-    none = Door().call("GET", LATEST, who=TRAINER)
-    empty = door.call("GET", LATEST, who=TRAINER)
-    (door.root.parent / "bundles").write_text("a file where the store was")
-    broken = door.call("GET", LATEST, who=TRAINER)
+    none = InMemoryGateway().call("GET", LATEST, who=TRAINER)
+    empty = gateway.call("GET", LATEST, who=TRAINER)
+    (gateway.root.parent / "bundles").write_text("a file where the store was")
+    broken = gateway.call("GET", LATEST, who=TRAINER)
 
     assert [(one.status, one.code) for one in (none, empty, broken)] == [
         (404, "bundle.no_store"),
         (503, "bundle.none"),
         (503, "bundle.store_unavailable"),
     ]
-    assert str(door.root).encode() not in broken.body
+    assert str(gateway.root).encode() not in broken.body
 
 
 @pytest.mark.parametrize("believed", [KEYS, None])
@@ -241,10 +241,10 @@ def test_what_somebody_else_put_in_the_store_is_not_handed_out(
     """With the bundler's key a gateway stops a forgery before any trainer sees it; without, the
     trainers do.
     """
-    door = Shelf(tmp_path / "bundles", believed=believed)
-    bundle(door.root, key=SigningKey.generate())
+    gateway = Shelf(tmp_path / "bundles", believed=believed)
+    bundle(gateway.root, key=SigningKey.generate())
 
-    reply = door.call("GET", LATEST, who=TRAINER)
+    reply = gateway.call("GET", LATEST, who=TRAINER)
 
     assert (reply.status, reply.code if believed else "") == (
         (503, "bundle.key_unknown") if believed else (200, "")
@@ -253,30 +253,30 @@ def test_what_somebody_else_put_in_the_store_is_not_handed_out(
 
 def test_a_pointer_to_another_manifest_or_to_no_bundle_is_not_followed(tmp_path: Path) -> None:
     """A pointer is the one file that says which bundle counts."""
-    door = Shelf(tmp_path / "bundles", believed=None)
-    manifest = bundle(door.root)
-    pointer = json.loads((door.root / "latest.jsonl").read_bytes().partition(b"\n")[0])
+    gateway = Shelf(tmp_path / "bundles", believed=None)
+    manifest = bundle(gateway.root)
+    pointer = json.loads((gateway.root / "latest.jsonl").read_bytes().partition(b"\n")[0])
     for change in ({"manifest_sha256": "0" * 64}, {"bundle_id": "../x"}, {"bundle_id": 7}):
-        (door.root / "latest.jsonl").write_bytes(json.dumps(pointer | change).encode())
-        assert door.call("GET", LATEST, who=TRAINER).status == 503
-    (door.root / "latest.jsonl").write_bytes(b"[]")
-    assert door.call("GET", LATEST, who=TRAINER).code == "bundle.malformed"
+        (gateway.root / "latest.jsonl").write_bytes(json.dumps(pointer | change).encode())
+        assert gateway.call("GET", LATEST, who=TRAINER).status == 503
+    (gateway.root / "latest.jsonl").write_bytes(b"[]")
+    assert gateway.call("GET", LATEST, who=TRAINER).code == "bundle.malformed"
     assert (
         manifest.bundle_id
-        in door.call(
+        in gateway.call(
             "GET", f"/v1/bundles/{manifest.bundle_id}/manifest.json", who=AUDITOR
         ).body.decode()
     )
 
 
-def test_a_trainer_of_some_purposes_is_refused(door: Shelf) -> None:
+def test_a_trainer_of_some_purposes_is_refused(gateway: Shelf) -> None:
     """It may ask about its purposes only, and a bundle answers for all."""
-    bundle(door.root)
+    bundle(gateway.root)
 
-    reply = door.call("GET", LATEST, who="dev:ranker:trainer:ads")
+    reply = gateway.call("GET", LATEST, who="dev:ranker:trainer:ads")
 
     assert (reply.status, reply.code) == (403, "auth.forbidden")
-    assert door.call("GET", LATEST, who=TRAINER).status == 200
+    assert gateway.call("GET", LATEST, who=TRAINER).status == 200
 
 
 class Hanging(DownloadStore):
@@ -296,34 +296,34 @@ class Hanging(DownloadStore):
 
 def test_a_store_that_hangs_is_given_up_and_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     """A network drive that hangs would take the decisions of every member with it."""
-    door = Shelf(tmp_path / "bundles")
+    gateway = Shelf(tmp_path / "bundles")
     store = Hanging(tmp_path / "bundles")
-    door.shelf = BundleDownloads(store, believed=KEYS, seconds_max=0.05)
-    door.parts = replace(door.parts, bundles=door.shelf)
-    door.app = build_gateway(door.parts)
+    gateway.downloads = BundleDownloads(store, believed=KEYS, seconds_max=0.05)
+    gateway.context = replace(gateway.context, bundles=gateway.downloads)
+    gateway.app = build_gateway(gateway.context)
 
-    reply = door.call("GET", LATEST, who=TRAINER)
+    reply = gateway.call("GET", LATEST, who=TRAINER)
 
     assert (reply.status, reply.code) == (503, "bundle.store_unavailable")
-    assert door.call("GET", "/v1/controls", who=TRAINER).status == 200
+    assert gateway.call("GET", "/v1/controls", who=TRAINER).status == 200
     store.go.set()
-    door.shelf.close()
+    gateway.downloads.close()
 
 
-def test_downloads_at_a_time_are_bounded_for_one_and_for_all(door: Shelf) -> None:
+def test_downloads_at_a_time_are_bounded_for_one_and_for_all(gateway: Shelf) -> None:
     """One trainer's cluster would take the gateway's memory and network from every other."""
     from contextlib import ExitStack
 
     with ExitStack() as open_places:
         for _ in range(DOWNLOADS_OF_ONE_MAX):
-            open_places.enter_context(door.shelf.place("one"))
-        with pytest.raises(Problem) as of_one, door.shelf.place("one"):
+            open_places.enter_context(gateway.downloads.slot("one"))
+        with pytest.raises(Problem) as of_one, gateway.downloads.slot("one"):
             pass
         for number in range(DOWNLOADS_MAX - DOWNLOADS_OF_ONE_MAX):
-            open_places.enter_context(door.shelf.place(f"other-{number}"))
-        with pytest.raises(Problem) as of_all, door.shelf.place("two"):
+            open_places.enter_context(gateway.downloads.slot(f"other-{number}"))
+        with pytest.raises(Problem) as of_all, gateway.downloads.slot("two"):
             pass
-    with door.shelf.place("one"):
+    with gateway.downloads.slot("one"):
         pass
 
     assert (of_one.value.status, of_all.value.status) == (429, 503)

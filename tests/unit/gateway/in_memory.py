@@ -25,7 +25,7 @@ from consentry.gateway.http.limits import RateLimit
 from consentry.gateway.idempotency import IdempotencyStore, InMemoryIdempotency
 from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import InMemoryProposals, ProposalStore
-from consentry.gateway.quarantine import QuarantineDesk
+from consentry.gateway.quarantine import QuarantinedMessages
 from consentry.gateway.table_reader import TableReader
 from consentry.kafka.controls_follower import ControlsFollower
 from consentry.kafka.sender import Delivered, Headers, QueueFull, Sender, TopicPosition, Undelivered
@@ -178,7 +178,7 @@ class FollowedControls(ControlsFollower):
 
 
 @dataclass
-class Door:
+class InMemoryGateway:
     """One gateway. `now` is its clock; events carry that time."""
 
     idempotency: IdempotencyStore = field(default_factory=InMemoryIdempotency)
@@ -196,7 +196,7 @@ class Door:
         self.log = Log(self.table, self.controls)
         self.metrics = Metrics("test")
         submitter = Submitter(self.log, CATALOG, namespace=NAMESPACE, answer_seconds=0.1)
-        self.parts = GatewayContext(
+        self.context = GatewayContext(
             authenticator=Authenticator([DevScheme(bind_host="127.0.0.1", profile="local")]),
             submitter=submitter,
             reader=TableReader(
@@ -209,7 +209,7 @@ class Door:
             ),
             idempotency=self.idempotency,
             proposals=self.proposals,
-            quarantine=QuarantineDesk(
+            quarantine=QuarantinedMessages(
                 {}, namespace=NAMESPACE, catalog=CATALOG, submitter=submitter
             ),
             rate=RateLimit(per_second=self.rate, burst=self.burst, clock=lambda: self.now / 1e6),
@@ -219,7 +219,7 @@ class Door:
             subscribers=(("ranker", "posts"), ("ranker", "profiles"), ("ads", "clicks")),
             version="0",
         )
-        self.app = build_gateway(self.parts, concurrency=self.concurrency)
+        self.app = build_gateway(self.context, concurrency=self.concurrency)
 
     def call(
         self,

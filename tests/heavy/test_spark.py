@@ -276,7 +276,7 @@ def test_each_row_can_be_given_its_reason(spark: SparkSession, small: Corpus) ->
     )
 
     assert every["consentry_reason"].to_pylist() == expected
-    assert some["why"].to_pylist() == [one for one in expected if one in ("OPTED_IN", "DEFAULT_ON")]
+    assert some["why"].to_pylist() == [one for one in expected if Reason(one).allows]
 
 
 def test_what_spark_cannot_filter_is_refused(

@@ -172,14 +172,13 @@ def decide_state(
         )
     question = _UseQuestion(own, row, controls, purpose, at, known_at)
     answers = [question.ask(place) for place in places]
-    refusing = [grounds for grounds in answers if grounds[0].reason not in _ALLOWING]
+    refusing = [grounds for grounds in answers if not grounds[0].reason.allows]
     grounds = min(refusing or answers, key=lambda grounds: REASON_RANK[grounds[0].reason])
     return Decision(not refusing, grounds[0].reason, tuple(grounds))
 
 
 _TOO_EARLY = "the question is about a time before what the record still knows"
 _NOWHERE = "neither the member's record nor the row names a jurisdiction"
-_ALLOWING = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
 
 
 class _UseQuestion(NamedTuple):

@@ -78,9 +78,7 @@ class AgeBand(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why an answer is what it is, in the order in which the first match wins. Two of them
-    allow.
-    """
+    """The closed list of reasons for an answer, in the order in which the first match wins."""
 
     ERASED = "ERASED"
     QUARANTINED = "QUARANTINED"
@@ -96,6 +94,11 @@ class Reason(enum.StrEnum):
     DEFAULT_ON = "DEFAULT_ON"
     OPT_IN_REQUIRED = "OPT_IN_REQUIRED"
     STALE = "STALE"
+
+    @property
+    def allows(self) -> bool:
+        """Whether this reason allows the use; every other one excludes."""
+        return self is Reason.OPTED_IN or self is Reason.DEFAULT_ON
 
 
 REASON_RANK: Final = {reason: rank for rank, reason in enumerate(Reason)}

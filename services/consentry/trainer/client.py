@@ -490,7 +490,7 @@ class Client:
         if not detail:
             self._tell_unknown(purpose)
         for reason, number in decisions.counts().items():
-            self._count(reason in (Reason.OPTED_IN, Reason.DEFAULT_ON), reason, number)
+            self._count(reason.allows, reason, number)
         return decisions
 
     def filter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from consentry.domain.errors import ConsentryError, InvalidInput, Refused, UndecodableEvent
-from consentry.domain.values import parse_member_id, parse_name
+from consentry.domain.values import Reason, parse_member_id, parse_name
 
 
 class TestMemberIds:
@@ -86,6 +86,14 @@ class TestNames:
         """People learn a format from one example, not from a rule."""
         with pytest.raises(InvalidInput, match=f"Fix: use a {what} such as {example}"):
             parse_name("", what=what)
+
+
+class TestReasons:
+    def test_two_reasons_allow_and_every_other_one_excludes(self) -> None:
+        """A reason that is added later must not allow anybody by itself."""
+        allowing = [reason for reason in Reason if reason.allows]
+
+        assert allowing == [Reason.OPTED_IN, Reason.DEFAULT_ON]
 
 
 class TestErrors:

@@ -131,7 +131,7 @@ def _check_row(
     member, place = row["member_id"], row.get("jurisdiction")
     findings.rows_left += oracle.must_go(member, place)
     expected, allowed = _expected(oracle, row, now)
-    was_allowed = told in (Reason.OPTED_IN, Reason.DEFAULT_ON)
+    was_allowed = told is not None and Reason(told).allows
     findings.wrong_allowed += was_allowed and not allowed
     findings.wrong_excluded += allowed and not was_allowed
     if told != expected:

@@ -21,7 +21,6 @@ from consentry.trainer.checking.data_files import ColumnSpec, DataFile, read_bat
 from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
 from consentry.trainer.deciding.decider import Decider
 
-_ALLOWING: Final = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
 _ID_LENGTH_MAX: Final = 80
 
 Batches = Iterator[tuple[pa.Table, Columns]]
@@ -62,7 +61,7 @@ class FileReport:
             {
                 reason: n
                 for reason, n in self.counts.items()
-                if reason not in {*_ALLOWING, Reason.STALE}
+                if not reason.allows and reason is not Reason.STALE
             }
         )
 

@@ -28,7 +28,7 @@ from consentry.trainer.deciding.member_classes import (
 from consentry.trainer.deciding.snapshot import Snapshot
 
 REASONS: tuple[Reason, ...] = tuple(Reason)
-_ALLOWING = np.array([reason in (Reason.OPTED_IN, Reason.DEFAULT_ON) for reason in REASONS])
+_ALLOWS = np.array([reason.allows for reason in REASONS])
 _STALE = REASONS.index(Reason.STALE)
 _NO_CODE: Final = "?"
 """Stands for every jurisdiction that is no known code: one such decides, whatever else is asked."""
@@ -115,7 +115,7 @@ class Decisions:
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
         """True where the row may be used."""
-        found: npt.NDArray[np.bool_] = _ALLOWING[self.reasons]
+        found: npt.NDArray[np.bool_] = _ALLOWS[self.reasons]
         return found
 
     def counts(self) -> dict[Reason, int]:

@@ -42,7 +42,7 @@ _MEMBER_ID: Final = rf"\A(?:{MEMBER_ID_PATTERN.pattern})\z"
 _SEED: Final = 0x9747B28C
 _M: Final = 0x5BD1E995
 _HELPER: Final = "__consentry_"
-_ALLOWING: Final = tuple(reason.value for reason in (Reason.OPTED_IN, Reason.DEFAULT_ON))
+_ALLOWING: Final = tuple(reason.value for reason in Reason if reason.allows)
 
 Join = Literal["auto", "broadcast", "shuffle"]
 

@@ -42,7 +42,6 @@ BLOCK: Final = 256
 """So many examples are judged at once."""
 RECHECK_SECONDS: Final = 0.5
 """An answer that is older is asked for again before its example is handed out."""
-_ALLOWING: Final = (Reason.OPTED_IN, Reason.DEFAULT_ON)
 
 
 def filter(
@@ -448,7 +447,7 @@ def _excluded(tally: Counter[Reason]) -> dict[str, int]:
     """What was left out since it was last asked; what is handed out is counted when it leaves the
     loader.
     """
-    found = {reason.value: number for reason, number in tally.items() if reason not in _ALLOWING}
+    found = {reason.value: number for reason, number in tally.items() if not reason.allows}
     tally.clear()
     return found
 

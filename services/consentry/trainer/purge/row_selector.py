@@ -32,7 +32,6 @@ UNKNOWN_REASONS: Final = frozenset(
 """Excluded because something is not known, which may be known tomorrow: not reason enough to
 destroy a row.
 """
-_ALLOWING: Final = frozenset({Reason.OPTED_IN, Reason.DEFAULT_ON})
 
 
 class Selection(NamedTuple):
@@ -229,8 +228,9 @@ class ExcludedSelector:
         self._decider = decider
         self._purpose = purpose
         self._purge_unknown = purge_unknown
-        known = frozenset(Reason) - _ALLOWING - UNKNOWN_REASONS
-        self._is_excluded = np.array([reason in known for reason in REASONS])
+        self._is_excluded = np.array(
+            [not reason.allows and reason not in UNKNOWN_REASONS for reason in REASONS]
+        )
         self._is_unknown = np.array([reason in UNKNOWN_REASONS for reason in REASONS])
 
     def __getstate__(self) -> dict[str, Any]:

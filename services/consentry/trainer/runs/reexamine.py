@@ -138,7 +138,7 @@ class _Examination:
                 if time - self._bound < fact < time
             ]
         for known_at in sorted(set(between)):
-            if self._decides(row, member, time, known_at) in _ALLOWING:
+            if self._decides(row, member, time, known_at).allows:
                 return FINE
         return VIOLATED
 
@@ -236,8 +236,7 @@ class _Examination:
         return decision.reason
 
 
-_ALLOWING: Final = (Reason.OPTED_IN, Reason.DEFAULT_ON)
-_ALLOWED: Final = np.array([reason in _ALLOWING for reason in REASONS])
+_ALLOWED: Final = np.array([reason.allows for reason in REASONS])
 
 
 def _allows(reasons: npt.NDArray[np.int8]) -> _Mask:

@@ -183,9 +183,7 @@ def _compare(report: CertificateReport, statement: dict[str, Any], summing: Summ
         ("the last read", told["last_read_at"], found.last_read_at),
     )
     different = [name for name, says, is_ in pairs if says != is_]
-    allowed = sum(
-        statement["counts"].get(reason.value, 0) for reason in (Reason.OPTED_IN, Reason.DEFAULT_ON)
-    )
+    allowed = sum(statement["counts"].get(reason.value, 0) for reason in Reason if reason.allows)
     if allowed > found.rows:
         different.append("rows that were answered as allowed")
     first, last = (

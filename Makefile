@@ -16,6 +16,10 @@ FAST_TESTS := tests/unit tests/contract tests/schemas tests/architecture
 # bench/ is typed like the rest, but mypy refuses a folder that holds no Python at all.
 TYPED := services schemas tests $(if $(wildcard bench/*.py),bench)
 
+# Two workers, each with a real stack of its own: tests mostly wait for processes. A file stays with one worker.
+WORKERS := 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 # torch, pyspark and ray take gigabytes: `make setup-all` brings them, `make setup` does not.
 EXTRAS := processor gateway bundler agent polars pandas duckdb hf delta iceberg local dev
 
@@ -81,14 +85,15 @@ lint: $(STAMP) ## Style, types, import contracts, schemas
 
 .PHONY: check
 check: lint ## Before every commit: lint and the fast tests, in under a minute
-	$(BIN)/pytest -m "not stack and not model" $(FAST_TESTS)
+	$(PYTEST) -m "not stack and not model and not long" $(FAST_TESTS)
 
 .PHONY: test
-test: lint ## The gate: lint and every test, the real local stack included
-	$(BIN)/pytest
+test: lint ## The gate: lint, and every capability once, the real local stack included
+	$(PYTEST) -m "not long"
 
 .PHONY: test-all
-test-all: $(STAMP_ALL) ## The tests of what is too heavy for `make test`: torch, Spark, Ray, MLflow, OpenLineage
+test-all: $(STAMP_ALL) ## What `make test` leaves out: kills in series, full sizes; torch, Spark, Ray, MLflow, OpenLineage
+	CONSENTRY_TEST_SIZE=full $(PYTEST) -m "long or sized"
 	$(BIN)/pytest tests/heavy
 
 .PHONY: exhaustive

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import redis
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from consentry.domain.controls import (
     Control,
@@ -48,7 +49,7 @@ from consentry.domain.events import (
 )
 from consentry.domain.records import Record, fold
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros
-from consentry.kafka.clients import producer_config, read_all, send
+from consentry.kafka.clients import client_config, producer_config, read_all, send
 from consentry.kafka.schema_registry import HttpRegistry
 from consentry.kafka.topics import apply_topics, plan_topics
 from consentry.local.stack import LocalStack
@@ -409,6 +410,24 @@ class World:
         if self._producer is not None:
             self._producer.flush(1)
         self.registry.close()
+        self._delete_topics()
+
+    def _delete_topics(self) -> None:
+        """Delete this namespace's topics: hundreds of them make a broker slow to come back.
+
+        A broker that the test left dead keeps them: it is started again by whoever needs it next.
+        """
+        if "kafka" not in self.stack.processes:
+            return
+        admin = AdminClient(client_config(self.kafka, "test-end"))
+        try:
+            names = self.topics()
+            if names:
+                for deletion in admin.delete_topics(sorted(names), request_timeout=5).values():
+                    deletion.result()
+        except KafkaException:
+            # What a test left behind must not fail that test: it is deleted with the stack.
+            return
 
     # ---- events
 

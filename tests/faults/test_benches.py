@@ -15,6 +15,7 @@ from rich.console import Console
 AT = datetime(2026, 11, 22, tzinfo=UTC)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_exactly_the_planted_are_found_and_the_rest_holds() -> None:
     """The same as with ten million reads, by the same command."""
@@ -33,6 +34,7 @@ def test_exactly_the_planted_are_found_and_the_rest_holds() -> None:
     assert "found 7 of 7 planted, 0 others" in out.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_a_purge_killed_at_work_ends_as_an_undisturbed_one() -> None:
     """The same as with five million rows, by the same command."""

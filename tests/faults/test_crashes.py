@@ -14,9 +14,14 @@ from consentry.ops.failpoints import NAMES
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 
 KILLED = 137
+SOON = {"after_store", "before_commit"}
+"""The points that `make test` kills at; `make test-all` has every other one."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SOON else pytest.param(name, marks=pytest.mark.long) for name in NAMES],
+)
 def test_a_worker_that_dies_here_under_load_loses_nothing_and_applies_nothing_twice(
     world: World, name: str
 ) -> None:
@@ -33,6 +38,7 @@ def test_a_worker_that_dies_here_under_load_loses_nothing_and_applies_nothing_tw
     assert client.snapshot.regressions == 0
 
 
+@pytest.mark.long
 def test_a_worker_killed_again_and_again_at_random_moments_leaves_the_same_records_everywhere(
     world: World,
 ) -> None:
@@ -80,6 +86,7 @@ def test_a_worker_asked_to_end_finishes_its_batch_and_leaves_nothing_to_repeat(
     assert second.metric("consentry_events_total", outcome="applied") > 0 or load.acknowledged
 
 
+@pytest.mark.long
 def test_a_worker_asked_to_end_while_it_still_starts_ends_too(world: World) -> None:
     """A rollout that is taken back within a second would wait for a worker that waits for its own
     start.

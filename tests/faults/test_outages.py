@@ -103,7 +103,7 @@ def test_a_table_that_is_wiped_under_load_is_rebuilt_and_never_allows_by_being_e
         assert worker.metric("consentry_table_generation_changes_total") >= PARTITIONS
 
 
-@pytest.mark.parametrize("worker_id", ["w1", ""])
+@pytest.mark.parametrize("worker_id", [pytest.param("w1", marks=pytest.mark.long), ""])
 def test_a_broker_that_is_killed_and_comes_back_costs_no_acknowledged_event(
     world: World, worker_id: str
 ) -> None:

@@ -27,6 +27,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from bench.purge import staged_in
+from tests.sizes import size
 from tests.stack import wait_for
 
 CONSENTRY = Path(sys.executable).with_name("consentry")
@@ -34,7 +35,7 @@ FILES = int(os.environ.get("CONSENTRY_TEST_PURGE_FILES", "100"))
 ROWS = int(os.environ.get("CONSENTRY_TEST_PURGE_ROWS", "3000"))
 PAUSE_SECONDS = float(os.environ.get("CONSENTRY_TEST_PURGE_PAUSE", "0.04"))
 MEMBERS = 1000
-KILLS = 20
+KILLS = size(small=4, full=20)
 ERASED = tuple(f"m{number}" for number in range(0, MEMBERS, 50))
 
 
@@ -205,8 +206,9 @@ def swapped(directory: Path) -> int:
     return path.read_bytes().count(b'"done"') if path.exists() else 0
 
 
+@pytest.mark.sized
 @pytest.mark.timeout(600)
-def test_a_purge_killed_twenty_times_leaves_no_row_and_loses_none(
+def test_a_purge_killed_again_and_again_leaves_no_row_and_loses_none(
     directory: Path, orders: Path
 ) -> None:
     """A night's purge on machines that are taken away at any moment has to end, and to answer with

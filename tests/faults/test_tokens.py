@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from confluent_kafka import Message
+from tests.sizes import size
 from tests.stack import PURPOSE, Running, World, allowed, lives_in, opted_out, reason, wait_for
 
 from consentry.domain.errors import Unavailable
@@ -26,7 +27,7 @@ from consentry.wire.tokens import Token, TokenKeys, write_token
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
 
-TRIES = 10_000
+TRIES = size(small=2_000, full=10_000)
 CALLERS = 8
 LAG_SECONDS = 1.0
 
@@ -48,6 +49,7 @@ def address_of(gateway: Running) -> str:
     return str(lines[0]["url"]).removeprefix("http://")
 
 
+@pytest.mark.sized
 def test_a_trainer_that_is_held_back_never_allows_what_the_token_forbids(world: World) -> None:
     """A member opts out, is told so, and the next batch trains on them: what tokens are there to
     prevent.

@@ -54,6 +54,7 @@ def test_a_worker_that_wakes_after_it_was_replaced_writes_nothing(world: World) 
     assert watch.allowed
 
 
+@pytest.mark.long
 def test_two_workers_share_the_partitions_and_one_goes_on_alone(world: World) -> None:
     """The loss of a machine would stop the exclusions of its half of the members."""
     client = world.client()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from tests.gateway import Gateway
+from tests.sizes import size
 from tests.stack import Running, World, allowed, lives_in, opted_in, opted_out, wait_for
 
 from consentry.bundles import (
@@ -222,6 +223,7 @@ def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_i
     assert "m:3" not in gateway.running.text()
 
 
+@pytest.mark.sized
 def test_a_bundler_that_is_killed_leaves_a_readable_bundle_and_the_next_goes_on(
     world: World,
 ) -> None:
@@ -234,7 +236,7 @@ def test_a_bundler_that_is_killed_leaves_a_readable_bundle_and_the_next_goes_on(
     bundles = Bundles(world)
     bundles.bundler(every=0.1, snapshot_every=2, keep=0).wait_ready().stop()
     sequence, chosen = bundles.newest().sequence, random.Random(7)
-    for number in range(7):
+    for number in range(size(small=2, full=7)):
         running = bundles.bundler(every=0.1, snapshot_every=2, keep=0)
         world.produce(opted_out(f"m:{number}"))
         bundles.wait_beyond(sequence)
@@ -255,6 +257,7 @@ def test_a_bundler_that_is_killed_leaves_a_readable_bundle_and_the_next_goes_on(
     )
 
 
+@pytest.mark.long
 def test_two_bundlers_on_one_store_take_turns_and_never_fork_the_chain(world: World) -> None:
     """A trainer would follow one branch while opt-outs go into the other."""
     world.processor().wait_ready()

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.gateway import EVERYTHING, Gateway
+from tests.sizes import size
 from tests.stack import World
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 ROOT = Path(__file__).parents[2]
-EXAMPLES = int(os.environ.get("CONSENTRY_OPENAPI_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("CONSENTRY_OPENAPI_EXAMPLES", size(small=1, full=20)))
 """Generated requests for each operation and phase; more by hand, to search for longer."""
 
 # Any text is a body of JSON lines: those that hold no event are told line by line.
@@ -31,6 +32,7 @@ checks.negative_data_rejection.enabled = false
 """
 
 
+@pytest.mark.sized
 def test_no_request_gets_an_answer_that_the_description_does_not_have(
     world: World, tmp_path: Path
 ) -> None:

@@ -225,6 +225,7 @@ class TestServices:
 class TestRegistryIds:
     """Schema ids lie in the Kafka log, so they have to mean the same for ever."""
 
+    @pytest.mark.long
     def test_an_id_survives_an_orderly_restart_and_a_kill_right_after_it_was_given(
         self, cache: Path, tmp_path: Path
     ) -> None:
@@ -297,6 +298,7 @@ class TestCommand:
         assert not list(state_directory(tmp_path).glob("ephemeral-*"))
         assert load_state(tmp_path) is None
 
+    @pytest.mark.long
     def test_a_stack_ends_with_the_program_that_started_it(
         self, cache: Path, tmp_path: Path
     ) -> None:

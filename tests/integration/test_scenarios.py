@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka.admin import AdminClient
+from tests.sizes import IS_FULL
 
 from consentry.forms.scenarios import read_scenario
 
@@ -22,17 +23,31 @@ pytestmark = pytest.mark.stack
 SCENARIOS = Path(str(files("consentry_schemas") / "scenarios"))
 
 
+SOON = (
+    "canada-removal-2024",
+    "erasure-latches",
+    "hong-kong-pause",
+    "opt-out-survives-a-lift",
+    "quarantined-and-released",
+    "united-kingdom-stop-2024",
+)
+"""The stories that `make test` plays on the stack; `make test-all` plays every one."""
+
+
+@pytest.mark.sized
 @pytest.mark.timeout(1500)
 def test_every_scenario_holds_on_the_stack(bare: World) -> None:
     """What the rules say on paper and what a trainer is told must be one thing."""
+    every = sorted(SCENARIOS.glob("*.yaml"))
+    assert len(every) >= 25
+    paths = every if IS_FULL else [SCENARIOS / f"{name}.yaml" for name in SOON]
     result = bare.cli(
-        "scenario", "run", "--engine", "stack", "--json", str(SCENARIOS), seconds=1400
+        "scenario", "run", "--engine", "stack", "--json", *map(str, paths), seconds=1400
     )
 
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
-    stories = [read_scenario(path.read_text()) for path in SCENARIOS.glob("*.yaml")]
-    assert len(stories) >= 25
+    stories = [read_scenario(path.read_text()) for path in paths]
     assert found == {
         "scenarios": len(stories),
         "expectations": sum(len(story.expect) for story in stories),

@@ -12,17 +12,20 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pytest
 from tests.contract.filters import corpus
+from tests.sizes import size
 
 from consentry.domain.values import Reason
 from consentry.trainer.filters.dispatch import filter_any
 
 
+@pytest.mark.sized
 def test_a_million_rows_come_out_of_every_filter_alike() -> None:
     """A team that changes its library would otherwise train on other members than before, and
     nobody would notice.
     """
-    found = corpus.big()
+    found = corpus.big(rows=size(small=200_000, full=corpus.BIG_ROWS))
     narrow = found.table.drop_columns(["text", "score"])
     frame = pl.from_arrow(narrow)
     assert isinstance(frame, pl.DataFrame)

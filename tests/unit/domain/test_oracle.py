@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
+from tests.sizes import size
 from tests.unit.domain import oracle
 
 from consentry.domain.controls import PauseImposed
@@ -287,8 +288,9 @@ def told(order: PurgeOrder) -> dict[str, Any]:
 
 
 @pytest.mark.model
+@pytest.mark.sized
 @pytest.mark.timeout(900)
-@settings(max_examples=20_000)
+@settings(max_examples=size(small=4_000, full=20_000))
 @given(st.binary(min_size=CHANCE, max_size=CHANCE))
 def test_the_rules_and_the_oracle_agree_on_any_timeline(chance: bytes) -> None:
     """Hurt when this breaks: whoever is answered by the one of the two that is wrong."""

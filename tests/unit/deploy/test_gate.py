@@ -20,6 +20,8 @@ TARGETS = {
     "test-all",
 }  # fmt: skip
 
+PYTEST = ".venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder"
+
 PASSED = "======== 3 passed, 1 skipped in 0.42s ========"
 SKIPPED = "======== 4 skipped in 0.42s ========"
 FAILED = "======== 1 failed, 3 passed in 0.42s ========"
@@ -70,7 +72,7 @@ class TestMake:
         ]
 
         assert gate[:-1] == check[:-1]
-        assert gate[-1] == ".venv/bin/pytest"
+        assert gate[-1] == f'{PYTEST} -m "not long"'
         for tool in (
             "ruff check",
             "ruff format --check",
@@ -79,6 +81,16 @@ class TestMake:
             "consentry schemas lint",
         ):
             assert any(f".venv/bin/{tool}" in line for line in gate), tool
+
+    def test_what_the_gate_leaves_out_is_run_by_test_all(self) -> None:
+        """A test that neither command runs guards nothing, and looks as if it did."""
+        listing = run_make("-n", "test-all", folder=ROOT).stdout.splitlines()
+        commands = [line for line in listing if "pytest" in line]
+
+        assert commands[-2:] == [
+            f'CONSENTRY_TEST_SIZE=full {PYTEST} -m "long or sized"',
+            ".venv/bin/pytest tests/heavy",
+        ]
 
     def test_without_a_usable_python_it_says_so(self, tmp_path: Path) -> None:
         """Version managers leave commands that exist and refuse to run; the error must not come out

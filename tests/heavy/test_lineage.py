@@ -17,7 +17,6 @@ from referencing.jsonschema import DRAFT202012
 from tests.unit.trainer.runs.conftest import SmallWorld
 
 from consentry.trainer.runs import LeaseRevoked
-from consentry.trainer.runs.active_observers import active_watchers
 from consentry.trainer.runs.lineage import FACET_KEY, FACET_SCHEMA_URL, facet_schema
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -36,7 +35,7 @@ class TestOpenLineage:
 
     @pytest.fixture
     def events(self, tmp_path: Path) -> Iterator[Any]:
-        """A watcher that writes to a file, and what reads it."""
+        """An observer that writes to a file, and what reads it."""
         from openlineage.client import OpenLineageClient
         from openlineage.client.transport.file import FileConfig, FileTransport
 
@@ -57,9 +56,9 @@ class TestOpenLineage:
         self, small: SmallWorld, tmp_path: Path, events: Any
     ) -> None:
         """A model's lineage that leaves out what its data was allowed for answers no authority."""
-        watcher, read = events
+        observer, read = events
         small.opt_out("b")
-        with small.run(tmp_path / "runs", watchers=[watcher], dataset_version="v7") as run:
+        with small.run(tmp_path / "runs", observers=[observer], dataset_version="v7") as run:
             run.filter(BATCH)
         start, end = read()
         assert (start["eventType"], end["eventType"]) == ("START", "COMPLETE")
@@ -77,8 +76,8 @@ class TestOpenLineage:
         self, small: SmallWorld, tmp_path: Path, events: Any
     ) -> None:
         """Who looks for the model's data finds an epoch that was never finished."""
-        watcher, read = events
-        with pytest.raises(LeaseRevoked), small.run(tmp_path / "runs", watchers=[watcher]) as run:  # noqa: PT012
+        observer, read = events
+        with pytest.raises(LeaseRevoked), small.run(tmp_path / "runs", observers=[observer]) as run:  # noqa: PT012
             run.revoke("overdue")
             run.filter(BATCH)
         assert [event["eventType"] for event in read()] == ["START", "FAIL"]
@@ -88,8 +87,8 @@ class TestOpenLineage:
         self, small: SmallWorld, tmp_path: Path, events: Any
     ) -> None:
         """A facet that others cannot read is noise in their catalogues."""
-        watcher, read = events
-        with small.run(tmp_path / "runs", watchers=[watcher]) as run:
+        observer, read = events
+        with small.run(tmp_path / "runs", observers=[observer]) as run:
             run.filter(BATCH)
         schema = facet_schema()
         base = {"$defs": {"RunFacet": {"type": "object", "required": ["_producer", "_schemaURL"]}}}
@@ -108,10 +107,10 @@ class TestOpenLineage:
         """It has no say in what may be read."""
 
         class Broken:
-            def told(self, run: Any) -> None:
+            def on_run_event(self, run: Any) -> None:
                 raise OSError("away")
 
-        with small.run(tmp_path, watchers=[Broken()]) as run:
+        with small.run(tmp_path, observers=[Broken()]) as run:
             assert run.filter(BATCH).num_rows == 2
         assert run.state == "COMPLETED"
 
@@ -125,12 +124,14 @@ class TestMlflow:
         """Who finds a model in the registry has to find what it was allowed to read."""
         import mlflow
 
+        from consentry.trainer.runs.mlflow_ import MlflowObserver
+
         monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
-        assert active_watchers() == []
+        assert not MlflowObserver.has_open_run()
         outer = mlflow.start_run()
         with small.run(
-            tmp_path / "runs", watchers=active_watchers(), dataset_version="sha256:" + "a" * 64
+            tmp_path / "runs", observers=[MlflowObserver()], dataset_version="sha256:" + "a" * 64
         ) as run:
             run.filter(BATCH)
         mlflow.end_run()

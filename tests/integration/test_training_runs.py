@@ -20,7 +20,7 @@ from consentry.cli.app import app
 from consentry.domain.controls import Reach
 from consentry.domain.errors import ConsentryError
 from consentry.trainer.runs import TrainingRun
-from consentry.trainer.runs.certificates.reads import SCHEMA, distinct
+from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
 
@@ -132,7 +132,7 @@ def _planted(reads: Path, to: Path) -> Path:
     table = pq.read_table(reads)
     last = table.slice(table.num_rows - 1).to_pylist()[0]
     more = pa.Table.from_pylist([{**last, "member_id": "c"}], schema=SCHEMA)
-    pq.write_table(distinct(pa.concat_tables([table.cast(SCHEMA), more])), to)
+    pq.write_table(distinct_reads(pa.concat_tables([table.cast(SCHEMA), more])), to)
     return to
 
 

@@ -123,7 +123,7 @@ def _verified(
 ) -> tuple[Certificate, CertificateReport]:
     from consentry.domain.values import Micros
     from consentry.trainer.runs.certificates import read_certificate
-    from consentry.trainer.runs.read_log import pieces
+    from consentry.trainer.runs.read_files import read_pieces
     from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
     from consentry.trainer.runs.verify import verify
 
@@ -133,7 +133,7 @@ def _verified(
     with _open_reads(reads, f"{place.rpartition('/')[0] or '.'}/{READS_FILE}") as opened:
         report = verify(
             found,
-            None if opened is None else pieces(opened),
+            None if opened is None else read_pieces(opened),
             snapshot,
             bound=None if within is None else Micros(round(within * 1e6)),
             key_is_given=keys is not None,
@@ -207,7 +207,7 @@ def _open_reads(named: str | None, beside: str) -> Iterator[pq.ParquetFile | Non
     """The reads that were named, or those beside the certificate where there are any."""
     import fsspec
 
-    from consentry.trainer.runs.read_log import open_reads
+    from consentry.trainer.runs.read_files import open_read_file
 
     place = named or beside
     if named is None:
@@ -216,7 +216,7 @@ def _open_reads(named: str | None, beside: str) -> Iterator[pq.ParquetFile | Non
             yield None
             return
     with open_file(place) as file:
-        yield open_reads(file, place)
+        yield open_read_file(file, place)
 
 
 def _as_data(certificate: Certificate, report: CertificateReport) -> dict[str, object]:

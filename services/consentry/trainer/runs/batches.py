@@ -1,6 +1,4 @@
-"""Batches of every kind that a run filters: seen as an Arrow table, and cut down to the rows that
-may be used.
-"""
+"""The batches that a run filters, of any kind: read for deciding, and cut to the usable rows."""
 
 from __future__ import annotations
 
@@ -23,90 +21,104 @@ _Mask = npt.NDArray[np.bool_]
 
 
 class RunBatch(NamedTuple):
-    """A batch of rows: its decisive columns, their names, and what it is with some of its rows."""
+    """One batch of rows, as it is decided and as it is handed out.
+
+    `table` holds the columns that the decision depends on, named by `columns`. `keep_rows` takes a
+    mask with one value for each row, and returns the rows where it is True, in the batch's own
+    kind.
+    """
 
     table: pa.Table
     columns: Columns
-    kept: Callable[[_Mask], Any]
+    keep_rows: Callable[[_Mask], Any]
 
 
-def is_batch(given: Any) -> bool:
-    """Whether this is one batch, rather than something that gives batches."""
+def is_batch(data: Any) -> bool:
+    """Return whether this is one batch, rather than something that gives batches."""
     return (
-        isinstance(given, pa.Table | pa.RecordBatch | Mapping)
-        or _is_polars(given)
-        or _is_pandas(given)
+        isinstance(data, pa.Table | pa.RecordBatch | Mapping)
+        or _is_polars(data)
+        or _is_pandas(data)
     )
 
 
-def batches(given: Any) -> Iterable[Any]:
-    """The batches that something gives, such as a loader, an Arrow data set or scanner.
+def each_batch(source: Any) -> Iterable[Any]:
+    """Return the batches of a loader, an Arrow data set, a scanner or any other iterable.
 
     Raises InvalidInput.
     """
+    batches = source
     # An Arrow data set gives batches too, but is no iterable; a lazy Polars frame is neither.
-    found = (
-        given.to_batches()
-        if hasattr(given, "to_batches") and not hasattr(given, "__iter__")
-        else given
-    )
-    if isinstance(found, Iterable) and not isinstance(found, str | bytes):
-        return found
+    if hasattr(source, "to_batches") and not hasattr(source, "__iter__"):
+        batches = source.to_batches()
+    if isinstance(batches, Iterable) and not isinstance(batches, str | bytes):
+        return batches
     raise InvalidInput(
-        f"A {type(given).__name__} is neither a batch of rows nor something that gives such.",
+        f"A {type(source).__name__} is neither a batch of rows nor an iterable of batches.",
         code="input.batch",
         fix="give an Arrow table, a Polars or pandas frame, a mapping of columns, or an iterable "
         "of these",
     )
 
 
-def batch_of(given: Any, columns: Columns | None) -> RunBatch:
-    """A batch as something to be judged. Raises InvalidInput where it is none, or lacks a
-    column.
+def read_batch(data: Any, columns: Columns | None) -> RunBatch:
+    """Read a batch so that it can be decided.
+
+    Without `columns` the conventional names count. Raises InvalidInput where `data` is no batch, or
+    a column is missing.
     """
-    if isinstance(given, pa.Table | pa.RecordBatch):
-        named = _named(given.schema.names, columns)
-        chosen = {name: given.column(name) for name in _names(named)}
-        return RunBatch(pa.table(chosen), named, lambda mask: given.filter(pa.array(mask)))
-    if _is_polars(given):
-        named = _named(given.columns, columns)
-        return RunBatch(_of_polars(given, named), named, given.filter)
-    if _is_pandas(given):
-        named = _named([str(name) for name in given.columns], columns)
-        return RunBatch(_table(given, named), named, lambda mask: given[mask])
-    if isinstance(given, Mapping):
-        return _mapping(given, columns)
+    if isinstance(data, pa.Table | pa.RecordBatch):
+        return _read_arrow(data, columns)
+    if _is_polars(data):
+        named = _named(data.columns, columns)
+        return RunBatch(_of_polars(data, named), named, data.filter)
+    if _is_pandas(data):
+        named = _named([str(name) for name in data.columns], columns)
+        return RunBatch(_table(data, named), named, lambda mask: data[mask])
+    if isinstance(data, Mapping):
+        return _read_mapping(data, columns)
     raise InvalidInput(
-        f"A {type(given).__name__} is no batch of rows.",
+        f"A {type(data).__name__} is not a batch of rows.",
         code="input.batch",
         fix="give Arrow tables, Polars or pandas frames, or mappings of columns",
     )
 
 
-def _mapping(given: Mapping[str, Any], columns: Columns | None) -> RunBatch:
-    """A batch as loaders make it: a list, array or tensor for each column, all of one length."""
-    named = _named(list(given), columns)
-    if texts := [name for name, values in given.items() if isinstance(values, str | bytes)]:
-        raise InvalidInput(
-            f"The column {texts[0]!r} of a batch is one text: a mapping is a batch of columns, "
-            "not one row.",
-            code="input.batch",
-            fix="give a list of values for each column, or Arrow, Polars or pandas batches",
-        )
-    lengths = {
-        name: len(values) if hasattr(values, "__len__") else None for name, values in given.items()
-    }
+def _read_arrow(data: pa.Table | pa.RecordBatch, columns: Columns | None) -> RunBatch:
+    named = _named(data.schema.names, columns)
+    chosen = {name: data.column(name) for name in _names(named)}
+    return RunBatch(pa.table(chosen), named, lambda mask: data.filter(pa.array(mask)))
+
+
+def _read_mapping(data: Mapping[str, Any], columns: Columns | None) -> RunBatch:
+    """Read a batch as loaders make it: a list, array or tensor for each column, of equal length."""
+    named = _named(list(data), columns)
+    _check_lengths(data)
+
+    def keep_rows(mask: _Mask) -> dict[str, Any]:
+        return {name: _keep_values(values, mask) for name, values in data.items()}
+
+    return RunBatch(_table(data, named), named, keep_rows)
+
+
+def _check_lengths(data: Mapping[str, Any]) -> None:
+    """Raise InvalidInput unless each column has values, and all have the same number of them."""
+    lengths: dict[str, int | None] = {}
+    for name, values in data.items():
+        if isinstance(values, str | bytes):
+            raise InvalidInput(
+                f"The column {name!r} of a batch is one text: a mapping is a batch of columns, "
+                "not one row.",
+                code="input.batch",
+                fix="give a list of values for each column, or Arrow, Polars or pandas batches",
+            )
+        lengths[name] = len(values) if hasattr(values, "__len__") else None
     if None in lengths.values() or len(set(lengths.values())) > 1:
         raise InvalidInput(
-            f"The columns of a batch are not of one length: {lengths}.",
+            f"The columns of a batch differ in length: {lengths}.",
             code="input.batch",
-            fix="give each column one value for each row; leave out what is not of rows",
+            fix="give each column one value for each row; leave out what has no value for each row",
         )
-    return RunBatch(
-        _table(given, named),
-        named,
-        lambda mask: {name: _kept(values, mask) for name, values in given.items()},
-    )
 
 
 def _table(given: Any, columns: Columns) -> pa.Table:
@@ -149,13 +161,14 @@ def _text(value: Any) -> str | None:
     return str(int(value)) if is_number else None
 
 
-def _kept(values: Any, mask: _Mask) -> Any:
+def _keep_values(values: Any, mask: _Mask) -> Any:
+    """Return the values of one column at the rows of a mask, in the column's own kind."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values.filter(pa.array(mask))
     if isinstance(values, np.ndarray) or _is_tensor(values):
         return values[mask]
-    found = compress(values, mask.tolist())
-    return tuple(found) if isinstance(values, tuple) else list(found)
+    selected = compress(values, mask.tolist())
+    return tuple(selected) if isinstance(values, tuple) else list(selected)
 
 
 def _named(names: list[str], columns: Columns | None) -> Columns:
@@ -193,21 +206,21 @@ def _names(columns: Columns) -> list[str]:
     return list(dict.fromkeys(name for name in _kinds(columns).values() if name is not None))
 
 
-def _is_polars(given: Any) -> bool:
-    return _comes_from(given, "polars", "DataFrame")
+def _is_polars(value: Any) -> bool:
+    return _is_instance_of(value, "polars", "DataFrame")
 
 
-def _is_pandas(given: Any) -> bool:
-    return _comes_from(given, "pandas", "DataFrame")
+def _is_pandas(value: Any) -> bool:
+    return _is_instance_of(value, "pandas", "DataFrame")
 
 
-def _is_tensor(given: Any) -> bool:
-    return _comes_from(given, "torch", "Tensor")
+def _is_tensor(value: Any) -> bool:
+    return _is_instance_of(value, "torch", "Tensor")
 
 
-def _comes_from(given: Any, package: str, name: str) -> bool:
-    """Whether this is an object of that class; none is imported to find out."""
-    return any(
-        one.__name__ == name and one.__module__.split(".")[0] == package
-        for one in type(given).__mro__
-    )
+def _is_instance_of(value: Any, package: str, name: str) -> bool:
+    """Return whether a value is of that class, without importing the package to find out."""
+    for kind in type(value).__mro__:
+        if kind.__name__ == name and kind.__module__.split(".")[0] == package:
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""Why a training run hands out nothing more.
+"""The errors of a training run that hands out nothing more.
 
 ConsentryError
 ├── Unavailable
@@ -14,7 +14,7 @@ from consentry.domain.errors import ConsentryError, Refused, Unavailable
 
 
 class ConsentStale(Unavailable):
-    """What the run answers by is not proven to be fresh: nothing more is handed out in it."""
+    """Raised when freshness was not proven in time: the run hands out nothing more."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(
@@ -26,7 +26,7 @@ class ConsentStale(Unavailable):
 
 
 class LeaseRevoked(ConsentryError):
-    """The run's lease was taken back: nothing more is handed out in it."""
+    """Raised when the run's lease was taken back: the run hands out nothing more."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -37,11 +37,11 @@ class LeaseRevoked(ConsentryError):
 
 
 class RunClosed(Refused):
-    """The run is over, or has not begun."""
+    """Raised when the run is over, or has not begun."""
 
     def __init__(self, state: str) -> None:
         super().__init__(
-            f"The training run hands out nothing: it is {state}.",
+            f"The training run hands out nothing: its state is {state}.",
             code="run.closed",
             fix="filter inside `with client.training_run(…) as run:`",
         )

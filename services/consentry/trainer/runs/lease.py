@@ -1,4 +1,4 @@
-"""A training run's short right to go on reading."""
+"""The lease of a training run: its short right to go on reading."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked
 
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
 class RunDecider(Decider, Protocol):
-    """A judge whose view can be looked at: the client, or SnapshotDecider."""
+    """A decider whose snapshot can be read: the client, or SnapshotDecider."""
 
     snapshot: Snapshot
 
@@ -25,19 +25,18 @@ class LeaseCondition(Protocol):
     """Something else that a lease depends on, such as settled purge orders."""
 
     def __call__(self) -> str:
-        """Why the lease is not given any longer; empty where it is.
+        """Return the reason why the lease has to end; empty where it may go on.
 
-        Asked before each batch: quick, never waiting.
+        Called before each batch: it has to be quick, and must not wait.
         """
         ...
 
 
 class Lease:
-    """Held while the view is proven fresh to within `seconds`, every condition agrees and nobody
-    revoked it.
+    """Holds while the snapshot is proven fresh to within `seconds`, until a condition ends it.
 
-    Once lost it stays lost. `wait_seconds`: so long it is waited for freshness before the lease is
-    lost for want of it.
+    Anybody may revoke it too. Once lost it stays lost. When freshness is missing, the lease waits
+    for it for `wait_seconds` before it is lost.
     """
 
     def __init__(
@@ -54,50 +53,54 @@ class Lease:
         self._clock = clock
         self._wait_seconds = wait_seconds
         self._conditions = tuple(conditions)
-        self._lost: Callable[[], ConsentStale | LeaseRevoked] | None = None
-        self._changed = threading.Event()
+        self._make_lost: Callable[[], ConsentStale | LeaseRevoked] | None = None
+        self._revoked = threading.Event()
 
     @property
     def lost(self) -> ConsentStale | LeaseRevoked | None:
-        """Why it is held no longer; a new error each time, as a raised one carries the frames of
-        its way.
+        """The error that says why the lease was lost; None while it holds.
+
+        A new error each time, as an error that was raised carries the frames it passed.
         """
-        return None if self._lost is None else self._lost()
+        return None if self._make_lost is None else self._make_lost()
 
     def revoke(self, reason: str) -> None:
-        """Take it back; a wait for freshness ends at once."""
-        self._lost = self._lost or partial(LeaseRevoked, reason)
-        self._changed.set()
+        """Take the lease back; a wait for freshness ends at once."""
+        self._make_lost = self._make_lost or partial(LeaseRevoked, reason)
+        self._revoked.set()
 
     def require(self) -> None:
-        """Return while it is held, after waiting for freshness as long as was said.
+        """Return while the lease holds, at most after the wait for freshness.
 
-        Raises ConsentStale, LeaseRevoked.
-
-        What is raised once is raised for ever.
+        Raises ConsentStale or LeaseRevoked, and then the same one at every later call.
         """
-        until = self._clock() + round(self._wait_seconds * 1e6)
+        deadline = self._clock() + round(self._wait_seconds * 1e6)
         while True:
-            for condition in self._conditions:
-                if self._lost is None and (why_not := condition()):
-                    self.revoke(why_not)
-            if (lost := self.lost) is not None:
+            self._check_conditions()
+            lost = self.lost
+            if lost is not None:
                 raise lost
             detail = self.stale_detail()
             if not detail:
                 return
-            if self._clock() >= until:
-                self._lost = self._lost or partial(ConsentStale, detail)
+            if self._clock() >= deadline:
+                self._make_lost = self._make_lost or partial(ConsentStale, detail)
             else:
-                self._changed.wait(_LOOK_SECONDS)
+                self._revoked.wait(_POLL_SECONDS)
+
+    def _check_conditions(self) -> None:
+        for condition in self._conditions:
+            if self._make_lost is None:
+                reason = condition()
+                if reason:
+                    self.revoke(reason)
 
     def stale_detail(self) -> str:
-        """Why it cannot be renewed now; empty where freshness is proven."""
+        """Return why the lease cannot be renewed now; empty where freshness is proven."""
         age = self._decider.snapshot.staleness_seconds(self._clock())
-        if detail := self._decider.stale_detail:
+        detail = self._decider.stale_detail
+        if detail:
             return detail
-        return (
-            f"what is held is {age:.1f} s old, the lease is {self.seconds:g} s"
-            if age > self.seconds
-            else ""
-        )
+        if age > self.seconds:
+            return f"the snapshot is {age:.1f} s old, the lease is {self.seconds:g} s"
+        return ""

@@ -1,13 +1,12 @@
-"""What other systems are told of a training run: a run facet for OpenLineage, tags for MLflow.
+"""The description of a training run for other systems: OpenLineage's facet and MLflow's tags.
 
-Pure functions.
-
-`integrations/openlineage_.py` and `integrations/mlflow_.py` send them. No member ids in either.
+Pure functions; openlineage_.py and mlflow_.py send what they return. It holds no member ids.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -22,7 +21,8 @@ PRODUCER: Final = "urn:consentry"
 TAG_PREFIX: Final = "consentry."
 TAG_LENGTH_MAX: Final = 5000
 _DIGEST_LENGTH_MAX: Final = 36
-"""MLflow takes no longer digest of a data set."""
+"""The longest digest of a data set that MLflow takes."""
+_ALLOWING: Final = frozenset(reason.value for reason in Reason if reason.allows)
 
 _TEXT: Final = {"type": "string"}
 _NUMBER: Final = {"type": "integer"}
@@ -46,23 +46,23 @@ _FIELDS: Final[Mapping[str, Any]] = {
 }
 
 
-def run_facet(told: RunChange) -> dict[str, Any]:
-    """The fields of the facet; those of the certificate only once there is one."""
-    start, certificate = told.start, told.certificate
-    found = {
+def run_facet(change: RunChange) -> dict[str, Any]:
+    """Return the fields of the facet; those of the certificate only once there is one."""
+    start, certificate = change.start, change.certificate
+    facet = {
         "runId": start["run_id"],
-        "state": told.state,
-        "reason": told.reason,
+        "state": change.state,
+        "reason": change.reason,
         "dataset": start["dataset"],
         "datasetVersion": start["dataset_version"],
         "purpose": start["purpose"],
         "subscriber": start["subscriber"],
         "consentToken": start["token_start"] if certificate is None else certificate["token_end"],
         "viewId": start["view_start"] if certificate is None else certificate["view_end"],
-        "url": told.url,
+        "url": change.url,
     }
     if certificate is not None:
-        found |= {
+        facet |= {
             "rowsRead": certificate["rows_read"],
             "rowsExcluded": rows_excluded(certificate),
             "membersRead": certificate["members_read"],
@@ -70,11 +70,11 @@ def run_facet(told: RunChange) -> dict[str, Any]:
             "exclusionDigest": certificate["exclusions"]["digest"],
             "limit": certificate["limit"],
         }
-    return found
+    return facet
 
 
 def facet_schema() -> dict[str, Any]:
-    """The JSON Schema of the facet, as OpenLineage's own facets have theirs."""
+    """Return the JSON Schema of the facet, in the form of OpenLineage's own facets."""
     own = {
         "type": "object",
         "properties": dict(_FIELDS),
@@ -90,31 +90,38 @@ def facet_schema() -> dict[str, Any]:
     }
 
 
-def mlflow_tags(told: RunChange) -> dict[str, str]:
-    """The tags of an MLflow run; a text that is too long for one stands there as its digest."""
-    named = {_snake(name): value for name, value in run_facet(told).items() if value != ""}
-    return {TAG_PREFIX + name: _short(str(value), TAG_LENGTH_MAX) for name, value in named.items()}
+def mlflow_tags(change: RunChange) -> dict[str, str]:
+    """Return the tags of an MLflow run; a text that is too long is replaced by its digest."""
+    tags = {}
+    for name, value in run_facet(change).items():
+        if value != "":
+            tags[TAG_PREFIX + _snake_case(name)] = _shorten(str(value), TAG_LENGTH_MAX)
+    return tags
 
 
-def mlflow_digest(told: RunChange) -> str:
-    """What names the version of the data set:
+def mlflow_digest(change: RunChange) -> str:
+    """Return the text that names the version of the data set, with at most 36 characters.
 
-    36 characters at most; where none was told, the run stands for it.
+    The id of the run where the data set has no version.
     """
-    return _short(str(told.start["dataset_version"] or told.start["run_id"]), _DIGEST_LENGTH_MAX)
+    version = change.start["dataset_version"] or change.start["run_id"]
+    return _shorten(str(version), _DIGEST_LENGTH_MAX)
 
 
 def rows_excluded(certificate: Mapping[str, Any]) -> int:
-    """How many rows were left out."""
-    allowing = [reason.value for reason in Reason if reason.allows]
-    return sum(number for reason, number in certificate["counts"].items() if reason not in allowing)
+    """Return how many rows were left out."""
+    excluded = 0
+    for reason, rows in certificate["counts"].items():
+        if reason not in _ALLOWING:
+            excluded += rows
+    return excluded
 
 
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+def _snake_case(name: str) -> str:
+    return re.sub("[A-Z]", lambda match: f"_{match[0].lower()}", name)
 
 
-def _short(text: str, length_max: int) -> str:
-    return (
-        text if len(text) <= length_max else hashlib.sha256(text.encode()).hexdigest()[:length_max]
-    )
+def _shorten(text: str, length_max: int) -> str:
+    if len(text) <= length_max:
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:length_max]

@@ -11,8 +11,9 @@ from consentry.trainer.runs.observers import RunChange
 
 
 class MlflowObserver:
-    """Tags the MLflow run that was open when this was made: training code may close it first, or
-    open another.
+    """Tags the MLflow run that was open when this observer was made.
+
+    Training code may close that run before the training run ends, or open another.
     """
 
     def __init__(self) -> None:
@@ -21,16 +22,16 @@ class MlflowObserver:
 
     @staticmethod
     def has_open_run() -> bool:
-        """Whether there is an MLflow run to tag."""
+        """Return whether there is an MLflow run to tag."""
         return mlflow.active_run() is not None
 
-    def told(self, run: RunChange) -> None:
+    def on_run_event(self, run: RunChange) -> None:
         """See RunObserver."""
         if self._run_id is None:
             return
         if run.state == "RUNNING" and self.has_open_run():
-            # Where the data lies only the training code knows: the source names our run, the digest
-            # the version.
+            # Only the training code knows where the data lies, so the source names our run, and the
+            # digest the version.
             source = CodeDatasetSource(tags={"consentry.run_id": str(run.start["run_id"])})
             data = MetaDataset(source, name=str(run.start["dataset"]), digest=mlflow_digest(run))
             mlflow.log_input(data, context="training")

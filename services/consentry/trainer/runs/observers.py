@@ -1,4 +1,4 @@
-"""Who else hears of a run's beginning and end, such as a lineage service."""
+"""The protocol of those that hear of a run's beginning and end, such as a lineage service."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from consentry.domain.values import Micros
 
 
 class RunChange(NamedTuple):
-    """What is told of a run:
+    """The beginning or the end of a run.
 
-    `start` is its run.json, `certificate` what it states once it is complete.
+    `start` is its run.json. `certificate` is what the certificate states, None until the run is
+    complete.
     """
 
     state: str
@@ -23,8 +24,11 @@ class RunChange(NamedTuple):
 
 
 class RunObserver(Protocol):
-    """Called on the run's own thread; what it raises is logged and changes nothing."""
+    """Something that hears of runs, on the run's own thread.
 
-    def told(self, run: RunChange) -> None:
-        """A run began (state RUNNING) or ended (COMPLETED, ABORTED)."""
+    An error that it raises is logged and changes nothing.
+    """
+
+    def on_run_event(self, run: RunChange) -> None:
+        """Take note that a run began (state RUNNING) or ended (COMPLETED, ABORTED)."""
         ...

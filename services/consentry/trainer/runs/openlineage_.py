@@ -1,4 +1,4 @@
-"""OpenLineage: START, and COMPLETE or FAIL, of a training run, with a facet of its own."""
+"""OpenLineage: the events START, and COMPLETE or FAIL, of a training run, with our own facet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EVENTS = {"RUNNING": RunState.START, "COMPLETED": RunState.COMPLETE, "ABORTED":
 
 @attr.define(kw_only=True)
 class ConsentryTrainingRunRunFacet(RunFacet):
-    """See lineage.facet_schema."""
+    """The facet of a run; see lineage.facet_schema."""
 
     runId: str
     state: str
@@ -46,9 +46,10 @@ class ConsentryTrainingRunRunFacet(RunFacet):
 
 
 class OpenLineageObserver:
-    """Tells an OpenLineage client of runs;
+    """Emits events of runs through an OpenLineage client.
 
-    `namespace` is that of the job and the data set, the job the subscriber.
+    `namespace` is that of the job and of the data set. The job is named `job`, or else as the
+    subscriber.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class OpenLineageObserver:
         self._namespace = namespace
         self._job = job
 
-    def told(self, run: RunChange) -> None:
+    def on_run_event(self, run: RunChange) -> None:
         """See RunObserver."""
         self._client.emit(self.event(run))
 
     def event(self, run: RunChange) -> RunEvent:
-        """The event that tells of a run."""
+        """Return the OpenLineage event for a run."""
         facets: dict[str, RunFacet] = {
             FACET_KEY: ConsentryTrainingRunRunFacet(**run_facet(run) | {"producer": PRODUCER}),
         }
@@ -72,20 +73,19 @@ class OpenLineageObserver:
                 message=run.reason, programmingLanguage="python", producer=PRODUCER
             )
         version = str(run.start["dataset_version"])
-        about: dict[str, DatasetFacet] = {}
+        dataset_facets: dict[str, DatasetFacet] = {}
         if version:
-            about["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(
+            dataset_facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(
                 datasetVersion=version, producer=PRODUCER
             )
+        dataset = InputDataset(
+            namespace=self._namespace, name=str(run.start["dataset"]), facets=dataset_facets
+        )
         return RunEvent(
             eventType=_EVENTS[run.state],
             eventTime=iso_text(run.at),
             producer=PRODUCER,
             run=Run(runId=str(run.start["run_id"]), facets=facets),
             job=Job(namespace=self._namespace, name=self._job or str(run.start["subscriber"])),
-            inputs=[
-                InputDataset(
-                    namespace=self._namespace, name=str(run.start["dataset"]), facets=about
-                )
-            ],
+            inputs=[dataset],
         )

@@ -1,12 +1,13 @@
-"""Who was read where: each run's reads of a member, or of whom a pause covers, before and after
-they were excluded.
+"""Finds who was read where: each run's reads of a member, or of those whom a pause covers.
+
+A read made before the exclusion took effect stands; a read made after it is a violation.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,19 +18,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from consentry.domain.controls import PauseImposed
+from consentry.domain.decisions import Decision
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import REASON_RANK, MemberId, Micros, Reason
 from consentry.trainer.deciding.member_classes import MemberClasses
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.certificates import read_certificate
-from consentry.trainer.runs.certificates.reads import SCHEMA, distinct, micros
-from consentry.trainer.runs.read_log import merged, open_reads, reads_of
-from consentry.trainer.runs.reexamine import CANNOT_TELL, VIOLATED, examine, proven_at, row_of
-from consentry.trainer.runs.run import RUN_FORMAT
+from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads, micros
+from consentry.trainer.runs.read_files import merge_reads, open_read_files, reads_of_member
+from consentry.trainer.runs.reexamine import (
+    CANNOT_TELL,
+    VIOLATED,
+    proven_at,
+    reexamine,
+    row_of,
+)
 from consentry.trainer.runs.store import (
     CERTIFICATE_FILE,
     END_FILE,
     READS_FILE,
+    RUN_FORMAT,
     START_FILE,
     RunFolder,
     RunStore,
@@ -47,7 +55,8 @@ class RunReads:
     """What one run read of those asked about. Times in microseconds since 1970-01-01 UTC.
 
     `before` is True where reads were made before the exclusion bound the run: they stand, going
-    forward; `violations` counts reads made after. `unclear` says what cannot be told.
+    forward. `violations` counts reads made after it. `unclear` has a sentence for everything that
+    cannot be decided.
     """
 
     run_id: str
@@ -69,14 +78,14 @@ class RunReads:
 
     @property
     def when(self) -> str:
-        """In a word, whether reads were made before or after the exclusion."""
+        """Whether reads were made before or after the exclusion, in a word."""
         if self.violations:
             return BOTH if self.before else AFTER
         return BEFORE if self.before else NOT_EXCLUDED
 
 
 def runs_in(url: str) -> Iterator[RunFolder]:
-    """Every run that a store has registered. Raises Unavailable."""
+    """Give every run that a store has registered. Raises Unavailable."""
     store = RunStore(url)
     for run_id in store.runs():
         yield store.folder(run_id)
@@ -85,70 +94,89 @@ def runs_in(url: str) -> Iterator[RunFolder]:
 def reach_of_member(
     folder: RunFolder, snapshot: Snapshot, member: MemberId, *, now: Micros
 ) -> RunReads | None:
-    """What a run read of one member; None where it is whole and never did. Raises Unavailable."""
-    start, found = _started(folder)
-    with _reads(folder, found) as files:
-        reads = distinct(
-            pa.concat_tables([SCHEMA.empty_table(), *(reads_of(file, member) for file in files)])
-        )
+    """Return what a run read of one member.
+
+    None where the record of reads is whole and the member is not in it. Raises Unavailable.
+    """
+    start = _read_start(folder)
+    report = _new_report(folder, start)
+    with _open_reads(folder, report) as files:
+        tables = [SCHEMA.empty_table()]
+        for file in files:
+            tables.append(reads_of_member(file, member))
+        reads = distinct_reads(pa.concat_tables(tables))
     if reads.num_rows:
-        _count(found, reads)
-        _decider(found, snapshot, reads, start)
-        _say_now(found, snapshot, reads, member, now)
-        found.before = bool(found.excluded_now) and _is_before(found, start)
-    return found if found.rows or found.unclear else None
+        _count_reads(report, reads)
+        _reexamine_reads(report, snapshot, reads, start)
+        _decide_now(report, snapshot, reads, member, now)
+        report.before = bool(report.excluded_now) and _is_before_exclusion(report, start)
+    return report if report.rows or report.unclear else None
 
 
 def reach_of_pause(
     folder: RunFolder, snapshot: Snapshot, name: str, *, now: Micros
 ) -> RunReads | None:
-    """What a run read of those whom a pause covers; None where it is whole and did not.
+    """Return what a run read of those whom a pause covers.
 
-    Raises Unavailable.
+    None where the record of reads is whole and nobody of them is in it. Raises Unavailable, and
+    InvalidInput where there is no such pause.
     """
     pauses = pauses_named(snapshot, name)
-    start, found = _started(folder)
-    if not any(
-        pause.scope.purposes is None or found.purpose in pause.scope.purposes for pause in pauses
-    ):
+    start = _read_start(folder)
+    report = _new_report(folder, start)
+    if not _covers_purpose(pauses, report.purpose):
         return None
-    with _reads(folder, found) as files:
-        for piece in merged(files):
-            covered = _covered(snapshot, piece, pauses, found.purpose, now)
+    with _open_reads(folder, report) as files:
+        for piece in merge_reads(files):
+            covered = _covered_by_pauses(snapshot, piece, pauses, report.purpose, now)
             if covered.any():
                 reads = piece.filter(pa.array(covered))
-                _count(found, reads)
-                _decider(found, snapshot, reads, start, only=Reason.PAUSED)
-    if found.rows:
-        found.excluded_since = min(max(pause.effective_at, pause.recorded_at) for pause in pauses)
-        in_force = (
-            not snapshot.controls.is_lifted(pause, at=now, known_at=FOREVER) for pause in pauses
-        )
-        found.excluded_now = Reason.PAUSED.value if any(in_force) else ""
-        found.before = _is_before(found, start)
-    return found if found.rows or found.unclear else None
+                _count_reads(report, reads)
+                _reexamine_reads(report, snapshot, reads, start, only=Reason.PAUSED)
+    if report.rows:
+        report.excluded_since = min(max(pause.effective_at, pause.recorded_at) for pause in pauses)
+        report.excluded_now = Reason.PAUSED.value if _is_in_force(snapshot, pauses, now) else ""
+        report.before = _is_before_exclusion(report, start)
+    return report if report.rows or report.unclear else None
 
 
 def pauses_named(snapshot: Snapshot, name: str) -> list[PauseImposed]:
-    """Every version of a pause. Raises InvalidInput where there is none."""
-    found = [pause for pause in snapshot.controls.pauses if pause.pause == name]
-    if not found:
+    """Return every version of a pause. Raises InvalidInput where there is none."""
+    pauses = [pause for pause in snapshot.controls.pauses if pause.pause == name]
+    if not pauses:
         raise InvalidInput(
             f"There is no pause {name!r}.",
             code="input.pause",
             fix="`consentry pause list` names those there are",
         )
-    return found
+    return pauses
 
 
-def _started(folder: RunFolder) -> tuple[dict[str, Any], RunReads]:
-    """What a run said at its start, and a reach without reads."""
+def _covers_purpose(pauses: list[PauseImposed], purpose: str) -> bool:
+    purposes = [pause.scope.purposes for pause in pauses]
+    return any(named is None or purpose in named for named in purposes)
+
+
+def _is_in_force(snapshot: Snapshot, pauses: list[PauseImposed], now: Micros) -> bool:
+    controls = snapshot.controls
+    return not all(controls.is_lifted(pause, at=now, known_at=FOREVER) for pause in pauses)
+
+
+# ---- the run, and its record of reads
+
+
+def _read_start(folder: RunFolder) -> dict[str, Any]:
+    """Return the run.json of a run. Raises Unavailable."""
     start = folder.read_json(START_FILE)
-    if start.get("format") != RUN_FORMAT or not all(
-        isinstance(start.get(name), int) for name in _NUMBERS
-    ):
+    has_numbers = all(isinstance(start.get(name), int) for name in _NUMBERS)
+    if start.get("format") != RUN_FORMAT or not has_numbers:
         raise damaged(folder.run_id, START_FILE)
-    found = RunReads(
+    return start
+
+
+def _new_report(folder: RunFolder, start: dict[str, Any]) -> RunReads:
+    """Return a report about a run, without reads yet."""
+    report = RunReads(
         run_id=folder.run_id,
         url=folder.url,
         dataset=str(start.get("dataset")),
@@ -158,168 +186,191 @@ def _started(folder: RunFolder) -> tuple[dict[str, Any], RunReads]:
         state="UNFINISHED",
     )
     if folder.exists(END_FILE):
-        found.state = str(folder.read_json(END_FILE).get("state"))
+        report.state = str(folder.read_json(END_FILE).get("state"))
     elif folder.exists(CERTIFICATE_FILE):
-        found.state = COMPLETED
+        report.state = COMPLETED
     else:
-        seconds, rows = start["tail_micros"] / 1e6, start["tail_rows"]
-        tail = (
-            f"up to {rows} rows of its last {seconds:g} s of reading may not be recorded"
-            if rows
-            else ""
-        )
-        found.unclear.append(f"it is still running or was killed: {tail or 'it may read on'}")
-    return start, found
+        missing = "it may read on"
+        if start["tail_rows"]:
+            missing = (
+                f"up to {start['tail_rows']} rows of its last {start['tail_micros'] / 1e6:g} s of "
+                "reading may not be recorded"
+            )
+        report.unclear.append(f"it is still running or was killed: {missing}")
+    return report
 
 
 @contextmanager
-def _reads(folder: RunFolder, found: RunReads) -> Iterator[list[pq.ParquetFile]]:
-    """What is there of the reads; in `found.unclear` what cannot be all of them."""
+def _open_reads(folder: RunFolder, report: RunReads) -> Iterator[list[pq.ParquetFile]]:
+    """Open the reads that are there, and report where they cannot be all of them."""
     is_merged = folder.exists(READS_FILE)
     names = [READS_FILE] if is_merged else folder.parts()
-    with ExitStack() as stack:
-        files = [open_reads(stack.enter_context(folder.open(name)), name) for name in names]
-        if found.state == COMPLETED:
-            found.unclear += _missing(folder, files, is_merged=is_merged)
+    with open_read_files(folder, names) as files:
+        if report.state == COMPLETED:
+            missing = _missing_reads(folder, files, is_merged=is_merged)
+            if missing:
+                report.unclear.append(missing)
         yield files
 
 
-def _missing(folder: RunFolder, files: list[pq.ParquetFile], *, is_merged: bool) -> list[str]:
-    """Why the reads of a completed run are not those of its certificate, as far as their number
-    shows it.
+def _missing_reads(folder: RunFolder, files: list[pq.ParquetFile], *, is_merged: bool) -> str:
+    """Return why the reads of a completed run are not those of its certificate; empty if they are.
+
+    Only their number is compared.
     """
     if not is_merged:
-        return [f"it is {COMPLETED}, but {READS_FILE} is missing: what it read is not known"]
+        return f"it is {COMPLETED}, but {READS_FILE} is missing: what it read is not known"
     if not folder.exists(CERTIFICATE_FILE):
-        return [
+        return (
             f"it is {COMPLETED}, but {CERTIFICATE_FILE} is missing: whether its reads are whole "
             "is not known"
-        ]
+        )
     try:
-        told = read_certificate(folder.read(CERTIFICATE_FILE)).statement["reads"]["leaves"]
+        certificate = read_certificate(folder.read(CERTIFICATE_FILE))
     except InvalidInput as error:
-        return [f"its certificate does not tell whether its reads are whole: {error.message}"]
-    there = sum(file.metadata.num_rows for file in files)
-    return (
-        [] if there == told else [f"its certificate is of {told} reads, {READS_FILE} holds {there}"]
-    )
+        return f"its certificate does not show whether its reads are whole: {error.message}"
+    stated = certificate.statement["reads"]["leaves"]
+    rows = sum(file.metadata.num_rows for file in files)
+    if rows != stated:
+        return f"its certificate is of {stated} reads, {READS_FILE} holds {rows}"
+    return ""
 
 
-def _count(found: RunReads, reads: pa.Table) -> None:
-    first, last = (
-        int(micros(reads["first_read_at"]).min()),
-        int(micros(reads["last_read_at"]).max()),
-    )
-    found.first_read_at = Micros(
-        min(first, first if found.first_read_at is None else found.first_read_at)
-    )
-    found.last_read_at = Micros(max(last, found.last_read_at or 0))
-    found.rows += pc.sum(reads["rows"]).as_py()
-    found.members += pc.count_distinct(reads["member_id"]).as_py()
+# ---- what was read, and whether that was allowed
 
 
-def _decider(
-    found: RunReads,
+def _count_reads(report: RunReads, reads: pa.Table) -> None:
+    first = int(micros(reads["first_read_at"]).min())
+    last = int(micros(reads["last_read_at"]).max())
+    if report.first_read_at is not None:
+        first = min(first, report.first_read_at)
+    report.first_read_at = Micros(first)
+    report.last_read_at = Micros(max(last, report.last_read_at or 0))
+    report.rows += pc.sum(reads["rows"]).as_py()
+    report.members += pc.count_distinct(reads["member_id"]).as_py()
+
+
+def _reexamine_reads(
+    report: RunReads,
     snapshot: Snapshot,
     reads: pa.Table,
     start: dict[str, Any],
     *,
     only: Reason | None = None,
 ) -> None:
-    examined = examine(snapshot, reads, purpose=found.purpose, bound=Micros(start["lease_micros"]))
-    violations = Counter(examined.counts(VIOLATED))
-    found.violations.update(
-        {reason: number for reason, number in violations.items() if only in (None, reason)}
-    )
-    unclear = Counter(examined.counts(CANNOT_TELL)).total()
+    """Decide reads again as of their time; with `only` count the violations for that reason."""
+    bound = Micros(start["lease_micros"])
+    outcomes = reexamine(snapshot, reads, purpose=report.purpose, bound=bound)
+    for reason, number in outcomes.counts(VIOLATED).items():
+        if only is None or reason is only:
+            report.violations[reason] += number
+    unclear = sum(outcomes.counts(CANNOT_TELL).values())
     if unclear:
-        found.unclear.append(f"{unclear} reads cannot be decided as of their time")
+        report.unclear.append(f"{unclear} reads cannot be decided as of their time")
     known_at = proven_at(snapshot)
-    if known_at is None or (found.last_read_at or 0) - start["lease_micros"] > known_at:
-        found.unclear.append("it read later than what is known here: ask again with a newer bundle")
+    if known_at is None or (report.last_read_at or 0) - bound > known_at:
+        report.unclear.append(
+            "it read later than what is known here: ask again with a newer bundle"
+        )
 
 
-def _say_now(
-    found: RunReads, snapshot: Snapshot, reads: pa.Table, member: MemberId, now: Micros
+def _decide_now(
+    report: RunReads, snapshot: Snapshot, reads: pa.Table, member: MemberId, now: Micros
 ) -> None:
-    """Whether rows such as were read are excluded now, and since when; of several reasons the first
-    in their order.
+    """Report whether rows such as those that were read are excluded now, and since when.
+
+    Of several reasons the first one in their order counts.
     """
-    decisions = [
-        snapshot.decide(
+    strictest: Decision | None = None
+    for row in range(reads.num_rows):
+        decision = snapshot.decide(
             member,
             row_of(reads, row),
-            purpose=found.purpose,
+            purpose=report.purpose,
             at=now,
             known_at=FOREVER,
             stale_detail="",
         )
-        for row in range(reads.num_rows)
-    ]
-    excluding = [decision for decision in decisions if not decision.allowed]
-    if excluding:
-        first = min(excluding, key=lambda decision: REASON_RANK[decision.reason])
-        found.excluded_now = first.reason.value
-        found.excluded_since = _since(first.because[0].fact)
+        if decision.allowed:
+            continue
+        if strictest is None or REASON_RANK[decision.reason] < REASON_RANK[strictest.reason]:
+            strictest = decision
+    if strictest is not None:
+        report.excluded_now = strictest.reason.value
+        report.excluded_since = _time_of_fact(strictest.because[0].fact)
 
 
-def _is_before(found: RunReads, start: dict[str, Any]) -> bool:
-    """Whether something was read before the exclusion bound the run."""
-    if found.first_read_at is None:
+def _is_before_exclusion(report: RunReads, start: dict[str, Any]) -> bool:
+    """Return whether something was read before the exclusion bound the run."""
+    if report.first_read_at is None:
         return False
-    return (
-        found.excluded_since is None
-        or found.first_read_at < found.excluded_since + start["lease_micros"]
-    )
+    lease_micros: int = start["lease_micros"]
+    if report.excluded_since is None:
+        return True
+    return report.first_read_at < report.excluded_since + lease_micros
 
 
-def _since(fact: Any) -> Micros | None:
-    """When a fact both held and was recorded; None where it has no dates."""
-    effective, recorded = getattr(fact, "effective_at", None), getattr(fact, "recorded_at", None)
-    return None if effective is None or recorded is None else max(effective, recorded)
+def _time_of_fact(fact: object) -> Micros | None:
+    """Return when a fact both held and was recorded; None where it has no dates."""
+    effective: Micros | None = getattr(fact, "effective_at", None)
+    recorded: Micros | None = getattr(fact, "recorded_at", None)
+    if effective is None or recorded is None:
+        return None
+    return max(effective, recorded)
 
 
-def _covered(
+# ---- the rows that a pause covers
+
+
+def _covered_by_pauses(
     snapshot: Snapshot, reads: pa.Table, pauses: list[PauseImposed], purpose: str, now: Micros
 ) -> npt.NDArray[np.bool_]:
-    """Which reads come under a pause, by where the row is from or where the member was last known
-    to live.
+    """Return True for each read that one of these pauses covers.
+
+    Both the row's own jurisdiction and the member's last known one count. Each distinct combination
+    of member class, jurisdiction and category is asked about once.
     """
+    if not reads.num_rows:
+        return np.zeros(0, dtype=np.bool_)
     member_classes = MemberClasses(purpose, snapshot.boundaries.voiding)
     keys = [member.encode() for member in reads["member_id"].to_pylist()]
     classes = snapshot.classes(keys, member_classes, at=now, known_at=FOREVER)
-    homes = [own.jurisdiction for own in member_classes.standings]
-    rows = reads["jurisdiction"].combine_chunks().dictionary_encode(null_encoding="encode")
-    categories = reads["category"].combine_chunks().dictionary_encode(null_encoding="encode")
-    places, uses = rows.dictionary.to_pylist(), categories.dictionary.to_pylist()
-    codes = (
-        np.stack([classes, rows.indices.to_numpy(), categories.indices.to_numpy()])
-        if len(keys)
-        else classes
-    )
-    distinct, of_row = np.unique(codes, axis=1, return_inverse=True)
-    answers = [
-        any(
-            _covers(snapshot, pause, {homes[own], places[place]}, purpose, uses[use], now)
-            for pause in pauses
+    homes = [state.jurisdiction for state in member_classes.standings]
+    jurisdictions = _dictionary_of(reads["jurisdiction"])
+    categories = _dictionary_of(reads["category"])
+    codes = np.stack([classes, jurisdictions.indices.to_numpy(), categories.indices.to_numpy()])
+    combinations, combination_of_row = np.unique(codes, axis=1, return_inverse=True)
+    jurisdiction_names = jurisdictions.dictionary.to_pylist()
+    category_names = categories.dictionary.to_pylist()
+    answers = []
+    for member_class, jurisdiction, category in combinations.T.tolist():
+        places = {homes[member_class], jurisdiction_names[jurisdiction]}
+        answers.append(
+            any(
+                _covers(snapshot, pause, places, purpose, category_names[category], now)
+                for pause in pauses
+            )
         )
-        for own, place, use in distinct.T.tolist()
-    ]
-    return np.array(answers, dtype=np.bool_)[of_row.reshape(-1)]
+    return np.array(answers, dtype=np.bool_)[combination_of_row.reshape(-1)]
+
+
+def _dictionary_of(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    return column.combine_chunks().dictionary_encode(null_encoding="encode")
 
 
 def _covers(
     snapshot: Snapshot,
     pause: PauseImposed,
-    places: set[str | None],
+    jurisdictions: set[str | None],
     purpose: str,
     category: str | None,
     now: Micros,
 ) -> bool:
+    """Return whether a pause covers this use of a row from one of these jurisdictions."""
     if not pause.scope.covers_use(purpose, category):
         return False
-    jurisdictions = snapshot.controls.jurisdictions
-    holders = {
-        holder for place in places if place for holder in jurisdictions.holders(place, at=now)
-    }
-    return bool(holders & set(pause.scope.jurisdictions))
+    groups: set[str] = set()
+    for jurisdiction in jurisdictions:
+        if jurisdiction:
+            groups.update(snapshot.controls.jurisdictions.holders(jurisdiction, at=now))
+    return not groups.isdisjoint(pause.scope.jurisdictions)

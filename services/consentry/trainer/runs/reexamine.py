@@ -1,22 +1,25 @@
-"""Deciding once more, as of the time, whether what was read might be read: what certificates and
-`verify` rest on.
+"""Decides every read again, as of its time: the base of certificates and of `verify`.
 
 A read at time T is a violation if it was excluded at T by everything that the run may have known.
-The run had proof of
-all that was recorded up to some moment between T - bound and T, and no more is known of that
-moment. So a fact that was
-recorded later than T - bound neither condemns a read nor has to justify it: only where no moment of
-that span gives
-*allowed* is there a violation.
+The run had proof of all that was recorded up to some moment between T - bound and T, and nothing
+more is known of that moment. So a fact that was recorded after T - bound neither condemns a read
+nor has to justify it. There is a violation only where no moment of that span gives *allowed*.
+
+An example with a bound of 5 s, and an opt-out that was recorded at 12:00:00:
+
+    read at 11:59:59       fine: nobody knew of the opt-out
+    read at 12:00:04.9     fine: the run may have known only what was recorded up to 11:59:59.9
+    read at 12:00:05       a violation: every moment from 12:00:00 on has the opt-out
+    first read at 11:59:59, last read at 12:00:05      a violation, by the last read
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,111 +42,112 @@ READ_COLUMNS: Final = Columns(
 FINE, VIOLATED, CANNOT_TELL = range(3)
 EXCLUDED_WHATEVER_THE_ROW: Final = (
     "SHA-256 over the ids, in the order of their bytes, each followed by a line end, of all "
-    "members whose record alone "
-    "excludes them for the purpose, whatever a row, a pause or terms say: erased, held, history "
-    "folded, or the last "
-    "choice that counts is no opt-in; at the time the run ended, by what was recorded up to "
-    "known_at_end"
+    "members whose record alone excludes them for the purpose, whatever a row, a pause or terms "
+    "say: erased, held, history folded, or the last choice that counts is no opt-in; at the time "
+    "the run ended, by what was recorded up to known_at_end"
 )
-_SIDE_BY_SIDE: Final = 16_384
-_AT_ONCE: Final = 32
-"""From so many rows of one time on, deciding them as a table is quicker than one by one."""
+"""The definition of `exclusions`, as the certificate states it. Part of a signed document: never
+changed without a new format."""
+_CHUNK_ROWS: Final = 16_384
+_TABLE_ROWS_MIN: Final = 32
+"""From this many rows of one time on, deciding them as a table is quicker than one by one."""
 
 _Times = npt.NDArray[np.int64]
+_Rows = npt.NDArray[np.intp]
 _Mask = npt.NDArray[np.bool_]
+_ReasonCodes = npt.NDArray[np.int8]
+"""Positions in REASONS."""
 
 
-class Examined(NamedTuple):
-    """For each read its outcome (FINE, VIOLATED, CANNOT_TELL) and the place in REASONS of what
-    decided it.
+class ReadOutcomes(NamedTuple):
+    """The outcome of each read (FINE, VIOLATED, CANNOT_TELL), and the reason that decided it.
+
+    Both are arrays with one value for each read; a reason is its position in REASONS.
     """
 
     outcomes: npt.NDArray[np.int8]
-    reasons: npt.NDArray[np.int8]
+    reasons: _ReasonCodes
 
     def counts(self, outcome: int) -> dict[Reason, int]:
-        """How many reads have an outcome, by reason."""
-        numbers = np.bincount(
-            self.reasons[self.outcomes == outcome], minlength=len(REASONS)
-        ).tolist()
+        """Return how many reads have an outcome, by reason."""
+        selected = self.reasons[self.outcomes == outcome]
+        numbers = np.bincount(selected, minlength=len(REASONS)).tolist()
         return {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
 
 
-def examine(snapshot: Snapshot, reads: pa.Table, *, purpose: str, bound: Micros) -> Examined:
-    """Decide every read of a table (trainer/runs/certificates/reads.py) as of its first and last
-    time, and in between.
+def reexamine(snapshot: Snapshot, reads: pa.Table, *, purpose: str, bound: Micros) -> ReadOutcomes:
+    """Decide every read of a table as of its first and its last time, and in between.
 
-    `bound` is how far the run's knowledge may have lagged behind, in microseconds. A read whose
-    member was excluded for a while between its first and last time cannot be told: what happened in
-    between is not in the reads. Nor can one that is held or folded for a reason that carries no
-    date.
+    `reads` is a table as in certificates/reads.py. `bound` is how far the run's knowledge may have
+    lagged behind, in microseconds. The outcome is CANNOT_TELL where the member was excluded for a
+    while between the first and the last time, as the reads do not say what happened in between; and
+    where a member is quarantined or their history folded for a reason that has no date.
     """
-    return _Examination(snapshot, reads, purpose, bound).examined()
+    return _Examination(snapshot, reads, purpose, bound).outcomes()
 
 
 class _Examination:
     """One table of reads under examination."""
 
     def __init__(self, snapshot: Snapshot, reads: pa.Table, purpose: str, bound: Micros) -> None:
-        self._snapshot, self._reads, self._purpose, self._bound = snapshot, reads, purpose, bound
-        self._first, self._last = micros(reads["first_read_at"]), micros(reads["last_read_at"])
-        count = reads.num_rows
-        self._outcomes, self._reasons = np.zeros((2, count), dtype=np.int8)
-        self._recorded = np.array(
-            sorted({control.recorded_at for control in snapshot.controls.log}), dtype=np.int64
-        )
+        self._snapshot = snapshot
+        self._reads = reads
+        self._purpose = purpose
+        self._bound = bound
+        self._first = micros(reads["first_read_at"])
+        self._last = micros(reads["last_read_at"])
+        self._outcomes = np.zeros(reads.num_rows, dtype=np.int8)
+        self._reasons = np.zeros(reads.num_rows, dtype=np.int8)
+        self._controls_recorded = sorted({control.recorded_at for control in snapshot.controls.log})
         earliest = int(self._first.min(initial=1 << 62))
         self._is_settled = ~_changed_since(snapshot, reads, purpose, earliest, earliest - bound)
+        """True for each read whose member's record says the same at every time that is asked."""
 
-    def examined(self) -> Examined:
-        """The outcome of every read."""
-        everything = np.arange(self._reads.num_rows)
-        self._look(everything, self._first)
+    def outcomes(self) -> ReadOutcomes:
+        """Return the outcome of every read."""
+        every = np.arange(self._reads.num_rows)
+        self._examine_at(every, self._first)
         later = np.flatnonzero((self._last > self._first) & (self._outcomes == FINE))
-        self._look(later, self._last[later])
-        self._look_between(later[self._outcomes[later] == FINE])
-        return Examined(self._outcomes, self._reasons)
+        self._examine_at(later, self._last[later])
+        self._examine_between(later[self._outcomes[later] == FINE])
+        return ReadOutcomes(self._outcomes, self._reasons)
 
-    def _look(self, rows: npt.NDArray[np.intp], times: _Times) -> None:
-        """Decide some reads at one time each."""
-        reasons = self._answers(rows, times, self._bound)
+    def _examine_at(self, rows: _Rows, times: _Times) -> None:
+        """Decide reads at one time each: first by what was recorded a bound before, then by all."""
+        reasons = self._decide(rows, times, self._bound)
         suspect = np.flatnonzero(~_allows(reasons))
         if not len(suspect):
             return
         rows, times, reasons = rows[suspect], times[suspect], reasons[suspect]
-        still = ~_allows(self._answers(rows, times, 0))
-        for row, time, reason in zip(
-            rows[still].tolist(), times[still].tolist(), reasons[still].tolist(), strict=True
-        ):
-            outcome = self._closely(row, time, REASONS[reason])
+        excluded = np.flatnonzero(~_allows(self._decide(rows, times, 0)))
+        for index in excluded.tolist():
+            row, reason = int(rows[index]), int(reasons[index])
+            outcome = self._examine_closely(row, int(times[index]), REASONS[reason])
             if outcome != FINE:
-                self._outcomes[row], self._reasons[row] = outcome, reason
+                self._outcomes[row] = outcome
+                self._reasons[row] = reason
 
-    def _closely(self, row: int, time: int, reason: Reason) -> int:
-        """The outcome of a read that was excluded by what was known at both ends of the span of
-        knowledge.
-        """
-        member = self._reads["member_id"][row].as_py()
+    def _examine_closely(self, row: int, time: int, reason: Reason) -> int:
+        """Return the outcome of a read that is excluded at both ends of the span of knowledge."""
+        member = self._member(row)
         if MEMBER_ID_PATTERN.fullmatch(member) is None:
             return VIOLATED
-        if reason is Reason.HISTORY_FOLDED or (
-            reason is Reason.QUARANTINED and self._is_held_without_date(member)
-        ):
+        if reason is Reason.HISTORY_FOLDED:
             return CANNOT_TELL
-        between = _within(self._recorded.tolist(), time - self._bound, time)
+        if reason is Reason.QUARANTINED and self._is_quarantined_without_date(member):
+            return CANNOT_TELL
+        begin = time - self._bound
+        moments = _between(self._controls_recorded, begin, time)
         if not self._is_settled[row]:
-            between += [
-                fact
-                for fact in _recorded_times(self._snapshot, member)
-                if time - self._bound < fact < time
-            ]
-        for known_at in sorted(set(between)):
-            if self._decides(row, member, time, known_at).allows:
+            recorded = sorted(recorded for _, recorded in _fact_dates(self._snapshot, member))
+            moments += _between(recorded, begin, time)
+        for known_at in sorted(set(moments)):
+            if self._decide_row(row, member, time, known_at).allows:
                 return FINE
         return VIOLATED
 
-    def _is_held_without_date(self, member: str) -> bool:
-        """Whether it is not a fact of the record that holds the member."""
+    def _is_quarantined_without_date(self, member: str) -> bool:
+        """Return whether something other than a fact of the record quarantines the member."""
         try:
             return (
                 self._snapshot.is_quarantined(member.encode())
@@ -152,68 +156,67 @@ class _Examination:
         except DamagedRecord:
             return True
 
-    def _look_between(self, rows: npt.NDArray[np.intp]) -> None:
-        """Say CANNOT_TELL of reads that were excluded at some time between their first and their
-        last.
+    def _examine_between(self, rows: _Rows) -> None:
+        """Mark reads as CANNOT_TELL that were excluded at some time between their first and last.
+
+        Answers change only at a time of `changes`, or of the member's own facts.
         """
-        changes = _changes(self._snapshot, self._bound)
+        changes = _control_changes(self._snapshot, self._bound)
         settled = rows[self._is_settled[rows]]
         begin = np.searchsorted(changes, self._first[settled], side="right")
         end = np.searchsorted(changes, self._last[settled], side="right")
-        for place in range(int(begin.min(initial=0)), int(end.max(initial=0)) - 1):
-            inside = settled[(begin <= place) & (place < end - 1)]
+        for index in range(int(begin.min(initial=0)), int(end.max(initial=0)) - 1):
+            inside = settled[(begin <= index) & (index < end - 1)]
             if len(inside):
-                self._note_between(inside, np.full(len(inside), changes[place]))
+                self._mark_excluded(inside, np.full(len(inside), changes[index]))
         for row in rows[~self._is_settled[rows]].tolist():
-            member = self._reads["member_id"][row].as_py()
-            times = [*_fact_times(self._snapshot, member, self._bound), *changes.tolist()]
-            between = _within(sorted(times), self._first[row], self._last[row])
-            if between:
-                self._note_between(np.full(len(between), row), np.array(between, dtype=np.int64))
+            times = changes.tolist()
+            for effective, recorded in _fact_dates(self._snapshot, self._member(row)):
+                times += [effective, recorded + self._bound]
+            inner = _between(sorted(times), self._first[row], self._last[row])
+            if inner:
+                self._mark_excluded(np.full(len(inner), row), np.array(inner, dtype=np.int64))
 
-    def _note_between(self, rows: npt.NDArray[np.intp], times: _Times) -> None:
-        reasons = self._answers(rows, times, self._bound)
+    def _mark_excluded(self, rows: _Rows, times: _Times) -> None:
+        """Mark reads as CANNOT_TELL where they are excluded at their time."""
+        reasons = self._decide(rows, times, self._bound)
         excluded = ~_allows(reasons)
         self._outcomes[rows[excluded]] = CANNOT_TELL
         self._reasons[rows[excluded]] = reasons[excluded]
 
-    def _answers(self, rows: npt.NDArray[np.intp], times: _Times, lag: int) -> npt.NDArray[np.int8]:
-        """Places in REASONS for these rows, each at its time, by what was recorded `lag` before
-        it.
-        """
-        found = np.zeros(len(rows), dtype=np.int8)
+    def _decide(self, rows: _Rows, times: _Times, lag: int) -> _ReasonCodes:
+        """Decide these reads, each at its time, by what was recorded `lag` before it."""
+        reasons = np.zeros(len(rows), dtype=np.int8)
         if not len(rows):
-            return found
-        changes = _changes(self._snapshot, lag)
+            return reasons
         settled = self._is_settled[rows]
-        earliest = int(self._first.min())
+        changes = _control_changes(self._snapshot, lag)
         spans = np.searchsorted(changes, times, side="right")
+        earliest = int(self._first.min())
         for span in np.unique(spans[settled]).tolist():
-            # Neither the member's facts nor the controls change within it: any of its times stands
-            # for all.
-            some = np.flatnonzero(settled & (spans == span))
+            # Within a span neither the member's facts nor the controls change, so any time of it
+            # gives the answer for all of them.
+            same = np.flatnonzero(settled & (spans == span))
             time = max(earliest, int(changes[span - 1])) if span else earliest
-            found[some] = self._table(rows[some], time, time - lag)
-        rest = np.flatnonzero(~settled)
-        order = rest[np.argsort(times[rest], kind="stable")]
-        for some in (
-            np.split(order, np.flatnonzero(np.diff(times[order])) + 1) if len(order) else ()
-        ):
-            time = int(times[some[0]])
-            if len(some) >= _AT_ONCE:
-                found[some] = self._table(rows[some], time, time - lag)
+            reasons[same] = self._decide_together(rows[same], time, time - lag)
+        for same in _groups_of_one_time(np.flatnonzero(~settled), times):
+            time = int(times[same[0]])
+            if len(same) >= _TABLE_ROWS_MIN:
+                reasons[same] = self._decide_together(rows[same], time, time - lag)
                 continue
-            for place in some.tolist():
-                row = int(rows[place])
-                member = self._reads["member_id"][row].as_py()
-                found[place] = REASONS.index(self._decides(row, member, time, time - lag))
-        return found
+            for index in same.tolist():
+                row = int(rows[index])
+                reason = self._decide_row(row, self._member(row), time, time - lag)
+                reasons[index] = REASONS.index(reason)
+        return reasons
 
-    def _table(self, rows: npt.NDArray[np.intp], at: int, known_at: int) -> npt.NDArray[np.int8]:
-        is_all = len(rows) == self._reads.num_rows and rows[0] == 0 and rows[-1] == len(rows) - 1
-        asked = self._reads if is_all else self._reads.take(pa.array(rows))
+    def _decide_together(self, rows: _Rows, at: int, known_at: int) -> _ReasonCodes:
+        """Decide these reads at one time, as a table."""
+        count = self._reads.num_rows
+        is_whole = len(rows) == count and rows[0] == 0 and rows[-1] == count - 1
+        reads = self._reads if is_whole else self._reads.take(pa.array(rows))
         return decide_table(
-            asked,
+            reads,
             self._snapshot,
             purpose=self._purpose,
             at=Micros(at),
@@ -222,7 +225,8 @@ class _Examination:
             is_fresh=True,
         ).reasons
 
-    def _decides(self, row: int, member: str, at: int, known_at: int) -> Reason:
+    def _decide_row(self, row: int, member: str, at: int, known_at: int) -> Reason:
+        """Decide one read at one time."""
         if MEMBER_ID_PATTERN.fullmatch(member) is None:
             return Reason.QUARANTINED
         decision = self._snapshot.decide(
@@ -235,17 +239,21 @@ class _Examination:
         )
         return decision.reason
 
+    def _member(self, row: int) -> str:
+        member: str = self._reads["member_id"][row].as_py()
+        return member
+
 
 _ALLOWED: Final = np.array([reason.allows for reason in REASONS])
 
 
-def _allows(reasons: npt.NDArray[np.int8]) -> _Mask:
-    found: _Mask = _ALLOWED[reasons]
-    return found
+def _allows(reasons: _ReasonCodes) -> _Mask:
+    allowed: _Mask = _ALLOWED[reasons]
+    return allowed
 
 
 def row_of(reads: pa.Table, row: int) -> Row:
-    """What is known of the rows that a read stands for."""
+    """Return what is known of the rows that a read stands for."""
     collected = reads["collected_from"][row]
     return Row(
         jurisdiction=reads["jurisdiction"][row].as_py(),
@@ -254,116 +262,102 @@ def row_of(reads: pa.Table, row: int) -> Row:
     )
 
 
-def _changes(snapshot: Snapshot, lag: int) -> _Times:
-    """When some control begins to count or to say something else, for questions that know what is
-    `lag` old.
+def _control_changes(snapshot: Snapshot, lag: int) -> _Times:
+    """Return the times at which some control begins to count or to mean something else.
+
+    For answers by what was recorded `lag` before. In ascending order, in microseconds.
     """
     controls = snapshot.controls
-    notices = {
-        terms.notice_until
-        for policy in controls.policies
-        for terms in policy.terms
-        if terms.notice_until is not None
-    }
-    found = (
-        {control.effective_at for control in controls.log}
-        | set(controls.jurisdictions.changes)
-        | notices
-    )
-    return np.array(
-        sorted(found | {control.recorded_at + lag for control in controls.log}), dtype=np.int64
-    )
+    times: set[int] = set(controls.jurisdictions.changes)
+    for control in controls.log:
+        times |= {control.effective_at, control.recorded_at + lag}
+    for policy in controls.policies:
+        for terms in policy.terms:
+            if terms.notice_until is not None:
+                times.add(terms.notice_until)
+    return np.array(sorted(times), dtype=np.int64)
 
 
 def _changed_since(
     snapshot: Snapshot, reads: pa.Table, purpose: str, at: int, known_at: int
 ) -> _Mask:
-    """Of which reads the member's record has a fact that came, or took effect, later; true too
-    where it cannot be told.
+    """Return True for each read whose member's record has a fact that came or took effect later.
 
-    Of all others the record says one thing at every later time.
+    True too where the record does not show it. All other records say the same at every later time.
     """
-    found = np.zeros(reads.num_rows, dtype=np.bool_)
+    changed = np.zeros(reads.num_rows, dtype=np.bool_)
     start = 0
     for chunk in reads["member_id"].chunks:
         keys = TextKeys.of_arrow(chunk)
         rows = np.flatnonzero(keys.valid())
-        for segment, hits, places in snapshot.records.find(keys.taken(rows)):
-            for begin in range(0, len(places), _SIDE_BY_SIDE):
-                part = places[begin : begin + _SIDE_BY_SIDE]
+        for segment, hits, positions in snapshot.records.find(keys.taken(rows)):
+            for begin in range(0, len(positions), _CHUNK_ROWS):
+                span = slice(begin, begin + _CHUNK_ROWS)
+                part = positions[span]
                 facts = FactColumns(segment.members_at(part), segment.records_at(part), purpose)
                 effective, recorded = facts.latest()
-                changed = ~facts.is_plain | (effective > at) | (recorded > known_at)
-                found[start + rows[hits[begin : begin + _SIDE_BY_SIDE]]] = changed
+                is_later = (effective > at) | (recorded > known_at)
+                changed[start + rows[hits[span]]] = is_later | ~facts.is_plain
         start += len(chunk)
-    return found
+    return changed
 
 
-def _within(times: list[int], after: int, before: int) -> list[int]:
-    """The times that are later than the one and earlier than the other; `times` ascend."""
-    return times[bisect_right(times, after) : bisect_left(times, before)]
+def _groups_of_one_time(indexes: _Rows, times: _Times) -> list[_Rows]:
+    """Return the indexes in groups of equal time, in the order of their times."""
+    if not len(indexes):
+        return []
+    ordered = indexes[np.argsort(times[indexes], kind="stable")]
+    edges = np.flatnonzero(np.diff(times[ordered])) + 1
+    return np.split(ordered, edges)
 
 
-def _recorded_times(snapshot: Snapshot, member: str) -> list[int]:
-    return [int(recorded) for _, recorded in _dates(snapshot, member)]
+def _between(times: Sequence[int], after: int, before: int) -> list[int]:
+    """Return the times that lie strictly between two others; `times` ascend."""
+    return list(times[bisect_right(times, after) : bisect_left(times, before)])
 
 
-def _fact_times(snapshot: Snapshot, member: str, bound: int) -> list[int]:
-    """When a fact of the member began to count for what was `bound` behind."""
-    return [
-        time
-        for effective, recorded in _dates(snapshot, member)
-        for time in (int(effective), int(recorded) + bound)
-    ]
-
-
-def _dates(snapshot: Snapshot, member: str) -> list[tuple[Micros, Micros]]:
+def _fact_dates(snapshot: Snapshot, member: str) -> list[tuple[int, int]]:
+    """Return when each fact of a member took effect and was recorded; none of a damaged record."""
     try:
         record = snapshot.record(MemberId(member))
     except DamagedRecord:
         return []
-    return (
-        [] if record is None else [(fact.effective_at, fact.recorded_at) for fact in record.facts]
-    )
+    if record is None:
+        return []
+    return [(int(fact.effective_at), int(fact.recorded_at)) for fact in record.facts]
 
 
-class Exclusions(NamedTuple):
-    """How many members are excluded whatever a row says, and their digest; see
-    EXCLUDED_WHATEVER_THE_ROW.
+class ExcludedMembers(NamedTuple):
+    """How many members are excluded whatever a row says, and the digest over their ids.
+
+    See EXCLUDED_WHATEVER_THE_ROW. `undated` of them are quarantined, or their history is folded: of
+    these a later snapshot may say otherwise about the same time.
     """
 
-    members: int
+    member_count: int
     digest: str
     undated: int
-    """Of them, those held or folded: of these a later view may say otherwise about the same time.
+
+
+def excluded_members(
+    snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros
+) -> ExcludedMembers:
+    """Return the digest of all members who are excluded whatever a row says.
+
+    Times in microseconds.
     """
-
-
-def exclusions(snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros) -> Exclusions:
-    """Who is excluded whatever a row says. Times in microseconds."""
     excluded: list[bytes] = []
     undated = 0
-    pairs = iter(snapshot.records)
-    while members := list(islice(pairs, _SIDE_BY_SIDE)):
-        # Likenesses of its own: what is asked about the past is not to be remembered for questions
-        # about now.
+    for members in _chunks(snapshot.records):
+        # Classes of its own: answers about the past must not be remembered for questions about now.
         member_classes = MemberClasses(purpose, snapshot.boundaries.voiding)
         classes = snapshot.classes(members, member_classes, at=at, known_at=known_at)
-        decides = np.array([_decides_alone(own) for own in member_classes.standings])
-        found = decides[classes]
-        undated += int(
-            np.isin(
-                classes,
-                np.flatnonzero(
-                    [
-                        own.is_folded or own.quarantine is not None
-                        for own in member_classes.standings
-                    ]
-                ),
-            ).sum()
-        )
-        excluded += [members[place] for place in np.flatnonzero(found).tolist()]
-    return Exclusions(len(excluded), "sha256:" + _digest(excluded), undated)
+        states = member_classes.standings
+        is_excluded = np.array([_decides_alone(state) for state in states])
+        is_undated = np.array([state.is_folded or state.quarantine is not None for state in states])
+        undated += int(is_undated[classes].sum())
+        excluded += [members[index] for index in np.flatnonzero(is_excluded[classes]).tolist()]
+    return ExcludedMembers(len(excluded), "sha256:" + _digest(excluded), undated)
 
 
 def _decides_alone(own: MemberState) -> bool:
@@ -375,22 +369,26 @@ def _decides_alone(own: MemberState) -> bool:
     )
 
 
-def _digest(members: Iterable[bytes]) -> str:
-    found = hashlib.sha256()
-    told: Any = iter(sorted(members))
-    while some := list(islice(told, _SIDE_BY_SIDE)):
-        found.update(b"\n".join(some) + b"\n")
-    return found.hexdigest()
+def _digest(members: list[bytes]) -> str:
+    """Return the SHA-256 over the ids in the order of their bytes, each followed by a line end."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(sorted(members)):
+        digest.update(b"\n".join(chunk) + b"\n")
+    return digest.hexdigest()
+
+
+def _chunks(members: Iterable[bytes]) -> Iterator[list[bytes]]:
+    remaining = iter(members)
+    while chunk := list(islice(remaining, _CHUNK_ROWS)):
+        yield chunk
 
 
 def proven_at(snapshot: Snapshot) -> Micros | None:
-    """The time up to which all that was recorded is held;
+    """Return the time up to which the snapshot holds everything that was recorded.
 
     None where some partition was never proven fresh.
     """
     counted = snapshot.freshness.counted()
-    return (
-        min(one.frontier_at for one in counted.values())
-        if len(counted) == snapshot.partitions
-        else None
-    )
+    if len(counted) != snapshot.partitions:
+        return None
+    return min(partition.frontier_at for partition in counted.values())

@@ -1,6 +1,6 @@
-"""Where training runs are registered: `<store>/<run>/run.json`, what they read, their certificates.
+"""The store where training runs are registered: any fsspec URL, with one folder for each run.
 
-Any fsspec URL.
+A folder holds run.json, the reads (in parts while the run goes on), the certificate and end.json.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import fsspec
 
 from consentry.domain.errors import InvalidInput, Unavailable
 
+RUN_FORMAT: Final = "consentry-run/1"
 START_FILE: Final = "run.json"
 END_FILE: Final = "end.json"
 CERTIFICATE_FILE: Final = "certificate.json"
 READS_FILE: Final = "reads.parquet"
-PARTS: Final = "reads"
+PARTS_FOLDER: Final = "reads"
 _RUN_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _PART: Final = re.compile(r"(\d{8})-(\d{8})\.parquet", re.ASCII)
 
 
 class RunStore:
-    """The runs under one URL, such as file:///var/lib/runs or s3://bucket/runs; each file appears
-    whole or not at all.
+    """The runs under one URL, such as file:///var/lib/runs or s3://bucket/runs.
 
-    Raises InvalidInput for a URL that cannot be understood, Unavailable where the store does not
-    answer.
+    Each file appears whole or not at all. Raises InvalidInput for a URL that cannot be understood,
+    Unavailable where the store does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -50,31 +50,29 @@ class RunStore:
         self._is_local = isinstance(self._files, fsspec.implementations.local.LocalFileSystem)
 
     def runs(self) -> list[str]:
-        """The ids of all runs that were registered, sorted."""
-        with self._translated():
+        """Return the ids of all runs that were registered, sorted."""
+        with self._translate_errors():
             if not self._files.exists(self._root):
                 raise Unavailable(
                     f"There is no run store at {self.url!r}.",
                     code="run.store",
                     fix="name where runs are registered",
                 )
-            names = [
-                path.rstrip("/").rsplit("/", 1)[-1]
-                for path in self._files.ls(self._root, detail=False)
-            ]
+            paths = self._files.ls(self._root, detail=False)
+        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
         return sorted(name for name in names if _RUN_ID.fullmatch(name))
 
     def folder(self, run_id: str) -> RunFolder:
-        """The files of a run."""
+        """Return the folder of a run, whether it exists or not."""
         return RunFolder(self, run_id)
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise Unavailable(
-                f"The run store {self.url!r} did not do what was asked ({type(error).__name__}).",
+                f"The run store {self.url!r} failed ({type(error).__name__}).",
                 code="run.store",
                 fix="check that it is there, writable and not full",
             ) from error
@@ -91,84 +89,91 @@ class RunFolder:
         self._path = f"{store._root}/{run_id}"
 
     def write(self, name: str, raw: bytes) -> None:
-        """Write a file: whole, or not at all."""
+        """Write a file, whole or not at all."""
         self.write_with(name, lambda file: file.write(raw))
 
     def write_with(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Write a file by a function that is given one to write to; it appears when that has
-        returned.
-        """
+        """Write a file by a function that writes to it; the file appears once that has returned."""
         path = f"{self._path}/{name}"
-        with self._store._translated():
+        with self._store._translate_errors():
             if self._store._is_local:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 _write_local(Path(path), write)
                 return
             with tempfile.TemporaryDirectory(prefix="consentry-") as directory:
-                here = Path(directory) / "file"
-                _write_local(here, write)
+                local = Path(directory) / "file"
+                _write_local(local, write)
                 self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-                self._files.put_file(str(here), path)
+                self._files.put_file(str(local), path)
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
-        with self._store._translated():
+        """Return whether a file is there."""
+        with self._store._translate_errors():
             return bool(self._files.exists(f"{self._path}/{name}"))
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises Unavailable where it is not there."""
-        with self._store._translated():
-            found: bytes = self._files.cat_file(f"{self._path}/{name}")
-            return found
+        """Return the bytes of a file. Raises Unavailable where it is not there."""
+        with self._store._translate_errors():
+            content: bytes = self._files.cat_file(f"{self._path}/{name}")
+            return content
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The object in a file. Raises Unavailable, also where it holds none."""
+        """Return the JSON object in a file. Raises Unavailable, also where it is not an object."""
         try:
-            found = json.loads(self.read(name))
+            document = json.loads(self.read(name))
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            document = None
+        if not isinstance(document, dict):
             raise damaged(self.run_id, name)
-        return found
+        return document
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to read from any place of it."""
-        with self._store._translated(), self._files.open(f"{self._path}/{name}", "rb") as file:
+        """Open a file for reading at any position."""
+        with (
+            self._store._translate_errors(),
+            self._files.open(f"{self._path}/{name}", "rb") as file,
+        ):
             yield file
 
     def parts(self) -> list[str]:
-        """The parts of what was read, in order; those that were merged into a longer one are left
-        out.
+        """Return the names of the parts of the reads, in order.
+
+        Parts that were merged into a longer one are left out.
         """
         spans = self._spans()
-        return [_part_name(*span) for span in spans if _is_whole(span, spans)]
+        return [_part_name(*span) for span in spans if not _is_merged(span, spans)]
 
     def remove_parts(self, *, merged_only: bool) -> None:
-        """Remove the parts that were merged into others, or all."""
+        """Remove the parts that were merged into longer ones, or all parts."""
         spans = self._spans()
         for span in spans:
-            if not (merged_only and _is_whole(span, spans)):
-                with self._store._translated():
+            if _is_merged(span, spans) or not merged_only:
+                with self._store._translate_errors():
                     self._files.rm_file(f"{self._path}/{_part_name(*span)}")
 
     def write_part(self, first: int, last: int, write: Callable[[IO[bytes]], object]) -> None:
-        """Write the part that stands for those with these numbers."""
+        """Write the part that stands for the numbers from `first` to `last`."""
         self.write_with(_part_name(first, last), write)
 
     def _spans(self) -> list[tuple[int, int]]:
-        with self._store._translated():
-            path = f"{self._path}/{PARTS}"
+        """Return the first and the last number that each part stands for, sorted."""
+        with self._store._translate_errors():
+            path = f"{self._path}/{PARTS_FOLDER}"
             self._files.invalidate_cache()
             if not self._files.exists(path):
                 return []
-            names = [found.rsplit("/", 1)[-1] for found in self._files.ls(path, detail=False)]
-        matches = (match for name in names if (match := _PART.fullmatch(name)))
-        return sorted((int(match[1]), int(match[2])) for match in matches)
+            paths = self._files.ls(path, detail=False)
+        spans = []
+        for path in paths:
+            match = _PART.fullmatch(path.rsplit("/", 1)[-1])
+            if match is not None:
+                spans.append((int(match[1]), int(match[2])))
+        return sorted(spans)
 
 
 def damaged(run_id: str, name: str) -> Unavailable:
-    """The error for a file of a run that is not what was written."""
+    """Return the error for a file of a run that is not as it was written."""
     return Unavailable(
         f"The file {name} of the run {run_id} is damaged.",
         code="run.damaged",
@@ -177,22 +182,23 @@ def damaged(run_id: str, name: str) -> Unavailable:
 
 
 def _part_name(first: int, last: int) -> str:
-    return f"{PARTS}/{first:08d}-{last:08d}.parquet"
+    return f"{PARTS_FOLDER}/{first:08d}-{last:08d}.parquet"
 
 
-def _is_whole(span: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
-    """Whether no other part holds what this one does and more."""
-    return not any(one != span and one[0] <= span[0] and span[1] <= one[1] for one in spans)
+def _is_merged(span: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
+    """Return whether another part holds all that this one does, and more."""
+    first, last = span
+    return any(other != span and other[0] <= first and last <= other[1] for other in spans)
 
 
 def _write_local(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside it, make sure that it is on the disk, and only then give it its name."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a temporary file beside it, sync it to the disk, and only then give it its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

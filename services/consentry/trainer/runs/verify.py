@@ -1,11 +1,9 @@
-"""Checking a certificate: what it says, what was read, and, with a view, every read decided once
-more.
-"""
+"""Checks a certificate: its signature, the reads, and, with a snapshot, each read decided again."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,18 +14,23 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros, Reason
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.certificates import Certificate
-from consentry.trainer.runs.read_log import Summing
-from consentry.trainer.runs.reexamine import CANNOT_TELL, VIOLATED, examine, exclusions
+from consentry.trainer.runs.reads_summary import ReadsAccumulator, ReadsSummary
+from consentry.trainer.runs.reexamine import (
+    CANNOT_TELL,
+    VIOLATED,
+    excluded_members,
+    reexamine,
+)
 from consentry.wire.tokens import TokenKeys, read_token
 
-_SHOWN_MAX: Final = 1000
+_MEMBERS_SHOWN_MAX: Final = 1000
 
 
 @dataclass(slots=True)
 class CertificateReport:
-    """What was found:
+    """The result of checking a certificate, as sentences.
 
-    `wrong` does not hold, `unclear` cannot be told, `checked` was looked at and holds.
+    `checked` was looked at and holds, `wrong` does not hold, `unclear` could not be decided.
     """
 
     checked: list[str] = field(default_factory=list)
@@ -36,12 +39,14 @@ class CertificateReport:
     violations: Counter[Reason] = field(default_factory=Counter)
     """Reads that were excluded when they were read, by the reason that excluded them."""
     members: list[str] = field(default_factory=list)
-    """Whose reads these are; at most a thousand, and only where they were asked for."""
+    """The members of these reads; at most a thousand, and only where they were asked for."""
 
     @property
     def status(self) -> int:
-        """0: all of it holds. 1: something does not. 2: something cannot be told."""
-        return 1 if self.wrong else 2 if self.unclear else 0
+        """The exit status: 0 if all of it holds, 1 if something does not, 2 if that is unclear."""
+        if self.wrong:
+            return 1
+        return 2 if self.unclear else 0
 
 
 def verify(
@@ -54,41 +59,30 @@ def verify(
     show_members: bool = False,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> CertificateReport:
-    """Check all that can be checked with what there is.
+    """Check all that can be checked with what is given.
 
     `reads` gives the reads of the run in order, in pieces; `snapshot` is that of a bundle, or of
     anything that knows as much as the certificate's token names. `bound`, in microseconds, replaces
-    the certificate's own lease.
+    the certificate's own lease. `progress` is called with the number of rows of each piece.
     """
     report = CertificateReport()
     statement = certificate.statement
     _check_signature(report, certificate, key_is_given=key_is_given)
     if reads is None:
         report.unclear.append("the reads are missing: nothing can be said of what was read")
-    knows = snapshot is not None and _knows_enough(report, statement, snapshot)
     if snapshot is None:
         report.unclear.append(
-            "no bundle was given: whether a member was excluded cannot be decided anew"
+            "no bundle was given: whether a member was excluded cannot be decided again"
         )
+    elif not _knows_enough(report, statement, snapshot):
+        snapshot = None
     if reads is not None:
-        asked = Micros(statement["lease_micros"]) if bound is None else bound
-        _check_reads(
-            report,
-            statement,
-            _told(reads, progress),
-            snapshot if knows else None,
-            asked,
-            show_members,
-        )
-    if knows and snapshot is not None:
+        bound = Micros(statement["lease_micros"]) if bound is None else bound
+        check = _ReadsCheck(report, statement, snapshot, bound, show_members=show_members)
+        check.check(reads, progress)
+    if snapshot is not None:
         _check_exclusions(report, statement, snapshot)
     return report
-
-
-def _told(reads: Iterable[pa.Table], progress: Callable[[int], object]) -> Iterator[pa.Table]:
-    for piece in reads:
-        yield piece
-        progress(piece.num_rows)
 
 
 def _check_signature(
@@ -97,10 +91,8 @@ def _check_signature(
     if certificate.is_verified:
         report.checked.append(f"signed by the key {certificate.key_id}")
     elif certificate.key_id:
-        report.unclear.append(
-            f"it is signed by the key {certificate.key_id}, which "
-            + ("is none of the keys given" if key_is_given else "was not given")
-        )
+        whose = "is none of the keys given" if key_is_given else "was not given"
+        report.unclear.append(f"it is signed by the key {certificate.key_id}, which {whose}")
     elif key_is_given:
         report.unclear.append(
             "it is not signed: whoever could write the file could have written it"
@@ -112,118 +104,144 @@ def _check_signature(
 
 
 def _knows_enough(report: CertificateReport, statement: dict[str, Any], snapshot: Snapshot) -> bool:
-    """Whether the view is at least as fresh as the certificate's end."""
-    text = statement["token_end"]
-    if not text:
+    """Return whether the snapshot is at least as fresh as the run was at its end."""
+    token = statement["token_end"]
+    if not token:
         report.unclear.append(
-            "the certificate names no token: which log its run followed cannot be told"
+            "the certificate names no token: it does not show which log its run followed"
         )
         return False
-    if missing := snapshot.missing(read_token(text, TokenKeys())):
+    missing = snapshot.missing(read_token(token, TokenKeys()))
+    if missing:
         report.unclear.append(f"the bundle does not know what the run knew at its end: {missing}")
         return False
     report.checked.append("the bundle knows all that the run knew at its end")
     return True
 
 
-def _check_reads(
-    report: CertificateReport,
-    statement: dict[str, Any],
-    reads: Iterable[pa.Table],
-    snapshot: Snapshot | None,
-    bound: Micros,
-    show_members: bool,
-) -> None:
-    summing, unclear = Summing(), Counter[Reason]()
-    try:
-        for piece in reads:
-            summing.add(piece)
-            if snapshot is None:
-                continue
-            found = examine(snapshot, piece, purpose=statement["purpose"], bound=bound)
-            report.violations.update(found.counts(VIOLATED))
-            unclear.update(found.counts(CANNOT_TELL))
-            if show_members and len(report.members) < _SHOWN_MAX:
-                _name(
-                    report,
-                    piece["member_id"].take(pa.array(np.flatnonzero(found.outcomes == VIOLATED))),
-                )
-    except InvalidInput as error:
-        report.wrong.append(error.message)
-        return
-    _compare(report, statement, summing)
-    for reason, number in sorted(report.violations.items()):
-        report.wrong.append(f"{number} reads were excluded when they were read: {reason.value}")
-    for reason, number in sorted(unclear.items()):
-        report.unclear.append(
-            f"{number} reads cannot be decided anew: {reason.value} without a date, or in between"
-        )
-    if snapshot is not None and not report.violations and not unclear:
-        report.checked.append(
-            f"every read decided anew as of its time, by what was recorded {bound / 1e6:g} s before"
-        )
+class _ReadsCheck:
+    """Checks the reads of a run, piece by piece, and reports what it finds.
+
+    Without a snapshot the reads are compared with the certificate, and not decided again.
+    """
+
+    def __init__(
+        self,
+        report: CertificateReport,
+        statement: dict[str, Any],
+        snapshot: Snapshot | None,
+        bound: Micros,
+        *,
+        show_members: bool,
+    ) -> None:
+        self._report = report
+        self._statement = statement
+        self._snapshot = snapshot
+        self._bound = bound
+        self._show_members = show_members
+        self._reads = ReadsAccumulator()
+        self._unclear: Counter[Reason] = Counter()
+
+    def check(self, reads: Iterable[pa.Table], progress: Callable[[int], object]) -> None:
+        """Check all pieces; reads out of order are reported as wrong."""
+        try:
+            for piece in reads:
+                self._reads.add(piece)
+                if self._snapshot is not None:
+                    self._reexamine(piece, self._snapshot)
+                progress(piece.num_rows)
+        except InvalidInput as error:
+            self._report.wrong.append(error.message)
+            return
+        _compare(self._report, self._statement, self._reads.summary())
+        self._report_outcomes()
+
+    def _reexamine(self, piece: pa.Table, snapshot: Snapshot) -> None:
+        report = self._report
+        examined = reexamine(snapshot, piece, purpose=self._statement["purpose"], bound=self._bound)
+        report.violations.update(examined.counts(VIOLATED))
+        self._unclear.update(examined.counts(CANNOT_TELL))
+        if self._show_members and len(report.members) < _MEMBERS_SHOWN_MAX:
+            violated = np.flatnonzero(examined.outcomes == VIOLATED)
+            members = piece["member_id"].take(pa.array(violated)).unique().to_pylist()
+            # A member's reads may lie in several pieces: each member is named once.
+            named = dict.fromkeys([*report.members, *members])
+            report.members = list(named)[:_MEMBERS_SHOWN_MAX]
+
+    def _report_outcomes(self) -> None:
+        report = self._report
+        for reason, number in sorted(report.violations.items()):
+            report.wrong.append(f"{number} reads were excluded when they were read: {reason.value}")
+        for reason, number in sorted(self._unclear.items()):
+            report.unclear.append(
+                f"{number} reads cannot be decided again: {reason.value} without a date, or "
+                "between the first and the last read"
+            )
+        if self._snapshot is not None and not report.violations and not self._unclear:
+            report.checked.append(
+                "every read decided again as of its time, by what was recorded "
+                f"{self._bound / 1e6:g} s before"
+            )
 
 
-def _name(report: CertificateReport, members: pa.ChunkedArray) -> None:
-    """Name these too, each once, until there are as many as are shown."""
-    named = dict.fromkeys([*report.members, *members.unique().to_pylist()])
-    report.members = list(named)[:_SHOWN_MAX]
-
-
-def _compare(report: CertificateReport, statement: dict[str, Any], summing: Summing) -> None:
-    """What the reads come to, with what the certificate says of them."""
-    found = summing.summary()
-    told = statement["reads"]
+def _compare(report: CertificateReport, statement: dict[str, Any], summary: ReadsSummary) -> None:
+    """Compare the reads with what the certificate says of them."""
+    stated = statement["reads"]
     pairs = (
-        ("the Merkle root", told["merkle_root"], found.root.hex()),
-        ("leaves", told["leaves"], found.leaves),
-        ("members", statement["members_read"], found.members),
-        ("rows", statement["rows_read"], found.rows),
-        ("the first read", told["first_read_at"], found.first_read_at),
-        ("the last read", told["last_read_at"], found.last_read_at),
+        ("the Merkle root", stated["merkle_root"], summary.root.hex()),
+        ("leaves", stated["leaves"], summary.leaves),
+        ("members", statement["members_read"], summary.members),
+        ("rows", statement["rows_read"], summary.rows),
+        ("the first read", stated["first_read_at"], summary.first_read_at),
+        ("the last read", stated["last_read_at"], summary.last_read_at),
     )
-    different = [name for name, says, is_ in pairs if says != is_]
-    allowed = sum(statement["counts"].get(reason.value, 0) for reason in Reason if reason.allows)
-    if allowed > found.rows:
+    different = [name for name, stated_value, value in pairs if stated_value != value]
+    if _rows_allowed(statement) > summary.rows:
         different.append("rows that were answered as allowed")
-    first, last = (
-        found.first_read_at or statement["started_at"],
-        found.last_read_at or statement["ended_at"],
-    )
-    if not statement["started_at"] <= first <= last <= statement["ended_at"]:
+    begin, end = statement["started_at"], statement["ended_at"]
+    if not begin <= (summary.first_read_at or begin) <= (summary.last_read_at or end) <= end:
         different.append("times, which are not those of the run")
     if different:
         report.wrong.append(f"the reads are not those of the certificate: {', '.join(different)}")
     else:
         report.checked.append(
-            f"the reads: {found.rows} rows of {found.members} members, the Merkle root over them"
+            f"the reads: {summary.rows} rows of {summary.members} members, the Merkle root over "
+            "them"
         )
-    if not statement["disjoint"]["holds"]:
+    disjoint = statement["disjoint"]
+    if not disjoint["holds"]:
         report.wrong.append(
-            f"the run itself found {statement['disjoint']['violations']} reads of excluded members"
+            f"the run itself found {disjoint['violations']} reads of excluded members"
         )
+
+
+def _rows_allowed(statement: dict[str, Any]) -> int:
+    counts: dict[str, int] = statement["counts"]
+    return sum(counts.get(reason.value, 0) for reason in Reason if reason.allows)
 
 
 def _check_exclusions(
     report: CertificateReport, statement: dict[str, Any], snapshot: Snapshot
 ) -> None:
-    """Who was excluded at the end, by the view, with the digest in the certificate."""
-    told = statement["exclusions"]
-    found = exclusions(
+    """Compare the digest of those excluded at the run's end with that of the certificate."""
+    stated = statement["exclusions"]
+    excluded = excluded_members(
         snapshot,
         purpose=statement["purpose"],
         at=Micros(statement["ended_at"]),
         known_at=Micros(statement["known_at_end"]),
     )
-    if (found.members, found.digest) == (told["members"], told["digest"]):
-        report.checked.append(f"the digest of the {found.members} members excluded at its end")
+    count = excluded.member_count
+    if (count, excluded.digest) == (stated["members"], stated["digest"]):
+        report.checked.append(f"the digest of the {count} members excluded at its end")
         return
-    text = (
-        f"the bundle excludes {found.members} members at its end, the certificate {told['members']}"
+    difference = (
+        f"the bundle excludes {count} members at its end, the certificate {stated['members']}"
     )
-    if found.undated:
+    if excluded.undated:
         report.unclear.append(
-            f"{text}; {found.undated} are held or folded, of which no date is known"
+            f"{difference}; {excluded.undated} are quarantined or folded, at a date that is not "
+            "known"
         )
     else:
-        report.wrong.append(text)
+        report.wrong.append(difference)

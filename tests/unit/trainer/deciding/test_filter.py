@@ -28,7 +28,7 @@ from consentry.trainer.deciding.decide_table import (
     encoded,
 )
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.runs.batches import batch_of
+from consentry.trainer.runs.batches import read_batch
 from consentry.wire.frames import frame
 from consentry.wire.frontiers import Frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -376,7 +376,7 @@ def test_columns_that_are_none_are_refused_and_not_guessed(named: Any) -> None:
     meant.
     """
     table = pa.table({"member_id": ["a"]})
-    for asked in (lambda: columns_of(table, named), lambda: batch_of(table, named)):
+    for asked in (lambda: columns_of(table, named), lambda: read_batch(table, named)):
         with pytest.raises(InvalidInput) as caught:
             asked()
         assert caught.value.code == "input.columns"

@@ -23,15 +23,15 @@ from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs import TrainingRun
 from consentry.trainer.runs import verify as verifying
 from consentry.trainer.runs.certificates import read_certificate
-from consentry.trainer.runs.certificates.reads import SCHEMA, distinct
-from consentry.trainer.runs.read_log import opened, pieces, proofs_of
+from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
+from consentry.trainer.runs.read_files import open_read_files, read_pieces
 from consentry.trainer.runs.reexamine import (
     CANNOT_TELL,
     FINE,
     VIOLATED,
-    Examined,
-    examine,
-    exclusions,
+    ReadOutcomes,
+    excluded_members,
+    reexamine,
     row_of,
 )
 from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
@@ -62,14 +62,14 @@ def reads(*told: tuple[str, int, int], place: str | None = "US") -> pa.Table:
         }
         for member, first, last in told
     ]
-    return distinct(pa.Table.from_pylist(rows, schema=SCHEMA))
+    return distinct_reads(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def outcome(
     small: SmallWorld, member: str, first: int, last: int | None = None, **more: Any
 ) -> int:
     """What becomes of one read."""
-    found = examine(
+    found = reexamine(
         small.snapshot, reads((member, first, last or first), **more), purpose=PURPOSE, bound=BOUND
     )
     return int(found.outcomes[0])
@@ -78,9 +78,12 @@ def outcome(
 def verified(run: TrainingRun, world: SmallWorld | None, **more: Any) -> CertificateReport:
     """What is found of a finished run with what a world holds."""
     certificate = read_certificate(run.folder.read(CERTIFICATE_FILE), more.pop("keys", None))
-    with opened(run.folder, [READS_FILE]) as (file,):
+    with open_read_files(run.folder, [READS_FILE]) as (file,):
         return verify(
-            certificate, more.pop("reads", pieces(file)), world.snapshot if world else None, **more
+            certificate,
+            more.pop("reads", read_pieces(file)),
+            world.snapshot if world else None,
+            **more,
         )
 
 
@@ -210,7 +213,7 @@ class TestAgain:
         ]
         told = [(member, first, last) for member, (first, last) in spans]
         table = reads(*told)
-        found = examine(small.snapshot, table, purpose=PURPOSE, bound=BOUND)
+        found = reexamine(small.snapshot, table, purpose=PURPOSE, bound=BOUND)
         assert found.outcomes.tolist() == [
             slowly(small.snapshot, table, row) for row in range(table.num_rows)
         ]
@@ -280,19 +283,19 @@ class TestVerify:
         self, small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Reads come in pieces, and a member's may lie in several of them."""
-        monkeypatch.setattr(verifying, "_SHOWN_MAX", 3)
+        monkeypatch.setattr(verifying, "_MEMBERS_SHOWN_MAX", 3)
         true = SmallWorld()
         true.opt_out("a", "b", "c", "d", recorded_at=Micros(true.now - 60 * SECOND))
         with small.run(tmp_path) as run:
             run.filter(batch("a", "b", "x"))
             run.filter(batch("b", "c", "d", "x"))
-        with opened(run.folder, [READS_FILE]) as (file,):
-            [whole] = pieces(file)
+        with open_read_files(run.folder, [READS_FILE]) as (file,):
+            [whole] = read_pieces(file)
         one_by_one = [whole.slice(row, 1) for row in range(whole.num_rows)]
         report = verified(run, true, reads=one_by_one, show_members=True)
         assert len(report.members) == len(set(report.members)) == 3
         assert set(report.members) < {"a", "b", "c", "d"}
-        monkeypatch.setattr(verifying, "_SHOWN_MAX", 1000)
+        monkeypatch.setattr(verifying, "_MEMBERS_SHOWN_MAX", 1000)
         report = verified(run, true, reads=one_by_one, show_members=True)
         assert sorted(report.members) == ["a", "b", "c", "d"]
 
@@ -341,8 +344,8 @@ class TestVerify:
         """Who strikes a member from the reads strikes them from the proof."""
         with small.run(tmp_path) as run:
             run.filter(batch("a", "b", "c"))
-        with opened(run.folder, [READS_FILE]) as (file,):
-            (table,) = pieces(file)
+        with open_read_files(run.folder, [READS_FILE]) as (file,):
+            (table,) = read_pieces(file)
         fewer, swapped = table.slice(1), table.take(pa.array([1, 0, 2]))
         later = table.set_column(
             5,
@@ -352,21 +355,6 @@ class TestVerify:
         for changed in ([fewer], [swapped], [later], [table, table], []):
             assert verified(run, small, reads=changed).status == 1
         assert verified(run, small, reads=[table.slice(0, 1), table.slice(1)]).status == 0
-
-    def test_a_member_can_be_shown_that_their_reads_are_in_it(
-        self, small: SmallWorld, tmp_path: Path
-    ) -> None:
-        """They may see what was read of them, and no other member."""
-        with small.run(tmp_path) as run:
-            run.filter(batch("a", "b", "c", "d", "e"))
-            run.filter(batch("c"), shard="two")
-        assert run.certificate is not None
-        with opened(run.folder, [READS_FILE]) as (file,):
-            proofs = proofs_of(file, "c")
-            assert proofs_of(file, "nobody") == []
-        assert [proof.leaf.split(b"\t")[4] for proof in proofs] == [b"", b"two"]
-        assert {proof.root().hex() for proof in proofs} == {run.certificate["reads"]["merkle_root"]}
-        assert all(proof.leaf.startswith(b"c\t") for proof in proofs)
 
     def test_a_shorter_bound_may_be_asked_for(self, small: SmallWorld, tmp_path: Path) -> None:
         """A run with a lease of an hour proves little: whoever checks says what they want
@@ -392,22 +380,27 @@ class TestExclusions:
         small.live("HK", "d")
         small.control(pause(1, "HK", on=0))  # of a use: a row from elsewhere may be a different one
         small.opt_out("e", effective_at=Micros(small.now + SECOND))
-        found = exclusions(small.snapshot, purpose=PURPOSE, at=small.now, known_at=FOREVER)
+        found = excluded_members(small.snapshot, purpose=PURPOSE, at=small.now, known_at=FOREVER)
         assert found == (2, "sha256:" + hashlib.sha256(b"a\nb\n").hexdigest(), 0)
         assert (
-            exclusions(small.snapshot, purpose="ads", at=small.now, known_at=FOREVER).members == 0
+            excluded_members(
+                small.snapshot, purpose="ads", at=small.now, known_at=FOREVER
+            ).member_count
+            == 0
         )
         assert (
-            exclusions(
+            excluded_members(
                 small.snapshot, purpose=PURPOSE, at=small.now, known_at=Micros(small.now - 1)
-            ).members
+            ).member_count
             == 0
         )
 
 
 def test_counts_are_of_one_outcome() -> None:
     """A figure that mixes what is wrong with what is unknown is neither."""
-    found = Examined(np.array([0, 1, 1, 2], dtype=np.int8), np.array([0, 5, 5, 1], dtype=np.int8))
+    found = ReadOutcomes(
+        np.array([0, 1, 1, 2], dtype=np.int8), np.array([0, 5, 5, 1], dtype=np.int8)
+    )
     assert found.counts(VIOLATED) == {Reason.OPTED_OUT: 2}
     assert found.counts(CANNOT_TELL) == {Reason.QUARANTINED: 1}
 

@@ -1,6 +1,4 @@
-"""Certificates of training runs: what they say and how it is signed, and the Merkle tree over what
-was read.
-"""
+"""Certificates of training runs: the statement, its signature, the Merkle tree over the reads."""
 
 from consentry.trainer.runs.certificates.canonical import canonical, read_canonical
 from consentry.trainer.runs.certificates.envelope import (
@@ -11,17 +9,15 @@ from consentry.trainer.runs.certificates.envelope import (
     read_certificate,
     write_certificate,
 )
-from consentry.trainer.runs.certificates.merkle import Inclusion, MerkleTree, inclusions
+from consentry.trainer.runs.certificates.merkle import MerkleTree
 
 __all__ = [
     "BYTES_MAX",
     "FORMAT",
     "LIMIT",
     "Certificate",
-    "Inclusion",
     "MerkleTree",
     "canonical",
-    "inclusions",
     "read_canonical",
     "read_certificate",
     "write_certificate",

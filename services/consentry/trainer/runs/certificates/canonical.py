@@ -1,4 +1,7 @@
-"""JSON with one spelling for each value: a part of RFC 8785 that every language writes alike."""
+"""JSON with one spelling for each value: a part of RFC 8785 that every language writes alike.
+
+For example `{"b": 1, "a": null}` is written as `{"a":null,"b":1}`, and nothing else is read as it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ from typing import Any, Final
 from consentry.domain.errors import InvalidInput
 
 _NUMBER_MAX: Final = (1 << 53) - 1
-"""Greater whole numbers are not the same in every language."""
+"""The greatest whole number that every language reads exactly."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
-"""Names of fields; these sort alike by characters, bytes and UTF-16 units."""
+"""Names of fields: they sort alike by characters, bytes and UTF-16 units."""
 
 
 def canonical(value: Any) -> bytes:
-    """The bytes of a value made of objects, lists, texts, whole numbers, true, false and null.
+    """Return the bytes of a value of objects, lists, texts, whole numbers, true, false and null.
 
-    Names sorted, no space, UTF-8. Raises ValueError for anything else, such as a fraction.
+    Names are sorted, without spaces, in UTF-8. Raises ValueError for anything else, such as a
+    fraction.
     """
     _check(value)
     return json.dumps(
@@ -29,7 +33,7 @@ def _check(value: Any) -> None:
     if isinstance(value, dict):
         for name, part in value.items():
             if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-                raise ValueError(f"{str(name)[:80]!r} is no name of a field")
+                raise ValueError(f"{str(name)[:80]!r} cannot be the name of a field")
             _check(part)
     elif isinstance(value, list):
         for part in value:
@@ -40,13 +44,14 @@ def _check(value: Any) -> None:
         if not -_NUMBER_MAX <= value <= _NUMBER_MAX:
             raise ValueError(f"{value} has more than 53 bits")
     elif value is not None:
-        raise ValueError(f"a {type(value).__name__} has no one spelling")
+        raise ValueError(f"a {type(value).__name__} has more than one spelling")
 
 
 def read_canonical(raw: bytes, *, what: str, code: str) -> dict[str, Any]:
-    """The object behind canonical bytes.
+    """Return the object that canonical bytes hold.
 
-    Raises InvalidInput for any that are not exactly its one spelling.
+    Raises InvalidInput for bytes that are not exactly its one spelling, such as those with a
+    duplicate name. `what` names the object in the error's text, `code` is the error's code.
     """
     try:
         value = json.loads(raw)

@@ -1,6 +1,4 @@
-"""A certificate as a file: the statement, its digest, and a signature over it where there was a
-key.
-"""
+"""A certificate as a file: the statement, its digest, and a signature where there was a key."""
 
 from __future__ import annotations
 
@@ -21,14 +19,15 @@ LIMIT: Final = (
     "it proves what the loader read; what a program did beside the loader, nobody can see here"
 )
 _SIGNED_AS: Final = FORMAT.encode() + b"\n"
-"""In front of what is signed, so that a signature over something else never fits."""
+"""Stands in front of the bytes that are signed: no signature over anything else fits them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A statement that was read; `key_id` names the key that signed it, empty where nobody did.
+    """A statement that was read from a file.
 
-    `is_verified`: the signature was checked with a key that the reader trusts.
+    `key_id` names the key that signed it; empty where it is not signed. `is_verified` is True where
+    the signature was checked with a key that the reader trusts.
     """
 
     statement: dict[str, Any]
@@ -37,9 +36,9 @@ class Certificate:
 
 
 def write_certificate(statement: dict[str, Any], key: SigningKey | None) -> bytes:
-    """The file of a statement: canonical JSON and a line end.
+    """Return the file of a statement: canonical JSON and a line end.
 
-    Signed with Ed25519 where there is a key.
+    It is signed with Ed25519 where there is a key.
     """
     body = canonical(statement)
     signature = None
@@ -51,10 +50,10 @@ def write_certificate(statement: dict[str, Any], key: SigningKey | None) -> byte
 
 
 def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
-    """The statement in a file. Raises InvalidInput where a byte of it was altered.
+    """Read the statement in a file. Raises InvalidInput where a byte of it was altered.
 
-    With keys an unsigned one, or one by another key, is read and not verified: what it says may be
-    anybody's word.
+    A statement that is not signed, or signed by a key not in `keys`, is read and not verified:
+    anybody may have written it.
     """
     if len(raw) > BYTES_MAX or raw[-1:] != b"\n":
         raise _tampered("it is too long or its end is missing")
@@ -69,37 +68,41 @@ def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
         raise _tampered("its digest is that of another statement")
     if statement.get("format") != FORMAT:
         raise InvalidInput(
-            "The file is a certificate of a form that is not known here.",
+            "The file is a certificate of a format that this version does not know.",
             code="certificate.format",
             fix="verify it with the version that wrote it, or a newer one",
         )
     check_statement(statement)
     if signature is None:
         return Certificate(statement, "", False)
-    name, value = _signature(signature)
-    if keys is None or name not in keys:
-        return Certificate(statement, name, False)
-    if not keys.verifies(name, value, _SIGNED_AS + body):
+    key_id, value = _read_signature(signature)
+    if keys is None or key_id not in keys:
+        return Certificate(statement, key_id, False)
+    if not keys.verifies(key_id, value, _SIGNED_AS + body):
         raise _tampered("its signature does not match")
-    return Certificate(statement, name, True)
+    return Certificate(statement, key_id, True)
 
 
-def _signature(told: Any) -> tuple[str, bytes]:
-    """The name of the key and the signature's bytes, in their one spelling."""
-    if (
-        isinstance(told, dict)
-        and told.keys() == {"algorithm", "key", "value"}
-        and told["algorithm"] == "Ed25519"
-    ):
-        name, text = told["key"], told["value"]
-        if isinstance(name, str) and isinstance(text, str) and text.isascii():
-            try:
-                value = base64.b64decode(text, altchars=b"-_", validate=True)
-            except binascii.Error:
-                value = b""
-            if len(value) == 64 and base64.urlsafe_b64encode(value).decode() == text:
-                return name, value
-    raise _tampered("its signature is none")
+def _read_signature(signature: Any) -> tuple[str, bytes]:
+    """Return the id of the key and the 64 bytes of the signature.
+
+    Raises InvalidInput unless it is spelled exactly as `write_certificate` spells it.
+    """
+    if not isinstance(signature, dict) or signature.keys() != {"algorithm", "key", "value"}:
+        raise _tampered("its signature has other parts")
+    key_id, text = signature["key"], signature["value"]
+    if signature["algorithm"] != "Ed25519" or not isinstance(key_id, str):
+        raise _tampered("its signature is not one with Ed25519")
+    if not isinstance(text, str) or not text.isascii():
+        raise _tampered("its signature is not in base64")
+    try:
+        value = base64.b64decode(text, altchars=b"-_", validate=True)
+    except binascii.Error as error:
+        raise _tampered("its signature is not in base64") from error
+    # Base64 can spell the same bytes in several ways, by bits that are left over at its end.
+    if len(value) != 64 or base64.urlsafe_b64encode(value).decode() != text:
+        raise _tampered("its signature is not 64 bytes in base64")
+    return key_id, value
 
 
 def _digest(body: bytes) -> str:

@@ -1,10 +1,14 @@
-"""What a run read, as a table of distinct reads, and the leaves that a certificate's Merkle root is
-over.
+"""The table of the distinct reads of a run, and the leaves below a certificate's Merkle root.
 
 One row for each distinct (member, jurisdiction, category, cut-off, shard), sorted by these, nulls
-first, texts by their bytes. `collected_from` is the latest cut-off of any terms known when reading
-that the rows' time of collection meets, null where they meet none or it is not known: no rule could
-tell more of that time. Times are those of the first and of the last read.
+first, texts by their bytes. `collected_from` is the latest cut-off, of all terms known at the time
+of reading, that the rows' time of collection is not before. It is null where there is none or the
+time is not known: no rule could depend on more of that time. The times are those of the first and
+of the last read.
+
+The leaf of a row of member m:1 from the US, read once without a category, a cut-off or a shard:
+
+    m:1 <tab> US <tab> \\N <tab> \\N <tab> <tab> 1730000000000000 <tab> 1730000000000000 <tab> 1
 """
 
 from __future__ import annotations
@@ -32,86 +36,83 @@ SCHEMA: Final = pa.schema(
 )
 LEAF: Final = (
     "a row of the reads as a line without its end, as PostgreSQL's COPY writes it: columns "
-    "separated by tabs, "
-    "\\N for null, times in microseconds since 1970-01-01 UTC"
+    "separated by tabs, \\N for null, times in microseconds since 1970-01-01 UTC"
 )
+"""The definition of a leaf, as the certificate states it. Part of a signed document: never changed
+without a new format."""
 
 
-def distinct(reads: pa.Table) -> pa.Table:
-    """The distinct reads among some, sorted; earliest, latest and sum of those that are of one
-    kind.
+def distinct_reads(reads: pa.Table) -> pa.Table:
+    """Return the distinct reads in order.
+
+    Rows of the same read become one: with the earliest first time, the latest last time, and the
+    sum of the rows.
     """
-    found = reads.group_by(list(KEYS)).aggregate(
+    grouped = reads.group_by(list(KEYS)).aggregate(
         [("first_read_at", "min"), ("last_read_at", "max"), ("rows", "sum")]
     )
-    found = found.rename_columns([*KEYS, "first_read_at", "last_read_at", "rows"]).select(
-        SCHEMA.names
-    )
-    return found.take(_order(found)).cast(SCHEMA)
+    named = grouped.rename_columns([*KEYS, "first_read_at", "last_read_at", "rows"])
+    ordered = named.select(SCHEMA.names)
+    return ordered.take(_sort_indices(ordered)).cast(SCHEMA)
 
 
-def _order(reads: pa.Table) -> pa.Array:
-    """The places of the rows, sorted."""
+def _sort_indices(reads: pa.Table) -> pa.Array:
+    """Return the rows' indices in the order of KEYS, nulls first."""
     if not reads.num_rows:
         return pa.array([], pa.int64())
     columns: dict[str, pa.ChunkedArray] = {}
     for name in KEYS:
         column = reads[name]
-        if 0 < column.null_count < len(column):
+        if column.null_count == len(column):
+            continue  # a column of nulls orders nothing
+        if column.null_count:
             columns[f"{name} is given"] = column.is_valid()
-        if column.null_count < len(column):
-            columns[name] = column
+        columns[name] = column
     return pc.sort_indices(pa.table(columns), sort_keys=[(name, "ascending") for name in columns])
 
 
 def is_sorted(reads: pa.Table) -> bool:
-    """Whether these rows are distinct and in order."""
+    """Return whether these rows are distinct and in the order of KEYS, nulls first."""
     if reads.num_rows < 2:
         return True
-    before, after = reads.slice(0, reads.num_rows - 1), reads.slice(1)
-    greater = equal = None
+    rows, next_rows = reads.slice(0, reads.num_rows - 1), reads.slice(1)
+    # From the last key to the first: a row is less by its first key that differs.
+    is_less = None
     for name in reversed(KEYS):
-        left, right = before[name], after[name]
-        one = pc.if_else(
-            pc.and_(left.is_null(), right.is_valid()), True, pc.less(left, right)
-        ).fill_null(False)
-        same = pc.if_else(
-            pc.and_(left.is_null(), right.is_null()), True, pc.equal(left, right)
-        ).fill_null(False)
-        greater = one if greater is None else pc.or_(one, pc.and_(same, greater))
-        equal = same if equal is None else pc.and_(equal, same)
-    return bool(pc.all(greater).as_py())
+        left, right = rows[name], next_rows[name]
+        null_before_value = pc.and_(left.is_null(), right.is_valid())
+        both_null = pc.and_(left.is_null(), right.is_null())
+        less = pc.if_else(null_before_value, True, pc.less(left, right)).fill_null(False)
+        equal = pc.if_else(both_null, True, pc.equal(left, right)).fill_null(False)
+        is_less = less if is_less is None else pc.or_(less, pc.and_(equal, is_less))
+    return bool(pc.all(is_less).as_py())
 
 
 def micros(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """A column of times, none of them null, in microseconds."""
-    found: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
-    return found
+    """Return a column of times without nulls, in microseconds."""
+    times: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    return times
 
 
 def leaves(reads: pa.Table) -> list[bytes]:
-    """The leaf of each row; see LEAF."""
-    columns = [
-        _text(reads["member_id"]),
-        _text(reads["jurisdiction"]),
-        _text(reads["category"]),
-        reads["collected_from"].cast(pa.int64()).cast(pa.string()),
-        _text(reads["shard"]),
-        *(
-            reads[name].cast(pa.int64()).cast(pa.string())
-            for name in ("first_read_at", "last_read_at", "rows")
-        ),
-    ]
+    """Return the leaf of each row; see LEAF."""
+    columns = []
+    for name in SCHEMA.names:
+        column = reads[name]
+        if pa.types.is_string(SCHEMA.field(name).type):
+            columns.append(_escape(column))
+        else:
+            columns.append(column.cast(pa.int64()).cast(pa.string()))
     lines = pc.binary_join_element_wise(
         *columns, "\t", null_handling="replace", null_replacement="\\N"
     )
-    found: list[bytes] = lines.cast(pa.binary()).to_pylist()
-    return found
+    row_leaves: list[bytes] = lines.cast(pa.binary()).to_pylist()
+    return row_leaves
 
 
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Texts without the characters that part columns and lines."""
-    for character, written in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
+def _escape(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts with the characters escaped that separate columns and lines."""
+    for character, escaped in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
         if pc.any(pc.match_substring(column, character)).as_py():
-            column = pc.replace_substring(column, character, written)
+            column = pc.replace_substring(column, character, escaped)
     return column

@@ -8,6 +8,7 @@ import pytest
 from tests.contract.publisher_contract import ONE, PublisherContract, Readable
 from tests.contract.registry_contract import RegistryContract
 from tests.contract.table_contract import ConsentTableContract, owned
+from tests.table import store_partition
 
 from consentry.domain.errors import TableWentBack, Unavailable
 from consentry.processor.ports import InMemoryPublisher
@@ -27,7 +28,7 @@ class TestInMemoryTable(ConsentTableContract):
         table.wipe()
 
         with pytest.raises(TableWentBack):
-            table.store(3, {}, epoch=epoch, expected_offset=10, next_offset=11)
+            store_partition(table, 3, {}, epoch=epoch, expected_offset=10, next_offset=11)
 
 
 class TestInMemoryRegistry(RegistryContract):

@@ -11,8 +11,9 @@ from socket import create_connection, socket
 
 import pytest
 import redis
-from tests.contract.table_contract import FLOOR, ONE, ConsentTableContract, owned
+from tests.contract.table_contract import MIN_EPOCH, ONE, ConsentTableContract, owned
 from tests.strategies import folded, moved
+from tests.table import load_partition, store_partition
 
 from consentry.domain.errors import Fenced, Refused, TableWentBack, Unavailable, UnsafeSetting
 from consentry.domain.values import Micros
@@ -102,7 +103,7 @@ class TestSettings:
         )
 
         with pytest.raises(Unavailable):
-            table.load(3, [ONE])
+            load_partition(table, 3, [ONE])
 
 
 class TestLoss:
@@ -112,9 +113,9 @@ class TestLoss:
         server.flushall()
 
         with pytest.raises(TableWentBack):
-            table.store(3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11)
+            store_partition(table, 3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11)
         with pytest.raises(TableWentBack):
-            table.beat(3, epoch=epoch, expected_offset=10, frontier_at=Micros(0))
+            table.heartbeat(3, epoch=epoch, expected_offset=10, frontier_at=Micros(0))
 
     def test_a_server_that_lost_our_functions_gets_them_again(
         self, server: redis.Redis, table: RedisTable
@@ -124,20 +125,20 @@ class TestLoss:
 
         server.function_flush()
 
-        assert table.load(3, [ONE]) == [None]
+        assert load_partition(table, 3, [ONE]) == [None]
         server.function_flush()
-        assert table.claim(3, floor=FLOOR).next_offset == 10
+        assert table.claim(3, min_epoch=MIN_EPOCH).next_offset == 10
 
     def test_an_old_epoch_is_fenced_also_after_a_wipe_and_a_new_owner(
         self, server: redis.Redis, table: RedisTable
     ) -> None:
-        """The server forgot all epochs; the floor keeps the new one above the old."""
+        """The server forgot all epochs; `min_epoch` keeps the new one above the old."""
         old = owned(table)
         server.flushall()
-        table.claim(3, floor=old + 1000)
+        table.claim(3, min_epoch=old + 1000)
 
         with pytest.raises(Fenced):
-            table.store(3, {ONE: b"old"}, epoch=old, expected_offset=10, next_offset=11)
+            store_partition(table, 3, {ONE: b"old"}, epoch=old, expected_offset=10, next_offset=11)
 
     def test_a_write_whose_answer_was_lost_is_recognised_when_it_is_repeated(
         self, server: redis.Redis, table: RedisTable
@@ -151,14 +152,14 @@ class TestLoss:
                 partitions=8,
                 members=8000,
             )
-            behind.load(3, [ONE])  # learns the layout while answers still come
+            load_partition(behind, 3, [ONE])  # learns the layout while answers still come
             proxy.lose_answers(1)
 
-            behind.store(3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11)
+            store_partition(behind, 3, {ONE: b"1"}, epoch=epoch, expected_offset=10, next_offset=11)
 
             assert proxy.lost == 1
             behind.close()
-        assert table.load(3, [ONE]) == [b"1"]
+        assert load_partition(table, 3, [ONE]) == [b"1"]
         assert table.meta(3).next_offset == 11
 
 
@@ -175,7 +176,9 @@ class TestSize:
         assert record is not None
         raw = write_record(record, frame(1))
 
-        table.store(3, dict.fromkeys(members, raw), epoch=epoch, expected_offset=10, next_offset=11)
+        store_partition(
+            table, 3, dict.fromkeys(members, raw), epoch=epoch, expected_offset=10, next_offset=11
+        )
 
         assert {server.object("ENCODING", key) for key in server.keys("*{3}:b:*")} == {b"listpack"}
 
@@ -189,7 +192,8 @@ class TestSize:
         record = folded(*(moved("US-CA", number, on=number) for number in range(1, 65)))
         assert record is not None
 
-        table.store(
+        store_partition(
+            table,
             3,
             {ONE: write_record(record, frame(1))},
             epoch=epoch,
@@ -206,7 +210,8 @@ class TestSize:
         for unknown.
         """
         epoch = owned(table)
-        table.store(
+        store_partition(
+            table,
             3,
             {b"m%d" % n: b"1" for n in range(300)},
             epoch=epoch,
@@ -216,10 +221,10 @@ class TestSize:
 
         larger = RedisTable(url_of(server), namespace="consentry", partitions=8, members=1_000_000)
 
-        assert larger.load(3, [b"m7"]) == [b"1"]
+        assert load_partition(larger, 3, [b"m7"]) == [b"1"]
         assert len(dict(larger.scan(3))) == 300
-        larger.claim(3, floor=FLOOR)
-        assert larger.load(3, [b"m7"]) == [b"1"]
+        larger.claim(3, min_epoch=MIN_EPOCH)
+        assert load_partition(larger, 3, [b"m7"]) == [b"1"]
         larger.close()
 
     def test_a_reader_learns_that_the_table_was_laid_out_anew(
@@ -229,24 +234,24 @@ class TestSize:
         opt-out or erasure.
         """
         members = {b"m%d" % number: b"1" for number in range(300)}
-        assert table.claim(3, floor=FLOOR) is not None
-        assert table.load(3, list(members)) == [None] * 300
+        assert table.claim(3, min_epoch=MIN_EPOCH) is not None
+        assert load_partition(table, 3, list(members)) == [None] * 300
         server.flushall()
         larger = RedisTable(url_of(server), namespace="consentry", partitions=8, members=1_000_000)
-        epoch = larger.claim(3, floor=FLOOR + 100).epoch
-        larger.begin(3, epoch=epoch, generation="life-2", next_offset=10, tainted=False)
-        larger.store(3, members, epoch=epoch, expected_offset=10, next_offset=11)
+        epoch = larger.claim(3, min_epoch=MIN_EPOCH + 100).epoch
+        larger.start_generation(3, epoch=epoch, generation="life-2", next_offset=10, tainted=False)
+        store_partition(larger, 3, members, epoch=epoch, expected_offset=10, next_offset=11)
         unaware = [
             RedisTable(url_of(server), namespace="consentry", partitions=8, members=8000)
             for _ in range(3)
         ]
         for one in unaware:
-            one._buckets.update(table._buckets)
+            one._bucket_counts.update(table._bucket_counts)
         reading, loading, scanning = unaware
 
         assert {reading.read(member, [3])[3].record for member in members} == {b"1"}
         assert reading.read(b"m7", [3])[3].meta.generation == "life-2"
-        assert loading.load(3, list(members)) == list(members.values())
+        assert load_partition(loading, 3, list(members)) == list(members.values())
         assert dict(scanning.scan(3)) == members
         for one in (larger, *unaware):
             one.close()

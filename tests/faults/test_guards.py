@@ -12,6 +12,7 @@ from importlib.resources import files
 
 import pytest
 import redis
+from tests.batches import apply_batch
 from tests.stack import (
     PARTITIONS,
     PURPOSE,
@@ -23,6 +24,7 @@ from tests.stack import (
     opted_in,
     opted_out,
 )
+from tests.table import load_partition, store_partition
 
 from consentry.domain.controls import PolicyPublished, Regime, Terms
 from consentry.domain.errors import Fenced, TableWentBack
@@ -94,7 +96,7 @@ class Worker:
             last_frontier=last_frontier,
             records=lambda: records,
             publish=self._publish,
-            floor=now() // 1000,
+            min_epoch=now() // 1000,
         )
         self.owned = taken.owned
         return self.owned
@@ -106,7 +108,8 @@ class Worker:
     def apply(self, start: int, end: int) -> None:
         """Take these events of the log."""
         events = self.log[start:end]
-        self.materialiser.apply(
+        apply_batch(
+            self.materialiser,
             self.owned,
             EventBatch(
                 2,
@@ -164,7 +167,7 @@ def test_an_owner_that_was_replaced_is_refused_by_its_epoch(
     with pytest.raises(Fenced):
         old.apply(1, 2)
     new.apply(1, 3)
-    assert real_table.load(2, [KEY]) == [folded(log)]
+    assert load_partition(real_table, 2, [KEY]) == [folded(log)]
 
     without(
         world, "if epoch ~= args[1] then return { 'EPOCH', epoch, next_offset, generation } end"
@@ -172,8 +175,12 @@ def test_an_owner_that_was_replaced_is_refused_by_its_epoch(
     zombie = Worker(real_table, log, InMemoryPublisher())
     Worker(real_table, log, InMemoryPublisher())
     past = folded(log, 1)
-    real_table.store(2, {KEY: past}, epoch=zombie.owned.epoch, expected_offset=3, next_offset=3)
-    assert real_table.load(2, [KEY]) == [past], "with the guard off the zombie's past is written"
+    store_partition(
+        real_table, 2, {KEY: past}, epoch=zombie.owned.epoch, expected_offset=3, next_offset=3
+    )
+    assert load_partition(real_table, 2, [KEY]) == [past], (
+        "with the guard off the zombie's past is written"
+    )
 
 
 def test_a_table_that_went_back_is_noticed_by_its_offset(
@@ -191,7 +198,7 @@ def test_a_table_that_went_back_is_noticed_by_its_offset(
     worker.open(committed=2)
     assert worker.owned.next_offset == 1
     worker.apply(1, 3)
-    assert real_table.load(2, [KEY]) == [folded(log)]
+    assert load_partition(real_table, 2, [KEY]) == [folded(log)]
 
     went_back(world, next_offset=1, record=folded(log, 1))
     without(
@@ -201,7 +208,7 @@ def test_a_table_that_went_back_is_noticed_by_its_offset(
     unguarded = Worker(real_table, log, InMemoryPublisher())
     unguarded.owned.next_offset = 2
     unguarded.apply(2, 3)
-    [held] = real_table.load(2, [KEY])
+    [held] = load_partition(real_table, 2, [KEY])
     assert held is not None
     assert version_of(held) == 2 < version_of(folded(log)), "with the guard off an event is lost"
 
@@ -235,7 +242,7 @@ def test_a_table_wiped_before_a_repeated_batch_is_noticed_and_not_published_as_n
     assert worker.owned.acknowledged_offset == 0
     worker.open()
     worker.apply(0, 3)
-    assert table.load(2, [KEY]) == [folded(log)]
+    assert load_partition(table, 2, [KEY]) == [folded(log)]
     assert publisher.records[-1][1].record == folded(log)
 
 
@@ -258,14 +265,14 @@ def test_a_table_of_another_life_is_rebuilt_and_not_trusted() -> None:
     log, table, publisher = history(), InMemoryTable(), InMemoryPublisher()
     worker = Worker(table, log, publisher)
     worker.apply(0, 3)
-    table.store(
-        2, {KEY: folded(log, 2)}, epoch=worker.owned.epoch, expected_offset=3, next_offset=3
+    store_partition(
+        table, 2, {KEY: folded(log, 2)}, epoch=worker.owned.epoch, expected_offset=3, next_offset=3
     )  # the backup's content
     vouched = Frontier(2, worker.owned.generation, now(), 3, 1, 0, False)
     worker.open(committed=3, last_frontier=vouched)
-    assert table.load(2, [KEY]) == [folded(log, 2)], "the same generation is trusted"
+    assert load_partition(table, 2, [KEY]) == [folded(log, 2)], "the same generation is trusted"
     worker.open(committed=3, last_frontier=vouched._replace(generation=uuid.uuid4().hex))
-    assert table.load(2, [KEY]) == [folded(log)]
+    assert load_partition(table, 2, [KEY]) == [folded(log)]
 
 
 # ---- the follower

@@ -24,6 +24,7 @@ from tests.stack import (
     reason,
     wait_for,
 )
+from tests.table import store_partition
 
 from consentry import cli
 from consentry.domain.controls import OptIns, Regime
@@ -196,7 +197,8 @@ def test_a_member_whose_record_cannot_be_trusted_is_counted_as_held(world: World
         found = table.meta(3)
         assert found.epoch is not None
         raw = dict(table.scan(3))[broken.encode()]
-        table.store(
+        store_partition(
+            table,
             3,
             {broken.encode(): raw[:-1] + bytes([raw[-1] ^ 1])},
             epoch=found.epoch,

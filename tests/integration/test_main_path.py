@@ -26,6 +26,7 @@ from tests.stack import (
     reason,
     wait_for,
 )
+from tests.table import store_partition
 
 from consentry.domain.controls import OptIns, Reach
 from consentry.domain.values import Micros
@@ -319,7 +320,8 @@ def test_a_difference_between_table_and_log_is_found_and_told(world: World) -> N
         assert found.epoch is not None
         raw = dict(table.scan(3))
         key, record = next(iter(raw.items()))
-        table.store(
+        store_partition(
+            table,
             3,
             {key: record[:-1] + bytes([record[-1] ^ 1])},
             epoch=found.epoch,

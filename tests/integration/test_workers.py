@@ -23,6 +23,7 @@ from tests.stack import (
     samples,
     wait_for,
 )
+from tests.table import load_partition, store_partition
 
 from consentry.cli.gateway_client import GatewayClient
 from consentry.domain.controls import Reach
@@ -191,12 +192,12 @@ def test_a_damaged_record_in_the_table_is_replaced_by_what_the_trainers_hold(wor
     with world.table() as table:
         found, key = table.meta(3), member.encode()
         assert found.epoch is not None
-        [record] = table.load(3, [key])
+        [record] = load_partition(table, 3, [key])
         assert record is not None
         damaged = record[:20] + bytes([record[20] ^ 4]) + record[21:]
         offset = found.next_offset
-        table.store(
-            3, {key: damaged}, epoch=found.epoch, expected_offset=offset, next_offset=offset
+        store_partition(
+            table, 3, {key: damaged}, epoch=found.epoch, expected_offset=offset, next_offset=offset
         )
     refused = world.cli("explain", member)
     assert (refused.returncode, "record.damaged" in refused.stderr) == (2, True)

@@ -112,10 +112,11 @@ def _hot_path(
     from consentry.ops.clock import system_clock
     from consentry.ops.failpoints import parse_failpoint
     from consentry.processor.frontiers import FrontierThread, Watermarks
-    from consentry.processor.hotpath import HotPath, processor_consumer_config
+    from consentry.processor.hotpath import HotPath
     from consentry.processor.materialiser import Materialiser
     from consentry.processor.ownership import last_frontiers
     from consentry.processor.publisher import KafkaPublisher
+    from consentry.processor.source import processor_consumer_config
     from consentry.wire.frontiers import Frontier, readable_frontiers, write_frontier
     from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
 
@@ -124,7 +125,7 @@ def _hot_path(
     publisher = KafkaPublisher(
         kafka, namespace=namespace, catalog=catalog, version=version("consentry")
     )
-    marks = Watermarks()
+    watermarks = Watermarks()
     frontiers_topic = topic_name(namespace, FRONTIERS)
 
     def publish_frontier(frontier: Frontier) -> None:
@@ -150,7 +151,7 @@ def _hot_path(
             partitions=partitions,
             failpoint=failpoint,
         ),
-        marks=marks,
+        watermarks=watermarks,
         last_frontiers=lambda: last_frontiers(
             readable_frontiers(read_all(kafka, frontiers_topic), catalog)
         ),
@@ -160,7 +161,7 @@ def _hot_path(
         failpoint=failpoint,
     )
     frontiers = FrontierThread(
-        marks,
+        watermarks,
         kafka=kafka,
         namespace=namespace,
         publish=publish_frontier,

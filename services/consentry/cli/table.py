@@ -229,8 +229,8 @@ def rebuild(
         table.check()
         _require_processor(table, partitions)
         for partition in range(partitions):
-            claim = table.claim(partition, floor=system_clock() // 1000)
-            table.empty(partition, epoch=claim.epoch)
+            claim = table.claim(partition, min_epoch=system_clock() // 1000)
+            table.clear(partition, epoch=claim.epoch)
         typer.echo(f"emptied {partitions} partitions; the processor rebuilds them")
         until = time.monotonic() + timeout
         while missing := _unbuilt(table, partitions):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from consentry.domain.errors import Fenced, TableWentBack
+from consentry.domain.values import Micros
 from consentry.processor.ports import MemberChange, Refusal
 from consentry.wire.event_batches import FastFact
 from consentry.wire.headers import Headers
+
+MILLI_MICROS: Final = 1000
 
 
 class EventBatch(NamedTuple):
@@ -25,11 +28,35 @@ class EventBatch(NamedTuple):
     appended_ms: Sequence[int]
     headers: Sequence[Headers | None] = ()
 
+    @property
+    def end_offset(self) -> int:
+        """The offset after the last message."""
+        return self.offsets[-1] + 1
+
+    def appended_at(self, index: int) -> Micros:
+        """Return when the broker took the message at this index, at the latest."""
+        # The broker's time is in whole milliseconds: the event came at some moment of that one.
+        return Micros(self.appended_ms[index] * MILLI_MICROS + MILLI_MICROS - 1)
+
+    def refusal(self, index: int, error_class: str) -> Refusal:
+        """Return the message at this index as it goes to quarantine."""
+        return Refusal(
+            self.partition,
+            self.offsets[index],
+            self.keys[index],
+            self.values[index],
+            self.appended_at(index),
+            error_class,
+            self.headers[index] if self.headers else None,
+        )
+
 
 @dataclass(slots=True)
 class OwnedPartition:
-    """What a worker knows of a partition it owns: its epoch, and how far the table and the log have
-    come.
+    """A partition that this worker owns: its epoch, and the positions of its table and its log.
+
+    The table holds all events below `next_offset`; the records of all events below
+    `acknowledged_offset` are published and acknowledged.
     """
 
     partition: int
@@ -39,16 +66,17 @@ class OwnedPartition:
     acknowledged_offset: int
     tainted: bool = False
     read_offset: int = 0
-    """The end that was last read up to; everything below it was applied, or is no message."""
+    """The end of the log that was last reached: everything below it was applied, or is no message.
+    """
 
 
 @dataclass(slots=True)
 class BatchResult:
-    """What became of a batch: events by outcome, what goes to quarantine, the table's refusal if
-    any.
+    """The result of a batch: events by outcome, messages for quarantine, the table's refusal.
 
-    `clamped` events, told to be recorded later than the broker took them, are counted among the
-    others too.
+    Every message with a readable key counts as applied, repeated or replayed. `clamped` counts
+    those among them that claimed to be recorded later than the broker took them. `refused` is None
+    where the table took the batch.
     """
 
     applied: int = 0
@@ -60,23 +88,44 @@ class BatchResult:
 
 
 class PartitionBatch:
-    """The state of one partition's batch on its way."""
+    """The state of one partition's batch on its way through the steps.
 
-    def __init__(self, owned: OwnedPartition, batch: EventBatch) -> None:
+    `facts` has the fact of each message, None where not even the key was readable. `current` has
+    each touched member's record as it is now, None for a member without one, and `changed` the
+    records that this batch changed. `newest_ms` is the append time of each member's newest event.
+    """
+
+    def __init__(self, owned: OwnedPartition, events: EventBatch) -> None:
         self.owned = owned
-        self.batch = batch
-        self.end = batch.offsets[-1] + 1
-        self.outcome = BatchResult()
+        self.events = events
+        self.end_offset = events.end_offset
+        self.result = BatchResult()
         self.facts: list[FastFact | None] = []
         self.current: dict[bytes, bytes | None] = {}
         self.changed: dict[bytes, bytes] = {}
         self.newest_ms: dict[bytes, int] = {}
         self.changes: list[MemberChange] = []
 
+    @property
+    def is_refused(self) -> bool:
+        """True once the table refused the batch, or one of its records was found damaged."""
+        return self.result.refused is not None
+
+    @property
+    def members(self) -> list[bytes]:
+        """The members whose events this batch holds, each once, in order of appearance."""
+        # One comprehension: it runs per event.
+        members = {
+            key: None
+            for key, fact in zip(self.events.keys, self.facts, strict=True)
+            if key and fact is not None
+        }
+        return list(members)
+
 
 @dataclass(slots=True)
 class BatchGroup:
-    """Batches that went through the steps together, and how long each step took, in seconds."""
+    """Batches that go through the steps together, and the duration of each step in seconds."""
 
-    works: list[PartitionBatch]
+    batches: list[PartitionBatch]
     seconds: dict[str, float]

@@ -1,5 +1,6 @@
-"""Every second, say how far each partition has come: what had been appended by then is in records
-by now.
+"""The frontier of each partition, published every second.
+
+A frontier says: everything that had been appended to the log by this time is in `records` by now.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Watermark(NamedTuple):
-    """A place in a partition's log to be reached: everything appended by `frontier_at` lies below
-    `end_offset`.
+    """A position in a partition's log that is to be reached.
+
+    Everything that was appended by `frontier_at` lies below `end_offset`.
     """
 
     frontier_at: Micros
@@ -36,17 +38,18 @@ class Watermark(NamedTuple):
 
 
 class ReachedWatermark(NamedTuple):
-    """A mark that was reached, and what the partition's owner knew then."""
+    """A watermark that was reached, and the state of its partition at that moment."""
 
-    mark: Watermark
+    watermark: Watermark
     generation: str
     next_offset: int
     tainted: bool
 
 
 class Watermarks:
-    """The marks that the frontier thread sets and the hot path reaches; shared between the two
-    threads.
+    """The watermarks that the frontier thread sets and the hot path reaches.
+
+    Shared between the two threads.
     """
 
     def __init__(self) -> None:
@@ -61,52 +64,57 @@ class Watermarks:
         return self._owned
 
     def own(self, partitions: frozenset[int]) -> None:
-        """Note which partitions are owned; marks of others are dropped."""
+        """Note which partitions are owned; watermarks of others are dropped."""
         with self._condition:
             self._owned = partitions
-            for gone in set(self._pending) - partitions:
-                del self._pending[gone]
+            for lost in set(self._pending) - partitions:
+                del self._pending[lost]
             self._condition.notify_all()
 
-    def set(self, marks: Mapping[int, Watermark]) -> None:
-        """Ask for these marks; one that is still pending is kept, as it is reached first."""
+    def set(self, watermarks: Mapping[int, Watermark]) -> None:
+        """Ask for these watermarks; one that is still pending stays, as it is reached first."""
         with self._condition:
-            for partition, mark in marks.items():
+            for partition, watermark in watermarks.items():
                 if partition in self._owned:
-                    self._pending.setdefault(partition, mark)
+                    self._pending.setdefault(partition, watermark)
 
     def due(self) -> list[tuple[int, Watermark]]:
-        """The pending marks, for the hot path to look at."""
+        """Return the pending watermarks, for the hot path to look at."""
         if not self._pending:
             return []
         with self._condition:
             return list(self._pending.items())
 
     def reach(self, partition: int, reached: ReachedWatermark) -> None:
-        """Report a mark as reached."""
+        """Report a watermark as reached; ignored unless it is the pending one."""
         with self._condition:
-            if self._pending.get(partition) == reached.mark:
+            if self._pending.get(partition) == reached.watermark:
                 del self._pending[partition]
                 self._reached[partition] = reached
                 self._condition.notify_all()
 
     def take(self, timeout_seconds: float) -> dict[int, ReachedWatermark]:
-        """Wait until no mark is pending, at most so long, and take those that were reached."""
+        """Return those that were reached since the last call, each once.
+
+        Waits until no watermark is pending, but at most for the time-out.
+        """
         with self._condition:
             self._condition.wait_for(lambda: not self._pending, timeout_seconds)
-            reached, self._reached = self._reached, {}
+            reached = self._reached
+            self._reached = {}
             return reached
 
 
 class FrontierThread:
-    """Asks the broker for the ends, waits for the hot path to get there, and publishes.
+    """Publishes frontiers, on its own thread.
 
-    Runs on its own thread.
+    Each second it asks the broker for the end of each log, waits until the hot path has got there,
+    and publishes.
     """
 
     def __init__(
         self,
-        marks: Watermarks,
+        watermarks: Watermarks,
         *,
         kafka: Mapping[str, str],
         namespace: str,
@@ -114,7 +122,7 @@ class FrontierThread:
         clock: Clock,
         metrics: Metrics,
     ) -> None:
-        self._marks = marks
+        self._watermarks = watermarks
         self._kafka = kafka
         self._admin = self._new_admin()
         self._events = topic_name(namespace, MEMBER_EVENTS)
@@ -130,31 +138,36 @@ class FrontierThread:
         self._thread = threading.Thread(target=self._run, name="frontiers", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, within a tick."""
+        """End the thread, within a tick."""
         self._stopping.set()
         self._thread.join(timeout=5)
 
     @property
     def is_alive(self) -> bool:
-        """Whether frontiers are still being published; if not, every follower soon excludes
-        everybody.
+        """True while frontiers are being published.
+
+        When they stop, every follower soon excludes everybody.
         """
         return self._thread.is_alive()
 
     def ages(self) -> dict[int, float]:
-        """Seconds since each owned partition's frontier; a partition without one is not in it."""
+        """Return the seconds since the last frontier of each owned partition that has one."""
         now = self._clock()
-        return {partition: (now - at) / 1e6 for partition, at in list(self._last.items())}
+        ages: dict[int, float] = {}
+        # A copy: the thread changes the dictionary meanwhile.
+        for partition, frontier_at in list(self._last.items()):
+            ages[partition] = (now - frontier_at) / 1e6
+        return ages
 
     def _new_admin(self) -> AdminClient:
         return AdminClient(client_config(self._kafka, "consentry-frontiers"))
 
     def _run(self) -> None:
-        while not self._stopping.wait(INTERVAL_SECONDS if self._marks.owned else 0.1):
+        while not self._stopping.wait(INTERVAL_SECONDS if self._watermarks.owned else 0.1):
             try:
                 self._tick()
             except (Refused, Unavailable) as error:
@@ -166,45 +179,56 @@ class FrontierThread:
             self._forget_revoked()
 
     def _tick(self) -> None:
-        owned = self._marks.owned
         if not self._log:
             self._log = log_identity(self._kafka, self._events).hex()
+        self._set_watermarks()
+        reached = self._watermarks.take(_REACH_SECONDS)
+        # Asked after the watermarks were reached: the records of all they cover were acknowledged
+        # before, and so lie below these ends.
+        record_logs = [(self._records, partition) for partition in reached]
+        record_ends = end_offsets(self._admin, record_logs)
+        for partition, watermark in reached.items():
+            self._publish_frontier(partition, watermark, record_ends[self._records, partition])
+
+    def _set_watermarks(self) -> None:
+        """Ask for the present end of each owned partition's log, as of the time before asking."""
         asked_at = self._clock()
-        ends = end_offsets(
-            self._admin, [(self._controls, 0), *((self._events, partition) for partition in owned)]
-        )
-        self._controls_end = ends.pop((self._controls, 0))
-        self._marks.set(
-            {partition: Watermark(asked_at, end) for (_, partition), end in ends.items()}
-        )
-        reached = self._marks.take(_REACH_SECONDS)
-        # Asked after the marks were reached: whatever they cover was acknowledged before, and so
-        # lies below.
-        published = end_offsets(self._admin, [(self._records, partition) for partition in reached])
-        for partition, found in reached.items():
-            self._publish(
-                Frontier(
-                    partition=partition,
-                    generation=found.generation,
-                    frontier_at=found.mark.frontier_at,
-                    next_offset=found.next_offset,
-                    records_offset=published[self._records, partition],
-                    controls_offset=self._controls_end,
-                    tainted=found.tainted,
-                    log=self._log,
-                )
+        controls = (self._controls, 0)
+        event_logs = [(self._events, partition) for partition in self._watermarks.owned]
+        ends = end_offsets(self._admin, [controls, *event_logs])
+        self._controls_end = ends.pop(controls)
+        watermarks: dict[int, Watermark] = {}
+        for (_, partition), end_offset in ends.items():
+            watermarks[partition] = Watermark(asked_at, end_offset)
+        self._watermarks.set(watermarks)
+
+    def _publish_frontier(
+        self, partition: int, reached: ReachedWatermark, records_offset: int
+    ) -> None:
+        frontier_at = reached.watermark.frontier_at
+        self._publish(
+            Frontier(
+                partition=partition,
+                generation=reached.generation,
+                frontier_at=frontier_at,
+                next_offset=reached.next_offset,
+                records_offset=records_offset,
+                controls_offset=self._controls_end,
+                tainted=reached.tainted,
+                log=self._log,
             )
-            if partition not in self._last:
-                # Computed at each scrape: were it set by this thread, a dead thread would look
-                # fresh for ever.
-                gauge = self._metrics.gauge("consentry_frontier_age_seconds", str(partition))
-                gauge.set_function(partial(self._age, partition))
-            self._last[partition] = found.mark.frontier_at
+        )
+        if partition not in self._last:
+            # Computed at each scrape: were it set by this thread, a dead thread would look fresh
+            # for ever.
+            gauge = self._metrics.gauge("consentry_frontier_age_seconds", str(partition))
+            gauge.set_function(partial(self._age, partition))
+        self._last[partition] = frontier_at
 
     def _age(self, partition: int) -> float:
         return self.ages().get(partition, math.nan)
 
     def _forget_revoked(self) -> None:
-        for gone in set(self._last) - self._marks.owned:
-            del self._last[gone]
-            self._metrics.forget("consentry_frontier_age_seconds", str(gone))
+        for revoked in set(self._last) - self._watermarks.owned:
+            del self._last[revoked]
+            self._metrics.forget("consentry_frontier_age_seconds", str(revoked))

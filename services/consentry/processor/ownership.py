@@ -1,5 +1,7 @@
-"""Taking a partition over: claim it, see what the table holds, rebuild it if it must be, say where
-to read on.
+"""Taking a partition over.
+
+The new owner claims the partition in the table, sees what the table holds, rebuilds it if it must,
+and knows from which offset to read on.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from consentry.domain.records import fold
 from consentry.domain.values import MemberId
 from consentry.processor.batches import OwnedPartition
 from consentry.processor.ports import Published
-from consentry.table.protocol import ConsentTable, PartitionClaim
+from consentry.table.protocol import ConsentTable, PartitionClaim, Write
 from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.frontiers import Frontier
 from consentry.wire.messages import StoredMessage
@@ -44,7 +46,7 @@ Raises Unavailable.
 
 
 class LogSpan(NamedTuple):
-    """What the log holds of a partition, and what was committed of it (None: nothing)."""
+    """The offsets that the log holds of a partition, and the committed one (None: nothing)."""
 
     first_offset: int
     end_offset: int
@@ -52,8 +54,9 @@ class LogSpan(NamedTuple):
 
 
 class Takeover(NamedTuple):
-    """A partition that is owned now, the offset to read from, and whether its table was built
-    anew.
+    """A partition that is owned now and the offset to read from.
+
+    `rebuilt` is True where its table was built anew.
     """
 
     owned: OwnedPartition
@@ -69,42 +72,25 @@ def take_over(
     last_frontier: Frontier | None,
     records: Callable[[], Iterable[StoredMessage]],
     publish: Publish,
-    floor: int,
+    min_epoch: int,
 ) -> Takeover:
     """Own the partition and make its table whole.
 
     `last_frontier` is the last one published for it (None: never owned before), `records` reads its
     partition of the records topic from the beginning, `publish` puts records there and returns once
-    they are acknowledged, `floor` is the time in milliseconds. Raises Fenced, Unavailable, and
+    they are acknowledged, `min_epoch` is the time in milliseconds. Raises Fenced, Unavailable, and
     UnsafeSetting where log and table cannot both be right: no answer is better than a guess.
     """
-    claim = table.claim(partition, floor=floor)
+    claim = table.claim(partition, min_epoch=min_epoch)
     is_new = last_frontier is None and span.committed_offset is None
     if claim.generation is None and is_new:
-        return _begin(table, partition, claim, span.first_offset, span)
-    is_whole = (
-        claim.generation is not None
-        and claim.next_offset is not None
-        and (last_frontier is None or last_frontier.generation == claim.generation)
-    )
-    if is_whole and claim.generation is not None and claim.next_offset is not None:
-        _check_reachable(partition, claim.next_offset, span)
-        if span.committed_offset is not None:
-            _check_reachable(partition, span.committed_offset, span)
-        # What was stored but never committed may never have been published: it is read again.
-        published = last_frontier.next_offset if last_frontier else span.first_offset
-        start = min(
-            claim.next_offset, published if span.committed_offset is None else span.committed_offset
-        )
-        owned = OwnedPartition(
-            partition=partition,
-            epoch=claim.epoch,
-            generation=claim.generation,
-            next_offset=claim.next_offset,
-            acknowledged_offset=start,
-            tainted=claim.tainted,
-        )
-        return Takeover(owned, max(start, span.first_offset), False)
+        return _start_generation(table, partition, claim, span.first_offset, span)
+    generation = claim.generation
+    next_offset = claim.next_offset
+    if generation is not None and next_offset is not None:
+        is_known_life = last_frontier is None or last_frontier.generation == generation
+        if is_known_life:
+            return _go_on(partition, claim, generation, next_offset, span, last_frontier)
     return rebuild(
         table,
         partition,
@@ -114,6 +100,37 @@ def take_over(
         records=records,
         publish=publish,
     )
+
+
+def _go_on(
+    partition: int,
+    claim: PartitionClaim,
+    generation: str,
+    next_offset: int,
+    span: LogSpan,
+    last_frontier: Frontier | None,
+) -> Takeover:
+    """Go on with a whole table; `generation` and `next_offset` are the claim's, and not None."""
+    _check_reachable(partition, next_offset, span)
+    # Events that were stored but never committed may never have been published: they are read
+    # again.
+    if span.committed_offset is not None:
+        _check_reachable(partition, span.committed_offset, span)
+        published_offset = span.committed_offset
+    elif last_frontier is not None:
+        published_offset = last_frontier.next_offset
+    else:
+        published_offset = span.first_offset
+    start_offset = min(next_offset, published_offset)
+    owned = OwnedPartition(
+        partition=partition,
+        epoch=claim.epoch,
+        generation=generation,
+        next_offset=next_offset,
+        acknowledged_offset=start_offset,
+        tainted=claim.tainted,
+    )
+    return Takeover(owned, max(start_offset, span.first_offset), False)
 
 
 def rebuild(
@@ -134,117 +151,149 @@ def rebuild(
     older one.
     """
     _LOG.warning("table_rebuild", partition=partition, held_offset=claim.next_offset)
-    known = [
-        offset
-        for offset in (span.committed_offset, last_frontier and last_frontier.next_offset)
-        if offset is not None
-    ]
-    covered = max(known, default=span.first_offset)
-    _check_reachable(partition, covered, span)
+    covered_offsets: list[int] = []
+    if span.committed_offset is not None:
+        covered_offsets.append(span.committed_offset)
+    if last_frontier is not None:
+        covered_offsets.append(last_frontier.next_offset)
+    next_offset = max(covered_offsets, default=span.first_offset)
+    _check_reachable(partition, next_offset, span)
     tainted = claim.tainted or (last_frontier is not None and last_frontier.tainted)
-    table.empty(partition, epoch=claim.epoch)
-    count, held = restore(table, partition, epoch=claim.epoch, records=records())
-    if held:
-        publish(held)
-    _LOG.info("table_rebuilt", partition=partition, records=count, next_offset=covered)
-    return _begin(table, partition, claim._replace(tainted=tainted), covered, span, rebuilt=True)
+    table.clear(partition, epoch=claim.epoch)
+    count, quarantined = restore(table, partition, epoch=claim.epoch, records=records())
+    if quarantined:
+        publish(quarantined)
+    _LOG.info("table_rebuilt", partition=partition, records=count, next_offset=next_offset)
+    return _start_generation(
+        table, partition, claim._replace(tainted=tainted), next_offset, span, rebuilt=True
+    )
 
 
 def restore(
     table: ConsentTable, partition: int, *, epoch: int, records: Iterable[StoredMessage]
 ) -> tuple[int, list[Published]]:
-    """Write the newest version of each record into an emptied partition.
+    """Write the newest version of each record into a cleared partition.
 
-    Returns how many messages were read, and the records of the members that are held from now on
-    because one of their messages has a wrong checksum, or lost what an earlier one said.
+    Returns how many messages were read, and the records of the members that are quarantined from
+    now on because one of their messages has a wrong checksum, or lost what an earlier one said.
     """
     count = 0
     damaged: dict[bytes, StoredMessage] = {}
     stream = iter(records)
-    while batch := list(islice(stream, REBUILD_BATCH)):
-        count += len(batch)
-        newest: dict[bytes, bytes] = {}
-        for message in batch:
-            if not message.key or not message.value:
-                continue
-            if not _is_sound(message.value, message.key):
-                damaged[message.key] = message
-                continue
-            known = newest.get(message.key)
-            if known is None or version_of(known) <= version_of(message.value):
-                newest[message.key] = message.value
-            elif not came_from(known, message.value):
-                damaged[message.key] = message
+    while messages := list(islice(stream, REBUILD_BATCH)):
+        count += len(messages)
+        newest = _newest_sound(messages, damaged)
         members = list(newest)
-        for member, held in zip(members, table.load(partition, members), strict=True):
-            if held is not None and version_of(held) > version_of(newest[member]):
-                if not came_from(held, newest[member]):
-                    damaged[member] = StoredMessage(
-                        partition, -1, member, newest[member], batch[-1].appended_at
-                    )
-                del newest[member]
-        table.store(partition, newest, epoch=epoch, expected_offset=None, next_offset=None)
+        stored = table.load({partition: members})[partition]
+        for member, before in zip(members, stored, strict=True):
+            raw = newest[member]
+            if before is None or version_of(before) <= version_of(raw):
+                continue
+            if not came_from(before, raw):
+                # Its own offset and time were not kept; the last message's time is no earlier.
+                appended_at = messages[-1].appended_at
+                damaged[member] = StoredMessage(partition, -1, member, raw, appended_at)
+            del newest[member]
+        _store_rebuilt(table, partition, newest, epoch=epoch)
     return count, _quarantine_damaged(table, partition, damaged, epoch=epoch)
+
+
+def _newest_sound(
+    messages: Iterable[StoredMessage], damaged: dict[bytes, StoredMessage]
+) -> dict[bytes, bytes]:
+    """Return each member's newest record; messages that are damaged are added to `damaged`."""
+    newest: dict[bytes, bytes] = {}
+    for message in messages:
+        if not message.key or not message.value:
+            continue
+        if not _is_sound(message.value, message.key):
+            damaged[message.key] = message
+            continue
+        known = newest.get(message.key)
+        if known is None or version_of(known) <= version_of(message.value):
+            newest[message.key] = message.value
+        elif not came_from(known, message.value):
+            damaged[message.key] = message
+    return newest
+
+
+def _store_rebuilt(
+    table: ConsentTable, partition: int, records: Mapping[bytes, bytes], *, epoch: int
+) -> None:
+    """Store records in a partition that is being rebuilt, and so has no position yet."""
+    write = Write(partition, records, epoch, expected_offset=None, next_offset=None)
+    [refusal] = table.store([write])
+    if refusal is not None:
+        raise refusal
 
 
 def _quarantine_damaged(
     table: ConsentTable, partition: int, damaged: Mapping[bytes, StoredMessage], *, epoch: int
 ) -> list[Published]:
-    """Hold every member one of whose records was damaged: what it said, an opt-out perhaps, is not
-    known.
+    """Quarantine every member with a damaged record, and return their new records.
+
+    What the damaged record said, an opt-out perhaps, is not known.
     """
     members = list(damaged)
-    held = []
-    for member, raw in zip(members, table.load(partition, members), strict=True):
+    stored = table.load({partition: members})[partition]
+    quarantined: list[Published] = []
+    for member, raw in zip(members, stored, strict=True):
         message = damaged[member]
-        event_id = hashlib.blake2b(
-            bytes(message.value or b""), digest_size=16, key=member[:64]
-        ).digest()
-        known = None if raw is None else read_record(raw, member)
-        event = EventUnreadable(
-            event_id=event_id,
-            member=MemberId(member.decode("ascii", "replace")),
-            recorded_at=message.appended_at,
-        )
-        record = fold(known, event)
-        # Above the damaged version, if that can be true: followers pass over what is not newer.
-        above = min(version_of(message.value or b""), _VERSION_MAX) + 1
-        frame = bytes(raw[:FRAME_LENGTH]) if raw else bytes((message.value or b"")[:FRAME_LENGTH])
-        held_record = write_record(replace(record, version=max(record.version, above)), frame)
-        held.append(Published(member, held_record, message.appended_at // 1000))
+        record = _quarantine(member, raw, message)
+        quarantined.append(Published(member, record, message.appended_at // 1000))
         _LOG.error("damaged_record_held", partition=partition, offset=message.offset)
-    new = {member: record for member, record, _ in held}
-    table.store(partition, new, epoch=epoch, expected_offset=None, next_offset=None)
-    return held
+    new = {member: record for member, record, _ in quarantined}
+    _store_rebuilt(table, partition, new, epoch=epoch)
+    return quarantined
 
 
-def _begin(
+def _quarantine(member: bytes, raw: bytes | None, damaged: StoredMessage) -> bytes:
+    """Return the framed record that quarantines a member, folded onto `raw` if there is one."""
+    damaged_value = damaged.value or b""
+    event_id = hashlib.blake2b(bytes(damaged_value), digest_size=16, key=member[:64]).digest()
+    event = EventUnreadable(
+        event_id=event_id,
+        member=MemberId(member.decode("ascii", "replace")),
+        recorded_at=damaged.appended_at,
+    )
+    before = None if raw is None else read_record(raw, member)
+    record = fold(before, event)
+    # Above the damaged version, if that can be true: followers pass over what is not newer.
+    version_above = min(version_of(damaged_value), _VERSION_MAX) + 1
+    frame = bytes((raw or damaged_value)[:FRAME_LENGTH])
+    return write_record(replace(record, version=max(record.version, version_above)), frame)
+
+
+def _start_generation(
     table: ConsentTable,
     partition: int,
     claim: PartitionClaim,
-    offset: int,
+    next_offset: int,
     span: LogSpan,
     *,
     rebuilt: bool = False,
 ) -> Takeover:
+    """Start a new life of the partition's table at `next_offset`."""
     generation = uuid.uuid4().hex
-    table.begin(
+    table.start_generation(
         partition,
         epoch=claim.epoch,
         generation=generation,
-        next_offset=offset,
+        next_offset=next_offset,
         tainted=claim.tainted,
     )
-    start = offset if span.committed_offset is None else min(offset, span.committed_offset)
+    start_offset = next_offset
+    if span.committed_offset is not None:
+        start_offset = min(next_offset, span.committed_offset)
     owned = OwnedPartition(
         partition=partition,
         epoch=claim.epoch,
         generation=generation,
-        next_offset=offset,
-        acknowledged_offset=start,
+        next_offset=next_offset,
+        acknowledged_offset=start_offset,
         tainted=claim.tainted,
     )
-    return Takeover(owned, max(start, span.first_offset), rebuilt)
+    return Takeover(owned, max(start_offset, span.first_offset), rebuilt)
 
 
 def _check_reachable(partition: int, offset: int, span: LogSpan) -> None:
@@ -252,13 +301,11 @@ def _check_reachable(partition: int, offset: int, span: LogSpan) -> None:
         return
     raise UnsafeSetting(
         f"Partition {partition} of member-events holds offsets {span.first_offset} to "
-        f"{span.end_offset}, but the table "
-        f"or the committed offset stands at {offset}: the log was truncated or the topic made "
-        "anew.",
+        f"{span.end_offset}, but the table or the committed offset stands at {offset}: the log was "
+        "truncated or the topic made anew.",
         code="log.unreachable",
         fix="restore the log; going on would forget opt-outs. For a log that is meant to start "
-        "anew, use another "
-        "CONSENTRY_NAMESPACE",
+        "anew, use another CONSENTRY_NAMESPACE",
     )
 
 
@@ -270,6 +317,6 @@ def _is_sound(value: bytes, member: bytes) -> bool:
     return True
 
 
-def last_frontiers(messages: Iterable[Frontier]) -> Mapping[int, Frontier]:
-    """The last frontier of each partition."""
-    return {frontier.partition: frontier for frontier in messages}
+def last_frontiers(frontiers: Iterable[Frontier]) -> Mapping[int, Frontier]:
+    """Return the last frontier of each partition."""
+    return {frontier.partition: frontier for frontier in frontiers}

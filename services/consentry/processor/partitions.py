@@ -1,6 +1,4 @@
-"""The partitions of one worker: given by the group, opened, closed and opened again, and taken
-away.
-"""
+"""The partitions of one worker: assigned by the group, opened, closed and taken away."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Partitions:
-    """Which partitions this worker owns, and which it still has to open.
+    """The partitions that this worker owns, and those that it still has to open.
 
     Lives on the hot path's thread.
     """
@@ -41,7 +39,7 @@ class Partitions:
         topic: str,
         table: ConsentTable,
         publish: Callable[[int, Sequence[Published]], None],
-        marks: Watermarks,
+        watermarks: Watermarks,
         last_frontiers: Callable[[], Mapping[int, Frontier]],
         records: Callable[[int], Iterable[StoredMessage]],
         clock: Clock,
@@ -52,7 +50,7 @@ class Partitions:
         self._topic = topic
         self._table = table
         self._publish = publish
-        self._marks = marks
+        self._watermarks = watermarks
         self._last_frontiers = last_frontiers
         self._records = records
         self._clock = clock
@@ -63,121 +61,138 @@ class Partitions:
         self._to_open: dict[int, float] = {}
         """Those assigned and not open, and when to try, on the monotonic clock."""
         self._tainted: set[int] = set()
-        """Partitions seen tainted: a table that is wiped before the next frontier must not make
-        this worker forget.
+        """The partitions that were ever seen tainted.
+
+        A table that is wiped before the next frontier must not make this worker forget the taint.
         """
 
     @property
     def are_all_open(self) -> bool:
-        """Whether nothing that was assigned waits to be opened."""
+        """True if no assigned partition waits to be opened."""
         return not self._to_open
 
     @property
     def has_due(self) -> bool:
-        """Whether a partition is to be opened now."""
+        """True if a partition is to be opened now."""
+        return bool(self._due())
+
+    def _due(self) -> list[int]:
         now = monotonic()
-        return any(when <= now for when in self._to_open.values())
+        return [partition for partition, open_at in self._to_open.items() if open_at <= now]
 
     def open_due(self) -> None:
-        """Open every partition whose time has come; those that cannot be opened yet come again in a
-        second.
+        """Open every partition whose time has come.
 
-        May publish, so nothing may be on its way. Raises UnsafeSetting where log and table cannot
-        both be right.
+        A partition that cannot be opened yet is tried again in a second. May publish, so nothing
+        may be on its way. Raises UnsafeSetting where log and table cannot both be right.
         """
-        due = [partition for partition, when in self._to_open.items() if when <= monotonic()]
+        due = self._due()
         if not due:
             return
         try:
             frontiers = self._last_frontiers()
         except Unavailable as error:
             _LOG.warning("open_failed", detail=str(error))
-            self._to_open.update(dict.fromkeys(due, monotonic() + _REOPEN_SECONDS))
+            for partition in due:
+                self._open_later(partition)
             return
         for partition in due:
             self._note_progress()
             try:
-                start = self._open(partition, frontiers)
-                self._consumer.seek(TopicPartition(self._topic, partition, start))
+                start_offset = self._open(partition, frontiers)
+                self._consumer.seek(TopicPartition(self._topic, partition, start_offset))
                 self._consumer.resume([TopicPartition(self._topic, partition)])
                 del self._to_open[partition]
             except (Unavailable, Fenced, TableWentBack) as error:
                 _LOG.warning("open_failed", partition=partition, detail=str(error))
-                self._to_open[partition] = monotonic() + _REOPEN_SECONDS
+                self._open_later(partition)
             except KafkaException as error:
                 _LOG.warning("seek_failed", partition=partition, detail=str(error))
                 self.owned.pop(partition, None)
-                self._to_open[partition] = monotonic() + _REOPEN_SECONDS
+                self._open_later(partition)
         self.announce()
 
+    def _open_later(self, partition: int) -> None:
+        self._to_open[partition] = monotonic() + _REOPEN_SECONDS
+
     def _open(self, partition: int, frontiers: Mapping[int, Frontier]) -> int:
-        """Own the partition; the offset to read from."""
-        place = TopicPartition(self._topic, partition)
-        try:
-            first, end = self._consumer.get_watermark_offsets(place, timeout=10)
-            committed = self._consumer.committed([place], timeout=10)[0].offset
-        except KafkaException as error:
-            raise unavailable("tell what is committed", error) from error
+        """Own the partition; return the offset to read from."""
+        span = self._log_span(partition)
         taken = take_over(
             self._table,
             partition,
-            span=LogSpan(first, end, committed if committed >= 0 else None),
+            span=span,
             last_frontier=frontiers.get(partition),
             records=lambda: self._noting_progress(self._records(partition)),
-            publish=lambda held: self._publish(partition, held),
-            floor=self._clock() // 1000,
+            publish=lambda records: self._publish(partition, records),
+            min_epoch=self._clock() // 1000,
         )
         if taken.rebuilt:
             self._metrics.counter("consentry_table_generation_changes_total").inc()
-        taken.owned.tainted = taken.owned.tainted or partition in self._tainted
-        self.owned[partition] = taken.owned
+        owned = taken.owned
+        owned.tainted = owned.tainted or partition in self._tainted
+        self.owned[partition] = owned
         _LOG.info(
             "partition_opened",
             partition=partition,
-            epoch=taken.owned.epoch,
+            epoch=owned.epoch,
             offset=taken.start_offset,
-            end=end,
+            end=span.end_offset,
         )
         return taken.start_offset
 
+    def _log_span(self, partition: int) -> LogSpan:
+        """Return the bounds of the partition's log and what was committed. Raises Unavailable."""
+        topic_partition = TopicPartition(self._topic, partition)
+        try:
+            first, end = self._consumer.get_watermark_offsets(topic_partition, timeout=10)
+            [committed] = self._consumer.committed([topic_partition], timeout=10)
+        except KafkaException as error:
+            raise unavailable("tell what is committed", error) from error
+        return LogSpan(first, end, committed.offset if committed.offset >= 0 else None)
+
     def _noting_progress(self, records: Iterable[StoredMessage]) -> Iterator[StoredMessage]:
-        """A rebuild may take minutes; as long as it reads on, the worker does not stand still."""
+        """Yield the records and note progress at each: a rebuild may take minutes."""
         for record in records:
             self._note_progress()
             yield record
 
-    def assigned(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        """Note what the group gave us: assigned at once, read when open."""
-        # Opening may take long (a rebuild) or fail for a while: each is assigned at once, but read
-        # only when open.
-        consumer.incremental_assign(
-            [TopicPartition(place.topic, place.partition, OFFSET_END) for place in places]
-        )
-        consumer.pause(places)
-        now = monotonic()
-        self._to_open.update({place.partition: now for place in places})
+    def assigned(self, consumer: Consumer, positions: list[TopicPartition]) -> None:
+        """Take what the group assigned: at once, but paused until it is open.
 
-    def lost(self, consumer: Consumer, places: list[TopicPartition]) -> None:
-        """The group went on without us: another owner may be at work already, and the table refuses
-        us.
+        Opening may take long (a rebuild) or fail for a while.
         """
-        consumer.incremental_unassign(places)
-        for place in places:
-            self.owned.pop(place.partition, None)
-            self._to_open.pop(place.partition, None)
+        at_end: list[TopicPartition] = []
+        for position in positions:
+            at_end.append(TopicPartition(position.topic, position.partition, OFFSET_END))
+        consumer.incremental_assign(at_end)
+        consumer.pause(positions)
+        now = monotonic()
+        for position in positions:
+            self._to_open[position.partition] = now
+
+    def lost(self, consumer: Consumer, positions: list[TopicPartition]) -> None:
+        """Drop partitions that the group took away.
+
+        It may have gone on without us: then another owner is at work, and the table refuses us.
+        """
+        consumer.incremental_unassign(positions)
+        for position in positions:
+            self.owned.pop(position.partition, None)
+            self._to_open.pop(position.partition, None)
         self.announce()
 
     def announce(self) -> None:
-        """Say which partitions are owned, and remember which are tainted."""
-        self._marks.own(frozenset(self.owned))
-        self._tainted.update(partition for partition, owned in self.owned.items() if owned.tainted)
-        self._metrics.gauge("consentry_partitions_tainted").set(
-            sum(owned.tainted for owned in self.owned.values())
-        )
+        """Tell the frontier thread which partitions are owned, and remember which are tainted."""
+        self._watermarks.own(frozenset(self.owned))
+        tainted = [partition for partition, owned in self.owned.items() if owned.tainted]
+        self._tainted.update(tainted)
+        self._metrics.gauge("consentry_partitions_tainted").set(len(tainted))
 
     def close(self, partition: int, error: ConsentryError) -> None:
-        """Let go of a partition whose table is another's or went back; while assigned, it is opened
-        again soon.
+        """Let go of a partition whose table has another owner or went back.
+
+        While it is still assigned, it is opened again soon.
         """
         _LOG.warning("partition_closed", partition=partition, code=error.code, detail=str(error))
         self._metrics.counter("consentry_table_refusals_total", reason_of(error)).inc()
@@ -185,14 +200,13 @@ class Partitions:
             self._discard_table(partition)
         self.owned.pop(partition, None)
         self._consumer.pause([TopicPartition(self._topic, partition)])
-        self._to_open[partition] = monotonic() + (
-            _REOPEN_SECONDS if isinstance(error, Fenced) else 0.0
-        )
+        delay_seconds = _REOPEN_SECONDS if isinstance(error, Fenced) else 0.0
+        self._to_open[partition] = monotonic() + delay_seconds
         self.announce()
 
     def _discard_table(self, partition: int) -> None:
         """Make the next opening a rebuild: the table's own position cannot be trusted any more."""
         try:
-            self._table.empty(partition, epoch=self.owned[partition].epoch)
+            self._table.clear(partition, epoch=self.owned[partition].epoch)
         except ConsentryError as error:
             _LOG.warning("discard_failed", partition=partition, detail=str(error))

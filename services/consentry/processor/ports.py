@@ -1,4 +1,4 @@
-"""What the processor needs from outside, in its own words."""
+"""The processor's needs from outside, in its own words."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from consentry.wire.headers import Headers
 
 
 class Published(NamedTuple):
-    """A record to publish: member, framed bytes, and the append time of its newest event in
-    milliseconds.
+    """A record to publish: its member and framed bytes.
+
+    `appended_ms` is the append time of the record's newest event, in milliseconds.
     """
 
     member: bytes
@@ -22,9 +23,7 @@ class Published(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that could not be heeded, as it goes to quarantine; `appended_at` in
-    microseconds.
-    """
+    """A message that could not be applied, as it goes to quarantine."""
 
     partition: int
     offset: int
@@ -44,10 +43,7 @@ class MemberChange(NamedTuple):
 
 
 class Publisher(Protocol):
-    """Where records and refusals go. Both calls only queue;
-
-    `settle` waits for every acknowledgement.
-    """
+    """Sends records and refusals out: `publish` and `quarantine` queue, `settle` waits."""
 
     def publish(self, partition: int, records: Sequence[Published]) -> None:
         """Queue records for a partition of the records topic."""
@@ -66,16 +62,16 @@ class Publisher(Protocol):
 
 
 class Obligations(Protocol):
-    """Who opens purge orders."""
+    """Opens purge orders."""
 
     def wants(self, fact_kind: int) -> bool:
-        """Whether facts of this kind may open an order under the controls in force."""
+        """Return True if facts of this kind may open an order under the controls in force."""
         ...
 
     def open_for(self, changes: Sequence[MemberChange]) -> None:
-        """Open what these changes oblige to, durably, once however often it is asked.
+        """Open the purge orders that these changes require, durably.
 
-        Raises Unavailable.
+        A change that comes again opens no second order. Raises Unavailable.
         """
         ...
 
@@ -84,16 +80,17 @@ class NoObligations:
     """Opens nothing: for tests and measurements of the hot path alone."""
 
     def wants(self, fact_kind: int) -> bool:
-        """Nothing."""
+        """Return False."""
         return False
 
     def open_for(self, changes: Sequence[MemberChange]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class InMemoryPublisher:
-    """Keeps what was published, under the same contract; `fail_next` makes the next `settle`
-    fail.
+    """Keeps in memory what was published, under the same contract.
+
+    `fail_next` is raised by the next `settle`.
     """
 
     def __init__(self) -> None:
@@ -113,10 +110,13 @@ class InMemoryPublisher:
 
     def settle(self) -> None:
         """See Publisher."""
-        failure, self.fail_next = self.fail_next, None
-        queued, self._queued = self._queued, []
-        refused, self._queued_refusals = self._queued_refusals, []
+        failure = self.fail_next
+        records = self._queued
+        refusals = self._queued_refusals
+        self.fail_next = None
+        self._queued = []
+        self._queued_refusals = []
         if failure is not None:
             raise failure
-        self.records.extend(queued)
-        self.refusals.extend(refused)
+        self.records.extend(records)
+        self.refusals.extend(refusals)

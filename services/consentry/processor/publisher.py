@@ -1,4 +1,4 @@
-"""Records and refusals to Kafka, by one idempotent producer."""
+"""The publisher over Kafka: one idempotent producer for records and refusals."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from consentry.wire.schemas import QUARANTINE, RECORDS, schema, topic_name
 _SETTLE_SECONDS: Final = 35.0
 _QUEUE_MESSAGES: Final = 500_000
 _MESSAGE_BYTES_MAX: Final = 2_097_152
-"""As quarantine.yaml has it: what is refused is kept with its key, headers and place, so it grows
-by all of these.
+"""As quarantine.yaml has it: a refused message is kept with its key, headers and position, so it
+grows by all of these.
 """
 
 
@@ -33,12 +33,12 @@ class KafkaPublisher:
         self._source = topic_name(namespace, "member-events")
         self._catalog = catalog
         self._version = version
-        self._failed: list[KafkaError] = []
+        self._failures: list[KafkaError] = []
         config: dict[str, Any] = producer_config(kafka, "consentry-processor") | {
             "compression.type": "lz4",
             "queue.buffering.max.messages": _QUEUE_MESSAGES,
             "message.max.bytes": _MESSAGE_BYTES_MAX,
-            # Successes need no callback each: what was not reported as failed after a full flush,
+            # Successes need no callback: after a full flush, what was not reported as failed has
             # arrived.
             "delivery.report.only.error": True,
             "on_delivery": self._note_failure,
@@ -47,6 +47,7 @@ class KafkaPublisher:
 
     def publish(self, partition: int, records: Sequence[Published]) -> None:
         """See Publisher."""
+        # This loop runs per record: what it uses is in locals.
         produce, topic = self._producer.produce, self._records
         for member, record, appended_ms in records:
             try:
@@ -57,9 +58,10 @@ class KafkaPublisher:
 
     def quarantine(self, refusals: Sequence[Refusal]) -> None:
         """See Publisher."""
-        head, quarantined = self._catalog.frame_of("Quarantined"), schema("Quarantined")
+        frame = self._catalog.frame_of("Quarantined")
+        quarantined = schema("Quarantined")
         for refusal in refusals:
-            value = head + quarantined.encode(
+            value = frame + quarantined.encode(
                 {
                     "topic": self._source,
                     "partition": refusal.partition,
@@ -74,48 +76,53 @@ class KafkaPublisher:
             )
             # A key that is no member's may be of any size; the value holds all of it.
             key = None if refusal.key is None else refusal.key[:MEMBER_ID_BYTES_MAX]
-            headers: Any = kept_headers(refusal.headers, self._place_of(refusal))
+            headers: Any = kept_headers(refusal.headers, self._origin_headers(refusal))
             self._producer.produce(self._quarantine, value, key, refusal.partition, headers=headers)
 
-    def _place_of(self, refusal: Refusal) -> dict[str, str]:
-        """Where a refused message came from and why it was refused, as headers: nothing of its
-        content.
+    def _origin_headers(self, refusal: Refusal) -> dict[str, str]:
+        """Return the origin of a refused message and its error class as headers.
+
+        Nothing of the message's content is in them.
         """
+        headers: dict[str, str] = {}
         schema_id = _schema_id(refusal.value)
-        known = {} if schema_id is None else {"schema_id": str(schema_id)}
-        return known | {
-            "orig.topic": self._source,
-            "orig.partition": str(refusal.partition),
-            "orig.offset": str(refusal.offset),
-            "orig.timestamp": str(refusal.appended_at // 1000),
-            "error_class": refusal.error_class,
-            "app_version": self._version,
-        }
+        if schema_id is not None:
+            headers["schema_id"] = str(schema_id)
+        headers["orig.topic"] = self._source
+        headers["orig.partition"] = str(refusal.partition)
+        headers["orig.offset"] = str(refusal.offset)
+        headers["orig.timestamp"] = str(refusal.appended_at // 1000)
+        headers["error_class"] = refusal.error_class
+        headers["app_version"] = self._version
+        return headers
 
     def settle(self) -> None:
         """See Publisher."""
-        left = self._producer.flush(_SETTLE_SECONDS)
-        failed, self._failed = self._failed, []
-        if left:
+        waiting = self._producer.flush(_SETTLE_SECONDS)
+        failures = self._failures
+        self._failures = []
+        if waiting:
             self._producer.purge()
             self._producer.flush(1.0)
-            self._failed = []
-        if failed or left:
-            error = KafkaException(failed[0]) if failed else TimeoutError("time-out")
-            raise unavailable(f"acknowledge {len(failed) or left} records", error)
+            self._failures = []
+        if failures:
+            error = KafkaException(failures[0])
+            raise unavailable(f"acknowledge {len(failures)} records", error)
+        if waiting:
+            raise unavailable(f"acknowledge {waiting} records", TimeoutError("time-out"))
 
     def send(self, topic: str, key: bytes, value: bytes, partition: int) -> None:
-        """Queue one message of another topic without waiting for it."""
+        """Queue one message for another topic, without waiting for its acknowledgement."""
         self._producer.produce(topic, value, key, partition)
         self._producer.poll(0)
 
     def close(self) -> None:
-        """Wait a moment for what is queued."""
+        """Wait a few seconds for the messages that are queued."""
         self._producer.flush(5.0)
 
     def _note_failure(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
-            self._failed.append(error)
+            self._failures.append(error)
 
 
 def _schema_id(value: bytes | None) -> int | None:

@@ -1,4 +1,4 @@
-"""The worker:
+"""The worker process.
 
 Faust owns lifecycle, signals and low-rate agents; the hot path runs beside it on its own thread.
 """
@@ -45,8 +45,9 @@ FAUST_SETTINGS: Final[dict[str, Any]] = {
 
 
 class HotPathService(Service):
-    """Runs the hot path on a thread; if it ends by itself, the whole worker ends with a status that
-    is not 0.
+    """Runs the hot path on a thread.
+
+    If that ends by itself, the whole worker ends with a status that is not 0.
     """
 
     def __init__(self, hot_path: HotPath, frontiers: FrontierThread, **kwargs: Any) -> None:
@@ -74,8 +75,9 @@ class HotPathService(Service):
 
     @Service.task
     async def _watch(self) -> None:
-        """End the process when the thread died or stands still: a supervisor starts it anew, and
-        nothing is lost.
+        """End the process when a thread died or stands still.
+
+        A supervisor starts it anew, and nothing is lost.
         """
         while not self.should_stop:
             await self.sleep(0.5)
@@ -92,43 +94,45 @@ class HotPathService(Service):
                 os._exit(1)
 
     def end(self) -> None:
-        """Have the hot path finish its batch, and the process end soon, whatever else goes on; may
-        be called again.
+        """Let the hot path finish its batch, and end the process soon, whatever else goes on.
 
-        With the broker away Faust waits for it for a minute, and asked to end while it is still
-        starting it may wait for good; a supervisor would have killed the worker by then.
+        May be called again. Faust alone would take too long: with the broker away it waits a minute
+        for it, and when it is told to end while it still starts, it may wait for ever. A supervisor
+        would have killed the worker by then.
         """
         if self._is_ending:
             return
         self._is_ending = True
         self._hot_path.stop()
-        last_resort = threading.Timer(
-            STOP_SECONDS, lambda: os._exit(1 if self._thread.is_alive() else 0)
-        )
+        last_resort = threading.Timer(STOP_SECONDS, self._exit)
         last_resort.daemon = True
         last_resort.start()
+
+    def _exit(self) -> None:
+        os._exit(1 if self._thread.is_alive() else 0)
 
     async def on_stop(self) -> None:
         """Let the batch in hand finish; the rest of the shutdown gets a bounded time."""
         self.end()
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, STOP_SECONDS)
-        await asyncio.get_running_loop().run_in_executor(None, self._frontiers.stop)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._thread.join, STOP_SECONDS)
+        await loop.run_in_executor(None, self._frontiers.stop)
 
 
 def build_app(*, kafka: dict[str, str], app_id: str, data_directory: str) -> faust.App:
-    """A Faust app with our settings; it consumes nothing until agents are added."""
+    """Return a Faust app with our settings; it consumes nothing until agents are added."""
+    addresses = kafka["bootstrap.servers"].split(",")
+    brokers = [f"kafka://{address.strip()}" for address in addresses]
+    settings = dict(FAUST_SETTINGS)
     credentials = _credentials(kafka)
-    app: faust.App = faust.App(
-        app_id,
-        broker=[f"kafka://{address.strip()}" for address in kafka["bootstrap.servers"].split(",")],
-        datadir=data_directory,
-        **(FAUST_SETTINGS | ({"broker_credentials": credentials} if credentials else {})),
-    )
+    if credentials:
+        settings["broker_credentials"] = credentials
+    app: faust.App = faust.App(app_id, broker=brokers, datadir=data_directory, **settings)
     return app
 
 
 def _credentials(kafka: dict[str, str]) -> Any:
-    """Faust's form of the same security settings; None for plain text."""
+    """Return the same security settings in Faust's form; None for plain text."""
     protocol = kafka.get("security.protocol", "PLAINTEXT")
     if protocol == "PLAINTEXT":
         return None
@@ -146,9 +150,7 @@ def _credentials(kafka: dict[str, str]) -> Any:
 
 
 class _Worker(faust.Worker):
-    """Faust's worker, except that a signal reaches our service at once, not when Faust gets to
-    it.
-    """
+    """Faust's worker, except that a signal reaches our service at once."""
 
     def _schedule_shutdown(self, signal: Any) -> None:
         for service in self.services:
@@ -158,13 +160,12 @@ class _Worker(faust.Worker):
 
 
 def run_worker(app: faust.App, services: list[Callable[[], Service]]) -> int:
-    """Run the app with these services until SIGINT or SIGTERM; the exit status."""
-    made = [service() for service in services]
+    """Run the app with these services until SIGINT or SIGTERM; return the exit status."""
     # Faust draws a spinner on its standard output, also when that is a file.
     nowhere = io.StringIO()
     worker = _Worker(
         app,
-        *made,
+        *[service() for service in services],
         loglevel="WARNING",
         override_logging=False,
         redirect_stdouts=False,
@@ -174,6 +175,6 @@ def run_worker(app: faust.App, services: list[Callable[[], Service]]) -> int:
     )
     try:
         worker.execute_from_commandline()
-    except SystemExit as ended:
-        return int(ended.code or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
     return 0

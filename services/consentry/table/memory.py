@@ -1,4 +1,4 @@
-"""The consent table in this process, under the same contract as the real one."""
+"""The consent table in this process's memory, under the same contract as the real one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from consentry.domain.errors import Fenced, TableWentBack
 from consentry.domain.values import Micros
 from consentry.table.protocol import Meta, PartitionClaim, Reading, Write
-from consentry.table.refusals import refuse
+from consentry.table.refusals import refusal_of
 
 
 @dataclass
@@ -22,120 +22,120 @@ class _Partition:
 
 
 class InMemoryTable:
-    """See ConsentTable. Nothing is kept when the process ends."""
+    """See ConsentTable. Everything is lost when the process ends."""
 
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
 
     def check(self) -> None:
-        """A dictionary has no unsafe settings."""
+        """Do nothing: a dictionary has no unsafe settings."""
 
-    def claim(self, partition: int, *, floor: int) -> PartitionClaim:
+    def claim(self, partition: int, *, min_epoch: int) -> PartitionClaim:
         """See ConsentTable."""
-        held = self._partitions.setdefault(partition, _Partition())
-        held.epoch = max((held.epoch or 0) + 1, floor)
-        return PartitionClaim(held.epoch, held.next_offset, held.generation, held.tainted)
+        state = self._partitions.setdefault(partition, _Partition())
+        next_epoch = (state.epoch or 0) + 1
+        state.epoch = max(next_epoch, min_epoch)
+        return PartitionClaim(state.epoch, state.next_offset, state.generation, state.tainted)
 
-    def begin(
+    def start_generation(
         self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool
     ) -> None:
         """See ConsentTable."""
-        held = self._owned(partition, epoch)
-        held.generation, held.next_offset, held.tainted = generation, next_offset, tainted
+        state = self._owned_by(partition, epoch)
+        state.generation = generation
+        state.next_offset = next_offset
+        state.tainted = tainted
 
     def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
         """See ConsentTable."""
-        return {
-            partition: Reading(self.meta(partition), self.load(partition, [member])[0])
-            for partition in partitions
-        }
+        readings: dict[int, Reading] = {}
+        for partition in partitions:
+            record = self._state(partition).records.get(member)
+            readings[partition] = Reading(self.meta(partition), record)
+        return readings
 
-    def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
+    def load(self, members: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
         """See ConsentTable."""
-        return {partition: self.load(partition, members) for partition, members in wanted.items()}
+        loaded: dict[int, list[bytes | None]] = {}
+        for partition, wanted in members.items():
+            records = self._state(partition).records
+            loaded[partition] = [records.get(member) for member in wanted]
+        return loaded
 
-    def store_all(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
+    def store(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
         """See ConsentTable."""
         refusals: list[Fenced | TableWentBack | None] = []
-        for partition, records, epoch, expected_offset, next_offset, tainted in writes:
+        for write in writes:
             try:
-                self.store(
-                    partition,
-                    records,
-                    epoch=epoch,
-                    expected_offset=expected_offset,
-                    next_offset=next_offset,
-                    tainted=tainted,
-                )
-                refusals.append(None)
+                self._store(write)
             except (Fenced, TableWentBack) as refusal:
                 refusals.append(refusal)
+            else:
+                refusals.append(None)
         return refusals
 
-    def load(self, partition: int, members: Sequence[bytes]) -> list[bytes | None]:
-        """See ConsentTable."""
-        records = self._partitions.get(partition, _Partition()).records
-        return [records.get(member) for member in members]
+    def _store(self, write: Write) -> None:
+        state = self._owned_by(write.partition, write.epoch)
+        _require_offset(state, write.partition, write.expected_offset)
+        state.records.update(write.records)
+        state.next_offset = write.next_offset
+        state.tainted = state.tainted or write.tainted
 
-    def store(
-        self,
-        partition: int,
-        records: Mapping[bytes, bytes],
-        *,
-        epoch: int,
-        expected_offset: int | None,
-        next_offset: int | None,
-        tainted: bool = False,
-    ) -> None:
-        """See ConsentTable."""
-        held = self._owned(partition, epoch)
-        _at(held, partition, expected_offset)
-        held.records.update(records)
-        held.next_offset = next_offset
-        held.tainted = held.tainted or tainted
-
-    def beat(
+    def heartbeat(
         self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros
     ) -> None:
         """See ConsentTable."""
-        held = self._owned(partition, epoch)
-        _at(held, partition, expected_offset)
-        held.frontier_at = frontier_at
+        state = self._owned_by(partition, epoch)
+        _require_offset(state, partition, expected_offset)
+        state.frontier_at = frontier_at
 
-    def empty(self, partition: int, *, epoch: int) -> None:
+    def clear(self, partition: int, *, epoch: int) -> None:
         """See ConsentTable."""
-        held = self._owned(partition, epoch)
-        held.records.clear()
-        held.generation = held.next_offset = held.frontier_at = None
+        state = self._owned_by(partition, epoch)
+        state.records.clear()
+        state.generation = None
+        state.next_offset = None
+        state.frontier_at = None
 
     def meta(self, partition: int) -> Meta:
         """See ConsentTable."""
-        held = self._partitions.get(partition, _Partition())
-        return Meta(held.epoch, held.next_offset, held.generation, held.frontier_at, held.tainted)
+        state = self._state(partition)
+        return Meta(
+            state.epoch, state.next_offset, state.generation, state.frontier_at, state.tainted
+        )
 
     def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
         """See ConsentTable."""
-        yield from list(self._partitions.get(partition, _Partition()).records.items())
+        yield from list(self._state(partition).records.items())
 
     def wipe(self) -> None:
-        """Lose everything, as a server whose volume is gone."""
+        """Lose everything, as a server does whose volume is gone."""
         self._partitions.clear()
 
-    def _owned(self, partition: int, epoch: int) -> _Partition:
-        held = self._partitions.setdefault(partition, _Partition())
-        if held.epoch != epoch:
-            raise refuse(
-                "EPOCH", partition, epoch=epoch, held_epoch=held.epoch, held_offset=held.next_offset
+    def _state(self, partition: int) -> _Partition:
+        """Return the partition, or an empty one that is not kept."""
+        return self._partitions.get(partition, _Partition())
+
+    def _owned_by(self, partition: int, epoch: int) -> _Partition:
+        """Return the partition. Raises Fenced or TableWentBack unless this epoch owns it."""
+        state = self._partitions.setdefault(partition, _Partition())
+        if state.epoch != epoch:
+            raise refusal_of(
+                "EPOCH",
+                partition,
+                epoch=epoch,
+                held_epoch=state.epoch,
+                held_offset=state.next_offset,
             )
-        return held
+        return state
 
 
-def _at(held: _Partition, partition: int, expected_offset: int | None) -> None:
-    if held.next_offset != expected_offset:
-        raise refuse(
+def _require_offset(state: _Partition, partition: int, expected_offset: int | None) -> None:
+    if state.next_offset != expected_offset:
+        raise refusal_of(
             "OFFSET",
             partition,
-            epoch=held.epoch or 0,
-            held_epoch=held.epoch,
-            held_offset=held.next_offset,
+            epoch=state.epoch or 0,
+            held_epoch=state.epoch,
+            held_offset=state.next_offset,
         )

@@ -1,5 +1,6 @@
-"""The consent table, in the words of those who use it: a rebuildable view, never the record of
-truth.
+"""The consent table as its callers see it.
+
+It is a view that can be rebuilt from the log, never the record of truth.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from consentry.domain.values import Micros
 
 
 class PartitionClaim(NamedTuple):
-    """What a new owner of a partition gets: its epoch, and what the table holds (None: nothing
-    yet).
+    """The result of a claim: the new owner's epoch, and the state that the table holds.
+
+    `next_offset` and `generation` are None where the table holds nothing yet.
     """
 
     epoch: int
@@ -23,7 +25,7 @@ class PartitionClaim(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """What the table says of a partition without being claimed; None where it holds nothing."""
+    """The state of one partition of the table; a field is None where the table holds nothing."""
 
     epoch: int | None
     next_offset: int | None
@@ -33,9 +35,9 @@ class Meta(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a partition of the table says of itself and of one member, as of one moment;
+    """The state of one partition and the record of one member, both as of one moment.
 
-    None: it has no record.
+    `record` is None where this partition has no record of the member.
     """
 
     meta: Meta
@@ -43,9 +45,10 @@ class Reading(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Records and position to store for one partition;
+    """The records and the position to store in one partition.
 
-    None: a table that is being rebuilt has no position yet.
+    An offset is None while the partition is being rebuilt: it has no position yet. `tainted` sets
+    the taint; False leaves an earlier taint as it is.
     """
 
     partition: int
@@ -57,7 +60,7 @@ class Write(NamedTuple):
 
 
 class ConsentTable(Protocol):
-    """Member id → record bytes, per partition, written by one owner at a time.
+    """Member id → record bytes, by partition; each partition is written by one owner at a time.
 
     Every call may raise Unavailable: nothing is known then, and the call may be repeated. Writing
     calls raise Fenced where another owner has claimed the partition since, and TableWentBack where
@@ -68,71 +71,57 @@ class ConsentTable(Protocol):
         """Raise UnsafeSetting, naming the setting, if the server could lose or forget a record."""
         ...
 
-    def claim(self, partition: int, *, floor: int) -> PartitionClaim:
-        """Become the partition's owner: the epoch is above all earlier ones and at least
-        `floor`.
+    def claim(self, partition: int, *, min_epoch: int) -> PartitionClaim:
+        """Become the partition's owner.
+
+        The new epoch is above all earlier ones and at least `min_epoch`.
         """
         ...
 
-    def begin(
+    def start_generation(
         self, partition: int, *, epoch: int, generation: str, next_offset: int, tainted: bool
     ) -> None:
-        """Start a life of the partition's table at a position."""
+        """Start a new life of the partition's table at a position."""
         ...
 
     def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
-        """What each of these partitions says of itself and of the member, each as of one moment, in
-        one round trip.
+        """Read the state of these partitions and the member's record in each, in one round trip.
 
-        For whoever does not own the table: that a record is missing means something only beside the
-        meta of that very moment, as the table may be emptied and laid out anew at any time.
+        Each reading is of one moment. For readers that do not own the table: a missing record
+        means something only beside the state of that very moment, because the table may be cleared
+        and laid out anew at any time.
         """
         ...
 
-    def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
-        """`load` for several partitions in one round trip."""
-        ...
+    def load(self, members: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
+        """Load the records of these members, listed by partition, in one round trip.
 
-    def store_all(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
-        """`store` for several partitions in one round trip; each is atomic, and each has its
-        refusal or None.
+        The records of a partition come in the order of its members; None for a member without one.
         """
         ...
 
-    def load(self, partition: int, members: Sequence[bytes]) -> list[bytes | None]:
-        """The record bytes of each member, in order; None for a member without one."""
-        ...
+    def store(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
+        """Store each write, records and position together, in one round trip.
 
-    def store(
-        self,
-        partition: int,
-        records: Mapping[bytes, bytes],
-        *,
-        epoch: int,
-        expected_offset: int | None,
-        next_offset: int | None,
-        tainted: bool = False,
-    ) -> None:
-        """Write records and position together; a taint stays until the next life.
-
-        None: a table that is being rebuilt has no position yet.
+        Each write is atomic by itself. Returns the refusal of each write, or None where it was
+        stored. A taint stays until the next life of the partition.
         """
         ...
 
-    def beat(
+    def heartbeat(
         self, partition: int, *, epoch: int, expected_offset: int, frontier_at: Micros
     ) -> None:
         """Note the frontier, and notice a lost or taken table on an idle partition."""
         ...
 
-    def empty(self, partition: int, *, epoch: int) -> None:
-        """Drop everything the partition holds, before a rebuild."""
+    def clear(self, partition: int, *, epoch: int) -> None:
+        """Drop everything that the partition holds, before a rebuild."""
         ...
 
     def meta(self, partition: int) -> Meta:
-        """What the table says of a partition."""
+        """Return the state of a partition."""
         ...
 
     def scan(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """Every (member, record bytes) of a partition, each member once."""
+        """Yield every (member, record bytes) of a partition, each member once."""
         ...

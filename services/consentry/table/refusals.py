@@ -1,17 +1,19 @@
-"""What the table's refusals mean: another owner, or a table that went back."""
+"""The meaning of the table's refusals: another owner, or a table that went back."""
 
 from __future__ import annotations
 
 from consentry.domain.errors import ConsentryError, Fenced, TableWentBack
 
 
-def refuse(
-    why: str, partition: int, *, epoch: int, held_epoch: int | None, held_offset: int | None
+def refusal_of(
+    check: str, partition: int, *, epoch: int, held_epoch: int | None, held_offset: int | None
 ) -> Fenced | TableWentBack:
-    """The error for a refusal: a higher epoch means another owner, anything else that the table
-    lost something.
+    """Return the error for a write that failed a check, `EPOCH` or `OFFSET`.
+
+    `epoch` is the writer's; `held_epoch` and `held_offset` are the table's. A higher epoch in the
+    table means another owner (Fenced); anything else means that the table lost something.
     """
-    if why == "EPOCH" and held_epoch is not None and held_epoch > epoch:
+    if check == "EPOCH" and held_epoch is not None and held_epoch > epoch:
         return Fenced(
             f"Partition {partition} is owned under epoch {held_epoch}; this worker holds {epoch}.",
             code="table.fenced",
@@ -20,11 +22,11 @@ def refuse(
     return TableWentBack(
         f"Partition {partition} of the table holds epoch {held_epoch} and offset {held_offset}, "
         "not what was stored last.",
-        code=f"table.{why.lower()}",
+        code=f"table.{check.lower()}",
         fix="nothing: the worker rewinds to what the table holds, or rebuilds it",
     )
 
 
 def reason_of(error: ConsentryError) -> str:
-    """The metric label of a refusal: `epoch` or `offset`."""
+    """Return the metric label of a refusal: `epoch` or `offset`."""
     return "offset" if error.code == "table.offset" else "epoch"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import fastavro
 import pytest
+from tests.batches import apply_batch
 from tests.faults.inputs.attacks import OPT_IN, choice_of, of_row, text
 from tests.stack import (
     PARTITIONS,
@@ -31,6 +32,7 @@ from tests.stack import (
     opted_out,
     pause,
 )
+from tests.table import load_partition
 
 from consentry.domain import decisions
 from consentry.domain.controls import Control, Controls, OptIns, PolicyPublished, Regime, Terms
@@ -39,8 +41,10 @@ from consentry.domain.errors import UndecodableEvent
 from consentry.domain.events import Fact, SentEvent
 from consentry.domain.records import fold, fold_fact
 from consentry.domain.values import Choice, Micros
-from consentry.processor import materialiser
-from consentry.processor.batches import BatchResult, EventBatch, OwnedPartition
+from consentry.processor import decode as decode_step
+from consentry.processor import fold as fold_step
+from consentry.processor.batches import EventBatch, OwnedPartition, PartitionBatch
+from consentry.processor.decode import BatchDecoder
 from consentry.processor.materialiser import Materialiser
 from consentry.processor.ports import InMemoryPublisher, NoObligations
 from consentry.table.memory import InMemoryTable
@@ -114,15 +118,18 @@ def outcome_of(
         catalog=catalog,
         partitions=PARTITIONS,
     )
-    claim = table.claim(owned_partition, floor=1)
-    table.begin(owned_partition, epoch=claim.epoch, generation="g", next_offset=0, tainted=False)
+    claim = table.claim(owned_partition, min_epoch=1)
+    table.start_generation(
+        owned_partition, epoch=claim.epoch, generation="g", next_offset=0, tainted=False
+    )
     owned = OwnedPartition(owned_partition, claim.epoch, "g", 0, 0)
     is_raw = [one is None or isinstance(one, bytes) for one in messages]
     values = [
         one if one is None or isinstance(one, bytes) else write_event(one, catalog)
         for one in messages
     ]
-    outcome = worker.apply(
+    outcome = apply_batch(
+        worker,
         owned,
         EventBatch(
             owned_partition,
@@ -133,7 +140,7 @@ def outcome_of(
             [headers if raw else None for raw in is_raw],
         ),
     )
-    [held] = table.load(owned_partition, [KEY])
+    [held] = load_partition(table, owned_partition, [KEY])
     record = None if held is None else read_record(held, KEY)
     later = now(seconds=2)
     answer = decide(record, None, ALLOWING, purpose=PURPOSE, at=later, known_at=later)
@@ -188,21 +195,15 @@ def test_without_the_hold_whoever_sent_what_cannot_be_read_stays_allowed(
 
 def skip_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a consumer that writes to a dead-letter topic and goes on."""
-    strictly = Materialiser._decode_strictly
+    strictly = BatchDecoder._decode_strictly
 
-    def skipping(
-        self: Materialiser,
-        owned: OwnedPartition,
-        batch: EventBatch,
-        place: int,
-        outcome: BatchResult,
-    ) -> Any:
-        before, tainted = len(outcome.refusals), owned.tainted
-        fact = strictly(self, owned, batch, place, outcome)
-        owned.tainted = tainted
-        return None if len(outcome.refusals) > before else fact
+    def skipping(self: BatchDecoder, batch: PartitionBatch, index: int) -> Any:
+        before, tainted = len(batch.result.refusals), batch.owned.tainted
+        fact = strictly(self, batch, index)
+        batch.owned.tainted = tainted
+        return None if len(batch.result.refusals) > before else fact
 
-    monkeypatch.setattr(Materialiser, "_decode_strictly", skipping)
+    monkeypatch.setattr(BatchDecoder, "_decode_strictly", skipping)
 
 
 def test_b03_without_the_limit_every_invented_id_is_a_question_to_the_registry(
@@ -364,7 +365,7 @@ def test_b21_without_the_limit_a_message_with_any_number_of_headers_is_heeded(
     assert outcome_of(HOME, value, headers=many[:32]).reason == "OPTED_IN"
     for headers in (many, ()):
         assert outcome_of(HOME, value, headers=headers)[:2] == ("QUARANTINED", ["headers"])
-    monkeypatch.setattr(materialiser, "are_refused", lambda _headers: False)
+    monkeypatch.setattr(decode_step, "are_refused", lambda _headers: False)
     assert outcome_of(HOME, value, headers=many).reason == "OPTED_IN"
 
 
@@ -407,7 +408,7 @@ def test_b23_without_the_check_of_the_partition_a_member_has_two_logs(
     """Off: partition = murmur2(key). An opt-in there and an opt-out here have no order."""
     value = choice(choice=OPT_IN)
     assert "wrong_partition" in outcome_of(value, owned_partition=3).classes
-    monkeypatch.setattr(materialiser, "partition_of", lambda _key, _partitions: 3)
+    monkeypatch.setattr(decode_step, "partition_of", lambda _key, _partitions: 3)
     assert outcome_of(HOME, value, owned_partition=3).reason == "OPTED_IN"
 
 
@@ -440,8 +441,8 @@ def test_b25_without_event_ids_what_was_said_before_comes_back(
     def anew(record: Any, member: Any, fact: Fact) -> Any:
         return fold_fact(record, member, fact._replace(tag=os.urandom(8)))
 
-    monkeypatch.setattr(materialiser, "appended", lambda *_arguments: None)
-    monkeypatch.setattr(materialiser, "fold_fact", anew)
+    monkeypatch.setattr(fold_step, "appended", lambda *_arguments: None)
+    monkeypatch.setattr(fold_step, "fold_fact", anew)
     assert outcome_of(*history, opted).reason == "OPTED_IN"
 
 
@@ -451,7 +452,7 @@ def test_b26_without_the_brokers_time_a_fast_clock_allows(monkeypatch: pytest.Mo
     eager, fast = replace(opted_in(MEMBER), **ahead), replace(opted_out(MEMBER), **ahead)
     assert outcome_of(HOME, eager)[:2] == ("QUARANTINED", ["opt_in_from_future"])
     assert outcome_of(HOME, fast)[:2] == ("OPTED_OUT", [])
-    monkeypatch.setattr(materialiser, "admit", lambda event, _appended_at: event)
+    monkeypatch.setattr(decode_step, "admit", lambda event, _appended_at: event)
     assert outcome_of(HOME, eager).classes == []
     assert outcome_of(HOME, fast).reason == "DEFAULT_ON"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.strategies import WORLD, day, folded, lift, moved, new_catalog, pause, policy, terms
+from tests.table import store_partition
 
 from consentry.cli.controls.desk import (
     ControlFile,
@@ -112,8 +113,8 @@ def test_damaged_and_misplaced_members_are_held_and_nobody_is_counted_twice() ->
     frame = catalog.frame_of("ConsentRecord")
     names = {name: partition_of(name.encode(), PARTITIONS) for name in ("anna", "bo", "cy", "di")}
     for partition in range(PARTITIONS):
-        epoch = table.claim(partition, floor=1).epoch
-        table.begin(partition, epoch=epoch, generation="g", next_offset=0, tainted=False)
+        epoch = table.claim(partition, min_epoch=1).epoch
+        table.start_generation(partition, epoch=epoch, generation="g", next_offset=0, tainted=False)
         held = {}
         for name, home in names.items():
             record = folded(moved("HK", 1, on=1, member=name))
@@ -123,7 +124,7 @@ def test_damaged_and_misplaced_members_are_held_and_nobody_is_counted_twice() ->
                 held[name.encode()] = raw[:-1] + bytes([raw[-1] ^ 1]) if name == "bo" else raw
             elif name == "cy":
                 held[name.encode()] = raw
-        table.store(partition, held, epoch=epoch, expected_offset=0, next_offset=1)
+        store_partition(table, partition, held, epoch=epoch, expected_offset=0, next_offset=1)
     controls = Controls(WORLD)
     census = Census(controls, purposes=("genai_training",), at=day(9), known_at=day(9))
 

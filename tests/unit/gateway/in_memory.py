@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError
 from tests.strategies import NAMESPACE, PURPOSE, new_catalog
+from tests.table import load_partition, store_partition
 
 from consentry.domain.controls import Control, Controls
 from consentry.domain.events import MemberEvent
@@ -134,7 +135,9 @@ class Log(Sender):
 
     def record(self, member: str) -> Record | None:
         """What the member's events fold to."""
-        [raw] = self._table.load(partition_of(member.encode(), PARTITIONS), [member.encode()])
+        [raw] = load_partition(
+            self._table, partition_of(member.encode(), PARTITIONS), [member.encode()]
+        )
         return None if raw is None else read_record(raw, member.encode())
 
     def beat(self, now: Micros) -> None:
@@ -142,18 +145,21 @@ class Log(Sender):
         self._controls.fresh_at = now
         for partition, epoch in self._epochs.items():
             offset = self._table.meta(partition).next_offset or 0
-            self._table.beat(partition, epoch=epoch, expected_offset=offset, frontier_at=now)
+            self._table.heartbeat(partition, epoch=epoch, expected_offset=offset, frontier_at=now)
 
     def _opened(self, partition: int) -> int:
-        epoch = self._table.claim(partition, floor=0).epoch
-        self._table.begin(partition, epoch=epoch, generation="g", next_offset=0, tainted=False)
+        epoch = self._table.claim(partition, min_epoch=0).epoch
+        self._table.start_generation(
+            partition, epoch=epoch, generation="g", next_offset=0, tainted=False
+        )
         return epoch
 
     def _fold(self, key: bytes, value: bytes) -> TopicPosition:
         partition = partition_of(key, PARTITIONS)
         record = fold(self.record(key.decode()), read_event(value, key, CATALOG))
         offset = self._table.meta(partition).next_offset or 0
-        self._table.store(
+        store_partition(
+            self._table,
             partition,
             {key: write_record(record, CATALOG.frame_of("ConsentRecord"))},
             epoch=self._epochs[partition],

@@ -33,14 +33,16 @@ class EmptiedAfter(InMemoryTable):
         self._count()
         return found
 
-    def load_all(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
-        found = super().load_all(wanted)
+    def load(self, wanted: Mapping[int, Sequence[bytes]]) -> dict[int, list[bytes | None]]:
+        found = super().load(wanted)
         self._count()
         return found
 
     def read(self, member: bytes, partitions: Sequence[int]) -> dict[int, Reading]:
         found = {
-            one: Reading(InMemoryTable.meta(self, one), self.load(one, [member])[0])
+            one: Reading(
+                InMemoryTable.meta(self, one), InMemoryTable.load(self, {one: [member]})[one][0]
+            )
             for one in partitions
         }
         self._count()
@@ -52,7 +54,7 @@ class EmptiedAfter(InMemoryTable):
             for partition in range(PARTITIONS):
                 epoch = InMemoryTable.meta(self, partition).epoch
                 assert epoch is not None
-                self.empty(partition, epoch=epoch)
+                self.clear(partition, epoch=epoch)
 
 
 def settled(gateway: InMemoryGateway) -> InMemoryGateway:
@@ -96,7 +98,7 @@ def test_a_foreign_partition_that_is_not_built_allows_nothing() -> None:
     epoch = gateway.table.meta(FOREIGN).epoch
     assert epoch is not None
 
-    gateway.table.empty(FOREIGN, epoch=epoch)
+    gateway.table.clear(FOREIGN, epoch=epoch)
 
     assert (asked(gateway)["reason"], asked(gateway)["because"]) == (
         "STALE",

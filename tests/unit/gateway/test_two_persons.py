@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.strategies import NAMESPACE, PURPOSE
+from tests.table import store_partition
 from tests.unit.gateway.in_memory import (
     APPROVER,
     CATALOG,
@@ -231,7 +232,8 @@ def quarantine(gateway: InMemoryGateway, member: str) -> QuarantineEntry:
         ),
     )
     next_offset = gateway.table.meta(place).next_offset or 0
-    gateway.table.store(
+    store_partition(
+        gateway.table,
         place,
         {key: write_record(held, CATALOG.frame_of("ConsentRecord"))},
         epoch=gateway.log._epochs[place],

@@ -128,8 +128,8 @@ class ForgetfulTable(InMemoryTable):
         super().__init__()
         self.answers_to_lose = 0
 
-    def store_all(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
-        done = super().store_all(writes)
+    def store(self, writes: Sequence[Write]) -> list[Fenced | TableWentBack | None]:
+        done = super().store(writes)
         if self.answers_to_lose:
             self.answers_to_lose -= 1
             raise Unavailable("The table did not answer.", code="table.unavailable")
@@ -144,7 +144,7 @@ class Bench:
     def __init__(self, *script: Step) -> None:
         self.table = ForgetfulTable()
         self.publisher = InMemoryPublisher()
-        self.marks = Watermarks()
+        self.watermarks = Watermarks()
         self.metrics = Metrics("test")
         self.consumer = ScriptedConsumer([*script, lambda: self.hot_path.stop()])
         consumer: Any = self.consumer
@@ -159,7 +159,7 @@ class Bench:
                 catalog=CATALOG,
                 partitions=1,
             ),
-            marks=self.marks,
+            watermarks=self.watermarks,
             last_frontiers=dict,
             records=lambda _: [
                 StoredMessage(0, offset, record.member, record.record, Micros(0))
@@ -178,7 +178,7 @@ class Bench:
 
     def reached(self) -> ReachedWatermark | None:
         """What the frontier thread would publish now."""
-        return self.marks.take(0).get(0)
+        return self.watermarks.take(0).get(0)
 
     def refusals(self) -> list[str]:
         """Lines of the metric that counts batches the table refused."""
@@ -195,7 +195,7 @@ def test_no_frontier_is_reached_before_the_records_are_acknowledged() -> None:
 
     def send() -> None:
         bench.send(moved("HK", 1, on=1), chose(Choice.OPT_OUT, 2, on=2))
-        bench.marks.set({0: Watermark(day(99), 2)})
+        bench.watermarks.set({0: Watermark(day(99), 2)})
 
     def look() -> None:
         seen.append((len(bench.publisher.records), bench.reached()))
@@ -245,7 +245,7 @@ def test_a_taint_outlives_a_table_that_is_wiped() -> None:
         bench.send(moved("HK", 1, on=1))
 
     def ask() -> None:
-        bench.marks.set({0: Watermark(day(99), 2)})
+        bench.watermarks.set({0: Watermark(day(99), 2)})
 
     def look() -> None:
         seen.append(bench.reached())

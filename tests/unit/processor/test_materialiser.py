@@ -12,7 +12,9 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.batches import apply_batch, apply_batches
 from tests.strategies import chose, day, erased, moved, new_catalog, released
+from tests.table import load_partition, store_partition
 
 from consentry.domain.errors import (
     ConsentryError,
@@ -73,7 +75,7 @@ class World:
         self.topics = InMemoryPublisher()
         self.committed: dict[int, int] = {}
         self.frontiers: dict[int, Frontier] = {}
-        self.floor = 1000
+        self.min_epoch = 1000
         self.crash_at: str | None = None
 
     def send(self, event: Sent) -> None:
@@ -103,7 +105,7 @@ class World:
 
     def open(self, partition: int) -> Takeover:
         """Own a partition as the hot path does."""
-        self.floor += 1
+        self.min_epoch += 1
         return take_over(
             self.table,
             partition,
@@ -111,7 +113,7 @@ class World:
             last_frontier=self.frontiers.get(partition),
             records=lambda: self.records(partition),
             publish=lambda held: self.publish(partition, held),
-            floor=self.floor,
+            min_epoch=self.min_epoch,
         )
 
     def publish(self, partition: int, held: Sequence[Published]) -> None:
@@ -183,7 +185,9 @@ def drain(world: World, random: Random, *, crashes: int) -> None:
             if places[number] < len(world.logs[number]) and random.random() < 0.8
         ]
         try:
-            for (owned, batch), outcome in zip(batches, worker.apply_all(batches), strict=True):
+            for (owned, batch), outcome in zip(
+                batches, apply_batches(worker, batches), strict=True
+            ):
                 assert outcome.refused is None
                 places[owned.partition] = batch.offsets[-1] + 1
                 if random.random() < 0.8:
@@ -217,6 +221,34 @@ def history_by_chance(random: Random) -> list[Sent]:
     return events
 
 
+class TestExample:
+    def test_the_example_of_the_module_is_true(self) -> None:
+        """A reader who learns the steps from an example must not learn something untrue."""
+        ann, bob = members_at_home(2)
+        world = World()
+        for number in range(1, 5):
+            world.send(moved("US", number, on=number, member=bob))
+        for number in range(3):
+            world.send(moved("US", 10 + number, on=number, member=members_at_home(3)[2]))
+        apply_batch(world.worker(), world.open(0).owned, world.batch(0, 0, 7))
+        opt_out = (ann.encode(), write_event(chose(Choice.OPT_OUT, 20, on=8, member=ann), CATALOG))
+        move = (bob.encode(), write_event(moved("HK", 21, on=8, member=bob), CATALOG))
+        world.logs[0] += [opt_out, move, opt_out, (bob.encode(), b"?")]
+        world.committed[0] = 7
+
+        first = apply_batch(world.worker(), world.open(0).owned, world.batch(0, 7, 4))
+        versions = {name: world.held()[name.encode()].version for name in (ann, bob)}
+        again = world.open(0)
+        second = apply_batch(world.worker(), again.owned, world.batch(0, again.start_offset, 4))
+
+        assert (first.applied, first.repeated, first.replayed) == (3, 1, 0)
+        assert [refusal.offset for refusal in first.refusals] == [10]
+        assert versions == {ann: 1, bob: 6}
+        assert world.table.meta(0).next_offset == 11
+        assert again.start_offset == 7
+        assert (second.applied, second.repeated, second.replayed) == (0, 0, 4)
+
+
 class TestCrashes:
     @settings(max_examples=300)
     @given(st.integers(0, 2**48))
@@ -248,9 +280,9 @@ class TestCrashes:
         world.crash_at = place
 
         with pytest.raises(Crash, match=place):
-            world.worker().apply(world.open(partition).owned, world.batch(partition, 0, 5))
+            apply_batch(world.worker(), world.open(partition).owned, world.batch(partition, 0, 5))
         taken = world.open(partition)
-        world.worker().apply(taken.owned, world.batch(partition, taken.start_offset, 5))
+        apply_batch(world.worker(), taken.owned, world.batch(partition, taken.start_offset, 5))
 
         assert world.held() == world.expected()
         assert set(world.followed()) == {b"member-1"}
@@ -262,9 +294,11 @@ class TestCrashes:
         partition = partition_of(b"member-1", PARTITIONS)
         world.crash_at = "after_store"
         with pytest.raises(Crash):
-            world.worker().apply(world.open(partition).owned, world.batch(partition, 0, 5))
+            apply_batch(world.worker(), world.open(partition).owned, world.batch(partition, 0, 5))
 
-        outcome = world.worker().apply(world.open(partition).owned, world.batch(partition, 0, 5))
+        outcome = apply_batch(
+            world.worker(), world.open(partition).owned, world.batch(partition, 0, 5)
+        )
 
         assert (outcome.applied, outcome.replayed) == (0, 1)
         assert [record.member for _, record in world.topics.records] == [b"member-1"]
@@ -278,9 +312,9 @@ class TestCrashes:
         world.topics.fail_next = Unavailable("away", code="kafka.unavailable")
 
         with pytest.raises(Unavailable):
-            worker.apply(owned, world.batch(partition, 0, 5))
+            apply_batch(worker, owned, world.batch(partition, 0, 5))
         assert owned.acknowledged_offset == 0
-        worker.apply(owned, world.batch(partition, 0, 5))
+        apply_batch(worker, owned, world.batch(partition, 0, 5))
 
         assert owned.acknowledged_offset == 1
         assert world.held() == world.expected()
@@ -295,13 +329,13 @@ class TestOwners:
         partition = partition_of(b"member-1", PARTITIONS)
         sleeper, stale = world.worker(), world.open(partition).owned
         awake, owned = world.worker(), world.open(partition).owned
-        awake.apply(owned, world.batch(partition, 0, 5))
+        apply_batch(awake, owned, world.batch(partition, 0, 5))
         world.send(chose(Choice.OPT_OUT, 2, on=2))
-        awake.apply(owned, world.batch(partition, 1, 5))
+        apply_batch(awake, owned, world.batch(partition, 1, 5))
         published = list(world.topics.records)
 
         with pytest.raises(Fenced):
-            sleeper.apply(stale, world.batch(partition, 0, 1))
+            apply_batch(sleeper, stale, world.batch(partition, 0, 1))
 
         assert world.topics.records == published
         assert world.held() == world.expected()
@@ -329,14 +363,18 @@ class TestOwners:
             if taken.owned.next_offset == len(world.logs[number]):
                 continue
             with pytest.raises(TableWentBack):
-                world.worker().apply(taken.owned, world.batch(number, taken.owned.next_offset, 50))
+                apply_batch(
+                    world.worker(), taken.owned, world.batch(number, taken.owned.next_offset, 50)
+                )
         rebuilt = {number: world.open(number) for number in world.logs}
 
         assert all(taken.rebuilt for taken in rebuilt.values())
         assert digests(world) == before
         for number, taken in rebuilt.items():
             if taken.start_offset < len(world.logs[number]):
-                world.worker().apply(taken.owned, world.batch(number, taken.start_offset, 50))
+                apply_batch(
+                    world.worker(), taken.owned, world.batch(number, taken.start_offset, 50)
+                )
         assert world.held() == world.expected()
 
     def test_one_lost_partition_does_not_stop_the_others(self) -> None:
@@ -347,8 +385,8 @@ class TestOwners:
         worker, opened = world.worker(), {number: world.open(number).owned for number in world.logs}
         world.open(1)
 
-        outcomes = worker.apply_all(
-            [(owned, world.batch(number, 0, 50)) for number, owned in opened.items()]
+        outcomes = apply_batches(
+            worker, [(owned, world.batch(number, 0, 50)) for number, owned in opened.items()]
         )
 
         assert [type(outcome.refused) for outcome in outcomes] == [type(None), Fenced, type(None)]
@@ -374,7 +412,7 @@ def applied(
     start = len(world.logs[partition])
     world.logs[partition].extend(messages)
     owned = world.open(partition).owned
-    world.worker().apply(owned, world.batch(partition, start, len(messages)))
+    apply_batch(world.worker(), owned, world.batch(partition, start, len(messages)))
     return owned
 
 
@@ -384,7 +422,7 @@ class TestUnreadable:
 
     def newest(self, world: World) -> FactKind:
         """The kind of the last fact in the member's record."""
-        [raw] = world.table.load(self.HOME, [self.KEY])
+        [raw] = load_partition(world.table, self.HOME, [self.KEY])
         assert raw is not None
         fact = newest_fact(raw)
         assert fact is not None
@@ -423,9 +461,9 @@ class TestUnreadable:
         batch = world.batch(self.HOME, 0, 1)
 
         for _ in range(2):
-            world.worker().apply(owned, batch)
+            apply_batch(world.worker(), owned, batch)
 
-        [raw] = world.table.load(self.HOME, [self.KEY])
+        [raw] = load_partition(world.table, self.HOME, [self.KEY])
         assert raw is not None
         assert version_of(raw) == 1
 
@@ -453,7 +491,7 @@ class TestUnreadable:
         )
 
         assert world.topics.refusals[0].error_class == "wrong_partition"
-        [raw] = world.table.load(foreign, [self.KEY])
+        [raw] = load_partition(world.table, foreign, [self.KEY])
         assert raw is not None
         assert [fact.kind for fact in read_record(raw, self.KEY).facts] == [FactKind.QUARANTINED]
 
@@ -477,7 +515,7 @@ class TestUnreadable:
 
         applied(world, [(self.KEY, write_event(event, CATALOG))], partition=self.HOME)
 
-        [raw] = world.table.load(self.HOME, [self.KEY])
+        [raw] = load_partition(world.table, self.HOME, [self.KEY])
         assert raw is not None
         [fact] = read_record(raw, self.KEY).facts
         assert fact.kind is FactKind.OPTED_OUT
@@ -538,7 +576,7 @@ class TestObligations:
         owned = world.open(self.HOME).owned
 
         for _ in range(2):
-            self.worker(world, opened).apply(owned, world.batch(self.HOME, 0, 1))
+            apply_batch(self.worker(world, opened), owned, world.batch(self.HOME, 0, 1))
 
         assert [change.fact.kind for change in opened.changes] == [FactKind.ERASED] * 2
         assert opened.changes[0].record.erasure is not None
@@ -549,11 +587,11 @@ class TestObligations:
         world.send(moved("US", 1, on=1))
         world.send(erased(2, on=2))
         owned = world.open(self.HOME).owned
-        self.worker(world, opened).apply(owned, world.batch(self.HOME, 0, 1))
+        apply_batch(self.worker(world, opened), owned, world.batch(self.HOME, 0, 1))
         damage(world, self.HOME, self.KEY, owned)
 
         with pytest.raises(TableWentBack) as caught:
-            self.worker(world, opened).apply(owned, world.batch(self.HOME, 1, 1))
+            apply_batch(self.worker(world, opened), owned, world.batch(self.HOME, 1, 1))
 
         assert caught.value.code == "table.damaged"
 
@@ -562,11 +600,11 @@ class TestObligations:
         world, opened = World(), Opened()
         world.send(erased(1, on=1))
         owned = world.open(self.HOME).owned
-        self.worker(world, opened).apply(owned, world.batch(self.HOME, 0, 1))
+        apply_batch(self.worker(world, opened), owned, world.batch(self.HOME, 0, 1))
         damage(world, self.HOME, self.KEY, owned)
 
         with pytest.raises(ConsentryError) as caught:
-            self.worker(world, opened).apply(owned, world.batch(self.HOME, 0, 1))
+            apply_batch(self.worker(world, opened), owned, world.batch(self.HOME, 0, 1))
 
         assert caught.value.code == "table.damaged"
         assert not isinstance(caught.value, DamagedRecord)
@@ -574,12 +612,17 @@ class TestObligations:
 
 def damage(world: World, partition: int, member: bytes, owned: OwnedPartition) -> None:
     """Flip a bit of a record in the table."""
-    [raw] = world.table.load(partition, [member])
+    [raw] = load_partition(world.table, partition, [member])
     assert raw is not None
     flipped = raw[:20] + bytes((raw[20] ^ 1,)) + raw[21:]
     offset = owned.next_offset
-    world.table.store(
-        partition, {member: flipped}, epoch=owned.epoch, expected_offset=offset, next_offset=offset
+    store_partition(
+        world.table,
+        partition,
+        {member: flipped},
+        epoch=owned.epoch,
+        expected_offset=offset,
+        next_offset=offset,
     )
 
 
@@ -605,16 +648,18 @@ def told(
     start = len(world.logs[0])
     world.logs[0] += messages
     batch = world.batch(0, opened.start_offset, start + len(messages))._replace(headers=headers)
-    return worker.apply(opened.owned, batch)
+    return apply_batch(worker, opened.owned, batch)
 
 
 def member_at_home() -> str:
     """A member whose events belong to partition 0."""
-    return next(
-        name
-        for name in (f"m{number}" for number in range(100))
-        if partition_of(name.encode(), PARTITIONS) == 0
-    )
+    return members_at_home(1)[0]
+
+
+def members_at_home(count: int) -> list[str]:
+    """Members whose events belong to partition 0."""
+    names = (f"m{number}" for number in range(100))
+    return [name for name in names if partition_of(name.encode(), PARTITIONS) == 0][:count]
 
 
 class TestReusedEventIds:
@@ -649,7 +694,7 @@ class TestReusedEventIds:
             told(world, (self.KEY, self.FIRST), (self.KEY, self.FORGED))
 
         opened = world.open(0)
-        outcome = world.worker().apply(opened.owned, world.batch(0, opened.start_offset, 10))
+        outcome = apply_batch(world.worker(), opened.owned, world.batch(0, opened.start_offset, 10))
 
         assert [(one.offset, one.error_class) for one in outcome.refusals] == [
             (1, "event_id_reused")

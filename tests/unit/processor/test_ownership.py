@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 from tests.strategies import chose, day, folded, moved
+from tests.table import load_partition, store_partition
 
 from consentry.domain.errors import Unavailable, UnsafeSetting
 from consentry.domain.events import FactKind
@@ -23,7 +24,7 @@ from consentry.wire.records import read_record, version_of, write_record
 
 FRAME = frame(1)
 KEY = b"member-1"
-FLOOR = 1000
+MIN_EPOCH = 1000
 HOME, OUT = moved("US", 1, on=1), chose(Choice.OPT_OUT, 2, on=2)
 
 
@@ -58,7 +59,7 @@ def taken(
         last_frontier=last,
         records=lambda: records,
         publish=publish,
-        floor=FLOOR,
+        min_epoch=MIN_EPOCH,
     )
 
 
@@ -87,7 +88,7 @@ class TestWhole:
     def test_a_whole_table_is_read_on_from_what_was_committed(self, table: InMemoryTable) -> None:
         """What lies between is stored but perhaps not published; it is read again and published."""
         first = taken(table, LogSpan(0, 50, None)).owned
-        table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
+        store_partition(table, 0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
 
         found = taken(table, LogSpan(0, 50, 15), frontier(first.generation, next_offset=15))
 
@@ -102,7 +103,7 @@ class TestWhole:
         that batch.
         """
         first = taken(table, LogSpan(2, 50, None)).owned
-        table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=2, next_offset=20)
+        store_partition(table, 0, {KEY: b"x"}, epoch=first.epoch, expected_offset=2, next_offset=20)
 
         assert taken(table, LogSpan(2, 50, None)).start_offset == 2
 
@@ -113,7 +114,7 @@ class TestWhole:
         an outage.
         """
         first = taken(table, LogSpan(0, 50, None)).owned
-        table.store(0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
+        store_partition(table, 0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
 
         assert (
             taken(
@@ -125,7 +126,7 @@ class TestWhole:
     def test_a_table_that_went_back_is_read_on_from_where_it_is(self, table: InMemoryTable) -> None:
         """The last second of a server that lost its power is folded again from the log."""
         first = taken(table, LogSpan(0, 50, None)).owned
-        table.store(0, {}, epoch=first.epoch, expected_offset=0, next_offset=20)
+        store_partition(table, 0, {}, epoch=first.epoch, expected_offset=0, next_offset=20)
 
         found = taken(table, LogSpan(0, 50, 40), frontier(first.generation, next_offset=40))
 
@@ -134,7 +135,9 @@ class TestWhole:
     def test_a_taint_is_taken_over(self, table: InMemoryTable) -> None:
         """A restart must not forget that somebody's opt-out may be among the unreadable."""
         first = taken(table, LogSpan(0, 50, None)).owned
-        table.store(0, {}, epoch=first.epoch, expected_offset=0, next_offset=20, tainted=True)
+        store_partition(
+            table, 0, {}, epoch=first.epoch, expected_offset=0, next_offset=20, tainted=True
+        )
 
         assert taken(table, LogSpan(0, 50, 20)).owned.tainted
 
@@ -156,7 +159,7 @@ class TestRebuild:
         )
 
         assert found.rebuilt
-        assert table.load(0, [KEY]) == [newer]
+        assert load_partition(table, 0, [KEY]) == [newer]
         assert (found.start_offset, found.owned.next_offset) == (20, 25)
 
     def test_a_table_of_another_life_than_the_frontier_speaks_of_is_rebuilt(
@@ -164,7 +167,9 @@ class TestRebuild:
     ) -> None:
         """A server that was restored from somewhere holds somebody's table, not ours."""
         stranger = taken(table, LogSpan(0, 50, None)).owned
-        table.store(0, {b"member-9": b"x"}, epoch=stranger.epoch, expected_offset=0, next_offset=20)
+        store_partition(
+            table, 0, {b"member-9": b"x"}, epoch=stranger.epoch, expected_offset=0, next_offset=20
+        )
 
         found = taken(
             table,
@@ -179,8 +184,10 @@ class TestRebuild:
 
     def test_a_rebuild_that_was_cut_short_starts_anew(self, table: InMemoryTable) -> None:
         """Half of the records would look like members who never said anything."""
-        epoch = table.claim(0, floor=FLOOR).epoch
-        table.store(0, {b"member-9": b"half"}, epoch=epoch, expected_offset=None, next_offset=None)
+        epoch = table.claim(0, min_epoch=MIN_EPOCH).epoch
+        store_partition(
+            table, 0, {b"member-9": b"half"}, epoch=epoch, expected_offset=None, next_offset=None
+        )
 
         found = taken(
             table,
@@ -226,7 +233,7 @@ class TestRebuild:
             table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, damaged)]
         )
 
-        [raw] = table.load(0, [KEY])
+        [raw] = load_partition(table, 0, [KEY])
         assert found.owned.tainted or (raw is not None and read_record(raw, KEY).facts)
 
     def test_a_member_who_is_held_for_a_damaged_record_is_published_as_held(
@@ -248,7 +255,7 @@ class TestRebuild:
         )
 
         [held] = published
-        assert [held.record] == table.load(0, [KEY])
+        assert [held.record] == load_partition(table, 0, [KEY])
         assert read_record(held.record, KEY).facts[-1].kind is FactKind.QUARANTINED
         assert version_of(held.record) > version_of(damaged), (
             "followers pass over what is not newer"
@@ -289,7 +296,7 @@ class TestTwoHistories:
             [stored(0, long), stored(1, short)],
         )
 
-        [raw] = table.load(0, [KEY])
+        [raw] = load_partition(table, 0, [KEY])
         assert raw is not None
         assert read_record(raw, KEY).facts[-1].kind is FactKind.QUARANTINED
 
@@ -306,7 +313,7 @@ class TestTwoHistories:
             [stored(0, new), stored(1, old)],
         )
 
-        assert table.load(0, [KEY]) == [new]
+        assert load_partition(table, 0, [KEY]) == [new]
 
 
 class TestRefused:
@@ -328,7 +335,7 @@ class TestRefused:
     ) -> None:
         """Truncated, or made anew: going on would forget whatever was in the gap."""
         first = taken(table, LogSpan(0, 50, None)).owned
-        table.store(0, {}, epoch=first.epoch, expected_offset=0, next_offset=position)
+        store_partition(table, 0, {}, epoch=first.epoch, expected_offset=0, next_offset=position)
 
         with pytest.raises(UnsafeSetting) as caught:
             taken(table, span, frontier(first.generation, next_offset=position))

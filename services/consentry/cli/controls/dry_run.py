@@ -207,7 +207,8 @@ def _take_back(
     from consentry.wire.records import DamagedRecord, read_record
 
     for key in misplaced:
-        [raw] = table.load(partition_of(key, partitions), [key])
+        partition = partition_of(key, partitions)
+        [raw] = table.load({partition: [key]})[partition]
         if raw is None:
             continue
         try:

@@ -34,13 +34,14 @@ LAG_SECONDS = 1.0
 
 def held_back(client: Client) -> None:
     """Let everything reach this client late, but not so late that it would know."""
-    apply = client._apply
+    follower = client._follower
+    apply = follower._apply
 
     def later(messages: Sequence[Message]) -> None:
         time.sleep(LAG_SECONDS)
         apply(messages)
 
-    client._apply = later  # type: ignore[method-assign]
+    follower._apply = later  # type: ignore[method-assign]
 
 
 def address_of(gateway: Running) -> str:

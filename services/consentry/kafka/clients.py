@@ -150,7 +150,7 @@ def end_offsets(
             }
         except KafkaException as error:
             if error.args[0].code() not in _LEADER_MOVED or time.monotonic() > until:
-                raise unavailable("tell its offsets", error) from error
+                raise unavailable("report its offsets", error) from error
             time.sleep(
                 0.2
                 # a broker that came back gives out new leader epochs; the client hears of it in a

@@ -172,8 +172,9 @@ class Log(Sender):
 class FollowedControls(ControlsFollower):
     """Controls as they are followed, without a broker."""
 
+    position = 0
+
     def __init__(self) -> None:
-        self.position = 0
         self.fresh_at = START
         self.controls = Controls(iso_jurisdictions())
 

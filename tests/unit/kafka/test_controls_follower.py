@@ -1,4 +1,4 @@
-"""A view of the controls is fresh only where it goes on from what it has read."""
+"""The follower of the controls is fresh only where it goes on from what it has read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 from tests.strategies import NAMESPACE, day, new_catalog, pause
 
 from consentry.domain.values import Micros
-from consentry.kafka import controls_follower as controls_view
+from consentry.kafka import controls_follower, follower
 from consentry.kafka.controls_follower import ControlsFollower
 from consentry.wire.controls import write_control
+from consentry.wire.schemas import CONTROLS, topic_name
 
 CATALOG = new_catalog()
 NOW = day(9)
+TOPIC = topic_name(NAMESPACE, CONTROLS)
 
 
 class Broker:
@@ -33,10 +35,14 @@ class Broker:
     def assign(self, _: object) -> None:
         """Nothing has to be assigned."""
 
+    def poll(self, _: float) -> Message | None:
+        """The first of what was put in since."""
+        return self.messages.pop(0) if self.messages else None
+
     def consume(self, _: int, seconds: float) -> list[Message]:
-        """All that was put in since."""
-        given, self.messages = self.messages, []
-        return given
+        """All the others that were put in since."""
+        waiting, self.messages = self.messages, []
+        return waiting
 
     def get_watermark_offsets(
         self, _: TopicPartition, *, timeout: float, cached: bool
@@ -49,30 +55,28 @@ class Broker:
         """Nothing is open."""
 
 
-def said(offset: int) -> Message:
-    """A pause at an offset."""
+def stored_pause(offset: int) -> Message:
+    """The message of a pause at an offset."""
     value = write_control(pause(1, "HK", on=1, name=f"p{offset}"), CATALOG)
-    return Message(
-        topic="controls", partition=0, offset=offset, key=b"k", value=value, timestamp=(1, 0)
-    )
+    return Message(topic=TOPIC, partition=0, offset=offset, key=b"k", value=value, timestamp=(1, 0))
 
 
-def told(code: int, offset: int) -> Message:
-    """What the client tells of the place it reads at."""
-    return Message(topic="controls", partition=0, offset=offset, error=KafkaError(code))
+def broker_report(code: int, offset: int) -> Message:
+    """A report of the client about the offset that it reads at."""
+    return Message(topic=TOPIC, partition=0, offset=offset, error=KafkaError(code))
 
 
 @contextmanager
 def following(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> Iterator[ControlsFollower]:
-    """A view that follows the broker, and asks it for the end at every turn."""
-    monkeypatch.setattr(controls_view, "Consumer", lambda _: broker)
-    monkeypatch.setattr(controls_view, "_ASK_SECONDS", 0.0)
-    view = ControlsFollower({}, namespace=NAMESPACE, catalog=CATALOG, clock=lambda: NOW)
-    view.start()
+    """A follower that follows the broker, and asks it for the end at every turn."""
+    monkeypatch.setattr(follower, "Consumer", lambda _: broker)
+    monkeypatch.setattr(controls_follower, "_END_SECONDS", 0.0)
+    controls = ControlsFollower({}, namespace=NAMESPACE, catalog=CATALOG, clock=lambda: NOW)
+    controls.start()
     try:
-        yield view
+        yield controls
     finally:
-        view.stop()
+        controls.stop()
 
 
 def wait_for_two_questions(broker: Broker) -> None:
@@ -83,40 +87,44 @@ def wait_for_two_questions(broker: Broker) -> None:
         assert broker.asked.acquire(timeout=10)
 
 
-def test_a_view_that_has_read_all_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_follower_that_has_read_all_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """If nothing were ever fresh, nothing would ever be allowed, and the other tests here would
     prove nothing.
     """
     broker = Broker(end=2)
-    broker.messages = [said(0), said(1), told(KafkaError._PARTITION_EOF, 2)]
-    with following(monkeypatch, broker) as view:
+    broker.messages = [
+        stored_pause(0),
+        stored_pause(1),
+        broker_report(KafkaError._PARTITION_EOF, 2),
+    ]
+    with following(monkeypatch, broker) as controls:
         wait_for_two_questions(broker)
 
-        assert (view.position, view.fresh_at, view.is_alive) == (2, NOW, True)
-        assert len(view.controls.log) == 2
+        assert (controls.position, controls.fresh_at, controls.is_alive) == (2, NOW, True)
+        assert len(controls.controls.log) == 2
 
 
 def test_a_topic_that_ends_before_what_was_read_is_never_fresh(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Made anew, it holds pauses that are not read here, and a view that has read "more than all"
+    """Made anew, it holds pauses that are not read here, and one that has read "more than all"
     would not know.
     """
     broker = Broker(end=1)
-    broker.messages = [said(0), said(1)]
-    with following(monkeypatch, broker) as view:
+    broker.messages = [stored_pause(0), stored_pause(1)]
+    with following(monkeypatch, broker) as controls:
         wait_for_two_questions(broker)
 
-        assert (view.position, view.fresh_at) == (2, Micros(0))
+        assert (controls.position, controls.fresh_at) == (2, Micros(0))
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        told(KafkaError._AUTO_OFFSET_RESET, 2),
-        told(KafkaError.OFFSET_OUT_OF_RANGE, 2),
-        told(KafkaError._PARTITION_EOF, 0),
-        said(0),
+        broker_report(KafkaError._AUTO_OFFSET_RESET, 2),
+        broker_report(KafkaError.OFFSET_OUT_OF_RANGE, 2),
+        broker_report(KafkaError._PARTITION_EOF, 0),
+        stored_pause(0),
     ],
     ids=["no offset to reset to", "out of range", "ends earlier", "goes back"],
 )
@@ -127,19 +135,19 @@ def test_a_topic_that_does_not_go_on_from_what_was_read_is_not_followed_further(
     alive and fresh.
     """
     broker = Broker(end=2)
-    broker.messages = [said(0), said(1), message]
-    with following(monkeypatch, broker) as view:
-        view._thread.join(timeout=10)
+    broker.messages = [stored_pause(0), stored_pause(1), message]
+    with following(monkeypatch, broker) as controls:
+        controls._thread.join(timeout=10)
 
-        assert not view.is_alive
-        assert (view.position, view.fresh_at) == (2, Micros(0))
+        assert not controls.is_alive
+        assert (controls.position, controls.fresh_at) == (2, Micros(0))
 
 
 def test_a_broker_that_is_away_for_a_moment_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A view that ended at every hiccup would have all services restart at once."""
+    """A follower that ended at every hiccup would have all services restart at once."""
     broker = Broker(end=1)
-    broker.messages = [told(KafkaError._ALL_BROKERS_DOWN, -1), said(0)]
-    with following(monkeypatch, broker) as view:
+    broker.messages = [broker_report(KafkaError._ALL_BROKERS_DOWN, -1), stored_pause(0)]
+    with following(monkeypatch, broker) as controls:
         wait_for_two_questions(broker)
 
-        assert (view.position, view.fresh_at, view.is_alive) == (1, NOW, True)
+        assert (controls.position, controls.fresh_at, controls.is_alive) == (1, NOW, True)

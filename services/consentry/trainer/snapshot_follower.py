@@ -87,7 +87,7 @@ class SnapshotFollower:
         self._clock = clock
         self._metrics = metrics
         self._controls_log = controls_log
-        self._journal = None if journal is None else Journal(journal, clock)
+        self._journal = None if journal is None else FollowerJournal(journal, clock)
         self._orders: dict[str, PurgeOrder] = {}
         self._on_change: list[Callable[[], None]] = []
         self._moved = threading.Condition()
@@ -330,7 +330,7 @@ class SnapshotFollower:
             self._orders[order.order_id] = order
 
 
-class Journal:
+class FollowerJournal:
     """A file with one JSON line for each record and control, when it was in memory; for benches."""
 
     def __init__(self, path: Path, clock: Clock) -> None:

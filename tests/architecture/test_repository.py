@@ -18,11 +18,10 @@ from packaging.utils import canonicalize_name
 HEAVY_EXTRAS = ("torch", "ray", "spark", "openlineage", "mlflow")
 """Tested by `make test-all` alone."""
 TOP_LEVEL = {
-    ".ci", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "bench", "deploy", "docker-compose.yml", "docs",
+    ".ci", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "bench", "deploy", "docker-compose.yml", "docs",
     "pyproject.toml", "requirements.lock", "schemas", "services", "tests",
 }  # fmt: skip
 DOTFILES = {".dockerignore", ".gitattributes", ".github", ".gitignore", ".pre-commit-config.yaml"}
-README_LINES_MAX = 150
 
 # Written with brackets so that this file does not find itself.
 REGISTRY_HOSTS = re.compile(
@@ -251,12 +250,6 @@ class TestShape:
             "missing: docs",
             "has no place: misc",
         ]
-
-    def test_the_readme_can_be_read_in_one_go(self, root: Path) -> None:
-        """Whoever meets the project first has five minutes; the rest belongs in docs/."""
-        assert (
-            len((root / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES_MAX
-        )
 
     def test_the_licence_is_apache_2(self, root: Path, pyproject: dict[str, Any]) -> None:
         """A company may not use what does not say under which terms."""

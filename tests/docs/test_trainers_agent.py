@@ -1,5 +1,5 @@
-"""docs/trainers.md, "Other languages: the agent" and "Checking data sets in CI": every line of them
-is run.
+"""docs/trainers.md, "Other languages: the agent", "Hooks in Python" and "Checking data sets in CI":
+every line of them is run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from consentry.ops.settings import Settings
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
-AGENT, CI = "Other languages: the agent", "Checking data sets in CI"
+AGENT, HOOKS, CI = "Other languages: the agent", "Hooks in Python", "Checking data sets in CI"
 LINES_MAX = 40
 
 
@@ -98,7 +98,7 @@ def test_the_agent_and_the_hooks_answer_as_the_page_says(consentry_world: World)
     assert '"reasons": ["DEFAULT_ON", "OPTED_OUT", "QUARANTINED"]' in done.stdout
     assert "event: status" in done.stdout
 
-    [hooks] = ours(AGENT, "python")
+    [hooks] = ours(HOOKS, "python")
     done = run(world, sys.executable, "-c", hooks.text)
     assert done.returncode == 0, done.stderr
 
@@ -168,6 +168,6 @@ def lakefs_commits(url: str, action: dict[str, Any]) -> bool:
 
 def test_the_sections_are_short() -> None:
     """A page that nobody reads to its end helps nobody."""
-    for section in (AGENT, CI):
+    for section in (AGENT, HOOKS, CI):
         lines = PAGE.read_text().split(f"## {section}\n")[1].split("\n## ")[0].strip().splitlines()
         assert len(lines) <= LINES_MAX, section

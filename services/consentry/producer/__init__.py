@@ -6,5 +6,13 @@ from consentry.kafka.sender import QueueFull
 from consentry.producer.acceptance import Acceptance, EventUndelivered
 from consentry.producer.asynchronous import AsyncConsentProducer
 from consentry.producer.sync import ConsentProducer
+from consentry.wire.tokens import TokenKeys
 
-__all__ = ["Acceptance", "AsyncConsentProducer", "ConsentProducer", "EventUndelivered", "QueueFull"]
+__all__ = [
+    "Acceptance",
+    "AsyncConsentProducer",
+    "ConsentProducer",
+    "EventUndelivered",
+    "QueueFull",
+    "TokenKeys",
+]

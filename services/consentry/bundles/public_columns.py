@@ -79,7 +79,8 @@ def _told(record: Record, purposes: tuple[str, ...], *, is_quarantined: bool) ->
         is_quarantined=is_quarantined or last.quarantine is not None,
         choices=tuple(_choice(one[-1]) for one in found[: len(purposes)]),
         own_exclusions=tuple(
-            is_quarantined or any(map(_excludes, one)) for one in found[: len(purposes)]
+            is_quarantined or any(own.is_excluded_by_own_facts for own in one)
+            for one in found[: len(purposes)]
         ),
     )
 
@@ -88,9 +89,3 @@ def _choice(own: MemberState) -> str | None:
     if own.choice is None:
         return None
     return Choice.OPT_IN.value if own.choice.kind is FactKind.OPTED_IN else Choice.OPT_OUT.value
-
-
-def _excludes(own: MemberState) -> bool:
-    """Whether a standing excludes whatever the row and the controls say. Source: rule 8."""
-    opted_out = own.choice is not None and own.choice.kind is not FactKind.OPTED_IN
-    return own.erasure is not None or own.quarantine is not None or own.is_folded or opted_out

@@ -543,6 +543,16 @@ class Controls:
         return tuple(sorted(cut_off for cut_off in every if cut_off is not None))
 
     @cached_property
+    def opt_ins_voided_at(self) -> tuple[Micros, ...]:
+        """The times at which lifts that void opt-ins were recorded, in microseconds, ascending."""
+        times = {
+            control.recorded_at
+            for control in self.log
+            if isinstance(control, PauseLifted) and control.voids_opt_ins
+        }
+        return tuple(sorted(times))
+
+    @cached_property
     def purges_on_opt_out(self) -> bool:
         """Whether any terms ask for a purge when a member opts out."""
         return any(terms.purge_on_opt_out for policy in self.policies for terms in policy.terms)

@@ -5,6 +5,8 @@ then, and why.
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +22,9 @@ from consentry.domain.controls import (
 from consentry.domain.events import AGE_BANDS, RELOCATION_FACTS, Fact, FactKind
 from consentry.domain.records import Record, next_choice, next_quarantine
 from consentry.domain.values import REASON_RANK, AgeBand, Micros, Reason
+
+_TOO_EARLY = "the question is about a time before what the record still knows"
+_NOWHERE = "neither the member's record nor the row names a jurisdiction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +77,15 @@ class Decision:
 
 
 class MemberState(NamedTuple):
-    """What a record says for one purpose at one pair of times; the part of an answer that is the
-    member's own.
+    """The part of an answer that is the member's own: their record, read for one purpose and time.
+
+    Whatever `decide_state` reads of it stands in `equivalence_key` too.
     """
 
     erasure: Fact | None
     quarantine: Fact | None
     is_folded: bool
+    """Whether the question is about a time before what the record still knows."""
     relocation: Fact | None
     choice: Fact | None
 
@@ -92,15 +99,56 @@ class MemberState(NamedTuple):
         """The age band last recorded."""
         return AgeBand.UNKNOWN if self.relocation is None else AGE_BANDS[self.relocation.kind]
 
+    @property
+    def bar(self) -> Ground | None:
+        """The ground that excludes the member before row, controls or choice are asked, or None.
+
+        Source: rules 3 and 10.
+        """
+        if self.erasure is not None:
+            return Ground(Reason.ERASED, self.erasure)
+        if self.quarantine is not None:
+            return Ground(Reason.QUARANTINED, self.quarantine)
+        return Ground(Reason.HISTORY_FOLDED, _TOO_EARLY) if self.is_folded else None
+
+    @property
+    def has_opted_out(self) -> bool:
+        """Whether the choice that stands is an opt-out."""
+        return self.choice is not None and self.choice.kind is not FactKind.OPTED_IN
+
+    @property
+    def is_excluded_by_own_facts(self) -> bool:
+        """Whether the member is excluded whatever the row and the controls say. Source: rule 8."""
+        return self.bar is not None or self.has_opted_out
+
+    def equivalence_key(self, opt_ins_voided_at: Sequence[Micros]) -> Hashable:
+        """Return everything in this state that `decide_state` can tell from another state.
+
+        Members whose states have equal keys get the same answer and reason to every question, with
+        any row. `opt_ins_voided_at` is that of the controls (`Controls.opt_ins_voided_at`), in
+        microseconds, ascending: a lift parts those who opted in before it from those who did after.
+        """
+        bar = self.bar
+        if bar is not None:
+            return bar.reason
+        choice = self.choice
+        if choice is None or self.has_opted_out:
+            return self.jurisdiction, self.age_band, self.has_opted_out
+        lifts_before = bisect_left(opt_ins_voided_at, choice.recorded_at)
+        return self.jurisdiction, self.age_band, False, lifts_before
+
 
 NOBODY = MemberState(None, None, False, None, None)
-"""The standing of a member of whom nothing is recorded."""
+"""The state of a member of whom nothing is recorded."""
+
+UNREADABLE = NOBODY._replace(quarantine=Fact(FactKind.QUARANTINED, Micros(0), Micros(0), bytes(8)))
+"""The state of a member of whom something could not be read."""
 
 
 def member_state(
     record: Record | None, *, purpose: str, at: Micros, known_at: Micros
 ) -> MemberState:
-    """Evaluate a record's facts that count, in log order. Times in microseconds.
+    """Return what the record's facts that count come to, in log order. Times in microseconds.
 
     Source: rules 1 to 4 and 10.
     """
@@ -108,8 +156,9 @@ def member_state(
         return NOBODY
     if at < record.folded_effective_at or known_at < record.folded_recorded_at:
         return MemberState(None, None, True, None, None)
-    erasure = hold = relocation = choice = None
+    erasure = quarantine = relocation = choice = None
     for fact in record.facts:
+        # Runs once per fact of every record: unpacked by index, which is quicker than by name.
         kind, effective_at, recorded_at = fact[0], fact[1], fact[2]
         if effective_at > at or recorded_at > known_at:
             continue
@@ -118,10 +167,10 @@ def member_state(
         elif kind is FactKind.ERASED:
             erasure = fact
         elif kind is FactKind.QUARANTINED or kind is FactKind.RELEASED or kind is FactKind.UNKNOWN:
-            hold = next_quarantine(hold, fact)
+            quarantine = next_quarantine(quarantine, fact)
         elif fact.name == purpose:
             choice = next_choice(choice, fact)
-    return MemberState(erasure, hold, False, relocation, choice)
+    return MemberState(erasure, quarantine, False, relocation, choice)
 
 
 def decide(
@@ -154,31 +203,24 @@ def decide_state(
     at: Micros,
     known_at: Micros,
 ) -> Decision:
-    """The decision for a member's standing; the only place that returns *allowed*. See `decide`."""
-    if own.erasure is not None:
-        return Decision(False, Reason.ERASED, (Ground(Reason.ERASED, own.erasure),))
-    if own.quarantine is not None:
-        return Decision(False, Reason.QUARANTINED, (Ground(Reason.QUARANTINED, own.quarantine),))
-    if own.is_folded:
-        return Decision(False, Reason.HISTORY_FOLDED, (Ground(Reason.HISTORY_FOLDED, _TOO_EARLY),))
-    places = {
-        place: None
-        for place in (own.jurisdiction, row.jurisdiction if row else None)
-        if place is not None
-    }
-    if not places:
-        return Decision(
-            False, Reason.JURISDICTION_UNKNOWN, (Ground(Reason.JURISDICTION_UNKNOWN, _NOWHERE),)
-        )
+    """Return the decision for a member's state; see `decide`. The only place that allows.
+
+    Whoever reads more of `own` here adds it to `MemberState.equivalence_key` and to its form in
+    columns, trainer/deciding/fact_columns.py; tests fail until both are done.
+    """
+    bar = own.bar
+    if bar is not None:
+        return Decision(False, bar.reason, (bar,))
+    named = (own.jurisdiction, row.jurisdiction if row else None)
+    jurisdictions = dict.fromkeys(code for code in named if code is not None)
+    if not jurisdictions:
+        ground = Ground(Reason.JURISDICTION_UNKNOWN, _NOWHERE)
+        return Decision(False, ground.reason, (ground,))
     question = _UseQuestion(own, row, controls, purpose, at, known_at)
-    answers = [question.ask(place) for place in places]
+    answers = [question.ask(code) for code in jurisdictions]
     refusing = [grounds for grounds in answers if not grounds[0].reason.allows]
     grounds = min(refusing or answers, key=lambda grounds: REASON_RANK[grounds[0].reason])
     return Decision(not refusing, grounds[0].reason, tuple(grounds))
-
-
-_TOO_EARLY = "the question is about a time before what the record still knows"
-_NOWHERE = "neither the member's record nor the row names a jurisdiction"
 
 
 class _UseQuestion(NamedTuple):
@@ -229,7 +271,7 @@ class _UseQuestion(NamedTuple):
         choice = self.own.choice
         if choice is None:
             return None
-        if choice.kind is not FactKind.OPTED_IN:
+        if self.own.has_opted_out:
             return Ground(Reason.OPTED_OUT, choice, place)
         if lift is not None and choice.recorded_at <= lift.recorded_at:
             return Ground(Reason.OPT_IN_REQUIRED, lift, place)

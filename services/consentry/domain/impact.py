@@ -5,7 +5,6 @@ Counted, not sent.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from consentry.domain.controls import (
     Terms,
 )
 from consentry.domain.decisions import MemberState, decide_state, member_state
-from consentry.domain.events import FactKind
 from consentry.domain.jurisdictions import Jurisdictions
 from consentry.domain.records import Record
 from consentry.domain.values import DAY_MICROS, Micros, Reason
@@ -108,9 +106,7 @@ class Census:
         """
         self._purposes = purposes
         self._times = {"at": at, "known_at": known_at}
-        self._lifted_at = sorted(
-            {one.recorded_at for one in controls.log if isinstance(one, PauseLifted)}
-        )
+        self._opt_ins_voided_at = controls.opt_ins_voided_at
         self._kinds: dict[tuple[object, ...], tuple[str, MemberState]] = {}
         self._counts: Counter[tuple[object, ...]] = Counter()
         self._members = 0
@@ -120,19 +116,8 @@ class Census:
         self._members += members
         for purpose in self._purposes:
             own = member_state(record, purpose=purpose, **self._times)
-            relocation, choice = own.relocation, own.choice
-            kind = (
-                purpose,
-                own.erasure is None,
-                own.quarantine is None,
-                own.is_folded,
-                None if relocation is None else (relocation.kind, relocation.name),
-                None if choice is None else choice.kind,
-                # Of an opt-in it matters which lifts came after it: those that void opt-ins end it.
-                bisect_left(self._lifted_at, choice.recorded_at)
-                if choice is not None and choice.kind is FactKind.OPTED_IN
-                else 0,
-            )
+            # Where they live is counted beside the answer, also of those whom it does not decide.
+            kind = (purpose, own.jurisdiction, own.equivalence_key(self._opt_ins_voided_at))
             if kind not in self._kinds:
                 self._kinds[kind] = (purpose, own)
             self._counts[kind] += members

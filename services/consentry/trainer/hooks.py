@@ -524,10 +524,10 @@ class Differences:
     def _narrower(self, before: Record | None, after: Record | None, at: Micros) -> Reason | None:
         was = member_state(before, purpose=self._purpose, at=at, known_at=FOREVER)
         now = member_state(after, purpose=self._purpose, at=at, known_at=FOREVER)
-        if was == now or _is_barred(was) or _choice(was) == _OPTED_OUT:
+        if was == now or was.is_excluded_by_own_facts:
             return None
         refusal = self._refusal(now, Row(), at)
-        if _is_barred(now) or _choice(now) < _choice(was):
+        if now.bar is not None or _choice(now) < _choice(was):
             return refusal or Reason.OPT_IN_REQUIRED
         if _AGES.index(now.age_band) < _AGES.index(was.age_band):
             return refusal or Reason.OUTSIDE_TERMS
@@ -551,10 +551,6 @@ class Differences:
 
 def _record(raw: bytes | None, key: bytes) -> Record | None:
     return None if raw is None else read_record(raw, key)
-
-
-def _is_barred(own: MemberState) -> bool:
-    return own.erasure is not None or own.quarantine is not None or own.is_folded
 
 
 def _choice(own: MemberState) -> tuple[int, int]:

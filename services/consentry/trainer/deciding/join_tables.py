@@ -9,7 +9,6 @@ domain.decisions.decide_state: nothing here knows a rule.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -20,8 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from consentry.domain.controls import Controls, PauseImposed
-from consentry.domain.decisions import NOBODY, MemberState, Row, decide_state
-from consentry.domain.events import Fact, FactKind
+from consentry.domain.decisions import NOBODY, UNREADABLE, MemberState, Row, decide_state
 from consentry.domain.jurisdictions import ANYWHERE
 from consentry.domain.values import Micros
 from consentry.trainer.deciding.decide_table import REASONS
@@ -146,38 +144,18 @@ class _MemberStates:
     def __init__(self, codes: Mapping[str, str], voiding: Sequence[Micros]) -> None:
         self._codes = codes
         self._voiding = voiding
-        unreadable = Fact(FactKind.QUARANTINED, Micros(0), Micros(0), bytes(8))
-        self.found: Final = [NOBODY._replace(quarantine=unreadable)]
-        self._numbers: dict[Hashable, int] = {
-            self._equivalence_key(self.found[0]): self.QUARANTINED
-        }
+        self.found: Final = [UNREADABLE]
+        self._numbers = {UNREADABLE.equivalence_key(voiding): self.QUARANTINED}
 
     def number(self, own: MemberState) -> int:
         """The place of the standing in `found`."""
         if own.relocation is not None:
             alike = self._codes.get(own.relocation.name, _NO_CODE)
             own = own._replace(relocation=own.relocation._replace(name=alike))
-        found = self._numbers.setdefault(self._equivalence_key(own), len(self.found))
+        found = self._numbers.setdefault(own.equivalence_key(self._voiding), len(self.found))
         if found == len(self.found):
             self.found.append(own)
         return found
-
-    def _equivalence_key(self, own: MemberState) -> Hashable:
-        """What of a standing makes a difference to an answer; an erasure or a hold decides
-        alone.
-        """
-        for place, decides in enumerate((own.erasure, own.quarantine, own.is_folded)):
-            if decides:
-                return place
-        choice = own.choice
-        if choice is None or choice.kind is not FactKind.OPTED_IN:
-            return own.jurisdiction, own.age_band, choice is not None
-        return (
-            own.jurisdiction,
-            own.age_band,
-            bisect_left(self._voiding, choice.recorded_at),
-            "opted in",
-        )
 
 
 def _members(

@@ -5,18 +5,17 @@ once.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import count
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from consentry.domain.controls import Controls, PauseImposed, PauseLifted
-from consentry.domain.decisions import NOBODY, MemberState, member_state
-from consentry.domain.events import Fact, FactKind
+from consentry.domain.controls import Controls, PauseImposed
+from consentry.domain.decisions import NOBODY, UNREADABLE, member_state
 from consentry.domain.values import Micros
 from consentry.record_index import FoundRecords, Segment
 from consentry.trainer.deciding.fact_columns import FactColumns, Signature
@@ -34,9 +33,6 @@ _NEVER: Final = (1 << 63) - 1
 
 QUARANTINED_CLASS: Final = 0
 _NOBODY_CLASS: Final = 1
-_UNREADABLE: Final = MemberState(
-    None, Fact(FactKind.QUARANTINED, Micros(0), Micros(0), bytes(8)), False, None, None
-)
 
 RowKind = tuple[str | None, str | None, Micros | None]
 """Jurisdiction, category and time of collection that stand for all rows that are judged alike."""
@@ -54,11 +50,8 @@ class ControlBoundaries:
         self.controls: Final = controls
         self.cut_offs: Final = controls.collection_cut_offs
         pauses = [control for control in controls.log if isinstance(control, PauseImposed)]
-        lifts = [control for control in controls.log if isinstance(control, PauseLifted)]
         terms = [entry for policy in controls.policies for entry in policy.terms]
-        self.voiding: Final = tuple(
-            sorted({lift.recorded_at for lift in lifts if lift.voids_opt_ins})
-        )
+        self.voiding: Final = controls.opt_ins_voided_at
         named = [
             *(pause.scope.categories for pause in pauses),
             *(entry.categories for entry in terms),
@@ -107,11 +100,11 @@ class MemberClasses:
 
     def __init__(self, purpose: str, voiding: tuple[Micros, ...]) -> None:
         self.voiding: Final = voiding
-        self.standings: Final = [_UNREADABLE, NOBODY]
+        self.standings: Final = [UNREADABLE, NOBODY]
         """One of each class."""
         self._purpose = purpose
         self._numbers = {
-            self._equivalence_key(own): number for number, own in enumerate(self.standings)
+            own.equivalence_key(voiding): number for number, own in enumerate(self.standings)
         }
         self._signatures: dict[Signature | None, int] = {}
         self._codes: dict[Segment, npt.NDArray[np.int16]] = {}
@@ -229,26 +222,9 @@ class MemberClasses:
         except DamagedRecord:
             return QUARANTINED_CLASS, _NEVER, _NEVER
         own = member_state(record, purpose=self._purpose, at=at, known_at=known_at)
-        number = self._numbers.setdefault(self._equivalence_key(own), len(self.standings))
+        number = self._numbers.setdefault(own.equivalence_key(self.voiding), len(self.standings))
         if number == len(self.standings):
             self.standings.append(own)
         effective = max((record.folded_effective_at, *(fact.effective_at for fact in record.facts)))
         recorded = max((record.folded_recorded_at, *(fact.recorded_at for fact in record.facts)))
         return number, min(effective, _NEVER), min(recorded, _NEVER)
-
-    def _equivalence_key(self, own: MemberState) -> Hashable:
-        """What of a standing makes a difference to any answer of `decider`: an erasure or a hold
-        decides alone.
-        """
-        for place, decides in enumerate((own.erasure, own.quarantine, own.is_folded)):
-            if decides:
-                return place
-        choice = own.choice
-        if choice is None or choice.kind is not FactKind.OPTED_IN:
-            return own.jurisdiction, own.age_band, choice is not None
-        return (
-            own.jurisdiction,
-            own.age_band,
-            bisect_left(self.voiding, choice.recorded_at),
-            "opted in",
-        )

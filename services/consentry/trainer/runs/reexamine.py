@@ -25,8 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from consentry.domain.decisions import MemberState, Row
-from consentry.domain.events import FactKind
+from consentry.domain.decisions import Row
 from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros, Reason
 from consentry.record_index import TextKeys
 from consentry.trainer.deciding.decide_table import REASONS, Columns, decide_table
@@ -353,20 +352,11 @@ def excluded_members(
         member_classes = MemberClasses(purpose, snapshot.boundaries.voiding)
         classes = snapshot.classes(members, member_classes, at=at, known_at=known_at)
         states = member_classes.standings
-        is_excluded = np.array([_decides_alone(state) for state in states])
+        is_excluded = np.array([state.is_excluded_by_own_facts for state in states])
         is_undated = np.array([state.is_folded or state.quarantine is not None for state in states])
         undated += int(is_undated[classes].sum())
         excluded += [members[index] for index in np.flatnonzero(is_excluded[classes]).tolist()]
     return ExcludedMembers(len(excluded), "sha256:" + _digest(excluded), undated)
-
-
-def _decides_alone(own: MemberState) -> bool:
-    return (
-        own.erasure is not None
-        or own.quarantine is not None
-        or own.is_folded
-        or (own.choice is not None and own.choice.kind is not FactKind.OPTED_IN)
-    )
 
 
 def _digest(members: list[bytes]) -> str:

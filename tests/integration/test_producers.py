@@ -103,7 +103,7 @@ def test_every_statement_reaches_the_log_as_the_event_that_it_says(world: World)
                 "anna", PURPOSE, notice_version="2025-11", evidence="ticket-7", legal_basis="OTHER"
             ),
             producer.opt_in("bo", PURPOSE, observed_version=3, effective_at=MOMENT),
-            producer.undecided("cy", PURPOSE),
+            producer.clear_choice("cy", PURPOSE),
             producer.relocate("di", "US-CA", age_band=AgeBand.ADULT),
             producer.erase("ed"),
         ]

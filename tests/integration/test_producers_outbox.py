@@ -216,7 +216,7 @@ def test_a_members_events_keep_their_order_through_the_outbox(
 ) -> None:
     """An opt-out that overtakes the opt-in before it is undone by that opt-in."""
     rows = [
-        outbox.undecided(f"m{number % 7}", PURPOSE, notice_version=str(number))
+        outbox.clear_choice(f"m{number % 7}", PURPOSE, notice_version=str(number))
         for number in range(100)
     ]
     for row in rows:
@@ -237,7 +237,7 @@ def test_a_row_that_the_broker_refuses_holds_back_its_member_and_nobody_else(
     """Going on past it mixes up the member's order; waiting for it keeps everybody else's opt-outs
     back.
     """
-    change(business, outbox.undecided("anna", PURPOSE))
+    change(business, outbox.clear_choice("anna", PURPOSE))
     too_large = OutboxRow(
         uuid.uuid4(), MEMBER_EVENTS, "anna", "consentry.ConsentChanged", os.urandom(2_000_000)
     )
@@ -245,7 +245,7 @@ def test_a_row_that_the_broker_refuses_holds_back_its_member_and_nobody_else(
     last = outbox.opt_out("anna", PURPOSE)
     change(business, last)
     change(business, outbox.opt_out("bo", PURPOSE))
-    change(business, outbox.undecided("bo", PURPOSE))
+    change(business, outbox.clear_choice("bo", PURPOSE))
     business.commit()
     for _ in range(2):
         with pytest.raises(Unavailable, match=r"[Mm]essage size") as failure:

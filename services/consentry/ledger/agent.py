@@ -1,10 +1,9 @@
-"""The ledger as a Faust agent: pauses open orders, receipts settle them.
+"""The ledger as a Faust agent: pauses open purge orders, receipts settle them.
 
-What it does may happen twice, harmlessly.
-
-All three of its topics have one partition, so one worker sees all of it. When that worker changes,
-the new one first reads their history. An effect that fails is repeated in place, and at last the
-process ends, because Faust acknowledges an event whose agent raised (docs/decisions/0001).
+Each of its effects may happen twice without harm. All three of its topics have one partition, so
+one worker reads all messages. When that worker changes, the new one first reads their history. An
+effect that fails is repeated in place, and at last the process ends, because Faust acknowledges an
+event whose agent raised (docs/decisions/0001).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Ledger:
-    """Keeps a Book up to date and publishes what it asks for. Called from one thread at a time."""
+    """Keeps a Book up to date and publishes the orders that follow. For one thread at a time."""
 
     def __init__(
         self,
@@ -65,18 +64,19 @@ class Ledger:
 
     @property
     def topics(self) -> list[str]:
-        """The topics it reads."""
+        """The topics that the ledger reads."""
         return list(self._topics.values())
 
     def forget(self) -> None:
-        """Another worker may have gone on: read the history anew before anything else."""
+        """Drop the book, so that the history is read anew: another worker may have gone on."""
         self._book = None
 
     def take_in(self, topic: str, value: bytes | None, offset: int, appended_at: Micros) -> None:
-        """Take one message in and publish what follows from it. Raises Unavailable: give it
-        again.
+        """Take one message in and publish the order that follows from it, if any.
+
+        Raises Unavailable: give the same message again.
         """
-        book = self._loaded()
+        book = self._load_book()
         order = self._read(book, topic, value, offset, appended_at)
         if topic == self._topics[RECEIPTS]:
             self._count_receipt(value)
@@ -85,48 +85,48 @@ class Ledger:
 
     def report(self) -> None:
         """Set the gauges of open and overdue orders."""
-        for subscriber, (open_orders, overdue) in (
-            self._loaded().open_and_overdue(self._clock()).items()
-        ):
+        counts = self._load_book().open_and_overdue(self._clock())
+        for subscriber, (open_orders, overdue) in counts.items():
             self._metrics.gauge("consentry_purge_orders_open", subscriber).set(open_orders)
             self._metrics.gauge("consentry_purge_orders_overdue", subscriber).set(overdue)
 
     def is_abandoned(self, group: str) -> bool:
-        """Whether the group is at rest and none of its members holds the controls: then nobody
-        opens orders.
+        """Return True if the group is at rest and no member of it reads the controls.
 
-        False where the broker does not say: it is asked again.
+        Nobody opens orders then. Returns False where the broker does not answer: call again.
         """
         admin = AdminClient(client_config(self._kafka, "consentry-ledger"))
         try:
-            found = admin.describe_consumer_groups([group], request_timeout=5)[group].result()
+            state = admin.describe_consumer_groups([group], request_timeout=5)[group].result()
         except KafkaException as error:
             _LOG.warning("ledger_group_unknown", detail=str(error))
             return False
-        held = {
-            place.topic for member in found.members for place in member.assignment.topic_partitions
-        }
-        return found.state == ConsumerGroupState.STABLE and self._topics[CONTROLS] not in held
+        assigned_topics: set[str] = set()
+        for member in state.members:
+            for topic_partition in member.assignment.topic_partitions:
+                assigned_topics.add(topic_partition.topic)
+        is_at_rest = state.state == ConsumerGroupState.STABLE
+        return is_at_rest and self._topics[CONTROLS] not in assigned_topics
 
-    def _loaded(self) -> Book:
-        """The book, from the history of all three topics; orders that nobody opened or settled are
-        published.
+    def _load_book(self) -> Book:
+        """Return the book; the first time it is read from the history of all three topics.
+
+        Orders that the history should hold, open or settled, and does not hold are published then.
         """
         if self._book is not None:
             return self._book
         book = Book(Controls(iso_jurisdictions()), self._declared)
-        due: dict[str, PurgeOrder] = {}
-        # Orders first: a pause whose order is open already opens none.
+        missing: dict[str, PurgeOrder] = {}
+        # Orders first: a pause whose order is open already opens no other.
         for name in (PURGE_ORDERS, CONTROLS, RECEIPTS):
-            for message in read_all(self._kafka, self._topics[name]):
-                order = self._read(
-                    book, self._topics[name], message.value, message.offset, message.appended_at
-                )
+            topic = self._topics[name]
+            for message in read_all(self._kafka, topic):
+                order = self._read(book, topic, message.value, message.offset, message.appended_at)
                 if order is not None:
-                    due[order.order_id] = order
-        self._publish(list(due.values()))
+                    missing[order.order_id] = order
+        self._publish(list(missing.values()))
         self._book = book
-        _LOG.info("ledger_loaded", orders=len(book.orders), published=len(due))
+        _LOG.info("ledger_loaded", orders=len(book.orders), published=len(missing))
         return book
 
     def _read(
@@ -142,7 +142,7 @@ class Ledger:
                 return book.read_order(read_order(value, self._catalog))
             return book.read_receipt(read_receipt(value, self._catalog))
         except UndecodableEvent as error:
-            # An unreadable receipt settles nothing, an unreadable order stays what it was.
+            # An unreadable receipt settles nothing, and an unreadable order changes nothing.
             self._metrics.counter("consentry_quarantined_total", error.error_class).inc()
             _LOG.error(
                 "ledger_unreadable", topic=topic, offset=offset, error_class=error.error_class
@@ -154,16 +154,17 @@ class Ledger:
             receipt = read_receipt(value, self._catalog)
         except UndecodableEvent:
             return
-        known = {subscriber for subscriber, _ in self._declared}
-        subscriber = receipt.subscriber if receipt.subscriber in known else "undeclared"
+        # Only declared names become labels: anybody may write a receipt.
+        declared = {subscriber for subscriber, _ in self._declared}
+        subscriber = receipt.subscriber if receipt.subscriber in declared else "undeclared"
         self._metrics.counter("consentry_receipts_total", subscriber, receipt.result.value).inc()
 
     def _publish(self, orders: list[PurgeOrder]) -> None:
         if not orders:
             return
-        messages = [
-            (order.order_id.encode(), write_order(order, self._catalog)) for order in orders
-        ]
+        messages: list[tuple[bytes, bytes]] = []
+        for order in orders:
+            messages.append((order.order_id.encode(), write_order(order, self._catalog)))
         send(self._producer, self._topics[PURGE_ORDERS], messages)
         for order in orders:
             _LOG.info("purge_order", because=order.because.value, settled=order.is_settled)
@@ -177,7 +178,7 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
 
     async def in_thread(call: Callable[..., None], *args: Any) -> None:
         async with lock:
-            await _insist(call, *args)
+            await _run_until_done(call, *args)
 
     @app.agent(channel, name="ledger")
     async def take_in(stream: Any) -> None:
@@ -194,11 +195,12 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
     @app.timer(1.0)  # type: ignore[untyped-decorator]  # Faust's timer has no types
     async def report() -> None:
         nonlocal unassigned_since
-        if any(place.topic in ledger.topics for place in app.consumer.assignment()):
+        assigned_topics = {partition.topic for partition in app.consumer.assignment()}
+        if assigned_topics.intersection(ledger.topics):
             unassigned_since = None
             await in_thread(ledger.report)
             return
-        # After a broker was away Faust's assignor may settle on giving the topics to nobody, and
+        # After a broker was away, Faust's assignor may settle on giving the topics to nobody, and
         # stay there.
         unassigned_since = unassigned_since or monotonic()
         if monotonic() - unassigned_since > UNASSIGNED_SECONDS_MAX:
@@ -214,9 +216,10 @@ def add_ledger(app: faust.App, ledger: Ledger) -> None:
     app.on_partitions_assigned.connect(forget)  # type: ignore[arg-type]  # its callback type names a keyword we take
 
 
-async def _insist(call: Callable[..., None], *args: Any) -> None:
-    """Run `call` on a thread, repeating it while Kafka is away; after the last attempt the process
-    ends.
+async def _run_until_done(call: Callable[..., None], *args: Any) -> None:
+    """Run `call` on a thread, and again while Kafka is away.
+
+    After the last attempt, or an error of another kind, the process ends.
     """
     loop = asyncio.get_running_loop()
     for attempt in range(1, ATTEMPTS_MAX + 1):

@@ -1,4 +1,4 @@
-"""Opens the purge orders that members' events oblige to, before those events are committed."""
+"""Opens the purge orders that members' events require, before those events are committed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from consentry.wire.schemas import PURGE_ORDERS, topic_name
 
 
 class FactChange(Protocol):
-    """A member's fact and the record after it, as the hot path hands them over."""
+    """A member's fact and the record after it, as the hot path passes them."""
 
     @property
     def member(self) -> MemberId: ...
@@ -32,10 +32,9 @@ class FactChange(Protocol):
 class KafkaObligations:
     """Writes orders to the purge-orders topic.
 
-    An order's id comes from its event: opening it again changes nothing.
-
-    A policy that asks for a purge on opt-out binds opt-outs from when this worker has read it, some
-    milliseconds.
+    An order's id comes from its event, so that opening it again changes nothing. A policy that
+    asks for a purge on opt-out counts for the opt-outs after this worker has read it, which takes
+    some milliseconds.
     """
 
     def __init__(
@@ -52,24 +51,21 @@ class KafkaObligations:
         self._producer = Producer(producer_config(kafka, "consentry-ledger"))
 
     def wants(self, fact_kind: int) -> bool:
-        """Whether facts of this kind may open an order under the controls in force."""
+        """Return True if facts of this kind may open an order under the controls in force."""
         if fact_kind == FactKind.ERASED:
             return True
         return fact_kind == FactKind.OPTED_OUT and self._controls.controls.purges_on_opt_out
 
     def open_for(self, changes: Sequence[FactChange]) -> None:
-        """Open what these changes oblige to and wait for the acknowledgements. Raises
-        Unavailable.
+        """Open the orders that these changes require, and wait until they are acknowledged.
+
+        Raises Unavailable.
         """
         controls = self._controls.controls
-        orders = (
-            order_for_fact(change.member, change.fact, change.record, controls)
-            for change in changes
-        )
-        messages = [
-            (order.order_id.encode(), write_order(order, self._catalog))
-            for order in orders
-            if order
-        ]
+        messages: list[tuple[bytes, bytes]] = []
+        for change in changes:
+            order = order_for_fact(change.member, change.fact, change.record, controls)
+            if order is not None:
+                messages.append((order.order_id.encode(), write_order(order, self._catalog)))
         if messages:
             send(self._producer, self._topic, messages)

@@ -1,5 +1,6 @@
-"""What a producing service embeds: consent changes sent by its own Kafka client, acknowledged, with
-a token.
+"""The producer SDK that a service embeds.
+
+It sends consent changes with its own Kafka client; each is acknowledged and gives a token.
 """
 
 from consentry.kafka.sender import QueueFull

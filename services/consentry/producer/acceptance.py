@@ -1,4 +1,4 @@
-"""What became of a sent event: accepted, with a token, or not acknowledged."""
+"""The outcome of a sent event: accepted, with a token, or not acknowledged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consentry.wire.tokens import Token, TokenKeys, write_token
 
 
 class Signer(NamedTuple):
-    """What a token needs beside a place: which log its offsets are of, and the keys."""
+    """The parts of a token that all events share: the log of its offsets, and the keys."""
 
     log: bytes
     keys: TokenKeys
@@ -22,7 +22,7 @@ class Signer(NamedTuple):
 class Acceptance(NamedTuple):
     """The broker's acknowledgement of one event.
 
-    `accepted_at`: when it was taken in, microseconds since 1970 UTC.
+    `accepted_at` is when it was accepted, in microseconds since 1970 UTC.
     """
 
     identity: bytes
@@ -33,16 +33,18 @@ class Acceptance(NamedTuple):
 
     @property
     def event_id(self) -> uuid.UUID:
-        """The event's id, given or made."""
+        """The event's id: the caller's, or the one that was made for it."""
         return uuid.UUID(bytes=self.identity)
 
     @property
     def token(self) -> str:
-        """The consistency token: pass it on to whoever has to answer as freshly as this event."""
+        """The consistency token of this event.
+
+        Pass it on to readers whose answers must take this event into account.
+        """
         next_offsets = {self.partition: self.offset + 1}
-        return write_token(
-            Token(self.signer.log, next_offsets, 0, self.accepted_at), self.signer.keys
-        )
+        token = Token(self.signer.log, next_offsets, 0, self.accepted_at)
+        return write_token(token, self.signer.keys)
 
     def __repr__(self) -> str:
         return (
@@ -52,12 +54,10 @@ class Acceptance(NamedTuple):
 
 
 class EventUndelivered(Undelivered):
-    """Events that were not acknowledged: send the very same ones again.
+    """Raised when events were not acknowledged: send the very same ones again.
 
-    `is_unknown`: they may count already.
-
-    `event` is the first of `unacknowledged`; of the same call, those in `accepted` were
-    acknowledged.
+    With `is_unknown` they may count already. `event` is the first of `unacknowledged`. `accepted`
+    has the events of the same call that were acknowledged.
     """
 
     def __init__(

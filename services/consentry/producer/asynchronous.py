@@ -1,4 +1,4 @@
-"""The same for asyncio: nothing here makes the event loop wait."""
+"""The producer for asyncio; nothing here blocks the event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consentry.kafka.sender import CLOSE_SECONDS, QUEUE_MESSAGES
 from consentry.ops.clock import Clock, system_clock
 from consentry.producer.acceptance import Acceptance
 from consentry.producer.statements import Statements
-from consentry.producer.sync import DELIVERY_TIMEOUT_SECONDS, ConsentProducer, Slot
+from consentry.producer.sync import DELIVERY_TIMEOUT_SECONDS, ConsentProducer, PendingEvent
 from consentry.producer.trace_context import traceparent_of
 from consentry.wire.catalog import Catalog
 from consentry.wire.schemas import NAMESPACE
@@ -25,7 +25,7 @@ from consentry.wire.tokens import TokenKeys
 class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
     """See ConsentProducer; opened by `async with`, which asks registry and broker on a thread.
 
-    A cancelled send may have been sent: it is not known, as after EventUndelivered.
+    The event of a cancelled send may have been sent: as after EventUndelivered, nobody knows.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
         delivery_timeout_seconds: float = DELIVERY_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(source=source, clock=clock)
-        self._opening = partial(
+        self._open = partial(
             ConsentProducer,
             kafka,
             source=source,
@@ -61,7 +61,7 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
         self._opened: ConsentProducer | None = None
 
     async def __aenter__(self) -> AsyncConsentProducer:
-        self._opened = await asyncio.to_thread(self._opening)
+        self._opened = await asyncio.to_thread(self._open)
         return self
 
     async def __aexit__(
@@ -76,23 +76,23 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
         """See ConsentProducer.send."""
         producer = self._producer()
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Slot] = loop.create_future()
+        answer: asyncio.Future[PendingEvent] = loop.create_future()
 
-        def settle(slot: Slot) -> None:
-            if not answered.done():  # whoever waited may have been cancelled
-                answered.set_result(slot)
+        def set_answer(pending: PendingEvent) -> None:
+            if not answer.done():  # the caller may have been cancelled
+                answer.set_result(pending)
 
-        def told(slot: Slot) -> None:
+        def on_answer(pending: PendingEvent) -> None:
             with suppress(RuntimeError):  # the loop was closed, so nobody waits any more
-                loop.call_soon_threadsafe(settle, slot)
+                loop.call_soon_threadsafe(set_answer, pending)
 
-        producer.start(event, told, traceparent=traceparent)
-        return producer.answer(await answered)
+        producer.start(event, on_answer, traceparent=traceparent)
+        return producer.acceptance_of(await answer)
 
     async def send_all(
         self, events: Iterable[SentEvent], *, traceparent: str | None = None
     ) -> list[Acceptance]:
-        """See ConsentProducer.send_all; `events` is gone through on another thread."""
+        """See ConsentProducer.send_all; `events` is iterated on another thread."""
         trace = traceparent_of(traceparent)
         return await asyncio.to_thread(self._producer().send_all, events, traceparent=trace)
 

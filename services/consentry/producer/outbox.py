@@ -1,8 +1,7 @@
-"""The transactional outbox: the event is written in the business transaction, and sent once that is
-committed.
+"""The transactional outbox.
 
-Table and columns are Debezium's (deploy/outbox); `Relay` does the same for those who do not run
-Debezium.
+The event is written in the business transaction, and sent after that is committed. Table and
+columns are Debezium's (deploy/outbox); `Relay` sends the rows where no Debezium runs.
 """
 
 from __future__ import annotations
@@ -53,12 +52,11 @@ class OutboxRow(NamedTuple):
 
 
 class Outbox(Statements[OutboxRow]):
-    """Makes rows instead of sending:
+    """Makes rows instead of sending events.
 
-    `cursor.execute(INSERT, outbox.opt_out(member, purpose))`, and commit.
-
-    See ConsentProducer for the arguments. Raises Refused, Unavailable when made, InvalidInput for
-    what nobody could read: then the transaction fails, and not the member's exclusion.
+    Use: `cursor.execute(INSERT, outbox.opt_out(member, purpose))`, and commit. See ConsentProducer
+    for the arguments. Creating one raises Refused or Unavailable. A statement that nobody could
+    read raises InvalidInput: then the transaction fails, and not the member's exclusion.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class Outbox(Statements[OutboxRow]):
         self._writer = EventWriter(catalog or catalog_of(registry_url, registry, namespace))
 
     def row_for(self, event: SentEvent) -> OutboxRow:
-        """The row to insert in the transaction that the event belongs to. Raises InvalidInput."""
+        """Return the row to insert in the event's own transaction. Raises InvalidInput."""
         return OutboxRow(
             id=uuid.UUID(bytes=event.event_id),
             aggregatetype=MEMBER_EVENTS,
@@ -89,43 +87,42 @@ class Outbox(Statements[OutboxRow]):
 
 
 class Cursor(Protocol):
-    """What is used of a DB-API cursor."""
+    """The part of a DB-API cursor that is used."""
 
     def execute(self, query: Any, parameters: Any = ..., /) -> Any:
         """Run a statement with %s parameters."""
         ...
 
     def fetchone(self) -> Any:
-        """The next row."""
+        """Return the next row."""
         ...
 
     def fetchall(self) -> Any:
-        """All rows left."""
+        """Return all rows that are left."""
         ...
 
 
 class OutboxConnection(Protocol):
-    """What is used of a DB-API connection to PostgreSQL (psycopg), not in autocommit mode."""
+    """The part of a DB-API connection that is used: PostgreSQL (psycopg), without autocommit."""
 
     def cursor(self) -> Any:
-        """A new cursor."""
+        """Return a new cursor."""
         ...
 
     def commit(self) -> None:
-        """End the transaction, for good."""
+        """Make the transaction's changes permanent."""
         ...
 
     def rollback(self) -> None:
-        """End the transaction, as if it had not been."""
+        """Undo the transaction's changes."""
         ...
 
 
 class Relay:
-    """Sends the rows of consent_outbox in their order, and deletes each once the broker has
-    acknowledged it.
+    """Sends the rows of consent_outbox in their order, and deletes each acknowledged row.
 
     At least once: a relay that ends in between sends a row again, and the same event counts once.
-    Of one member at most one event is on its way, so that none can overtake an earlier one that has
+    At most one event of a member is on its way, so that none can overtake an earlier one that has
     to be sent again.
     """
 
@@ -146,7 +143,7 @@ class Relay:
         )
 
     def run(self, stopping: threading.Event) -> None:
-        """Relay until told to stop; waits while there is nothing, or the broker does not answer."""
+        """Relay until `stopping` is set; waits while there are no rows or the broker is away."""
         while not stopping.is_set():
             try:
                 relayed = self.run_once()
@@ -158,10 +155,10 @@ class Relay:
                 stopping.wait(IDLE_SECONDS)
 
     def run_once(self) -> int:
-        """Send a batch; how many rows were sent and deleted (0 too while another relay is at it).
+        """Send a batch; return how many rows were sent and deleted.
 
-        Raises Unavailable for the first row that was not acknowledged, after deleting those that
-        were.
+        Returns 0 also while another relay is at work. Raises Unavailable for the first row that was
+        not acknowledged, after deleting those that were.
         """
         cursor = self._connection.cursor()
         acknowledged: list[int] = []
@@ -187,61 +184,68 @@ class Relay:
         self._sender.close()
 
     def _send(self, rows: Sequence[Any], acknowledged: Callable[[int], None]) -> Unavailable | None:
-        """Send the rows; the first failure.
+        """Send the rows; return the first failure.
 
-        What follows a failed event of the same member waits, the others do not.
+        Later events of a member wait after a failed one; other members' events do not.
         """
-        failure: Unavailable | None = None
-        stuck: set[str] = set()
+        first_failure: Unavailable | None = None
+        stuck_members: set[str] = set()
         for wave in _waves(rows):
-            sent = [row for row in wave if row[2] not in stuck]
-            outcomes = self._send_wave(sent)
-            for position, _, member, _ in sent:
+            sendable = [row for row in wave if row[2] not in stuck_members]
+            outcomes = self._send_wave(sendable)
+            is_broker_away = True
+            for position, _, member, _ in sendable:
                 outcome = outcomes[position]
                 if isinstance(outcome, TopicPosition):
                     acknowledged(position)
+                    is_broker_away = False
                 else:
-                    failure = failure or outcome
-                    stuck.add(member)
-            if not any(isinstance(outcome, TopicPosition) for outcome in outcomes.values()):
-                break  # the broker is away: the next wave would only wait as long again
-        return failure
+                    first_failure = first_failure or outcome
+                    stuck_members.add(member)
+            if is_broker_away:
+                break  # the next wave would only wait as long again
+        return first_failure
 
     def _send_wave(self, rows: Sequence[Any]) -> dict[int, TopicPosition | Unavailable]:
-        """What became of each row, by position."""
+        """Send rows of different members; return the outcome of each, by the row's position."""
         outcomes: dict[int, TopicPosition | Unavailable] = {}
-        all_told = threading.Semaphore(0)
+        answers = threading.Semaphore(0)
         for position, event_id, member, payload in rows:
 
-            def told(outcome: TopicPosition | Unavailable, position: int = position) -> None:
+            def on_answer(outcome: TopicPosition | Unavailable, position: int = position) -> None:
                 outcomes[position] = outcome
-                all_told.release()
+                answers.release()
 
-            headers = [("id", str(event_id).encode())]  # Debezium's
+            headers = [("id", str(event_id).encode())]  # as Debezium does
             try:
-                self._sender.send(self._topic, _bytes(member), bytes(payload), headers, told)
+                self._sender.send(self._topic, _bytes(member), bytes(payload), headers, on_answer)
             except Unavailable as error:
-                told(error)
+                on_answer(error)
         for _ in rows:
-            all_told.acquire()  # the client tells every message within its delivery time-out
+            answers.acquire()  # the client answers for every message within its delivery time-out
         return outcomes
 
 
 def _waves(rows: Sequence[Any]) -> list[list[Any]]:
-    """The rows in their order, cut so that no member is twice in a wave, and none before an earlier
-    event of theirs.
+    """Cut the rows into waves, each with at most one event of a member.
+
+    A member's first event goes into the first wave, their second into the second, and so on.
     """
     waves: list[list[Any]] = []
-    depths: dict[str, int] = {}
+    next_wave: dict[str, int] = {}
     for row in rows:
         member = row[2]
-        depth = depths[member] = depths.get(member, -1) + 1
-        if depth == len(waves):
+        wave = next_wave.get(member, 0)
+        next_wave[member] = wave + 1
+        if wave == len(waves):
             waves.append([])
-        waves[depth].append(row)
+        waves[wave].append(row)
     return waves
 
 
 def _bytes(text: str | bytes) -> bytes:
-    """A text column's value; psycopg gives bytes in a database without an encoding (SQL_ASCII)."""
+    """Return a text column's value as bytes.
+
+    psycopg gives bytes by itself in a database without an encoding (SQL_ASCII).
+    """
     return text.encode() if isinstance(text, str) else text

@@ -1,5 +1,6 @@
-"""What a service can state of a member, one method each; whoever inherits says what becomes of the
-event.
+"""The statements that a service can make about a member, one method each.
+
+A subclass decides what is done with the event: it is sent, or written into an outbox.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
@@ -19,13 +20,25 @@ Answer = TypeVar("Answer")
 Instant = datetime | Micros
 
 
-class Statements(ABC, Generic[Answer]):
-    """Opt-outs, opt-ins, relocations and erasures, made into events with an id and both times.
+class _ChoiceFields(NamedTuple):
+    """The fields of a ConsentChanged that only a choice has."""
 
-    `effective_at` (an aware datetime, or microseconds since 1970 UTC) is when it holds in the
-    world; default: now. `event_id` is for a service that has one already: a repetition has to carry
-    the same id *and* the same times, because the same id with other content holds the member, so it
-    needs `effective_at` too. Source: docs/producers.md, "Ordering and duplicates".
+    purpose: str
+    choice: Choice
+    observed_version: int | None
+    legal_basis: str
+    notice_version: str
+    evidence: str | None
+
+
+class Statements(ABC, Generic[Answer]):
+    """Turns opt-outs, opt-ins, relocations and erasures into events with an id and both times.
+
+    `effective_at` (an aware datetime, or microseconds since 1970 UTC) is when the statement holds
+    in the world; default: now. `event_id` is for a service that has an id already. A repetition has
+    to carry the same id *and* the same times, because the same id with other content quarantines
+    the member; so `event_id` needs `effective_at` too.
+    Source: docs/producers.md, "Ordering and duplicates".
     """
 
     def __init__(self, *, source: str, clock: Clock) -> None:
@@ -34,7 +47,7 @@ class Statements(ABC, Generic[Answer]):
 
     @abstractmethod
     def _take(self, event: SentEvent, traceparent: str | None) -> Answer:
-        """Do with the event what this class is for."""
+        """Send or keep the event, as this class does."""
 
     def opt_out(
         self,
@@ -48,8 +61,8 @@ class Statements(ABC, Generic[Answer]):
         evidence: str | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """The member opted out, withdrew or objected: always applies."""
-        choice = (purpose, Choice.OPT_OUT, None, legal_basis, notice_version, evidence)
+        """State that the member opted out, withdrew or objected; it always applies."""
+        choice = _ChoiceFields(purpose, Choice.OPT_OUT, None, legal_basis, notice_version, evidence)
         return self._choose(member, choice, effective_at, event_id, traceparent)
 
     def opt_in(
@@ -65,16 +78,17 @@ class Statements(ABC, Generic[Answer]):
         evidence: str | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """The member opted in;
+        """State that the member opted in.
 
-        `observed_version` is the version of the record that they were shown (0: none).
-
-        A person cancels only what they had seen: an opt-out of a higher version stands.
+        `observed_version` is the version of the record that they were shown (0: none). A person
+        cancels only what they had seen: an opt-out of a higher version stands.
         """
-        choice = (purpose, Choice.OPT_IN, observed_version, legal_basis, notice_version, evidence)
+        choice = _ChoiceFields(
+            purpose, Choice.OPT_IN, observed_version, legal_basis, notice_version, evidence
+        )
         return self._choose(member, choice, effective_at, event_id, traceparent)
 
-    def undecided(
+    def clear_choice(
         self,
         member: str,
         purpose: str,
@@ -86,10 +100,11 @@ class Statements(ABC, Generic[Answer]):
         evidence: str | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """What the member wants is not known (any more): takes an opt-in back, and leaves an
-        opt-out.
+        """State that the member's wish is not known, or not any more.
+
+        This takes an opt-in back, and leaves an opt-out as it is.
         """
-        choice = (purpose, Choice.UNKNOWN, None, legal_basis, notice_version, evidence)
+        choice = _ChoiceFields(purpose, Choice.UNKNOWN, None, legal_basis, notice_version, evidence)
         return self._choose(member, choice, effective_at, event_id, traceparent)
 
     def relocate(
@@ -102,9 +117,7 @@ class Statements(ABC, Generic[Answer]):
         event_id: uuid.UUID | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """The member lives in this place (ISO 3166, such as HK or US-CA), or their age band became
-        known.
-        """
+        """State where the member lives (ISO 3166, such as HK or US-CA), and their age band."""
         identity, effective, recorded = self._stamp(event_id, effective_at)
         event = MemberRelocated(
             event_id=identity,
@@ -125,7 +138,7 @@ class Statements(ABC, Generic[Answer]):
         event_id: uuid.UUID | None = None,
         traceparent: str | None = None,
     ) -> Answer:
-        """The member is erased (GDPR 17): it latches, and opens a purge order."""
+        """State that the member is erased (GDPR 17): this is final, and opens a purge order."""
         identity, effective, recorded = self._stamp(event_id, effective_at)
         event = MemberErased(
             event_id=identity,
@@ -139,39 +152,37 @@ class Statements(ABC, Generic[Answer]):
     def _choose(
         self,
         member: str,
-        said: tuple[str, Choice, int | None, str, str, str | None],
+        choice: _ChoiceFields,
         effective_at: Instant | None,
         event_id: uuid.UUID | None,
         traceparent: str | None,
     ) -> Answer:
         identity, effective, recorded = self._stamp(event_id, effective_at)
-        purpose, choice, observed_version, legal_basis, notice_version, evidence = said
         event = ConsentChanged(
             event_id=identity,
             member=MemberId(member),
-            purpose=purpose,
-            choice=choice,
+            purpose=choice.purpose,
+            choice=choice.choice,
             effective_at=effective,
             recorded_at=recorded,
-            observed_version=observed_version,
-            legal_basis=legal_basis,
-            notice_version=notice_version,
+            observed_version=choice.observed_version,
+            legal_basis=choice.legal_basis,
+            notice_version=choice.notice_version,
             source=self._source,
-            evidence=evidence,
+            evidence=choice.evidence,
         )
         return self._take(event, traceparent)
 
     def _stamp(
         self, event_id: uuid.UUID | None, effective_at: Instant | None
     ) -> tuple[bytes, Micros, Micros]:
-        """Identity, when it holds, and when it is recorded. Raises InvalidInput."""
+        """Return the event's id, when it holds and when it is recorded. Raises InvalidInput."""
         recorded_at = self._clock()
         if effective_at is None:
             if event_id is not None:
                 raise InvalidInput(
                     "An event_id was given without effective_at: repeated, the event would carry "
-                    "another time, and the "
-                    "same id with other content holds the member.",
+                    "another time, and the same id with other content quarantines the member.",
                     code="producer.id_without_time",
                     fix="give effective_at too, the same for every repetition, or leave event_id "
                     "out",

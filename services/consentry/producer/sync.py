@@ -35,46 +35,48 @@ from consentry.wire.schemas import MEMBER_EVENTS, NAMESPACE, topic_name
 from consentry.wire.tokens import TokenKeys
 
 IN_FLIGHT_MAX: Final = 20_000
-"""How many events send_all sends ahead of the oldest unacknowledged one."""
+"""The number of events that send_all sends ahead of the oldest unacknowledged one."""
 DELIVERY_TIMEOUT_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 10.0
 _FULL_PAUSE_SECONDS: Final = 0.005
-_LOOK_EVENTS: Final = 64
+_CHECK_EVENTS: Final = 64
 _new_tuple: Final = tuple.__new__
 
 
-class Slot:
-    """One event on its way, and what became of it. Told on the sender's thread, awaited on
-    another.
+class PendingEvent:
+    """One event that was sent, and the broker's answer once it has come.
+
+    The answer is noted on the sender's thread and awaited on another. An event without an error
+    has its partition and offset.
     """
 
-    __slots__ = ("_waiter", "error", "event", "is_told", "offset", "partition")
+    __slots__ = ("_waiter", "error", "event", "is_answered", "offset", "partition")
 
     def __init__(self, event: SentEvent) -> None:
         self.event = event
-        self.is_told = False
+        self.is_answered = False
         self._waiter: threading.Lock | None = None
 
     def note(self, error: KafkaError | None, message: Message) -> None:
-        """Keep what became of it."""
+        """Note the answer, and wake the thread that waits for it."""
         if error is None:
             self.partition = message.partition()
             self.offset = message.offset()
         self.error = error
-        self.is_told = True
+        self.is_answered = True
         if self._waiter is not None:
             self._waiter.release()
 
     def wait(self, timeout_seconds: float) -> None:
-        """Return once it is told what became of it; at the latest, as unknown, after that time."""
-        if self.is_told:
+        """Return when the answer has come, or the time is over; then it counts as timed out."""
+        if self.is_answered:
             return
         waiter = threading.Lock()
         waiter.acquire()
         self._waiter = waiter
-        # It may have been told between the first look and now; then nobody releases, and nobody has
-        # to.
-        if not self.is_told and not waiter.acquire(timeout=timeout_seconds):
+        # The answer may have come between the first check and now. Then nobody releases the lock,
+        # and nobody has to.
+        if not self.is_answered and not waiter.acquire(timeout=timeout_seconds):
             self.error = KafkaError(KafkaError._TIMED_OUT)
 
 
@@ -83,10 +85,11 @@ class ConsentProducer(Statements[Acceptance]):
 
     Threads may share one; forked children may not.
 
-    `kafka` holds librdkafka's settings for addresses and security; `registry` more settings of the
-    registry client, unless a `catalog` is given. `source` names the service. With `token_keys` the
-    tokens are signed. Headers decide nothing; an import may leave them out. Raises Refused (topic
-    or schemas missing; nothing is ever registered from here), Unavailable.
+    `kafka` holds librdkafka's settings for addresses and security. `registry` holds more settings
+    of the registry client, unless a `catalog` is given. `source` names the service. With
+    `token_keys` the tokens are signed. Headers have no effect on decisions; an import may leave
+    them out. Raises Refused (topic or schemas missing; nothing is ever registered from here),
+    Unavailable.
     """
 
     def __init__(
@@ -137,26 +140,24 @@ class ConsentProducer(Statements[Acceptance]):
     def send(self, event: SentEvent, *, traceparent: str | None = None) -> Acceptance:
         """Send an event and wait until it is accepted; an event that was sent before counts once.
 
-        Raises InvalidInput, QueueFull, Unavailable, and nothing was sent; EventUndelivered, which
-        holds the event: it may count already if `is_unknown`, and sending the very same again is
-        right in every case.
+        Raises InvalidInput, QueueFull or Unavailable when nothing was sent. Raises
+        EventUndelivered, which holds the event, when it was not acknowledged: if `is_unknown` it
+        may count already. Sending the very same event again is right in every case.
         """
-        slot = Slot(event)
-        self._queue(event, traceparent_of(traceparent), slot.note)
-        slot.wait(self._wait_seconds)
-        return self.answer(slot)
+        pending = PendingEvent(event)
+        self._queue(event, traceparent_of(traceparent), pending.note)
+        pending.wait(self._wait_seconds)
+        return self.acceptance_of(pending)
 
     def send_all(
         self, events: Iterable[SentEvent], *, traceparent: str | None = None
     ) -> list[Acceptance]:
-        """Send many events without waiting for each; their acceptances, in order.
+        """Send many events without waiting for each; return their acceptances, in order.
 
-        Waits where the broker lags.
-
-        Once one is not acknowledged it soon takes no more, waits for those on their way, and raises
-        EventUndelivered with all that were not. An event that nobody could read raises
-        InvalidInput, after those before it were acknowledged. Sending all of them again is right in
-        both cases.
+        Waits where the broker lags. Soon after one event is not acknowledged, no more are sent: it
+        waits for those on their way, and raises EventUndelivered with all that were not
+        acknowledged. An event that nobody could read raises InvalidInput, after those before it
+        were acknowledged. Sending all of them again is right in both cases.
         """
         trace = traceparent_of(traceparent)
         batch = _Batch(self._wait_seconds, self._accept, self._clock)
@@ -165,14 +166,14 @@ class ConsentProducer(Statements[Acceptance]):
             for event in events:
                 if batch.is_due and not batch.make_room():
                     break
-                slot = Slot(event)
+                pending = PendingEvent(event)
                 while True:
                     try:
-                        queue(event, trace, slot.note)
+                        queue(event, trace, pending.note)
                         break
                     except QueueFull:
-                        batch.wait_a_while()
-                batch.add(slot)
+                        batch.wait_for_room()
+                batch.add(pending)
         except Exception as error:
             batch.settle()
             if batch.failed:
@@ -185,34 +186,38 @@ class ConsentProducer(Statements[Acceptance]):
         return batch.accepted
 
     def start(
-        self, event: SentEvent, told: Callable[[Slot], None], *, traceparent: str | None = None
+        self,
+        event: SentEvent,
+        on_answer: Callable[[PendingEvent], None],
+        *,
+        traceparent: str | None = None,
     ) -> None:
-        """Queue an event;
-
-        `told` is called on the sender's thread once its slot holds what became of it.
-        """
-        slot = Slot(event)
+        """Queue an event; `on_answer` is called on the sender's thread when its answer has come."""
+        pending = PendingEvent(event)
 
         def note(error: KafkaError | None, message: Message) -> None:
-            slot.note(error, message)
-            told(slot)
+            pending.note(error, message)
+            on_answer(pending)
 
         self._queue(event, traceparent_of(traceparent), note)
 
-    def answer(self, slot: Slot) -> Acceptance:
-        """The acceptance in a slot that was told. Raises EventUndelivered."""
-        if slot.error is not None:
-            raise self._undelivered([slot], [])
-        return self._accept(slot, self._clock())
+    def acceptance_of(self, pending: PendingEvent) -> Acceptance:
+        """Return the acceptance of an answered event. Raises EventUndelivered."""
+        if pending.error is not None:
+            raise self._undelivered([pending], [])
+        return self._accept(pending, self._clock())
 
     def flush(self, timeout_seconds: float) -> int:
-        """Wait until everything queued is acknowledged, at most so long; how many are not."""
+        """Wait until everything queued is acknowledged, or the time is over.
+
+        Returns the number of events that are still not acknowledged.
+        """
         return self._sender.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Wait a while for what other threads have sent, then end.
+        """Wait for the events that other threads have sent, or until the time is over, then end.
 
-        Whatever is sent later is refused.
+        Events that are sent later are refused.
         """
         self._sender.close(timeout_seconds)
 
@@ -221,99 +226,107 @@ class ConsentProducer(Statements[Acceptance]):
 
     def _queue(self, event: SentEvent, traceparent: str | None, note: Note) -> None:
         value = self._writer.write(event)
-        headers = event_headers(event, traceparent=traceparent) if self._with_headers else []
+        headers: list[tuple[str, bytes]] = []
+        if self._with_headers:
+            headers = event_headers(event, traceparent=traceparent)
         self._sender.produce(self._topic, event.member.encode(), value, headers, note)
 
-    def _accept(self, slot: Slot, accepted_at: Micros) -> Acceptance:
-        # The constructor of a NamedTuple is a Python function; this is what it does.
-        return _new_tuple(
-            Acceptance,
-            (slot.event.event_id, slot.partition, slot.offset, accepted_at, self._signer),
-        )
+    def _accept(self, pending: PendingEvent, accepted_at: Micros) -> Acceptance:
+        # The constructor of a NamedTuple is a Python function; this is what it does, faster.
+        event_id = pending.event.event_id
+        fields = (event_id, pending.partition, pending.offset, accepted_at, self._signer)
+        return _new_tuple(Acceptance, fields)
 
     def _undelivered(
-        self, slots: Sequence[Slot], accepted: Sequence[Acceptance]
+        self, failed: Sequence[PendingEvent], accepted: Sequence[Acceptance]
     ) -> EventUndelivered:
-        failures = [
-            Undelivered(self._topic, slot.error) for slot in slots if slot.error is not None
-        ]
+        failures: list[Undelivered] = []
+        for pending in failed:
+            if pending.error is not None:
+                failures.append(Undelivered(self._topic, pending.error))
         return EventUndelivered(
             failures[0],
-            [slot.event for slot in slots],
+            [pending.event for pending in failed],
             is_unknown=any(failure.is_unknown for failure in failures),
             accepted=accepted,
         )
 
 
 class _Batch:
-    """The events of one send_all: those on their way in order, those accepted, those that were
-    not.
-    """
+    """The events of one send_all: on their way (in order), accepted, or failed."""
 
     def __init__(
-        self, wait_seconds: float, accept: Callable[[Slot, Micros], Acceptance], clock: Clock
+        self,
+        wait_seconds: float,
+        accept: Callable[[PendingEvent, Micros], Acceptance],
+        clock: Clock,
     ) -> None:
         self._wait_seconds = wait_seconds
         self._accept = accept
         self._clock = clock
-        self._waiting: deque[Slot] = deque()
+        self._waiting: deque[PendingEvent] = deque()
         self._added = 0
         self.is_due = False
         self.accepted: list[Acceptance] = []
-        self.failed: list[Slot] = []
+        self.failed: list[PendingEvent] = []
 
-    def add(self, slot: Slot) -> None:
-        """One more on its way."""
-        self._waiting.append(slot)
+    def add(self, pending: PendingEvent) -> None:
+        """Add an event that was sent."""
+        self._waiting.append(pending)
         self._added += 1
-        # To look at every event would cost as much as the sending.
-        self.is_due = self._added % _LOOK_EVENTS == 0
+        # To look for answers after every event would cost as much as the sending.
+        self.is_due = self._added % _CHECK_EVENTS == 0
 
     def make_room(self) -> bool:
-        """Take in what was told; False once something was not acknowledged."""
-        self._take_in()
+        """Sort the answered events; return False once an event was not acknowledged."""
+        self._sort_answered()
         if len(self._waiting) >= IN_FLIGHT_MAX:
-            self.wait_a_while()
+            self.wait_for_room()
         return not self.failed
 
-    def wait_a_while(self) -> None:
-        """Too many are on their way, ours or another thread's: wait for a good part of ours at
-        once.
+    def wait_for_room(self) -> None:
+        """Wait while too many events are on their way, ours or another thread's.
 
-        Waiting for one at a time would hand the interpreter to and fro for each event.
+        Waits for a good part of ours at once: waiting for one at a time would hand the interpreter
+        to and fro for each event.
         """
         if self._waiting:
-            self._waiting[len(self._waiting) // 4].wait(self._wait_seconds)
-            self._take_in(at_least=1)
+            quarter = len(self._waiting) // 4
+            self._waiting[quarter].wait(self._wait_seconds)
+            self._sort_answered(at_least=1)
         else:
             time.sleep(_FULL_PAUSE_SECONDS)
 
     def settle(self) -> None:
-        """Wait for all on their way."""
-        self._take_in(at_least=len(self._waiting))
+        """Wait for the answers of all events."""
+        self._sort_answered(at_least=len(self._waiting))
 
-    def _take_in(self, at_least: int = 0) -> None:
+    def _sort_answered(self, at_least: int = 0) -> None:
+        """Move answered events from the front to `accepted` or `failed`.
+
+        Waits for the answers of the first `at_least` events.
+        """
         waiting = self._waiting
         patience_seconds = self._wait_seconds
         if at_least > 0:
             waiting[at_least - 1].wait(patience_seconds)
         accepted_at = self._clock()
-        while waiting and (at_least > 0 or waiting[0].is_told):
+        while waiting and (at_least > 0 or waiting[0].is_answered):
             at_least -= 1
-            slot = waiting.popleft()
-            slot.wait(patience_seconds)
-            if not slot.is_told:
-                patience_seconds = 0.0  # one that waits in vain has waited for all
-            if slot.error is None:
-                self.accepted.append(self._accept(slot, accepted_at))
+            pending = waiting.popleft()
+            pending.wait(patience_seconds)
+            if not pending.is_answered:
+                patience_seconds = 0.0  # the others have had this time too
+            if pending.error is None:
+                self.accepted.append(self._accept(pending, accepted_at))
             else:
-                self.failed.append(slot)
+                self.failed.append(pending)
 
 
 def catalog_of(
     registry_url: str | None, registry: Mapping[str, Any] | None, namespace: str
 ) -> Catalog:
-    """The schema ids of a namespace, asked once.
+    """Ask the registry once for the schema ids of a namespace.
 
     Raises InvalidInput without an address, Refused, Unavailable.
     """
@@ -323,8 +336,8 @@ def catalog_of(
             code="producer.no_registry",
             fix="give registry_url, the address of the registry's Confluent-compatible API",
         )
-    opened = HttpRegistry(registry_url, settings=registry)
+    client = HttpRegistry(registry_url, settings=registry)
     try:
-        return load_catalog(opened, namespace)
+        return load_catalog(client, namespace)
     finally:
-        opened.close()
+        client.close()

@@ -1,16 +1,17 @@
-"""The trace that an event belongs to, in W3C form."""
+"""The trace of an event, in W3C form."""
 
 from __future__ import annotations
 
 import sys
 
 
-def traceparent_of(given: str | None) -> str | None:
-    """What was given; else that of OpenTelemetry's current span, where the program uses
-    OpenTelemetry; else None.
+def traceparent_of(traceparent: str | None) -> str | None:
+    """Return `traceparent`, or if it is None that of OpenTelemetry's current span.
+
+    None where the program does not use OpenTelemetry, or is in no span.
     """
-    if given is not None:
-        return given
+    if traceparent is not None:
+        return traceparent
     # Nothing is imported: a program that has a span has loaded this itself.
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:

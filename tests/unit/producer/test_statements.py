@@ -50,7 +50,7 @@ def test_each_statement_says_what_its_name_says() -> None:
     back = STATE.opt_in("anna", "genai_training", observed_version=7)
     assert isinstance(back, ConsentChanged)
     assert (back.choice, back.observed_version) == (Choice.OPT_IN, 7)
-    unknown = STATE.undecided("anna", "genai_training")
+    unknown = STATE.clear_choice("anna", "genai_training")
     assert isinstance(unknown, ConsentChanged)
     assert unknown.choice is Choice.UNKNOWN
     moved = STATE.relocate("anna", "HK", age_band="MINOR")  # type: ignore[arg-type] # as text it is understood too

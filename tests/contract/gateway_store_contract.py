@@ -6,12 +6,19 @@ Plug in a `store` fixture.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from dataclasses import replace
 from typing import Final
 
 from consentry.domain.values import DAY_MICROS, Micros
-from consentry.gateway.idempotency import Attempt, IdempotencyStore, answered
-from consentry.gateway.proposals import LISTED_MAX, Proposal, ProposalStore, new_proposal
+from consentry.gateway.idempotency import Attempt, IdempotencyStore, with_answer
+from consentry.gateway.proposals import (
+    LISTED_MAX,
+    Proposal,
+    ProposalRequest,
+    ProposalStore,
+    new_proposal,
+)
 
 NOW: Final = Micros(1_700_000_000_000_000)
 KEY: Final = "ab" * 20
@@ -24,10 +31,10 @@ def attempt(number: int = 1) -> Attempt:
 
 def proposal(number: int = 1, *, now: Micros = NOW) -> Proposal:
     """A lift that waits for a second person."""
+    form = {"pause": f"hk-{number}", "opt_ins": "VOID"}
     return new_proposal(
-        "lift",
-        {"pause": f"hk-{number}", "opt_ins": "VOID"},
-        ["ends the pause"],
+        ProposalRequest("lift", form, ["ends the pause"]),
+        proposal_id=secrets.token_hex(16),
         by="anna@desk",
         now=now,
     )
@@ -91,7 +98,7 @@ class IdempotencyStoreContract:
         """
 
         async def story() -> None:
-            done = answered(
+            done = with_answer(
                 attempt(),
                 {"token": "t", "offset": 3, "warnings": ["é"], "deep": {"a": [None, True]}},
             )

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consentry.gateway.context import GatewayContext
 from consentry.gateway.fast_path import ENDPOINTS, FastPath
-from consentry.gateway.http.limits import ConcurrencyLimit, WaitingLimit
+from consentry.gateway.http.concurrency import ConcurrencyLimit
+from consentry.gateway.http.limits import WaitingLimit
 from consentry.gateway.http.openapi import describe
 from consentry.gateway.http.problems import add_problem_handlers, unhandled
 from consentry.gateway.routes import approvals, bundles, controls, decisions, events, quarantine

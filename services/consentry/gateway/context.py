@@ -1,6 +1,4 @@
-"""What the routes share: whatever was opened for this gateway, and the gate every request goes
-through.
-"""
+"""The stores and services that the routes share, and the gate that every request goes through."""
 
 from __future__ import annotations
 
@@ -10,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from consentry.gateway.access import Authenticator, Permission, Principal, require
+from consentry.gateway.access import Authenticator, Permission, Principal
+from consentry.gateway.http.bodies import BODY_BYTES_MAX, read_body
 from consentry.gateway.http.limits import RateLimit
+from consentry.gateway.http.request import AuthorizedRequest
 from consentry.gateway.idempotency import IdempotencyStore
 from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import ProposalStore
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayContext:
-    """The rooms and stores behind one gateway."""
+    """The stores and services behind one gateway."""
 
     authenticator: Authenticator
     submitter: Submitter
@@ -41,38 +41,64 @@ class GatewayContext:
     clock: Clock
     metrics: Metrics
     subscribers: Sequence[tuple[str, str]] = ()
+    """Subscriber and data set, once for each that is declared to owe receipts."""
     bundles: BundleDownloads | None = None
     version: str = ""
 
-    def event_token(self, place: TopicPosition) -> str:
-        """The consistency token of one accepted member event: it also asks for the controls that
-        were known then.
+    def event_token(self, position: TopicPosition) -> str:
+        """Return the consistency token of one accepted member event.
+
+        It also asks for the controls that were known when the event was accepted.
         """
-        return self.token({place.partition: place.offset + 1})
+        return self.token({position.partition: position.offset + 1})
 
     def token(self, offsets: Mapping[int, int], *, controls: int = 0) -> str:
-        """A token over these partitions and at least the controls known here, or those up to
-        `controls`.
+        """Return a token over the offsets by partition, and over controls.
+
+        It asks for the controls known here, and at least for those before `controls`.
         """
-        known = max(controls, self.reader.controls.position)
-        return write_token(Token(self.reader.log, offsets, known, self.clock()), self.token_keys)
-
-
-def context_of(request: Request) -> GatewayContext:
-    """The parts of the gateway that got this request."""
-    context = request.app.state.context
-    assert isinstance(context, GatewayContext)
-    return context
+        position = max(controls, self.reader.controls.position)
+        return write_token(Token(self.reader.log, offsets, position, self.clock()), self.token_keys)
 
 
 async def authorize(
     request: Request, permission: Permission, *, cost: float = 1.0
 ) -> tuple[GatewayContext, Principal]:
-    """Who asks, if they may. Raises Unauthenticated, Forbidden, and Problem 429."""
-    context = context_of(request)
-    given = request.headers.getlist("authorization")
+    """Return the gateway's context and the caller, if the caller has the permission.
+
+    The request counts as `cost` events against the caller's rate.
+
+    Raises Unauthenticated, Forbidden, and Problem 429.
+    """
+    context: GatewayContext = request.app.state.context
+    headers = request.headers.getlist("authorization")
     # Of several it would not be clear which one counts, here and at a proxy.
-    caller = await context.authenticator.authenticate(given[0] if len(given) == 1 else None)
-    require(caller, permission)
+    authorization = headers[0] if len(headers) == 1 else None
+    caller = await context.authenticator.authorize(authorization, permission)
     context.rate.take(caller.subject, cost)
     return context, caller
+
+
+async def receive(
+    request: Request,
+    permission: Permission,
+    *,
+    kind: str = "application/json",
+    bytes_max: int = BODY_BYTES_MAX,
+    cost: float = 1.0,
+) -> tuple[GatewayContext, AuthorizedRequest]:
+    """Return the gateway's context and the request with its body, if the caller has the permission.
+
+    Nothing of the body is read before. Raises as `authorize` and `read_body`.
+    """
+    context, caller = await authorize(request, permission, cost=cost)
+    body = await read_body(request, kind=kind, bytes_max=bytes_max)
+    return context, AuthorizedRequest(
+        caller=caller,
+        method=request.method,
+        path=request.scope["path"],
+        body=body,
+        idempotency_key=request.headers.get("idempotency-key"),
+        if_match=request.headers.get("if-match"),
+        traceparent=request.headers.get("traceparent"),
+    )

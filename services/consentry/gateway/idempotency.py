@@ -1,4 +1,4 @@
-"""A repeated request is answered as the first one was, and never makes a second event.
+"""Idempotency-Keys: a repeated request gets the first answer, and never makes a second event.
 
 Source: the Idempotency-Key header (draft-ietf-httpapi-idempotency-key-header-07): the same key with
 another body is 422, one whose first request is still being answered 409.
@@ -9,30 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
+import structlog
+from fastapi import Response
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from consentry.domain.errors import Unavailable
+from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.values import Micros
+from consentry.gateway.http.request import AuthorizedRequest
 from consentry.gateway.redis_calls import RedisCalls
 from consentry.ops.http.problems import Problem
 
 KEPT_SECONDS: Final = 86_400
-"""So long a key is remembered after its first use."""
+"""A key is remembered for this time after its first use."""
 IN_FLIGHT_SECONDS: Final = 45.0
 """After this time nobody answers the first request any more: its gateway ended."""
 
 _KEY_PATTERN: Final = re.compile(r"[\x21-\x7e]{1,255}")
-_UNAVAILABLE: Final = "idempotency.unavailable"
+_LOG = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The first use of a key: what was asked (`fingerprint`), as which event, and the answer once
-    there is one.
+    """The first use of a key: its request, its event, and the answer once there is one.
+
+    `event_id` has 32 hexadecimal digits.
     """
 
     fingerprint: str
@@ -49,9 +55,7 @@ class IdempotencyStore(Protocol):
     """Attempts by key. Every call may raise Unavailable."""
 
     async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
-        """Keep the attempt as the key's first; the one that was there before, or None if this is
-        it.
-        """
+        """Keep the attempt as the key's first, and return None; or return the one that is there."""
         ...
 
     async def finish(self, key: str, attempt: Attempt) -> None:
@@ -64,7 +68,7 @@ class IdempotencyStore(Protocol):
 
 
 class InMemoryIdempotency:
-    """In this process: same contract, nothing kept."""
+    """Attempts in this process: same contract, nothing kept."""
 
     def __init__(self) -> None:
         self._attempts: dict[str, Attempt] = {}
@@ -86,7 +90,7 @@ class InMemoryIdempotency:
 
 
 class RedisIdempotency:
-    """In Redis, for as long as KEPT_SECONDS; shared by all gateways of a namespace."""
+    """Attempts in Redis, for KEPT_SECONDS; shared by all gateways of a namespace."""
 
     def __init__(self, redis: Redis, *, namespace: str) -> None:
         self._calls = RedisCalls(redis)
@@ -94,25 +98,19 @@ class RedisIdempotency:
 
     async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
         """See IdempotencyStore."""
+        name, text = self._prefix + key, _write(attempt)
         try:
-            kept = await self._calls.call(
-                "SET",
-                self._prefix + key,
-                _written(attempt),
-                "NX",
-                "GET",
-                "EX",
-                KEPT_SECONDS,
-                get=True,
+            earlier = await self._calls.call(
+                "SET", name, text, "NX", "GET", "EX", KEPT_SECONDS, get=True
             )
         except RedisError as error:
             raise _unavailable(error) from error
-        return _read(kept) if isinstance(kept, bytes | str) else None
+        return _read(earlier) if isinstance(earlier, bytes | str) else None
 
     async def finish(self, key: str, attempt: Attempt) -> None:
         """See IdempotencyStore."""
         try:
-            await self._calls.call("SET", self._prefix + key, _written(attempt), "EX", KEPT_SECONDS)
+            await self._calls.call("SET", self._prefix + key, _write(attempt), "EX", KEPT_SECONDS)
         except RedisError as error:
             raise _unavailable(error) from error
 
@@ -124,28 +122,133 @@ class RedisIdempotency:
             raise _unavailable(error) from error
 
 
-def _written(attempt: Attempt) -> str:
+def _write(attempt: Attempt) -> str:
     return json.dumps({name: getattr(attempt, name) for name in Attempt.__slots__})
 
 
 def _read(text: bytes | str) -> Attempt:
-    kept = json.loads(text)
+    fields = json.loads(text)
     # What a newer gateway adds is not ours to understand.
-    return Attempt(**{name: kept[name] for name in Attempt.__slots__ if name in kept})
+    return Attempt(**{name: fields[name] for name in Attempt.__slots__ if name in fields})
 
 
 def _unavailable(error: RedisError) -> Unavailable:
     return Unavailable(
         f"The store of Idempotency-Keys did not answer ({type(error).__name__}).",
-        code=_UNAVAILABLE,
+        code="idempotency.unavailable",
         fix="send the request again with the same Idempotency-Key",
     )
 
 
-def store_key(subject: str, header: str | None) -> str | None:
-    """The key of a request in the store: one caller cannot meet another's. None without the header.
+class IdempotencyClaim:
+    """The Idempotency-Key of one request, for as long as the request is answered.
 
-    Raises Problem 400 for a header that is none.
+    `attempt` is the key's first one: of this request, or of the one that it repeats. Without a key
+    nothing is kept.
+    """
+
+    def __init__(
+        self,
+        store: IdempotencyStore,
+        key: str | None,
+        attempt: Attempt,
+        *,
+        is_repetition: bool = False,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self.attempt = attempt
+        self.is_repetition = is_repetition
+
+    @property
+    def event_id(self) -> bytes:
+        """The identity of the event that the request and its repetitions send."""
+        return bytes.fromhex(self.attempt.event_id)
+
+    def replay(self) -> Response | None:
+        """Return the first request's response again; None where there is none yet."""
+        if self.attempt.answer is None:
+            return None
+        headers = {"Idempotent-Replayed": "true"}
+        return Response(json.dumps(self.attempt.answer), 202, headers, "application/json")
+
+    async def respond(self, answer: dict[str, Any]) -> Response:
+        """Keep the answer for repetitions, and return it as a response with status 202."""
+        await self._keep(with_answer(self.attempt, answer))
+        return Response(json.dumps(answer), 202, media_type="application/json")
+
+    async def give_up(self, error: BaseException) -> None:
+        """Let a repetition try again after the request failed.
+
+        The key is dropped where nothing was sent. After 504, a fault of ours or the end of the
+        gateway nobody knows, and a repetition sends the same event.
+        """
+        is_unknown = isinstance(error, Problem) and error.status == 504
+        if isinstance(error, ConsentryError) and not is_unknown:
+            await self.drop()
+        else:
+            await self.leave_open()
+
+    async def leave_open(self) -> None:
+        """Let a repetition send the same event again at once."""
+        await self._keep(left_open(self.attempt))
+
+    async def drop(self) -> None:
+        """Forget the key, as this request sent nothing.
+
+        A repetition leaves the key: the first request may have sent its event.
+        """
+        if self.is_repetition:
+            await self.leave_open()
+        elif self._key is not None:
+            await _try(self._store.forget(self._key))
+
+    async def _keep(self, attempt: Attempt) -> None:
+        if self._key is not None:
+            await _try(self._store.finish(self._key, attempt))
+
+
+async def claim_request(
+    store: IdempotencyStore,
+    request: AuthorizedRequest,
+    *,
+    now: Micros,
+    excludes: bool,
+    event_id: uuid.UUID | None = None,
+) -> IdempotencyClaim:
+    """Claim the request's Idempotency-Key; a repetition gets the attempt of the first request.
+
+    Raises Problem: 400 for a malformed key, 422 for the key of another request, 409 while the first
+    request is still being answered. Raises Unavailable where the store does not answer, except that
+    a request that only `excludes` does not wait for the store: its repetition is then another event
+    that says the same.
+    """
+    key = store_key(request.caller.subject, request.idempotency_key)
+    attempt = _new_attempt(request, now, event_id)
+    if key is None:
+        return IdempotencyClaim(store, None, attempt)
+    try:
+        first = await store.claim(key, attempt)
+    except Unavailable as error:
+        if not excludes:
+            raise
+        _LOG.warning("idempotency_unchecked", detail=str(error))
+        return IdempotencyClaim(store, None, attempt)
+    if first is None or first.nonce == attempt.nonce:
+        # The client of the store repeats a command that was answered late, and then meets what it
+        # has set itself.
+        return IdempotencyClaim(store, key, attempt)
+    _check_repetition(first, attempt)
+    repeated = replace(first, in_flight_until=attempt.in_flight_until)
+    if repeated.answer is None:
+        await _try(store.finish(key, repeated))
+    return IdempotencyClaim(store, key, repeated, is_repetition=True)
+
+
+def store_key(subject: str, header: str | None) -> str | None:
+    """Return the key of a request in the store, another one for each caller; None without a header.
+
+    Raises Problem 400 for a malformed header.
     """
     if header is None:
         return None
@@ -160,26 +263,35 @@ def store_key(subject: str, header: str | None) -> str | None:
     return hashlib.blake2b(f"{subject}\0{header}".encode(), digest_size=20).hexdigest()
 
 
-def fingerprint(method: str, path: str, body: bytes, *more: str) -> str:
-    """What tells whether a repetition asks the same."""
-    return hashlib.blake2b(
-        "\0".join((method, path, *more, "")).encode() + body, digest_size=20
-    ).hexdigest()
+def _new_attempt(request: AuthorizedRequest, now: Micros, event_id: uuid.UUID | None) -> Attempt:
+    return Attempt(
+        _fingerprint(request),
+        (event_id or uuid.uuid4()).hex,
+        now,
+        Micros(now + int(IN_FLIGHT_SECONDS * 1e6)),
+        nonce=uuid.uuid4().hex,
+    )
 
 
-def check_repetition(first: Attempt, now: Attempt) -> None:
-    """Return if `now` may be answered as a repetition of `first`.
+def _fingerprint(request: AuthorizedRequest) -> str:
+    """Return the digest by which a repetition of the request is known to say the same."""
+    head = "\0".join((request.method, request.path, request.if_match or "", ""))
+    return hashlib.blake2b(head.encode() + request.body, digest_size=20).hexdigest()
+
+
+def _check_repetition(first: Attempt, attempt: Attempt) -> None:
+    """Return if `attempt` may be answered as a repetition of `first`.
 
     Raises Problem: 422 if it asks something else, 409 while the first is still being answered.
     """
-    if first.fingerprint != now.fingerprint:
+    if first.fingerprint != attempt.fingerprint:
         raise Problem(
             422,
             "This Idempotency-Key was used for another request before.",
             code="idempotency.reused",
             fix="take a key of its own for each request",
         )
-    if first.answer is None and now.accepted_at < first.in_flight_until:
+    if first.answer is None and attempt.accepted_at < first.in_flight_until:
         raise Problem(
             409,
             "The first request with this Idempotency-Key is still being answered.",
@@ -189,13 +301,26 @@ def check_repetition(first: Attempt, now: Attempt) -> None:
         )
 
 
-def answered(attempt: Attempt, answer: dict[str, Any]) -> Attempt:
-    """The attempt with its answer."""
+def with_answer(attempt: Attempt, answer: dict[str, Any]) -> Attempt:
+    """Return the attempt with its answer."""
     return replace(attempt, answer=answer)
 
 
 def left_open(attempt: Attempt) -> Attempt:
-    """The attempt of which nobody knows whether it counts: a repetition may send the same event
-    again at once.
+    """Return the attempt so that a repetition may send its event again at once.
+
+    It is for an event of which nobody knows whether it counts.
     """
     return replace(attempt, in_flight_until=Micros(0))
+
+
+async def _try(change: Awaitable[None]) -> None:
+    """Change the store if it answers.
+
+    The event is what counts: without the change a repetition finds the key in flight for a while,
+    and then sends the same event.
+    """
+    try:
+        await change
+    except Unavailable as error:
+        _LOG.warning("idempotency_not_kept", detail=str(error))

@@ -13,7 +13,7 @@ import json
 import secrets
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import structlog
 from redis.asyncio import Redis
@@ -24,7 +24,7 @@ from consentry.domain.values import DAY_MICROS, Micros
 from consentry.ops.http.problems import Problem
 from consentry.wire.tokens import TokenKeys
 
-Kind = Literal["lift", "policy", "release", "replay"]
+ProposalKind = Literal["lift", "policy", "release", "replay"]
 State = Literal["open", "approving", "approved", "rejected"]
 OPEN_MICROS: Final = Micros(7 * DAY_MICROS)
 KEPT_SECONDS: Final = 30 * 86_400
@@ -47,7 +47,7 @@ class Proposal:
     """
 
     proposal_id: str
-    kind: Kind
+    kind: ProposalKind
     form: dict[str, Any]
     opens: list[str]
     requested_by: str
@@ -66,19 +66,26 @@ class Proposal:
         return bytes.fromhex(self.proposal_id)
 
 
-def new_proposal(
-    kind: Kind, form: dict[str, Any], opens: list[str], *, by: str, now: Micros, digest: str = ""
-) -> Proposal:
-    """A proposal made now."""
+class ProposalRequest(NamedTuple):
+    """What is to be proposed, as plain values, and what it would open, in words and exactly."""
+
+    kind: ProposalKind
+    form: dict[str, Any]
+    opens: list[str]
+    digest: str = ""
+
+
+def new_proposal(request: ProposalRequest, *, proposal_id: str, by: str, now: Micros) -> Proposal:
+    """Return a proposal made now; the id has 32 hexadecimal digits."""
     return Proposal(
-        proposal_id=secrets.token_bytes(16).hex(),
-        kind=kind,
-        form=form,
-        opens=opens,
+        proposal_id=proposal_id,
+        kind=request.kind,
+        form=request.form,
+        opens=request.opens,
         requested_by=by,
         requested_at=now,
         expires_at=Micros(now + OPEN_MICROS),
-        digest=digest,
+        digest=request.digest,
     )
 
 

@@ -64,7 +64,7 @@ class QuarantinedMessages:
         # Threads of its own: reading a long topic must not keep decisions waiting.
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="quarantine")
 
-    async def aside(
+    async def run(
         self, read: Callable[Asked, Found], *asked: Asked.args, **named: Asked.kwargs
     ) -> Found:
         """What one of the reading calls answers, read on a thread of the desk."""
@@ -122,7 +122,7 @@ class QuarantinedMessages:
             self._kafka, self._events, entry.partition, start=entry.offset + 1
         )
 
-    def what(self, entry: QuarantineEntry) -> str:
+    def describe(self, entry: QuarantineEntry) -> str:
         """What a replay would send, in words for who approves it; empty where it cannot be read."""
         try:
             return described(read_event(entry.value, entry.key or b"", self._catalog))

@@ -78,11 +78,12 @@ class EventWriter:
                 event
             )  # which says what is wrong with a value of another type
 
-    def stencil(self, event: SentEvent, value: bytes) -> EventTemplate:
-        """Writes events that differ from this one only in identity, member and times: the cheapest
-        way for many.
+    def template(self, event: SentEvent, value: bytes) -> EventTemplate:
+        """Return what writes events that differ from this one only in identity, member and times.
 
-        `value` is what `write` made of it.
+        It is the cheapest way to write many.
+
+        `value` is what `write` made of this event.
         """
         enums, texts = _cut(value, event)
         return partial(self._compose, value[:FRAME_LENGTH], enums, texts)

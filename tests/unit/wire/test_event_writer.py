@@ -83,11 +83,11 @@ def test_a_remembered_form_never_leaks_from_one_member_to_another(
     effective_at=instants | st.sampled_from([0, -1, INSTANT_MAX]),
     recorded_at=instants | st.sampled_from([0, INSTANT_MIN - 1]),
 )
-def test_a_stencil_writes_what_the_strict_way_writes_and_nothing_else(
+def test_a_template_writes_what_the_strict_way_writes_and_nothing_else(
     event: SentEvent, **other: Any
 ) -> None:
     """It is handed what lines of a file say, and is the last to look at it."""
-    stencil = WARM.stencil(event, WARM.write(event))
+    template = WARM.template(event, WARM.write(event))
     try:
         expected = EventWriter(CATALOG).write(replace(event, **other))
     except InvalidInput:
@@ -95,7 +95,7 @@ def test_a_stencil_writes_what_the_strict_way_writes_and_nothing_else(
 
     member = other["member"].encode()
     assert (
-        stencil(other["event_id"], member, other["effective_at"], other["recorded_at"]) == expected
+        template(other["event_id"], member, other["effective_at"], other["recorded_at"]) == expected
     )
 
 

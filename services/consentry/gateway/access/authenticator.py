@@ -62,6 +62,15 @@ class Authenticator:
         self._ways = tuple(ways)
         self._renewals: dict[CredentialScheme, asyncio.Task[None]] = {}
 
+    async def authorize(self, authorization: str | None, permission: Permission) -> Principal:
+        """Return the caller behind an Authorization header, if they have the permission.
+
+        Raises Unauthenticated and Forbidden.
+        """
+        principal = await self.authenticate(authorization)
+        require(principal, permission)
+        return principal
+
     async def authenticate(self, authorization: str | None) -> Principal:
         """The caller behind an Authorization header, for an asyncio server: what may wait does so
         in a thread.
@@ -79,17 +88,6 @@ class Authenticator:
                     # Neither a caller who hangs up nor one who waited long enough ends the renewal
                     # of the others.
                     await asyncio.wait([renewal], timeout=WAIT_SECONDS_MAX)
-            return way.verify(credential)
-        except BadCredential as error:
-            raise _refusal(error) from None
-
-    def authenticate_blocking(self, authorization: str | None) -> Principal:
-        """The same without an event loop; may wait for the issuer. Raises Unauthenticated."""
-        try:
-            credential = bearer(authorization)
-            way = self._way(credential)
-            if way.need(credential) is not RefreshNeed.NOTHING:
-                way.renew()
             return way.verify(credential)
         except BadCredential as error:
             raise _refusal(error) from None

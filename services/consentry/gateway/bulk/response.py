@@ -37,7 +37,7 @@ Line = str | InvalidLine
 """The event id of a line, or why it holds no event."""
 
 
-async def bulk_answer(
+async def bulk_response(
     context: GatewayContext, reader: LineReader, lines: Sequence[bytes]
 ) -> Response:
     """Send what can be sent, and answer with a result for each line and a summary."""

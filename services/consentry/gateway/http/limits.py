@@ -1,16 +1,14 @@
-"""How much one caller, and all of them together, may ask at a time."""
+"""Limits on how much one caller, and all of them together, may ask."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from consentry.ops.http.problems import Problem, problem_response
+from consentry.ops.http.problems import Problem
 
 CALLERS_MAX: Final = 10_000
 WAITING_MAX: Final = 128
@@ -94,39 +92,3 @@ def _no_slot(status: int, detail: str) -> Problem:
         fix="send it again in a moment, or with wait=0",
         headers={"Retry-After": "1"},
     )
-
-
-class ConcurrencyLimit:
-    """ASGI: at most `most` requests are answered at a time; more are told to come again.
-
-    POSTs to the paths of `apart` are counted apart, with as many places of their own: whatever else
-    is asked, it keeps no opt-out waiting.
-    """
-
-    def __init__(self, app: ASGIApp, *, most: int, apart: Collection[str] = ()) -> None:
-        self._app = app
-        self._most = most
-        self._apart = frozenset(apart)
-        self._now = {True: 0, False: 0}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        lane = scope["path"] in self._apart and scope["method"] == "POST"
-        if self._now[lane] >= self._most:
-            answer = problem_response(
-                503,
-                f"More than {self._most} requests are being answered.",
-                code="limit.concurrency",
-                fix="send it again in a moment",
-                headers={"Retry-After": "1"},
-            )
-            await answer(scope, receive, send)
-            return
-        self._now[lane] += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._now[lane] -= 1

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Path, Request, Response
 
 from consentry.domain.controls import Control
 from consentry.domain.errors import ConsentryError
-from consentry.domain.impact import openings, openings_digest
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
 from consentry.gateway.access import Permission, Principal
 from consentry.gateway.context import GatewayContext, authorize
+from consentry.gateway.control_drafts import ControlDraft, openings_of
 from consentry.gateway.http.models import Json
 from consentry.gateway.http.openapi import problems
 from consentry.gateway.proposals import (
@@ -27,7 +27,6 @@ from consentry.gateway.proposals import (
     both_persons,
     check_decidable,
 )
-from consentry.gateway.routes.controls import check_control, control_of
 from consentry.gateway.routes.quarantine import carry_out as release_or_replay
 from consentry.kafka.clients import DELIVERY_TIMEOUT_MS
 from consentry.kafka.sender import TopicPosition
@@ -144,14 +143,9 @@ async def _carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
     if known is not None:
         done = as_in_log(proposal, source=known.source, recorded_at=known.recorded_at)
         return replace(done, result=_result(context, proposal, None))
-    control = control_of(
-        proposal.kind,
-        proposal.form,
-        event_id=proposal.event_id,
-        recorded_at=proposal.decided_at,
-        source=both_persons(proposal),
-    )
-    check_control(context, control, proposal.form)
+    draft = ControlDraft(context, proposal.kind, proposal.form, source=both_persons(proposal))
+    control = draft.control(proposal.event_id, proposal.decided_at)
+    draft.check(control)
     _check_opens(context, control, proposal)
     place = await context.submitter.submit_control(control)
     return replace(proposal, result=_result(context, proposal, place))
@@ -176,9 +170,8 @@ def _check_opens(context: GatewayContext, control: Control, proposal: Proposal) 
     """Raise Problem 409 where it would open what the proposal did not show: nobody has agreed to
     that.
     """
-    known, now = context.reader.controls.controls, context.clock()
-    is_shown = set(openings(control, known, now=now)) <= set(proposal.opens)
-    if not is_shown or openings_digest(control, known, now=now) != proposal.digest:
+    opens = openings_of(context, control, now=context.clock())
+    if not set(opens.words) <= set(proposal.opens) or opens.digest != proposal.digest:
         raise Problem(
             409,
             "Controls have changed since this was proposed: it would now open something else.",

@@ -1,28 +1,16 @@
-"""Routes by which producers say what members did: consent changes, relocations, erasures, and many
-at once.
-"""
+"""Routes by which producers send what members did, one event at a time or many at once."""
 
 from __future__ import annotations
 
-from functools import partial
-
 from fastapi import APIRouter, Request, Response
 
-from consentry.domain.values import Choice
-from consentry.gateway.accept import EventDraft, IdempotencyClaim, accept, new_attempt
+from consentry.gateway.accept import accept
 from consentry.gateway.access import Permission
 from consentry.gateway.bulk.lines import LineReader
-from consentry.gateway.bulk.response import LINES_MAX, bulk_answer
-from consentry.gateway.context import authorize
-from consentry.gateway.event_checks import (
-    check_ahead,
-    check_observed,
-    check_purpose,
-    check_repeatable,
-    to_event,
-    with_observed,
-)
-from consentry.gateway.http.bodies import BULK_BYTES_MAX, read_body, read_model
+from consentry.gateway.bulk.response import LINES_MAX, bulk_response
+from consentry.gateway.context import receive
+from consentry.gateway.event_checks import EventIn, check_event
+from consentry.gateway.http.bodies import BULK_BYTES_MAX, read_model
 from consentry.gateway.http.models import (
     Accepted,
     BulkLine,
@@ -38,7 +26,7 @@ from consentry.gateway.http.openapi import (
     one_of_lines,
     problems,
 )
-from consentry.gateway.idempotency import store_key
+from consentry.gateway.idempotency import claim_request
 from consentry.ops.http.problems import Problem
 
 router = APIRouter(prefix="/v1", tags=["producers"])
@@ -56,21 +44,7 @@ async def post_consent_change(request: Request) -> Response:
 
     An OPT_IN names the version of the record that the person had seen.
     """
-    context, caller = await authorize(request, Permission.EMIT)
-    body = await read_body(request)
-    change = with_observed(read_model(ConsentChangeIn, body), request.headers.get("if-match"))
-    check_repeatable(change)
-    check_ahead(change, context.clock())
-    warnings = check_purpose(context, change)
-    is_opt_in = change.choice is Choice.OPT_IN
-    draft = EventDraft(
-        make=partial(to_event, change, caller.subject),
-        event_id=change.event_id,
-        excludes=not is_opt_in,
-        warnings=warnings,
-        check=partial(check_observed, context, change) if is_opt_in else None,
-    )
-    return await accept(context, caller, request, body, draft)
+    return await _accept_event(request, ConsentChangeIn)
 
 
 @router.post(
@@ -82,14 +56,7 @@ async def post_consent_change(request: Request) -> Response:
 )
 async def post_relocation(request: Request) -> Response:
     """Say that a member lives somewhere (else) now, or that their age band became known."""
-    context, caller = await authorize(request, Permission.EMIT)
-    body = await read_body(request)
-    relocation = read_model(RelocationIn, body)
-    check_repeatable(relocation)
-    draft = EventDraft(
-        partial(to_event, relocation, caller.subject), relocation.event_id, excludes=False
-    )
-    return await accept(context, caller, request, body, draft)
+    return await _accept_event(request, RelocationIn)
 
 
 @router.post(
@@ -101,13 +68,19 @@ async def post_relocation(request: Request) -> Response:
 )
 async def post_erasure(request: Request) -> Response:
     """Say that a member was erased. It latches, and opens a purge order."""
-    context, caller = await authorize(request, Permission.EMIT)
-    body = await read_body(request)
-    erasure = read_model(ErasureIn, body)
-    check_repeatable(erasure)
-    check_ahead(erasure, context.clock())
-    draft = EventDraft(partial(to_event, erasure, caller.subject), erasure.event_id, excludes=True)
-    return await accept(context, caller, request, body, draft)
+    return await _accept_event(request, ErasureIn)
+
+
+async def _accept_event(http_request: Request, model: type[EventIn]) -> Response:
+    context, request = await receive(http_request, Permission.EMIT)
+    draft = check_event(
+        context,
+        read_model(model, request.body),
+        source=request.caller.subject,
+        if_match=request.if_match,
+        now=context.clock(),
+    )
+    return await accept(context, request, draft)
 
 
 @router.post(
@@ -122,16 +95,20 @@ async def post_erasure(request: Request) -> Response:
     },
     openapi_extra=ndjson_body(*ACCEPTS_REPETITION),
 )
-async def post_bulk(request: Request) -> Response:
-    """Send up to 10,000 events, one JSON object a line, with `kind` consent-change (default),
-    relocation or erasure.
+async def post_bulk(http_request: Request) -> Response:
+    """Send up to 10,000 events, one JSON object a line.
 
-    Each line has a result of its own. Sent again with the same Idempotency-Key every event counts
-    once.
+    `kind` is consent-change (default), relocation or erasure. Each line has a result of its own.
+    Sent again with the same Idempotency-Key every event counts once.
     """
-    context, caller = await authorize(request, Permission.EMIT, cost=0)  # each line costs, below
-    body = await read_body(request, kind="application/x-ndjson", bytes_max=BULK_BYTES_MAX)
-    lines = body.splitlines()
+    context, request = await receive(
+        http_request,
+        Permission.EMIT,
+        kind="application/x-ndjson",
+        bytes_max=BULK_BYTES_MAX,
+        cost=0,  # each line costs, below
+    )
+    lines = request.body.splitlines()
     if len(lines) > LINES_MAX:
         raise Problem(
             413,
@@ -139,17 +116,17 @@ async def post_bulk(request: Request) -> Response:
             code="input.too_many_lines",
             fix="split it",
         )
-    context.rate.take(caller.subject, len(lines))
-    key = store_key(caller.subject, request.headers.get("idempotency-key"))
-    claim = await IdempotencyClaim.take(
-        context, key, new_attempt(context, request, body), excludes=False
-    )
+    context.rate.take(request.caller.subject, len(lines))
+    claim = await claim_request(context.idempotency, request, now=context.clock(), excludes=False)
     try:
-        traceparent = request.headers.get("traceparent")
         reader = LineReader(
-            context, caller, claim.attempt, count=len(lines), traceparent=traceparent
+            context,
+            claim.attempt,
+            source=request.caller.subject,
+            count=len(lines),
+            traceparent=request.traceparent,
         )
-        return await bulk_answer(context, reader, lines)
+        return await bulk_response(context, reader, lines)
     finally:
         # Nothing is kept of the answer: a repetition sends the same events, which count once.
         await claim.leave_open()

@@ -5,7 +5,7 @@ again.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -14,13 +14,13 @@ from consentry.domain.errors import ConsentryError
 from consentry.domain.events import Fact, FactKind, event_tag
 from consentry.domain.records import Record
 from consentry.gateway.access import Permission
-from consentry.gateway.context import GatewayContext, authorize
-from consentry.gateway.http.bodies import read_body, validated
+from consentry.gateway.context import GatewayContext, authorize, receive
+from consentry.gateway.http.bodies import validated
 from consentry.gateway.http.models import AwaitingApproval, Json, ReleaseIn
 from consentry.gateway.http.openapi import ACCEPTS_REPETITION, body_of, problems
-from consentry.gateway.proposals import Kind, Proposal
+from consentry.gateway.proposals import Proposal, ProposalKind, ProposalRequest
+from consentry.gateway.propose import propose
 from consentry.gateway.quarantine import LISTED_MAX, entry_data, observed_version
-from consentry.gateway.routes.controls import ProposalRequest, propose
 from consentry.ops.http.bodies import parse_json
 from consentry.ops.http.problems import Problem
 from consentry.wire.quarantine import QuarantineEntry
@@ -41,7 +41,7 @@ LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
 async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
     """The newest messages that could not be read, and whether their members are still held."""
     context, _ = await authorize(request, Permission.READ_QUARANTINE)
-    entries = (await context.quarantine.aside(context.quarantine.entries))[:limit]
+    entries = (await context.quarantine.run(context.quarantine.entries))[:limit]
     records: dict[str, Record | ConsentryError | None] = {}
     for entry in entries:
         if entry.member is not None and entry.member not in records:
@@ -57,7 +57,7 @@ async def get_entry(request: Request, entry: EntryPath) -> Json:
     context, _ = await authorize(request, Permission.READ_QUARANTINE)
     found = await _find(context, entry)
     record = await _record(context, found)
-    why_not = await context.quarantine.aside(
+    why_not = await context.quarantine.run(
         context.quarantine.why_not_replayed, found, context.clock()
     )
     return entry_data(found, record, whole=True) | {"why_not_replayed": why_not or None}
@@ -92,54 +92,58 @@ async def post_replay(request: Request, entry: EntryPath) -> Response:
     return await _propose(request, entry, "replay")
 
 
-async def _propose(request: Request, name: str, kind: Kind) -> Response:
-    context, caller = await authorize(request, Permission.PROPOSE)
-    body = await read_body(request)
-    reason = validated(ReleaseIn, parse_json(body)).reason
-
-    async def draft() -> ProposalRequest:
-        return await _draft(context, name, kind, reason)
-
-    return await propose(context, caller, request, body, draft)
+async def _propose(http_request: Request, name: str, kind: ProposalKind) -> Response:
+    context, request = await receive(http_request, Permission.PROPOSE)
+    reason = validated(ReleaseIn, parse_json(request.body)).reason
+    return await propose(context, request, ReleaseDraft(context, name, kind, reason))
 
 
-async def _draft(context: GatewayContext, name: str, kind: Kind, reason: str) -> ProposalRequest:
-    """What to propose, and what it would open. Raises Problem."""
-    entry = await _find(context, name)
-    record = await context.reader.record(entry.member) if entry.member is not None else None
-    observed = observed_version(entry, record)
-    earlier = [
-        one.name
-        for one in await context.quarantine.aside(context.quarantine.open_before, entry, record)
-    ]
-    if kind == "replay":
+@dataclass(frozen=True, slots=True)
+class ReleaseDraft:
+    """The release of a quarantined member, or the replay of the message that `name` names."""
+
+    context: GatewayContext
+    name: str
+    kind: ProposalKind
+    reason: str
+
+    async def proposal(self) -> ProposalRequest:
+        """See ProposalDraft. Raises Problem."""
+        context, messages = self.context, self.context.quarantine
+        entry = await _find(context, self.name)
+        record = None if entry.member is None else await context.reader.record(entry.member)
+        observed = observed_version(entry, record)
+        earlier_entries = await messages.run(messages.open_before, entry, record)
+        earlier = [entry.name for entry in earlier_entries]
+        if self.kind == "replay":
+            if earlier:
+                raise Problem(
+                    409,
+                    f"Earlier messages of the member are open: {', '.join(earlier[:10])}.",
+                    code="quarantine.order",
+                    fix="replay or release the oldest first: the log's order is kept",
+                )
+            await check_replay(context, entry)
+        opens = [
+            f"the quarantine of one member ends, held since version {observed} "
+            f"({entry.error_class})"
+        ]
         if earlier:
-            raise Problem(
-                409,
-                f"Earlier messages of the member are open: {', '.join(earlier[:10])}.",
-                code="quarantine.order",
-                fix="replay or release the oldest first: the log's order is kept",
-            )
-        await check_replay(context, entry)
-    opens = [
-        f"the quarantine of one member ends, held since version {observed} ({entry.error_class})"
-    ]
-    opens += [f"so do their earlier holds: {', '.join(earlier)}"] if earlier else []
-    opens += (
-        [f"sent again: {await context.quarantine.aside(context.quarantine.what, entry)}"]
-        if kind == "replay"
-        else []
-    )
-    return ProposalRequest(
-        kind,
-        {"entry": name, "observed_version": observed, "reason": reason, "earlier": earlier},
-        opens,
-    )
+            opens.append(f"so do their earlier holds: {', '.join(earlier)}")
+        if self.kind == "replay":
+            opens.append(f"sent again: {await messages.run(messages.describe, entry)}")
+        form = {
+            "entry": self.name,
+            "observed_version": observed,
+            "reason": self.reason,
+            "earlier": earlier,
+        }
+        return ProposalRequest(self.kind, form, opens)
 
 
 async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
     """Raise Problem 409 where the bytes, sent again, would not mean what they meant."""
-    why_not = await context.quarantine.aside(
+    why_not = await context.quarantine.run(
         context.quarantine.why_not_replayed, entry, context.clock()
     )
     if why_not:
@@ -206,7 +210,7 @@ async def _find(context: GatewayContext, name: str) -> QuarantineEntry:
     partition, _, offset = name.partition("-")
     found = None
     if int(partition) < context.reader.partitions:
-        found = await context.quarantine.aside(context.quarantine.find, int(partition), int(offset))
+        found = await context.quarantine.run(context.quarantine.find, int(partition), int(offset))
     if found is None:
         raise Problem(
             404,

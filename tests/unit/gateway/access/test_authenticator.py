@@ -65,7 +65,6 @@ class TestHeader:
         authenticator = Authenticator([keys_way_in(key)])
 
         assert asyncio.run(authenticator.authenticate(f"{scheme} {text}")).subject == "billing"
-        assert authenticator.authenticate_blocking(f"{scheme} {text}").subject == "billing"
 
     @pytest.mark.parametrize(
         "header",
@@ -97,15 +96,12 @@ class TestHeader:
         authenticator = Authenticator([keys_way_in(key)])
         given = None if header is None else header.replace("{key}", text)
 
-        with capture_logs() as logs:
-            with pytest.raises(Unauthenticated) as caught:
-                asyncio.run(authenticator.authenticate(given))
-            with pytest.raises(Unauthenticated):
-                authenticator.authenticate_blocking(given)
+        with capture_logs() as logs, pytest.raises(Unauthenticated) as caught:
+            asyncio.run(authenticator.authenticate(given))
 
         assert str(caught.value) == str(Unauthenticated())
         assert caught.value.code == "auth.unauthenticated"
-        assert [entry["log_level"] for entry in logs] == ["debug", "debug"]
+        assert [entry["log_level"] for entry in logs] == ["debug"]
         assert text not in repr(logs)
         assert text[14:] not in repr(logs)
 

@@ -15,14 +15,12 @@ from tests.unit.gateway.in_memory import CATALOG, PRODUCER, START, InMemoryGatew
 
 from consentry.domain.errors import ConsentryError
 from consentry.domain.values import Micros
-from consentry.gateway.access import Principal, Role
 from consentry.gateway.bulk.lines import LineReader
 from consentry.gateway.idempotency import Attempt
 from consentry.gateway.kafka_submit import OutMessage
 from consentry.wire.events import read_event
 
 ATTEMPT: Final = Attempt("asked", "0f" * 16, Micros(START), Micros(START), nonce="n")
-CALLER: Final = Principal(subject=PRODUCER, roles=frozenset({Role.PRODUCER}), credential="dev")
 LINES: Final = 8
 UUID: Final = "018f3a9e-1c5a-7cc0-9b1a-0c5fe0f3a111"
 TIME: Final = "2025-01-02T03:04:05Z"
@@ -234,7 +232,7 @@ def test_a_line_whose_member_is_spelt_with_escapes_is_no_form_of_others() -> Non
         0, line({"member_id": '"m\\u003a1"', "purpose": f'"{PURPOSE}"', "choice": '"OPT_OUT"'})
     )
 
-    assert (message.key, one._forms) == (b"m:1", {})
+    assert (message.key, one._templates) == (b"m:1", {})
 
 
 def test_no_more_forms_are_kept_than_is_reasonable() -> None:
@@ -249,12 +247,12 @@ def test_no_more_forms_are_kept_than_is_reasonable() -> None:
         }
         assert one.read(number, json.dumps(line).encode()).key == b"m:1"
 
-    assert len(one._forms) == 256
+    assert len(one._templates) == 256
 
 
 def reader(count: int = LINES) -> LineReader:
     """A reader that has met no line yet."""
-    return LineReader(GATEWAY.context, CALLER, ATTEMPT, count=count, traceparent=None)
+    return LineReader(GATEWAY.context, ATTEMPT, source=PRODUCER, count=count, traceparent=None)
 
 
 def line(values: dict[str, str]) -> bytes:

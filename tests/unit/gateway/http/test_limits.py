@@ -10,7 +10,8 @@ import pytest
 from tests.unit.gateway.in_memory import AUDITOR, PARTITIONS, PRODUCER, START, InMemoryGateway
 
 from consentry.gateway.http import limits
-from consentry.gateway.http.limits import ConcurrencyLimit, RateLimit, WaitingLimit
+from consentry.gateway.http.concurrency import ConcurrencyLimit
+from consentry.gateway.http.limits import RateLimit, WaitingLimit
 from consentry.ops.http.problems import Problem
 from consentry.wire.tokens import Token, write_token
 

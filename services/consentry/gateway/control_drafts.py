@@ -1,0 +1,172 @@
+"""From the pauses, lifts and policies that were sent in to controls, checked before sending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, NamedTuple
+
+from consentry.domain.control_checks import (
+    ControlConflict,
+    conflict_of_lift,
+    conflict_of_pause,
+    conflict_of_policy,
+    is_published,
+)
+from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
+from consentry.domain.impact import openings, openings_digest
+from consentry.domain.values import Micros
+from consentry.domain.wording import iso_text
+from consentry.forms.controls import parse_lift, parse_pause, parse_policy
+from consentry.gateway.accept import PreparedEvent
+from consentry.gateway.context import GatewayContext
+from consentry.gateway.idempotency import IdempotencyClaim
+from consentry.gateway.proposals import ProposalKind, ProposalRequest
+from consentry.ops.http.problems import Problem
+
+_NO_ID: Final = bytes(16)
+"""The identity of a control that is only looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseDraft:
+    """A pause that is to be imposed; `form` has its plain values."""
+
+    context: GatewayContext
+    form: Any
+    source: str
+    event_id: ClassVar[None] = None
+    excludes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise InvalidDocument for a form that does not fit, before the key is used up."""
+        self._pause(_NO_ID, self.context.clock())
+
+    async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:
+        """See Draft. Raises Problem 409 where the pause would not do what it is meant to."""
+        pause = self._pause(claim.event_id, claim.attempt.accepted_at)
+        if not _was_sent(self.context, claim):
+            now = self._pause(_NO_ID, self.context.clock())
+            has_effective = self.form.get("effective") is not None
+            log = self.context.reader.controls.controls.log
+            _refuse(conflict_of_pause(now, log, has_effective=has_effective))
+        if pause.effective_at <= pause.recorded_at:
+            return PreparedEvent(pause)
+        warning = f"the pause does not bind before {iso_text(pause.effective_at)}"
+        return PreparedEvent(pause, [warning])
+
+    def _pause(self, event_id: bytes, recorded_at: Micros) -> PauseImposed:
+        return parse_pause(
+            self.form, event_id=event_id, recorded_at=recorded_at, source=self.source
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ControlDraft:
+    """A lift or policy that is to be published, directly or after an approval.
+
+    `form` has its plain values. Sent directly, it may open nothing.
+    """
+
+    context: GatewayContext
+    kind: ProposalKind
+    form: Any
+    source: str
+    event_id: ClassVar[None] = None
+    excludes: ClassVar[bool] = False
+
+    async def opens_something(self) -> bool:
+        """Return whether it would widen use if it were sent now.
+
+        Raises InvalidDocument, and Unavailable where not all controls are known.
+        """
+        await self.context.reader.wait_for_controls()
+        control = self.control_now()
+        return bool(openings_of(self.context, control, now=control.recorded_at).words)
+
+    def control_now(self) -> PauseLifted | PolicyPublished:
+        """Return the control as if it were sent now. Raises InvalidDocument."""
+        return self.control(_NO_ID, self.context.clock())
+
+    def control(self, event_id: bytes, recorded_at: Micros) -> PauseLifted | PolicyPublished:
+        """Return the control with this identity, recorded at this time. Raises InvalidDocument."""
+        parse = parse_lift if self.kind == "lift" else parse_policy
+        return parse(self.form, event_id=event_id, recorded_at=recorded_at, source=self.source)
+
+    async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:
+        """See Draft. Raises Problem 409 where it conflicts, or opens something after all.
+
+        Claiming the key may have taken seconds: meanwhile somebody may have narrowed terms.
+        """
+        control = self.control(claim.event_id, claim.attempt.accepted_at)
+        if _was_sent(self.context, claim):
+            return PreparedEvent(control)
+        await self.context.reader.wait_for_controls()
+        self.check(control)
+        # A repetition after a time-out keeps its first time: sent now, that is one in the past.
+        now = self.context.clock()
+        opens = openings_of(self.context, replace(control, recorded_at=now), now=now).words
+        if opens:
+            raise Problem(
+                409,
+                f"Controls have changed since this was sent: it would now widen use ({opens[0]}).",
+                code="approval.changed",
+                fix="send it again: it then waits for a second person",
+            )
+        return PreparedEvent(control)
+
+    async def proposal(self) -> ProposalRequest:
+        """See ProposalDraft. Raises Problem 409 where the control conflicts with others."""
+        control = self.control_now()
+        self.check(control)
+        opens = openings_of(self.context, control, now=control.recorded_at)
+        return ProposalRequest(self.kind, self.form, opens.words, opens.digest)
+
+    def check(self, control: PauseLifted | PolicyPublished) -> None:
+        """Raise Problem 409 where the control would not do what it is meant to."""
+        log = self.context.reader.controls.controls.log
+        has_effective = self.form.get("effective") is not None
+        if isinstance(control, PauseLifted):
+            _refuse(conflict_of_lift(control, log, has_effective=has_effective))
+            return
+        _refuse(conflict_of_policy(control, log, has_effective=has_effective))
+        if is_published(control, log, has_effective=has_effective):
+            raise Problem(
+                409,
+                f"The policy version {control.version!r} is published already, with the same "
+                "terms.",
+                code="input.policy_version",
+                fix="nothing is to be done",
+            )
+
+
+class Openings(NamedTuple):
+    """What a control opens, in words for people and as a digest of the exact terms."""
+
+    words: list[str]
+    digest: str
+
+
+def openings_of(context: GatewayContext, control: Control, *, now: Micros) -> Openings:
+    """Return what the control would open among the controls that are known, if it were sent now."""
+    known = context.reader.controls.controls
+    return Openings(
+        list(openings(control, known, now=now)), openings_digest(control, known, now=now)
+    )
+
+
+def _was_sent(context: GatewayContext, claim: IdempotencyClaim) -> bool:
+    """Return whether the log has the control of a repeated request already.
+
+    What it would be checked against then includes itself.
+    """
+    if not claim.is_repetition:
+        return False
+    log = context.reader.controls.controls.log
+    return any(known.event_id == claim.event_id for known in log)
+
+
+def _refuse(conflict: ControlConflict | None) -> None:
+    """Raise Problem 409 for a conflict."""
+    if conflict is not None:
+        sentence = f"{conflict.problem[0].upper()}{conflict.problem[1:]}."
+        raise Problem(409, sentence, code=conflict.code, fix=conflict.fix, field=conflict.field)

@@ -14,6 +14,7 @@ from consentry.domain.wording import iso_text
 from consentry.gateway.context import GatewayContext
 from consentry.gateway.http.request import AuthorizedRequest
 from consentry.gateway.idempotency import IdempotencyClaim, claim_request
+from consentry.gateway.tokens import control_token, event_token
 
 
 class PreparedEvent(NamedTuple):
@@ -53,17 +54,16 @@ async def accept(context: GatewayContext, request: AuthorizedRequest, draft: Dra
         excludes=draft.excludes,
         event_id=draft.event_id,
     )
-    replayed = claim.replay()
-    if replayed is not None:
-        return replayed
+    if claim.replayed is not None:
+        return claim.replayed
     try:
         event, warnings = await draft.prepare(claim)
         if isinstance(event, PauseImposed | PauseLifted | PolicyPublished):
             position = await context.submitter.submit_control(event)
-            token = context.token({}, controls=position.offset + 1)
+            token = control_token(context, position)
         else:
             position = await context.submitter.submit(event, traceparent=request.traceparent)
-            token = context.event_token(position)
+            token = event_token(context, position)
     except BaseException as error:
         await claim.give_up(error)
         raise

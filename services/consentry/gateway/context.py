@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi import Request
 
 from consentry.gateway.access import Authenticator, Permission, Principal
-from consentry.gateway.http.bodies import BODY_BYTES_MAX, read_body
+from consentry.gateway.http.bodies import BODY_BYTES_MAX, Model, read_body, read_model
 from consentry.gateway.http.limits import RateLimit
 from consentry.gateway.http.request import AuthorizedRequest
 from consentry.gateway.idempotency import IdempotencyStore
@@ -17,10 +17,9 @@ from consentry.gateway.kafka_submit import Submitter
 from consentry.gateway.proposals import ProposalStore
 from consentry.gateway.quarantine import QuarantinedMessages
 from consentry.gateway.table_reader import TableReader
-from consentry.kafka.sender import TopicPosition
 from consentry.ops.clock import Clock
 from consentry.ops.metrics import Metrics
-from consentry.wire.tokens import Token, TokenKeys, write_token
+from consentry.wire.tokens import TokenKeys
 
 if TYPE_CHECKING:
     from consentry.gateway.bundle_downloads import BundleDownloads
@@ -44,21 +43,6 @@ class GatewayContext:
     """Subscriber and data set, once for each that is declared to owe receipts."""
     bundles: BundleDownloads | None = None
     version: str = ""
-
-    def event_token(self, position: TopicPosition) -> str:
-        """Return the consistency token of one accepted member event.
-
-        It also asks for the controls that were known when the event was accepted.
-        """
-        return self.token({position.partition: position.offset + 1})
-
-    def token(self, offsets: Mapping[int, int], *, controls: int = 0) -> str:
-        """Return a token over the offsets by partition, and over controls.
-
-        It asks for the controls known here, and at least for those before `controls`.
-        """
-        position = max(controls, self.reader.controls.position)
-        return write_token(Token(self.reader.log, offsets, position, self.clock()), self.token_keys)
 
 
 async def authorize(
@@ -93,7 +77,23 @@ async def receive(
     """
     context, caller = await authorize(request, permission, cost=cost)
     body = await read_body(request, kind=kind, bytes_max=bytes_max)
-    return context, AuthorizedRequest(
+    return context, _authorized(request, caller, body)
+
+
+async def receive_model(
+    request: Request, permission: Permission, model: type[Model]
+) -> tuple[GatewayContext, AuthorizedRequest, Model]:
+    """Return what `receive` does, and what the body says.
+
+    Raises as `authorize` and `read_model`.
+    """
+    context, caller = await authorize(request, permission)
+    body, fields = await read_model(request, model)
+    return context, _authorized(request, caller, body), fields
+
+
+def _authorized(request: Request, caller: Principal, body: bytes) -> AuthorizedRequest:
+    return AuthorizedRequest(
         caller=caller,
         method=request.method,
         path=request.scope["path"],

@@ -43,7 +43,7 @@ class PauseDraft:
 
     async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:
         """See Draft. Raises Problem 409 where the pause would not do what it is meant to."""
-        pause = self._pause(claim.event_id, claim.attempt.accepted_at)
+        pause = self._pause(claim.event_id, claim.recorded_at)
         if not _was_sent(self.context, claim):
             now = self._pause(_NO_ID, self.context.clock())
             has_effective = self.form.get("effective") is not None
@@ -97,7 +97,7 @@ class ControlDraft:
 
         Claiming the key may have taken seconds: meanwhile somebody may have narrowed terms.
         """
-        control = self.control(claim.event_id, claim.attempt.accepted_at)
+        control = self.control(claim.event_id, claim.recorded_at)
         if _was_sent(self.context, claim):
             return PreparedEvent(control)
         await self.context.reader.wait_for_controls()
@@ -128,8 +128,10 @@ class ControlDraft:
         if isinstance(control, PauseLifted):
             _refuse(conflict_of_lift(control, log, has_effective=has_effective))
             return
-        _refuse(conflict_of_policy(control, log, has_effective=has_effective))
-        if is_published(control, log, has_effective=has_effective):
+        conflict = conflict_of_policy(control, log, has_effective=has_effective)
+        is_known = is_published(control, log, has_effective=has_effective)
+        _refuse(conflict)
+        if is_known:
             raise Problem(
                 409,
                 f"The policy version {control.version!r} is published already, with the same "

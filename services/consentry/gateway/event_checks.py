@@ -25,35 +25,25 @@ once.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemberEventDraft:
     """A member event that passed `check_event`, before it has an identity and a time."""
 
     context: GatewayContext
     fields: EventIn
     source: str
+    event_id: uuid.UUID | None
+    excludes: bool
+    binds_at_once: bool
+    """Whether it excludes, and is not announced for later."""
     warnings: tuple[str, ...]
-
-    @property
-    def event_id(self) -> uuid.UUID | None:
-        """See Draft."""
-        return self.fields.event_id
-
-    @property
-    def excludes(self) -> bool:
-        """See Draft."""
-        return may_only_exclude(self.fields)
-
-    @property
-    def binds_at_once(self) -> bool:
-        """Whether the event excludes, and is not announced for later."""
-        return _binds_at_once(self.fields)
 
     async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:
         """See Draft. Raises Problem 412 as `_check_observed`."""
-        if isinstance(self.fields, ConsentChangeIn) and self.fields.choice is Choice.OPT_IN:
+        event = self.event(claim.event_id, claim.recorded_at)
+        if isinstance(self.fields, ConsentChangeIn) and not self.excludes:
             await _check_observed(self.context, self.fields)
-        return PreparedEvent(self.event(claim.event_id, claim.attempt.accepted_at), self.warnings)
+        return PreparedEvent(event, self.warnings)
 
     def event(self, event_id: bytes, recorded_at: Micros) -> SentEvent:
         """Return the event as this producer's, recorded now."""
@@ -104,15 +94,25 @@ def check_event(
     """
     if isinstance(fields, ConsentChangeIn):
         fields = _with_observed(fields, if_match)
+    binds_at_once = _binds_at_once(fields)
     _check_repeatable(fields)
-    _check_ahead(fields, now)
+    if binds_at_once:
+        _check_ahead(fields, now)
     warnings: tuple[str, ...] = ()
     if isinstance(fields, ConsentChangeIn):
         warnings = _check_purpose(context, fields)
-    return MemberEventDraft(context, fields, source, warnings)
+    return MemberEventDraft(
+        context=context,
+        fields=fields,
+        source=source,
+        event_id=fields.event_id,
+        excludes=_may_only_exclude(fields),
+        binds_at_once=binds_at_once,
+        warnings=warnings,
+    )
 
 
-def may_only_exclude(fields: EventIn) -> bool:
+def _may_only_exclude(fields: EventIn) -> bool:
     """Return whether the event can only take use away."""
     if isinstance(fields, ConsentChangeIn):
         return fields.choice is not Choice.OPT_IN
@@ -121,9 +121,9 @@ def may_only_exclude(fields: EventIn) -> bool:
 
 def _binds_at_once(fields: EventIn) -> bool:
     """Return whether the event excludes, and is not announced for later."""
-    return (
-        may_only_exclude(fields) and not isinstance(fields, RelocationIn) and not fields.announced
-    )
+    if isinstance(fields, RelocationIn) or fields.announced:
+        return False
+    return _may_only_exclude(fields)
 
 
 def _with_observed(change: ConsentChangeIn, if_match: str | None) -> ConsentChangeIn:
@@ -189,14 +189,12 @@ def _check_repeatable(fields: EventIn) -> None:
 
 
 def _check_ahead(fields: EventIn, now: Micros) -> None:
-    """Return if what excludes binds now, or is announced for later.
+    """Return if an event that excludes binds now.
 
-    Raises Problem 422 for what would bind later without saying so: a clock or a time zone that is
-    wrong would otherwise leave the member in use until then, and nobody would notice.
+    Raises Problem 422 for one that would bind later without saying so: a clock or a time zone that
+    is wrong would otherwise leave the member in use until then, and nobody would notice.
     """
-    if fields.effective_at is None or not _binds_at_once(fields):
-        return
-    if micros(fields.effective_at) - now > AHEAD_MAX:
+    if fields.effective_at is not None and micros(fields.effective_at) - now > AHEAD_MAX:
         raise Problem(
             422,
             "effective_at lies ahead: the event would be accepted now and exclude nobody before "

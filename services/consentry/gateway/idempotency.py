@@ -143,8 +143,7 @@ def _unavailable(error: RedisError) -> Unavailable:
 class IdempotencyClaim:
     """The Idempotency-Key of one request, for as long as the request is answered.
 
-    `attempt` is the key's first one: of this request, or of the one that it repeats. Without a key
-    nothing is kept.
+    Without a key nothing is kept.
     """
 
     def __init__(
@@ -158,19 +157,12 @@ class IdempotencyClaim:
         self._store = store
         self._key = key
         self.attempt = attempt
+        """The key's first attempt: of this request, or of the one that it repeats."""
         self.is_repetition = is_repetition
-
-    @property
-    def event_id(self) -> bytes:
-        """The identity of the event that the request and its repetitions send."""
-        return bytes.fromhex(self.attempt.event_id)
-
-    def replay(self) -> Response | None:
-        """Return the first request's response again; None where there is none yet."""
-        if self.attempt.answer is None:
-            return None
-        headers = {"Idempotent-Replayed": "true"}
-        return Response(json.dumps(self.attempt.answer), 202, headers, "application/json")
+        self.event_id = bytes.fromhex(attempt.event_id)
+        self.recorded_at = attempt.accepted_at
+        self.replayed = None if attempt.answer is None else _replayed(attempt.answer)
+        """The first request's response, to be sent again; None where there is none yet."""
 
     async def respond(self, answer: dict[str, Any]) -> Response:
         """Keep the answer for repetitions, and return it as a response with status 202."""
@@ -206,6 +198,11 @@ class IdempotencyClaim:
     async def _keep(self, attempt: Attempt) -> None:
         if self._key is not None:
             await _try(self._store.finish(self._key, attempt))
+
+
+def _replayed(answer: dict[str, Any]) -> Response:
+    headers = {"Idempotent-Replayed": "true"}
+    return Response(json.dumps(answer), 202, headers, "application/json")
 
 
 async def claim_request(

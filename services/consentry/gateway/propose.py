@@ -33,9 +33,8 @@ async def propose(
     have been approved since. Raises ConsentryError.
     """
     claim = await claim_request(context.idempotency, request, now=context.clock(), excludes=False)
-    replayed = claim.replay()
-    if replayed is not None:
-        return replayed
+    if claim.replayed is not None:
+        return claim.replayed
     proposal = None
     try:
         if claim.is_repetition:
@@ -46,7 +45,7 @@ async def propose(
                 await draft.proposal(),
                 proposal_id=claim.attempt.event_id,
                 by=request.caller.subject,
-                now=claim.attempt.accepted_at,
+                now=claim.recorded_at,
             )
             await context.proposals.put(proposal)
     except Exception:

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from consentry.domain.events import SentEvent
 from consentry.gateway.context import GatewayContext
 from consentry.gateway.event_checks import AHEAD_MAX, EventIn, MemberEventDraft, check_event
-from consentry.gateway.http.bodies import BODY_BYTES_MAX, read_model
+from consentry.gateway.http.bodies import BODY_BYTES_MAX, parse_model
 from consentry.gateway.http.models import ConsentChangeIn, ErasureIn, RelocationIn, instant_of
 from consentry.gateway.idempotency import Attempt
 from consentry.gateway.kafka_submit import OutMessage
@@ -200,7 +200,7 @@ def _parse(text: bytes) -> EventIn:
     if not text.strip():
         raise Problem(400, "The line is empty.", code="input.json", fix="leave it out")
     if b"kind" not in text:
-        return read_model(ConsentChangeIn, text, parse=_parse_line)
+        return parse_model(ConsentChangeIn, text, parse=_parse_line)
     data = _parse_line(text)
     kind = data.pop("kind", "consent-change") if isinstance(data, dict) else "consent-change"
     model = _KINDS.get(kind) if isinstance(kind, str) else None
@@ -212,7 +212,7 @@ def _parse(text: bytes) -> EventIn:
             fix=f"use one of {', '.join(_KINDS)}",
             field="kind",
         )
-    return read_model(model, json.dumps(data).encode(), parse=_parse_line)
+    return parse_model(model, json.dumps(data).encode(), parse=_parse_line)
 
 
 def _parse_line(text: bytes) -> Any:

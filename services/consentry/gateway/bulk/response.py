@@ -14,6 +14,7 @@ from consentry.domain.errors import ConsentryError
 from consentry.gateway.bulk.lines import LineReader
 from consentry.gateway.context import GatewayContext
 from consentry.gateway.kafka_submit import OutMessage
+from consentry.gateway.tokens import token_of
 from consentry.kafka.sender import TopicPosition, Undelivered
 
 LINES_MAX: Final = 10_000
@@ -49,7 +50,7 @@ async def bulk_response(
     results, counts, offsets = _results(found, await batch.answers(), reader.warnings)
     for outcome, count in counts.items():
         context.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
-    token = context.token(offsets) if offsets else None
+    token = token_of(context, offsets) if offsets else None
     results.append(_json({"summary": counts, "token": token}))
     return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")
 

@@ -27,7 +27,13 @@ async def read_body(
     return body
 
 
-def read_model(
+async def read_model(request: Request, model: type[Model]) -> tuple[bytes, Model]:
+    """Return the whole body, and what it says. Raises Problem as `read_body` and `parse_model`."""
+    body = await read_body(request)
+    return body, parse_model(model, body)
+
+
+def parse_model(
     model: type[Model], text: bytes, *, parse: Callable[[bytes], Any] = parse_json
 ) -> Model:
     """The JSON object in a text as a model, strictly: no repeated keys, no number for a text.

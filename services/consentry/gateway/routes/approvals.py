@@ -28,6 +28,7 @@ from consentry.gateway.proposals import (
     check_decidable,
 )
 from consentry.gateway.routes.quarantine import carry_out as release_or_replay
+from consentry.gateway.tokens import control_token
 from consentry.kafka.clients import DELIVERY_TIMEOUT_MS
 from consentry.kafka.sender import TopicPosition
 from consentry.ops.http.problems import Problem
@@ -161,7 +162,7 @@ def _result(context: GatewayContext, proposal: Proposal, place: TopicPosition | 
     """What it came to; `place` is None where it stands among the controls that are known here."""
     return {
         "event_id": str(uuid.UUID(bytes=proposal.event_id)),
-        "token": context.token({}, controls=0 if place is None else place.offset + 1),
+        "token": control_token(context, place),
         "offset": None if place is None else place.offset,
     }
 

@@ -8,9 +8,9 @@ from consentry.gateway.accept import accept
 from consentry.gateway.access import Permission
 from consentry.gateway.bulk.lines import LineReader
 from consentry.gateway.bulk.response import LINES_MAX, bulk_response
-from consentry.gateway.context import receive
+from consentry.gateway.context import receive, receive_model
 from consentry.gateway.event_checks import EventIn, check_event
-from consentry.gateway.http.bodies import BULK_BYTES_MAX, read_model
+from consentry.gateway.http.bodies import BULK_BYTES_MAX
 from consentry.gateway.http.models import (
     Accepted,
     BulkLine,
@@ -72,10 +72,10 @@ async def post_erasure(request: Request) -> Response:
 
 
 async def _accept_event(http_request: Request, model: type[EventIn]) -> Response:
-    context, request = await receive(http_request, Permission.EMIT)
+    context, request, fields = await receive_model(http_request, Permission.EMIT, model)
     draft = check_event(
         context,
-        read_model(model, request.body),
+        fields,
         source=request.caller.subject,
         if_match=request.if_match,
         now=context.clock(),

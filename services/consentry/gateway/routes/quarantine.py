@@ -21,6 +21,7 @@ from consentry.gateway.http.openapi import ACCEPTS_REPETITION, body_of, problems
 from consentry.gateway.proposals import Proposal, ProposalKind, ProposalRequest
 from consentry.gateway.propose import propose
 from consentry.gateway.quarantine import LISTED_MAX, entry_data, observed_version
+from consentry.gateway.tokens import event_token, token_of
 from consentry.ops.http.bodies import parse_json
 from consentry.ops.http.problems import Problem
 from consentry.wire.quarantine import QuarantineEntry
@@ -180,7 +181,11 @@ async def carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
         await check_replay(context, entry)
     event_id, places = await context.quarantine.carry_out(entry, proposal)
     last = places[-1]
-    result = {"event_id": event_id.hex(), "token": context.event_token(last), "offset": last.offset}
+    result = {
+        "event_id": event_id.hex(),
+        "token": event_token(context, last),
+        "offset": last.offset,
+    }
     return replace(proposal, result=result)
 
 
@@ -203,7 +208,11 @@ async def _result_of_known(
     status = await asyncio.to_thread(context.reader.status)
     applied = {one["partition"]: one["next_offset"] for one in status}.get(entry.partition)
     offsets = {entry.partition: applied} if isinstance(applied, int) else {}
-    return {"event_id": proposal.event_id.hex(), "token": context.token(offsets), "offset": None}
+    return {
+        "event_id": proposal.event_id.hex(),
+        "token": token_of(context, offsets),
+        "offset": None,
+    }
 
 
 async def _find(context: GatewayContext, name: str) -> QuarantineEntry:

@@ -25,6 +25,7 @@ from consentry.forms.document import InvalidDocument
 from consentry.gateway.access import Forbidden, Unauthenticated
 from consentry.gateway.http.problems import respond_to
 from consentry.gateway.table_reader import TableReader
+from consentry.gateway.tokens import token_of
 from consentry.kafka.sender import QueueFull
 from consentry.ops.http.problems import MEDIA_TYPE, Problem
 
@@ -211,8 +212,8 @@ def test_what_is_behind_or_old_is_stale() -> None:
     gateway = InMemoryGateway()
     gateway.publish()
     gateway.settle()
-    ahead = gateway.context.token({partition: 99 for partition in range(4)})
-    controls_ahead = gateway.context.token({}, controls=99)
+    ahead = token_of(gateway.context, {partition: 99 for partition in range(4)})
+    controls_ahead = token_of(gateway.context, {}, controls=99)
 
     assert gateway.decision(at_least=ahead)["reason"] == "STALE"
     assert gateway.decision(at_least=controls_ahead)["reason"] == "STALE"

@@ -28,7 +28,7 @@ from consentry.domain.controls import (
 from consentry.domain.events import ConsentChanged
 from consentry.domain.records import Record, fold
 from consentry.domain.values import DAY_MICROS, Choice, MemberId, Micros
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.frames import frame
 from consentry.wire.jurisdictions import iso_jurisdictions

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 from tests.contract.filters import corpus
 
-from consentry.trainer.deciding.decide_table import Columns, Decisions
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import Decisions
 from consentry.trainer.deciding.decider import SnapshotDecider
 
 

@@ -18,7 +18,7 @@ from tests.strategies import PURPOSE, day, policy, terms
 from tests.unit.trainer.purge.dataset_contract import DatasetContract, erasure, many, of_scope
 
 from consentry.domain.controls import Controls
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge.dataset import Dataset

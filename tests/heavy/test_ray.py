@@ -21,7 +21,7 @@ from tests.heavy.deciders import Sent
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Reason
 from consentry.trainer.client import Client
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.filters import ray_
 
 # Ray warns of settings that it reads itself, and of sockets that it leaves to be collected.

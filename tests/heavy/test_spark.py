@@ -20,7 +20,8 @@ from tests.heavy.conftest import packed_java_home
 
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import REASONS, Columns
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import REASONS
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.wire.partitions import partitions_of
 

@@ -19,16 +19,25 @@ import pytest
 import torch
 from tests.contract.filters import corpus
 from tests.contract.filters.corpus import Corpus
+from tests.contract.filters.member_ids import (
+    NAMED,
+    NOBODY,
+    decider_of_all_opted_out,
+    reasons_of,
+)
 from tests.heavy.deciders import Sent
 from tests.stack import PURPOSE, World, allowed, lives_in, opted_out, wait_for
+from tests.strategies import policy, terms
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.values import Reason
 from consentry.trainer.client import Client
+from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.filters import torch_
 from consentry.trainer.filters.torch_ import ConsentDataset, ConsentLoader, filter_batches
-from consentry.trainer.filters.torch_batches import taken
+from consentry.trainer.filters.torch_batches import BatchQuestion, taken
+from consentry.wire.jurisdictions import iso_jurisdictions
 
 BOUND_SECONDS = 5.0
 ROW_COLUMNS = ("row", "member_id", "jurisdiction", "category", "collected_at")
@@ -504,3 +513,18 @@ def test_an_opt_out_and_a_lost_broker_reach_the_workers_of_a_running_epoch(
     with pytest.raises(Exception, match=r"trainer\.stale"):  # noqa: PT012 - it may go on as long as the bound says
         while time.monotonic() < until + 5:
             next(plain)
+
+
+def test_a_member_id_is_what_it_is_to_every_other_reader() -> None:
+    """An opt-out that one library finds and another one misses is no opt-out."""
+    snapshot = Snapshot(4, iso_jurisdictions())
+    snapshot.apply_control(policy(900, terms("*"), on=0))
+    decider = decider_of_all_opted_out(snapshot)
+    question = BatchQuestion(decider, PURPOSE, None, None, Counter())
+    for value, _ in NAMED:
+        keys = question.keys({"member_id": [value]})
+        assert reasons_of(decider, keys) == [Reason.OPTED_OUT], repr(value)
+    for value in NOBODY:
+        for beside in (1000, "m:2"):
+            keys = question.keys({"member_id": [beside, value]})
+            assert reasons_of(decider, keys)[1] is Reason.QUARANTINED, repr(value)

@@ -63,7 +63,8 @@ def run(
     from consentry.domain.values import parse_name
     from consentry.ops.logs import set_up_logs
     from consentry.trainer.checking.check import EXIT_STATUS, Check
-    from consentry.trainer.checking.data_files import ColumnSpec, find_files
+    from consentry.trainer.checking.data_files import find_files
+    from consentry.trainer.deciding.columns import ColumnSpec
 
     parse_name(purpose, what="purpose")
     asked = ColumnSpec(

@@ -338,7 +338,7 @@ def _known(asked: _PurgeRequest, *, settled: bool) -> Iterator[_PurgeContext]:
     from consentry.domain.values import parse_name
     from consentry.ops.clock import system_clock
     from consentry.ops.logs import set_up_logs
-    from consentry.trainer.deciding.decide_table import Columns
+    from consentry.trainer.deciding.columns import Columns
     from consentry.trainer.purge.open_dataset import open_dataset
 
     set_up_logs(style="text", level="error")

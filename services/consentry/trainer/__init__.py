@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from consentry.trainer.client import Client
-from consentry.trainer.deciding.decide_table import Columns, Decisions
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import Decisions
 
 if TYPE_CHECKING:
     from consentry.ops.clock import system_clock

@@ -22,7 +22,8 @@ from consentry.kafka.schema_registry import HttpRegistry
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
 from consentry.trainer.bundled import newest_snapshot
-from consentry.trainer.deciding.decide_table import Columns, Decisions, columns_of, decide_table
+from consentry.trainer.deciding.columns import Columns, find_columns
+from consentry.trainer.deciding.decide_table import Decisions, decide_table
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.filters.dispatch import filter_any
 from consentry.trainer.runs import TrainingRun
@@ -330,7 +331,7 @@ class Client:
             purpose=purpose,
             at=max(now, self.snapshot.newest_frontier) if at is None else at,
             known_at=FOREVER if known_at is None else known_at,
-            columns=columns_of(table, columns),
+            columns=find_columns(table.column_names, columns),
             is_fresh=not detail,
         )
         if not detail:

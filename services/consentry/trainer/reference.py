@@ -22,7 +22,8 @@ from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.kafka.clients import producer_config, send
 from consentry.ops.clock import Clock
 from consentry.trainer.client import Client
-from consentry.trainer.deciding.decide_table import REASONS, conventional_columns
+from consentry.trainer.deciding.columns import find_columns
+from consentry.trainer.deciding.decide_table import REASONS
 from consentry.trainer.purge import PurgeResult, dataset_files, purge, read_dataset
 from consentry.trainer.purge.dataset import DatasetChanged
 from consentry.trainer.purge.receipts import receipt
@@ -174,7 +175,7 @@ class ReferenceTrainer:
         parts, counts, allowed = [], {reason: 0 for reason in REASONS}, 0
         for path, table in read_dataset(self._directory):
             decisions = self._client.decide_table(
-                table, purpose=self._purpose, columns=conventional_columns(table)
+                table, purpose=self._purpose, columns=find_columns(table.column_names, None)
             )
             for reason, number in decisions.counts().items():
                 counts[reason] += number

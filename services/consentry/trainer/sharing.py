@@ -27,7 +27,8 @@ from consentry.domain.errors import ConsentryError, InvalidInput, Refused
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
 from consentry.record_index import RecordIndex, Segment
-from consentry.trainer.deciding.decide_table import Columns, Decisions, columns_of, decide_table
+from consentry.trainer.deciding.columns import Columns, find_columns
+from consentry.trainer.deciding.decide_table import Decisions, decide_table
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.catalog import Catalog, catalog_of_ids
 from consentry.wire.controls import read_control_or_pause
@@ -301,7 +302,7 @@ class SharedSnapshot:
     ) -> Decisions:
         """See Judge. A token is waited for, at most so long."""
         detail = self._behind(at_least, wait_seconds)
-        columns = columns_of(table, columns)
+        columns = find_columns(table.column_names, columns)
         snapshot = self._snapshot or Snapshot(1, iso_jurisdictions())
         return decide_table(
             table,

@@ -37,12 +37,8 @@ from consentry.domain.decisions import Row
 from consentry.domain.events import EventUnreadable, MemberEvent, MemberReleased
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, AgeBand, Choice, MemberId, Micros, Reason
-from consentry.trainer.deciding.decide_table import (
-    REASONS,
-    Columns,
-    conventional_columns,
-    decide_table,
-)
+from consentry.trainer.deciding.columns import Columns, find_columns
+from consentry.trainer.deciding.decide_table import REASONS, decide_table
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.frames import frame
@@ -152,7 +148,7 @@ def big(
         purpose=PURPOSE,
         at=AT,
         known_at=FOREVER,
-        columns=conventional_columns(table),
+        columns=find_columns(table.column_names, None),
         is_fresh=True,
     )
     places = sorted(random.sample(range(rows), min(rows, SAMPLE)))
@@ -169,7 +165,7 @@ def decided_alone(
     """The reason of each row by the rules, each asked by itself; times of collection in a column of
     timestamps.
     """
-    columns = columns or conventional_columns(table)
+    columns = columns or find_columns(table.column_names, None)
 
     def values(name: str | None) -> Sequence[Any]:
         found: list[Any] = [None] * table.num_rows if name is None else table[name].to_pylist()

@@ -16,7 +16,7 @@ from tests.contract.filters.corpus import Corpus, Ids
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.filters.dispatch import filter_any
 

@@ -51,12 +51,11 @@ from consentry.trainer.agent.problems import fault
 from consentry.trainer.agent.service import WAIT_SECONDS_MAX, Agent, Paths, lakefs_paths
 from consentry.trainer.checking.check import Batches, Check, CheckOutcome, CheckReport
 from consentry.trainer.checking.data_files import (
-    ColumnSpec,
-    as_instant,
     read_as,
     read_batches,
     read_parquet,
 )
+from consentry.trainer.deciding.columns import ColumnSpec, json_micros_of
 from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.wire.jurisdictions import name_of
 
@@ -197,7 +196,7 @@ class _Routes:
         row = Row(
             jurisdiction=asked.jurisdiction,
             category=asked.category,
-            collected=as_instant(asked.collected_at),
+            collected=json_micros_of(asked.collected_at),
         )
         purpose = parse_name(asked.purpose, what="purpose")
         await agent.reach(asked.at_least, asked.wait)

@@ -14,8 +14,8 @@ from fastapi import Request
 from consentry.domain.errors import InvalidInput
 from consentry.ops.http.bodies import parse_json, read_body_of
 from consentry.ops.http.problems import Problem
-from consentry.trainer.checking.data_files import ColumnSpec, table_of, wanted
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.checking.data_files import table_of
+from consentry.trainer.deciding.columns import Columns, ColumnSpec
 
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024
 ROWS_MAX: Final = 1_000_000
@@ -106,7 +106,7 @@ def table_of_json(data: Mapping[str, Any]) -> Table:
         if isinstance(value, list) and len(value) != rows:
             raise field_problem(name, f"has {len(value)} values for {rows} members")
         values[name] = value if isinstance(value, list) else [value] * rows
-    columns = ColumnSpec().among(list(values))
+    columns = ColumnSpec().find_among(list(values))
     return Table(table_of(columns, values, rows), columns)
 
 
@@ -119,8 +119,8 @@ def table_of_arrow(body: bytes, asked: ColumnSpec) -> Table:
     try:
         _check_messages(body)
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
-            columns = asked.among(reader.schema.names)
-            names = wanted(columns)
+            columns = asked.find_among(reader.schema.names)
+            names = columns.names
             batches, rows = [], 0
             for batch in reader:
                 rows += batch.num_rows

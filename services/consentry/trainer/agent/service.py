@@ -19,7 +19,8 @@ from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.ops.http.problems import Problem
 from consentry.trainer.agent.feed import Feed
 from consentry.trainer.checking.data_files import DataFile, find_files
-from consentry.trainer.deciding.decide_table import Columns, Decisions
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import Decisions
 from consentry.trainer.hooks import Hooks
 
 QUESTION_SECONDS: Final = 30.0

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from consentry.domain.errors import ConsentryError, Unavailable
 from consentry.domain.values import Reason
-from consentry.trainer.checking.data_files import ColumnSpec, DataFile, read_batches
-from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
+from consentry.trainer.checking.data_files import DataFile, read_batches
+from consentry.trainer.deciding.columns import Columns, ColumnSpec
+from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.trainer.deciding.decider import Decider
 
 _ID_LENGTH_MAX: Final = 80

@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -25,16 +24,19 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from consentry.domain.errors import ConsentryError, InvalidInput
-from consentry.domain.values import Micros
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import (
+    Columns,
+    ColumnSpec,
+    json_member_id,
+    json_micros_of,
+    json_text_of,
+)
 
 ROWS: Final = 65_536
 """Rows of one batch at most."""
 _LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 _BLOCK_BYTES: Final = 4 * 1024 * 1024
 _FILES_MAX: Final = 1_000_000
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_INSTANT_MAX: Final = 1 << 62
 _HIVE_NULL: Final = "__HIVE_DEFAULT_PARTITION__"
 
 Source = Path | bytes
@@ -50,73 +52,6 @@ class DataFile:
 
     path: Path
     partitions: Mapping[str, str | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColumnSpec:
-    """Which columns were asked for. None: the one with our conventional name, where a file has
-    it.
-    """
-
-    member: str = "member_id"
-    jurisdiction: str | None = None
-    category: str | None = None
-    collected: str | None = None
-
-    def among(self, names: Sequence[str]) -> Columns:
-        """The columns of a table with these names.
-
-        Raises InvalidInput that lists them where one is missing.
-
-        So it does where a name is one of ours but for its case or spaces: without that column the
-        answer may be laxer.
-        """
-        ours = {_plain_name(name): name for name in self._names()}
-        for name in names:
-            meant = ours.get(_plain_name(name))
-            if meant is not None and name not in self._names():
-                raise InvalidInput(
-                    f"The column {name!r} differs from {meant!r} only in case or spaces: is it "
-                    "the one that is meant?",
-                    code="input.column",
-                    fix=f"name the column {name!r} for what it holds, or rename it; keep only one "
-                    "of such names",
-                )
-        found = Columns(
-            member=self.member,
-            jurisdiction=self.jurisdiction or ("jurisdiction" if "jurisdiction" in names else None),
-            category=self.category or ("category" if "category" in names else None),
-            collected=self.collected or ("collected_at" if "collected_at" in names else None),
-        )
-        for name in wanted(found):
-            if list(names).count(name) != 1:
-                raise InvalidInput(
-                    f"There is {'no' if name not in names else 'more than one'} column {name!r}; "
-                    "there are "
-                    f"{', '.join(map(repr, islice(names, 100)))}.",
-                    code="input.column",
-                    fix="name the right columns; member ids are needed, the others are optional",
-                )
-        return found
-
-    def _names(self) -> tuple[str, str, str, str]:
-        """The names that are looked for."""
-        return (
-            self.member,
-            self.jurisdiction or "jurisdiction",
-            self.category or "category",
-            self.collected or "collected_at",
-        )
-
-
-def _plain_name(name: str) -> str:
-    return name.strip().casefold()
-
-
-def wanted(columns: Columns) -> list[str]:
-    """The names that are to be read."""
-    names = (columns.member, columns.jurisdiction, columns.category, columns.collected)
-    return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def find_files(paths: Iterable[Path], *, ignored: Sequence[str] = ()) -> Iterator[DataFile]:
@@ -238,7 +173,7 @@ def _with_partitions(
 
     Raises InvalidInput where a row says another thing than its directory.
     """
-    for name in wanted(columns):
+    for name in columns.names:
         if name not in table.column_names:
             table = table.append_column(name, _said_of_all(partitions[name], table))
         elif partitions.get(name) is not None:
@@ -281,8 +216,8 @@ def read_parquet(
     opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
     with pq.ParquetFile(opened, **limits) as file:
         schema = file.schema_arrow
-        columns = asked.among(_all_names(schema.names, partitions))
-    found = [name for name in wanted(columns) if name in schema.names]
+        columns = asked.find_among(_all_names(schema.names, partitions))
+    found = [name for name in columns.names if name in schema.names]
     # One long text that many rows share stays one: as a plain column it could be larger than any
     # memory. Member ids are nearly all different: only in what a stranger sent may one long text
     # stand for all of them.
@@ -308,8 +243,8 @@ def read_ipc(
         opened.seek(0)
         reader = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
         names = reader.schema.names
-        columns = asked.among(_all_names(names, partitions))
-        found = [name for name in wanted(columns) if name in names]
+        columns = asked.find_among(_all_names(names, partitions))
+        found = [name for name in columns.names if name in names]
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         for batch in batches:
             # Offsets in a file are believed by what reads them: one that points elsewhere would end
@@ -336,8 +271,8 @@ def _read_csv(
     delimiter = "\t" if ".tsv" in source.suffixes else ","
     with _text(source) as lines, io.TextIOWrapper(lines, "utf-8-sig", newline="") as text:
         names = next(csv.reader(text, delimiter=delimiter), [])
-    columns = asked.among(_all_names(names, partitions))
-    found = [name for name in wanted(columns) if name in names]
+    columns = asked.find_among(_all_names(names, partitions))
+    found = [name for name in columns.names if name in names]
     options = pacsv.ConvertOptions(
         include_columns=found,
         # Nothing is guessed: "NA" is Namibia, and an id of digits keeps its leading zeros.
@@ -373,21 +308,21 @@ def _read_lines(
             if columns is None or len(names) > known:
                 # A column may begin at any row: to be without it is the same as to have null, for
                 # the rows before.
-                columns = asked.among(_all_names(list(names), partitions))
+                columns = asked.find_among(_all_names(list(names), partitions))
             yield _table_of_rows(rows, columns, partitions), columns
 
 
 def _table_of_rows(
     rows: Sequence[Mapping[str, Any]], columns: Columns, partitions: Mapping[str, str | None]
 ) -> pa.Table:
-    values = {name: [row.get(name) for row in rows] for name in wanted(columns)}
+    values = {name: [row.get(name) for row in rows] for name in columns.names}
     table = table_of(columns, values, len(rows))
     for name, own in values.items():
         said = partitions.get(name)
         if said is not None:
             # Not by the table, where what is no id is null: it would be taken for one that says
             # nothing.
-            if any(value is not None and _as_text(value, None) != said for value in own):
+            if any(value is not None and json_member_id(value) != said for value in own):
                 raise _otherwise_said(name)
             table = _with_said(table, name, said)
     return table
@@ -434,50 +369,16 @@ def table_of(columns: Columns, values: Mapping[str, Sequence[Any]], rows: int) -
     Raises InvalidInput where a time of collection is none: which row of the cut-off it is on would
     be a guess.
     """
-    made: dict[str, pa.Array] = {columns.member: _texts(values[columns.member], otherwise=None)}
+    arrays: dict[str, pa.Array] = {}
+    arrays[columns.member] = pa.array(map(json_member_id, values[columns.member]), pa.string())
     for name in (columns.jurisdiction, columns.category):
         if name is not None:
-            made[name] = _texts(values[name], otherwise="?")
+            arrays[name] = pa.array(map(json_text_of, values[name]), pa.string())
     if columns.collected is not None:
-        made[columns.collected] = pa.array(
-            [as_instant(value) for value in values[columns.collected]], pa.int64()
-        )
-    assert all(len(column) == rows for column in made.values())
-    return pa.table(made)
-
-
-def _texts(values: Sequence[Any], *, otherwise: str | None) -> pa.Array:
-    return pa.array([_as_text(value, otherwise) for value in values], pa.string())
-
-
-def _as_text(value: Any, otherwise: str | None) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if -(1 << 63) <= value < 1 << 64 else otherwise
-    if not isinstance(value, str):
-        return otherwise
-    # JSON can spell half of a surrogate pair, which no text is.
-    return value if value.isascii() else value.encode(errors="replace").decode()
-
-
-def as_instant(value: Any) -> Micros | None:
-    """A time of collection as JSON has it: ISO 8601, or microseconds. Raises InvalidInput."""
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INSTANT_MAX:
-        return Micros(value)
-    try:
-        moment = datetime.fromisoformat(value)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return Micros((moment - _EPOCH) // timedelta(microseconds=1))
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(
-            "A time of collection is neither a date and time in ISO 8601 nor a number of "
-            "microseconds.",
-            code="input.collected",
-            fix="write 2024-10-11T09:00:00Z, or microseconds since 1970-01-01 UTC",
-        ) from None
+        times = map(json_micros_of, values[columns.collected])
+        arrays[columns.collected] = pa.array(times, pa.int64())
+    assert all(len(column) == rows for column in arrays.values())
+    return pa.table(arrays)
 
 
 _READERS: Final[Mapping[str, Reader]] = {

@@ -15,10 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consentry.domain.decisions import Row, decide_state
-from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros, Reason
 from consentry.record_index import IntegerKeys, Keys, TextKeys
 from consentry.record_index.keys import INTEGERS_BELOW, numbers_of_views
+from consentry.trainer.deciding.columns import (
+    Columns,
+    check_columns,
+    is_text_type,
+    member_texts,
+    micros_of,
+    texts_of,
+    written_out,
+)
 from consentry.trainer.deciding.member_classes import (
     QUARANTINED_CLASS,
     ControlBoundaries,
@@ -45,65 +53,6 @@ _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 _SPREAD_SHIFT: Final = np.uint64(48)
 _NULL_NUMBER: Final = (1 << 64) - 1
 _EARLIEST: Final = -(1 << 63)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """Which columns of a table say what; None: the table does not say it."""
-
-    member: str = "member_id"
-    jurisdiction: str | None = None
-    category: str | None = None
-    collected: str | None = None
-
-
-def columns_of(table: pa.Table, columns: Columns | None) -> Columns:
-    """The columns that a caller named, or else those with our conventional names.
-
-    Raises InvalidInput.
-    """
-    return conventional_columns(table) if columns is None else as_columns(columns)
-
-
-def as_columns(given: object) -> Columns:
-    """What was given, where it names columns. Raises InvalidInput."""
-    if isinstance(given, Columns):
-        return given
-    raise InvalidInput(
-        f"columns is a {type(given).__name__}, which does not say which column is which.",
-        code="input.columns",
-        fix='give consentry.trainer.Columns(member="…", jurisdiction="…"), or rename the columns '
-        "and give none",
-    )
-
-
-_CONVENTIONAL: Final = frozenset({"member_id", "jurisdiction", "category", "collected_at"})
-
-
-def conventional_columns(table: pa.Table) -> Columns:
-    """The columns that have our conventional names; only `member_id` has to be there.
-
-    Raises InvalidInput for a name that differs only in case: to other engines it is ours, and its
-    pauses count.
-    """
-    names = table.column_names
-    for name in names:
-        if (
-            name not in _CONVENTIONAL
-            and name.lower() in _CONVENTIONAL
-            and name.lower() not in names
-        ):
-            raise InvalidInput(
-                f"The table has a column {name!r}, which is the conventional {name.lower()!r} but "
-                "for its case.",
-                code="input.column",
-                fix=f"rename it to {name.lower()!r}, or name the columns",
-            )
-    return Columns(
-        jurisdiction="jurisdiction" if "jurisdiction" in names else None,
-        category="category" if "category" in names else None,
-        collected="collected_at" if "collected_at" in names else None,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +97,7 @@ def decide_table(
     question, and it is asked once. What was found is remembered in the view, until a record, a
     control or the time asked about makes it another.
     """
-    check_columns(table, columns)
+    check_columns(table.column_names, columns)
     if not is_fresh or table.num_rows == 0:
         return Decisions(np.full(table.num_rows, _STALE, dtype=np.int8))
     boundaries = snapshot.boundaries
@@ -256,7 +205,7 @@ def _member_classes(
     """Each row's class of members."""
     if pa.types.is_dictionary(column.type):
         is_whole = pa.types.is_integer(column.type.value_type)
-        values, codes = _dictionary(column if is_whole else _texts(column, _as_member))
+        values, codes = _dictionary(column if is_whole else member_texts(column))
         by_code = _member_classes(
             pa.chunked_array([values]), snapshot, member_classes, at=at, known_at=known_at
         )
@@ -268,7 +217,7 @@ def _member_classes(
 
     read = _integer_classes if pa.types.is_integer(column.type) else _text_classes
     if read is _text_classes:
-        column = _texts(column, _as_member)
+        column = member_texts(column)
     return np.concatenate(
         [np.zeros(0, dtype=np.int32), *(read(part, ask) for part in _slices(column))]
     )
@@ -299,10 +248,6 @@ def _integer_classes(chunk: pa.Array, ask: _Ask) -> npt.NDArray[np.int32]:
     return _text_classes(chunk.cast(pa.string()), ask)
 
 
-def _as_member(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _places(table: pa.Table, name: str | None, boundaries: ControlBoundaries) -> _Axis:
     is_code = boundaries.controls.jurisdictions.is_code
     return _axis(table, name, lambda place: place if is_code(place) else _NO_CODE)
@@ -320,7 +265,7 @@ def _axis(table: pa.Table, name: str | None, stand_in: Callable[[str], str]) -> 
     """
     if name is None:
         return _Axis([None])
-    values, codes = encoded(_texts(table[name], _as_text))
+    values, codes = encoded(texts_of(table[name]))
     places: dict[str | None, int] = {}
     found = [
         places.setdefault(None if value is None else stand_in(value), len(places))
@@ -328,32 +273,6 @@ def _axis(table: pa.Table, name: str | None, stand_in: Callable[[str], str]) -> 
     ]
     is_same = found == list(range(len(found)))
     return _Axis(list(places), codes if is_same else np.array(found, dtype=np.int32)[codes])
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return None if value is None else str(value)
-
-
-def _texts(column: pa.ChunkedArray, read: Callable[[Any], str | None]) -> pa.ChunkedArray:
-    """A column of texts as it is; of another, what `read` makes of each value."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return column
-    return pa.chunked_array([pa.array([read(value) for value in column.to_pylist()], pa.string())])
-
-
-def check_columns(table: pa.Table, columns: Columns) -> None:
-    """Raise InvalidInput where a named column is missing."""
-    for name in (columns.member, columns.jurisdiction, columns.category, columns.collected):
-        if name is not None and name not in table.column_names:
-            raise InvalidInput(
-                f"The table has no column {name!r}; it has "
-                f"{', '.join(map(repr, table.column_names))}.",
-                code="input.column",
-                fix="name the right columns; member ids are needed, the others are optional",
-            )
 
 
 def _slices(column: pa.ChunkedArray) -> list[pa.Array]:
@@ -370,8 +289,7 @@ def _short_texts(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int
     None for others.
     """
     is_view = pa.types.is_string_view(column.type)
-    is_text = is_view or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if not is_text or len(column) < _SHORT_MIN:
+    if not is_text_type(column.type) or len(column) < _SHORT_MIN:
         return None
     numbers, slots = np.zeros(_SLOTS, dtype=np.uint64), []
     for part in _slices(column):
@@ -419,7 +337,7 @@ def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32
         shared = _shared_dictionary(column)
         if shared is not None:
             return shared
-        column = _written_out(column)
+        column = written_out(column)
     if pa.types.is_string_view(column.type):
         column = column.cast(pa.string())
     # All chunks of one encoding share one dictionary; Arrow's own unifying refuses one that holds a
@@ -429,15 +347,6 @@ def _dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32
         return pa.array([], column.type), np.zeros(0, dtype=np.int32)
     codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in chunks]
     return chunks[0].dictionary, np.concatenate(codes).astype(np.int32, copy=False)
-
-
-def _written_out(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values of a dictionary, written out; Arrow itself does not do so for string views."""
-    kind = column.type.value_type
-    kind = pa.string() if pa.types.is_string_view(kind) else kind
-    return pa.chunked_array(
-        [one.dictionary.cast(kind).take(one.indices) for one in column.chunks], kind
-    )
 
 
 def _shared_dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int32]] | None:
@@ -469,24 +378,7 @@ def _collection_times(table: pa.Table, name: str | None, boundaries: ControlBoun
     """
     if name is None:
         return _Axis([None])
-    column = table[name]
-    kind = column.type
-    try:
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-            column = _written_out(column)
-        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-            # Only nanoseconds lose something, which no cut-off can tell; a time that wraps round
-            # would be another one.
-            column = column.cast(pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
-        elif not pa.types.is_integer(kind) and not pa.types.is_null(kind):
-            raise _no_times(name, column.type)
-        column = column.cast(pa.int64())
-    except (
-        pa.ArrowInvalid,
-        pa.ArrowNotImplementedError,
-    ) as error:  # out of range; a type that is no time
-        raise _no_times(name, column.type) from error
+    column = micros_of(table[name], name)
     cut_offs = boundaries.cut_offs
     if not cut_offs:
         return _Axis([None])
@@ -505,12 +397,3 @@ def _passed(values: npt.NDArray[np.int64], cut_offs: Sequence[Micros]) -> npt.ND
     for cut_off in cut_offs:
         codes += values >= cut_off
     return codes
-
-
-def _no_times(name: str, kind: pa.DataType) -> InvalidInput:
-    return InvalidInput(
-        f"The column {name!r} holds {kind}, which is not a time of collection, or one out of all "
-        "bounds.",
-        code="input.column",
-        fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
-    )

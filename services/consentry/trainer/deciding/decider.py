@@ -12,7 +12,8 @@ import pyarrow as pa
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
-from consentry.trainer.deciding.decide_table import Columns, Decisions, columns_of, decide_table
+from consentry.trainer.deciding.columns import Columns, find_columns
+from consentry.trainer.deciding.decide_table import Decisions, decide_table
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.freshness import BUNDLE_CLOCKS_SECONDS_MAX, FOREVER, stale_age
 
@@ -108,6 +109,6 @@ class SnapshotDecider:
             purpose=purpose,
             at=self._clock() if self._at is None else self._at,
             known_at=FOREVER,
-            columns=columns_of(table, columns),
+            columns=find_columns(table.column_names, columns),
             is_fresh=not self.stale_detail,
         )

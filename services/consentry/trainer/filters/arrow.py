@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.batch_filter import BatchFilter
 from consentry.trainer.filters.rows import kept

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import Decider
 
 LIBRARIES: Final = {

@@ -12,7 +12,7 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.batch_filter import BatchFilter
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pandas as pd
 
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.batch_filter import BatchFilter
 

@@ -16,7 +16,8 @@ import ray
 from ray.data import Dataset
 
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.batch_filter import BatchFilter
 from consentry.trainer.filters.portable import portable, stale

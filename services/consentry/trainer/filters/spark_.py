@@ -26,7 +26,8 @@ from pyspark.sql import types as T
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import DAY_MICROS, MEMBER_ID_PATTERN, Micros, Reason
 from consentry.ops.clock import system_clock
-from consentry.trainer.deciding.decide_table import REASONS, Columns, check_columns, columns_of
+from consentry.trainer.deciding.columns import Columns, find_columns
+from consentry.trainer.deciding.decide_table import REASONS
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.deciding.join_tables import JoinTables, decision_tables
 from consentry.trainer.deciding.snapshot import Snapshot
@@ -138,9 +139,7 @@ def _checked(data: DataFrame, columns: Columns | None, reason_column: str) -> Co
 
     Raises InvalidInput where they are missing, or the DataFrame cannot be filtered.
     """
-    shape = pa.table([pa.nulls(0)] * len(data.columns), names=data.columns)
-    columns = columns_of(shape, columns)
-    check_columns(shape, columns)
+    columns = find_columns(data.columns, columns)
     names = [name.lower() for name in data.columns]
     if (
         len(set(names)) < len(names)

@@ -31,7 +31,8 @@ from torch.utils.data import (
 
 from consentry.domain.errors import ConsentryError, InvalidInput, Refused
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.portable import portable
 from consentry.trainer.filters.torch_batches import BatchQuestion, left_of

@@ -15,7 +15,8 @@ import torch
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import REASONS, Columns, Decisions
+from consentry.trainer.deciding.columns import Columns, member_id_column, texts_column
+from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.batch_filter import BatchFilter
 from consentry.trainer.filters.portable import stale
@@ -47,19 +48,17 @@ class BatchQuestion:
         One row's id never depends on another row.
         """
         batch_filter = self._sieve(values)
-        read = {name: [_plain(value) for value in values[name]] for name in batch_filter.names}
-        member = batch_filter.columns.member
-        read[member] = [_as_id(value) for value in read[member]]
-        for name in (batch_filter.columns.jurisdiction, batch_filter.columns.category):
-            if name is not None and name != member:
-                read[name] = [_as_text(value) for value in read[name]]
-        collected = batch_filter.columns.collected
-        return pa.table(
-            {
-                name: batch_filter.column(name, column) if name == collected else _texts(column)
-                for name, column in read.items()
-            }
-        )
+        columns = batch_filter.columns
+        arrays: dict[str, pa.Array] = {}
+        for name in columns.names:
+            plain = list(map(_plain, values[name]))
+            if name == columns.collected:
+                arrays[name] = batch_filter.column(name, plain)
+            elif name == columns.member:
+                arrays[name] = member_id_column(plain, numbers_beside_others=True)
+            else:
+                arrays[name] = texts_column(plain)
+        return pa.table(arrays)
 
     def keys_of_examples(self, examples: Sequence[Any]) -> pa.Table:
         """The columns that are asked about, of examples; a name that one of them lacks is a null
@@ -144,28 +143,6 @@ def _plain(value: Any) -> Any:
             return value
         value = value.item()
     return None if isinstance(value, float) and value != value else value
-
-
-def _as_id(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return None
-    return str(value) if isinstance(value, int | str) else None
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return None if value is None else str(value)
-
-
-def _texts(column: Sequence[str | None]) -> pa.Array:
-    try:
-        return pa.array(column, pa.large_string())
-    except UnicodeError:
-        # Half of a surrogate pair is in no id and no code.
-        return pa.array(
-            [text and text.encode(errors="replace").decode() for text in column], pa.large_string()
-        )
 
 
 # ---- taking rows out of batches

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import Micros
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge.dataset import PurgeResult
 from consentry.trainer.purge.files import dataset_files, dataset_version, read_dataset, read_file

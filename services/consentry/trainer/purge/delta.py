@@ -26,7 +26,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import Clock
-from consentry.trainer.deciding.decide_table import Columns, columns_of
+from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.purge.file_worker import FileResult, look
 from consentry.trainer.purge.files import folder_values
 from consentry.trainer.purge.journal import Total
@@ -125,12 +125,17 @@ class _DeltaVersion:
                 "feature off",
             ) from error
         self._names = dataset.schema.names
-        self._columns = columns_of(dataset.schema.empty_table(), columns)
+        self._named_columns = columns
         self._filesystem: pyarrow.fs.FileSystem = dataset.filesystem
 
     @property
     def id(self) -> str:
         return str(self._table.version())
+
+    @cached_property
+    def _columns(self) -> Columns:
+        # Found when a file is read: an old version without one of them may have no file of its own.
+        return find_columns(self._names, self._named_columns)
 
     @cached_property
     def _actions(self) -> dict[str, dict[str, Any]]:

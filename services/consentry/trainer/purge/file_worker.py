@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.purge.dataset import DatasetChanged
 from consentry.trainer.purge.files import (
     Fingerprint,

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.deciding.decide_table import Columns, columns_of
+from consentry.trainer.deciding.columns import Columns, find_columns
 
 _NULL_FOLDER: Final = "__HIVE_DEFAULT_PARTITION__"
 _ROWS_AT_ONCE: Final = 1 << 20
@@ -180,24 +180,12 @@ def chunks(
     column.
     """
     names = [*file.schema_arrow.names, *(key for key in said if key not in file.schema_arrow.names)]
-    chosen = columns_of(pa.table({key: pa.nulls(0) for key in dict.fromkeys(names)}), columns)
-    wanted = [
-        key
-        for key in (chosen.member, chosen.jurisdiction, chosen.category, chosen.collected)
-        if key is not None
-    ]
-    if missing := [key for key in wanted if key not in names]:
-        raise InvalidInput(
-            f"The file {name!r} has no column {missing[0]!r}; it has "
-            f"{', '.join(map(repr, names))}.",
-            code="input.column",
-            fix="name the right columns; member ids are needed, the others are optional",
-        )
-    stored = [key for key in dict.fromkeys(wanted) if key in file.schema_arrow.names]
+    chosen = find_columns(names, columns, holder=f"The file {name!r}")
+    stored = [key for key in chosen.names if key in file.schema_arrow.names]
     for groups in _batches(file.metadata):
         rows = sum(file.metadata.row_group(place).num_rows for place in groups)
         table = file.read_row_groups(list(groups), columns=stored, use_threads=False)
-        for key in wanted:
+        for key in chosen.names:
             if key in said:
                 table = _with_folder_value(table, rows, key, said[key], name)
         yield Chunk(table, chosen, groups)

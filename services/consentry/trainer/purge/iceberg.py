@@ -22,7 +22,7 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot
 
 from consentry.domain.errors import InvalidInput, Refused
-from consentry.trainer.deciding.decide_table import Columns, columns_of
+from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.purge.file_worker import FileResult
 from consentry.trainer.purge.journal import Total
 from consentry.trainer.purge.row_selector import RowSelector
@@ -131,20 +131,7 @@ class _IcebergVersion:
         self._snapshot = snapshot
         self._schema = table.schema() if snapshot is None else _schema_of(table, snapshot)
         names = [field.name for field in self._schema.fields]
-        self._columns = columns_of(pa.table({name: pa.nulls(0) for name in names}), columns)
-        wanted = (
-            self._columns.member,
-            self._columns.jurisdiction,
-            self._columns.category,
-            self._columns.collected,
-        )
-        if missing := [name for name in wanted if name is not None and name not in names]:
-            raise InvalidInput(
-                f"The table has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.",
-                code="input.column",
-                fix="name the right columns; member ids are needed, the others are optional",
-            )
-        self._wanted = tuple(name for name in wanted if name is not None)
+        self._columns = find_columns(names, columns)
 
     @property
     def id(self) -> str:
@@ -169,7 +156,7 @@ class _IcebergVersion:
         return {path: task.file.file_size_in_bytes for path, task in self._tasks.items()}
 
     def look(self, path: str, selector: RowSelector) -> FileResult:
-        table = self._read(path, self._schema.select(*self._wanted))
+        table = self._read(path, self._schema.select(*self._columns.names))
         found = selector.of(table, self._columns)
         return FileResult(
             name=path,

@@ -9,7 +9,7 @@ from typing import Final
 
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import Clock
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.purge.dataset import Dataset
 from consentry.trainer.purge.parquet import ParquetDirectory
 

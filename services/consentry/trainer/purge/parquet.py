@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from consentry.domain.errors import InvalidInput, Refused
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.purge.dataset import (
     DatasetChanged,
     FilePlan,

@@ -20,7 +20,8 @@ from consentry.domain.jurisdictions import ANYWHERE
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason
 from consentry.record_index.keys import TextKeys
-from consentry.trainer.deciding.decide_table import REASONS, Columns, check_columns, encoded
+from consentry.trainer.deciding.columns import Columns, check_columns, is_text_type, value_type
+from consentry.trainer.deciding.decide_table import REASONS, encoded
 from consentry.trainer.deciding.decider import Decider, SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.records import DamagedRecord, read_record
@@ -101,7 +102,7 @@ class OrdersSelector:
 
     def of(self, table: pa.Table, columns: Columns) -> Selection:
         """See Cover."""
-        check_columns(table, columns)
+        check_columns(table.column_names, columns)
         members = _member_texts(table[columns.member], columns.member)
         covered = np.full(table.num_rows, NOBODY, dtype=np.int32)
         if table.num_rows == 0:
@@ -252,7 +253,7 @@ class ExcludedSelector:
 
     def of(self, table: pa.Table, columns: Columns) -> Selection:
         """See Cover."""
-        check_columns(table, columns)
+        check_columns(table.column_names, columns)
         decisions = self._decider.decide_table(table, purpose=self._purpose, columns=columns)
         if (decisions.reasons == REASONS.index(Reason.STALE)).any():
             raise Unavailable(
@@ -309,11 +310,8 @@ def _member_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
     Raises InvalidInput.
     """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
-    if not (is_text or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+    kind = value_type(column.type)
+    if not (is_text_type(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise InvalidInput(
             f"The member column {name!r} holds {kind}, not text or integers: no member could be "
             "found in it.",

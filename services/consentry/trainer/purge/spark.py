@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 
 from consentry.domain import errors
 from consentry.domain.errors import ConsentryError, Refused
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.purge.dataset import DatasetChanged
 from consentry.trainer.purge.file_worker import (
     FileResult,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import compress
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from consentry.domain.errors import InvalidInput
-from consentry.trainer.deciding.decide_table import Columns, as_columns
-from consentry.trainer.filters.batch_filter import NO_ONE_TYPE, are_plain, as_id
-
-_CONVENTIONAL: Final = Columns(
-    jurisdiction="jurisdiction", category="category", collected="collected_at"
+from consentry.trainer.deciding.columns import (
+    NO_ONE_TYPE,
+    Columns,
+    arrow_reads_exactly,
+    find_columns,
+    member_id_column,
+    texts_column,
 )
+
 _Mask = npt.NDArray[np.bool_]
 
 
@@ -70,10 +73,10 @@ def read_batch(data: Any, columns: Columns | None) -> RunBatch:
     if isinstance(data, pa.Table | pa.RecordBatch):
         return _read_arrow(data, columns)
     if _is_polars(data):
-        named = _named(data.columns, columns)
+        named = _find_columns(data.columns, columns)
         return RunBatch(_of_polars(data, named), named, data.filter)
     if _is_pandas(data):
-        named = _named([str(name) for name in data.columns], columns)
+        named = _find_columns([str(name) for name in data.columns], columns)
         return RunBatch(_table(data, named), named, lambda mask: data[mask])
     if isinstance(data, Mapping):
         return _read_mapping(data, columns)
@@ -85,14 +88,14 @@ def read_batch(data: Any, columns: Columns | None) -> RunBatch:
 
 
 def _read_arrow(data: pa.Table | pa.RecordBatch, columns: Columns | None) -> RunBatch:
-    named = _named(data.schema.names, columns)
-    chosen = {name: data.column(name) for name in _names(named)}
+    named = _find_columns(data.schema.names, columns)
+    chosen = {name: data.column(name) for name in named.names}
     return RunBatch(pa.table(chosen), named, lambda mask: data.filter(pa.array(mask)))
 
 
 def _read_mapping(data: Mapping[str, Any], columns: Columns | None) -> RunBatch:
     """Read a batch as loaders make it: a list, array or tensor for each column, of equal length."""
-    named = _named(list(data), columns)
+    named = _find_columns(list(data), columns)
     _check_lengths(data)
 
     def keep_rows(mask: _Mask) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def _check_lengths(data: Mapping[str, Any]) -> None:
 
 def _table(given: Any, columns: Columns) -> pa.Table:
     return pa.table(
-        {name: _array(given[name], is_member=name == columns.member) for name in _names(columns)}
+        {name: _array(given[name], is_member=name == columns.member) for name in columns.names}
     )
 
 
@@ -135,30 +138,23 @@ def _of_polars(given: Any, columns: Columns) -> pa.Table:
             given[name], lambda listed: _array(listed, is_member=name == columns.member)
         )
 
-    return pa.table({name: values(name) for name in _names(columns)})
+    return pa.table({name: values(name) for name in columns.names})
 
 
 def _array(values: Any, *, is_member: bool) -> pa.Array | pa.ChunkedArray:
-    """A column of any kind; what has no one type becomes texts, and null what is neither text nor
-    whole number.
-    """
+    """A column of any kind; values of no common type are read one by one, as ids or as texts."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if _is_tensor(values):
         values = values.detach().cpu().numpy()
-    if not is_member or are_plain(values):
+    if not is_member or arrow_reads_exactly(values):
         try:
             return pa.array(values)
         except NO_ONE_TYPE:
-            pass  # they become texts, below
-    return pa.array([_text(value) for value in values], pa.string())
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return as_id(value)
-    is_number = isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-    return str(int(value)) if is_number else None
+            pass  # they are read one by one, below
+    return (
+        member_id_column(values, numbers_beside_others=True) if is_member else texts_column(values)
+    )
 
 
 def _keep_values(values: Any, mask: _Mask) -> Any:
@@ -171,39 +167,8 @@ def _keep_values(values: Any, mask: _Mask) -> Any:
     return tuple(selected) if isinstance(values, tuple) else list(selected)
 
 
-def _named(names: list[str], columns: Columns | None) -> Columns:
-    """The columns told, or those of conventional names. Raises InvalidInput where one is
-    missing.
-    """
-    if columns is None:
-        here = {kind: name for kind, name in _kinds(_CONVENTIONAL).items() if name in names}
-        columns = Columns(**{**here, "member": _CONVENTIONAL.member})
-    columns = as_columns(columns)
-    for name in _names(columns):
-        if names.count(name) > 1:
-            raise InvalidInput(
-                f"The batch has {names.count(name)} columns named {name!r}, so it cannot be told "
-                "which one counts.",
-                code="input.column",
-                fix="rename all but one of them",
-            )
-        if name not in names:
-            raise InvalidInput(
-                f"The batch has no column {name!r}; it has {', '.join(map(repr, names))}.",
-                code="input.column",
-                fix="name the right columns; member ids are needed, the others are optional",
-            )
-    return columns
-
-
-def _kinds(columns: Columns) -> dict[str, str | None]:
-    return {
-        kind: getattr(columns, kind) for kind in ("member", "jurisdiction", "category", "collected")
-    }
-
-
-def _names(columns: Columns) -> list[str]:
-    return list(dict.fromkeys(name for name in _kinds(columns).values() if name is not None))
+def _find_columns(names: Sequence[str], columns: Columns | None) -> Columns:
+    return find_columns(names, columns, holder="The batch")
 
 
 def _is_polars(value: Any) -> bool:

@@ -6,7 +6,7 @@ The parts are merged into one file when the run ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns, micros_of, plain_texts_of
 from consentry.trainer.runs.batches import RunBatch
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
 from consentry.trainer.runs.read_files import (
@@ -161,47 +161,13 @@ def read_rows(table: pa.Table, columns: Columns) -> ReadRows:
     count = table.num_rows
 
     def texts(name: str | None) -> pa.Array:
-        return pa.nulls(count, pa.string()) if name is None else _texts(table[name])
+        return pa.nulls(count, pa.string()) if name is None else plain_texts_of(table[name])
 
     collected = (
         pa.nulls(count, pa.int64())
         if columns.collected is None
-        else _times(table[columns.collected])
+        else micros_of(table[columns.collected], columns.collected).combine_chunks()
     )
     return ReadRows(
         texts(columns.member), texts(columns.jurisdiction), texts(columns.category), collected
     )
-
-
-def _texts(column: pa.ChunkedArray) -> pa.Array:
-    """A column as texts; whole numbers become decimal texts."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(kind)
-    if pa.types.is_string(kind):
-        found = column
-    elif (
-        pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_integer(kind)
-    ):
-        found = column.cast(pa.string())
-    else:
-        found = pa.chunked_array(
-            [pa.array([_as_text(value) for value in column.to_pylist()], pa.string())]
-        )
-    return found.combine_chunks()
-
-
-def _as_text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return None if value is None else str(value)
-
-
-def _times(column: pa.ChunkedArray) -> pa.Array:
-    """A column of times in microseconds."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        column = column.cast(pa.timestamp("us"), safe=getattr(kind, "unit", "") != "ns")
-    return column.cast(pa.int64()).combine_chunks()

@@ -28,7 +28,8 @@ import pyarrow as pa
 from consentry.domain.decisions import Row
 from consentry.domain.values import MEMBER_ID_PATTERN, MemberId, Micros, Reason
 from consentry.record_index import TextKeys
-from consentry.trainer.deciding.decide_table import REASONS, Columns, decide_table
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import REASONS, decide_table
 from consentry.trainer.deciding.fact_columns import FactColumns
 from consentry.trainer.deciding.member_classes import MemberClasses
 from consentry.trainer.deciding.snapshot import Snapshot

@@ -16,7 +16,7 @@ from consentry.bundles.keys import SigningKey
 from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
 from consentry.domain.values import DATASET_PATTERN, Micros, Reason, parse_name
 from consentry.ops.clock import Clock, system_clock
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.runs.batches import RunBatch, each_batch, is_batch, read_batch
 from consentry.trainer.runs.certificates import canonical, write_certificate
 from consentry.trainer.runs.certify import certificate_statement

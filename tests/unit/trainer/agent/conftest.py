@@ -24,12 +24,8 @@ from consentry.domain.values import Choice, parse_member_id
 from consentry.ops.metrics import Metrics
 from consentry.trainer.agent.server import Listen, Server, make_server, serve
 from consentry.trainer.agent.service import Agent
-from consentry.trainer.deciding.decide_table import (
-    Columns,
-    Decisions,
-    conventional_columns,
-    decide_table,
-)
+from consentry.trainer.deciding.columns import Columns, find_columns
+from consentry.trainer.deciding.decide_table import Decisions, decide_table
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.hooks import Hooks
 from consentry.wire.frames import frame
@@ -82,7 +78,7 @@ class StillFollower:
             purpose=purpose,
             at=NOW,
             known_at=FOREVER,
-            columns=columns or conventional_columns(table),
+            columns=columns or find_columns(table.column_names, None),
             is_fresh=not self._behind(at_least),
         )
 

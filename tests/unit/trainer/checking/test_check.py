@@ -23,7 +23,8 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.events import MemberEvent
 from consentry.domain.values import Choice, MemberId, Micros, Reason
 from consentry.trainer.checking.check import EXIT_STATUS, Check, CheckOutcome, CheckReport
-from consentry.trainer.checking.data_files import ROWS, ColumnSpec, find_files
+from consentry.trainer.checking.data_files import ROWS, find_files
+from consentry.trainer.deciding.columns import ColumnSpec
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.frames import frame

@@ -40,7 +40,8 @@ from consentry.record_index import FoundRecords, Keys, RecordIndex
 from consentry.record_index import index as store
 from consentry.trainer.deciding import decide_table as filtering
 from consentry.trainer.deciding import member_classes as member_classes
-from consentry.trainer.deciding.decide_table import REASONS, Columns, decide_table
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import REASONS, decide_table
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.frames import frame
 from consentry.wire.freshness import FOREVER

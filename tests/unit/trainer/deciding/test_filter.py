@@ -19,14 +19,8 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MEMBER_ID_PATTERN, Choice, MemberId, Micros, Reason
 from consentry.domain.wording import moment_of
-from consentry.trainer.deciding.decide_table import (
-    REASONS,
-    Columns,
-    columns_of,
-    conventional_columns,
-    decide_table,
-    encoded,
-)
+from consentry.trainer.deciding.columns import Columns, find_columns
+from consentry.trainer.deciding.decide_table import REASONS, decide_table, encoded
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.batches import read_batch
 from consentry.wire.frames import frame
@@ -289,9 +283,7 @@ class TestColumns:
 
     def test_conventional_names_are_found(self) -> None:
         """Data sets that follow the convention need no settings."""
-        found = conventional_columns(
-            pa.table({"member_id": ["a"], "jurisdiction": ["US"], "collected_at": [1]})
-        )
+        found = find_columns(["member_id", "jurisdiction", "collected_at"], None)
 
         assert found == Columns(jurisdiction="jurisdiction", collected="collected_at")
 
@@ -364,9 +356,7 @@ def test_what_stands_behind_a_short_view_is_no_part_of_its_text() -> None:
 def test_a_column_that_is_ours_but_for_its_case_is_refused(name: str) -> None:
     """Spark and DuckDB would take it for ours: a row of a paused country must not pass here."""
     with pytest.raises(InvalidInput) as caught:
-        conventional_columns(
-            pa.table({"member_id": ["a"], name: ["x"]} if name != "Member_ID" else {name: ["a"]})
-        )
+        find_columns(["member_id", name] if name != "Member_ID" else [name], None)
     assert caught.value.code == "input.column"
 
 
@@ -376,7 +366,10 @@ def test_columns_that_are_none_are_refused_and_not_guessed(named: Any) -> None:
     meant.
     """
     table = pa.table({"member_id": ["a"]})
-    for asked in (lambda: columns_of(table, named), lambda: read_batch(table, named)):
+    for asked in (
+        lambda: find_columns(table.column_names, named),
+        lambda: read_batch(table, named),
+    ):
         with pytest.raises(InvalidInput) as caught:
             asked()
         assert caught.value.code == "input.columns"

@@ -20,7 +20,8 @@ from tests.strategies import PURPOSE, policy, terms
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns, Decisions
+from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.decide_table import Decisions
 from consentry.trainer.deciding.decider import Decider, SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.filters.batch_filter import BatchFilter

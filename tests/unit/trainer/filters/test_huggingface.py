@@ -21,7 +21,7 @@ from tests.strategies import PURPOSE
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.filters import huggingface
 

@@ -17,7 +17,7 @@ from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Choice, MemberId
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge.dataset import Dataset, DatasetChanged

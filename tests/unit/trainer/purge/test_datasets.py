@@ -15,7 +15,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 from tests.unit.trainer.purge.dataset_contract import DatasetContract, VersionedDatasetContract
 
 from consentry.ops.clock import system_clock
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.purge.dataset import Dataset
 from consentry.trainer.purge.delta import delta_table
 from consentry.trainer.purge.iceberg import iceberg_table

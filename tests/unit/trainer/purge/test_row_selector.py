@@ -17,7 +17,7 @@ from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.records import Record, fold
 from consentry.domain.values import MemberId
-from consentry.trainer.deciding.decide_table import Columns, conventional_columns
+from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge import dataset_files, dataset_version, purge, read_dataset
@@ -273,9 +273,10 @@ class TestOtherProcesses:
                 ExcludedSelector(decider, PURPOSE),
             ]
         )
-        here = selector.of(table, conventional_columns(table))
+        columns = find_columns(table.column_names, None)
+        here = selector.of(table, columns)
 
-        there = pickle.loads(pickle.dumps(selector)).of(table, conventional_columns(table))  # noqa: S301 - our own bytes
+        there = pickle.loads(pickle.dumps(selector)).of(table, columns)  # noqa: S301 - our own bytes
 
         assert there.first.tolist() == here.first.tolist()
         assert there.unknown == here.unknown

@@ -20,7 +20,7 @@ from tests.unit.trainer.runs.conftest import SmallWorld
 
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import Reason
-from consentry.trainer.deciding.decide_table import Columns
+from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.runs import ConsentStale, LeaseRevoked, RunClosed, RunStore, digest_of_files
 from consentry.trainer.runs.certificates import read_certificate
 from consentry.trainer.runs.certificates.reads import micros

@@ -29,7 +29,7 @@ from tests.stack import (
 
 from consentry.domain.controls import Reach
 from consentry.domain.orders import PurgeOrder
-from consentry.trainer.hooks import Cause, Exclusion
+from consentry.trainer.hooks import Exclusion, ExclusionCause
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
 
@@ -175,7 +175,7 @@ def test_hooks_tell_an_opt_out_a_pause_and_a_purge_order_and_check_finds_the_row
 
     world.produce(erased("anna"))
     world.control(pause("hk-2024", "US", reach=Reach.PRIOR_AND_FUTURE))
-    wait_for(lambda: any(one.cause is Cause.CONTROL for one in found), "the pause is told")
+    wait_for(lambda: any(one.cause is ExclusionCause.CONTROL for one in found), "the pause is told")
     wait_for(lambda: any("anna" in one.members for one in found), "the erasure is told")
     wait_for(
         lambda: {order.because.value for order in orders} == {"ERASURE", "PAUSE"},

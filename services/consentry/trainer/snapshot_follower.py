@@ -208,7 +208,7 @@ class SnapshotFollower:
                 messages = self._log.poll(_POLL_SECONDS)
                 self._apply(messages)
                 self.snapshot.settle_frontiers()
-                self.hooks.look()
+                self.hooks.note_frontiers()
                 self._note_caught_up()
                 if messages:
                     with self._moved:
@@ -225,7 +225,7 @@ class SnapshotFollower:
         if self._caught_up.is_set() or not self._log.is_caught_up:
             return
         self._caught_up.set()
-        self.hooks.ready()
+        self.hooks.begin()
         _LOG.info("follower_caught_up", subscriber=self.name, members=len(self.snapshot.records))
 
     def _log_freshness(self) -> None:
@@ -254,16 +254,16 @@ class SnapshotFollower:
         if has_changed:
             for call in self._on_change:
                 call()
-            self.hooks.changed()
+            self.hooks.note_controls()
 
     def _apply_records(self, partition: int, messages: Sequence[Message]) -> None:
         complete = [message for message in messages if message.key() and message.value()]
         keys = [bytes(message.key() or b"") for message in complete]
         values = [bytes(message.value() or b"") for message in complete]
         regressions = self.snapshot.regressions
-        earlier = self.hooks.before(keys)
+        earlier = self.hooks.states_before(keys)
         self.snapshot.apply_records(partition, keys, values)
-        self.hooks.after(earlier, keys, values)
+        self.hooks.note_records(earlier, keys, values)
         self._log.move(RECORDS, partition, (messages[-1].offset() or 0) + 1)
         self._count_regressions(self.snapshot.regressions - regressions)
         if self._caught_up.is_set():

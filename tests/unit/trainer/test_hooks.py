@@ -37,7 +37,9 @@ from consentry.domain.events import MemberEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros, Reason
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.hooks import MEMBERS_MAX, Cause, Differences, Exclusion, Hooks, State
+from consentry.trainer.hooks import Exclusion, ExclusionCause, Hooks
+from consentry.trainer.hooks.listeners import MEMBERS_MAX
+from consentry.trainer.hooks.changes import NarrowingDetector, StoredState
 from consentry.wire.frames import frame
 from consentry.wire.frontiers import Frontier
 from consentry.wire.partitions import partition_of
@@ -67,19 +69,19 @@ class Trainer:
                 if record is not None and partition_of(member.encode(), PARTITIONS) == partition:
                     keys.append(member.encode())
                     values.append(write_record(replace(record, member=MemberId(member)), frame(1)))
-            earlier = self.hooks.before(keys)
+            earlier = self.hooks.states_before(keys)
             self.snapshot.apply_records(partition, keys, values)
-            self.hooks.after(earlier, keys, values)
+            self.hooks.note_records(earlier, keys, values)
 
     def control(self, control: Control) -> None:
         """Apply a control."""
         self.snapshot.apply_control(control)
-        self.hooks.changed()
+        self.hooks.note_controls()
 
     def frontier(self, partition: int, *, tainted: bool) -> None:
         """Apply a frontier."""
         self.snapshot.apply_frontier(Frontier(partition, "life", day(29), 0, 0, 0, tainted))
-        self.hooks.look()
+        self.hooks.note_frontiers()
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ class TestExclusions:
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
         trainer.records(US)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         trainer.records(US, OUT)
 
@@ -127,7 +129,7 @@ class TestExclusions:
         assert found == [
             Exclusion(
                 purpose=PURPOSE,
-                cause=Cause.RECORD,
+                cause=ExclusionCause.RECORD,
                 at=day(30),
                 reason=Reason.OPTED_OUT,
                 members=(MEMBER,),
@@ -142,7 +144,7 @@ class TestExclusions:
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
         trainer.records(US, OUT)
         trainer.control(pause(5, "DE", on=3))
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         trainer.records(US, OUT, chose(Choice.OPT_IN, 3, on=3, observed=2))
         trainer.records(moved("US", 7, on=1, member="new"), of="new")
@@ -156,7 +158,7 @@ class TestExclusions:
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
         trainer.records(US)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         trainer.records(US, chose(Choice.OPT_OUT, 2, on=2, purpose="ads"))
         trainer.records(moved("US", 7, on=1), chose(Choice.OPT_OUT, 8, on=2), of="other")
@@ -171,7 +173,7 @@ class TestExclusions:
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
         trainer.records(US)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         trainer.records(US, chose(Choice.OPT_OUT, 2, on=2, effective_at=day(50)))
 
@@ -188,7 +190,7 @@ class TestExclusions:
                 for number in range(50)
             }
         )
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         hong_kong = pause(99, "HK", on=31, reach=Reach.PRIOR_AND_FUTURE)
         trainer.control(hong_kong)
@@ -196,7 +198,7 @@ class TestExclusions:
 
         wait_for(lambda: found)
         assert found == [
-            Exclusion(purpose=PURPOSE, cause=Cause.CONTROL, at=day(31), control=hong_kong)
+            Exclusion(purpose=PURPOSE, cause=ExclusionCause.CONTROL, at=day(31), control=hong_kong)
         ]
 
     @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ class TestExclusions:
         """A lift that voids opt-ins, or a stricter policy, excludes as surely as a pause."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         trainer.control(control)
         trainer.control(pause(14, "US", on=4, name="last"))
@@ -229,7 +231,7 @@ class TestExclusions:
         """All members of that partition are held from then on."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         foreign = (partition_of(MEMBER.encode(), PARTITIONS) + 1) % PARTITIONS
         trainer.frontier(foreign, tainted=True)
@@ -238,14 +240,14 @@ class TestExclusions:
 
         wait_for(lambda: len(found) > 1)
         told = [(one.cause, one.partitions) for one in found]
-        assert told == [(Cause.PARTITION, (foreign,)), (Cause.RECORD, ())]
+        assert told == [(ExclusionCause.PARTITION, (foreign,)), (ExclusionCause.RECORD, ())]
 
     def test_a_damaged_record_is_told_as_held(self, trainer: Trainer) -> None:
         """The damaged one may have been the opt-out."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
         trainer.records(US)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         key, home = MEMBER.encode(), partition_of(MEMBER.encode(), PARTITIONS)
         record = folded(US, OUT)
         assert record is not None
@@ -253,9 +255,9 @@ class TestExclusions:
 
         damaged = raw[:20] + bytes((raw[20] ^ 1,)) + raw[21:]
 
-        earlier = trainer.hooks.before([key])
+        earlier = trainer.hooks.states_before([key])
         trainer.snapshot.apply_records(home, [key], [damaged])
-        trainer.hooks.after(earlier, [key], [damaged])
+        trainer.hooks.note_records(earlier, [key], [damaged])
 
         wait_for(lambda: found)
         assert (found[0].reason, found[0].members) == (Reason.QUARANTINED, (MEMBER,))
@@ -264,7 +266,7 @@ class TestExclusions:
         """One call with all of them could be more than its reader can hold."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         names = [f"m{number}" for number in range(MEMBERS_MAX + 1)]
 
         trainer.many({name: (chose(Choice.OPT_OUT, 2, on=2, member=name),) for name in names})
@@ -297,7 +299,7 @@ class TestThreads:
             raise RuntimeError("of somebody else")
 
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="a"), of="a")
         assert asleep.wait(10)
 
@@ -318,7 +320,7 @@ class TestThreads:
             if len(found) == 1:
                 raise RuntimeError("of somebody else")
 
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="a"), of="a")
         wait_for(lambda: found)
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="b"), of="b")
@@ -341,7 +343,7 @@ class TestThreads:
             asleep.set()
             wake.wait(30)
 
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="first"), of="first")
         assert asleep.wait(10)
         trainer.many(
@@ -349,10 +351,10 @@ class TestThreads:
         )
         wake.set()
 
-        wait_for(lambda: any(one.cause is Cause.MANY for one in found))
+        wait_for(lambda: any(one.cause is ExclusionCause.MANY for one in found))
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="last"), of="last")
         wait_for(lambda: "last" in found[-1].members)
-        assert [one.cause for one in found].count(Cause.MANY) == 1
+        assert [one.cause for one in found].count(ExclusionCause.MANY) == 1
         trainer.hooks.stop()
 
     @pytest.mark.parametrize("in_one_batch", [True, False])
@@ -372,16 +374,16 @@ class TestThreads:
         back_in = (US, OUT, chose(Choice.OPT_IN, 3, on=3, observed=2))
         out_again = (*back_in, chose(Choice.OPT_OUT, 4, on=4))
         trainer.records(US, OUT)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="first"), of="first")
         assert asleep.wait(10)
         if in_one_batch:
             key, home = MEMBER.encode(), partition_of(MEMBER.encode(), PARTITIONS)
             records = [record for events in (back_in, out_again) if (record := folded(*events))]
             keys, values = [key, key], [write_record(record, frame(1)) for record in records]
-            earlier = trainer.hooks.before(keys)
+            earlier = trainer.hooks.states_before(keys)
             trainer.snapshot.apply_records(home, keys, values)
-            trainer.hooks.after(earlier, keys, values)
+            trainer.hooks.note_records(earlier, keys, values)
         else:
             trainer.records(*back_in)
             trainer.records(*out_again)
@@ -403,7 +405,7 @@ class TestThreads:
             asleep.set()
             wake.wait(30)
 
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         trainer.records(chose(Choice.OPT_OUT, 2, on=2, member="first"), of="first")
         assert asleep.wait(10)
         events: tuple[MemberEvent, ...] = (US,)
@@ -412,13 +414,13 @@ class TestThreads:
             trainer.records(*events)
         wake.set()
 
-        wait_for(lambda: any(one.cause is Cause.MANY for one in found))
+        wait_for(lambda: any(one.cause is ExclusionCause.MANY for one in found))
 
     def test_nobody_is_called_after_the_stop(self, trainer: Trainer) -> None:
         """A hook whose program has closed its files would raise into nowhere."""
         found: list[Exclusion] = []
         trainer.hooks.on_exclusion(purpose=PURPOSE)(found.append)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         trainer.hooks.stop()
 
         trainer.records(US, OUT)
@@ -447,16 +449,16 @@ class TestOrdersAndControls:
             found.append(one.order_id)
 
         trainer.orders.append(order("a"))
-        trainer.hooks.changed()
-        trainer.hooks.ready()
+        trainer.hooks.note_controls()
+        trainer.hooks.begin()
         wait_for(lambda: found == ["a"])
         trainer.orders.append(order("b"))
-        trainer.hooks.changed()
-        trainer.hooks.changed()
+        trainer.hooks.note_controls()
+        trainer.hooks.note_controls()
 
         wait_for(lambda: found == ["a", "b"])
         trainer.orders.append(order("c"))
-        trainer.hooks.changed()
+        trainer.hooks.note_controls()
         wait_for(lambda: found == ["a", "b", "c"])
 
     def test_an_order_whose_hook_raised_is_told_again(self, snapshot: Snapshot) -> None:
@@ -471,7 +473,7 @@ class TestOrdersAndControls:
                 raise OSError("the store is away")
 
         trainer.orders.append(order("a"))
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         wait_for(lambda: len(found) == 3)
         sleep(0.1)
@@ -492,7 +494,7 @@ class TestOrdersAndControls:
             raise OSError("too late")
 
         trainer.orders.append(order("a"))
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         wait_for(lambda: found)
         sleep(0.2)
@@ -504,7 +506,7 @@ class TestOrdersAndControls:
         found: list[Control] = []
         trainer.control(pause(21, "HK", on=1))
         trainer.hooks.on_control(found.append)
-        trainer.hooks.ready()
+        trainer.hooks.begin()
         end = lift(22, on=2, opt_ins=OptIns.KEEP)
 
         trainer.control(end)
@@ -522,7 +524,7 @@ class TestOrdersAndControls:
         controls: list[Control] = []
         trainer.orders.append(order("a"))
         trainer.control(pause(21, "HK", on=1))
-        trainer.hooks.ready()
+        trainer.hooks.begin()
 
         trainer.hooks.on_purge_order(orders.append)
         trainer.hooks.on_control(controls.append)
@@ -560,7 +562,7 @@ _CONTROLS: list[Control] = [
 ]
 
 
-class TestDifferences:
+class TestNarrowingDetector:
     @given(
         history=histories(size_max=6), seed=st.integers(0, 2**32), picked=st.sets(st.integers(0, 5))
     )
@@ -588,7 +590,7 @@ class TestDifferences:
             earlier = [(snapshot.records.get(key), snapshot.is_quarantined(key))]
             before = answers()
             snapshot.apply_records(home, [key], [write_record(record, frame(1))])
-        found = Differences(snapshot, PURPOSE).found(key, earlier, day(14))
+        found = NarrowingDetector(snapshot, PURPOSE).narrowing(key, earlier, day(14))
 
         narrowed = [asked for asked, allowed in answers().items() if before[asked] and not allowed]
         assert found is not None or not narrowed
@@ -607,14 +609,17 @@ class TestDifferences:
     ) -> None:
         """If everything were found, the promise above would be worth nothing."""
         home = partition_of(MEMBER.encode(), PARTITIONS)
-        earlier: list[State] = []
+        earlier: list[StoredState] = []
         for events in ([US], [US, event]):
             record = folded(*events)
             assert record is not None
             earlier = [(snapshot.records.get(MEMBER.encode()), False)]
             snapshot.apply_records(home, [MEMBER.encode()], [write_record(record, frame(1))])
 
-        assert Differences(snapshot, PURPOSE).found(MEMBER.encode(), earlier, day(30)) is None
+        assert (
+            NarrowingDetector(snapshot, PURPOSE).narrowing(MEMBER.encode(), earlier, day(30))
+            is None
+        )
 
     def test_a_minor_where_nobody_asks_for_age_is_found_all_the_same(
         self, snapshot: Snapshot
@@ -627,5 +632,5 @@ class TestDifferences:
             earlier = [(snapshot.records.get(MEMBER.encode()), False)]
             snapshot.apply_records(home, [MEMBER.encode()], [write_record(record, frame(1))])
 
-        found = Differences(snapshot, PURPOSE).found(MEMBER.encode(), earlier, day(30))
+        found = NarrowingDetector(snapshot, PURPOSE).narrowing(MEMBER.encode(), earlier, day(30))
         assert found == (Reason.OUTSIDE_TERMS, day(30))

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from consentry.domain.controls import Control, PauseImposed, PauseLifted
 from consentry.domain.orders import PurgeOrder
 from consentry.domain.wording import iso_text
-from consentry.trainer.hooks import Cause, Exclusion
+from consentry.trainer.hooks import Exclusion, ExclusionCause
 
 EVENTS_MAX: Final = 10_000
 BYTES_MAX: Final = 16 * 1024 * 1024
@@ -161,7 +161,7 @@ class Feed:
 
     def add_exclusion(self, exclusion: Exclusion) -> None:
         """Members became excluded. Controls are told apart, once for all purposes."""
-        if exclusion.cause is Cause.CONTROL:
+        if exclusion.cause is ExclusionCause.CONTROL:
             return
         for part in _parts(exclusion.members):
             data = {
@@ -173,7 +173,7 @@ class Feed:
                 "partitions": list(exclusion.partitions),
             }
             self.add(
-                "lost" if exclusion.cause is Cause.MANY else "exclusion",
+                "lost" if exclusion.cause is ExclusionCause.MANY else "exclusion",
                 data,
                 purpose=exclusion.purpose,
             )

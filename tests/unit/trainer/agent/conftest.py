@@ -118,9 +118,9 @@ class StillFollower:
             member.encode(),
             write_record(replace(found, member=parse_member_id(member)), frame(1)),
         )
-        earlier = self.hooks.before([key])
+        earlier = self.hooks.states_before([key])
         self.snapshot.apply_records(partition_of(key, self.snapshot.partitions), [key], [value])
-        self.hooks.after(earlier, [key], [value])
+        self.hooks.note_records(earlier, [key], [value])
 
 
 class Answer(NamedTuple):
@@ -235,7 +235,7 @@ def start(follower: StillFollower) -> Iterator[Any]:
 def agent(start: Any) -> RunningAgent:
     """A ready agent without tokens."""
     found: RunningAgent = start()
-    found.follower.hooks.ready()
+    found.follower.hooks.begin()
     return found
 
 

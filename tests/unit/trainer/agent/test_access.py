@@ -208,7 +208,7 @@ class TestLimits:
         agent = start()
         protocol = agent.server.config.app
         protocol._most = {False: 1, True: 1}
-        agent.follower.hooks.ready()
+        agent.follower.hooks.begin()
         slow = threading.Thread(
             target=agent.call,
             args=("GET", f"/v1/decide?member=anna&purpose={PURPOSE}&at_least=later&wait=10"),
@@ -281,7 +281,7 @@ class TestLimits:
         """The time is for heads: a question that waits for freshness may take longer."""
         monkeypatch.setattr(HeadLimits, "head_seconds", 0.2)
         agent = start()
-        agent.follower.hooks.ready()
+        agent.follower.hooks.begin()
         path = f"/v1/decide?member=anna&purpose={PURPOSE}&at_least=later&wait=1"
 
         assert agent.call("GET", path).data["reason"] == "STALE"
@@ -289,7 +289,7 @@ class TestLimits:
     def test_the_agent_ends_though_somebody_reads_events(self, start: Any) -> None:
         """A trainer that follows must not hold up the end of its sidecar."""
         agent = start()
-        agent.follower.hooks.ready()
+        agent.follower.hooks.begin()
         with socket.create_connection(("127.0.0.1", agent.port), timeout=10) as connection:
             connection.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"200" in connection.recv(65_536)

@@ -17,7 +17,7 @@ from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Choice, MemberId, Micros
 from consentry.domain.wording import iso_text
 from consentry.trainer.agent.feed import Feed
-from consentry.trainer.hooks import Cause, Exclusion
+from consentry.trainer.hooks import Exclusion, ExclusionCause
 
 OUT = chose(Choice.OPT_OUT, 9, on=9)
 
@@ -78,7 +78,7 @@ class TestStream:
             follower.snapshot.apply_control(pause(21, "HK", on=31))
             follower.snapshot.apply_control(lift(22, on=32, opt_ins=OptIns.VOID))
             follower.snapshot.apply_control(policy(23, terms("*"), on=33))
-            follower.hooks.changed()
+            follower.hooks.note_controls()
             _, paused = reader.until("pause")
             assert (paused["pause"], paused["jurisdictions"]) == ("pause-1", ["HK"])
             assert paused["effective_at"] == "2024-02-01T00:00:00Z"
@@ -126,7 +126,7 @@ class TestStream:
     def test_who_asks_for_one_purpose_hears_of_that_one(self, start: Any) -> None:
         """Two trainers share a sidecar."""
         agent = start(purposes=["ads", PURPOSE])
-        agent.follower.hooks.ready()
+        agent.follower.hooks.begin()
         agent.follower.snapshot.apply_control(
             policy(24, terms("*", purpose="ads"), terms("*"), on=1)
         )
@@ -218,7 +218,7 @@ class TestFeed:
         feed = Feed()
         members = tuple(MemberId(f"m{number}") for number in range(2_500))
         feed.add_exclusion(
-            Exclusion(purpose=PURPOSE, cause=Cause.RECORD, at=day(1), members=members)
+            Exclusion(purpose=PURPOSE, cause=ExclusionCause.RECORD, at=day(1), members=members)
         )
         told = [json.loads(event.text)["members"] for event in feed._events]
         assert [len(part) for part in told] == [1000, 1000, 500]
@@ -227,7 +227,7 @@ class TestFeed:
     def test_more_than_could_be_told_is_told_as_lost(self) -> None:
         """It is no list of members: whoever takes it for one keeps the others."""
         feed = Feed()
-        feed.add_exclusion(Exclusion(purpose=PURPOSE, cause=Cause.MANY, at=day(1)))
+        feed.add_exclusion(Exclusion(purpose=PURPOSE, cause=ExclusionCause.MANY, at=day(1)))
         assert [event.kind for event in feed._events] == ["lost"]
 
     def test_a_purge_order_says_whom_or_what_and_until_when(self) -> None:

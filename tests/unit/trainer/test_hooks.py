@@ -38,8 +38,8 @@ from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros, Reason
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.hooks import Exclusion, ExclusionCause, Hooks
-from consentry.trainer.hooks.listeners import MEMBERS_MAX
 from consentry.trainer.hooks.changes import NarrowingDetector, StoredState
+from consentry.trainer.hooks.listeners import MEMBERS_MAX
 from consentry.wire.frames import frame
 from consentry.wire.frontiers import Frontier
 from consentry.wire.partitions import partition_of

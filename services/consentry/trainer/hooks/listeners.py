@@ -18,13 +18,13 @@ from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import MemberId, Micros, Reason
 from consentry.ops.clock import Clock
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.hooks.exclusion import Exclusion, ExclusionCause
 from consentry.trainer.hooks.changes import (
     EarlierStates,
     NarrowingDetector,
     StoredState,
     narrows,
 )
+from consentry.trainer.hooks.exclusion import Exclusion, ExclusionCause
 
 WAITING_MAX: Final = 100_000
 """Changed members that wait for one hook; beyond it they are no longer named."""

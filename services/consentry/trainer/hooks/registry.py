@@ -11,6 +11,7 @@ from consentry.domain.orders import PurgeOrder
 from consentry.domain.values import parse_name
 from consentry.ops.clock import Clock
 from consentry.trainer.deciding.snapshot import Snapshot
+from consentry.trainer.hooks.changes import EarlierStates, StoredState
 from consentry.trainer.hooks.listeners import (
     RETRY_SECONDS,
     WAITING_MAX,
@@ -21,7 +22,6 @@ from consentry.trainer.hooks.listeners import (
     OrderCall,
     OrderListener,
 )
-from consentry.trainer.hooks.changes import EarlierStates, StoredState
 
 _HOOKS_MAX: Final = 32
 

@@ -38,7 +38,6 @@ from consentry.trainer.filters.portable import portable
 from consentry.trainer.filters.torch_batches import BatchQuestion, left_of
 from consentry.wire.schemas import CONTROLS, RECORDS
 
-SUPPORTED = ("torch.utils.data.Dataset", "IterableDataset", "DataLoader")
 BLOCK: Final = 256
 """So many examples are judged at once."""
 RECHECK_SECONDS: Final = 0.5
@@ -152,13 +151,13 @@ class ConsentDataset(IterableDataset[Any]):
             )
 
     @property
-    def decide_table(self) -> Decider:
-        """Who is asked in this process. Raises Refused where nobody can be."""
+    def decider(self) -> Decider:
+        """The decider of this process. Raises Refused where none can be asked here."""
         if self._decider is not None and self._process == os.getpid():
             return self._decider
-        return self._portable_judge()
+        return self._portable_decider()
 
-    def _portable_judge(self) -> Decider:
+    def _portable_decider(self) -> Decider:
         if self._portable is None and self._decider is not None and self._process == os.getpid():
             self._portable, self._why_not_portable = _tried(
                 self._decider
@@ -169,7 +168,7 @@ class ConsentDataset(IterableDataset[Any]):
         return self._portable
 
     def __getstate__(self) -> dict[str, Any]:
-        self._portable_judge()
+        self._portable_decider()
         return self.__dict__ | {"_decider": None}
 
     def __iter__(self) -> Iterator[Any]:

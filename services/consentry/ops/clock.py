@@ -1,4 +1,4 @@
-"""The one place that asks the time; everything else takes it as an argument or takes a `Clock`."""
+"""The only place that reads the time; other code takes it as an argument, or takes a `Clock`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from consentry.domain.values import Micros
 
 
 class Clock(Protocol):
-    """Tells the time of day in microseconds since 1970-01-01 UTC."""
+    """Returns the time of day in microseconds since 1970-01-01 UTC."""
 
     def __call__(self) -> Micros: ...
 
 
 def system_clock() -> Micros:
-    """Microseconds since 1970-01-01 UTC, by this machine's clock."""
+    """Return the microseconds since 1970-01-01 UTC, by this machine's clock."""
     return Micros(time.time_ns() // 1000)

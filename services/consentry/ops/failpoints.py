@@ -14,31 +14,30 @@ NAMES: Final = (
     *("after_poll", "after_decode", "after_load", "after_fold", "after_store"),
     *("before_settle", "after_publish", "before_commit"),
 )
-"""Every place that the hot path passes, in the order in which it does."""
+"""Every failpoint of the hot path, in the order in which it passes them."""
 
 
 def parse_failpoint(text: str) -> Failpoint:
-    """A failpoint from `NAME` or `NAME:COUNT`: the COUNTth time NAME is passed, the process ends as
-    by kill -9.
+    """Return a failpoint from `NAME` or `NAME:COUNT`; an empty text gives one that does nothing.
 
-    An empty text gives one that does nothing.
+    When NAME is passed for the COUNTth time, the process ends as by kill -9. Raises InvalidInput.
     """
     if not text:
         return lambda _name: None
-    wanted, _, count = text.partition(":")
-    if (count and not count.isdigit()) or wanted not in NAMES:
+    end_at, _, count = text.partition(":")
+    if (count and not count.isdigit()) or end_at not in NAMES:
         raise InvalidInput(
             f"CONSENTRY_FAILPOINT holds {text!r}, which is not NAME or NAME:COUNT.",
             code="settings.invalid",
             fix=f"leave it empty outside fault tests; the names are {', '.join(NAMES)}",
         )
-    left = int(count or 1)
+    passes_left = int(count or 1)
 
     def pass_by(name: str) -> None:
-        nonlocal left
-        if name == wanted:
-            left -= 1
-            if left == 0:
+        nonlocal passes_left
+        if name == end_at:
+            passes_left -= 1
+            if passes_left == 0:
                 os._exit(137)
 
     return pass_by

@@ -1,5 +1,6 @@
-"""/metrics, /healthz and /readyz over HTTP, on threads of their own so that nothing waits for a
-scrape.
+"""/metrics, /healthz and /readyz over HTTP.
+
+They have threads of their own, so that nothing waits for a scrape.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from consentry.domain.errors import Refused
 from consentry.ops.metrics import Metrics
 
 Check = Callable[[], dict[str, Any]]
-"""Answers with a JSON object whose `ok` says whether the check holds."""
+"""Returns a JSON object; its `ok` is true if the check holds."""
 
 
 class HealthServer:
-    """Serves a service's metrics and probes on `host` and `port` (0: one from the OS) until
-    `stop`.
+    """Serves a service's metrics and probes until `stop`.
+
+    `port` 0 takes a free one from the operating system. Raises Refused where the address cannot be
+    opened.
     """
 
     def __init__(
@@ -37,18 +40,12 @@ class HealthServer:
                 if path == "/metrics":
                     self._answer(200, "text/plain; version=0.0.4; charset=utf-8", metrics.text())
                 elif path in checks:
-                    found = checks[path]()
-                    self._answer(
-                        200 if found.get("ok") else 503,
-                        "application/json",
-                        json.dumps(found).encode(),
-                    )
+                    report = checks[path]()
+                    status = 200 if report.get("ok") else 503
+                    self._answer(status, "application/json", json.dumps(report).encode())
                 else:
-                    self._answer(
-                        404,
-                        "text/plain; charset=utf-8",
-                        b"/metrics, /healthz and /readyz are here\n",
-                    )
+                    paths = b"/metrics, /healthz and /readyz are here\n"
+                    self._answer(404, "text/plain; charset=utf-8", paths)
 
             def _answer(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
@@ -58,7 +55,7 @@ class HealthServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """A line for each scrape tells nobody anything."""
+                """Log nothing: a line for each scrape is of no use."""
 
         try:
             self._server = ThreadingHTTPServer((host, port), Handler)
@@ -76,7 +73,7 @@ class HealthServer:
         )
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -1,6 +1,6 @@
-"""Structured logs on standard error: one line an event, JSON in production.
+"""Structured logs on standard error: one line for each event, JSON in production.
 
-Never a member id, never a secret.
+No line may contain a member id or a secret.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import structlog
 NOISY = frozenset({"aiokafka", "faust", "librdkafka", "mode"})
 
 
-class Repetitions(logging.Filter):
-    """Lets a client library speak a few times in ten seconds: a broker that is away must not drown
-    our own lines.
+class RateLimit(logging.Filter):
+    """Lets a noisy client library write only a few lines in ten seconds.
+
+    Otherwise a broker that is away would drown our own lines.
     """
 
     def __init__(self, *, lines_max: int = 5, seconds: float = 10.0) -> None:
@@ -25,13 +26,14 @@ class Repetitions(logging.Filter):
         self._seen: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is to be written; ours always are."""
+        """Return True if the line is to be written; our own lines always are."""
         source = record.name.split(".")[0]
         if source not in NOISY:
             return True
         since, count = self._seen.get(source, (record.created, 0))
         if record.created - since > self._seconds:
-            since, count = record.created, 0
+            since = record.created
+            count = 0
         self._seen[source] = (since, count + 1)
         return count < self._lines_max
 
@@ -39,11 +41,11 @@ class Repetitions(logging.Filter):
 def set_up_logs(*, style: str, level: str) -> None:
     """Send structlog and the standard library's logging to standard error, as `text` or `json`."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if style == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+    renderer: structlog.typing.Processor
+    if style == "json":
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -57,7 +59,7 @@ def set_up_logs(*, style: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(Repetitions())
+    handler.addFilter(RateLimit())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared)
     )
@@ -65,6 +67,6 @@ def set_up_logs(*, style: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(threshold)
     logging.getLogger("librdkafka").setLevel(logging.WARNING)
-    # Faust, mode and aiokafka say much at start that is no news to an operator.
-    for noisy in NOISY - {"librdkafka"}:
-        logging.getLogger(noisy).setLevel(max(threshold, logging.WARNING))
+    # Faust, mode and aiokafka log much at start that an operator does not need.
+    for library in NOISY - {"librdkafka"}:
+        logging.getLogger(library).setLevel(max(threshold, logging.WARNING))

@@ -1,6 +1,6 @@
-"""Every metric in one place: name, kind, labels, meaning.
+"""Every metric in one place: name, kind, labels and meaning, in base units.
 
-Base units; no member id ever becomes a label.
+No member id ever becomes a label.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 
 class Definition(NamedTuple):
-    """What a metric is: how it behaves, its labels, and what it tells."""
+    """The declaration of a metric; `meaning` is its help text, `buckets` are a histogram's."""
 
     kind: Kind
     labels: tuple[str, ...]
@@ -22,222 +22,193 @@ class Definition(NamedTuple):
     buckets: tuple[float, ...] = ()
 
 
+_MILLISECONDS: Final = (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750)
 SECONDS: Final = (
-    *(
-        0.001,
-        0.002,
-        0.003,
-        0.005,
-        0.0075,
-        0.01,
-        0.015,
-        0.02,
-        0.03,
-        0.05,
-        0.075,
-        0.1,
-        0.15,
-        0.2,
-        0.3,
-        0.5,
-        0.75,
-    ),
+    *(milliseconds / 1000 for milliseconds in _MILLISECONDS),
     *(1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
 COUNTS: Final = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 
+
+def _counter(meaning: str, *labels: str) -> Definition:
+    return Definition("counter", labels, meaning)
+
+
+def _gauge(meaning: str, *labels: str) -> Definition:
+    return Definition("gauge", labels, meaning)
+
+
+def _seconds(meaning: str, *labels: str) -> Definition:
+    """Return the definition of a histogram of seconds."""
+    return Definition("histogram", labels, meaning, SECONDS)
+
+
 DEFINITIONS: Final[Mapping[str, Definition]] = {
-    "consentry_build_info": Definition("gauge", ("version",), "1, with the version that runs"),
-    "consentry_event_to_table_seconds": Definition(
-        "histogram", (), "append by the broker → stored in the table", SECONDS
+    "consentry_build_info": _gauge("always 1; the label is the version that runs", "version"),
+    # The processor
+    "consentry_event_to_table_seconds": _seconds(
+        "time from the broker's append of an event until it is stored in the table"
     ),
-    "consentry_events_total": Definition(
-        "counter",
-        ("outcome",),
-        "member events by outcome: applied, repeated, replayed, quarantined, clamped",
+    "consentry_events_total": _counter(
+        "member events by outcome: applied, repeated, replayed, quarantined, clamped", "outcome"
     ),
-    "consentry_quarantined_total": Definition(
-        "counter", ("error_class",), "messages that could not be read"
+    "consentry_quarantined_total": _counter("messages that could not be read", "error_class"),
+    "consentry_frontier_age_seconds": _gauge(
+        "time since the partition's frontier: all events appended before it are published",
+        "partition",
     ),
-    "consentry_frontier_age_seconds": Definition(
-        "gauge", ("partition",), "now − the partition's frontier"
+    "consentry_table_refusals_total": _counter(
+        "batches that the table refused, by reason: epoch, offset", "reason"
     ),
-    "consentry_table_refusals_total": Definition(
-        "counter", ("reason",), "batches the table refused: epoch, offset"
-    ),
-    "consentry_table_generation_changes_total": Definition(
-        "counter", (), "lives of the table begun: wipe, rebuild"
+    "consentry_table_generation_changes_total": _counter(
+        "partitions of the table that were rebuilt, because it was wiped or damaged"
     ),
     "consentry_batch_events": Definition(
         "histogram", (), "events that went through the hot path together", COUNTS
     ),
-    "consentry_batch_seconds": Definition(
-        "histogram",
-        ("step",),
-        "time a round takes by step: decode, load, fold, store, settle",
-        SECONDS,
+    "consentry_batch_seconds": _seconds(
+        "duration of each step for a group of batches: decode, load, fold, store, settle", "step"
     ),
-    "consentry_partitions_tainted": Definition(
-        "gauge", (), "partitions that give no allowed answer"
+    "consentry_partitions_tainted": _gauge(
+        "tainted partitions: a message's key was unreadable, so no member of theirs is allowed"
     ),
-    "consentry_controls_not_understood": Definition(
-        "gauge",
-        ("kind",),
-        "pauses of everything in place of what was not understood, not lifted: unreadable, scope",
+    "consentry_controls_not_understood": _gauge(
+        "controls that were not understood, by kind (unreadable, scope); each pauses everything "
+        "until it is lifted",
+        "kind",
     ),
-    "consentry_purge_orders_open": Definition(
-        "gauge", ("subscriber",), "purge orders that still owe a receipt"
+    # The ledger
+    "consentry_purge_orders_open": _gauge(
+        "purge orders for which the subscriber still owes a receipt", "subscriber"
     ),
-    "consentry_purge_orders_overdue": Definition(
-        "gauge", ("subscriber",), "of these, past their deadline"
+    "consentry_purge_orders_overdue": _gauge(
+        "open purge orders that are past their deadline", "subscriber"
     ),
-    "consentry_receipts_total": Definition(
-        "counter", ("subscriber", "result"), "receipts read by the ledger"
+    "consentry_receipts_total": _counter("receipts that the ledger read", "subscriber", "result"),
+    # Trainers
+    "consentry_event_to_trainer_seconds": _seconds(
+        "time from the broker's append of an event until its record is in this trainer's memory, "
+        "for records published live",
+        "subscriber",
     ),
-    "consentry_event_to_trainer_seconds": Definition(
-        "histogram",
-        ("subscriber",),
-        "append by the broker → in this trainer's memory, for records published live",
-        SECONDS,
+    "consentry_pause_to_trainer_seconds": _seconds(
+        "time from the broker's append of a control until it is in this trainer's memory, for "
+        "controls read live",
+        "subscriber",
     ),
-    "consentry_pause_to_trainer_seconds": Definition(
-        "histogram",
-        ("subscriber",),
-        "append of a control by the broker → in this trainer's memory, live",
-        SECONDS,
+    "consentry_staleness_seconds": _gauge(
+        "age of the least fresh partition that the trainer follows", "subscriber"
     ),
-    "consentry_staleness_seconds": Definition(
-        "gauge", ("subscriber",), "age of the least fresh partition it follows"
+    "consentry_decisions_total": _counter(
+        "decisions by outcome (allowed or excluded), reason, and whether they were fresh",
+        "outcome",
+        "reason",
+        "fresh",
     ),
-    "consentry_decisions_total": Definition(
-        "counter",
-        ("outcome", "reason", "fresh"),
-        "answers given: allowed or excluded, why, and whether fresh",
+    "consentry_members": _gauge("members with a record in this trainer's memory", "subscriber"),
+    "consentry_follower_regressions_total": _counter(
+        "older versions of a record that came after newer ones, and were ignored", "subscriber"
     ),
-    "consentry_members": Definition(
-        "gauge", ("subscriber",), "members with a record in this trainer's memory"
+    # The bundler
+    "consentry_bundle_age_seconds": _gauge(
+        "time since the moment up to which the newest bundle is proven; infinite without a bundle"
     ),
-    "consentry_follower_regressions_total": Definition(
-        "counter", ("subscriber",), "older versions of a record seen after newer ones, and ignored"
+    "consentry_bundles_total": _counter(
+        "bundles that were due, by outcome: snapshot, delta, stale, unhealed, standby, failed",
+        "outcome",
     ),
-    "consentry_bundle_age_seconds": Definition(
-        "gauge",
-        (),
-        "now − the time up to which the newest bundle is proven; infinite while there is none",
+    "consentry_bundler_regressions_total": _counter(
+        "older versions of a record that the bundler read after newer ones"
     ),
-    "consentry_bundles_total": Definition(
-        "counter",
-        ("outcome",),
-        "bundles due, by outcome: snapshot, delta, stale, unhealed, standby, failed",
+    "consentry_bundler_heals_total": _counter(
+        "records to be published again, by outcome: appended, overtaken, failed", "outcome"
     ),
-    "consentry_bundler_regressions_total": Definition(
-        "counter", (), "older versions of a record read behind newer ones"
+    "consentry_bundler_unhealed_seconds": _gauge(
+        "time for which the oldest record has stood behind an older version of itself; 0 without "
+        "such a record"
     ),
-    "consentry_bundler_heals_total": Definition(
-        "counter",
-        ("outcome",),
-        "records to be published again, by outcome: appended, overtaken, failed",
+    "consentry_members_held": _gauge(
+        "members who are quarantined in the bundles, because something about them was unreadable"
     ),
-    "consentry_bundler_unhealed_seconds": Definition(
-        "gauge",
-        (),
-        "for how long the oldest record has stood behind an older version of itself; 0 where none "
-        "does",
+    "consentry_bundler_divergences_total": _counter(
+        "regressions between records that share no history; their members are quarantined"
     ),
-    "consentry_members_held": Definition(
-        "gauge", (), "members whom the bundles hold: something about them was unreadable"
+    # The gateway
+    "consentry_gateway_requests_total": _counter(
+        "requests that the gateway answered, by declared route and HTTP status", "route", "status"
     ),
-    "consentry_bundler_divergences_total": Definition(
-        "counter",
-        (),
-        "of the regressions, those of records that share no history: their members are quarantined",
+    "consentry_gateway_request_seconds": _seconds(
+        "time from the head of a request until its whole answer is sent", "route"
     ),
-    "consentry_gateway_requests_total": Definition(
-        "counter",
-        ("route", "status"),
-        "requests answered by the gateway, by declared route and HTTP status",
+    "consentry_gateway_messages_waiting": _gauge(
+        "messages that wait for the broker's acknowledgement"
     ),
-    "consentry_gateway_request_seconds": Definition(
-        "histogram", ("route",), "from the head of a request to its whole answer", SECONDS
+    "consentry_gateway_bulk_lines_total": _counter(
+        "lines of bulk requests by outcome: accepted, invalid, refused, unknown", "outcome"
     ),
-    "consentry_gateway_messages_waiting": Definition(
-        "gauge", (), "messages that wait for the broker's acknowledgement"
-    ),
-    "consentry_gateway_bulk_lines_total": Definition(
-        "counter",
-        ("outcome",),
-        "lines of bulk requests by outcome: accepted, invalid, refused, unknown",
-    ),
-    "consentry_gateway_controls_age_seconds": Definition(
-        "gauge",
-        (),
-        "now − the time up to which all controls are known here; old ones make every decision "
-        "STALE",
+    "consentry_gateway_controls_age_seconds": _gauge(
+        "time since the moment up to which the gateway knows all controls; if it is too long ago, "
+        "every decision is STALE"
     ),
 }
 
 METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     name: definition.labels for name, definition in DEFINITIONS.items()
 }
-"""Name → labels of every metric, for rules and dashboards to be checked against."""
+"""The labels of every metric by its name; rules and dashboards are checked against them."""
 
 
 class Metrics:
-    """The metrics of one service, on a registry of their own so that two can live in one
-    process.
+    """The metrics of one service.
+
+    They have a registry of their own, so that two services can live in one process.
     """
 
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
-        self._made: dict[str, Counter | Gauge | Histogram] = {}
+        self._metrics: dict[str, Counter | Gauge | Histogram] = {}
         self.gauge("consentry_build_info", version).set(1)
 
     def counter(self, name: str, *labels: str) -> Counter:
-        """The counter `name` with these label values; keep it rather than asking again on a hot
-        path.
-        """
-        made = self._make(name)
-        assert isinstance(made, Counter)
-        return made.labels(*labels) if labels else made
+        """Return the counter `name` with these label values; on a hot path call this once."""
+        metric = self._metric(name)
+        assert isinstance(metric, Counter)
+        return metric.labels(*labels) if labels else metric
 
     def gauge(self, name: str, *labels: str) -> Gauge:
-        """The gauge `name` with these label values."""
-        made = self._make(name)
-        assert isinstance(made, Gauge)
-        return made.labels(*labels) if labels else made
+        """Return the gauge `name` with these label values."""
+        metric = self._metric(name)
+        assert isinstance(metric, Gauge)
+        return metric.labels(*labels) if labels else metric
 
     def histogram(self, name: str, *labels: str) -> Histogram:
-        """The histogram `name` with these label values."""
-        made = self._make(name)
-        assert isinstance(made, Histogram)
-        return made.labels(*labels) if labels else made
+        """Return the histogram `name` with these label values."""
+        metric = self._metric(name)
+        assert isinstance(metric, Histogram)
+        return metric.labels(*labels) if labels else metric
 
     def forget(self, name: str, *labels: str) -> None:
-        """Drop one series, as when a partition moves to another worker: a stale number would
-        mislead.
+        """Drop one series, whose stale number would mislead.
+
+        For example when a partition moves to another worker.
         """
-        made = self._make(name)
-        if labels in made._metrics:
-            made.remove(*labels)
+        metric = self._metric(name)
+        if labels in metric._metrics:
+            metric.remove(*labels)
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _make(self, name: str) -> Counter | Gauge | Histogram:
-        if name not in self._made:
-            definition = DEFINITIONS[name]
-            if definition.kind == "histogram":
-                self._made[name] = Histogram(
-                    name,
-                    definition.meaning,
-                    definition.labels,
-                    buckets=definition.buckets,
-                    registry=self.registry,
-                )
-            else:
-                kind = Counter if definition.kind == "counter" else Gauge
-                self._made[name] = kind(
-                    name, definition.meaning, definition.labels, registry=self.registry
-                )
-        return self._made[name]
+    def _metric(self, name: str) -> Counter | Gauge | Histogram:
+        if name not in self._metrics:
+            self._metrics[name] = self._new_metric(name, DEFINITIONS[name])
+        return self._metrics[name]
+
+    def _new_metric(self, name: str, definition: Definition) -> Counter | Gauge | Histogram:
+        meaning, labels = definition.meaning, definition.labels
+        if definition.kind == "counter":
+            return Counter(name, meaning, labels, registry=self.registry)
+        if definition.kind == "gauge":
+            return Gauge(name, meaning, labels, registry=self.registry)
+        return Histogram(name, meaning, labels, buckets=definition.buckets, registry=self.registry)

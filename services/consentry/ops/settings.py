@@ -1,4 +1,4 @@
-"""All settings, parsed once from the environment (CONSENTRY_*), complete before anything starts."""
+"""All settings, parsed once from the environment (CONSENTRY_*) before anything starts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from consentry.domain.values import DATASET_PATTERN, NAME_PATTERN
 
 
 class Settings(BaseSettings):
-    """What every command may need to know. Secrets are masked when printed; see README,
-    "Settings".
-    """
+    """The settings of all commands, as docs/settings.md lists them; printing masks secrets."""
 
     model_config = SettingsConfigDict(env_prefix="CONSENTRY_", frozen=True, extra="ignore")
 
@@ -83,28 +81,25 @@ class Settings(BaseSettings):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any] | None = None) -> Self:
-        """Settings from the environment, overridden by `values`.
+        """Return the settings from the environment, overridden by `values`.
 
-        Raises InvalidInput naming the variable.
+        Raises InvalidInput, which names the variable.
         """
         try:
             return cls(**(values or {}))
         except ValidationError as error:
             first = error.errors()[0]
-            name = f"CONSENTRY_{'_'.join(str(part) for part in first['loc'])}".upper()
-            secret = any(
-                word in name.lower() for word in ("password", "redis", "credentials")
-            ) or "@" in str(first.get("input"))
-            given = "" if secret else f" {first.get('input')!r}"
+            name = "_".join(["CONSENTRY", *map(str, first["loc"])]).upper()
+            value = first.get("input")
+            shown = "" if _may_be_secret(name, value) else f" {value!r}"
             raise InvalidInput(
-                f"{name} has a value{given} that does not fit: {first['msg']}.",
+                f"{name} has a value{shown} that does not fit: {first['msg']}.",
                 code="settings.invalid",
-                fix="correct the environment variable; README, 'Settings', lists what each may "
-                "hold",
+                fix="correct the environment variable; docs/settings.md lists the values of each",
             ) from error
 
     def kafka(self) -> dict[str, str]:
-        """librdkafka settings that every client shares. Holds the password: never log it."""
+        """Return the librdkafka settings of every client, with the password: never log them."""
         config = {
             "bootstrap.servers": self.kafka_bootstrap,
             "security.protocol": self.kafka_security_protocol,
@@ -120,28 +115,33 @@ class Settings(BaseSettings):
         return config
 
     def registry(self) -> dict[str, Any]:
-        """Settings of the registry client beside its address. Holds credentials: never log it."""
+        """Return the registry client's settings beside its address.
+
+        They hold credentials: never log them.
+        """
         credentials = self.registry_credentials.get_secret_value()
-        return {"basic.auth.user.info": credentials} if credentials else {}
+        if not credentials:
+            return {}
+        return {"basic.auth.user.info": credentials}
 
     def bundle_public_keys(self) -> tuple[Path, ...]:
-        """The files of public keys that bundles are believed by, from
-        CONSENTRY_BUNDLE_PUBLIC_KEY_FILES="a.pub,…".
+        """Return the files of the public keys that bundles are verified with.
+
+        From CONSENTRY_BUNDLE_PUBLIC_KEY_FILES="a.pub,…".
         """
-        return tuple(
-            Path(part.strip()) for part in self.bundle_public_key_files.split(",") if part.strip()
-        )
+        return tuple(Path(name) for name in _entries(self.bundle_public_key_files))
 
     def declared_subscribers(self) -> tuple[tuple[str, str], ...]:
-        """(subscriber, data set) pairs that owe receipts, from
-        CONSENTRY_SUBSCRIBERS="name=dataset,…".
+        """Return the (subscriber, data set) pairs that owe receipts.
+
+        From CONSENTRY_SUBSCRIBERS="name=dataset,…". Raises InvalidInput.
         """
-        pairs = []
-        for entry in filter(None, (part.strip() for part in self.subscribers.split(","))):
-            subscriber, equals, dataset = entry.partition("=")
-            if not (
-                equals and NAME_PATTERN.fullmatch(subscriber) and DATASET_PATTERN.fullmatch(dataset)
-            ):
+        pairs: list[tuple[str, str]] = []
+        for entry in _entries(self.subscribers):
+            # Without an equals sign the data set is empty, and matches no pattern.
+            subscriber, _, dataset = entry.partition("=")
+            is_pair = NAME_PATTERN.fullmatch(subscriber) and DATASET_PATTERN.fullmatch(dataset)
+            if not is_pair:
                 raise InvalidInput(
                     f"CONSENTRY_SUBSCRIBERS holds {entry!r}, which is not NAME=DATASET, the name "
                     "in lower case.",
@@ -150,3 +150,14 @@ class Settings(BaseSettings):
                 )
             pairs.append((subscriber, dataset))
         return tuple(pairs)
+
+
+def _entries(text: str) -> list[str]:
+    """Return the entries of a list that is separated by commas, without empty ones."""
+    stripped = [entry.strip() for entry in text.split(",")]
+    return [entry for entry in stripped if entry]
+
+
+def _may_be_secret(name: str, value: object) -> bool:
+    words = ("PASSWORD", "REDIS", "CREDENTIALS")
+    return any(word in name for word in words) or "@" in str(value)

@@ -112,7 +112,7 @@ class ConsentProducer(Statements[Acceptance]):
             raise InvalidInput(
                 f"token_keys is a {type(token_keys).__name__}, not TokenKeys.",
                 code="token.keys",
-                fix="pass TokenKeys.read(path), from consentry.wire.tokens",
+                fix="pass TokenKeys.read(path), from consentry.producer",
             )
         self._topic = topic_name(namespace, MEMBER_EVENTS)
         self._writer = EventWriter(catalog or catalog_of(registry_url, registry, namespace))

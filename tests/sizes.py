@@ -12,6 +12,13 @@ from typing import Final
 IS_FULL: Final = os.environ.get("CONSENTRY_TEST_SIZE") == "full"
 
 
+PATIENCE: Final = 4
+"""Every bound of a wait is this many times what a quiet machine needs.
+
+A wait ends as soon as what it waits for is there, so a long bound costs a passing test nothing.
+"""
+
+
 def size(small: int, full: int) -> int:
     """Return the number for this run."""
     return full if IS_FULL else small

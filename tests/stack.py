@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 import redis
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
+from tests.sizes import PATIENCE
 
 from consentry.domain.controls import (
     Control,
@@ -81,13 +82,13 @@ def wait_for(
     """What `look` finds, as soon as that is true; fails after `seconds`, saying `what` was waited
     for.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE * seconds
     while True:
         found = look()
         if found:
             return found
         if time.monotonic() > until:
-            raise AssertionError(f"{what}: not within {seconds:.0f} s")
+            raise AssertionError(f"{what}: not within {PATIENCE * seconds:.0f} s")
         time.sleep(every)
 
 
@@ -200,7 +201,9 @@ class Running:
     def page(self, path: str) -> tuple[int, str]:
         """Status and body of one of its pages; status 0 while nothing answers."""
         try:
-            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://{self.address}{path}", timeout=PATIENCE * 5
+            ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -227,7 +230,7 @@ class Running:
 
     def wait_end(self, seconds: float = 40.0) -> int:
         """Its exit status; negative is the signal."""
-        return self.process.wait(seconds)
+        return self.process.wait(PATIENCE * seconds)
 
     def stop(self, seconds: float = 40.0) -> int:
         """Ask it to end, as an orchestrator would; its exit status."""
@@ -237,7 +240,7 @@ class Running:
     def kill(self) -> None:
         """End it as by kill -9."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE * 10)
 
     def freeze(self) -> None:
         """Stop it in its tracks; everybody else goes on."""
@@ -251,7 +254,7 @@ class Running:
         """Make sure that it does not run any more."""
         if self.is_running:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(PATIENCE * 10)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels; 0 where there are none."""
@@ -345,7 +348,7 @@ class World:
             env=self.environment(**(environment or {})),
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=PATIENCE * seconds,
             check=False,
             cwd=self.directory,
         )

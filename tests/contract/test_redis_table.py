@@ -12,6 +12,7 @@ from socket import create_connection, socket
 import pytest
 import redis
 from tests.contract.table_contract import MIN_EPOCH, ONE, ConsentTableContract, owned
+from tests.sizes import PATIENCE
 from tests.strategies import folded, moved
 from tests.table import load_partition, store_partition
 
@@ -23,7 +24,7 @@ from consentry.table.redis_table import RedisTable
 from consentry.wire.frames import frame
 from consentry.wire.records import write_record
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 CONF = Path(__file__).parents[2] / "deploy" / "redis.conf"
 
@@ -38,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
     folder = tmp_path_factory.mktemp("redis")
     child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE * 20
         while who_listens(port, child_pid=child.pid) is not Listener.OURS:
             assert child.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server does not listen"

@@ -91,7 +91,6 @@ def test_what_the_page_links_to_is_there() -> None:
 
 
 @pytest.mark.stack
-@pytest.mark.timeout(240)
 def test_every_snippet_runs_and_every_choice_in_it_is_in_the_log(
     consentry_world: World, tmp_path: Path
 ) -> None:
@@ -143,7 +142,6 @@ def test_every_snippet_runs_and_every_choice_in_it_is_in_the_log(
 
 
 @pytest.mark.stack
-@pytest.mark.timeout(120)
 def test_the_snippets_over_http_run_against_a_gateway(world: World, tmp_path: Path) -> None:
     """A service without a Kafka client has nothing else to go by."""
     if shutil.which("curl") is None:

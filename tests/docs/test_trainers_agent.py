@@ -24,7 +24,7 @@ from tests.stack import World, lives_in, opted_out
 from consentry.local.stack import LocalStack
 from consentry.ops.settings import Settings
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 AGENT, HOOKS, CI = "Other languages: the agent", "Hooks in Python", "Checking data sets in CI"

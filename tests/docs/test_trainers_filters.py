@@ -42,7 +42,6 @@ def test_each_section_is_short() -> None:
 
 
 @pytest.mark.stack
-@pytest.mark.timeout(240)
 def test_every_snippet_runs_and_leaves_out_who_opted_out(
     consentry_world: World, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from tests.stack import CONSENTRY, World, lives_in, opted_out, pause
 from consentry.bundles.keys import make_key_files
 from consentry.local.stack import LocalStack
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
 RUN, REACH = "A training run and its certificate", "Who was read where"

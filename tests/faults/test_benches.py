@@ -16,7 +16,6 @@ AT = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
 def test_exactly_the_planted_are_found_and_the_rest_holds() -> None:
     """The same as with ten million reads, by the same command."""
     sizes = verifying.VerifySizes(reads=2_000, planted=7)
@@ -35,7 +34,6 @@ def test_exactly_the_planted_are_found_and_the_rest_holds() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
 def test_a_purge_killed_at_work_ends_as_an_undisturbed_one() -> None:
     """The same as with five million rows, by the same command."""
     sizes = purging.PurgeSizes(rows=4_000, files=10, members=200, kills=1)

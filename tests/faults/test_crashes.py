@@ -11,7 +11,7 @@ from tests.stack import Load, Watch, World, allowed, lives_in, opted_out, wait_f
 
 from consentry.ops.failpoints import NAMES
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 KILLED = 137
 SOON = {"after_store", "before_commit"}

@@ -48,7 +48,7 @@ from consentry.wire.messages import StoredMessage
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of, write_record
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.stack
 
 MEMBER = member_of(2)
 KEY = MEMBER.encode()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.sizes import PATIENCE
 from tests.stack import (
     PARTITIONS,
     Load,
@@ -27,7 +28,7 @@ from consentry.domain.controls import Reach
 from consentry.trainer.client import Client
 from consentry.wire.schemas import PURGE_ORDERS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 EXCLUDED = [f"out-{number}" for number in range(20)]
 
@@ -65,7 +66,7 @@ def supervised(world: World, worker: Running, look: Callable[[], bool]) -> Runni
     """Wait for `look`, starting the worker anew whenever it ended, as a supervisor does; the worker
     that runs.
     """
-    until = time.monotonic() + 45
+    until = time.monotonic() + PATIENCE * 45
     while not look():
         assert time.monotonic() < until, worker.text()[-2000:]
         if not worker.is_running:

@@ -207,7 +207,6 @@ def swapped(directory: Path) -> int:
 
 
 @pytest.mark.sized
-@pytest.mark.timeout(600)
 def test_a_purge_killed_again_and_again_leaves_no_row_and_loses_none(
     directory: Path, orders: Path
 ) -> None:

@@ -35,7 +35,7 @@ from consentry.ops.clock import system_clock
 from consentry.trainer.client import Client
 from consentry.trainer.runs import ConsentStale, TrainingRun
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 BOUND_SECONDS = 3.0
 """Freshness has to be proven within it; nothing recorded longer ago may be unknown to what is

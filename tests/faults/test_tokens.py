@@ -25,7 +25,7 @@ from consentry.trainer.client import Client
 from consentry.wire.schemas import MEMBER_EVENTS
 from consentry.wire.tokens import Token, TokenKeys, write_token
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.stack
 
 TRIES = size(small=2_000, full=10_000)
 CALLERS = 8

@@ -17,7 +17,7 @@ from consentry.wire.events import write_event
 from consentry.wire.frames import FRAME_LENGTH, frame
 from consentry.wire.schemas import QUARANTINE, schema
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 
 def test_each_unreadable_event_holds_its_member_keeps_its_bytes_and_troubles_nobody_else(

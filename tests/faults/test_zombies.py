@@ -7,7 +7,7 @@ import time
 import pytest
 from tests.stack import PARTITIONS, Load, Watch, World, allowed, lives_in, opted_out, wait_for
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.stack
 
 
 def test_a_worker_that_wakes_after_it_was_replaced_writes_nothing(world: World) -> None:

@@ -31,7 +31,7 @@ from consentry.domain.controls import Reach
 from consentry.domain.orders import PurgeOrder
 from consentry.trainer.hooks import Exclusion, ExclusionCause
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "agent_client.mjs"
 MEMBERS = ("anna", "bert", "carl")

@@ -35,7 +35,7 @@ from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of
 from consentry.wire.schemas import RECORDS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.stack
 
 
 class Bundles:

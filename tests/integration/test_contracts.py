@@ -18,7 +18,7 @@ from consentry.processor.publisher import KafkaPublisher
 from consentry.wire.frames import FRAME_LENGTH
 from consentry.wire.schemas import QUARANTINE, RECORDS, schema
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.stack
 
 
 class TestHttpRegistry(RegistryContract):

@@ -32,7 +32,7 @@ from consentry.domain.values import Micros
 from consentry.trainer.client import Client
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 PAUSE = """
 pause: hk-2024

@@ -10,7 +10,7 @@ from tests.stack import PURPOSE, World, allowed, lives_in, opted_out, pause, rea
 from consentry.domain.controls import Reach
 from consentry.trainer.client import Client
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 
 def test_a_client_goes_on_from_an_earlier_view_and_misses_nothing(world: World) -> None:

@@ -29,7 +29,7 @@ from consentry.wire.partitions import partition_of
 from consentry.wire.quarantine import QuarantineEntry
 from consentry.wire.schemas import CONTROLS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 NDJSON = "application/x-ndjson"
 

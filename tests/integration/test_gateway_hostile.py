@@ -17,7 +17,7 @@ from tests.stack import PURPOSE, SHARED, World
 from consentry.local.stack import LocalStack
 from consentry.ops.http.head_limits import HEAD_BYTES_MAX, HEAD_SECONDS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 BODY = json.dumps({"member_id": "bad:1", "purpose": PURPOSE, "choice": "OPT_OUT"}).encode()
 WHO = f"Authorization: Bearer {PRODUCER}\r\n".encode()

@@ -13,7 +13,7 @@ from consentry.kafka.clients import log_identity
 from consentry.wire.schemas import MEMBER_EVENTS
 from consentry.wire.tokens import Token, TokenKeys, write_token
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 
 def test_keys_let_in_whom_they_were_made_for_until_they_are_revoked(world: World) -> None:

@@ -14,7 +14,7 @@ from tests.gateway import EVERYTHING, Gateway
 from tests.sizes import size
 from tests.stack import World
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.stack
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 ROOT = Path(__file__).parents[2]

@@ -23,14 +23,14 @@ from consentry.local.ports import LOOPBACK_NAMES, Listener, listening_addresses,
 from consentry.local.stack import LocalStack
 from consentry.local.state import ProcessIdentity, load_state, log_path, read_state, state_directory
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 CLI = [
     sys.executable,
     "-c",
     "from consentry.cli.local import app; app(prog_name='consentry local')",
 ]
-READY_SECONDS_MAX = 90.0
+READY_SECONDS_MAX = 300.0
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ from consentry.wire.purge_orders import read_order
 from consentry.wire.records import version_of
 from consentry.wire.schemas import PURGE_ORDERS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 POLICY = """
 version: demo-2024

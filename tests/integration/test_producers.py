@@ -43,7 +43,7 @@ from consentry.wire.records import version_of
 from consentry.wire.schemas import MEMBER_EVENTS
 from consentry.wire.tokens import TokenKeys, read_token
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 MOMENT = datetime(2024, 10, 11, 8, 30, tzinfo=UTC)
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

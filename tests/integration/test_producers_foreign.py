@@ -36,7 +36,7 @@ from consentry.wire.partitions import partition_of
 from consentry.wire.records import version_of
 from consentry.wire.schemas import MEMBER_EVENTS, schema
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "OptOut.java"

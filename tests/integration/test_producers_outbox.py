@@ -31,7 +31,7 @@ from consentry.wire.events import read_event
 from consentry.wire.records import version_of
 from consentry.wire.schemas import MEMBER_EVENTS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 TABLE = Path(__file__).parents[2] / "deploy" / "outbox" / "postgres.sql"
 

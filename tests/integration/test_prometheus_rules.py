@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from ruamel.yaml import YAML
 
 PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
-WAIT_SECONDS_MAX = 60
+WAIT_SECONDS_MAX = 240
 
 
 def tool(name: str) -> str:

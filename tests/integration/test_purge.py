@@ -201,7 +201,6 @@ class TestByHand:
 
 
 @pytest.mark.stack
-@pytest.mark.timeout(180)
 def test_orders_come_from_kafka_and_receipts_settle_them(world: World, tmp_path: Path) -> None:
     """A warehouse without a trainer of its own owes its receipt too, and has nobody but this
     command to give it.

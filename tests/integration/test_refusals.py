@@ -29,7 +29,7 @@ from consentry.wire.catalog import register_all
 from consentry.wire.messages import StoredMessage
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, RECORDS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 CONNECT_SECONDS_MAX = 30.0
 

@@ -15,7 +15,7 @@ from tests.stack import World
 from consentry.domain.errors import Refused
 from consentry.wire.schemas import Schema, schema
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.stack
 
 
 def without(text: str, field: str) -> Any:

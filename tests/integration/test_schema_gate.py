@@ -38,7 +38,7 @@ from consentry.wire.schemas import (
     topics,
 )
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.stack
 
 SERIALIZER_SETTINGS = {"auto.register.schemas": False, "use.latest.version": False}
 """What a producer of another make sets, as docs/schemas.md says."""

@@ -22,7 +22,7 @@ from consentry.domain.errors import ConsentryError
 from consentry.trainer.runs import TrainingRun
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 LEASE_SECONDS = 5.0
 

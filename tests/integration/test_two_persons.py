@@ -17,7 +17,7 @@ from tests.stack import PURPOSE, World, allowed, lives_in, opted_out, reason, wa
 from consentry.wire.events import write_event
 from consentry.wire.schemas import QUARANTINE
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 
 class Desk(NamedTuple):

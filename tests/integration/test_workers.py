@@ -33,7 +33,7 @@ from consentry.ops.metrics import DEFINITIONS
 from consentry.wire.purge_orders import read_order, write_receipt
 from consentry.wire.schemas import PURGE_ORDERS, RECEIPTS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 OF_TRAINERS = {
     "consentry_event_to_trainer_seconds",

@@ -23,7 +23,7 @@ from tests.stack import World, allowed, lives_in, wait_for
 from consentry.kafka.clients import end_offsets
 from consentry.wire.schemas import MEMBER_EVENTS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 ZEROS = bytes(400_000)
 COUNT = 75

@@ -35,7 +35,7 @@ from consentry.wire.events import write_event
 from consentry.wire.partitions import partition_of
 from consentry.wire.schemas import CONTROLS
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from consentry.wire.frames import frame
 from consentry.wire.partitions import partition_of
 from consentry.wire.schemas import MEMBER_EVENTS, Schema, schema, topics
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.stack
 
 FOREIGN_ORDER = json.dumps(json.loads(schema("ConsentChanged").text)).replace(
     '["OPT_OUT", "OPT_IN", "UNKNOWN"]', '["OPT_IN", "OPT_OUT", "UNKNOWN"]'

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sizes import PATIENCE
 
 CONF = Path(__file__).parents[3] / "deploy" / "redis.conf"
 
@@ -78,7 +79,7 @@ def running_server(folder: Path) -> Iterator[Any]:
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + PATIENCE * 20
             while not socket.exists():
                 assert process.poll() is None, f"{command[0]} left with {process.returncode}"
                 assert time.monotonic() < deadline, f"{command[0]} did not open {socket}"

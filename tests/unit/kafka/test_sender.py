@@ -17,6 +17,7 @@ from typing import Final
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from tests.sizes import PATIENCE
 
 from consentry.domain.errors import Refused, Unavailable
 from consentry.kafka.sender import QueueFull, Sender, TopicPosition, Undelivered
@@ -34,7 +35,7 @@ def silent_broker() -> Iterator[dict[str, str]]:
 
 def wait_for(look: Callable[[], bool], seconds: float = 20.0) -> None:
     """Return as soon as `look` is true."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE * seconds
     while not look():
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.01)
@@ -257,7 +258,7 @@ def test_without_a_thread_nothing_is_told_until_it_is_served_and_closing_tells_t
         sender.send("t", b"k", b"v", [], told.append)
     time.sleep(0.3)
     assert told == []
-    until = time.monotonic() + 10
+    until = time.monotonic() + PATIENCE * 10
     while len(told) < 2 and time.monotonic() < until:
         sender.serve(0.05)
     assert [type(one) for one in told] == [TopicPosition, TopicPosition]

@@ -13,6 +13,7 @@ from time import monotonic, sleep
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sizes import PATIENCE
 from tests.strategies import (
     MEMBER,
     PURPOSE,
@@ -94,7 +95,7 @@ def trainer(snapshot: Snapshot) -> Iterator[Trainer]:
 
 def wait_for(look: Callable[[], object], seconds: float = 10.0) -> None:
     """Return once it is so."""
-    until = monotonic() + seconds
+    until = monotonic() + PATIENCE * seconds
     while not look():
         assert monotonic() < until, "not within its time"
         sleep(0.005)

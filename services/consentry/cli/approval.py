@@ -7,10 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from consentry.cli.gateway_client import GatewayClient
+from consentry.ops.settings import Settings
+
 app = typer.Typer(
     name="approval",
-    help="Look at proposals, and approve or reject those of others.",
+    help="List proposals, and approve or reject those of others.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `approval list` shows it.")]
@@ -24,7 +28,7 @@ def list_approvals(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the proposals that wait for a second person, the newest first."""
+    """List the proposals that wait for a second person, the newest first."""
     found = [
         one for one in _gateway().get("/v1/approvals")["approvals"] if everything or _is_open(one)
     ]
@@ -39,20 +43,17 @@ def list_approvals(
 
 @app.command()
 def approve(approval_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Let a proposal of somebody else take effect, now."""
+    """Approve a proposal of somebody else. It takes effect now."""
     _show(_gateway().post(f"/v1/approvals/{approval_id}/approve"), as_json=as_json)
 
 
 @app.command()
 def reject(approval_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Let a proposal come to nothing."""
+    """Reject a proposal."""
     _show(_gateway().post(f"/v1/approvals/{approval_id}/reject"), as_json=as_json)
 
 
 def _gateway() -> Any:
-    from consentry.cli.gateway_client import GatewayClient
-    from consentry.ops.settings import Settings
-
     return GatewayClient.open(Settings.parse())
 
 

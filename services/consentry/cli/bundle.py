@@ -6,20 +6,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from consentry.bundles import Bundle, BundleStore, Manifest, PublicKeys
+from consentry.bundles import (
+    Bundle,
+    BundleRefused,
+    BundleStore,
+    Manifest,
+    PublicKeys,
+    SigningKey,
+    open_bundle,
+    restore,
+)
+from consentry.bundles.diff import compare
+from consentry.bundles.keys import make_key_files
+from consentry.bundles.manifest import BUNDLE_ID_PATTERN, manifest_bytes
+from consentry.cli.connections import load_settings, open_catalog
+from consentry.domain.wording import date_text
+from consentry.ops.clock import system_clock
+from consentry.ops.settings import Settings
 
 EXIT_REFUSED = 1
 EXIT_DIFFERENT = 1
 
 app = typer.Typer(
     name="bundle",
-    help="Build signed bundles, verify, inspect and compare them.",
+    help="Build, verify, inspect and compare signed bundles.",
     no_args_is_help=True,
+    add_completion=False,
 )
 keys_app = typer.Typer(
     name="keys", help="Make the keys that bundles are signed with.", no_args_is_help=True
@@ -50,12 +66,11 @@ def init(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Make a signing key: the private file for the bundler alone, the public one for every reader.
+    """Make a signing key: a private file and a public one.
 
-    To change keys: make a new one, give readers both public keys, let the bundler sign with the new
-    one.
+    The private file is for the bundler alone, the public one for every reader. To change keys:
+    make a new key, give readers both public keys, then let the bundler sign with the new one.
     """
-    from consentry.bundles.keys import make_key_files
 
     private, public, key_id = make_key_files(file)
     if as_json:
@@ -79,13 +94,11 @@ def build(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read records, controls and frontiers to the end seen at the start, write one bundle, make it
-    the newest.
+    """Build one bundle and make it the newest of the store.
+
+    It reads records, controls and frontiers to the end that they have at the start.
     """
-    from consentry.bundler.build import build as build_bundle
-    from consentry.bundles import BundleStore, PublicKeys, SigningKey
-    from consentry.cli.connections import load_settings, open_catalog
-    from consentry.ops.clock import system_clock
+    from consentry.bundler.build import build as build_bundle  # noqa: PLC0415 - needs the extra bundler
 
     signing = SigningKey.read(key)
     settings = load_settings()
@@ -121,10 +134,10 @@ def verify(
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Check signatures, chain, every file and the digests of all records: exit 0 true, 1 refused, 2
-    cannot tell.
+    """Verify a bundle: its signatures, chain, files, and the digests of its records.
+
+    Exit 0: it is true. 1: it is refused. 2: cannot tell.
     """
-    from consentry.bundles import BundleRefused, restore
 
     keys = _keys(key)
     try:
@@ -160,8 +173,10 @@ def inspect(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the manifest of a bundle; its signature is checked, its files are not read."""
-    from consentry.bundles.manifest import manifest_bytes
+    """Show the manifest of a bundle.
+
+    Its signature is checked; its files are not read.
+    """
 
     bundle = _open(url, _keys(key), namespace)
     manifest = bundle.manifest
@@ -185,8 +200,10 @@ def diff(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what lies between two bundles: exit 0 nothing, 1 something, 2 cannot tell."""
-    from consentry.bundles.diff import compare
+    """Compare two bundles.
+
+    Exit 0: they hold the same. 1: they differ. 2: cannot tell.
+    """
 
     keys = _keys(key)
     found = compare(_open(before, keys, namespace), _open(after, keys, namespace))
@@ -224,17 +241,11 @@ def diff(
 
 
 def _keys(files: list[Path]) -> PublicKeys:
-    from consentry.bundles import PublicKeys
-
     return PublicKeys.read(*files)
 
 
 def _open(url: str, keys: PublicKeys, namespace: str | None, **options: Any) -> Bundle:
     """The bundle that a URL names: the newest one of a store, or the one whose id ends it."""
-    from consentry.bundles import open_bundle
-    from consentry.ops.clock import system_clock
-    from consentry.ops.settings import Settings
-
     store, bundle_id = _place(url)
     return open_bundle(
         store,
@@ -247,9 +258,6 @@ def _open(url: str, keys: PublicKeys, namespace: str | None, **options: Any) -> 
 
 
 def _place(url: str) -> tuple[BundleStore, str | None]:
-    from consentry.bundles import BundleStore
-    from consentry.bundles.manifest import BUNDLE_ID_PATTERN
-
     parent, _, name = url.rstrip("/").rpartition("/")
     if BUNDLE_ID_PATTERN.fullmatch(name):
         return BundleStore(parent or ("/" if url.startswith("/") else ".")), name
@@ -277,8 +285,6 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
 
 def _lines(bundle: Bundle) -> list[str]:
-    from consentry.domain.wording import date_text
-
     manifest = bundle.manifest
     proven = (
         date_text(manifest.proven_at)

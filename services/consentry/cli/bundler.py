@@ -5,32 +5,52 @@ that went back.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
 import threading
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from time import monotonic
+from typing import Annotated, Any
 
+import structlog
 import typer
 
-from consentry.domain.errors import Refused
+from consentry.bundler.claims import SequenceClaims
+from consentry.bundler.follower import BundleFollower
+from consentry.bundler.record_repair import KafkaAppender, RecordRepairer
+from consentry.bundler.service import STALL_SECONDS, Bundler, BundlerPlan, went_back
+from consentry.bundles import (
+    BundleRefused,
+    BundleState,
+    BundleStore,
+    Manifest,
+    PublicKeys,
+    Regression,
+    SigningKey,
+    open_bundle,
+    restore,
+)
+from consentry.bundles.keys import make_key_files
+from consentry.cli.connections import load_settings, open_catalog
+from consentry.domain.errors import Refused, Unavailable
+from consentry.kafka.clients import read_all
+from consentry.ops.clock import system_clock
+from consentry.ops.health import HealthServer
+from consentry.ops.logs import set_up_logs
+from consentry.ops.metrics import Metrics
+from consentry.ops.settings import Settings
+from consentry.wire.catalog import Catalog
+from consentry.wire.schemas import RECORDS, topic_name
 
-if TYPE_CHECKING:
-    from consentry.bundler.record_repair import RecordRepairer
-    from consentry.bundler.service import Bundler
-    from consentry.bundles import (
-        BundleState,
-        BundleStore,
-        Manifest,
-        PublicKeys,
-        Regression,
-        SigningKey,
-    )
-    from consentry.ops.settings import Settings
-    from consentry.wire.catalog import Catalog
+app = typer.Typer(add_completion=False)
+
 
 _TAKE_UP_ATTEMPTS_MAX = 3
 
 
+@app.command()
 def run(
     store: Annotated[
         str | None,
@@ -72,15 +92,14 @@ def run(
         ),
     ] = 300.0,
 ) -> None:
-    """Follow records and controls, write bundles while all of it is proven fresh, heal; until
-    SIGINT or SIGTERM.
-    """
-    from consentry.cli.connections import load_settings
-    from consentry.ops.logs import set_up_logs
+    """Run the service that writes signed bundles.
 
+    It follows records and controls, and writes bundles while all of them are proven fresh. It also
+    appends the newest record of a member again where the log went back to an older one. It runs
+    until SIGINT or SIGTERM. `consentry bundle` builds one bundle, or inspects one.
+    """
     settings = load_settings(bundle_store=store, bundle_signing_key_file=key)
     set_up_logs(style=settings.log_format, level=settings.log_level)
-    from consentry.bundler.service import BundlerPlan
 
     _run(
         settings,
@@ -97,21 +116,6 @@ def run(
 
 
 def _run(settings: Settings, plan: Any, public_keys: list[Path], *, make_key: bool) -> None:
-    from importlib.metadata import version
-
-    import structlog
-
-    from consentry.bundler.claims import SequenceClaims
-    from consentry.bundler.follower import BundleFollower
-    from consentry.bundler.record_repair import KafkaAppender, RecordRepairer
-    from consentry.bundler.service import Bundler, went_back
-    from consentry.bundles import BundleStore
-    from consentry.cli.connections import open_catalog
-    from consentry.kafka.clients import read_all
-    from consentry.ops.clock import system_clock
-    from consentry.ops.metrics import Metrics
-    from consentry.wire.schemas import RECORDS, topic_name
-
     kafka, namespace = settings.kafka(), settings.namespace
     signing, believed = _keys(settings, public_keys, make_key=make_key)
     store = BundleStore(_store_of(settings))
@@ -190,9 +194,6 @@ def _keys(
 
     Raises Refused, UnsafeSetting.
     """
-    from consentry.bundles import PublicKeys, SigningKey
-    from consentry.bundles.keys import make_key_files
-
     if settings.bundle_signing_key_file is None:
         raise Refused(
             "No signing key is named: nobody would believe an unsigned bundle.",
@@ -210,9 +211,6 @@ def _writer(settings: Settings) -> str:
     """Who claims numbers: with a worker id of its own a bundler that was killed goes on at once, as
     the same one.
     """
-    import secrets
-    import socket
-
     return settings.worker_id or f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -226,10 +224,6 @@ def _taken_up(
     it, and lose the members who are quarantined by nothing but the bundle. Raises BundleRefused,
     Unavailable.
     """
-    from consentry.bundles import BundleRefused, open_bundle, restore
-    from consentry.domain.errors import Unavailable
-    from consentry.ops.clock import system_clock
-
     for attempt in range(_TAKE_UP_ATTEMPTS_MAX):
         try:
             bundle = open_bundle(store, keys=believed, namespace=namespace, now=system_clock())
@@ -247,11 +241,6 @@ def _taken_up(
 
 
 def _health(settings: Settings, bundler: Bundler, healer: RecordRepairer, metrics: Any) -> Any:
-    from time import monotonic
-
-    from consentry.bundler.service import STALL_SECONDS
-    from consentry.ops.health import HealthServer
-
     def alive() -> dict[str, Any]:
         idle = monotonic() - bundler.progress_at
         heals = healer.is_alive

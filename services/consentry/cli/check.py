@@ -6,22 +6,35 @@ For CI of data sets, and before a commit of one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from consentry.bundles import PublicKeys
+from consentry.cli.connections import load_settings, load_token_keys
 from consentry.domain.errors import InvalidInput, Unavailable
+from consentry.domain.values import Reason, parse_name
+from consentry.ops.logs import set_up_logs
+from consentry.ops.settings import Settings
+from consentry.trainer.bundled import bundle_decider
+from consentry.trainer.checking.check import EXIT_STATUS, Check, CheckReport, FileReport
+from consentry.trainer.checking.data_files import find_files
+from consentry.trainer.client import TOKEN_WAIT_SECONDS, Client
+from consentry.trainer.deciding.columns import ColumnSpec
+from consentry.trainer.deciding.decider import Decider
+from consentry.wire.tokens import read_token
 
-if TYPE_CHECKING:
-    from consentry.trainer.checking.check import CheckReport, FileReport
-    from consentry.trainer.deciding.decider import Decider
+app = typer.Typer(add_completion=False)
+
 
 _SHOWN_MAX = 10_000
 
 
+@app.command()
 def run(
     files: Annotated[
         list[Path],
@@ -56,16 +69,11 @@ def run(
         int, typer.Option(min=0, max=_SHOWN_MAX, help="Name so many excluded members.")
     ] = 0,
 ) -> None:
-    """Exit 0: every row may be used. 1: some may not.
+    """Check data files for rows that may not be used.
 
-    2: it cannot be told, as when freshness is not proven.
+    Exit 0: every row may be used. 1: some may not. 2: cannot tell, for example because the
+    decisions are not fresh.
     """
-    from consentry.domain.values import parse_name
-    from consentry.ops.logs import set_up_logs
-    from consentry.trainer.checking.check import EXIT_STATUS, Check
-    from consentry.trainer.checking.data_files import find_files
-    from consentry.trainer.deciding.columns import ColumnSpec
-
     parse_name(purpose, what="purpose")
     asked = ColumnSpec(
         member=member_col,
@@ -116,11 +124,6 @@ def _open_judge(
 
 
 def _following(at_least: str | None) -> Iterator[Decider]:
-    import os
-
-    from consentry.cli.connections import load_settings, load_token_keys
-    from consentry.trainer.client import TOKEN_WAIT_SECONDS, Client
-
     settings = load_settings()
     with Client.connect(
         settings.kafka(),
@@ -143,12 +146,6 @@ def _bundle_judge(
 
     Raises BundleRefused, and Unavailable where the token asks for more.
     """
-    from consentry.bundles import PublicKeys
-    from consentry.cli.connections import load_token_keys
-    from consentry.ops.settings import Settings
-    from consentry.trainer.bundled import bundle_decider
-    from consentry.wire.tokens import read_token
-
     settings = Settings.parse()  # a bundle needs no addresses
     keys = PublicKeys.read(key_file)
     decider = bundle_decider(
@@ -175,8 +172,6 @@ def _tell_file(file: FileReport) -> None:
 
 
 def _reasons(file: FileReport) -> str:
-    from consentry.domain.values import Reason
-
     told = {**file.violations, Reason.STALE: file.counts[Reason.STALE]}
     return "".join(f"  {reason} {number:,}" for reason, number in told.items() if number)
 

@@ -4,20 +4,22 @@ connections.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from confluent_kafka.admin import AdminClient
+
+from consentry.domain.controls import Control
 from consentry.domain.errors import Refused
+from consentry.domain.values import Micros
+from consentry.forms.controls import parse_instant
+from consentry.kafka.clients import client_config, partition_count, read_all
+from consentry.kafka.schema_registry import HttpRegistry
+from consentry.ops.clock import system_clock
 from consentry.ops.settings import Settings
-
-if TYPE_CHECKING:
-    from consentry.domain.controls import Control
-    from consentry.domain.values import Micros
-    from consentry.kafka.schema_registry import HttpRegistry
-    from consentry.table.redis_table import RedisTable
-    from consentry.wire.catalog import Catalog
-    from consentry.wire.tokens import TokenKeys
+from consentry.wire.catalog import Catalog, load_catalog
+from consentry.wire.controls import read_control_or_pause
+from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, topic_name
+from consentry.wire.tokens import TokenKeys
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -51,7 +53,7 @@ def load_settings(**overrides: Any) -> Settings:
             "CONSENTRY_REGISTRY_URL, or none of them "
             "to use the local stack",
         )
-    from consentry.local.state import read_state
+    from consentry.local.state import read_state  # noqa: PLC0415 - needs the extra local
 
     state = read_state(settings.local_dir)
     if state is None or state.addresses is None:
@@ -78,61 +80,31 @@ def recorded_and_effective(effective: str | None) -> tuple[Micros, Micros]:
     """When a command's event is recorded (now), and when it holds: as given in ISO 8601, else now
     too.
     """
-    from consentry.forms.controls import parse_instant
-    from consentry.ops.clock import system_clock
-
     now = system_clock()
     return now, now if effective is None else parse_instant(effective, what="--effective")
 
 
 def open_registry(settings: Settings) -> HttpRegistry:
     """The schema registry of the settings."""
-    from consentry.kafka.schema_registry import HttpRegistry
 
     return HttpRegistry(settings.registry_url, settings=settings.registry())
 
 
 def open_catalog(settings: Settings) -> Catalog:
     """All schema ids, from the registry. Raises Refused or Unavailable."""
-    from consentry.wire.catalog import load_catalog
 
     return load_catalog(open_registry(settings), settings.namespace)
 
 
 def count_partitions(settings: Settings) -> int:
     """The partition count of member-events. Raises Refused or Unavailable."""
-    from confluent_kafka.admin import AdminClient
-
-    from consentry.kafka.clients import client_config, partition_count
-    from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
     admin = AdminClient(client_config(settings.kafka(), "consentry-cli"))
     return partition_count(admin, topic_name(settings.namespace, MEMBER_EVENTS), timeout_seconds=8)
 
 
-@contextmanager
-def open_table(settings: Settings, partitions: int) -> Iterator[RedisTable]:
-    """The consent table, closed afterwards."""
-    from consentry.table.redis_table import RedisTable
-
-    table = RedisTable(
-        settings.redis_url.get_secret_value(),
-        namespace=settings.namespace,
-        partitions=partitions,
-        members=settings.table_members,
-    )
-    try:
-        yield table
-    finally:
-        table.close()
-
-
 def read_controls(settings: Settings) -> list[Control]:
     """Every control of the log, in its order. Raises Refused or Unavailable."""
-    from consentry.kafka.clients import read_all
-    from consentry.wire.controls import read_control_or_pause
-    from consentry.wire.schemas import CONTROLS, topic_name
-
     catalog = open_catalog(settings)
     messages = read_all(settings.kafka(), topic_name(settings.namespace, CONTROLS))
     return [
@@ -148,7 +120,6 @@ def load_token_keys(settings: Settings) -> TokenKeys:
 
     Raises InvalidInput.
     """
-    from consentry.wire.tokens import TokenKeys
 
     return (
         TokenKeys()

@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from consentry.local.artifacts import fetch, load_lock
+
 
 def default_cache() -> Path:
     """Where downloads are kept if nobody says otherwise."""
@@ -27,7 +29,6 @@ def download_everything(
     cancelled: threading.Event,
 ) -> None:
     """Fill the cache; asks the network for nothing if all is there. Raises LocalStackError."""
-    from consentry.local.artifacts import fetch, load_lock
 
     with _download_bar(console) as progress:
         fetch(

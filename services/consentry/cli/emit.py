@@ -5,19 +5,31 @@ accepted.
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from consentry.cli.connections import recorded_and_effective
+from consentry.cli.connections import (
+    count_partitions,
+    load_settings,
+    load_token_keys,
+    open_catalog,
+    read_controls,
+    recorded_and_effective,
+)
+from consentry.cli.controls.desk import warn_of_unknown_purpose
 from consentry.domain.errors import ConsentryError, InvalidInput
-from consentry.domain.values import AgeBand, Choice
-
-if TYPE_CHECKING:
-    from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
+from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
+from consentry.domain.values import AgeBand, Choice, parse_member_id, parse_name
+from consentry.producer import ConsentProducer
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
 app = typer.Typer(
-    name="emit", help="Send one member event and wait until it is accepted.", no_args_is_help=True
+    name="emit",
+    help="Send one member event and wait until it is accepted.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 MemberArgument = Annotated[str, typer.Argument(help="Pseudonym of the member.")]
@@ -31,7 +43,7 @@ def opt_out(
     purpose: PurposeOption = "genai_training",
     effective: EffectiveOption = None,
 ) -> None:
-    """The member opts out (or objects): always applies."""
+    """Send an opt-out, or objection, of a member. It always applies."""
     _choose(member, purpose, Choice.OPT_OUT, effective, None)
 
 
@@ -49,7 +61,10 @@ def opt_in(
     ] = None,
     effective: EffectiveOption = None,
 ) -> None:
-    """The member opts in: cancels an opt-out only if they had seen it (--observed)."""
+    """Send an opt-in of a member.
+
+    It cancels only opt-outs that the member had seen: give the record's version with --observed.
+    """
     _choose(member, purpose, Choice.OPT_IN, effective, observed)
 
 
@@ -62,11 +77,7 @@ def relocate(
     ] = AgeBand.UNKNOWN,
     effective: EffectiveOption = None,
 ) -> None:
-    """The member lives somewhere (else) now."""
-    from consentry.domain.events import MemberRelocated
-    from consentry.domain.values import parse_member_id
-    from consentry.wire.jurisdictions import iso_jurisdictions
-
+    """Send where a member lives now."""
     if not iso_jurisdictions().is_code(jurisdiction):
         raise InvalidInput(
             f"The jurisdiction {jurisdiction[:80]!r} is not an ISO 3166 code: a member lives in "
@@ -90,10 +101,7 @@ def relocate(
 
 @app.command()
 def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
-    """The member is erased: it latches, and opens a purge order."""
-    from consentry.domain.events import MemberErased
-    from consentry.domain.values import parse_member_id
-
+    """Send the erasure of a member. It is final, and opens a purge order."""
     now, at = recorded_and_effective(effective)
     _send(
         MemberErased(
@@ -109,9 +117,6 @@ def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
 def _choose(
     member: str, purpose: str, choice: Choice, effective: str | None, observed: int | None
 ) -> None:
-    from consentry.domain.events import ConsentChanged
-    from consentry.domain.values import parse_member_id, parse_name
-
     now, at = recorded_and_effective(effective)
     _send(
         ConsentChanged(
@@ -134,9 +139,6 @@ def _warn_of_unknown_purpose(purpose: str) -> None:
 
     Told once it is durable: nothing may delay an opt-out.
     """
-    from consentry.cli.connections import load_settings, read_controls
-    from consentry.cli.controls.desk import warn_of_unknown_purpose
-
     try:
         log = read_controls(load_settings())
     except ConsentryError as error:
@@ -149,15 +151,6 @@ def _warn_of_unknown_purpose(purpose: str) -> None:
 
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
-    from consentry.cli.connections import (
-        count_partitions,
-        load_settings,
-        load_token_keys,
-        open_catalog,
-    )
-    from consentry.producer import ConsentProducer
-    from consentry.wire.schemas import MEMBER_EVENTS, topic_name
-
     settings, keys = load_settings(), None
     count_partitions(settings)  # a missing topic is what is to be mended first
     try:

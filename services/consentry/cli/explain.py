@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+import textwrap
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from consentry.domain.errors import Unavailable
+from consentry.cli.connections import load_settings, read_controls
+from consentry.cli.consent_table import read_member
+from consentry.domain.controls import Controls
+from consentry.domain.decisions import Row
+from consentry.domain.explain import (
+    ExplainQuestion,
+    Explanation,
+    FactNote,
+    as_data,
+    date_text,
+    explain,
+)
+from consentry.domain.values import parse_member_id, parse_name
+from consentry.domain.wording import place_text
+from consentry.forms.controls import parse_instant
+from consentry.ops.clock import system_clock
+from consentry.wire.jurisdictions import iso_jurisdictions, name_of
 
-if TYPE_CHECKING:
-    from consentry.domain.decisions import Row
-    from consentry.domain.explain import Explanation, FactNote
-    from consentry.domain.records import Record
-    from consentry.ops.settings import Settings
-    from consentry.table.protocol import ConsentTable, Meta
+app = typer.Typer(add_completion=False)
 
 
+@app.command()
 def run(
     member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
     purpose: Annotated[
@@ -35,17 +49,10 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Say whether a member's data may be used for a purpose, and why; exit 2 where that cannot be
-    told.
-    """
-    from consentry.cli.connections import load_settings, read_controls
-    from consentry.domain.controls import Controls
-    from consentry.domain.explain import ExplainQuestion, as_data, explain
-    from consentry.domain.values import parse_member_id, parse_name
-    from consentry.forms.controls import parse_instant
-    from consentry.ops.clock import system_clock
-    from consentry.wire.jurisdictions import iso_jurisdictions, name_of
+    """Explain why a member's data may or may not be used.
 
+    Exit 0: answered, whatever the answer is. 2: cannot tell.
+    """
     parse_member_id(member)
     parse_name(purpose, what="purpose")
     now = system_clock()
@@ -74,9 +81,6 @@ def run(
 
 def _row(jurisdiction: str | None, category: str | None, collected: str | None) -> Row | None:
     """The row asked about; None where nothing is said of one."""
-    from consentry.domain.decisions import Row
-    from consentry.forms.controls import parse_instant
-
     if jurisdiction is None and category is None and collected is None:
         return None
     when = (
@@ -87,75 +91,8 @@ def _row(jurisdiction: str | None, category: str | None, collected: str | None) 
     return Row(jurisdiction=jurisdiction, category=category, collected=when)
 
 
-def read_member(settings: Settings, member: str) -> Record | None:
-    """The member's record, from the table.
-
-    Raises Unavailable where the table cannot be trusted to be whole.
-    """
-    from consentry.cli.connections import count_partitions, open_table
-    from consentry.wire.partitions import partition_of
-    from consentry.wire.records import read_record
-
-    partitions = count_partitions(settings)
-    key = member.encode()
-    home = partition_of(key, partitions)
-    with open_table(settings, partitions) as table:
-        # Position and record in one step: a table that is emptied in between would say that nothing
-        # is known.
-        readings = table.read(key, range(partitions))
-        check_meta(readings[home].meta, home, settings)
-        raw = readings[home].record
-        if any(reading.record for other, reading in readings.items() if other != home):
-            raise Unavailable(
-                "Events of this member also came on a foreign partition, so they have no order: "
-                "the member is quarantined.",
-                code="member.misplaced",
-                fix="give the producer the murmur2 partitioner",
-            )
-    return None if raw is None else read_record(raw, key)
-
-
-def check_partition(table: ConsentTable, partition: int, settings: Settings) -> tuple[str, float]:
-    """The generation of a partition and its age in seconds.
-
-    Raises Unavailable where it gives no answer.
-    """
-    return check_meta(table.meta(partition), partition, settings)
-
-
-def check_meta(meta: Meta, partition: int, settings: Settings) -> tuple[str, float]:
-    """As `check_partition`, by what the table said."""
-    from consentry.ops.clock import system_clock
-
-    if meta.generation is None or meta.frontier_at is None:
-        raise Unavailable(
-            f"Partition {partition} of the table is not built.",
-            code="table.not_built",
-            fix="start the processor; it builds what is missing, then ask again",
-        )
-    age = (system_clock() - meta.frontier_at) / 1e6
-    if age > settings.staleness_seconds:
-        raise Unavailable(
-            f"Partition {partition} of the table is {age:.0f} s old; the bound is "
-            f"{settings.staleness_seconds:g} s.",
-            code="table.stale",
-            fix="check that the processor runs and is ready (/readyz), then ask again",
-        )
-    if meta.tainted:
-        raise Unavailable(
-            f"Partition {partition} is tainted: one of its events has no readable key, so it "
-            "gives no answer.",
-            code="table.tainted",
-            fix="see deploy/runbooks/ConsentryPartitionTainted.md",
-        )
-    return meta.generation, age
-
-
 def _print(member: str, explanation: Explanation) -> None:
     """The answer as a person reads it; wrapped on a terminal, one line a sentence elsewhere."""
-    from rich.console import Console
-
-    from consentry.domain.explain import date_text
 
     asked, decision = explanation.asked, explanation.decision
     console = Console(highlight=False, soft_wrap=True)
@@ -181,10 +118,6 @@ def _print(member: str, explanation: Explanation) -> None:
 
 def _row_text(row: Row | None) -> str:
     """What was asked about beside the member."""
-    from consentry.domain.explain import date_text
-    from consentry.domain.wording import place_text
-    from consentry.wire.jurisdictions import name_of
-
     if row is None:
         return "the member alone"
     parts = []
@@ -206,7 +139,6 @@ def _note_text(note: FactNote) -> str:
 
 def _lines(label: str, text: str, width: int | None) -> list[str]:
     """A sentence behind its label, further lines indented; one line where `width` is None."""
-    import textwrap
 
     lines = (
         [text]

@@ -8,18 +8,49 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
+import structlog
 import typer
+import uvicorn
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
 
+from consentry.bundles import PublicKeys
+from consentry.bundles.downloads import DownloadStore
+from consentry.cli.connections import count_partitions, load_settings, load_token_keys, open_catalog
+from consentry.cli.consent_table import open_table
 from consentry.domain.errors import UnsafeSetting
+from consentry.gateway.access.oidc import OidcSettings
+from consentry.gateway.access.setup import AccessSettings, open_authenticator
+from consentry.gateway.app import build_gateway
+from consentry.gateway.bundle_downloads import BundleDownloads
+from consentry.gateway.context import GatewayContext
+from consentry.gateway.http.limits import RateLimit
+from consentry.gateway.idempotency import RedisIdempotency
+from consentry.gateway.kafka_submit import Submitter
+from consentry.gateway.proposals import RedisProposals
+from consentry.gateway.quarantine import QuarantinedMessages
+from consentry.gateway.table_reader import TableReader
+from consentry.kafka.clients import log_identity
+from consentry.kafka.controls_follower import ControlsFollower
+from consentry.kafka.sender import Sender
+from consentry.ops.clock import system_clock
+from consentry.ops.collector import spare_the_collector
+from consentry.ops.health import HealthServer
+from consentry.ops.http.address import bind
+from consentry.ops.http.head_limits import HeadLimits
+from consentry.ops.logs import set_up_logs
+from consentry.ops.metrics import Metrics
+from consentry.ops.settings import Settings
+from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
-if TYPE_CHECKING:
-    from consentry.gateway.bundle_downloads import BundleDownloads
-    from consentry.gateway.context import GatewayContext
-    from consentry.ops.settings import Settings
+app = typer.Typer(add_completion=False)
 
 
+@app.command()
 def run(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; default: CONSENTRY_GATEWAY_HOST.")
@@ -37,13 +68,10 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Answer HTTP until SIGINT or SIGTERM.
+    """Run the HTTP gateway for producers, desks and trainers.
 
-    Refuses to start where nobody, or everybody from outside, could get in.
+    It runs until SIGINT or SIGTERM, and refuses to start where nobody could get in, or everybody.
     """
-    from consentry.cli.connections import load_settings
-    from consentry.ops.logs import set_up_logs
-
     settings = load_settings(gateway_host=host, gateway_port=port, gateway_dev=dev or None)
     set_up_logs(style=settings.log_format, level=settings.log_level)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -52,21 +80,13 @@ def run(
 
 def _loop_factory() -> Any:
     try:
-        import uvloop
-    except ModuleNotFoundError:  # not on Windows
+        import uvloop  # noqa: PLC0415 - not on Windows
+    except ModuleNotFoundError:
         return None
     return uvloop.new_event_loop
 
 
 async def _serve(settings: Settings) -> None:
-    import structlog
-    import uvicorn
-
-    from consentry.gateway.app import build_gateway
-    from consentry.ops.collector import spare_the_collector
-    from consentry.ops.http.address import bind
-    from consentry.ops.http.head_limits import HeadLimits
-
     log = structlog.get_logger(__name__)
     async with _open_context(settings) as context:
         listener = bind(
@@ -108,32 +128,6 @@ async def _open_context(settings: Settings) -> AsyncIterator[GatewayContext]:
 
     Raises Refused, UnsafeSetting and Unavailable.
     """
-    from importlib.metadata import version
-
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import ExponentialBackoff
-
-    from consentry.cli.connections import (
-        count_partitions,
-        load_token_keys,
-        open_catalog,
-        open_table,
-    )
-    from consentry.gateway.access.setup import open_authenticator
-    from consentry.gateway.context import GatewayContext
-    from consentry.gateway.http.limits import RateLimit
-    from consentry.gateway.idempotency import RedisIdempotency
-    from consentry.gateway.kafka_submit import Submitter
-    from consentry.gateway.proposals import RedisProposals
-    from consentry.gateway.quarantine import QuarantinedMessages
-    from consentry.gateway.table_reader import TableReader
-    from consentry.kafka.clients import log_identity
-    from consentry.kafka.controls_follower import ControlsFollower
-    from consentry.kafka.sender import Sender
-    from consentry.ops.clock import system_clock
-    from consentry.ops.metrics import Metrics
-    from consentry.wire.schemas import MEMBER_EVENTS, topic_name
 
     kafka, namespace = settings.kafka(), settings.namespace
     authenticator = open_authenticator(
@@ -214,10 +208,6 @@ def _downloads(settings: Settings) -> BundleDownloads | None:
     """
     if not settings.bundle_store:
         return None
-    from consentry.bundles import PublicKeys
-    from consentry.bundles.downloads import DownloadStore
-    from consentry.gateway.bundle_downloads import BundleDownloads
-
     files = settings.bundle_public_keys()
     return BundleDownloads(
         DownloadStore(settings.bundle_store), believed=PublicKeys.read(*files) if files else None
@@ -226,9 +216,6 @@ def _downloads(settings: Settings) -> BundleDownloads | None:
 
 def access_settings(settings: Settings) -> Any:
     """What of the settings says who is let in."""
-    from consentry.gateway.access.oidc import OidcSettings
-    from consentry.gateway.access.setup import AccessSettings
-
     oidc = None
     if settings.oidc_issuer or settings.oidc_audience or settings.oidc_jwks_url:
         oidc = OidcSettings(
@@ -250,8 +237,6 @@ def access_settings(settings: Settings) -> Any:
 
 
 def _health(settings: Settings, context: GatewayContext) -> Any:
-    from consentry.ops.health import HealthServer
-
     controls = context.reader.controls
 
     def alive() -> dict[str, Any]:

@@ -10,12 +10,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
-
-if TYPE_CHECKING:
-    from consentry.ops.settings import Settings
+from consentry.ops.settings import Settings
 
 _SECONDS = 30.0
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})

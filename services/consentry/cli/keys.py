@@ -7,17 +7,21 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from consentry.cli.connections import load_token_keys
 from consentry.domain.errors import InvalidInput, Refused
-
-if TYPE_CHECKING:
-    from consentry.domain.values import Micros
-    from consentry.gateway.access.key_file import FileKeyStore
-    from consentry.gateway.access.keys import ApiKey
-    from consentry.gateway.access.roles import Role
+from consentry.domain.values import Micros
+from consentry.domain.wording import date_text, moment_of
+from consentry.forms.controls import parse_duration
+from consentry.gateway.access.key_file import FileKeyStore, load_pepper, make_pepper, replace_file
+from consentry.gateway.access.keys import ApiKey, new_key
+from consentry.gateway.access.roles import Role
+from consentry.ops.clock import system_clock
+from consentry.ops.settings import Settings
+from consentry.wire.tokens import SECRET_BYTES_MIN
 
 ANY_PURPOSE = "*"
 NEVER = "never"
@@ -27,24 +31,22 @@ _SHORT_DURATION = re.compile(r"([1-9][0-9]{0,4})([hdw])", re.ASCII)
 _NO_KEYS = b'{"format": 1, "keys": []}\n'
 
 app = typer.Typer(
-    name="keys", help="Make, list and revoke the API keys of the gateway.", no_args_is_help=True
+    name="keys",
+    help="Make, list and revoke the API keys of the gateway.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
 @app.command()
 def init(as_json: JsonOption = False) -> None:
-    """Make the files that a gateway needs to start and that are not there: the pepper, and a file
-    of no keys yet.
+    """Make the files that a gateway needs to start and that are not there.
 
-    Also a first token key, where CONSENTRY_TOKEN_KEYS_FILE names a file. What is there is checked
-    and left as it is.
+    These are the pepper and a file of API keys, which is empty at first; also a first token key
+    where CONSENTRY_TOKEN_KEYS_FILE names a file. Files that are there are checked and left as they
+    are.
     """
-    from consentry.cli.connections import load_token_keys
-    from consentry.gateway.access.key_file import load_pepper, make_pepper
-    from consentry.ops.settings import Settings
-    from consentry.wire.tokens import SECRET_BYTES_MIN
-
     store, pepper_file, keys_file = _open()
     settings = Settings.parse()
     made: list[Path] = []
@@ -89,15 +91,11 @@ def new(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key, and show it this once: on standard output, all else on standard error.
+    """Make a key, and show it this once.
 
-    A running gateway accepts it within five seconds. The first key also makes the files that the
-    settings name.
+    The key is printed on standard output, all else on standard error. A running gateway accepts it
+    within five seconds. The first key also makes the files that the settings name.
     """
-    from consentry.gateway.access.key_file import load_pepper, make_pepper
-    from consentry.gateway.access.keys import new_key
-    from consentry.ops.clock import system_clock
-
     store, pepper_file, keys_file = _open()
     now = system_clock()
     roles = _roles(role)
@@ -129,8 +127,7 @@ def new(
 
 @app.command("list")
 def list_keys(as_json: JsonOption = False) -> None:
-    """Show every key but its secret, the oldest first."""
-    from consentry.ops.clock import system_clock
+    """List the API keys without their secrets, the oldest first."""
 
     now = system_clock()
     keys = _open()[0].all()
@@ -150,11 +147,10 @@ def revoke(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke a key; a running gateway refuses it within five seconds.
+    """Revoke a key. This cannot be undone: make a new one instead.
 
-    There is no way back: make a new one.
+    A running gateway refuses it within five seconds.
     """
-    from consentry.ops.clock import system_clock
 
     now = system_clock()
     key = _open()[0].revoke(key_id, at=now)
@@ -166,9 +162,6 @@ def _open() -> tuple[FileKeyStore, Path, Path]:
 
     Raises Refused where the settings do not name them.
     """
-    from consentry.gateway.access.key_file import FileKeyStore
-    from consentry.ops.settings import Settings
-
     settings = Settings.parse()
     keys_file, pepper_file = settings.access_keys_file, settings.access_pepper_file
     if keys_file is None or pepper_file is None:
@@ -186,7 +179,6 @@ def _make_file(path: Path, content: bytes) -> bool:
 
     Raises Refused.
     """
-    from consentry.gateway.access.key_file import replace_file
 
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -210,8 +202,6 @@ def _make_file(path: Path, content: bytes) -> bool:
 
 
 def _roles(words: list[str]) -> list[Role]:
-    from consentry.gateway.access.roles import Role
-
     try:
         return [Role(word) for word in words]
     except ValueError as error:
@@ -224,7 +214,6 @@ def _roles(words: list[str]) -> list[Role]:
 
 def _purposes(given: list[str], roles: list[Role]) -> frozenset[str] | None:
     """What the key may ask about; None is anything, which a trainer's key has to say."""
-    from consentry.gateway.access.roles import Role
 
     if ANY_PURPOSE in given and Role.TRAINER in roles:
         return None
@@ -232,9 +221,6 @@ def _purposes(given: list[str], roles: list[Role]) -> frozenset[str] | None:
 
 
 def _end(expires: str, now: Micros) -> Micros | None:
-    from consentry.domain.values import Micros
-    from consentry.forms.controls import parse_duration
-
     if expires == NEVER:
         return None
     short = _SHORT_DURATION.fullmatch(expires)
@@ -249,8 +235,6 @@ def _end(expires: str, now: Micros) -> Micros | None:
 
 
 def _shown(key: ApiKey, now: Micros) -> dict[str, Any]:
-    from consentry.domain.wording import moment_of
-
     def moment(instant: Micros | None) -> str | None:
         return None if instant is None else moment_of(instant).isoformat()
 
@@ -275,9 +259,6 @@ def _state(key: ApiKey, now: Micros) -> str:
 
 def _line(key: ApiKey, now: Micros) -> str:
     """One line a person can read: id, state, whose, what for, until when."""
-    from consentry.domain.wording import date_text
-    from consentry.gateway.access.roles import Role
-
     parts = [key.id, f"{_state(key, now):7}", key.subject, "+".join(sorted(key.roles))]
     if Role.TRAINER in key.roles:
         parts.append(

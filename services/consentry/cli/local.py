@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from consentry.cli.downloads import default_cache
+from consentry.cli.downloads import default_cache, download_everything
 from consentry.domain.errors import ConsentryError
-
-if TYPE_CHECKING:
-    from consentry.local.state import Addresses, StackState
+from consentry.local.bringup import last_lines
+from consentry.local.errors import Cancelled, LocalStackError
+from consentry.local.health import NotAnswering, ask_kafka, ask_redis, ask_registry
+from consentry.local.services import SERVICE_NAMES
+from consentry.local.stack import LocalStack, already_running
+from consentry.local.state import Addresses, StackState, log_path, read_state
+from consentry.local.supervisor import end_stack, ended_by_signals, start_detached, supervise
 
 EXIT_NOT_RUNNING = 1
 EXIT_FAILED = 2
@@ -31,10 +35,9 @@ FOLLOW_SECONDS = 0.3
 
 app = typer.Typer(
     name="local",
-    help="Run a real Kafka, a real Redis and a real schema registry on this computer, without "
-    "Docker or root.",
+    help="Run Kafka, Redis and a schema registry on this computer, without Docker.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    add_completion=False,
 )
 out = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -77,14 +80,11 @@ def up(
         bool, typer.Option("--detach", help="Return once the stack is up; it goes on running.")
     ] = False,
 ) -> None:
-    """Start the stack, and keep it up until Ctrl-C (or `down`).
+    """Start the stack, and keep it up until Ctrl-C or `consentry local down`.
 
-    The first time downloads about 200 MB.
+    The first time it downloads about 200 MB.
     """
     with _explained():
-        from consentry.local.errors import Cancelled
-        from consentry.local.supervisor import ended_by_signals
-
         parent_pid = os.getppid()
         cache = (cache_directory or default_cache()).absolute()
         try:
@@ -104,13 +104,11 @@ def status(
     directory: DirectoryOption = Path(".consentry"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask each service a real question. Exit status:
+    """Ask each service of the stack a real question.
 
-    0 all answer, 1 no stack runs, 2 one does not answer.
+    Exit 0: all answer. 1: no stack runs. 2: one does not answer.
     """
     with _explained():
-        from consentry.local.state import read_state
-
         state = read_state(directory)
         if state is None:
             if as_json:
@@ -151,13 +149,11 @@ def logs(
         int, typer.Option("-n", min=0, help="How many of the last lines to print.")
     ] = 20,
 ) -> None:
-    """Print the end of the services' logs, also those of a stack that has ended."""
-    with _explained():
-        from consentry.local.bringup import last_lines
-        from consentry.local.errors import LocalStackError
-        from consentry.local.services import SERVICE_NAMES
-        from consentry.local.state import log_path
+    """Print the last lines of the services' logs.
 
+    This also works for a stack that has ended.
+    """
+    with _explained():
         known = (*SERVICE_NAMES, "supervisor")
         if service is not None and service not in known:
             raise LocalStackError(
@@ -183,10 +179,11 @@ def logs(
 
 @app.command()
 def down(directory: DirectoryOption = Path(".consentry")) -> None:
-    """End the stack and wait until it is gone. Its data stays, unless it was ephemeral."""
-    with _explained():
-        from consentry.local.supervisor import end_stack
+    """End the stack, and wait until it is gone.
 
+    Its data stays, unless it was started with --ephemeral.
+    """
+    with _explained():
         if end_stack(directory, report=_say):
             out.print(f"The local stack in {directory} has ended.", soft_wrap=True)
         else:
@@ -238,10 +235,6 @@ def _fetch(
     directory: Path, cache: Path, repository: str | None, asked_to_end: threading.Event
 ) -> None:
     """Fill the cache before anything is started; says nothing if all is there."""
-    from consentry.cli.downloads import download_everything
-    from consentry.local.stack import already_running
-    from consentry.local.state import read_state
-
     if (
         read_state(directory) is not None
     ):  # said before a long download, and checked again by the start
@@ -252,9 +245,6 @@ def _fetch(
 def _up_in_foreground(
     directory: Path, cache: Path, ephemeral: bool, parent_pid: int, asked_to_end: threading.Event
 ) -> None:
-    from consentry.local.stack import LocalStack
-    from consentry.local.supervisor import supervise
-
     def ready() -> None:
         _print_up(directory, _running(directory))
         out.print("Ctrl-C ends the stack.")
@@ -272,8 +262,6 @@ def _up_in_foreground(
 def _up_detached(
     directory: Path, cache: Path, ephemeral: bool, asked_to_end: threading.Event
 ) -> None:
-    from consentry.local.supervisor import start_detached
-
     out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
     arguments = [
         str(directory.absolute()),
@@ -288,9 +276,6 @@ def _up_detached(
 
 def _running(directory: Path) -> StackState:
     """Return the state of a stack that is up; raises LocalStackError."""
-    from consentry.local.errors import LocalStackError
-    from consentry.local.state import read_state
-
     state = read_state(directory)
     if state is None or state.addresses is None:
         raise LocalStackError(
@@ -348,7 +333,6 @@ def _ask_all(state: StackState) -> dict[str, str | None]:
     """Ask each service a real question at the same time, and return what is wrong with it, or
     None.
     """
-    from consentry.local.health import NotAnswering, ask_kafka, ask_redis, ask_registry
 
     if state.addresses is None:
         return {name: "is still starting" for name in ("kafka", "redis", "registry")}

@@ -13,6 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from consentry.cli.connections import load_settings
+from consentry.cli.downloads import default_cache, download_everything
+from consentry.local.stack import LocalStack, already_running
+from consentry.local.state import read_state
+from consentry.local.supervisor import ended_by_signals
 from consentry.ops.settings import Settings
 
 
@@ -50,20 +55,12 @@ def surroundings(
 
 def _running(given: Settings) -> Settings | None:
     """Settings of the local stack that runs here, if one does and nothing else is named."""
-    from consentry.cli.connections import load_settings
-    from consentry.local.state import read_state
-
     state = read_state(given.local_dir)
     return load_settings() if state is not None and state.addresses is not None else None
 
 
 @contextmanager
 def _own_stack(given: Settings, directory: Path, console: Console) -> Iterator[Settings]:
-    from consentry.cli.downloads import default_cache, download_everything
-    from consentry.local.stack import LocalStack, already_running
-    from consentry.local.state import read_state
-    from consentry.local.supervisor import ended_by_signals
-
     if read_state(directory) is not None:
         raise already_running(directory)
     cache = (given.cache_dir or default_cache()).absolute()

@@ -6,23 +6,50 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import Any
 
+import structlog
+import typer
+from confluent_kafka import Consumer
+
+from consentry.cli.connections import load_settings, open_catalog
+from consentry.cli.consent_table import open_table
 from consentry.domain.errors import Refused
+from consentry.kafka.clients import read_all, read_partition
+from consentry.kafka.controls_follower import MISUNDERSTANDINGS, ControlsFollower
+from consentry.ledger.agent import Ledger, add_ledger
+from consentry.ledger.obligations import KafkaObligations
+from consentry.ops.clock import system_clock
+from consentry.ops.failpoints import parse_failpoint
+from consentry.ops.health import HealthServer
+from consentry.ops.logs import set_up_logs
+from consentry.ops.metrics import Metrics
+from consentry.ops.settings import Settings
+from consentry.processor.frontiers import FrontierThread, Watermarks
+from consentry.processor.hotpath import HotPath
+from consentry.processor.materialiser import Materialiser
+from consentry.processor.ownership import last_frontiers
+from consentry.processor.publisher import KafkaPublisher
+from consentry.processor.safety import check_topics
+from consentry.processor.service import STALL_SECONDS, HotPathService, build_app, run_worker
+from consentry.processor.source import processor_consumer_config
+from consentry.wire.frontiers import Frontier, readable_frontiers, write_frontier
+from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
 
-if TYPE_CHECKING:
-    from consentry.ops.settings import Settings
+app = typer.Typer(add_completion=False)
 
 
+@app.command()
 def run() -> None:
-    """Run the processor until SIGINT or SIGTERM.
+    """Run the processor, which folds member events into the table.
 
-    Refuses unsafe settings of broker, topics and table by name.
+    It runs until SIGINT or SIGTERM, and refuses unsafe settings of the broker, the topics and the
+    table by name.
     """
-    from consentry.cli.connections import load_settings
-    from consentry.ops.logs import set_up_logs
-
     settings = load_settings()
     if settings.failpoint and settings.profile != "local":
         raise Refused(
@@ -38,19 +65,6 @@ def run() -> None:
 
 
 def _run(settings: Settings) -> int:
-    from functools import partial
-    from importlib.metadata import version
-
-    import structlog
-
-    from consentry.cli.connections import open_catalog, open_table
-    from consentry.kafka.controls_follower import MISUNDERSTANDINGS, ControlsFollower
-    from consentry.ledger.agent import Ledger, add_ledger
-    from consentry.ops.clock import system_clock
-    from consentry.ops.metrics import Metrics
-    from consentry.processor.safety import check_topics
-    from consentry.processor.service import HotPathService, build_app, run_worker
-
     kafka, namespace = settings.kafka(), settings.namespace
     partitions = check_topics(kafka, namespace=namespace, profile=settings.profile)
     catalog = open_catalog(settings)
@@ -90,7 +104,6 @@ def _run(settings: Settings) -> int:
 
 def _count_not_understood(controls: Any, kind: str) -> float:
     """The gauge's value whenever somebody asks for it: a lift takes it back by itself."""
-    from consentry.ops.clock import system_clock
 
     return float(controls.not_understood(kind, system_clock()))
 
@@ -103,23 +116,6 @@ def _hot_path(
     metrics: Any,
     partitions: int,
 ) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    from confluent_kafka import Consumer
-
-    from consentry.kafka.clients import read_all, read_partition
-    from consentry.ledger.obligations import KafkaObligations
-    from consentry.ops.clock import system_clock
-    from consentry.ops.failpoints import parse_failpoint
-    from consentry.processor.frontiers import FrontierThread, Watermarks
-    from consentry.processor.hotpath import HotPath
-    from consentry.processor.materialiser import Materialiser
-    from consentry.processor.ownership import last_frontiers
-    from consentry.processor.publisher import KafkaPublisher
-    from consentry.processor.source import processor_consumer_config
-    from consentry.wire.frontiers import Frontier, readable_frontiers, write_frontier
-    from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
-
     kafka, namespace = settings.kafka(), settings.namespace
     failpoint = parse_failpoint(settings.failpoint)
     publisher = KafkaPublisher(
@@ -177,11 +173,6 @@ def _hot_path(
 
 
 def _health(settings: Settings, parts: dict[str, Any], metrics: Any) -> Any:
-    from time import monotonic
-
-    from consentry.ops.health import HealthServer
-    from consentry.processor.service import STALL_SECONDS
-
     hot_path, frontiers = parts["hot_path"], parts["frontiers"]
 
     def alive() -> dict[str, Any]:

@@ -9,10 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from consentry.cli.approval import say_proposed
+from consentry.cli.gateway_client import GatewayClient
+from consentry.ops.settings import Settings
+
 app = typer.Typer(
     name="quarantine",
-    help="Look at unreadable messages; release or replay them.",
+    help="List unreadable messages; propose to release or replay them.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 EntryArgument = Annotated[
@@ -29,7 +34,7 @@ def list_entries(
     ] = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the messages that could not be read, and whether their members are still held."""
+    """List the messages that could not be read, and the state of their members."""
     found = _gateway().get(f"/v1/quarantine?limit={limit}")["entries"]
     if as_json:
         typer.echo(json.dumps(found))
@@ -46,7 +51,7 @@ def list_entries(
 
 @app.command()
 def show(entry: EntryArgument, as_json: JsonOption = False) -> None:
-    """Show one message: its original bytes and headers, and whether it could be replayed."""
+    """Show one message: its bytes, its headers, and whether it can be replayed."""
     found = _gateway().get(f"/v1/quarantine/{entry}")
     if as_json:
         typer.echo(json.dumps(found))
@@ -65,28 +70,29 @@ def show(entry: EntryArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def release(entry: EntryArgument, reason: ReasonOption, as_json: JsonOption = False) -> None:
-    """Propose to release the member, without what the message said; a second person approves."""
+    """Propose to release the member, without what the message said.
+
+    A second person approves it.
+    """
     _propose(entry, "release", reason, as_json=as_json)
 
 
 @app.command()
 def replay(entry: EntryArgument, reason: ReasonOption, as_json: JsonOption = False) -> None:
-    """Propose to send the original bytes again and release the member; a second person approves."""
+    """Propose to send the original bytes again, and to release the member.
+
+    A second person approves it.
+    """
     _propose(entry, "replay", reason, as_json=as_json)
 
 
 def _propose(entry: str, act: str, reason: str, *, as_json: bool) -> None:
-    from consentry.cli.approval import say_proposed
-
     say_proposed(
         _gateway().post(f"/v1/quarantine/{entry}/{act}", {"reason": reason}), as_json=as_json
     )
 
 
 def _gateway() -> Any:
-    from consentry.cli.gateway_client import GatewayClient
-    from consentry.ops.settings import Settings
-
     return GatewayClient.open(Settings.parse())
 
 

@@ -9,19 +9,33 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from consentry.cli.connections import load_settings
+from consentry.cli.verify import bundle_of
+from consentry.domain.controls import PauseImposed
 from consentry.domain.errors import InvalidInput
+from consentry.domain.explain import date_text
+from consentry.domain.values import Micros, parse_member_id
+from consentry.ops.clock import system_clock
+from consentry.ops.logs import set_up_logs
+from consentry.trainer.bundled import snapshot_of
+from consentry.trainer.client import Client
+from consentry.trainer.deciding.snapshot import Snapshot
+from consentry.trainer.runs.reach import (
+    RunReads,
+    pauses_named,
+    reach_of_member,
+    reach_of_pause,
+    runs_in,
+)
 
-if TYPE_CHECKING:
-    from consentry.domain.controls import PauseImposed
-    from consentry.domain.values import Micros
-    from consentry.trainer.deciding.snapshot import Snapshot
-    from consentry.trainer.runs.reach import RunReads
+app = typer.Typer(add_completion=False)
 
 
+@app.command()
 def run(
     member: Annotated[str | None, typer.Argument(help="Pseudonym of the member.")] = None,
     pause: Annotated[
@@ -38,14 +52,13 @@ def run(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Exit 0: nothing was read after it was excluded. 1: something was.
+    """List the training runs that read a member's data.
 
-    2: it cannot be told, as of a killed run.
+    With --pause: the runs that read data of the members whom a pause covers.
+
+    Exit 0: nothing was read after it was excluded. 1: something was. 2: cannot tell, for example
+    because a run was killed.
     """
-    from consentry.domain.values import parse_member_id
-    from consentry.ops.clock import system_clock
-    from consentry.trainer.runs.reach import pauses_named, reach_of_member, reach_of_pause, runs_in
-
     if (member is None) == (pause is None) or not runs:
         raise InvalidInput(
             "Who is to be looked for is not clear, or where.",
@@ -85,18 +98,11 @@ def run(
 def _open_view(bundle: str | None, key: list[Path] | None) -> Iterator[Snapshot]:
     """What is known: of a bundle, or of Kafka, fresh. Raises Unavailable and Refused."""
     if bundle is not None:
-        from consentry.cli.verify import bundle_of
-        from consentry.trainer.bundled import snapshot_of
-
         opened, signers = bundle_of(bundle, key)
         told = f"The bundle {opened.manifest.bundle_id} is signed by the key {', '.join(signers)}."
         typer.echo(told, err=True)  # what is printed may be JSON
         yield snapshot_of(opened)
         return
-    from consentry.cli.connections import load_settings
-    from consentry.ops.logs import set_up_logs
-    from consentry.trainer.client import Client
-
     settings = load_settings()
     set_up_logs(style=settings.log_format, level="warning")
     with Client.connect(
@@ -197,6 +203,4 @@ def _decisions(one: RunReads, pauses: list[PauseImposed]) -> str:
 
 
 def _date(instant: Micros | None) -> str:
-    from consentry.domain.explain import date_text
-
     return "never" if instant is None else date_text(instant)

@@ -9,24 +9,36 @@ from typing import Annotated
 
 import typer
 
+from consentry.cli.connections import load_settings, open_registry
+from consentry.cli.golden_files import print_or_check
+from consentry.schema_gate.asyncapi import asyncapi_text
+from consentry.schema_gate.evolution import check_package, require_package
+from consentry.schema_gate.evolution import publish as publish_in
+from consentry.schema_gate.published import package_root
+from consentry.wire.catalog import register_all
+
 app = typer.Typer(
     name="schemas",
     help="Check, publish, register and describe the Avro schemas.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 
 @app.command()
 def lint() -> None:
-    """Check every rule: protective defaults, safe enums, and that what was published stays
-    readable; exit 1 if not.
+    """Check every rule for schemas.
+
+    The rules: protective defaults, safe enums, and whatever was published stays readable.
+
+    Exit 0: all schemas keep them. 1: one does not.
     """
-    from consentry.schema_gate.evolution import check_package
 
     findings = check_package()
     for finding in findings:
         typer.echo(str(finding))
-    typer.echo(f"{len(findings)} findings" if findings else "all schemas are as they must be")
+    count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+    typer.echo(count if findings else "all schemas are as they must be")
     raise typer.Exit(1 if findings else 0)
 
 
@@ -37,12 +49,10 @@ def publish(
         typer.Option(help="The data package to publish in; by default the installed one."),
     ] = None,
 ) -> None:
-    """Freeze each changed schema as its next version, beside the earlier ones; refused if any rule
-    is broken.
-    """
-    from consentry.schema_gate.evolution import publish as publish_in
-    from consentry.schema_gate.published import package_root
+    """Publish each changed schema as its next version, beside the earlier ones.
 
+    Refused if a rule is broken.
+    """
     written = publish_in(package or Path(str(package_root())))
     for file in written:
         typer.echo(str(file))
@@ -52,13 +62,10 @@ def publish(
 
 @app.command()
 def register() -> None:
-    """Register every schema for its topic, FULL_TRANSITIVE; producers and the processor never do
-    this themselves.
-    """
-    from consentry.cli.connections import load_settings, open_registry
-    from consentry.schema_gate.evolution import require_package
-    from consentry.wire.catalog import register_all
+    """Register every schema for its topic, with FULL_TRANSITIVE compatibility.
 
+    Producers and the processor never register schemas themselves.
+    """
     require_package()
     settings = load_settings()
     for subject, schema_id in register_all(open_registry(settings), settings.namespace).items():
@@ -73,9 +80,6 @@ def asyncapi(
     ] = None,
 ) -> None:
     """Print the AsyncAPI 3.0 document of topics and schemas."""
-    from consentry.cli.golden_files import print_or_check
-    from consentry.schema_gate.asyncapi import asyncapi_text
-
     print_or_check(asyncapi_text(), check, command="consentry schemas asyncapi")
 
 
@@ -86,8 +90,7 @@ def openapi(
     ] = None,
 ) -> None:
     """Print the OpenAPI 3.1 document of the gateway."""
-    from consentry.cli.golden_files import print_or_check
-    from consentry.gateway.app import build_app
-    from consentry.gateway.http.openapi import openapi_text
+    from consentry.gateway.app import build_app  # noqa: PLC0415 - needs the extra gateway
+    from consentry.gateway.http.openapi import openapi_text  # noqa: PLC0415 - needs the extra gateway
 
     print_or_check(openapi_text(build_app(None)), check, command="consentry schemas openapi")

@@ -9,18 +9,27 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from consentry.cli.connections import count_partitions, load_settings
+from consentry.cli.consent_table import open_table, read_member
 from consentry.domain.errors import InvalidInput, Unavailable
-
-if TYPE_CHECKING:
-    from consentry.ops.settings import Settings
-    from consentry.table.redis_table import RedisTable
+from consentry.domain.values import parse_member_id
+from consentry.domain.wording import moment_of
+from consentry.kafka.clients import read_all
+from consentry.ops.clock import system_clock
+from consentry.ops.settings import Settings
+from consentry.table.redis_table import RedisTable
+from consentry.wire.records import DIGEST_BITS, record_digest, version_of
+from consentry.wire.schemas import RECORDS, topic_name
 
 app = typer.Typer(
-    name="table", help="Look into the consent table, verify it, rebuild it.", no_args_is_help=True
+    name="table",
+    help="Inspect, verify and rebuild the consent table.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
@@ -31,12 +40,10 @@ def get(
     member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a member's record as the table holds it; exit 1 where there is none."""
-    from consentry.cli.connections import load_settings
-    from consentry.cli.explain import read_member
-    from consentry.domain.values import parse_member_id
-    from consentry.domain.wording import moment_of
+    """Show a member's record as the table holds it.
 
+    Exit 0: there is a record. 1: there is none. 2: cannot tell.
+    """
     record = read_member(load_settings(), parse_member_id(member))
     facts = [
         {
@@ -70,9 +77,6 @@ def get(
 @app.command()
 def stats(as_json: JsonOption = False) -> None:
     """Show what each partition of the table holds, and how old it is."""
-    from consentry.cli.connections import count_partitions, load_settings, open_table
-    from consentry.ops.clock import system_clock
-
     settings = load_settings()
     partitions = count_partitions(settings)
     rows: list[dict[str, Any]] = []
@@ -119,12 +123,13 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare table, log and followers by digest: exit 0 equal, 1 different, 2 cannot tell.
+    """Compare table, log and followers by digest.
 
-    Events that are still on their way make a difference: it looks again for some seconds before it
-    says so.
+    Events that are still on their way make a difference, so a difference is looked at again for
+    some seconds before it is reported.
+
+    Exit 0: all are equal. 1: they differ. 2: cannot tell.
     """
-    from consentry.cli.connections import load_settings
 
     settings = load_settings()
     addresses = follower or []
@@ -164,11 +169,6 @@ def verify(
 
 
 def _digests(settings: Settings, followers: list[str]) -> dict[str, dict[int, str]]:
-    from consentry.cli.connections import count_partitions, open_table
-    from consentry.kafka.clients import read_all
-    from consentry.wire.records import version_of
-    from consentry.wire.schemas import RECORDS, topic_name
-
     partitions = count_partitions(settings)
     with open_table(settings, partitions) as table:
         in_table = {
@@ -191,7 +191,6 @@ def _sum_of_digests(records: Iterable[tuple[bytes, bytes]]) -> str:
     """Return the digest of all records of a partition, whatever their order, in hexadecimal
     digits.
     """
-    from consentry.wire.records import DIGEST_BITS, record_digest
 
     total = sum(record_digest(member, raw) for member, raw in records)
     return f"{total % (1 << DIGEST_BITS):032x}"
@@ -216,13 +215,10 @@ def rebuild(
         float, typer.Option(help="Seconds to wait until the table is whole again.")
     ] = 300.0,
 ) -> None:
-    """Build the table anew from the records topic.
+    """Rebuild the table from the records topic.
 
-    The running processor does it; answers are refused meanwhile.
+    The running processor does it. No member is answered for until it is done.
     """
-    from consentry.cli.connections import count_partitions, load_settings, open_table
-    from consentry.ops.clock import system_clock
-
     settings = load_settings()
     partitions = count_partitions(settings)
     with open_table(settings, partitions) as table:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import typer
 
+from consentry.cli.connections import load_settings
+from consentry.kafka.topics import apply_topics, plan_topics
+
 app = typer.Typer(
     name="topics",
-    help="Create the topics as declared; show where a broker differs.",
+    help="Create the declared topics, and show where a broker differs.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 
 @app.command()
 def diff() -> None:
-    """Show what differs from the declaration; exit 1 if anything does, 2 if mending it would lose
-    data.
-    """
-    from consentry.cli.connections import load_settings
-    from consentry.kafka.topics import plan_topics
+    """Show where the topics of the broker differ from the declared ones.
 
+    Exit 0: nowhere. 1: somewhere. 2: somewhere, and mending it would lose data.
+    """
     settings = load_settings()
     plan = plan_topics(settings.kafka(), namespace=settings.namespace, profile=settings.profile)
     for step in plan:
@@ -30,13 +32,10 @@ def diff() -> None:
 
 @app.command()
 def apply() -> None:
-    """Create and mend the topics.
+    """Create the declared topics, and mend those that differ.
 
-    Refuses, before changing anything, where that would lose data or order.
+    Where that would lose data or order, it refuses before it changes anything.
     """
-    from consentry.cli.connections import load_settings
-    from consentry.kafka.topics import apply_topics, plan_topics
-
     settings = load_settings()
     plan = plan_topics(settings.kafka(), namespace=settings.namespace, profile=settings.profile)
     for step in apply_topics(settings.kafka(), plan, profile=settings.profile):

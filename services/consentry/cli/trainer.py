@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import signal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 
+from consentry.cli.connections import load_settings, load_token_keys, open_catalog
+from consentry.domain.errors import InvalidInput
+from consentry.domain.values import DATASET_PATTERN, parse_name
+from consentry.ops.clock import system_clock
+from consentry.ops.health import HealthServer
+from consentry.ops.logs import set_up_logs
+from consentry.ops.metrics import Metrics
+from consentry.trainer.client import Client
+from consentry.trainer.reference import ReferenceTrainer
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def run(
     dataset: Annotated[
         Path, typer.Option(help="Directory of Parquet files with a column member_id.")
@@ -31,23 +46,11 @@ def run(
         Path | None, typer.Option(help="File with the bundler's public keys.")
     ] = None,
 ) -> None:
-    """Follow the records and controls, exclude and purge, until SIGINT or SIGTERM.
+    """Run the reference trainer over a Parquet data set.
 
-    SIGUSR1 asks for an epoch.
+    It follows records and controls, excludes and purges rows, until SIGINT or SIGTERM. SIGUSR1
+    starts an epoch.
     """
-    from importlib.metadata import version
-
-    import structlog
-
-    from consentry.cli.connections import load_settings, load_token_keys, open_catalog
-    from consentry.domain.errors import InvalidInput
-    from consentry.domain.values import DATASET_PATTERN, parse_name
-    from consentry.ops.clock import system_clock
-    from consentry.ops.health import HealthServer
-    from consentry.ops.logs import set_up_logs
-    from consentry.ops.metrics import Metrics
-    from consentry.trainer.client import Client
-    from consentry.trainer.reference import ReferenceTrainer
 
     settings = load_settings()
     set_up_logs(style=settings.log_format, level=settings.log_level)

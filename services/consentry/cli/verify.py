@@ -9,24 +9,32 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, Annotated
 
+import fsspec
+import pyarrow.parquet as pq
 import typer
 
+from consentry.bundles import Bundle, BundleStore, PublicKeys, open_bundle
 from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
+from consentry.domain.explain import date_text
+from consentry.domain.values import Micros
+from consentry.ops.clock import system_clock
+from consentry.trainer.bundled import snapshot_of
+from consentry.trainer.deciding.snapshot import Snapshot
+from consentry.trainer.runs.certificates import BYTES_MAX, Certificate, read_certificate
+from consentry.trainer.runs.read_files import open_read_file, read_pieces
+from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
+from consentry.trainer.runs.verify import CertificateReport, verify
 
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
+app = typer.Typer(add_completion=False)
 
-    from consentry.bundles import Bundle, PublicKeys
-    from consentry.trainer.deciding.snapshot import Snapshot
-    from consentry.trainer.runs.certificates import Certificate
-    from consentry.trainer.runs.verify import CertificateReport
 
 STATUS = ("holds", "violated", "cannot tell")
 _CANNOT_TELL = STATUS.index("cannot tell")
 
 
+@app.command()
 def run(
     certificates: Annotated[
         list[str],
@@ -65,13 +73,11 @@ def run(
         bool, typer.Option("--json", help="Print what was found as JSON; a list of several.")
     ] = False,
 ) -> None:
-    """Exit 0: the certificates hold. 1: one does not, or someone excluded was read.
+    """Verify the certificates of training runs, offline.
 
-    2: it cannot be told of one.
+    Exit 0: all certificates hold. 1: one does not hold, or its run read data of an excluded
+    member. 2: cannot tell of one.
     """
-    from consentry.bundles import PublicKeys
-    from consentry.trainer.bundled import snapshot_of
-
     if reads is not None and len(certificates) > 1:
         raise InvalidInput(
             f"--reads names the reads of one run, and {len(certificates)} certificates were named.",
@@ -121,12 +127,6 @@ def _verified(
     *,
     show_members: bool,
 ) -> tuple[Certificate, CertificateReport]:
-    from consentry.domain.values import Micros
-    from consentry.trainer.runs.certificates import read_certificate
-    from consentry.trainer.runs.read_files import read_pieces
-    from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
-    from consentry.trainer.runs.verify import verify
-
     place = named.rstrip("/")
     place = place if place.endswith(".json") else f"{place}/{CERTIFICATE_FILE}"
     found = read_certificate(_certificate_bytes(place), keys)
@@ -150,9 +150,6 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
     Only the bundler's own keys are believed: whoever signs certificates could else sign the bundle
     that acquits them.
     """
-    from consentry.bundles import BundleStore, PublicKeys, open_bundle
-    from consentry.ops.clock import system_clock
-
     if not keys:
         raise InvalidInput(
             "A bundle without the key of its bundler proves nothing.",
@@ -170,7 +167,6 @@ def _certificate_bytes(place: str) -> bytes:
 
     Raises Unavailable where a run has none, InvalidInput.
     """
-    from consentry.trainer.runs.certificates import BYTES_MAX
 
     try:
         with open_file(place) as file:
@@ -188,7 +184,6 @@ def _certificate_bytes(place: str) -> bytes:
 @contextmanager
 def open_file(place: str) -> Iterator[IO[bytes]]:
     """A file at a path or an fsspec URL. Raises InvalidInput where it cannot be read."""
-    import fsspec
 
     try:
         file = fsspec.open(place, "rb").open()
@@ -205,9 +200,6 @@ def open_file(place: str) -> Iterator[IO[bytes]]:
 @contextmanager
 def _open_reads(named: str | None, beside: str) -> Iterator[pq.ParquetFile | None]:
     """The reads that were named, or those beside the certificate where there are any."""
-    import fsspec
-
-    from consentry.trainer.runs.read_files import open_read_file
 
     place = named or beside
     if named is None:
@@ -236,8 +228,6 @@ def _as_data(certificate: Certificate, report: CertificateReport) -> dict[str, o
 
 
 def _print(certificate: Certificate, report: CertificateReport) -> None:
-    from consentry.domain.explain import date_text
-
     told = certificate.statement
     # Before the signature is known to hold its texts may be anybody's: nothing of them may steer a
     # terminal.

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.strategies import WORLD, day, folded, lift, moved, new_catalog, pause, policy, terms
-from tests.table import store_partition
+from tests.strategies import day, lift, pause, policy, terms
 
 from consentry.cli.controls.desk import (
     ControlFile,
@@ -17,21 +16,15 @@ from consentry.cli.controls.desk import (
     refuse,
     warn_of_voided_opt_ins,
 )
-from consentry.cli.controls.dry_run import count_table
 from consentry.domain.control_checks import (
     conflict_of_lift,
     conflict_of_pause,
     conflict_of_policy,
     is_published,
 )
-from consentry.domain.controls import Control, Controls, OptIns, PauseLifted, Reach
+from consentry.domain.controls import Control, OptIns, PauseLifted, Reach
 from consentry.domain.errors import InvalidInput
-from consentry.domain.impact import Census
-from consentry.table.memory import InMemoryTable
-from consentry.wire.partitions import partition_of
-from consentry.wire.records import write_record
 
-PARTITIONS = 4
 HK = pause(1, "HK", on=5)
 
 
@@ -105,33 +98,6 @@ class TestObjections:
         for path in (tmp_path / "pause.yaml", tmp_path, tmp_path / "none.yaml"):
             with pytest.raises(InvalidInput, match=path.name):
                 read_file(path)
-
-
-def test_damaged_and_misplaced_members_are_held_and_nobody_is_counted_twice() -> None:
-    """Somebody with two histories would be counted as allowed by the one that lost the opt-out."""
-    catalog, table = new_catalog(), InMemoryTable()
-    frame = catalog.frame_of("ConsentRecord")
-    names = {name: partition_of(name.encode(), PARTITIONS) for name in ("anna", "bo", "cy", "di")}
-    for partition in range(PARTITIONS):
-        epoch = table.claim(partition, min_epoch=1).epoch
-        table.start_generation(partition, epoch=epoch, generation="g", next_offset=0, tainted=False)
-        held = {}
-        for name, home in names.items():
-            record = folded(moved("HK", 1, on=1, member=name))
-            assert record is not None
-            raw = write_record(record, frame)
-            if home == partition:
-                held[name.encode()] = raw[:-1] + bytes([raw[-1] ^ 1]) if name == "bo" else raw
-            elif name == "cy":
-                held[name.encode()] = raw
-        store_partition(table, partition, held, epoch=epoch, expected_offset=0, next_offset=1)
-    controls = Controls(WORLD)
-    census = Census(controls, purposes=("genai_training",), at=day(9), known_at=day(9))
-
-    held_count = count_table(table, PARTITIONS, [census])
-    found = census.compare(controls, controls, ("HK",))
-
-    assert (held_count, found.members, found.covered) == (2, 2, {"HK": 2})
 
 
 class TestNotes:

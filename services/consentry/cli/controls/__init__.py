@@ -1,8 +1,3 @@
-"""`consentry pause …` and `consentry policy …`: what a regulator desk does, and what it would
-do.
+"""`consentry pause …` and `consentry policy …`: what a regulator desk sends, and what it would
+change.
 """
-
-from consentry.cli.controls.pauses import pause_app
-from consentry.cli.controls.policies import policy_app
-
-__all__ = ["pause_app", "policy_app"]

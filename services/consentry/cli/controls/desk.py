@@ -8,16 +8,24 @@ import json
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
+from confluent_kafka import Producer
 
+from consentry.cli.approval import say_proposed
+from consentry.cli.connections import count_partitions, load_settings, open_catalog, read_controls
+from consentry.cli.gateway_client import GatewayClient
+from consentry.domain.control_checks import ControlConflict
+from consentry.domain.controls import Control, Controls, PauseLifted, PolicyPublished, Scope
 from consentry.domain.errors import InvalidInput, Refused
-
-if TYPE_CHECKING:
-    from consentry.domain.control_checks import ControlConflict
-    from consentry.domain.controls import Control, PauseLifted, Scope
-    from consentry.ops.settings import Settings
+from consentry.domain.impact import openings
+from consentry.forms.yaml import line_of
+from consentry.kafka.clients import producer_config, send
+from consentry.ops.settings import Settings
+from consentry.wire.controls import control_key, write_control
+from consentry.wire.jurisdictions import iso_jurisdictions
+from consentry.wire.schemas import CONTROLS, topic_name
 
 INT_MAX = (1 << 31) - 1
 
@@ -73,7 +81,6 @@ def refuse(objection: ControlConflict, form: ControlFile | None) -> NoReturn:
     """Raise InvalidInput for an objection, naming file and line where the control stands in a
     file.
     """
-    from consentry.forms.yaml import line_of
 
     if form is None:
         message = f"{objection.problem[0].upper()}{objection.problem[1:]}."
@@ -87,7 +94,6 @@ def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:
     """Say on standard error that a second lift, or one of an unreadable control, ends opt-ins for
     nothing.
     """
-    from consentry.domain.controls import PauseLifted
 
     if not lift.voids_opt_ins:
         return
@@ -109,7 +115,6 @@ def warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
 
 def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
     """Say on standard error that no policy names a purpose, where some policy names any."""
-    from consentry.domain.controls import PolicyPublished
 
     known = {
         terms.purpose
@@ -127,16 +132,12 @@ def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
 
 def open_settings() -> Settings:
     """The settings of the command. Who has a gateway needs no addresses beside it."""
-    from consentry.cli.connections import load_settings
-    from consentry.ops.settings import Settings
-
     given = Settings.parse()
     return given if given.gateway_url and not given.kafka_bootstrap else load_settings()
 
 
 def read_log(settings: Settings) -> list[Control]:
     """Every control so far."""
-    from consentry.cli.connections import read_controls
 
     return read_controls(settings)
 
@@ -172,14 +173,7 @@ def hand_in(
 
     Raises Refused where it would widen use and no second person could look at it.
     """
-    from consentry.domain.controls import Controls
-    from consentry.domain.impact import openings
-    from consentry.wire.jurisdictions import iso_jurisdictions
-
     if settings.gateway_url:
-        from consentry.cli.approval import say_proposed
-        from consentry.cli.gateway_client import GatewayClient
-
         answer = GatewayClient.open(settings).post(path, form)
         if answer["state"] == "awaiting_approval":
             say_proposed(answer, as_json=as_json)
@@ -206,12 +200,6 @@ def send_control(control: Control, settings: Settings, *, as_json: bool = False)
 
     Raises Refused or Unavailable.
     """
-    from confluent_kafka import Producer
-
-    from consentry.cli.connections import count_partitions, open_catalog
-    from consentry.kafka.clients import producer_config, send
-    from consentry.wire.controls import control_key, write_control
-    from consentry.wire.schemas import CONTROLS, topic_name
 
     count_partitions(settings)
     topic = topic_name(settings.namespace, CONTROLS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -28,13 +28,20 @@ from consentry.cli.controls.desk import (
     warn_of_voided_opt_ins,
 )
 from consentry.domain.control_checks import conflict_of_lift, conflict_of_pause
-from consentry.domain.controls import OptIns, PauseBasis, Reach
+from consentry.domain.controls import Controls, OptIns, PauseBasis, PauseImposed, PauseLifted, Reach
+from consentry.domain.values import Micros, parse_name
+from consentry.domain.wording import moment_of
+from consentry.forms.controls import parse_lift, parse_pause, parse_scope
+from consentry.forms.yaml import read_form
+from consentry.ops.clock import system_clock
+from consentry.wire.jurisdictions import iso_jurisdictions
 
-if TYPE_CHECKING:
-    from consentry.domain.controls import Controls, PauseImposed, PauseLifted
-    from consentry.domain.values import Micros
-
-pause_app = typer.Typer(name="pause", help="Impose and lift pauses.", no_args_is_help=True)
+app = typer.Typer(
+    name="pause",
+    help="Impose, lift and list pauses.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 PauseArgument = Annotated[
     str | None, typer.Argument(help="Name of the pause, such as hk-2024.", show_default=False)
@@ -65,7 +72,7 @@ class _LiftDraft(NamedTuple):
     form: ControlFile | None
 
 
-@pause_app.command()
+@app.command()
 def impose(
     context: typer.Context,
     pause: PauseArgument = None,
@@ -94,11 +101,10 @@ def impose(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop a use for a scope, however many members it covers. Binds at once."""
-    from consentry.domain.controls import PauseImposed
-    from consentry.domain.values import parse_name
-    from consentry.forms.controls import parse_scope
+    """Impose a pause: stop a use for a scope, however many members it covers.
 
+    It binds at once, or at --effective.
+    """
     if file is not None:
         refuse_both_ways(context)
         draft = _pause_in(read_file(file))
@@ -130,10 +136,6 @@ def impose(
 
 def _pause_in(form: ControlFile) -> _Draft:
     """The pause in a file. Raises InvalidInput naming file, line and field."""
-    from consentry.forms.controls import parse_pause
-    from consentry.forms.yaml import read_form
-    from consentry.ops.clock import system_clock
-
     now = system_clock()
 
     def parse(data: object) -> _Draft:
@@ -144,7 +146,7 @@ def _pause_in(form: ControlFile) -> _Draft:
 
 
 def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
-    from consentry.cli.controls.report import show_impact
+    from consentry.cli.controls.report import show_impact  # noqa: PLC0415 - needs redis
 
     settings = open_settings()
     log = log_to_judge_by(settings, dry_run=dry_run)
@@ -161,7 +163,6 @@ def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
 
 def _pause_form(draft: _Draft) -> dict[str, Any]:
     """The pause as the gateway takes it."""
-    from consentry.domain.wording import moment_of
 
     pause, scope = draft.control, draft.control.scope
     found: dict[str, Any] = {
@@ -179,7 +180,7 @@ def _pause_form(draft: _Draft) -> dict[str, Any]:
     )
 
 
-@pause_app.command()
+@app.command()
 def lift(
     context: typer.Context,
     pause: PauseArgument = None,
@@ -194,11 +195,11 @@ def lift(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """End a pause; opt-outs survive it. New terms come by `consentry policy publish`."""
-    from consentry.cli.controls.report import show_impact
-    from consentry.domain.controls import PauseLifted
-    from consentry.domain.values import parse_name
-    from consentry.domain.wording import moment_of
+    """Lift a pause. Opt-outs survive it.
+
+    New terms are published by `consentry policy publish`.
+    """
+    from consentry.cli.controls.report import show_impact  # noqa: PLC0415 - needs redis
 
     if file is not None:
         refuse_both_ways(context)
@@ -249,10 +250,6 @@ def lift(
 
 def _lift_in(form: ControlFile) -> _LiftDraft:
     """The lift in a file. Raises InvalidInput naming file, line and field."""
-    from consentry.forms.controls import parse_lift
-    from consentry.forms.yaml import read_form
-    from consentry.ops.clock import system_clock
-
     now = system_clock()
 
     def parse(data: object) -> _LiftDraft:
@@ -264,13 +261,9 @@ def _lift_in(form: ControlFile) -> _LiftDraft:
     return read_form(form.text, parse, source=form.path)
 
 
-@pause_app.command("list")
+@app.command("list")
 def list_pauses(as_json: JsonOption = False) -> None:
-    """Show every pause, what it covers, whether it is in force now, and who ended it."""
-    from consentry.domain.controls import Controls
-    from consentry.ops.clock import system_clock
-    from consentry.wire.jurisdictions import iso_jurisdictions
-
+    """List the pauses: what each covers, whether it is in force, and who lifted it."""
     controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
     found = [_pause_data(pause, controls, now) for pause in controls.pauses]
     if as_json:
@@ -284,9 +277,6 @@ def list_pauses(as_json: JsonOption = False) -> None:
 
 def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[str, Any]:
     """A pause as plain values, with the lift that ended it."""
-    from consentry.domain.controls import PauseLifted
-    from consentry.domain.wording import moment_of
-
     lift = next(
         (
             known

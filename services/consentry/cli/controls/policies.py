@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,26 +19,32 @@ from consentry.cli.controls.desk import (
     read_log,
     refuse,
 )
+from consentry.domain.control_checks import conflict_of_policy, is_published
+from consentry.domain.controls import Controls, PolicyPublished
+from consentry.domain.impact import in_force, named
+from consentry.domain.values import Micros
+from consentry.domain.wording import date_text, moment_of
+from consentry.forms.controls import parse_policy_file
+from consentry.forms.yaml import read_form
+from consentry.ops.clock import system_clock
+from consentry.wire.jurisdictions import iso_jurisdictions
 
-if TYPE_CHECKING:
-    from consentry.domain.controls import Controls, PolicyPublished
-    from consentry.domain.values import Micros
+app = typer.Typer(
+    name="policy",
+    help="Publish and list policies.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
-policy_app = typer.Typer(name="policy", help="Publish policies.", no_args_is_help=True)
 
-
-@policy_app.command()
+@app.command()
 def publish(
     file: Annotated[Path, typer.Argument(help="YAML file; see docs/policies.md.")],
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a policy version: it binds from its effective time."""
-    from consentry.cli.controls.report import show_impact
-    from consentry.domain.control_checks import conflict_of_policy, is_published
-    from consentry.forms.controls import parse_policy_file
-    from consentry.forms.yaml import read_form
-    from consentry.ops.clock import system_clock
+    """Publish a policy version. It binds from its effective time."""
+    from consentry.cli.controls.report import show_impact  # noqa: PLC0415 - needs redis
 
     form = read_file(file)
     policy = parse_policy_file(
@@ -69,14 +75,9 @@ def publish(
         hand_in(policy, "/v1/policies", plain, settings, log, as_json=as_json)
 
 
-@policy_app.command("list")
+@app.command("list")
 def list_policies(as_json: JsonOption = False) -> None:
-    """Show every policy version, and where its terms bind now."""
-    from consentry.domain.controls import Controls
-    from consentry.domain.wording import date_text
-    from consentry.ops.clock import system_clock
-    from consentry.wire.jurisdictions import iso_jurisdictions
-
+    """List the policy versions, and where the terms of each bind now."""
     controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
     if as_json:
         typer.echo(
@@ -99,7 +100,6 @@ def list_policies(as_json: JsonOption = False) -> None:
 
 def _binding_lines(policy: PolicyPublished, controls: Controls, now: Micros) -> list[str]:
     """Where a policy's terms bind now, by purpose."""
-    from consentry.domain.impact import in_force, named
 
     found = in_force(policy, controls, at=now, known_at=now)
     if found:
@@ -116,9 +116,6 @@ def _binding_lines(policy: PolicyPublished, controls: Controls, now: Micros) -> 
 
 
 def _policy_data(policy: PolicyPublished, controls: Controls, now: Micros) -> dict[str, Any]:
-    from consentry.domain.impact import in_force
-    from consentry.domain.wording import moment_of
-
     return {
         "version": policy.version,
         "event_id": str(uuid.UUID(bytes=policy.event_id)),

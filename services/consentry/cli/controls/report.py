@@ -7,17 +7,20 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from consentry.cli.controls.dry_run import DryRunReport, make_report
-
-if TYPE_CHECKING:
-    from consentry.domain.controls import Control
-    from consentry.domain.impact import Impact, TermsChange
-    from consentry.domain.values import Micros
-    from consentry.ops.settings import Settings
+from consentry.cli.connections import count_partitions
+from consentry.cli.consent_table import open_table
+from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
+from consentry.domain.impact import Impact, TermsChange, named, scope_of
+from consentry.domain.values import Micros
+from consentry.domain.wording import date_text, moment_of, place_text, terms_summary
+from consentry.ops.clock import system_clock
+from consentry.ops.settings import Settings
+from consentry.table.dry_run import DryRunReport, make_report
+from consentry.wire.jurisdictions import name_of
 
 ROWS_MAX = 40
 
@@ -29,7 +32,17 @@ def show_impact(
 
     Raises Unavailable where the table cannot be trusted.
     """
-    report = make_report(control, settings, log)
+    partitions = count_partitions(settings)
+    with open_table(settings, partitions) as table:
+        report = make_report(
+            control,
+            log,
+            table,
+            partitions=partitions,
+            datasets=settings.declared_subscribers(),
+            clock=system_clock,
+            staleness_seconds=settings.staleness_seconds,
+        )
     if as_json:
         typer.echo(json.dumps(_data(report)))
         return
@@ -50,9 +63,6 @@ def _wrapped(line: str, width: int) -> str:
 
 def _lines(report: DryRunReport) -> Iterator[str]:
     """The report as a person reads it."""
-    from consentry.domain.controls import PauseImposed
-    from consentry.domain.wording import date_text
-
     first, *later = report.impacts
     yield f"DRY RUN, nothing is sent: {_control_text(report)}"
     yield (
@@ -81,10 +91,6 @@ def _lines(report: DryRunReport) -> Iterator[str]:
 
 def _control_text(report: DryRunReport) -> str:
     """The control in one line."""
-    from consentry.domain.controls import PauseImposed, PauseLifted
-    from consentry.domain.impact import named, scope_of
-    from consentry.domain.wording import date_text
-
     control = report.control
     effective = f"effective {date_text(control.effective_at)}"
     where = named(
@@ -113,9 +119,6 @@ def _control_text(report: DryRunReport) -> str:
 
 def _covered_lines(report: DryRunReport) -> Iterator[str]:
     """Whom the control speaks of."""
-    from consentry.domain.wording import place_text
-    from consentry.wire.jurisdictions import name_of
-
     first = report.impacts[0]
     yield f"covered: {sum(first.covered.values())} members, by where they last lived"
     ranked = sorted(first.covered.items(), key=lambda item: -item[1])
@@ -169,10 +172,6 @@ def _impact_lines(impact: Impact) -> Iterator[str]:
 
 def _terms_lines(report: DryRunReport) -> Iterator[str]:
     """What a policy changes in the terms, and whether that opens use."""
-    from consentry.domain.controls import PolicyPublished
-    from consentry.domain.impact import named
-    from consentry.domain.wording import terms_summary
-
     if not isinstance(report.control, PolicyPublished):
         return
     at, jurisdictions = report.impacts[0].at, report.after.jurisdictions
@@ -193,7 +192,6 @@ def _terms_lines(report: DryRunReport) -> Iterator[str]:
 
 def _dataset_lines(report: DryRunReport) -> Iterator[str]:
     """Which data sets are concerned, and which of them would owe a receipt."""
-    from consentry.domain.wording import date_text
 
     named = ", ".join(f"{dataset} ({subscriber})" for subscriber, dataset in report.datasets)
     if not named:
@@ -213,9 +211,6 @@ def _dataset_lines(report: DryRunReport) -> Iterator[str]:
 
 def _notes(report: DryRunReport) -> Iterator[str]:
     """What the numbers do not say."""
-    from consentry.domain.controls import PauseImposed, PolicyPublished
-    from consentry.domain.impact import named
-
     control = report.control
     if isinstance(control, PauseImposed):
         yield (
@@ -274,8 +269,6 @@ def _data(report: DryRunReport) -> dict[str, Any]:
 
 
 def _control_data(control: Control) -> dict[str, Any]:
-    from consentry.domain.controls import PolicyPublished
-
     found: dict[str, Any] = {"kind": type(control).__name__, "version": control.version}
     if not isinstance(control, PolicyPublished):
         found["pause"] = control.pause
@@ -303,8 +296,6 @@ def _impact_data(impact: Impact) -> dict[str, Any]:
 
 
 def _terms_data(change: TermsChange) -> dict[str, Any]:
-    from consentry.domain.wording import terms_summary
-
     return {
         "purpose": change.purpose,
         "jurisdictions": list(change.jurisdictions),
@@ -333,6 +324,4 @@ def _one_terms_data(terms: Any) -> Mapping[str, Any] | None:
 
 
 def _iso(instant: Micros) -> str:
-    from consentry.domain.wording import moment_of
-
     return moment_of(instant).isoformat()

@@ -8,21 +8,25 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
+from rich.table import Table
 from rich.terminal_theme import SVG_EXPORT_THEME
 
+from consentry.cli.demo.run import DemoRun
 from consentry.cli.playground import surroundings
+from consentry.local.supervisor import ended_by_signals
 
-if TYPE_CHECKING:
-    from consentry.cli.demo.run import DemoRun
+app = typer.Typer(add_completion=False)
+
 
 EXIT_WRONG = 1
 
 
+@app.command()
 def run(
     members: Annotated[
         int, typer.Option(min=100, max=2_000_000, help="How many synthetic members.")
@@ -41,12 +45,13 @@ def run(
         Path | None, typer.Option(help="Also write what is shown to this SVG file.")
     ] = None,
 ) -> None:
-    """Watch real consent events go from a producer through Kafka, Faust and Redis to three training
-    systems.
+    """Run the demo: consent events reach three training systems.
 
-    Starts its own stack (the first time downloads about 200 MB), or uses the one that
-    CONSENTRY_KAFKA_BOOTSTRAP, CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL name, in a namespace
-    of its own. Exit status 0 only if every answer of every trainer was right.
+    It starts its own Kafka, Redis and schema registry (the first time it downloads about 200 MB),
+    or uses those that CONSENTRY_KAFKA_BOOTSTRAP, CONSENTRY_REDIS_URL and CONSENTRY_REGISTRY_URL
+    name, in a namespace of its own.
+
+    Exit 0: every answer of every trainer was right. 1: one was wrong.
     """
     console = Console(
         stderr=as_json, highlight=False, record=picture is not None, width=124 if picture else None
@@ -54,7 +59,6 @@ def run(
     started = monotonic()
     with ExitStack() as stack:
         settings, work = stack.enter_context(surroundings(directory, console, prefix="demo"))
-        from consentry.cli.demo.run import DemoRun
 
         performance = stack.enter_context(DemoRun(settings, work, members=members, console=console))
         result = performance.play() | {"seconds": round(monotonic() - started, 1)}
@@ -83,8 +87,6 @@ def _svg_without_fonts() -> str:
 
 
 def _show(console: Console, performance: DemoRun, result: dict[str, Any]) -> None:
-    from rich.table import Table
-
     table = Table("promise", "measured", title="What the demo checked", title_justify="left")
     table.add_row(
         "rows and members answered as the rules say",
@@ -114,8 +116,6 @@ def _show(console: Console, performance: DemoRun, result: dict[str, Any]) -> Non
 
 
 def _wait_for_interrupt() -> None:
-    from consentry.local.supervisor import ended_by_signals
-
     with ended_by_signals() as asked_to_end:
         parent = os.getppid()
         while not asked_to_end.wait(0.5) and os.getppid() == parent:

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from confluent_kafka import Producer
 from rich.console import Console
 
-from consentry.cli.connections import open_catalog, open_registry, open_table, read_controls
+from consentry.cli.connections import open_catalog, open_registry, read_controls
+from consentry.cli.consent_table import open_table, read_member
 from consentry.cli.demo.rules import Findings, Oracle, check_dataset, check_table
 from consentry.cli.demo.story import DATASETS, PURPOSE, ChangeEvent, Chapter, StoryMaker
 from consentry.cli.demo.watch import Buckets, Journals, percentiles
-from consentry.cli.explain import read_member
 from consentry.cli.process_group import ProcessGroup
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import decide

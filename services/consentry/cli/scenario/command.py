@@ -11,23 +11,28 @@ from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 
-from consentry.domain.errors import InvalidInput, Unavailable
-
-if TYPE_CHECKING:
-    from consentry.domain.scenarios import Failure, Scenario
+from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
+from consentry.domain.scenarios import Failure, Scenario
+from consentry.domain.scenarios import run as run_rules
+from consentry.domain.values import parse_name
+from consentry.forms.scenarios import read_scenario
+from consentry.forms.yaml import line_of
+from consentry.ops.logs import set_up_logs
+from consentry.wire.jurisdictions import iso_jurisdictions
 
 EXIT_FAILED = 1
 EXIT_CANNOT_TELL = 2
 
 app = typer.Typer(
     name="scenario",
-    help="Run stories of what was recorded and what must be answered.",
+    help="Run scenarios against the rules or the real stack.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 
@@ -64,12 +69,13 @@ def run(
         Path, typer.Option("--dir", help="Where --engine stack keeps its own stack while it runs.")
     ] = Path(".consentry/scenarios"),
 ) -> None:
-    """Hold scenarios against the rules; exit 0 if all hold, 1 if some do not, 2 if a file cannot be
-    understood.
+    """Run scenarios against the rules or the real stack.
 
-    With --engine stack the same events go through Kafka, the processor and Redis to a subscribed
-    trainer: through the stack that CONSENTRY_KAFKA_BOOTSTRAP and its like name or that runs here,
-    else through one started for it.
+    With --engine stack the events go through Kafka, the processor and Redis to a subscribed
+    trainer: on the stack that CONSENTRY_KAFKA_BOOTSTRAP and its like name, else on the local stack
+    that runs here, else on one that is started for it.
+
+    Exit 0: all hold. 1: some do not. 2: a file cannot be read.
     """
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
     read, errors = _read_all(paths)
@@ -108,8 +114,7 @@ def new(
         ),
     ] = None,
 ) -> None:
-    """Write a scenario that holds, to change into your own."""
-    from consentry.domain.values import parse_name
+    """Write a new scenario that holds, to be changed into your own."""
 
     text = _form("scenario.template.yaml").replace("my-scenario", parse_name(name, what="scenario"))
     if output == Path("-"):
@@ -140,7 +145,6 @@ def _form(name: str) -> str:
 
 def _read_all(paths: Sequence[Path]) -> tuple[list[ScenarioFile], list[str]]:
     """The scenarios, and what is wrong with the files that hold none."""
-    from consentry.domain.errors import ConsentryError
 
     read: list[ScenarioFile] = []
     errors: list[str] = []
@@ -168,8 +172,6 @@ def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _read(path: Path) -> ScenarioFile:
-    from consentry.forms.scenarios import read_scenario
-
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -185,18 +187,14 @@ Outcome = tuple[ScenarioFile, "tuple[Failure, ...]", float]
 
 
 def _by_rules(read: Sequence[ScenarioFile]) -> Iterator[Outcome]:
-    from consentry.domain.scenarios import run as run_rules
-    from consentry.wire.jurisdictions import iso_jurisdictions
-
     return _timed(read, lambda _, scenario: run_rules(scenario, iso_jurisdictions()))
 
 
 def _on_the_stack(
     read: Sequence[ScenarioFile], console: Console, directory: Path, jobs: int
 ) -> Iterator[Outcome]:
-    from consentry.cli.playground import surroundings
-    from consentry.cli.scenario.stack import clean_up, play
-    from consentry.ops.logs import set_up_logs
+    from consentry.cli.playground import surroundings  # noqa: PLC0415 - needs the extra local
+    from consentry.cli.scenario.stack import clean_up, play  # noqa: PLC0415 - needs the extra local
 
     set_up_logs(style="text", level="error")
     signal.signal(
@@ -247,8 +245,6 @@ def _timed(
 
 
 def _show(console: Console, one: ScenarioFile, failures: Sequence[Failure], seconds: float) -> None:
-    from consentry.forms.yaml import line_of
-
     count = _counted(len(one.scenario.expect), "expectation")
     took = f", {seconds:.1f} s" if seconds >= 0.1 else ""
     style = "red" if failures else "green"
@@ -271,8 +267,6 @@ def _print_json(
     failed: Sequence[tuple[ScenarioFile, Failure]],
     errors: Sequence[str],
 ) -> None:
-    from consentry.forms.yaml import line_of
-
     result: dict[str, Any] = {
         "scenarios": len(read),
         "expectations": sum(len(one.scenario.expect) for one in read),

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from consentry.cli.connections import open_catalog, open_registry, read_controls
-from consentry.cli.explain import read_member
+from consentry.cli.consent_table import read_member
 from consentry.cli.process_group import ProcessGroup
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Decision, decide

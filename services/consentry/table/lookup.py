@@ -1,0 +1,75 @@
+"""Reading the consent table only where it can be trusted: built, fresh, and untainted."""
+
+from __future__ import annotations
+
+from consentry.domain.errors import Unavailable
+from consentry.domain.records import Record
+from consentry.domain.values import Micros
+from consentry.table.protocol import ConsentTable, Meta
+from consentry.wire.partitions import partition_of
+from consentry.wire.records import read_record
+
+
+def read_member(
+    table: ConsentTable, member: str, *, partitions: int, now: Micros, staleness_seconds: float
+) -> Record | None:
+    """Return the member's record, or None where the table has none.
+
+    `now` is microseconds since 1970-01-01 UTC. Raises Unavailable where the member's partition
+    cannot be trusted, or where events of the member also came on another partition.
+    """
+    key = member.encode()
+    home = partition_of(key, partitions)
+    # Position and record come in one step: of a table that is emptied in between, the record alone
+    # would say that nothing is known of the member.
+    readings = table.read(key, range(partitions))
+    check_meta(readings[home].meta, home, now=now, staleness_seconds=staleness_seconds)
+    for partition, reading in readings.items():
+        if partition != home and reading.record:
+            raise Unavailable(
+                "Events of this member also came on a foreign partition, so they have no order: "
+                "the member is quarantined.",
+                code="member.misplaced",
+                fix="give the producer the murmur2 partitioner",
+            )
+    raw = readings[home].record
+    return None if raw is None else read_record(raw, key)
+
+
+def check_partition(
+    table: ConsentTable, partition: int, *, now: Micros, staleness_seconds: float
+) -> tuple[str, float]:
+    """Return the generation of a partition and its age in seconds.
+
+    Raises Unavailable where the partition is not built, too old, or tainted.
+    """
+    meta = table.meta(partition)
+    return check_meta(meta, partition, now=now, staleness_seconds=staleness_seconds)
+
+
+def check_meta(
+    meta: Meta, partition: int, *, now: Micros, staleness_seconds: float
+) -> tuple[str, float]:
+    """Return the generation and the age in seconds that `meta` gives; raises as check_partition."""
+    if meta.generation is None or meta.frontier_at is None:
+        raise Unavailable(
+            f"Partition {partition} of the table is not built.",
+            code="table.not_built",
+            fix="start the processor; it builds what is missing, then ask again",
+        )
+    age = (now - meta.frontier_at) / 1e6
+    if age > staleness_seconds:
+        raise Unavailable(
+            f"Partition {partition} of the table is {age:.0f} s old; the bound is "
+            f"{staleness_seconds:g} s.",
+            code="table.stale",
+            fix="check that the processor runs and is ready (/readyz), then ask again",
+        )
+    if meta.tainted:
+        raise Unavailable(
+            f"Partition {partition} is tainted: one of its events has no readable key, so it "
+            "gives no answer.",
+            code="table.tainted",
+            fix="see deploy/runbooks/ConsentryPartitionTainted.md",
+        )
+    return meta.generation, age

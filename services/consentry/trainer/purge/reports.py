@@ -1,0 +1,112 @@
+"""A purge's plan, result and verification, as text for a person and as fields for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from consentry.domain.orders import Receipt
+from consentry.trainer.purge.dataset import Dataset, PurgePlan, PurgeResult, Verified
+from consentry.trainer.purge.receipts import KEPT_BY_OLD_VERSIONS, as_fields
+from consentry.trainer.purge.row_selector import RowSelector
+
+_OUTCOMES = ("clean", "rows are left", "cannot tell")
+
+
+def plan_fields(dataset: Dataset, plan: PurgePlan, selector: RowSelector) -> dict[str, Any]:
+    """Return the plan as JSON fields, with files, rows and bytes by order."""
+    orders: dict[str, dict[str, int]] = {}
+    for order_id in selector.order_ids:
+        files, rows, size_bytes = plan.covered(order_id)
+        orders[order_id] = {"files": files, "rows": rows, "bytes": size_bytes}
+    return asdict(plan) | {"dataset": dataset.name, "orders": orders}
+
+
+def plan_text(plan: PurgePlan, selector: RowSelector) -> str:
+    """Return the plan as a table: one line an order, and one for all."""
+    lines = [
+        f"version {plan.version}: {plan.files_looked_at:,} files, {plan.rows_looked_at:,} rows",
+        f"{'files':>8} {'rows':>12} {'bytes':>16}  order",
+    ]
+    for order_id in selector.order_ids:
+        files, rows, size_bytes = plan.covered(order_id)
+        lines.append(f"{files:>8,} {rows:>12,} {size_bytes:>16,}  {order_id}")
+    rows = sum(sum(file.covered.values()) for file in plan.files)
+    size_bytes = sum(file.bytes for file in plan.files)
+    lines.append(f"{len(plan.files):>8,} {rows:>12,} {size_bytes:>16,}  in all")
+    for line in _unknown_lines(plan.unknown):
+        lines.append(f"{line}; without `--unknown purge`, apply and verify will exit 2")
+    return "\n".join(lines)
+
+
+def result_fields(
+    dataset: Dataset, result: PurgeResult, receipts: Sequence[Receipt], vacuumed: Sequence[str]
+) -> dict[str, Any]:
+    """Return what a purge did as JSON fields."""
+    return asdict(result) | {
+        "dataset": dataset.name,
+        "receipts": [as_fields(receipt) for receipt in receipts],
+        "vacuumed": list(vacuumed),
+    }
+
+
+def result_text(
+    dataset: Dataset,
+    result: PurgeResult,
+    receipts: Sequence[Receipt],
+    vacuumed: Sequence[str],
+    detail: str,
+) -> str:
+    """Return what a purge did, one line a receipt. `detail` is shown where rows were removed."""
+    removed = sum(result.rows_removed.values())
+    lines = [
+        f"{dataset.name}: {removed:,} rows removed from {result.files_rewritten:,} files",
+        f"version {result.version_before} -> {result.version_after}",
+    ]
+    for receipt in receipts:
+        lines.append(_order_line(receipt.result.value, receipt.rows_removed, receipt.order_id))
+    for name, rows in result.rows_removed.items():
+        # No order asked for these rows, so no receipt shows them.
+        if name.startswith("excluded:"):
+            lines.append(_order_line("DELETED" if rows else "NOT_FOUND", rows, name))
+    if vacuumed:
+        lines.append(f"vacuumed: {len(vacuumed)} old versions or files")
+    if detail and removed:
+        lines.append(detail)
+    lines += sorted(set(result.notes))
+    return "\n".join(lines + _unknown_lines(result.unknown))
+
+
+def _order_line(result: str, rows: int, order_id: str) -> str:
+    return f"{result:<10} {rows:>12,}  {order_id}"
+
+
+def old_versions_detail(dataset: Dataset, *, is_vacuumed: bool) -> str:
+    """Return the sentence that older versions still keep the rows; empty where they do not."""
+    return KEPT_BY_OLD_VERSIONS if dataset.keeps_versions and not is_vacuumed else ""
+
+
+def verified_fields(dataset: Dataset, verified: Verified, selector: RowSelector) -> dict[str, Any]:
+    """Return what a verification found as JSON fields."""
+    return asdict(verified) | {"dataset": dataset.name, "orders": list(selector.order_ids)}
+
+
+def verified_text(dataset: Dataset, verified: Verified, selector: RowSelector) -> str:
+    """Return what a verification found, its outcome last."""
+    orders = len(selector.order_ids)
+    lines = [f"{dataset.name}: {verified.files:,} files, {verified.rows:,} rows, {orders} orders"]
+    for order_id, rows in verified.rows_left.items():
+        lines.append(f"left: {rows:,} rows of {order_id}")
+    for version, rows in verified.old_versions.items():
+        lines.append(f"left: {rows:,} rows in the older version {version}")
+    for problem in verified.unreadable:
+        lines.append(f"cannot be read: {problem}")
+    if verified.unknown:
+        lines.append(f"{verified.unknown:,} rows of which something is not known")
+    lines.append(_OUTCOMES[verified.exit_status])
+    return "\n".join(lines)
+
+
+def _unknown_lines(unknown: int) -> list[str]:
+    return [f"{unknown:,} rows are kept: something about them is not known"] if unknown else []

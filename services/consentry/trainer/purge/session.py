@@ -1,0 +1,149 @@
+"""One purge: its data set, its orders, and what is known of members; and the checks before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from consentry.domain.errors import InvalidInput, Refused, Unavailable
+from consentry.domain.orders import PurgeOrder
+from consentry.domain.values import Micros
+from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.deciding.snapshot import Snapshot
+from consentry.trainer.purge.dataset import Dataset
+from consentry.trainer.purge.row_selector import (
+    ExcludedSelector,
+    JointSelector,
+    OrdersSelector,
+    RowSelector,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurgeSession:
+    """A data set, the orders for it, and what is known of members.
+
+    `excluded` is a purpose: rows that may not be used for it go as well. Those of them that are
+    excluded only because something is not known go only with `purge_unknown`.
+    """
+
+    dataset: Dataset
+    orders: Sequence[PurgeOrder]
+    snapshot: Snapshot
+    decider: Decider
+    excluded: str | None
+    purge_unknown: bool
+
+    def selector(self, exempt: Mapping[str, str], *, now: Micros) -> RowSelector:
+        """Return what selects the rows to remove: the orders without an exemption, the excluded."""
+        orders = [order for order in self.orders if order.order_id not in exempt]
+        selectors: list[RowSelector] = [OrdersSelector(orders, self.snapshot, now)]
+        if self.excluded is not None:
+            selectors.append(
+                ExcludedSelector(self.decider, self.excluded, purge_unknown=self.purge_unknown)
+            )
+        return JointSelector(selectors)
+
+
+def check_purpose(purpose: str | None, snapshot: Snapshot) -> None:
+    """Raise Refused for a purpose that no policy names.
+
+    Every member is excluded from it, so all rows would be deleted.
+    """
+    known = snapshot.controls.purposes
+    if purpose is not None and purpose not in known:
+        named = ", ".join(known)[:300]
+        raise Refused(
+            f"No policy names the purpose {purpose!r}: everybody is excluded from it, and every "
+            "row would go.",
+            code="purge.purpose_unknown",
+            fix=f"ask for one of {named or 'those of a policy; none was published yet'}",
+        )
+
+
+def check_scopes(orders: Sequence[PurgeOrder]) -> None:
+    """Raise Refused where an order names no member: without records no resident is known."""
+    if any(order.member is None for order in orders):
+        raise Refused(
+            "An order of the file is about a jurisdiction, and nothing says who lives there.",
+            code="purge.no_members",
+            fix="give --bundle and --bundle-key, or have the orders read from Kafka",
+        )
+
+
+def select_orders(orders: Sequence[PurgeOrder], order_ids: Sequence[str]) -> Sequence[PurgeOrder]:
+    """Return the orders with these ids, or all where no id is given.
+
+    Raises InvalidInput for an id that no order has.
+    """
+    by_id = {order.order_id: order for order in orders}
+    check_order_ids(order_ids, orders)
+    if not order_ids:
+        return orders
+    return [by_id[order_id] for order_id in dict.fromkeys(order_ids)]
+
+
+def check_order_ids(
+    order_ids: Sequence[str] | Mapping[str, str], known: Sequence[PurgeOrder]
+) -> None:
+    """Raise InvalidInput for the first id that no known order has."""
+    known_ids = {order.order_id for order in known}
+    for order_id in order_ids:
+        if order_id not in known_ids:
+            raise InvalidInput(
+                f"There is no order {order_id!r}.",
+                code="input.order",
+                fix="`consentry purge plan` lists them",
+            )
+
+
+def parse_exemptions(pairs: Sequence[str]) -> dict[str, str]:
+    """Return order id → reason, from texts of the form ORDER=REASON.
+
+    Raises InvalidInput where a part is missing.
+    """
+    reasons: dict[str, str] = {}
+    for pair in pairs:
+        order_id, equals, reason = pair.partition("=")
+        if not (order_id and equals and reason.strip()):
+            raise InvalidInput(
+                f"--exempt {pair!r} is not ORDER=REASON.",
+                code="input.exempt",
+                fix="say why the rows may stay",
+            )
+        reasons[order_id] = reason.strip()
+    return reasons
+
+
+def check_version(dataset: Dataset, expected: str) -> None:
+    """Raise Unavailable where the data set no longer has the version that was planned for."""
+    version = dataset.version()
+    if version != expected:
+        raise Unavailable(
+            f"The data set has the version {version}, not {expected}: it was written to since.",
+            code="purge.dataset_changed",
+            fix="plan it again",
+        )
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise Unavailable for an error of the disk or of Arrow, without Arrow's text.
+
+    Arrow's own texts may quote rows.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        detail = ""
+        if isinstance(error, OSError) and error.strerror:
+            detail = f": {error.strerror} ({error.filename})"
+        raise Unavailable(
+            f"The data set could not be worked on: {type(error).__name__}{detail}.",
+            code="purge.failed",
+            fix="mend that and run the same command again; each file is whole, the old one or the "
+            "new one",
+        ) from error

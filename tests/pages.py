@@ -67,7 +67,7 @@ def page_world(shared: LocalStack, directory: Path, *events: ProducedEvent) -> I
             world.assert_all_agree()
         yield world
     finally:
-        world.close()
+        world.close(keeps_topics=True)
 
 
 def write_posts(path: Path) -> None:

@@ -402,8 +402,8 @@ class World:
         self._servers.append(server)
         return server.address
 
-    def close(self) -> None:
-        """End whatever was started here."""
+    def close(self, *, keeps_topics: bool = False) -> None:
+        """End whatever was started here, and delete its topics unless other worlds share them."""
         for running in self._running:
             running.end()
         for client in self._clients:
@@ -413,7 +413,8 @@ class World:
         if self._producer is not None:
             self._producer.flush(1)
         self.registry.close()
-        self._delete_topics()
+        if not keeps_topics:
+            self._delete_topics()
 
     def _delete_topics(self) -> None:
         """Delete this namespace's topics: hundreds of them make a broker slow to come back.

@@ -5,115 +5,125 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator
 
 from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Micros, parse_member_id
 from consentry.forms.controls import parse_instant
+from consentry.forms.document import Document, InvalidDocument, ListOf, as_validator, refuse
 
-_FIELDS: Final = frozenset(
-    {
-        "order_id",
-        "because",
-        "recorded_at",
-        "due_at",
-        "member",
-        "pause",
-        "jurisdictions",
-        "purposes",
-        "categories",
-    }
-)
-_ORDER_ID_MAX: Final = 256
+_ORDER_ID_CHARACTERS_MAX: Final = 256
+
+
+def _parse_order_id(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= _ORDER_ID_CHARACTERS_MAX:
+        refuse("", value, f"is not a text of 1 to {_ORDER_ID_CHARACTERS_MAX} characters", "")
+    return value
+
+
+def _parse_reason(value: object) -> PurgeReason:
+    if not isinstance(value, str) or value not in PurgeReason.__members__:
+        refuse("", value, f"is not one of {', '.join(PurgeReason)}", "")
+    return PurgeReason(value)
+
+
+def _parse_instant(value: object) -> Micros:
+    return parse_instant(value, what="")
+
+
+_OrderId = Annotated[str, BeforeValidator(as_validator(_parse_order_id))]
+_Reason = Annotated[PurgeReason, BeforeValidator(as_validator(_parse_reason))]
+_Instant = Annotated[int, BeforeValidator(as_validator(_parse_instant))]
+
+
+class _OrderDocument(Document):
+    """One order of the file: for a member, or for jurisdictions and maybe some categories there."""
+
+    order_id: _OrderId
+    because: _Reason
+    recorded_at: _Instant
+    due_at: _Instant = 0
+    member: Any = None
+    pause: str | None = None
+    jurisdictions: ListOf[str] | None = None
+    purposes: ListOf[str] | None = None
+    categories: ListOf[str] | None = None
+
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> None:
+        """Refuse an order that names both a member and jurisdictions, or neither of them."""
+        has_member = fields.get("member") is not None
+        if has_member == bool(fields.get("jurisdictions")):
+            raise InvalidDocument("", "it names neither a member nor jurisdictions, or both", "")
 
 
 def read_orders(path: Path) -> list[PurgeOrder]:
-    """The orders of a JSON list, or of one object per line.
+    """Return the orders of a JSON list, or of one object a line.
 
-    Raises InvalidInput that tells which is wrong.
-
-    Each has `order_id`, `because` (ERASURE, PAUSE, OPT_OUT), `recorded_at` (ISO 8601), and either
-    `member` or `jurisdictions` with, if wanted, `categories`.
+    Each has `order_id`, `because` (ERASURE, PAUSE, OPT_OUT), `recorded_at` (ISO 8601), maybe
+    `due_at`, and either `member` or `jurisdictions`, maybe with `categories`. Raises InvalidInput
+    that says which order is wrong.
     """
+    documents = _read_json(path)
+    if not documents:
+        raise InvalidInput(
+            f"The file of orders {str(path)!r} holds none, as one that was cut off would.",
+            code="input.orders",
+            fix="check what wrote it; without an order there is nothing to purge or to verify",
+        )
+    orders = [_read_order(fields, number) for number, fields in enumerate(documents, 1)]
+    if len({order.order_id for order in orders}) < len(orders):
+        raise _unusable(len(orders), "an order_id occurs twice")
+    return orders
+
+
+def _read_json(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        found = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.splitlines()]
-        )
+        if text.lstrip().startswith("["):
+            documents: list[Any] = json.loads(text)
+            return documents
+        return [json.loads(line) for line in text.splitlines()]
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"The file of orders {str(path)!r} cannot be read: {type(error).__name__}.",
             code="input.orders",
             fix="write a JSON list of orders, or one JSON object per line",
         ) from error
-    if not found:
-        raise InvalidInput(
-            f"The file of orders {str(path)!r} holds none, as one that was cut off would.",
-            code="input.orders",
-            fix="check what wrote it; without an order there is nothing to purge or to verify",
-        )
-    orders = [_order(fields, number) for number, fields in enumerate(found, 1)]
-    names = [order.order_id for order in orders]
-    if len(set(names)) < len(names):
-        raise _wrong(len(names), "an order_id occurs twice")
-    return orders
 
 
-def _order(fields: Any, number: int) -> PurgeOrder:
-    if not isinstance(fields, Mapping):
-        raise _wrong(number, "it is no object")
-    if unknown := sorted(set(fields) - _FIELDS):
-        raise _wrong(number, f"{unknown[0]!r} is no field of an order")
-    order_id, because = fields.get("order_id"), str(fields.get("because"))
-    if not isinstance(order_id, str) or not 0 < len(order_id) <= _ORDER_ID_MAX:
-        raise _wrong(number, f"order_id is not a text of 1 to {_ORDER_ID_MAX} characters")
-    if because not in PurgeReason.__members__:
-        raise _wrong(number, f"because is not one of {', '.join(PurgeReason)}")
-    member, scope = fields.get("member"), _scope(fields, number)
-    if (member is None) == (not fields.get("jurisdictions")):
-        raise _wrong(number, "it names neither a member nor jurisdictions, or both")
-    recorded_at = _instant(fields, "recorded_at", number)
-    return PurgeOrder(
-        order_id=order_id,
-        because=PurgeReason(because),
-        recorded_at=recorded_at,
-        due_at=_instant(fields, "due_at", number) if "due_at" in fields else recorded_at,
-        member=None
-        if member is None
-        else parse_member_id(member if isinstance(member, str) else ""),
-        pause=fields.get("pause"),
-        scope=scope if member is None else None,
-    )
-
-
-def _scope(fields: Mapping[str, Any], number: int) -> Scope:
-    lists: dict[str, tuple[str, ...] | None] = {}
-    for name in ("jurisdictions", "purposes", "categories"):
-        value = fields.get(name)
-        if value is not None and not (
-            isinstance(value, list) and all(isinstance(one, str) for one in value)
-        ):
-            raise _wrong(number, f"{name} is not a list of texts")
-        lists[name] = None if value is None else tuple(value)
-    return Scope(
-        jurisdictions=lists["jurisdictions"] or (),
-        purposes=lists["purposes"],
-        categories=lists["categories"],
-    )
-
-
-def _instant(fields: Mapping[str, Any], name: str, number: int) -> Micros:
+def _read_order(fields: Any, number: int) -> PurgeOrder:
     try:
-        return parse_instant(fields.get(name), what=name)
-    except InvalidInput as error:
-        raise _wrong(number, error.message) from error
+        document = _OrderDocument.read(fields, name="the order")
+    except InvalidDocument as error:
+        is_of_a_field = error.field not in ("", "the order")
+        where = f"{error.field}: " if is_of_a_field else ""
+        raise _unusable(number, f"{where}{error.problem}") from error
+    is_for_member = document.member is not None
+    return PurgeOrder(
+        order_id=document.order_id,
+        because=document.because,
+        recorded_at=Micros(document.recorded_at),
+        due_at=Micros(document.due_at or document.recorded_at),
+        member=parse_member_id(document.member) if is_for_member else None,
+        pause=document.pause,
+        scope=None if is_for_member else _scope(document),
+    )
 
 
-def _wrong(number: int, why: str) -> InvalidInput:
+def _scope(document: _OrderDocument) -> Scope:
+    return Scope(
+        jurisdictions=document.jurisdictions or (),
+        purposes=document.purposes,
+        categories=document.categories,
+    )
+
+
+def _unusable(number: int, why: str) -> InvalidInput:
     return InvalidInput(
         f"Order {number} of the file cannot be used: {why}.",
         code="input.orders",

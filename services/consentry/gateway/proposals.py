@@ -13,14 +13,16 @@ import json
 import secrets
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol
 
 import structlog
+from pydantic import ConfigDict, TypeAdapter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from consentry.domain.errors import Unavailable
 from consentry.domain.values import DAY_MICROS, Micros
+from consentry.forms.document import Document
 from consentry.ops.http.problems import Problem
 from consentry.wire.tokens import TokenKeys
 
@@ -46,6 +48,8 @@ class Proposal:
     says in words.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     proposal_id: str
     kind: ProposalKind
     form: dict[str, Any]
@@ -64,6 +68,17 @@ class Proposal:
     def event_id(self) -> bytes:
         """The identity of the one event or control that this can come to."""
         return bytes.fromhex(self.proposal_id)
+
+
+_PROPOSAL: Final = TypeAdapter(Proposal)
+
+
+class SignedProposal(Document):
+    """A proposal as it is kept: `body` is its JSON text, `mac` what the token key makes of it."""
+
+    key: int
+    mac: str
+    body: str
 
 
 class ProposalRequest(NamedTuple):
@@ -170,7 +185,7 @@ class RedisProposals:
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(
-                    self._prefix + proposal.proposal_id, self._written(proposal), ex=KEPT_SECONDS
+                    self._prefix + proposal.proposal_id, self._write(proposal), ex=KEPT_SECONDS
                 )
                 pipe.zadd(self._index, {proposal.proposal_id: proposal.requested_at})
                 pipe.zremrangebyscore(
@@ -224,24 +239,23 @@ class RedisProposals:
     def _lock_key(self, proposal_id: str) -> str:
         return f"{self._prefix}{proposal_id}:lock"
 
-    def _written(self, proposal: Proposal) -> str:
+    def _write(self, proposal: Proposal) -> str:
         body = json.dumps(asdict(proposal), sort_keys=True)
-        return json.dumps(
-            {"key": self._keys.signing, "mac": self._mac(self._keys.signing, body), "body": body}
-        )
+        key_id = self._keys.signing
+        return json.dumps({"key": key_id, "mac": self._mac(key_id, body), "body": body})
 
     def _read(self, text: bytes | str, proposal_id: str) -> Proposal | None:
-        """The proposal;
+        """Return the proposal.
 
         None, and a log line, where it is not what we signed as this one: somebody else wrote it.
         """
         try:
-            kept = json.loads(text)
-            is_ours = kept["key"] == self._keys.signing or (self._keys and kept["key"] != 0)
-            if is_ours and hmac.compare_digest(kept["mac"], self._mac(kept["key"], kept["body"])):
-                found = Proposal(**json.loads(kept["body"]))
-                if found.proposal_id == proposal_id:
-                    return found
+            signed = SignedProposal.model_validate_json(text)
+            is_our_key = signed.key == self._keys.signing or (self._keys and signed.key != 0)
+            if is_our_key and hmac.compare_digest(signed.mac, self._mac(signed.key, signed.body)):
+                proposal = _PROPOSAL.validate_json(signed.body, strict=True)
+                if proposal.proposal_id == proposal_id:
+                    return proposal
         except (ValueError, TypeError, KeyError) as error:
             _LOG.error("proposal_unreadable", detail=type(error).__name__)
             return None

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, Literal
 
 import structlog
+from pydantic import Field
 
 from consentry.domain.errors import Refused, UnsafeSetting
 from consentry.domain.values import Micros
+from consentry.forms.document import Document, InvalidDocument, ListOf
 from consentry.gateway.access.keys import (
     KEY_ID_PATTERN,
     PEPPER_BYTES_MIN,
@@ -38,13 +40,63 @@ COUNTS_SECONDS: Final = 5.0
 longer.
 """
 FILE_BYTES_MAX: Final = 16 << 20
-_FORMAT: Final = 1
+_FORMAT: Final[Literal[1]] = 1
 # A secret store may show the file to a group of its own; nobody else reads it, and only the owner
 # changes it.
 _FORBIDDEN_MODE: Final = stat.S_IWGRP | stat.S_IRWXO
 _LOG = structlog.get_logger(__name__)
 
-_Mark = tuple[int, int, int, int]
+_FileMark = tuple[int, int, int, int]
+
+
+class StoredKey(Document):
+    """One key as it stands in the file: with every field, and no other."""
+
+    id: Annotated[str, Field(pattern=f"^{KEY_ID_PATTERN.pattern}$")]
+    digest: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
+    subject: str
+    roles: ListOf[Annotated[Role, Field(strict=False)]]
+    purposes: ListOf[str] | None
+    subscriber: str | None
+    created: int
+    expires: int | None
+    revoked: int | None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> StoredKey:
+        """Return the key as it is written."""
+        return cls(
+            id=key.id,
+            digest=key.digest.hex(),
+            subject=key.subject,
+            roles=tuple(sorted(key.roles)),
+            purposes=None if key.purposes is None else tuple(sorted(key.purposes)),
+            subscriber=key.subscriber,
+            created=key.created,
+            expires=key.expires,
+            revoked=key.revoked,
+        )
+
+    def key(self) -> ApiKey:
+        """Return the key that is written here."""
+        return ApiKey(
+            id=self.id,
+            digest=bytes.fromhex(self.digest),
+            subject=self.subject,
+            roles=frozenset(self.roles),
+            purposes=None if self.purposes is None else frozenset(self.purposes),
+            subscriber=self.subscriber,
+            created=Micros(self.created),
+            expires=None if self.expires is None else Micros(self.expires),
+            revoked=None if self.revoked is None else Micros(self.revoked),
+        )
+
+
+class KeyFile(Document):
+    """The whole file."""
+
+    format: Literal[1]
+    keys: ListOf[StoredKey]
 
 
 class FileKeyStore:
@@ -60,7 +112,7 @@ class FileKeyStore:
         self._monotonic_seconds = monotonic_seconds
         self._renewing = threading.Lock()
         self._keys: dict[str, ApiKey] = {}
-        self._mark: _Mark | None = None
+        self._mark: _FileMark | None = None
         self._looked_at = float("-inf")
         self._complaint = ""
 
@@ -144,7 +196,8 @@ class FileKeyStore:
             os.close(descriptor)
 
     def _write(self, keys: dict[str, ApiKey]) -> None:
-        document = {"format": _FORMAT, "keys": [_written(key) for key in in_order(keys)]}
+        stored_keys = tuple(StoredKey.of(key) for key in in_order(keys))
+        document = KeyFile(format=_FORMAT, keys=stored_keys).model_dump(mode="json")
         # Beside the file itself where the name is a link: replacing the link would leave two files
         # that differ.
         replace_file(self._path.resolve(), (json.dumps(document, indent=1) + "\n").encode("ascii"))
@@ -224,79 +277,28 @@ def _read_private(path: Path) -> tuple[bytes, os.stat_result]:
         return file.read(FILE_BYTES_MAX), status
 
 
-def _read(path: Path) -> tuple[dict[str, ApiKey], _Mark]:
+def _read(path: Path) -> tuple[dict[str, ApiKey], _FileMark]:
     content, status = _read_private(path)
     try:
-        document = json.loads(content)
-        if document["format"] != _FORMAT:
-            raise _unreadable(path, "of another format")
-        keys = [_read_key(written) for written in document["keys"]]
-    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, f"damaged ({type(error).__name__})") from error
-    found = {key.id: key for key in keys}
-    if len(found) != len(keys):
+    if isinstance(fields, dict) and fields.get("format") != _FORMAT:
+        raise _unreadable(path, "of another format")
+    try:
+        document = KeyFile.read(fields, name="the file")
+    except InvalidDocument as error:
+        # Named by its field alone: what stands there is nobody's business.
+        raise _unreadable(path, f"damaged (in {error.field})") from error
+    keys = {stored.id: stored.key() for stored in document.keys}
+    if len(keys) != len(document.keys):
         raise _unreadable(path, "damaged (an id stands there twice)")
-    return found, _mark(status)
+    return keys, _mark(status)
 
 
-def _mark(status: os.stat_result) -> _Mark:
+def _mark(status: os.stat_result) -> _FileMark:
     """What changes with a file's content, however it was written, and with its mode and owner."""
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _written(key: ApiKey) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "digest": key.digest.hex(),
-        "subject": key.subject,
-        "roles": sorted(key.roles),
-        "purposes": None if key.purposes is None else sorted(key.purposes),
-        "subscriber": key.subscriber,
-        "created": key.created,
-        "expires": key.expires,
-        "revoked": key.revoked,
-    }
-
-
-def _read_key(written: dict[str, Any]) -> ApiKey:
-    """A key as written.
-
-    Raises KeyError, TypeError or ValueError for anything that is not exactly so.
-    """
-    if KEY_ID_PATTERN.fullmatch(written["id"]) is None:
-        raise ValueError("id")
-    digest = bytes.fromhex(written["digest"])
-    if len(digest) != 32:
-        raise ValueError("digest")
-    return ApiKey(
-        id=written["id"],
-        digest=digest,
-        subject=_text(written["subject"]),
-        roles=frozenset(Role(role) for role in _texts(written["roles"])),
-        purposes=None if written["purposes"] is None else frozenset(_texts(written["purposes"])),
-        subscriber=None if written["subscriber"] is None else _text(written["subscriber"]),
-        created=_instant(written["created"]),
-        expires=None if written["expires"] is None else _instant(written["expires"]),
-        revoked=None if written["revoked"] is None else _instant(written["revoked"]),
-    )
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("text")
-    return value
-
-
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, list):
-        raise TypeError("list")
-    return [_text(item) for item in value]
-
-
-def _instant(value: object) -> Micros:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError("instant")
-    return Micros(value)
 
 
 def _unreadable(path: Path, why: str) -> Refused:

@@ -417,6 +417,17 @@ class TestFile:
         with pytest.raises(Refused):
             store.all()
 
+    def test_a_field_that_is_not_known_lets_nobody_in(self, path: Path) -> None:
+        """A file of a later version may narrow a key by it."""
+        store = FileKeyStore(path)
+        store.add(producer_key()[0])
+        document = json.loads(path.read_bytes())
+        document["keys"][0]["networks"] = ["10.0.0.0/8"]
+        path.write_text(json.dumps(document))
+
+        with pytest.raises(Refused):
+            store.all()
+
     def test_a_role_that_does_not_exist_lets_nobody_in(self, path: Path) -> None:
         """A file of a later version may mean more by a role than we know."""
         store = FileKeyStore(path)

@@ -356,7 +356,7 @@ def test_no_single_flipped_bit_of_a_record_allows_what_the_record_forbids(
     from consentry.wire import records
 
     for module in (snapshot, records):
-        monkeypatch.setattr(module, "check_sum", lambda raw, member: None)
+        monkeypatch.setattr(module, "verify_checksum", lambda raw, member: None)
     assert found() & {"DEFAULT_ON", "OPTED_IN"}, "with the guard off some flipped bit allows"
 
 

@@ -21,13 +21,16 @@ from consentry.domain.events import FactKind
 from consentry.domain.jurisdictions import ANYWHERE
 from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId
 from consentry.schema_gate.lint import PERMISSIVE_WORDS, WINDOW, lint_package
+from consentry.wire.avro_bytes import long_bytes
 from consentry.wire.catalog import InMemoryRegistry, load_catalog, register_all
 from consentry.wire.controls import read_control
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, read_event
 from consentry.wire.frontiers import read_frontier
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.purge_orders import read_order, read_receipt
-from consentry.wire.records import long_bytes, read_record
+from consentry.wire.records import (
+    read_record,
+)
 from consentry.wire.schemas import schema, schemas, topics
 
 PACKAGE = Path(str(files("consentry_schemas")))

@@ -27,7 +27,7 @@ from consentry.bundles import Regression
 from consentry.domain.errors import ConsentryError
 from consentry.kafka.clients import producer_config, unavailable
 from consentry.ops.metrics import Metrics
-from consentry.wire.records import came_from, version_of
+from consentry.wire.records import is_ancestor, version_of
 from consentry.wire.schemas import RECORDS, topic_name
 
 PAUSE_SECONDS: Final = 0.2
@@ -134,7 +134,7 @@ class RecordRepairer:
         self._regressions.inc()
         key, newest, now = regression.member, regression.held, self._clock()
         with self._lock:
-            if not came_from(newest, regression.arrived):
+            if not is_ancestor(regression.arrived, newest):
                 self._diverged.inc()
                 self._diverged_since += 1
                 self._wounds.pop(key, None)

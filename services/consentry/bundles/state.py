@@ -17,9 +17,9 @@ from consentry.wire.partitions import partitions_of
 from consentry.wire.records import (
     DIGEST_BITS,
     DamagedRecord,
-    came_from,
-    check_sum,
+    is_ancestor,
     record_digest,
+    verify_checksum,
     version_of,
 )
 from consentry.wire.schemas import CONTROLS, RECORDS
@@ -98,7 +98,7 @@ class BundleState:
                 self.damage(key)
                 continue
             try:
-                check_sum(value, key)
+                verify_checksum(value, key)
             except DamagedRecord:
                 self.damage(key)
                 continue
@@ -108,7 +108,7 @@ class BundleState:
                     self._note(key, known)
                     records[key] = value
                 continue
-            if not came_from(known, value):
+            if not is_ancestor(value, known):
                 self.damage(key)  # two histories of one member exist, and one lost an event
             if on_regression is not None:
                 on_regression(Regression(partition, key, known, value))

@@ -13,7 +13,7 @@ from consentry.processor.ports import MemberChange, Obligations
 from consentry.wire.event_batches import FastFact
 from consentry.wire.records import (
     DamagedRecord,
-    appended,
+    append_fact,
     body_fact,
     first_record,
     read_record,
@@ -103,7 +103,7 @@ class BatchFolder:
         if before is None:
             return first_record(key, fact.body, self._record_frame)
         try:
-            after = appended(before, key, fact.body, fact.tag)
+            after = append_fact(before, key, fact.body, fact.tag)
             if after is not None:
                 return after
             # The fact cannot simply be put at the end of the bytes: fold the whole record.

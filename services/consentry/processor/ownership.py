@@ -27,9 +27,9 @@ from consentry.wire.frontiers import Frontier
 from consentry.wire.messages import StoredMessage
 from consentry.wire.records import (
     DamagedRecord,
-    came_from,
-    check_sum,
+    is_ancestor,
     read_record,
+    verify_checksum,
     version_of,
     write_record,
 )
@@ -189,7 +189,7 @@ def restore(
             raw = newest[member]
             if before is None or version_of(before) <= version_of(raw):
                 continue
-            if not came_from(before, raw):
+            if not is_ancestor(raw, before):
                 # Its own offset and time were not kept; the last message's time is no earlier.
                 appended_at = messages[-1].appended_at
                 damaged[member] = StoredMessage(partition, -1, member, raw, appended_at)
@@ -212,7 +212,7 @@ def _newest_sound(
         known = newest.get(message.key)
         if known is None or version_of(known) <= version_of(message.value):
             newest[message.key] = message.value
-        elif not came_from(known, message.value):
+        elif not is_ancestor(message.value, known):
             damaged[message.key] = message
     return newest
 
@@ -311,7 +311,7 @@ def _check_reachable(partition: int, offset: int, span: LogSpan) -> None:
 
 def _is_sound(value: bytes, member: bytes) -> bool:
     try:
-        check_sum(value, member)
+        verify_checksum(value, member)
     except DamagedRecord:
         return False
     return True

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from consentry.domain.values import MEMBER_ID_BYTES_MAX
+from consentry.wire.avro_bytes import ID_CHARACTERS
 
 U64 = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.integer[Any]]
@@ -23,8 +24,7 @@ Mask = npt.NDArray[np.bool_]
 
 DECIMAL_DIGITS_MAX: Final = 18
 INTEGERS_BELOW: Final = 10**DECIMAL_DIGITS_MAX
-_ALLOWED: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:_-"
-_IS_ALLOWED: Final = np.isin(np.arange(256), list(_ALLOWED))
+_IS_ALLOWED: Final = np.isin(np.arange(256), list(ID_CHARACTERS))
 WORD: Final = 8
 _BITS: Final = (1 << 64) - 1
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15
@@ -172,7 +172,7 @@ class TextKeys:
             return found
         first, last = int(self.starts.min()), int(self.ends.max())
         held = self.data[first:last]
-        if held.tobytes().translate(None, _ALLOWED):
+        if held.tobytes().translate(None, ID_CHARACTERS):
             # Some byte has no place in an id: only now is it looked for row by row.
             bad = np.cumsum(np.concatenate([[False], ~_IS_ALLOWED[held]]), dtype=np.intp)
             found &= bad[self.ends - first] == bad[self.starts - first]

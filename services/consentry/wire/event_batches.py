@@ -1,10 +1,28 @@
-"""Member events of a whole batch from bytes, column by column: as strict as events.py, many times
-cheaper.
+"""Member events of a batch from bytes, column by column: as strict as events.py, many times faster.
 
-What it recognises, it has proven to be the canonical bytes of a well-formed event whose member is
-the record key: the fixed-width head by looking at all rows at once, the middle (purpose,
-jurisdiction, notice, source …) because the same bytes were read strictly before, the end because it
-must be the key. Everything else it leaves to `read_event`.
+One event, in which `anna` opts out of `ai` on 18 September 2024 (56 bytes, schema id 5):
+
+    00 00 00 00 05             head   the Confluent frame: magic byte 0, schema id
+    01 02 03 04 05 06 07 08    head   event_id, 16 bytes
+    09 0a 0b 0c 0d 0e 0f 10    head
+    00                         head   choice, an enum: OPT_OUT is number 0
+    00                         head   legal_basis, an enum: CONSENT is number 0
+    80 80 b0 cb af 96 91 06    head   effective_at (see avro_bytes.py)
+    a0 c2 ce cb af 96 91 06    head   recorded_at
+    04 61 69                   middle purpose: 2 bytes, "ai"
+    04 6e 31                   middle notice_version, "n1"
+    06 61 70 70                middle source, "app"
+    00                         middle observed_version: branch 0 of the union, null
+    00                         middle evidence, null
+    08 61 6e 6e 61             tail   member_id: 4 bytes, "anna"
+
+Three facts make a batch cheap. Instants take exactly eight bytes, so that the head of every record
+type has one width: the heads of all rows are checked at once, as a table of bytes. Middles repeat
+from event to event: one that was read strictly before is known to be good. And member_id stands
+last, so that a row is of this member if it ends in the record key.
+
+A row that passes has been proven to be the canonical bytes of a well-formed event whose member is
+the record key. Every other row is left to `read_event`.
 """
 
 from __future__ import annotations
@@ -18,27 +36,23 @@ import numpy.typing as npt
 from consentry.domain.errors import UndecodableEvent
 from consentry.domain.events import AGE_BAND_KINDS, CHOICE_KINDS, FactKind
 from consentry.domain.values import AgeBand, Choice
+from consentry.wire.avro_bytes import ID_CHARACTERS, LONGS, are_instants, instants_at
 from consentry.wire.catalog import Catalog
 from consentry.wire.events import EVENT_BYTES_MAX, read_event
-from consentry.wire.frames import FRAME_LENGTH
+from consentry.wire.frames import FRAME_LENGTH, frame
 from consentry.wire.records import fact_body
 from consentry.wire.schemas import schema
 
 _MIDDLES_MAX: Final = 8192
 _KEY_MAX: Final = 63
 """Up to 63 bytes the length of a string is one byte; a key of 64 takes the strict path."""
-_ID_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:_-"
 _FIXED_BODY: Final = 25
 """Bytes of a fact body before `observed_version`: kind, two instants, tag."""
-_LENGTH_BYTES: Final = [bytes((size << 1,)) for size in range(_KEY_MAX + 1)]
-"""By size, the length byte that Avro writes before a string."""
 _new_tuple: Final = tuple.__new__
 
 
 class FastFact(NamedTuple):
-    """What the batch knows of one event: the bytes of its fact, its tag, kind, and when it was
-    recorded (µs).
-    """
+    """One recognised event: its fact's bytes, tag and kind, and when it was recorded, in µs."""
 
     body: bytes
     tag: bytes
@@ -47,8 +61,10 @@ class FastFact(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """Where the fixed-width head of a record type lies, and which kind of fact each symbol
-    makes.
+    """The layout of a record type's head, and the kind of fact that each symbol makes.
+
+    `enums` are the positions of its enums, `symbols` their numbers of symbols; `kinds` has, by the
+    first enum's number, the byte that a fact begins with.
     """
 
     name: str
@@ -96,9 +112,7 @@ _SHAPES: Final = (
 
 
 class EventColumns:
-    """Reads batches of member events; keeps the middles it has seen, so that each is decoded
-    once.
-    """
+    """Reads batches of member events; remembers the middles, so that each is decoded once."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -107,133 +121,131 @@ class EventColumns:
     def read(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None]
     ) -> list[FastFact | None]:
-        """One FastFact for each event that is recognised, None for each that the strict path has to
-        judge.
-        """
-        found: list[FastFact | None] = [None] * len(values)
+        """Return a FastFact for each recognised event, None for each that `read_event` decides."""
+        facts: list[FastFact | None] = [None] * len(values)
         rows = [value or b"" for value in values]
-        rows_keys = [key or b"" for key in keys]
+        row_keys = [key or b"" for key in keys]
         sizes = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        key_sizes = np.fromiter(map(len, rows_keys), dtype=np.int64, count=len(rows))
+        key_sizes = np.fromiter(map(len, row_keys), dtype=np.int64, count=len(rows))
         fits = (sizes <= EVENT_BYTES_MAX) & (key_sizes > 0) & (key_sizes <= _KEY_MAX)
-        heads = [row[:FRAME_LENGTH] for row in rows]
-        shapes = {
-            b"\x00" + schema_id.to_bytes(4, "big"): shape
-            for shape in _SHAPES
-            for schema_id in self._catalog.ids_of(shape.name)
-        }
-        for head in set(heads) & shapes.keys():
-            shape = shapes[head]
-            places = [place for place, this in enumerate(heads) if this == head]
-            asked = np.array(places, dtype=np.int64)
-            asked = asked[fits[asked] & (sizes[asked] > shape.length + key_sizes[asked])]
-            if len(asked):
-                self._read_group(shape, asked.tolist(), rows, rows_keys, found)
-        return found
+        row_frames = [row[:FRAME_LENGTH] for row in rows]
+        shapes = self._shapes_by_frame()
+        for frame_bytes in set(row_frames) & shapes.keys():
+            shape = shapes[frame_bytes]
+            indices = np.array(
+                [index for index, row_frame in enumerate(row_frames) if row_frame == frame_bytes],
+                dtype=np.int64,
+            )
+            is_long_enough = sizes[indices] > shape.length + key_sizes[indices]
+            indices = indices[fits[indices] & is_long_enough]
+            if len(indices):
+                self._read_group(shape, indices.tolist(), rows, row_keys, facts)
+        return facts
+
+    def _shapes_by_frame(self) -> dict[bytes, _Shape]:
+        shapes: dict[bytes, _Shape] = {}
+        for shape in _SHAPES:
+            for schema_id in self._catalog.ids_of(shape.name):
+                shapes[frame(schema_id)] = shape
+        return shapes
 
     def _read_group(
         self,
         shape: _Shape,
-        places: list[int],
+        indices: list[int],
         values: Sequence[bytes],
         keys: Sequence[bytes],
-        found: list[FastFact | None],
+        facts: list[FastFact | None],
     ) -> None:
-        """Read the rows at `places`, all of this shape's frame and long enough for its head, a
-        length and the key.
+        """Set the facts at `indices`: rows with this shape's frame.
+
+        Each is long enough for its head, a length and the key. One comprehension or map for each
+        column: that is several times faster than one loop over the rows.
         """
         length = shape.length
-        rows = [values[place] for place in places]
-        rows_keys = [keys[place] for place in places]
-        table = np.frombuffer(b"".join([row[:length] for row in rows]), dtype=np.uint8).reshape(
-            len(rows), length
-        )
-        good = _heads_are_canonical(table, shape)
-        good &= _keys_are_ids(rows_keys)
-        tails = [_LENGTH_BYTES[len(key)] + key for key in rows_keys]
-        good &= np.fromiter(map(bytes.endswith, rows, tails), dtype=np.bool_, count=len(rows))
+        rows = [values[index] for index in indices]
+        row_keys = [keys[index] for index in indices]
+        joined_heads = b"".join([row[:length] for row in rows])
+        heads = np.frombuffer(joined_heads, dtype=np.uint8).reshape(len(rows), length)
+        is_good = _heads_are_canonical(heads, shape) & _keys_are_ids(row_keys)
+        tails = [LONGS[len(key)] + key for key in row_keys]
+        is_good &= np.fromiter(map(bytes.endswith, rows, tails), dtype=np.bool_, count=len(rows))
         middles = [row[length : -len(tail)] for row, tail in zip(rows, tails, strict=True)]
-        bodies = _fixed_bodies(table, shape)
+        bodies = _fixed_bodies(heads, shape)
         columns = zip(
-            places,
-            good.tolist(),
+            indices,
+            is_good.tolist(),
             middles,
             map(self._middles[shape.name].get, middles),
+            # A view as one wide value a row makes one bytes object of each row.
             bodies.view("V25")[:, 0].tolist(),
             np.ascontiguousarray(bodies[:, 17:]).view("V8")[:, 0].tolist(),
             (bodies[:, 0] >> 1).tolist(),
-            _instant(table, shape.instants_at + 8).tolist(),
+            instants_at(heads, shape.instants_at + 8).tolist(),
             strict=True,
         )
-        for place, is_good, middle, known, fixed, tag, kind, recorded_at in columns:
-            if not is_good:
+        for index, good, middle, known, fixed, tag, kind, recorded_at in columns:
+            if not good:
                 continue
-            end = known or self._read_middle(shape.name, middle, values[place], keys[place])
+            end = known or self._read_middle(shape.name, middle, values[index], keys[index])
             if end is not None:
                 # The constructor of a NamedTuple is a Python function; this is what it does.
-                found[place] = _new_tuple(FastFact, (fixed + end, tag, kind, recorded_at))
+                facts[index] = _new_tuple(FastFact, (fixed + end, tag, kind, recorded_at))
 
     def _read_middle(self, name: str, middle: bytes, value: bytes, key: bytes) -> bytes | None:
-        """The variable end of the fact's bytes, read strictly as these bytes are new;
+        """Return the variable end of the fact's bytes, for a middle that is new; None if it is bad.
 
-        None where they are bad.
+        The whole event is read strictly.
         """
         try:
             event = read_event(value, key, self._catalog)
         except UndecodableEvent:
             return None
-        known = fact_body(event.fact())[_FIXED_BODY:]
+        fact_end = fact_body(event.fact())[_FIXED_BODY:]
         middles = self._middles[name]
         if len(middles) >= _MIDDLES_MAX:
             middles.clear()
-        middles[middle] = known
-        return known
+        middles[middle] = fact_end
+        return fact_end
 
 
-def _heads_are_canonical(table: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDArray[np.bool_]:
-    """Per row: enums in range and even, both instants exactly eight bytes, positive, and not
-    over-long.
-    """
-    good = np.ones(len(table), dtype=np.bool_)
+def _heads_are_canonical(heads: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDArray[np.bool_]:
+    """Return, for each row, whether its enums are in range and both instants are well-formed."""
+    is_good = np.ones(len(heads), dtype=np.bool_)
     for column, count in zip(shape.enums, shape.symbols, strict=True):
-        good &= (table[:, column] & 1 == 0) & (table[:, column] < count * 2)
-    for start in (shape.instants_at, shape.instants_at + 8):
-        eight = table[:, start : start + 8]
-        good &= (eight[:, :7] >= 0x80).all(axis=1)
-        good &= (eight[:, 7] < 0x80) & (eight[:, 7] > 0)
-        good &= eight[:, 0] & 1 == 0
-    return good
+        # An enum is a long: its number doubled, and odd where it is negative.
+        is_good &= (heads[:, column] & 1 == 0) & (heads[:, column] < count * 2)
+    is_good &= are_instants(heads, shape.instants_at)
+    is_good &= are_instants(heads, shape.instants_at + 8)
+    return is_good
 
 
 def _keys_are_ids(keys: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-    """Per row: whether the key has only the characters of a member id.
+    """Return, for each key, whether it has only the characters of a member id.
 
     One look at all of them usually suffices.
     """
-    if not b"".join(keys).translate(None, _ID_CHARACTERS):
+    if not b"".join(keys).translate(None, ID_CHARACTERS):
         return np.ones(len(keys), dtype=np.bool_)
-    return np.array([not key.translate(None, _ID_CHARACTERS) for key in keys], dtype=np.bool_)
+    return np.array([not key.translate(None, ID_CHARACTERS) for key in keys], dtype=np.bool_)
 
 
-def _instant(table: npt.NDArray[np.uint8], start: int) -> npt.NDArray[np.int64]:
-    """The value of an eight-byte zig-zag varint per row; meaningful where the head is canonical."""
-    zigzag = np.zeros(len(table), dtype=np.int64)
-    for byte in range(8):
-        zigzag |= (table[:, start + byte].astype(np.int64) & 0x7F) << (7 * byte)
-    return zigzag >> 1
+def _fixed_bodies(heads: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDArray[np.uint8]:
+    """Return the first 25 bytes of every row's fact: kind, both instants, tag.
 
-
-def _fixed_bodies(table: npt.NDArray[np.uint8], shape: _Shape) -> npt.NDArray[np.uint8]:
-    """The first 25 bytes of every row's fact: kind, both instants, tag."""
-    bodies = np.empty((len(table), _FIXED_BODY), dtype=np.uint8)
+    The instants are those bytes of the event as they are; the tag is the first half of the event id
+    XOR its second (see records.py).
+    """
+    bodies = np.empty((len(heads), _FIXED_BODY), dtype=np.uint8)
     if shape.enums:
-        # A row whose enum is out of range is refused elsewhere; here it must only not reach beyond
-        # the list.
-        bodies[:, 0] = shape.kinds[np.minimum(table[:, shape.enums[0]] >> 1, len(shape.kinds) - 1)]
+        # A row whose enum is out of range is refused elsewhere; it must only not reach beyond the
+        # list here.
+        numbers = np.minimum(heads[:, shape.enums[0]] >> 1, len(shape.kinds) - 1)
+        bodies[:, 0] = shape.kinds[numbers]
     else:
         bodies[:, 0] = shape.kinds[0]
-    bodies[:, 1:17] = table[:, shape.instants_at : shape.instants_at + 16]
-    bodies[:, 17:25] = (
-        table[:, FRAME_LENGTH : FRAME_LENGTH + 8] ^ table[:, FRAME_LENGTH + 8 : FRAME_LENGTH + 16]
-    )
+    bodies[:, 1:17] = heads[:, shape.instants_at : shape.instants_at + 16]
+    id_first_half = heads[:, FRAME_LENGTH : FRAME_LENGTH + 8]
+    id_second_half = heads[:, FRAME_LENGTH + 8 : FRAME_LENGTH + 16]
+    bodies[:, 17:25] = id_first_half ^ id_second_half
     return bodies

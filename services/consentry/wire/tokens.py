@@ -20,6 +20,7 @@ from typing import Final, NoReturn
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros
+from consentry.wire.avro_bytes import read_varint, varint_bytes
 
 TEXT_LENGTH_MAX: Final = 16_384
 PARTITIONS_MAX: Final = 1024
@@ -223,22 +224,19 @@ def _payload(token: Token, key_id: int) -> bytes:
     numbers = [token.issued_at // _SECOND_MICROS, token.controls, len(token.offsets)]
     for partition, offset in sorted(token.offsets.items()):
         numbers += [partition, offset]
-    return bytes([_FORMAT, key_id]) + token.log + b"".join(map(_varint, numbers))
+    return bytes([_FORMAT, key_id]) + token.log + b"".join(map(varint_bytes, numbers))
 
 
 def _parse(payload: bytes) -> Token | None:
-    """The token, or None where the bytes are not exactly what it would be written as."""
-    log, numbers, place = payload[2 : 2 + LOG_LENGTH], [], 2 + LOG_LENGTH
-    while place < len(payload):
-        number = shift = 0
-        while place < len(payload) and shift < 70:
-            byte = payload[place]
-            place += 1
-            number |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        numbers.append(number)
+    """Return the token, or None where the bytes are not exactly what it would be written as."""
+    position = 2 + LOG_LENGTH
+    log, numbers = payload[2:position], []
+    try:
+        while position < len(payload):
+            number, position = read_varint(payload, position)
+            numbers.append(number)
+    except IndexError:
+        return None
     if len(numbers) < 3 or len(numbers) != 3 + 2 * numbers[2] or numbers[2] > PARTITIONS_MAX:
         return None
     if max(numbers) >= _NUMBER_MAX:
@@ -250,12 +248,3 @@ def _parse(payload: bytes) -> Token | None:
         Micros(numbers[0] * 1_000_000),
     )
     return token if _payload(token, payload[1]) == payload else None
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

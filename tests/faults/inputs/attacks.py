@@ -16,11 +16,11 @@ from typing import Final
 
 from tests.stack import PARTITIONS, now
 
+from consentry.wire.avro_bytes import long_bytes
 from consentry.wire.catalog import Catalog
 from consentry.wire.frames import frame
 from consentry.wire.headers import Header
 from consentry.wire.partitions import partition_of
-from consentry.wire.records import long_bytes
 
 TAINTED: Final = 7
 """The partition that messages without a readable key are sent to; no other member of these tests

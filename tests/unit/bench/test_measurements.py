@@ -25,7 +25,7 @@ from bench.throughput import summary as throughput_summary
 from consentry.domain.events import ConsentChanged, event_tag
 from consentry.wire.catalog import Catalog, InMemoryRegistry, load_catalog, register_all
 from consentry.wire.event_batches import EventColumns
-from consentry.wire.records import appended, first_record
+from consentry.wire.records import append_fact, first_record
 
 START = 1_700_000_000_000_000
 DELAY = 7_000
@@ -74,7 +74,7 @@ def held_by(keys: list[bytes], values: list[bytes], catalog: Catalog) -> dict[by
         after = (
             first_record(key, fact.body, catalog.frame_of("ConsentRecord"))
             if before is None
-            else appended(before, key, fact.body, fact.tag)
+            else append_fact(before, key, fact.body, fact.tag)
         )
         assert after is not None
         table[key] = after

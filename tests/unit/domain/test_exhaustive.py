@@ -25,7 +25,7 @@ from consentry.domain.events import Fact, FactKind, MemberEvent
 from consentry.domain.records import Record, fold, next_choice
 from consentry.domain.values import Choice, MemberId, Reason
 from consentry.wire.frames import frame
-from consentry.wire.records import appended, fact_body, read_record, write_record
+from consentry.wire.records import append_fact, fact_body, read_record, write_record
 
 LENGTH = int(os.environ.get("CONSENTRY_EXHAUSTIVE_LENGTH", "4"))
 FRAME = frame(7)
@@ -114,7 +114,7 @@ class State(NamedTuple):
 def quickly(raw: bytes, event: MemberEvent) -> bytes | None:
     """The stored bytes after one more event, if they need not be read for it."""
     fact = event.fact()
-    return appended(raw, event.member.encode(), fact_body(fact), fact.tag)
+    return append_fact(raw, event.member.encode(), fact_body(fact), fact.tag)
 
 
 @cache

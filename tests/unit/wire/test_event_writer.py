@@ -24,7 +24,7 @@ from tests.strategies import (
 from consentry.domain.errors import InvalidInput
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
 from consentry.domain.values import Choice, MemberId, Micros
-from consentry.wire.event_writer import _FORMS_MAX, EventWriter
+from consentry.wire.event_writer import _PARTS_MAX, EventWriter
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, read_event, write_event
 
 CATALOG = new_catalog()
@@ -198,8 +198,8 @@ def test_what_is_remembered_has_a_limit() -> None:
     killed.
     """
     writer = EventWriter(CATALOG)
-    for number in range(_FORMS_MAX + 10):
+    for number in range(_PARTS_MAX + 10):
         event = replace(GOOD, notice_version=str(number))
         writer.write(event)
-    assert len(writer._forms) <= _FORMS_MAX
+    assert len(writer._parts) <= _PARTS_MAX
     assert writer.write(GOOD) == write_event(GOOD, CATALOG)

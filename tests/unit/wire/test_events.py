@@ -34,6 +34,7 @@ from consentry.domain.events import (
     SentEvent,
 )
 from consentry.domain.values import Choice, Micros
+from consentry.wire.avro_bytes import long_bytes
 from consentry.wire.catalog import Catalog, InMemoryRegistry
 from consentry.wire.event_batches import EventColumns
 from consentry.wire.events import (
@@ -46,7 +47,9 @@ from consentry.wire.events import (
     write_event,
 )
 from consentry.wire.frames import FRAME_LENGTH, frame, schema_id_of
-from consentry.wire.records import fact_body, long_bytes
+from consentry.wire.records import (
+    fact_body,
+)
 from consentry.wire.schemas import Schema, schema
 
 CATALOG = new_catalog()

@@ -17,20 +17,19 @@ from tests.strategies import MEMBER, chose, erased, facts, folded, member_ids, m
 from consentry.domain.events import Fact, FactKind
 from consentry.domain.records import FACTS_MAX, Record, fold_fact
 from consentry.domain.values import Choice, MemberId, Micros
+from consentry.wire.avro_bytes import long_bytes, read_long
 from consentry.wire.frames import FRAME_LENGTH, frame
 from consentry.wire.records import (
     DIGEST_BITS,
     DamagedRecord,
-    appended,
+    append_fact,
     body_fact,
-    check_sum,
     fact_body,
     first_record,
-    long_bytes,
     newest_fact,
-    read_long,
     read_record,
     record_digest,
+    verify_checksum,
     version_of,
     write_record,
 )
@@ -134,7 +133,7 @@ class TestCodec:
         assert record is not None
         fact = before[0] if repeats else fact
 
-        found = appended(write_record(record, FRAME), KEY, fact_body(fact), fact.tag)
+        found = append_fact(write_record(record, FRAME), KEY, fact_body(fact), fact.tag)
 
         assert found in (None, write_record(fold_fact(record, MEMBER, fact), FRAME))
 
@@ -143,7 +142,7 @@ class TestCodec:
         raw = write_record(folded(moved("US", 1, on=1)), FRAME)  # type: ignore[arg-type]
         fact = chose(Choice.OPT_OUT, 2, on=2).fact()
 
-        assert appended(raw, KEY, fact_body(fact), fact.tag) is not None
+        assert append_fact(raw, KEY, fact_body(fact), fact.tag) is not None
 
     def test_the_shortcut_leaves_full_folded_and_erased_records_alone(self) -> None:
         """Nothing may be added to an erased member, and no record may outgrow its bound."""
@@ -154,7 +153,7 @@ class TestCodec:
 
         for record in (full, over, gone):
             assert record is not None
-            assert appended(write_record(record, FRAME), KEY, fact_body(fact), fact.tag) is None
+            assert append_fact(write_record(record, FRAME), KEY, fact_body(fact), fact.tag) is None
 
 
 class TestDamage:
@@ -170,7 +169,7 @@ class TestDamage:
             with pytest.raises(DamagedRecord):
                 read_record(bytes(damaged), KEY)
             with pytest.raises(DamagedRecord):
-                appended(bytes(damaged), KEY, b"", b"12345678")
+                append_fact(bytes(damaged), KEY, b"", b"12345678")
 
     def test_without_the_checksum_a_flipped_bit_would_read_as_another_choice(self) -> None:
         """Hurt when this breaks: whoever trusts that the checksum is needed."""
@@ -198,7 +197,7 @@ class TestDamage:
 
         if other != record.member:
             with pytest.raises(DamagedRecord):
-                check_sum(raw, other.encode())
+                verify_checksum(raw, other.encode())
 
     @given(st.binary(max_size=60), st.booleans())
     def test_any_bytes_are_a_record_or_damaged_also_with_a_right_checksum(

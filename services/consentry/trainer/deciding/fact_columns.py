@@ -97,7 +97,7 @@ class FactColumns:
     def _sums_match(
         self, members: Sequence[bytes], raws: Sequence[bytes], ends: _Column
     ) -> _Column:
-        """As `check_sum`, per row."""
+        """As `verify_checksum`, per row."""
         sums = map(crc32, [raw[:-4] for raw in raws], map(crc32, members))
         stored: _Column = self._words[ends - 4].astype("<u4").byteswap()
         match: _Column = np.fromiter(sums, dtype=np.uint32, count=len(raws)) == stored

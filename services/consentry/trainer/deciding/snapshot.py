@@ -28,10 +28,10 @@ from consentry.wire.partitions import partition_of, partitions_of
 from consentry.wire.records import (
     DIGEST_BITS,
     DamagedRecord,
-    came_from,
-    check_sum,
+    is_ancestor,
     read_record,
     record_digest,
+    verify_checksum,
 )
 from consentry.wire.tokens import Token
 
@@ -80,14 +80,14 @@ class Snapshot:
                 self._quarantined.add(key)
                 continue
             try:
-                check_sum(value, key)
+                verify_checksum(value, key)
             except DamagedRecord:
                 self._quarantined.add(key)
                 continue
             good.append((key, value))
         for member, held, older in self.records.apply(*zip(*good, strict=True)) if good else ():
             self.regressions += 1
-            if not came_from(held, older):
+            if not is_ancestor(older, held):
                 # Not an older state of what is held: two histories of one member exist, and one
                 # lost an event.
                 self._quarantined.add(member)

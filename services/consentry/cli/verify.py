@@ -22,7 +22,7 @@ from consentry.domain.values import Micros
 from consentry.ops.clock import system_clock
 from consentry.trainer.bundled import snapshot_of
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.runs.certificates import BYTES_MAX, Certificate, read_certificate
+from consentry.trainer.runs.certificates.reader import BYTES_MAX, Certificate, read_certificate
 from consentry.trainer.runs.read_files import open_read_file, read_pieces
 from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
 from consentry.trainer.runs.verify import CertificateReport, verify

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def read_batch(data: Any, columns: Columns | None) -> RunBatch:
         return _read_arrow(data, columns)
     if _is_polars(data):
         named = _find_columns(data.columns, columns)
-        return RunBatch(_of_polars(data, named), named, data.filter)
+        return RunBatch(_polars_table(data, named), named, data.filter)
     if _is_pandas(data):
         named = _find_columns([str(name) for name in data.columns], columns)
         return RunBatch(_table(data, named), named, lambda mask: data[mask])
@@ -124,25 +125,27 @@ def _check_lengths(data: Mapping[str, Any]) -> None:
         )
 
 
-def _table(given: Any, columns: Columns) -> pa.Table:
-    return pa.table(
-        {name: _array(given[name], is_member=name == columns.member) for name in columns.names}
-    )
+def _table(data: Any, columns: Columns) -> pa.Table:
+    """Return the columns that decide, of a pandas frame or a mapping."""
+    arrays = {}
+    for name in columns.names:
+        arrays[name] = _array(data[name], is_member=name == columns.member)
+    return pa.table(arrays)
 
 
-def _of_polars(given: Any, columns: Columns) -> pa.Table:
+def _polars_table(data: Any, columns: Columns) -> pa.Table:
+    """Return the columns that decide, of a Polars frame."""
     from consentry.trainer.filters.polars_ import arrow_of  # noqa: PLC0415 - Polars is there
 
-    def values(name: str) -> Any:
-        return arrow_of(
-            given[name], lambda listed: _array(listed, is_member=name == columns.member)
-        )
-
-    return pa.table({name: values(name) for name in columns.names})
+    arrays = {}
+    for name in columns.names:
+        read_values = partial(_array, is_member=name == columns.member)
+        arrays[name] = arrow_of(data[name], read_values)
+    return pa.table(arrays)
 
 
 def _array(values: Any, *, is_member: bool) -> pa.Array | pa.ChunkedArray:
-    """A column of any kind; values of no common type are read one by one, as ids or as texts."""
+    """Return the values of one column; those of no common type are read one by one."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if _is_tensor(values):
@@ -152,9 +155,9 @@ def _array(values: Any, *, is_member: bool) -> pa.Array | pa.ChunkedArray:
             return pa.array(values)
         except NO_ONE_TYPE:
             pass  # they are read one by one, below
-    return (
-        member_id_column(values, numbers_beside_others=True) if is_member else texts_column(values)
-    )
+    if is_member:
+        return member_id_column(values, numbers_beside_others=True)
+    return texts_column(values)
 
 
 def _keep_values(values: Any, mask: _Mask) -> Any:

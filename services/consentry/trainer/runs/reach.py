@@ -23,7 +23,7 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.values import REASON_RANK, MemberId, Micros, Reason
 from consentry.trainer.deciding.member_classes import MemberClasses
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.runs.certificates import read_certificate
+from consentry.trainer.runs.certificates.reader import read_certificate
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads, micros
 from consentry.trainer.runs.read_files import merge_reads, open_read_files, reads_of_member
 from consentry.trainer.runs.reexamine import (

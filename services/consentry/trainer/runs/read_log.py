@@ -6,7 +6,7 @@ The parts are merged into one file when the run ends.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
-from consentry.trainer.deciding.columns import Columns, micros_of, plain_texts_of
+from consentry.trainer.deciding.columns import micros_of, plain_texts_of
 from consentry.trainer.runs.batches import RunBatch
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
 from consentry.trainer.runs.read_files import (
@@ -76,8 +76,7 @@ class ReadLog:
         `at` is the time of the read; `cut_offs` are those of all terms known at that time, in
         ascending order. Raises Unavailable.
         """
-        rows = read_rows(batch.table, batch.columns)
-        reads = rows.reads(mask, shard=shard, at=at, cut_offs=cut_offs)
+        reads = _reads_of_batch(batch, mask, shard=shard, at=at, cut_offs=cut_offs)
         self._pending.append(reads)
         self._pending_rows += reads.num_rows
         is_due = self._clock() - self._flushed_at >= self._spool_micros
@@ -122,52 +121,51 @@ class ReadLog:
             self._folder.write_with(READS_FILE, lambda out: write_merged(files, out))
 
 
-class ReadRows(NamedTuple):
-    """The rows of one batch as reads are recorded, before it is known which of them may be used."""
+def _reads_of_batch(
+    batch: RunBatch,
+    mask: npt.NDArray[np.bool_],
+    *,
+    shard: str,
+    at: Micros,
+    cut_offs: Sequence[Micros],
+) -> pa.Table:
+    """Return one read for each row of a batch where the mask is True."""
+    keep = pa.array(mask)
+    count = int(mask.sum())
+    columns = batch.columns
+    collected = _times(batch.table, columns.collected).filter(keep)
+    read_at = pa.repeat(pa.scalar(at, pa.int64()), count).cast(SCHEMA.field("first_read_at").type)
+    reads = {
+        "member_id": _texts(batch.table, columns.member).filter(keep),
+        "jurisdiction": _texts(batch.table, columns.jurisdiction).filter(keep),
+        "category": _texts(batch.table, columns.category).filter(keep),
+        "collected_from": _cut_offs_met(collected, cut_offs),
+        "shard": pa.repeat(shard, count),
+        "first_read_at": read_at,
+        "last_read_at": read_at,
+        "rows": pa.repeat(pa.scalar(1, pa.int64()), count),
+    }
+    return pa.table(reads, schema=SCHEMA)
 
-    member: pa.Array
-    jurisdiction: pa.Array
-    category: pa.Array
-    collected: pa.Array
 
-    def reads(
-        self, mask: npt.NDArray[np.bool_], *, shard: str, at: Micros, cut_offs: Sequence[Micros]
-    ) -> pa.Table:
-        """The reads that the rows of a mask are."""
-        keep = pa.array(mask)
-        member, jurisdiction, category, collected = (column.filter(keep) for column in self)
-        count = len(member)
-        times = pa.repeat(pa.scalar(at, pa.int64()), count).cast(SCHEMA.field("first_read_at").type)
-        met = _cut_off_met(collected, cut_offs)
-        columns = [member, jurisdiction, category, met, pa.repeat(shard, count), times, times]
-        return pa.table([*columns, pa.repeat(pa.scalar(1, pa.int64()), count)], schema=SCHEMA)
-
-
-def _cut_off_met(collected: pa.Array, cut_offs: Sequence[Micros]) -> pa.Array:
-    """For each time the latest of the cut-offs that is not later; null where there is none."""
+def _cut_offs_met(collected: pa.Array, cut_offs: Sequence[Micros]) -> pa.Array:
+    """Return for each time the latest cut-off that is not later; null where there is none."""
     kind = SCHEMA.field("collected_from").type
     if not cut_offs or collected.null_count == len(collected):
         return pa.nulls(len(collected), kind)
-    edges = np.array([0, *cut_offs], dtype=np.int64)
-    early = np.iinfo(np.int64).min
-    places = np.searchsorted(
-        edges[1:], collected.fill_null(early).to_numpy(zero_copy_only=False), side="right"
-    )
-    return pa.array(edges[places], pa.int64(), mask=places == 0).cast(kind)
+    before_all = np.iinfo(np.int64).min
+    times = collected.fill_null(before_all).to_numpy(zero_copy_only=False)
+    numbers_met = np.searchsorted(np.array(cut_offs, dtype=np.int64), times, side="right")
+    # Position 0 stands for no cut-off met, and is masked.
+    latest_met = np.array([0, *cut_offs], dtype=np.int64)[numbers_met]
+    return pa.array(latest_met, pa.int64(), mask=numbers_met == 0).cast(kind)
 
 
-def read_rows(table: pa.Table, columns: Columns) -> ReadRows:
-    """The columns of a batch in the types of reads."""
-    count = table.num_rows
+def _texts(table: pa.Table, name: str | None) -> pa.Array:
+    return pa.nulls(table.num_rows, pa.string()) if name is None else plain_texts_of(table[name])
 
-    def texts(name: str | None) -> pa.Array:
-        return pa.nulls(count, pa.string()) if name is None else plain_texts_of(table[name])
 
-    collected = (
-        pa.nulls(count, pa.int64())
-        if columns.collected is None
-        else micros_of(table[columns.collected], columns.collected).combine_chunks()
-    )
-    return ReadRows(
-        texts(columns.member), texts(columns.jurisdiction), texts(columns.category), collected
-    )
+def _times(table: pa.Table, name: str | None) -> pa.Array:
+    if name is None:
+        return pa.nulls(table.num_rows, pa.int64())
+    return micros_of(table[name], name).combine_chunks()

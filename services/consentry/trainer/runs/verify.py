@@ -13,7 +13,7 @@ import pyarrow as pa
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros, Reason
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.runs.certificates import Certificate
+from consentry.trainer.runs.certificates.reader import Certificate
 from consentry.trainer.runs.reads_summary import ReadsAccumulator, ReadsSummary
 from consentry.trainer.runs.reexamine import (
     CANNOT_TELL,

@@ -10,21 +10,21 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from consentry.bundles.keys import PublicKeys, SigningKey
 from consentry.domain.errors import InvalidInput
 from consentry.trainer.runs.certificates import (
-    BYTES_MAX,
     FORMAT,
     MerkleTree,
     canonical,
     read_canonical,
-    read_certificate,
     write_certificate,
 )
 from consentry.trainer.runs.certificates.merkle import node_hash
+from consentry.trainer.runs.certificates.reader import BYTES_MAX, read_certificate
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads, is_sorted, leaves
-from consentry.trainer.runs.certificates.statement import FIELDS
+from consentry.trainer.runs.certificates.statement import CertificateStatement
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
 KNOWN = PublicKeys([KEY.public])
@@ -46,14 +46,17 @@ values = st.dictionaries(
 
 def statement(**more: Any) -> dict[str, Any]:
     """A statement with all its fields."""
+    examples: dict[Any, Any] = {str: "x", int: 3, bool: True, dict[str, int]: {"DEFAULT_ON": 3}}
+    examples[int | None] = None
 
-    def of(kinds: Any) -> Any:
-        examples = {str: "x", int: 3, bool: True, dict: {"DEFAULT_ON": 3}}
-        if isinstance(kinds, dict) and kinds:
-            return {name: of(kind) for name, kind in kinds.items()}
-        return examples.get(kinds)
+    def example(model: type[BaseModel]) -> dict[str, Any]:
+        found = {}
+        for name, field in model.model_fields.items():
+            kind: Any = field.annotation
+            found[name] = examples[kind] if kind in examples else example(kind)
+        return found
 
-    return {**of(FIELDS), "format": FORMAT, **more}
+    return {**example(CertificateStatement), "format": FORMAT, **more}
 
 
 WRITTEN = write_certificate(statement(), KEY)
@@ -138,7 +141,7 @@ class TestEnvelope:
             except InvalidInput as error:
                 assert error.code.startswith("certificate.")  # noqa: PT017 - both ways of not being believed are right
 
-    @pytest.mark.parametrize("name", sorted(FIELDS))
+    @pytest.mark.parametrize("name", sorted(CertificateStatement.model_fields))
     def test_a_changed_field_is_refused_even_with_a_new_digest(self, name: str) -> None:
         """Whoever changes a field computes the digest anew; the signature they cannot."""
         envelope = json.loads(WRITTEN)
@@ -172,7 +175,7 @@ class TestEnvelope:
 
     def test_fields_that_are_missing_or_of_another_kind_are_refused(self) -> None:
         """A reader that falls over in the middle has not said *no*."""
-        for name in FIELDS:
+        for name in CertificateStatement.model_fields:
             less = statement()
             del less[name]
             for wrong in (less, statement(**{name: []})):

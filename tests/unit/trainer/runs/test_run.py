@@ -22,7 +22,7 @@ from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import Reason
 from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.runs import ConsentStale, LeaseRevoked, RunClosed, RunStore, digest_of_files
-from consentry.trainer.runs.certificates import read_certificate
+from consentry.trainer.runs.certificates.reader import read_certificate
 from consentry.trainer.runs.certificates.reads import micros
 from consentry.trainer.runs.store import CERTIFICATE_FILE, END_FILE, READS_FILE, START_FILE
 from consentry.wire.tokens import TokenKeys, read_token

@@ -22,7 +22,7 @@ from consentry.domain.values import Micros, Reason, parse_member_id
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs import TrainingRun
 from consentry.trainer.runs import verify as verifying
-from consentry.trainer.runs.certificates import read_certificate
+from consentry.trainer.runs.certificates.reader import read_certificate
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
 from consentry.trainer.runs.read_files import open_read_files, read_pieces
 from consentry.trainer.runs.reexamine import (

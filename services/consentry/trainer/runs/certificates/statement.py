@@ -1,84 +1,107 @@
-"""What a certificate states: its fields, and of which kind each is."""
+"""The statement of a certificate: its fields, and the type of each.
+
+Times and `lease_micros` are in microseconds, times since 1970-01-01 UTC.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from consentry.domain.errors import InvalidInput
 
-_OR_NOTHING: Final = (int, type(None))
-FIELDS: Final[Mapping[str, Any]] = {
-    "format": str,
-    "run_id": str,
-    "dataset": str,
-    "dataset_version": str,
-    "purpose": str,
-    "subscriber": str,
-    "started_at": int,
-    "ended_at": int,
-    "view_start": str,
-    "view_end": str,
-    "token_start": str,
-    "token_end": str,
-    "known_at_start": int,
-    "known_at_end": int,
-    "lease_micros": int,
-    "tail_micros": int,
-    "tail_rows": int,
-    "batches": int,
-    "batches_empty": int,
-    "rows_seen": int,
-    "rows_read": int,
-    "members_read": int,
-    "counts": dict,
-    "reads": {
-        "leaves": int,
-        "leaf": str,
-        "tree": str,
-        "merkle_root": str,
-        "first_read_at": _OR_NOTHING,
-        "last_read_at": _OR_NOTHING,
-    },
-    "exclusions": {"members": int, "digest": str, "definition": str},
-    "disjoint": {"holds": bool, "violations": int, "unclear": int, "how": str},
-    "software": str,
-    "limit": str,
-}
-"""Each of them has to be there, and no other. Times and `lease_micros` in microseconds."""
+
+class _Fields(BaseModel):
+    """Exactly the declared fields, each of exactly its type: no number is read from a text.
+
+    Unlike forms.document.Document, which helps whoever writes a document by hand to correct it, a
+    certificate that does not fit is refused by the name of its first field.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StatedReads(_Fields):
+    """The reads of the run, and the Merkle root over them."""
+
+    leaves: int
+    leaf: str
+    tree: str
+    merkle_root: str
+    first_read_at: int | None
+    last_read_at: int | None
+
+
+class StatedExclusions(_Fields):
+    """The members who were excluded at the run's end, whatever a row says."""
+
+    members: int
+    digest: str
+    definition: str
+
+
+class StatedDisjoint(_Fields):
+    """The result of deciding every read again: nobody excluded was read, or how many were."""
+
+    holds: bool
+    violations: int
+    unclear: int
+    how: str
+
+
+class CertificateStatement(_Fields):
+    """All that a certificate states. Every field has to be there, and no other."""
+
+    format: str
+    run_id: str
+    dataset: str
+    dataset_version: str
+    purpose: str
+    subscriber: str
+    started_at: int
+    ended_at: int
+    view_start: str
+    view_end: str
+    token_start: str
+    token_end: str
+    known_at_start: int
+    known_at_end: int
+    lease_micros: int
+    tail_micros: int
+    tail_rows: int
+    batches: int
+    batches_empty: int
+    rows_seen: int
+    rows_read: int
+    members_read: int
+    counts: dict[str, int]
+    reads: StatedReads
+    exclusions: StatedExclusions
+    disjoint: StatedDisjoint
+    software: str
+    limit: str
 
 
 def check_statement(statement: Mapping[str, Any]) -> None:
-    """Raise InvalidInput where a field is missing, unknown or of another kind."""
-    wrong = next(_wrong(statement, FIELDS, ""), None)
-    counts = statement.get("counts")
-    if (
-        wrong is None
-        and isinstance(counts, dict)
-        and not all(_is_kind(number, int) for number in counts.values())
-    ):
-        wrong = "counts"
-    if wrong is not None:
+    """Raise InvalidInput where a field is missing, unknown or of another type."""
+    try:
+        CertificateStatement.model_validate(statement)
+    except ValidationError as error:
+        field = _first_field(error)
         raise InvalidInput(
-            f"The certificate's field {wrong!r} is missing, unknown or of another kind.",
+            f"The certificate's field {field!r} is missing, unknown or of another kind.",
             code="certificate.malformed",
             fix="verify it with the version that wrote it; its field `software` may name it",
-        )
+        ) from error
 
 
-def _wrong(told: Mapping[str, Any], fields: Mapping[str, Any], before: str) -> Any:
-    for name in sorted(told.keys() | fields.keys()):
-        kind = fields.get(name)
-        if name not in told or kind is None:
-            yield before + name
-        elif isinstance(kind, dict):
-            if isinstance(told[name], dict):
-                yield from _wrong(told[name], kind, f"{before}{name}.")
-            else:
-                yield before + name
-        elif not _is_kind(told[name], kind):
-            yield before + name
-
-
-def _is_kind(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+def _first_field(error: ValidationError) -> str:
+    """Return the path of the first wrong field by name, such as `reads.leaves`."""
+    paths = []
+    for details in error.errors(include_url=False, include_input=False):
+        names = [str(name) for name in details["loc"]]
+        # The names in `counts` are reasons, not fields.
+        paths.append(names[:1] if names[0] == "counts" else names)
+    return ".".join(min(paths))

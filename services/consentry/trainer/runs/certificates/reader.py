@@ -1,25 +1,22 @@
-"""A certificate as a file: the statement, its digest, and a signature where there was a key."""
+"""Reads a certificate, and refuses it where a byte of it was altered.
+
+A training run only writes certificates: it does not load this module, nor pydantic with it.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Final
 
-from consentry.bundles.keys import PublicKeys, SigningKey
+from consentry.bundles.keys import PublicKeys
 from consentry.domain.errors import InvalidInput
 from consentry.trainer.runs.certificates.canonical import canonical, read_canonical
 from consentry.trainer.runs.certificates.statement import check_statement
+from consentry.trainer.runs.certificates.writer import FORMAT, SIGNED_PREFIX, digest_of
 
-FORMAT: Final = "consentry-certificate/1"
 BYTES_MAX: Final = 1 << 20
-LIMIT: Final = (
-    "it proves what the loader read; what a program did beside the loader, nobody can see here"
-)
-_SIGNED_AS: Final = FORMAT.encode() + b"\n"
-"""Stands in front of the bytes that are signed: no signature over anything else fits them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +30,6 @@ class Certificate:
     statement: dict[str, Any]
     key_id: str
     is_verified: bool
-
-
-def write_certificate(statement: dict[str, Any], key: SigningKey | None) -> bytes:
-    """Return the file of a statement: canonical JSON and a line end.
-
-    It is signed with Ed25519 where there is a key.
-    """
-    body = canonical(statement)
-    signature = None
-    if key is not None:
-        value = base64.urlsafe_b64encode(key.sign(_SIGNED_AS + body)).decode()
-        signature = {"algorithm": "Ed25519", "key": key.key_id, "value": value}
-    envelope = {"certificate": statement, "digest": _digest(body), "signature": signature}
-    return canonical(envelope) + b"\n"
 
 
 def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
@@ -64,7 +47,7 @@ def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
         raise _tampered("it has other parts than a certificate")
     statement, signature = envelope["certificate"], envelope["signature"]
     body = canonical(statement)
-    if envelope["digest"] != _digest(body):
+    if envelope["digest"] != digest_of(body):
         raise _tampered("its digest is that of another statement")
     if statement.get("format") != FORMAT:
         raise InvalidInput(
@@ -78,7 +61,7 @@ def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
     key_id, value = _read_signature(signature)
     if keys is None or key_id not in keys:
         return Certificate(statement, key_id, False)
-    if not keys.verifies(key_id, value, _SIGNED_AS + body):
+    if not keys.verifies(key_id, value, SIGNED_PREFIX + body):
         raise _tampered("its signature does not match")
     return Certificate(statement, key_id, True)
 
@@ -103,10 +86,6 @@ def _read_signature(signature: Any) -> tuple[str, bytes]:
     if len(value) != 64 or base64.urlsafe_b64encode(value).decode() != text:
         raise _tampered("its signature is not 64 bytes in base64")
     return key_id, value
-
-
-def _digest(body: bytes) -> str:
-    return "sha256:" + hashlib.sha256(body).hexdigest()
 
 
 def _tampered(why: str) -> InvalidInput:

@@ -18,7 +18,7 @@ from tests.table import load_partition, store_partition
 
 from consentry.domain.errors import Fenced, Refused, TableWentBack, Unavailable, UnsafeSetting
 from consentry.domain.values import Micros
-from consentry.local.ports import LOOPBACK, Listener, free_ports, who_listens
+from consentry.local.ports import LOOPBACK, Listener, find_listener, free_ports
 from consentry.local.services import find_redis
 from consentry.table.redis_table import RedisTable
 from consentry.wire.frames import frame
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
     child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + PATIENCE * 20
-        while who_listens(port, child_pid=child.pid) is not Listener.OURS:
+        while find_listener(port, child_pid=child.pid) is not Listener.OURS:
             assert child.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server does not listen"
             time.sleep(0.05)

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from consentry.local.ports import LOOPBACK_NAMES, Listener, listening_addresses, who_listens
+from consentry.local.ports import LOOPBACK_NAMES, Listener, find_listener, listening_addresses
 from consentry.local.stack import LocalStack
 from consentry.local.state import ProcessIdentity, load_state, log_path, read_state, state_directory
 
@@ -183,7 +183,7 @@ class TestServices:
             "registry": urlsplit(addresses.registry_url).port or 0,
         }
         for name, port in clients.items():
-            assert who_listens(port, child_pid=stack.processes[name]) is Listener.OURS
+            assert find_listener(port, child_pid=stack.processes[name]) is Listener.OURS
         hosts = {host for pid in stack.processes.values() for host, _ in listening_addresses(pid)}
         assert hosts <= LOOPBACK_NAMES
 

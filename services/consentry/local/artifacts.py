@@ -1,9 +1,8 @@
-"""The Java programs of the stack: pinned in `artifacts.lock.json`, fetched once, verified by
-checksum.
+"""The Java programs of the stack.
 
-A file enters the cache only by an atomic rename after its sha256 was verified, so that a killed
-download, or two processes that download at the same time, can never leave a file that looks whole
-and is not.
+They are pinned in `artifacts.lock.json`, fetched once and verified by checksum. A file enters the
+cache only by an atomic rename after its sha256 was verified. So a killed download, or two processes
+that download at the same time, can never leave a file that looks whole and is not.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -35,8 +34,9 @@ LOCK_FORMAT = 1
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int, str], None]
-"""Called with bytes fetched, bytes to fetch in all, and the file at hand; from several threads, one
-at a time.
+"""Called with the bytes fetched, the bytes to fetch in all, and the name of the current file.
+
+Several threads call it, one at a time.
 """
 
 
@@ -60,13 +60,14 @@ class Artifact:
 
     @property
     def coordinates(self) -> str:
-        """What to call it in a message: `group:artifact:version[:classifier]`."""
-        return ":".join(
-            part for part in (self.group, self.artifact, self.version, self.classifier) if part
-        )
+        """The file's name in messages: `group:artifact:version[:classifier]`."""
+        parts = [self.group, self.artifact, self.version]
+        if self.classifier:
+            parts.append(self.classifier)
+        return ":".join(parts)
 
     def path_in(self, cache: Path) -> Path:
-        """Where the verified file lies in the cache."""
+        """Return the path of the verified file in the cache."""
         return cache.joinpath(
             "artifacts", *self.group.split("."), self.artifact, self.version, self.file_name
         )
@@ -74,9 +75,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactLock:
-    """The pinned files of the stack: the broker's class path, in order, and the registry's
-    archive.
-    """
+    """The pinned files: the broker's class path, in order, and the registry's archive."""
 
     kafka: tuple[Artifact, ...]
     registry: Artifact
@@ -88,11 +87,13 @@ class ArtifactLock:
 
 
 def load_lock(text: str | None = None) -> ArtifactLock:
-    """Return the lock that ships with the package, or parse `text`; raises ValueError where it does
-    not fit.
+    """Return the lock that ships with the package, or the one in `text`.
+
+    Raises ValueError where the format is another.
     """
     if text is None:
-        text = resources.files("consentry.local").joinpath("artifacts.lock.json").read_text("utf-8")
+        file = resources.files("consentry.local").joinpath("artifacts.lock.json")
+        text = file.read_text("utf-8")
     document = json.loads(text)
     if document["format"] != LOCK_FORMAT:
         raise ValueError(
@@ -111,7 +112,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_whole(artifact: Artifact, path: Path) -> bool:
-    """Say whether the file at `path` is exactly the pinned one; False when there is none."""
+    """Return True if the file at `path` is exactly the pinned one; False without a file."""
     try:
         return path.stat().st_size == artifact.size_bytes and sha256_of(path) == artifact.sha256
     except FileNotFoundError:
@@ -134,22 +135,27 @@ def fetch(
     cannot be had or is not the pinned one, and Cancelled soon after `cancelled` is set.
     """
     paths = tuple(artifact.path_in(cache) for artifact in artifacts)
-    if all(is_whole(artifact, path) for artifact, path in zip(artifacts, paths, strict=True)):
+    if not _missing(artifacts, cache):
         return paths
-    say = report or (lambda line: None)
-    stop = cancelled or threading.Event()
-    with _cache_lock(cache, say, stop):
+    report = report or (lambda line: None)
+    cancelled = cancelled or threading.Event()
+    with _cache_lock(cache, report, cancelled):
         # Another process may have fetched them while this one waited.
-        missing = [
-            artifact for artifact in artifacts if not is_whole(artifact, artifact.path_in(cache))
-        ]
+        missing = _missing(artifacts, cache)
         for artifact in missing:
-            if artifact.path_in(cache).exists():
-                say(f"{artifact.coordinates} in the cache is damaged: removed, and fetched again")
-                artifact.path_in(cache).unlink()
+            path = artifact.path_in(cache)
+            if path.exists():
+                report(f"{artifact.coordinates} in the cache is damaged: removed, fetched again")
+                path.unlink()
         if missing:
-            _download_all(missing, cache, repository, _Meter(missing, progress, stop))
+            meter = _Meter(missing, progress, cancelled)
+            _download_all(missing, cache, repository, meter)
     return paths
+
+
+def _missing(artifacts: Sequence[Artifact], cache: Path) -> list[Artifact]:
+    """Return the artifacts that are not in the cache, or are damaged there."""
+    return [artifact for artifact in artifacts if not is_whole(artifact, artifact.path_in(cache))]
 
 
 def unpack(
@@ -159,10 +165,9 @@ def unpack(
     report: Report | None = None,
     cancelled: threading.Event | None = None,
 ) -> Path:
-    """Return the directory that `archive`, already fetched, is unpacked in; unpacks it the first
-    time.
+    """Unpack an archive that was fetched, if it is not unpacked yet, and return the directory.
 
-    Raises LocalStackError if another process keeps the cache to itself, and Cancelled.
+    Raises LocalStackError if another process does not release the cache, and Cancelled.
     """
     target = cache / "unpacked" / f"{archive.artifact}-{archive.version}-{archive.sha256[:12]}"
     if target.is_dir():
@@ -184,10 +189,10 @@ def _cache_lock(cache: Path, report: Report, cancelled: threading.Event) -> Iter
         wait_seconds_max=CACHE_WAIT_SECONDS_MAX,
         on_wait=lambda: report(f"another process is filling {cache}: waiting for it"),
         cancelled=cancelled,
-    ) as held:
-        if not held and cancelled.is_set():
+    ) as is_held:
+        if not is_held and cancelled.is_set():
             raise Cancelled
-        if not held:
+        if not is_held:
             raise LocalStackError(
                 f"Another process has been filling the cache {cache} for "
                 f"{CACHE_WAIT_SECONDS_MAX:.0f} s.",
@@ -195,7 +200,7 @@ def _cache_lock(cache: Path, report: Report, cancelled: threading.Event) -> Iter
                 fix="end that process, or choose another cache with --cache-dir (lock file: "
                 f"{cache / 'lock'})",
             )
-        # Whoever made these was killed: the lock is ours, so nobody is writing them.
+        # We hold the lock, so nobody is writing these: the process that made them was killed.
         for leftover in cache.glob("incoming-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
@@ -237,7 +242,7 @@ class _Meter:
 
     @contextmanager
     def watch(self, file_name: str, size: int) -> Iterator[Callable[[int], None]]:
-        """Count one attempt, in the shape that jgo calls; `size` is what the server announced."""
+        """Count one attempt, with the signature that jgo calls; `size` is the announced size."""
         counted = 0
 
         def update(count: int) -> None:
@@ -257,10 +262,9 @@ def _download_all(
     missing: Sequence[Artifact], cache: Path, repository: str | None, meter: _Meter
 ) -> None:
     with _incoming(cache) as incoming, ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-        tasks = [
-            pool.submit(_download, artifact, cache, incoming, repository, meter)
-            for artifact in missing
-        ]
+        tasks: list[Future[None]] = []
+        for artifact in missing:
+            tasks.append(pool.submit(_download, artifact, cache, incoming, repository, meter))
         try:
             for task in tasks:
                 task.result()
@@ -274,28 +278,31 @@ def _download(
 ) -> None:
     for attempt in range(1, DOWNLOAD_ATTEMPTS_MAX + 1):
         meter.check()
-        # A directory of its own for each attempt: jgo refuses to write over the part of a file it
+        # A directory of its own for each attempt: jgo refuses to overwrite a partial file that it
         # left behind.
         attempt_directory = incoming / f"{artifact.sha256[:16]}-{attempt}"
         try:
-            arrived = _resolve(artifact, attempt_directory, repository, meter)
+            download = _resolve(artifact, attempt_directory, repository, meter)
         except (OSError, RuntimeError) as error:  # every error of the HTTP client is an OSError
             if attempt == DOWNLOAD_ATTEMPTS_MAX or not isinstance(error, OSError):
                 raise _unreachable(artifact, error, repository) from error
             continue
-        if not is_whole(artifact, arrived):
-            raise _mismatch(artifact, arrived, repository)
+        if not is_whole(artifact, download):
+            raise _mismatch(artifact, download, repository)
         target = artifact.path_in(cache)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(arrived, target)
+        os.replace(download, target)
         return
 
 
 def _resolve(artifact: Artifact, directory: Path, repository: str | None, meter: _Meter) -> Path:
+    repositories = None
+    if repository is not None:
+        repositories = {"repository": repository.rstrip("/")}
     context = MavenContext(
         resolver=PythonResolver(progress_callback=meter.watch),
         repo_cache=directory,
-        remote_repos=None if repository is None else {"repository": repository.rstrip("/")},
+        remote_repos=repositories,
         timeout=SILENCE_SECONDS_MAX,
     )
     component = context.project(artifact.group, artifact.artifact).at_version(artifact.version)
@@ -303,7 +310,7 @@ def _resolve(artifact: Artifact, directory: Path, repository: str | None, meter:
 
 
 def _unreachable(artifact: Artifact, error: Exception, repository: str | None) -> LocalStackError:
-    asked = f"The repository {repository}" if repository else "The default Maven repository"
+    source = f"the repository {repository}" if repository else "the default Maven repository"
     if isinstance(error, OSError):
         first = _first_cause(error)
         reason = f"could not be reached, or the file not written ({type(first).__name__}: {first})"
@@ -311,33 +318,30 @@ def _unreachable(artifact: Artifact, error: Exception, repository: str | None) -
         reason = "answered that it does not have this file"
     return LocalStackError(
         f"{artifact.coordinates} ({artifact.size_bytes / 1e6:.1f} MB) is not in the cache and "
-        "could not be fetched: "
-        f"{asked} {reason}.",
+        f"could not be fetched: {source} {reason}.",
         code="local.artifact_unreachable",
-        fix="check the network and run the command again, what has arrived is kept; behind a "
-        "mirror, set "
-        "--maven-repository (CONSENTRY_MAVEN_REPOSITORY) to its address; without a network, copy "
-        "the cache "
-        "directory of a machine that has it and set --cache-dir (CONSENTRY_CACHE_DIR)",
+        fix="check the network and run the command again, files that have arrived are kept; behind "
+        "a mirror, set --maven-repository (CONSENTRY_MAVEN_REPOSITORY) to its address; without a "
+        "network, copy the cache directory of a machine that has it and set --cache-dir "
+        "(CONSENTRY_CACHE_DIR)",
     )
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return what an error began with: the HTTP client wraps a refused connection three times."""
+    """Return the first cause of an error: the HTTP client wraps a refused connection thrice."""
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return error
 
 
-def _mismatch(artifact: Artifact, arrived: Path, repository: str | None) -> LocalStackError:
+def _mismatch(artifact: Artifact, download: Path, repository: str | None) -> LocalStackError:
     return LocalStackError(
         f"{artifact.coordinates} was fetched from {repository or 'the default Maven repository'}, "
-        "but is not the "
-        f"pinned file: expected sha256 {artifact.sha256} in {artifact.size_bytes} bytes, got "
-        f"{sha256_of(arrived)} "
-        f"in {arrived.stat().st_size} bytes. It was thrown away and nothing was started.",
+        f"but is not the pinned file: expected sha256 {artifact.sha256} in {artifact.size_bytes} "
+        f"bytes, got {sha256_of(download)} in {download.stat().st_size} bytes. It was thrown away "
+        "and nothing was started.",
         code="local.artifact_mismatch",
-        fix="run the command again; if it stays, a mirror or proxy alters the file: set "
-        "--maven-repository "
-        "(CONSENTRY_MAVEN_REPOSITORY) to a repository that serves the published one",
+        fix="run the command again; if the error stays, a mirror or proxy alters the file: set "
+        "--maven-repository (CONSENTRY_MAVEN_REPOSITORY) to a repository that serves the published "
+        "one",
     )

@@ -1,5 +1,6 @@
-"""Bring one service up: prepare, start, prove that it is our child who listens, then ask it a real
-question.
+"""Bring one service up.
+
+It is prepared and started; then it has to listen itself on its port, and answer a real request.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from consentry.local.child import Launch, Spawner, end
 from consentry.local.errors import Cancelled, LocalStackError
 from consentry.local.health import NotAnswering
-from consentry.local.ports import Listener, free_ports, who_listens
+from consentry.local.ports import Listener, find_listener, free_ports
 from consentry.local.services import Service
 
 START_SECONDS_MAX = 60.0  # measured at 3 to 8; a busy machine gets ten times that
@@ -28,7 +29,7 @@ Child = subprocess.Popen[bytes]
 
 
 class PortTaken(Exception):
-    """Another process listens on a port that was free a moment ago."""
+    """Raised when another process listens on a port that was free a moment ago."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -37,7 +38,7 @@ class PortTaken(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bringup:
-    """What bringing up needs besides the service; `abort` ends every wait within about a second."""
+    """Brings services up; setting `abort` ends every wait within about a second."""
 
     spawner: Spawner
     log_path: Path
@@ -51,9 +52,9 @@ class Bringup:
     ) -> tuple[Child, tuple[int, ...]]:
         """Return the child that answers, and its ports.
 
-        Where `may_move`, a port that another process took is given up for a new one. Raises
+        With `may_move`, a port that another process took is replaced by a new one. Raises
         LocalStackError with the end of the log as a note, or Cancelled; a child that failed is
-        ended before.
+        ended first.
         """
         for attempt in range(1, PORT_ATTEMPTS_MAX + 1):
             try:
@@ -68,8 +69,8 @@ class Bringup:
         raise AssertionError("the loop returns or raises")
 
     def _try(self, service: Service, ports: tuple[int, ...]) -> Child:
-        began = time.monotonic()
-        deadline = began + self.start_seconds_max
+        started = time.monotonic()
+        deadline = started + self.start_seconds_max
         preparation = service.preparation(ports)
         if preparation is not None:
             self._run_to_end(service, preparation, deadline)
@@ -81,9 +82,8 @@ class Bringup:
             child.kill()
             child.wait()
             raise
-        self.report(
-            f"{service.name} answers at {service.address(ports)} ({time.monotonic() - began:.1f} s)"
-        )
+        seconds = time.monotonic() - started
+        self.report(f"{service.name} answers at {service.address(ports)} ({seconds:.1f} s)")
         return child
 
     def _spawn(self, service: Service, launch: Launch) -> Child:
@@ -106,7 +106,7 @@ class Bringup:
     def _await_listener(
         self, service: Service, child: Child, ports: tuple[int, ...], deadline: float
     ) -> None:
-        while (listener := who_listens(ports[0], child_pid=child.pid)) is not Listener.OURS:
+        while (listener := find_listener(ports[0], child_pid=child.pid)) is not Listener.OURS:
             if listener is Listener.FOREIGN:
                 raise PortTaken(ports[0])
             if child.poll() is not None:
@@ -128,34 +128,31 @@ class Bringup:
 
     def _explain_death(self, service: Service, child: Child, ports: tuple[int, ...]) -> None:
         for port in ports:
-            if who_listens(port, child_pid=child.pid) is Listener.FOREIGN:
+            if find_listener(port, child_pid=child.pid) is Listener.FOREIGN:
                 raise PortTaken(port)
         raise self._failure(service, f"ended while starting, with exit status {child.returncode}")
 
-    def _pause(self, service: Service, deadline: float, waiting_because: str) -> None:
+    def _pause(self, service: Service, deadline: float, reason: str) -> None:
         if self.abort.wait(POLL_SECONDS):
             raise Cancelled
         if time.monotonic() > deadline:
-            raise self._failure(
-                service, f"is not ready after {self.start_seconds_max:.0f} s: {waiting_because}"
-            )
+            what_failed = f"is not ready after {self.start_seconds_max:.0f} s: {reason}"
+            raise self._failure(service, what_failed)
 
-    def _failure(self, service: Service, what: str) -> LocalStackError:
+    def _failure(self, service: Service, what_failed: str) -> LocalStackError:
         error = LocalStackError(
-            f"The local {service.name} {what}.",
+            f"The local {service.name} {what_failed}.",
             code=f"local.{service.name}_failed",
-            fix=f"read its log at {self.log_path}; its data lies in {service.directory}, and a "
-            "local stack that "
-            "holds nothing you need can be begun anew by deleting that directory",
+            fix=f"read its log at {self.log_path}; its data is in {service.directory}; if you need "
+            "nothing of it, delete that directory and start again",
         )
-        error.add_note(
-            f"The last lines of {self.log_path}:\n" + "\n".join(last_lines(self.log_path))
-        )
+        log_end = "\n".join(last_lines(self.log_path))
+        error.add_note(f"The last lines of {self.log_path}:\n{log_end}")
         return error
 
 
 def last_lines(path: Path, count: int = LOG_LINES_SHOWN) -> list[str]:
-    """Return the last lines of a log; none if there is no such file."""
+    """Return the last lines of a log; an empty list if there is no such file."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return [line.rstrip("\n") for line in deque(file, maxlen=count)]
@@ -165,14 +162,14 @@ def last_lines(path: Path, count: int = LOG_LINES_SHOWN) -> list[str]:
 
 def _port_error(service: Service, port: int, *, may_move: bool) -> LocalStackError:
     if may_move:
-        what = (
+        what_failed = (
             f"found {PORT_ATTEMPTS_MAX} times in a row that another process had taken its "
             f"port, lastly {port}"
         )
-        fix = (
-            "run the command again; if it stays, another program takes every port of this computer"
-        )
+        fix = "run the command again; if the error stays, another program takes every free port"
     else:
-        what = f"has to listen on port {port} again, and another process listens there"
+        what_failed = f"has to listen on port {port} again, and another process listens there"
         fix = f"end the process that listens on port {port}, then start {service.name} again"
-    return LocalStackError(f"The local {service.name} {what}.", code="local.port_taken", fix=fix)
+    return LocalStackError(
+        f"The local {service.name} {what_failed}.", code="local.port_taken", fix=fix
+    )

@@ -1,6 +1,4 @@
-"""Child processes that end with us: started from one thread that lives as long as the stack
-does.
-"""
+"""Child processes that end when this process ends."""
 
 from __future__ import annotations
 
@@ -18,11 +16,10 @@ from consentry.local import parent_death
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A program to start: absolute path and arguments, its directory, and its settings as
-    environment variables.
+    """A program to start: its absolute path and arguments, its directory, its environment.
 
     The child gets nothing else of our environment: a stray JAVA_TOOL_OPTIONS or QUARKUS_* of the
-    shell must not change what a stack is.
+    shell must not change the stack.
     """
 
     command: Sequence[str]
@@ -34,7 +31,7 @@ class Spawner:
     """Starts children that the kernel kills when this process dies, even by kill -9 (Linux).
 
     The kernel ties that to the *thread* that forked, so all children come from one thread of our
-    own, which ends with `close` and not with whoever called.
+    own. It ends with `close`, and not with the caller's thread.
     """
 
     def __init__(self) -> None:
@@ -43,27 +40,29 @@ class Spawner:
         )
 
     def spawn(self, launch: Launch, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start `launch` in a session of its own, so that Ctrl-C reaches us and not the child;
-        output goes to `log`.
+        """Start a program; its output goes to `log`.
+
+        It has a session of its own, so that Ctrl-C reaches us and not the child.
         """
         return self._thread.submit(self._spawn, launch, log).result()
 
     def close(self) -> None:
-        """End the thread; children that still run are killed by that, so stop them first."""
+        """End the thread; this kills children that still run, so stop them first."""
         self._thread.shutdown(wait=True)
 
     @staticmethod
     def _spawn(launch: Launch, log: IO[bytes]) -> subprocess.Popen[bytes]:
         wrapper = [sys.executable, "-I", "-S", str(Path(parent_death.__file__)), str(os.getpid())]
+        environment = {
+            "PATH": os.defpath,
+            "LC_ALL": "C.UTF-8",
+            "HOME": str(launch.directory),
+            **launch.environment,
+        }
         return subprocess.Popen(  # noqa: S603 - our own command line, no shell
             [*wrapper, *launch.command],
             cwd=launch.directory,
-            env={
-                "PATH": os.defpath,
-                "LC_ALL": "C.UTF-8",
-                "HOME": str(launch.directory),
-                **launch.environment,
-            },
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -72,7 +71,7 @@ class Spawner:
 
 
 def end(child: subprocess.Popen[bytes], *, patience_seconds: float) -> None:
-    """Wait for a child that was asked to end, and kill it when the patience is over."""
+    """Wait for a child that was told to end, and kill it when the time is over."""
     try:
         child.wait(patience_seconds)
     except subprocess.TimeoutExpired:

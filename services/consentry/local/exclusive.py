@@ -1,4 +1,4 @@
-"""A lock that the operating system drops with its holder, however the holder ends."""
+"""A lock that the operating system releases when its holder ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ POLL_SECONDS = 0.1
 
 
 def try_lock(path: Path) -> int | None:
-    """Return a file descriptor that holds the lock at `path` until it is closed, or None if another
-    holds it.
+    """Take the lock at `path`; return the file descriptor that holds it until it is closed.
+
+    Returns None if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -30,10 +31,10 @@ def try_lock(path: Path) -> int | None:
 def exclusive_file(
     path: Path, *, wait_seconds_max: float, on_wait: Callable[[], None], cancelled: threading.Event
 ) -> Iterator[bool]:
-    """Hold the lock at `path` for the block; yields False if it was not to be had in time, or
-    `cancelled` was set.
+    """Hold the lock at `path` for the block, and yield True.
 
-    `on_wait` is called once if another process holds it.
+    Yields False if the lock was not free in time, or `cancelled` was set. `on_wait` is called once
+    if another process holds the lock.
     """
     deadline = time.monotonic() + wait_seconds_max
     descriptor = try_lock(path)

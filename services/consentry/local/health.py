@@ -1,4 +1,4 @@
-"""Real requests to the three services: the only proof of readiness that the stack accepts."""
+"""Real requests to the three services, the only proof that they are ready."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 
 
 class NotAnswering(Exception):
-    """A service did not answer a real request; the message says what came instead."""
+    """Raised when a service does not answer a real request; the message says what came instead."""
 
 
 def ask_kafka(bootstrap: str, *, timeout_seconds: float) -> str:
@@ -30,7 +30,7 @@ def ask_kafka(bootstrap: str, *, timeout_seconds: float) -> str:
 
 def ask_redis(url: str, *, timeout_seconds: float) -> str:
     """PING, and return the run id of the server; raises NotAnswering."""
-    # A retry inside the client would hide the very failure that is asked for.
+    # A retry inside the client would hide the failure that this has to see.
     client = redis.Redis.from_url(
         url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=None
     )

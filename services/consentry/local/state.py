@@ -1,6 +1,6 @@
-"""What is known of a stack from outside its process:
+"""The state of a stack as other processes see it.
 
-`<dir>/local/state.json`, and how stale state is cleared.
+It is in `<dir>/local/state.json`; what a killed stack left there is cleared by the next one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import psutil
 from consentry.local.errors import LocalStackError
 
 STATE_FORMAT = 1
-# A process is named by its pid and its start. The operating system tells the start to about a
-# second, and a clock that is set moves it a little; the same pid is not given twice so fast.
+# A process is identified by its pid and its start time. The operating system knows the start to
+# about a second, and setting the clock moves it a little; the same pid is not given twice so fast.
 START_TOLERANCE_SECONDS = 2.0
 END_PATIENCE_SECONDS = 5.0
 POLL_SECONDS = 0.05
@@ -34,7 +34,7 @@ RUNNING = "running"
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the services listen: a bootstrap address and two URLs, all on loopback."""
+    """The addresses of the services: a bootstrap address and two URLs, all on loopback."""
 
     kafka: str
     redis_url: str
@@ -43,25 +43,30 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessIdentity:
-    """One life of a process: a pid alone may since have been given to another."""
+    """One life of a process; the same pid may later be given to another process."""
 
     pid: int
     started: float
-    """Seconds since 1970, as the operating system tells."""
+    """Seconds since 1970, by the operating system."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity:
-        """Name the process that has this pid now; raises psutil.NoSuchProcess."""
+        """Return the identity of the process that has this pid now.
+
+        Raises psutil.NoSuchProcess.
+        """
         return cls(pid=pid, started=psutil.Process(pid).create_time())
 
     def process(self) -> psutil.Process | None:
         """Return this very process if it is still alive, else None."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) <= START_TOLERANCE_SECONDS
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            is_same = abs(process.create_time() - self.started) <= START_TOLERANCE_SECONDS
+            if is_same and process.status() != psutil.STATUS_ZOMBIE:
+                return process
         except psutil.NoSuchProcess:
-            return None
+            pass
+        return None
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to this very process; does nothing if it has ended."""
@@ -71,8 +76,9 @@ class ProcessIdentity:
                 process.send_signal(number)
 
     def await_end(self, *, patience_seconds: float) -> bool:
-        """Wait until the process has ended, and say whether it has; one that nobody reaps counts as
-        ended.
+        """Wait until the process has ended; return False if it has not when the time is over.
+
+        A process that nobody reaps counts as ended.
         """
         deadline = time.monotonic() + patience_seconds
         while self.process() is not None:
@@ -100,27 +106,30 @@ def state_directory(directory: Path) -> Path:
 
 
 def state_path(directory: Path) -> Path:
-    """Return where the state of the stack in `directory` is written."""
+    """Return the path of the state file of the stack in `directory`."""
     return state_directory(directory) / "state.json"
 
 
 def log_path(directory: Path, service: str) -> Path:
-    """Return where the output of a service, or of `supervisor`, is kept."""
+    """Return the path of the log of a service, or of `supervisor`."""
     return state_directory(directory) / "logs" / f"{service}.log"
 
 
 def read_state(directory: Path) -> StackState | None:
-    """Return the state of a live stack; None where none runs, whatever a killed one left behind.
+    """Return the state of a live stack; None where no stack runs, even if a killed one left a file.
 
-    Raises LocalStackError if the file cannot be read, because then nothing can be told.
+    Raises LocalStackError if the file cannot be read, because then nothing is known.
     """
     state = load_state(directory)
-    return state if state is not None and state.supervisor.process() is not None else None
+    if state is None or state.supervisor.process() is None:
+        return None
+    return state
 
 
 def load_state(directory: Path) -> StackState | None:
-    """Return what the state file says, alive or not; None without a file. Raises
-    LocalStackError.
+    """Return the state in the file, of a live stack or not; None without a file.
+
+    Raises LocalStackError.
     """
     path = state_path(directory)
     try:
@@ -136,7 +145,7 @@ def load_state(directory: Path) -> StackState | None:
 
 
 def parse_state(document: dict[str, Any]) -> StackState:
-    """Return the state in a parsed document; raises ValueError, KeyError or TypeError."""
+    """Return the state in a parsed document. Raises ValueError, KeyError or TypeError."""
     if document["format"] != STATE_FORMAT:
         raise ValueError(f"format {document['format']}, this version reads {STATE_FORMAT}")
     addresses = document["addresses"]
@@ -145,7 +154,9 @@ def parse_state(document: dict[str, Any]) -> StackState:
         supervisor=ProcessIdentity(**document["supervisor"]),
         ephemeral=bool(document["ephemeral"]),
         data_directory=str(document["data_directory"]),
-        services={name: ProcessIdentity(**each) for name, each in document["services"].items()},
+        services={
+            name: ProcessIdentity(**identity) for name, identity in document["services"].items()
+        },
         addresses=None if addresses is None else Addresses(**addresses),
     )
 
@@ -161,9 +172,9 @@ def write_state(directory: Path, state: StackState) -> None:
 
 
 def clear_stale_state(directory: Path, report: Callable[[str], None]) -> None:
-    """End what a killed run left behind and forget it, saying so in one line.
+    """End the services that a killed run left, and delete its files; reports it in one line.
 
-    The caller holds the lock of the stack, so no supervisor is alive to whom any of it belongs.
+    The caller holds the lock of the stack, so no supervisor is alive that these belong to.
     """
     local = state_directory(directory)
     try:
@@ -174,27 +185,28 @@ def clear_stale_state(directory: Path, report: Callable[[str], None]) -> None:
         state = None
     if state is not None:
         ended = end_processes(state.services)
-        leftovers = (
-            f"ended its {', '.join(ended)}" if ended else "none of its services was left running"
-        )
+        consequence = "none of its services was left running"
+        if ended:
+            consequence = f"ended its {', '.join(ended)}"
         report(
             f"an earlier run in {directory} (process {state.supervisor.pid}) did not end cleanly: "
-            f"{leftovers}"
+            f"{consequence}"
         )
         state_path(directory).unlink()
     for leftover in (*local.glob("ephemeral-*"), *local.glob("state-*.tmp")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def end_processes(services: dict[str, ProcessIdentity]) -> list[str]:
-    """End those of the named processes that are still the same ones, and return the names of
-    these.
-    """
-    alive = {name: each for name, each in services.items() if each.process() is not None}
-    for each in alive.values():
-        each.send(signal.SIGTERM)
-    for each in alive.values():
-        if not each.await_end(patience_seconds=END_PATIENCE_SECONDS):
-            each.send(signal.SIGKILL)
-            each.await_end(patience_seconds=END_PATIENCE_SECONDS)
+    """End the processes that are still alive, and return their names."""
+    alive = {name: process for name, process in services.items() if process.process() is not None}
+    for process in alive.values():
+        process.send(signal.SIGTERM)
+    for process in alive.values():
+        if not process.await_end(patience_seconds=END_PATIENCE_SECONDS):
+            process.send(signal.SIGKILL)
+            process.await_end(patience_seconds=END_PATIENCE_SECONDS)
     return list(alive)

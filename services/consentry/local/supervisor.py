@@ -1,8 +1,6 @@
-"""Keeping a stack up until somebody ends it: the foreground loop, the detached process, and ending
-either.
+"""The supervisor of a stack: in the foreground, or detached as a process of its own.
 
-`python -m consentry.local.supervisor DIRECTORY --cache CACHE` is what `consentry local up --detach`
-starts.
+`consentry local up --detach` starts `python -m consentry.local.supervisor DIRECTORY --cache CACHE`.
 """
 
 from __future__ import annotations
@@ -38,15 +36,17 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def ended_by_signals() -> Iterator[threading.Event]:
-    """For the block, turn Ctrl-C, SIGTERM and a closed terminal into the event that it yields."""
+    """Yield an event that Ctrl-C, SIGTERM or a closed terminal set during the block."""
     asked_to_end = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: asked_to_end.set()) for number in ENDING_SIGNALS
-    }
+
+    def set_event(*_: object) -> None:
+        asked_to_end.set()
+
+    handlers_before = {number: signal.signal(number, set_event) for number in ENDING_SIGNALS}
     try:
         yield asked_to_end
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
 
 
@@ -57,19 +57,19 @@ def supervise(
     parent_pid: int | None,
     on_ready: Callable[[], None],
 ) -> str:
-    """Start the stack, keep it until it is to end, end it, and return why in a few words.
+    """Start the stack, keep it up, end it, and return the reason for the end in a few words.
 
     It ends when the event is set, or when the process is no longer a child of `parent_pid`. Raises
-    LocalStackError when it does not start, Cancelled when it was to end before it was up, and
-    LocalStackError when a service dies: a stack with a service missing helps nobody.
+    LocalStackError when it does not start, or when a service dies: a stack without one of its
+    services is of no use. Raises Cancelled when the event was set before it was up.
     """
     try:
         stack.start()
         on_ready()
         while not asked_to_end.wait(POLL_SECONDS):
-            for story in stack.failed_services().values():
-                what, _, log = story.partition("\n")
-                raise _service_died(what, log)
+            for report in stack.failed_services().values():
+                title, _, log = report.partition("\n")
+                raise _service_died(title, log)
             if parent_pid is not None and os.getppid() != parent_pid:
                 return f"its parent, process {parent_pid}, has ended"
     finally:
@@ -80,10 +80,9 @@ def supervise(
 def start_detached(
     arguments: Sequence[str], *, directory: Path, asked_to_end: threading.Event
 ) -> StackState:
-    """Start a supervisor that outlives this process, wait until its stack is up, and return the
-    stack's state.
+    """Start a supervisor that outlives this process; return the state of its stack when it is up.
 
-    `arguments` are those of this module. Raises LocalStackError with what the supervisor said, and
+    `arguments` are those of this module. Raises LocalStackError with the supervisor's output, and
     Cancelled.
     """
     log = log_path(directory, "supervisor")
@@ -98,14 +97,13 @@ def start_detached(
         )
     while not asked_to_end.wait(POLL_SECONDS):
         if supervisor.poll() is not None:
-            said = last_lines(log)
             error = LocalStackError(
                 f"The detached supervisor ended with exit status {supervisor.returncode} before "
                 "the stack was up.",
                 code="local.detached_failed",
-                fix=f"see what it said below and in {log}, or run without --detach",
+                fix=f"read its output below and in {log}, or run without --detach",
             )
-            error.add_note("\n".join(said))
+            error.add_note("\n".join(last_lines(log)))
             raise error
         state = read_state(directory)
         if state is not None and state.supervisor.pid == supervisor.pid and state.phase == RUNNING:
@@ -116,10 +114,10 @@ def start_detached(
 
 
 def end_stack(directory: Path, *, report: Callable[[str], None]) -> bool:
-    """End the stack in `directory` and wait until it is gone; False where none ran.
+    """End the stack in `directory` and wait until it is gone; return False if no stack ran.
 
-    What a killed run left behind is cleared as well. Raises LocalStackError if a stack is neither
-    up nor gone.
+    Also clears what a killed run left behind. Raises LocalStackError if a stack is neither up nor
+    gone.
     """
     if not state_directory(directory).is_dir():
         return False
@@ -132,19 +130,20 @@ def end_stack(directory: Path, *, report: Callable[[str], None]) -> bool:
             )
             state.supervisor.send(signal.SIGKILL)
             state.supervisor.await_end(patience_seconds=END_SECONDS_MAX)
-    held = try_lock(state_directory(directory) / "lock")
-    if held is None:
+    lock_file = try_lock(state_directory(directory) / "lock")
+    if lock_file is None:
         raise already_running(directory)
     try:
         clear_stale_state(directory, report)
     finally:
-        os.close(held)
+        os.close(lock_file)
     return state is not None
 
 
-def _service_died(what: str, log: str) -> LocalStackError:
+def _service_died(title: str, log: str) -> LocalStackError:
+    cause = title.partition(";")[0]
     error = LocalStackError(
-        f"A service of the local stack died: {what.partition(';')[0]}. The others were ended.",
+        f"A service of the local stack died: {cause}. The others were ended.",
         code="local.service_died",
         fix="read the end of its log below, then start the stack again: consentry local up",
     )
@@ -153,7 +152,7 @@ def _service_died(what: str, log: str) -> LocalStackError:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a stack until it is ended by a signal; errors go to standard error."""
+    """Run a stack until a signal ends it; errors go to standard error."""
     parser = argparse.ArgumentParser(prog="python -m consentry.local.supervisor")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
@@ -174,13 +173,13 @@ def main(arguments: Sequence[str]) -> int:
             cancelled=asked_to_end,
         )
         try:
-            why = supervise(
+            reason = supervise(
                 stack, asked_to_end=asked_to_end, parent_pid=None, on_ready=lambda: say("up")
             )
         except LocalStackError as error:
             print(error, *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
             return EXIT_FAILED
-    say(f"ended: {why}")
+    say(f"ended: {reason}")
     return 0
 
 

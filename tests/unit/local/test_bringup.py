@@ -18,7 +18,7 @@ from consentry.local.bringup import Bringup
 from consentry.local.child import Launch, Spawner
 from consentry.local.errors import Cancelled, LocalStackError
 from consentry.local.health import NotAnswering
-from consentry.local.ports import Listener, free_ports, is_free, who_listens
+from consentry.local.ports import Listener, find_listener, free_ports, is_free
 
 ECHO = """
 import socket, sys
@@ -103,13 +103,13 @@ class TestWhoListens:
     ) -> None:
         """A test would pass against the Kafka of another project, and its data would be altered."""
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-            assert who_listens(foreign, child_pid=child.pid) is Listener.FOREIGN
+            assert find_listener(foreign, child_pid=child.pid) is Listener.FOREIGN
 
     def test_a_port_without_a_listener_is_nobodys(self) -> None:
         """A start would give a free port up, or wait for a server that is not there."""
         (port,) = free_ports(1)
         with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-            assert who_listens(port, child_pid=child.pid) is Listener.NOBODY
+            assert find_listener(port, child_pid=child.pid) is Listener.NOBODY
 
     def test_a_port_with_a_listener_is_not_free(self, foreign: int) -> None:
         """The ports of the last run would be used again although somebody has them now."""
@@ -128,7 +128,7 @@ class TestBringup:
     ) -> None:
         """`up` would print addresses that refuse the first connection."""
         child, ports = bringup.bring_up(Echo(directory=tmp_path), free_ports(1), may_move=True)
-        assert who_listens(ports[0], child_pid=child.pid) is Listener.OURS
+        assert find_listener(ports[0], child_pid=child.pid) is Listener.OURS
 
     def test_a_port_that_another_process_took_is_given_up_for_a_new_one(
         self, bringup: Bringup, foreign: int, tmp_path: Path
@@ -138,7 +138,7 @@ class TestBringup:
         """
         child, ports = bringup.bring_up(Echo(directory=tmp_path), (foreign,), may_move=True)
         assert ports[0] != foreign
-        assert who_listens(ports[0], child_pid=child.pid) is Listener.OURS
+        assert find_listener(ports[0], child_pid=child.pid) is Listener.OURS
 
     def test_a_service_that_has_to_keep_its_port_says_that_it_is_taken(
         self,

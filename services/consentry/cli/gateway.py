@@ -1,51 +1,38 @@
-"""`consentry gateway`: the HTTP door for producers, the regulator desk, and whoever asks for a
-decision.
-"""
+"""`consentry gateway`: HTTP for producers, for regulator desks, and for questions about members."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import structlog
 import typer
 import uvicorn
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
-from consentry.bundles import PublicKeys
-from consentry.bundles.downloads import DownloadStore
 from consentry.cli.connections import count_partitions, load_settings, load_token_keys, open_catalog
 from consentry.cli.consent_table import open_table
-from consentry.domain.errors import UnsafeSetting
+from consentry.cli.health import start_health
 from consentry.gateway.access.oidc import OidcSettings
 from consentry.gateway.access.setup import AccessSettings, open_authenticator
 from consentry.gateway.app import build_gateway
-from consentry.gateway.bundle_downloads import BundleDownloads
+from consentry.gateway.build import (
+    GatewayPlan,
+    liveness,
+    open_context,
+    readiness,
+    require_token_keys,
+)
 from consentry.gateway.context import GatewayContext
-from consentry.gateway.http.limits import RateLimit
-from consentry.gateway.idempotency import RedisIdempotency
-from consentry.gateway.kafka_submit import Submitter
-from consentry.gateway.proposals import RedisProposals
-from consentry.gateway.quarantine import QuarantinedMessages
-from consentry.gateway.table_reader import TableReader
-from consentry.kafka.clients import log_identity
-from consentry.kafka.controls_follower import ControlsFollower
-from consentry.kafka.sender import Sender
 from consentry.ops.clock import system_clock
 from consentry.ops.collector import spare_the_collector
-from consentry.ops.health import HealthServer
 from consentry.ops.http.address import bind
 from consentry.ops.http.head_limits import HeadLimits
 from consentry.ops.logs import set_up_logs
-from consentry.ops.metrics import Metrics
 from consentry.ops.settings import Settings
-from consentry.wire.schemas import MEMBER_EVENTS, topic_name
+from consentry.wire.tokens import TokenKeys
 
 app = typer.Typer(add_completion=False)
 
@@ -87,135 +74,76 @@ def _loop_factory() -> Any:
 
 
 async def _serve(settings: Settings) -> None:
-    log = structlog.get_logger(__name__)
-    async with _open_context(settings) as context:
-        listener = bind(
-            settings.gateway_host,
-            settings.gateway_port,
-            backlog=2048,
-            code="gateway.address",
-            fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating "
-            "system",
-        )
-        try:
-            health = _health(settings, context)
-            spare_the_collector()
-            address = f"{settings.gateway_host}:{listener.getsockname()[1]}"
-            log.info("gateway", url=f"http://{address}", metrics=health.address)
-            config = uvicorn.Config(
-                build_gateway(context),
-                http=HeadLimits,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=30,
-                timeout_graceful_shutdown=20,
-                lifespan="off",
-            )
-            # The server raises the signal that ended it once more: what is open is to be closed
-            # first.
-            signal.signal(signal.SIGTERM, lambda *_: None)
-            await uvicorn.Server(config).serve(sockets=[listener])
-            health.stop()
-        finally:
-            listener.close()
-
-
-@asynccontextmanager
-async def _open_context(settings: Settings) -> AsyncIterator[GatewayContext]:
-    """Everything behind the gateway, opened and closed again.
-
-    Raises Refused, UnsafeSetting and Unavailable.
-    """
-
-    kafka, namespace = settings.kafka(), settings.namespace
     authenticator = open_authenticator(
         access_settings(settings), bind_host=settings.gateway_host, profile=settings.profile
     )
-    keys = load_token_keys(settings)
-    if not keys and settings.profile == "production":
-        raise UnsafeSetting(
-            "There are no token keys: whoever can write to Redis could put proposals there in "
-            "anybody's name.",
-            code="access.token_keys",
-            fix="run `consentry keys init` with CONSENTRY_TOKEN_KEYS_FILE set, and give all "
-            "gateways the same file",
-        )
-    partitions = count_partitions(settings)
-    catalog = open_catalog(settings)
-    log = log_identity(kafka, topic_name(namespace, MEMBER_EVENTS))
-    metrics = Metrics(version("consentry"))
-    controls = ControlsFollower(kafka, namespace=namespace, catalog=catalog, clock=system_clock)
-    redis = Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        protocol=3,
-        socket_timeout=1.0,
-        socket_connect_timeout=1.0,
-        # One retry, for a connection that was closed meanwhile: the library's ten would keep every
-        # caller waiting.
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 1),
+    token_keys = load_token_keys(settings)
+    require_token_keys(token_keys, profile=settings.profile)
+    plan = _plan(settings, token_keys)
+    with open_table(settings, plan.partitions) as table:
+        async with open_context(plan, table, authenticator, system_clock) as context:
+            await _serve_http(settings, context)
+
+
+def _plan(settings: Settings, token_keys: TokenKeys) -> GatewayPlan:
+    """Return what the settings say of the gateway, with the topic's partitions and the schemas."""
+    return GatewayPlan(
+        kafka=settings.kafka(),
+        namespace=settings.namespace,
+        redis_url=settings.redis_url.get_secret_value(),
+        partitions=count_partitions(settings),
+        catalog=open_catalog(settings),
+        token_keys=token_keys,
+        bundle_store=settings.bundle_store,
+        bundle_key_files=settings.bundle_public_keys(),
+        rate_per_second=settings.gateway_rate,
+        staleness_seconds=settings.staleness_seconds,
+        subscribers=settings.declared_subscribers(),
+        version=version("consentry"),
     )
-    sender = Sender(kafka, "consentry-gateway", has_thread=False)
-    downloads = _downloads(settings)
-    controls.start()
+
+
+async def _serve_http(settings: Settings, context: GatewayContext) -> None:
+    """Answer requests until SIGINT or SIGTERM."""
+    listener = bind(
+        settings.gateway_host,
+        settings.gateway_port,
+        backlog=2048,
+        code="gateway.address",
+        fix="set CONSENTRY_GATEWAY_PORT to a free port, or to 0 for one from the operating system",
+    )
     try:
-        controls.wait_until_read(30)
-        submitter = Submitter(sender, catalog, namespace=namespace)
-        metrics.gauge("consentry_gateway_messages_waiting").set_function(
-            lambda: float(submitter.waiting)
+        health = start_health(
+            settings,
+            context.metrics,
+            alive=partial(liveness, context),
+            ready=partial(readiness, context),
         )
-        with open_table(settings, partitions) as table:
-            reader = TableReader(
-                table,
-                controls,
-                partitions=partitions,
-                log=log,
-                staleness_seconds=settings.staleness_seconds,
-                clock=system_clock,
-            )
-            metrics.gauge("consentry_gateway_controls_age_seconds").set_function(
-                reader.controls_age_seconds
-            )
-            yield GatewayContext(
-                authenticator=authenticator,
-                submitter=submitter,
-                reader=reader,
-                idempotency=RedisIdempotency(redis, namespace=namespace),
-                proposals=RedisProposals(redis, namespace=namespace, keys=keys),
-                quarantine=QuarantinedMessages(
-                    kafka, namespace=namespace, catalog=catalog, submitter=submitter
-                ),
-                rate=RateLimit(per_second=settings.gateway_rate, burst=settings.gateway_rate * 2),
-                token_keys=keys,
-                clock=system_clock,
-                metrics=metrics,
-                subscribers=settings.declared_subscribers(),
-                bundles=downloads,
-                version=version("consentry"),
-            )
+        spare_the_collector()
+        url = f"http://{settings.gateway_host}:{listener.getsockname()[1]}"
+        structlog.get_logger(__name__).info("gateway", url=url, metrics=health.address)
+        config = uvicorn.Config(
+            build_gateway(context),
+            http=HeadLimits,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=20,
+            lifespan="off",
+        )
+        # The server raises the signal that ended it once more, but what is open has to be closed
+        # first.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        await uvicorn.Server(config).serve(sockets=[listener])
+        health.stop()
     finally:
-        controls.stop()
-        if downloads is not None:
-            downloads.close()
-        await asyncio.to_thread(sender.close)
-        await redis.aclose()
+        listener.close()
 
 
-def _downloads(settings: Settings) -> BundleDownloads | None:
-    """The store of bundles that are handed out, where one is named. Raises Refused,
-    InvalidInput.
-    """
-    if not settings.bundle_store:
-        return None
-    files = settings.bundle_public_keys()
-    return BundleDownloads(
-        DownloadStore(settings.bundle_store), believed=PublicKeys.read(*files) if files else None
-    )
-
-
-def access_settings(settings: Settings) -> Any:
-    """What of the settings says who is let in."""
+def access_settings(settings: Settings) -> AccessSettings:
+    """Return what the settings say of who is let in."""
     oidc = None
     if settings.oidc_issuer or settings.oidc_audience or settings.oidc_jwks_url:
         oidc = OidcSettings(
@@ -234,29 +162,3 @@ def access_settings(settings: Settings) -> Any:
         oidc=oidc,
         dev=settings.gateway_dev,
     )
-
-
-def _health(settings: Settings, context: GatewayContext) -> Any:
-    controls = context.reader.controls
-
-    def alive() -> dict[str, Any]:
-        return {"ok": controls.is_alive, "controls": controls.is_alive}
-
-    def ready() -> dict[str, Any]:
-        # Events are taken also while the table is stale: an opt-out must not wait for that.
-        detail = context.reader.stale_detail()
-        return {
-            "ok": controls.is_alive and not detail,
-            "detail": detail,
-            "messages_waiting": context.submitter.waiting,
-        }
-
-    health = HealthServer(
-        context.metrics,
-        alive=alive,
-        ready=ready,
-        host=settings.metrics_host,
-        port=settings.metrics_port,
-    )
-    health.start()
-    return health

@@ -14,12 +14,11 @@ from typing import Any
 
 import structlog
 import typer
-from confluent_kafka import Consumer
 
 from consentry.cli.connections import load_settings, open_catalog
 from consentry.cli.consent_table import open_table
+from consentry.cli.health import start_health
 from consentry.domain.errors import Refused
-from consentry.kafka.clients import read_all, read_partition
 from consentry.kafka.controls_follower import MISUNDERSTANDINGS, ControlsFollower
 from consentry.ledger.agent import Ledger, add_ledger
 from consentry.ledger.obligations import KafkaObligations
@@ -29,18 +28,15 @@ from consentry.ops.health import HealthServer
 from consentry.ops.logs import set_up_logs
 from consentry.ops.metrics import Metrics
 from consentry.ops.settings import Settings
-from consentry.processor.frontiers import FrontierThread, Watermarks
-from consentry.processor.hotpath import HotPath
-from consentry.processor.materialiser import Materialiser
-from consentry.processor.ownership import last_frontiers
-from consentry.processor.publisher import KafkaPublisher
+from consentry.processor.build import HotPathParts, build_hot_path, liveness, readiness
 from consentry.processor.safety import check_topics
-from consentry.processor.service import STALL_SECONDS, HotPathService, build_app, run_worker
-from consentry.processor.source import processor_consumer_config
-from consentry.wire.frontiers import Frontier, readable_frontiers, write_frontier
-from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
+from consentry.processor.service import HotPathService, build_app, run_worker
+from consentry.table.redis_table import RedisTable
+from consentry.wire.catalog import Catalog
 
 app = typer.Typer(add_completion=False)
+
+_CONTROLS_SECONDS_MAX = 30.0
 
 
 @app.command()
@@ -58,146 +54,87 @@ def run() -> None:
             fix="unset it",
         )
     set_up_logs(style=settings.log_format, level=settings.log_level)
-    status = _run(settings)
+    partitions = check_topics(
+        settings.kafka(), namespace=settings.namespace, profile=settings.profile
+    )
+    catalog = open_catalog(settings)
+    with open_table(settings, partitions) as table:
+        table.check()
+        status = _run_worker(settings, catalog, table, partitions)
     # The clients' threads may still hold connections to a broker that is gone; all that matters is
     # done.
     os._exit(status)
 
 
-def _run(settings: Settings) -> int:
+def _run_worker(settings: Settings, catalog: Catalog, table: RedisTable, partitions: int) -> int:
+    """Run hot path and ledger until a signal, and return the exit status."""
     kafka, namespace = settings.kafka(), settings.namespace
-    partitions = check_topics(kafka, namespace=namespace, profile=settings.profile)
-    catalog = open_catalog(settings)
     metrics = Metrics(version("consentry"))
-    with open_table(settings, partitions) as table:
-        table.check()
-        controls = ControlsFollower(kafka, namespace=namespace, catalog=catalog)
-        controls.start()
-        controls.wait_until_read(30)
-        for kind in MISUNDERSTANDINGS:
-            count = partial(_count_not_understood, controls, kind)
-            metrics.gauge("consentry_controls_not_understood", kind).set_function(count)
-        parts = _hot_path(settings, catalog, table, controls, metrics, partitions)
-        ledger = Ledger(
-            kafka,
-            namespace=namespace,
-            catalog=catalog,
-            declared=settings.declared_subscribers(),
-            clock=system_clock,
-            metrics=metrics,
-        )
-        health = _health(settings, parts, metrics)
-        structlog.get_logger(__name__).info(
-            "processor", metrics=health.address, partitions=partitions
-        )
-        # Faust keeps nothing there, but wants a directory; one place for all, as a killed worker
-        # cannot remove its own.
-        data_directory = str(Path(tempfile.gettempdir()) / f"consentry-faust-{os.getuid()}")
-        app = build_app(kafka=kafka, app_id=f"{namespace}-ledger", data_directory=data_directory)
-        add_ledger(app, ledger)
-        status = run_worker(app, [lambda: HotPathService(parts["hot_path"], parts["frontiers"])])
-        parts["publisher"].close()
-        controls.stop()
-        health.stop()
+    controls = ControlsFollower(kafka, namespace=namespace, catalog=catalog)
+    controls.start()
+    controls.wait_until_read(_CONTROLS_SECONDS_MAX)
+    _gauge_misunderstandings(controls, metrics)
+    parts = build_hot_path(
+        kafka=kafka,
+        namespace=namespace,
+        worker_id=settings.worker_id,
+        catalog=catalog,
+        partitions=partitions,
+        table=table,
+        obligations=KafkaObligations(
+            kafka, namespace=namespace, catalog=catalog, controls=controls
+        ),
+        failpoint=parse_failpoint(settings.failpoint),
+        clock=system_clock,
+        metrics=metrics,
+        version=version("consentry"),
+    )
+    ledger = Ledger(
+        kafka,
+        namespace=namespace,
+        catalog=catalog,
+        declared=settings.declared_subscribers(),
+        clock=system_clock,
+        metrics=metrics,
+    )
+    health = _start_probes(settings, parts, controls, metrics)
+    structlog.get_logger(__name__).info("processor", metrics=health.address, partitions=partitions)
+    # Faust keeps nothing there, but wants a directory. It is one for all workers: a worker that is
+    # killed cannot remove its own.
+    data_directory = str(Path(tempfile.gettempdir()) / f"consentry-faust-{os.getuid()}")
+    worker = build_app(kafka=kafka, app_id=f"{namespace}-ledger", data_directory=data_directory)
+    add_ledger(worker, ledger)
+    status = run_worker(worker, [lambda: HotPathService(parts.hot_path, parts.frontiers)])
+    parts.publisher.close()
+    controls.stop()
+    health.stop()
     return status
 
 
-def _count_not_understood(controls: Any, kind: str) -> float:
-    """The gauge's value whenever somebody asks for it: a lift takes it back by itself."""
+def _gauge_misunderstandings(controls: ControlsFollower, metrics: Metrics) -> None:
+    """Count, at every scrape, the controls that are not understood: a lift takes one back."""
 
-    return float(controls.not_understood(kind, system_clock()))
+    def count(kind: str) -> float:
+        return float(controls.not_understood(kind, system_clock()))
 
-
-def _hot_path(
-    settings: Settings,
-    catalog: Any,
-    table: Any,
-    controls: Any,
-    metrics: Any,
-    partitions: int,
-) -> dict[str, Any]:
-    kafka, namespace = settings.kafka(), settings.namespace
-    failpoint = parse_failpoint(settings.failpoint)
-    publisher = KafkaPublisher(
-        kafka, namespace=namespace, catalog=catalog, version=version("consentry")
-    )
-    watermarks = Watermarks()
-    frontiers_topic = topic_name(namespace, FRONTIERS)
-
-    def publish_frontier(frontier: Frontier) -> None:
-        publisher.send(
-            frontiers_topic, str(frontier.partition).encode(), write_frontier(frontier, catalog), 0
-        )
-
-    hot_path = HotPath(
-        consumer=Consumer(
-            processor_consumer_config(
-                kafka, group=f"{namespace}-processor", worker_id=settings.worker_id
-            )
-        ),
-        topic=topic_name(namespace, MEMBER_EVENTS),
-        table=table,
-        materialiser=Materialiser(
-            table=table,
-            publisher=publisher,
-            obligations=KafkaObligations(
-                kafka, namespace=namespace, catalog=catalog, controls=controls
-            ),
-            catalog=catalog,
-            partitions=partitions,
-            failpoint=failpoint,
-        ),
-        watermarks=watermarks,
-        last_frontiers=lambda: last_frontiers(
-            readable_frontiers(read_all(kafka, frontiers_topic), catalog)
-        ),
-        records=lambda partition: read_partition(kafka, topic_name(namespace, RECORDS), partition),
-        clock=system_clock,
-        metrics=metrics,
-        failpoint=failpoint,
-    )
-    frontiers = FrontierThread(
-        watermarks,
-        kafka=kafka,
-        namespace=namespace,
-        publish=publish_frontier,
-        clock=system_clock,
-        metrics=metrics,
-    )
-    return {
-        "hot_path": hot_path,
-        "frontiers": frontiers,
-        "publisher": publisher,
-        "controls": controls,
-    }
+    for kind in MISUNDERSTANDINGS:
+        gauge = metrics.gauge("consentry_controls_not_understood", kind)
+        gauge.set_function(partial(count, kind))
 
 
-def _health(settings: Settings, parts: dict[str, Any], metrics: Any) -> Any:
-    hot_path, frontiers = parts["hot_path"], parts["frontiers"]
-
+def _start_probes(
+    settings: Settings, parts: HotPathParts, controls: ControlsFollower, metrics: Metrics
+) -> HealthServer:
     def alive() -> dict[str, Any]:
-        idle = monotonic() - hot_path.progress_at
-        follows = parts["controls"].is_alive
-        return {
-            "ok": idle < STALL_SECONDS and follows,
-            "seconds_since_progress": round(idle, 1),
-            "controls": follows,
-        }
+        idle_seconds = monotonic() - parts.hot_path.progress_at
+        return liveness(idle_seconds=idle_seconds, follows_controls=controls.is_alive)
 
     def ready() -> dict[str, Any]:
-        ages = frontiers.ages()
-        worst = max(ages.values(), default=None)
-        is_fresh = (
-            worst is not None and len(ages) == hot_path.owned and worst < settings.staleness_seconds
+        return readiness(
+            parts.frontiers.ages(),
+            owned=parts.hot_path.owned,
+            is_settled=parts.hot_path.is_settled,
+            staleness_seconds=settings.staleness_seconds,
         )
-        return {
-            "ok": hot_path.is_settled and is_fresh,
-            "partitions": hot_path.owned,
-            "oldest_frontier_seconds": None if worst is None else round(worst, 2),
-        }
 
-    health = HealthServer(
-        metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port
-    )
-    health.start()
-    return health
+    return start_health(settings, metrics, alive=alive, ready=ready)

@@ -111,7 +111,7 @@ def run(
     structlog.get_logger(__name__).info("trainer", subscriber=name, metrics=health.address)
     for sent in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sent, lambda *_: trainer.stop())
-    signal.signal(signal.SIGUSR1, lambda *_: trainer.ask_for_epoch())
+    signal.signal(signal.SIGUSR1, lambda *_: trainer.request_epoch())
     client.start()
     trainer.run()
     client.stop()

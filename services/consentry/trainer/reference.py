@@ -1,17 +1,19 @@
-"""The reference trainer: follows, purges what it is ordered to, and reads its data set in epochs,
-row by row judged.
+"""The reference trainer: it purges its data set as ordered, and reads it in epochs, row by row.
+
+It shows what a training system does with the client, and stands for one in tests and demos.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
@@ -26,7 +28,7 @@ from consentry.trainer.deciding.columns import find_columns
 from consentry.trainer.deciding.decide_table import REASONS
 from consentry.trainer.purge import PurgeResult, dataset_files, purge, read_dataset
 from consentry.trainer.purge.dataset import DatasetChanged
-from consentry.trainer.purge.receipts import receipt
+from consentry.trainer.purge.receipts import receipt as make_receipt
 from consentry.wire.catalog import Catalog
 from consentry.wire.purge_orders import write_receipt
 from consentry.wire.schemas import RECEIPTS, topic_name
@@ -38,7 +40,11 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ReferenceTrainer:
-    """Runs a client over one Parquet data set until `stop`."""
+    """Runs a client over one Parquet data set until `stop`.
+
+    Reads an epoch every `every_seconds`, and when asked to; 0 means only when asked to. With a
+    `manifest` each epoch writes down the answer for each row.
+    """
 
     def __init__(
         self,
@@ -53,6 +59,7 @@ class ReferenceTrainer:
         every_seconds: float,
         manifest: Path | None,
     ) -> None:
+        dataset_files(directory)  # refuses a missing directory before anything is followed
         self._client = client
         self._catalog = catalog
         self._directory = directory
@@ -62,26 +69,24 @@ class ReferenceTrainer:
         self._manifest = manifest
         self._receipts_topic = topic_name(namespace, RECEIPTS)
         self._producer = Producer(producer_config(kafka, f"consentry-{client.name}"))
-        dataset_files(
-            directory
-        )  # refuses a directory that is not there before anything is followed
         self._answered: set[str] = set()
+        """Ids of the orders that have a final receipt."""
         self._failed: set[str] = set()
         self._purge_again_at = 0.0
         self._wake = threading.Event()
-        self._epoch_asked = threading.Event()
+        self._epoch_requested = threading.Event()
         self._stopping = threading.Event()
         self._epochs = 0
         self._last_epoch: dict[str, Any] = {}
 
     def stop(self) -> None:
-        """End after what is in hand."""
+        """End after the work in hand."""
         self._stopping.set()
         self._wake.set()
 
-    def ask_for_epoch(self) -> None:
+    def request_epoch(self) -> None:
         """Read the data set once more, soon."""
-        self._epoch_asked.set()
+        self._epoch_requested.set()
         self._wake.set()
 
     def run(self) -> None:
@@ -92,67 +97,70 @@ class ReferenceTrainer:
             self._wake.wait(_TICK_SECONDS)
             self._wake.clear()
             waited += _TICK_SECONDS
-            self._insist(self._purge_open_orders)
+            self._try_to_purge()
             is_due = self._every_seconds > 0 and waited >= self._every_seconds
-            if self._client.is_fresh and (is_due or self._epoch_asked.is_set()):
-                self._epoch_asked.clear()
-                self._read_epoch_or_say_why()
+            if self._client.is_fresh and (is_due or self._epoch_requested.is_set()):
+                self._epoch_requested.clear()
+                self._try_to_read_epoch()
                 waited = 0.0
 
     def status(self) -> dict[str, Any]:
-        """The client's status, with the last epoch's counts."""
+        """Return the client's status, with the counts of the last epoch."""
         return self._client.status() | {"epochs": self._epochs, "last_epoch": self._last_epoch}
 
-    def _insist(self, act: Callable[[], None]) -> None:
+    # ---- purging
+
+    def _try_to_purge(self) -> None:
         try:
-            act()
+            self._purge_open_orders()
         except Unavailable as error:
-            # The obligation stays open, so the next round does it again.
+            # The order stays open, so the next round purges again.
             _LOG.warning("purge_retried", subscriber=self._client.name, detail=str(error))
 
     def _purge_open_orders(self) -> None:
-        """Carry out what is open, all of it in one pass, and answer each order with a receipt.
+        """Carry out all open orders in one pass, and answer each with a receipt.
 
-        Only while fresh: members who moved into an order's scope before it was opened are then
-        known.
+        Only while fresh: then all members are known who moved into an order's scope before it was
+        opened. Raises Unavailable.
         """
-        orders = [
-            order for order in self._client.open_orders() if order.order_id not in self._answered
-        ]
+        orders = []
+        for order in self._client.open_orders():
+            if order.order_id not in self._answered:
+                orders.append(order)
         if not orders or not self._client.is_fresh or monotonic() < self._purge_again_at:
             return
+        receipts = self._purge(orders)
+        key = self._client.name.encode()
+        messages = [(key, write_receipt(receipt, self._catalog)) for receipt in receipts]
+        send(self._producer, self._receipts_topic, messages)
+        for receipt in receipts:
+            # A failed purge is tried again; any other receipt is final.
+            if receipt.result is not Result.FAILED:
+                self._answered.add(receipt.order_id)
+        rows = sum(receipt.rows_removed for receipt in receipts)
+        _LOG.info("purged", subscriber=self._client.name, orders=len(orders), rows=rows)
+
+    def _purge(self, orders: list[PurgeOrder]) -> list[Receipt]:
+        """Carry out orders; return their receipts, of a failure only the first one for an order.
+
+        Raises Unavailable where the data set was changed meanwhile.
+        """
         try:
             result = purge(self._directory, orders, self._client.snapshot, now=self._clock())
-            receipts = [self._receipt(order, result) for order in orders]
+            return [self._receipt(order, result) for order in orders]
         except DatasetChanged:
+            # Another program was writing. That is not a failure of the purge: no receipt.
             self._purge_again_at = monotonic() + _CHANGED_SECONDS
-            raise  # nobody failed, somebody was writing: not worth a receipt
+            raise
         except (OSError, pa.ArrowException, ConsentryError) as error:
             _LOG.error("purge_failed", subscriber=self._client.name, detail=str(error)[:500])
-            receipts = [
-                self._receipt(order, error)
-                for order in orders
-                if order.order_id not in self._failed
-            ]
+            unreported = [order for order in orders if order.order_id not in self._failed]
             self._failed.update(order.order_id for order in orders)
             self._purge_again_at = monotonic() + _RETRY_SECONDS
-        key = self._client.name.encode()
-        send(
-            self._producer,
-            self._receipts_topic,
-            [(key, write_receipt(one, self._catalog)) for one in receipts],
-        )
-        # A failed one is tried again; what is answered for good is not.
-        self._answered.update(one.order_id for one in receipts if one.result is not Result.FAILED)
-        _LOG.info(
-            "purged",
-            subscriber=self._client.name,
-            orders=len(orders),
-            rows=sum(receipt.rows_removed for receipt in receipts),
-        )
+            return [self._receipt(order, error) for order in unreported]
 
     def _receipt(self, order: PurgeOrder, outcome: PurgeResult | Exception) -> Receipt:
-        return receipt(
+        return make_receipt(
             order,
             outcome,
             subscriber=self._client.name,
@@ -160,9 +168,12 @@ class ReferenceTrainer:
             completed_at=self._clock(),
         )
 
-    def _read_epoch_or_say_why(self) -> None:
-        """A file that cannot be read ends the epoch, not the trainer: purge orders still have to be
-        carried out.
+    # ---- reading
+
+    def _try_to_read_epoch(self) -> None:
+        """Read an epoch; a file that cannot be read ends the epoch, and not the trainer.
+
+        Purge orders still have to be carried out.
         """
         try:
             self.read_epoch()
@@ -170,9 +181,11 @@ class ReferenceTrainer:
             _LOG.error("epoch_failed", subscriber=self._client.name, detail=str(error)[:500])
 
     def read_epoch(self) -> None:
-        """Judge every row of the data set once and, if asked to, write down each row's answer."""
-        before = dict(self._client.snapshot.positions)
-        parts, counts, allowed = [], {reason: 0 for reason in REASONS}, 0
+        """Decide every row of the data set once; with a manifest, write down each row's answer."""
+        positions = dict(self._client.snapshot.positions)
+        parts: list[pa.Table] = []
+        counts = dict.fromkeys(REASONS, 0)
+        allowed = 0
         for path, table in read_dataset(self._directory):
             decisions = self._client.decide_table(
                 table, purpose=self._purpose, columns=find_columns(table.column_names, None)
@@ -181,12 +194,10 @@ class ReferenceTrainer:
                 counts[reason] += number
             allowed += int(decisions.mask.sum())
             if self._manifest is not None:
-                parts.append(self._part(path, table, decisions.reasons))
+                parts.append(self._manifest_part(path, table, decisions.reasons))
         if self._manifest is not None:
-            self._write_manifest(
-                parts, {f"{topic}-{partition}": at for (topic, partition), at in before.items()}
-            )
-        # Counted once its manifest is there: who waits for the count may read it.
+            self._write_manifest(self._manifest, parts, positions)
+        # Counted once its manifest is there: whoever waits for the count may read the manifest.
         self._epochs += 1
         self._last_epoch = {
             "rows": sum(counts.values()),
@@ -195,28 +206,32 @@ class ReferenceTrainer:
         }
         _LOG.info("epoch", subscriber=self._client.name, **self._last_epoch)
 
-    def _part(self, path: Path, table: pa.Table, reasons: Any) -> pa.Table:
-        names = pa.DictionaryArray.from_arrays(
-            pa.array(reasons, pa.int8()), pa.array([one.value for one in REASONS])
-        )
-        file = pa.DictionaryArray.from_arrays(
-            pa.array(np.zeros(table.num_rows, dtype=np.int32)),
-            pa.array([str(path.relative_to(self._directory))]),
-        )
-        rows = pa.array(np.arange(table.num_rows, dtype=np.int64))
-        return pa.table(
-            {"file": file, "row": rows, "member_id": table["member_id"], "reason": names}
-        )
-
-    def _write_manifest(self, parts: list[pa.Table], positions: dict[str, int]) -> None:
-        """One row per row of the data set; the position it was judged at stands in the file's
-        metadata.
-        """
-        assert self._manifest is not None
-        table = pa.concat_tables(parts) if parts else pa.table({"file": pa.array([], pa.string())})
-        told = {
-            b"consentry": json.dumps({"epoch": self._epochs + 1, "positions": positions}).encode()
+    def _manifest_part(
+        self, path: Path, table: pa.Table, reasons: npt.NDArray[np.int8]
+    ) -> pa.Table:
+        """Return one row for each row of a file: where it stands, whose it is, and its reason."""
+        first_name = pa.array(np.zeros(table.num_rows, dtype=np.int32))
+        file_names = pa.array([str(path.relative_to(self._directory))])
+        reason_names = pa.array([reason.value for reason in REASONS])
+        columns = {
+            "file": pa.DictionaryArray.from_arrays(first_name, file_names),
+            "row": pa.array(np.arange(table.num_rows, dtype=np.int64)),
+            "member_id": table["member_id"],
+            "reason": pa.DictionaryArray.from_arrays(pa.array(reasons, pa.int8()), reason_names),
         }
-        temporary = self._manifest.with_suffix(".tmp")
-        pq.write_table(table.replace_schema_metadata(told), temporary)
-        temporary.replace(self._manifest)
+        return pa.table(columns)
+
+    def _write_manifest(
+        self, manifest: Path, parts: list[pa.Table], positions: dict[tuple[str, int], int]
+    ) -> None:
+        """Write one row for each row of the data set.
+
+        The file's metadata has the positions in the log that the answers rest on.
+        """
+        table = pa.concat_tables(parts) if parts else pa.table({"file": pa.array([], pa.string())})
+        offsets = {f"{topic}-{partition}": at for (topic, partition), at in positions.items()}
+        metadata = {"epoch": self._epochs + 1, "positions": offsets}
+        table = table.replace_schema_metadata({b"consentry": json.dumps(metadata).encode()})
+        temporary = manifest.with_suffix(".tmp")
+        pq.write_table(table, temporary)
+        temporary.replace(manifest)

@@ -10,16 +10,14 @@ from consentry.domain.values import Micros, Reason
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.certificates import FORMAT, LIMIT
 from consentry.trainer.runs.certificates.reads import LEAF
-from consentry.trainer.runs.read_files import open_read_files, read_pieces
-from consentry.trainer.runs.reads_summary import ReadsAccumulator, ReadsSummary
-from consentry.trainer.runs.reexamine import (
-    CANNOT_TELL,
+from consentry.trainer.runs.exclusions import (
     EXCLUDED_WHATEVER_THE_ROW,
-    VIOLATED,
     ExcludedMembers,
     excluded_members,
-    reexamine,
 )
+from consentry.trainer.runs.read_files import open_read_files, read_pieces
+from consentry.trainer.runs.reads_summary import ReadsAccumulator, ReadsSummary
+from consentry.trainer.runs.reexamine import CANNOT_TELL, VIOLATED, reexamine
 from consentry.trainer.runs.store import READS_FILE, RunFolder
 
 DISJOINT: Final = (

@@ -15,10 +15,8 @@ An example with a bound of 5 s, and an opt-out that was recorded at 12:00:00:
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -31,7 +29,6 @@ from consentry.record_index import TextKeys
 from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decide_table import REASONS, decide_table
 from consentry.trainer.deciding.fact_columns import FactColumns
-from consentry.trainer.deciding.member_classes import MemberClasses
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.certificates.reads import micros
 from consentry.wire.records import DamagedRecord
@@ -40,14 +37,6 @@ READ_COLUMNS: Final = Columns(
     jurisdiction="jurisdiction", category="category", collected="collected_from"
 )
 FINE, VIOLATED, CANNOT_TELL = range(3)
-EXCLUDED_WHATEVER_THE_ROW: Final = (
-    "SHA-256 over the ids, in the order of their bytes, each followed by a line end, of all "
-    "members whose record alone excludes them for the purpose, whatever a row, a pause or terms "
-    "say: erased, held, history folded, or the last choice that counts is no opt-in; at the time "
-    "the run ended, by what was recorded up to known_at_end"
-)
-"""The definition of `exclusions`, as the certificate states it. Part of a signed document: never
-changed without a new format."""
 _CHUNK_ROWS: Final = 16_384
 _TABLE_ROWS_MIN: Final = 32
 """From this many rows of one time on, deciding them as a table is quicker than one by one."""
@@ -87,12 +76,11 @@ def reexamine(snapshot: Snapshot, reads: pa.Table, *, purpose: str, bound: Micro
 
 
 class _Examination:
-    """One table of reads under examination."""
+    """Works out the outcomes of one table of reads."""
 
     def __init__(self, snapshot: Snapshot, reads: pa.Table, purpose: str, bound: Micros) -> None:
         self._snapshot = snapshot
         self._reads = reads
-        self._purpose = purpose
         self._bound = bound
         self._first = micros(reads["first_read_at"])
         self._last = micros(reads["last_read_at"])
@@ -102,6 +90,7 @@ class _Examination:
         earliest = int(self._first.min(initial=1 << 62))
         self._is_settled = ~_changed_since(snapshot, reads, purpose, earliest, earliest - bound)
         """True for each read whose member's record says the same at every time that is asked."""
+        self._decider = _ReadDecider(snapshot, reads, purpose, earliest, self._is_settled)
 
     def outcomes(self) -> ReadOutcomes:
         """Return the outcome of every read."""
@@ -113,13 +102,17 @@ class _Examination:
         return ReadOutcomes(self._outcomes, self._reasons)
 
     def _examine_at(self, rows: _Rows, times: _Times) -> None:
-        """Decide reads at one time each: first by what was recorded a bound before, then by all."""
-        reasons = self._decide(rows, times, self._bound)
+        """Examine reads at one time each.
+
+        Almost all of them are allowed by what was recorded a bound before, or by what was recorded
+        at the time. Only those that are excluded by both are examined one by one.
+        """
+        reasons = self._decider.decide(rows, times, self._bound)
         suspect = np.flatnonzero(~_allows(reasons))
         if not len(suspect):
             return
         rows, times, reasons = rows[suspect], times[suspect], reasons[suspect]
-        excluded = np.flatnonzero(~_allows(self._decide(rows, times, 0)))
+        excluded = np.flatnonzero(~_allows(self._decider.decide(rows, times, 0)))
         for index in excluded.tolist():
             row, reason = int(rows[index]), int(reasons[index])
             outcome = self._examine_closely(row, int(times[index]), REASONS[reason])
@@ -129,7 +122,7 @@ class _Examination:
 
     def _examine_closely(self, row: int, time: int, reason: Reason) -> int:
         """Return the outcome of a read that is excluded at both ends of the span of knowledge."""
-        member = self._member(row)
+        member = self._decider.member(row)
         if MEMBER_ID_PATTERN.fullmatch(member) is None:
             return VIOLATED
         if reason is Reason.HISTORY_FOLDED:
@@ -142,36 +135,36 @@ class _Examination:
             recorded = sorted(recorded for _, recorded in _fact_dates(self._snapshot, member))
             moments += _between(recorded, begin, time)
         for known_at in sorted(set(moments)):
-            if self._decide_row(row, member, time, known_at).allows:
+            if self._decider.decide_row(row, time, known_at).allows:
                 return FINE
         return VIOLATED
 
     def _is_quarantined_without_date(self, member: str) -> bool:
         """Return whether something other than a fact of the record quarantines the member."""
         try:
-            return (
-                self._snapshot.is_quarantined(member.encode())
-                or self._snapshot.record(MemberId(member)) is None
-            )
+            is_quarantined = self._snapshot.is_quarantined(member.encode())
+            return is_quarantined or self._snapshot.record(MemberId(member)) is None
         except DamagedRecord:
             return True
 
     def _examine_between(self, rows: _Rows) -> None:
         """Mark reads as CANNOT_TELL that were excluded at some time between their first and last.
 
-        Answers change only at a time of `changes`, or of the member's own facts.
+        Answers change only at the times in `changes`, and where a fact of the member begins to
+        count.
         """
         changes = _control_changes(self._snapshot, self._bound)
         settled = rows[self._is_settled[rows]]
         begin = np.searchsorted(changes, self._first[settled], side="right")
         end = np.searchsorted(changes, self._last[settled], side="right")
+        # The answer after a read's last change is that at its last time, which was examined.
         for index in range(int(begin.min(initial=0)), int(end.max(initial=0)) - 1):
             inside = settled[(begin <= index) & (index < end - 1)]
             if len(inside):
                 self._mark_excluded(inside, np.full(len(inside), changes[index]))
         for row in rows[~self._is_settled[rows]].tolist():
             times = changes.tolist()
-            for effective, recorded in _fact_dates(self._snapshot, self._member(row)):
+            for effective, recorded in _fact_dates(self._snapshot, self._decider.member(row)):
                 times += [effective, recorded + self._bound]
             inner = _between(sorted(times), self._first[row], self._last[row])
             if inner:
@@ -179,43 +172,66 @@ class _Examination:
 
     def _mark_excluded(self, rows: _Rows, times: _Times) -> None:
         """Mark reads as CANNOT_TELL where they are excluded at their time."""
-        reasons = self._decide(rows, times, self._bound)
+        reasons = self._decider.decide(rows, times, self._bound)
         excluded = ~_allows(reasons)
         self._outcomes[rows[excluded]] = CANNOT_TELL
         self._reasons[rows[excluded]] = reasons[excluded]
 
-    def _decide(self, rows: _Rows, times: _Times, lag: int) -> _ReasonCodes:
+
+class _ReadDecider:
+    """Decides the reads of one table, each at a time of its own."""
+
+    def __init__(
+        self, snapshot: Snapshot, reads: pa.Table, purpose: str, earliest: int, is_settled: _Mask
+    ) -> None:
+        self._snapshot = snapshot
+        self._reads = reads
+        self._purpose = purpose
+        self._earliest = earliest
+        self._is_settled = is_settled
+
+    def member(self, row: int) -> str:
+        """Return the member of a read."""
+        member: str = self._reads["member_id"][row].as_py()
+        return member
+
+    def decide(self, rows: _Rows, times: _Times, lag: int) -> _ReasonCodes:
         """Decide these reads, each at its time, by what was recorded `lag` before it."""
         reasons = np.zeros(len(rows), dtype=np.int8)
-        if not len(rows):
-            return reasons
-        settled = self._is_settled[rows]
-        changes = _control_changes(self._snapshot, lag)
-        spans = np.searchsorted(changes, times, side="right")
-        earliest = int(self._first.min())
-        for span in np.unique(spans[settled]).tolist():
-            # Within a span neither the member's facts nor the controls change, so any time of it
-            # gives the answer for all of them.
-            same = np.flatnonzero(settled & (spans == span))
-            time = max(earliest, int(changes[span - 1])) if span else earliest
-            reasons[same] = self._decide_together(rows[same], time, time - lag)
-        for same in _groups_of_one_time(np.flatnonzero(~settled), times):
+        is_settled = self._is_settled[rows]
+        self._decide_settled(np.flatnonzero(is_settled), rows, times, lag, reasons)
+        for same in _groups_of_one_time(np.flatnonzero(~is_settled), times):
             time = int(times[same[0]])
             if len(same) >= _TABLE_ROWS_MIN:
                 reasons[same] = self._decide_together(rows[same], time, time - lag)
                 continue
             for index in same.tolist():
-                row = int(rows[index])
-                reason = self._decide_row(row, self._member(row), time, time - lag)
+                reason = self.decide_row(int(rows[index]), time, time - lag)
                 reasons[index] = REASONS.index(reason)
         return reasons
+
+    def _decide_settled(
+        self, settled: _Rows, rows: _Rows, times: _Times, lag: int, reasons: _ReasonCodes
+    ) -> None:
+        """Fill in the reasons of reads whose member's record does not change.
+
+        Between two changes of the controls any time gives the same answer, so all reads of such a
+        span are decided together.
+        """
+        changes = _control_changes(self._snapshot, lag)
+        spans = np.searchsorted(changes, times[settled], side="right")
+        for span in np.unique(spans).tolist():
+            same = settled[spans == span]
+            begin = int(changes[span - 1]) if span else self._earliest
+            time = max(self._earliest, begin)
+            reasons[same] = self._decide_together(rows[same], time, time - lag)
 
     def _decide_together(self, rows: _Rows, at: int, known_at: int) -> _ReasonCodes:
         """Decide these reads at one time, as a table."""
         count = self._reads.num_rows
         is_whole = len(rows) == count and rows[0] == 0 and rows[-1] == count - 1
         reads = self._reads if is_whole else self._reads.take(pa.array(rows))
-        return decide_table(
+        decisions = decide_table(
             reads,
             self._snapshot,
             purpose=self._purpose,
@@ -223,10 +239,12 @@ class _Examination:
             known_at=Micros(known_at),
             columns=READ_COLUMNS,
             is_fresh=True,
-        ).reasons
+        )
+        return decisions.reasons
 
-    def _decide_row(self, row: int, member: str, at: int, known_at: int) -> Reason:
+    def decide_row(self, row: int, at: int, known_at: int) -> Reason:
         """Decide one read at one time."""
+        member = self.member(row)
         if MEMBER_ID_PATTERN.fullmatch(member) is None:
             return Reason.QUARANTINED
         decision = self._snapshot.decide(
@@ -238,10 +256,6 @@ class _Examination:
             stale_detail="",
         )
         return decision.reason
-
-    def _member(self, row: int) -> str:
-        member: str = self._reads["member_id"][row].as_py()
-        return member
 
 
 _ALLOWED: Final = np.array([reason.allows for reason in REASONS])
@@ -325,53 +339,6 @@ def _fact_dates(snapshot: Snapshot, member: str) -> list[tuple[int, int]]:
     if record is None:
         return []
     return [(int(fact.effective_at), int(fact.recorded_at)) for fact in record.facts]
-
-
-class ExcludedMembers(NamedTuple):
-    """How many members are excluded whatever a row says, and the digest over their ids.
-
-    See EXCLUDED_WHATEVER_THE_ROW. `undated` of them are quarantined, or their history is folded: of
-    these a later snapshot may say otherwise about the same time.
-    """
-
-    member_count: int
-    digest: str
-    undated: int
-
-
-def excluded_members(
-    snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros
-) -> ExcludedMembers:
-    """Return the digest of all members who are excluded whatever a row says.
-
-    Times in microseconds.
-    """
-    excluded: list[bytes] = []
-    undated = 0
-    for members in _chunks(snapshot.records):
-        # Classes of its own: answers about the past must not be remembered for questions about now.
-        member_classes = MemberClasses(purpose, snapshot.boundaries.voiding)
-        classes = snapshot.classes(members, member_classes, at=at, known_at=known_at)
-        states = member_classes.standings
-        is_excluded = np.array([state.is_excluded_by_own_facts for state in states])
-        is_undated = np.array([state.is_folded or state.quarantine is not None for state in states])
-        undated += int(is_undated[classes].sum())
-        excluded += [members[index] for index in np.flatnonzero(is_excluded[classes]).tolist()]
-    return ExcludedMembers(len(excluded), "sha256:" + _digest(excluded), undated)
-
-
-def _digest(members: list[bytes]) -> str:
-    """Return the SHA-256 over the ids in the order of their bytes, each followed by a line end."""
-    digest = hashlib.sha256()
-    for chunk in _chunks(sorted(members)):
-        digest.update(b"\n".join(chunk) + b"\n")
-    return digest.hexdigest()
-
-
-def _chunks(members: Iterable[bytes]) -> Iterator[list[bytes]]:
-    remaining = iter(members)
-    while chunk := list(islice(remaining, _CHUNK_ROWS)):
-        yield chunk
 
 
 def proven_at(snapshot: Snapshot) -> Micros | None:

@@ -14,13 +14,9 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.values import Micros, Reason
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.certificates.reader import Certificate
+from consentry.trainer.runs.exclusions import excluded_members
 from consentry.trainer.runs.reads_summary import ReadsAccumulator, ReadsSummary
-from consentry.trainer.runs.reexamine import (
-    CANNOT_TELL,
-    VIOLATED,
-    excluded_members,
-    reexamine,
-)
+from consentry.trainer.runs.reexamine import CANNOT_TELL, VIOLATED, reexamine
 from consentry.wire.tokens import TokenKeys, read_token
 
 _MEMBERS_SHOWN_MAX: Final = 1000

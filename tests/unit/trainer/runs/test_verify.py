@@ -24,13 +24,13 @@ from consentry.trainer.runs import TrainingRun
 from consentry.trainer.runs import verify as verifying
 from consentry.trainer.runs.certificates.reader import read_certificate
 from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
+from consentry.trainer.runs.exclusions import excluded_members
 from consentry.trainer.runs.read_files import open_read_files, read_pieces
 from consentry.trainer.runs.reexamine import (
     CANNOT_TELL,
     FINE,
     VIOLATED,
     ReadOutcomes,
-    excluded_members,
     reexamine,
     row_of,
 )

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from consentry.domain.controls import Control
 from consentry.domain.errors import Refused
 from consentry.domain.values import Micros
-from consentry.forms.controls import parse_instant
+from consentry.forms.fields import parse_instant
 from consentry.kafka.clients import client_config, partition_count, read_all
 from consentry.kafka.schema_registry import HttpRegistry
 from consentry.ops.clock import system_clock

@@ -23,7 +23,7 @@ from consentry.domain.explain import (
 )
 from consentry.domain.values import parse_member_id, parse_name
 from consentry.domain.wording import place_text
-from consentry.forms.controls import parse_instant
+from consentry.forms.fields import parse_instant
 from consentry.ops.clock import system_clock
 from consentry.wire.jurisdictions import iso_jurisdictions, name_of
 

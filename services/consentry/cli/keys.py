@@ -15,7 +15,7 @@ from consentry.cli.connections import load_token_keys
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Micros
 from consentry.domain.wording import date_text, moment_of
-from consentry.forms.controls import parse_duration
+from consentry.forms.fields import parse_duration
 from consentry.gateway.access.key_file import FileKeyStore, load_pepper, make_pepper, replace_file
 from consentry.gateway.access.keys import ApiKey, new_key
 from consentry.gateway.access.roles import Role

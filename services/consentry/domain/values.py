@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 import re
+from datetime import UTC, datetime
 from typing import Final, NewType
 
 from consentry.domain.errors import InvalidInput
@@ -17,6 +18,7 @@ Micros = NewType("Micros", int)
 """An instant: microseconds since 1970-01-01 UTC."""
 
 DAY_MICROS: Final = 86_400_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 MEMBER_ID_BYTES_MAX: Final = 64
 MEMBER_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9:_-]{1,64}", re.ASCII)
@@ -28,6 +30,12 @@ POLICY_VERSION_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", r
 """Versions of policies: part of a record's key, and what a notice names."""
 DATASET_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 """Names of data sets, in receipts and metric labels."""
+
+
+def micros(moment: datetime) -> Micros:
+    """Return an aware datetime in microseconds since 1970-01-01 UTC, exactly."""
+    since = moment - _EPOCH
+    return Micros((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 
 def parse_member_id(text: object) -> MemberId:
@@ -97,7 +105,7 @@ class Reason(enum.StrEnum):
 
     @property
     def allows(self) -> bool:
-        """Whether this reason allows the use; every other one excludes."""
+        """True where the reason allows the use; every other one excludes."""
         return self is Reason.OPTED_IN or self is Reason.DEFAULT_ON
 
 

@@ -1,13 +1,14 @@
-"""Controls as people write them: instants, scopes, pauses, lifts and policies, checked with a named
-error.
+"""Pauses, lifts and policies as people write them: each document declared once.
+
+The command line, the gateway and scenarios read them by these models, and describe them by these.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final
+import enum
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field
 
 from consentry.domain.controls import (
     PURGE_WITHIN_DEFAULT,
@@ -22,395 +23,263 @@ from consentry.domain.controls import (
     Scope,
     Terms,
 )
-from consentry.domain.errors import InvalidInput
-from consentry.domain.values import DAY_MICROS, POLICY_VERSION_PATTERN, Micros, parse_name
-from consentry.forms.document import InvalidDocument, refuse, shown
+from consentry.domain.values import Micros
+from consentry.domain.wording import iso_text
+from consentry.forms.document import Document, ListOf, as_validator, refuse
+from consentry.forms.fields import (
+    Categories,
+    Duration,
+    Instant,
+    PauseName,
+    PolicyVersion,
+    Purpose,
+    Purposes,
+    ScopeEntries,
+    Text,
+    Version,
+    one_of,
+)
 from consentry.forms.yaml import read_form
-from consentry.wire.events import INSTANT_MAX, INSTANT_MIN
-from consentry.wire.jurisdictions import iso_jurisdictions
 
-VERSION_MAX: Final = (1 << 31) - 1
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NUMBER_MAX: Final = 10**40
-_DURATION: Final = re.compile(
-    r"P(?:(?P<weeks>\d+)W)?(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?)?"
-)
-POLICY_FIELDS: Final = ("version", "effective", "terms")
-PAUSE_FIELDS: Final = (
-    *("pause", "version", "jurisdictions", "purposes", "categories"),
-    *("effective", "authority", "basis", "reach"),
-)
-LIFT_FIELDS: Final = ("pause", "version", "effective", "opt_ins")
-_TERMS_FIELDS: Final = (
-    *("jurisdictions", "purpose", "regime", "basis", "notice_until"),
-    *("categories", "collected_from", "minors", "purge"),
-)
-WITHIN_MAX: Final = Micros(100 * 365 * DAY_MICROS)
-_BASES: Final = ("CONSENT", "LEGITIMATE_INTEREST", "OTHER")
+_EFFECTIVE = "When it begins to hold. Left out: when it was recorded."
 
 
-def micros(moment: datetime) -> Micros:
-    """An aware datetime in microseconds since 1970-01-01 UTC, exactly."""
-    since = moment - _EPOCH
-    return Micros((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
+class TermsBasis(enum.StrEnum):
+    """The legal basis that terms name."""
+
+    CONSENT = "CONSENT"
+    LEGITIMATE_INTEREST = "LEGITIMATE_INTEREST"
+    OTHER = "OTHER"
 
 
-def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Micros:
-    """An ISO 8601 date or date and time as microseconds; without a zone it is UTC.
+class WrittenDocument(Document):
+    """A document that people write: null means the same as leaving a field out."""
 
-    Raises InvalidDocument.
+    null_is_absent: ClassVar[bool] = True
 
-    What is recorded lies in the years 1979 to 3111; data may have been collected `at_any_time`.
-    """
-    try:
-        if isinstance(value, datetime):
-            found = value
-        elif isinstance(value, date):
-            found = datetime(value.year, value.month, value.day, tzinfo=UTC)
-        else:
-            found = datetime.fromisoformat(shown(value))
-    except ValueError:
-        refuse(
-            what,
-            value,
-            "is not an ISO 8601 date or time",
-            "write 2024-10-11 or 2024-10-11T09:00:00Z",
+
+class PauseDocument(WrittenDocument):
+    """A pause: an authority, or the platform itself, stops a use for a scope."""
+
+    pause: PauseName = Field(description="The name of the pause.")
+    version: Version = Field(
+        1,
+        description="A repeated version changes nothing, a higher one imposes the pause again. "
+        "Left out: 1.",
+    )
+    jurisdictions: ScopeEntries = Field(
+        description="The jurisdictions it covers, with everything inside them."
+    )
+    purposes: Purposes | None = Field(None, description="The purposes it covers. Left out: all.")
+    categories: Categories | None = Field(
+        None,
+        description="The kinds of data it covers; a row that names none is covered too. Left out: "
+        "all.",
+    )
+    effective: Instant | None = Field(None, description=_EFFECTIVE)
+    authority: Text = Field("", description="Who asked for it, such as PCPD. It decides nothing.")
+    basis: Annotated[PauseBasis, one_of(PauseBasis.ORDER, PauseBasis.UNDERTAKING)] = Field(
+        PauseBasis.UNDERTAKING,
+        description="Whether it was ordered or promised. It decides nothing.",
+    )
+    reach: Annotated[Reach, one_of(Reach.GOING_FORWARD, Reach.PRIOR_AND_FUTURE)] = Field(
+        Reach.GOING_FORWARD,
+        description="PRIOR_AND_FUTURE also has stored training data purged.",
+    )
+
+    def control(self, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseImposed:
+        """Return the pause, in effect from when it was recorded unless the document says more."""
+        return PauseImposed(
+            event_id=event_id,
+            pause=self.pause,
+            version=self.version,
+            scope=Scope(
+                jurisdictions=self.jurisdictions,
+                purposes=self.purposes,
+                categories=self.categories,
+            ),
+            effective_at=recorded_at if self.effective is None else self.effective,
+            recorded_at=recorded_at,
+            authority=self.authority,
+            basis=self.basis,
+            reach=self.reach,
+            source=source,
         )
-    instant = micros(found if found.tzinfo else found.replace(tzinfo=UTC))
-    if not at_any_time and not INSTANT_MIN <= instant < INSTANT_MAX:
-        refuse(what, value, "lies outside the years 1979 to 3111", "write the date that is meant")
-    return instant
 
 
-def parse_duration(value: object, *, what: str) -> Micros:
-    """An ISO 8601 duration of weeks, days, hours and minutes in microseconds.
+class LiftDocument(WrittenDocument):
+    """The end of a pause. Opt-outs survive it."""
 
-    Raises InvalidDocument.
-    """
-    found = _DURATION.fullmatch(shown(value))
-    parts = {
-        name: int(number) for name, number in (found.groupdict() if found else {}).items() if number
-    }
-    try:
-        length = timedelta(**parts)
-    except OverflowError:
-        parts, length = {}, timedelta()
-    if not parts or length // timedelta(microseconds=1) > WITHIN_MAX:
-        refuse(
-            what, value, "is not a duration of at most a hundred years", "write P30D, P2W or PT12H"
+    pause: PauseName = Field(description="The name of the pause that it ends.")
+    version: Version = Field(
+        1, description="The version it ends, with all lower ones. Left out: 1."
+    )
+    effective: Instant | None = Field(None, description=_EFFECTIVE)
+    opt_ins: Annotated[OptIns, one_of(OptIns.VOID, OptIns.KEEP)] = Field(
+        OptIns.VOID,
+        description="VOID: only opt-ins recorded after the lift count, in the scope of the pause. "
+        "KEEP: all count.",
+    )
+
+    def control(self, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseLifted:
+        """Return the lift, in effect from when it was recorded unless the document says more."""
+        return PauseLifted(
+            event_id=event_id,
+            pause=self.pause,
+            version=self.version,
+            effective_at=recorded_at if self.effective is None else self.effective,
+            recorded_at=recorded_at,
+            opt_ins=self.opt_ins,
+            source=source,
         )
-    return Micros(length // timedelta(microseconds=1))
 
 
-def parse_scope(
-    jurisdictions: Sequence[str],
-    purposes: Sequence[str] | None = None,
-    categories: Sequence[str] | None = None,
-    *,
-    what: str = "jurisdictions",
-) -> Scope:
-    """A scope whose every entry is known.
+class PurgeDuties(WrittenDocument):
+    """Duties to delete."""
 
-    Raises InvalidDocument for an empty one or an unknown code.
-    """
-    if not jurisdictions:
-        refuse(
-            what, [], "is empty", "name ISO 3166 codes, a group such as EEA, or '*' for everywhere"
-        )
-    unknown = iso_jurisdictions().unknown([str(entry) for entry in jurisdictions])
-    if unknown:
-        refuse(
-            what,
-            unknown[0],
-            "is not an ISO 3166 code, a known group or '*'",
-            "write HK, US-CA, EEA or '*'",
-        )
-    return Scope(
-        jurisdictions=tuple(map(str, jurisdictions)),
-        purposes=None
-        if purposes is None
-        else tuple(parse_name(one, what="purpose") for one in purposes),
-        categories=None
-        if categories is None
-        else tuple(parse_name(one, what="category") for one in categories),
+    on_opt_out: bool = Field(
+        default=False, description="Whether an opt-out opens a purge order too."
+    )
+    within: Duration = Field(
+        default=PURGE_WITHIN_DEFAULT,
+        description="The time allowed for a purge, from when its cause was recorded. Left out: 30 "
+        "days.",
+        json_schema_extra={"default": "P30D"},
     )
 
 
-class FieldReader:
-    """A mapping of fields that stands at a path of a document; every reading of it checks.
+class TermsDocument(WrittenDocument):
+    """The terms of a policy for some jurisdictions and one purpose."""
 
-    Raises InvalidDocument.
-    """
+    jurisdictions: ScopeEntries = Field(description="The jurisdictions these terms are for.")
+    purpose: Purpose = Field(description="The purpose these terms are for.")
+    regime: Annotated[Regime, one_of(Regime.NOT_OFFERED, Regime.OPT_IN, Regime.DEFAULT_ON)] = Field(
+        description="The rule for members who have not chosen: used, not used, or not offered at "
+        "all."
+    )
+    basis: Annotated[TermsBasis, one_of(*TermsBasis)] = Field(
+        TermsBasis.OTHER,
+        description="The legal basis. Explanations name it; it decides nothing.",
+    )
+    notice_until: Instant | None = Field(
+        None, description="Until then only members who opted in are used. Left out: no notice."
+    )
+    categories: Categories | None = Field(
+        None,
+        description="The kinds of data inside the terms; a row of another kind is outside. Left "
+        "out: all.",
+    )
+    collected_from: Instant | None = Field(
+        None,
+        description="Rows collected earlier, or at a time that is not known, are outside the "
+        "terms. Left out: any time.",
+    )
+    minors: Annotated[Minors, one_of(Minors.EXCLUDE, Minors.EXCLUDE_UNLESS_ADULT, Minors.ALLOW)] = (
+        Field(
+            Minors.ALLOW,
+            description="EXCLUDE leaves out known minors, EXCLUDE_UNLESS_ADULT all who are not "
+            "known to be of age.",
+        )
+    )
+    purge: PurgeDuties = Field(
+        default_factory=PurgeDuties,
+        description="Which data must be deleted, and how soon. Left out: after erasures and pauses "
+        "that reach back, in 30 days.",
+    )
 
-    def __init__(
-        self, data: object, known: Collection[str], where: str, *, top: bool = False
-    ) -> None:
-        self.where = where
-        self._prefix = "" if top else f"{where}."
-        if not isinstance(data, Mapping):
-            refuse(
-                where,
-                data,
-                "is not a mapping of fields",
-                f"write fields such as {', '.join([*known][:3])}",
-            )
-        self._data: Mapping[Any, Any] = data
-        for field in data:
-            if field not in known:
+    def terms(self) -> Terms:
+        """Return the terms as the rules read them."""
+        return Terms(
+            jurisdictions=self.jurisdictions,
+            purpose=self.purpose,
+            regime=self.regime,
+            basis=self.basis.value,
+            notice_until=self.notice_until,
+            categories=self.categories,
+            collected_from=self.collected_from,
+            minors=self.minors,
+            purge_on_opt_out=self.purge.on_opt_out,
+            purge_within=self.purge.within,
+        )
+
+
+def _refuse_empty(value: Any) -> Any:
+    if value == []:
+        refuse("", value, "is empty", "give one entry per group of jurisdictions")
+    return value
+
+
+class PolicyDocument(WrittenDocument):
+    """A policy: from its effective time on its terms bind. Also the whole of a policy file."""
+
+    version: PolicyVersion = Field(
+        description="The name of this version; published once. Quote it, or a date becomes a time "
+        "and 1.10 becomes 1.1."
+    )
+    effective: Instant | None = Field(
+        None,
+        description="From then on it binds. Left out: when it was recorded. Among policies with a "
+        "matching entry the latest binds.",
+    )
+    terms: Annotated[ListOf[TermsDocument], BeforeValidator(as_validator(_refuse_empty))] = Field(
+        description="The first entry that matches jurisdiction and purpose holds.",
+        json_schema_extra={"minItems": 1},
+    )
+
+    def control(
+        self, *, event_id: bytes, recorded_at: Micros, source: str, path: str = ""
+    ) -> PolicyPublished:
+        """Return the policy, in effect from when it was recorded unless the document says more.
+
+        `path` is the document's place in the text around it. Raises InvalidDocument for a notice
+        that ends before the policy takes effect.
+        """
+        effective_at = recorded_at if self.effective is None else self.effective
+        for index, entry in enumerate(self.terms):
+            if entry.notice_until is not None and entry.notice_until < effective_at:
+                field = f"terms[{index}].notice_until"
                 refuse(
-                    self.path(shown(field)),
-                    field,
-                    f"is not a field of {where}",
-                    f"use {', '.join(known)}",
+                    f"{path}.{field}" if path else field,
+                    iso_text(entry.notice_until),
+                    "is before the policy takes effect",
+                    "give a date after `effective`, or leave it out",
                 )
-
-    def path(self, field: str) -> str:
-        """Where a field of this form stands in the document."""
-        return f"{self._prefix}{field}"
-
-    def get(self, field: str) -> Any:
-        """The value; None where it is left out or null."""
-        return self._data.get(field)
-
-    def needed(self, field: str) -> Any:
-        """The value of a field that must be there."""
-        value = self._data.get(field)
-        if value is None:
-            refuse(self.where, field, "is missing", f"add {field}")
-        return value
-
-    def instant(self, field: str, *, at_any_time: bool = False) -> Micros | None:
-        """An ISO 8601 instant in microseconds."""
-        value = self._data.get(field)
-        return (
-            None
-            if value is None
-            else parse_instant(value, what=self.path(field), at_any_time=at_any_time)
+        return PolicyPublished(
+            event_id=event_id,
+            version=self.version,
+            terms=tuple(entry.terms() for entry in self.terms),
+            effective_at=effective_at,
+            recorded_at=recorded_at,
+            source=source,
         )
 
-    def name(self, field: str, what: str) -> str:
-        """The needed name of a purpose, category or pause."""
-        return self._name(self.needed(field), what, self.path(field))
 
-    def names(self, field: str, what: str) -> tuple[str, ...] | None:
-        """A list of such names; None means all, and an empty one would mean none."""
-        values = self.listed(field)
-        if values is None:
-            return None
-        if not values:
-            refuse(
-                self.path(field), [], "is empty", f"leave {field} out for all of them, or name some"
-            )
-        return tuple(
-            self._name(value, what, f"{self.path(field)}[{n}]") for n, value in enumerate(values)
-        )
+def parse_pause(data: object, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseImposed:
+    """Return a pause from plain values. Raises InvalidDocument."""
+    document = PauseDocument.read(data, name="the pause")
+    return document.control(event_id=event_id, recorded_at=recorded_at, source=source)
 
-    def listed(self, field: str) -> Sequence[Any] | None:
-        """A list."""
-        value = self._data.get(field)
-        if value is not None and (not isinstance(value, Sequence) or isinstance(value, str)):
-            refuse(self.path(field), value, "is not a list", f"write [{value}]")
-        return value
 
-    def word(self, field: str, words: Sequence[str], default: str | None = None) -> str:
-        """One of a closed list; without a default it is needed. `false` is a value, and refused."""
-        value = self.needed(field) if default is None else self._data.get(field)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str) or value not in words:
-            refuse(
-                self.path(field), value, "is not one of the known words", f"use {', '.join(words)}"
-            )
-        return str(value)
+def parse_lift(data: object, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseLifted:
+    """Return a lift from plain values. Raises InvalidDocument."""
+    document = LiftDocument.read(data, name="the lift")
+    return document.control(event_id=event_id, recorded_at=recorded_at, source=source)
 
-    def number(self, field: str, *, least: int = 1, most: int = VERSION_MAX) -> int | None:
-        """A whole number."""
-        value = self._data.get(field)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            refuse(
-                self.path(field),
-                value,
-                f"is not a whole number from {least} to {most}",
-                "write such as 1",
-            )
-        return value
 
-    def truth(self, field: str) -> bool | None:
-        """A yes or no."""
-        value = self._data.get(field)
-        if value is not None and not isinstance(value, bool):
-            refuse(self.path(field), value, "is neither true nor false", "write true or false")
-        return value
-
-    def text(self, field: str, default: str = "") -> str:
-        """Printable text."""
-        value = self._data.get(field)
-        found = default if value is None else self._scalar(value, self.path(field))
-        if not found.isprintable() or len(found) > 200:
-            refuse(
-                self.path(field),
-                value,
-                "has unprintable or more than 200 characters",
-                "shorten it to one line",
-            )
-        return found
-
-    def version(self, field: str) -> str:
-        """The needed version of a policy."""
-        found = self.scalar(field)
-        if POLICY_VERSION_PATTERN.fullmatch(found) is None:
-            refuse(
-                self.path(field),
-                found,
-                "is not 1 to 64 letters, digits, '_', '.' or '-', a letter or digit first",
-                "write such as 2025-11-03 or v2",
-            )
-        return found
-
-    def scope(self, field: str) -> tuple[str, ...]:
-        """The needed list of jurisdictions, each known."""
-        self.needed(field)
-        values = self.listed(field) or ()
-        codes = [
-            self._scalar(value, f"{self.path(field)}[{place}]")
-            for place, value in enumerate(values)
-        ]
-        return parse_scope(codes, what=self.path(field)).jurisdictions
-
-    def scalar(self, field: str) -> str:
-        """The needed single value of a field as text."""
-        return self._scalar(self.needed(field), self.path(field))
-
-    def _name(self, value: object, what: str, path: str) -> str:
-        try:
-            return parse_name(self._scalar(value, path), what=what)
-        except InvalidInput as error:
-            if isinstance(error, InvalidDocument):
-                raise
-            raise InvalidDocument(path, error.message.removesuffix("."), error.fix) from error
-
-    def _scalar(self, value: object, path: str) -> str:
-        """A single value as text; a list, a mapping or a truth in its place is a slip."""
-        if isinstance(value, bool) or not isinstance(value, str | int | float | date):
-            refuse(path, value, "is not a text", "write it in quotes")
-        if isinstance(value, int) and abs(value) >= _NUMBER_MAX:
-            refuse(path, value, "is not a text", "write it in quotes")
-        return str(value)
+def parse_policy(
+    data: object, *, event_id: bytes, recorded_at: Micros, source: str
+) -> PolicyPublished:
+    """Return a policy from plain values. Raises InvalidDocument."""
+    document = PolicyDocument.read(data, name="the policy")
+    return document.control(event_id=event_id, recorded_at=recorded_at, source=source)
 
 
 def parse_policy_file(
     text: str, *, event_id: bytes, recorded_at: Micros, source: str, file: str = "the policy"
 ) -> PolicyPublished:
-    """A policy from YAML 1.2 text. Raises InvalidInput naming the file, the line and the field."""
+    """Return a policy from YAML 1.2 text. Raises InvalidInput naming file, line and field."""
 
     def parse(data: object) -> PolicyPublished:
         return parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=source)
 
     return read_form(text, parse, source=file)
-
-
-def parse_policy(
-    data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = ""
-) -> PolicyPublished:
-    """A policy from plain values: version, effective (default: recorded) and terms.
-
-    Raises InvalidDocument.
-    """
-    form = FieldReader(data, POLICY_FIELDS, where or "the policy", top=not where)
-    form.needed("version")
-    form.needed("terms")
-    entries = form.listed("terms") or ()
-    if not entries:
-        refuse(form.path("terms"), [], "is empty", "give one entry per group of jurisdictions")
-    effective_at = _or(form.instant("effective"), recorded_at)
-    terms = tuple(
-        _parse_terms(entry, form.path(f"terms[{place}]")) for place, entry in enumerate(entries)
-    )
-    for place, entry in enumerate(terms):
-        if entry.notice_until is not None and entry.notice_until < effective_at:
-            given = entries[place].get("notice_until")
-            refuse(
-                form.path(f"terms[{place}].notice_until"),
-                given,
-                "is before the policy takes effect",
-                "give a date after `effective`, or leave it out",
-            )
-    return PolicyPublished(
-        event_id=event_id,
-        version=form.version("version"),
-        terms=terms,
-        effective_at=effective_at,
-        recorded_at=recorded_at,
-        source=source,
-    )
-
-
-def _parse_terms(data: object, where: str) -> Terms:
-    form = FieldReader(data, _TERMS_FIELDS, where)
-    purge = FieldReader(form.get("purge") or {}, ("on_opt_out", "within"), form.path("purge"))
-    within = purge.get("within")
-    return Terms(
-        jurisdictions=form.scope("jurisdictions"),
-        purpose=form.name("purpose", "purpose"),
-        regime=Regime(form.word("regime", ("NOT_OFFERED", "OPT_IN", "DEFAULT_ON"))),
-        basis=form.word("basis", _BASES, "OTHER"),
-        notice_until=form.instant("notice_until"),
-        categories=form.names("categories", "category"),
-        collected_from=form.instant("collected_from"),
-        minors=Minors(form.word("minors", ("EXCLUDE", "EXCLUDE_UNLESS_ADULT", "ALLOW"), "ALLOW")),
-        purge_on_opt_out=purge.truth("on_opt_out") or False,
-        purge_within=PURGE_WITHIN_DEFAULT
-        if within is None
-        else parse_duration(within, what=purge.path("within")),
-    )
-
-
-def parse_pause(
-    data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = ""
-) -> PauseImposed:
-    """A pause from plain values; jurisdictions are needed, purposes and categories mean all.
-
-    Raises InvalidDocument.
-    """
-    form = FieldReader(data, PAUSE_FIELDS, where or "the pause", top=not where)
-    return PauseImposed(
-        event_id=event_id,
-        pause=form.name("pause", "pause"),
-        version=_or(form.number("version"), 1),
-        scope=Scope(
-            jurisdictions=form.scope("jurisdictions"),
-            purposes=form.names("purposes", "purpose"),
-            categories=form.names("categories", "category"),
-        ),
-        effective_at=_or(form.instant("effective"), recorded_at),
-        recorded_at=recorded_at,
-        authority=form.text("authority"),
-        basis=PauseBasis(form.word("basis", ("ORDER", "UNDERTAKING"), "UNDERTAKING")),
-        reach=Reach(form.word("reach", ("GOING_FORWARD", "PRIOR_AND_FUTURE"), "GOING_FORWARD")),
-        source=source,
-    )
-
-
-def parse_lift(
-    data: object, *, event_id: bytes, recorded_at: Micros, source: str, where: str = ""
-) -> PauseLifted:
-    """A lift from plain values; earlier opt-ins become void unless it says KEEP.
-
-    Raises InvalidDocument.
-    """
-    form = FieldReader(data, LIFT_FIELDS, where or "the lift", top=not where)
-    return PauseLifted(
-        event_id=event_id,
-        pause=form.name("pause", "pause"),
-        version=_or(form.number("version"), 1),
-        effective_at=_or(form.instant("effective"), recorded_at),
-        recorded_at=recorded_at,
-        opt_ins=OptIns(form.word("opt_ins", ("VOID", "KEEP"), "VOID")),
-        source=source,
-    )
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value

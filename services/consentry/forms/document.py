@@ -9,15 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, NoReturn, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from consentry.domain.errors import InvalidInput
+from consentry.forms.json_schema import or_null
 
 _NUMBER_MAX: Final = 10**40
 _SHOWN_CHARACTERS_MAX: Final = 80
 _MISFIT: Final = "misfit"
-_UNKNOWN_FIELD: Final = "unknown_field"
 _SENTENCES: Final[Mapping[str, tuple[str, str]]] = {
     "string_type": ("is not a text", "write it in quotes"),
     "string_unicode": ("is not a text", "write it in quotes"),
@@ -42,6 +50,21 @@ class InvalidDocument(InvalidInput):
         super().__init__(f"In {field}: {problem}.", code="input.form", fix=fix)
         self.field = field
         self.problem = problem
+
+
+class _UnknownField(InvalidInput):
+    """Raised for a field that a document does not have, before the document's place is known."""
+
+    def __init__(self, field: object, known: Sequence[str]) -> None:
+        super().__init__("unknown field", code="input.form")
+        self.field = field
+        self.known = known
+
+    def in_document(self, path: str, name: str) -> InvalidDocument:
+        """Return the error with the place of the document."""
+        field_path = _joined(path, shown(self.field))
+        problem = f"is not a field of {path or name}"
+        return _described(field_path, self.field, problem, f"use {', '.join(self.known)}")
 
 
 class Document(BaseModel):
@@ -88,14 +111,24 @@ class Document(BaseModel):
             raise _pydantic_error(_described("", data, "is not a mapping of fields", fix))
         for field in data:
             if field not in cls.model_fields:
-                raise PydanticCustomError(
-                    _UNKNOWN_FIELD, "unknown", {"field": field, "known": [*cls.model_fields]}
-                )
+                raise _pydantic_error(_UnknownField(field, [*cls.model_fields]))
         fields = dict(data)
         if cls.null_is_absent:
             fields = {field: value for field, value in data.items() if value is not None}
         as_validator(cls.check_fields)(fields)
         return fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        reference = handler(core)
+        if cls.null_is_absent:
+            schema = handler.resolve_ref_schema(reference)
+            properties = schema.get("properties", {})
+            for field in properties.keys() - schema.get("required", ()):
+                properties[field] = or_null(properties[field])
+        return reference
 
 
 def as_validator(parse: Callable[[Any], _Value]) -> Callable[[Any], _Value]:
@@ -160,12 +193,6 @@ def _invalid_document(details: ErrorDetails, *, name: str, path: str) -> Invalid
         missing = str(location[-1])
         parent = _path_to(path, location[:-1]) or name
         return _described(parent, missing, "is missing", f"add {missing}")
-    if kind == _UNKNOWN_FIELD:
-        unknown = context["field"]
-        fix = f"use {', '.join(context['known'])}"
-        return _described(
-            _joined(field, shown(unknown)), unknown, f"is not a field of {where}", fix
-        )
     if kind == _MISFIT:
         return _at_path(context["error"], field, name)
     if kind == "tuple_type":
@@ -179,6 +206,8 @@ def _invalid_document(details: ErrorDetails, *, name: str, path: str) -> Invalid
 
 def _at_path(error: InvalidInput, path: str, name: str) -> InvalidDocument:
     """Return an error of a validator with the path of its field."""
+    if isinstance(error, _UnknownField):
+        return error.in_document(path, name)
     if isinstance(error, InvalidDocument):
         return InvalidDocument(_joined(path, error.field) or name, error.problem, error.fix)
     return InvalidDocument(path or name, error.message.removesuffix("."), error.fix)

@@ -1,18 +1,20 @@
-"""Scenario files:
+"""Scenario files: YAML 1.2 as docs/scenarios.md describes it, each part declared as a model.
 
-YAML 1.2 as docs/scenarios.md describes it, checked with an error that names line and field.
+Errors name the line and the field.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import ConfigDict, Field
 
 from consentry.domain.controls import PauseImposed, PauseLifted
 from consentry.domain.decisions import Row
-from consentry.domain.errors import InvalidInput
 from consentry.domain.events import (
     ConsentChanged,
     EventUnreadable,
@@ -22,213 +24,353 @@ from consentry.domain.events import (
 )
 from consentry.domain.orders import PurgeReason
 from consentry.domain.scenarios import Expectation, ExpectedOrder, Scenario, TimelineEntry
-from consentry.domain.values import AgeBand, Choice, MemberId, Micros, Reason, parse_member_id
-from consentry.forms.controls import (
-    FieldReader,
-    parse_instant,
-    parse_lift,
-    parse_pause,
-    parse_policy,
+from consentry.domain.values import AgeBand, Choice, Micros, Reason
+from consentry.forms.controls import LiftDocument, PauseDocument, PolicyDocument, WrittenDocument
+from consentry.forms.document import InvalidDocument, ListOf, refuse
+from consentry.forms.fields import (
+    Category,
+    Instant,
+    InstantOfAnyTime,
+    Jurisdiction,
+    Member,
+    PauseName,
+    Purpose,
+    ScopeEntries,
+    Text,
+    Version,
+    one_of,
 )
-from consentry.forms.document import InvalidDocument, refuse
+from consentry.forms.json_schema import editor_schema
 from consentry.forms.yaml import read_form
-from consentry.wire.jurisdictions import iso_jurisdictions
 
-_FIELDS: Final = ("name", "timeline", "expect", "expect_orders")
-_EXPECTATION_FIELDS: Final = ("member", "purpose", "at", "known_at", "row", "allowed", "reason")
-_ROW_FIELDS: Final = ("jurisdiction", "category", "collected")
-_ORDER_FIELDS: Final = ("because", "member", "pause", "jurisdictions", "due")
 SOURCE: Final = "scenario"
+"""The source that a scenario's events and controls name."""
+
+_EFFECTIVE: Final = "When it begins to hold. Left out: when it was recorded."
+_END: Final = "Left out: the end of the timeline."
+_ALLOWING: Final = [reason.value for reason in Reason if reason.allows]
+
+
+# ---- the documents
+
+
+class ChoiceDocument(WrittenDocument):
+    """A member chooses for one purpose."""
+
+    member: Member = Field(description="The member who chooses.")
+    purpose: Purpose = Field(
+        description="The purpose of the choice; it says nothing of other purposes."
+    )
+    choice: Annotated[Choice, one_of(*Choice)] = Field(
+        description="UNKNOWN takes an opt-in back and leaves an opt-out."
+    )
+    observed: Version | None = Field(
+        None,
+        description="The number of the timeline entry, from 1, whose state the person had seen. An "
+        "opt-in cancels an opt-out only if it had been seen. null: not stated.",
+    )
+    effective: Instant | None = Field(None, description=_EFFECTIVE)
+
+
+class RelocationDocument(WrittenDocument):
+    """A member is known to live somewhere, or their age became known. The last one counts."""
+
+    member: Member = Field(description="The member who lives there.")
+    jurisdiction: Jurisdiction = Field(
+        description="Where they live: an ISO 3166 country (NO is Norway) or subdivision."
+    )
+    age_band: Annotated[AgeBand, one_of(*AgeBand)] = Field(
+        AgeBand.UNKNOWN,
+        description="Whether they are of age there. The last relocation's age band counts.",
+    )
+    effective: Instant | None = Field(None, description=_EFFECTIVE)
+
+
+class ErasureDocument(WrittenDocument):
+    """A member is erased; from its effective time on nothing about them changes."""
+
+    member: Member = Field(description="The member who is erased.")
+    effective: Instant | None = Field(None, description=_EFFECTIVE)
+
+
+class UnreadableDocument(WrittenDocument):
+    """An event of this member that could not be read: the member is quarantined."""
+
+    member: Member = Field(description="The member who is quarantined.")
+
+
+class ReleaseDocument(WrittenDocument):
+    """An operator ends the quarantine of a member."""
+
+    member: Member = Field(description="The member who is released.")
+    observed: Version | None = Field(
+        None,
+        description="The number of the timeline entry, from 1, whose state the operator had looked "
+        "at: a quarantine that came after it stays. null: every quarantine before this entry ends.",
+    )
+    effective: Instant | None = Field(None, description=_EFFECTIVE)
+
+
+_KINDS: Final = (
+    *("policy_published", "member_relocated", "consent_changed", "pause_imposed"),
+    *("pause_lifted", "member_erased", "unreadable", "released"),
+)
+
+
+class EntryDocument(WrittenDocument):
+    """One thing that was recorded: a time, and exactly one kind."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]}
+    )
+
+    recorded: Instant = Field(
+        description="When it was written down, never earlier than that of the entry before it."
+    )
+    policy_published: PolicyDocument | None = Field(
+        None, description="A policy: from its effective time on its terms bind."
+    )
+    member_relocated: RelocationDocument | None = Field(
+        None, description="A member is known to live somewhere, or their age became known."
+    )
+    consent_changed: ChoiceDocument | None = Field(
+        None, description="A member chooses for one purpose."
+    )
+    pause_imposed: PauseDocument | None = Field(
+        None, description="An authority, or the platform itself, stops a use for a scope."
+    )
+    pause_lifted: LiftDocument | None = Field(
+        None, description="The end of a pause that this timeline imposes, earlier or later."
+    )
+    member_erased: ErasureDocument | None = Field(None, description="A member is erased.")
+    unreadable: UnreadableDocument | None = Field(
+        None, description="An event of this member that could not be read."
+    )
+    released: ReleaseDocument | None = Field(
+        None, description="An operator ends the quarantine of a member."
+    )
+
+    @classmethod
+    def check_fields(cls, fields: Mapping[str, Any]) -> None:
+        """Refuse an entry without a kind, or with more than one."""
+        kinds = [kind for kind in _KINDS if kind in fields]
+        if len(kinds) == 1:
+            return
+        problem = f"it has the kinds {' and '.join(kinds)}" if kinds else "it has no kind of entry"
+        raise InvalidDocument("", problem, f"give exactly one of {', '.join(_KINDS)}")
+
+
+class RowDocument(WrittenDocument):
+    """One row of training data."""
+
+    jurisdiction: Jurisdiction | None = Field(
+        None,
+        description="Where the row comes from. If it differs from where the member lives, both "
+        "must allow.",
+    )
+    category: Category | None = Field(None, description="The kind of data. Left out: not known.")
+    collected: InstantOfAnyTime | None = Field(
+        None, description="When it was collected. Left out: not known."
+    )
+
+
+class ExpectationDocument(WrittenDocument):
+    """A question and its right answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"allowed": {"const": True}}},
+            "then": {"properties": {"reason": {"enum": [*_ALLOWING]}}},
+            "else": {"properties": {"reason": {"not": {"enum": [*_ALLOWING]}}}},
+        }
+    )
+
+    member: Member = Field(
+        description="The member it is about; one of whom nothing is recorded may be asked about."
+    )
+    purpose: Purpose = Field(description="The purpose that the data would be used for.")
+    at: Instant | None = Field(None, description=f"When it would be used. {_END}")
+    known_at: Instant | None = Field(
+        None, description=f"Only what was recorded by then is known. {_END}"
+    )
+    row: RowDocument | None = Field(
+        None, description="The row that would be used. Left out: the member's data at large."
+    )
+    allowed: bool = Field(description="Whether the use is allowed.")
+    reason: Annotated[Reason, one_of(*Reason)] = Field(
+        description="The reason: of those that apply, the first in this order. "
+        f"{' and '.join(_ALLOWING)} allow, the others do not.",
+        # Freshness is no part of a story: no scenario is answered with STALE.
+        json_schema_extra={
+            "enum": [reason.value for reason in Reason if reason is not Reason.STALE]
+        },
+    )
+
+
+class OrderDocument(WrittenDocument):
+    """A purge order that is open: for one member, or for the scope of a pause."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"because": {"const": "PAUSE"}}},
+            "then": {"required": ["pause"], "not": {"required": ["member"]}},
+            "else": {
+                "required": ["member"],
+                "not": {"anyOf": [{"required": ["pause"]}, {"required": ["jurisdictions"]}]},
+            },
+        }
+    )
+
+    because: Annotated[PurgeReason, one_of(*PurgeReason)] = Field(
+        description="The reason that obliges to delete."
+    )
+    member: Member | None = Field(None, description="The member whose data must go; not for PAUSE.")
+    pause: PauseName | None = Field(
+        None, description="The pause whose data must go; only for PAUSE."
+    )
+    jurisdictions: ScopeEntries | None = Field(
+        None,
+        description="The jurisdictions of that pause, in any order; only for PAUSE. Left out: not "
+        "looked at.",
+    )
+    due: Instant | None = Field(
+        None,
+        description="By when: recorded, plus the shortest time that terms in force allow, 30 days "
+        "where there are none. Left out: not looked at.",
+    )
+
+
+class ScenarioDocument(WrittenDocument):
+    """A story: its timeline in order, and the answers that it must then get.
+
+    See docs/scenarios.md. Optional fields may be null, which means the same as leaving them out.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {
+                    "required": ["expect"],
+                    "properties": {"expect": {"type": "array", "minItems": 1}},
+                },
+                {"required": ["expect_orders"], "properties": {"expect_orders": {"type": "array"}}},
+            ],
+            # A timeline without entries has no end that a question could be asked at.
+            "if": {"properties": {"timeline": {"maxItems": 0}}},
+            "then": {"properties": {"expect": {"items": {"required": ["at", "known_at"]}}}},
+        }
+    )
+
+    name: Text = Field(
+        description="The name of the story: the file's name without .yaml.",
+        json_schema_extra={"minLength": 1},
+    )
+    timeline: ListOf[EntryDocument] = Field(
+        description="Everything that was recorded. The order of the list is the order of the log."
+    )
+    expect: ListOf[ExpectationDocument] = Field(
+        (), description="Questions, each with its right answer."
+    )
+    expect_orders: ListOf[OrderDocument] | None = Field(
+        None,
+        description="The purge orders open after the whole timeline, in any order. []: none. Left "
+        "out: not looked at.",
+    )
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of scenario files, the same text for the same models."""
+    schema = editor_schema(ScenarioDocument, "Consentry scenario")
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+# ---- as the rules read them
 
 
 def read_scenario(text: str, *, file: str = "the scenario") -> Scenario:
-    """A scenario from YAML 1.2 text. Raises InvalidInput naming the file, the line and the
-    field.
-    """
+    """Return a scenario from YAML 1.2 text. Raises InvalidInput naming file, line and field."""
     return read_form(text, parse_scenario, source=file)
 
 
-def parse_scenario(document: object) -> Scenario:
-    """A scenario from plain values, as a YAML loader gives them.
-
-    Raises InvalidDocument naming the field.
-    """
-    form = FieldReader(document, _FIELDS, "the scenario", top=True)
-    form.needed("name")
-    name = form.text("name")
-    form.needed("timeline")
-    timeline = tuple(
-        _parse_entry(entry, place, name)
-        for place, entry in enumerate(form.listed("timeline") or ())
-    )
+def parse_scenario(data: object) -> Scenario:
+    """Return a scenario from plain values, as a YAML loader gives them. Raises InvalidDocument."""
+    document = ScenarioDocument.read(data, name="the scenario")
+    timeline = []
+    for index, entry in enumerate(document.timeline):
+        event_id = hashlib.blake2b(f"{document.name}:{index}".encode(), digest_size=16).digest()
+        timeline.append(_timeline_entry(entry, f"timeline[{index}]", event_id))
     _check_order(timeline)
     _check_lifts(timeline)
-    orders = form.listed("expect_orders")
-    expect = form.listed("expect") or ()
-    if not expect and orders is None:
-        refuse(
-            "the scenario", "expect", "is missing", "say what must be answered, or expect_orders"
-        )
+    if not document.expect and document.expect_orders is None:
+        fix = "say what must be answered, or expect_orders"
+        refuse("the scenario", "expect", "is missing", fix)
     end = timeline[-1].what.recorded_at if timeline else None
+    expect = [
+        _expectation(expected, f"expect[{index}]", end)
+        for index, expected in enumerate(document.expect)
+    ]
+    orders = [
+        _expected_order(expected, f"expect_orders[{index}]")
+        for index, expected in enumerate(document.expect_orders or ())
+    ]
     return Scenario(
-        name=name,
-        timeline=timeline,
-        expect=tuple(
-            _parse_expectation(one, f"expect[{place}]", end) for place, one in enumerate(expect)
-        ),
-        expect_orders=None
-        if orders is None
-        else tuple(
-            _parse_order(one, f"expect_orders[{place}]") for place, one in enumerate(orders)
-        ),
+        name=document.name,
+        timeline=tuple(timeline),
+        expect=tuple(expect),
+        expect_orders=None if document.expect_orders is None else tuple(orders),
     )
 
 
-def _parse_entry(data: object, place: int, scenario: str) -> TimelineEntry:
-    where = f"timeline[{place}]"
-    form = FieldReader(data, ("recorded", *_KINDS), where)
-    given = [kind for kind in _KINDS if form.get(kind) is not None]
-    if len(given) != 1:
-        problem = f"it has the kinds {' and '.join(given)}" if given else "it has no kind of entry"
-        raise InvalidDocument(where, problem, f"give exactly one of {', '.join(_KINDS)}")
-    recorded_at = parse_instant(form.needed("recorded"), what=form.path("recorded"))
-    event_id = hashlib.blake2b(f"{scenario}:{place}".encode(), digest_size=16).digest()
-    return _KINDS[given[0]](form.get(given[0]), form.path(given[0]), event_id, recorded_at)
-
-
-def _policy_published(
-    data: object, where: str, event_id: bytes, recorded_at: Micros
-) -> TimelineEntry:
-    return TimelineEntry(
-        parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where)
-    )
-
-
-def _pause_imposed(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    return TimelineEntry(
-        parse_pause(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where)
-    )
-
-
-def _pause_lifted(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    return TimelineEntry(
-        parse_lift(data, event_id=event_id, recorded_at=recorded_at, source=SOURCE, where=where)
-    )
-
-
-def _consent_changed(
-    data: object, where: str, event_id: bytes, recorded_at: Micros
-) -> TimelineEntry:
-    form = FieldReader(data, ("member", "purpose", "choice", "observed", "effective"), where)
-    event = ConsentChanged(
-        event_id=event_id,
-        member=_member(form),
-        purpose=form.name("purpose", "purpose"),
-        choice=Choice(form.word("choice", tuple(Choice))),
-        effective_at=_effective(form, recorded_at),
-        recorded_at=recorded_at,
-        source=SOURCE,
-    )
-    return TimelineEntry(event, form.number("observed"))
-
-
-def _member_relocated(
-    data: object, where: str, event_id: bytes, recorded_at: Micros
-) -> TimelineEntry:
-    form = FieldReader(data, ("member", "jurisdiction", "age_band", "effective"), where)
-    form.needed("jurisdiction")
-    return TimelineEntry(
-        MemberRelocated(
-            event_id=event_id,
-            member=_member(form),
-            jurisdiction=_jurisdiction(form) or "",
-            age_band=AgeBand(form.word("age_band", tuple(AgeBand), AgeBand.UNKNOWN.value)),
-            effective_at=_effective(form, recorded_at),
-            recorded_at=recorded_at,
-            source=SOURCE,
+def _timeline_entry(entry: EntryDocument, path: str, event_id: bytes) -> TimelineEntry:
+    """Return the event or control of an entry, which has exactly one kind."""
+    recorded_at = entry.recorded
+    control: dict[str, Any] = {
+        "event_id": event_id,
+        "recorded_at": recorded_at,
+        "source": SOURCE,
+    }
+    if entry.policy_published is not None:
+        policy = entry.policy_published.control(path=f"{path}.policy_published", **control)
+        return TimelineEntry(policy)
+    if entry.pause_imposed is not None:
+        return TimelineEntry(entry.pause_imposed.control(**control))
+    if entry.pause_lifted is not None:
+        return TimelineEntry(entry.pause_lifted.control(**control))
+    if entry.unreadable is not None:
+        member = entry.unreadable.member
+        return TimelineEntry(
+            EventUnreadable(event_id=event_id, member=member, recorded_at=recorded_at)
         )
+    return _member_event(entry, control)
+
+
+def _member_event(entry: EntryDocument, common: Mapping[str, Any]) -> TimelineEntry:
+    """Return the event that a producer or operator sent."""
+    document = (
+        entry.consent_changed or entry.member_relocated or entry.member_erased or entry.released
     )
-
-
-def _member_erased(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    form = FieldReader(data, ("member", "effective"), where)
-    effective_at = _effective(form, recorded_at)
-    return TimelineEntry(
-        MemberErased(
-            event_id=event_id,
-            member=_member(form),
-            effective_at=effective_at,
-            recorded_at=recorded_at,
-            source=SOURCE,
+    assert document is not None, "check_fields lets no entry without a kind pass"
+    effective_at = entry.recorded if document.effective is None else document.effective
+    event = {**common, "member": document.member, "effective_at": effective_at}
+    if isinstance(document, ChoiceDocument):
+        choice = ConsentChanged(purpose=document.purpose, choice=document.choice, **event)
+        return TimelineEntry(choice, document.observed)
+    if isinstance(document, RelocationDocument):
+        relocation = MemberRelocated(
+            jurisdiction=document.jurisdiction, age_band=document.age_band, **event
         )
-    )
-
-
-def _unreadable(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    form = FieldReader(data, ("member",), where)
-    return TimelineEntry(
-        EventUnreadable(event_id=event_id, member=_member(form), recorded_at=recorded_at)
-    )
-
-
-def _released(data: object, where: str, event_id: bytes, recorded_at: Micros) -> TimelineEntry:
-    form = FieldReader(data, ("member", "observed", "effective"), where)
-    effective_at = _effective(form, recorded_at)
-    release = MemberReleased(
-        event_id=event_id,
-        member=_member(form),
-        effective_at=effective_at,
-        recorded_at=recorded_at,
-        source=SOURCE,
-    )
-    return TimelineEntry(release, form.number("observed"))
-
-
-_KINDS: Final[dict[str, Callable[[object, str, bytes, Micros], TimelineEntry]]] = {
-    "policy_published": _policy_published,
-    "member_relocated": _member_relocated,
-    "consent_changed": _consent_changed,
-    "pause_imposed": _pause_imposed,
-    "pause_lifted": _pause_lifted,
-    "member_erased": _member_erased,
-    "unreadable": _unreadable,
-    "released": _released,
-}
-
-
-def _member(form: FieldReader) -> MemberId:
-    try:
-        return parse_member_id(form.scalar("member"))
-    except InvalidInput as error:
-        if isinstance(error, InvalidDocument):
-            raise
-        raise InvalidDocument(
-            form.path("member"), error.message.removesuffix("."), error.fix
-        ) from error
-
-
-def _jurisdiction(form: FieldReader) -> str | None:
-    if form.get("jurisdiction") is None:
-        return None
-    value = form.scalar("jurisdiction")
-    if not iso_jurisdictions().is_code(value):
-        refuse(
-            form.path("jurisdiction"), value, "is not an ISO 3166 code", "write such as HK or US-CA"
-        )
-    return value
-
-
-def _effective(form: FieldReader, recorded_at: Micros) -> Micros:
-    effective_at = form.instant("effective")
-    return recorded_at if effective_at is None else effective_at
+        return TimelineEntry(relocation)
+    if isinstance(document, ErasureDocument):
+        return TimelineEntry(MemberErased(**event))
+    return TimelineEntry(MemberReleased(**event), document.observed)
 
 
 def _check_order(timeline: Sequence[TimelineEntry]) -> None:
-    """The list is the log, and a log's entries are recorded one after the other."""
-    for place, (before, entry) in enumerate(pairwise(timeline), start=1):
+    """Refuse entries out of order: the list is the log, where each is recorded after the last."""
+    for index, (before, entry) in enumerate(pairwise(timeline), start=1):
         if entry.what.recorded_at < before.what.recorded_at:
             raise InvalidDocument(
-                f"timeline[{place}].recorded",
+                f"timeline[{index}].recorded",
                 "it is earlier than that of the entry before it, but the list is the log's order",
                 "put the entries in the order in which they were recorded; `effective` may be any "
                 "time",
@@ -236,60 +378,62 @@ def _check_order(timeline: Sequence[TimelineEntry]) -> None:
 
 
 def _check_lifts(timeline: Sequence[TimelineEntry]) -> None:
+    """Refuse a lift of a pause that the timeline imposes nowhere."""
     imposed = {entry.what.pause for entry in timeline if isinstance(entry.what, PauseImposed)}
-    for place, entry in enumerate(timeline):
+    names = ", ".join(sorted(imposed))
+    for index, entry in enumerate(timeline):
         if isinstance(entry.what, PauseLifted) and entry.what.pause not in imposed:
             refuse(
-                f"timeline[{place}].pause_lifted.pause",
+                f"timeline[{index}].pause_lifted.pause",
                 entry.what.pause,
                 "is not a pause that this timeline imposes",
-                f"name one of {', '.join(sorted(imposed))}"
-                if imposed
-                else "impose it before or after",
+                f"name one of {names}" if names else "impose it before or after",
             )
 
 
-def _parse_expectation(data: object, where: str, end: Micros | None) -> Expectation:
-    form = FieldReader(data, _EXPECTATION_FIELDS, where)
-    if end is None:
-        form.needed("at")
-        form.needed("known_at")
-    at, known_at = form.instant("at"), form.instant("known_at")
-    form.needed("allowed")
+def _expectation(document: ExpectationDocument, path: str, end: Micros | None) -> Expectation:
+    """Return a question, asked at the timeline's end unless it says when."""
     return Expectation(
-        member=_member(form),
-        purpose=form.name("purpose", "purpose"),
-        at=at if at is not None else end or Micros(0),
-        known_at=known_at if known_at is not None else end or Micros(0),
-        row=None if form.get("row") is None else _parse_row(form.get("row"), form.path("row")),
-        allowed=form.truth("allowed") or False,
-        reason=Reason(form.word("reason", tuple(Reason))),
+        member=document.member,
+        purpose=document.purpose,
+        at=_instant_or_end(document.at, "at", path, end),
+        known_at=_instant_or_end(document.known_at, "known_at", path, end),
+        row=None if document.row is None else _row(document.row),
+        allowed=document.allowed,
+        reason=document.reason,
     )
 
 
-def _parse_row(data: object, where: str) -> Row:
-    form = FieldReader(data, _ROW_FIELDS, where)
-    category = form.get("category")
+def _instant_or_end(instant: Micros | None, field: str, path: str, end: Micros | None) -> Micros:
+    if instant is not None:
+        return instant
+    if end is None:
+        refuse(path, field, "is missing", f"add {field}")
+    return end
+
+
+def _row(document: RowDocument) -> Row:
     return Row(
-        jurisdiction=_jurisdiction(form),
-        category=None if category is None else form.name("category", "category"),
-        collected=form.instant("collected", at_any_time=True),
+        jurisdiction=document.jurisdiction,
+        category=document.category,
+        collected=document.collected,
     )
 
 
-def _parse_order(data: object, where: str) -> ExpectedOrder:
-    form = FieldReader(data, _ORDER_FIELDS, where)
-    because = PurgeReason(form.word("because", tuple(PurgeReason)))
-    is_pause = because is PurgeReason.PAUSE
-    if form.get("member" if is_pause else "pause") is not None:
-        refuse(
-            where, because, "names the wrong subject", "PAUSE names a pause, the others a member"
-        )
-    places: Any = form.scope("jurisdictions") if form.get("jurisdictions") is not None else ()
+def _expected_order(document: OrderDocument, path: str) -> ExpectedOrder:
+    """Return a purge order that must be open: a pause's, or a member's."""
+    is_pause = document.because is PurgeReason.PAUSE
+    wrong_subject = document.member if is_pause else document.pause
+    if wrong_subject is not None:
+        fix = "PAUSE names a pause, the others a member"
+        refuse(path, document.because, "names the wrong subject", fix)
+    subject = "pause" if is_pause else "member"
+    if getattr(document, subject) is None:
+        refuse(path, subject, "is missing", f"add {subject}")
     return ExpectedOrder(
-        because=because,
-        member=None if is_pause else _member(form),
-        pause=form.name("pause", "pause") if is_pause else None,
-        jurisdictions=frozenset(places),
-        due_at=form.instant("due"),
+        because=document.because,
+        member=document.member,
+        pause=document.pause,
+        jurisdictions=frozenset(document.jurisdictions or ()),
+        due_at=document.due,
     )

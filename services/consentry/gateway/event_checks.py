@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
-from consentry.domain.values import Choice, MemberId, Micros
-from consentry.forms.controls import micros
+from consentry.domain.values import Choice, MemberId, Micros, micros
 from consentry.gateway.accept import PreparedEvent
 from consentry.gateway.context import GatewayContext
 from consentry.gateway.http.models import ConsentChangeIn, ErasureIn, RelocationIn

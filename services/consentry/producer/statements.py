@@ -12,8 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from consentry.domain.errors import InvalidInput
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated, SentEvent
-from consentry.domain.values import AgeBand, Choice, MemberId, Micros
-from consentry.forms.controls import micros
+from consentry.domain.values import AgeBand, Choice, MemberId, Micros, micros
 from consentry.ops.clock import Clock
 
 Answer = TypeVar("Answer")

@@ -37,7 +37,7 @@ from consentry.domain.decisions import NOBODY, Decision, Limit, Row, decide, mem
 from consentry.domain.events import Fact, MemberEvent
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, Reason
-from consentry.forms.controls import parse_instant
+from consentry.forms.fields import parse_instant
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 EVERYWHERE = Controls(WORLD).after(policy(900, terms("*"), on=0))

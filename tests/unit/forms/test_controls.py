@@ -14,16 +14,10 @@ from tests.strategies import day, instants
 
 from consentry.domain.controls import Minors, PolicyPublished, Regime
 from consentry.domain.errors import InvalidInput
-from consentry.domain.values import DAY_MICROS, Micros
+from consentry.domain.values import DAY_MICROS, Micros, micros
 from consentry.domain.wording import moment_of
-from consentry.forms.controls import (
-    micros,
-    parse_duration,
-    parse_instant,
-    parse_policy,
-    parse_policy_file,
-    parse_scope,
-)
+from consentry.forms.controls import parse_policy, parse_policy_file
+from consentry.forms.fields import parse_duration, parse_instant, parse_scope
 
 GOOD: dict[str, Any] = {"jurisdictions": ["HK"], "purpose": "genai_training", "regime": "OPT_IN"}
 

@@ -109,6 +109,7 @@ class TestReading:
             ({"even": [2, 3]}, "In even[1]: '3' is odd."),
             ({"name": "whole", "leaves": []}, "In leaves: '[]' does not go with the name."),
             ({"x": 1}, "In x: 'x' is not a field of the sheet."),
+            ({"\ud800": 1}, "In \ud800: '\\ud800' is not a field of the sheet."),
             ({5: 1}, "In 5: '5' is not a field of the sheet."),
         ],
     )

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from consentry.domain.errors import InvalidInput
 from consentry.domain.scenarios import run
 from consentry.domain.values import Reason
-from consentry.forms.scenarios import read_scenario
+from consentry.forms.scenarios import read_scenario, schema_text
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 PACKAGE = Path(str(files("consentry_schemas")))
@@ -317,6 +317,15 @@ class TestSchema:
     def test_the_schema_is_one(self) -> None:
         """An editor that cannot read it shows nothing, and nobody notices."""
         Draft202012Validator.check_schema(SCHEMA)
+
+    def test_the_file_is_what_the_models_say(self) -> None:
+        """A field that only one of them has is refused by the product, or by the editor.
+
+        `consentry scenario schema` writes the file.
+        """
+        path = PACKAGE / "forms" / "scenario.schema.json"
+
+        assert path.read_text(encoding="utf-8") == schema_text()
 
     def test_every_field_is_described(self) -> None:
         """The description is the only help that whoever writes a scenario sees in the editor."""

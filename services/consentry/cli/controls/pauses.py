@@ -31,7 +31,8 @@ from consentry.domain.control_checks import conflict_of_lift, conflict_of_pause
 from consentry.domain.controls import Controls, OptIns, PauseBasis, PauseImposed, PauseLifted, Reach
 from consentry.domain.values import Micros, parse_name
 from consentry.domain.wording import moment_of
-from consentry.forms.controls import parse_lift, parse_pause, parse_scope
+from consentry.forms.controls import parse_lift, parse_pause
+from consentry.forms.fields import parse_scope
 from consentry.forms.yaml import read_form
 from consentry.ops.clock import system_clock
 from consentry.wire.jurisdictions import iso_jurisdictions

@@ -18,8 +18,7 @@ from consentry.cli.demo.story import PURPOSE, ChangeEvent
 from consentry.domain.controls import Control, Controls, PauseImposed
 from consentry.domain.decisions import Row, decide
 from consentry.domain.records import Record, fold
-from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason
-from consentry.forms.controls import micros
+from consentry.domain.values import MEMBER_ID_PATTERN, Micros, Reason, micros
 from consentry.table.protocol import ConsentTable
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.records import DIGEST_BITS, record_digest, write_record

@@ -24,7 +24,7 @@ from consentry.domain.controls import Controls
 from consentry.domain.decisions import decide
 from consentry.domain.errors import Unavailable
 from consentry.domain.explain import date_text, sentences
-from consentry.forms.controls import parse_instant
+from consentry.forms.fields import parse_instant
 from consentry.kafka.clients import producer_config, send
 from consentry.kafka.topics import apply_topics, plan_topics
 from consentry.ops.clock import system_clock

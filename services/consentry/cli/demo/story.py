@@ -19,7 +19,8 @@ from ruamel.yaml import YAML
 from consentry.domain.controls import Control, OptIns, PauseBasis, PauseImposed, PauseLifted, Reach
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
 from consentry.domain.values import AgeBand, Choice, MemberId, Micros
-from consentry.forms.controls import parse_instant, parse_policy, parse_scope
+from consentry.forms.controls import parse_policy
+from consentry.forms.fields import parse_instant, parse_scope
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 PURPOSE: Final = "genai_training"

@@ -20,7 +20,7 @@ from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
 from consentry.domain.scenarios import Failure, Scenario
 from consentry.domain.scenarios import run as run_rules
 from consentry.domain.values import parse_name
-from consentry.forms.scenarios import read_scenario
+from consentry.forms.scenarios import read_scenario, schema_text
 from consentry.forms.yaml import line_of
 from consentry.ops.logs import set_up_logs
 from consentry.wire.jurisdictions import iso_jurisdictions
@@ -116,7 +116,8 @@ def new(
 ) -> None:
     """Write a new scenario that holds, to be changed into your own."""
 
-    text = _form("scenario.template.yaml").replace("my-scenario", parse_name(name, what="scenario"))
+    template = (files("consentry_schemas") / "forms" / "scenario.template.yaml").read_text()
+    text = template.replace("my-scenario", parse_name(name, what="scenario"))
     if output == Path("-"):
         typer.echo(text, nl=False)
         return
@@ -136,11 +137,7 @@ def new(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of scenario files, for editors that check while you write."""
-    typer.echo(_form("scenario.schema.json"), nl=False)
-
-
-def _form(name: str) -> str:
-    return (files("consentry_schemas") / "forms" / name).read_text()
+    typer.echo(schema_text(), nl=False)
 
 
 def _read_all(paths: Sequence[Path]) -> tuple[list[ScenarioFile], list[str]]:

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, Micros
-from consentry.forms.controls import micros
+from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, AgeBand, Choice, Micros, micros
 from consentry.wire.events import INSTANT_MAX, INSTANT_MIN, STRING_BYTES_MAX
 from consentry.wire.jurisdictions import iso_jurisdictions
 

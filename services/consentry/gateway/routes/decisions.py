@@ -15,9 +15,15 @@ from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
 from consentry.domain.decisions import Row
 from consentry.domain.errors import Unavailable
 from consentry.domain.explain import as_data
-from consentry.domain.values import MEMBER_ID_PATTERN, NAME_PATTERN, MemberId, Micros, Reason
+from consentry.domain.values import (
+    MEMBER_ID_PATTERN,
+    NAME_PATTERN,
+    MemberId,
+    Micros,
+    Reason,
+    micros,
+)
 from consentry.domain.wording import iso_text
-from consentry.forms.controls import micros
 from consentry.gateway.access import Permission, Principal, require_purpose
 from consentry.gateway.context import GatewayContext, authorize
 from consentry.gateway.http.limits import WaitingLimit

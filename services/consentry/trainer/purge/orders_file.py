@@ -13,8 +13,8 @@ from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.values import Micros, parse_member_id
-from consentry.forms.controls import parse_instant
 from consentry.forms.document import Document, InvalidDocument, ListOf, as_validator, refuse
+from consentry.forms.fields import parse_instant
 
 _ORDER_ID_CHARACTERS_MAX: Final = 256
 

@@ -156,7 +156,7 @@ def load(directory: Path) -> dict[str, float]:
     asked = 0
     for segment in snapshot.records.segments():
         for start in range(0, len(segment), _SIDE_BY_SIDE):
-            keys_of = segment.keys.taken(np.arange(start, min(start + _SIDE_BY_SIDE, len(segment))))
+            keys_of = segment.keys.take(np.arange(start, min(start + _SIDE_BY_SIDE, len(segment))))
             snapshot.classes(keys_of, member_classes, at=system_clock(), known_at=FOREVER)
             asked += len(keys_of)
     first = process_time() - started

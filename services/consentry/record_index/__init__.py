@@ -1,8 +1,8 @@
 """The records of very many members in memory, found for millions of rows at once.
 
-`keys` holds member ids column-wise and hashes them, `segment` is an immutable part with its index,
-`files` how it lies in a file, `writing` makes one of members who come by and by, `store` is the
-whole: a few segments and what has changed since.
+`keys` holds member ids column-wise and hashes them. `segment` is an immutable part with its index,
+`segment_file` is its layout in a file, and `segment_writer` builds one from batches. `index` is the
+whole: a few segments and the changes since.
 """
 
 from consentry.record_index.index import FoundRecords, IndexRegression, RecordIndex

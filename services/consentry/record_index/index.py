@@ -1,5 +1,7 @@
-"""All records that a follower holds: a few immutable segments, the newest first, and what has
-changed since.
+"""All records that a follower holds: a few immutable segments, and the changes since.
+
+New records go into a dict. When it is full it becomes a segment, and segments of like size are
+merged, so that there are never many (as in a log-structured merge tree: O'Neil et al., 1996).
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ RECENT_MAX: Final = 4096
 MERGED_MAX: Final = 1 << 20
 """No merge makes a larger segment: it would hold the thread that follows for seconds."""
 _GROWTH: Final = 4
-_SIDE_BY_SIDE: Final = 64
+_BATCH_ROWS_MIN: Final = 64
+"""From this many keys on they are looked up together; fewer are quicker one by one."""
 
 
 class IndexRegression(NamedTuple):
-    """A record that is older than the one that is held."""
+    """An older record that came after the newer one that is held."""
 
     member: bytes
     held: bytes
@@ -30,22 +33,22 @@ class IndexRegression(NamedTuple):
 
 
 class FoundRecords(NamedTuple):
-    """Where some of the keys that were asked for are: `places` in a segment for these `rows`."""
+    """The keys that one segment has: their rows in the question, their positions in the segment."""
 
     segment: Segment
     rows: Offsets
-    places: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int32]
 
 
 class RecordIndex(Mapping[bytes, bytes]):
     """Member id → framed record bytes. One thread changes it, any may read meanwhile.
 
-    A reader sees each member's record as it is or as it was a moment ago, never none where there is
-    one.
+    A reader sees each member's record as it is or as it was a moment ago; a member who has a record
+    is always found.
     """
 
     def __init__(self, segments: Sequence[Segment] = ()) -> None:
-        """Of these segments, the newest first."""
+        """Take these segments, the newest first."""
         self._segments = tuple(segments)
         self._recent: dict[bytes, bytes] = {}
         self._changes = 0
@@ -54,12 +57,13 @@ class RecordIndex(Mapping[bytes, bytes]):
 
     @classmethod
     def counted(cls, segments: Sequence[Segment], count: int) -> RecordIndex:
-        """A store of these segments, the newest first, that is said to have `count` members: none
-        are counted.
+        """Return an index of these segments, the newest first, with a member count that is given.
+
+        Nothing is counted.
         """
-        made = cls()
-        made._segments, made._count = tuple(segments), count
-        return made
+        index = cls()
+        index._segments, index._count = tuple(segments), count
+        return index
 
     def __len__(self) -> int:
         return self._count
@@ -71,24 +75,18 @@ class RecordIndex(Mapping[bytes, bytes]):
         return isinstance(key, bytes) and self._held(key) is not None
 
     def __getitem__(self, key: bytes) -> bytes:
-        found = self._held(key)
-        if found is None:
+        record = self._held(key)
+        if record is None:
             raise KeyError(key)
-        return found
+        return record
 
     def _held(self, key: bytes) -> bytes | None:
         # In this order: what leaves `recent` is in a segment before.
-        found = self._recent.get(key)
-        if found is not None:
-            return found
-        for segment in self._segments:
-            place = segment.place_of(key)
-            if place >= 0:
-                return segment.record(place)
-        return None
+        record = self._recent.get(key)
+        return self._in_segments(key) if record is None else record
 
     def pairs(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every member and record once; not all in memory at once."""
+        """Yield every member and record once; not all in memory at once."""
         newer: list[Segment] = []
         for segment in self.segments():
             live = np.ones(len(segment), dtype=np.bool_)
@@ -100,7 +98,7 @@ class RecordIndex(Mapping[bytes, bytes]):
             newer.append(segment)
 
     def segments(self) -> tuple[Segment, ...]:
-        """All of it as segments, the newest first: a member's record is the first one found."""
+        """Return all of it as segments, the newest first: the first record of a member counts."""
         changes, recent = self._changes, dict(self._recent)
         segments = self._segments  # after what is recent: see `_held`
         if not recent:
@@ -112,71 +110,77 @@ class RecordIndex(Mapping[bytes, bytes]):
         return (indexed, *segments)
 
     def find(self, keys: Keys) -> list[FoundRecords]:
-        """Where the keys are, each in the newest segment that has it; who is nowhere is in none."""
+        """Return where the keys are, each in the newest segment that has it.
+
+        A key that no segment has is in none of the results.
+        """
         segments = self.segments()
         if not segments or not len(keys):
             return []
         hashes = keys.hashes(decimals=any(segment.has_decimals for segment in segments))
-        found: list[FoundRecords] = []
-        left: Offsets | None = None
+        results: list[FoundRecords] = []
+        left: Offsets | None = None  # None: all rows, without a copy of the keys
         for segment in segments:
             if left is None:
-                places = segment.find(keys, hashes)
-                rows = np.flatnonzero(places >= 0)
-                left = np.flatnonzero(places < 0) if len(segments) > 1 else rows
-                found.append(FoundRecords(segment, rows, places[rows]))
+                positions = segment.find(keys, hashes)
+                rows = np.flatnonzero(positions >= 0)
+                left = np.flatnonzero(positions < 0) if len(segments) > 1 else rows
+                results.append(FoundRecords(segment, rows, positions[rows]))
             else:
-                places = segment.find(keys.taken(left), hashes[left])
-                hits = places >= 0
-                found.append(FoundRecords(segment, left[hits], places[hits]))
-                left = left[~hits]
-        return [one for one in found if len(one.rows)]
+                positions = segment.find(keys.take(left), hashes[left])
+                is_hit = positions >= 0
+                results.append(FoundRecords(segment, left[is_hit], positions[is_hit]))
+                left = left[~is_hit]
+        return [result for result in results if len(result.rows)]
 
     def apply(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[IndexRegression]:
-        """Take records in, in this order; an older version than the one held is not, and is
-        told.
+        """Take records in, in this order; return those that are older than the one held.
+
+        They are not taken in.
         """
-        older: list[IndexRegression] = []
-        held = self._held_of_each(keys)
+        regressions: list[IndexRegression] = []
+        records_before = self._held_of_each(keys)
         recent = self._recent
-        for key, value, before in zip(keys, values, held, strict=True):
+        for key, value, before in zip(keys, values, records_before, strict=True):
             known = recent.get(key, before)
             if known is None:
                 self._count += 1
             elif version_of(known) > version_of(value):
-                older.append(IndexRegression(key, known, value))
+                regressions.append(IndexRegression(key, known, value))
                 continue
             recent[key] = value
             self._changes += 1
         if len(recent) > RECENT_MAX:
             self._settle()
-        return older
+        return regressions
 
     def _held_of_each(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """What the segments hold of each member."""
-        if len(keys) < _SIDE_BY_SIDE:
+        """Return what the segments hold of each member."""
+        if len(keys) < _BATCH_ROWS_MIN:
             return [self._in_segments(key) for key in keys]
-        found: list[bytes | None] = [None] * len(keys)
+        records: list[bytes | None] = [None] * len(keys)
         if not self._segments:
-            return found
-        asked = TextKeys.of(keys)
-        hashes = asked.hashes(decimals=True)
+            return records
+        text_keys = TextKeys.of(keys)
+        hashes = text_keys.hashes(decimals=True)
+        # The newest last: its record is the one that stays.
         for segment in reversed(self._segments):
-            places = segment.find(asked, hashes)
-            rows = np.flatnonzero(places >= 0)
-            for row, record in zip(rows.tolist(), segment.records_at(places[rows]), strict=True):
-                found[row] = record
-        return found
+            positions = segment.find(text_keys, hashes)
+            rows = np.flatnonzero(positions >= 0)
+            segment_records = segment.records_at(positions[rows])
+            for row, record in zip(rows.tolist(), segment_records, strict=True):
+                records[row] = record
+        return records
 
     def _in_segments(self, key: bytes) -> bytes | None:
         for segment in self._segments:
-            place = segment.place_of(key)
-            if place >= 0:
-                return segment.record(place)
+            position = segment.position_of(key)
+            if position >= 0:
+                return segment.record(position)
         return None
 
     def _settle(self) -> None:
-        """Make a segment of what is recent, and one of such as are alike in size."""
+        """Make a segment of what is recent, and merge segments of like size."""
         recent = self._recent
         segments = (Segment.of(list(recent), list(recent.values())), *self._segments)
         while len(segments) > 1 and _worth_merging(segments[0], segments[1]):
@@ -187,17 +191,17 @@ class RecordIndex(Mapping[bytes, bytes]):
 
 
 def _repeated(segments: Sequence[Segment]) -> int:
-    """How many records stand behind a newer one of the same member."""
+    """Return the number of records that stand behind a newer one of the same member."""
     count = 0
-    for place, older in enumerate(segments):
-        newer_ones = [newer for newer in segments[:place] if newer.may_share(older)]
+    for index, older in enumerate(segments):
+        newer_ones = [newer for newer in segments[:index] if newer.may_share(older)]
         if not newer_ones:
             continue
         hashes = older.keys.hashes(decimals=True)
-        covered = np.zeros(len(older), dtype=np.bool_)
+        is_replaced = np.zeros(len(older), dtype=np.bool_)
         for newer in newer_ones:
-            covered |= newer.find(older.keys, hashes) >= 0
-        count += int(covered.sum())
+            is_replaced |= newer.find(older.keys, hashes) >= 0
+        count += int(is_replaced.sum())
     return count
 
 

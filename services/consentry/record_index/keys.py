@@ -1,5 +1,16 @@
-"""Member ids side by side, and their hashes: as texts, or as the integers whose decimal text they
-are.
+"""Member ids side by side, and their hashes: as texts, or as integers with the same decimal text.
+
+A text is hashed word by word, eight bytes each, read as a little-endian number; the hash begins as
+the text's length and ends with a word of 0. One word is mixed in by XOR, by a multiplication that
+spreads low bits upwards, and by a shift that brings high bits down again. For `anna`:
+
+    hash = 4                                                  the length
+    hash = (hash ^ 0x616e6e61) * 0x9E3779B97F4A7C15           "anna", and zeroes to eight bytes
+    hash = hash ^ (hash >> 29)             0xd920a5e0b6bcd57a
+    the same with the word 0               0x8635e39d818787cf
+
+The last word of a longer text is its last eight bytes, so that some bytes count twice: that costs
+less than to cut a word short, and the length says how many there are.
 
 A text that is the plain decimal form of an integer below 10**18 hashes as that integer does, so
 that a column of integers finds the members without one text being made.
@@ -24,8 +35,9 @@ Mask = npt.NDArray[np.bool_]
 
 DECIMAL_DIGITS_MAX: Final = 18
 INTEGERS_BELOW: Final = 10**DECIMAL_DIGITS_MAX
-_IS_ALLOWED: Final = np.isin(np.arange(256), list(ID_CHARACTERS))
+_IS_ID_CHARACTER: Final = np.isin(np.arange(256), list(ID_CHARACTERS))
 WORD: Final = 8
+"""Bytes of a word."""
 _BITS: Final = (1 << 64) - 1
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio, made odd (Knuth, The Art of Computer Programming, volume 3,
@@ -33,19 +45,21 @@ section 6.4).
 """
 _SHIFT: Final = 29
 _LOW_BITS: Final = np.array([(1 << 8 * count) - 1 for count in range(WORD + 1)], dtype=np.uint64)
+"""By a number of bytes, the bits of that many low bytes."""
 _ZEROES: Final = 0x3030303030303030
+"""Eight times the character '0'."""
 _FILL: Final = np.array(
     [_ZEROES & ((1 << 8 * count) - 1) for count in range(WORD + 1)], dtype=np.uint64
 )
-"""So many '0' before the digits of a short number."""
+"""By a number of missing digits, that many '0' before the digits of a short number."""
 
 
 def _u64(value: int) -> np.uint64:
     return np.uint64(value)
 
 
-def mixed(hashes: U64, words: U64) -> U64:
-    """The hashes after one more word each, in place."""
+def mix(hashes: U64, words: U64) -> U64:
+    """Mix one more word into each hash, in place, and return the hashes."""
     hashes ^= words
     hashes *= _u64(_MULTIPLIER)
     hashes ^= hashes >> _u64(_SHIFT)
@@ -53,37 +67,38 @@ def mixed(hashes: U64, words: U64) -> U64:
 
 
 def integer_hashes(values: U64) -> U64:
-    """The hashes of integers.
+    """Return the hashes of integers.
 
     One word would leave the low bits of few values in the low bits of all hashes: so two.
     """
-    found = mixed(np.full(len(values), _BITS, dtype=np.uint64), values)
-    return mixed(found, np.zeros(1, dtype=np.uint64))
+    hashes = mix(np.full(len(values), _BITS, dtype=np.uint64), values)
+    return mix(hashes, np.zeros(1, dtype=np.uint64))
 
 
 def hash_of(key: bytes) -> int:
-    """As the columns' hashes, of one text."""
+    """Return the hash of one text, as the columns have it."""
     length = len(key)
     if length <= DECIMAL_DIGITS_MAX and key.isdigit() and (key[0] != 0x30 or length == 1):
-        return _mixed_one(_mixed_one(_BITS, int(key)), 0)
-    found = length
+        return _mix_one(_mix_one(_BITS, int(key)), 0)
+    result = length
     for start in range(0, length, WORD):
-        part = key[start : start + WORD] if start + WORD <= length or length < WORD else key[-WORD:]
-        found = _mixed_one(found, int.from_bytes(part, "little"))
-    return _mixed_one(found, 0)
+        is_last_of_many = start + WORD > length >= WORD
+        word = key[-WORD:] if is_last_of_many else key[start : start + WORD]
+        result = _mix_one(result, int.from_bytes(word, "little"))
+    return _mix_one(result, 0)
 
 
-def _mixed_one(found: int, word: int) -> int:
-    found = ((found ^ word) * _MULTIPLIER) & _BITS
-    return found ^ (found >> _SHIFT)
+def _mix_one(before: int, word: int) -> int:
+    product = ((before ^ word) * _MULTIPLIER) & _BITS
+    return product ^ (product >> _SHIFT)
 
 
 def in_hash_order(keys: Sequence[bytes]) -> list[bytes]:
-    """The keys by their hashes as `Segment` takes them, and those of one hash by their bytes."""
+    """Return the keys in a segment's order: by their hashes, those of one hash by their bytes."""
     hashes = TextKeys.of(keys).hashes(decimals=True)
     order = np.argsort(hashes)
     hashes = hashes[order]
-    ordered = [keys[place] for place in order.tolist()]
+    ordered = [keys[index] for index in order.tolist()]
     if (hashes[1:] == hashes[:-1]).any():
         ordered.sort(key=lambda key: (hash_of(key), key))
     return ordered
@@ -107,6 +122,7 @@ class TextKeys:
             room = np.zeros(WORD, np.uint8)
             self.data = np.concatenate([room, data[first:last], room])
             self.starts, self.ends = starts - first + WORD, ends - first + WORD
+        # One word for each byte, without a copy: a stride of 1 lets the words overlap.
         self.words = np.ndarray(
             (max(len(self.data) - WORD + 1, 0),), "<u8", self.data, strides=(1,)
         )
@@ -128,107 +144,105 @@ class TextKeys:
 
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> TextKeys:
-        """The keys of a list."""
+        """Return the keys of a list."""
         ends = np.cumsum(np.fromiter(map(len, keys), dtype=np.intp, count=len(keys)))
         starts = np.concatenate([[0], ends[:-1]]) if len(keys) else ends
         return cls(np.frombuffer(b"".join(keys), dtype=np.uint8), starts, ends)
 
     @classmethod
     def of_arrow(cls, array: pa.Array) -> TextKeys:
-        """The keys of an array of strings or bytes, with offsets of 32 or 64 bits; nothing is
-        copied but for nulls.
+        """Return the keys of an array of strings or bytes, with offsets of 32 or 64 bits.
+
+        Nothing is copied but for nulls.
         """
-        wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+        is_large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
         _, buffer, data = array.buffers()
         if buffer is None or len(array) == 0:
-            return cls(
-                np.zeros(0, np.uint8), np.zeros(len(array), np.intp), np.zeros(len(array), np.intp)
-            )
-        offsets: Offsets = np.frombuffer(buffer, dtype=np.int64 if wide else np.int32)
+            nothing = np.zeros(len(array), np.intp)
+            return cls(np.zeros(0, np.uint8), nothing, nothing.copy())
+        offsets: Offsets = np.frombuffer(buffer, dtype=np.int64 if is_large else np.int32)
         offsets = offsets[array.offset : array.offset + len(array) + 1]
-        held = np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, np.uint8)
+        text = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
         starts, ends = offsets[:-1], offsets[1:]
         if array.null_count:
-            ends = np.where(array.is_null().to_numpy(zero_copy_only=False), starts, ends)
-        return cls(held, starts, ends)
+            is_null = array.is_null().to_numpy(zero_copy_only=False)
+            ends = np.where(is_null, starts, ends)
+        return cls(text, starts, ends)
 
     def to_list(self) -> list[bytes]:
-        """Each as bytes."""
-        held = self.data.tobytes()
-        return [
-            held[start:end]
-            for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True)
-        ]
+        """Return each as bytes."""
+        text = self.data.tobytes()
+        spans = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        return [text[start:end] for start, end in spans]
 
-    def taken(self, rows: Offsets) -> TextKeys:
-        """Some of the keys."""
+    def take(self, rows: Offsets) -> TextKeys:
+        """Return the keys of some rows."""
         return TextKeys(self.data, self.starts[rows], self.ends[rows])
 
     def valid(self) -> Mask:
-        """Which of them are member ids: 1 to 64 letters, digits, ':', '_' or '-'."""
+        """Return which of them are member ids: 1 to 64 letters, digits, ':', '_' or '-'."""
         lengths = self.lengths
-        found: Mask = (lengths > 0) & (lengths <= MEMBER_ID_BYTES_MAX)
+        is_id: Mask = (lengths > 0) & (lengths <= MEMBER_ID_BYTES_MAX)
         if not len(self):
-            return found
+            return is_id
         first, last = int(self.starts.min()), int(self.ends.max())
-        held = self.data[first:last]
-        if held.tobytes().translate(None, ID_CHARACTERS):
-            # Some byte has no place in an id: only now is it looked for row by row.
-            bad = np.cumsum(np.concatenate([[False], ~_IS_ALLOWED[held]]), dtype=np.intp)
-            found &= bad[self.ends - first] == bad[self.starts - first]
-        return found
+        text = self.data[first:last]
+        if text.tobytes().translate(None, ID_CHARACTERS):
+            # Some byte has no place in an id: only now each row is searched. With a running count
+            # of bad bytes, a row has none where the count is the same at its start and its end.
+            bad = np.cumsum(np.concatenate([[False], ~_IS_ID_CHARACTER[text]]), dtype=np.intp)
+            is_id &= bad[self.ends - first] == bad[self.starts - first]
+        return is_id
 
     def short_numbers(self) -> U64 | None:
-        """Each as a number other than 0: its bytes, and one more than its length in the highest;
+        """Return each as a number other than 0; None if some have more than seven bytes.
 
-        None: some are longer.
-
-        No two texts of up to seven bytes have the same.
+        The low bytes are those of the text, the highest one more than its length: no two texts have
+        the same number. `bo` is 0x03000000_00006f62.
         """
         if self._longest >= WORD:
             return None
         if self._is_dense:
-            at = np.ndarray(
+            words = np.ndarray(
                 (len(self),), "<u8", self.data, offset=int(self.starts[0]), strides=(self._longest,)
             )
-            dense: U64 = at & _LOW_BITS[self._longest]
+            dense: U64 = words & _LOW_BITS[self._longest]
             dense |= _u64((self._longest + 1) << 56)
             return dense
         lengths = self.lengths
-        found = _words(self, self.starts, lengths, 0)
-        found |= (lengths + 1).astype(np.uint64) << _u64(56)
-        return found
+        numbers = _words(self, self.starts, lengths, 0)
+        numbers |= (lengths + 1).astype(np.uint64) << _u64(56)
+        return numbers
 
     def hashes(self, *, decimals: bool) -> U64:
-        """The hash of each; with `decimals` decimal texts hash as their integers, without they hash
-        as any text.
+        """Return the hash of each.
+
+        With `decimals` decimal texts hash as their integers, without they hash as any text.
         """
         lengths = self.lengths
-        found = lengths.astype(np.uint64)
+        hashes = lengths.astype(np.uint64)
         for start in range(0, self._longest, WORD):
             if self._shortest > start:
-                mixed(found, self._all_words(start, lengths))
+                mix(hashes, self._all_words(start, lengths))
             else:
                 rows = np.flatnonzero(lengths > start)
-                found[rows] = mixed(
-                    found[rows], _words(self, self.starts[rows], lengths[rows], start)
-                )
-        mixed(found, np.zeros(1, dtype=np.uint64))
+                words = _words(self, self.starts[rows], lengths[rows], start)
+                hashes[rows] = mix(hashes[rows], words)
+        mix(hashes, np.zeros(1, dtype=np.uint64))
         if decimals and len(self):
             values, is_decimal = self.decimals()
             rows = np.flatnonzero(is_decimal)
-            found[rows] = integer_hashes(values[rows])
-        return found
+            hashes[rows] = integer_hashes(values[rows])
+        return hashes
 
     def _all_words(self, start: int, lengths: Offsets) -> U64:
-        """As `_words`, of all of them."""
+        """Return the words at `start` of all keys, as `_words` does."""
         if self._shortest < WORD or not self._is_dense:
             return _words(self, self.starts, lengths, start)
         # Texts of one length behind one another: a walk by that length, instead of a jump to each.
-        at = int(self.starts[0]) + min(start, self._longest - WORD)
-        return np.ndarray(
-            (len(self),), "<u8", self.data, offset=at, strides=(self._longest,)
-        ).copy()
+        offset = int(self.starts[0]) + min(start, self._longest - WORD)
+        words = np.ndarray((len(self),), "<u8", self.data, offset=offset, strides=(self._longest,))
+        return words.copy()
 
     @cached_property
     def _is_dense(self) -> bool:
@@ -237,8 +251,9 @@ class TextKeys:
         return is_even and bool((self.starts[1:] == self.ends[:-1]).all())
 
     def decimals(self) -> tuple[U64, Mask]:
-        """The integer that each text is the plain decimal form of, and whether it is one below
-        10**18.
+        """Return the integer of each text, and whether the text is its plain decimal form.
+
+        The integers are below 10**18. Eight digits are read at a time, the last ones first.
         """
         values = np.zeros(len(self), dtype=np.uint64)
         if not len(self.data):
@@ -248,130 +263,137 @@ class TextKeys:
         is_decimal: Mask = (first >= 0x30) & (first <= 0x39) & (lengths > 0)
         is_decimal &= (lengths <= DECIMAL_DIGITS_MAX) & ((first != 0x30) | (lengths == 1))
         rows = np.flatnonzero(is_decimal)
-        begin, left, scale = self.starts[rows].astype(np.intp), lengths[rows].astype(np.intp), 1
-        good = np.ones(len(rows), dtype=np.bool_)
+        begin, left = self.starts[rows].astype(np.intp), lengths[rows].astype(np.intp)
+        scale = 1
+        is_all_digits = np.ones(len(rows), dtype=np.bool_)
         while int(left.max(initial=0)) > 0:
-            number, is_number = _eight_digits(self._last_digits(begin, left))
-            values[rows] += number * _u64(scale)
-            good &= is_number
+            numbers, are_digits = _eight_digits(self._last_digits(begin, left))
+            values[rows] += numbers * _u64(scale)
+            is_all_digits &= are_digits
             left = np.maximum(left - WORD, 0)
             scale *= 10**WORD
-        is_decimal[rows] = good
+        is_decimal[rows] = is_all_digits
         return values, is_decimal
 
     @cached_property
     def all_decimals(self) -> tuple[U64, Mask | None]:
-        """As `decimals`, kept: eight bytes a member, which only those take who ask by integers.
+        """The result of `decimals`, remembered; None for the mask if all texts are decimal.
 
-        None: all are.
+        It takes eight bytes a member, and only those who ask by integers need it.
         """
         values, is_decimal = self.decimals()
         return values, None if is_decimal.all() else is_decimal
 
     def _last_digits(self, begin: Offsets, left: Offsets) -> U64:
-        """The last eight digits of those that are left of each number, with '0' before where they
-        are fewer.
+        """Return the last eight of the digits that are left of each number.
+
+        Where fewer are left, '0' stands before them.
         """
         missing = WORD - np.minimum(left, WORD)
-        whole = missing == 0
-        word = self.words[
-            np.where(whole, begin + left - WORD, np.minimum(begin, len(self.words) - 1))
-        ]
-        moved = np.where(whole, word, word << (missing * 8 % 64).astype(np.uint64))
-        found: U64 = np.where(missing == WORD, _u64(_ZEROES), moved | _FILL[missing])
-        return found
+        is_whole = missing == 0
+        last_readable = len(self.words) - 1
+        offsets = np.where(is_whole, begin + left - WORD, np.minimum(begin, last_readable))
+        words = self.words[offsets]
+        # A short number is read from its first digit: shifted up, its digits come last.
+        shifted = np.where(is_whole, words, words << (missing * 8 % 64).astype(np.uint64))
+        digits: U64 = np.where(missing == WORD, _u64(_ZEROES), shifted | _FILL[missing])
+        return digits
 
-    def same(self, rows: Offsets, others: TextKeys, places: Offsets) -> Mask:
-        """Whether the keys of these rows are those at the places of the others, pair by pair."""
-        here, there = self.starts[rows], others.starts[places]
-        length = self.ends[rows] - here
-        found: Mask = length == others.ends[places] - there
-        if not found.all():
-            some = np.flatnonzero(found)
-            found[some] = self.same(rows[some], others, places[some])
-            return found
-        shortest = int(length.min()) if len(length) else WORD
-        for start in range(0, int(length.max(initial=0)), WORD):
+    def same(self, rows: Offsets, others: TextKeys, positions: Offsets) -> Mask:
+        """Say of each pair whether the keys are equal: here at `rows`, there at `positions`."""
+        here, there = self.starts[rows], others.starts[positions]
+        lengths = self.ends[rows] - here
+        is_same: Mask = lengths == others.ends[positions] - there
+        if not is_same.all():
+            pairs = np.flatnonzero(is_same)
+            is_same[pairs] = self.same(rows[pairs], others, positions[pairs])
+            return is_same
+        shortest = int(lengths.min()) if len(lengths) else WORD
+        for start in range(0, int(lengths.max(initial=0)), WORD):
             if shortest > start:
-                at = _moved(length, start, shortest)
-                found &= _words_at(self, here, length, at) == _words_at(others, there, length, at)
+                step = _word_offsets(lengths, start, shortest)
+                ours = _words_at(self, here, lengths, step)
+                is_same &= ours == _words_at(others, there, lengths, step)
             else:
-                some = np.flatnonzero(length > start)
-                mine = _words(self, here[some], length[some], start)
-                found[some] &= mine == _words(others, there[some], length[some], start)
-        return found
+                pairs = np.flatnonzero(lengths > start)
+                ours = _words(self, here[pairs], lengths[pairs], start)
+                is_same[pairs] &= ours == _words(others, there[pairs], lengths[pairs], start)
+        return is_same
 
 
-def _moved(length: Offsets, start: int, shortest: int) -> Offsets | int:
-    """How far behind a text's beginning its word of `start` lies: the last one lies wholly inside,
-    if it can.
+def _word_offsets(lengths: Offsets, start: int, shortest: int) -> Offsets | int:
+    """Return how far behind a text's beginning its word of `start` begins.
+
+    The last word lies wholly inside the text, if that has eight bytes; else the offset is negative.
     """
     if shortest >= start + WORD:
         return start
-    return np.minimum(start, length - WORD)  # negative of texts that have no whole word
+    return np.minimum(start, lengths - WORD)
 
 
-def _words_at(keys: TextKeys, begin: Offsets, length: Offsets, at: Offsets | int) -> U64:
-    if isinstance(at, int) or int(at.min(initial=0)) >= 0:
-        whole: U64 = keys.words[begin + at]
-        return whole
-    found: U64 = keys.words[begin + np.maximum(at, 0)]
-    short = at < 0
-    found[short] &= _LOW_BITS[length[short]]
-    return found
+def _words_at(keys: TextKeys, begin: Offsets, lengths: Offsets, offset: Offsets | int) -> U64:
+    if isinstance(offset, int) or int(offset.min(initial=0)) >= 0:
+        whole_words: U64 = keys.words[begin + offset]
+        return whole_words
+    words: U64 = keys.words[begin + np.maximum(offset, 0)]
+    is_short = offset < 0
+    words[is_short] &= _LOW_BITS[lengths[is_short]]
+    return words
 
 
-def _words(keys: TextKeys, begin: Offsets, length: Offsets, start: int) -> U64:
-    """The eight bytes from `start` on, or the last eight where fewer are left; of shorter texts all
-    bytes.
+def _words(keys: TextKeys, begin: Offsets, lengths: Offsets, start: int) -> U64:
+    """Return the eight bytes from `start` on, or the last eight where fewer are left.
+
+    Of a text shorter than eight bytes it is all of them.
     """
-    return _words_at(
-        keys, begin, length, _moved(length, start, int(length.min()) if len(length) else WORD)
-    )
+    shortest = int(lengths.min()) if len(lengths) else WORD
+    return _words_at(keys, begin, lengths, _word_offsets(lengths, start, shortest))
 
 
 def _eight_digits(words: U64) -> tuple[U64, Mask]:
-    """The number that eight ASCII digits write, the first in the lowest byte; and whether they are
-    digits.
+    """Return the number that eight ASCII digits write, and whether all are digits.
+
+    The first digit is in the lowest byte. As in reading a number by hand, neighbours are joined:
+    digits to pairs, then pairs to the whole by two multiplications that each do two pairs at once.
+    Source: Daniel Lemire, "Quickly parsing eight digits", 2018.
     """
     high = _u64(0x8080808080808080)
-    is_number: Mask = ((words + _u64(0x4646464646464646)) | (words - _u64(_ZEROES))) & high == 0
+    # A byte above '9' carries into the high bit by the addition, one below '0' by the subtraction.
+    are_digits: Mask = ((words + _u64(0x4646464646464646)) | (words - _u64(_ZEROES))) & high == 0
     words = words - _u64(_ZEROES)
     words = words * _u64(10) + (words >> _u64(8))
-    low = (words & _u64(0x000000FF000000FF)) * _u64(0x000F424000000064)
-    rest = ((words >> _u64(16)) & _u64(0x000000FF000000FF)) * _u64(0x0000271000000001)
-    return (low + rest) >> _u64(32), is_number
+    first_and_third = (words & _u64(0x000000FF000000FF)) * _u64(0x000F424000000064)
+    second_and_fourth = (words >> _u64(16)) & _u64(0x000000FF000000FF)
+    second_and_fourth = second_and_fourth * _u64(0x0000271000000001)
+    return (first_and_third + second_and_fourth) >> _u64(32), are_digits
 
 
 def numbers_of_views(array: pa.Array) -> U64 | None:
-    """As `TextKeys.short_numbers`, of string views: each holds its length in four bytes and a short
-    text behind it.
+    """Return what `TextKeys.short_numbers` does, for an array of string views.
 
-    What stands for a null is any number. Source: Arrow Columnar Format, "Variable-size Binary View
-    Layout".
+    A view is 16 bytes: the length in four, and a text of up to twelve behind it. The number of a
+    null may be any. Source: Arrow Columnar Format, "Variable-size Binary View Layout".
     """
     _, buffer, *_ = array.buffers()
     if buffer is None:
         return np.zeros(0, dtype=np.uint64)
-    views = np.frombuffer(buffer, dtype="<u4")[
-        4 * array.offset : 4 * (array.offset + len(array))
-    ].reshape(-1, 4)
+    quarters = np.frombuffer(buffer, dtype="<u4")
+    views = quarters[4 * array.offset : 4 * (array.offset + len(array))].reshape(-1, 4)
     lengths = views[:, 0]
     if array.null_count:
         lengths = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, lengths)
     if int(lengths.max(initial=0)) >= WORD:
         return None
-    found = views[:, 2].astype(np.uint64) << _u64(32)
-    found |= views[:, 1]
-    found &= _LOW_BITS[
-        lengths
-    ]  # what stands behind a text should be zero, and not everybody sees to it
-    found |= (lengths.astype(np.uint64) + _u64(1)) << _u64(56)
-    return found
+    numbers = views[:, 2].astype(np.uint64) << _u64(32)
+    numbers |= views[:, 1]
+    # The bytes behind a text should be zero, but not every writer sees to it.
+    numbers &= _LOW_BITS[lengths]
+    numbers |= (lengths.astype(np.uint64) + _u64(1)) << _u64(56)
+    return numbers
 
 
 class IntegerKeys:
-    """Member ids as the integers whose decimal text they are, each from 0 to below 10**18."""
+    """Member ids as integers with the same decimal text, each from 0 to below 10**18."""
 
     def __init__(self, values: U64) -> None:
         self.values = values
@@ -380,25 +402,25 @@ class IntegerKeys:
         return len(self.values)
 
     def to_list(self) -> list[bytes]:
-        """Each as the bytes of its decimal text."""
+        """Return each as the bytes of its decimal text."""
         return [b"%d" % value for value in self.values.tolist()]
 
-    def taken(self, rows: Offsets) -> IntegerKeys:
-        """Some of the keys."""
+    def take(self, rows: Offsets) -> IntegerKeys:
+        """Return the keys of some rows."""
         return IntegerKeys(self.values[rows])
 
     def hashes(self, *, decimals: bool) -> U64:
-        """The hash of each.
+        """Return the hash of each.
 
-        `decimals` says whether any text that is one can be found; else no hash matters.
+        `decimals` says whether there is any decimal text to be found; else no hash matters.
         """
         return integer_hashes(self.values)
 
-    def same(self, rows: Offsets, others: TextKeys, places: Offsets) -> Mask:
-        """Whether the keys of these rows are those at the places of the others, pair by pair."""
+    def same(self, rows: Offsets, others: TextKeys, positions: Offsets) -> Mask:
+        """Say of each pair whether the keys are equal: here at `rows`, there at `positions`."""
         values, is_decimal = others.all_decimals
-        found: Mask = values[places] == self.values[rows]
-        return found if is_decimal is None else found & is_decimal[places]
+        is_same: Mask = values[positions] == self.values[rows]
+        return is_same if is_decimal is None else is_same & is_decimal[positions]
 
 
 Keys = TextKeys | IntegerKeys

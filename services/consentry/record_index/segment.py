@@ -1,10 +1,27 @@
-"""An immutable part of the records: ids and records by the order of their hashes, and where each
-hash begins.
+"""An immutable part of the records: ids and records in the order of their hashes, with an index.
 
-A member is found in three steps: the first bits of the hash say where to look, 32 more bits of it
-who it may be, and the id itself who it is. Beside ids and records that takes 4 bytes of print, two
-offsets of 4, and 1.25 to 2.5 for where to look, for each member; in a file all of it may lie in
-pages that processes share.
+A member is found in three steps. The first bits of the hash name a bucket, and the index says where
+its members begin and end. The next 32 bits are compared with each of those members' prints. Where
+they are equal, the id itself is compared. Four members, whose hashes are (the id is hashed as
+keys.py says):
+
+    position   id     hash                  bucket: 3 bits   print: the next 32 bits
+    0          dee    0x44cc34c1511c5b10    2                0x2661a60a
+    1          cy     0x633c2910ed502899    3                0x19e14887
+    2          bo     0x6fe55a94ea0e8bb4    3                0x7f2ad4a7
+    3          anna   0x8635e39d818787cf    4                0x31af1cec
+
+    bucket           0  1  2  3  4  5  6  7  end
+    begins at        0  0  0  1  3  4  4  4  4
+
+To look for `bo`: bucket 3 has positions 1 and 2; the print at 1 is another, the one at 2 is equal,
+and so is the id: position 2. To look for `eve`, 0x8725…: bucket 4 has position 3 alone, its print
+is not 0x3912911c: there is no `eve`. A segment has between one and two buckets for each member, so
+that most lookups see one print.
+
+The beginnings are kept as one number of four bytes for each 16 buckets and a step from it for each
+bucket, mostly of one byte. Beside ids and records a member takes 4 bytes of print, two offsets of
+4, and 1.25 to 2.5 bytes of beginnings; in a file all of it may lie in pages that processes share.
 """
 
 from __future__ import annotations
@@ -36,7 +53,9 @@ MEMBERS_MAX: Final = 1 << 26
 _BITS: Final = 64
 _PRINT_BITS: Final = 32
 _NONE: Final = -1
-_PART: Final = 1 << 16
+"""The position of a member who is not there."""
+CHUNK_ROWS: Final = 1 << 16
+"""Members that are read at once."""
 
 
 class Segment:
@@ -61,19 +80,21 @@ class Segment:
     @cached_property
     def has_decimals(self) -> bool:
         """Whether any id is the decimal form of an integer."""
-        return any(
-            self.keys.taken(np.arange(start, min(start + _PART, len(self)))).decimals()[1].any()
-            for start in range(0, len(self), _PART)
-        )
+        for start in range(0, len(self), CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, len(self)))
+            _, is_decimal = self.keys.take(rows).decimals()
+            if is_decimal.any():
+                return True
+        return False
 
     @classmethod
     def of(cls, keys: Sequence[bytes], values: Sequence[bytes]) -> Segment:
-        """A segment of these members, each of whom is named once, and their records."""
+        """Return a segment of these members, each named once, and their records."""
         return cls.of_arrow(pa.array(keys, pa.binary()), pa.array(values, pa.binary()))
 
     @classmethod
     def of_arrow(cls, ids: pa.Array, records: pa.Array) -> Segment:
-        """As `of`, from two arrays of bytes.
+        """Return a segment as `of` does, from two arrays of bytes.
 
         Raises InvalidInput where a member is named twice, or for too many.
         """
@@ -87,71 +108,76 @@ class Segment:
 
     @classmethod
     def merged(cls, newer: Segment, older: Segment) -> Segment:
-        """One segment of both; of who is in both the newer record."""
-        kept = pa.array(
-            np.flatnonzero(newer.find(older.keys, older.keys.hashes(decimals=True)) == _NONE)
-        )
-        ids = pa.concat_arrays([newer.ids, older.ids.take(kept)])
-        return cls.of_arrow(ids, pa.concat_arrays([newer.records, older.records.take(kept)]))
+        """Return one segment of both; of a member in both it has the newer record."""
+        hashes = older.keys.hashes(decimals=True)
+        only_older = pa.array(np.flatnonzero(newer.find(older.keys, hashes) == _NONE))
+        ids = pa.concat_arrays([newer.ids, older.ids.take(only_older)])
+        return cls.of_arrow(ids, pa.concat_arrays([newer.records, older.records.take(only_older)]))
 
     def find(self, keys: Keys, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-        """The place of each key, or -1."""
-        found = np.full(len(keys), _NONE, dtype=np.int32)
+        """Return the position of each key, or -1. `hashes` are those of the keys."""
+        positions = np.full(len(keys), _NONE, dtype=np.int32)
         if len(self) == 0:
-            return found
-        bucket = (hashes >> np.uint64(_BITS - self._bucket_bits)).view(np.int64)
-        wanted = (hashes >> np.uint64(_BITS - self._bucket_bits - _PRINT_BITS)).astype(np.uint32)
+            return positions
+        buckets = (hashes >> np.uint64(_BITS - self._bucket_bits)).view(np.int64)
+        key_prints = (hashes >> np.uint64(_BITS - self._bucket_bits - _PRINT_BITS)).astype(
+            np.uint32
+        )
         # The first of a bucket is looked at without asking where the bucket ends: most keys need no
         # more.
-        at = self._begin(bucket)
-        there = self.index.prints.take(at, mode="clip")
+        at = self._begin(buckets)
+        prints = self.index.prints.take(at, mode="clip")
         # Behind the last member there is none, and the last one was looked at instead.
-        rows = np.flatnonzero((there == wanted) & (at < len(self)))
-        same = keys.same(rows, self.keys, at[rows])
-        hits = rows if same.all() else rows[same]
-        found[hits] = at[hits]
-        goes_on = there < wanted
+        rows = np.flatnonzero((prints == key_prints) & (at < len(self)))
+        is_same = keys.same(rows, self.keys, at[rows])
+        hits = rows if is_same.all() else rows[is_same]
+        positions[hits] = at[hits]
+        # Prints ascend within a bucket; one that is equal may still be another member's.
+        goes_on = prints < key_prints
         if len(hits) < len(rows):
-            goes_on[rows[~same]] = True
+            goes_on[rows[~is_same]] = True
         rows = np.flatnonzero(goes_on)
-        self._find_further(keys, found, rows, at[rows], self._begin(bucket[rows] + 1), wanted[rows])
-        return found
+        ends = self._begin(buckets[rows] + 1)
+        self._find_further(keys, positions, rows, at[rows], ends, key_prints[rows])
+        return positions
 
     def _find_further(
         self,
         keys: Keys,
-        found: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32],
         rows: Offsets,
         at: npt.NDArray[np.int32],
-        end: npt.NDArray[np.int32],
-        wanted: npt.NDArray[np.uint32],
+        ends: npt.NDArray[np.int32],
+        key_prints: npt.NDArray[np.uint32],
     ) -> None:
-        """Find what is not the first of its bucket: behind `at`, and before `end`."""
+        """Set the positions of keys that are not the first of their buckets.
+
+        They are behind `at`, and before `ends`. Each turn looks one position further for all rows
+        that are left.
+        """
         while len(rows):
             at += 1
-            left = np.flatnonzero(at < end)
-            rows, at, end, wanted = rows[left], at[left], end[left], wanted[left]
-            there = self.index.prints[at]
-            hits = np.flatnonzero(there == wanted)
-            same = keys.same(rows[hits], self.keys, at[hits])
-            alike = hits if same.all() else hits[same]
-            found[rows[alike]] = at[alike]
-            # Prints ascend within a bucket; those that are equal may still be another's.
-            goes_on = there < wanted
-            if len(alike) < len(hits):
-                goes_on[hits[~same]] = True
+            left = np.flatnonzero(at < ends)
+            rows, at, ends, key_prints = rows[left], at[left], ends[left], key_prints[left]
+            prints = self.index.prints[at]
+            alike = np.flatnonzero(prints == key_prints)
+            is_same = keys.same(rows[alike], self.keys, at[alike])
+            hits = alike if is_same.all() else alike[is_same]
+            positions[rows[hits]] = at[hits]
+            goes_on = prints < key_prints
+            if len(hits) < len(alike):
+                goes_on[alike[~is_same]] = True
             left = np.flatnonzero(goes_on)
-            rows, at, end, wanted = rows[left], at[left], end[left], wanted[left]
+            rows, at, ends, key_prints = rows[left], at[left], ends[left], key_prints[left]
 
-    def _begin(self, bucket: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        found: npt.NDArray[np.int32] = self.index.groups[bucket >> GROUP_BITS].view(np.int32)
-        found += self.index.steps[bucket]
-        return found
+    def _begin(self, buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Return the position at which each bucket begins."""
+        positions: npt.NDArray[np.int32] = self.index.groups[buckets >> GROUP_BITS].view(np.int32)
+        positions += self.index.steps[buckets]
+        return positions
 
     def may_share(self, other: Segment) -> bool:
-        """Whether a member can be in both: not where all hashes of one lie before those of the
-        other.
-        """
+        """Say whether a member can be in both: not if one's hashes all lie before the other's."""
         if not len(self) or not len(other):
             return False
         (first, last), (others_first, others_last) = self._span, other._span
@@ -161,47 +187,41 @@ class Segment:
     def _span(self) -> tuple[int, int]:
         return hash_of(self.ids[0].as_py()), hash_of(self.ids[-1].as_py())
 
-    def place_of(self, key: bytes) -> int:
-        """The place of one member, or -1."""
+    def position_of(self, key: bytes) -> int:
+        """Return the position of one member, or -1."""
         if len(self) == 0:
             return _NONE
-        hashed = hash_of(key)
-        bucket = hashed >> (_BITS - self._bucket_bits)
-        wanted = hashed >> (_BITS - self._bucket_bits - _PRINT_BITS) & 0xFFFFFFFF
+        key_hash = hash_of(key)
+        bucket = key_hash >> (_BITS - self._bucket_bits)
+        key_print = key_hash >> (_BITS - self._bucket_bits - _PRINT_BITS) & 0xFFFFFFFF
         begin, end = self._begin(np.array([bucket, bucket + 1])).tolist()
-        for place in range(begin, end):
-            if self.index.prints[place] == wanted and self.ids[place].as_py() == key:
-                return place
+        for position in range(begin, end):
+            is_alike = self.index.prints[position] == key_print
+            if is_alike and self.ids[position].as_py() == key:
+                return position
         return _NONE
 
-    def record(self, place: int) -> bytes:
-        """The record at a place."""
-        found: bytes = self.records[place].as_py()
-        return found
+    def record(self, position: int) -> bytes:
+        """Return the record at a position."""
+        record: bytes = self.records[position].as_py()
+        return record
 
-    def members_at(self, places: Offsets) -> list[bytes]:
-        """The ids at some places."""
-        found: list[bytes] = self.ids.take(pa.array(places)).to_pylist()
-        return found
+    def members_at(self, positions: Offsets) -> list[bytes]:
+        """Return the ids at some positions."""
+        members: list[bytes] = self.ids.take(pa.array(positions)).to_pylist()
+        return members
 
-    def records_at(self, places: Offsets) -> list[bytes]:
-        """The records at some places."""
-        found: list[bytes] = self.records.take(pa.array(places)).to_pylist()
-        return found
+    def records_at(self, positions: Offsets) -> list[bytes]:
+        """Return the records at some positions."""
+        records: list[bytes] = self.records.take(pa.array(positions)).to_pylist()
+        return records
 
     def items(self, live: Mask | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Members and records, all or those that are `live`; not all in memory at once."""
-        places = np.arange(len(self)) if live is None else np.flatnonzero(live)
-        for start in range(0, len(places), 65_536):
-            part = places[start : start + 65_536]
-            yield from zip(self.members_at(part), self.records_at(part), strict=True)
-
-    @property
-    def memory_bytes(self) -> int:
-        """What prints, beginnings and offsets take; ids and records are not counted."""
-        return int(
-            self.index.groups.nbytes + self.index.steps.nbytes + self.index.prints.nbytes
-        ) + 8 * len(self)
+        """Yield members and records, all or those that are `live`; not all in memory at once."""
+        positions = np.arange(len(self)) if live is None else np.flatnonzero(live)
+        for start in range(0, len(positions), CHUNK_ROWS):
+            chunk = positions[start : start + CHUNK_ROWS]
+            yield from zip(self.members_at(chunk), self.records_at(chunk), strict=True)
 
     def save(self, path: Path) -> None:
         """Write it to a file that `open` takes; the file appears whole or not at all."""
@@ -216,7 +236,7 @@ class Segment:
 
     @classmethod
     def open(cls, path: Path) -> Segment:
-        """The segment of a file, whose pages of records are read when they are needed.
+        """Return the segment of a file; pages of records are read when they are needed.
 
         Raises InvalidInput.
         """
@@ -225,7 +245,7 @@ class Segment:
 
 
 def hashes_of(ids: pa.Array) -> U64:
-    """The hashes by which a segment orders its members.
+    """Return the hashes by which a segment orders its members.
 
     Raises InvalidInput where they are too many for one.
     """
@@ -239,40 +259,51 @@ def hashes_of(ids: pa.Array) -> U64:
 
 
 def ascend(hashes: U64) -> bool:
-    """Whether they stand in the order of a segment."""
+    """Say whether the hashes stand in the order of a segment."""
     return bool((hashes[1:] >= hashes[:-1]).all())
 
 
 def index_of(hashes: U64, ids: pa.Array) -> Index:
-    """The index of these ids, whose hashes ascend.
+    """Return the index of these ids, whose hashes ascend.
 
     Raises InvalidInput where one of them stands there twice.
     """
     _check_once(ids, hashes)
     bits = bucket_bits_of(len(hashes))
     buckets = (hashes >> np.uint64(_BITS - bits)).view(np.int64)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=1 << bits))])
+    sizes = np.bincount(buckets, minlength=1 << bits)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
     groups = starts[::GROUP]
     steps = starts - np.repeat(groups, GROUP)[: len(starts)]
     prints = (hashes >> np.uint64(_BITS - bits - _PRINT_BITS)).astype(np.uint32)
-    width = next(
-        one for one in (np.uint8, np.uint16, np.uint32) if steps.max(initial=0) <= np.iinfo(one).max
-    )
-    return Index(groups.astype(np.uint32), steps.astype(width), prints)
+    return Index(groups.astype(np.uint32), _narrowest(steps), prints)
+
+
+def _narrowest(steps: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Return the steps in the smallest unsigned type that holds them."""
+    largest = steps.max(initial=0)
+    if largest <= np.iinfo(np.uint8).max:
+        return steps.astype(np.uint8)
+    if largest <= np.iinfo(np.uint16).max:
+        return steps.astype(np.uint16)
+    return steps.astype(np.uint32)
 
 
 def with_room(array: pa.Array) -> pa.Array:
-    """The same texts, with eight bytes before the first and behind the last."""
+    """Return the same texts, with eight bytes before the first and behind the last."""
     offsets, data = buffers_of(array)
     room = np.zeros(WORD, np.uint8)
-    held = np.concatenate([room, data[int(offsets[0]) : int(offsets[-1])], room])
-    return array_of(len(array), offsets - offsets[0] + np.int32(WORD), held)
+    text = data[int(offsets[0]) : int(offsets[-1])]
+    roomy = np.concatenate([room, text, room])
+    return array_of(len(array), offsets - offsets[0] + np.int32(WORD), roomy)
 
 
 def _check_once(ids: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:
     """Raise InvalidInput where two ids are the same; `hashes` ascend."""
     twins = np.flatnonzero(hashes[1:] == hashes[:-1])
-    keys = ids.take(pa.array(np.union1d(twins, twins + 1))).to_pylist() if len(twins) else []
+    if not len(twins):
+        return
+    keys = ids.take(pa.array(np.union1d(twins, twins + 1))).to_pylist()
     if len(keys) != len(set(keys)):
         raise InvalidInput(
             "A member is named twice among the records.",

@@ -1,8 +1,7 @@
-"""The file of a segment: a head that says where what lies, and arrays exactly as they are in
-memory.
+"""The file of a segment: a head that says where each array lies, and arrays as they are in memory.
 
-A file is for processes of one machine and one version of this package; what goes elsewhere is a
-bundle.
+The head is 1024 bytes: a magic number and JSON, filled up with spaces. A file is for processes of
+one machine and one version of this package; a bundle is for others.
 """
 
 from __future__ import annotations
@@ -26,19 +25,21 @@ _ALIGNMENT: Final = 64
 _STEPS: Final = ("uint8", "uint16", "uint32")
 GROUP_BITS: Final = 4
 GROUP: Final = 1 << GROUP_BITS
-"""Buckets whose beginnings are told by one number of four bytes, and steps from it."""
+"""Buckets whose beginnings are one number of four bytes and a step from it for each."""
 
 
 class FileSpan(NamedTuple):
-    """Where a buffer lies: the byte of the file at which it begins, and how many it has."""
+    """The place of a buffer: the byte of the file at which it begins, and its size in bytes."""
 
     at: int
     size: int
 
 
 class Index(NamedTuple):
-    """Where to look for a hash: groups of buckets, how far behind its group each begins, and prints
-    of the members.
+    """The index of a segment; see segment.py.
+
+    `groups` has the beginning of each 16th bucket, `steps` how far behind that each bucket begins,
+    `prints` 32 bits of each member's hash.
     """
 
     groups: npt.NDArray[np.uint32]
@@ -47,27 +48,27 @@ class Index(NamedTuple):
 
 
 def write_buffers(file: IO[bytes], buffers: Sequence[npt.NDArray[Any]]) -> list[FileSpan]:
-    """Write them where the file stands, each at a multiple of 64 bytes; where they lie."""
-    places = []
+    """Write buffers at the file's position, each at a multiple of 64 bytes; return their places."""
+    spans: list[FileSpan] = []
     for buffer in buffers:
         file.write(bytes(-file.tell() % _ALIGNMENT))
-        places.append(FileSpan(file.tell(), buffer.nbytes))
+        spans.append(FileSpan(file.tell(), buffer.nbytes))
         file.write(np.ascontiguousarray(buffer).data)
-    return places
+    return spans
 
 
 def write_segment(file: IO[bytes], index: Index, ids: pa.Array, records: pa.Array) -> None:
-    """Write all that a segment is made of to an empty file."""
+    """Write all parts of a segment to an empty file."""
     file.seek(HEAD_BYTES)
     offsets, data = buffers_of(records)
-    [place] = write_buffers(file, [data])
-    write_rest(file, index, ids, offsets, place)
+    [records_span] = write_buffers(file, [data])
+    write_rest(file, index, ids, offsets, records_span)
 
 
 def write_rest(
     file: IO[bytes], index: Index, ids: pa.Array, offsets: npt.NDArray[np.int32], records: FileSpan
 ) -> None:
-    """Write what lacks to a file that has the records' bytes already; `offsets` are theirs."""
+    """Write all but the records' bytes, which the file has already; `offsets` are theirs."""
     buffers = [*index, *buffers_of(ids), offsets]
     head = {
         "format": _FORMAT,
@@ -82,48 +83,49 @@ def write_rest(
 
 
 def _digest(buffers: Sequence[npt.NDArray[Any]]) -> str:
-    """Of all but the records' bytes: each of these has a check sum of its own."""
-    found = hashlib.sha256()
+    """Return the digest of all but the records' bytes: each record has a checksum of its own."""
+    digest = hashlib.sha256()
     for buffer in buffers:
-        found.update(buffer.nbytes.to_bytes(8, "little"))
-        found.update(np.ascontiguousarray(buffer).data)
-    return found.hexdigest()
+        digest.update(buffer.nbytes.to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(buffer).data)
+    return digest.hexdigest()
 
 
 def map_segment(file: IO[bytes], *, is_own: bool = False) -> tuple[Index, pa.Array, pa.Array]:
-    """Index, ids and records; pages are read when they are needed, the file may be closed.
-
-    Raises InvalidInput.
+    """Return index, ids and records; pages are read when needed, and the file may be closed.
 
     All but the records is read once and compared with its digest: a member whom a damaged index
-    does not find is nobody, and allowed. Not so a file of one's `own` that was written just now and
-    has no name.
+    does not find is nobody, and allowed. A file of one's own (`is_own`), written just now and
+    without a name, is not compared. Raises InvalidInput.
     """
     try:
-        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        head = json.loads(held[len(_MAGIC) : HEAD_BYTES]) if held[: len(_MAGIC)] == _MAGIC else {}
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        has_magic = data[: len(_MAGIC)] == _MAGIC
+        head = json.loads(data[len(_MAGIC) : HEAD_BYTES]) if has_magic else {}
         if head.get("format") != _FORMAT or head["steps"] not in _STEPS:
-            raise ValueError("it is of another format")  # noqa: TRY301 - told below, as all that may be wrong
-        *parts, data = [_part(held, FileSpan(at, size)) for at, size in head["buffers"]]
+            raise ValueError("it is of another format")  # noqa: TRY301 - reported below, as all that may be wrong
+        *parts, record_data = [_part(data, FileSpan(at, size)) for at, size in head["buffers"]]
         if not is_own and _digest(parts) != head["digest"]:
-            raise ValueError("it was altered")  # noqa: TRY301
-        groups, steps, prints, id_offsets, id_data, offsets = parts
+            raise ValueError("it was altered")  # noqa: TRY301 - reported below
+        groups, steps, prints, id_offsets, id_data, record_offsets = parts
         index = Index(
             groups.view(np.uint32), steps.view(np.dtype(head["steps"])), prints.view(np.uint32)
         )
         count: int = head["members"]
         _check_index(index, count)
-        return index, array_of(count, id_offsets, id_data), array_of(count, offsets, data)
+        ids = array_of(count, id_offsets, id_data)
+        records = array_of(count, record_offsets, record_data)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InvalidInput(
             f"The file of records cannot be read ({type(error).__name__}).",
             code="records.file",
             fix="remove it: it is made anew from the bundle or from Kafka",
         ) from error
+    return index, ids, records
 
 
 def _check_index(index: Index, count: int) -> None:
-    """Raise ValueError where an index is not one of so many members."""
+    """Raise ValueError where an index is not one of `count` members."""
     buckets = 1 << bucket_bits_of(count)
     sizes = (len(index.groups), len(index.steps), len(index.prints))
     if sizes != (-(-(buckets + 1) // GROUP), buckets + 1, count):
@@ -133,39 +135,38 @@ def _check_index(index: Index, count: int) -> None:
 
 
 def bucket_bits_of(count: int) -> int:
-    """How many bits of a hash say in which bucket a member is, among so many members."""
+    """Return the number of bits of a hash that name a bucket, for `count` members."""
     return max(count, 1).bit_length()
 
 
-def map_texts(file: IO[bytes], count: int, places: Sequence[FileSpan]) -> pa.Array:
-    """So many texts whose offsets and bytes lie in these places of a file."""
+def map_texts(file: IO[bytes], count: int, spans: Sequence[FileSpan]) -> pa.Array:
+    """Return `count` texts whose offsets and bytes lie at these places of a file."""
     file.flush()
-    held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return array_of(count, *(_part(held, place) for place in places))
+    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return array_of(count, *(_part(data, span) for span in spans))
 
 
-def _part(held: mmap.mmap, place: FileSpan) -> npt.NDArray[np.uint8]:
-    if not 0 <= place.size <= len(held) - place.at <= len(held):
+def _part(data: mmap.mmap, span: FileSpan) -> npt.NDArray[np.uint8]:
+    if not 0 <= span.size <= len(data) - span.at <= len(data):
         raise ValueError("it ends too early")
-    return np.frombuffer(held, dtype=np.uint8, count=place.size, offset=place.at)
+    return np.frombuffer(data, dtype=np.uint8, count=span.size, offset=span.at)
 
 
 def buffers_of(array: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Offsets and bytes of binary texts; the offsets are of all the bytes, which may be more than
-    the array has.
+    """Return the offsets and bytes of binary texts.
+
+    The offsets are into all the bytes, which may be more than the array has.
     """
     _, offsets, data = array.buffers()
     if len(array) == 0 or offsets is None:
         return np.zeros(1, np.int32), np.zeros(0, np.uint8)
-    some = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-    return some, np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    own_offsets = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    text = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+    return own_offsets, text
 
 
 def array_of(count: int, offsets: npt.NDArray[Any], data: npt.NDArray[np.uint8]) -> pa.Array:
-    """The binary texts of which these are offsets and bytes.
-
-    Raises ValueError where they cannot be.
-    """
+    """Return the binary texts with these offsets and bytes. Raises ValueError if they misfit."""
     array = pa.Array.from_buffers(
         pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )

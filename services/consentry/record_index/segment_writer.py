@@ -1,6 +1,4 @@
-"""Making a segment of members who come by and by, with their records in memory no longer than
-that.
-"""
+"""Build a segment from members that come in batches; a batch's records are not kept in memory."""
 
 from __future__ import annotations
 
@@ -22,18 +20,17 @@ from consentry.record_index.segment_file import (
 )
 
 BYTES_MAX: Final = 1 << 30
-"""Of ids or of records: offsets have 32 bits."""
+"""The most bytes of ids, or of records: offsets have 32 bits."""
 
 
 class SegmentWriter:
-    """Makes one segment in a file.
+    """Writes one segment to a file.
 
-    Members who come in the order of their hashes, as bundles have them, need no sorting; others are
-    sorted.
+    Members in the order of their hashes, as bundles have them, need no sorting; others are sorted.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        """`file` is empty and open for writing and reading."""
+        """Begin in `file`, which is empty and open for writing and reading."""
         self._file = file
         self._ids: list[pa.Array] = []
         self._ends: list[npt.NDArray[np.int32]] = [np.zeros(1, np.int32)]
@@ -41,16 +38,14 @@ class SegmentWriter:
         file.seek(HEAD_BYTES)
 
     def add(self, ids: pa.Array, records: pa.Array) -> bool:
-        """Take members and their records in, both as binary;
+        """Take members and their records in, both as binary; say whether they fit.
 
-        False, and none is taken, where they do not fit in.
+        Where they do not fit, none is taken.
         """
         (ids_ends, _), (ends, data) = buffers_of(ids), buffers_of(records)
         first, last = int(ends[0]), int(ends[-1])
-        ids_size, records_size = (
-            self._ids_size + int(ids_ends[-1] - ids_ends[0]),
-            self._records_size + last - first,
-        )
+        ids_size = self._ids_size + int(ids_ends[-1] - ids_ends[0])
+        records_size = self._records_size + last - first
         if self._ids and max(ids_size, records_size) > BYTES_MAX:
             return False
         self._file.write(data[first:last].data)
@@ -60,20 +55,20 @@ class SegmentWriter:
         return True
 
     def finish(self) -> Segment:
-        """The segment, mapped from the file.
+        """Return the segment, mapped from the file.
 
         Raises InvalidInput where a member is named twice, or for too many.
         """
         file, ids = self._file, pa.concat_arrays([pa.array([], pa.binary()), *self._ids])
-        offsets, records = np.concatenate(self._ends), FileSpan(HEAD_BYTES, self._records_size)
+        offsets, records_span = np.concatenate(self._ends), FileSpan(HEAD_BYTES, self._records_size)
         self._ids, self._ends = [], []
         hashes = hashes_of(ids)
         if ascend(hashes):
-            write_rest(file, index_of(hashes, ids), with_room(ids), offsets, records)
+            write_rest(file, index_of(hashes, ids), with_room(ids), offsets, records_span)
         else:
-            places = [*write_buffers(file, [offsets]), records]
-            made = Segment.of_arrow(ids, map_texts(file, len(ids), places))
-            offsets, data = buffers_of(made.records)
-            [records] = write_buffers(file, [data])
-            write_rest(file, made.index, made.ids, offsets, records)
+            spans = [*write_buffers(file, [offsets]), records_span]
+            segment = Segment.of_arrow(ids, map_texts(file, len(ids), spans))
+            offsets, data = buffers_of(segment.records)
+            [records_span] = write_buffers(file, [data])
+            write_rest(file, segment.index, segment.ids, offsets, records_span)
         return Segment(*map_segment(file, is_own=True))

@@ -27,7 +27,7 @@ from consentry.record_index import (
 )
 from consentry.record_index import index as store
 from consentry.record_index import segment_writer as writing
-from consentry.record_index.keys import INTEGERS_BELOW, hash_of, mixed, numbers_of_views
+from consentry.record_index.keys import INTEGERS_BELOW, hash_of, mix, numbers_of_views
 
 LETTERS = "abzABZ0123456789:_-"
 MEMBERS = st.one_of(
@@ -88,7 +88,7 @@ def test_it_holds_what_a_dict_would_whatever_the_sizes(
     held, expected, told = RecordIndex(), dict[bytes, bytes](), list[IndexRegression]()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(store, "RECENT_MAX", recent_max)
-        patched.setattr(store, "_SIDE_BY_SIDE", 5)
+        patched.setattr(store, "_BATCH_ROWS_MIN", 5)
         for batch in batches:
             values = [record(version, key) for key, version in batch]
             told += held.apply([key for key, _ in batch], values)
@@ -134,7 +134,7 @@ def test_a_segment_is_the_same_after_it_was_a_file(
     opened = Segment.open(path)
 
     assert dict(opened.items()) == {key: record(1, key) for key in keys}
-    assert [opened.place_of(key) for key in keys] == [segment.place_of(key) for key in keys]
+    assert [opened.position_of(key) for key in keys] == [segment.position_of(key) for key in keys]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -242,11 +242,7 @@ def test_short_texts_have_numbers_of_their_own(texts: list[str]) -> None:
 def twins(first: bytes, other: bytes) -> tuple[bytes, bytes]:
     """Two texts of 16 bytes that begin so and have one hash: whoever chooses ids can have them."""
     states = [
-        int(
-            mixed(np.array([16], np.uint64), np.array([int.from_bytes(one, "little")], np.uint64))[
-                0
-            ]
-        )
+        int(mix(np.array([16], np.uint64), np.array([int.from_bytes(one, "little")], np.uint64))[0])
         for one in (first, other)
     ]
     word = (states[0] ^ states[1] ^ int.from_bytes(b"12345678", "little")).to_bytes(8, "little")

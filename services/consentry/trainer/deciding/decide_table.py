@@ -235,7 +235,7 @@ def _text_classes(chunk: pa.Array, ask: _Ask) -> npt.NDArray[np.int32]:
         return ask(keys)
     found = np.full(len(chunk), QUARANTINED_CLASS, dtype=np.int32)
     rows = np.flatnonzero(is_id)
-    found[rows] = ask(keys.taken(rows))
+    found[rows] = ask(keys.take(rows))
     return found
 
 

@@ -175,7 +175,7 @@ class _Residents:
         keys = [member.encode() if isinstance(member, str) else b"" for member in members]
         ids = [place for place, member in enumerate(members) if _is_id(member)]
         for found in self._snapshot.records.find(TextKeys.of([keys[place] for place in ids])):
-            raws = found.segment.records_at(found.places)
+            raws = found.segment.records_at(found.positions)
             for row, raw in zip(found.rows.tolist(), raws, strict=True):
                 lived[ids[row]] |= self._lived_in(raw, keys[ids[row]])
         for place, key in enumerate(keys):

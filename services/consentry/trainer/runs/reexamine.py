@@ -304,7 +304,7 @@ def _changed_since(
     for chunk in reads["member_id"].chunks:
         keys = TextKeys.of_arrow(chunk)
         rows = np.flatnonzero(keys.valid())
-        for segment, hits, positions in snapshot.records.find(keys.taken(rows)):
+        for segment, hits, positions in snapshot.records.find(keys.take(rows)):
             for begin in range(0, len(positions), _CHUNK_ROWS):
                 span = slice(begin, begin + _CHUNK_ROWS)
                 part = positions[span]

@@ -32,7 +32,8 @@ def tool(name: str) -> str:
     """
     found = shutil.which(name)
     if found is None:
-        reason = f"{name} is not installed (on Debian: apt-get install prometheus)"
+        # One sentence for every test, so that pytest prints it once.
+        reason = "Prometheus is not installed (on Debian: apt-get install prometheus)"
         if os.environ.get("CONSENTRY_REQUIRE_PROMTOOL") == "1":
             pytest.fail(f"{reason}, and CONSENTRY_REQUIRE_PROMTOOL=1 demands it")
         pytest.skip(reason)  # the gate demands it instead, above

@@ -78,7 +78,7 @@ class RunReads:
 
     @property
     def when(self) -> str:
-        """Whether reads were made before or after the exclusion, in a word."""
+        """The word for when reads were made: before or after the exclusion, or both."""
         if self.violations:
             return BOTH if self.before else AFTER
         return BEFORE if self.before else NOT_EXCLUDED

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal, NamedTuple, Self
 import structlog
 
 from consentry.bundles.keys import SigningKey
-from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
-from consentry.domain.values import DATASET_PATTERN, Micros, Reason, parse_name
+from consentry.domain.errors import ConsentryError, Unavailable
+from consentry.domain.values import Micros, Reason, parse_name
 from consentry.ops.clock import Clock, system_clock
 from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.runs.batches import RunBatch, each_batch, is_batch, read_batch
@@ -23,6 +23,12 @@ from consentry.trainer.runs.certify import certificate_statement
 from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked, RunClosed
 from consentry.trainer.runs.lease import Lease, LeaseCondition, RunDecider
 from consentry.trainer.runs.observers import RunChange, RunObserver
+from consentry.trainer.runs.options import (
+    check_dataset,
+    check_dataset_version,
+    check_signing_key,
+    check_times,
+)
 from consentry.trainer.runs.read_log import SPOOL_ROWS, SPOOL_SECONDS, ReadLog
 from consentry.trainer.runs.reexamine import proven_at
 from consentry.trainer.runs.store import (
@@ -36,8 +42,6 @@ from consentry.trainer.runs.store import (
 from consentry.wire.tokens import TokenKeys, write_token
 
 LEASE_SECONDS: Final = 5.0
-_LEASE_SECONDS_MAX: Final = 3600.0
-_VERSION_MAX: Final = 512
 _LOG = structlog.get_logger(__name__)
 
 Shard = str | Callable[[Any], str]
@@ -95,10 +99,10 @@ class TrainingRun:
         observers: Sequence[RunObserver] = (),
         clock: Clock = system_clock,
     ) -> None:
-        _check_dataset(dataset)
-        _check_signing_key(signing_key)
-        _check_dataset_version(dataset_version)
-        _check_times(stale, lease_seconds, wait_seconds, spool_seconds)
+        check_dataset(dataset)
+        check_signing_key(signing_key)
+        check_dataset_version(dataset_version)
+        check_times(stale, lease_seconds, wait_seconds, spool_seconds)
         self.run_id: Final = str(uuid.uuid4())
         self.dataset: Final = dataset
         self.dataset_version: Final = dataset_version
@@ -368,51 +372,6 @@ class TrainingRun:
             **self._totals(),
         }
         self.folder.write(END_FILE, canonical(end) + b"\n")
-
-
-def _check_dataset(dataset: str) -> None:
-    if DATASET_PATTERN.fullmatch(dataset) is None:
-        raise InvalidInput(
-            f"The data set {dataset[:80]!r} is not 1 to 128 letters, digits, '_', '.' or '-', "
-            "a letter or digit first.",
-            code="input.dataset",
-            fix="name it as it is named in receipts",
-        )
-
-
-def _check_signing_key(signing_key: object) -> None:
-    """Refuse another kind of key at the start: it is needed only when all has been read."""
-    if signing_key is not None and not isinstance(signing_key, SigningKey):
-        raise InvalidInput(
-            f"signing_key is a {type(signing_key).__name__}, not a SigningKey.",
-            code="input.signing_key",
-            fix="pass SigningKey.read(path), from consentry.bundles",
-        )
-
-
-def _check_dataset_version(dataset_version: str) -> None:
-    if len(dataset_version) > _VERSION_MAX:
-        raise InvalidInput(
-            f"The data set's version has {len(dataset_version)} characters, more than "
-            f"{_VERSION_MAX}.",
-            code="input.dataset_version",
-            fix="give a digest, a snapshot id or a commit",
-        )
-
-
-def _check_times(
-    stale: str, lease_seconds: float, wait_seconds: float, spool_seconds: float
-) -> None:
-    # A lease that is not a number (NaN) is not in the range either.
-    is_lease = 0 < lease_seconds <= _LEASE_SECONDS_MAX
-    if stale in ("raise", "wait") and is_lease and not wait_seconds < 0 and not spool_seconds < 0:
-        return
-    raise InvalidInput(
-        f"A run cannot have stale={stale!r}, lease_seconds={lease_seconds:g}, "
-        f"wait_seconds={wait_seconds:g} and spool_seconds={spool_seconds:g}.",
-        code="input.run",
-        fix="use stale='raise' or 'wait', a lease of up to 3600 seconds, and no negative time",
-    )
 
 
 def _micros(seconds: float) -> Micros:

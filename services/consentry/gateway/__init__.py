@@ -1,3 +1,4 @@
-"""The producers' and operators' door over HTTP: what it accepts is durable, ordered, readable and
-authorised.
+"""The gateway: HTTP for producers and operators.
+
+What it accepts is durable, ordered, readable and authorised.
 """

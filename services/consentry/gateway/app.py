@@ -1,6 +1,4 @@
-"""The gateway as an ASGI application: its routes, limits, metrics, and what every request and
-answer have in common.
-"""
+"""The gateway as an ASGI application: its routes, limits and metrics."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ObservedApp:
-    """ASGI: counts and times every answer, turns a fault of ours into a problem, and adds what each
-    answer carries.
+    """ASGI: counts and times every response, and turns a fault of ours into a problem.
+
+    Each response also says that browsers may not guess its type.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
@@ -53,13 +52,13 @@ class ObservedApp:
         try:
             await self._app(scope, receive, note)
         except ClientDisconnect:
-            return  # nobody is there to be answered
+            return  # nobody is there to get a response
         except Exception as error:
             _LOG.error(
                 "request_failed", method=scope["method"], route=_route(scope), exc_info=error
             )
             if status not in (0, 500):
-                raise  # half of an answer is out: all that is left is to close the connection
+                raise  # half of a response is out: all that is left is to close the connection
             if status == 0:
                 await unhandled()(scope, receive, note)
         finally:
@@ -69,26 +68,26 @@ class ObservedApp:
             seconds.observe(perf_counter() - started)
 
     def _series(self, route: str, status: int) -> tuple[Counter, Histogram]:
-        """The series of a route and status; looking them up each time would cost more than
-        counting.
+        """Return the series of a route and status.
+
+        They are remembered: looking them up each time would cost more than counting.
         """
-        found = self._known.get((route, status))
-        if found is None:
-            found = self._known[route, status] = (
-                self._metrics.counter("consentry_gateway_requests_total", route, str(status)),
-                self._metrics.histogram("consentry_gateway_request_seconds", route),
-            )
-        return found
+        series = self._known.get((route, status))
+        if series is None:
+            requests = self._metrics.counter("consentry_gateway_requests_total", route, str(status))
+            seconds = self._metrics.histogram("consentry_gateway_request_seconds", route)
+            series = self._known[route, status] = (requests, seconds)
+        return series
 
 
 def _route(scope: Scope) -> str:
-    """The path as it is declared: a real one names members."""
+    """Return the path as it is declared: a real one names members."""
     route = scope.get("route")
     return str(route.path) if route is not None else "none"
 
 
 def build_app(context: GatewayContext | None) -> FastAPI:
-    """The application over these parts; without any it can only be described."""
+    """Return the application over a context; without one it can only be described."""
     app = FastAPI(
         title="Consentry gateway",
         docs_url=None,
@@ -100,8 +99,8 @@ def build_app(context: GatewayContext | None) -> FastAPI:
     app.state.context = context
     app.state.waiting = WaitingLimit()
     add_problem_handlers(app)
-    for rooms in (events, decisions, controls, approvals, quarantine, bundles):
-        app.include_router(rooms.router)
+    for module in (events, decisions, controls, approvals, quarantine, bundles):
+        app.include_router(module.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     app.add_api_route("/openapi.json", _describe, include_in_schema=False)
     app.add_api_route("/healthz", _alive, include_in_schema=False)
@@ -109,13 +108,10 @@ def build_app(context: GatewayContext | None) -> FastAPI:
 
 
 def build_gateway(context: GatewayContext, *, concurrency: int = CONCURRENCY) -> ASGIApp:
-    """The whole gateway: the application behind its limits, watched, with the fast lane before
-    it.
-    """
-    lane = FastPath(build_app(context))
-    return ObservedApp(
-        ConcurrencyLimit(lane, most=concurrency, apart=ENDPOINTS), metrics=context.metrics
-    )
+    """Return the whole gateway: the application behind fast path, limits and metrics."""
+    fast_path = FastPath(build_app(context))
+    limited = ConcurrencyLimit(fast_path, most=concurrency, apart=ENDPOINTS)
+    return ObservedApp(limited, metrics=context.metrics)
 
 
 async def _describe(request: Request) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""The store of bundles as the gateway sees it: off the event loop, with few calls at a time and
-none without end.
-"""
+"""Downloads of bundles: the store is read off the event loop, in few calls with a time limit."""
 
 from __future__ import annotations
 
@@ -34,18 +32,20 @@ DOWNLOADS_MAX: Final = 8
 """Downloads at a time in this process, and of one caller at most `DOWNLOADS_OF_ONE_MAX`."""
 DOWNLOADS_OF_ONE_MAX: Final = 4
 CALLS_MAX: Final = 16
-"""Calls to the store at a time, in threads of their own: a store that hangs keeps no other request
-waiting.
+"""Calls to the store at a time.
+
+They run in threads of their own: a store that hangs keeps no other request waiting.
 """
 STORE_SECONDS_MAX: Final = 10.0
 _KNOWN_MAX: Final = 16
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadableBundle:
-    """A manifest and its signature as they lie in the store, and size and SHA-256 of the files that
-    it names.
+    """A manifest and its signature as they lie in the store.
+
+    `files` has size and SHA-256 of the files that the manifest names.
     """
 
     bundle_id: str
@@ -55,16 +55,15 @@ class DownloadableBundle:
 
     @property
     def sha256(self) -> str:
-        """The manifest's digest: what a delta and the pointer name it by."""
+        """The manifest's digest, by which a delta and the pointer name it."""
         return hashlib.sha256(self.content).hexdigest()
 
 
 class BundleDownloads:
-    """Reads a store of bundles for HTTP, off the event loop, with few calls at a time and none
-    without end.
+    """Reads a store of bundles for HTTP.
 
-    With `believed` keys nothing is handed out that they did not sign. Without, callers judge for
-    themselves, which they have to in any case.
+    With `believed` keys only what they signed is handed out. Without them callers check the
+    signatures alone, which they have to do in any case.
     """
 
     def __init__(
@@ -83,40 +82,40 @@ class BundleDownloads:
         self._known: OrderedDict[str, DownloadableBundle] = OrderedDict()
 
     def close(self) -> None:
-        """Wait for nobody."""
+        """End the threads, without waiting for them."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def newest(self) -> tuple[bytes, DownloadableBundle]:
-        """The pointer's bytes, and the manifest that it names. Raises Problem, Unavailable."""
-        return await self._aside(self._newest)
+        """Return the pointer's bytes, and the bundle that it names. Raises Problem, Unavailable."""
+        return await self._call(self._newest)
 
     async def bundle(self, bundle_id: str) -> DownloadableBundle:
-        """A manifest by its bundle's id. Raises Problem 404, Unavailable."""
-        return await self._aside(self._bundle, bundle_id)
+        """Return a bundle by its id. Raises Problem 404, Unavailable."""
+        return await self._call(self._bundle, bundle_id)
 
     async def open_file(self, bundle_id: str, name: str) -> IO[bytes]:
-        """A file of a bundle. Raises Problem 404, Unavailable."""
-        file = await self._aside(self._store.open_file, bundle_id, name)
+        """Open a file of a bundle. Raises Problem 404, Unavailable."""
+        file = await self._call(self._store.open_file, bundle_id, name)
         if file is None:
             raise not_found()
         return file
 
     async def piece(self, file: IO[bytes], size: int) -> bytes:
-        """The next bytes of a file. Raises Unavailable."""
-        return await self._aside(self._store.read_piece, file, size)
+        """Return the next bytes of a file. Raises Unavailable."""
+        return await self._call(self._store.read_piece, file, size)
 
     @contextmanager
     def slot(self, caller: str) -> Iterator[None]:
-        """A place to download in. Raises Problem:
+        """Count a download of the caller until the context ends.
 
-        429 where the caller has as many as one may, 503 where all have.
+        Raises Problem: 429 where the caller has as many as one may have, 503 where all have.
         """
-        mine = self._downloads.get(caller, 0)
-        if mine >= DOWNLOADS_OF_ONE_MAX:
-            raise _no_slot(429, f"{mine} downloads of this credential are under way")
+        running = self._downloads.get(caller, 0)
+        if running >= DOWNLOADS_OF_ONE_MAX:
+            raise _no_slot(429, f"{running} downloads of this credential are under way")
         if sum(self._downloads.values()) >= DOWNLOADS_MAX:
             raise _no_slot(503, f"{DOWNLOADS_MAX} downloads are under way")
-        self._downloads[caller] = mine + 1
+        self._downloads[caller] = running + 1
         try:
             yield
         finally:
@@ -135,16 +134,16 @@ class BundleDownloads:
                 pointer = read_pointer(content, self._believed)
                 bundle_id, sha256 = pointer.bundle_id, pointer.manifest_sha256
             else:
-                told = json.loads(content.partition(b"\n")[0])
-                bundle_id, sha256 = str(told["bundle_id"]), str(told["manifest_sha256"])
+                fields = json.loads(content.partition(b"\n")[0])
+                bundle_id, sha256 = str(fields["bundle_id"]), str(fields["manifest_sha256"])
         except (BundleRefused, ValueError, KeyError, TypeError) as error:
             raise _not_served(error) from error
         if BUNDLE_ID_PATTERN.fullmatch(bundle_id) is None:
             raise _not_served(ValueError())
-        found = self._bundle(bundle_id)
-        if found.sha256 != sha256:
+        bundle = self._bundle(bundle_id)
+        if bundle.sha256 != sha256:
             raise _not_served(ValueError())
-        return content, found
+        return content, bundle
 
     def _bundle(self, bundle_id: str) -> DownloadableBundle:
         known = self._known.get(bundle_id)
@@ -158,16 +157,16 @@ class BundleDownloads:
         try:
             if self._believed is not None:
                 read_manifest(content, signature, self._believed)
-            files = {
-                str(one["name"]): (int(one["size"]), str(one["sha256"]))
-                for one in json.loads(content)["files"]
-            }
+            files = {}
+            for file in json.loads(content)["files"]:
+                files[str(file["name"])] = (int(file["size"]), str(file["sha256"]))
         except (BundleRefused, ValueError, KeyError, TypeError) as error:
             raise _not_served(error) from error
-        found = self._known[bundle_id] = DownloadableBundle(bundle_id, content, signature, files)
+        bundle = DownloadableBundle(bundle_id, content, signature, files)
+        self._known[bundle_id] = bundle
         while len(self._known) > _KNOWN_MAX:
             self._known.popitem(last=False)
-        return found
+        return bundle
 
     def _find(self, *names: str, bytes_max: int) -> bytes | None:
         try:
@@ -175,22 +174,22 @@ class BundleDownloads:
         except BundleRefused as error:
             raise _not_served(error) from error
 
-    async def _aside(self, call: Callable[..., _Found], *given: Any) -> _Found:
-        """What a call to the store returns, in a thread.
+    async def _call(self, call: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Make a call to the store in a thread, and return its result.
 
-        Raises Problem 503 where too many hang, Unavailable.
+        Raises Problem 503 where too many calls hang, and Unavailable after STORE_SECONDS_MAX.
         """
         if self._calls >= CALLS_MAX:
             raise _no_slot(503, f"{CALLS_MAX} calls to the store are waiting")
-        future = asyncio.get_running_loop().run_in_executor(self._pool, call, *given)
+        future = asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
         self._calls += 1
 
-        def ended(_: Any) -> None:
+        def end(_: Any) -> None:
             self._calls -= 1
             if not future.cancelled():
-                future.exception()  # who waited for it may have gone
+                future.exception()  # whoever waited for it may have gone
 
-        future.add_done_callback(ended)
+        future.add_done_callback(end)
         try:
             # Shielded: a thread cannot be cancelled, and counts until it has really ended.
             return await asyncio.wait_for(asyncio.shield(future), self._seconds_max)
@@ -203,6 +202,7 @@ class BundleDownloads:
 
 
 def not_found() -> Problem:
+    """Return the problem of a bundle, or a file of it, that is not there."""
     return Problem(
         404,
         "There is no such bundle, or no such file in it.",

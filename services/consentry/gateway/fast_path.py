@@ -1,7 +1,7 @@
-"""The few routes that carry nearly all requests, answered before FastAPI's own layers, which would
-cost more than they.
+"""A fast path for the few routes that carry nearly all requests: around FastAPI's own layers.
 
-They are declared to FastAPI as well, for the description and for other methods on their paths.
+Those layers would cost more than the routes. The routes are declared to FastAPI as well, for the
+description and for other methods on their paths.
 """
 
 from __future__ import annotations
@@ -33,21 +33,16 @@ _ROUTES: Final = {path: Route(path, endpoint) for path, endpoint in ENDPOINTS.it
 
 
 class FastPath:
-    """ASGI:
-
-    POSTs to these paths go straight to their endpoint; everything else goes to the application.
-    """
+    """ASGI: sends POSTs to these paths straight to their endpoint, and the rest to the application."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        endpoint = (
-            ENDPOINTS.get(scope["path"])
-            if scope["type"] == "http" and scope["method"] == "POST"
-            else None
-        )
+        endpoint = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = ENDPOINTS.get(scope["path"])
         if endpoint is None:
             await self._app(scope, receive, send)
             return

@@ -22,19 +22,20 @@ from consentry.wire.event_writer import EventWriter
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS, topic_name
 
 ANSWER_SECONDS: Final = 10.0
-"""So long a caller is kept waiting for the broker; the message may still be acknowledged later."""
+"""A caller waits at most this long for the broker; the message may be acknowledged later."""
 
 _SERVE_SECONDS: Final = 0.001
-"""Between two looks for acknowledgements, while any are waited for."""
+"""Between two calls for acknowledgements, while any are outstanding."""
 
 _FULL_SECONDS: Final = 0.005
-"""Between two tries while the queue is full."""
+"""Between two attempts while the queue is full."""
 
-Answer = TopicPosition | Undelivered
+Delivery = TopicPosition | Undelivered
+"""What became of a message: its position in the topic, or an error."""
 
 
 class OutMessage(NamedTuple):
-    """A member event as it goes to its topic; its id as a UUID is written."""
+    """A member event as it goes to its topic. `event_id` is the text of a UUID."""
 
     event_id: str
     key: bytes
@@ -43,7 +44,7 @@ class OutMessage(NamedTuple):
 
 
 def unknown(event_id: bytes | None) -> Problem:
-    """The answer where nobody knows whether an event counts."""
+    """Return the problem of an event of which nobody knows whether it counts."""
     return Problem(
         504,
         "Kafka has not acknowledged it in time; it is not known whether it counts.",
@@ -71,19 +72,19 @@ class Submitter:
         self._events = topic_name(namespace, MEMBER_EVENTS)
         self._controls = topic_name(namespace, CONTROLS)
         self._answer_seconds = answer_seconds
-        self._acknowledged: deque[tuple[asyncio.Future[Answer], Answer]] = deque()
+        self._acknowledged: deque[tuple[asyncio.Future[Delivery], Delivery]] = deque()
         self._is_woken = False
         self._serving: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
-        """How many messages wait for their acknowledgement."""
+        """The number of messages that wait for their acknowledgement."""
         return self._sender.waiting
 
     async def submit(self, event: SentEvent, *, traceparent: str | None = None) -> TopicPosition:
-        """Send one member event; where it stands.
+        """Send one member event, and return its position.
 
-        Raises QueueFull, Undelivered, and Problem 504 where not known.
+        Raises QueueFull, Undelivered, and Problem 504 where the outcome is not known.
         """
         key, value = event.member.encode(), self.writer.write(event)
         return await self.send(
@@ -95,7 +96,7 @@ class Submitter:
         )
 
     async def submit_control(self, control: Control) -> TopicPosition:
-        """Send one control; where it stands. Raises as `submit`."""
+        """Send one control, and return its position. Raises as `submit`."""
         value = write_control(control, self._catalog)
         return await self.send(
             self._controls, control_key(control), value, [], event_id=control.event_id
@@ -108,30 +109,29 @@ class Submitter:
     async def send(
         self, topic: str, key: bytes, value: bytes, headers: Headers, *, event_id: bytes | None
     ) -> TopicPosition:
-        """Send any message and wait for its acknowledgement."""
+        """Send a message, and return its position once it is acknowledged. Raises as `submit`."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        future: asyncio.Future[Delivery] = loop.create_future()
         self._sender.send(topic, key, value, headers, partial(self._note, loop, future))
         self.serve()
         try:
             async with asyncio.timeout(self._answer_seconds):
-                answer = await future
+                delivery = await future
         except TimeoutError:
             raise unknown(event_id) from None
-        return _place(answer, event_id)
+        return _position(delivery, event_id)
 
     def batch(self) -> BulkBatch:
-        """Many messages that are answered together."""
+        """Return a batch of messages whose outcomes are collected together."""
         return BulkBatch(self, self._events, self._answer_seconds)
 
     def offer(
-        self, topic: str, message: OutMessage, delivered: Callable[[Answer], None]
+        self, topic: str, message: OutMessage, delivered: Callable[[Delivery], None]
     ) -> QueueFull | None:
-        """Queue one message without waiting; `delivered` is told once.
+        """Queue one message without waiting; `delivered` is called once with its outcome.
 
-        What is returned means: not now.
-
-        Raises Unavailable and Refused where it is not taken at all.
+        Returns the error where the queue is full now. Raises Unavailable and Refused where the
+        message can never be queued.
         """
         try:
             self._sender.send(topic, message.key, message.value, message.headers, delivered)
@@ -140,11 +140,11 @@ class Submitter:
         return None
 
     def serve(self) -> None:
-        """See to it that acknowledgements are told while any is waited for."""
+        """Collect acknowledgements for as long as any is outstanding."""
         if self._serving is None or self._serving.done():
-            self._serving = asyncio.create_task(self._tell())
+            self._serving = asyncio.create_task(self._serve_all())
 
-    async def _tell(self) -> None:
+    async def _serve_all(self) -> None:
         while True:
             self._sender.serve()
             await asyncio.sleep(_SERVE_SECONDS)
@@ -152,12 +152,13 @@ class Submitter:
                 return
 
     def _note(
-        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Answer], answer: Answer
+        self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Delivery], delivery: Delivery
     ) -> None:
-        """On the sender's thread: one wake-up of the loop for all that is acknowledged until it
-        runs.
+        """Note an outcome, on the sender's thread.
+
+        The event loop is woken once for all outcomes that come before it runs.
         """
-        self._acknowledged.append((future, answer))
+        self._acknowledged.append((future, delivery))
         if not self._is_woken:
             self._is_woken = True
             loop.call_soon_threadsafe(self._hand_over)
@@ -165,16 +166,17 @@ class Submitter:
     def _hand_over(self) -> None:
         self._is_woken = False
         while self._acknowledged:
-            future, answer = self._acknowledged.popleft()
+            future, delivery = self._acknowledged.popleft()
             if not future.done():
-                future.set_result(answer)
+                future.set_result(delivery)
 
 
 class BulkBatch:
-    """Messages sent in order, and what became of each.
+    """Messages sent in order, and the outcome of each.
 
-    Waits while the queue is full, as long as for the broker. From the first that does not get in by
-    then on, all are refused: a later event of a member must not come before an earlier one.
+    It waits while the queue is full, for as long as for the broker. From the first message that is
+    not queued by then on, all are refused: a later event of a member must not come before an
+    earlier one.
     """
 
     def __init__(self, submitter: Submitter, topic: str, seconds: float) -> None:
@@ -182,62 +184,63 @@ class BulkBatch:
         self._topic = topic
         self._seconds = seconds
         self._until = monotonic() + seconds
-        self._answers: list[TopicPosition | ConsentryError | None] = []
+        self._outcomes: list[TopicPosition | ConsentryError | None] = []
         self._refusal: ConsentryError | None = None
-        self._taken = self._told = 0
+        self._queued = self._settled = 0
         self._loop = asyncio.get_running_loop()
         self._is_awaited = False
         self._all = asyncio.Event()
 
     async def send(self, messages: Iterable[OutMessage]) -> None:
-        """Send these next, or note why they are refused."""
+        """Send these messages next, or note why they are refused."""
         self._submitter.serve()
         for message in messages:
-            place = len(self._answers)
-            self._answers.append(self._refusal)
+            index = len(self._outcomes)
+            self._outcomes.append(self._refusal)
             if self._refusal is None:
                 try:
-                    await self._take(message, partial(self._note, place))
+                    await self._queue(message, partial(self._note, index))
                 except ConsentryError as error:
                     # Without its traceback, which leads back to here and would keep all of the
                     # request alive.
-                    self._answers[place] = self._refusal = error.with_traceback(None)
+                    self._outcomes[index] = self._refusal = error.with_traceback(None)
 
-    async def answers(self) -> list[TopicPosition | ConsentryError | None]:
-        """For each message, in order: its place, why it was refused, or None where it is not known
-        in time.
+    async def outcomes(self) -> list[TopicPosition | ConsentryError | None]:
+        """Return for each message, in order, its position, or the error that refused it.
+
+        None where the outcome is not known in time.
         """
         self._is_awaited = True
-        if self._told < self._taken:
+        if self._settled < self._queued:
             try:
                 async with asyncio.timeout(self._seconds):
                     await self._all.wait()
             except TimeoutError:
-                pass  # None says it of each
-        return self._answers
+                pass  # each of them stays None
+        return self._outcomes
 
-    async def _take(self, message: OutMessage, delivered: Callable[[Answer], None]) -> None:
+    async def _queue(self, message: OutMessage, delivered: Callable[[Delivery], None]) -> None:
         full = self._submitter.offer(self._topic, message, delivered)
         while full is not None and monotonic() < self._until:
             await asyncio.sleep(_FULL_SECONDS)
-            # it ends when nothing is left to be told, as it may have been by now
+            # It ends when nothing is outstanding, which may have happened by now.
             self._submitter.serve()
             full = self._submitter.offer(self._topic, message, delivered)
         if full is not None:
             raise full
-        self._taken += 1
+        self._queued += 1
 
-    def _note(self, place: int, answer: Answer) -> None:
-        """On the sender's thread, which may be this one."""
-        self._answers[place] = answer
-        self._told += 1
-        if self._is_awaited and self._told == self._taken:
+    def _note(self, index: int, delivery: Delivery) -> None:
+        """Note an outcome, on the sender's thread, which may be this one."""
+        self._outcomes[index] = delivery
+        self._settled += 1
+        if self._is_awaited and self._settled == self._queued:
             self._loop.call_soon_threadsafe(self._all.set)
 
 
-def _place(answer: Answer, event_id: bytes | None) -> TopicPosition:
-    if isinstance(answer, TopicPosition):
-        return answer
-    if answer.is_unknown:
-        raise unknown(event_id) from answer
-    raise answer
+def _position(delivery: Delivery, event_id: bytes | None) -> TopicPosition:
+    if isinstance(delivery, TopicPosition):
+        return delivery
+    if delivery.is_unknown:
+        raise unknown(event_id) from delivery
+    raise delivery

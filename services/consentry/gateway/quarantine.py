@@ -1,9 +1,8 @@
-"""What could not be read, and what may be done about it: release the member, or send the message
-again.
+"""The messages that could not be read: shown, replayed, or left while their member is released.
 
-Both need a second person, and go the way of every event. A release ends only the holds that were
-looked at. A replay sends the original bytes, oldest first; where a later event of the member says
-what order decides, it is refused.
+A release and a replay need a second person, and go the way of every event. A release ends only the
+quarantines that were looked at. A replay sends the original bytes, oldest first; it is refused
+where a later event of the member matters more.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from consentry.domain.decisions import member_state
 from consentry.domain.errors import ConsentryError, UndecodableEvent
 from consentry.domain.events import (
     ConsentChanged,
+    Fact,
     FactKind,
     MemberErased,
     MemberEvent,
@@ -42,15 +42,15 @@ from consentry.wire.schemas import MEMBER_EVENTS, QUARANTINE, topic_name
 
 LISTED_MAX: Final = 500
 _THREADS: Final = 2
-Asked = ParamSpec("Asked")
-Found = TypeVar("Found")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _LATEST: Final = Micros((1 << 62) - 1)
 
 
 class QuarantinedMessages:
-    """Reads the quarantine, and sends what two persons agreed on.
+    """Reads the quarantine topic, and sends what two persons agreed on.
 
-    Its reading calls block; use a thread.
+    Calls that read block; `run` puts them on a thread.
     """
 
     def __init__(
@@ -65,52 +65,57 @@ class QuarantinedMessages:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="quarantine")
 
     async def run(
-        self, read: Callable[Asked, Found], *asked: Asked.args, **named: Asked.kwargs
-    ) -> Found:
-        """What one of the reading calls answers, read on a thread of the desk."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(read, *asked, **named)
-        )
+        self,
+        read: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Result:
+        """Return the result of one of the calls that read, made on a thread of these messages."""
+        call = partial(read, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def close(self) -> None:
-        """Give the threads back."""
+        """End the threads, without waiting for them."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def entries(self) -> list[QuarantineEntry]:
-        """The newest LISTED_MAX, newest first; each message once, however often it was
-        quarantined.
+        """Return the newest LISTED_MAX entries, newest first.
+
+        Each message has one entry, however often it was quarantined.
         """
-        found: dict[str, QuarantineEntry] = {}
+        entries: dict[str, QuarantineEntry] = {}
         for message in read_all(self._kafka, self._quarantine):
             entry = read_entry(message, self._catalog)
             if entry is not None:
-                found[entry.name] = entry
-        return sorted(found.values(), key=lambda one: -one.appended_at)[:LISTED_MAX]
+                entries[entry.name] = entry
+        newest_first = sorted(entries.values(), key=lambda entry: -entry.appended_at)
+        return newest_first[:LISTED_MAX]
 
     def of_partition(self, partition: int) -> Iterator[QuarantineEntry]:
-        """Every entry of a partition, oldest first, some of them more than once."""
+        """Yield every entry of a partition, oldest first, some of them more than once."""
         for message in read_partition(self._kafka, self._quarantine, partition, with_headers=True):
             entry = read_entry(message, self._catalog)
             if entry is not None:
                 yield entry
 
     def find(self, partition: int, offset: int) -> QuarantineEntry | None:
-        """The entry of one message of member-events."""
-        return next(
-            (entry for entry in self.of_partition(partition) if entry.offset == offset), None
-        )
+        """Return the entry of one message of member-events."""
+        for entry in self.of_partition(partition):
+            if entry.offset == offset:
+                return entry
+        return None
 
     def open_before(self, entry: QuarantineEntry, record: Record | None) -> list[QuarantineEntry]:
-        """Earlier entries of the same member whose hold stands."""
-        found = {
-            one.name: one
-            for one in self.of_partition(entry.partition)
-            if one.key == entry.key and one.offset < entry.offset and is_open(one, record)
-        }
-        return list(found.values())
+        """Return the earlier entries of the same member whose quarantine stands."""
+        open_entries: dict[str, QuarantineEntry] = {}
+        for other in self.of_partition(entry.partition):
+            is_earlier = other.key == entry.key and other.offset < entry.offset
+            if is_earlier and is_open(other, record):
+                open_entries[other.name] = other
+        return list(open_entries.values())
 
     def why_not_replayed(self, entry: QuarantineEntry, now: Micros) -> str:
-        """Why sending the bytes again would not mean what they meant; empty where it would."""
+        """Return why the bytes, sent again, would not mean what they meant; empty if they would."""
         try:
             event = admit(read_event(entry.value, entry.key or b"", self._catalog), now)
         except UndecodableEvent as error:
@@ -123,7 +128,7 @@ class QuarantinedMessages:
         )
 
     def describe(self, entry: QuarantineEntry) -> str:
-        """What a replay would send, in words for who approves it; empty where it cannot be read."""
+        """Return what a replay would send, in words; empty for bytes that cannot be read."""
         try:
             return described(read_event(entry.value, entry.key or b"", self._catalog))
         except UndecodableEvent:
@@ -132,8 +137,8 @@ class QuarantinedMessages:
     async def carry_out(
         self, entry: QuarantineEntry, proposal: Proposal
     ) -> tuple[bytes, list[TopicPosition]]:
-        """Send what was approved; the id of the release, and where the messages stand."""
-        places = []
+        """Send what was approved, and return the release's id and the positions of the messages."""
+        positions = []
         if proposal.kind == "replay":
             assert entry.key is not None
             assert entry.value is not None
@@ -142,7 +147,7 @@ class QuarantinedMessages:
                 *entry.headers[: HEADERS_MAX - 1],
                 ("consentry-replay-of", entry.name.encode()),
             ]
-            places.append(await self._submitter.replay(entry.key, entry.value, headers))
+            positions.append(await self._submitter.replay(entry.key, entry.value, headers))
         assert entry.member is not None
         release = MemberReleased(
             event_id=proposal.event_id,
@@ -152,39 +157,42 @@ class QuarantinedMessages:
             observed_version=proposal.form["observed_version"],
             source=both_persons(proposal),
         )
-        places.append(await self._submitter.submit(release))
-        return release.event_id, places
+        positions.append(await self._submitter.submit(release))
+        return release.event_id, positions
 
 
 def overtaken(
     event: MemberEvent, entry: QuarantineEntry, since: Iterable[StoredMessage], catalog: Catalog
 ) -> str:
-    """Why a message that came after the entry forbids to send its event now; empty where none does.
+    """Return why a message after the entry forbids sending its event now; empty where none does.
 
-    Sent again it would be the member's last word, about where they live or that they opted in, and
-    it is not.
+    Sent again, the event would be the member's last word about where they live, or that they opted
+    in, and it is not.
     """
     if isinstance(event, MemberRelocated):
-        why = (
+        reason = (
             "the member was relocated again since, and the order of relocations decides where "
             "they live"
         )
     elif isinstance(event, ConsentChanged) and event.choice is Choice.OPT_IN:
-        why = "the member chose again since, or may have, and an opt-in that comes last would stand"
+        reason = (
+            "the member chose again since, or may have, and an opt-in that comes last would stand"
+        )
     else:
         return ""  # what excludes may always be said again
-    # The same bytes are this very event: a replay of it that was sent, and not answered, is not
-    # another one.
-    later = (
-        message for message in since if message.key == entry.key and message.value != entry.value
-    )
-    return why if any(_may_follow(event, message, catalog) for message in later) else ""
+    for message in since:
+        # The same bytes are this very event: a replay of it that was sent, and not acknowledged, is
+        # not another one.
+        is_other = message.key == entry.key and message.value != entry.value
+        if is_other and _may_follow(event, message, catalog):
+            return reason
+    return ""
 
 
 def _may_follow(
     event: MemberRelocated | ConsentChanged, message: StoredMessage, catalog: Catalog
 ) -> bool:
-    """Whether the message says, or may say, something about the same as the event."""
+    """Return whether the message says, or may say, something about the event's subject."""
     try:
         later = read_event(message.value, message.key or b"", catalog)
     except UndecodableEvent:
@@ -195,7 +203,7 @@ def _may_follow(
 
 
 def described(event: MemberEvent) -> str:
-    """A member event in words, without its member."""
+    """Return a member event in words, without its member."""
     if isinstance(event, ConsentChanged):
         return (
             f"a consent change: {event.choice.value} for {event.purpose}, effective "
@@ -213,29 +221,30 @@ def described(event: MemberEvent) -> str:
 
 
 def is_open(entry: QuarantineEntry, record: Record | None) -> bool:
-    """Whether the member is still held on account of this message."""
-    if (
-        record is None
-        or member_state(record, purpose="", at=_LATEST, known_at=_LATEST).quarantine is None
-    ):
+    """Return whether the member is still quarantined on account of this message."""
+    if record is None:
         return False
-    hold = entry.quarantine(record)
-    if hold is None:
-        # folded away, or a quarantine of another kind: as long as the member is quarantined it
-        # counts as open
+    if member_state(record, purpose="", at=_LATEST, known_at=_LATEST).quarantine is None:
+        return False
+    quarantined = entry.quarantine(record)
+    if quarantined is None:
+        # Folded away, or a quarantine of another kind: it counts as open for as long as the member
+        # is quarantined.
         return True
-    return not any(
-        fact.kind is FactKind.RELEASED
-        and fact.version > hold.version
-        and (fact.observed_version is None or hold.version <= fact.observed_version < fact.version)
-        for fact in (record.facts if record else ())
-    )
+    return not any(_ends(fact, quarantined.version) for fact in record.facts)
+
+
+def _ends(fact: Fact, version: int) -> bool:
+    """Return whether the fact is a release that ends the quarantine of this version."""
+    if fact.kind is not FactKind.RELEASED or fact.version <= version:
+        return False
+    return fact.observed_version is None or version <= fact.observed_version < fact.version
 
 
 def observed_version(entry: QuarantineEntry, record: Record | None) -> int:
-    """The version up to which a release of this entry ends holds.
+    """Return the version up to which a release of this entry ends quarantines.
 
-    Raises Problem 409 where nothing is held.
+    Raises Problem 409 where the member is not quarantined on account of it.
     """
     if entry.member is None:
         raise Problem(
@@ -248,25 +257,25 @@ def observed_version(entry: QuarantineEntry, record: Record | None) -> int:
     if record is None or not is_open(entry, record):
         raise Problem(
             409,
-            "The member is not held on account of this message.",
+            "The member is not quarantined on account of this message.",
             code="quarantine.not_held",
             fix="nothing is to be done, or the processor has not come to it yet",
         )
-    hold = entry.quarantine(record)
-    return hold.version if hold is not None else record.version
+    quarantined = entry.quarantine(record)
+    return record.version if quarantined is None else quarantined.version
 
 
 def entry_data(
     entry: QuarantineEntry, record: Record | ConsentryError | None, *, whole: bool
 ) -> Json:
-    """An entry as plain values; its bytes only where asked for `whole`."""
+    """Return an entry as plain values, with its bytes only where `whole`."""
     if entry.member is None:
         state = "tainted"
     elif isinstance(record, ConsentryError):
         state = "unknown"
     else:
         state = "quarantined" if is_open(entry, record) else "released"
-    found: Json = {
+    data: Json = {
         "entry": entry.name,
         "member": entry.member,
         "state": state,
@@ -276,9 +285,9 @@ def entry_data(
         "bytes": None if entry.value is None else len(entry.value),
     }
     if whole:
-        found["key_hex"] = None if entry.key is None else entry.key.hex()
-        found["value_hex"] = None if entry.value is None else entry.value.hex()
-        found["headers"] = [
+        data["key_hex"] = None if entry.key is None else entry.key.hex()
+        data["value_hex"] = None if entry.value is None else entry.value.hex()
+        data["headers"] = [
             {"name": name, "value_hex": value.hex()} for name, value in entry.headers
         ]
-    return found
+    return data

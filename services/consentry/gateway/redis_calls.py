@@ -1,6 +1,4 @@
-"""Commands to Redis from many requests at a time, a round trip for all that have gathered since the
-last one.
-"""
+"""Commands to Redis from many requests at a time, gathered into few round trips."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ Call = tuple[str | bytes | int, ...]
 
 
 class RedisCalls:
-    """Sends commands in pipelines: one is on its way, the next one gathers meanwhile.
+    """Sends commands in pipelines: while one is on its way, the next one gathers.
 
     For one event loop.
     """
@@ -25,7 +23,7 @@ class RedisCalls:
         self._sending: asyncio.Task[None] | None = None
 
     async def call(self, *command: str | bytes | int, **options: Any) -> Any:
-        """What Redis answers to the command; `options` tell redis-py how to read that.
+        """Send a command, and return what Redis answers; `options` are redis-py's for reading it.
 
         Raises RedisError.
         """
@@ -43,17 +41,17 @@ class RedisCalls:
                 pipe.execute_command(*command, **options)
             try:
                 answers: list[Any] = await pipe.execute(raise_on_error=False)
-            except Exception as error:  # noqa: BLE001 - each of those who asked is told
+            except Exception as error:  # noqa: BLE001 - each caller gets it
                 answers = [error] * len(batch)
             except BaseException:
                 for _, _, future in batch:
                     future.cancel()
                 raise
             for (_, _, future), answer in zip(batch, answers, strict=True):
-                _tell(future, answer)
+                _settle(future, answer)
 
 
-def _tell(future: asyncio.Future[Any], answer: Any) -> None:
+def _settle(future: asyncio.Future[Any], answer: Any) -> None:
     if future.done():
         return  # whoever asked has gone
     if isinstance(answer, Exception):

@@ -1,6 +1,4 @@
-"""Answers from the consent table: what it holds of a member, and whether that is fresh enough to be
-believed.
-"""
+"""Decisions and records from the consent table, only while table and controls are fresh."""
 
 from __future__ import annotations
 
@@ -28,15 +26,16 @@ from consentry.wire.tokens import Token
 
 WAIT_SECONDS_MAX: Final = 10.0
 CONTROLS_SECONDS_MAX: Final = 3.0
-_LOOK_SECONDS: Final = 0.01
-_LOOK_SECONDS_MAX: Final = 0.2
+_RETRY_SECONDS: Final = 0.01
+_RETRY_SECONDS_MAX: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionAnswer:
-    """A decision, the version of the record that was asked (0: none;
+    """A decision, and the reasons for it in full.
 
-    None: it could not be read), and why in full.
+    `version` is that of the member's record; 0 for a member without one, None where it could not be
+    read.
     """
 
     decision: Decision
@@ -47,7 +46,7 @@ class DecisionAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DecisionQuestion:
-    """What is asked about a member; times in microseconds, None for now."""
+    """A question about a member, or one row of theirs; times in microseconds, None for now."""
 
     member: MemberId
     purpose: str
@@ -59,8 +58,9 @@ class DecisionQuestion:
 
 
 class TableReader:
-    """Reads records from the table and controls from their follower; refuses to believe either when
-    it is old.
+    """Reads records from the table and controls from their follower; trusts neither once it is old.
+
+    `log` is the identity of the event log that the table is built from.
     """
 
     def __init__(
@@ -81,29 +81,33 @@ class TableReader:
         self._clock = clock
 
     async def answer(self, question: DecisionQuestion) -> DecisionAnswer:
-        """The answer to a question;
+        """Return the answer to a question.
 
-        STALE where freshness, or what the token asks for, is not proven in time.
+        It is STALE where freshness, or what the token asks for, is not proven in time.
         """
-        until, pause = monotonic() + min(question.wait_seconds, WAIT_SECONDS_MAX), _LOOK_SECONDS
+        until = monotonic() + min(question.wait_seconds, WAIT_SECONDS_MAX)
+        pause_seconds = _RETRY_SECONDS
         while True:
-            found = await asyncio.to_thread(self._look, question)
-            if isinstance(found, DecisionAnswer):
-                return found
+            outcome = await asyncio.to_thread(self._try_answer, question)
+            if isinstance(outcome, DecisionAnswer):
+                return outcome
             if monotonic() >= until:
-                return DecisionAnswer(stale(found), None, (f"freshness is not proven: {found}",))
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LOOK_SECONDS_MAX)
+                because = (f"freshness is not proven: {outcome}",)
+                return DecisionAnswer(stale(outcome), None, because)
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _RETRY_SECONDS_MAX)
 
     async def record(self, member: MemberId) -> Record | None:
-        """The member's record as the table holds it now. Raises Unavailable where it is not
-        whole.
+        """Return the member's record as the table holds it now.
+
+        Raises Unavailable where the table does not hold it whole.
         """
         return await asyncio.to_thread(self._record, member)
 
     async def version_of_opt_out(self, member: MemberId, purpose: str) -> int | None:
-        """The version of the opt-out that stands for a purpose, where the table can be read and has
-        one.
+        """Return the version of the member's opt-out from a purpose.
+
+        None where no opt-out stands, or the table cannot be read.
         """
         try:
             record = await self.record(member)
@@ -119,10 +123,9 @@ class TableReader:
     async def wait_for_controls(self) -> None:
         """Return once every control that is in the log now is known here.
 
-        Raises Unavailable after a bounded time.
-
-        Whether a policy opens something is judged against the controls before it: against old ones
-        it could undo, without a second person, what somebody had narrowed a moment ago.
+        Raises Unavailable after a bounded time. Whether a policy opens something is decided against
+        the controls before it: against old ones it could undo, without a second person, what
+        somebody had narrowed a moment ago.
         """
         asked_at, until = self._clock(), monotonic() + CONTROLS_SECONDS_MAX
         while self.controls.fresh_at < asked_at:
@@ -130,20 +133,14 @@ class TableReader:
                 raise _stale_controls(
                     self.stale_detail() or "the broker does not say where their log ends"
                 )
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    def check_controls(self) -> None:
-        """Return if the controls are as fresh as a decision needs them. Raises Unavailable."""
-        detail = self.stale_detail()
-        if detail:
-            raise _stale_controls(detail)
+            await asyncio.sleep(_RETRY_SECONDS)
 
     def controls_age_seconds(self) -> float:
-        """How long ago, in seconds, all controls were known here."""
+        """Return the seconds since all controls were known here."""
         return (self._clock() - self.controls.fresh_at) / 1e6
 
     def stale_detail(self) -> str:
-        """Why the controls are not fresh; empty where they are."""
+        """Return the reason why the controls are not fresh; empty where they are."""
         age = self.controls_age_seconds()
         if age > self._staleness_seconds:
             return (
@@ -153,50 +150,48 @@ class TableReader:
         return ""
 
     def status(self) -> list[dict[str, object]]:
-        """How far each partition of the table has come. Raises Unavailable."""
-        now = self._clock()
-        found: list[dict[str, object]] = []
-        for partition in range(self.partitions):
-            meta = self._table.meta(partition)
-            age = None if meta.frontier_at is None else round((now - meta.frontier_at) / 1e6, 3)
-            detail = self._partition_detail(partition, meta)
-            found.append(
-                {
-                    "partition": partition,
-                    "next_offset": meta.next_offset,
-                    "generation": meta.generation,
-                    "age_seconds": age,
-                    "tainted": meta.tainted,
-                    "fresh": not detail,
-                }
-            )
-        return found
+        """Return the state of each partition of the table, as plain values. Raises Unavailable."""
+        return [self._partition_status(partition) for partition in range(self.partitions)]
 
-    def _look(self, question: DecisionQuestion) -> DecisionAnswer | str:
-        """The answer, or why it cannot be fresh yet."""
+    def _partition_status(self, partition: int) -> dict[str, object]:
+        meta = self._table.meta(partition)
+        age = None
+        if meta.frontier_at is not None:
+            age = round((self._clock() - meta.frontier_at) / 1e6, 3)
+        return {
+            "partition": partition,
+            "next_offset": meta.next_offset,
+            "generation": meta.generation,
+            "age_seconds": age,
+            "tainted": meta.tainted,
+            "fresh": not self._partition_detail(partition, meta),
+        }
+
+    def _try_answer(self, question: DecisionQuestion) -> DecisionAnswer | str:
+        """Return the answer, or the reason why it cannot be fresh yet."""
         try:
-            found = self._read(question.member)
-            detail = _unbuilt(found) or self._detail(question, found)
+            readings = self._read(question.member)
+            detail = _unbuilt(readings) or self._detail(question, readings)
             if detail:
                 return detail
-            meta = found[self._home(question.member)].meta
+            meta = readings[self._home(question.member)].meta
             if meta.tainted:
-                return _held("an event of the member's partition has no readable key")
+                return _quarantined("an event of the member's partition has no readable key")
             # The controls are taken after the checks: they are at least what those saw.
-            return self._answer(question, self._record_in(found, question.member), meta)
+            return self._decide(question, self._record_in(readings, question.member), meta)
         except DamagedRecord:
-            return _held("the member's record is damaged")
+            return _quarantined("the member's record is damaged")
         except Unavailable as error:
             if error.code == "member.misplaced":
-                return _held(
+                return _quarantined(
                     "events of the member came on a foreign partition, so they have no order"
                 )
             return "the table does not answer"
 
-    def _detail(self, question: DecisionQuestion, found: Mapping[int, Reading]) -> str:
-        """What is not fresh, or not as fresh as the token asks; empty where all is."""
+    def _detail(self, question: DecisionQuestion, readings: Mapping[int, Reading]) -> str:
+        """Return what is not fresh, or not as fresh as the token asks; empty where all is."""
         partition, token = self._home(question.member), question.at_least
-        meta = found[partition].meta
+        meta = readings[partition].meta
         if token is None:
             return self._partition_detail(partition, meta) or self.stale_detail()
         if token.log != self.log:
@@ -204,11 +199,9 @@ class TableReader:
         ahead = (token.issued_at - self._clock()) / 1e6
         if ahead > CLOCKS_SECONDS_MAX:
             return f"the token was given out {ahead:.1f} s ahead of this machine's clock"
-        # Events of other partitions are not this member's: only their own one is waited for.
-        detail = (
-            self._partition_detail(partition, meta, token.offsets.get(partition, 0))
-            or self.stale_detail()
-        )
+        # Events of other partitions are not this member's: only their own one has to be there.
+        next_offset = token.offsets.get(partition, 0)
+        detail = self._partition_detail(partition, meta, next_offset) or self.stale_detail()
         if not detail and self.controls.position < token.controls:
             detail = (
                 f"the controls are read up to {self.controls.position}, the token asks for "
@@ -216,52 +209,55 @@ class TableReader:
             )
         return detail
 
-    def _answer(
+    def _decide(
         self, question: DecisionQuestion, record: Record | None, meta: Meta
     ) -> DecisionAnswer:
         controls = self.controls.controls
         now = self._now(question, meta)
-        asked = ExplainQuestion(
-            record=record,
-            row=question.row,
-            controls=controls,
-            purpose=question.purpose,
-            at=now if question.at is None else question.at,
-            known_at=_known_at(now, record, controls)
-            if question.known_at is None
-            else question.known_at,
+        known_at = question.known_at
+        if known_at is None:
+            known_at = _known_at(now, record, controls)
+        explanation = explain(
+            ExplainQuestion(
+                record=record,
+                row=question.row,
+                controls=controls,
+                purpose=question.purpose,
+                at=now if question.at is None else question.at,
+                known_at=known_at,
+            ),
+            name_of,
         )
-        explanation = explain(asked, name_of)
         version = 0 if record is None else record.version
-        return DecisionAnswer(
-            explanation.decision, version, tuple(explanation.because), explanation
-        )
+        because = tuple(explanation.because)
+        return DecisionAnswer(explanation.decision, version, because, explanation)
 
     def _now(self, question: DecisionQuestion, meta: Meta) -> Micros:
-        """The latest of the clocks that are seen: what another machine stamped a moment ago is not
-        in the future.
+        """Return the latest of the clocks that are seen here.
 
-        Those ahead are at most CLOCKS_SECONDS_MAX ahead, or `_detail` had refused them; a token has
-        whole seconds only.
+        What another machine stamped a moment ago is then not in the future. No clock is more than
+        CLOCKS_SECONDS_MAX ahead, or `_detail` had refused it; a token has whole seconds only.
         """
-        issued = (
-            Micros(0)
-            if question.at_least is None
-            else Micros(question.at_least.issued_at + 1_000_000)
-        )
-        return max(self._clock(), meta.frontier_at or Micros(0), issued)
+        issued_at = Micros(0)
+        if question.at_least is not None:
+            issued_at = Micros(question.at_least.issued_at + 1_000_000)
+        return max(self._clock(), meta.frontier_at or Micros(0), issued_at)
 
-    def _partition_detail(self, partition: int, meta: Meta, demanded: int = 0) -> str:
+    def _partition_detail(self, partition: int, meta: Meta, next_offset: int = 0) -> str:
+        """Return why the partition is not fresh, or does not hold the events before `next_offset`.
+
+        Empty where it is and does.
+        """
         if meta.generation is None or meta.frontier_at is None or meta.next_offset is None:
             return f"partition {partition} of the table is not built"
         age = (self._clock() - meta.frontier_at) / 1e6
         detail = stale_age(f"partition {partition}", age, self._staleness_seconds)
         if detail:
             return detail
-        if meta.next_offset < demanded:
+        if meta.next_offset < next_offset:
             return (
                 f"partition {partition} is applied up to event {meta.next_offset}, the token "
-                f"asks for {demanded}"
+                f"asks for {next_offset}"
             )
         return ""
 
@@ -269,53 +265,59 @@ class TableReader:
         return partition_of(member.encode(), self.partitions)
 
     def _read(self, member: MemberId) -> dict[int, Reading]:
-        """What every partition says of the member: a foreign one tells that their events have no
-        order.
+        """Return what each partition holds of the member.
+
+        A record in a foreign partition means that the member's events have no order.
         """
         return self._table.read(member.encode(), range(self.partitions))
 
     def _record(self, member: MemberId) -> Record | None:
-        found = self._read(member)
-        detail = _unbuilt(found)
+        readings = self._read(member)
+        detail = _unbuilt(readings)
         if detail:
             raise Unavailable(
                 f"The record of the member is not known: {detail}.",
                 code="table.not_built",
                 fix="check that the processor runs; it builds what is missing, then ask again",
             )
-        return self._record_in(found, member)
+        return self._record_in(readings, member)
 
-    def _record_in(self, found: Mapping[int, Reading], member: MemberId) -> Record | None:
-        """Raises Unavailable where the member's events have no order, DamagedRecord where the
-        record is broken.
+    def _record_in(self, readings: Mapping[int, Reading], member: MemberId) -> Record | None:
+        """Return the member's record.
+
+        Raises Unavailable where the member's events have no order, DamagedRecord for a broken
+        record.
         """
         home = self._home(member)
-        if any(reading.record for partition, reading in found.items() if partition != home):
-            raise Unavailable(
-                "Events of this member also came on a foreign partition, so they have no order: "
-                "the member is quarantined.",
-                code="member.misplaced",
-                fix="give the producer the murmur2 partitioner",
-            )
-        raw = found[home].record
+        for partition, reading in readings.items():
+            if partition != home and reading.record:
+                raise Unavailable(
+                    "Events of this member also came on a foreign partition, so they have no "
+                    "order: the member is quarantined.",
+                    code="member.misplaced",
+                    fix="give the producer the murmur2 partitioner",
+                )
+        raw = readings[home].record
         return None if raw is None else read_record(raw, member.encode())
 
 
-def _unbuilt(found: Mapping[int, Reading]) -> str:
-    """Which partition is not built; a foreign one counts too, as it may lack what says that the
-    member is misplaced.
+def _unbuilt(readings: Mapping[int, Reading]) -> str:
+    """Return which partition is not built, as a clause; empty where all are.
+
+    A foreign partition counts too, as it may lack what says that the member is misplaced.
     """
-    for partition, reading in found.items():
+    for partition, reading in readings.items():
         if reading.meta.generation is None:
             return f"partition {partition} of the table is not built"
     return ""
 
 
 def _known_at(now: Micros, record: Record | None, controls: Controls) -> Micros:
-    """A time by which all that is held here was recorded, whichever clock said when."""
+    """Return a time by which all that is held here was recorded, whichever clock stamped it."""
     times = [control.recorded_at for control in controls.log]
     if record is not None:
-        times += [record.folded_recorded_at, *(fact.recorded_at for fact in record.facts)]
+        times.append(record.folded_recorded_at)
+        times.extend(fact.recorded_at for fact in record.facts)
     return max(now, max(times, default=now))
 
 
@@ -327,6 +329,6 @@ def _stale_controls(detail: str) -> Unavailable:
     )
 
 
-def _held(why: str) -> DecisionAnswer:
-    decision = Decision(False, Reason.QUARANTINED, (Ground(Reason.QUARANTINED, why),))
-    return DecisionAnswer(decision, None, (why,))
+def _quarantined(detail: str) -> DecisionAnswer:
+    decision = Decision(False, Reason.QUARANTINED, (Ground(Reason.QUARANTINED, detail),))
+    return DecisionAnswer(decision, None, (detail,))

@@ -49,7 +49,7 @@ def sent(queue: Queue, count: int) -> list[TopicPosition | ConsentryError | None
     async def send() -> list[TopicPosition | ConsentryError | None]:
         batch = Submitter(queue, new_catalog(), namespace=NAMESPACE, answer_seconds=1.0).batch()
         await batch.send([MESSAGE] * count)
-        return await batch.answers()
+        return await batch.outcomes()
 
     return asyncio.run(send())
 

@@ -1,4 +1,4 @@
-"""Many events in one request: a line each, a result each, in order."""
+"""The response to a bulk request: a result for each of its lines, in order, and a summary."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from consentry.gateway.tokens import token_of
 from consentry.kafka.sender import TopicPosition, Undelivered
 
 LINES_MAX: Final = 10_000
-_LINES_AT_ONCE: Final = 250
-_SECONDS_AT_ONCE: Final = 0.005
-"""So many lines are read, at most for so long, before they are sent and other requests get their
-turn.
+_CHUNK_LINES: Final = 250
+_CHUNK_SECONDS: Final = 0.005
+"""At most this many lines are read, for at most this time, before they are sent and other requests
+get their turn.
 """
 
 
@@ -35,37 +35,50 @@ class InvalidLine(NamedTuple):
 
 
 Line = str | InvalidLine
-"""The event id of a line, or why it holds no event."""
+"""The event id of a line, or the result of a line that holds no event."""
+
+
+class BulkResults(NamedTuple):
+    """The result of each line, as JSON."""
+
+    results: list[str]
+    counts: dict[str, int]
+    """The number of lines by status."""
+    offsets: dict[int, int]
+    """By partition, the offset behind the last accepted event."""
 
 
 async def bulk_response(
     context: GatewayContext, reader: LineReader, lines: Sequence[bytes]
 ) -> Response:
-    """Send what can be sent, and answer with a result for each line and a summary."""
+    """Send the lines that hold events, and respond with a result for each line and a summary."""
     batch = context.submitter.batch()
-    found: list[Line] = []
-    while len(found) < len(lines):
-        await batch.send(_read_some(reader, lines, found))
+    read_lines: list[Line] = []
+    while len(read_lines) < len(lines):
+        await batch.send(_read_chunk(reader, lines, read_lines))
         await asyncio.sleep(0)
-    results, counts, offsets = _results(found, await batch.answers(), reader.warnings)
-    for outcome, count in counts.items():
-        context.metrics.counter("consentry_gateway_bulk_lines_total", outcome).inc(count)
+    outcomes = await batch.outcomes()
+    results, counts, offsets = _results(read_lines, outcomes, reader.warnings)
+    for status, count in counts.items():
+        context.metrics.counter("consentry_gateway_bulk_lines_total", status).inc(count)
     token = token_of(context, offsets) if offsets else None
     results.append(_json({"summary": counts, "token": token}))
     return Response("\n".join(results) + "\n", 200, media_type="application/x-ndjson")
 
 
-def _read_some(reader: LineReader, lines: Sequence[bytes], found: list[Line]) -> list[OutMessage]:
-    """Messages of the next lines; adds to what was found in those before."""
+def _read_chunk(
+    reader: LineReader, lines: Sequence[bytes], read_lines: list[Line]
+) -> list[OutMessage]:
+    """Return the messages of the next lines, and add those lines to `read_lines`."""
     messages: list[OutMessage] = []
-    began, until = len(found), monotonic() + _SECONDS_AT_ONCE
-    for number in range(began, min(began + _LINES_AT_ONCE, len(lines))):
+    start, until = len(read_lines), monotonic() + _CHUNK_SECONDS
+    for number in range(start, min(start + _CHUNK_LINES, len(lines))):
         try:
             message = reader.read(number, lines[number])
         except ConsentryError as error:
-            found.append(InvalidLine(_refusal(number + 1, "invalid", error)))
+            read_lines.append(InvalidLine(_refusal(number + 1, "invalid", error)))
         else:
-            found.append(message.event_id)
+            read_lines.append(message.event_id)
             messages.append(message)
         if monotonic() > until:
             break
@@ -74,45 +87,37 @@ def _read_some(reader: LineReader, lines: Sequence[bytes], found: list[Line]) ->
 
 def _results(
     lines: Sequence[Line],
-    answers: Sequence[TopicPosition | ConsentryError | None],
+    outcomes: Sequence[TopicPosition | ConsentryError | None],
     warnings: Mapping[int, Sequence[str]],
-) -> tuple[list[str], dict[str, int], dict[int, int]]:
-    """A result for each line, how many came to what, and by partition the offset behind the last
-    accepted one.
-    """
+) -> BulkResults:
+    """Return the results of all lines; `outcomes` has one for each line that holds an event."""
     counts = {"accepted": 0, "invalid": 0, "refused": 0, "unknown": 0}
     offsets: dict[int, int] = {}
-    results = []
-    of_sent = iter(answers)
+    results: list[str] = []
+    remaining = iter(outcomes)
     for number, line in enumerate(lines, start=1):
         if isinstance(line, InvalidLine):
             counts["invalid"] += 1
             results.append(line.result)
             continue
-        answer, event_id = next(of_sent), line
-        if isinstance(answer, TopicPosition):
+        outcome, event_id = next(remaining), line
+        if isinstance(outcome, TopicPosition):
             counts["accepted"] += 1
-            partition, offset = answer
+            partition, offset = outcome
             if offsets.get(partition, 0) <= offset:
                 offsets[partition] = offset + 1
-            more = f',"warnings":{_json(warnings[number - 1])}' if number - 1 in warnings else ""
+            more = ""
+            if number - 1 in warnings:
+                more = f',"warnings":{_json(warnings[number - 1])}'
             results.append(f'{{"line":{number},"status":"accepted","event_id":"{event_id}"{more}}}')
-        elif answer is None or (isinstance(answer, Undelivered) and answer.is_unknown):
+        elif outcome is None or (isinstance(outcome, Undelivered) and outcome.is_unknown):
             counts["unknown"] += 1
-            results.append(
-                _json(
-                    {
-                        "line": number,
-                        "status": "unknown",
-                        "event_id": event_id,
-                        "code": "kafka.unknown",
-                    }
-                )
-            )
+            unknown = {"line": number, "status": "unknown", "event_id": event_id}
+            results.append(_json({**unknown, "code": "kafka.unknown"}))
         else:
             counts["refused"] += 1
-            results.append(_refusal(number, "refused", answer, event_id=event_id))
-    return results, counts, offsets
+            results.append(_refusal(number, "refused", outcome, event_id=event_id))
+    return BulkResults(results, counts, offsets)
 
 
 def _refusal(number: int, status: str, error: ConsentryError, **more: Any) -> str:

@@ -1,4 +1,4 @@
-"""Request bodies of the gateway: how large they may be, and what of them fits a model."""
+"""Request bodies of the gateway: their bounds, and the models that they are read as."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 async def read_body(
     request: Request, *, kind: str = "application/json", bytes_max: int = BODY_BYTES_MAX
 ) -> bytes:
-    """The whole body of one kind. Raises Problem as `read_body_of`."""
+    """Return the whole body, of one kind. Raises Problem as `read_body_of`."""
     _, body = await read_body_of(request, (kind,), bytes_max=bytes_max, seconds_max=_BODY_SECONDS)
     return body
 
@@ -36,30 +36,29 @@ async def read_model(request: Request, model: type[Model]) -> tuple[bytes, Model
 def parse_model(
     model: type[Model], text: bytes, *, parse: Callable[[bytes], Any] = parse_json
 ) -> Model:
-    """The JSON object in a text as a model, strictly: no repeated keys, no number for a text.
+    """Return the JSON object in a text as a model.
 
-    `parse` is asked what is wrong with a text that is no JSON.
+    It is read strictly: no repeated keys, no number for a text.
 
-    Raises Problem: 400 for what is no JSON, 422 naming the first field that does not fit, never its
-    value.
+    `parse` says what is wrong with a text that is not JSON. Raises Problem: 400 for what is not
+    JSON, 422 naming the first field that does not fit, never its value.
     """
     try:
-        found = model.model_validate_json(text, strict=True)
+        fields = model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        parse(text)  # says it better, where it is no JSON
+        parse(text)  # raises a better error, where the text is not JSON
         raise _misfit(error) from None
-    if _may_repeat_keys(text, len(found.model_fields_set)):
+    if _may_repeat_keys(text, len(fields.model_fields_set)):
         parse(text)
-    return found
+    return fields
 
 
 def _may_repeat_keys(text: bytes, fields: int) -> bool:
-    """Whether a flat object of so many different fields may name one twice;
+    """Return whether a flat object of `fields` different fields may name one twice.
 
-    False is certain, and cheap to find out.
-
-    Where no colon follows a blank, each key ends in a quote and a colon; a text that holds those
-    two only adds to them.
+    False is certain, and cheap. Where no colon follows a blank, each key ends in a quote and a
+    colon: `{"a":1,"b":2}` has two `":`. A text value that holds those two characters only adds to
+    the count.
     """
     return (
         text.count(b'":') != fields
@@ -71,9 +70,9 @@ def _may_repeat_keys(text: bytes, fields: int) -> bool:
 
 
 def validated(model: type[Model], data: Any) -> Model:
-    """The data as a model.
+    """Return the data as a model.
 
-    Raises InvalidInput naming the first field that does not fit, never its value.
+    Raises Problem 422 naming the first field that does not fit, never its value.
     """
     try:
         return model.model_validate(data)
@@ -83,7 +82,8 @@ def validated(model: type[Model], data: Any) -> Model:
 
 def _misfit(error: ValidationError) -> Problem:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:80] or "the body"
+    path = ".".join(map(str, first["loc"]))
+    field = path[:80] or "the body"
     return Problem(
         422,
         f"{field!r} does not fit: {first['msg'].removeprefix('Value error, ')}.",

@@ -13,13 +13,13 @@ from consentry.ops.http.problems import Problem
 CALLERS_MAX: Final = 10_000
 WAITING_MAX: Final = 128
 WAITING_OF_ONE_MAX: Final = 16
-"""Questions that wait for freshness, of all callers and of one."""
+"""Questions that may wait for freshness, of all callers and of one."""
 
 
 class RateLimit:
-    """A bucket for each caller: `per_second` fill it, it holds `burst`.
+    """A bucket of events for each caller: `per_second` fill it, and it holds `burst`.
 
-    In this process; each replica has its own.
+    It is of this process; each replica has its own.
     """
 
     def __init__(
@@ -31,9 +31,9 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str, cost: float = 1.0) -> None:
-        """Take so much from the caller's bucket.
+        """Take `cost` events from the caller's bucket.
 
-        Raises Problem 429 with Retry-After where it does not hold it.
+        Raises Problem 429 with Retry-After where the bucket does not hold them.
         """
         now = self._clock()
         level, at = self._buckets.get(caller, (self._burst, now))
@@ -55,10 +55,7 @@ class RateLimit:
 
 
 class WaitingLimit:
-    """At most `most` questions wait at a time, of one caller at most `most_of_one`.
-
-    In this process.
-    """
+    """Lets at most `most` questions wait at a time in this process, `most_of_one` of one caller."""
 
     def __init__(self, *, most: int = WAITING_MAX, most_of_one: int = WAITING_OF_ONE_MAX) -> None:
         self._most = most
@@ -67,9 +64,9 @@ class WaitingLimit:
 
     @contextmanager
     def slot(self, caller: str) -> Iterator[None]:
-        """A place to wait in. Raises Problem:
+        """Count a waiting question of the caller until the context ends.
 
-        429 where the caller has as many as one may have, 503 where all have.
+        Raises Problem: 429 where the caller has as many as one may have, 503 where all have.
         """
         if self._waiting[caller] >= self._most_of_one:
             raise _no_slot(429, f"{self._most_of_one} questions of this credential are waiting")

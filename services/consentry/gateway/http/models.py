@@ -1,6 +1,4 @@
-"""What is sent to the gateway and what it answers: names, bounds, meanings; for the checks and for
-the OpenAPI page.
-"""
+"""The bodies of requests and responses, declared once for the checks and for the OpenAPI page."""
 
 from __future__ import annotations
 
@@ -24,32 +22,30 @@ def _in_window(moment: datetime) -> datetime:
 
 
 def _micros_in_window(moment: datetime) -> Micros:
-    found = micros(moment)
-    if not INSTANT_MIN <= found < INSTANT_MAX:
+    instant = micros(moment)
+    if not INSTANT_MIN <= instant < INSTANT_MAX:
         raise ValueError("it lies outside 1979 to 3111")
-    return found
+    return instant
 
 
-def _moment(given: object) -> object:
-    """A date and time in ISO 8601 and nothing else: of a number it would be guessed whether it
-    means milliseconds.
+def _moment(value: object) -> object:
+    """Return a date and time in ISO 8601. Raises ValueError for anything else.
+
+    A number is refused: it could mean seconds or milliseconds.
     """
-    if isinstance(given, str) and "T" in given.upper():
+    if isinstance(value, str) and "T" in value.upper():
         try:
-            return datetime.fromisoformat(given.upper())
+            return datetime.fromisoformat(value.upper())
         except ValueError:
-            pass  # told below, without what was given
-    elif isinstance(given, datetime):
-        return given
+            pass  # raised below, without the value
+    elif isinstance(value, datetime):
+        return value
     raise ValueError("it is not a date and time such as 2024-10-11T09:00:00Z")
 
 
-def _is_text(text: str) -> str:
-    if (
-        not text.isprintable()
-        or len(text.encode(errors="replace")) > STRING_BYTES_MAX
-        or not _is_unicode(text)
-    ):
+def _printable(text: str) -> str:
+    is_long = len(text.encode(errors="replace")) > STRING_BYTES_MAX
+    if is_long or not text.isprintable() or not _is_unicode(text):
         raise ValueError(f"it has unprintable characters or more than {STRING_BYTES_MAX} bytes")
     return text
 
@@ -62,7 +58,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _is_place(code: str) -> str:
+def _jurisdiction(code: str) -> str:
     if not iso_jurisdictions().is_code(code):
         raise ValueError("it is not an ISO 3166 code such as HK or US-CA")
     return code
@@ -86,11 +82,11 @@ PurposeField = Annotated[
 ]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=AwareDatetime)]
 Instant = Annotated[Moment, AfterValidator(_in_window)]
-Text = Annotated[str, AfterValidator(_is_text), Field(max_length=STRING_BYTES_MAX)]
+Text = Annotated[str, AfterValidator(_printable), Field(max_length=STRING_BYTES_MAX)]
 
 
 def instant_of(text: str) -> Micros:
-    """The microseconds of a text that an `Instant` takes. Raises ValueError for any other."""
+    """Return the microseconds of a text that an `Instant` accepts. Raises ValueError for others."""
     moment = _moment(text)
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise ValueError("it has no offset from UTC")
@@ -98,7 +94,7 @@ def instant_of(text: str) -> Micros:
 
 
 class LegalBasis(enum.StrEnum):
-    """Why the platform may use the data."""
+    """The ground on which the platform may use the data."""
 
     CONSENT = "CONSENT"
     LEGITIMATE_INTEREST = "LEGITIMATE_INTEREST"
@@ -106,11 +102,11 @@ class LegalBasis(enum.StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
-class _In(BaseModel):
+class _RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class _EventIn(_In):
+class _EventIn(_RequestBody):
     member_id: MemberIdField
     effective_at: Instant | None = Field(
         None,
@@ -120,8 +116,8 @@ class _EventIn(_In):
     event_id: uuid.UUID | None = Field(
         None,
         description="Identity of the event. A repetition carries the same id and the same "
-        "effective_at, which is then "
-        "needed: the same id with other content is a forgery or a bug, and holds the member.",
+        "effective_at, which is then needed: the same id with other content is a forgery or a bug, "
+        "and quarantines the member.",
     )
 
 
@@ -130,8 +126,7 @@ class _ExcludingIn(_EventIn):
         False,
         strict=True,
         description="What excludes binds from when it is accepted, at the latest. Only with true "
-        "may effective_at lie "
-        "ahead, and then it does not bind before.",
+        "may effective_at lie ahead, and then the event does not bind before.",
     )
 
 
@@ -160,7 +155,9 @@ class ConsentChangeIn(_ExcludingIn):
 class RelocationIn(_EventIn):
     """A member lives somewhere (else) now, or their age band became known."""
 
-    jurisdiction: Annotated[str, Field(max_length=6, examples=["HK"]), AfterValidator(_is_place)]
+    jurisdiction: Annotated[
+        str, Field(max_length=6, examples=["HK"]), AfterValidator(_jurisdiction)
+    ]
     age_band: AgeBand = AgeBand.UNKNOWN
 
 
@@ -168,10 +165,10 @@ class ErasureIn(_ExcludingIn):
     """A member was erased; it latches."""
 
 
-class ReleaseIn(_In):
-    """Why a quarantined member is to be released, or a message replayed."""
+class ReleaseIn(_RequestBody):
+    """The reason for releasing a quarantined member, or replaying a message."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_is_text)]
+    reason: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 
 
 class Accepted(BaseModel):
@@ -211,14 +208,13 @@ class VersionedDecisionOut(BaseModel):
 
 
 class BulkLine(BaseModel):
-    """What became of one line of a bulk request, in its order."""
+    """The result of one line of a bulk request, in the order of the lines."""
 
     line: int
     status: Literal["accepted", "invalid", "refused", "unknown"] = Field(
-        description="accepted: the broker has it. invalid: the line cannot be taken. refused: "
-        "Kafka did not take it; "
-        "once its client takes none, no later line is sent. unknown: send the same body with the "
-        "same Idempotency-Key."
+        description="accepted: the broker has it. invalid: the line holds no event. refused: Kafka "
+        "did not accept it; once its client accepts none, no later line is sent. unknown: send the "
+        "same body with the same Idempotency-Key."
     )
     event_id: uuid.UUID | None = None
     code: str | None = None
@@ -230,7 +226,7 @@ class BulkLine(BaseModel):
 
 
 class BulkCounts(BaseModel):
-    """How many lines came to what."""
+    """The number of lines by status."""
 
     accepted: int
     invalid: int
@@ -243,7 +239,7 @@ class BulkSummary(BaseModel):
 
     summary: BulkCounts
     token: str | None = Field(
-        description="Consistency token over all that was accepted; null where nothing was."
+        description="Consistency token over all accepted lines; null where no line was accepted."
     )
 
 

@@ -1,5 +1,6 @@
-"""The OpenAPI description: what FastAPI cannot see of bodies that are read strictly, and how every
-problem looks.
+"""The OpenAPI description of the gateway.
+
+It adds what FastAPI cannot see: the bodies, which are read strictly, and the problems.
 """
 
 from __future__ import annotations
@@ -49,23 +50,23 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def body_of(model: type[BaseModel], *headers: str) -> dict[str, Any]:
-    """The description of a JSON body, and of headers."""
+    """Return the description of a JSON body, and of headers."""
     return form_body(_reference(model), *headers)
 
 
 def one_of_lines(*models: type[BaseModel]) -> dict[str, Any]:
-    """The schema of a line of JSON lines."""
+    """Return the schema of a line of JSON lines."""
     return {"anyOf": [_reference(model) for model in models]}
 
 
 def _reference(model: type[BaseModel]) -> dict[str, Any]:
-    """Where a model that FastAPI does not see stands in the description."""
+    """Return the reference to a model that FastAPI does not see."""
     _MODELS[model.__name__] = model
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def form_body(schema: dict[str, Any], *headers: str) -> dict[str, Any]:
-    """The description of a JSON body whose schema is written out."""
+    """Return the description of a JSON body whose schema is written out."""
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "parameters": [_HEADERS[name] for name in headers],
@@ -73,7 +74,7 @@ def form_body(schema: dict[str, Any], *headers: str) -> dict[str, Any]:
 
 
 def ndjson_body(*headers: str) -> dict[str, Any]:
-    """The description of a body of JSON lines."""
+    """Return the description of a body of JSON lines."""
     return {
         "requestBody": {
             "required": True,
@@ -89,9 +90,9 @@ _MODELS: Final[dict[str, type[BaseModel]]] = {}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI description of the gateway."""
+    """Return the OpenAPI description of the gateway."""
     if app.openapi_schema is None:
-        found = get_openapi(
+        description = get_openapi(
             title="Consentry gateway",
             version="1",
             summary="Consent changes, pauses and policies in; decisions and their reasons out.",
@@ -99,7 +100,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             "`code` and the `fix`.",
             routes=app.routes,
         )
-        schemas = found.setdefault("components", {}).setdefault("schemas", {})
+        schemas = description.setdefault("components", {}).setdefault("schemas", {})
         models: list[type[BaseModel]] = [ProblemOut, *_MODELS.values()]
         for model in models:
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -107,19 +108,19 @@ def describe(app: FastAPI) -> dict[str, Any]:
             schemas[model.__name__] = schema
         schemas.pop("HTTPValidationError", None)
         schemas.pop("ValidationError", None)
-        found["components"]["securitySchemes"] = {
+        description["components"]["securitySchemes"] = {
             "bearer": {
                 "type": "http",
                 "scheme": "bearer",
                 "description": "An API key, or a token of the OIDC issuer.",
             }
         }
-        found["security"] = [{"bearer": []}]
-        app.openapi_schema = found
+        description["security"] = [{"bearer": []}]
+        app.openapi_schema = description
     return app.openapi_schema
 
 
 def openapi_text(app: FastAPI) -> str:
-    """The description as YAML, the same for the same code."""
+    """Return the description as YAML, the same for the same code."""
     made_by = "Made by `consentry schemas openapi` from services/consentry/gateway; do not edit."
     return document_text(describe(app), made_by)

@@ -1,4 +1,4 @@
-"""The gateway's own errors as problems, beside those that all of our services answer alike."""
+"""Problems of the gateway's own errors, beside those that all of our services share."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from consentry.ops.http.problems import RETRY_SECONDS, problem_response
 
 
 def respond_to(error: ConsentryError) -> Response:
-    """The answer to an error of ours."""
+    """Return the response to an error of ours."""
     if isinstance(error, Unauthenticated):
-        return _answer(401, error, headers={"WWW-Authenticate": CHALLENGE})
+        return _problem(401, error, headers={"WWW-Authenticate": CHALLENGE})
     if isinstance(error, Forbidden):
-        return _answer(403, error)
+        return _problem(403, error)
     if isinstance(error, InvalidDocument):
-        return _answer(422, error, field=error.field)
-    answer = problems.respond_to(error)
+        return _problem(422, error, field=error.field)
+    response = problems.respond_to(error)
     if isinstance(error, QueueFull):
-        answer.headers["Retry-After"] = RETRY_SECONDS
-    return answer
+        response.headers["Retry-After"] = RETRY_SECONDS
+    return response
 
 
-def _answer(
+def _problem(
     status: int, error: ConsentryError, *, headers: dict[str, str] | None = None, **more: str
 ) -> Response:
     return problem_response(
@@ -35,7 +35,7 @@ def _answer(
 
 
 def unhandled() -> Response:
-    """The answer to a fault of ours: it says nothing of what went wrong inside."""
+    """Return the response to a fault of ours; it does not say what went wrong inside."""
     return problem_response(
         500,
         "The gateway failed; whether the request took effect is not known.",
@@ -45,5 +45,5 @@ def unhandled() -> Response:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Have every error of this app answered as a problem."""
+    """Make this app answer every error with a problem."""
     problems.add_problem_handlers(app, fault=unhandled, respond_to=respond_to)

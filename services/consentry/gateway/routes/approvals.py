@@ -1,4 +1,4 @@
-"""Routes by which a second person looks at what would widen use, and lets it take effect or not."""
+"""Routes by which a second person approves or rejects what would widen use."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ from consentry.ops.http.problems import Problem
 router = APIRouter(prefix="/v1/approvals", tags=["approvals"])
 _LOG = structlog.get_logger(__name__)
 _SENT_MICROS: Final = Micros(2 * DELIVERY_TIMEOUT_MS * 1000)
-"""After that what was sent is in the log or never will be; twice the time, as gateways' clocks
-differ.
+"""After this time what was sent is in the log, or never will be.
+
+It is twice the time that Kafka's client takes, as the clocks of gateways differ.
 """
 
 ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
@@ -45,31 +46,32 @@ ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
 @router.get("", responses=problems())
 async def get_approvals(request: Request) -> Json:
-    """The newest proposals, and what became of them."""
+    """List the newest proposals, with their states."""
     context, _ = await authorize(request, Permission.READ_APPROVALS)
-    return {"approvals": [_data(one) for one in await context.proposals.newest()]}
+    proposals = await context.proposals.newest()
+    return {"approvals": [_data(proposal) for proposal in proposals]}
 
 
 @router.get("/{approval_id}", responses=problems(404, 422))
 async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
-    """One proposal."""
+    """Show one proposal."""
     context, _ = await authorize(request, Permission.READ_APPROVALS)
-    found = await context.proposals.get(approval_id)
-    if found is None:
+    proposal = await context.proposals.get(approval_id)
+    if proposal is None:
         raise Problem(
             404,
             "There is no such proposal.",
             code="approval.unknown",
             fix="GET /v1/approvals lists them",
         )
-    return _data(found)
+    return _data(proposal)
 
 
 @router.post("/{approval_id}/approve", responses=problems(404, 409, 422, 504))
 async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
-    """Let a proposal take effect, now. Not by who proposed it.
+    """Let a proposal take effect now. Whoever proposed it may not approve it.
 
-    Repeated after a time-out it takes effect once.
+    Repeated after a time-out, it takes effect once.
     """
     context, caller = await authorize(request, Permission.APPROVE)
     return await _decide(context, caller, approval_id, _approve)
@@ -77,7 +79,7 @@ async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
 
 @router.post("/{approval_id}/reject", responses=problems(404, 409, 422))
 async def post_reject(request: Request, approval_id: ApprovalPath) -> Response:
-    """Let a proposal come to nothing."""
+    """Reject a proposal, which then never takes effect."""
     context, caller = await authorize(request, Permission.APPROVE)
     return await _decide(context, caller, approval_id, _reject)
 
@@ -88,7 +90,7 @@ async def _decide(
     approval_id: str,
     act: Callable[[GatewayContext, Principal, Proposal], Awaitable[Proposal]],
 ) -> Response:
-    """One person at a time decides."""
+    """Let one person at a time decide, by `act`, and respond with the decided proposal."""
     ticket = await context.proposals.lock(approval_id)
     if ticket is None:
         raise Problem(
@@ -99,8 +101,8 @@ async def _decide(
             headers={"Retry-After": "1"},
         )
     try:
-        found = await context.proposals.get(approval_id)
-        proposal = check_decidable(found, by=caller.subject, now=context.clock())
+        stored = await context.proposals.get(approval_id)
+        proposal = check_decidable(stored, by=caller.subject, now=context.clock())
         decided = await act(context, caller, proposal)
     finally:
         await context.proposals.unlock(approval_id, ticket)
@@ -108,10 +110,10 @@ async def _decide(
 
 
 async def _approve(context: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
-    taken = being_decided(proposal, by=caller.subject, now=context.clock())
-    await context.proposals.put(taken)
+    approving = being_decided(proposal, by=caller.subject, now=context.clock())
+    await context.proposals.put(approving)
     try:
-        carried = await _carry_out(context, taken)
+        sent = await _carry_out(context, approving)
     except Problem as error:
         if error.status != 504:
             await context.proposals.put(proposal)
@@ -119,57 +121,63 @@ async def _approve(context: GatewayContext, caller: Principal, proposal: Proposa
     except ConsentryError:
         await context.proposals.put(proposal)
         raise
-    done = replace(carried, state="approved")
-    await context.proposals.put(done)
+    approved = replace(sent, state="approved")
+    await context.proposals.put(approved)
     _LOG.info(
         "approved",
-        kind=done.kind,
-        proposal=done.proposal_id,
-        by=done.decided_by,
-        requested_by=done.requested_by,
+        kind=approved.kind,
+        proposal=approved.proposal_id,
+        by=approved.decided_by,
+        requested_by=approved.requested_by,
     )
-    return done
+    return approved
 
 
 async def _carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
-    """Send what was approved, as of the time of the approval; both persons are named in it.
+    """Send what was approved, as of the time of the approval, in the name of both persons.
 
     What the log has already is not sent again, though the store may have forgotten that it was
-    approved.
+    approved. Raises ConsentryError.
     """
     if proposal.kind in ("release", "replay"):
         return await release_or_replay(context, proposal)
     await context.reader.wait_for_controls()
     known = _in_log(context, proposal)
     if known is not None:
-        done = as_in_log(proposal, source=known.source, recorded_at=known.recorded_at)
-        return replace(done, result=_result(context, proposal, None))
+        logged = as_in_log(proposal, source=known.source, recorded_at=known.recorded_at)
+        return replace(logged, result=_result(context, proposal, None))
     draft = ControlDraft(context, proposal.kind, proposal.form, source=both_persons(proposal))
     control = draft.control(proposal.event_id, proposal.decided_at)
     draft.check(control)
     _check_opens(context, control, proposal)
-    place = await context.submitter.submit_control(control)
-    return replace(proposal, result=_result(context, proposal, place))
+    position = await context.submitter.submit_control(control)
+    return replace(proposal, result=_result(context, proposal, position))
 
 
 def _in_log(context: GatewayContext, proposal: Proposal) -> Control | None:
-    """The control that the proposal came to, where the log has it."""
-    log = context.reader.controls.controls.log
-    return next((known for known in reversed(log) if known.event_id == proposal.event_id), None)
+    """Return the control that the proposal became, where the log has it."""
+    for control in reversed(context.reader.controls.controls.log):
+        if control.event_id == proposal.event_id:
+            return control
+    return None
 
 
-def _result(context: GatewayContext, proposal: Proposal, place: TopicPosition | None) -> Json:
-    """What it came to; `place` is None where it stands among the controls that are known here."""
+def _result(context: GatewayContext, proposal: Proposal, position: TopicPosition | None) -> Json:
+    """Return the result of a proposal that is in the log.
+
+    `position` is None for a control that is known here already.
+    """
     return {
         "event_id": str(uuid.UUID(bytes=proposal.event_id)),
-        "token": control_token(context, place),
-        "offset": None if place is None else place.offset,
+        "token": control_token(context, position),
+        "offset": None if position is None else position.offset,
     }
 
 
 def _check_opens(context: GatewayContext, control: Control, proposal: Proposal) -> None:
-    """Raise Problem 409 where it would open what the proposal did not show: nobody has agreed to
-    that.
+    """Return if the control opens what the proposal showed, exactly.
+
+    Raises Problem 409 where it would open something that nobody has agreed to.
     """
     opens = openings_of(context, control, now=context.clock())
     if not set(opens.words) <= set(proposal.opens) or opens.digest != proposal.digest:
@@ -182,12 +190,13 @@ def _check_opens(context: GatewayContext, control: Control, proposal: Proposal) 
 
 
 async def _reject(context: GatewayContext, caller: Principal, proposal: Proposal) -> Proposal:
-    if proposal.state != "open" and not await _never_came(context, proposal):
+    """Keep the proposal as rejected, unless it may have taken effect. Raises Problem 409."""
+    if proposal.state != "open" and not await _never_arrived(context, proposal):
         raise Problem(
             409,
             "The proposal was approved, and it is not known whether that has taken effect.",
             code="approval.decided",
-            fix="approve it again, which tells",
+            fix="approve it again, which finds out",
         )
     if _in_log(context, proposal) is not None:
         raise Problem(
@@ -196,25 +205,24 @@ async def _reject(context: GatewayContext, caller: Principal, proposal: Proposal
             code="approval.decided",
             fix="approve it again, which keeps that",
         )
-    done = replace(
+    rejected = replace(
         proposal, state="rejected", decided_by=caller.subject, decided_at=context.clock()
     )
-    await context.proposals.put(done)
+    await context.proposals.put(rejected)
     _LOG.info(
         "rejected",
-        kind=done.kind,
-        proposal=done.proposal_id,
-        by=done.decided_by,
-        requested_by=done.requested_by,
+        kind=rejected.kind,
+        proposal=rejected.proposal_id,
+        by=rejected.decided_by,
+        requested_by=rejected.requested_by,
     )
-    return done
+    return rejected
 
 
-async def _never_came(context: GatewayContext, proposal: Proposal) -> bool:
-    """Whether what was approved is surely not among the controls: nothing sends it any more, and
-    all are known.
+async def _never_arrived(context: GatewayContext, proposal: Proposal) -> bool:
+    """Return whether the log surely lacks what was approved.
 
-    Raises Unavailable where they are not.
+    Nothing sends it any more, and all controls are known. Raises Unavailable where they are not.
     """
     if proposal.kind in ("release", "replay") or context.clock() < proposal.tried_at + _SENT_MICROS:
         return False

@@ -1,6 +1,4 @@
-"""Routes that hand out signed bundles: the newest manifest with its signature, and the files that a
-manifest names.
-"""
+"""Routes for downloading signed bundles: the newest manifest, and the files that it names."""
 
 from __future__ import annotations
 
@@ -34,8 +32,9 @@ class DownloadCutOff(Exception):
 
 
 class Download(Response):
-    """A file, piece by piece, with its length announced; the connection is cut where the store
-    holds another length.
+    """A file, sent piece by piece, with its length announced.
+
+    The connection is closed where the store holds fewer bytes.
     """
 
     def __init__(
@@ -67,8 +66,8 @@ class Download(Response):
                     async with asyncio.timeout(DOWNLOAD_SECONDS_MAX):
                         await self._send_pieces(send)
                 except (ConsentryError, TimeoutError) as error:
-                    # The answer has begun, so no problem can be told: a body that ends too soon is
-                    # one.
+                    # The response has begun, so that it cannot become a problem: the body ends too
+                    # soon instead.
                     raise DownloadCutOff(str(error) or "a caller took too long") from error
         finally:
             self._file.close()
@@ -114,55 +113,54 @@ _FILE_OR_SAME: Final[dict[int | str, dict[str, Any]]] = {
 
 @router.get("/latest", response_class=Response, responses=_LINES_OR_SAME | problems(404))
 async def get_latest(request: Request) -> Response:
-    """The newest bundle: the manifest, exactly the bytes that were signed, then a line break and
-    the signature.
+    """Return the newest bundle's manifest and signature.
+
+    The manifest has exactly the bytes that were signed; a line break and the signature follow.
     """
     downloads, _ = await _authorized_downloads(request)
-    _, found = await downloads.newest()
-    etag = f'"{found.sha256}"'
-    return _same(request, etag, _REVALIDATE) or _text(found.content + b"\n" + found.signature, etag)
+    _, bundle = await downloads.newest()
+    etag = f'"{bundle.sha256}"'
+    content = bundle.content + b"\n" + bundle.signature
+    return _not_modified(request, etag, _REVALIDATE) or _text(content, etag)
 
 
 @router.get("/latest.jsonl", response_class=Response, responses=_LINES_OR_SAME | problems(404))
 async def get_pointer(request: Request) -> Response:
-    """Which bundle is the newest: the signed pointer, as it lies in the store."""
+    """Return the signed pointer to the newest bundle, as it lies in the store."""
     downloads, _ = await _authorized_downloads(request)
-    pointer, found = await downloads.newest()
-    etag = f'"{found.sha256}"'
-    return _same(request, etag, _REVALIDATE) or _text(pointer, etag)
+    pointer, bundle = await downloads.newest()
+    etag = f'"{bundle.sha256}"'
+    return _not_modified(request, etag, _REVALIDATE) or _text(pointer, etag)
 
 
 @router.get(
     "/{bundle_id}/{file}", response_class=Response, responses=_FILE_OR_SAME | problems(404, 422)
 )
 async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> Response:
-    """A file of a bundle: one that its manifest names, the manifest, or its signature; nothing
-    else.
-    """
+    """Return a file of a bundle: one that its manifest names, the manifest, or its signature."""
     downloads, caller = await _authorized_downloads(request)
-    found = await downloads.bundle(bundle_id)
-    small = {MANIFEST_NAME: found.content, SIGNATURE_NAME: found.signature}.get(file)
+    bundle = await downloads.bundle(bundle_id)
+    small = {MANIFEST_NAME: bundle.content, SIGNATURE_NAME: bundle.signature}.get(file)
     if small is not None:
         etag = f'"{hashlib.sha256(small).hexdigest()}"'
         headers = {"ETag": etag, "Cache-Control": _IMMUTABLE}
-        return _same(request, etag, _IMMUTABLE) or Response(small, 200, headers, _BYTES)
-    named = found.files.get(file)
+        return _not_modified(request, etag, _IMMUTABLE) or Response(small, 200, headers, _BYTES)
+    named = bundle.files.get(file)
     if named is None or FILE_NAME_PATTERN.fullmatch(file) is None:
         raise not_found()
     size, sha256 = named
     etag = f'"{sha256}"'
     with downloads.slot(caller):
-        pass  # as a problem, while there still can be one
-    same = _same(request, etag, _IMMUTABLE)
-    if same is not None:
-        return same
-    return Download(
-        request, downloads, caller, await downloads.open_file(bundle_id, file), size=size, etag=etag
-    )
+        pass  # raises a problem, while the response can still be one
+    not_modified = _not_modified(request, etag, _IMMUTABLE)
+    if not_modified is not None:
+        return not_modified
+    content = await downloads.open_file(bundle_id, file)
+    return Download(request, downloads, caller, content, size=size, etag=etag)
 
 
 async def _authorized_downloads(request: Request) -> tuple[BundleDownloads, str]:
-    """The shelf and the caller, if they may.
+    """Return the downloads and the caller's subject, if the caller may read bundles.
 
     Raises Unauthenticated, Forbidden, Problem 404 and 429.
     """
@@ -188,15 +186,13 @@ def _configured(context: GatewayContext) -> BundleDownloads:
     return context.bundles
 
 
-def _same(request: Request, etag: str, caching: str) -> Response | None:
-    """304, where the caller has it already."""
-    given = request.headers.get("if-none-match", "")
-    known = {one.strip().removeprefix("W/") for one in given.split(",")}
-    return (
-        Response(status_code=304, headers={"ETag": etag, "Cache-Control": caching})
-        if etag in known
-        else None
-    )
+def _not_modified(request: Request, etag: str, caching: str) -> Response | None:
+    """Return a response 304 where the caller has the content already."""
+    header = request.headers.get("if-none-match", "")
+    known = {tag.strip().removeprefix("W/") for tag in header.split(",")}
+    if etag not in known:
+        return None
+    return Response(status_code=304, headers={"ETag": etag, "Cache-Control": caching})
 
 
 def _text(content: bytes, etag: str) -> Response:

@@ -1,4 +1,4 @@
-"""Routes that only read: decisions and why, controls, and how the gateway stands."""
+"""Routes that only read: decisions and explanations, controls, and the state of the gateway."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import json
 import uuid
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
+from consentry.domain.controls import (
+    Control,
+    Controls,
+    PauseImposed,
+    PauseLifted,
+    PolicyPublished,
+    Terms,
+)
 from consentry.domain.decisions import Row
 from consentry.domain.errors import Unavailable
 from consentry.domain.explain import as_data
@@ -54,7 +61,7 @@ TokenQuery = Annotated[
 WaitQuery = Annotated[
     float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Seconds to wait for freshness.")
 ]
-PlaceQuery = Annotated[
+JurisdictionQuery = Annotated[
     str | None, Query(max_length=6, description="Where the row comes from: an ISO 3166 code.")
 ]
 CategoryQuery = Annotated[
@@ -76,11 +83,11 @@ async def get_decision(
     known_at: KnownAtQuery = None,
     at_least: TokenQuery = None,
     wait: WaitQuery = 2.0,
-    jurisdiction: PlaceQuery = None,
+    jurisdiction: JurisdictionQuery = None,
     category: CategoryQuery = None,
     collected: CollectedQuery = None,
 ) -> Response:
-    """May this member's data, or a row of it, be used for a purpose?
+    """Decide whether the member's data, or a row of it, may be used for a purpose.
 
     The ETag is what an opt-in observes.
     """
@@ -102,11 +109,11 @@ async def get_explanation(
     known_at: KnownAtQuery = None,
     at_least: TokenQuery = None,
     wait: WaitQuery = 2.0,
-    jurisdiction: PlaceQuery = None,
+    jurisdiction: JurisdictionQuery = None,
     category: CategoryQuery = None,
     collected: CollectedQuery = None,
 ) -> Response:
-    """Why: the chain of grounds, and every fact of the member with what became of it."""
+    """Explain a decision: the chain of grounds, and every fact of the member and its effect."""
     context, caller = await authorize(request, Permission.EXPLAIN)
     require_purpose(caller, purpose)
     row = _row(jurisdiction, category, collected)
@@ -120,57 +127,34 @@ async def get_explanation(
 
 @router.get("/controls", responses=problems())
 async def get_controls(request: Request) -> Json:
-    """Every pause, lift and policy, in the order of their log; of pauses, whether they are in force
-    now.
+    """List every pause, lift and policy in the order of their log.
+
+    Each pause says whether it is in force now.
     """
     context, _ = await authorize(request, Permission.READ_CONTROLS)
-    view = context.reader.controls
-    controls, now = view.controls, context.clock()
-    pauses = [
-        {
-            **_common(pause),
-            "pause": pause.pause,
-            "version": pause.version,
-            "jurisdictions": list(pause.scope.jurisdictions),
-            "purposes": _list(pause.scope.purposes),
-            "categories": _list(pause.scope.categories),
-            "authority": pause.authority,
-            "basis": pause.basis.value,
-            "reach": pause.reach.value,
-            "in_force": pause.effective_at <= now
-            and not controls.is_lifted(pause, at=now, known_at=now),
-        }
-        for pause in controls.log
-        if isinstance(pause, PauseImposed)
-    ]
-    lifts = [
-        {
-            **_common(lift),
-            "pause": lift.pause,
-            "version": lift.version,
-            "opt_ins": lift.opt_ins.value,
-        }
-        for lift in controls.log
-        if isinstance(lift, PauseLifted)
-    ]
-    policies = [
-        {
-            **_common(policy),
-            "version": policy.version,
-            "terms": [_terms(terms) for terms in policy.terms],
-        }
-        for policy in controls.log
-        if isinstance(policy, PolicyPublished)
-    ]
+    follower, now = context.reader.controls, context.clock()
+    pauses, lifts, policies = [], [], []
+    for control in follower.controls.log:
+        if isinstance(control, PauseImposed):
+            pauses.append(_pause_data(control, follower.controls, now))
+        elif isinstance(control, PauseLifted):
+            lifts.append(_lift_data(control))
+        else:
+            policies.append(_policy_data(control))
     detail = context.reader.stale_detail()
-    fresh = {"position": view.position, "fresh": not detail, "detail": detail}
-    return {**fresh, "pauses": pauses, "lifts": lifts, "policies": policies}
+    return {
+        "position": follower.position,
+        "fresh": not detail,
+        "detail": detail,
+        "pauses": pauses,
+        "lifts": lifts,
+        "policies": policies,
+    }
 
 
 @router.get("/status", responses=problems())
 async def get_status(request: Request) -> Json:
-    """How far the table has come, whether the controls are fresh, and who is declared to owe
-    receipts.
+    """Report the state of the table and of the controls, and the declared subscribers.
 
     A trainer sees no subscriber but itself.
     """
@@ -179,32 +163,38 @@ async def get_status(request: Request) -> Json:
         partitions, detail = await asyncio.to_thread(context.reader.status), ""
     except Unavailable as error:
         partitions, detail = [], error.message
-    controls = context.reader.stale_detail()
-    subscribers: dict[str, list[str]] = {}
-    for subscriber, dataset in context.subscribers:
-        if caller.may_see_subscriber(subscriber):
-            subscribers.setdefault(subscriber, []).append(dataset)
-    is_fresh = bool(partitions) and all(one["fresh"] for one in partitions) and not controls
+    controls_detail = context.reader.stale_detail()
+    is_built = bool(partitions) and all(partition["fresh"] for partition in partitions)
     return {
-        "ok": is_fresh,
-        "detail": detail or controls,
+        "ok": is_built and not controls_detail,
+        "detail": detail or controls_detail,
         "version": context.version,
         "caller": {"subject": caller.subject, "roles": sorted(caller.roles)},
         "partitions": partitions,
-        "controls": {"position": context.reader.controls.position, "fresh": not controls},
+        "controls": {
+            "position": context.reader.controls.position,
+            "fresh": not controls_detail,
+        },
         "messages_waiting": context.submitter.waiting,
-        "subscribers": [
-            {"subscriber": name, "datasets": datasets} for name, datasets in subscribers.items()
-        ],
+        "subscribers": _subscribers(context, caller),
     }
+
+
+def _subscribers(context: GatewayContext, caller: Principal) -> list[Json]:
+    """Return the data sets of each declared subscriber that the caller may see."""
+    datasets: dict[str, list[str]] = {}
+    for subscriber, dataset in context.subscribers:
+        if caller.may_see_subscriber(subscriber):
+            datasets.setdefault(subscriber, []).append(dataset)
+    return [{"subscriber": name, "datasets": names} for name, names in datasets.items()]
 
 
 async def _answer(
     request: Request, context: GatewayContext, caller: Principal, question: DecisionQuestion
 ) -> DecisionAnswer:
-    """The answer, waited for only where it is not fresh at once.
+    """Return the answer, and wait for it only where it is not fresh at once.
 
-    Raises Problem 429 and 503 where no place is free.
+    Raises Problem 429 and 503 where too many questions wait.
     """
     answer = await context.reader.answer(replace(question, wait_seconds=0.0))
     if answer.decision.reason is not Reason.STALE or question.wait_seconds <= 0:
@@ -234,9 +224,9 @@ def _question(
     at_least: str | None,
     wait: float,
 ) -> DecisionQuestion:
-    """The question as the rules take it. Raises Problem and InvalidInput."""
-    asked_known_at = _instant(known_at, "known_at")
-    if asked_known_at is not None and asked_known_at > context.clock():
+    """Return the question as the rules take it. Raises Problem and InvalidInput."""
+    known_at_micros = _instant(known_at, "known_at")
+    if known_at_micros is not None and known_at_micros > context.clock():
         raise Problem(
             422,
             "known_at lies ahead: what will have been recorded by then is not known.",
@@ -249,7 +239,7 @@ def _question(
         purpose=purpose,
         row=row,
         at=_instant(at, "at"),
-        known_at=asked_known_at,
+        known_at=known_at_micros,
         at_least=None if at_least is None else read_token(at_least, context.token_keys),
         wait_seconds=wait,
     )
@@ -258,8 +248,8 @@ def _question(
 def _instant(moment: datetime | None, name: str) -> Micros | None:
     if moment is None:
         return None
-    found = micros(moment)
-    if not INSTANT_MIN <= found < INSTANT_MAX:
+    instant = micros(moment)
+    if not INSTANT_MIN <= instant < INSTANT_MAX:
         raise Problem(
             422,
             f"{name} lies outside 1979 to 3111.",
@@ -267,7 +257,7 @@ def _instant(moment: datetime | None, name: str) -> Micros | None:
             fix="ask about another time",
             field=name,
         )
-    return found
+    return instant
 
 
 def _decision_data(answer: DecisionAnswer) -> Json:
@@ -293,7 +283,40 @@ def _count(context: GatewayContext, answer: DecisionAnswer) -> None:
     context.metrics.counter("consentry_decisions_total", outcome, reason, fresh).inc()
 
 
-def _common(control: PauseImposed | PauseLifted | PolicyPublished) -> Json:
+def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> Json:
+    is_lifted = controls.is_lifted(pause, at=now, known_at=now)
+    return {
+        **_common_data(pause),
+        "pause": pause.pause,
+        "version": pause.version,
+        "jurisdictions": list(pause.scope.jurisdictions),
+        "purposes": _list(pause.scope.purposes),
+        "categories": _list(pause.scope.categories),
+        "authority": pause.authority,
+        "basis": pause.basis.value,
+        "reach": pause.reach.value,
+        "in_force": pause.effective_at <= now and not is_lifted,
+    }
+
+
+def _lift_data(lift: PauseLifted) -> Json:
+    return {
+        **_common_data(lift),
+        "pause": lift.pause,
+        "version": lift.version,
+        "opt_ins": lift.opt_ins.value,
+    }
+
+
+def _policy_data(policy: PolicyPublished) -> Json:
+    return {
+        **_common_data(policy),
+        "version": policy.version,
+        "terms": [_terms_data(terms) for terms in policy.terms],
+    }
+
+
+def _common_data(control: Control) -> Json:
     return {
         "event_id": str(uuid.UUID(bytes=control.event_id)),
         "effective_at": iso_text(Micros(max(control.effective_at, 0))),
@@ -302,19 +325,23 @@ def _common(control: PauseImposed | PauseLifted | PolicyPublished) -> Json:
     }
 
 
-def _list(names: tuple[str, ...] | None) -> list[str] | None:
-    return None if names is None else list(names)
-
-
-def _terms(terms: Any) -> Json:
+def _terms_data(terms: Terms) -> Json:
     return {
         "jurisdictions": list(terms.jurisdictions),
         "purpose": terms.purpose,
         "regime": terms.regime.value,
         "basis": terms.basis,
         "categories": _list(terms.categories),
-        "notice_until": None if terms.notice_until is None else iso_text(terms.notice_until),
-        "collected_from": None if terms.collected_from is None else iso_text(terms.collected_from),
+        "notice_until": _iso_text(terms.notice_until),
+        "collected_from": _iso_text(terms.collected_from),
         "minors": terms.minors.value,
         "purge_on_opt_out": terms.purge_on_opt_out,
     }
+
+
+def _iso_text(instant: Micros | None) -> str | None:
+    return None if instant is None else iso_text(instant)
+
+
+def _list(names: tuple[str, ...] | None) -> list[str] | None:
+    return None if names is None else list(names)

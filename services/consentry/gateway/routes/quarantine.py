@@ -1,6 +1,4 @@
-"""Routes for what could not be read: look at it, and propose to release its member or to send it
-again.
-"""
+"""Routes for unreadable messages: show them, and propose to release the member or to replay."""
 
 from __future__ import annotations
 
@@ -40,28 +38,30 @@ LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
 
 @router.get("", responses=problems(422))
 async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
-    """The newest messages that could not be read, and whether their members are still held."""
+    """List the newest messages that could not be read, with the states of their members."""
     context, _ = await authorize(request, Permission.READ_QUARANTINE)
-    entries = (await context.quarantine.run(context.quarantine.entries))[:limit]
+    newest = await context.quarantine.run(context.quarantine.entries)
+    entries = newest[:limit]
     records: dict[str, Record | ConsentryError | None] = {}
     for entry in entries:
         if entry.member is not None and entry.member not in records:
             records[entry.member] = await _record(context, entry)
-    return {
-        "entries": [entry_data(one, records.get(one.member or ""), whole=False) for one in entries]
-    }
+    data = []
+    for entry in entries:
+        record = records.get(entry.member) if entry.member is not None else None
+        data.append(entry_data(entry, record, whole=False))
+    return {"entries": data}
 
 
 @router.get("/{entry}", responses=problems(404, 422))
 async def get_entry(request: Request, entry: EntryPath) -> Json:
-    """One message, with its original bytes and headers in hexadecimal digits."""
+    """Show one message, with its original bytes and headers in hexadecimal digits."""
     context, _ = await authorize(request, Permission.READ_QUARANTINE)
-    found = await _find(context, entry)
-    record = await _record(context, found)
-    why_not = await context.quarantine.run(
-        context.quarantine.why_not_replayed, found, context.clock()
-    )
-    return entry_data(found, record, whole=True) | {"why_not_replayed": why_not or None}
+    messages = context.quarantine
+    message = await _find(context, entry)
+    record = await _record(context, message)
+    why_not = await messages.run(messages.why_not_replayed, message, context.clock())
+    return entry_data(message, record, whole=True) | {"why_not_replayed": why_not or None}
 
 
 @router.post(
@@ -74,7 +74,7 @@ async def get_entry(request: Request, entry: EntryPath) -> Json:
 async def post_release(request: Request, entry: EntryPath) -> Response:
     """Propose to release the member, without what the message said.
 
-    Earlier holds of theirs end as well.
+    Earlier quarantines of the member end as well.
     """
     return await _propose(request, entry, "release")
 
@@ -87,8 +87,9 @@ async def post_release(request: Request, entry: EntryPath) -> Response:
     openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
 )
 async def post_replay(request: Request, entry: EntryPath) -> Response:
-    """Propose to send the original bytes again, now that they can be read, and to release the
-    member.
+    """Propose to send the original bytes again and to release the member.
+
+    It is for bytes that can be read by now.
     """
     return await _propose(request, entry, "replay")
 
@@ -143,7 +144,7 @@ class ReleaseDraft:
 
 
 async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
-    """Raise Problem 409 where the bytes, sent again, would not mean what they meant."""
+    """Return if the bytes, sent again, mean what they meant. Raises Problem 409."""
     why_not = await context.quarantine.run(
         context.quarantine.why_not_replayed, entry, context.clock()
     )
@@ -158,18 +159,19 @@ async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
 
 
 async def carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
-    """Do what two persons agreed on. Raises Problem where it does not hold any more.
+    """Send the release or replay that two persons agreed on.
 
     A release that the member's record has already is not sent again: under another time it would be
-    another event of the same identity, which holds the member.
+    another event of the same identity, which quarantines the member. Raises Problem where the
+    member's quarantine has changed.
     """
     entry = await _find(context, proposal.form["entry"])
     assert entry.member is not None
     record = await context.reader.record(entry.member)
     known = _release_in(record, proposal)
     if known is not None:
-        done = replace(proposal, decided_at=known.recorded_at)
-        return replace(done, result=await _result_of_known(context, entry, proposal))
+        result = await _result_of_known(context, entry, proposal)
+        return replace(proposal, decided_at=known.recorded_at, result=result)
     if observed_version(entry, record) != proposal.form["observed_version"]:
         raise Problem(
             409,
@@ -190,24 +192,28 @@ async def carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
 
 
 def _release_in(record: Record | None, proposal: Proposal) -> Fact | None:
+    """Return the release that the proposal became, where the record has it."""
+    if record is None:
+        return None
     tag = event_tag(proposal.event_id)
-    releases = (
-        fact
-        for fact in (record.facts if record else ())
-        if fact.kind is FactKind.RELEASED and fact.version
-    )
-    return next((fact for fact in releases if fact.tag == tag), None)
+    for fact in record.facts:
+        if fact.kind is FactKind.RELEASED and fact.version and fact.tag == tag:
+            return fact
+    return None
 
 
 async def _result_of_known(
     context: GatewayContext, entry: QuarantineEntry, proposal: Proposal
 ) -> Json:
-    """As of a release that was sent now, as far as the table tells: it has been applied up to some
-    offset.
+    """Return the result of a release that is in the record already.
+
+    Its token asks for what the table has applied.
     """
-    status = await asyncio.to_thread(context.reader.status)
-    applied = {one["partition"]: one["next_offset"] for one in status}.get(entry.partition)
-    offsets = {entry.partition: applied} if isinstance(applied, int) else {}
+    offsets: dict[int, int] = {}
+    for status in await asyncio.to_thread(context.reader.status):
+        next_offset = status["next_offset"]
+        if status["partition"] == entry.partition and isinstance(next_offset, int):
+            offsets[entry.partition] = next_offset
     return {
         "event_id": proposal.event_id.hex(),
         "token": token_of(context, offsets),
@@ -217,17 +223,17 @@ async def _result_of_known(
 
 async def _find(context: GatewayContext, name: str) -> QuarantineEntry:
     partition, _, offset = name.partition("-")
-    found = None
+    entry = None
     if int(partition) < context.reader.partitions:
-        found = await context.quarantine.run(context.quarantine.find, int(partition), int(offset))
-    if found is None:
+        entry = await context.quarantine.run(context.quarantine.find, int(partition), int(offset))
+    if entry is None:
         raise Problem(
             404,
             "No such message is in quarantine.",
             code="quarantine.unknown",
             fix="GET /v1/quarantine lists them",
         )
-    return found
+    return entry
 
 
 async def _record(

@@ -296,14 +296,14 @@ def test_however_often_others_get_their_turn_the_lines_are_the_same(
     lines = [OUT | {"member_id": f"m:{number}"} if number % 3 else b"{" for number in range(20)]
     expected = told(bulk(InMemoryGateway(), *lines, idempotency_key="k"))[1]["summary"]
     turns: list[int] = []
-    read = bulk_module._read_some
+    read = bulk_module._read_chunk
 
     def noted(*parts: Any) -> Any:
         turns.append(1)
         return read(*parts)
 
-    monkeypatch.setattr(bulk_module, "_read_some", noted)
-    monkeypatch.setattr(bulk_module, "_SECONDS_AT_ONCE", -1.0)
+    monkeypatch.setattr(bulk_module, "_read_chunk", noted)
+    monkeypatch.setattr(bulk_module, "_CHUNK_SECONDS", -1.0)
     found, summary = told(bulk(InMemoryGateway(), *lines))
 
     assert len(turns) == 20

@@ -33,7 +33,7 @@ _ROUTES: Final = {path: Route(path, endpoint) for path, endpoint in ENDPOINTS.it
 
 
 class FastPath:
-    """ASGI: sends POSTs to these paths straight to their endpoint, and the rest to the application."""
+    """ASGI: sends POSTs to these paths to their endpoints, and the rest to the application."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app

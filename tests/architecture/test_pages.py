@@ -20,7 +20,7 @@ README_LINES_MAX = 110
 README_WORDS_MAX = 900
 PUBLIC = {
     "consentry.bundles": "read and verify signed bundles",
-    "consentry.domain.events": "the events that a producer may send",
+    "consentry.events": "the events that a producer may send",
     "consentry.producer": "send events",
     "consentry.producer.outbox": "write events in a database transaction",
     "consentry.trainer": "exclude, purge and prove",

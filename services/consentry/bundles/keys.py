@@ -104,11 +104,6 @@ class PublicKeys:
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._keys
 
-    @property
-    def key_ids(self) -> tuple[str, ...]:
-        """The ids of all keys, sorted."""
-        return tuple(sorted(self._keys))
-
     @classmethod
     def read(cls, *paths: Path | str) -> Self:
         """The keys in these PEM files, each with one public key or several.

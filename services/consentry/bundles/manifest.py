@@ -1,10 +1,12 @@
-"""What a bundle says of itself: the manifest, its signature, and the pointer to the newest bundle.
+"""The texts of a bundle: the manifest, its signature, and the pointer to the newest bundle.
 
-All are texts.
+Bytes are canonical (sorted keys, no spaces), so that there is one spelling of each: a repeated key
+is not canonical either. They are read strictly: a member that is missing, unknown or of another
+type is refused. docs/decisions/0009-bundles.md has the layout.
 
-Bytes are canonical (sorted keys, no spaces), so that there is one spelling of each, and are read
-strictly: a member that is missing, unknown or of another type is refused.
-docs/decisions/0009-bundles.md has the layout.
+The reader is written by hand and not declared as a pydantic document: each refusal has its own
+BundleRefused code, the values are the dataclasses that the writer fills, and what is refused does
+not depend on another library's idea of an int.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ SIGNATURE_BYTES_MAX: Final = 1024
 POINTER_BYTES_MAX: Final = 16 << 10
 FILE_BYTES_MAX: Final = 1 << 30
 DELTAS_MAX: Final = 256
-"""A chain has so many deltas at most; then a snapshot is due."""
+"""A chain has at most this many deltas; then a snapshot is due."""
 NUMBER_MAX: Final = 1 << 62
 
 Kind = Literal["snapshot", "delta"]
@@ -43,9 +45,7 @@ _ROLES: Final[tuple[Role, ...]] = ("records", "controls", "exclusions", "inclusi
 
 BUNDLE_ID_PATTERN: Final = re.compile(r"[0-9]{10}-[a-z]{5,8}-[0-9a-f]{16}", re.ASCII)
 FILE_NAME_PATTERN: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,150}", re.ASCII)
-"""No slash, no backslash, no two dots: nothing that leads out of the bundle's directory, on any
-system.
-"""
+"""No slash, no backslash, no two dots: nothing that leads out of a directory, on any system."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _LOG: Final = re.compile(r"[0-9a-f]{0,64}", re.ASCII)
@@ -53,14 +53,14 @@ _KEY_ID: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _ANY: Final = re.compile(r".{0,256}", re.DOTALL)
 _SIGNATURE_LENGTH: Final = 64
 
-_Found = TypeVar("_Found")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleFile:
-    """One file of a bundle: its size in bytes, its SHA-256, its rows (or members of a set);
+    """One file of a bundle: its size in bytes, its SHA-256, its rows (or members of a set).
 
-    `purpose` of a set.
+    `purpose` is that of a set.
     """
 
     name: str
@@ -73,12 +73,11 @@ class BundleFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionSummary:
-    """What is held of one partition after this bundle, and everything before it in its chain, was
-    read.
+    """The contents of one partition after this bundle, and all before it in its chain, was read.
 
     `records_offset` is the next offset of records to read. `digest` is the sum of
-    `records.record_digest` over the records, as View.digests() has it. `frontier` is the one that
-    counted; None where nothing was proven.
+    `records.record_digest` over the records, as Snapshot.digests() has it. `frontier` is the one
+    that counted; None where nothing was proven.
     """
 
     partition: int
@@ -101,20 +100,19 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a bundle holds, and up to where.
+    """The contents of a bundle, and the offsets up to which it was read.
 
-    Times in microseconds since 1970-01-01 UTC, offsets exclusive.
-
-    `logs` tells the topics `records` and `controls` from others of the same name
-    (kafka.log_identity, hexadecimal): who follows on from the offsets has to find the same.
-    `schema_ids` are the ids that frames carry, by schema name.
+    Times in microseconds since 1970-01-01 UTC, offsets exclusive. `logs` tells the topics `records`
+    and `controls` from others of the same name (kafka.log_identity, hexadecimal): whoever follows
+    on from the offsets has to find the same. `schema_ids` are the ids that frames carry, by schema
+    name.
     """
 
     bundle_id: str
     kind: Kind
     sequence: int
     deltas: int
-    """How many deltas stand between it and its snapshot, itself included; 0 for a snapshot."""
+    """The number of deltas since its snapshot, itself included; 0 for a snapshot."""
     parent: Parent | None
     created_at: Micros
     namespace: str
@@ -127,45 +125,41 @@ class Manifest:
     schema_ids: Mapping[str, tuple[int, ...]]
     files: tuple[BundleFile, ...]
     sha256: str = field(default="", compare=False)
-    """Of its bytes; what a delta names it by. Set by whoever read or wrote these."""
+    """The SHA-256 of its bytes, by which a delta names it; set when these were read or written."""
     signed_by: str = field(default="", compare=False)
-    """The id of the key that its signature was checked with; empty where it was not read but
-    written.
-    """
+    """The id of the key that its signature was checked with; empty if it was written here."""
 
     @property
     def proven_at(self) -> Micros:
-        """All that was recorded up to this time is in the bundle;
-
-        0 where a partition has no frontier.
-        """
-        frontiers = [
-            one.frontier.frontier_at if one.frontier else Micros(0) for one in self.partitions
-        ]
-        return Micros(min(self.created_at, *frontiers))
+        """The time up to which all that was recorded is in the bundle; 0 without a frontier."""
+        proven_at = self.created_at
+        for summary in self.partitions:
+            frontier_at = summary.frontier.frontier_at if summary.frontier else Micros(0)
+            proven_at = min(proven_at, frontier_at)
+        return proven_at
 
     @property
     def members(self) -> int:
-        """Members of whom something is held."""
-        return sum(one.members for one in self.partitions)
+        """The number of members with a record."""
+        return sum(summary.members for summary in self.partitions)
 
     @property
     def tainted(self) -> frozenset[int]:
         """Partitions that give no *allowed*: not even the key of some event could be read."""
-        return frozenset(one.partition for one in self.partitions if one.tainted)
+        return frozenset(summary.partition for summary in self.partitions if summary.tainted)
 
     def with_role(self, role: Role) -> tuple[BundleFile, ...]:
-        """Its files of one role, in order."""
-        return tuple(one for one in self.files if one.role == role)
+        """Return its files of one role, in order."""
+        return tuple(file for file in self.files if file.role == role)
 
     def as_parent(self) -> Parent:
-        """What a delta on this bundle names."""
+        """Return the parent that a delta on this bundle names."""
         return Parent(bundle_id=self.bundle_id, sequence=self.sequence, manifest_sha256=self.sha256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pointer:
-    """Which bundle is the newest. The manifest's SHA-256 makes a good entity tag."""
+    """The newest bundle of a store. The manifest's SHA-256 makes a good entity tag."""
 
     namespace: str
     bundle_id: str
@@ -178,7 +172,7 @@ class Pointer:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The canonical bytes of a manifest."""
+    """Return the canonical bytes of a manifest."""
     return canonical(
         {
             "format": MANIFEST_FORMAT,
@@ -190,36 +184,36 @@ def manifest_bytes(manifest: Manifest) -> bytes:
             "created_at": manifest.created_at,
             "namespace": manifest.namespace,
             "logs": dict(manifest.logs),
-            "partitions": [_summary(one) for one in manifest.partitions],
+            "partitions": [_summary_fields(summary) for summary in manifest.partitions],
             "controls_offset": manifest.controls_offset,
             "controls_count": manifest.controls_count,
             "newest_policy": manifest.newest_policy,
             "purposes": list(manifest.purposes),
             "schema_ids": {name: list(ids) for name, ids in manifest.schema_ids.items()},
-            "files": [_plain(one) for one in manifest.files],
+            "files": [_plain(file) for file in manifest.files],
         }
     )
 
 
 def pointer_bytes(pointer: Pointer, key: SigningKey) -> bytes:
-    """Two lines: what is signed, and its signature.
+    """Return two lines: the signed text, and its signature.
 
-    One object, as stores replace one object at once.
+    They are one object, as a store replaces one object at once.
     """
     content = canonical({"format": POINTER_FORMAT, **_plain(pointer)})
     return content + b"\n" + signature_bytes(content, key)
 
 
 def signature_bytes(content: bytes, key: SigningKey) -> bytes:
-    """The text of a signature over exactly `content`."""
+    """Return the text of a signature over exactly `content`."""
     signature = base64.b64encode(key.sign(content)).decode()
     return canonical({"algorithm": "Ed25519", "key_id": key.key_id, "signature": signature}) + b"\n"
 
 
 def read_manifest(content: bytes, signature: bytes | None, keys: PublicKeys) -> Manifest:
-    """The manifest in these bytes, believed only because of its signature. Raises BundleRefused."""
+    """Return the manifest in these bytes, once its signature is checked. Raises BundleRefused."""
     signed_by = check_signature("manifest", content, signature, keys)
-    fields = _Fields(_parsed("manifest", content), "the manifest")
+    fields = StrictObject(_parsed("manifest", content), "the manifest")
     if fields.text("format") != MANIFEST_FORMAT:
         raise _malformed("the manifest is of a format that is not known here")
     manifest = _manifest(fields, hashlib.sha256(content).hexdigest(), signed_by)
@@ -228,10 +222,10 @@ def read_manifest(content: bytes, signature: bytes | None, keys: PublicKeys) -> 
 
 
 def read_pointer(content: bytes, keys: PublicKeys) -> Pointer:
-    """The pointer in these bytes, believed only because of its signature. Raises BundleRefused."""
+    """Return the pointer in these bytes, once its signature is checked. Raises BundleRefused."""
     signed, _, signature = content.partition(b"\n")
     check_signature("pointer", signed, signature or None, keys)
-    fields = _Fields(_parsed("pointer", signed), "the pointer")
+    fields = StrictObject(_parsed("pointer", signed), "the pointer")
     if fields.text("format") != POINTER_FORMAT:
         raise _malformed("the pointer is of a format that is not known here")
     pointer = Pointer(
@@ -246,10 +240,10 @@ def read_pointer(content: bytes, keys: PublicKeys) -> Pointer:
 
 
 def check_signature(what: str, content: bytes, signature: bytes | None, keys: PublicKeys) -> str:
-    """The id of the key that signed exactly `content`. Raises BundleRefused."""
+    """Return the id of the key that signed exactly `content`. Raises BundleRefused."""
     if not signature:
         raise BundleRefused("unsigned", f"The {what} of the bundle is not signed.")
-    fields = _Fields(_parsed("signature", signature.removesuffix(b"\n")), "the signature")
+    fields = StrictObject(_parsed("signature", signature.removesuffix(b"\n")), "the signature")
     key_id = fields.text("key_id", _KEY_ID)
     try:
         raw = base64.b64decode(fields.text("signature"), validate=True)
@@ -274,7 +268,7 @@ def check_signature(what: str, content: bytes, signature: bytes | None, keys: Pu
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """The one spelling of a JSON value."""
+    """Return the one spelling of a JSON value."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode()
@@ -301,17 +295,15 @@ def _plain(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__slots__}
 
 
-def _summary(one: PartitionSummary) -> dict[str, Any]:
-    frontier = one.frontier
-    told = (
-        None
-        if frontier is None
-        else {name: found for name, found in frontier._asdict().items() if name in _TOLD}
-    )
-    return _plain(one) | {"frontier": told}
+def _summary_fields(summary: PartitionSummary) -> dict[str, Any]:
+    fields: dict[str, Any] = _plain(summary)
+    if summary.frontier is not None:
+        frontier = summary.frontier._asdict()
+        fields["frontier"] = {name: frontier[name] for name in _FRONTIER_FIELDS}
+    return fields
 
 
-_TOLD: Final = (
+_FRONTIER_FIELDS: Final = (
     "generation",
     "frontier_at",
     "next_offset",
@@ -319,10 +311,10 @@ _TOLD: Final = (
     "controls_offset",
     "log",
 )
-"""Of a frontier; its partition and its taint stand beside it."""
+"""The fields of a frontier that stand in it; its partition and its taint stand beside it."""
 
 
-class _Fields:
+class StrictObject:
     """A JSON object whose members are taken out one by one, each of the type it must have."""
 
     def __init__(self, value: Any, where: str) -> None:
@@ -363,26 +355,26 @@ class _Fields:
             raise self._wrong(name)
         return value
 
-    def many(self, name: str, read: Callable[[Any], _Found]) -> tuple[_Found, ...]:
+    def many(self, name: str, read: Callable[[Any], _Value]) -> tuple[_Value, ...]:
         value = self._take(name)
         if not isinstance(value, list):
             raise self._wrong(name)
         return tuple(map(read, value))
 
-    def mapping(self, name: str, read: Callable[[Any], _Found]) -> dict[str, _Found]:
+    def mapping(self, name: str, read: Callable[[Any], _Value]) -> dict[str, _Value]:
         value = self._take(name)
         if not isinstance(value, dict):
             raise self._wrong(name)
-        return {key: read(found) for key, found in value.items()}
+        return {key: read(item) for key, item in value.items()}
 
-    def object_or_none(self, name: str, read: Callable[[_Fields], _Found]) -> _Found | None:
+    def object_or_none(self, name: str, read: Callable[[StrictObject], _Value]) -> _Value | None:
         value = self._take(name)
         if value is None:
             return None
-        fields = _Fields(value, f"{name!r} of {self._where}")
-        found = read(fields)
+        fields = StrictObject(value, f"{name!r} of {self._where}")
+        result = read(fields)
         fields.end()
-        return found
+        return result
 
     def end(self) -> None:
         if self._left:
@@ -392,19 +384,22 @@ class _Fields:
 
 
 def _text(value: Any) -> str:
-    return _Fields({"item": value}, "a list").text("item")
+    return StrictObject({"item": value}, "a list").text("item")
 
 
-def _log(value: Any) -> str:
-    return _Fields({"item": value}, "logs").text("item", _LOG)
+def _log_identity(value: Any) -> str:
+    return StrictObject({"item": value}, "logs").text("item", _LOG)
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
-    fields = _Fields({"items": value}, "schema_ids")
-    return fields.many("items", lambda one: _Fields({"item": one}, "schema_ids").number("item"))
+    return StrictObject({"items": value}, "schema_ids").many("items", _number)
 
 
-def _manifest(fields: _Fields, sha256: str, signed_by: str) -> Manifest:
+def _number(value: Any) -> int:
+    return StrictObject({"item": value}, "schema_ids").number("item")
+
+
+def _manifest(fields: StrictObject, sha256: str, signed_by: str) -> Manifest:
     kind = fields.text("kind")
     if kind not in _KINDS:
         raise _malformed("its kind is not known here")
@@ -413,10 +408,11 @@ def _manifest(fields: _Fields, sha256: str, signed_by: str) -> Manifest:
     if (kind == "delta") != (parent is not None) or (kind == "delta") != (deltas > 0):
         raise _malformed("a delta has a parent, and only a delta")
     partitions = fields.many("partitions", _partition)
-    if not partitions or [one.partition for one in partitions] != list(range(len(partitions))):
+    numbers = [summary.partition for summary in partitions]
+    if not partitions or numbers != list(range(len(partitions))):
         raise _malformed("its partitions are not numbered from 0 on")
     files = fields.many("files", _file)
-    if len({one.name for one in files}) < len(files):
+    if len({file.name for file in files}) < len(files):
         raise _malformed("two of its files have one name")
     return Manifest(
         bundle_id=fields.text("bundle_id", BUNDLE_ID_PATTERN),
@@ -426,7 +422,7 @@ def _manifest(fields: _Fields, sha256: str, signed_by: str) -> Manifest:
         parent=parent,
         created_at=Micros(fields.number("created_at")),
         namespace=fields.text("namespace"),
-        logs=fields.mapping("logs", _log),
+        logs=fields.mapping("logs", _log_identity),
         partitions=partitions,
         controls_offset=fields.number("controls_offset"),
         controls_count=fields.number("controls_count"),
@@ -439,7 +435,7 @@ def _manifest(fields: _Fields, sha256: str, signed_by: str) -> Manifest:
     )
 
 
-def _parent(fields: _Fields) -> Parent:
+def _parent(fields: StrictObject) -> Parent:
     return Parent(
         bundle_id=fields.text("bundle_id", BUNDLE_ID_PATTERN),
         sequence=fields.number("sequence"),
@@ -448,19 +444,19 @@ def _parent(fields: _Fields) -> Parent:
 
 
 def _partition(value: Any) -> PartitionSummary:
-    fields = _Fields(value, "a partition")
+    fields = StrictObject(value, "a partition")
     partition, tainted = fields.number("partition"), fields.truth("tainted")
 
-    def frontier(told: _Fields) -> Frontier:
+    def frontier(frontier_fields: StrictObject) -> Frontier:
         return Frontier(
             partition=partition,
-            generation=told.text("generation"),
-            frontier_at=Micros(told.number("frontier_at")),
-            next_offset=told.number("next_offset"),
-            records_offset=told.number("records_offset"),
-            controls_offset=told.number("controls_offset"),
+            generation=frontier_fields.text("generation"),
+            frontier_at=Micros(frontier_fields.number("frontier_at")),
+            next_offset=frontier_fields.number("next_offset"),
+            records_offset=frontier_fields.number("records_offset"),
+            controls_offset=frontier_fields.number("controls_offset"),
             tainted=tainted,
-            log=told.text("log", _LOG),
+            log=frontier_fields.text("log", _LOG),
         )
 
     summary = PartitionSummary(
@@ -477,7 +473,7 @@ def _partition(value: Any) -> PartitionSummary:
 
 
 def _file(value: Any) -> BundleFile:
-    fields = _Fields(value, "a file")
+    fields = StrictObject(value, "a file")
     name = fields.text("name")
     if FILE_NAME_PATTERN.fullmatch(name) is None or name in (MANIFEST_NAME, SIGNATURE_NAME):
         raise BundleRefused(

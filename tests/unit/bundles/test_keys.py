@@ -17,7 +17,9 @@ def test_a_key_that_was_made_signs_and_its_public_half_verifies(tmp_path: Path) 
     """The two files are all that an operator has."""
     private, public, key_id = make_key_files(tmp_path / "bundles.key")
     key, keys = SigningKey.read(private), PublicKeys.read(public)
-    assert keys.key_ids == (key_id,) == (key.key_id,)
+    assert key_id == key.key_id
+    assert key_id in keys
+    assert len(keys) == 1
     assert keys.verifies(key_id, key.sign(b"content"), b"content")
     assert not keys.verifies(key_id, key.sign(b"content"), b"contenT")
 
@@ -50,11 +52,13 @@ def test_a_private_key_that_others_may_read_is_refused(tmp_path: Path, mode: int
 
 def test_several_public_keys_may_stand_in_one_file_or_in_several(tmp_path: Path) -> None:
     """While a key is being changed readers believe the old and the new one."""
-    publics = [make_key_files(tmp_path / name)[1] for name in ("old", "new")]
+    made = [make_key_files(tmp_path / name) for name in ("old", "new")]
+    publics = [public for _, public, _ in made]
     both = tmp_path / "both.pub"
     both.write_bytes(b"".join(path.read_bytes() for path in publics))
-    assert PublicKeys.read(both).key_ids == PublicKeys.read(*publics).key_ids
-    assert len(PublicKeys.read(both)) == 2
+    for keys in (PublicKeys.read(both), PublicKeys.read(*publics)):
+        assert len(keys) == 2
+        assert all(key_id in keys for _, _, key_id in made)
 
 
 @pytest.mark.parametrize(

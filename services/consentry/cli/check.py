@@ -1,12 +1,8 @@
-"""`consentry check`: do these files hold rows that may not be used?
-
-For CI of data sets, and before a commit of one.
-"""
+"""`consentry check`: whether data files hold rows that may not be used, for CI of data sets."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +10,26 @@ from typing import Annotated
 
 import typer
 
-from consentry.bundles import PublicKeys
 from consentry.cli.connections import load_settings, load_token_keys
+from consentry.cli.deciders import connect_client, open_bundle_decider
+from consentry.cli.options import (
+    BundleKeyOption,
+    BundleOption,
+    CategoryColumnOption,
+    CollectedColumnOption,
+    JsonOption,
+    JurisdictionColumnOption,
+    PurposeOption,
+)
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import Reason, parse_name
 from consentry.ops.logs import set_up_logs
 from consentry.ops.settings import Settings
-from consentry.trainer.bundled import bundle_decider
 from consentry.trainer.checking.check import EXIT_STATUS, Check, CheckReport, FileReport
 from consentry.trainer.checking.data_files import find_files
-from consentry.trainer.client import TOKEN_WAIT_SECONDS, Client
+from consentry.trainer.client import TOKEN_WAIT_SECONDS
 from consentry.trainer.deciding.columns import ColumnSpec
-from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.deciding.decider import Decider, SnapshotDecider
 from consentry.wire.tokens import read_token
 
 app = typer.Typer(add_completion=False)
@@ -41,32 +45,28 @@ def run(
         typer.Argument(help="Parquet, CSV, JSONL or Arrow IPC files, or directories of them."),
     ],
     member_col: Annotated[str, typer.Option(help="Column of member ids.")] = "member_id",
-    purpose: Annotated[str, typer.Option(help="What the data is used for.")] = "genai_training",
-    jurisdiction_col: Annotated[
-        str | None, typer.Option(help="Default: jurisdiction, where there is one.")
-    ] = None,
-    category_col: Annotated[
-        str | None, typer.Option(help="Default: category, where there is one.")
-    ] = None,
-    collected_col: Annotated[
-        str | None, typer.Option(help="Default: collected_at, where there is one.")
-    ] = None,
+    purpose: PurposeOption = "genai_training",
+    jurisdiction_col: JurisdictionColumnOption = None,
+    category_col: CategoryColumnOption = None,
+    collected_col: CollectedColumnOption = None,
     at_least: Annotated[
-        str | None, typer.Option(help="Consistency token: know at least what was accepted with it.")
+        str | None,
+        typer.Option(
+            metavar="TOKEN", help="Consistency token: wait until its event is taken into account."
+        ),
     ] = None,
-    bundle: Annotated[str | None, typer.Option(help="Check by this bundle, without Kafka.")] = None,
-    bundle_key: Annotated[
-        Path | None, typer.Option(help="File with the public key that the bundle is signed by.")
-    ] = None,
+    bundle: BundleOption = None,
+    bundle_key: BundleKeyOption = None,
     bundle_max_age: Annotated[
-        float, typer.Option(min=1, help="Seconds since the bundle was proven fresh.")
+        float, typer.Option(min=1, help="Seconds for which a bundle counts as fresh.")
     ] = 3600.0,
     ignore: Annotated[
-        list[str] | None, typer.Option(help="Pattern of names in directories that are no data.")
+        list[str] | None,
+        typer.Option(help="Pattern of file names in directories to leave out; repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: JsonOption = False,
     show_members: Annotated[
-        int, typer.Option(min=0, max=_SHOWN_MAX, help="Name so many excluded members.")
+        int, typer.Option(min=0, max=_SHOWN_MAX, help="Name up to this many excluded members.")
     ] = 0,
 ) -> None:
     """Check data files for rows that may not be used.
@@ -75,114 +75,96 @@ def run(
     decisions are not fresh.
     """
     parse_name(purpose, what="purpose")
-    asked = ColumnSpec(
+    columns = ColumnSpec(
         member=member_col,
         jurisdiction=jurisdiction_col,
         category=category_col,
         collected=collected_col,
     )
-    found = list(find_files(files, ignored=ignore or ()))
-    if not found:
+    data_files = list(find_files(files, ignored=ignore or ()))
+    if not data_files:
         raise InvalidInput(
             "There is no data file there.", code="input.file", fix="name other files or directories"
         )
     # Standard output is for the answer alone.
     set_up_logs(style="text", level="error")
-    with _open_judge(bundle, bundle_key, bundle_max_age, at_least) as decider:
+    with _open_decider(bundle, bundle_key, bundle_max_age, at_least) as decider:
         check = Check(
             decider,
             purpose=purpose,
             show_max=show_members,
-            told=(lambda _: None) if as_json else _tell_file,
+            told=_ignore_file if as_json else _print_file,
         )
-        report = check.files(found, asked)
+        report = check.files(data_files, columns)
     if as_json:
         typer.echo(json.dumps(report.as_data(), indent=2))
     else:
-        _tell_end(report)
+        _print_outcome(report)
     raise typer.Exit(EXIT_STATUS[report.outcome])
 
 
 @contextmanager
-def _open_judge(
+def _open_decider(
     bundle: str | None, bundle_key: Path | None, max_age_seconds: float, at_least: str | None
 ) -> Iterator[Decider]:
-    """Who answers: a client that is ready, or a bundle; each as fresh as the token.
+    """Open a client that is ready, or a bundle; each knows what the token asks for.
 
     Raises Unavailable and Refused.
     """
-    if bundle is None and bundle_key is None:
-        yield from _following(at_least)
-    elif bundle is not None and bundle_key is not None:
-        yield _bundle_judge(bundle, bundle_key, max_age_seconds, at_least)
-    else:
+    if (bundle is None) != (bundle_key is None):
         raise InvalidInput(
-            "A bundle and the key that it is signed by belong together.",
+            "A bundle and the key that it is signed with belong together.",
             code="input.bundle",
             fix="give both --bundle and --bundle-key, or neither to ask Kafka",
         )
-
-
-def _following(at_least: str | None) -> Iterator[Decider]:
+    if bundle is not None and bundle_key is not None:
+        decider = open_bundle_decider(bundle, bundle_key, max_age_seconds=max_age_seconds)
+        if at_least is not None:
+            _require_token(decider, at_least)
+        yield decider
+        return
     settings = load_settings()
-    with Client.connect(
-        settings.kafka(),
-        name=f"check-{os.getpid()}",
-        registry_url=settings.registry_url,
-        registry=settings.registry(),
-        namespace=settings.namespace,
-        staleness_seconds=settings.staleness_seconds,
-        token_keys=load_token_keys(settings),
-    ) as client:
+    with connect_client(settings, "check", token_keys=load_token_keys(settings)) as client:
         if at_least is not None:
             client.wait_for(at_least, TOKEN_WAIT_SECONDS)
         yield client
 
 
-def _bundle_judge(
-    url: str, key_file: Path, max_age_seconds: float, at_least: str | None
-) -> Decider:
-    """A judge by the newest bundle of a store.
-
-    Raises BundleRefused, and Unavailable where the token asks for more.
-    """
-    settings = Settings.parse()  # a bundle needs no addresses
-    keys = PublicKeys.read(key_file)
-    decider = bundle_decider(
-        url, keys=keys, namespace=settings.namespace, max_age_seconds=max_age_seconds
-    )
-    if at_least is not None:
-        missing = decider.snapshot.missing(read_token(at_least, load_token_keys(settings)))
-        if missing:
-            raise Unavailable(
-                f"The bundle does not hold what the token asks for: {missing}.",
-                code="check.bundle_not_yet",
-                fix="check again by the next bundle",
-            )
-    return decider
+def _require_token(decider: SnapshotDecider, at_least: str) -> None:
+    """Raise Unavailable where a bundle does not hold what the token asks for."""
+    token = read_token(at_least, load_token_keys(Settings.parse()))
+    missing = decider.snapshot.missing(token)
+    if missing:
+        raise Unavailable(
+            f"The bundle does not hold what the token asks for: {missing}.",
+            code="check.bundle_not_yet",
+            fix="check again by the next bundle",
+        )
 
 
-def _tell_file(file: FileReport) -> None:
-    typer.echo(
-        f"{file.outcome.value.replace('_', ' '):<11}  {file.name}  {file.rows:,} "
-        f"rows{_reasons(file)}"
-    )
+def _ignore_file(_file: FileReport) -> None:
+    """Print nothing of a file: the report at the end has it."""
+
+
+def _print_file(file: FileReport) -> None:
+    outcome = file.outcome.value.replace("_", " ")
+    typer.echo(f"{outcome:<11}  {file.name}  {file.rows:,} rows{_counts_text(file)}")
     if file.problem is not None:
         typer.echo(f"             {file.problem}")
 
 
-def _reasons(file: FileReport) -> str:
-    told = {**file.violations, Reason.STALE: file.counts[Reason.STALE]}
-    return "".join(f"  {reason} {number:,}" for reason, number in told.items() if number)
+def _counts_text(file: FileReport) -> str:
+    counts = {**file.violations, Reason.STALE: file.counts[Reason.STALE]}
+    return "".join(f"  {reason} {rows:,}" for reason, rows in counts.items() if rows)
 
 
-def _tell_end(report: CheckReport) -> None:
-    for one in report.shown:
-        typer.echo(f"  {one.member}  {one.reason}  {one.file}, row {one.row}")
+def _print_outcome(report: CheckReport) -> None:
+    for row in report.shown:
+        typer.echo(f"  {row.member}  {row.reason}  {row.file}, row {row.row}")
     violations = sum(file.violations.total() for file in report.files)
+    outcome = report.outcome.value.replace("_", " ")
     typer.echo(
-        f"{report.outcome.value.replace('_', ' ')}: {len(report.files)} files, "
-        f"{report.counts.total():,} rows, "
+        f"{outcome}: {len(report.files)} files, {report.counts.total():,} rows, "
         f"{violations:,} of them may not be used for {report.purpose}"
     )
     if report.stale_detail:

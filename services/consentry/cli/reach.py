@@ -1,12 +1,9 @@
-"""`consentry reach`: which training runs read a member, or those whom a pause covers, before and
-after it bound.
-"""
+"""`consentry reach`: the training runs that read a member, or the members whom a pause covers."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from consentry.cli.connections import load_settings
+from consentry.cli.deciders import connect_client
+from consentry.cli.options import BundleKeysOption, BundleOption, JsonOption
 from consentry.cli.verify import bundle_of
 from consentry.domain.controls import PauseImposed
 from consentry.domain.errors import InvalidInput
@@ -21,8 +20,6 @@ from consentry.domain.explain import date_text
 from consentry.domain.values import Micros, parse_member_id
 from consentry.ops.clock import system_clock
 from consentry.ops.logs import set_up_logs
-from consentry.trainer.bundled import snapshot_of
-from consentry.trainer.client import Client
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.runs.reach import (
     RunReads,
@@ -38,19 +35,13 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def run(
     member: Annotated[str | None, typer.Argument(help="Pseudonym of the member.")] = None,
-    pause: Annotated[
-        str | None, typer.Option(help="Instead of a member: the name of a pause.")
-    ] = None,
+    pause: Annotated[str | None, typer.Option(help="Name of a pause, instead of a member.")] = None,
     runs: Annotated[
-        list[str] | None, typer.Option(help="Run store, a path or a URL; repeatable.")
+        list[str] | None, typer.Option(help="Store of runs, a path or a URL; repeatable.")
     ] = None,
-    bundle: Annotated[
-        str | None, typer.Option(help="Decide by this store of bundles, without Kafka.")
-    ] = None,
-    bundle_key: Annotated[
-        list[Path] | None, typer.Option(help="File of the bundler's public key.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    bundle: BundleOption = None,
+    bundle_key: BundleKeysOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the training runs that read a member's data.
 
@@ -61,12 +52,11 @@ def run(
     """
     if (member is None) == (pause is None) or not runs:
         raise InvalidInput(
-            "Who is to be looked for is not clear, or where.",
+            "It is not clear which member or pause to look for, or in which runs.",
             code="input.reach",
             fix="name one member, or one pause with --pause, and run stores with --runs",
         )
-    asked = None if member is None else parse_member_id(member)
-    found: list[RunReads] = []
+    member_id = None if member is None else parse_member_id(member)
     folders = [folder for url in runs for folder in runs_in(url)]
     if not folders:
         raise InvalidInput(
@@ -74,56 +64,57 @@ def run(
             code="input.runs",
             fix="name the store that training_run(store=…) was given",
         )
-    with _open_view(bundle, bundle_key) as snapshot:
+    reached: list[RunReads] = []
+    with _open_snapshot(bundle, bundle_key) as snapshot:
         now = system_clock()
         pauses = [] if pause is None else pauses_named(snapshot, pause)
         for folder in folders:
-            one = (
-                reach_of_pause(folder, snapshot, pause or "", now=now)
-                if asked is None
-                else reach_of_member(folder, snapshot, asked, now=now)
-            )
-            found += [] if one is None else [one]
-    status = (
-        1 if any(one.violations for one in found) else 2 if any(one.unclear for one in found) else 0
-    )
+            if member_id is None:
+                reads = reach_of_pause(folder, snapshot, pause or "", now=now)
+            else:
+                reads = reach_of_member(folder, snapshot, member_id, now=now)
+            if reads is not None:
+                reached.append(reads)
+    status = _status(reached)
     if as_json:
-        typer.echo(json.dumps(_as_data(found, pauses, len(folders), status), indent=2))
+        typer.echo(json.dumps(_as_data(reached, pauses, len(folders), status), indent=2))
     else:
-        _print(found, pauses, len(folders))
+        _print(reached, pauses, len(folders))
     raise typer.Exit(status)
 
 
+def _status(reached: Sequence[RunReads]) -> int:
+    """Return 1 if a run read what was excluded, 2 if one cannot be told of, else 0."""
+    if any(reads.violations for reads in reached):
+        return 1
+    return 2 if any(reads.unclear for reads in reached) else 0
+
+
 @contextmanager
-def _open_view(bundle: str | None, key: list[Path] | None) -> Iterator[Snapshot]:
-    """What is known: of a bundle, or of Kafka, fresh. Raises Unavailable and Refused."""
+def _open_snapshot(bundle: str | None, key: list[Path] | None) -> Iterator[Snapshot]:
+    """Open what is known of members: by a bundle, or by Kafka. Raises Unavailable and Refused."""
     if bundle is not None:
-        opened, signers = bundle_of(bundle, key)
-        told = f"The bundle {opened.manifest.bundle_id} is signed by the key {', '.join(signers)}."
-        typer.echo(told, err=True)  # what is printed may be JSON
-        yield snapshot_of(opened)
+        opened = bundle_of(bundle, key)
+        bundle_id = opened.bundle.manifest.bundle_id
+        keys = ", ".join(opened.key_ids)
+        # On standard error: what is printed may be JSON.
+        typer.echo(f"The bundle {bundle_id} is signed by the key {keys}.", err=True)
+        yield opened.snapshot
         return
     settings = load_settings()
     set_up_logs(style=settings.log_format, level="warning")
-    with Client.connect(
-        settings.kafka(),
-        name=f"reach-{os.getpid()}",
-        registry_url=settings.registry_url,
-        registry=settings.registry(),
-        namespace=settings.namespace,
-        staleness_seconds=settings.staleness_seconds,
-    ) as client:
+    with connect_client(settings, "reach") as client:
         yield client.snapshot
 
 
 def _as_data(
-    found: list[RunReads], pauses: list[PauseImposed], looked_at: int, status: int
+    reached: list[RunReads], pauses: list[PauseImposed], looked_at: int, status: int
 ) -> dict[str, Any]:
     return {
         "status": ("nothing wrong", "violation", "cannot tell")[status],
         "runs_looked_at": looked_at,
         "pauses": [_pause_data(pause) for pause in pauses],
-        "runs": [_reach_data(one, pauses) for one in found],
+        "runs": [_reads_data(reads, pauses) for reads in reached],
     }
 
 
@@ -132,69 +123,70 @@ def _pause_data(pause: PauseImposed) -> dict[str, Any]:
     return {"pause": pause.pause, "version": pause.version, "reach": pause.reach.value, **times}
 
 
-def _reach_data(one: RunReads, pauses: list[PauseImposed]) -> dict[str, Any]:
+def _reads_data(reads: RunReads, pauses: list[PauseImposed]) -> dict[str, Any]:
     return {
-        "run_id": one.run_id,
-        "url": one.url,
-        "dataset": one.dataset,
-        "dataset_version": one.dataset_version,
-        "purpose": one.purpose,
-        "subscriber": one.subscriber,
-        "state": one.state,
-        "members": one.members,
-        "rows": one.rows,
-        "first_read_at": one.first_read_at,
-        "last_read_at": one.last_read_at,
-        "excluded_now": one.excluded_now,
-        "excluded_since": one.excluded_since,
-        "when": one.when,
-        "to_be_purged": _is_to_be_purged(one, pauses),
-        "violations": {reason.value: number for reason, number in sorted(one.violations.items())},
-        "unclear": one.unclear,
+        "run_id": reads.run_id,
+        "url": reads.url,
+        "dataset": reads.dataset,
+        "dataset_version": reads.dataset_version,
+        "purpose": reads.purpose,
+        "subscriber": reads.subscriber,
+        "state": reads.state,
+        "members": reads.members,
+        "rows": reads.rows,
+        "first_read_at": reads.first_read_at,
+        "last_read_at": reads.last_read_at,
+        "excluded_now": reads.excluded_now,
+        "excluded_since": reads.excluded_since,
+        "when": reads.when,
+        "to_be_purged": _is_to_be_purged(reads, pauses),
+        "violations": {reason.value: number for reason, number in sorted(reads.violations.items())},
+        "unclear": reads.unclear,
     }
 
 
-def _is_to_be_purged(one: RunReads, pauses: list[PauseImposed]) -> bool:
-    return bool(one.rows) and any(pause.takes_back for pause in pauses)
+def _is_to_be_purged(reads: RunReads, pauses: list[PauseImposed]) -> bool:
+    return bool(reads.rows) and any(pause.takes_back for pause in pauses)
 
 
-def _print(found: list[RunReads], pauses: list[PauseImposed], looked_at: int) -> None:
+def _print(reached: list[RunReads], pauses: list[PauseImposed], looked_at: int) -> None:
     for pause in pauses:
         typer.echo(
             f"{pause.pause} version {pause.version}: {pause.reach.value}, effective "
             f"{_date(pause.effective_at)}, "
             f"recorded {_date(pause.recorded_at)}"
         )
-    for one in found:
+    for reads in reached:
         typer.echo(
-            f"{one.run_id}  {one.state}  {one.dataset} {one.dataset_version} for {one.purpose}"
+            f"{reads.run_id}  {reads.state}  {reads.dataset} {reads.dataset_version} "
+            f"for {reads.purpose}"
         )
-        if one.rows:
+        if reads.rows:
             typer.echo(
-                f"  {one.rows:,} rows of {one.members:,} members, first read "
-                f"{_date(one.first_read_at)}, "
-                f"last {_date(one.last_read_at)}"
+                f"  {reads.rows:,} rows of {reads.members:,} members, first read "
+                f"{_date(reads.first_read_at)}, "
+                f"last {_date(reads.last_read_at)}"
             )
-            typer.echo(f"  {_decisions(one, pauses)}")
-        for text in one.unclear:
-            typer.echo(f"  cannot tell: {text}")
-    with_reads = sum(bool(one.rows) for one in found)
+            typer.echo(f"  {_decisions(reads, pauses)}")
+        for problem in reads.unclear:
+            typer.echo(f"  cannot tell: {problem}")
+    with_reads = sum(bool(reads.rows) for reads in reached)
     typer.echo(
         f"{with_reads} of {looked_at} runs read them. What a model learned from rows it was given "
         "stays learned."
     )
 
 
-def _decisions(one: RunReads, pauses: list[PauseImposed]) -> str:
-    since = "" if one.excluded_since is None else f" {_date(one.excluded_since)}"
-    if one.violations:
-        told = ", ".join(
-            f"{reason.value} {number:,}" for reason, number in sorted(one.violations.items())
+def _decisions(reads: RunReads, pauses: list[PauseImposed]) -> str:
+    since = "" if reads.excluded_since is None else f" {_date(reads.excluded_since)}"
+    if reads.violations:
+        counts = ", ".join(
+            f"{reason.value} {number:,}" for reason, number in sorted(reads.violations.items())
         )
-        return f"VIOLATION: read after they were excluded{since}: {told}"
-    if not one.before:
+        return f"VIOLATION: read after they were excluded{since}: {counts}"
+    if not reads.before:
         return "not excluded"
-    if _is_to_be_purged(one, pauses):
+    if _is_to_be_purged(reads, pauses):
         return (
             f"before the exclusion{since}; the pause reaches back: what is stored of it is to "
             "be purged"

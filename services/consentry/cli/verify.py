@@ -1,37 +1,33 @@
-"""`consentry verify`: does the certificate of a training run hold?
+"""`consentry verify`: whether the certificates of training runs hold, by their reads and a bundle.
 
-Offline, by its reads and a bundle.
+Offline: it needs no Kafka.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated, Any, NamedTuple
 
-import fsspec
-import pyarrow.parquet as pq
 import typer
 
 from consentry.bundles import Bundle, BundleStore, PublicKeys, open_bundle
-from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
-from consentry.domain.explain import date_text
+from consentry.cli.options import BundleKeysOption, JsonOption
+from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.values import Micros
 from consentry.ops.clock import system_clock
 from consentry.trainer.bundled import snapshot_of
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.runs.certificates.reader import BYTES_MAX, Certificate, read_certificate
-from consentry.trainer.runs.read_files import open_read_file, read_pieces
-from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
+from consentry.trainer.runs.certificate_report_text import OUTCOMES, report_fields, report_lines
+from consentry.trainer.runs.certificates.reader import Certificate
+from consentry.trainer.runs.read_files import read_pieces
+from consentry.trainer.runs.stored_certificate import StoredCertificate
 from consentry.trainer.runs.verify import CertificateReport, verify
 
 app = typer.Typer(add_completion=False)
 
-
-STATUS = ("holds", "violated", "cannot tell")
-_CANNOT_TELL = STATUS.index("cannot tell")
+_VIOLATED = OUTCOMES.index("violated")
+_CANNOT_TELL = OUTCOMES.index("cannot tell")
 
 
 @app.command()
@@ -43,35 +39,31 @@ def run(
         ),
     ],
     reads: Annotated[
-        str | None, typer.Option(help="The reads of the run; default: those beside it.")
+        str | None,
+        typer.Option(help="File of the run's reads; default: the one beside its certificate."),
     ] = None,
     bundle: Annotated[
-        str | None, typer.Option(help="Store of bundles to decide every read by, once more.")
+        str | None,
+        typer.Option(metavar="STORE", help="Decide every read once more, by this store's bundle."),
     ] = None,
     key: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="File of public keys to believe of the certificate's signer; repeatable."
-        ),
+        typer.Option(help="File of the certificate signer's public keys; repeatable."),
     ] = None,
-    bundle_key: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="File of public keys to believe of the bundler, never the signer's; repeatable."
-        ),
-    ] = None,
+    bundle_key: BundleKeysOption = None,
     within: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Seconds by which the run's knowledge may lag; default: its lease."
+            min=0, help="Seconds by which the run's decisions may lag; default: its lease."
         ),
     ] = None,
     show_members: Annotated[
-        bool, typer.Option("--show-members", help="Name whose reads violate, at most 1,000.")
+        bool,
+        typer.Option(
+            "--show-members", help="Name up to 1,000 members who were read though excluded."
+        ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print what was found as JSON; a list of several.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Verify the certificates of training runs, offline.
 
@@ -84,71 +76,87 @@ def run(
             code="input.reads",
             fix="verify that one by itself; the others have their reads beside them",
         )
-    keys = PublicKeys.read(*key) if key else None
-    opened_bundle, signers = (None, []) if bundle is None else bundle_of(bundle, bundle_key)
-    snapshot = None if opened_bundle is None else snapshot_of(opened_bundle)
-    told: list[dict[str, object]] = []
+    verification = Verification(
+        keys=PublicKeys.read(*key) if key else None,
+        bundle=None if bundle is None else bundle_of(bundle, bundle_key),
+        within=None if within is None else Micros(round(within * 1e6)),
+        show_members=show_members,
+    )
+    reports: list[dict[str, Any]] = []
     statuses: list[int] = []
-    for one in certificates:
+    for name in certificates:
         try:
-            found, report = _verified(one, reads, keys, snapshot, within, show_members=show_members)
+            certificate, report = verification.verify(name, reads)
         except ConsentryError as error:
             if len(certificates) == 1:
                 raise
-            # One run that was aborted must not keep the others from being judged.
+            # One run that was aborted must not keep the others from being verified.
             statuses.append(_CANNOT_TELL)
-            told.append(
-                {"status": "cannot tell", "named": one, "code": error.code, "detail": error.message}
-            )
+            reports.append(_error_fields(name, error))
             if not as_json:
-                typer.echo(f"{one}: CANNOT TELL. {error}")
+                typer.echo(f"{name}: CANNOT TELL. {error}")
             continue
-        if opened_bundle is not None:
-            by = (
-                f"the bundle {opened_bundle.manifest.bundle_id} is signed by the key "
-                f"{', '.join(signers)}"
-            )
-            report.checked.append(by)
         statuses.append(report.status)
-        told.append(_as_data(found, report) | {"bundle_keys": signers})
-        if not as_json:
-            _print(found, report)
-    if as_json:
-        typer.echo(json.dumps(told if len(told) > 1 else told[0], indent=2))
-    raise typer.Exit(1 if 1 in statuses else max(statuses))
-
-
-def _verified(
-    named: str,
-    reads: str | None,
-    keys: PublicKeys | None,
-    snapshot: Snapshot | None,
-    within: float | None,
-    *,
-    show_members: bool,
-) -> tuple[Certificate, CertificateReport]:
-    place = named.rstrip("/")
-    place = place if place.endswith(".json") else f"{place}/{CERTIFICATE_FILE}"
-    found = read_certificate(_certificate_bytes(place), keys)
-    with _open_reads(reads, f"{place.rpartition('/')[0] or '.'}/{READS_FILE}") as opened:
-        report = verify(
-            found,
-            None if opened is None else read_pieces(opened),
-            snapshot,
-            bound=None if within is None else Micros(round(within * 1e6)),
-            key_is_given=keys is not None,
-            show_members=show_members,
+        reports.append(
+            report_fields(certificate, report) | {"bundle_keys": verification.bundle_keys}
         )
-    return found, report
+        if not as_json:
+            for line in report_lines(certificate, report):
+                typer.echo(line)
+    if as_json:
+        typer.echo(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+    raise typer.Exit(_VIOLATED if _VIOLATED in statuses else max(statuses))
 
 
-def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
-    """The newest bundle of a store, and the ids of the keys that signed it and what it builds on.
+class OpenedBundle(NamedTuple):
+    """A bundle, its members, and the ids of the keys that signed it and what it builds on."""
 
-    Raises BundleRefused, Unavailable, and InvalidInput without a key.
+    bundle: Bundle
+    snapshot: Snapshot
+    key_ids: list[str]
 
-    Only the bundler's own keys are believed: whoever signs certificates could else sign the bundle
-    that acquits them.
+
+class Verification(NamedTuple):
+    """The means by which certificates are verified: keys, a bundle, and the time they may lag."""
+
+    keys: PublicKeys | None
+    bundle: OpenedBundle | None
+    within: Micros | None
+    show_members: bool
+
+    @property
+    def bundle_keys(self) -> list[str]:
+        """The ids of the keys that signed the bundle; none without a bundle."""
+        return [] if self.bundle is None else self.bundle.key_ids
+
+    def verify(self, name: str, reads: str | None) -> tuple[Certificate, CertificateReport]:
+        """Verify the certificate of that name by the reads at `reads`, or by those beside it.
+
+        Raises InvalidInput and Unavailable.
+        """
+        stored = StoredCertificate.named(name)
+        certificate = stored.read(self.keys)
+        with stored.open_reads(reads) as file:
+            report = verify(
+                certificate,
+                None if file is None else read_pieces(file),
+                None if self.bundle is None else self.bundle.snapshot,
+                bound=self.within,
+                key_is_given=self.keys is not None,
+                show_members=self.show_members,
+            )
+        if self.bundle is not None:
+            bundle_id = self.bundle.bundle.manifest.bundle_id
+            keys = ", ".join(self.bundle.key_ids)
+            report.checked.append(f"the bundle {bundle_id} is signed by the key {keys}")
+        return certificate, report
+
+
+def bundle_of(url: str, keys: list[Path] | None) -> OpenedBundle:
+    """Open the newest bundle of a store.
+
+    Only the bundler's own keys are believed: whoever signs certificates could otherwise sign the
+    bundle that acquits them. Raises BundleRefused, Unavailable, and InvalidInput without a key.
     """
     if not keys:
         raise InvalidInput(
@@ -159,95 +167,14 @@ def bundle_of(url: str, keys: list[Path] | None) -> tuple[Bundle, list[str]]:
     bundle = open_bundle(
         BundleStore(url), keys=PublicKeys.read(*keys), namespace=None, now=system_clock()
     )
-    return bundle, sorted({manifest.signed_by for manifest in bundle.manifests})
+    key_ids = sorted({manifest.signed_by for manifest in bundle.manifests})
+    return OpenedBundle(bundle, snapshot_of(bundle), key_ids)
 
 
-def _certificate_bytes(place: str) -> bytes:
-    """The bytes of a certificate, no more than any has.
-
-    Raises Unavailable where a run has none, InvalidInput.
-    """
-
-    try:
-        with open_file(place) as file:
-            return file.read(BYTES_MAX + 1)
-    except InvalidInput as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        raise Unavailable(
-            f"There is no {place!r}: the run still goes on, was aborted, or was killed.",
-            code="certificate.none",
-            fix="`consentry reach` says which; only a run that came to its end has a certificate",
-        ) from error
-
-
-@contextmanager
-def open_file(place: str) -> Iterator[IO[bytes]]:
-    """A file at a path or an fsspec URL. Raises InvalidInput where it cannot be read."""
-
-    try:
-        file = fsspec.open(place, "rb").open()
-    except (OSError, ValueError, ImportError) as error:
-        raise InvalidInput(
-            f"The file {place!r} cannot be read ({type(error).__name__}).",
-            code="input.file",
-            fix="name a readable file, or install what the scheme of its URL needs",
-        ) from error
-    with file:
-        yield file
-
-
-@contextmanager
-def _open_reads(named: str | None, beside: str) -> Iterator[pq.ParquetFile | None]:
-    """The reads that were named, or those beside the certificate where there are any."""
-
-    place = named or beside
-    if named is None:
-        files, path = fsspec.core.url_to_fs(place)
-        if not files.exists(path):
-            yield None
-            return
-    with open_file(place) as file:
-        yield open_read_file(file, place)
-
-
-def _as_data(certificate: Certificate, report: CertificateReport) -> dict[str, object]:
+def _error_fields(name: str, error: ConsentryError) -> dict[str, Any]:
     return {
-        "status": STATUS[report.status],
-        "checked": report.checked,
-        "wrong": report.wrong,
-        "unclear": report.unclear,
-        "violations": {
-            reason.value: number for reason, number in sorted(report.violations.items())
-        },
-        "members": report.members,
-        "key": certificate.key_id,
-        "is_verified": certificate.is_verified,
-        "certificate": certificate.statement,
+        "status": OUTCOMES[_CANNOT_TELL],
+        "named": name,
+        "code": error.code,
+        "detail": error.message,
     }
-
-
-def _print(certificate: Certificate, report: CertificateReport) -> None:
-    told = certificate.statement
-    # Before the signature is known to hold its texts may be anybody's: nothing of them may steer a
-    # terminal.
-    typer.echo(f"{STATUS[report.status].upper()}  run {told['run_id']!s:.36}")
-    typer.echo(
-        f"  {told['rows_read']:,} rows of {told['members_read']:,} members, from "
-        f"{told['dataset']!r:.140} "
-        f"{told['dataset_version']!r:.140}, for {told['purpose']!r:.70}"
-    )
-    typer.echo(
-        f"  {date_text(told['started_at'])} to {date_text(told['ended_at'])}, by "
-        f"{told['subscriber']!r:.70}"
-    )
-    for label, texts in (
-        ("holds", report.checked),
-        ("WRONG", report.wrong),
-        ("cannot tell", report.unclear),
-    ):
-        for text in texts:
-            typer.echo(f"  {label:<11}  {text}")
-    for member in report.members:
-        typer.echo(f"    {member}")
-    typer.echo(f"  limit        {told['limit']!s:.200}")

@@ -107,10 +107,9 @@ class PauseDocument(WrittenDocument):
         )
 
 
-class LiftDocument(WrittenDocument):
-    """The end of a pause. Opt-outs survive it."""
+class LiftTerms(WrittenDocument):
+    """The end of a pause that is named elsewhere. Opt-outs survive it."""
 
-    pause: PauseName = Field(description="The name of the pause that it ends.")
     version: Version = Field(
         1, description="The version it ends, with all lower ones. Left out: 1."
     )
@@ -120,6 +119,12 @@ class LiftDocument(WrittenDocument):
         description="VOID: only opt-ins recorded after the lift count, in the scope of the pause. "
         "KEEP: all count.",
     )
+
+
+class LiftDocument(LiftTerms):
+    """The end of a pause. Opt-outs survive it."""
+
+    pause: PauseName = Field(description="The name of the pause that it ends.")
 
     def control(self, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseLifted:
         """Return the lift, in effect from when it was recorded unless the document says more."""

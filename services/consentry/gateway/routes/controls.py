@@ -7,13 +7,14 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Request, Response
 
 from consentry.domain.values import NAME_PATTERN
+from consentry.forms.controls import LiftTerms, PauseDocument, PolicyDocument
 from consentry.gateway.accept import accept
 from consentry.gateway.access import Permission
 from consentry.gateway.context import receive
 from consentry.gateway.control_drafts import ControlDraft, PauseDraft
 from consentry.gateway.http.bodies import CONTROL_BYTES_MAX
 from consentry.gateway.http.models import Accepted, AwaitingApproval
-from consentry.gateway.http.openapi import ACCEPTS_REPETITION, form_body, problems
+from consentry.gateway.http.openapi import ACCEPTS_REPETITION, body_of, problems
 from consentry.gateway.propose import propose
 from consentry.ops.http.bodies import parse_json
 from consentry.ops.http.problems import Problem
@@ -21,62 +22,6 @@ from consentry.ops.http.problems import Problem
 router = APIRouter(prefix="/v1", tags=["desk"])
 
 PausePath = Annotated[str, Path(pattern=f"^{NAME_PATTERN.pattern}$")]
-_VERSION: Final = {"type": "integer", "minimum": 1, "maximum": 2_147_483_647}
-_CODES: Final = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "type": "string",
-        "pattern": r"^([A-Z]{2,3}|[A-Z]{2}-[A-Z0-9]{1,3}|\*)$",
-        "examples": ["HK"],
-    },
-    "description": "ISO 3166 codes, EEA, *.",
-}
-_NAMES: Final = {
-    "type": ["array", "null"],
-    "minItems": 1,
-    "items": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"},
-    "description": "Default: all of them.",
-}
-_INSTANT: Final = {
-    "type": "string",
-    "minLength": 7,
-    "examples": ["2024-10-11T09:00:00Z"],
-    "description": "ISO 8601; default: when it is accepted or approved.",
-}
-_LIFT: Final = {
-    "version": _VERSION,
-    "effective": _INSTANT,
-    "opt_ins": {"enum": ["VOID", "KEEP"], "default": "VOID"},
-}
-_PAUSE_SCHEMA: Final = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["pause", "jurisdictions"],
-    "properties": {
-        "pause": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"},
-        "version": _VERSION,
-        "jurisdictions": _CODES,
-        "purposes": _NAMES,
-        "categories": _NAMES,
-        "effective": _INSTANT,
-        "authority": {"type": "string", "maxLength": 200},
-        "basis": {"enum": ["ORDER", "UNDERTAKING"]},
-        "reach": {"enum": ["GOING_FORWARD", "PRIOR_AND_FUTURE"]},
-    },
-}
-_LIFT_SCHEMA: Final = {"type": "object", "additionalProperties": False, "properties": _LIFT}
-_POLICY_SCHEMA: Final = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["version", "terms"],
-    "description": "As in a policy file; docs/policies.md.",
-    "properties": {
-        "version": {"type": "string", "maxLength": 200},
-        "effective": _INSTANT,
-        "terms": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-    },
-}
 _PROPOSED: Final = {
     "model": Accepted | AwaitingApproval,
     "description": "Accepted, or awaiting approval",
@@ -88,7 +33,7 @@ _PROPOSED: Final = {
     status_code=202,
     response_model=Accepted,
     responses=problems(400, 408, 409, 413, 415, 422, 504),
-    openapi_extra=form_body(_PAUSE_SCHEMA, *ACCEPTS_REPETITION),
+    openapi_extra=body_of(PauseDocument, *ACCEPTS_REPETITION),
 )
 async def post_pause(http_request: Request) -> Response:
     """Stop a use for a scope, however many members it covers.
@@ -105,7 +50,7 @@ async def post_pause(http_request: Request) -> Response:
     status_code=202,
     response_model=AwaitingApproval,
     responses=problems(400, 408, 409, 413, 415, 422),
-    openapi_extra=form_body(_LIFT_SCHEMA, *ACCEPTS_REPETITION),
+    openapi_extra=body_of(LiftTerms, *ACCEPTS_REPETITION),
 )
 async def post_lift(http_request: Request, pause: PausePath) -> Response:
     """Propose to end a pause. It takes effect when a second person approves; opt-outs survive
@@ -130,7 +75,7 @@ async def post_lift(http_request: Request, pause: PausePath) -> Response:
     "/policies",
     status_code=202,
     responses={**problems(400, 408, 409, 413, 415, 422, 504), 202: _PROPOSED},
-    openapi_extra=form_body(_POLICY_SCHEMA, *ACCEPTS_REPETITION),
+    openapi_extra=body_of(PolicyDocument, *ACCEPTS_REPETITION),
 )
 async def post_policy(http_request: Request) -> Response:
     """Publish a policy version.

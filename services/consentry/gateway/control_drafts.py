@@ -16,9 +16,10 @@ from consentry.domain.controls import Control, PauseImposed, PauseLifted, Policy
 from consentry.domain.impact import openings, openings_digest
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
-from consentry.forms.controls import parse_lift, parse_pause, parse_policy
+from consentry.forms.controls import LiftDocument, PauseDocument, PolicyDocument
 from consentry.gateway.accept import PreparedEvent
 from consentry.gateway.context import GatewayContext
+from consentry.gateway.http.models import Json
 from consentry.gateway.idempotency import IdempotencyClaim
 from consentry.gateway.proposals import ProposalKind, ProposalRequest
 from consentry.ops.http.problems import Problem
@@ -29,55 +30,64 @@ _NO_ID: Final = bytes(16)
 
 @dataclass(frozen=True, slots=True)
 class PauseDraft:
-    """A pause that is to be imposed; `form` has its plain values."""
+    """A pause that is to be imposed."""
 
     context: GatewayContext
-    form: Any
+    document: PauseDocument
     source: str
     event_id: ClassVar[None] = None
     excludes: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Raise InvalidDocument for a form that does not fit, before the key is used up."""
-        self._pause(_NO_ID, self.context.clock())
 
     async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:
         """See Draft. Raises Problem 409 where the pause would not do what it is meant to."""
         pause = self._pause(claim.event_id, claim.recorded_at)
         if not _was_sent(self.context, claim):
-            now = self._pause(_NO_ID, self.context.clock())
-            has_effective = self.form.get("effective") is not None
+            current = self._pause(_NO_ID, self.context.clock())
+            has_effective = self.document.effective is not None
             log = self.context.reader.controls.controls.log
-            _refuse(conflict_of_pause(now, log, has_effective=has_effective))
+            _refuse(conflict_of_pause(current, log, has_effective=has_effective))
         if pause.effective_at <= pause.recorded_at:
             return PreparedEvent(pause)
         warning = f"the pause does not bind before {iso_text(pause.effective_at)}"
         return PreparedEvent(pause, [warning])
 
     def _pause(self, event_id: bytes, recorded_at: Micros) -> PauseImposed:
-        return parse_pause(
-            self.form, event_id=event_id, recorded_at=recorded_at, source=self.source
-        )
+        return self.document.control(event_id=event_id, recorded_at=recorded_at, source=self.source)
 
 
 @dataclass(frozen=True, slots=True)
 class ControlDraft:
     """A lift or policy that is to be published, directly or after an approval.
 
-    `form` has its plain values. Sent directly, it may open nothing.
+    `form` has the plain values of `document`. Sent directly, it may open nothing.
     """
 
     context: GatewayContext
     kind: ProposalKind
-    form: Any
+    form: Json
+    document: LiftDocument | PolicyDocument
     source: str
     event_id: ClassVar[None] = None
     excludes: ClassVar[bool] = False
 
+    @classmethod
+    def read(
+        cls, context: GatewayContext, kind: ProposalKind, form: Any, *, source: str
+    ) -> ControlDraft:
+        """Return the draft of the control that a form asks for. Raises InvalidDocument."""
+        document: LiftDocument | PolicyDocument
+        if kind == "lift":
+            document = LiftDocument.read(form, name="the lift")
+        else:
+            document = PolicyDocument.read(form, name="the policy")
+        draft = cls(context, kind, form, document, source)
+        draft.control_now()  # a policy also refuses a notice that ends before it takes effect
+        return draft
+
     async def opens_something(self) -> bool:
         """Return whether it would widen use if it were sent now.
 
-        Raises InvalidDocument, and Unavailable where not all controls are known.
+        Raises Unavailable where not all controls are known.
         """
         await self.context.reader.wait_for_controls()
         control = self.control_now()
@@ -89,8 +99,7 @@ class ControlDraft:
 
     def control(self, event_id: bytes, recorded_at: Micros) -> PauseLifted | PolicyPublished:
         """Return the control with this identity, recorded at this time. Raises InvalidDocument."""
-        parse = parse_lift if self.kind == "lift" else parse_policy
-        return parse(self.form, event_id=event_id, recorded_at=recorded_at, source=self.source)
+        return self.document.control(event_id=event_id, recorded_at=recorded_at, source=self.source)
 
     async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:
         """See Draft. Raises Problem 409 where it conflicts, or opens something after all.
@@ -124,7 +133,7 @@ class ControlDraft:
     def check(self, control: PauseLifted | PolicyPublished) -> None:
         """Raise Problem 409 where the control would not do what it is meant to."""
         log = self.context.reader.controls.controls.log
-        has_effective = self.form.get("effective") is not None
+        has_effective = self.document.effective is not None
         if isinstance(control, PauseLifted):
             _refuse(conflict_of_lift(control, log, has_effective=has_effective))
             return

@@ -15,6 +15,7 @@ from consentry.forms.yaml import document_text
 from consentry.ops.http.problems import ProblemOut, described_problems
 
 ACCEPTS_REPETITION: Final = ("idempotency-key", "traceparent")
+_REFERENCE: Final = "#/components/schemas/{model}"
 _ALWAYS: Final = (400, 401, 403, 408, 429, 431, 500, 503)
 _HEADERS: Final[dict[str, dict[str, Any]]] = {
     "idempotency-key": {
@@ -51,7 +52,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def body_of(model: type[BaseModel], *headers: str) -> dict[str, Any]:
     """Return the description of a JSON body, and of headers."""
-    return form_body(_reference(model), *headers)
+    schema = _reference(model)
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "parameters": [_HEADERS[name] for name in headers],
+    }
 
 
 def one_of_lines(*models: type[BaseModel]) -> dict[str, Any]:
@@ -62,15 +67,7 @@ def one_of_lines(*models: type[BaseModel]) -> dict[str, Any]:
 def _reference(model: type[BaseModel]) -> dict[str, Any]:
     """Return the reference to a model that FastAPI does not see."""
     _MODELS[model.__name__] = model
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
-
-
-def form_body(schema: dict[str, Any], *headers: str) -> dict[str, Any]:
-    """Return the description of a JSON body whose schema is written out."""
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "parameters": [_HEADERS[name] for name in headers],
-    }
+    return {"$ref": _REFERENCE.format(model=model.__name__)}
 
 
 def ndjson_body(*headers: str) -> dict[str, Any]:
@@ -103,7 +100,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas = description.setdefault("components", {}).setdefault("schemas", {})
         models: list[type[BaseModel]] = [ProblemOut, *_MODELS.values()]
         for model in models:
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schema = model.model_json_schema(ref_template=_REFERENCE)
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
         schemas.pop("HTTPValidationError", None)

@@ -146,7 +146,7 @@ async def _carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
     if known is not None:
         logged = as_in_log(proposal, source=known.source, recorded_at=known.recorded_at)
         return replace(logged, result=_result(context, proposal, None))
-    draft = ControlDraft(context, proposal.kind, proposal.form, source=both_persons(proposal))
+    draft = ControlDraft.read(context, proposal.kind, proposal.form, source=both_persons(proposal))
     control = draft.control(proposal.event_id, proposal.decided_at)
     draft.check(control)
     _check_opens(context, control, proposal)

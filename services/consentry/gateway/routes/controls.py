@@ -41,7 +41,8 @@ async def post_pause(http_request: Request) -> Response:
     Binds at once, without a second person.
     """
     context, request = await receive(http_request, Permission.IMPOSE, bytes_max=CONTROL_BYTES_MAX)
-    draft = PauseDraft(context, parse_json(request.body), source=request.caller.subject)
+    document = PauseDocument.read(parse_json(request.body), name="the pause")
+    draft = PauseDraft(context, document, source=request.caller.subject)
     return await accept(context, request, draft)
 
 
@@ -66,8 +67,7 @@ async def post_lift(http_request: Request, pause: PausePath) -> Response:
             fix="see docs",
         )
     form = {**form, "pause": pause}
-    draft = ControlDraft(context, "lift", form, source=request.caller.subject)
-    draft.control_now()  # what does not fit is refused before the Idempotency-Key is used up
+    draft = ControlDraft.read(context, "lift", form, source=request.caller.subject)
     return await propose(context, request, draft)
 
 
@@ -84,7 +84,7 @@ async def post_policy(http_request: Request) -> Response:
     """
     context, request = await receive(http_request, Permission.PROPOSE, bytes_max=CONTROL_BYTES_MAX)
     form = parse_json(request.body)
-    draft = ControlDraft(context, "policy", form, source=request.caller.subject)
+    draft = ControlDraft.read(context, "policy", form, source=request.caller.subject)
     if await draft.opens_something():
         return await propose(context, request, draft)
     return await accept(context, request, draft)

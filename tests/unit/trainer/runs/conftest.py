@@ -1,6 +1,4 @@
-"""A small world that moves when told to: a clock, a view kept fresh by hand, and a judge over
-it.
-"""
+"""A small world that moves step by step: a clock, a snapshot kept fresh by hand, and a decider."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ assert NAMESPACE
 
 
 class SmallWorld:
-    """What has been recorded, and what the view holds of it; time stands still until `later`."""
+    """Everything recorded, and the snapshot of it; time stands still until `later`."""
 
     def __init__(self) -> None:
         self.now = START
@@ -43,7 +41,7 @@ class SmallWorld:
         self.prove()
 
     def later(self, seconds: float, *, is_fresh: bool = True) -> Micros:
-        """Let time go by; the new time."""
+        """Let time go by, and return the new time."""
         self.now = Micros(self.now + round(seconds * 1e6))
         if is_fresh:
             self.prove()
@@ -61,18 +59,18 @@ class SmallWorld:
 
     def control(self, *controls: Control) -> None:
         """Controls arrive."""
-        for one in controls:
-            self.snapshot.apply_control(one)
+        for control in controls:
+            self.snapshot.apply_control(control)
             self.snapshot.positions[CONTROLS, 0] = self.snapshot.positions.get((CONTROLS, 0), 0) + 1
 
-    def tell(self, *events: MemberEvent) -> None:
+    def record(self, *events: MemberEvent) -> None:
         """Events are recorded, and the records arrive."""
         for event in events:
-            record = fold(self.records.get(event.member), event)
-            self.records[event.member] = record
+            folded = fold(self.records.get(event.member), event)
+            self.records[event.member] = folded
             key = event.member.encode()
             home = partition_of(key, PARTITIONS)
-            self.snapshot.apply_records(home, [key], [write_record(record, _FRAME)])
+            self.snapshot.apply_records(home, [key], [write_record(folded, _FRAME)])
             self.snapshot.positions[RECORDS, home] = (
                 self.snapshot.positions.get((RECORDS, home), 0) + 1
             )
@@ -84,7 +82,9 @@ class SmallWorld:
             self._events += 1
             known = self.records.get(member)
             observed = known.version if known else None
-            self.tell(chose(choice, self._events, on=0, member=member, observed=observed, **times))
+            self.record(
+                chose(choice, self._events, on=0, member=member, observed=observed, **times)
+            )
 
     def opt_out(self, *members: str, **more: Any) -> None:
         """The members opt out at this moment."""
@@ -98,7 +98,7 @@ class SmallWorld:
         """The members live there, since long ago."""
         for member in members:
             self._events += 1
-            self.tell(moved(jurisdiction, self._events, on=1, member=member))
+            self.record(moved(jurisdiction, self._events, on=1, member=member))
 
     def run(self, store: str | Path, **more: Any) -> TrainingRun:
         """A run that has not begun; nothing waits in memory."""
@@ -114,5 +114,5 @@ class SmallWorld:
 
 @pytest.fixture
 def small() -> SmallWorld:
-    """Everybody is in the US: rows say so; one policy allows the purpose everywhere."""
+    """A world where all rows are from the US, and one policy allows the purpose everywhere."""
     return SmallWorld()

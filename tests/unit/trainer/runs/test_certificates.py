@@ -1,4 +1,4 @@
-"""Certificates: one spelling, one signature, one tree; whoever changes anything is found out."""
+"""Certificates: one spelling, one signature, one tree; every change to them is noticed."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def statement(**more: Any) -> dict[str, Any]:
     examples[int | None] = None
 
     def example(model: type[BaseModel]) -> dict[str, Any]:
-        found = {}
+        fields = {}
         for name, field in model.model_fields.items():
             kind: Any = field.annotation
-            found[name] = examples[kind] if kind in examples else example(kind)
-        return found
+            fields[name] = examples[kind] if kind in examples else example(kind)
+        return fields
 
     return {**example(CertificateStatement), "format": FORMAT, **more}
 
@@ -78,8 +78,8 @@ class TestCanonical:
     @pytest.mark.parametrize(
         "value", [1.5, {"a b": 1}, {"ä": 1}, 2**53, -(2**53), {1: 2}, b"x", "\ud800", {"a": [0.0]}]
     )
-    def test_what_has_no_one_spelling_is_refused(self, value: Any) -> None:
-        """Fractions and great numbers differ from language to language."""
+    def test_a_value_with_more_than_one_spelling_is_refused(self, value: Any) -> None:
+        """Fractions and large numbers are written differently in different languages."""
         with pytest.raises(ValueError, match=r".+"):
             canonical(value)
 
@@ -106,10 +106,14 @@ class TestCanonical:
 class TestEnvelope:
     """A certificate's file."""
 
-    def test_what_was_signed_is_read_and_verified(self) -> None:
-        """Otherwise nothing is ever believed."""
-        found = read_certificate(WRITTEN, KNOWN)
-        assert (found.statement, found.key_id, found.is_verified) == (statement(), KEY.key_id, True)
+    def test_a_signed_certificate_is_read_and_verified(self) -> None:
+        """Otherwise no certificate would ever be believed."""
+        certificate = read_certificate(WRITTEN, KNOWN)
+        assert (certificate.statement, certificate.key_id, certificate.is_verified) == (
+            statement(),
+            KEY.key_id,
+            True,
+        )
         assert not read_certificate(WRITTEN, PublicKeys([OTHER.public])).is_verified
         assert not read_certificate(WRITTEN).is_verified
         unsigned = read_certificate(write_certificate(statement(), None), KNOWN)
@@ -122,15 +126,15 @@ class TestEnvelope:
                 raw = bytearray(WRITTEN)
                 raw[place] ^= 1 << bit
                 try:
-                    found = read_certificate(bytes(raw), KNOWN)
+                    certificate = read_certificate(bytes(raw), KNOWN)
                 except InvalidInput:
                     continue
                 # The one thing a reader may take for itself: another name of the key, which it then
                 # does not know.
-                assert not found.is_verified, place
+                assert not certificate.is_verified, place
 
     @given(st.integers(0, len(WRITTEN)), st.binary(max_size=4), st.integers(0, 4))
-    def test_anything_put_in_or_taken_out_is_refused(
+    def test_bytes_added_or_left_out_are_refused(
         self, place: int, put_in: bytes, taken: int
     ) -> None:
         """Cutting, adding and replacing."""
@@ -153,7 +157,7 @@ class TestEnvelope:
         with pytest.raises(InvalidInput):
             read_certificate(canonical(envelope) + b"\n", KNOWN)
 
-    def test_a_signature_of_somebody_else_under_a_known_name_is_refused(self) -> None:
+    def test_a_signature_by_another_key_under_a_known_name_is_refused(self) -> None:
         """The name of a key is no secret."""
         forged = json.loads(write_certificate(statement(), OTHER))
         forged["signature"]["key"] = KEY.key_id
@@ -161,10 +165,8 @@ class TestEnvelope:
             read_certificate(canonical(forged) + b"\n", KNOWN)
         assert refused.value.code == "certificate.tampered"
 
-    def test_a_signature_over_other_bytes_than_a_certificates_does_not_fit(self) -> None:
-        """The same key signs bundles: nothing it signed there may be passed off as a
-        certificate.
-        """
+    def test_a_signature_over_something_other_than_a_certificate_does_not_fit(self) -> None:
+        """The same key may sign bundles: no signature from there may pass for a certificate's."""
         envelope = json.loads(WRITTEN)
         import base64
 
@@ -174,7 +176,7 @@ class TestEnvelope:
             read_certificate(canonical(envelope) + b"\n", KNOWN)
 
     def test_fields_that_are_missing_or_of_another_kind_are_refused(self) -> None:
-        """A reader that falls over in the middle has not said *no*."""
+        """A reader that ends with a traceback has not refused the certificate."""
         for name in CertificateStatement.model_fields:
             less = statement()
             del less[name]
@@ -204,7 +206,7 @@ def root_by_definition(entries: list[bytes]) -> bytes:
 class TestMerkle:
     """The tree over what was read."""
 
-    def test_roots_are_those_that_others_compute(self) -> None:
+    def test_roots_are_those_of_other_implementations(self) -> None:
         """The test vectors of certificate-transparency implementations."""
         entries = [
             "",
@@ -257,22 +259,22 @@ class TestReads:
 
     @given(st.lists(rows, max_size=6))
     def test_reads_are_sorted_distinct_and_each_has_a_leaf_of_its_own(
-        self, told: list[dict[str, Any]]
+        self, rows_given: list[dict[str, Any]]
     ) -> None:
         """Two reads with one leaf could be exchanged without being noticed."""
-        told = [{name: row[name] for name in SCHEMA.names} for row in told]
-        found = distinct_reads(pa.Table.from_pylist(told, schema=SCHEMA))
-        keys = [tuple(row.values())[:5] for row in found.to_pylist()]
+        rows_given = [{name: row[name] for name in SCHEMA.names} for row in rows_given]
+        reads = distinct_reads(pa.Table.from_pylist(rows_given, schema=SCHEMA))
+        keys = [tuple(row.values())[:5] for row in reads.to_pylist()]
         assert (
-            len(set(keys)) == len(keys) == len({tuple(row.values())[:5] for row in told})
-            or not told
+            len(set(keys)) == len(keys) == len({tuple(row.values())[:5] for row in rows_given})
+            or not rows_given
         )
-        assert sum(found["rows"].to_pylist()) == sum(row["rows"] for row in told)
-        assert is_sorted(found)
-        assert found.equals(distinct_reads(found))
-        if found.num_rows > 1:
-            assert not is_sorted(found.take(pa.array(range(found.num_rows - 1, -1, -1))))
-            assert not is_sorted(pa.concat_tables([found.slice(0, 1), found.slice(0, 1)]))
-        every = leaves(pa.Table.from_pylist(told, schema=SCHEMA)) if told else []
-        assert len(set(every)) == len({tuple(row.items()) for row in told})
+        assert sum(reads["rows"].to_pylist()) == sum(row["rows"] for row in rows_given)
+        assert is_sorted(reads)
+        assert reads.equals(distinct_reads(reads))
+        if reads.num_rows > 1:
+            assert not is_sorted(reads.take(pa.array(range(reads.num_rows - 1, -1, -1))))
+            assert not is_sorted(pa.concat_tables([reads.slice(0, 1), reads.slice(0, 1)]))
+        every = leaves(pa.Table.from_pylist(rows_given, schema=SCHEMA)) if rows_given else []
+        assert len(set(every)) == len({tuple(row.items()) for row in rows_given})
         assert all(leaf.count(b"\t") == 7 and b"\n" not in leaf for leaf in every)

@@ -1,4 +1,4 @@
-"""Which runs read whom: before the exclusion bound them, or after."""
+"""The search for who was read where: before the exclusion bound the run, or after it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def batch(*members: str, place: str = "US") -> pa.Table:
 
 
 def member(run: TrainingRun, world: SmallWorld, name: str) -> RunReads | None:
-    """What a run read of a member, by what a world knows."""
+    """The reads of a member in a run, by what a world knows."""
     return reach_of_member(run.folder, world.snapshot, MemberId(name), now=world.now)
 
 
 def of_pause(run: TrainingRun, world: SmallWorld) -> RunReads | None:
-    """What a run read of those whom pause-1 covers."""
+    """The reads of those whom pause-1 covers, by what a world knows."""
     return reach_of_pause(run.folder, world.snapshot, "pause-1", now=world.now)
 
 
@@ -54,7 +54,7 @@ class TestMember:
     """One member's reads."""
 
     def test_reads_before_the_opt_out_stand(self, small: SmallWorld, tmp_path: Path) -> None:
-        """Going forward: what was lawfully read was lawfully read, and is named as such."""
+        """An opt-out binds from then on: earlier reads were lawful, and are reported as such."""
         with small.run(tmp_path) as run:
             begun = small.now
             run.filter(batch("a", "a", "b"))
@@ -65,12 +65,17 @@ class TestMember:
         small.opt_out("a")
         out = small.now
         small.later(60)
-        found = member(run, small, "a")
-        assert found is not None
-        assert (found.when, found.rows, found.members, found.state) == (BEFORE, 3, 1, "COMPLETED")
-        assert (found.first_read_at, found.last_read_at) == (begun, read_until)
-        assert (found.excluded_now, found.excluded_since) == ("OPTED_OUT", out)
-        assert not found.unclear
+        report = member(run, small, "a")
+        assert report is not None
+        assert (report.when, report.rows, report.members, report.state) == (
+            BEFORE,
+            3,
+            1,
+            "COMPLETED",
+        )
+        assert (report.first_read_at, report.last_read_at) == (begun, read_until)
+        assert (report.excluded_now, report.excluded_since) == ("OPTED_OUT", out)
+        assert not report.unclear
         other = member(run, small, "b")
         assert other is not None
         assert other.when == NOT_EXCLUDED
@@ -98,44 +103,44 @@ class TestMember:
         assert (both.when, both.violations) == (BOTH, {Reason.OPTED_OUT: 1})
         assert (after.when, after.violations) == (AFTER, {Reason.OPTED_OUT: 1})
 
-    def test_what_a_bundle_is_too_old_for_cannot_be_told(
+    def test_a_bundle_older_than_the_reads_leaves_it_unclear(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """An opt-out that it has not heard of would be no exclusion."""
+        """An opt-out that the bundle does not have would count as none."""
         old = SmallWorld()
         small.later(60)
         with small.run(tmp_path) as run:
             run.filter(batch("a"))
-        found = member(run, old, "a")
-        assert found is not None
-        assert "newer bundle" in found.unclear[0]
+        report = member(run, old, "a")
+        assert report is not None
+        assert "newer bundle" in report.unclear[0]
 
-    def test_an_aborted_runs_reads_are_found(self, small: SmallWorld, tmp_path: Path) -> None:
-        """A model may have been trained on the half of it."""
+    def test_the_reads_of_an_aborted_run_are_found(self, small: SmallWorld, tmp_path: Path) -> None:
+        """A model may have been trained on half of the data."""
         with pytest.raises(ConsentStale), small.run(tmp_path) as run:  # noqa: PT012
             run.filter(batch("a"))
             small.later(60, is_fresh=False)
             run.filter(batch("a"))
         small.prove()
-        found = member(run, small, "a")
-        assert found is not None
-        assert (found.state, found.rows, found.unclear) == ("ABORTED", 1, [])
+        report = member(run, small, "a")
+        assert report is not None
+        assert (report.state, report.rows, report.unclear) == ("ABORTED", 1, [])
 
-    def test_a_run_that_is_under_way_or_was_killed_cannot_be_told(
+    def test_a_run_that_goes_on_or_was_killed_is_unclear(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """Its last second may not be recorded: *not found* would be a guess."""
+        """Its last second may not be recorded: *not read* would be a guess."""
         with small.run(tmp_path, spool_seconds=1) as run:
-            found = member(run, small, "a")
-            assert found is not None
-            assert (found.state, found.rows) == ("UNFINISHED", 0)
-            assert "1000000 rows of its last 1 s" in found.unclear[0]
+            report = member(run, small, "a")
+            assert report is not None
+            assert (report.state, report.rows) == ("UNFINISHED", 0)
+            assert "1000000 rows of its last 1 s" in report.unclear[0]
 
     @pytest.mark.parametrize("lost", ["missing", "shorter", "uncertified", "tampered"])
-    def test_a_completed_run_without_all_its_reads_cannot_be_told(
+    def test_a_completed_run_without_all_its_reads_is_unclear(
         self, small: SmallWorld, tmp_path: Path, lost: str
     ) -> None:
-        """*Never read* would be the answer of whoever deletes the record of it."""
+        """Whoever deletes the record of reads would get the answer *never read*."""
         with small.run(tmp_path) as run:
             run.filter(batch("a", "b"))
         small.control(pause(1, "HK", on=0, effective_at=small.now, recorded_at=small.now))
@@ -151,12 +156,12 @@ class TestMember:
             certificate.unlink()
         else:
             certificate.write_bytes(certificate.read_bytes().replace(b'"leaves":2', b'"leaves":1'))
-        for found in (member(run, small, "c"), of_pause(run, small)):
-            assert found is not None
-            assert (found.state, found.rows, len(found.unclear)) == ("COMPLETED", 0, 1)
+        for report in (member(run, small, "c"), of_pause(run, small)):
+            assert report is not None
+            assert (report.state, report.rows, len(report.unclear)) == ("COMPLETED", 0, 1)
 
-    def test_a_damaged_store_is_told(self, small: SmallWorld, tmp_path: Path) -> None:
-        """A file that cannot be read holds reads that nobody finds."""
+    def test_a_damaged_store_is_reported(self, small: SmallWorld, tmp_path: Path) -> None:
+        """A file that cannot be read may hold reads that nobody finds."""
         with small.run(tmp_path) as run:
             run.filter(batch("a"))
         place = tmp_path / run.run_id
@@ -175,7 +180,7 @@ class TestMember:
 class TestPause:
     """Those whom a pause covers."""
 
-    def test_reads_of_rows_and_of_members_from_there_are_found(
+    def test_reads_of_rows_and_of_members_from_the_jurisdiction_are_found(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
         """A regulator asks which models saw the data of their residents."""
@@ -188,15 +193,15 @@ class TestPause:
         small.control(pause(1, "HK", on=0, effective_at=small.now, recorded_at=small.now))
         imposed = small.now
         small.later(60)
-        found = of_pause(run, small)
-        assert found is not None
-        assert (found.members, found.rows, found.when, found.excluded_since) == (
+        report = of_pause(run, small)
+        assert report is not None
+        assert (report.members, report.rows, report.when, report.excluded_since) == (
             2,
             2,
             BEFORE,
             imposed,
         )
-        assert found.excluded_now == "PAUSED"
+        assert report.excluded_now == "PAUSED"
         small.control(lift(2, on=0, effective_at=small.now, recorded_at=small.now))
         lifted = of_pause(run, small)
         assert lifted is not None
@@ -213,9 +218,9 @@ class TestPause:
             run.filter(batch("a", "b", place="HK"))
             run.filter(batch("a"))
         true.later(10)
-        found = of_pause(run, true)
-        assert found is not None
-        assert (found.when, found.violations, found.members) == (AFTER, {Reason.PAUSED: 2}, 2)
+        report = of_pause(run, true)
+        assert report is not None
+        assert (report.when, report.violations, report.members) == (AFTER, {Reason.PAUSED: 2}, 2)
         lifted = Micros(small.now - 30 * SECOND)
         true.control(lift(2, on=0, effective_at=lifted, recorded_at=lifted))
         after = of_pause(run, true)
@@ -225,7 +230,7 @@ class TestPause:
     def test_a_pause_of_another_purpose_or_category_does_not_cover(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """What is not covered stands in no report."""
+        """Reads that the pause does not cover are in no report."""
         with small.run(tmp_path) as run:
             run.filter(batch("a", place="HK").append_column("category", pa.array(["posts"])))
         small.control(pause(1, "HK", on=0, purposes=("ads",)))
@@ -238,14 +243,14 @@ class TestPause:
     def test_a_pause_that_does_not_exist_is_refused(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """A name with a slip in it would find nothing, and be taken for good news."""
+        """A misspelt name would find nothing, and be taken for good news."""
         with small.run(tmp_path) as run:
             run.filter(batch("a"))
         with pytest.raises(InvalidInput):
             of_pause(run, small)
 
     def test_its_reach_is_known(self) -> None:
-        """What reaches back is to be purged."""
+        """A pause that reaches back demands a purge."""
         assert pause(1, "HK", on=0, reach=Reach.PRIOR_AND_FUTURE).takes_back
 
 
@@ -265,10 +270,10 @@ KILLED = """
 
 
 @pytest.mark.parametrize("spool", [0, 1])
-def test_a_run_that_was_killed_can_be_searched_but_for_its_tail(
+def test_a_killed_run_can_be_searched_but_for_its_tail(
     small: SmallWorld, tmp_path: Path, spool: int
 ) -> None:
-    """kill -9, or the machine's power: what was read before is what a member asks about."""
+    """After kill -9 or a power cut, members still ask whether their data was read before it."""
     program = textwrap.dedent(KILLED).format(
         root=str(Path(__file__).parents[4]), store=str(tmp_path), spool=spool
     )
@@ -287,13 +292,13 @@ def test_a_run_that_was_killed_can_be_searched_but_for_its_tail(
     folder = RunStore(str(tmp_path)).folder(run_id)
     assert not folder.exists("certificate.json")
     small.later(100)
-    found = []
+    was_read = []
     for number in range(last + 1):
-        one = reach_of_member(folder, small.snapshot, MemberId(f"m{number}"), now=small.now)
-        assert one is not None
-        assert one.unclear
-        found.append(bool(one.rows))
-    missing = found.index(False) if False in found else len(found)
-    assert not any(found[missing:])
+        report = reach_of_member(folder, small.snapshot, MemberId(f"m{number}"), now=small.now)
+        assert report is not None
+        assert report.unclear
+        was_read.append(bool(report.rows))
+    missing = was_read.index(False) if False in was_read else len(was_read)
+    assert not any(was_read[missing:])
     # A batch is a tenth of a second: no more than the last second, or nothing, is missing.
     assert last + 1 - missing <= spool * 11

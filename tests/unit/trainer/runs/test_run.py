@@ -1,6 +1,4 @@
-"""A run hands out only what may be used when it is handed out, records it, and stops when it cannot
-know.
-"""
+"""A run hands out only usable rows, records them, and stops when freshness is not proven."""
 
 from __future__ import annotations
 
@@ -37,25 +35,23 @@ def rows(*members: str | None, place: str = "US") -> pa.Table:
 
 def ids(table: pa.Table) -> list[str]:
     """The members of a batch."""
-    found: list[str] = table["member_id"].to_pylist()
-    return found
+    members: list[str] = table["member_id"].to_pylist()
+    return members
 
 
 def reads_of(run: Any) -> pa.Table:
-    """What a finished run recorded."""
+    """The reads that a finished run recorded."""
     with run.folder.open(READS_FILE) as file:
         return pq.read_table(file)
 
 
 class TestHandingOut:
-    """What comes through, and when it is decided."""
+    """The rows that are handed out, and the time at which that is decided."""
 
-    def test_who_opts_out_between_two_batches_is_not_in_the_second(
+    def test_a_member_who_opts_out_between_two_batches_is_not_in_the_second(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """An epoch takes days: who opts out on its first evening would be trained on until it
-        ends.
-        """
+        """An epoch takes days: an opt-out on its first evening would be ignored until it ends."""
         with small.run(tmp_path) as run:
             handed_out = run.filter([rows("a", "b"), rows("a", "b")])
             assert ids(next(handed_out)) == ["a", "b"]
@@ -63,7 +59,7 @@ class TestHandingOut:
             assert ids(next(handed_out)) == ["b"]
         assert run.counts[Reason.OPTED_OUT] == 1
 
-    def test_no_batch_is_asked_for_before_the_one_before_it_was_used(
+    def test_no_batch_is_asked_for_before_the_last_one_was_used(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
         """A batch that is decided ahead of its time is decided by what was known then."""
@@ -81,7 +77,7 @@ class TestHandingOut:
     def test_a_pause_that_comes_mid_epoch_excludes_its_rows(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """A regulator's word binds at once, not from the next epoch on."""
+        """A regulator's order binds at once, not from the next epoch on."""
         with small.run(tmp_path) as run:
             handed_out = run.filter([pa.concat_tables([rows("a"), rows("b", place="HK")])] * 2)
             assert ids(next(handed_out)) == ["a", "b"]
@@ -94,17 +90,15 @@ class TestHandingOut:
         """A training step over no rows fails, or divides by zero."""
         small.opt_out("a")
         with small.run(tmp_path) as run:
-            found = list(run.filter([rows("a"), rows("b"), rows(), rows("a", None)]))
-        assert [ids(one) for one in found] == [["b"]]
+            batches = list(run.filter([rows("a"), rows("b"), rows(), rows("a", None)]))
+        assert [ids(batch) for batch in batches] == [["b"]]
         assert (run.batches, run.batches_empty) == (4, 3)
         assert run.counts == {Reason.OPTED_OUT: 2, Reason.DEFAULT_ON: 1, Reason.QUARANTINED: 1}
 
-    def test_every_kind_of_batch_comes_back_as_it_came(
+    def test_every_kind_of_batch_comes_back_as_the_same_kind(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """Who has to convert their loader's batches by hand will filter once, before training, and
-        never again.
-        """
+        """A team that has to convert its batches by hand will filter once, and never again."""
         import pandas as pd
         import polars as pl
 
@@ -127,26 +121,27 @@ class TestHandingOut:
             (pandas,) = run.filter(iter([pd.DataFrame(data)]))
             assert pandas["text"].tolist() == ["x", "z"]
             assert run.filter(data)["text"] == ["x", "z"]
-            found = run.filter(arrays)
-            assert (found["text"].tolist(), found["jurisdiction"]) == ([0, 2], ("US", "US"))
+            batch_of_arrays = run.filter(arrays)
+            assert (batch_of_arrays["text"].tolist(), batch_of_arrays["jurisdiction"]) == (
+                [0, 2],
+                ("US", "US"),
+            )
             (scanned,) = run.filter(ds.dataset(table))
             assert scanned.column("text").to_pylist() == ["x", "z"]
 
-    def test_a_column_of_mixed_types_holds_who_is_no_text(
+    def test_values_in_a_column_of_mixed_types_that_are_no_ids_are_counted(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """A loader's list may hold anything; a row that is dropped without a reason is missed by
-        nobody.
-        """
+        """A loader's list may hold anything; nobody misses a row dropped without a reason."""
         with small.run(tmp_path) as run:
-            found = run.filter({"member_id": ["a", None, 3.5, ["x"]], "jurisdiction": ["US"] * 4})
-        assert found["member_id"] == ["a"]
+            usable = run.filter({"member_id": ["a", None, 3.5, ["x"]], "jurisdiction": ["US"] * 4})
+        assert usable["member_id"] == ["a"]
         assert run.counts[Reason.QUARANTINED] == 3
 
-    def test_what_arrow_would_round_to_a_number_is_no_id(
+    def test_a_value_that_arrow_would_turn_into_a_number_is_no_id(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """Arrow makes a 1 of each of them among numbers: somebody else's id."""
+        """Among numbers Arrow turns each of them into 1: the id of another member."""
         odd = [7, np.True_, np.float16(1.0), np.float32(1.0), True, None, 1 << 70]
         with small.run(tmp_path) as run:
             for values in (odd, np.array(odd, dtype=object)):
@@ -159,7 +154,7 @@ class TestHandingOut:
     def test_polars_columns_that_arrow_does_not_have_are_read_value_by_value(
         self, small: SmallWorld, tmp_path: Path, kind: pl.DataType
     ) -> None:
-        """A gap stays one; an error of Arrow's would end the run."""
+        """A null stays a null; an error of Arrow's would end the run."""
         small.opt_out("8")
         frame = pl.DataFrame(
             {"member_id": pl.Series([7, 8, None], dtype=kind), "jurisdiction": ["US"] * 3}
@@ -168,10 +163,10 @@ class TestHandingOut:
             assert run.filter(frame)["member_id"].to_list() == [7]
         assert run.counts == {Reason.DEFAULT_ON: 1, Reason.OPTED_OUT: 1, Reason.QUARANTINED: 1}
 
-    def test_a_column_that_is_there_twice_is_refused(
+    def test_a_column_name_that_stands_twice_is_refused(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """After a join nobody knows which of the two is the author."""
+        """After a join nobody knows which of two columns is the author."""
         twice = pa.table([["a"], ["b"]], names=["member_id", "member_id"])
         with (
             pytest.raises(InvalidInput, match="2 columns named 'member_id'"),
@@ -183,10 +178,10 @@ class TestHandingOut:
         """Most data sets number their members."""
         small.opt_out("2")
         with small.run(tmp_path) as run:
-            found = run.filter(
+            usable = run.filter(
                 pa.table({"member_id": pa.array([1, 2, 3], pa.int64()), "jurisdiction": ["US"] * 3})
             )
-        assert found["member_id"].to_pylist() == [1, 3]
+        assert usable["member_id"].to_pylist() == [1, 3]
         assert reads_of(run)["member_id"].to_pylist() == ["1", "3"]
 
     @pytest.mark.parametrize(
@@ -202,30 +197,30 @@ class TestHandingOut:
             ("abc", "input.batch"),
         ],
     )
-    def test_what_is_no_batch_is_refused(
+    def test_a_value_that_is_no_batch_is_refused(
         self, small: SmallWorld, tmp_path: Path, batch: Any, code: str
     ) -> None:
-        """What cannot be understood must not come through as it is."""
+        """A value that cannot be read must not be handed out unfiltered."""
         with small.run(tmp_path) as run, pytest.raises(InvalidInput) as refused:
             list(run.filter(batch))
         assert refused.value.code == code
         assert code != "input.column" or "'who'" in refused.value.message
 
-    def test_columns_of_other_names_can_be_told(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_columns_with_other_names_can_be_given(self, small: SmallWorld, tmp_path: Path) -> None:
         """Data sets name their columns as they like."""
         small.opt_out("b")
         with small.run(tmp_path, columns=Columns(member="author", jurisdiction="country")) as run:
-            found = run.filter(pa.table({"author": ["a", "b"], "country": ["US", "US"]}))
-        assert found["author"].to_pylist() == ["a"]
+            usable = run.filter(pa.table({"author": ["a", "b"], "country": ["US", "US"]}))
+        assert usable["author"].to_pylist() == ["a"]
 
 
 class TestLease:
-    """Nothing is handed out without it."""
+    """Nothing is handed out without a lease."""
 
     def test_nothing_is_handed_out_once_freshness_is_not_proven(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """With the broker gone nobody hears of opt-outs: whoever reads on trains on them."""
+        """Without the broker no opt-out arrives: whoever reads on trains on that data."""
         with pytest.raises(ConsentStale) as stopped, small.run(tmp_path) as run:  # noqa: PT012 - the whole life of a run
             handed_out = run.filter([rows("a")] * 5)
             next(handed_out)
@@ -257,7 +252,7 @@ class TestLease:
     def test_a_lease_shorter_than_the_clients_bound_stops_sooner(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """Who asks for two seconds is not helped by five."""
+        """Whoever asks for two seconds must not get five."""
         with pytest.raises(ConsentStale), small.run(tmp_path, lease_seconds=2) as run:  # noqa: PT012
             run.filter(rows("a"))
             small.later(2.1, is_fresh=False)
@@ -281,7 +276,9 @@ class TestLease:
             small.later(60, is_fresh=False)
             assert ids(run.filter(rows("a", "b"))) == ["b"]
 
-    def test_a_run_that_waited_in_vain_stops(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_run_that_waits_without_success_stops(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A wait without end is a job that hangs."""
 
         def clock() -> Any:
@@ -293,7 +290,7 @@ class TestLease:
         ):
             list(run.filter([rows("a")] * 40))
 
-    def test_a_revoked_lease_is_never_given_again(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_revoked_lease_stays_revoked(self, small: SmallWorld, tmp_path: Path) -> None:
         """Somebody has pressed the red button."""
         with (  # noqa: PT012 - the run raises as it is left
             pytest.raises(LeaseRevoked, match="an authority said stop"),
@@ -307,9 +304,7 @@ class TestLease:
             run.filter(rows("a"))
         assert run.state == "ABORTED"
 
-    def test_a_condition_of_the_lease_takes_it_back(
-        self, small: SmallWorld, tmp_path: Path
-    ) -> None:
+    def test_a_condition_of_the_lease_ends_it(self, small: SmallWorld, tmp_path: Path) -> None:
         """A subscriber with overdue purge orders is to stop training, fresh or not."""
         overdue: list[str] = []
 
@@ -334,7 +329,7 @@ class TestLease:
         assert not (tmp_path / "runs").exists()
 
     def test_nothing_is_handed_out_before_or_after(self, small: SmallWorld, tmp_path: Path) -> None:
-        """What is read outside a run stands in no record."""
+        """Data that is read outside a run is in no record."""
         run = small.run(tmp_path)
         with pytest.raises(RunClosed):
             run.filter(rows("a"))
@@ -346,12 +341,10 @@ class TestLease:
         with pytest.raises(RunClosed), run:
             pass
 
-    def test_an_answer_that_grew_old_while_it_was_recorded_is_asked_anew(
+    def test_an_answer_that_grew_stale_while_it_was_recorded_is_decided_again(
         self, small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A store that takes a minute would have a batch handed out by what was known a minute
-        ago.
-        """
+        """With a store that takes a minute, a batch would go out by what was known a minute ago."""
         with small.run(tmp_path) as run:
             write = run.folder.write_part
 
@@ -365,10 +358,10 @@ class TestLease:
             monkeypatch.setattr(run.folder, "write_part", slow)
             assert ids(run.filter(rows("a", "b"))) == ["b"]
 
-    def test_what_cannot_be_recorded_is_not_handed_out(
+    def test_a_batch_that_cannot_be_recorded_is_not_handed_out(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """A read that stands nowhere is a read that no certificate and no search will ever find."""
+        """No certificate and no search will ever find a read that was not recorded."""
         with pytest.raises(Unavailable), small.run(tmp_path / "runs") as run:  # noqa: PT012
             reads = tmp_path / "runs" / run.run_id / "reads"
             reads.write_text("in the way")
@@ -377,7 +370,7 @@ class TestLease:
 
 
 class TestRegister:
-    """What stands in the store."""
+    """The files in the run store."""
 
     def test_the_start_names_run_data_set_purpose_and_token(
         self, small: SmallWorld, tmp_path: Path
@@ -385,33 +378,34 @@ class TestRegister:
         """Months later somebody asks which run used which data under which knowledge."""
         keys = TokenKeys({1: b"k" * 32})
         with small.run(tmp_path, dataset_version="sha256:abc", token_keys=keys) as run:
-            found = run.folder.read_json(START_FILE)
-            assert (found["run_id"], found["dataset"], found["dataset_version"]) == (
+            start = run.folder.read_json(START_FILE)
+            assert (start["run_id"], start["dataset"], start["dataset_version"]) == (
                 run.run_id,
                 "posts",
                 "sha256:abc",
             )
-            assert (found["purpose"], found["subscriber"], found["view_start"]) == (
+            assert (start["purpose"], start["subscriber"], start["view_start"]) == (
                 PURPOSE,
                 "ranker",
                 small.snapshot.snapshot_id,
             )
-            assert read_token(found["token_start"], keys).controls == 1
-            assert found["known_at_start"] == found["started_at"] == small.now
+            assert read_token(start["token_start"], keys).controls == 1
+            assert start["known_at_start"] == start["started_at"] == small.now
             assert not run.folder.exists(END_FILE)
         assert RunStore(f"file://{tmp_path}").runs() == [run.run_id]
 
-    def test_an_error_in_the_training_closes_the_run_without_its_words(
+    def test_an_error_in_the_training_closes_the_run_without_its_message(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """A half-read epoch must not carry a certificate, and an error's text may hold a member's
-        data.
+        """A half-read epoch must have no certificate.
+
+        The text of an error may hold a member's data.
         """
         with pytest.raises(ZeroDivisionError), small.run(tmp_path) as run:  # noqa: PT012
             run.filter(rows("a"))
             raise ZeroDivisionError("member a")
-        found = run.folder.read_json(END_FILE)
-        assert (found["state"], found["reason"]) == ("ABORTED", "ZeroDivisionError")
+        end = run.folder.read_json(END_FILE)
+        assert (end["state"], end["reason"]) == ("ABORTED", "ZeroDivisionError")
         assert not run.folder.exists(CERTIFICATE_FILE)
 
     @pytest.mark.parametrize(
@@ -427,10 +421,10 @@ class TestRegister:
             {"store": "no-such-scheme://x"},
         ],
     )
-    def test_what_does_not_fit_is_refused(
+    def test_options_that_do_not_fit_are_refused(
         self, small: SmallWorld, tmp_path: Path, more: dict[str, Any]
     ) -> None:
-        """A lease of no time, or of any, would be no lease."""
+        """A lease of no time, or without an end, would not be a lease."""
         with pytest.raises(InvalidInput):
             small.run(**{"store": tmp_path, **more})
 
@@ -451,13 +445,13 @@ class TestVersion:
         for name, content in (("a/x.parquet", b"1"), ("b.parquet", b"2")):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_bytes(content)
-        found = [digest_of_files(str(tmp_path)), digest_of_files(f"file://{tmp_path}")]
+        digests = [digest_of_files(str(tmp_path)), digest_of_files(f"file://{tmp_path}")]
         (tmp_path / "b.parquet").write_bytes(b"3")
-        found.append(digest_of_files(str(tmp_path)))
+        digests.append(digest_of_files(str(tmp_path)))
         (tmp_path / "b.parquet").rename(tmp_path / "c.parquet")
-        found.append(digest_of_files(str(tmp_path)))
-        assert found[0] == found[1]
-        assert len(set(found)) == 3
+        digests.append(digest_of_files(str(tmp_path)))
+        assert digests[0] == digests[1]
+        assert len(set(digests)) == 3
         with pytest.raises(InvalidInput):
             digest_of_files(str(tmp_path / "nothing"))
         with pytest.raises(Unavailable):
@@ -465,7 +459,7 @@ class TestVersion:
 
 
 class TestReads:
-    """What is recorded of what was read."""
+    """The record of what was read."""
 
     def test_reads_are_distinct_with_first_and_last_time_and_rows(
         self, small: SmallWorld, tmp_path: Path
@@ -478,26 +472,26 @@ class TestReads:
             list(run.filter([rows("a", place="DE"), rows("a")], shard=lambda batch: "two"))
             ended = small.later(1)
             run.filter(rows("b"), shard="one")
-        found = reads_of(run)
-        told = [
+        reads = reads_of(run)
+        distinct = [
             (row["member_id"], row["jurisdiction"], row["shard"], row["rows"])
-            for row in found.to_pylist()
+            for row in reads.to_pylist()
         ]
-        assert told == [
+        assert distinct == [
             ("a", "DE", "two", 1),
             ("a", "US", "one", 1),
             ("a", "US", "two", 1),
             ("b", "US", "one", 3),
         ]
-        assert (micros(found["first_read_at"])[-1], micros(found["last_read_at"])[-1]) == (
+        assert (micros(reads["first_read_at"])[-1], micros(reads["last_read_at"])[-1]) == (
             begun,
             ended,
         )
 
-    def test_a_time_of_collection_is_kept_as_far_as_terms_tell_it_apart(
+    def test_a_time_of_collection_is_kept_as_the_last_cut_off_it_meets(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """Every row was collected at a time of its own; as such they would all be distinct."""
+        """Every row has its own time of collection: with it, no two reads would be the same."""
         small.control(
             policy(
                 901, terms("*", collected_from=day(10)), terms("FR", collected_from=day(20)), on=1
@@ -508,11 +502,11 @@ class TestReads:
         )
         with small.run(tmp_path) as run:
             run.filter(batch)
-        found = reads_of(run)
-        assert found["member_id"].to_pylist() == ["a", "b"]
-        assert micros(found["collected_from"]).tolist() == [day(10), day(20)]
+        reads = reads_of(run)
+        assert reads["member_id"].to_pylist() == ["a", "b"]
+        assert micros(reads["collected_from"]).tolist() == [day(10), day(20)]
 
-    def test_many_parts_become_one_and_nothing_is_lost_on_the_way(
+    def test_many_parts_are_merged_into_one_without_a_loss(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
         """A run of days writes a part a second."""
@@ -521,12 +515,12 @@ class TestReads:
                 run.filter(rows(f"m{number % 40:02}", "always"))
             assert len(run.folder.parts()) == 3 + 4
             assert len(list((tmp_path / run.run_id / "reads").iterdir())) == 7
-        found = {row["member_id"]: row["rows"] for row in reads_of(run).to_pylist()}
-        assert found["always"] == 100
-        assert sum(found.values()) == 200
-        assert len(found) == 41
+        rows_by_member = {row["member_id"]: row["rows"] for row in reads_of(run).to_pylist()}
+        assert rows_by_member["always"] == 100
+        assert sum(rows_by_member.values()) == 200
+        assert len(rows_by_member) == 41
 
-    def test_what_waits_in_memory_is_bounded(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_the_reads_in_memory_are_bounded(self, small: SmallWorld, tmp_path: Path) -> None:
         """Ten million members would fill a training machine's memory."""
         with small.run(tmp_path, spool_seconds=3600, spool_rows=10) as run:
             for number in range(35):
@@ -535,7 +529,7 @@ class TestReads:
         assert reads_of(run).num_rows == 35
 
     def test_a_part_is_due_after_a_time(self, small: SmallWorld, tmp_path: Path) -> None:
-        """What a kill can lose is said in the run's start, and no more than that."""
+        """A kill can lose no more than the start of the run says."""
         with small.run(tmp_path, spool_seconds=1) as run:
             run.filter(rows("a"))
             assert run.folder.parts() == []
@@ -547,12 +541,12 @@ class TestReads:
 
 
 class TestCertificate:
-    """What a run states at its end."""
+    """The statement of a run at its end."""
 
     def test_it_says_what_was_read_and_that_nobody_excluded_was(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """The one page that is shown to an authority."""
+        """The certificate is the one page that an authority gets to see."""
         small.opt_out("c", "d")
         with small.run(tmp_path) as run:
             run.filter(rows("a", "b", "c", "a"))
@@ -560,17 +554,26 @@ class TestCertificate:
             small.opt_out("a")  # after it was read: that stands
             small.later(10)
             run.filter(rows("a", "b"))
-        found = read_certificate(run.folder.read(CERTIFICATE_FILE)).statement
-        assert found == run.certificate
-        assert (found["rows_seen"], found["rows_read"], found["members_read"]) == (6, 4, 2)
-        assert found["counts"] == {"DEFAULT_ON": 4, "OPTED_OUT": 2}
-        assert found["disjoint"]["holds"]
-        assert found["exclusions"]["members"] == 3
-        assert (found["started_at"], found["ended_at"]) == (small.now - 20_000_000, small.now)
-        assert "it proves what the loader read" in found["limit"]
+        statement = read_certificate(run.folder.read(CERTIFICATE_FILE)).statement
+        assert statement == run.certificate
+        assert (statement["rows_seen"], statement["rows_read"], statement["members_read"]) == (
+            6,
+            4,
+            2,
+        )
+        assert statement["counts"] == {"DEFAULT_ON": 4, "OPTED_OUT": 2}
+        assert statement["disjoint"]["holds"]
+        assert statement["exclusions"]["members"] == 3
+        assert (statement["started_at"], statement["ended_at"]) == (
+            small.now - 20_000_000,
+            small.now,
+        )
+        assert "it proves what the loader read" in statement["limit"]
         assert json.loads(run.folder.read(END_FILE))["state"] == "COMPLETED"
 
-    def test_a_run_that_read_nothing_has_one_too(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_run_that_read_nothing_has_a_certificate_too(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """A shard on which everybody opted out is no error."""
         with small.run(tmp_path) as run:
             assert list(run.filter([])) == []
@@ -580,10 +583,10 @@ class TestCertificate:
             None,
         )
 
-    def test_a_run_that_cannot_prove_its_end_has_none(
+    def test_a_run_that_cannot_prove_freshness_at_its_end_has_no_certificate(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """A certificate under a token that was never reached would state what nobody knows."""
+        """A certificate with a token that was never reached would state something unknown."""
         with pytest.raises(ConsentStale), small.run(tmp_path) as run:  # noqa: PT012
             run.filter(rows("a"))
             small.later(60, is_fresh=False)

@@ -1,6 +1,4 @@
-"""Every read decided once more: whoever was excluded is found, and nobody is accused by what came
-later.
-"""
+"""Every read decided again: each violation is found, and no fact from later condemns a read."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ def batch(*members: str) -> pa.Table:
     )
 
 
-def reads(*told: tuple[str, int, int], place: str | None = "US") -> pa.Table:
+def reads(*spans: tuple[str, int, int], place: str | None = "US") -> pa.Table:
     """Reads of members, from a first to a last time."""
     rows = [
         {
@@ -60,7 +58,7 @@ def reads(*told: tuple[str, int, int], place: str | None = "US") -> pa.Table:
             "last_read_at": last,
             "rows": 1,
         }
-        for member, first, last in told
+        for member, first, last in spans
     ]
     return distinct_reads(pa.Table.from_pylist(rows, schema=SCHEMA))
 
@@ -68,15 +66,15 @@ def reads(*told: tuple[str, int, int], place: str | None = "US") -> pa.Table:
 def outcome(
     small: SmallWorld, member: str, first: int, last: int | None = None, **more: Any
 ) -> int:
-    """What becomes of one read."""
-    found = reexamine(
+    """The outcome of one read."""
+    examined = reexamine(
         small.snapshot, reads((member, first, last or first), **more), purpose=PURPOSE, bound=BOUND
     )
-    return int(found.outcomes[0])
+    return int(examined.outcomes[0])
 
 
 def verified(run: TrainingRun, world: SmallWorld | None, **more: Any) -> CertificateReport:
-    """What is found of a finished run with what a world holds."""
+    """The report on a finished run's certificate, by what a world knows."""
     certificate = read_certificate(run.folder.read(CERTIFICATE_FILE), more.pop("keys", None))
     with open_read_files(run.folder, [READS_FILE]) as (file,):
         return verify(
@@ -87,13 +85,13 @@ def verified(run: TrainingRun, world: SmallWorld | None, **more: Any) -> Certifi
         )
 
 
-class TestAgain:
+class TestReexamine:
     """One read, and what the record and the controls say of its time."""
 
-    def test_an_opt_out_counts_from_when_the_run_had_to_know_of_it(self, small: SmallWorld) -> None:
-        """What no run could know of is no violation; what it had to know of is one, to the
-        microsecond.
-        """
+    def test_an_opt_out_counts_from_the_time_at_which_the_run_had_to_know_of_it(
+        self, small: SmallWorld
+    ) -> None:
+        """An opt-out that no run could know of is no violation; from the bound on it is one."""
         out = small.now
         small.opt_out("a")
         assert outcome(small, "a", out - SECOND) == FINE
@@ -101,45 +99,42 @@ class TestAgain:
         assert outcome(small, "a", out + BOUND) == VIOLATED
         assert outcome(small, "a", out - SECOND, out + BOUND) == VIOLATED
 
-    def test_an_opt_out_that_was_recorded_late_does_not_condemn_what_was_read_before(
+    def test_an_opt_out_that_was_recorded_late_does_not_condemn_earlier_reads(
         self, small: SmallWorld
     ) -> None:
-        """Hong Kong: effective on the 11th, told on the 14th. Nobody could have known on the
-        12th.
-        """
-        told = small.now
-        small.opt_out("a", effective_at=told - 3 * 86_400 * SECOND)
-        assert outcome(small, "a", told - 86_400 * SECOND) == FINE
-        assert outcome(small, "a", told + BOUND) == VIOLATED
+        """Hong Kong: effective on the 11th, recorded on the 14th; nobody knew of it on the 12th."""
+        recorded = small.now
+        small.opt_out("a", effective_at=recorded - 3 * 86_400 * SECOND)
+        assert outcome(small, "a", recorded - 86_400 * SECOND) == FINE
+        assert outcome(small, "a", recorded + BOUND) == VIOLATED
 
     def test_an_opt_in_may_be_used_as_soon_as_the_run_may_know_of_it(
         self, small: SmallWorld
     ) -> None:
         """A run that was quicker than its bound did nothing wrong."""
         small.control(policy(901, terms("*", regime=Regime.OPT_IN), on=0))
-        told = small.now
+        recorded = small.now
         small.opt_in("a")
-        assert outcome(small, "a", told - 1) == VIOLATED
-        assert outcome(small, "a", told) == FINE
+        assert outcome(small, "a", recorded - 1) == VIOLATED
+        assert outcome(small, "a", recorded) == FINE
 
-    def test_a_run_is_believed_if_any_moment_that_it_may_have_known_allows(
-        self, small: SmallWorld
-    ) -> None:
-        """Opted in, then out again, both within the bound: what was read in between was allowed."""
+    def test_a_read_is_fine_if_any_moment_of_the_span_allows_it(self, small: SmallWorld) -> None:
+        """In, then out again, both within the bound: a read in between was allowed."""
         small.control(policy(901, terms("*", regime=Regime.OPT_IN), on=0))
-        told = small.now
+        recorded = small.now
         small.opt_in("a")
         small.later(1)
         small.opt_out("a")
-        assert outcome(small, "a", told + SECOND // 2) == FINE
-        assert outcome(small, "a", told + 2 * SECOND) == FINE
-        assert outcome(small, "a", told + BOUND + SECOND) == VIOLATED
+        assert outcome(small, "a", recorded + SECOND // 2) == FINE
+        assert outcome(small, "a", recorded + 2 * SECOND) == FINE
+        assert outcome(small, "a", recorded + BOUND + SECOND) == VIOLATED
 
-    def test_who_was_excluded_for_a_while_in_between_cannot_be_told(
+    def test_an_exclusion_between_the_first_and_the_last_read_is_unclear(
         self, small: SmallWorld
     ) -> None:
-        """The reads hold the first and the last time; a certificate must not claim what they do not
-        show.
+        """The reads hold the first and the last time.
+
+        A certificate must claim no more than they show.
         """
         begun = small.now
         small.later(10)
@@ -149,7 +144,9 @@ class TestAgain:
         assert outcome(small, "a", begun, small.now + BOUND) == CANNOT_TELL
         assert outcome(small, "b", begun, small.now + BOUND) == FINE
 
-    def test_a_pause_in_between_cannot_be_told_either(self, small: SmallWorld) -> None:
+    def test_a_pause_between_the_first_and_the_last_read_is_unclear(
+        self, small: SmallWorld
+    ) -> None:
         """As above, for a use instead of a member."""
         begun = small.now
         imposed = small.later(10)
@@ -163,8 +160,8 @@ class TestAgain:
         assert outcome(small, "a", imposed + BOUND, place="HK") == VIOLATED
         assert outcome(small, "a", begun, imposed + BOUND, place="HK") == VIOLATED
 
-    def test_a_hold_without_a_date_cannot_be_told(self, small: SmallWorld) -> None:
-        """A record that is damaged today says nothing of last month."""
+    def test_a_quarantine_without_a_date_is_unclear(self, small: SmallWorld) -> None:
+        """A record that is damaged today says nothing about last month."""
         small.live("US", "a")
         key = b"a"
         small.snapshot.apply_records(
@@ -174,13 +171,15 @@ class TestAgain:
         assert small.snapshot.is_quarantined(key)
         assert outcome(small, "a", small.now) == CANNOT_TELL
 
-    def test_what_is_no_member_id_should_never_have_been_read(self, small: SmallWorld) -> None:
+    def test_a_read_of_a_malformed_id_is_a_violation(self, small: SmallWorld) -> None:
         """A file of reads may come from anybody."""
         assert outcome(small, "no member", small.now) == VIOLATED
 
     @given(data=st.data())
-    def test_it_answers_as_deciding_each_read_by_itself_does(self, data: st.DataObject) -> None:
-        """The quick way is only as good as it is the same."""
+    def test_the_answers_are_those_of_deciding_each_read_by_itself(
+        self, data: st.DataObject
+    ) -> None:
+        """The fast way is worth nothing unless it gives the same answers."""
         small = SmallWorld()
         begun = small.now
         members = ["a", "b", "c", "d"]
@@ -211,16 +210,16 @@ class TestAgain:
             for member in members
             for _ in range(2)
         ]
-        told = [(member, first, last) for member, (first, last) in spans]
-        table = reads(*told)
-        found = reexamine(small.snapshot, table, purpose=PURPOSE, bound=BOUND)
-        assert found.outcomes.tolist() == [
-            slowly(small.snapshot, table, row) for row in range(table.num_rows)
+        spans_of_members = [(member, first, last) for member, (first, last) in spans]
+        table = reads(*spans_of_members)
+        examined = reexamine(small.snapshot, table, purpose=PURPOSE, bound=BOUND)
+        assert examined.outcomes.tolist() == [
+            decided_one_by_one(small.snapshot, table, row) for row in range(table.num_rows)
         ]
 
 
-def slowly(snapshot: Snapshot, table: pa.Table, row: int) -> int:
-    """The outcome of a read, by asking about every moment that could matter."""
+def decided_one_by_one(snapshot: Snapshot, table: pa.Table, row: int) -> int:
+    """The outcome of a read, by a decision for every moment that could matter."""
     member = parse_member_id(table["member_id"][row].as_py())
     first, last = (table[name][row].value for name in ("first_read_at", "last_read_at"))
     record = snapshot.record(member)
@@ -229,8 +228,8 @@ def slowly(snapshot: Snapshot, table: pa.Table, row: int) -> int:
     marks = sorted({fact.effective_at for fact in facts} | {time + BOUND for time in known})
 
     def allows(at: int, known_at: int) -> bool:
-        told = {"purpose": PURPOSE, "at": Micros(at), "known_at": Micros(known_at)}
-        return snapshot.decide(member, row_of(table, row), **told, stale_detail="").allowed  # type: ignore[arg-type]
+        question = {"purpose": PURPOSE, "at": Micros(at), "known_at": Micros(known_at)}
+        return snapshot.decide(member, row_of(table, row), **question, stale_detail="").allowed  # type: ignore[arg-type]
 
     def fine(at: int) -> bool:
         span = [at - BOUND, at, *(time for time in known if at - BOUND < time < at)]
@@ -245,7 +244,9 @@ def slowly(snapshot: Snapshot, table: pa.Table, row: int) -> int:
 class TestVerify:
     """A whole certificate."""
 
-    def test_a_run_that_kept_to_the_rules_holds(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_the_certificate_of_a_run_that_kept_the_rules_holds(
+        self, small: SmallWorld, tmp_path: Path
+    ) -> None:
         """Whoever reads it must be able to come to a *yes*."""
         key = SigningKey.generate()
         small.opt_out("c")
@@ -261,10 +262,8 @@ class TestVerify:
         assert (report.status, report.wrong, report.unclear) == (0, [], [])
         assert len(report.checked) == 5
 
-    def test_each_of_100_planted_among_a_million_reads_is_found(self, tmp_path: Path) -> None:
-        """One opt-out that a trainer lost, in a million rows, is the whole point of a
-        certificate.
-        """
+    def test_each_of_100_violations_among_a_million_reads_is_found(self, tmp_path: Path) -> None:
+        """A certificate is for this: the one opt-out in a million rows that a trainer lost."""
         blind, true = SmallWorld(), SmallWorld()
         members = np.char.add("m", np.arange(1_000_000).astype(str))
         planted = set(np.random.default_rng(6).choice(members, 100, replace=False).tolist())
@@ -279,7 +278,7 @@ class TestVerify:
         assert report.violations == {Reason.OPTED_OUT: 100}
         assert set(report.members) == planted
 
-    def test_each_is_named_once_and_no_more_than_are_shown(
+    def test_each_member_is_named_once_and_no_more_than_the_limit(
         self, small: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Reads come in pieces, and a member's may lie in several of them."""
@@ -299,10 +298,10 @@ class TestVerify:
         report = verified(run, true, reads=one_by_one, show_members=True)
         assert sorted(report.members) == ["a", "b", "c", "d"]
 
-    def test_without_reads_key_or_bundle_it_cannot_be_told(
+    def test_without_reads_key_or_bundle_the_result_is_unclear(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """What was not looked at does not hold."""
+        """A part that was not checked must not count as holding."""
         key = SigningKey.generate()
         with small.run(tmp_path, signing_key=key) as run:
             run.filter(batch("a"))
@@ -314,10 +313,10 @@ class TestVerify:
         other = PublicKeys([SigningKey.generate().public])
         assert verified(run, small, keys=other, key_is_given=True).status == 2
 
-    def test_an_unsigned_one_is_no_ones_word_where_a_key_was_given(
+    def test_an_unsigned_certificate_is_unclear_where_a_key_was_given(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """Whoever takes the signature off must not thereby be believed."""
+        """Removing the signature must not make a certificate believed."""
         with small.run(tmp_path) as run:
             run.filter(batch("a"))
         assert verified(run, small).status == 0
@@ -328,10 +327,10 @@ class TestVerify:
             == 2
         )
 
-    def test_a_bundle_that_is_older_than_the_run_cannot_tell(
+    def test_with_a_bundle_older_than_the_run_the_result_is_unclear(
         self, small: SmallWorld, tmp_path: Path
     ) -> None:
-        """It does not know of the opt-outs that the run had to heed."""
+        """Such a bundle lacks opt-outs that the run had to obey."""
         old = SmallWorld()
         small.opt_out("z")
         small.prove()
@@ -340,8 +339,8 @@ class TestVerify:
         report = verified(run, old)
         assert (report.status, report.wrong) == (2, [])
 
-    def test_reads_that_were_changed_are_told(self, small: SmallWorld, tmp_path: Path) -> None:
-        """Who strikes a member from the reads strikes them from the proof."""
+    def test_changed_reads_are_noticed(self, small: SmallWorld, tmp_path: Path) -> None:
+        """Whoever removes a member from the reads would remove them from the proof."""
         with small.run(tmp_path) as run:
             run.filter(batch("a", "b", "c"))
         with open_read_files(run.folder, [READS_FILE]) as (file,):
@@ -356,7 +355,7 @@ class TestVerify:
             assert verified(run, small, reads=changed).status == 1
         assert verified(run, small, reads=[table.slice(0, 1), table.slice(1)]).status == 0
 
-    def test_a_shorter_bound_may_be_asked_for(self, small: SmallWorld, tmp_path: Path) -> None:
+    def test_a_shorter_bound_can_be_given(self, small: SmallWorld, tmp_path: Path) -> None:
         """A run with a lease of an hour proves little: whoever checks says what they want
         proven.
         """
@@ -369,7 +368,7 @@ class TestVerify:
 
 
 class TestExclusions:
-    """The digest of who is excluded."""
+    """The digest of the excluded members."""
 
     def test_the_digest_is_that_of_its_definition(self, small: SmallWorld) -> None:
         """Anybody can compute it from a bundle with a few lines of any language."""
@@ -380,8 +379,8 @@ class TestExclusions:
         small.live("HK", "d")
         small.control(pause(1, "HK", on=0))  # of a use: a row from elsewhere may be a different one
         small.opt_out("e", effective_at=Micros(small.now + SECOND))
-        found = excluded_members(small.snapshot, purpose=PURPOSE, at=small.now, known_at=FOREVER)
-        assert found == (2, "sha256:" + hashlib.sha256(b"a\nb\n").hexdigest(), 0)
+        excluded = excluded_members(small.snapshot, purpose=PURPOSE, at=small.now, known_at=FOREVER)
+        assert excluded == (2, "sha256:" + hashlib.sha256(b"a\nb\n").hexdigest(), 0)
         assert (
             excluded_members(
                 small.snapshot, purpose="ads", at=small.now, known_at=FOREVER
@@ -398,11 +397,11 @@ class TestExclusions:
 
 def test_counts_are_of_one_outcome() -> None:
     """A figure that mixes what is wrong with what is unknown is neither."""
-    found = ReadOutcomes(
+    outcomes = ReadOutcomes(
         np.array([0, 1, 1, 2], dtype=np.int8), np.array([0, 5, 5, 1], dtype=np.int8)
     )
-    assert found.counts(VIOLATED) == {Reason.OPTED_OUT: 2}
-    assert found.counts(CANNOT_TELL) == {Reason.QUARANTINED: 1}
+    assert outcomes.counts(VIOLATED) == {Reason.OPTED_OUT: 2}
+    assert outcomes.counts(CANNOT_TELL) == {Reason.QUARANTINED: 1}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""`consentry verify`: whose word is believed of what."""
+"""`consentry verify`: which key is believed for the certificate, and which for the bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from consentry.wire.frontiers import Frontier
 
 
 def _publish(world: SmallWorld, place: Path, key: SigningKey, *, with_opt_out: bool) -> str:
-    """A bundle that knows of the time a thousand seconds after the run."""
+    """Publish a bundle of a thousand seconds after the run."""
     log, later = bundles.Log(), Micros(world.now + 1_000_000_000)
     log.control(policy(900, terms("*"), on=0))
     if with_opt_out:
@@ -48,9 +48,7 @@ def _publish(world: SmallWorld, place: Path, key: SigningKey, *, with_opt_out: b
 
 @pytest.fixture
 def asked(small: SmallWorld, tmp_path: Path) -> tuple[str, str, str]:
-    """A run that read who had opted out, the true bundle, and one that the trainer made to say
-    otherwise.
-    """
+    """A run that read an opted-out member, the true bundle, and one forged by the trainer."""
     for name in ("trainer.key", "bundler.key"):
         make_key_files(tmp_path / name)
     trainer, bundler = (
@@ -64,10 +62,10 @@ def asked(small: SmallWorld, tmp_path: Path) -> tuple[str, str, str]:
     return str(tmp_path / "runs" / run.run_id), true, forged
 
 
-def test_who_signs_certificates_cannot_sign_the_bundle_that_acquits_them(
+def test_the_key_of_the_certificate_cannot_sign_the_bundle_used_to_verify_it(
     asked: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    """Then VIOLATED would become HOLDS by the hand of the one who is accused."""
+    """Otherwise the accused trainer could turn VIOLATED into HOLDS."""
     folder, true, forged = asked
     keys = (
         "--key",
@@ -75,11 +73,11 @@ def test_who_signs_certificates_cannot_sign_the_bundle_that_acquits_them(
         "--bundle-key",
         str(tmp_path / "bundler.key.pub"),
     )
-    told = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *keys, "--json"])
-    assert told.exit_code == 1, told.output
-    found = json.loads(told.stdout)
-    assert found["bundle_keys"] == [SigningKey.read(tmp_path / "bundler.key").key_id]
-    assert found["key"] == SigningKey.read(tmp_path / "trainer.key").key_id
+    result = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *keys, "--json"])
+    assert result.exit_code == 1, result.output
+    report = json.loads(result.stdout)
+    assert report["bundle_keys"] == [SigningKey.read(tmp_path / "bundler.key").key_id]
+    assert report["key"] == SigningKey.read(tmp_path / "trainer.key").key_id
     refused = CliRunner().invoke(app, ["verify", folder, "--bundle", forged, *keys])
     assert isinstance(refused.exception, ConsentryError)
     assert refused.exception.code == "bundle.key_unknown"
@@ -88,7 +86,7 @@ def test_who_signs_certificates_cannot_sign_the_bundle_that_acquits_them(
 def test_a_bundle_is_not_believed_by_the_key_of_the_certificate(
     asked: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    """Whoever gives one key only has said nothing of the bundle, or nothing of the certificate."""
+    """Whoever gives only one key has named no key for the other of the two."""
     folder, true, _ = asked
     key = ("--key", str(tmp_path / "trainer.key.pub"))
     refused = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *key])
@@ -100,16 +98,14 @@ def test_a_bundle_is_not_believed_by_the_key_of_the_certificate(
         "--bundle-key",
         str(tmp_path / "bundler.key.pub"),
     )
-    told = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *wrong, "--json"])
-    assert not json.loads(told.stdout)["is_verified"]
+    result = CliRunner().invoke(app, ["verify", folder, "--bundle", true, *wrong, "--json"])
+    assert not json.loads(result.stdout)["is_verified"]
 
 
-def test_of_several_certificates_the_worst_counts(
+def test_the_worst_of_several_certificates_counts(
     asked: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    """`consentry verify runs/*` is what a pipeline runs: one run that may not stand must not hide
-    behind the others.
-    """
+    """A pipeline checks `runs/*`: one violated run must not hide behind the others."""
     folder, true, _ = asked
     keys = (
         "--key",
@@ -118,18 +114,18 @@ def test_of_several_certificates_the_worst_counts(
         str(tmp_path / "bundler.key.pub"),
     )
 
-    told = CliRunner().invoke(app, ["verify", folder, folder, "--bundle", true, *keys, "--json"])
+    result = CliRunner().invoke(app, ["verify", folder, folder, "--bundle", true, *keys, "--json"])
     alone = CliRunner().invoke(app, ["verify", folder, folder, "--key", keys[1]])
 
-    assert told.exit_code == 1
-    assert len(json.loads(told.stdout)) == 2
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)) == 2
     assert alone.exit_code == 2
 
 
-def test_a_run_without_a_certificate_keeps_no_other_from_being_judged(
+def test_a_run_without_a_certificate_does_not_stop_the_check_of_others(
     asked: tuple[str, str, str], tmp_path: Path
 ) -> None:
-    """A run that was aborted stands first in its store as often as not."""
+    """The first run of a store may well be one that was aborted."""
     folder, true, _ = asked
     keys = (
         "--key",
@@ -142,15 +138,15 @@ def test_a_run_without_a_certificate_keeps_no_other_from_being_judged(
     both = CliRunner().invoke(app, ["verify", aborted, folder, "--bundle", true, *keys, "--json"])
     alone = CliRunner().invoke(app, ["verify", aborted, "--bundle", true, *keys])
 
-    assert [one["status"] for one in json.loads(both.stdout)] == ["cannot tell", "violated"]
+    assert [report["status"] for report in json.loads(both.stdout)] == ["cannot tell", "violated"]
     assert both.exit_code == 1
     assert isinstance(alone.exception, ConsentryError)
     assert alone.exception.code == "certificate.none"
 
 
-def test_a_store_without_runs_says_nothing_of_who_was_read(tmp_path: Path) -> None:
-    """A store that was named wrongly would read as: nobody was trained on."""
-    told = CliRunner().invoke(app, ["reach", "m:1", "--runs", str(tmp_path)])
+def test_a_store_without_runs_is_refused(tmp_path: Path) -> None:
+    """With a misspelt store the answer would be that nobody was read."""
+    result = CliRunner().invoke(app, ["reach", "m:1", "--runs", str(tmp_path)])
 
-    assert isinstance(told.exception, ConsentryError)
-    assert told.exception.code == "input.runs"
+    assert isinstance(result.exception, ConsentryError)
+    assert result.exception.code == "input.runs"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -119,6 +120,18 @@ def metric_row(name: str) -> str:
     return f"| `{name}` | {definition.kind} | {labels} | {definition.meaning} |"
 
 
+def layers_of(pyproject: str) -> list[str]:
+    """The layers of every import contract that has some, from the top down."""
+    contracts = tomllib.loads(pyproject)["tool"]["importlinter"]["contracts"]
+    return [layer for contract in contracts for layer in contract.get("layers", [])]
+
+
+def undrawn_layers(layers: Iterable[str], page: str) -> list[str]:
+    """The layers that no line of a page begins with."""
+    drawn = {line.partition("   ")[0].rstrip() for line in page.splitlines()}
+    return [layer for layer in layers if layer not in drawn]
+
+
 def missing(wanted: Iterable[str], text: str) -> list[str]:
     """The lines that a page lacks."""
     lines = set(text.splitlines())
@@ -137,14 +150,14 @@ class TestPublicNames:
         """Hurt when this breaks: whoever trusts the test above."""
         programs = {
             "a": "from consentry.wire.tokens import TokenKeys\n",
-            "b": "import consentry.domain.values\n",
+            "b": "import consentry.domain.events\n",
             "c": "from consentry.trainer import Client, Sieve\n",
             "d": "import os\nfrom consentry.producer.outbox import Relay\n",
         }
 
         assert import_complaints(programs) == [
             "a: consentry.wire.tokens is not public",
-            "b: consentry.domain.values is not public",
+            "b: consentry.domain.events is not public",
             "c: consentry.trainer has no Sieve",
         ]
 
@@ -204,6 +217,16 @@ class TestTables:
         runbooks = sorted(path.name for path in (root / "deploy" / "runbooks").iterdir())
 
         assert [name for name in runbooks if f"](../deploy/runbooks/{name})" not in page] == []
+
+    def test_the_architecture_draws_each_layer_of_the_contracts(
+        self, project_texts: dict[str, str]
+    ) -> None:
+        """A drawing that is not the house sends every newcomer to the wrong room."""
+        layers = layers_of(project_texts["pyproject.toml"])
+
+        assert len(layers) > 20
+        assert undrawn_layers(layers, project_texts["docs/architecture.md"]) == []
+        assert undrawn_layers(["cli", "cellar"], "cli      wires everything\n") == ["cellar"]
 
     def test_a_missing_line_is_noticed(self) -> None:
         """Hurt when this breaks: whoever trusts the tests above."""

@@ -31,7 +31,7 @@ from bench.latency import measure_latency
 from bench.purge import FILES_MIN, PurgeSizes, measure_purge, show_purge
 from bench.purge import document as purge_document
 from bench.rules import OPT_OUTS, RuleSizes, measure_rules
-from bench.stack import ROOT, open_place
+from bench.stack import ROOT, open_namespace
 from bench.throughput import Run, Workloads, measure_naive, measure_processor, summary
 from bench.verify import PLANTED_MAX, VerifySizes, measure_verify, show_verify
 from bench.verify import document as verify_document
@@ -198,19 +198,19 @@ def run(options: argparse.Namespace, console: Console) -> None:
             ours: list[Run] = []
             naive: list[Run] = []
             for repeat in range(options.repeats):
-                place = open_place(addresses, f"bench-{repeat}")
-                events = work.of(place)
-                ours.append(measure_processor(place, events, services))
+                namespace = open_namespace(addresses, f"bench-{repeat}")
+                events = work.of(namespace)
+                ours.append(measure_processor(namespace, events, services))
                 console.print(f"  processor: {ours[-1].rate:,.0f} events/s")
                 few = events.first(options.naive_events)
-                naive.append(measure_naive(place, few, services, client=options.naive_client))
+                naive.append(measure_naive(namespace, few, services, client=options.naive_client))
                 console.print(f"  naive peer: {naive[-1].rate:,.0f} events/s")
             console.print(
                 f"Latency: {options.warm_up + options.seconds:g} s at {options.rate:g} events/s …"
             )
-            place = open_place(addresses, "bench-latency")
+            namespace = open_namespace(addresses, "bench-latency")
             latency = measure_latency(
-                place,
+                namespace,
                 services,
                 rate=options.rate,
                 warm_up=options.warm_up,
@@ -220,8 +220,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
             )
             about = {
                 "machine": machine,
-                "versions": report.versions(place),
-                "settings": report.settings(place),
+                "versions": report.versions(namespace),
+                "settings": report.settings(namespace),
             }
     throughput = summary(ours, naive, client=options.naive_client)
     tell(
@@ -245,9 +245,9 @@ def run_producer(options: argparse.Namespace, console: Console) -> None:
         stack = LocalStack(Path(directory), cache=_cache(), ephemeral=True)
         console.print("Starting a broker, a table and a registry …")
         with stack as addresses:
-            place = open_place(addresses, "bench-producer")
+            namespace = open_namespace(addresses, "bench-producer")
             found = producer.measure_producer(
-                place,
+                namespace,
                 options.events,
                 repeats=options.repeats,
                 seed=options.seed,
@@ -255,8 +255,8 @@ def run_producer(options: argparse.Namespace, console: Console) -> None:
             )
             about = {
                 "machine": machine,
-                "versions": report.versions(place),
-                "settings": report.settings(place),
+                "versions": report.versions(namespace),
+                "settings": report.settings(namespace),
             }
     results = producer.document(about, found, at=_now())
     print(json.dumps(results, indent=2))
@@ -271,9 +271,9 @@ def run_gateway(options: argparse.Namespace, console: Console) -> None:
         stack = LocalStack(Path(directory), cache=_cache(), ephemeral=True)
         console.print("Starting a broker, a table and a registry …")
         with stack as addresses:
-            place = open_place(addresses, "bench-gateway")
+            namespace = open_namespace(addresses, "bench-gateway")
             found = measure_gateway(
-                place,
+                namespace,
                 {"broker": stack.processes["kafka"]},
                 requests=options.events // 10,
                 bulks=max(2, options.events // 20_000),
@@ -283,8 +283,8 @@ def run_gateway(options: argparse.Namespace, console: Console) -> None:
             )
             about = {
                 "machine": machine,
-                "versions": report.versions(place),
-                "settings": report.settings(place),
+                "versions": report.versions(namespace),
+                "settings": report.settings(namespace),
             }
     results = gateway_document(about, found, at=_now())
     print(json.dumps(results, indent=2))

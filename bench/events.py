@@ -1,5 +1,6 @@
-"""The events that are measured with: drawn from a seed, so that each run and each peer gets the
-same ones.
+"""The events of the measurements.
+
+They are drawn from a seed, so that each run and each peer gets the same ones.
 """
 
 from __future__ import annotations
@@ -26,21 +27,8 @@ PURPOSES = ("genai_training", "genai_training", "genai_training", "ranking_model
 _NOTICES = ("2024-09", "2024-11", "2025-11")
 _SOURCES = ("settings-page", "mobile", "support")
 JURISDICTIONS = (
-    "US",
-    "US-CA",
-    "IN",
-    "BR",
-    "HK",
-    "GB",
-    "CA",
-    "DE",
-    "FR",
-    "IE",
-    "CH",
-    "AU",
-    "SG",
-    "JP",
-    "MX",
+    *("US", "US-CA", "IN", "BR", "HK", "GB", "CA", "DE"),
+    *("FR", "IE", "CH", "AU", "SG", "JP", "MX"),
 )
 
 Event = ConsentChanged | MemberRelocated
@@ -55,19 +43,20 @@ class Workload:
 
     @property
     def members(self) -> int:
-        """How many different members there are."""
+        """The number of different members."""
         return len(set(self.keys))
 
     def first(self, count: int) -> Workload:
-        """The first events of this one, for a peer that is too slow for all of them."""
+        """Return the first events, for a peer that is too slow for all of them."""
         return Workload(self.keys[:count], self.values[:count])
 
 
 def make_events(
     recorded_at: Sequence[int], *, seed: int, members: int | None = None
 ) -> list[Event]:
-    """One event for each instant (microseconds): four fifths consent changes, the rest
-    relocations.
+    """Return one event for each instant (microseconds).
+
+    Four fifths are consent changes, the rest relocations.
     """
     random_numbers = random.Random(seed)
     count = members or max(1, len(recorded_at) // EVENTS_PER_MEMBER)
@@ -84,13 +73,14 @@ def make_events(
 def make_event(
     random_numbers: random.Random, member: MemberId, instant: Micros, version: int
 ) -> Event:
-    """What a member of so many events says next."""
-    make = _consent if random_numbers.random() < CONSENT_SHARE else _relocation
-    return make(random_numbers, member, instant, version)
+    """Return the next event of a member whose record has this version."""
+    if random_numbers.random() < CONSENT_SHARE:
+        return _consent(random_numbers, member, instant, version)
+    return _relocation(random_numbers, member, instant)
 
 
 def encode(events: Sequence[Event], catalog: Catalog) -> Workload:
-    """The events as a producer sends them."""
+    """Return the events as a producer sends them."""
     return Workload(
         [event.member.encode() for event in events],
         [write_event(event, catalog) for event in events],
@@ -98,10 +88,9 @@ def encode(events: Sequence[Event], catalog: Catalog) -> Workload:
 
 
 def pseudonym(number: int, *, seed: int) -> MemberId:
-    """A member id of 20 characters that looks like a platform's URN."""
-    return MemberId(
-        "urn:m:" + hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).hexdigest()
-    )
+    """Return a member id of 20 characters that looks like a platform's URN."""
+    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=7).hexdigest()
+    return MemberId(f"urn:m:{digest}")
 
 
 def _consent(
@@ -122,9 +111,7 @@ def _consent(
     )
 
 
-def _relocation(
-    random_numbers: random.Random, member: MemberId, instant: Micros, _version: int
-) -> Event:
+def _relocation(random_numbers: random.Random, member: MemberId, instant: Micros) -> Event:
     return MemberRelocated(
         event_id=random_numbers.randbytes(16),
         member=member,

@@ -1,9 +1,8 @@
-"""Arithmetic of the figures: exact percentiles over all samples, medians with spread, the open-loop
-schedule.
-"""
+"""The arithmetic of the figures: exact percentiles, medians with spread, open-loop schedules."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,19 +14,21 @@ RANKS = (50.0, 90.0, 99.0, 99.9)
 
 
 class CannotMeasure(Exception):
-    """No figure, or one that would mislead: something did not start, did not finish, or lost
-    events.
+    """Raised when there is no figure, or only one that would mislead.
+
+    Something did not start, did not finish, or lost events.
     """
 
 
 class NotAsPromised(Exception):
-    """It was measured, and what was found is not what is promised, whatever the figures are."""
+    """Raised when a measurement shows that a promise is broken, whatever the figures are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """A distribution in milliseconds. Every percentile is one of the samples, never a mean of
-    two.
+    """A distribution in milliseconds.
+
+    Every percentile is one of the samples, never a mean of two.
     """
 
     count: int
@@ -40,7 +41,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Repeats of one measurement: the middle one, and how far apart they lie."""
+    """The repeats of one measurement: their median, the lowest and the highest."""
 
     median: float
     low: float
@@ -49,13 +50,12 @@ class Spread:
 
 
 def latency_of(samples_micros: Sequence[int]) -> Latency:
-    """The distribution of all samples, in microseconds. Raises CannotMeasure if there are none."""
+    """Return the distribution of samples in microseconds. Raises CannotMeasure without samples."""
     if not samples_micros:
-        raise CannotMeasure("No sample was taken, so there is no latency to tell.")
+        raise CannotMeasure("No sample was taken, so there is no latency.")
     samples = np.asarray(samples_micros, dtype=np.float64) / 1000
-    p50, p90, p99, p99_9 = (
-        round(float(value), 3) for value in np.percentile(samples, RANKS, method="inverted_cdf")
-    )
+    percentiles = np.percentile(samples, RANKS, method="inverted_cdf")
+    p50, p90, p99, p99_9 = [round(float(value), 3) for value in percentiles]
     return Latency(
         count=len(samples),
         p50_ms=p50,
@@ -67,17 +67,17 @@ def latency_of(samples_micros: Sequence[int]) -> Latency:
 
 
 def merged(runs: Iterable[Sequence[int]]) -> list[int]:
-    """All samples of several runs.
+    """Return all samples of several runs.
 
     Percentiles are taken of these: a mean of percentiles is no percentile.
     """
-    return [sample for run in runs for sample in run]
+    return list(itertools.chain.from_iterable(runs))
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """The median of some repeats and their ends. Raises CannotMeasure if there are none."""
+    """Return the median of some repeats and their ends. Raises CannotMeasure without repeats."""
     if not values:
-        raise CannotMeasure("Nothing was repeated, so there is no median to tell.")
+        raise CannotMeasure("Nothing was repeated, so there is no median.")
     return Spread(
         median=round(statistics.median(values), 2),
         low=round(min(values), 2),
@@ -87,15 +87,16 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def schedule(*, start: int, rate: float, seconds: float) -> list[int]:
-    """Intended times in microseconds: `rate` a second for so long, evenly, the first at `start`.
+    """Return evenly spaced times in microseconds, `rate` a second, the first at `start`.
 
-    Each is computed from the start and not from its neighbour, so that rounding never adds up.
+    Each is computed from the start and not from the one before, so that rounding never adds up.
     """
-    return [start + round(place * SECOND_MICROS / rate) for place in range(round(rate * seconds))]
+    count = round(rate * seconds)
+    return [start + round(index * SECOND_MICROS / rate) for index in range(count)]
 
 
 def rate_of(count: int, seconds: float) -> float:
-    """Events per second. Raises CannotMeasure for a time that is none."""
+    """Return the events per second. Raises CannotMeasure if no time has passed."""
     if seconds <= 0:
         raise CannotMeasure(
             f"{count} events in {seconds} s: the clock did not move between start and end."
@@ -104,8 +105,9 @@ def rate_of(count: int, seconds: float) -> float:
 
 
 def check_count(what: str, *, expected: int, found: int) -> None:
-    """Raise CannotMeasure unless every event arrived exactly once: a rate over lost events is no
-    rate.
+    """Raise CannotMeasure unless every event arrived exactly once.
+
+    A rate over lost events is no rate.
     """
     if found != expected:
         word = "lost" if found < expected else "too many"
@@ -115,5 +117,10 @@ def check_count(what: str, *, expected: int, found: int) -> None:
 
 
 def as_document(figures: Mapping[str, Latency | Spread]) -> dict[str, dict[str, float]]:
-    """Figures as they stand in the results."""
+    """Return figures as they stand in the results."""
     return {name: asdict(figure) for name, figure in figures.items()}
+
+
+def spread_columns(spread: Mapping[str, float], form: str = ",.0f") -> list[str]:
+    """Return the median, the lowest and the highest of a spread, as columns of a table."""
+    return [format(spread[part], form) for part in ("median", "low", "high")]

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from bench.figures import CannotMeasure
 from bench.filters import PEERS, WAYS, FilterSizes
-from bench.world import NOW, PARTITIONS, YEAR_MICROS
+from bench.rule_data import NOW, PARTITIONS, YEAR_MICROS
 from consentry.domain.controls import Control, PauseImposed, PolicyPublished, Regime, Scope, Terms
 from consentry.domain.events import ConsentChanged, MemberRelocated
 from consentry.domain.records import fold

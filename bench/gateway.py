@@ -34,7 +34,7 @@ P99_MS_MAX: Final = 25.0
 
 
 def measure_gateway(
-    place: BenchNamespace,
+    namespace: BenchNamespace,
     services: Mapping[str, int],
     *,
     requests: int,
@@ -51,14 +51,14 @@ def measure_gateway(
     bulk: dict[str, list[Loaded]] = {"bulk": [], "with_own_ids": []}
     with (
         tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory,
-        _gateway(place, Path(directory)) as gateway,
-        _bare(place, Path(directory)) as bare,
+        _gateway(namespace, Path(directory)) as gateway,
+        _bare(namespace, Path(directory)) as bare,
     ):
         ours, theirs = _address(gateway, "gateway"), _address(bare, "bare")
         pids = {**services, "gateway": gateway.pid}
         for address in (ours, theirs):
             _closed(
-                place, address, single_requests(WARM_UP, seed=seed), CONNECTIONS, events=WARM_UP
+                namespace, address, single_requests(WARM_UP, seed=seed), CONNECTIONS, events=WARM_UP
             )
         used: list[dict[str, float]] = []
         bulk_used: list[dict[str, float]] = []
@@ -66,18 +66,18 @@ def measure_gateway(
             plain = single_requests(requests, seed=seed + repeat)
             keyed = single_requests(requests, seed=seed + repeat, keyed=True)
             before = cpu_seconds(pids)
-            singles["gateway"].append(_closed(place, ours, plain, CONNECTIONS, events=requests))
+            singles["gateway"].append(_closed(namespace, ours, plain, CONNECTIONS, events=requests))
             used.append(cpu_per_million(before, cpu_seconds(pids), requests))
             singles["with_idempotency_key"].append(
-                _closed(place, ours, keyed, CONNECTIONS, events=requests)
+                _closed(namespace, ours, keyed, CONNECTIONS, events=requests)
             )
-            singles["bare"].append(_closed(place, theirs, plain, CONNECTIONS, events=requests))
+            singles["bare"].append(_closed(namespace, theirs, plain, CONNECTIONS, events=requests))
             many = bulk_requests(bulks, seed=seed + repeat)
             before = cpu_seconds(pids)
-            bulk["bulk"].append(_bulk(place, ours, many))
+            bulk["bulk"].append(_bulk(namespace, ours, many))
             bulk_used.append(cpu_per_million(before, cpu_seconds(pids), bulks * BULK_LINES))
             own = bulk_requests(bulks, seed=seed + repeat, has_own_ids=True)
-            bulk["with_own_ids"].append(_bulk(place, ours, own))
+            bulk["with_own_ids"].append(_bulk(namespace, ours, own))
         paced = single_requests(round(OPEN_RATE * seconds), seed=seed)
         loaded = asyncio.run(open_loop(ours, paced, rate=OPEN_RATE, connections=CONNECTIONS))
         _check(loaded, 202)
@@ -143,30 +143,35 @@ def _identity(numbers: random.Random, number: int) -> dict[str, str]:
     return {"event_id": str(uuid.UUID(bytes=numbers.randbytes(16))), "effective_at": at.isoformat()}
 
 
-def _bulk(place: BenchNamespace, address: str, requests: Sequence[bytes]) -> Loaded:
+def _bulk(namespace: BenchNamespace, address: str, requests: Sequence[bytes]) -> Loaded:
     return _closed(
-        place, address, requests, BULK_CONNECTIONS, events=len(requests) * BULK_LINES, status=200
+        namespace,
+        address,
+        requests,
+        BULK_CONNECTIONS,
+        events=len(requests) * BULK_LINES,
+        status=200,
     )
 
 
-def _gateway(place: BenchNamespace, directory: Path) -> Program:
+def _gateway(namespace: BenchNamespace, directory: Path) -> Program:
     command = [str(Path(sys.executable).parent / "consentry"), "gateway", "--dev", "--port", "0"]
-    environment = place.environment | {"CONSENTRY_GATEWAY_RATE": "100000000"}
+    environment = namespace.environment | {"CONSENTRY_GATEWAY_RATE": "100000000"}
     return Program("gateway", command, directory=directory, environment=environment)
 
 
-def _bare(place: BenchNamespace, directory: Path) -> Program:
+def _bare(namespace: BenchNamespace, directory: Path) -> Program:
     command = [sys.executable, "-m", "bench.bare_gateway"]
     return Program(
         "bare",
         command,
         directory=directory,
-        environment=place.environment | {"PYTHONPATH": _path(place)},
+        environment=namespace.environment | {"PYTHONPATH": _path(namespace)},
     )
 
 
-def _path(place: BenchNamespace) -> str:
-    return f"{place.environment['PYTHONPATH']}:{ROOT}"
+def _path(namespace: BenchNamespace) -> str:
+    return f"{namespace.environment['PYTHONPATH']}:{ROOT}"
 
 
 def _address(program: Program, event: str) -> str:
@@ -174,7 +179,7 @@ def _address(program: Program, event: str) -> str:
 
 
 def _closed(
-    place: BenchNamespace,
+    namespace: BenchNamespace,
     address: str,
     requests: Sequence[bytes],
     connections: int,
@@ -183,10 +188,10 @@ def _closed(
     status: int = 202,
 ) -> Loaded:
     """Send everything; every answer has to be a success, and every event in the log once."""
-    before = place.events()
+    before = namespace.events()
     loaded = asyncio.run(closed_loop(address, requests, connections=connections))
     _check(loaded, status)
-    check_count("Events in the log", expected=events, found=place.events() - before)
+    check_count("Events in the log", expected=events, found=namespace.events() - before)
     return loaded
 
 

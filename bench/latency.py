@@ -78,7 +78,7 @@ def make_plan(
     spaced = (
         schedule(start=counted_from, rate=2 * pauses / seconds, seconds=seconds) if pauses else []
     )
-    controls = [_control(place, instant, seed) for place, instant in enumerate(spaced)]
+    controls = [_control(namespace, instant, seed) for namespace, instant in enumerate(spaced)]
     return LoadPlan(
         events=make_events(instants, seed=seed, members=MEMBERS),
         controls=controls,
@@ -87,7 +87,7 @@ def make_plan(
 
 
 def measure_latency(
-    place: BenchNamespace,
+    namespace: BenchNamespace,
     services: Mapping[str, int],
     *,
     rate: float,
@@ -101,8 +101,8 @@ def measure_latency(
         directory = Path(name)
         path = directory / "journal"
         with (
-            processor(place, directory) as ours,
-            trainer(place, directory, journal=path) as follower,
+            processor(namespace, directory) as ours,
+            trainer(namespace, directory, journal=path) as follower,
         ):
             wait_until_ready(ours)
             wait_until_ready(follower)
@@ -112,7 +112,7 @@ def measure_latency(
             plan = make_plan(
                 start=start, rate=rate, warm_up=warm_up, seconds=seconds, pauses=pauses, seed=seed
             )
-            late = _send(place, _sendings(place, plan))
+            late = _send(namespace, _sendings(namespace, plan))
             journal = _drained(follower, path, plan)
             after = cpu_seconds(processes)
     return summary(plan, journal, late) | {
@@ -146,7 +146,7 @@ def event_delays(plan: LoadPlan, journal: LatencyJournal) -> list[int]:
         order[event.member].append((event_tag(event.event_id).hex(), event.recorded_at))
     arrived: dict[str, int] = {}
     known: dict[str, int] = defaultdict(int)
-    places = {tag: place for sent in order.values() for place, (tag, _) in enumerate(sent)}
+    places = {tag: namespace for sent in order.values() for namespace, (tag, _) in enumerate(sent)}
     for applied_at, member, tag in journal.records:
         if tag not in places:
             raise CannotMeasure(f"The trainer holds an event that was not sent (tag {tag}).")
@@ -188,10 +188,10 @@ def read_journal(lines: Iterable[str]) -> LatencyJournal:
     return LatencyJournal(records, controls)
 
 
-def _control(place: int, instant: int, seed: int) -> Control:
-    identity = bytes([seed % 256, 1]) + place.to_bytes(14, "big")
-    pause, at = f"bench-{place // 2}", Micros(instant)
-    if place % 2:
+def _control(namespace: int, instant: int, seed: int) -> Control:
+    identity = bytes([seed % 256, 1]) + namespace.to_bytes(14, "big")
+    pause, at = f"bench-{namespace // 2}", Micros(instant)
+    if namespace % 2:
         return PauseLifted(
             event_id=identity,
             pause=pause,
@@ -214,29 +214,29 @@ def _control(place: int, instant: int, seed: int) -> Control:
     )
 
 
-def _sendings(place: BenchNamespace, plan: LoadPlan) -> list[Sending]:
+def _sendings(namespace: BenchNamespace, plan: LoadPlan) -> list[Sending]:
     """Every message of the plan, encoded, in the order of intended times."""
     work, topic, controls = (
-        encode(plan.events, place.catalog),
-        place.topic(MEMBER_EVENTS),
-        place.topic(CONTROLS),
+        encode(plan.events, namespace.catalog),
+        namespace.topic(MEMBER_EVENTS),
+        namespace.topic(CONTROLS),
     )
     sendings = [
         Sending(event.recorded_at, topic, key, value)
         for event, key, value in zip(plan.events, work.keys, work.values, strict=True)
     ]
     for control in plan.controls:
-        value = write_control(control, place.catalog)
+        value = write_control(control, namespace.catalog)
         sendings.append(Sending(control.recorded_at, controls, control_key(control), value))
     return sorted(sendings, key=lambda sending: sending.at)
 
 
-def _send(place: BenchNamespace, sendings: Sequence[Sending]) -> list[int]:
+def _send(namespace: BenchNamespace, sendings: Sequence[Sending]) -> list[int]:
     """Send each message when its time has come, whatever became of those before; how late each was,
     in µs.
     """
     failed: list[str] = []
-    config = producer_config(place.kafka, "consentry-bench") | {
+    config = producer_config(namespace.kafka, "consentry-bench") | {
         "linger.ms": 0,
         "delivery.report.only.error": True,
     }

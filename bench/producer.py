@@ -64,7 +64,7 @@ def prepare(count: int, *, seed: int, now: int) -> Prepared:
 
 
 def measure_producer(
-    place: BenchNamespace, count: int, *, repeats: int, seed: int, now: int
+    namespace: BenchNamespace, count: int, *, repeats: int, seed: int, now: int
 ) -> dict[str, Any]:
     """Every way in turn, `repeats` times, each round in another order.
 
@@ -75,20 +75,22 @@ def measure_producer(
     found: dict[str, list[Timed]] = {name: [] for name in WAYS}
     with ExitStack() as opened:
         ways = {
-            "sdk": opened.enter_context(by_sdk(place, with_headers=True)),
-            "raw": opened.enter_context(by_hand(place, with_headers=True)),
-            "sdk_without_headers": opened.enter_context(by_sdk(place, with_headers=False)),
-            "raw_without_headers": opened.enter_context(by_hand(place, with_headers=False)),
+            "sdk": opened.enter_context(by_sdk(namespace, with_headers=True)),
+            "raw": opened.enter_context(by_hand(namespace, with_headers=True)),
+            "sdk_without_headers": opened.enter_context(by_sdk(namespace, with_headers=False)),
+            "raw_without_headers": opened.enter_context(by_hand(namespace, with_headers=False)),
         }
         for name in WAYS:
             ways[name](few)
         for repeat in range(repeats):
             for step in range(len(WAYS)):
                 name = WAYS[(repeat + step) % len(WAYS)]
-                before = place.events()
+                before = namespace.events()
                 found[name].append(timed(ways[name], prepared))
                 check_count(
-                    f"Events in the log by {name}", expected=count, found=place.events() - before
+                    f"Events in the log by {name}",
+                    expected=count,
+                    found=namespace.events() - before,
                 )
     return summary(found)
 
@@ -102,7 +104,7 @@ def timed(way: Way, work: Prepared) -> Timed:
 
 
 @contextmanager
-def by_sdk(place: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
+def by_sdk(namespace: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
     """What a service writes with ours."""
 
     def send(work: Prepared) -> None:
@@ -111,33 +113,33 @@ def by_sdk(place: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
         )
 
     with ConsentProducer(
-        place.kafka,
+        namespace.kafka,
         source="bench",
-        catalog=place.catalog,
-        namespace=place.namespace,
+        catalog=namespace.catalog,
+        namespace=namespace.name,
         with_headers=with_headers,
     ) as producer:
         yield send
 
 
 @contextmanager
-def by_hand(place: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
+def by_hand(namespace: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
     """What a service would write itself: fastavro, one produce an event, a callback that counts, a
     flush.
     """
-    producer = Producer(producer_config(place.kafka, "bench-raw"))
+    producer = Producer(producer_config(namespace.kafka, "bench-raw"))
     stopping = threading.Event()
     polling = threading.Thread(target=_poll, args=(producer, stopping), daemon=True)
     polling.start()
     try:
-        yield lambda work: send_by_hand(producer, place, work, with_headers=with_headers)
+        yield lambda work: send_by_hand(producer, namespace, work, with_headers=with_headers)
     finally:
         stopping.set()
         polling.join(5)
 
 
 def send_by_hand(
-    producer: Producer, place: BenchNamespace, work: Prepared, *, with_headers: bool
+    producer: Producer, namespace: BenchNamespace, work: Prepared, *, with_headers: bool
 ) -> None:
     """Send everything and wait for every acknowledgement. Raises CannotMeasure if one is
     missing.
@@ -151,8 +153,10 @@ def send_by_hand(
             failed.append(error.str())
         acknowledged += 1
 
-    topic = place.topic(MEMBER_EVENTS)
-    frames = {name: place.catalog.frame_of(name) for name in ("ConsentChanged", "MemberRelocated")}
+    topic = namespace.topic(MEMBER_EVENTS)
+    frames = {
+        name: namespace.catalog.frame_of(name) for name in ("ConsentChanged", "MemberRelocated")
+    }
     schemas = {name: schema(name) for name in frames}
     for (name, fields), event in zip(work.fields, work.events, strict=True):
         value = frames[name] + schemas[name].encode(fields)

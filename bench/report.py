@@ -60,12 +60,12 @@ def packages() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-def versions(place: BenchNamespace) -> dict[str, str]:
+def versions(namespace: BenchNamespace) -> dict[str, str]:
     """Which software was measured, servers too."""
     broker = next(
         (jar.version for jar in load_lock().kafka if jar.artifact.startswith("kafka_")), ""
     )
-    with redis.Redis.from_url(place.addresses.redis_url) as server:
+    with redis.Redis.from_url(namespace.addresses.redis_url) as server:
         info: Any = server.info("server")
     name = info.get("server_name", "redis")
     return {
@@ -76,18 +76,18 @@ def versions(place: BenchNamespace) -> dict[str, str]:
     }
 
 
-def settings(place: BenchNamespace) -> dict[str, Any]:
+def settings(namespace: BenchNamespace) -> dict[str, Any]:
     """What an acknowledgement meant: copies, and when each server writes to disk."""
-    topic = place.topic(MEMBER_EVENTS)
-    config = topic_configs(AdminClient(client_config(place.kafka, "consentry-bench")), [topic])[
+    topic = namespace.topic(MEMBER_EVENTS)
+    config = topic_configs(AdminClient(client_config(namespace.kafka, "consentry-bench")), [topic])[
         topic
     ]
-    with redis.Redis.from_url(place.addresses.redis_url) as server:
+    with redis.Redis.from_url(namespace.addresses.redis_url) as server:
         append: Any = server.config_get("append*")
     return {
         "rf": REPLICAS["local"],
         "acks": "all",
-        "partitions": place.partitions,
+        "partitions": namespace.partitions,
         "broker_flush_messages": config["flush.messages"],
         "broker_flush_ms": config["flush.ms"],
         "appendonly": append["appendonly"],

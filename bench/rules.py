@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from bench.events import JURISDICTIONS, Event
 from bench.figures import CannotMeasure, as_document, check_count, rate_of, spread_of
-from bench.world import (
+from bench.rule_data import (
     CATEGORIES,
     COLUMNS,
     NOW,

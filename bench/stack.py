@@ -1,6 +1,4 @@
-"""What is measured, as it really runs: the local stack, a fresh namespace a measurement, real child
-processes.
-"""
+"""The real stack for measurements: local servers, fresh namespaces, real child processes."""
 
 from __future__ import annotations
 
@@ -34,94 +32,97 @@ from consentry.wire.catalog import Catalog, load_catalog, register_all
 from consentry.wire.schemas import MEMBER_EVENTS, topic_name, topics
 
 PROFILE = "local"
-LOOK_SECONDS = 0.005
+CHECK_SECONDS = 0.005
 START_SECONDS_MAX = 60.0
 ROOT = Path(__file__).parent.parent
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchNamespace:
-    """One namespace of the stack, with its topics and schemas: measurements in two of them share no
-    state.
+    """One namespace of the stack, with its topics and schemas.
+
+    Measurements in two namespaces share no state.
     """
 
-    namespace: str
+    name: str
     addresses: Addresses
     catalog: Catalog
     partitions: int
 
     @property
     def kafka(self) -> dict[str, str]:
-        """Settings of a Kafka client."""
+        """The settings of a Kafka client."""
         return {"bootstrap.servers": self.addresses.kafka}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a child process needs to find everything."""
+        """The environment variables that a child process needs."""
         code = [str(Path(consentry.__file__).parent.parent), str(ROOT)]
         return {
             "CONSENTRY_KAFKA_BOOTSTRAP": self.addresses.kafka,
             "CONSENTRY_REDIS_URL": self.addresses.redis_url,
             "CONSENTRY_REGISTRY_URL": self.addresses.registry_url,
             "CONSENTRY_PROFILE": PROFILE,
-            "CONSENTRY_NAMESPACE": self.namespace,
+            "CONSENTRY_NAMESPACE": self.name,
             "CONSENTRY_LOG_FORMAT": "json",
             "PYTHONPATH": os.pathsep.join(code),
         }
 
     def topic(self, name: str) -> str:
-        """The broker's name of one of our topics."""
-        return topic_name(self.namespace, name)
+        """Return the broker's name of one of our topics."""
+        return topic_name(self.name, name)
 
     def events(self) -> int:
-        """How many events the log holds."""
+        """Return the number of events in the log."""
         admin = AdminClient(client_config(self.kafka, "consentry-bench"))
         topic = self.topic(MEMBER_EVENTS)
-        return sum(
-            end_offsets(
-                admin, [(topic, partition) for partition in range(self.partitions)]
-            ).values()
-        )
+        partitions = [(topic, partition) for partition in range(self.partitions)]
+        return sum(end_offsets(admin, partitions).values())
 
     def add_topic(self, name: str) -> str:
-        """One more topic, declared as member-events is; its name on the broker."""
-        full, like = self.topic(name), topics()[MEMBER_EVENTS].config_for(PROFILE)
-        new = NewTopic(
-            full, num_partitions=self.partitions, replication_factor=REPLICAS[PROFILE], config=like
+        """Create a topic with the settings of member-events; return its name on the broker."""
+        full_name = self.topic(name)
+        topic = NewTopic(
+            full_name,
+            num_partitions=self.partitions,
+            replication_factor=REPLICAS[PROFILE],
+            config=topics()[MEMBER_EVENTS].config_for(PROFILE),
         )
         admin = AdminClient(client_config(self.kafka, "consentry-bench"))
-        admin.create_topics([new], request_timeout=15)[full].result()
-        return full
+        admin.create_topics([topic], request_timeout=15)[full_name].result()
+        return full_name
 
     def produce(self, topic: str, work: Workload) -> None:
-        """Send everything with an idempotent producer, as fast as it goes. Raises CannotMeasure."""
+        """Send everything with an idempotent producer, as fast as possible.
+
+        Raises CannotMeasure if the broker does not take all of it.
+        """
         failed: list[str] = []
 
         def note(error: KafkaError | None, _message: Message) -> None:
             if error is not None:
                 failed.append(error.str())
 
-        producer = Producer(
-            producer_config(self.kafka, "consentry-bench")
-            | {
-                "queue.buffering.max.messages": 1_000_000,
-                "delivery.report.only.error": True,
-                "on_delivery": note,
-            }
-        )
+        config: dict[str, Any] = {
+            **producer_config(self.kafka, "consentry-bench"),
+            "queue.buffering.max.messages": 1_000_000,
+            "delivery.report.only.error": True,
+            "on_delivery": note,
+        }
+        producer = Producer(config)
         for key, value in zip(work.keys, work.values, strict=True):
             producer.produce(topic, value, key)
-        left = producer.flush(120)
-        if left or failed:
+        waiting = producer.flush(120)
+        if waiting or failed:
             raise CannotMeasure(
-                f"The broker did not take {left or len(failed)} of {len(work.keys)} events."
+                f"The broker did not take {waiting or len(failed)} of {len(work.keys)} events."
             )
 
 
-def open_place(addresses: Addresses, namespace: str) -> BenchNamespace:
-    """Make a namespace: topics as declared, schemas registered."""
+def open_namespace(addresses: Addresses, namespace: str) -> BenchNamespace:
+    """Create a namespace, with its topics as declared and its schemas registered."""
     kafka = {"bootstrap.servers": addresses.kafka}
     plan = plan_topics(kafka, namespace=namespace, profile=PROFILE)
     list(apply_topics(kafka, plan, profile=PROFILE))
@@ -133,9 +134,9 @@ def open_place(addresses: Addresses, namespace: str) -> BenchNamespace:
 
 
 class Program:
-    """A child process whose output, JSON lines among others, is read while it runs.
+    """A child process whose output is read while it runs; JSON lines stand among its lines.
 
-    Ends with the block, or with us.
+    Ends with the `with` block, or with this process.
     """
 
     def __init__(
@@ -166,126 +167,122 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._child.pid
 
     def check_alive(self) -> None:
         """Raise CannotMeasure, with the end of its output, if it has ended."""
         if self._child.poll() is not None:
-            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+            lines = self._log.read_text(errors="replace").splitlines()
+            tail = "\n".join(lines[-15:])
             raise CannotMeasure(
                 f"{self.name} ended with exit status {self._child.returncode}:\n{tail}"
             )
 
     def wait_for(self, event: str, *, timeout_seconds: float = START_SECONDS_MAX) -> dict[str, Any]:
-        """The first line whose `event` is this one. Raises CannotMeasure if it does not come."""
+        """Return the first line with this `event`. Raises CannotMeasure if it does not come."""
 
-        def look() -> dict[str, Any] | None:
-            return next((line for line in self.lines() if line.get("event") == event), None)
+        def find_line() -> dict[str, Any] | None:
+            for line in self.lines():
+                if line.get("event") == event:
+                    return line
+            return None
 
-        return self.wait_until(look, f"say {event!r}", timeout_seconds=timeout_seconds)
+        return self.wait_until(find_line, f"say {event!r}", timeout_seconds=timeout_seconds)
 
     def wait_until(
         self,
-        look: Callable[[], Found | None],
-        what: str,
+        check: Callable[[], Result | None],
+        action: str,
         *,
         timeout_seconds: float,
-        every: float = LOOK_SECONDS,
-    ) -> Found:
-        """What `look` finds, asked again and again while the program lives.
+        every: float = CHECK_SECONDS,
+    ) -> Result:
+        """Call `check` again and again until it returns a result, and return that.
 
-        Raises CannotMeasure after the time.
+        `action` names in an error what the program did not do. Raises CannotMeasure after the time,
+        or if the program ends.
         """
         until = time.monotonic() + timeout_seconds
         while time.monotonic() < until:
-            found = look()
-            if found is not None:
-                return found
-            if self._child.poll() is not None and (found := look()) is not None:
-                return found
-            self.check_alive()
+            has_ended = self._child.poll() is not None
+            result = check()
+            if result is not None:
+                return result
+            if has_ended:
+                self.check_alive()
             time.sleep(every)
-        raise CannotMeasure(f"{self.name} did not {what} within {timeout_seconds:.0f} s.")
+        raise CannotMeasure(f"{self.name} did not {action} within {timeout_seconds:.0f} s.")
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every JSON object that it has written so far, a line each."""
+        """Return every JSON object that the program has written so far, one from each line."""
         with self._log.open("rb") as log:
             log.seek(self._read)
-            whole, newline, _ = log.read().rpartition(b"\n")
-        self._read += len(whole) + len(newline)
-        for line in whole.splitlines():
+            whole_lines, newline, _ = log.read().rpartition(b"\n")
+        self._read += len(whole_lines) + len(newline)
+        for line in whole_lines.splitlines():
             if line.startswith(b"{"):
                 self._lines.append(json.loads(line))
         return self._lines
 
 
-def processor(place: BenchNamespace, directory: Path) -> Program:
-    """The processor, as an operator starts it."""
-    return Program(
-        "processor", [_script(), "processor"], directory=directory, environment=place.environment
-    )
+def processor(namespace: BenchNamespace, directory: Path) -> Program:
+    """Return the processor as an operator starts it."""
+    command = [_script(), "processor"]
+    return Program("processor", command, directory=directory, environment=namespace.environment)
 
 
-def trainer(place: BenchNamespace, directory: Path, *, journal: Path) -> Program:
-    """The reference trainer over an empty data set, writing when each record and control
-    arrived.
+def trainer(namespace: BenchNamespace, directory: Path, *, journal: Path) -> Program:
+    """Return the reference trainer over an empty data set.
+
+    It writes into the journal when each record and control arrived.
     """
     dataset = directory / "dataset"
     dataset.mkdir()
-    arguments = [
-        "--dataset",
-        str(dataset),
-        "--name",
-        "bench",
-        "--every",
-        "0",
-        "--journal",
-        str(journal),
-    ]
-    command = [_script(), "trainer", *arguments]
-    return Program("trainer", command, directory=directory, environment=place.environment)
+    command = [_script(), "trainer", "--dataset", str(dataset), "--name", "bench"]
+    command += ["--every", "0", "--journal", str(journal)]
+    return Program("trainer", command, directory=directory, environment=namespace.environment)
 
 
 def wait_until_ready(program: Program) -> None:
-    """Return once the program's readiness probe says yes. Raises CannotMeasure."""
+    """Return when the program's readiness probe says yes. Raises CannotMeasure."""
     address = program.wait_for(program.name)["metrics"]
 
-    def look() -> bool | None:
+    def is_ready() -> bool | None:
         try:
             with urllib.request.urlopen(f"http://{address}/readyz", timeout=5):
                 return True
         except (urllib.error.URLError, OSError):
             return None
 
-    program.wait_until(look, "become ready", timeout_seconds=START_SECONDS_MAX, every=0.05)
+    program.wait_until(is_ready, "become ready", timeout_seconds=START_SECONDS_MAX, every=0.05)
 
 
 def metrics_text(program: Program) -> str:
-    """What the program's metrics endpoint says now."""
+    """Return the present text of the program's metrics endpoint."""
     address = program.wait_for(program.name)["metrics"]
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
         return str(answer.read().decode())
 
 
 def logged_at(line: Mapping[str, Any]) -> float:
-    """When a log line was written, in seconds since 1970."""
+    """Return the time of a log line, in seconds since 1970."""
     return datetime.fromisoformat(str(line["timestamp"])).timestamp()
 
 
 def cpu_seconds(processes: Mapping[str, int]) -> dict[str, float]:
-    """CPU time that each process has used so far, user and system."""
-    found = {}
+    """Return the CPU time that each process has used so far, user and system."""
+    seconds: dict[str, float] = {}
     for name, pid in processes.items():
         times = psutil.Process(pid).cpu_times()
-        found[name] = times.user + times.system
-    return found
+        seconds[name] = times.user + times.system
+    return seconds
 
 
 def cpu_per_million(
     before: Mapping[str, float], after: Mapping[str, float], events: int
 ) -> dict[str, float]:
-    """CPU seconds that each process used per million events."""
+    """Return the CPU seconds that each process used per million events."""
     return {name: round((after[name] - before[name]) * 1_000_000 / events, 2) for name in before}
 
 

@@ -66,34 +66,36 @@ class Workloads:
         )
         self._made: dict[tuple[int, ...], Workload] = {}
 
-    def of(self, place: BenchNamespace) -> Workload:
+    def of(self, namespace: BenchNamespace) -> Workload:
         """The events as this namespace's registry frames them."""
-        ids = tuple(place.catalog.id_of(name) for name in ("ConsentChanged", "MemberRelocated"))
+        ids = tuple(namespace.catalog.id_of(name) for name in ("ConsentChanged", "MemberRelocated"))
         if ids not in self._made:
-            self._made[ids] = encode(self._events, place.catalog)
+            self._made[ids] = encode(self._events, namespace.catalog)
         return self._made[ids]
 
 
-def measure_processor(place: BenchNamespace, work: Workload, services: Mapping[str, int]) -> Run:
+def measure_processor(
+    namespace: BenchNamespace, work: Workload, services: Mapping[str, int]
+) -> Run:
     """Pre-produce, start the processor, and time it from the first open partition to the last
     committed offset.
     """
-    place.produce(place.topic(MEMBER_EVENTS), work)
-    table = redis.Redis.from_url(place.addresses.redis_url, protocol=3)
+    namespace.produce(namespace.topic(MEMBER_EVENTS), work)
+    table = redis.Redis.from_url(namespace.addresses.redis_url, protocol=3)
     with (
         tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory,
-        processor(place, Path(directory)) as ours,
+        processor(namespace, Path(directory)) as ours,
     ):
         opened = ours.wait_for("partition_opened")
         processes = {"worker": ours.pid, **services}
         before = cpu_seconds(processes)
-        _wait_for_count(ours, lambda: _stored(table, place), len(work.keys), "store")
-        _wait_for_count(ours, lambda: _committed(place), len(work.keys), "commit")
+        _wait_for_count(ours, lambda: _stored(table, namespace), len(work.keys), "store")
+        _wait_for_count(ours, lambda: _committed(namespace), len(work.keys), "commit")
         ended_at = time.time()
         after = cpu_seconds(processes)
         steps = step_seconds(metrics_text(ours), len(work.keys))
     table.close()
-    check_records(place, work)
+    check_records(namespace, work)
     return Run(
         events=len(work.keys),
         seconds=ended_at - logged_at(opened),
@@ -103,23 +105,25 @@ def measure_processor(place: BenchNamespace, work: Workload, services: Mapping[s
 
 
 def measure_naive(
-    place: BenchNamespace, work: Workload, services: Mapping[str, int], *, client: str
+    namespace: BenchNamespace, work: Workload, services: Mapping[str, int], *, client: str
 ) -> Run:
     """Pre-produce the same events once more, and time the peer from its first event to its last."""
-    topic, kept = place.add_topic("naive-events"), f"{place.namespace}-naive"
-    place.produce(topic, work)
+    topic, kept = namespace.add_topic("naive-events"), f"{namespace.name}-naive"
+    namespace.produce(topic, work)
     count = len(work.keys)
     command = [sys.executable, "-m", "bench.naive", topic, kept, str(count), client]
     with (
         tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory,
-        Program("naive", command, directory=Path(directory), environment=place.environment) as peer,
+        Program(
+            "naive", command, directory=Path(directory), environment=namespace.environment
+        ) as peer,
     ):
         first = peer.wait_for("first_event")
         processes = {"worker": peer.pid, **services}
         before = cpu_seconds(processes)
         last = peer.wait_for("last_event", timeout_seconds=RUN_SECONDS_MAX)
         after = cpu_seconds(processes)
-    with redis.Redis.from_url(place.addresses.redis_url, protocol=3) as table:
+    with redis.Redis.from_url(namespace.addresses.redis_url, protocol=3) as table:
         check_count(
             "Members in the peer's hash", expected=work.members, found=_integer(table.hlen(kept))
         )
@@ -128,20 +132,21 @@ def measure_naive(
     )
 
 
-def check_records(place: BenchNamespace, work: Workload) -> None:
+def check_records(namespace: BenchNamespace, work: Workload) -> None:
     """Raise CannotMeasure unless table and topic hold every event: a record's version counts its
     member's events.
     """
     table = RedisTable(
-        place.addresses.redis_url,
-        namespace=place.namespace,
-        partitions=place.partitions,
+        namespace.addresses.redis_url,
+        namespace=namespace.name,
+        partitions=namespace.partitions,
         members=TABLE_MEMBERS,
     )
-    held = (pair for partition in range(place.partitions) for pair in table.scan(partition))
+    held = (pair for partition in range(namespace.partitions) for pair in table.scan(partition))
     check_versions("The table", held, work.keys)
     published = (
-        (message.key, message.value) for message in read_all(place.kafka, place.topic(RECORDS))
+        (message.key, message.value)
+        for message in read_all(namespace.kafka, namespace.topic(RECORDS))
     )
     check_versions(
         "The records topic", ((key, value) for key, value in published if key and value), work.keys
@@ -218,22 +223,22 @@ def _wait_for_count(program: Program, count: Any, wanted: int, what: str) -> Non
     )
 
 
-def _stored(table: Any, place: BenchNamespace) -> int:
+def _stored(table: Any, namespace: BenchNamespace) -> int:
     """How far the table has come, all partitions together."""
     ask = table.pipeline(transaction=False)
-    for partition in range(place.partitions):
-        ask.hget(f"{place.namespace}:{{{partition}}}:meta", "next_offset")
+    for partition in range(namespace.partitions):
+        ask.hget(f"{namespace.name}:{{{partition}}}:meta", "next_offset")
     return sum(int(offset or 0) for offset in ask.execute())
 
 
-def _committed(place: BenchNamespace) -> int:
+def _committed(namespace: BenchNamespace) -> int:
     """How far the committed offsets have come, all partitions together."""
-    admin = AdminClient(client_config(place.kafka, "consentry-bench"))
+    admin = AdminClient(client_config(namespace.kafka, "consentry-bench"))
     wanted = [
-        TopicPartition(place.topic(MEMBER_EVENTS), partition)
-        for partition in range(place.partitions)
+        TopicPartition(namespace.topic(MEMBER_EVENTS), partition)
+        for partition in range(namespace.partitions)
     ]
-    group = f"{place.namespace}-processor"
+    group = f"{namespace.name}-processor"
     answer = admin.list_consumer_group_offsets(
         [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=10
     )

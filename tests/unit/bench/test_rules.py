@@ -24,7 +24,7 @@ from bench.rules import (
     summary,
     timed,
 )
-from bench.world import (
+from bench.rule_data import (
     NOW,
     YEAR_MICROS,
     controls_of,

@@ -1,9 +1,8 @@
-"""The peer of the gateway: what a team writes first.
+"""The peer of the gateway, as a team would write it first.
 
-FastAPI, a model, fastavro, one producer; nothing is checked.
-
-No credentials, no limits, no repetition, no token, no headers: whatever the real gateway adds, this
-does without. `python -m bench.bare_gateway` serves `POST /v1/consent-changes` until it is ended.
+It has FastAPI, a model, fastavro and one producer, and nothing of what the real gateway adds: no
+checks, no credentials, no limits, no idempotency, no token, no headers.
+`python -m bench.bare_gateway` serves `POST /v1/consent-changes` until it is ended.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ class BareChange(BaseModel):
 
 
 def build(producer: Producer, topic: str, frame: bytes) -> FastAPI:
-    """The application."""
+    """Return the application."""
     app = FastAPI()
-    known = schema("ConsentChanged")
+    consent_changed = schema("ConsentChanged")
 
     @app.post("/v1/consent-changes", status_code=202)
     async def accept(change: BareChange) -> dict[str, str]:
@@ -50,17 +49,20 @@ def build(producer: Producer, topic: str, frame: bytes) -> FastAPI:
             assert error is None
             loop.call_soon_threadsafe(done.set_result, None)
 
-        event_id, now = uuid.uuid4(), time.time_ns() // 1000
+        event_id = uuid.uuid4()
+        now = time.time_ns() // 1000
         fields = change.model_dump() | {
             "event_id": event_id.bytes,
             "effective_at": now,
             "recorded_at": now,
+            "legal_basis": "CONSENT",
+            "notice_version": "",
+            "source": "bare",
+            "observed_version": None,
+            "evidence": None,
         }
-        fields |= {"legal_basis": "CONSENT", "notice_version": "", "source": "bare"}
-        fields |= {"observed_version": None, "evidence": None}
-        producer.produce(
-            topic, frame + known.encode(fields), change.member_id.encode(), on_delivery=note
-        )
+        value = frame + consent_changed.encode(fields)
+        producer.produce(topic, value, change.member_id.encode(), on_delivery=note)
         await done
         return {"event_id": str(event_id)}
 
@@ -68,7 +70,7 @@ def build(producer: Producer, topic: str, frame: bytes) -> FastAPI:
 
 
 def main() -> None:
-    """Serve on a port from the system, and say which."""
+    """Serve on a port from the operating system, and print the address."""
     namespace = os.environ["CONSENTRY_NAMESPACE"]
     kafka = {"bootstrap.servers": os.environ["CONSENTRY_KAFKA_BOOTSTRAP"]}
     catalog = load_catalog(HttpRegistry(os.environ["CONSENTRY_REGISTRY_URL"]), namespace)
@@ -83,10 +85,8 @@ def main() -> None:
     listener.bind(("127.0.0.1", 0))
     listener.listen(2048)
     app = build(producer, f"{namespace}.member-events", catalog.frame_of("ConsentChanged"))
-    print(
-        json.dumps({"event": "bare", "url": f"http://127.0.0.1:{listener.getsockname()[1]}"}),
-        flush=True,
-    )
+    _, port = listener.getsockname()
+    print(json.dumps({"event": "bare", "url": f"http://127.0.0.1:{port}"}), flush=True)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(config).serve(sockets=[listener]))

@@ -1,5 +1,6 @@
-"""What the HTTP door carries: single requests beside a bare peer, bulk, and how long one accepted
-request takes.
+"""The load that the gateway carries.
+
+Single requests beside a bare peer, bulk requests, and the latency of accepted requests.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.events import PURPOSES, pseudonym
-from bench.figures import CannotMeasure, as_document, check_count, latency_of, rate_of, spread_of
+from bench.figures import (
+    CannotMeasure,
+    as_document,
+    check_count,
+    latency_of,
+    rate_of,
+    spread_columns,
+    spread_of,
+)
 from bench.http import Loaded, closed_loop, open_loop, request_of
 from bench.stack import ROOT, BenchNamespace, Program, cpu_per_million, cpu_seconds
 
@@ -43,21 +53,21 @@ def measure_gateway(
     repeats: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Every way in turn, `repeats` times; each event has to be in the log. Raises CannotMeasure.
+    """Measure every way in turn, `repeats` times. Raises CannotMeasure if an event is lost.
 
-    A gateway and its bare peer run side by side, and only one of them is asked at a time.
+    A gateway and its bare peer run side by side, and only one of them is used at a time.
     """
     singles: dict[str, list[Loaded]] = {"gateway": [], "with_idempotency_key": [], "bare": []}
     bulk: dict[str, list[Loaded]] = {"bulk": [], "with_own_ids": []}
     with (
         tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory,
-        _gateway(namespace, Path(directory)) as gateway,
-        _bare(namespace, Path(directory)) as bare,
+        _gateway_program(namespace, Path(directory)) as gateway,
+        _bare_program(namespace, Path(directory)) as bare,
     ):
         ours, theirs = _address(gateway, "gateway"), _address(bare, "bare")
         pids = {**services, "gateway": gateway.pid}
         for address in (ours, theirs):
-            _closed(
+            _closed_loop(
                 namespace, address, single_requests(WARM_UP, seed=seed), CONNECTIONS, events=WARM_UP
             )
         used: list[dict[str, float]] = []
@@ -66,72 +76,79 @@ def measure_gateway(
             plain = single_requests(requests, seed=seed + repeat)
             keyed = single_requests(requests, seed=seed + repeat, keyed=True)
             before = cpu_seconds(pids)
-            singles["gateway"].append(_closed(namespace, ours, plain, CONNECTIONS, events=requests))
+            singles["gateway"].append(
+                _closed_loop(namespace, ours, plain, CONNECTIONS, events=requests)
+            )
             used.append(cpu_per_million(before, cpu_seconds(pids), requests))
             singles["with_idempotency_key"].append(
-                _closed(namespace, ours, keyed, CONNECTIONS, events=requests)
+                _closed_loop(namespace, ours, keyed, CONNECTIONS, events=requests)
             )
-            singles["bare"].append(_closed(namespace, theirs, plain, CONNECTIONS, events=requests))
-            many = bulk_requests(bulks, seed=seed + repeat)
+            singles["bare"].append(
+                _closed_loop(namespace, theirs, plain, CONNECTIONS, events=requests)
+            )
+            template_lines = bulk_requests(bulks, seed=seed + repeat)
             before = cpu_seconds(pids)
-            bulk["bulk"].append(_bulk(namespace, ours, many))
+            bulk["bulk"].append(_bulk(namespace, ours, template_lines))
             bulk_used.append(cpu_per_million(before, cpu_seconds(pids), bulks * BULK_LINES))
-            own = bulk_requests(bulks, seed=seed + repeat, has_own_ids=True)
-            bulk["with_own_ids"].append(_bulk(namespace, ours, own))
+            lines_with_ids = bulk_requests(bulks, seed=seed + repeat, has_own_ids=True)
+            bulk["with_own_ids"].append(_bulk(namespace, ours, lines_with_ids))
         paced = single_requests(round(OPEN_RATE * seconds), seed=seed)
         loaded = asyncio.run(open_loop(ours, paced, rate=OPEN_RATE, connections=CONNECTIONS))
         _check(loaded, 202)
-    rates = {
-        name: [rate_of(requests, run.seconds) for run in runs] for name, runs in singles.items()
-    }
+    rates = _rates(singles, requests)
     pairs = zip(rates["gateway"], rates["bare"], strict=True)
     return {
-        "requests_per_second": as_document(
-            {name: spread_of(found) for name, found in rates.items()}
-        ),
+        "requests_per_second": _spreads(rates),
         "gateway_to_bare": spread_of([ours / theirs for ours, theirs in pairs]).median,
         "cpu_seconds_per_million": used[-1],
         "bulk_cpu_seconds_per_million": bulk_used[-1],
-        "bulk_events_per_second": as_document(
-            {
-                name: spread_of([rate_of(bulks * BULK_LINES, run.seconds) for run in runs])
-                for name, runs in bulk.items()
-            }
-        ),
-        "latency": {
-            "rate": OPEN_RATE,
-            **as_document({"_": latency_of(loaded.samples_micros)})["_"],
-        },
+        "bulk_events_per_second": _spreads(_rates(bulk, bulks * BULK_LINES)),
+        "latency": {"rate": OPEN_RATE, **asdict(latency_of(loaded.samples_micros))},
     }
 
 
+def _rates(runs_by_way: Mapping[str, Sequence[Loaded]], count: int) -> dict[str, list[float]]:
+    """Return the rate of each run; each run carried `count` events."""
+    rates: dict[str, list[float]] = {}
+    for way, runs in runs_by_way.items():
+        rates[way] = [rate_of(count, run.seconds) for run in runs]
+    return rates
+
+
+def _spreads(rates: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    return as_document({way: spread_of(values) for way, values in rates.items()})
+
+
 def single_requests(count: int, *, seed: int, keyed: bool = False) -> list[bytes]:
-    """So many opt-outs, each of a member of its own."""
+    """Return `count` opt-outs, each of another member; keyed ones have an Idempotency-Key."""
     numbers = random.Random(seed)
-    found = []
+    requests: list[bytes] = []
     for number in range(count):
-        headers = f"Idempotency-Key: {numbers.randbytes(16).hex()}\r\n" if keyed else ""
-        found.append(
-            request_of(
-                "/v1/consent-changes", json.dumps(_change(number, seed)).encode(), headers=headers
-            )
-        )
-    return found
+        body = json.dumps(_change(number, seed)).encode()
+        headers = ""
+        if keyed:
+            headers = f"Idempotency-Key: {numbers.randbytes(16).hex()}\r\n"
+        requests.append(request_of("/v1/consent-changes", body, headers=headers))
+    return requests
 
 
 def bulk_requests(count: int, *, seed: int, has_own_ids: bool = False) -> list[bytes]:
-    """So many bodies of BULK_LINES opt-outs each; with ids of their own each line has its own time
-    as well.
+    """Return `count` requests of BULK_LINES opt-outs each.
+
+    With `has_own_ids` each line has an id and a time of its own.
     """
     numbers = random.Random(seed)
-    found = []
+    requests: list[bytes] = []
     for part in range(count):
-        lines = [
-            json.dumps(_change(number, seed) | (_identity(numbers, number) if has_own_ids else {}))
-            for number in range(part * BULK_LINES, (part + 1) * BULK_LINES)
-        ]
-        found.append(request_of("/v1/bulk", "\n".join(lines).encode(), kind="application/x-ndjson"))
-    return found
+        lines: list[str] = []
+        for number in range(part * BULK_LINES, (part + 1) * BULK_LINES):
+            change = _change(number, seed)
+            if has_own_ids:
+                change |= _identity(numbers, number)
+            lines.append(json.dumps(change))
+        body = "\n".join(lines).encode()
+        requests.append(request_of("/v1/bulk", body, kind="application/x-ndjson"))
+    return requests
 
 
 def _change(number: int, seed: int) -> dict[str, str]:
@@ -144,7 +161,7 @@ def _identity(numbers: random.Random, number: int) -> dict[str, str]:
 
 
 def _bulk(namespace: BenchNamespace, address: str, requests: Sequence[bytes]) -> Loaded:
-    return _closed(
+    return _closed_loop(
         namespace,
         address,
         requests,
@@ -154,13 +171,13 @@ def _bulk(namespace: BenchNamespace, address: str, requests: Sequence[bytes]) ->
     )
 
 
-def _gateway(namespace: BenchNamespace, directory: Path) -> Program:
+def _gateway_program(namespace: BenchNamespace, directory: Path) -> Program:
     command = [str(Path(sys.executable).parent / "consentry"), "gateway", "--dev", "--port", "0"]
     environment = namespace.environment | {"CONSENTRY_GATEWAY_RATE": "100000000"}
     return Program("gateway", command, directory=directory, environment=environment)
 
 
-def _bare(namespace: BenchNamespace, directory: Path) -> Program:
+def _bare_program(namespace: BenchNamespace, directory: Path) -> Program:
     command = [sys.executable, "-m", "bench.bare_gateway"]
     return Program(
         "bare",
@@ -178,7 +195,7 @@ def _address(program: Program, event: str) -> str:
     return str(program.wait_for(event)["url"]).removeprefix("http://")
 
 
-def _closed(
+def _closed_loop(
     namespace: BenchNamespace,
     address: str,
     requests: Sequence[bytes],
@@ -187,7 +204,10 @@ def _closed(
     events: int,
     status: int = 202,
 ) -> Loaded:
-    """Send everything; every answer has to be a success, and every event in the log once."""
+    """Send everything. Raises CannotMeasure unless every answer has the status.
+
+    Every event has to be in the log once.
+    """
     before = namespace.events()
     loaded = asyncio.run(closed_loop(address, requests, connections=connections))
     _check(loaded, status)
@@ -202,40 +222,41 @@ def _check(loaded: Loaded, status: int) -> None:
         )
 
 
-def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime) -> dict[str, Any]:
-    """The results as they are kept; `ok` holds them against what is promised."""
-    bulk = found["bulk_events_per_second"]
+def document(
+    about: Mapping[str, Any], measurement: Mapping[str, Any], *, at: datetime
+) -> dict[str, Any]:
+    """Return the results as they are kept; `ok` compares them with the promises."""
+    bulk = measurement["bulk_events_per_second"]
     return {
         "measured_at": at.astimezone(UTC).isoformat(timespec="seconds"),
         **about,
-        "gateway": dict(found),
+        "gateway": dict(measurement),
         "ok": {
-            "single_at_least_2000": found["requests_per_second"]["gateway"]["median"]
+            "single_at_least_2000": measurement["requests_per_second"]["gateway"]["median"]
             >= SINGLE_RATE_MIN,
             "bulk_at_least_40000": bulk["bulk"]["median"] >= BULK_RATE_MIN,
             "bulk_with_own_ids_at_least_40000": bulk["with_own_ids"]["median"] >= BULK_RATE_MIN,
-            "p99_at_most_25_ms": found["latency"]["p99_ms"] <= P99_MS_MAX,
+            "p99_at_most_25_ms": measurement["latency"]["p99_ms"] <= P99_MS_MAX,
         },
     }
 
 
 def show_gateway(results: Mapping[str, Any], console: Console) -> None:
-    """The results as a table for a person."""
-    found = results["gateway"]
+    """Print the results as a table for a person."""
+    measurement = results["gateway"]
     table = Table(title="HTTP, one gateway, the broker and the load on the same machine")
     for name in ("what", "median", "low", "high"):
         table.add_column(name, justify="left" if name == "what" else "right")
-    bulk = found["bulk_events_per_second"]
-    rows = found["requests_per_second"] | {
+    bulk = measurement["bulk_events_per_second"]
+    rows = measurement["requests_per_second"] | {
         "bulk, events": bulk["bulk"],
         "bulk with own ids and times, events": bulk["with_own_ids"],
     }
     for name, spread in rows.items():
-        table.add_row(f"{name} /s", *(f"{spread[part]:,.0f}" for part in ("median", "low", "high")))
+        table.add_row(f"{name} /s", *spread_columns(spread))
     console.print(table)
-    latency = found["latency"]
+    latency = measurement["latency"]
     console.print(
-        f"gateway to bare {found['gateway_to_bare']} ×; at {latency['rate']:g}/s p50 "
-        f"{latency['p50_ms']} ms, "
-        f"p99 {latency['p99_ms']} ms"
+        f"gateway to bare {measurement['gateway_to_bare']} ×; at {latency['rate']:g}/s p50 "
+        f"{latency['p50_ms']} ms, p99 {latency['p99_ms']} ms"
     )

@@ -1,5 +1,7 @@
-"""A cheap HTTP/1.1 load: keep-alive connections, requests made before the clock starts, answers
-barely looked at.
+"""A cheap HTTP/1.1 load.
+
+Connections are kept alive, requests are made before the clock starts, and of an answer only the
+status and the length are read.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ ANSWER_SECONDS_MAX = 60.0
 
 
 class Loaded(NamedTuple):
-    """What came back: how many answers of each status, in how many seconds, and each answer's time
-    in microseconds.
+    """The answers of a load: their number by status, the seconds that all of it took.
+
+    `samples_micros` has each answer's time in microseconds.
     """
 
     statuses: Counter[int]
@@ -28,7 +31,7 @@ class Loaded(NamedTuple):
 def request_of(
     path: str, body: bytes, *, kind: str = "application/json", headers: str = ""
 ) -> bytes:
-    """The bytes of a POST; `headers` are whole lines, each with its line end."""
+    """Return the bytes of a POST; `headers` are whole lines, each with its line end."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer dev:bench:producer\r\n"
         f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
@@ -37,7 +40,7 @@ def request_of(
 
 
 class LoadConnection(asyncio.Protocol):
-    """One connection: a request at a time."""
+    """One connection, for one request at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -56,14 +59,12 @@ class LoadConnection(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(CannotMeasure(f"The server closed a connection: {error}."))
 
-    def ask(self, request: bytes) -> asyncio.Future[int]:
-        """Send a request; the status of its answer once all of it has come."""
+    def send(self, request: bytes) -> asyncio.Future[int]:
+        """Send a request; the future gets the status of the answer when all of it has come."""
         assert self._transport is not None
-        self._answer, self._missing, self._head = (
-            asyncio.get_running_loop().create_future(),
-            -1,
-            b"",
-        )
+        self._answer = asyncio.get_running_loop().create_future()
+        self._missing = -1
+        self._head = b""
         self._transport.write(request)
         return self._answer
 
@@ -75,16 +76,15 @@ class LoadConnection(asyncio.Protocol):
             if not end:
                 return
             self._status = int(head[9:12])
-            lower = head.lower()
-            place = lower.find(b"content-length: ")
-            self._missing = int(lower[place + 16 :].partition(b"\r")[0]) if place >= 0 else 0
+            _, _, after_name = head.lower().partition(b"content-length: ")
+            self._missing = int(after_name.partition(b"\r")[0] or 0)
             data = rest
         self._missing -= len(data)
         if self._missing <= 0 and self._answer is not None:
             self._answer.set_result(self._status)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
@@ -92,31 +92,34 @@ class LoadConnection(asyncio.Protocol):
 async def _connect(address: str, count: int) -> list[LoadConnection]:
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
-    return [
-        (await loop.create_connection(LoadConnection, host, int(port)))[1] for _ in range(count)
-    ]
+    connections: list[LoadConnection] = []
+    for _ in range(count):
+        _, connection = await loop.create_connection(LoadConnection, host, int(port))
+        connections.append(connection)
+    return connections
 
 
 async def closed_loop(address: str, requests: Sequence[bytes], *, connections: int) -> Loaded:
-    """Send everything over so many connections, each as soon as the one before it is answered: the
-    most there is.
+    """Send everything over some connections, each request when the one before it is answered.
+
+    This gives the highest rate that the server carries.
     """
-    found = await _connect(address, connections)
-    left: Iterator[bytes] = iter(requests)
+    open_connections = await _connect(address, connections)
+    waiting: Iterator[bytes] = iter(requests)
     statuses: Counter[int] = Counter()
     samples: list[int] = []
 
     async def run(connection: LoadConnection) -> None:
-        for request in left:
+        for request in waiting:
             started = time.perf_counter_ns()
-            statuses[await connection.ask(request)] += 1
+            statuses[await connection.send(request)] += 1
             samples.append((time.perf_counter_ns() - started) // 1000)
 
     started = time.perf_counter()
     async with asyncio.timeout(ANSWER_SECONDS_MAX):
-        await asyncio.gather(*map(run, found))
+        await asyncio.gather(*map(run, open_connections))
     seconds = time.perf_counter() - started
-    for connection in found:
+    for connection in open_connections:
         connection.close()
     return Loaded(statuses, seconds, samples)
 
@@ -124,34 +127,35 @@ async def closed_loop(address: str, requests: Sequence[bytes], *, connections: i
 async def open_loop(
     address: str, requests: Sequence[bytes], *, rate: float, connections: int
 ) -> Loaded:
-    """Send each at its own time, answers or not; an answer's time counts from when its request was
-    meant to be sent.
+    """Send each request at its own time, whether or not others are answered.
+
+    An answer's time counts from when its request was meant to be sent.
     """
     idle = deque(await _connect(address, connections))
-    every = list(idle)
+    all_connections = list(idle)
     statuses: Counter[int] = Counter()
     samples: list[int] = []
     start = time.perf_counter() + 0.1
-    asked = []
-    for place, request in enumerate(requests):
-        intended = start + place / rate
-        if (wait := intended - time.perf_counter()) > 0:
-            await asyncio.sleep(wait)
+    tasks: list[asyncio.Task[None]] = []
+    for number, request in enumerate(requests):
+        intended = start + number / rate
+        wait_seconds = intended - time.perf_counter()
+        if wait_seconds > 0:
+            await asyncio.sleep(wait_seconds)
         if not idle:
             idle.extend(await _connect(address, connections))
-            every.extend(idle)
-        asked.append(
-            asyncio.create_task(_time(idle.popleft(), request, intended, idle, statuses, samples))
-        )
+            all_connections.extend(idle)
+        sample = _sample(idle.popleft(), request, intended, idle, statuses, samples)
+        tasks.append(asyncio.create_task(sample))
     async with asyncio.timeout(ANSWER_SECONDS_MAX):
-        await asyncio.gather(*asked)
+        await asyncio.gather(*tasks)
     seconds = time.perf_counter() - start
-    for connection in every:
+    for connection in all_connections:
         connection.close()
     return Loaded(statuses, seconds, samples)
 
 
-async def _time(
+async def _sample(
     connection: LoadConnection,
     request: bytes,
     intended: float,
@@ -159,6 +163,6 @@ async def _time(
     statuses: Counter[int],
     samples: list[int],
 ) -> None:
-    statuses[await connection.ask(request)] += 1
+    statuses[await connection.send(request)] += 1
     samples.append(round((time.perf_counter() - intended) * SECOND_MICROS))
     idle.append(connection)

@@ -1,8 +1,8 @@
-"""The peer, as most would write it first: a Faust agent, one event at a time, one HSET an event.
+"""The peer of the processor, as most would write it first.
 
-Run as `python -m bench.naive TOPIC HASH COUNT CLIENT`; prints a JSON line at the first event and at
-the last. It has the settings that our own Faust agents have, which are the ones that make Faust
-fast.
+A Faust agent takes one event at a time, with one HSET for each. Run it as
+`python -m bench.naive TOPIC HASH COUNT CLIENT`; it prints a JSON line at the first event and at the
+last. It has the settings of our own Faust agents, which make Faust as fast as it can be.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from consentry.wire.frames import FRAME_LENGTH, schema_id_of
 BUFFER_EVENTS = 16_384
 
 
-def say(event: str, **fields: Any) -> None:
-    """One JSON line on standard output."""
+def print_line(event: str, **fields: Any) -> None:
+    """Print one JSON line to standard output."""
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
@@ -40,37 +40,36 @@ class Readers:
         self._parsed: dict[int, Any] = {}
 
     def read(self, value: bytes) -> Any:
-        """The fields of one framed event."""
+        """Return the fields of one framed event."""
         schema_id = schema_id_of(value)
         parsed = self._parsed.get(schema_id)
         if parsed is None:
-            parsed = self._parsed[schema_id] = fastavro.parse_schema(
-                json.loads(self._registry.text(schema_id) or "")
-            )
+            text = self._registry.text(schema_id) or ""
+            parsed = self._parsed[schema_id] = fastavro.parse_schema(json.loads(text))
         return fastavro.schemaless_reader(io.BytesIO(value[FRAME_LENGTH:]), parsed, None)
 
 
 class Progress:
-    """Counts events, says when the first and the last came, and ends the process after that."""
+    """Counts events, prints when the first and the last came, and ends the process after that."""
 
     def __init__(self, count: int) -> None:
         self._left = count
 
     def begin(self) -> None:
-        """The first event is in hand."""
-        say("first_event", at=time.time())
+        """Note that the first event is in hand."""
+        print_line("first_event", at=time.time())
 
     def done(self) -> None:
-        """One more event has reached the table."""
+        """Note that one more event has reached the table."""
         self._left -= 1
         if self._left == 0:
-            say("last_event", at=time.time())
-            time.sleep(0.2)  # so that whoever reads this line can still ask for our CPU time
+            print_line("last_event", at=time.time())
+            time.sleep(0.2)  # so that the reader of this line can still ask for our CPU time
             os._exit(0)
 
 
 def content(fields: Any) -> str:
-    """What the table keeps of an event."""
+    """Return what the table keeps of an event."""
     if "choice" in fields:
         return f"{fields['purpose']}={fields['choice']}@{fields['effective_at']}"
     return f"lives={fields['jurisdiction']}@{fields['effective_at']}"

@@ -1,5 +1,6 @@
-"""What the SDK costs beside a raw client: the same events, the same settings of Kafka, in turn, in
-one process.
+"""The cost of the SDK beside a raw client.
+
+Both send the same events with the same settings of Kafka, in turn, in one process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.events import Event, make_events
-from bench.figures import CannotMeasure, as_document, check_count, rate_of, spread_of
+from bench.figures import CannotMeasure, check_count, rate_of, spread_columns, spread_of
 from bench.stack import BenchNamespace
 from consentry.domain.events import ConsentChanged
 from consentry.kafka.clients import producer_config
@@ -35,8 +37,9 @@ _EVENT_AGE_MICROS: Final = 3_600_000_000
 
 
 class Prepared(NamedTuple):
-    """The events as each way gets them, made before the clock starts: objects for ours, plain
-    fields for raw.
+    """The events as each way gets them, made before the clock starts.
+
+    Ours gets objects, raw gets plain fields.
     """
 
     events: Sequence[Event]
@@ -44,7 +47,7 @@ class Prepared(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """One way, once: from the first event to the last acknowledgement;
+    """One run of one way, from the first event to the last acknowledgement.
 
     CPU seconds are of this process alone.
     """
@@ -58,59 +61,63 @@ Way = Callable[[Prepared], None]
 
 
 def prepare(count: int, *, seed: int, now: int) -> Prepared:
-    """So many events from a seed, recorded in the last hour."""
-    events = make_events(range(now - _EVENT_AGE_MICROS, now - _EVENT_AGE_MICROS + count), seed=seed)
-    return Prepared(events, [(type(event).__name__, _fields(event)) for event in events])
+    """Return `count` events from a seed, recorded in the last hour."""
+    start = now - _EVENT_AGE_MICROS
+    events = make_events(range(start, start + count), seed=seed)
+    fields = [(type(event).__name__, _fields(event)) for event in events]
+    return Prepared(events, fields)
 
 
 def measure_producer(
     namespace: BenchNamespace, count: int, *, repeats: int, seed: int, now: int
 ) -> dict[str, Any]:
-    """Every way in turn, `repeats` times, each round in another order.
+    """Measure every way in turn, `repeats` times, each round in another order.
 
     Raises CannotMeasure if an event was lost.
     """
     prepared = prepare(count, seed=seed, now=now)
-    few = prepare(min(count, WARM_UP_EVENTS), seed=seed + 1, now=now)
-    found: dict[str, list[Timed]] = {name: [] for name in WAYS}
-    with ExitStack() as opened:
+    warm_up = prepare(min(count, WARM_UP_EVENTS), seed=seed + 1, now=now)
+    timings: dict[str, list[Timed]] = {name: [] for name in WAYS}
+    with ExitStack() as stack:
         ways = {
-            "sdk": opened.enter_context(by_sdk(namespace, with_headers=True)),
-            "raw": opened.enter_context(by_hand(namespace, with_headers=True)),
-            "sdk_without_headers": opened.enter_context(by_sdk(namespace, with_headers=False)),
-            "raw_without_headers": opened.enter_context(by_hand(namespace, with_headers=False)),
+            "sdk": stack.enter_context(sdk_producer(namespace, with_headers=True)),
+            "raw": stack.enter_context(raw_producer(namespace, with_headers=True)),
+            "sdk_without_headers": stack.enter_context(sdk_producer(namespace, with_headers=False)),
+            "raw_without_headers": stack.enter_context(raw_producer(namespace, with_headers=False)),
         }
         for name in WAYS:
-            ways[name](few)
+            ways[name](warm_up)
         for repeat in range(repeats):
             for step in range(len(WAYS)):
                 name = WAYS[(repeat + step) % len(WAYS)]
                 before = namespace.events()
-                found[name].append(timed(ways[name], prepared))
+                timings[name].append(time_way(ways[name], prepared))
                 check_count(
                     f"Events in the log by {name}",
                     expected=count,
                     found=namespace.events() - before,
                 )
-    return summary(found)
+    return summary(timings)
 
 
-def timed(way: Way, work: Prepared) -> Timed:
-    """How long one way takes for the work."""
+def time_way(way: Way, work: Prepared) -> Timed:
+    """Run one way once, and return the times that it took."""
     gc.collect()
-    cpu, start = time.process_time(), time.perf_counter()
+    cpu_start = time.process_time()
+    start = time.perf_counter()
     way(work)
-    return Timed(len(work.events), time.perf_counter() - start, time.process_time() - cpu)
+    seconds = time.perf_counter() - start
+    cpu_seconds = time.process_time() - cpu_start
+    return Timed(len(work.events), seconds, cpu_seconds)
 
 
 @contextmanager
-def by_sdk(namespace: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
-    """What a service writes with ours."""
+def sdk_producer(namespace: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
+    """Yield the way of a service that uses the SDK."""
 
     def send(work: Prepared) -> None:
-        check_count(
-            "Acceptances", expected=len(work.events), found=len(producer.send_all(work.events))
-        )
+        acceptances = producer.send_all(work.events)
+        check_count("Acceptances", expected=len(work.events), found=len(acceptances))
 
     with ConsentProducer(
         namespace.kafka,
@@ -123,26 +130,28 @@ def by_sdk(namespace: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
 
 
 @contextmanager
-def by_hand(namespace: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
-    """What a service would write itself: fastavro, one produce an event, a callback that counts, a
-    flush.
+def raw_producer(namespace: BenchNamespace, *, with_headers: bool) -> Iterator[Way]:
+    """Yield the way of a service without the SDK.
+
+    It uses fastavro, one produce for each event, a callback that counts, and a flush.
     """
     producer = Producer(producer_config(namespace.kafka, "bench-raw"))
     stopping = threading.Event()
-    polling = threading.Thread(target=_poll, args=(producer, stopping), daemon=True)
-    polling.start()
+    thread = threading.Thread(target=_poll, args=(producer, stopping), daemon=True)
+    thread.start()
     try:
-        yield lambda work: send_by_hand(producer, namespace, work, with_headers=with_headers)
+        yield lambda work: send_raw(producer, namespace, work, with_headers=with_headers)
     finally:
         stopping.set()
-        polling.join(5)
+        thread.join(5)
 
 
-def send_by_hand(
+def send_raw(
     producer: Producer, namespace: BenchNamespace, work: Prepared, *, with_headers: bool
 ) -> None:
-    """Send everything and wait for every acknowledgement. Raises CannotMeasure if one is
-    missing.
+    """Send everything and wait for every acknowledgement.
+
+    Raises CannotMeasure if one is missing.
     """
     acknowledged = 0
     failed: list[str] = []
@@ -176,59 +185,59 @@ def send_by_hand(
     check_count("Raw acknowledgements", expected=len(work.events), found=acknowledged)
 
 
-def summary(found: Mapping[str, Sequence[Timed]]) -> dict[str, Any]:
-    """Rates and CPU of each way, and the median over the rounds of ours to raw: above 1 ours is
-    quicker.
+def summary(timings: Mapping[str, Sequence[Timed]]) -> dict[str, Any]:
+    """Return the rates and CPU times of each way, and the ratios of ours to raw.
+
+    A ratio is the median over the rounds; above 1 ours is faster.
     """
-    document: dict[str, Any] = {
-        name: {
+    document: dict[str, Any] = {}
+    for name, runs in timings.items():
+        rates = [rate_of(run.events, run.seconds) for run in runs]
+        cpu_micros = [run.cpu_seconds * 1_000_000 / run.events for run in runs]
+        document[name] = {
             "events": runs[0].events,
-            "events_per_second": as_document(
-                {"_": spread_of([rate_of(run.events, run.seconds) for run in runs])}
-            )["_"],
-            "cpu_micros_per_event": round(
-                statistics.median(run.cpu_seconds * 1_000_000 / run.events for run in runs), 2
-            ),
+            "events_per_second": asdict(spread_of(rates)),
+            "cpu_micros_per_event": round(statistics.median(cpu_micros), 2),
         }
-        for name, runs in found.items()
-    }
     for ours, theirs in PAIRS:
-        pairs = list(zip(found[ours], found[theirs], strict=True))
+        pairs = list(zip(timings[ours], timings[theirs], strict=True))
+        rate_ratios = [raw.seconds / sdk.seconds for sdk, raw in pairs]
+        cpu_ratios = [raw.cpu_seconds / sdk.cpu_seconds for sdk, raw in pairs]
         document[f"{ours}_to_{theirs}"] = {
-            "rate": round(statistics.median(raw.seconds / sdk.seconds for sdk, raw in pairs), 3),
-            "cpu": round(
-                statistics.median(raw.cpu_seconds / sdk.cpu_seconds for sdk, raw in pairs), 3
-            ),
+            "rate": round(statistics.median(rate_ratios), 3),
+            "cpu": round(statistics.median(cpu_ratios), 3),
         }
     return document
 
 
-def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime) -> dict[str, Any]:
-    """The results as they are kept; `about` holds machine, versions and settings."""
-    ratios = [found[f"{ours}_to_{theirs}"]["rate"] for ours, theirs in PAIRS]
+def document(
+    about: Mapping[str, Any], measurement: Mapping[str, Any], *, at: datetime
+) -> dict[str, Any]:
+    """Return the results as they are kept; `about` holds machine, versions and settings."""
+    ratios = [measurement[f"{ours}_to_{theirs}"]["rate"] for ours, theirs in PAIRS]
     return {
         "measured_at": at.astimezone(UTC).isoformat(timespec="seconds"),
         **about,
-        "producer": dict(found),
+        "producer": dict(measurement),
         "ok": {"within_20_percent_of_raw": min(ratios) >= RATIO_MIN},
     }
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Print what a person wants to know first."""
-    found = results["producer"]
+    """Print the main figures for a person."""
+    measurement = results["producer"]
     rates = Table("producer", "events/s, median", "lowest", "highest", "CPU µs an event")
     for name in WAYS:
-        spread = found[name]["events_per_second"]
-        figures = (f"{spread[figure]:,.0f}" for figure in ("median", "low", "high"))
-        rates.add_row(name.replace("_", " "), *figures, str(found[name]["cpu_micros_per_event"]))
+        columns = spread_columns(measurement[name]["events_per_second"])
+        cpu_micros = str(measurement[name]["cpu_micros_per_event"])
+        rates.add_row(name.replace("_", " "), *columns, cpu_micros)
     console.print(rates)
     for ours, theirs in PAIRS:
-        ratio = found[f"{ours}_to_{theirs}"]
-        words = f"{ours} to {theirs}".replace("_", " ")
-        console.print(f"{words}: {ratio['rate']} of its rate, {ratio['cpu']} by CPU time")
-    wanted = "yes" if results["ok"]["within_20_percent_of_raw"] else "no"
-    console.print(f"Within 20 % of raw, with headers and without: {wanted}")
+        ratio = measurement[f"{ours}_to_{theirs}"]
+        title = f"{ours} to {theirs}".replace("_", " ")
+        console.print(f"{title}: {ratio['rate']} of its rate, {ratio['cpu']} by CPU time")
+    verdict = "yes" if results["ok"]["within_20_percent_of_raw"] else "no"
+    console.print(f"Within 20 % of raw, with headers and without: {verdict}")
 
 
 def _poll(producer: Producer, stopping: threading.Event) -> None:
@@ -237,7 +246,7 @@ def _poll(producer: Producer, stopping: threading.Event) -> None:
 
 
 def _fields(event: Event) -> dict[str, Any]:
-    """The event as plain fields, by the names of the schema."""
+    """Return the event as plain fields, by the names of the schema."""
     common = {
         "event_id": event.event_id,
         "effective_at": event.effective_at,

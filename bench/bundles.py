@@ -1,12 +1,13 @@
-"""Bundles of members who were told of beforehand: written, signed and published by the code that
-the bundler runs.
+"""Bundles of members whose choices are given beforehand.
+
+They are written, signed and published by the code that the bundler runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,18 +37,17 @@ PURPOSE: Final = "genai_training"
 PARTITIONS: Final = 8
 LOG: Final = "00112233445566aa"
 _DIGITS: Final = 14
-_SIDE_BY_SIDE: Final = 1 << 17
+_CHUNK_MEMBERS: Final = 1 << 17
 
 
 def ids_of(numbers: npt.NDArray[np.int64]) -> pa.Array:
-    """Member ids of 20 characters, one for each number."""
-    return pc.binary_join_element_wise(
-        "urn:m:", pc.utf8_lpad(pa.array(numbers).cast(pa.string()), _DIGITS, "0"), ""
-    )
+    """Return member ids of 20 characters, one for each number."""
+    digits = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), _DIGITS, "0")
+    return pc.binary_join_element_wise("urn:m:", digits, "")
 
 
-class Bundling:
-    """What a bundle is made of, told instead of followed.
+class BundleWriter:
+    """Writes bundles of choices that are added by hand, and not followed from a log.
 
     One policy allows the purpose everywhere, by default.
     """
@@ -58,57 +58,56 @@ class Bundling:
         self._key = key
         self._state = BundleState(PARTITIONS, load_catalog(registry, NAMESPACE))
         self._sequence = 0
-        begun = Micros(system_clock() - 365 * DAY_MICROS)
+        a_year_ago = Micros(system_clock() - 365 * DAY_MICROS)
         terms = (Terms(jurisdictions=("*",), purpose=PURPOSE, regime=Regime.DEFAULT_ON),)
         policy = PolicyPublished(
             event_id=bytes(15) + b"\1",
             version="v1",
             terms=terms,
-            effective_at=begun,
-            recorded_at=begun,
+            effective_at=a_year_ago,
+            recorded_at=a_year_ago,
         )
-        self._state.apply_control(
-            StoredControl(0, begun, write_control(policy, self._state.catalog))
-        )
+        raw_policy = write_control(policy, self._state.catalog)
+        self._state.apply_control(StoredControl(0, a_year_ago, raw_policy))
 
-    def tell(self, members: pa.Array, kind: FactKind, *, at: Micros) -> None:
-        """Take in that each of these, of whom nothing was known, chose so at that time."""
+    def add(self, members: pa.Array, kind: FactKind, *, at: Micros) -> None:
+        """Add a choice of these members, each without a record so far, made at that time."""
         frame = self._state.catalog.frame_of("ConsentRecord")
         body = fact_body(Fact(kind, at, at, at.to_bytes(8, "big"), None, PURPOSE, version=1))
-        for start in range(0, len(members), _SIDE_BY_SIDE):
-            keys = [
-                member.encode() for member in members[start : start + _SIDE_BY_SIDE].to_pylist()
-            ]
+        for start in range(0, len(members), _CHUNK_MEMBERS):
+            chunk = members[start : start + _CHUNK_MEMBERS]
+            keys = [member.encode() for member in chunk.to_pylist()]
             self._apply(keys, [first_record(key, body, frame) for key in keys])
 
     def _apply(self, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
         homes = partitions_of(keys, PARTITIONS)
         for partition in range(PARTITIONS):
             own = np.flatnonzero(homes == partition).tolist()
-            self._state.apply_records(
-                partition, [keys[place] for place in own], [records[place] for place in own]
-            )
+            own_keys = [keys[index] for index in own]
+            own_records = [records[index] for index in own]
+            self._state.apply_records(partition, own_keys, own_records)
             position = self._state.positions.get((RECORDS, partition), 0) + len(own)
             self._state.move(RECORDS, partition, position)
 
     def write(self, directory: Path) -> None:
-        """Publish all of it in a store, proven fresh as of now."""
+        """Publish all choices as a bundle in the store `directory`, proven fresh as of now."""
         self._sequence += 1
-        state, now = self._state, system_clock()
+        state = self._state
+        now = system_clock()
         for partition in range(PARTITIONS):
-            told = state.positions.get((RECORDS, partition), 0)
+            offset = state.positions.get((RECORDS, partition), 0)
             controls = state.positions[CONTROLS, 0]
             state.freshness.apply(
-                Frontier(partition, "bench", now, told, told, controls, False, LOG)
+                Frontier(partition, "bench", now, offset, offset, controls, False, LOG)
             )
         state.settle_frontiers()
-        store, named = BundleStore(directory), self._named(now)
-        publish(store, write_bundle(store, state, **named), key=self._key)
-
-    def _named(self, now: Micros) -> dict[str, Any]:
-        return {
-            "key": self._key,
-            "namespace": NAMESPACE,
-            "sequence": self._sequence,
-            "created_at": now,
-        }
+        store = BundleStore(directory)
+        manifest = write_bundle(
+            store,
+            state,
+            key=self._key,
+            namespace=NAMESPACE,
+            sequence=self._sequence,
+            created_at=now,
+        )
+        publish(store, manifest, key=self._key)

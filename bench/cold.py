@@ -1,6 +1,4 @@
-"""A cold trainer: how long until it holds all records of a bundle, and how much memory that
-takes.
-"""
+"""A cold trainer: the time until it holds all records of a bundle, and the memory for them."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.events import PURPOSES, pseudonym
-from bench.figures import CannotMeasure, as_document, spread_of
+from bench.figures import CannotMeasure, as_document, spread_columns, spread_of
 from bench.stack import ROOT
 from consentry.bundles import (
     BundleState,
@@ -49,21 +47,19 @@ READY_MEMBERS: Final = 10_000_000
 BYTES_A_MEMBER_MAX: Final = 16.0
 _SMALL: Final = 1000
 _FACTS: Final = 1000
-_SIDE_BY_SIDE: Final = 1 << 17
+_CHUNK_MEMBERS: Final = 1 << 17
 
 
 def measure_cold(members: int, *, repeats: int) -> dict[str, Any]:
-    """Write one bundle of so many members, and load it so often, each time in a process of its
-    own.
-    """
+    """Write one bundle of `members` members, and load it `repeats` times, each in a new process."""
     with tempfile.TemporaryDirectory(prefix="consentry-bench-cold-") as directory:
         started = process_time()
         key = SigningKey.generate()
-        size = _write(Path(directory) / "bundles", members, key)
+        size = _write_bundle(Path(directory) / "bundles", members, key)
         written = process_time() - started
-        _write(Path(directory) / "small", _SMALL, key)
+        _write_bundle(Path(directory) / "small", _SMALL, key)
         (Path(directory) / "key").write_bytes(key.public.public_bytes_raw())
-        loads = [_loaded(Path(directory)) for _ in range(repeats)]
+        loads = [_load_in_process(Path(directory)) for _ in range(repeats)]
     names = (
         "wall_seconds",
         "cpu_seconds",
@@ -71,36 +67,35 @@ def measure_cold(members: int, *, repeats: int) -> dict[str, Any]:
         "first_question_cpu_seconds",
         "find_rows_per_second",
     )
-    found = as_document({name: spread_of([one[name] for one in loads]) for name in names})
+    figures = as_document({name: spread_of([load[name] for load in loads]) for name in names})
     return {
         "members": members,
         "bundle_bytes": size,
         "write_cpu_seconds": round(written, 2),
-        **found,
+        **figures,
     }
 
 
-def _write(directory: Path, members: int, key: SigningKey) -> int:
+def _write_bundle(directory: Path, members: int, key: SigningKey) -> int:
     registry = InMemoryRegistry()
     register_all(registry, NAMESPACE)
     catalog = load_catalog(registry, NAMESPACE)
     state = BundleState(PARTITIONS, catalog)
-    frame, now = catalog.frame_of("ConsentRecord"), system_clock()
+    frame = catalog.frame_of("ConsentRecord")
+    now = system_clock()
     bodies = [fact_body(_fact(Micros(now - 10**12 - number))) for number in range(_FACTS)]
-    for start in range(0, members, _SIDE_BY_SIDE):
-        keys = [
-            pseudonym(number, seed=1).encode()
-            for number in range(start, min(start + _SIDE_BY_SIDE, members))
-        ]
-        records = [
-            first_record(name, bodies[place % _FACTS], frame) for place, name in enumerate(keys)
-        ]
-        homes = partitions_of(keys, PARTITIONS).tolist()
+    for start in range(0, members, _CHUNK_MEMBERS):
+        numbers = range(start, min(start + _CHUNK_MEMBERS, members))
+        keys = [pseudonym(number, seed=1).encode() for number in numbers]
+        records: list[bytes] = []
+        for index, member in enumerate(keys):
+            records.append(first_record(member, bodies[index % _FACTS], frame))
+        homes = partitions_of(keys, PARTITIONS)
         for partition in range(PARTITIONS):
-            mine = [place for place, home in enumerate(homes) if home == partition]
-            state.apply_records(
-                partition, [keys[place] for place in mine], [records[place] for place in mine]
-            )
+            own = np.flatnonzero(homes == partition).tolist()
+            own_keys = [keys[index] for index in own]
+            own_records = [records[index] for index in own]
+            state.apply_records(partition, own_keys, own_records)
     for partition in range(PARTITIONS):
         state.freshness.apply(Frontier(partition, "bench", now, 0, 0, 0, False))
     state.settle_frontiers()
@@ -114,105 +109,109 @@ def _fact(at: Micros) -> Fact:
     return Fact(FactKind.OPTED_OUT, at, at, os.urandom(8), None, PURPOSES[0], version=1)
 
 
-def _loaded(directory: Path) -> dict[str, float]:
-    done = subprocess.run(
+def _load_in_process(directory: Path) -> dict[str, float]:
+    process = subprocess.run(
         [sys.executable, "-m", "bench.cold", str(directory)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
-        raise CannotMeasure(f"The bundle could not be loaded: {done.stderr[-500:]}")
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    if process.returncode != 0:
+        raise CannotMeasure(f"The bundle could not be loaded: {process.stderr[-500:]}")
+    figures: dict[str, float] = json.loads(process.stdout)
+    return figures
 
 
 def load(directory: Path) -> dict[str, float]:
-    """Load the bundle; what it took. To be called in a process that has done nothing else."""
+    """Load the bundle, and return the figures; for a process that has done nothing else."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415 - the child alone
 
-    keys = PublicKeys([Ed25519PublicKey.from_public_bytes((directory / "key").read_bytes())])
-    # What every process needs once, such as the schemas, is not what a member takes.
+    raw_key = (directory / "key").read_bytes()
+    public_keys = PublicKeys([Ed25519PublicKey.from_public_bytes(raw_key)])
+    # Things that every process needs once, such as the schemas, must not count as the members'.
     newest_snapshot(
         str(directory / "small"),
-        keys=keys,
+        keys=public_keys,
         namespace=NAMESPACE,
         now=system_clock(),
         max_age_seconds=1e12,
     )
     gc.collect()
-    before, wall, cpu = own_bytes(), perf_counter(), process_time()
+    bytes_before = own_bytes()
+    wall_start = perf_counter()
+    cpu_start = process_time()
     snapshot, _ = newest_snapshot(
         str(directory / "bundles"),
-        keys=keys,
+        keys=public_keys,
         namespace=NAMESPACE,
         now=system_clock(),
         max_age_seconds=1e12,
     )
-    wall, cpu = perf_counter() - wall, process_time() - cpu
+    wall_seconds = perf_counter() - wall_start
+    cpu_seconds = process_time() - cpu_start
     member_classes = snapshot.member_classes(PURPOSES[0], snapshot.boundaries.voiding)
     started = process_time()
-    asked = 0
+    members = 0
     for segment in snapshot.records.segments():
-        for start in range(0, len(segment), _SIDE_BY_SIDE):
-            keys_of = segment.keys.take(np.arange(start, min(start + _SIDE_BY_SIDE, len(segment))))
-            snapshot.classes(keys_of, member_classes, at=system_clock(), known_at=FOREVER)
-            asked += len(keys_of)
-    first = process_time() - started
-    ids = TextKeys.of(
-        [
-            pseudonym(number, seed=1).encode()
-            for number in range(0, 2 * asked, max(1, asked // 50_000))
-        ]
-    )
+        for start in range(0, len(segment), _CHUNK_MEMBERS):
+            end = min(start + _CHUNK_MEMBERS, len(segment))
+            keys = segment.keys.take(np.arange(start, end))
+            snapshot.classes(keys, member_classes, at=system_clock(), known_at=FOREVER)
+            members += len(keys)
+    first_question_seconds = process_time() - started
+    # Half of these numbers are members' of the bundle.
+    numbers = range(0, 2 * members, max(1, members // 50_000))
+    ids = TextKeys.of([pseudonym(number, seed=1).encode() for number in numbers])
     started = process_time()
     snapshot.records.find(ids)
-    found = process_time() - started
+    find_seconds = process_time() - started
     gc.collect()
     return {
-        "wall_seconds": wall,
-        "cpu_seconds": cpu,
-        "own_bytes_a_member": (own_bytes() - before) / asked,
-        "first_question_cpu_seconds": first,
-        "find_rows_per_second": len(ids) / max(found, 1e-9),
+        "wall_seconds": wall_seconds,
+        "cpu_seconds": cpu_seconds,
+        "own_bytes_a_member": (own_bytes() - bytes_before) / members,
+        "first_question_cpu_seconds": first_question_seconds,
+        "find_rows_per_second": len(ids) / max(find_seconds, 1e-9),
     }
 
 
 def own_bytes() -> int:
-    """Memory that only this process has; pages of files, which the system may take back, are not
-    among it.
+    """Return the bytes of memory that only this process has.
+
+    Pages of files, which the system may take back, do not count.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise CannotMeasure("This system does not tell what memory a process owns.")
+    raise CannotMeasure("This system does not show the memory that a process owns.")
 
 
-def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime) -> dict[str, Any]:
-    """The results as they are kept; `ok` holds them against what is promised."""
-    seconds = found["wall_seconds"]["median"] * max(1.0, READY_MEMBERS / found["members"])
-    own = found["own_bytes_a_member"]["median"]
+def document(
+    about: Mapping[str, Any], measurement: Mapping[str, Any], *, at: datetime
+) -> dict[str, Any]:
+    """Return the results as they are kept; `ok` compares them with the promises."""
+    seconds = measurement["wall_seconds"]["median"] * max(
+        1.0, READY_MEMBERS / measurement["members"]
+    )
+    own = measurement["own_bytes_a_member"]["median"]
     promised = {"ready_seconds_of_10_million": seconds, "own_bytes_a_member": own}
     ok = {"ready": seconds <= READY_SECONDS_MAX, "memory": own <= BYTES_A_MEMBER_MAX}
     return {
         "measured_at": at.isoformat(),
         **about,
-        "cold": dict(found) | {"scaled": promised, "ok": ok},
+        "cold": dict(measurement) | {"scaled": promised, "ok": ok},
     }
 
 
 def show_cold(results: Mapping[str, Any], console: Console) -> None:
-    """The results for a person."""
-    found = results["cold"]
-    table = Table(title=f"A cold trainer, {found['members']:,} members", title_justify="left")
+    """Print the results for a person."""
+    measurement = results["cold"]
+    table = Table(title=f"A cold trainer, {measurement['members']:,} members", title_justify="left")
     for column in ("figure", "median", "from", "to"):
         table.add_column(column, justify="left" if column == "figure" else "right")
     for name in ("wall_seconds", "cpu_seconds", "own_bytes_a_member", "first_question_cpu_seconds"):
-        spread = found[name]
-        table.add_row(
-            name.replace("_", " "), *(f"{spread[part]:,.2f}" for part in ("median", "low", "high"))
-        )
+        table.add_row(name.replace("_", " "), *spread_columns(measurement[name], ",.2f"))
     console.print(table)
 
 

@@ -1,5 +1,6 @@
-"""How long until a trainer knows: an open loop of events and pauses, each timed from when it was
-meant to be sent.
+"""The time until a trainer knows of an event or a pause.
+
+An open loop sends them; each is timed from the moment when it was meant to be sent.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from consentry.wire.controls import control_key, write_control
 from consentry.wire.schemas import CONTROLS, MEMBER_EVENTS
 
 LEAD_SECONDS = 2.0
-"""Between deciding the schedule and its first moment: everything is encoded in that time."""
+"""The time from making the schedule to its first moment; everything is encoded in that time."""
 DRAIN_SECONDS_MAX = 30.0
 MEMBERS = 10_000
 _MICROS = 1_000_000
@@ -53,7 +54,7 @@ class Sending(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """What is sent and when. Whatever was meant to be sent before `counted_from` only warms up."""
+    """The messages to send and their times; those before `counted_from` only warm up."""
 
     events: Sequence[Event]
     controls: Sequence[Control]
@@ -61,9 +62,7 @@ class LoadPlan:
 
 
 class LatencyJournal(NamedTuple):
-    """What the trainer wrote: when each record (member, newest tag) and each control was in its
-    memory.
-    """
+    """The trainer's notes of when each record (member, newest tag) and each control had come."""
 
     records: Sequence[tuple[int, str, str]]
     controls: Mapping[str, int]
@@ -72,13 +71,14 @@ class LatencyJournal(NamedTuple):
 def make_plan(
     *, start: int, rate: float, warm_up: float, seconds: float, pauses: int, seed: int
 ) -> LoadPlan:
-    """Events evenly at `rate`; pauses, each followed by its lift, evenly over the measured part."""
+    """Return events evenly at `rate`, and pauses, each with its lift, over the measured part."""
     instants = schedule(start=start, rate=rate, seconds=warm_up + seconds)
     counted_from = start + round(warm_up * SECOND_MICROS)
-    spaced = (
-        schedule(start=counted_from, rate=2 * pauses / seconds, seconds=seconds) if pauses else []
-    )
-    controls = [_control(namespace, instant, seed) for namespace, instant in enumerate(spaced)]
+    control_instants: list[int] = []
+    if pauses:
+        control_rate = 2 * pauses / seconds
+        control_instants = schedule(start=counted_from, rate=control_rate, seconds=seconds)
+    controls = [_control(number, at, seed) for number, at in enumerate(control_instants)]
     return LoadPlan(
         events=make_events(instants, seed=seed, members=MEMBERS),
         controls=controls,
@@ -96,7 +96,7 @@ def measure_latency(
     pauses: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Run the processor and a trainer, send on schedule, and tell when the trainer knew."""
+    """Run the processor and a trainer, send on schedule, and return the delays."""
     with tempfile.TemporaryDirectory(prefix="consentry-bench-") as name:
         directory = Path(name)
         path = directory / "journal"
@@ -123,9 +123,7 @@ def measure_latency(
 
 
 def summary(plan: LoadPlan, journal: LatencyJournal, late: Sequence[int]) -> dict[str, Any]:
-    """The part of the results that tells latency. Raises CannotMeasure if anything never
-    arrived.
-    """
+    """Return the latency part of the results. Raises CannotMeasure if a message never arrived."""
     figures: dict[str, Latency] = {
         "event_to_trainer": latency_of(event_delays(plan, journal)),
         "generator_lateness": latency_of(late),
@@ -136,47 +134,58 @@ def summary(plan: LoadPlan, journal: LatencyJournal, late: Sequence[int]) -> dic
 
 
 def event_delays(plan: LoadPlan, journal: LatencyJournal) -> list[int]:
-    """Microseconds from the intended time of each counted event until its member's record held it.
+    """Return the microseconds from each counted event's intended time to its arrival.
 
     Several events of one member may reach the trainer as one record: that record then holds all up
     to its newest. Raises CannotMeasure if an event never came.
     """
-    order: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    tags_of: dict[str, list[str]] = defaultdict(list)
+    position_of: dict[str, int] = {}
     for event in plan.events:
-        order[event.member].append((event_tag(event.event_id).hex(), event.recorded_at))
-    arrived: dict[str, int] = {}
-    known: dict[str, int] = defaultdict(int)
-    places = {tag: namespace for sent in order.values() for namespace, (tag, _) in enumerate(sent)}
+        tag = event_tag(event.event_id).hex()
+        position_of[tag] = len(tags_of[event.member])
+        tags_of[event.member].append(tag)
+    arrived_at: dict[str, int] = {}
+    arrived_count: dict[str, int] = defaultdict(int)
     for applied_at, member, tag in journal.records:
-        if tag not in places:
+        if tag not in position_of:
             raise CannotMeasure(f"The trainer holds an event that was not sent (tag {tag}).")
-        for earlier, _ in order[member][known[member] : places[tag] + 1]:
-            arrived[earlier] = applied_at
-        known[member] = max(known[member], places[tag] + 1)
-    lost = len(plan.events) - len(arrived)
+        count = max(arrived_count[member], position_of[tag] + 1)
+        for new_tag in tags_of[member][arrived_count[member] : count]:
+            arrived_at[new_tag] = applied_at
+        arrived_count[member] = count
+    lost = len(plan.events) - len(arrived_at)
     if lost:
         raise CannotMeasure(f"{lost} of {len(plan.events)} events never reached the trainer.")
-    sent_at = (pair for sent in order.values() for pair in sent)
-    return [arrived[tag] - at for tag, at in sent_at if at >= plan.counted_from]
+    delays: list[int] = []
+    for event in plan.events:
+        if event.recorded_at >= plan.counted_from:
+            delays.append(arrived_at[event_tag(event.event_id).hex()] - event.recorded_at)
+    return delays
 
 
 def control_delays(plan: LoadPlan, journal: LatencyJournal) -> list[int]:
-    """Microseconds from the intended time of each pause or lift until the trainer held it.
+    """Return the microseconds from each pause's or lift's intended time to its arrival.
 
-    Raises CannotMeasure.
+    Raises CannotMeasure if one never came.
     """
-    lost = sum(control.event_id.hex() not in journal.controls for control in plan.controls)
+    lost = 0
+    delays: list[int] = []
+    for control in plan.controls:
+        applied_at = journal.controls.get(control.event_id.hex())
+        if applied_at is None:
+            lost += 1
+        else:
+            delays.append(applied_at - control.recorded_at)
     if lost:
         raise CannotMeasure(
             f"{lost} of {len(plan.controls)} pauses and lifts never reached the trainer."
         )
-    return [
-        journal.controls[control.event_id.hex()] - control.recorded_at for control in plan.controls
-    ]
+    return delays
 
 
 def read_journal(lines: Iterable[str]) -> LatencyJournal:
-    """The trainer's journal; where a control came twice, its first arrival counts."""
+    """Return the trainer's journal; if a control came twice, its first arrival counts."""
     records: list[tuple[int, str, str]] = []
     controls: dict[str, int] = {}
     for line in lines:
@@ -188,10 +197,10 @@ def read_journal(lines: Iterable[str]) -> LatencyJournal:
     return LatencyJournal(records, controls)
 
 
-def _control(namespace: int, instant: int, seed: int) -> Control:
-    identity = bytes([seed % 256, 1]) + namespace.to_bytes(14, "big")
-    pause, at = f"bench-{namespace // 2}", Micros(instant)
-    if namespace % 2:
+def _control(number: int, instant: int, seed: int) -> Control:
+    identity = bytes([seed % 256, 1]) + number.to_bytes(14, "big")
+    pause, at = f"bench-{number // 2}", Micros(instant)
+    if number % 2:
         return PauseLifted(
             event_id=identity,
             pause=pause,
@@ -215,41 +224,39 @@ def _control(namespace: int, instant: int, seed: int) -> Control:
 
 
 def _sendings(namespace: BenchNamespace, plan: LoadPlan) -> list[Sending]:
-    """Every message of the plan, encoded, in the order of intended times."""
-    work, topic, controls = (
-        encode(plan.events, namespace.catalog),
-        namespace.topic(MEMBER_EVENTS),
-        namespace.topic(CONTROLS),
-    )
-    sendings = [
-        Sending(event.recorded_at, topic, key, value)
-        for event, key, value in zip(plan.events, work.keys, work.values, strict=True)
-    ]
+    """Return every message of the plan, encoded, in the order of intended times."""
+    work = encode(plan.events, namespace.catalog)
+    events_topic = namespace.topic(MEMBER_EVENTS)
+    controls_topic = namespace.topic(CONTROLS)
+    sendings: list[Sending] = []
+    for event, key, value in zip(plan.events, work.keys, work.values, strict=True):
+        sendings.append(Sending(event.recorded_at, events_topic, key, value))
     for control in plan.controls:
         value = write_control(control, namespace.catalog)
-        sendings.append(Sending(control.recorded_at, controls, control_key(control), value))
+        sendings.append(Sending(control.recorded_at, controls_topic, control_key(control), value))
     return sorted(sendings, key=lambda sending: sending.at)
 
 
 def _send(namespace: BenchNamespace, sendings: Sequence[Sending]) -> list[int]:
-    """Send each message when its time has come, whatever became of those before; how late each was,
-    in µs.
+    """Send each message at its time, whether or not those before it have arrived.
+
+    Returns the lateness of each, in microseconds.
     """
     failed: list[str] = []
-    config = producer_config(namespace.kafka, "consentry-bench") | {
+    config: dict[str, Any] = {
+        **producer_config(namespace.kafka, "consentry-bench"),
         "linger.ms": 0,
         "delivery.report.only.error": True,
+        "on_delivery": lambda error, _message: failed.append(error.str()),
     }
-    producer = Producer(
-        config | {"on_delivery": lambda error, _message: failed.append(error.str())}
-    )
+    producer = Producer(config)
     producer.list_topics(timeout=10)
     late: list[int] = []
 
     def run() -> None:
         for sending in sendings:
-            while (wait := sending.at - time.time_ns() // 1000) > 0:
-                time.sleep(wait / _MICROS)
+            while (wait_micros := sending.at - time.time_ns() // 1000) > 0:
+                time.sleep(wait_micros / _MICROS)
             producer.produce(sending.topic, sending.value, sending.key)
             late.append(time.time_ns() // 1000 - sending.at)
 
@@ -264,19 +271,20 @@ def _send(namespace: BenchNamespace, sendings: Sequence[Sending]) -> list[int]:
 
 
 def _drained(follower: Program, path: Path, plan: LoadPlan) -> LatencyJournal:
-    """The journal once the last event of every member and every control is in it, or when the
-    patience is over.
+    """Return the journal when each member's last event and every control are in it.
+
+    After some time the journal is returned as it is.
     """
-    last = {event.member: event_tag(event.event_id).hex() for event in plan.events}
-    wanted = {*last.values(), *(control.event_id.hex() for control in plan.controls)}
+    last_tags = {event.member: event_tag(event.event_id).hex() for event in plan.events}
+    expected = {control.event_id.hex() for control in plan.controls}
+    expected.update(last_tags.values())
     until = time.monotonic() + DRAIN_SECONDS_MAX
     while True:
         follower.check_alive()
-        whole = path.read_text().rpartition("\n")[0].splitlines()
-        journal = read_journal(whole)
-        if (
-            wanted <= {tag for _, _, tag in journal.records} | journal.controls.keys()
-            or time.monotonic() > until
-        ):
+        whole_lines, _, _ = path.read_text().rpartition("\n")
+        journal = read_journal(whole_lines.splitlines())
+        arrived = {tag for _, _, tag in journal.records}
+        arrived.update(journal.controls)
+        if expected <= arrived or time.monotonic() > until:
             return journal
         time.sleep(0.2)

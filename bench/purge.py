@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from bench.bundles import PURPOSE, Bundling, ids_of
+from bench.bundles import PURPOSE, BundleWriter, ids_of
 from bench.figures import CannotMeasure, as_document, rate_of, spread_of
 from consentry.bundles import SigningKey
 from consentry.domain.events import FactKind
@@ -160,9 +160,9 @@ def make_case(directory: Path, sizes: PurgeSizes, *, seed: int) -> PurgeCase:
         ordered=ordered,
     )
     case.bundle_key.write_bytes(key.public_text())
-    bundling = Bundling(key)
-    bundling.tell(excluded, FactKind.OPTED_OUT, at=Micros(system_clock() - DAY_MICROS))
-    bundling.write(case.bundles)
+    bundle_writer = BundleWriter(key)
+    bundle_writer.add(excluded, FactKind.OPTED_OUT, at=Micros(system_clock() - DAY_MICROS))
+    bundle_writer.write(case.bundles)
     orders = (
         {
             "order_id": f"e:{member}",

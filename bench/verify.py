@@ -25,7 +25,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from bench.bundles import PURPOSE, Bundling, ids_of
+from bench.bundles import PURPOSE, BundleWriter, ids_of
 from bench.figures import CannotMeasure, check_count, rate_of
 from consentry.bundles import PublicKeys, SigningKey
 from consentry.domain.events import FactKind
@@ -92,20 +92,20 @@ def measure_verify(sizes: VerifySizes, *, seed: int) -> dict[str, Any]:
     """
     cast = make_cast(sizes, seed=seed)
     with tempfile.TemporaryDirectory(prefix="consentry-bench-verify-") as name:
-        files, bundling = _files(Path(name))
+        files, bundle_writer = _files(Path(name))
         long_ago = Micros(system_clock() - _MONTH)
-        bundling.tell(ids_of(cast.known), FactKind.OPTED_IN, at=long_ago)
-        bundling.tell(ids_of(cast.excluded), FactKind.OPTED_OUT, at=long_ago)
-        bundling.write(files.lagging)
+        bundle_writer.add(ids_of(cast.known), FactKind.OPTED_IN, at=long_ago)
+        bundle_writer.add(ids_of(cast.excluded), FactKind.OPTED_OUT, at=long_ago)
+        bundle_writer.write(files.lagging)
         planted_run, read, seconds = _run(files, files.lagging, cast.rows)
         check_count("rows that the run handed out", expected=sizes.reads, found=read)
-        bundling.tell(ids_of(cast.planted), FactKind.OPTED_OUT, at=long_ago)
-        bundling.write(files.bundles)
+        bundle_writer.add(ids_of(cast.planted), FactKind.OPTED_OUT, at=long_ago)
+        bundle_writer.write(files.bundles)
         some = honest_rows(cast, seed=seed)
         left = np.setdiff1d(some, np.concatenate([cast.planted, cast.excluded]))
         honest_run, honest_read, _ = _run(files, files.bundles, some)
-        bundling.tell(ids_of(cast.late), FactKind.OPTED_OUT, at=system_clock())
-        bundling.write(files.bundles)
+        bundle_writer.add(ids_of(cast.late), FactKind.OPTED_OUT, at=system_clock())
+        bundle_writer.write(files.bundles)
         started = perf_counter()
         status, found = verified(files, planted_run)
         seconds["verify"] = perf_counter() - started
@@ -235,7 +235,7 @@ def _verify(files: Files, certificate: Path) -> subprocess.CompletedProcess[str]
     )
 
 
-def _files(directory: Path) -> tuple[Files, Bundling]:
+def _files(directory: Path) -> tuple[Files, BundleWriter]:
     run_key, bundle_key = SigningKey.generate(), SigningKey.generate()
     names = (
         directory / name
@@ -244,7 +244,7 @@ def _files(directory: Path) -> tuple[Files, Bundling]:
     files = Files(run_key, *names)
     files.run_key.write_bytes(run_key.public_text())
     files.bundle_key.write_bytes(bundle_key.public_text())
-    return files, Bundling(bundle_key)
+    return files, BundleWriter(bundle_key)
 
 
 def _run(

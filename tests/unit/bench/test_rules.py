@@ -8,6 +8,18 @@ import numpy as np
 import pytest
 from bench import rules
 from bench.figures import CannotMeasure
+from bench.rule_data import (
+    NOW,
+    YEAR_MICROS,
+    controls_of,
+    fold_all,
+    make_controls,
+    make_histories,
+    make_raws,
+    make_table,
+    make_view,
+    opt_out,
+)
 from bench.rules import (
     RuleSizes,
     check_same,
@@ -23,18 +35,6 @@ from bench.rules import (
     rows_of,
     summary,
     timed,
-)
-from bench.rule_data import (
-    NOW,
-    YEAR_MICROS,
-    controls_of,
-    fold_all,
-    make_controls,
-    make_histories,
-    make_raws,
-    make_table,
-    make_view,
-    opt_out,
 )
 
 from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished

@@ -127,7 +127,7 @@ def test_following_goes_on_where_a_bundle_ends_and_tells_what_went_back(world: W
             "a newer frontier",
         )
     assert dict(state.items()) == after
-    assert [(found.member, found.held) for found in told] == [(b"m:1", after[b"m:1"])]
+    assert [(found.member, found.newest) for found in told] == [(b"m:1", after[b"m:1"])]
     assert state.changed == [b"m:1"]
     other = BundleState(PARTITIONS, world.catalog, logs=dict(state.logs) | {RECORDS: "00" * 8})
     with pytest.raises(Refused, match=r"bundle\.other_log"):

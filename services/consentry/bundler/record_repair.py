@@ -132,7 +132,7 @@ class RecordRepairer:
         person to look at.
         """
         self._regressions.inc()
-        key, newest, now = regression.member, regression.held, self._clock()
+        key, newest, now = regression.member, regression.newest, self._clock()
         with self._lock:
             if not is_ancestor(regression.arrived, newest):
                 self._diverged.inc()

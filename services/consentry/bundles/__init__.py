@@ -1,9 +1,8 @@
-"""Signed bundles of all records and controls: written by the bundler, read by trainers and by
-anybody else.
+"""Signed bundles of all records and controls: the bundler writes them, trainers and others read.
 
-`manifest` is what is signed, `keys` by whom, `state` what a bundle is made of, `store` where it
-lies, `writing` and `reading` the two ways, `readable` the columns for people, `roaring` the sets of
-integer ids, `comparing` two bundles.
+`manifest` is the signed text and `keys` are those that sign; `state` is the content of a bundle.
+`store` holds bundles, `writer` and `reader` write and read them. `public_columns` are the columns
+for queries, `roaring` the sets of integer ids, and `diff` compares two bundles.
 """
 
 from consentry.bundles.errors import BundleRefused

@@ -1,4 +1,4 @@
-"""What lies between two bundles: who came, whose record changed, who is excluded that was not."""
+"""The difference between two bundles: members added, changed, removed, newly excluded."""
 
 from __future__ import annotations
 
@@ -30,73 +30,82 @@ class Difference:
     @property
     def is_empty(self) -> bool:
         """Whether both hold the same records and controls."""
-        moved = any(
-            (self.added, self.changed, self.removed, self.controls_added, self.controls_removed)
+        differences = (
+            self.added,
+            self.changed,
+            self.removed,
+            self.controls_added,
+            self.controls_removed,
+            *self.newly_excluded.values(),
+            *self.no_longer_excluded.values(),
         )
-        return (
-            not moved
-            and not any(self.newly_excluded.values())
-            and not any(self.no_longer_excluded.values())
-        )
+        return not any(differences)
 
 
 class _RecordSummary(NamedTuple):
-    """What is compared of a member, without holding the record."""
+    """The parts of a member that are compared; the record itself is not kept."""
 
     digest: bytes
     is_damaged: bool
     purposes: frozenset[str]
+    """Those that the member's own facts exclude."""
+
+    def is_other_than(self, other: _RecordSummary) -> bool:
+        """Say whether the record, or what is known of it, differs."""
+        return (self.digest, self.is_damaged) != (other.digest, other.is_damaged)
 
 
 def compare(before: Bundle, after: Bundle) -> Difference:
-    """What changed from one bundle to the other. Raises BundleRefused, Unavailable."""
+    """Return what changed from one bundle to the other. Raises BundleRefused, Unavailable."""
     old, new = _members(before), _members(after)
-    controls = [
-        {(one.offset, one.value) for one in bundle.controls()} for bundle in (before, after)
-    ]
+    old_controls, new_controls = _controls(before), _controls(after)
     purposes = sorted({*before.manifest.purposes, *after.manifest.purposes})
+    in_both = new.keys() & old.keys()
+    changed = [member for member in in_both if new[member].is_other_than(old[member])]
     return Difference(
         added=tuple(sorted(new.keys() - old.keys())),
-        changed=tuple(
-            sorted(one for one in new.keys() & old.keys() if new[one][:2] != old[one][:2])
-        ),
+        changed=tuple(sorted(changed)),
         removed=tuple(sorted(old.keys() - new.keys())),
         newly_excluded={purpose: _only_in(new, old, purpose) for purpose in purposes},
         no_longer_excluded={purpose: _only_in(old, new, purpose) for purpose in purposes},
-        controls_added=len(controls[1] - controls[0]),
-        controls_removed=len(controls[0] - controls[1]),
+        controls_added=len(new_controls - old_controls),
+        controls_removed=len(old_controls - new_controls),
     )
+
+
+def _controls(bundle: Bundle) -> set[tuple[int, bytes | None]]:
+    return {(control.offset, control.value) for control in bundle.controls()}
 
 
 def _only_in(
     here: Mapping[str, _RecordSummary], there: Mapping[str, _RecordSummary], purpose: str
 ) -> tuple[str, ...]:
-    """Whom the first excludes and the second does not."""
-    found = (one for one, held in here.items() if purpose in held.purposes)
-    return tuple(
-        sorted(one for one in found if one not in there or purpose not in there[one].purposes)
-    )
+    """Return the members whom the first excludes and the second does not."""
+    members: list[str] = []
+    for member, summary in here.items():
+        other = there.get(member)
+        is_excluded_there = other is not None and purpose in other.purposes
+        if purpose in summary.purposes and not is_excluded_there:
+            members.append(member)
+    return tuple(sorted(members))
 
 
 def _members(bundle: Bundle) -> dict[str, _RecordSummary]:
     purposes = bundle.manifest.purposes
-    found: dict[str, _RecordSummary] = {}
+    exclusion_columns = [f"own_exclusion_{purpose}" for purpose in purposes]
+    names = ("member_id", "record", "damaged", *exclusion_columns)
+    members: dict[str, _RecordSummary] = {}
     for batch in bundle.record_batches(columns=None):
-        names = (
-            "member_id",
-            "record",
-            "damaged",
-            *(f"own_exclusion_{purpose}" for purpose in purposes),
-        )
-        for member, record, is_damaged, *excluded in zip(
-            *(batch.column(name).to_pylist() for name in names), strict=True
-        ):
+        columns = [batch.column(name).to_pylist() for name in names]
+        for member, record, is_damaged, *exclusions in zip(*columns, strict=True):
             if record is None and not is_damaged:
-                found.pop(member, None)
+                members.pop(member, None)
                 continue
             digest = b"" if record is None else blake2b(record, digest_size=_DIGEST_BYTES).digest()
-            held = frozenset(
-                purpose for purpose, one in zip(purposes, excluded, strict=True) if one
+            excluded = zip(purposes, exclusions, strict=True)
+            members[member] = _RecordSummary(
+                digest,
+                is_damaged,
+                frozenset(purpose for purpose, is_excluded in excluded if is_excluded),
             )
-            found[member] = _RecordSummary(digest, is_damaged, held)
-    return found
+    return members

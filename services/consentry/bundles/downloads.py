@@ -1,6 +1,6 @@
-"""A store as somebody sees it who hands its files on: what is there, and a file piece by piece.
+"""A store for those who hand its files on: finds a file, and reads it piece by piece.
 
-Nothing is judged.
+Nothing is checked here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class DownloadStore(BundleStore):
     """See BundleStore. Names are those of a bundle and of a file in it, checked by the caller."""
 
     def find(self, *names: str, bytes_max: int) -> bytes | None:
-        """As `read`, or None where there is no such file."""
+        """Read a file as `read` does; None where there is no such file."""
         try:
             return self.read(*names, bytes_max=bytes_max)
         except NotThere:
             return None
 
     def open_file(self, bundle_id: str, name: str) -> IO[bytes] | None:
-        """A plain file, to be read in pieces and closed; None where there is none.
+        """Open a plain file, to be read in pieces and closed; None where there is no such file.
 
         Raises Unavailable.
         """
@@ -37,7 +37,7 @@ class DownloadStore(BundleStore):
             return None
 
     def read_piece(self, file: IO[bytes], size: int) -> bytes:
-        """The next piece of an opened file; empty at its end. Raises Unavailable."""
+        """Return the next piece of an opened file; empty at its end. Raises Unavailable."""
         with self._translated():
             return file.read(size)
 

@@ -1,4 +1,4 @@
-"""Why a bundle is not believed: one class, and a stable code for each reason."""
+"""The error of a bundle that is not believed: one class, with a stable code for each reason."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ _FIX: Final = "take a bundle from its bundler again, and find out who writes to 
 
 
 class BundleRefused(Refused):
-    """A bundle is not what its bundler signed, or not what was asked for: nothing of it may be
-    used.
+    """Raised when a bundle is not what its bundler signed, or not what was asked for.
+
+    Nothing of it may be used.
     """
 
     def __init__(self, word: str, message: str, *, fix: str = _FIX) -> None:

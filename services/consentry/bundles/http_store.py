@@ -16,20 +16,18 @@ from consentry.bundles.store import BundleStore, NotThere
 from consentry.domain.errors import Refused, Unavailable
 
 TIMEOUT_SECONDS: Final = 30.0
-"""So long the gateway may be silent."""
+"""The time that the gateway may be silent."""
 _BLOCK: Final = 1 << 20
 _CREDENTIAL: Final = re.compile(r"[!-~]+", re.ASCII)
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class HttpBundleStore(BundleStore):
-    """See BundleStore; only to be read from.
-
-    What comes is believed no more than from any other store.
+    """A BundleStore that can only be read; its content is believed no more than any other's.
 
     `credential` goes as `Authorization: Bearer`, and over plain HTTP to this machine only; it is
     never shown. No redirect is followed: it would take the credential elsewhere. The pointer is
-    asked for with its entity tag.
+    requested with its entity tag.
     """
 
     def __init__(
@@ -92,30 +90,29 @@ class HttpBundleStore(BundleStore):
         except Exception as error:
             raise _silent(type(error).__name__) from error
         if len(content) < min(announced, bytes_max + 1):
-            raise _silent(
-                "the connection ended too soon"
-            )  # which no urllib tells of a read by blocks
+            # urllib does not notice this where the body is read by blocks.
+            raise _silent("the connection ended too soon")
         if names == (POINTER_NAME,) and etag:
             self._pointer = etag, content
         return content
 
     def write(self, *names: str, content: bytes) -> None:
-        """Nobody writes to a gateway. Raises Refused."""
+        """Raise Refused: nobody writes to a gateway."""
         _read_only()
 
     def bundle_ids(self) -> list[str]:
-        """A gateway hands out bundles and tells no list of them. Raises Refused."""
+        """Raise Refused: a gateway hands out bundles, and has no list of them."""
         _read_only()
 
     def remove(self, bundle_id: str) -> None:
-        """Nobody deletes from a gateway. Raises Refused."""
+        """Raise Refused: nobody deletes from a gateway."""
         _read_only()
 
 
 def open_store(
     url: str | Path, *, credential: str = "", options: Mapping[str, Any] | None = None
 ) -> BundleStore:
-    """The store at a URL: a gateway's where it is http or https, else one of fsspec's.
+    """Return the store at a URL: a gateway's for http and https, else one of fsspec's.
 
     Raises Refused.
     """
@@ -130,7 +127,7 @@ class _RefuseRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _read_blocks(answer: Any, limit: int) -> bytes:
-    """The body, up to `limit` bytes of it."""
+    """Return the body, up to `limit` bytes of it."""
     blocks, left = [], limit
     while left > 0:
         block = answer.read(min(_BLOCK, left))

@@ -1,6 +1,4 @@
-"""Ed25519 keys of bundles: one signs, several may be believed, so that keys can be changed without
-a gap.
-"""
+"""Ed25519 keys of bundles: one signs, and several may be believed while keys are being changed."""
 
 from __future__ import annotations
 
@@ -43,16 +41,15 @@ class SigningKey:
 
     @classmethod
     def generate(cls) -> Self:
-        """A new key."""
+        """Return a new key."""
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """The key in a PEM file (PKCS #8, as `consentry bundle keys init` and `openssl genpkey`
-        write).
+        """Return the key in a PEM file: PKCS #8, as `openssl genpkey` writes.
 
-        Raises InvalidInput where there is none, UnsafeSetting where others than its owner may read
-        the file.
+        Raises InvalidInput where there is no key, UnsafeSetting where others than its owner may
+        read the file.
         """
         try:
             with Path(path).open("rb") as file:
@@ -66,23 +63,22 @@ class SigningKey:
                 text = file.read(_KEY_FILE_BYTES_MAX)
             private = load_pem_private_key(text, password=None)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise _no_key(
-                path, "private", error
-            ) from None  # the cause may quote what stands in the file
+            # Without the cause: it may quote the content of the file.
+            raise _no_key(path, "private", error) from None
         if not isinstance(private, Ed25519PrivateKey):
             raise _no_key(path, "private", TypeError())
         return cls(private)
 
     def sign(self, content: bytes) -> bytes:
-        """The 64 bytes of the signature over exactly these bytes."""
+        """Return the 64 bytes of the signature over exactly these bytes."""
         return self._private.sign(content)
 
     def private_text(self) -> bytes:
-        """The PEM text of the private key: for its file, and nothing else."""
+        """Return the PEM text of the private key: for its file, and nothing else."""
         return self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     def public_text(self) -> bytes:
-        """The PEM text of the public key."""
+        """Return the PEM text of the public key."""
         return self.public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -106,20 +102,23 @@ class PublicKeys:
 
     @classmethod
     def read(cls, *paths: Path | str) -> Self:
-        """The keys in these PEM files, each with one public key or several.
+        """Return the keys in these PEM files, each with one public key or several.
 
-        Raises InvalidInput where one has none.
+        Raises InvalidInput where a file has no key.
         """
-        return cls(key for path in paths for key in _public_keys(path))
+        keys: list[Ed25519PublicKey] = []
+        for path in paths:
+            keys += _public_keys(path)
+        return cls(keys)
 
     def and_of(self, key: SigningKey) -> PublicKeys:
-        """These, and the one that belongs to a signing key."""
+        """Return these keys and the public one of a signing key."""
         return PublicKeys([*self._keys.values(), key.public])
 
     def verifies(self, key_id: str, signature: bytes, content: bytes) -> bool:
-        """Whether the key with this id signed exactly these bytes.
+        """Say whether the key with this id signed exactly these bytes.
 
-        KeyError where it is not among them.
+        Raises KeyError where there is no such key.
         """
         try:
             self._keys[key_id].verify(signature, content)
@@ -129,17 +128,16 @@ class PublicKeys:
 
 
 def key_id_of(key: Ed25519PublicKey) -> str:
-    """What names a key: the first 16 hexadecimal digits of the SHA-256 of its 32 bytes."""
-    return hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()[
-        :KEY_ID_LENGTH
-    ]
+    """Return the name of a key: the first 16 hexadecimal digits of the SHA-256 of its 32 bytes."""
+    raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return hashlib.sha256(raw).hexdigest()[:KEY_ID_LENGTH]
 
 
 def make_key_files(path: Path) -> tuple[Path, Path, str]:
-    """Write a new key: the private one to `path`, for its owner only, the public one beside it with
-    `.pub`.
+    """Write a new key, and return both files and the key id.
 
-    Returns both files and the key id. What is there is never written over. Raises Refused.
+    The private key goes to `path`, for its owner only, the public one beside it with `.pub`. A file
+    that is there is never written over. Raises Refused.
     """
     key, public_path = SigningKey.generate(), path.with_name(f"{path.name}.pub")
     try:
@@ -172,11 +170,11 @@ def _public_keys(path: Path | str) -> list[Ed25519PublicKey]:
     try:
         with Path(path).open("rb") as file:
             text = file.read(_KEY_FILE_BYTES_MAX)
-        found = [load_pem_public_key(part + _END) for part in text.split(_END)[:-1]]
+        loaded = [load_pem_public_key(part + _END) for part in text.split(_END)[:-1]]
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise _no_key(path, "public", error) from None
-    keys = [key for key in found if isinstance(key, Ed25519PublicKey)]
-    if not keys or len(keys) < len(found):
+    keys = [key for key in loaded if isinstance(key, Ed25519PublicKey)]
+    if not keys or len(keys) < len(loaded):
         raise _no_key(path, "public", TypeError())
     return keys
 

@@ -1,9 +1,8 @@
-"""What a record says, as columns that anybody can query.
+"""The content of a record as columns that anybody can query: what the member said.
 
-It is what the member told, not the decision about a row.
-
-Each value is a function of the record's bytes alone, so that a row stays true until the member's
-record changes: what is dated ahead counts as told, and excludes from when it was told.
+It is not the decision about a row. Each value depends on the record's bytes alone, so that a row
+stays true until the member's record changes: a fact dated ahead counts as soon as it is recorded,
+and excludes from then on.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _EVER: Final = Micros(1 << 62)
 
 
 class PublicRow(NamedTuple):
-    """What one record says;
+    """The columns of one record.
 
     `choices` and `own_exclusions` are in the order of the purposes that were asked about.
     """
@@ -33,17 +32,17 @@ class PublicRow(NamedTuple):
     own_exclusions: tuple[bool, ...]
 
 
-def told(
+def public_row(
     member: bytes, raw: bytes | None, purposes: tuple[str, ...], *, is_quarantined: bool
 ) -> PublicRow:
-    """What a record says for each of some purposes;
+    """Return the columns of a record, for some purposes.
 
-    `is_quarantined` where its member is quarantined for a reason outside of it.
+    `is_quarantined` says that the member is quarantined for a reason outside of the record.
 
-    An own exclusion is one by the member's own facts, whatever row is asked about: erased, held,
-    opted out, or with facts that were folded away. It stands if there is any moment, from when the
-    record last changed on, at which the facts exclude: an opt-in dated ahead does not include yet,
-    an opt-out dated ahead excludes already.
+    An own exclusion is one by the member's own facts, whatever row is asked about: erased,
+    quarantined, opted out, or with facts that were folded away. It stands if there is any moment,
+    from when the record last changed on, at which the facts exclude: an opt-in dated ahead does not
+    include yet, an opt-out dated ahead excludes already.
     """
     if raw is None:
         return _unknown(purposes, is_quarantined=is_quarantined)
@@ -51,7 +50,7 @@ def told(
         record = read_record(raw, member)
     except DamagedRecord:
         return _unknown(purposes, is_quarantined=True)
-    return _told(record, purposes, is_quarantined=is_quarantined)
+    return _row_of(record, purposes, is_quarantined=is_quarantined)
 
 
 def _unknown(purposes: tuple[str, ...], *, is_quarantined: bool) -> PublicRow:
@@ -61,31 +60,36 @@ def _unknown(purposes: tuple[str, ...], *, is_quarantined: bool) -> PublicRow:
     )
 
 
-def _told(record: Record, purposes: tuple[str, ...], *, is_quarantined: bool) -> PublicRow:
+def _row_of(record: Record, purposes: tuple[str, ...], *, is_quarantined: bool) -> PublicRow:
     changed_at = max((fact.recorded_at for fact in record.facts), default=Micros(0))
     ahead = {fact.effective_at for fact in record.facts if fact.effective_at > changed_at}
     if record.folded_effective_at > changed_at:
         ahead.add(record.folded_effective_at)
     moments = sorted({changed_at, *ahead})
-    found = [
+    # Without a purpose there still are the columns that need none.
+    states_by_purpose = [
         [member_state(record, purpose=purpose, at=at, known_at=_EVER) for at in moments]
         for purpose in purposes or ("",)
     ]
-    last = found[0][-1]
+    last = states_by_purpose[0][-1]
+    choices: list[str | None] = []
+    own_exclusions: list[bool] = []
+    for states in states_by_purpose[: len(purposes)]:
+        choices.append(_choice(states[-1]))
+        is_excluded = any(state.is_excluded_by_own_facts for state in states)
+        own_exclusions.append(is_quarantined or is_excluded)
     return PublicRow(
         jurisdiction=last.jurisdiction,
         age_band=last.age_band.value,
         is_erased=last.erasure is not None,
         is_quarantined=is_quarantined or last.quarantine is not None,
-        choices=tuple(_choice(one[-1]) for one in found[: len(purposes)]),
-        own_exclusions=tuple(
-            is_quarantined or any(own.is_excluded_by_own_facts for own in one)
-            for one in found[: len(purposes)]
-        ),
+        choices=tuple(choices),
+        own_exclusions=tuple(own_exclusions),
     )
 
 
-def _choice(own: MemberState) -> str | None:
-    if own.choice is None:
+def _choice(state: MemberState) -> str | None:
+    if state.choice is None:
         return None
-    return Choice.OPT_IN.value if own.choice.kind is FactKind.OPTED_IN else Choice.OPT_OUT.value
+    choice = Choice.OPT_IN if state.choice.kind is FactKind.OPTED_IN else Choice.OPT_OUT
+    return choice.value

@@ -1,8 +1,7 @@
-"""Open a bundle: believe nothing that its bundler did not sign, and hand out only bytes that were
-checked.
+"""Open a bundle: believe nothing that its bundler did not sign, and return only checked bytes.
 
-A file is read into memory whole, checked, and then read from there: what was checked is what is
-used, whoever may write to the store meanwhile.
+A file is read into memory whole, checked, and then read from there: the bytes that were checked are
+the bytes that are used, whoever may write to the store meanwhile.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from consentry.bundles.store import BundleStore, NotThere
 from consentry.domain.errors import Refused, Unavailable
 from consentry.domain.values import Micros
 from consentry.wire.catalog import Catalog, catalog_of_ids
-from consentry.wire.freshness import BUNDLE_CLOCKS_SECONDS_MAX, Positions
+from consentry.wire.freshness import BUNDLE_CLOCKS_SECONDS_MAX
 from consentry.wire.schemas import CONTROLS, RECORDS
 
 BATCH_ROWS: Final = 131_072
@@ -55,13 +54,11 @@ _RECORD_TYPES: Final = {
 }
 _CONTROL_TYPES: Final = {"offset": pa.int64(), "appended_at": pa.int64(), "value": pa.binary()}
 _PLAIN: Final = frozenset({"PLAIN", "RLE", "BIT_PACKED"})
-"""Encodings by which no value stands for many: what is decoded is not larger than what the file
-says it is.
-"""
+"""Encodings without dictionaries: decoded columns are not larger than the file says they are."""
 
 
 def latest(store: BundleStore, keys: PublicKeys) -> Pointer:
-    """Which bundle is the newest, as its bundler signed it. Raises BundleRefused, Unavailable."""
+    """Return the pointer to the newest bundle. Raises BundleRefused, Unavailable."""
     try:
         content = store.read(POINTER_NAME, bytes_max=POINTER_BYTES_MAX)
     except NotThere:
@@ -88,25 +85,19 @@ def open_bundle(
     least_sequence: int = 0,
     bundle_id: str | None = None,
 ) -> Bundle:
-    """The newest bundle of a store, or the one named, with its chain; manifests are checked, files
-    as they are read.
+    """Return the newest bundle of a store, or the one named `bundle_id`, with its chain.
 
-    `namespace` None takes any. `max_age_seconds` bounds how long ago everything was proven fresh
-    (`Manifest.proven_at`). `least_sequence` is that of the newest bundle seen before: an older one
-    is a roll-back. Raises BundleRefused (codes: errors.CODES); Unavailable where the store does not
-    answer or holds no bundle.
+    Manifests are checked now, files as they are read. `namespace` None takes any. `max_age_seconds`
+    bounds how long ago everything was proven fresh (`Manifest.proven_at`). `least_sequence` is that
+    of the newest bundle seen before: an older one is a roll-back. Raises BundleRefused (codes:
+    errors.CODES); Unavailable where the store does not answer or holds no bundle.
     """
-    place = store if isinstance(store, BundleStore) else BundleStore(store)
+    if not isinstance(store, BundleStore):
+        store = BundleStore(store)
     if bundle_id is None:
-        pointer = latest(place, keys)
-        newest = _manifest(place, pointer.bundle_id, keys)
-        told = (pointer.manifest_sha256, pointer.sequence, pointer.namespace)
-        if told != (newest.sha256, newest.sequence, newest.namespace):
-            raise BundleRefused(
-                "altered", "The newest bundle is not the one that the pointer names."
-            )
+        newest = _newest_manifest(store, keys)
     else:
-        newest = _manifest(place, bundle_id, keys)
+        newest = _manifest(store, bundle_id, keys)
     if namespace is not None and newest.namespace != namespace:
         raise BundleRefused(
             "foreign",
@@ -119,7 +110,16 @@ def open_bundle(
             "before.",
         )
     _check_age(newest, now, max_age_seconds)
-    return Bundle(place, _chain(place, newest, keys))
+    return Bundle(store, _chain(store, newest, keys))
+
+
+def _newest_manifest(store: BundleStore, keys: PublicKeys) -> Manifest:
+    pointer = latest(store, keys)
+    newest = _manifest(store, pointer.bundle_id, keys)
+    named = (pointer.manifest_sha256, pointer.sequence, pointer.namespace)
+    if named != (newest.sha256, newest.sequence, newest.namespace):
+        raise BundleRefused("altered", "The newest bundle is not the one that the pointer names.")
+    return newest
 
 
 def _check_age(newest: Manifest, now: Micros, max_age_seconds: float | None) -> None:
@@ -141,7 +141,7 @@ def _check_age(newest: Manifest, now: Micros, max_age_seconds: float | None) -> 
 
 
 def _manifest(store: BundleStore, bundle_id: str, keys: PublicKeys) -> Manifest:
-    """The manifest in a bundle's directory. Raises BundleRefused, Unavailable."""
+    """Return the manifest in a bundle's directory. Raises BundleRefused, Unavailable."""
     if BUNDLE_ID_PATTERN.fullmatch(bundle_id) is None:
         raise BundleRefused("file_name", f"{bundle_id[:80]!r} is not the id of a bundle.")
     try:
@@ -169,7 +169,7 @@ def _manifest(store: BundleStore, bundle_id: str, keys: PublicKeys) -> Manifest:
 
 
 def _chain(store: BundleStore, newest: Manifest, keys: PublicKeys) -> tuple[Manifest, ...]:
-    """The manifests from the snapshot to the newest one, each the very one that the next names."""
+    """Return the manifests from the snapshot to the newest one, each named by the next."""
     if newest.deltas > DELTAS_MAX:
         raise BundleRefused(
             "too_large", f"The chain has {newest.deltas} deltas; {DELTAS_MAX} are read at most."
@@ -189,37 +189,35 @@ def _check_link(child: Manifest, parent: Manifest) -> None:
             "chain",
             f"The delta {child.bundle_id} was made on another bundle than the one in its place.",
         )
-    ours = (
-        parent.namespace,
-        dict(parent.logs),
-        len(parent.partitions),
-        parent.purposes,
-        parent.tainted,
-    )
-    if ours != (
-        child.namespace,
-        dict(child.logs),
-        len(child.partitions),
-        child.purposes,
-        child.tainted,
-    ):
+    if _topics_of(child) != _topics_of(parent):
         raise BundleRefused(
             "foreign", f"The delta {child.bundle_id} is of other topics than its parent."
         )
-    went_on = all(
-        after.records_offset >= before.records_offset
-        for before, after in zip(parent.partitions, child.partitions, strict=True)
-    )
-    counts = (child.sequence, child.deltas) == (parent.sequence + 1, parent.deltas + 1)
-    if not (went_on and counts and child.controls_offset >= parent.controls_offset):
+    pairs = zip(parent.partitions, child.partitions, strict=True)
+    records_go_on = all(after.records_offset >= before.records_offset for before, after in pairs)
+    controls_go_on = child.controls_offset >= parent.controls_offset
+    is_next = (child.sequence, child.deltas) == (parent.sequence + 1, parent.deltas + 1)
+    if not (records_go_on and controls_go_on and is_next):
         raise BundleRefused(
             "chain", f"The delta {child.bundle_id} does not go on from where its parent ends."
         )
 
 
+def _topics_of(manifest: Manifest) -> tuple[object, ...]:
+    """Return what has to be equal all along a chain."""
+    return (
+        manifest.namespace,
+        dict(manifest.logs),
+        len(manifest.partitions),
+        manifest.purposes,
+        manifest.tainted,
+    )
+
+
 class Bundle:
-    """A bundle and those it builds on, `manifests[0]` the snapshot; what follows replaces what came
-    before.
+    """A bundle and those it builds on: `manifests[0]` is the snapshot, the others are deltas.
+
+    A later row of a member replaces an earlier one.
     """
 
     def __init__(self, store: BundleStore, manifests: tuple[Manifest, ...]) -> None:
@@ -228,26 +226,25 @@ class Bundle:
 
     @property
     def manifest(self) -> Manifest:
-        """The newest."""
+        """The newest manifest."""
         return self.manifests[-1]
 
     @property
     def positions(self) -> dict[tuple[str, int], int]:
-        """Next offset per (short topic name, partition) of records and controls: where to follow
-        on.
-        """
-        found = {(RECORDS, one.partition): one.records_offset for one in self.manifest.partitions}
-        return found | {(CONTROLS, 0): self.manifest.controls_offset}
+        """Next offset per (short topic name, partition) of records and controls, to follow on."""
+        positions = {(CONTROLS, 0): self.manifest.controls_offset}
+        for summary in self.manifest.partitions:
+            positions[RECORDS, summary.partition] = summary.records_offset
+        return positions
 
     def record_batches(
         self, *, batch_rows: int = BATCH_ROWS, columns: Sequence[str] | None = tuple(_RECORD_TYPES)
     ) -> Iterator[pa.RecordBatch]:
-        """Rows of all records, the snapshot's first, then each delta's: for one member the last row
-        counts.
+        """Yield all records, the snapshot's first, then each delta's: a member's last row counts.
 
         Columns: partition (int32), member_id (string), version (int64), record (binary; null: no
         record), damaged (bool: the member stays quarantined by the reader), or some of them; None:
-        also those for people. Raises BundleRefused, Unavailable.
+        also the public ones. Raises BundleRefused, Unavailable.
         """
         for manifest in self.manifests:
             for file in manifest.with_role("records"):
@@ -258,37 +255,33 @@ class Bundle:
                 )
 
     def controls(self) -> list[StoredControl]:
-        """The messages of all controls in log order; `read_control_or_pause` reads them.
+        """Return the messages of all controls in log order; `read_control_or_pause` reads them.
 
-        As `record_batches` raises.
+        Raises BundleRefused, Unavailable.
         """
-        found: list[StoredControl] = []
+        controls: list[StoredControl] = []
         for manifest in self.manifests:
             for file in manifest.with_role("controls"):
-                table = self._parquet(manifest, file, _CONTROL_TYPES).read(
-                    columns=list(_CONTROL_TYPES), use_threads=False
-                )
-                rows = zip(
-                    *(table.column(name).to_pylist() for name in _CONTROL_TYPES), strict=True
-                )
-                found += [
-                    StoredControl(offset, Micros(appended_at), value)
-                    for offset, appended_at, value in rows
-                ]
-        offsets = [one.offset for one in found]
-        if len(found) != self.manifest.controls_count or any(
-            later <= earlier for earlier, later in pairwise(offsets)
-        ):
+                controls += self._controls_in(manifest, file)
+        offsets = [control.offset for control in controls]
+        ascends = all(earlier < later for earlier, later in pairwise(offsets))
+        if len(controls) != self.manifest.controls_count or not ascends:
             raise BundleRefused("malformed", "The controls of the bundle are not those of a log.")
-        return found
+        return controls
+
+    def _controls_in(self, manifest: Manifest, file: BundleFile) -> Iterator[StoredControl]:
+        parquet = self._parquet(manifest, file, _CONTROL_TYPES)
+        table = parquet.read(columns=list(_CONTROL_TYPES), use_threads=False)
+        columns = [table.column(name).to_pylist() for name in _CONTROL_TYPES]
+        for offset, appended_at, value in zip(*columns, strict=True):
+            yield StoredControl(offset, Micros(appended_at), value)
 
     def own_exclusions(self, purpose: str) -> Any:
-        """The members with integer ids whom their own facts exclude from a purpose, a pyroaring
-        BitMap64.
+        """Return the members with integer ids whom their own facts exclude from a purpose.
 
-        It is not the whole decision: pauses, policies and rows exclude others. Needs the extra
-        `bundler`. Raises Refused for a purpose that no policy of the bundle names; as
-        `record_batches`.
+        It is a pyroaring BitMap64, and not the whole decision: pauses, policies and rows exclude
+        others. Needs the extra `bundler`. Raises Refused for a purpose that no policy of the bundle
+        names; BundleRefused, Unavailable.
         """
         if purpose not in self.manifest.purposes:
             raise Refused(
@@ -297,32 +290,36 @@ class Bundle:
                 fix="ask for one of "
                 f"{', '.join(self.manifest.purposes)[:300] or 'none: no policy was published'}",
             )
-        found: Any = read_set(b"\0" * 8)
-        roles: tuple[Role, ...] = ("inclusions", "exclusions")
+        excluded: Any = read_set(b"\0" * 8)
         for manifest in self.manifests:
-            for role in roles:
-                for file in (one for one in manifest.with_role(role) if one.purpose == purpose):
-                    one = read_set(self._checked(manifest, file))
-                    found = found - one if role == "inclusions" else found | one
-        return found
+            for members in self._sets(manifest, "inclusions", purpose):
+                excluded = excluded - members
+            for members in self._sets(manifest, "exclusions", purpose):
+                excluded = excluded | members
+        return excluded
+
+    def _sets(self, manifest: Manifest, role: Role, purpose: str) -> Iterator[Any]:
+        for file in manifest.with_role(role):
+            if file.purpose == purpose:
+                yield read_set(self._checked(manifest, file))
 
     def catalog(self) -> Catalog:
-        """The schema ids that the bundle's frames carry, without a registry."""
+        """Return the catalog of the bundle's own schema ids: no registry is needed."""
         return catalog_of_ids(self.manifest.schema_ids)
 
     def check_files(self) -> int:
-        """Read and check every file of the chain; how many bytes they have.
+        """Read and check every file of the chain, and return how many bytes they have.
 
         Raises BundleRefused, Unavailable.
         """
-        return sum(
-            len(self._checked(manifest, file))
-            for manifest in self.manifests
-            for file in manifest.files
-        )
+        size = 0
+        for manifest in self.manifests:
+            for file in manifest.files:
+                size += len(self._checked(manifest, file))
+        return size
 
     def _checked(self, manifest: Manifest, file: BundleFile) -> bytes:
-        """The bytes of a file, which are the ones that were signed for."""
+        """Return the bytes of a file, which are the ones that were signed for."""
         try:
             content = self._store.read(manifest.bundle_id, file.name, bytes_max=file.size)
         except NotThere:
@@ -345,7 +342,7 @@ class Bundle:
     def _parquet(
         self, manifest: Manifest, file: BundleFile, types: dict[str, pa.DataType]
     ) -> pq.ParquetFile:
-        """The file, once it is known that decoding these columns of it stays within bounds."""
+        """Return the file, once it is known that decoding these columns stays within bounds."""
         content = self._checked(manifest, file)
         try:
             parquet = pq.ParquetFile(pa.BufferReader(content))
@@ -353,14 +350,12 @@ class Bundle:
             raise BundleRefused(
                 "malformed", f"The file {file.name} is not Parquet ({type(error).__name__})."
             ) from error
-        found = parquet.schema_arrow
-        if any(
-            name not in found.names or found.field(name).type != kind
-            for name, kind in types.items()
-        ):
-            raise BundleRefused(
-                "malformed", f"The file {file.name} does not have the columns of its role."
-            )
+        schema = parquet.schema_arrow
+        for name, kind in types.items():
+            if name not in schema.names or schema.field(name).type != kind:
+                raise BundleRefused(
+                    "malformed", f"The file {file.name} does not have the columns of its role."
+                )
         if parquet.metadata.num_rows != file.rows:
             raise BundleRefused(
                 "malformed", f"The file {file.name} does not have {file.rows} rows."
@@ -370,47 +365,44 @@ class Bundle:
 
 
 def _check_bounds(name: str, metadata: Any, columns: Sequence[str]) -> None:
-    """Raise BundleRefused where some part of a file would take more memory than any bundler
-    writes.
-    """
-    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
-        parts = [group.column(number) for number in range(group.num_columns)]
-        read = [part for part in parts if part.path_in_schema in columns]
-        plain = all(_PLAIN.issuperset(part.encodings) for part in read)
+    """Raise BundleRefused where a part of a file takes more memory than any bundler writes."""
+    for group_index in range(metadata.num_row_groups):
+        group = metadata.row_group(group_index)
+        parts = [group.column(index) for index in range(group.num_columns)]
+        parts_to_read = [part for part in parts if part.path_in_schema in columns]
+        is_plain = all(_PLAIN.issuperset(part.encodings) for part in parts_to_read)
         size = sum(part.total_uncompressed_size for part in parts)
-        if not plain or group.num_rows > GROUP_ROWS_MAX or not 0 <= size <= GROUP_BYTES_MAX:
+        if not is_plain or group.num_rows > GROUP_ROWS_MAX or not 0 <= size <= GROUP_BYTES_MAX:
             raise BundleRefused(
                 "bomb", f"The file {name} would take more memory than a bundle's file may."
             )
 
 
 def restore(bundle: Bundle, catalog: Catalog | None = None) -> BundleState:
-    """The state that a bundle holds, its digests compared with the manifest's.
+    """Return the state that a bundle holds, once its digests equal the manifest's.
 
-    Raises BundleRefused, Unavailable.
-
-    Its `changed` counts from this bundle, so that a delta can be written on it.
+    Its `changed` counts from this bundle, so that a delta can be written on it. Raises
+    BundleRefused, Unavailable.
     """
     manifest = bundle.manifest
     state = BundleState(len(manifest.partitions), catalog or bundle.catalog(), logs=manifest.logs)
     for batch in bundle.record_batches():
-        rows = (batch.column(name).to_pylist() for name in ("member_id", "record", "damaged"))
-        for member, record, damaged in zip(*rows, strict=True):
+        columns = [batch.column(name).to_pylist() for name in ("member_id", "record", "damaged")]
+        for member, record, damaged in zip(*columns, strict=True):
             state.put(member.encode(), record, damaged=damaged)
     for control in bundle.controls():
         state.apply_control(control)
-    positions: Positions = bundle.positions
-    for (topic, partition), position in positions.items():
+    for (topic, partition), position in bundle.positions.items():
         state.move(topic, partition, position)
-    for one in manifest.partitions:
-        if one.tainted:
-            state.freshness.tainted.add(one.partition)
-        if one.frontier is not None:
-            state.freshness.apply(one.frontier)
+    for summary in manifest.partitions:
+        if summary.tainted:
+            state.freshness.tainted.add(summary.partition)
+        if summary.frontier is not None:
+            state.freshness.apply(summary.frontier)
     state.settle_frontiers()
     state.mark()
-    if state.digests() != [one.digest for one in manifest.partitions]:
+    if state.digests() != [summary.digest for summary in manifest.partitions]:
         raise BundleRefused(
-            "malformed", "The records of the bundle do not have the digests that it tells."
+            "malformed", "The records of the bundle do not have the digests of its manifest."
         )
     return state

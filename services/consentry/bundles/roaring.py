@@ -1,5 +1,4 @@
-"""Sets of members whose ids are integers, as portable 64-bit Roaring: what Java, Rust, Go, C and
-Python read alike.
+"""Sets of members with integer ids, as portable 64-bit Roaring: Java, Rust, Go and C read it too.
 
 The layout is the 64-bit extension of https://github.com/RoaringBitmap/RoaringFormatSpec. Needs the
 extra `bundler`, which is imported only where sets are written or read.
@@ -18,7 +17,7 @@ INTEGERS_BELOW: Final = 1 << 63
 
 
 def integer_of(member: bytes) -> int | None:
-    """The integer whose plain decimal text a member id is, below 2**63; None for any other id."""
+    """Return the integer with this plain decimal text, below 2**63; None for any other id."""
     if _INTEGER.fullmatch(member) is None:
         return None
     value = int(member)
@@ -32,14 +31,14 @@ def _bit_map(integers: Iterable[int] = ()) -> Any:
 
 
 def write_set(integers: Iterable[int]) -> bytes:
-    """The portable bytes of a set."""
-    found = _bit_map(integers)
-    found.run_optimize()
-    return bytes(found.serialize())
+    """Return the portable bytes of a set."""
+    bit_map = _bit_map(integers)
+    bit_map.run_optimize()
+    return bytes(bit_map.serialize())
 
 
 def read_set(content: bytes) -> Any:
-    """The BitMap64 behind portable bytes. Raises BundleRefused."""
+    """Return the BitMap64 of portable bytes. Raises BundleRefused."""
     try:
         return type(_bit_map()).deserialize(content)
     except (IndexError, MemoryError, ValueError) as error:

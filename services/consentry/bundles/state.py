@@ -1,6 +1,4 @@
-"""What a bundle is made of and what it is read into: the newest record of each member, controls,
-positions, proof.
-"""
+"""The content of a bundle: the newest record of each member, controls, positions, freshness."""
 
 from __future__ import annotations
 
@@ -36,20 +34,20 @@ class StoredControl(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """An older version of a record that came after a newer one; `held` is what is kept."""
+    """An older version of a record that came after a newer one; `newest` is what is kept."""
 
     partition: int
     member: bytes
-    held: bytes
+    newest: bytes
     arrived: bytes
 
 
 class BundleState:
-    """The newest record of every member, by the same rules as a trainer's view, and all that a
-    manifest tells.
+    """The newest record of every member, by the rules of a trainer's Snapshot, and the rest.
 
-    `catalog` reads the controls. `logs` are those of a manifest: the identities of the topics that
-    are followed. One thread applies messages and writes bundles.
+    The rest is all that a manifest says. `catalog` reads the controls. `logs` are those of a
+    manifest: the identities of the topics that are followed. One thread applies messages and writes
+    bundles.
     """
 
     def __init__(
@@ -62,18 +60,13 @@ class BundleState:
         self.stored_controls: list[StoredControl] = []
         """Every control's message, in log order."""
         self.damaged: set[bytes] = set()
-        """Members who stay quarantined by whoever reads the bundle: some bytes of theirs could not
-        be believed.
-        """
+        """Members whom each reader of the bundle quarantines: bytes of theirs were not believed."""
         self.positions: dict[tuple[str, int], int] = {}
         """Next offset per (short topic name, partition)."""
         self.freshness = Freshness(partitions)
         self._records: dict[bytes, bytes] = {}
         self._before: dict[bytes, bytes | None] | None = None
-        """Since the last bundle: the record that stood in it, of each member who changed.
-
-        None: no bundle yet.
-        """
+        """The record in the last bundle, of each member who changed since; None: no bundle yet."""
         self._sums = [0] * partitions
         self._counts = [0] * partitions
         self._known_totals: tuple[list[int], list[int]] | None = None
@@ -88,8 +81,9 @@ class BundleState:
         values: Sequence[bytes],
         on_regression: Callable[[Regression], None] | None = None,
     ) -> None:
-        """Take record messages of one partition in, as View.apply_records does; older versions are
-        ignored and told.
+        """Take record messages of one partition in, as Snapshot.apply_records does.
+
+        Older versions are ignored, and `on_regression` is called with each.
         """
         records = self._records
         homes = partitions_of(keys, self.partitions).tolist()
@@ -128,30 +122,30 @@ class BundleState:
 
     def move(self, topic: str, partition: int, position: int) -> None:
         """Note how far a topic has been read."""
-        place = (topic, partition)
-        self.positions[place] = max(position, self.positions.get(place, 0))
+        key = (topic, partition)
+        self.positions[key] = max(position, self.positions.get(key, 0))
 
     def settle_frontiers(self) -> None:
         """Let the frontiers count whose positions have been reached by now."""
         self.freshness.settle(self.positions)
 
     def damage(self, member: bytes) -> None:
-        """Hold a member for good: what was read of them cannot be believed."""
+        """Quarantine a member for good: what was read of them cannot be believed."""
         if member not in self.damaged:
             self._note(member, self._records.get(member))
             self.damaged.add(member)
 
     def put(self, member: bytes, record: bytes | None, *, damaged: bool) -> None:
-        """Set what is held of a member, as a row of a bundle says;
-
-        None and not damaged: nothing is.
-        """
+        """Set a member's record, as a row of a bundle says; None removes it."""
         self._note(member, self._records.get(member))
         if record is None:
             self._records.pop(member, None)
         else:
             self._records[member] = record
-        (self.damaged.add if damaged else self.damaged.discard)(member)
+        if damaged:
+            self.damaged.add(member)
+        else:
+            self.damaged.discard(member)
 
     def _note(self, member: bytes, record: bytes | None) -> None:
         self._known_totals = None
@@ -164,22 +158,21 @@ class BundleState:
         return len(self._records)
 
     def get(self, member: bytes) -> bytes | None:
-        """The bytes of a member's record, or None."""
+        """Return the bytes of a member's record, or None."""
         return self._records.get(member)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every member with a record, in no order."""
+        """Return every member with a record, in no order."""
         return iter(self._records.items())
 
     def members(self) -> list[bytes]:
-        """Everybody of whom a bundle has a row."""
-        if not self.damaged:
-            return list(self._records)
-        return [*self._records, *(member for member in self.damaged if member not in self._records)]
+        """Return everybody of whom a bundle has a row."""
+        without_record = [member for member in self.damaged if member not in self._records]
+        return [*self._records, *without_record]
 
     @property
     def changed(self) -> list[bytes] | None:
-        """Whose row may differ from the last bundle's; None where there was none."""
+        """The members whose row may differ from the last bundle's; None if there was none."""
         return None if self._before is None else list(self._before)
 
     @property
@@ -194,39 +187,36 @@ class BundleState:
         return tuple(sorted(self.controls.purposes))
 
     def position(self, topic: str, partition: int) -> int:
-        """The next offset to read."""
+        """Return the next offset to read."""
         return self.positions.get((topic, partition), 0)
 
     def records_offset(self, partition: int) -> int:
-        """The next offset of records to read."""
+        """Return the next offset of records to read."""
         return self.position(RECORDS, partition)
 
     # ---- digests, and what changed since a bundle
 
     def digests(self) -> list[str]:
-        """Per partition the sum of all records' digests, as View.digests() has them."""
+        """Return per partition the sum of all records' digests, as Snapshot.digests() does."""
         return [f"{total:032x}" for total in self._totals()[0]]
 
     def counts(self) -> list[int]:
-        """Per partition the members with a record."""
+        """Return per partition the members with a record."""
         return list(self._totals()[1])
 
     def mark(self) -> None:
-        """Count what changes from here on: a bundle of all that is held was written."""
+        """Count changes from here on: a bundle of this state was written."""
         self._sums, self._counts = self._totals()
         self._before = {}
 
     def _totals(self) -> tuple[list[int], list[int]]:
-        """The sums and counts as of now: those of the last bundle, less what was there, plus what
-        is.
-        """
+        """Return the sums and counts as of now: those of the last bundle, and each change."""
         if self._known_totals is not None:
             return self._known_totals
         sums, counts = list(self._sums), list(self._counts)
         changed = list(self._records) if self._before is None else list(self._before)
-        for member, partition in zip(
-            changed, partitions_of(changed, self.partitions).tolist(), strict=True
-        ):
+        partitions = partitions_of(changed, self.partitions).tolist()
+        for member, partition in zip(changed, partitions, strict=True):
             before = None if self._before is None else self._before[member]
             now = self._records.get(member)
             if before is not None:

@@ -1,4 +1,4 @@
-"""Where bundles lie: a directory in any store that fsspec knows.
+"""The place of bundles: a directory in any store that fsspec knows.
 
 Reads are bounded; each write is whole or absent.
 """
@@ -25,7 +25,7 @@ _BLOCK: Final = 8 << 20
 
 
 class NotThere(Exception):
-    """A file is not in the store. Never leaves this package."""
+    """Raised when a file is not in the store. Never leaves this package."""
 
 
 class BundleStore:
@@ -53,23 +53,18 @@ class BundleStore:
         return f"BundleStore({type(self._fs).__name__})"  # a URL may hold credentials
 
     def read(self, *names: str, bytes_max: int) -> bytes:
-        """The content of a file, at most `bytes_max` + 1 bytes of it, so that the caller sees when
-        there is more.
+        """Return the content of a file, at most `bytes_max` + 1 bytes.
 
-        Raises NotThere; BundleRefused for what is not a plain file; Unavailable where the store
-        does not answer.
+        One more than the maximum, so that the caller sees when there is more. Raises NotThere;
+        BundleRefused for what is not a plain file; Unavailable where the store does not answer.
         """
         with self._translated():
-            return (
-                self._read_local(names, bytes_max + 1)
-                if self._is_local
-                else self._read(names, bytes_max + 1)
-            )
+            if self._is_local:
+                return self._read_local(names, bytes_max + 1)
+            return self._read(names, bytes_max + 1)
 
     def write(self, *names: str, content: bytes) -> None:
-        """Write a file so that readers see all of it or what was there before. Raises
-        Unavailable.
-        """
+        """Write a file: readers see all of it or what was there before. Raises Unavailable."""
         with self._translated():
             if self._is_local:
                 _replace(Path(self._root, *names), content)
@@ -79,21 +74,21 @@ class BundleStore:
                 self._fs.pipe_file(path, content)
 
     def bundle_ids(self) -> list[str]:
-        """Every bundle whose directory is there, the oldest first; also those never finished.
+        """Return every bundle whose directory is there, the oldest first; also unfinished ones.
 
         Raises Unavailable.
         """
         with self._translated():
             try:
                 self._fs.invalidate_cache(self._root)
-                found = self._fs.ls(self._root, detail=False)
+                paths = self._fs.ls(self._root, detail=False)
             except FileNotFoundError:
                 return []
-        names = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+        names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths]
         return sorted(name for name in names if BUNDLE_ID_PATTERN.fullmatch(name))
 
     def remove(self, bundle_id: str) -> None:
-        """Delete a bundle's directory; nothing where there is none. Raises Unavailable."""
+        """Delete a bundle's directory, if it is there. Raises Unavailable."""
         assert BUNDLE_ID_PATTERN.fullmatch(bundle_id), bundle_id
         with self._translated():
             try:
@@ -106,13 +101,11 @@ class BundleStore:
 
     def _read(self, names: tuple[str, ...], limit: int) -> bytes:
         # One ranged request: opening the file would believe a listing of before, also of its size.
-        found: bytes = self._fs.cat_file(self._path(names), start=0, end=limit)
-        return found[:limit]
+        content: bytes = self._fs.cat_file(self._path(names), start=0, end=limit)
+        return content[:limit]
 
     def _read_local(self, names: tuple[str, ...], limit: int) -> bytes:
-        """Read below the root without following any link: what lies there may have been put there
-        by anybody.
-        """
+        """Read below the root without following any link: anybody may have put one there."""
         directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in names[:-1]:
@@ -173,9 +166,7 @@ def _read_blocks(read: Any, limit: int) -> bytes:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write beside, make it last, then take the name: also a power cut leaves the old or the new,
-    whole.
-    """
+    """Write a file beside, sync and rename it: a power cut leaves the old or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:

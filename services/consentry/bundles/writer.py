@@ -1,7 +1,4 @@
-"""Write a bundle: its files, then its manifest, then the signature;
-
-`publish` makes it the newest one, last of all.
-"""
+"""Write a bundle: its files, its manifest, its signature; `publish` makes it the newest."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ from consentry.bundles.manifest import (
     SIGNATURE_BYTES_MAX,
     SIGNATURE_NAME,
     BundleFile,
+    Kind,
     Manifest,
     PartitionSummary,
     Pointer,
@@ -33,7 +31,7 @@ from consentry.bundles.manifest import (
     pointer_bytes,
     signature_bytes,
 )
-from consentry.bundles.public_columns import PublicRow, told
+from consentry.bundles.public_columns import PublicRow, public_row
 from consentry.bundles.roaring import integer_of, write_set
 from consentry.bundles.state import BundleState, StoredControl
 from consentry.bundles.store import BundleStore, NotThere
@@ -55,8 +53,8 @@ _OWN_COLUMNS: Final = (
     ("record", pa.binary()),
     ("damaged", pa.bool_()),
 )
-"""What a reader rebuilds its view from; the columns behind these are for people."""
-_TOLD_COLUMNS: Final = (
+"""The columns from which a reader rebuilds its state; those behind them are public_columns."""
+_PUBLIC_COLUMNS: Final = (
     ("jurisdiction", pa.string()),
     ("age_band", pa.string()),
     ("erased", pa.bool_()),
@@ -80,30 +78,29 @@ def write_bundle(
     parent: Manifest | None = None,
     file_rows: int = FILE_ROWS,
 ) -> Manifest:
-    """Write a bundle of what the state holds: a delta on `parent` where one is given, else a
-    snapshot.
+    """Write a bundle of the state: a delta on `parent` where one is given, else a snapshot.
 
-    A delta has what changed since `state.mark()`, which has to have been called when the state was
-    `parent`: by this function, or by `restore`. `sequence` is one more than that of the newest
-    bundle in the store. Nobody sees the bundle before `publish`. Afterwards `state.changed` counts
-    from this bundle. Needs the extra `bundler`. Raises Unavailable; Refused where `why_no_delta`
-    says something.
+    A delta has the changes since `state.mark()`, which this function or `restore` called when the
+    state was `parent`. `sequence` is one more than that of the newest bundle in the store. Nobody
+    sees the bundle before `publish`. Afterwards `state.changed` counts from this bundle. Needs the
+    extra `bundler`. Raises Unavailable; Refused where `why_no_delta` returns a reason.
     """
     reason = "" if parent is None else why_no_delta(parent, state)
     if reason:
         raise Refused(
             f"No delta can be written: {reason}.", code="bundle.no_delta", fix="write a snapshot"
         )
-    kind = "snapshot" if parent is None else "delta"
+    kind: Kind = "snapshot" if parent is None else "delta"
     bundle = _Writer(store, f"{sequence:010d}-{kind}-{secrets.token_hex(8)}", state)
     changed = state.changed if parent is not None else None
     members = state.members() if changed is None else changed
     bundle.write_records(members, file_rows=file_rows, is_delta=parent is not None)
     start = 0 if parent is None else parent.controls_offset
-    bundle.write_controls([one for one in state.stored_controls if one.offset >= start])
+    new_controls = [control for control in state.stored_controls if control.offset >= start]
+    bundle.write_controls(new_controls)
     manifest = Manifest(
         bundle_id=bundle.bundle_id,
-        kind="snapshot" if parent is None else "delta",
+        kind=kind,
         sequence=sequence,
         deltas=0 if parent is None else parent.deltas + 1,
         parent=None if parent is None else parent.as_parent(),
@@ -136,13 +133,13 @@ def publish(store: BundleStore, manifest: Manifest, *, key: SigningKey) -> None:
 
 
 def why_no_delta(parent: Manifest, state: BundleState) -> str:
-    """Why what changed since `parent` cannot be said by a delta, so that a snapshot is due; empty
-    where it can.
-    """
+    """Return why no delta on `parent` can be written, so that a snapshot is due; else empty."""
     went_back = [
-        one for one in parent.partitions if state.records_offset(one.partition) < one.records_offset
+        summary
+        for summary in parent.partitions
+        if state.records_offset(summary.partition) < summary.records_offset
     ]
-    objections = (
+    obstacles = (
         (state.changed is None, "it is not known what changed since a bundle was written or read"),
         (parent.deltas >= DELTAS_MAX, f"there are {parent.deltas} deltas on one snapshot already"),
         (
@@ -163,31 +160,34 @@ def why_no_delta(parent: Manifest, state: BundleState) -> str:
             "less was read than the parent holds",
         ),
     )
-    return next((text for objects, text in objections if objects), "")
+    for is_in_the_way, reason in obstacles:
+        if is_in_the_way:
+            return reason
+    return ""
 
 
 def prune(store: BundleStore, *, newest: Manifest, keep: int) -> list[str]:
-    """Delete what the `keep` (1 or more) newest snapshots and everything since do not need; the
-    ids, oldest first.
+    """Delete all but the `keep` (1 or more) newest snapshots and everything since.
 
-    Bundles that were begun and never finished go with them. Nothing of a higher sequence than
-    `newest` is touched: it is being written. Raises Unavailable.
+    Returns the ids of the deleted bundles, oldest first. Bundles that were begun and never finished
+    go with them. Nothing of a higher sequence than `newest` is touched: it is being written. Raises
+    Unavailable.
     """
     assert keep >= 1
-    found = [one for one in store.bundle_ids() if _sequence_of(one) <= newest.sequence]
-    least = newest.sequence - newest.deltas
-    snapshots = [
-        one for one in reversed(found) if "-snapshot-" in one and _sequence_of(one) < least
+    bundle_ids = [
+        bundle_id for bundle_id in store.bundle_ids() if _sequence_of(bundle_id) <= newest.sequence
     ]
-    for bundle_id in snapshots:
+    least = newest.sequence - newest.deltas
+    for bundle_id in reversed(bundle_ids):
         if keep == 1:
             break
-        if _is_finished(store, bundle_id):
+        is_older_snapshot = "-snapshot-" in bundle_id and _sequence_of(bundle_id) < least
+        if is_older_snapshot and _is_finished(store, bundle_id):
             least, keep = _sequence_of(bundle_id), keep - 1
-    gone = [one for one in found if _sequence_of(one) < least]
-    for bundle_id in gone:
+    deleted = [bundle_id for bundle_id in bundle_ids if _sequence_of(bundle_id) < least]
+    for bundle_id in deleted:
         store.remove(bundle_id)
-    return gone
+    return deleted
 
 
 def _is_finished(store: BundleStore, bundle_id: str) -> bool:
@@ -211,68 +211,64 @@ class _Writer:
         self._state = state
 
     def write_records(self, members: Sequence[bytes], *, file_rows: int, is_delta: bool) -> None:
-        """The rows of these members, in the order of their hashes, and the sets of those with
-        integer ids.
-        """
+        """Write the rows of these members, by their hashes, and the sets of integer ids."""
         purposes = self._state.purposes
         excluded: list[list[int]] = [[] for _ in purposes]
         included: list[list[int]] = [[] for _ in purposes]
-        for number, (partitions, ids) in enumerate(
-            _parts(members, self._state.partitions, file_rows)
-        ):
-            rows = self._told(partitions, ids)
+        parts = _parts(members, self._state.partitions, file_rows)
+        for number, (partitions, ids) in enumerate(parts):
+            rows = self._public_rows(partitions, ids)
             content = _parquet(self._table(partitions, ids, rows))
             self._write(f"records-{number:05d}.parquet", "records", content, len(ids))
-            integers = [
-                (value, row)
-                for value, row in zip(map(integer_of, ids), rows, strict=True)
-                if value is not None
-            ]
-            for place in range(len(purposes)):
-                excluded[place] += [value for value, row in integers if row.own_exclusions[place]]
-                included[place] += [
-                    value for value, row in integers if is_delta and not row.own_exclusions[place]
-                ]
-        for place, purpose in enumerate(purposes):
-            self._write_set("exclusions", place, purpose, excluded[place])
+            for member, row in zip(ids, rows, strict=True):
+                integer = integer_of(member)
+                if integer is None:
+                    continue
+                for index, is_excluded in enumerate(row.own_exclusions):
+                    if is_excluded:
+                        excluded[index].append(integer)
+                    elif is_delta:
+                        included[index].append(integer)
+        for index, purpose in enumerate(purposes):
+            self._write_set("exclusions", index, purpose, excluded[index])
             if is_delta:
-                self._write_set("inclusions", place, purpose, included[place])
+                self._write_set("inclusions", index, purpose, included[index])
 
-    def _told(self, partitions: Sequence[int], ids: Sequence[bytes]) -> list[PublicRow]:
+    def _public_rows(self, partitions: Sequence[int], ids: Sequence[bytes]) -> list[PublicRow]:
         state, purposes = self._state, self._state.purposes
         tainted, damaged = state.freshness.tainted, state.damaged
-        return [
-            told(
-                one, state.get(one), purposes, is_quarantined=one in damaged or partition in tainted
-            )
-            for partition, one in zip(partitions, ids, strict=True)
-        ]
+        rows: list[PublicRow] = []
+        for partition, member in zip(partitions, ids, strict=True):
+            is_quarantined = member in damaged or partition in tainted
+            raw = state.get(member)
+            rows.append(public_row(member, raw, purposes, is_quarantined=is_quarantined))
+        return rows
 
     def _table(
         self, partitions: Sequence[int], ids: Sequence[bytes], rows: Sequence[PublicRow]
     ) -> pa.Table:
         state, purposes = self._state, self._state.purposes
-        records = [state.get(one) for one in ids]
+        records = [state.get(member) for member in ids]
         columns: list[Any] = [
             partitions,
-            [one.decode() for one in ids],
+            [member.decode() for member in ids],
             [0 if raw is None else version_of(raw) for raw in records],
             records,
-            [one in state.damaged for one in ids],
+            [member in state.damaged for member in ids],
             [row.jurisdiction for row in rows],
             [row.age_band for row in rows],
             [row.is_erased for row in rows],
             [row.is_quarantined for row in rows],
         ]
-        fields = [*_OWN_COLUMNS, *_TOLD_COLUMNS]
-        for place, purpose in enumerate(purposes):
-            columns.append([row.choices[place] for row in rows])
-            columns.append([row.own_exclusions[place] for row in rows])
+        fields = [*_OWN_COLUMNS, *_PUBLIC_COLUMNS]
+        for index, purpose in enumerate(purposes):
+            columns.append([row.choices[index] for row in rows])
+            columns.append([row.own_exclusions[index] for row in rows])
             fields += [(f"choice_{purpose}", pa.string()), (f"own_exclusion_{purpose}", pa.bool_())]
         return _table(fields, columns)
 
     def write_controls(self, controls: Sequence[StoredControl]) -> None:
-        """The messages of controls, as they stand in the log."""
+        """Write the messages of controls, as they stand in the log."""
         columns = [list(column) for column in zip(*controls, strict=True)] or [[], [], []]
         self._write(
             "controls.parquet",
@@ -281,10 +277,11 @@ class _Writer:
             len(controls),
         )
 
-    def _write_set(self, role: Role, place: int, purpose: str, integers: Sequence[int]) -> None:
-        # Who reads the set looks the purpose up in the manifest; the name only has to be one on
-        # every system.
-        name = f"own-{role}-{place:03d}-{re.sub(r'[^a-z0-9_-]', '_', purpose)[:64]}.roaring64"
+    def _write_set(self, role: Role, index: int, purpose: str, integers: Sequence[int]) -> None:
+        # A reader of the set finds the purpose in the manifest; the file only has to have a name
+        # that every system allows.
+        purpose_in_name = re.sub(r"[^a-z0-9_-]", "_", purpose)[:64]
+        name = f"own-{role}-{index:03d}-{purpose_in_name}.roaring64"
         self._write(name, role, write_set(integers), len(integers), purpose)
 
     def _write(self, name: str, role: Role, content: bytes, rows: int, purpose: str = "") -> None:
@@ -297,7 +294,7 @@ class _Writer:
         )
 
     def write_manifest(self, manifest: Manifest, key: SigningKey) -> Manifest:
-        """The manifest and its signature; the manifest with its SHA-256."""
+        """Write the manifest and its signature; return the manifest with its SHA-256."""
         content = manifest_bytes(manifest)
         if len(content) > MANIFEST_BYTES_MAX:
             raise Refused(
@@ -313,10 +310,10 @@ class _Writer:
 def _parts(
     members: Sequence[bytes], partitions: int, file_rows: int
 ) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Partitions and ids of so many members at a time: the same state makes the same files.
+    """Yield partitions and ids, `file_rows` members at a time.
 
-    They stand in the order in which a `Segment` keeps them, so that a trainer that starts need not
-    sort them.
+    The same state makes the same files. The members stand in the order in which a `Segment` keeps
+    them, so that a trainer that starts need not sort them.
     """
     ordered = in_hash_order(members)
     for start in range(0, len(ordered), file_rows):
@@ -332,9 +329,10 @@ def _table(fields: Sequence[tuple[str, pa.DataType]], columns: Sequence[Any]) ->
 
 
 def _parquet(table: pa.Table) -> bytes:
-    """The bytes of a Parquet file.
+    """Return the bytes of a Parquet file.
 
-    What a reader rebuilds from stands plainly, so that sizes can be told beforehand.
+    The columns that a reader rebuilds from have no dictionary, so that their decoded sizes are
+    known beforehand.
     """
     plain = {name for name, _ in (*_OWN_COLUMNS, *_CONTROL_COLUMNS)}
     out = io.BytesIO()

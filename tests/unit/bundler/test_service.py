@@ -427,7 +427,7 @@ class TestLookingBack:
 
         found = list(went_back(log, held.get))
 
-        assert [(one.member, one.held, one.arrived) for one in found] == [
+        assert [(one.member, one.newest, one.arrived) for one in found] == [
             (b"a", held[b"a"], record("a", 2))
         ]
 

@@ -339,7 +339,7 @@ def test_a_record_that_goes_back_is_told_and_not_taken(log: Log) -> None:
     home = partition_of(b"m:x", PARTITIONS)
     told: list[Regression] = []
     log.state.apply_records(home, [b"m:x", b"m:x", b"m:x"], [newer, older, newer], told.append)
-    assert [(one.member, one.held, one.arrived) for one in told] == [(b"m:x", newer, older)]
+    assert [(one.member, one.newest, one.arrived) for one in told] == [(b"m:x", newer, older)]
     assert log.state.get(b"m:x") == newer
     assert b"m:x" not in log.state.damaged, "an older state of what is held takes nothing away"
     other = record_bytes(log.catalog, "m:x", chose(Choice.OPT_OUT, 52, on=1, member="m:x"))

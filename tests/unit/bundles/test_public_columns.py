@@ -20,7 +20,7 @@ from tests.strategies import (
     unreadable,
 )
 
-from consentry.bundles.public_columns import PublicRow, told
+from consentry.bundles.public_columns import PublicRow, public_row
 from consentry.domain.decisions import member_state
 from consentry.domain.events import FactKind, MemberEvent
 from consentry.domain.values import AgeBand, Choice, Micros
@@ -34,7 +34,7 @@ def of(*events: MemberEvent, is_quarantined: bool = False) -> PublicRow:
     """What the record after these events says."""
     record = folded(*events)
     assert record is not None
-    return told(
+    return public_row(
         MEMBER.encode(), write_record(record, FRAME), PURPOSES, is_quarantined=is_quarantined
     )
 
@@ -65,12 +65,15 @@ def test_a_member_held_from_outside_is_excluded_whatever_the_record_says() -> No
     found = of(chose(Choice.OPT_IN, 1, on=1), is_quarantined=True)
     assert found.is_quarantined
     assert found.own_exclusions == (True, True)
-    assert told(b"m:1", None, PURPOSES, is_quarantined=True).own_exclusions == (True, True)
+    assert public_row(b"m:1", None, PURPOSES, is_quarantined=True).own_exclusions == (True, True)
 
 
 def test_bytes_that_are_no_record_hold_their_member() -> None:
     """A flipped bit must not look like somebody who said nothing."""
-    assert told(b"m:1", b"nonsense", PURPOSES, is_quarantined=False).own_exclusions == (True, True)
+    assert public_row(b"m:1", b"nonsense", PURPOSES, is_quarantined=False).own_exclusions == (
+        True,
+        True,
+    )
 
 
 def test_an_opt_out_dated_ahead_excludes_at_once_and_an_opt_in_dated_ahead_does_not_include_yet() -> (
@@ -98,7 +101,10 @@ def test_a_member_whose_folded_facts_reach_ahead_is_excluded() -> None:
     raw = write_record(
         replace(record, folded_effective_at=day(50), folded_recorded_at=day(1)), FRAME
     )
-    assert told(MEMBER.encode(), raw, PURPOSES, is_quarantined=False).own_exclusions == (True, True)
+    assert public_row(MEMBER.encode(), raw, PURPOSES, is_quarantined=False).own_exclusions == (
+        True,
+        True,
+    )
 
 
 @given(histories(), st.lists(st.integers(0, 400), min_size=1, max_size=5))
@@ -108,7 +114,7 @@ def test_whoever_is_excluded_by_their_own_facts_later_is_in_the_column_already(
     """The set may say too many, for a while; it never says too few."""
     record = folded(*history)
     assert record is not None
-    found = told(MEMBER.encode(), write_record(record, FRAME), PURPOSES, is_quarantined=False)
+    found = public_row(MEMBER.encode(), write_record(record, FRAME), PURPOSES, is_quarantined=False)
     changed_at = max(fact.recorded_at for fact in record.facts)
     for purpose, excluded in zip(PURPOSES, found.own_exclusions, strict=True):
         for at in (changed_at, *(Micros(changed_at + number * 86_400_000_000) for number in days)):

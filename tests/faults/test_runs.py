@@ -1,5 +1,4 @@
-"""Training goes on while members opt out, authorities pause, and broker, table or processor go
-away.
+"""Training while members opt out, authorities pause, and broker, table or processor fail.
 
 200 tries: 120 opt-outs and 20 pauses in the middle of an epoch, and 20 opt-outs just before each of
 three outages.
@@ -38,11 +37,9 @@ from consentry.trainer.runs import ConsentStale, TrainingRun
 pytestmark = pytest.mark.stack
 
 BOUND_SECONDS = 3.0
-"""Freshness has to be proven within it; nothing recorded longer ago may be unknown to what is
-handed out.
-"""
+"""The bound of freshness: rows are handed out by all that was recorded longer ago than this."""
 SCHEDULING_SECONDS = 0.5
-"""Between deciding and noting the time lies a thread that the machine may have put aside."""
+"""The time for which the machine may suspend the thread between its decision and its note."""
 OFF = 3600.0
 LEAVING = [f"leaving-{number}" for number in range(120)]
 PLACES = ["AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI"]
@@ -56,7 +53,7 @@ EPOCH = pa.table(
             STAYING,
             *LEAVING,
             *(f"in-{place}" for place in PLACES),
-            *(one for some in LOST.values() for one in some),
+            *(member for members in LOST.values() for member in members),
         ],
         "jurisdiction": ["US"] * (1 + len(LEAVING)) + PLACES + ["US"] * 60,
     }
@@ -75,7 +72,7 @@ class Training(threading.Thread):
         waits: bool = False,
     ) -> None:
         super().__init__(name="training", daemon=True)
-        self.run_of_it = TrainingRun(
+        self.training_run = TrainingRun(
             client,
             dataset="posts",
             purpose=PURPOSE,
@@ -93,18 +90,18 @@ class Training(threading.Thread):
     def run(self) -> None:
         """Train."""
         try:
-            with self.run_of_it as run:
-                for kept in run.filter(self._loader()):
-                    self.note(kept)
+            with self.training_run as run:
+                for batch in run.filter(self._loader()):
+                    self.note(batch)
         except ConsentStale:
             self.stopped_at = system_clock()
-        except BaseException as error:  # noqa: BLE001 - told by `finish`
+        except BaseException as error:  # noqa: BLE001 - raised by `finish`
             self.failure = error
 
-    def note(self, kept: pa.Table) -> None:
-        """A batch was handed out."""
+    def note(self, batch: pa.Table) -> None:
+        """Take note that a batch was handed out."""
         handed_out_at = system_clock()
-        self.last.update(dict.fromkeys(kept["member_id"].to_pylist(), handed_out_at))
+        self.last.update(dict.fromkeys(batch["member_id"].to_pylist(), handed_out_at))
         self.batches += 1
 
     def _loader(self) -> Iterator[pa.Table]:
@@ -119,32 +116,28 @@ class Training(threading.Thread):
         assert self.failure is None, self.failure
 
     def late(self, acknowledged: dict[str, Micros]) -> list[str]:
-        """Who was handed out although their exclusion had been acknowledged longer ago than the
-        bound.
-        """
+        """Return the members who were handed out later than the bound after their exclusion."""
         allowed = round((BOUND_SECONDS + SCHEDULING_SECONDS) * 1e6)
         return [
             member for member, at in acknowledged.items() if self.last.get(member, 0) > at + allowed
         ]
 
 
-class JudgedAhead(Training):
-    """The same without its guard: what may be used is decided once, before training, as so many
-    jobs do.
-    """
+class DecidedAhead(Training):
+    """Training without the guard: all rows are decided once, before it begins, as many jobs do."""
 
     def __init__(self, client: Client, directory: Path) -> None:
         super().__init__(client, directory)
-        self._kept = client.filter(EPOCH, purpose=PURPOSE)
+        self._usable = client.filter(EPOCH, purpose=PURPOSE)
 
     def run(self) -> None:
         """Train."""
         while not self._enough.wait(0.01):
-            self.note(self._kept)
+            self.note(self._usable)
 
 
-class Surroundings:
-    """One world for all tries: its processor, its clients."""
+class SharedWorld:
+    """One world for all tries, with its processor and its clients."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -162,58 +155,57 @@ class Surroundings:
         self.wait_fresh()
 
     def wait_fresh(self) -> None:
-        """Return once everybody answers again; the processor is started anew where it ended, as a
-        supervisor does.
+        """Return once both clients answer again.
+
+        Where the processor ended, another is started, as a supervisor does.
         """
 
-        def look() -> bool:
+        def both_answer() -> bool:
             if not self.worker.is_running:
                 self.worker = self.world.processor()
-            told = [
-                reason(client, STAYING) == "DEFAULT_ON" for client in (self.guarded, self.unguarded)
-            ]
-            return all(told)
+            reasons = [reason(client, STAYING) for client in (self.guarded, self.unguarded)]
+            return reasons == ["DEFAULT_ON", "DEFAULT_ON"]
 
-        wait_for(look, "fresh answers", seconds=60)
+        wait_for(both_answer, "fresh answers", seconds=60)
 
     def opt_out(self, *members: str) -> dict[str, Micros]:
-        """The members opt out together; when that was acknowledged."""
+        """Have members opt out together; return the time at which that was acknowledged."""
         self.world.produce(*(opted_out(member) for member in members))
         return dict.fromkeys(members, system_clock())
 
 
 @pytest.fixture(scope="module")
-def surroundings(
+def shared_world(
     shared: LocalStack, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Surroundings]:
-    """All tries share them: each leaves them whole."""
+) -> Iterator[SharedWorld]:
+    """The world that all tries share; each leaves it whole."""
     SHARED.mend()
     world = World(shared, tmp_path_factory.mktemp("runs"))
     try:
-        yield Surroundings(world)
+        yield SharedWorld(world)
     finally:
         world.close()
         SHARED.mend()
 
 
 def test_nobody_who_opted_out_or_was_paused_mid_epoch_is_handed_out_after_the_bound(
-    surroundings: Surroundings, tmp_path: Path
+    shared_world: SharedWorld, tmp_path: Path
 ) -> None:
-    """140 tries.
+    """140 tries. An epoch that was filtered before it began hands out every one of them.
 
-    An epoch that was filtered before it began hands every one of them out: deciding late protects.
+    That shows what protects them: each batch is decided when it is asked for.
     """
-    training = Training(surroundings.guarded, tmp_path, waits=True)
-    ahead = JudgedAhead(surroundings.guarded, tmp_path)
+    training = Training(shared_world.guarded, tmp_path, waits=True)
+    ahead = DecidedAhead(shared_world.guarded, tmp_path)
     training.start()
     ahead.start()
     wait_for(lambda: len(training.last) == EPOCH.num_rows, "everybody is trained on", seconds=30)
     acknowledged: dict[str, Micros] = {}
     for number, member in enumerate(LEAVING):
-        acknowledged |= surroundings.opt_out(member)
+        acknowledged |= shared_world.opt_out(member)
         if number % 6 == 0:
             place = PLACES[number // 6]
-            surroundings.world.control(pause(f"of-{place.lower()}", place))
+            shared_world.world.control(pause(f"of-{place.lower()}", place))
             acknowledged[f"in-{place}"] = system_clock()
         time.sleep(0.01)
     time.sleep(BOUND_SECONDS + 3 * SCHEDULING_SECONDS)
@@ -223,7 +215,7 @@ def test_nobody_who_opted_out_or_was_paused_mid_epoch_is_handed_out_after_the_bo
     assert len(acknowledged) == 140
     assert training.late(acknowledged) == []
     assert training.last[STAYING] > max(acknowledged.values()), "it trained on"
-    certificate = training.run_of_it.certificate
+    certificate = training.training_run.certificate
     assert certificate is not None
     assert (certificate["disjoint"]["holds"], certificate["members_read"]) == (True, EPOCH.num_rows)
     assert len(ahead.late(acknowledged)) == 140, "the guard is what protects"
@@ -231,56 +223,56 @@ def test_nobody_who_opted_out_or_was_paused_mid_epoch_is_handed_out_after_the_bo
 
 @pytest.mark.parametrize("service", OUTAGES)
 def test_nobody_who_opted_out_before_an_outage_is_handed_out_after_the_bound(
-    surroundings: Surroundings, tmp_path: Path, service: str
+    shared_world: SharedWorld, tmp_path: Path, service: str
 ) -> None:
-    """20 tries each.
+    """20 tries each. No client hears of these opt-outs.
 
-    Nobody hears of these opt-outs; a run whose staleness check is off trains on them.
+    A run whose staleness check is off trains on them.
     """
-    surroundings.wait_fresh()
-    training = Training(surroundings.guarded, tmp_path)
-    unguarded = Training(surroundings.unguarded, tmp_path, lease_seconds=OFF)
+    shared_world.wait_fresh()
+    training = Training(shared_world.guarded, tmp_path)
+    unguarded = Training(shared_world.unguarded, tmp_path, lease_seconds=OFF)
     training.start()
     unguarded.start()
     wait_for(lambda: training.batches > 5 and unguarded.batches > 5, "both train")
-    surroundings.worker.freeze()
-    acknowledged = surroundings.opt_out(*LOST[service])
-    with _gone(surroundings, service):
+    shared_world.worker.freeze()
+    acknowledged = shared_world.opt_out(*LOST[service])
+    with _service_away(shared_world, service):
         began_at = system_clock()
         training.join(BOUND_SECONDS + 20)
-        assert training.stopped_at is not None, (training.failure, training.run_of_it.state)
+        assert training.stopped_at is not None, (training.failure, training.training_run.state)
         enough = max(acknowledged.values()) + round((BOUND_SECONDS + 3 * SCHEDULING_SECONDS) * 1e6)
         time.sleep(max(0.0, (enough - system_clock()) / 1e6))
         unguarded.finish()
 
     assert training.late(acknowledged) == []
-    assert training.run_of_it.state == "ABORTED"
+    assert training.training_run.state == "ABORTED"
     assert training.stopped_at - began_at < (BOUND_SECONDS + 2 * SCHEDULING_SECONDS) * 1e6, (
         "stopped within its bound"
     )
     assert STAYING in training.last
     with pytest.raises(ConsentStale):
-        training.run_of_it.filter(EPOCH)
+        training.training_run.filter(EPOCH)
     assert set(unguarded.last) >= set(LOST[service])
     assert len(unguarded.late(acknowledged)) == 20, "the guard is what protects"
 
 
 @contextmanager
-def _gone(surroundings: Surroundings, service: str) -> Iterator[None]:
-    """While it lasts, the service is away.
+def _service_away(shared_world: SharedWorld, service: str) -> Iterator[None]:
+    """Have the service away for the time of the block.
 
-    The processor was frozen before, so that it never saw the opt-outs.
+    The processor was frozen before, so it never saw the opt-outs.
     """
-    stack = surroundings.world.stack
+    stack = shared_world.world.stack
     if service != "processor":
         os.kill(stack.processes[service], signal.SIGKILL)
         wait_for(lambda: service not in stack.processes, f"{service} gone")
-        surroundings.worker.thaw()
+        shared_world.worker.thaw()
     try:
         yield
     finally:
         if service == "processor":
-            surroundings.worker.thaw()
+            shared_world.worker.thaw()
         else:
             stack.start_service(service)
-    surroundings.wait_fresh()
+    shared_world.wait_fresh()

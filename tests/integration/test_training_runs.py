@@ -27,27 +27,23 @@ pytestmark = pytest.mark.stack
 LEASE_SECONDS = 5.0
 
 
-def here(*arguments: str) -> tuple[int, str]:
-    """Exit status and output of a command, run in this process: a dozen of them, none of which
-    needs settings.
-    """
-    done = CliRunner().invoke(app, arguments)
-    if isinstance(done.exception, ConsentryError):
-        return 2, str(done.exception)
-    return done.exit_code, done.output
+def run_here(*arguments: str) -> tuple[int, str]:
+    """Run a command that needs no settings in this process; return its exit status and output."""
+    result = CliRunner().invoke(app, arguments)
+    if isinstance(result.exception, ConsentryError):
+        return 2, str(result.exception)
+    return result.exit_code, result.output
 
 
 def batch(*members: str) -> pa.Table:
-    """Rows of these members, from where they live."""
+    """Rows of these members, without a jurisdiction: that of the member counts."""
     return pa.table({"member_id": list(members)})
 
 
 def test_a_run_is_certified_verified_by_a_bundle_and_found_again(
     world: World, tmp_path: Path
 ) -> None:
-    """From the first batch to the auditor who has no Kafka, and the member who asks where they were
-    read.
-    """
+    """The whole way, to an auditor without Kafka and a member who asks where they were read."""
     world.processor()
     world.open_policy()
     world.produce(
@@ -64,7 +60,7 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(
         yield batch("a", "b", "c", "hk")
         world.produce(opted_out("a"))
         wait_for(lambda: reason(client, "a") == "OPTED_OUT", "the opt-out mid-epoch")
-        # A read within the bound may have been too early to know: what follows is certainly later.
+        # A read within the bound may have been too early to know of it; later reads are not.
         time.sleep(LEASE_SECONDS)
         yield batch("a", "b", "c", "hk")
 
@@ -78,7 +74,7 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(
         stale="wait",
         signing_key=key,
     ) as run:
-        read = [kept["member_id"].to_pylist() for kept in run.filter(loader(), shard="part-0")]
+        read = [part["member_id"].to_pylist() for part in run.filter(loader(), shard="part-0")]
     assert read == [["a", "b", "hk"], ["b", "hk"]]
 
     world.control(pause("hk-2024", "HK", reach=Reach.PRIOR_AND_FUTURE))
@@ -97,10 +93,10 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(
     by_bundle = (*reach_by, "--key", str(public))
 
     verified = world.cli("verify", str(folder), *by_bundle, "--json")
-    found = json.loads(verified.stdout)
-    assert (verified.returncode, found["status"], found["unclear"]) == (0, "holds", []), found
-    assert found["is_verified"]
-    assert here("verify", str(folder / "certificate.json"), *by_bundle)[0] == 0
+    report = json.loads(verified.stdout)
+    assert (verified.returncode, report["status"], report["unclear"]) == (0, "holds", []), report
+    assert report["is_verified"]
+    assert run_here("verify", str(folder / "certificate.json"), *by_bundle)[0] == 0
     for arguments in (
         [],
         ["--key", str(public)],
@@ -108,27 +104,29 @@ def test_a_run_is_certified_verified_by_a_bundle_and_found_again(
         ["--bundle", bundles],
         reach_by,
     ):
-        assert here("verify", str(folder), *arguments)[0] == 2, arguments
+        assert run_here("verify", str(folder), *arguments)[0] == 2, arguments
 
-    planted = str(_planted(folder / "reads.parquet", tmp_path / "planted.parquet"))
-    status, told = here("verify", str(folder), "--reads", planted, *by_bundle, "--show-members")
+    planted = str(_plant_read(folder / "reads.parquet", tmp_path / "planted.parquet"))
+    status, output = run_here(
+        "verify", str(folder), "--reads", planted, *by_bundle, "--show-members"
+    )
     assert status == 1
-    assert "1 reads were excluded when they were read: OPTED_OUT" in told
-    assert "\n    c\n" in told
-    assert "\n    c\n" not in here("verify", str(folder), "--reads", planted, *by_bundle)[1]
+    assert "1 reads were excluded when they were read: OPTED_OUT" in output
+    assert "\n    c\n" in output
+    assert "\n    c\n" not in run_here("verify", str(folder), "--reads", planted, *by_bundle)[1]
     raw = (folder / "certificate.json").read_bytes()
     (tmp_path / "tampered.json").write_bytes(
         raw.replace(b'"purpose":"genai_training"', b'"purpose":"safety_training"')
     )
-    status, told = here("verify", str(tmp_path / "tampered.json"), *by_bundle)
+    status, output = run_here("verify", str(tmp_path / "tampered.json"), *by_bundle)
     assert status == 2
-    assert "[certificate.tampered]" in told
+    assert "[certificate.tampered]" in output
 
     _check_reach(world, store, reach_by)
 
 
-def _planted(reads: Path, to: Path) -> Path:
-    """The reads with one more: that of somebody who had opted out before."""
+def _plant_read(reads: Path, to: Path) -> Path:
+    """Add a read of a member who had opted out before, and return the path of the new file."""
     table = pq.read_table(reads)
     last = table.slice(table.num_rows - 1).to_pylist()[0]
     more = pa.Table.from_pylist([{**last, "member_id": "c"}], schema=SCHEMA)
@@ -137,38 +135,38 @@ def _planted(reads: Path, to: Path) -> Path:
 
 
 def _check_reach(world: World, store: Path, by_bundle: tuple[str, ...]) -> None:
-    def asked(*arguments: str) -> dict[str, Any]:
-        done = CliRunner().invoke(
+    def reach(*arguments: str) -> dict[str, Any]:
+        result = CliRunner().invoke(
             app, ["reach", *arguments, "--runs", str(store), "--json", *by_bundle]
         )
-        assert done.exit_code == 0, done.output
-        found: dict[str, Any] = json.loads(done.stdout)
-        return found
+        assert result.exit_code == 0, result.output
+        report: dict[str, Any] = json.loads(result.stdout)
+        return report
 
-    (one,) = asked("a")["runs"]
-    assert (one["when"], one["excluded_now"], one["rows"], one["dataset"]) == (
+    (run,) = reach("a")["runs"]
+    assert (run["when"], run["excluded_now"], run["rows"], run["dataset"]) == (
         "before",
         "OPTED_OUT",
         1,
         "posts-2026-10",
     )
-    assert json.loads(world.ok("reach", "a", "--runs", str(store), "--json"))["runs"] == [one], (
+    assert json.loads(world.ok("reach", "a", "--runs", str(store), "--json"))["runs"] == [run], (
         "by Kafka, the same"
     )
-    assert asked("c")["runs"] == []
-    (paused,) = asked("--pause", "hk-2024")["runs"]
+    assert reach("c")["runs"] == []
+    (paused,) = reach("--pause", "hk-2024")["runs"]
     assert (paused["members"], paused["rows"], paused["when"], paused["to_be_purged"]) == (
         1,
         2,
         "before",
         True,
     )
-    told = here("reach", "--pause", "hk-2024", "--runs", str(store), *by_bundle)[1]
-    assert "PRIOR_AND_FUTURE" in told
-    assert "is to be purged" in told
+    output = run_here("reach", "--pause", "hk-2024", "--runs", str(store), *by_bundle)[1]
+    assert "PRIOR_AND_FUTURE" in output
+    assert "is to be purged" in output
     for wrong in (
         [],
         ["a", "--pause", "hk-2024", "--runs", str(store)],
         ["--pause", "no", "--runs", str(store)],
     ):
-        assert here("reach", *wrong, *by_bundle)[0] == 2
+        assert run_here("reach", *wrong, *by_bundle)[0] == 2

@@ -67,39 +67,18 @@ class ControlDraft:
     form: Json
     document: LiftDocument | PolicyDocument
     source: str
+    opens_something: bool = True
+    """Whether it would widen use if it were sent now; true until `read_policy` knows better."""
     event_id: ClassVar[None] = None
     excludes: ClassVar[bool] = False
-
-    @classmethod
-    def read(
-        cls, context: GatewayContext, kind: ProposalKind, form: Any, *, source: str
-    ) -> ControlDraft:
-        """Return the draft of the control that a form asks for. Raises InvalidDocument."""
-        document: LiftDocument | PolicyDocument
-        if kind == "lift":
-            document = LiftDocument.read(form, name="the lift")
-        else:
-            document = PolicyDocument.read(form, name="the policy")
-        draft = cls(context, kind, form, document, source)
-        draft.control_now()  # a policy also refuses a notice that ends before it takes effect
-        return draft
-
-    async def opens_something(self) -> bool:
-        """Return whether it would widen use if it were sent now.
-
-        Raises Unavailable where not all controls are known.
-        """
-        await self.context.reader.wait_for_controls()
-        control = self.control_now()
-        return bool(openings_of(self.context, control, now=control.recorded_at).words)
-
-    def control_now(self) -> PauseLifted | PolicyPublished:
-        """Return the control as if it were sent now. Raises InvalidDocument."""
-        return self.control(_NO_ID, self.context.clock())
 
     def control(self, event_id: bytes, recorded_at: Micros) -> PauseLifted | PolicyPublished:
         """Return the control with this identity, recorded at this time. Raises InvalidDocument."""
         return self.document.control(event_id=event_id, recorded_at=recorded_at, source=self.source)
+
+    def control_now(self) -> PauseLifted | PolicyPublished:
+        """Return the control as if it were sent now. Raises InvalidDocument."""
+        return self.control(_NO_ID, self.context.clock())
 
     async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:
         """See Draft. Raises Problem 409 where it conflicts, or opens something after all.
@@ -113,7 +92,8 @@ class ControlDraft:
         self.check(control)
         # A repetition after a time-out keeps its first time: sent now, that is one in the past.
         now = self.context.clock()
-        opens = openings_of(self.context, replace(control, recorded_at=now), now=now).words
+        known = self.context.reader.controls.controls
+        opens = openings(replace(control, recorded_at=now), known, now=now)
         if opens:
             raise Problem(
                 409,
@@ -150,8 +130,34 @@ class ControlDraft:
             )
 
 
+def read_draft(
+    context: GatewayContext, kind: ProposalKind, form: Any, *, source: str
+) -> ControlDraft:
+    """Return the draft of the lift or policy that a form asks for. Raises InvalidDocument."""
+    document: LiftDocument | PolicyDocument
+    if kind == "lift":
+        document = LiftDocument.read(form, name="the lift")
+    else:
+        document = PolicyDocument.read(form, name="the policy")
+    draft = ControlDraft(context, kind, form, document, source)
+    draft.control_now()  # a policy also refuses a notice that ends before it takes effect
+    return draft
+
+
+async def read_policy(context: GatewayContext, form: Any, *, source: str) -> ControlDraft:
+    """Return the draft of a policy, compared with every control that is in the log now.
+
+    Raises InvalidDocument, and Unavailable where not all controls are known.
+    """
+    draft = read_draft(context, "policy", form, source=source)
+    await context.reader.wait_for_controls()
+    policy = draft.control_now()
+    opens = openings(policy, context.reader.controls.controls, now=policy.recorded_at)
+    return replace(draft, opens_something=bool(opens))
+
+
 class Openings(NamedTuple):
-    """What a control opens, in words for people and as a digest of the exact terms."""
+    """The effects by which a control widens use, in words for people and as an exact digest."""
 
     words: list[str]
     digest: str

@@ -17,7 +17,7 @@ from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
 from consentry.gateway.access import Permission, Principal
 from consentry.gateway.context import GatewayContext, authorize
-from consentry.gateway.control_drafts import ControlDraft, openings_of
+from consentry.gateway.control_drafts import openings_of, read_draft
 from consentry.gateway.http.models import Json
 from consentry.gateway.http.openapi import problems
 from consentry.gateway.proposals import (
@@ -146,7 +146,7 @@ async def _carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
     if known is not None:
         logged = as_in_log(proposal, source=known.source, recorded_at=known.recorded_at)
         return replace(logged, result=_result(context, proposal, None))
-    draft = ControlDraft.read(context, proposal.kind, proposal.form, source=both_persons(proposal))
+    draft = read_draft(context, proposal.kind, proposal.form, source=both_persons(proposal))
     control = draft.control(proposal.event_id, proposal.decided_at)
     draft.check(control)
     _check_opens(context, control, proposal)

@@ -11,7 +11,7 @@ from consentry.forms.controls import LiftTerms, PauseDocument, PolicyDocument
 from consentry.gateway.accept import accept
 from consentry.gateway.access import Permission
 from consentry.gateway.context import receive
-from consentry.gateway.control_drafts import ControlDraft, PauseDraft
+from consentry.gateway.control_drafts import PauseDraft, read_draft, read_policy
 from consentry.gateway.http.bodies import CONTROL_BYTES_MAX
 from consentry.gateway.http.models import Accepted, AwaitingApproval
 from consentry.gateway.http.openapi import ACCEPTS_REPETITION, body_of, problems
@@ -38,7 +38,7 @@ _PROPOSED: Final = {
 async def post_pause(http_request: Request) -> Response:
     """Stop a use for a scope, however many members it covers.
 
-    Binds at once, without a second person.
+    It binds at once, without a second person.
     """
     context, request = await receive(http_request, Permission.IMPOSE, bytes_max=CONTROL_BYTES_MAX)
     document = PauseDocument.read(parse_json(request.body), name="the pause")
@@ -54,8 +54,9 @@ async def post_pause(http_request: Request) -> Response:
     openapi_extra=body_of(LiftTerms, *ACCEPTS_REPETITION),
 )
 async def post_lift(http_request: Request, pause: PausePath) -> Response:
-    """Propose to end a pause. It takes effect when a second person approves; opt-outs survive
-    it.
+    """Propose to end a pause.
+
+    It takes effect when a second person approves. Opt-outs survive it.
     """
     context, request = await receive(http_request, Permission.PROPOSE)
     form = parse_json(request.body)
@@ -67,7 +68,7 @@ async def post_lift(http_request: Request, pause: PausePath) -> Response:
             fix="see docs",
         )
     form = {**form, "pause": pause}
-    draft = ControlDraft.read(context, "lift", form, source=request.caller.subject)
+    draft = read_draft(context, "lift", form, source=request.caller.subject)
     return await propose(context, request, draft)
 
 
@@ -84,7 +85,7 @@ async def post_policy(http_request: Request) -> Response:
     """
     context, request = await receive(http_request, Permission.PROPOSE, bytes_max=CONTROL_BYTES_MAX)
     form = parse_json(request.body)
-    draft = ControlDraft.read(context, "policy", form, source=request.caller.subject)
-    if await draft.opens_something():
+    draft = await read_policy(context, form, source=request.caller.subject)
+    if draft.opens_something:
         return await propose(context, request, draft)
     return await accept(context, request, draft)

@@ -1,6 +1,4 @@
-"""A stack to play on: the one that the environment names, one that runs here, or one of our own for
-a while.
-"""
+"""A stack to try things on: the named one, the one that runs here, or one of our own."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from consentry.ops.settings import Settings
 
 
 @contextmanager
-def surroundings(
+def playground(
     directory: Path, console: Console, *, prefix: str, use_running: bool = False
 ) -> Iterator[tuple[Settings, Path]]:
     """Settings with a namespace of their own, and a directory to work in, gone afterwards.
@@ -68,13 +66,13 @@ def _own_stack(given: Settings, directory: Path, console: Console) -> Iterator[S
     def say(line: str) -> None:
         console.print(f"  {line}", style="dim", markup=False)
 
-    with ended_by_signals() as asked_to_end:
+    with ended_by_signals() as stop_requested:
         download_everything(
-            cache, repository=None, console=console, say=say, cancelled=asked_to_end
+            cache, repository=None, console=console, say=say, cancelled=stop_requested
         )
         console.print("Starting Kafka, Redis and the schema registry …")
         local = LocalStack(
-            directory, cache=cache, ephemeral=True, report=say, cancelled=asked_to_end
+            directory, cache=cache, ephemeral=True, report=say, cancelled=stop_requested
         )
         addresses = local.start()
     try:

@@ -47,7 +47,7 @@ class ProcessGroup:
         self._spawner = Spawner()
         self._workers: dict[str, ServiceProcess] = {}
         self._stopping = threading.Event()
-        self._watch = threading.Thread(target=self._keep_alive, name="crew", daemon=True)
+        self._watch = threading.Thread(target=self._keep_alive, name="process-group", daemon=True)
 
     def add(self, name: str, arguments: Sequence[str], **environment: str) -> ServiceProcess:
         """Start one more `consentry …` under `name`."""

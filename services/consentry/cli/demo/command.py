@@ -1,4 +1,4 @@
-"""The demo, start to finish: start everything, tell the story, check it against the pure rules."""
+"""`consentry demo`: starts everything, plays the story, and checks it against the pure rules."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.terminal_theme import SVG_EXPORT_THEME
 
+from consentry.cli.demo import texts
 from consentry.cli.demo.run import DemoRun
-from consentry.cli.playground import surroundings
+from consentry.cli.playground import playground
 from consentry.local.supervisor import ended_by_signals
 
 app = typer.Typer(add_completion=False)
 
 
 EXIT_WRONG = 1
+PICTURE_COLUMNS = 124
 
 
 @app.command()
@@ -42,7 +44,7 @@ def run(
         typer.Option("--dir", help="Where the demo's stack, data sets and logs are while it runs."),
     ] = Path(".consentry/demo"),
     picture: Annotated[
-        Path | None, typer.Option(help="Also write what is shown to this SVG file.")
+        Path | None, typer.Option(help="Also write what is shown to this file, as SVG.")
     ] = None,
 ) -> None:
     """Run the demo: consent events reach three training systems.
@@ -53,66 +55,58 @@ def run(
 
     Exit 0: every answer of every trainer was right. 1: one was wrong.
     """
-    console = Console(
-        stderr=as_json, highlight=False, record=picture is not None, width=124 if picture else None
-    )
+    console = Console(stderr=as_json, highlight=False)
+    if picture is not None:
+        console = Console(stderr=as_json, highlight=False, record=True, width=PICTURE_COLUMNS)
+    # How the stack starts, with its ports, is no part of the picture.
+    start_console = Console(stderr=as_json, highlight=False)
     started = monotonic()
     with ExitStack() as stack:
-        settings, work = stack.enter_context(surroundings(directory, console, prefix="demo"))
-
-        performance = stack.enter_context(DemoRun(settings, work, members=members, console=console))
-        result = performance.play() | {"seconds": round(monotonic() - started, 1)}
-        _show(console, performance, result)
+        settings, work = stack.enter_context(playground(directory, start_console, prefix="demo"))
+        demo = stack.enter_context(DemoRun(settings, work, members=members, console=console))
+        result = demo.play() | {"seconds": round(monotonic() - started, 1)}
+        _show(console, demo, result)
         if picture is not None:
-            console.save_svg(
-                str(picture),
-                title="make demo",
-                theme=SVG_EXPORT_THEME,
-                code_format=_svg_without_fonts(),
-            )
+            write_picture(console, picture)
         if as_json:
             typer.echo(json.dumps(result))
         if keep:
             console.print(
                 "\nEverything goes on running until Ctrl-C. In another terminal:\n", style="bold"
             )
-            console.print(performance.next_commands(), markup=False, soft_wrap=True)
+            console.print(demo.next_commands(), markup=False, soft_wrap=True)
             _wait_for_interrupt()
     raise typer.Exit(0 if result["ok"] else EXIT_WRONG)
 
 
+def write_picture(console: Console, file: Path) -> None:
+    """Write what the console has recorded as an SVG file.
+
+    Its ids and fonts are the same each time, so that only what was printed makes a difference.
+    """
+    console.save_svg(
+        str(file),
+        title="make demo",
+        theme=SVG_EXPORT_THEME,
+        code_format=_svg_without_fonts(),
+        unique_id="demo",
+    )
+
+
 def _svg_without_fonts() -> str:
-    """rich's SVG template without the fonts it would load from elsewhere."""
+    """Return rich's SVG template without the fonts that it would load from the network."""
     return re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
-def _show(console: Console, performance: DemoRun, result: dict[str, Any]) -> None:
-    table = Table("promise", "measured", title="What the demo checked", title_justify="left")
-    table.add_row(
-        "rows and members answered as the rules say",
-        f"{result['members']} members, {performance.findings.rows} rows",
-    )
-    table.add_row(
-        "wrongly allowed / wrongly excluded",
-        f"{result['wrong_allowed']} / {result['wrong_excluded']}",
-    )
-    left = result["rows_left_of_purged_members"]
-    table.add_row("rows purged / left of purged members", f"{result['purged_rows']} / {left}")
-    for name, title in (
-        ("event_to_table_ms", "event → table, ms (p50, p99)"),
-        ("event_to_trainer_ms", "event → trainer, ms (p50, p99)"),
-        ("pause_to_trainer_ms", "pause → trainer, ms (p50, p99)"),
-    ):
-        table.add_row(title, f"{result[name]['p50']} , {result[name]['p99']}")
+def _show(console: Console, demo: DemoRun, result: dict[str, Any]) -> None:
+    table = Table("promise", "measured", title=texts.RESULT_TITLE, title_justify="left")
+    for promise, measured in texts.result_rows(result, rows=demo.findings.rows):
+        table.add_row(promise, measured)
     console.print(table)
-    for note in performance.findings.notes:
+    for note in demo.findings.notes:
         console.print(f"  {note}", style="red", markup=False)
-    decisions = (
-        "[green]Everything is as the rules say.[/]"
-        if result["ok"]
-        else "[red]Something is not as the rules say.[/]"
-    )
-    console.print(f"{decisions} {result['seconds']} s in all.")
+    outcome = f"[green]{texts.RIGHT}[/]" if result["ok"] else f"[red]{texts.WRONG}[/]"
+    console.print(f"{outcome} {result['seconds']} s in all.")
 
 
 def _wait_for_interrupt() -> None:

@@ -1,6 +1,4 @@
-"""The demo's second opinion: the pure rules over everything that was sent, held against what the
-system did.
-"""
+"""The demo's check: the pure rules over all that was sent, compared with the system."""
 
 from __future__ import annotations
 
@@ -23,10 +21,12 @@ from consentry.table.protocol import ConsentTable
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.records import DIGEST_BITS, record_digest, write_record
 
+NOTES_MAX = 5
+
 
 @dataclass(slots=True)
 class Findings:
-    """What the comparison found; all of it has to be zero but the counts of what was looked at."""
+    """What the comparison found. Everything but `rows`, the rows compared, has to be zero."""
 
     rows: int = 0
     wrong_allowed: int = 0
@@ -52,7 +52,7 @@ class Findings:
 
 
 class Oracle:
-    """Folds what was sent, in the log's order, with the pure functions and nothing else."""
+    """Folds everything that was sent, in the log's order, with the pure functions alone."""
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
@@ -60,8 +60,8 @@ class Oracle:
         self.purged: dict[str, frozenset[str]] = {}
         """Members whose rows must be gone, and for a pause also the jurisdictions of rows."""
         self._erased: set[str] = set()
-        self._taken_back: set[str] = set()
-        self._places: set[str] = set()
+        self._purged_members: set[str] = set()
+        self._purged_jurisdictions: set[str] = set()
 
     def send(self, events: Iterable[ChangeEvent]) -> None:
         """Fold events of members; each member's own are in order."""
@@ -71,21 +71,25 @@ class Oracle:
                 self._erased.add(event.member)
 
     def control(self, control: Control) -> None:
-        """Take a control; a pause of past training takes back whoever lives in its scope now."""
+        """Apply a control; a pause of past training purges the members who live in its scope."""
         self.controls = self.controls.after(control)
         if isinstance(control, PauseImposed) and control.takes_back:
             scope = control.scope.jurisdictions
-            self._places.update(scope)
+            self._purged_jurisdictions.update(scope)
             for member, record in self.records.items():
                 places = [
                     fact.name for fact in record.facts if fact.kind.name.startswith("RELOCATED")
                 ]
                 if places and places[-1] in scope:
-                    self._taken_back.add(member)
+                    self._purged_members.add(member)
 
     def must_go(self, member: object, jurisdiction: object) -> bool:
         """Whether a stored row had to be purged."""
-        return member in self._erased or member in self._taken_back or jurisdiction in self._places
+        return (
+            member in self._erased
+            or member in self._purged_members
+            or jurisdiction in self._purged_jurisdictions
+        )
 
     def version(self, member: str) -> int:
         """The version that the member's record must have come to."""
@@ -100,21 +104,17 @@ def check_dataset(
     now: Micros,
     findings: Findings,
 ) -> None:
-    """Hold every row of a data set, and the answer the trainer wrote down for it, against the
-    rules.
-    """
+    """Compare every row of a data set, and the trainer's answer for it, with the rules."""
     stored = {path.name: pq.read_table(path) for path in sorted(directory.glob("*.parquet"))}
-    kept = sum(table.num_rows for table in stored.values())
-    places = (
-        before["jurisdiction"].to_pylist()
-        if "jurisdiction" in before.column_names
-        else [None] * before.num_rows
-    )
-    wanted = sum(
-        not oracle.must_go(member, place)
-        for member, place in zip(before["member_id"].to_pylist(), places, strict=True)
-    )
-    findings.rows_missing += max(0, wanted - kept)
+    rows_kept = sum(table.num_rows for table in stored.values())
+    members = before["member_id"].to_pylist()
+    jurisdictions = [None] * before.num_rows
+    if "jurisdiction" in before.column_names:
+        jurisdictions = before["jurisdiction"].to_pylist()
+    rows_to_keep = 0
+    for member, jurisdiction in zip(members, jurisdictions, strict=True):
+        rows_to_keep += not oracle.must_go(member, jurisdiction)
+    findings.rows_missing += max(0, rows_to_keep - rows_kept)
     answers = {
         (row["file"], row["row"]): row["reason"] for row in pq.read_table(manifest).to_pylist()
     }
@@ -124,20 +124,20 @@ def check_dataset(
 
 
 def _check_row(
-    oracle: Oracle, row: dict[str, object], told: str | None, now: Micros, findings: Findings
+    oracle: Oracle, row: dict[str, object], answer: str | None, now: Micros, findings: Findings
 ) -> None:
     findings.rows += 1
-    member, place = row["member_id"], row.get("jurisdiction")
-    findings.rows_left += oracle.must_go(member, place)
+    member = row["member_id"]
+    findings.rows_left += oracle.must_go(member, row.get("jurisdiction"))
     expected, allowed = _expected(oracle, row, now)
-    was_allowed = told is not None and Reason(told).allows
+    was_allowed = answer is not None and Reason(answer).allows
     findings.wrong_allowed += was_allowed and not allowed
     findings.wrong_excluded += allowed and not was_allowed
-    if told != expected:
+    if answer != expected:
         findings.wrong_reason += 1
-        if len(findings.notes) < 5:
+        if len(findings.notes) < NOTES_MAX:
             findings.notes.append(
-                f"a row of {member} was answered {told}, the rules say {expected}"
+                f"a row of {member} was answered {answer}, the rules say {expected}"
             )
 
 
@@ -146,13 +146,18 @@ def _expected(oracle: Oracle, row: dict[str, object], now: Micros) -> tuple[str,
     if not isinstance(member, str) or MEMBER_ID_PATTERN.fullmatch(member) is None:
         return Reason.QUARANTINED, False
     collected = row.get("collected_at")
-    asked = Row(
+    asked_row = Row(
         jurisdiction=_text(row.get("jurisdiction")),
         category=_text(row.get("category")),
         collected=None if collected is None else micros(_midnight(collected)),
     )
     decision = decide(
-        oracle.records.get(member), asked, oracle.controls, purpose=PURPOSE, at=now, known_at=now
+        oracle.records.get(member),
+        asked_row,
+        oracle.controls,
+        purpose=PURPOSE,
+        at=now,
+        known_at=now,
     )
     return decision.reason, decision.allowed
 
@@ -174,28 +179,29 @@ def check_table(
     followers: Iterable[str],
     findings: Findings,
 ) -> None:
-    """Hold the consent table against the rules, record by record, and every follower against the
-    table.
-    """
-    found: dict[str, bytes] = {}
+    """Compare the consent table with the rules, record by record, and every follower with it."""
+    records: dict[str, bytes] = {}
     digests: dict[int, str] = {}
     for partition in range(partitions):
         total = 0
         for member, raw in table.scan(partition):
-            found[member.decode()] = raw
+            records[member.decode()] = raw
             total += record_digest(member, raw)
         digests[partition] = f"{total % (1 << DIGEST_BITS):032x}"
     for name, record in oracle.records.items():
-        if found.pop(name, None) != write_record(record, record_frame):
+        if records.pop(name, None) != write_record(record, record_frame):
             findings.wrong_records += 1
-            if len(findings.notes) < 5:
+            if len(findings.notes) < NOTES_MAX:
                 findings.notes.append(f"the table's record of {name} is not what the rules fold to")
-    findings.wrong_records += len(found)
+    findings.wrong_records += len(records)
     for address in followers:
-        with urllib.request.urlopen(f"http://{address}/digest", timeout=30) as answer:
-            told = {
-                int(number): str(digest) for number, digest in json.load(answer)["digests"].items()
-            }
-        findings.unequal_digests += sum(
-            told.get(number) != digest for number, digest in digests.items()
-        )
+        reported = _read_digests(address)
+        for partition, digest in digests.items():
+            findings.unequal_digests += reported.get(partition) != digest
+
+
+def _read_digests(address: str) -> dict[int, str]:
+    """Ask a follower for its digests, by partition."""
+    with urllib.request.urlopen(f"http://{address}/digest", timeout=30) as answer:
+        digests = json.load(answer)["digests"]
+    return {int(partition): str(digest) for partition, digest in digests.items()}

@@ -1,9 +1,9 @@
-"""One performance of the demo: the processes, the story told to them, and what came of it."""
+"""One run of the demo: the processes, the story that is played to them, and its result."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
@@ -16,15 +16,13 @@ from rich.console import Console
 
 from consentry.cli.connections import open_catalog, open_registry, read_controls
 from consentry.cli.consent_table import open_table, read_member
+from consentry.cli.demo import texts
 from consentry.cli.demo.rules import Findings, Oracle, check_dataset, check_table
 from consentry.cli.demo.story import DATASETS, PURPOSE, ChangeEvent, Chapter, StoryMaker
 from consentry.cli.demo.watch import Buckets, Journals, percentiles
 from consentry.cli.process_group import ProcessGroup
 from consentry.domain.controls import Controls
-from consentry.domain.decisions import decide
 from consentry.domain.errors import Unavailable
-from consentry.domain.explain import date_text, sentences
-from consentry.forms.fields import parse_instant
 from consentry.kafka.clients import producer_config, send
 from consentry.kafka.topics import apply_topics, plan_topics
 from consentry.ops.clock import system_clock
@@ -53,9 +51,7 @@ class DemoRun:
         self._pauses_ms: list[float] = []
         self._events = 0
         self.findings = Findings()
-        # A terminal wraps lines by itself; a picture cannot.
-        self._soft_wrap = not console.record
-        self._crew = ProcessGroup(work, self._environment(members), self._say)
+        self._processes = ProcessGroup(work, self._environment(members), self._say)
         self._journals = Journals({name: work / f"{name}.journal" for name in TRAINERS})
 
     def __enter__(self) -> DemoRun:
@@ -67,7 +63,7 @@ class DemoRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._crew.stop()
+        self._processes.stop()
 
     def play(self) -> dict[str, Any]:
         """Everything but the total time: the demo's result, `ok` only if nothing at all was
@@ -76,11 +72,11 @@ class DemoRun:
         before = self._set_up()
         table_buckets = Buckets("consentry_event_to_table_seconds")
         self._let_members_arrive()
-        table_buckets.start(self._crew.metrics("processor"))
+        table_buckets.start(self._processes.metrics("processor"))
         for chapter in self._story.chapters(max(10, len(self._story.members) // 80)):
-            self._tell(chapter)
+            self._play(chapter)
         self._await_everything()
-        table_ms = table_buckets.quantiles(self._crew.metrics("processor"))
+        table_ms = table_buckets.quantiles(self._processes.metrics("processor"))
         delays, missing = self._journals.delays(self._sent)
         if missing:
             self.findings.notes.append(f"{missing} events never reached a trainer")
@@ -102,26 +98,22 @@ class DemoRun:
         }
 
     def next_commands(self) -> str:
-        """What a person could type to look further, or to break it."""
-        followers = " ".join(
-            f"--follower {worker.address}"
-            for worker in self._crew.workers
-            if worker.name in TRAINERS
-        )
-        return "\n".join(
-            (
-                *(
-                    f"  export {name}={value}"
-                    for name, value in sorted(self._environment(0).items())
-                    if "TABLE" not in name
-                ),
-                f"  consentry table verify {followers}",
-                f"  consentry explain {self._quiet_member('HK')} --at 2024-10-12 --known-at "
-                "2024-10-12",
-                f"  kill -9 {self._crew.pid('processor')}    # the processor; the demo starts it "
-                "again",
-            )
-        )
+        """Return the commands that a person could type to look further, or to break it."""
+        lines: list[str] = []
+        for name, value in sorted(self._environment(0).items()):
+            if "TABLE" not in name:
+                lines.append(f"export {name}={value}")
+        followers = [
+            f"--follower {child.address}"
+            for child in self._processes.workers
+            if child.name in TRAINERS
+        ]
+        lines.append(f"consentry table verify {' '.join(followers)}")
+        member = self._quiet_member("HK")
+        lines.append(f"consentry explain {member} --at 2024-10-12 --known-at 2024-10-12")
+        processor = self._processes.pid("processor")
+        lines.append(f"kill -9 {processor}    # the processor; the demo starts it again")
+        return "\n".join(f"  {line}" for line in lines)
 
     def _environment(self, members: int) -> dict[str, str]:
         settings = self._settings
@@ -137,7 +129,7 @@ class DemoRun:
         }
 
     def _say(self, line: str) -> None:
-        self._console.print(f"  {line}", style="yellow", markup=False, soft_wrap=self._soft_wrap)
+        self._print(f"  {line}", style="yellow")
 
     def _set_up(self) -> dict[str, pa.Table]:
         """Topics, schemas, data sets and processes; what each data set held at first."""
@@ -153,7 +145,7 @@ class DemoRun:
         self._partitions = topics()[MEMBER_EVENTS].partitions["local"]
         self._paths = self._story.write_datasets(self._work / "datasets")
         before = {trainer: pq.read_table(path) for trainer, path in self._paths.items()}
-        self._crew.add("processor", ["processor"], CONSENTRY_WORKER_ID="demo-processor")
+        self._processes.add("processor", ["processor"], CONSENTRY_WORKER_ID="demo-processor")
         for trainer, path in self._paths.items():
             arguments = [
                 "trainer",
@@ -172,21 +164,28 @@ class DemoRun:
                 "--journal",
                 str(self._work / f"{trainer}.journal"),
             ]
-            self._crew.add(trainer, arguments)
-        for worker in self._crew.workers:
-            self._crew.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
-        pids = ", ".join(
-            f"{worker.name} {self._crew.pid(worker.name)}" for worker in self._crew.workers
-        )
-        self._console.print(
-            f"Running: {pids}. Kill any of them with kill -9: it is started again.",
-            soft_wrap=self._soft_wrap,
-        )
+            self._processes.add(trainer, arguments)
+        for worker in self._processes.workers:
+            self._processes.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
+        self._print_processes()
         rows = sum(table.num_rows for table in before.values())
-        self._console.print(
-            f"{len(self._story.members)} members, {rows} rows in 3 data sets of 3 trainers.\n"
-        )
+        self._console.print(texts.size_text(len(self._story.members), rows) + "\n")
         return before
+
+    def _print_processes(self) -> None:
+        if self._console.record:
+            return  # process numbers would make every picture another one
+        names = [
+            f"{child.name} {self._processes.pid(child.name)}" for child in self._processes.workers
+        ]
+        self._print(
+            f"Running: {', '.join(names)}. Kill any of them with kill -9: it is started again."
+        )
+
+    def _print(self, line: str, *, style: str | None = None, markup: bool = False) -> None:
+        """Print a line; a terminal wraps it by itself, a picture cannot."""
+        is_wrapped_by_terminal = not self._console.record
+        self._console.print(line, style=style, markup=markup, soft_wrap=is_wrapped_by_terminal)
 
     def _manifest(self, trainer: str) -> Path:
         return self._work / f"{trainer}-epoch.parquet"
@@ -195,21 +194,17 @@ class DemoRun:
         events = list(self._story.arrivals())
         started = monotonic()
         self._send(events)
-        last = events[-1]
         self._await_members(len(events))
-        rate = len(events) / (monotonic() - started)
-        self._console.print(
-            f"{date_text(last.recorded_at).split(' 00:')[0]:>11}  {len(events)} members told "
-            "where they live "
-            f"({rate:,.0f} a second, all the way to the trainers)",
-            markup=False,
-            soft_wrap=self._soft_wrap,
+        per_second = len(events) / (monotonic() - started)
+        self._print(
+            texts.arrival_text(len(events), at=events[-1].recorded_at, per_second=per_second)
         )
 
     def _await_members(self, count: int) -> None:
         until = monotonic() + _PATIENCE_SECONDS + len(self._story.members) / 2000
         while any(
-            self._crew.ask(trainer, "/readyz").get("members", 0) < count for trainer in TRAINERS
+            self._processes.ask(trainer, "/readyz").get("members", 0) < count
+            for trainer in TRAINERS
         ):
             if monotonic() > until:
                 raise Unavailable(
@@ -219,49 +214,36 @@ class DemoRun:
                 )
             sleep(0.05)
 
-    def _tell(self, chapter: Chapter) -> None:
-        """Send the chapter's control, show when each trainer heeded it, then what members did."""
-        topic = topic_name(self._settings.namespace, CONTROLS)
-        self._oracle.control(chapter.control)
-        sent_at = system_clock()
-        send(
-            self._producer,
-            topic,
-            [(control_key(chapter.control), write_control(chapter.control, self._catalog))],
-        )
-        heeded = self._journals.await_control(
-            chapter.control.event_id, timeout_seconds=_PATIENCE_SECONDS
-        )
-        self._events += 1
-        if len(heeded) < len(TRAINERS):
-            self.findings.notes.append(f"not every trainer heeded: {chapter.title}")
-            self.findings.wrong_reason += 1
-        delays = {name: (at - sent_at) / 1000 for name, at in heeded.items()}
-        self._pauses_ms += delays.values()
-        told = "  ".join(f"{name} {delay:.0f} ms" for name, delay in sorted(delays.items()))
-        day = date_text(chapter.control.recorded_at).split(" 00:")[0]
-        self._console.print(
-            f"[bold]{day:>11}[/]  {chapter.title}\n             heeded after: {told}",
-            soft_wrap=self._soft_wrap,
-        )
-        rows = self._stored_rows()
+    def _play(self, chapter: Chapter) -> None:
+        """Send the chapter's control, show when each trainer obeyed it, then what members did."""
+        self._send_control(chapter)
+        rows_before = self._stored_rows()
         self._await_orders()
-        if (gone := rows - self._stored_rows()) > 0:
-            self._console.print(
-                f"             {gone} {'rows' if gone > 1 else 'row'} gone by now by purge "
-                "orders, with receipts",
-                style="yellow",
-            )
+        purged = rows_before - self._stored_rows()
+        if purged > 0:
+            self._print(texts.purged_text(purged), style="yellow")
         self._send(chapter.changes, paced=True)
         changed = self._sent[-len(chapter.changes) :]
         self._await_versions(changed)
-        took = percentiles(self._journals.delays(changed)[0])
-        self._console.print(
-            f"             then {_counted(chapter.changes)}: "
-            f"p50 {took['p50']} ms, p99 {took['p99']} ms to every trainer",
-            style="dim",
-            soft_wrap=self._soft_wrap,
-        )
+        delays, _ = self._journals.delays(changed)
+        self._print(texts.changes_text(chapter.changes, percentiles(delays)), style="dim")
+
+    def _send_control(self, chapter: Chapter) -> None:
+        """Send the chapter's control and wait until every trainer has applied it."""
+        control = chapter.control
+        self._oracle.control(control)
+        sent_at = system_clock()
+        message = (control_key(control), write_control(control, self._catalog))
+        send(self._producer, topic_name(self._settings.namespace, CONTROLS), [message])
+        applied = self._journals.await_control(control.event_id, timeout_seconds=_PATIENCE_SECONDS)
+        self._events += 1
+        if len(applied) < len(TRAINERS):
+            self.findings.notes.append(f"not every trainer obeyed: {chapter.title}")
+            self.findings.wrong_reason += 1
+        delays_ms = {name: (at - sent_at) / 1000 for name, at in applied.items()}
+        self._pauses_ms += delays_ms.values()
+        for line in texts.chapter_text(chapter, delays_ms):
+            self._print(line, markup=True)
 
     def _stored_rows(self) -> int:
         return sum(
@@ -271,13 +253,12 @@ class DemoRun:
         )
 
     def _await_orders(self) -> None:
-        """A purge is done before the story goes on, so that who moves in afterwards is not taken
-        back too.
-        """
+        """Wait until no purge order is open: whoever moves in afterwards must not be purged too."""
         until = monotonic() + _PATIENCE_SECONDS
         sleep(0.3)
         while any(
-            self._crew.ask(trainer, "/readyz").get("purge_orders_open", 1) for trainer in TRAINERS
+            self._processes.ask(trainer, "/readyz").get("purge_orders_open", 1)
+            for trainer in TRAINERS
         ):
             if monotonic() > until:
                 raise Unavailable(
@@ -325,8 +306,8 @@ class DemoRun:
 
     def _await_everything(self) -> None:
         self._await_versions(self._sent)
-        for worker in self._crew.workers:
-            self._crew.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
+        for worker in self._processes.workers:
+            self._processes.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
         self._await_orders()
 
     def _await_versions(self, sent: Sequence[tuple[str, int, int]]) -> None:
@@ -341,12 +322,8 @@ class DemoRun:
                 return
 
     def _check(self, before: dict[str, pa.Table]) -> None:
-        """Ask every trainer to judge its whole data set, and hold all of it against the pure
-        rules.
-        """
-        self._console.print(
-            "\nChecking every row of every data set and every member against the pure rules …"
-        )
+        """Let every trainer decide its whole data set, and compare all of it with the rules."""
+        self._print(f"\n{texts.CHECKING}")
         for trainer in TRAINERS:
             self._read_epoch(trainer)
         now = system_clock()
@@ -359,7 +336,9 @@ class DemoRun:
                 now,
                 self.findings,
             )
-        followers = [worker.address for worker in self._crew.workers if worker.name in TRAINERS]
+        followers = [
+            worker.address for worker in self._processes.workers if worker.name in TRAINERS
+        ]
         with open_table(self._settings, self._partitions) as table:
             check_table(
                 self._oracle,
@@ -371,28 +350,12 @@ class DemoRun:
             )
 
     def _ask_about_the_past(self) -> None:
-        """The question that needs two times: what was right in Hong Kong on 12 October, and what
-        was known then?
-        """
-        member = self._quiet_member("HK")
-        record = read_member(self._settings, member)
+        """Ask what was right in Hong Kong on 12 October, and what was known of it then."""
+        record = read_member(self._settings, self._quiet_member("HK"))
         controls = Controls(iso_jurisdictions()).after(*read_controls(self._settings))
-        self._console.print(
-            "\nUsing a silent Hong Kong member's data on 12 October 2024, asked from the table:"
-        )
-        for known in ("2024-10-12", "2024-10-15"):
-            at, known_at = (
-                parse_instant("2024-10-12", what="at"),
-                parse_instant(known, what="known_at"),
-            )
-            decision = decide(record, None, controls, purpose=PURPOSE, at=at, known_at=known_at)
-            self._console.print(
-                f"  by what was known on {date_text(known_at)}: "
-                f"{'allowed' if decision.allowed else 'excluded'}, "
-                f"{decision.reason}: {sentences(decision)[0]}",
-                markup=False,
-                soft_wrap=self._soft_wrap,
-            )
+        self._print(f"\n{texts.PAST_QUESTION}")
+        for answer in texts.past_answers(record, controls):
+            self._print(answer)
 
     def _quiet_member(self, home: str) -> str:
         """A member who lives there, and of whom nothing else is known."""
@@ -410,7 +373,7 @@ class DemoRun:
     def _read_epoch(self, trainer: str) -> None:
         manifest = self._manifest(trainer)
         manifest.unlink(missing_ok=True)
-        child = next(worker.child for worker in self._crew.workers if worker.name == trainer)
+        child = next(worker.child for worker in self._processes.workers if worker.name == trainer)
         assert child is not None
         child.send_signal(signal.SIGUSR1)
         until = monotonic() + _PATIENCE_SECONDS + len(self._story.members) / 2000
@@ -422,19 +385,3 @@ class DemoRun:
                     fix="run it again",
                 )
             sleep(0.05)
-
-
-def _counted(events: Iterable[ChangeEvent]) -> str:
-    counts: dict[str, int] = {}
-    for event in events:
-        choice = getattr(event, "choice", None)
-        name = {"OPT_OUT": "opt-outs and objections", "OPT_IN": "opt-ins"}.get(str(choice)) or {
-            "MemberRelocated": "moves",
-            "MemberErased": "erasures",
-        }.get(type(event).__name__, "others")
-        counts[name] = counts.get(name, 0) + 1
-    ranked = sorted(counts.items(), key=lambda pair: -pair[1])
-    return ", ".join(
-        f"{count} {name if count > 1 else name.split(' and ')[0].removesuffix('s')}"
-        for name, count in ranked
-    )

@@ -1,6 +1,4 @@
-"""What the demo sends: synthetic members, what they do between the timeline's events, and their
-data sets.
-"""
+"""The demo's story: synthetic members, the timeline, what members do in it, and their data sets."""
 
 from __future__ import annotations
 
@@ -66,9 +64,9 @@ class StoryMaker:
         self._erased: set[str] = set()
 
     def arrivals(self) -> Iterator[ChangeEvent]:
-        """Every member's first residence, before the first policy.
+        """Give every member's first residence, before the first policy.
 
-        One in a hundred never tells where they live.
+        One member in a hundred never reports one.
         """
         start = parse_instant("2024-09-01", what="start")
         for number, member in enumerate(self.members):
@@ -89,7 +87,7 @@ class StoryMaker:
             )
 
     def chapters(self, changes_per_chapter: int) -> list[Chapter]:
-        """The timeline, each of its events followed by so many changes of members."""
+        """Return the timeline: each of its events, and the changes of members that follow it."""
         entries = YAML(typ="safe").load((files("consentry.cli.demo") / "timeline.yaml").read_text())
         recorded = [parse_instant(entry["recorded"], what="recorded") for entry in entries]
         ends = [*recorded[1:], Micros(recorded[-1] + 90 * _DAY)]
@@ -108,12 +106,12 @@ class StoryMaker:
             return parse_policy(
                 entry["policy"], event_id=event_id, recorded_at=recorded_at, source="demo"
             )
-        told = entry.get("pause") or entry["lift"]
-        effective = told.get("effective")
+        fields = entry.get("pause") or entry["lift"]
+        effective = fields.get("effective")
         common: dict[str, Any] = {
             "event_id": event_id,
-            "pause": told["pause"],
-            "version": told["version"],
+            "pause": fields["pause"],
+            "version": fields["version"],
             "effective_at": recorded_at
             if effective is None
             else parse_instant(effective, what="effective"),
@@ -121,12 +119,12 @@ class StoryMaker:
             "source": "demo",
         }
         if "lift" in entry:
-            return PauseLifted(opt_ins=OptIns(told["opt_ins"]), **common)
+            return PauseLifted(opt_ins=OptIns(fields["opt_ins"]), **common)
         return PauseImposed(
-            scope=parse_scope(told["jurisdictions"], told["purposes"]),
-            authority=told["authority"],
-            basis=PauseBasis(told["basis"]),
-            reach=Reach(told["reach"]),
+            scope=parse_scope(fields["jurisdictions"], fields["purposes"]),
+            authority=fields["authority"],
+            basis=PauseBasis(fields["basis"]),
+            reach=Reach(fields["reach"]),
             **common,
         )
 
@@ -137,9 +135,7 @@ class StoryMaker:
             yield self._change(self._random.choice(self.members), at)
 
     def _change(self, member: MemberId, at: Micros) -> ChangeEvent:
-        """What one member does: mostly opting out or objecting, sometimes in again, moving, or
-        leaving for good.
-        """
+        """Return what one member does: mostly an opt-out, else an opt-in, a move, an erasure."""
         dice = self._random.random()
         version = self._versions.get(member, 0)
         if member not in self._erased:
@@ -170,9 +166,7 @@ class StoryMaker:
         )
 
     def write_datasets(self, directory: Path) -> dict[str, Path]:
-        """Three Parquet data sets, one a trainer: rows of all members, and of some whom nobody
-        knows.
-        """
+        """Write a Parquet data set for each trainer: rows of all members and some unknown ones."""
         paths = {}
         for trainer, name in DATASETS.items():
             path = directory / name
@@ -185,9 +179,7 @@ class StoryMaker:
         return paths
 
     def _dataset(self, name: str) -> pa.Table:
-        if (
-            name == "profiles"
-        ):  # one row a member, and nothing said of the row: the member's own answer
+        if name == "profiles":  # one row a member without further columns: the member's own answer
             return pa.table(
                 {
                     "member_id": pa.array([*self.members, "demo:nobody", None]),

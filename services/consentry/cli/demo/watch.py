@@ -1,4 +1,4 @@
-"""When each trainer heeded what was sent: read from the journals that the trainers write."""
+"""The times at which each trainer applied what was sent, from the journals that trainers write."""
 
 from __future__ import annotations
 
@@ -52,14 +52,17 @@ class Journals:
             )
 
     def await_control(self, event_id: bytes, *, timeout_seconds: float) -> dict[str, int]:
-        """Per trainer, when it applied this control; those that did not in time are missing."""
+        """Return when each trainer applied this control; one that did not in time is missing."""
         until = monotonic() + timeout_seconds
-        wanted = event_id.hex()
+        event = event_id.hex()
         while True:
             self.refresh()
-            found = {name: seen[wanted] for name, seen in self.controls.items() if wanted in seen}
-            if len(found) == len(self._paths) or monotonic() > until:
-                return found
+            applied: dict[str, int] = {}
+            for name, times in self.controls.items():
+                if event in times:
+                    applied[name] = times[event]
+            if len(applied) == len(self._paths) or monotonic() > until:
+                return applied
             threading.Event().wait(0.002)
 
     def await_version(self, member: str, version: int, *, timeout_seconds: float) -> bool:
@@ -78,10 +81,11 @@ class Journals:
         return min(times) if times else None
 
     def delays(self, sent: Iterable[tuple[str, int, int]]) -> tuple[list[Milliseconds], int]:
-        """For (member, version, sent at): each trainer's delay in milliseconds, and how many never
-        arrived.
+        """Return each trainer's delays in milliseconds, and how many changes never arrived.
+
+        `sent` is (member, version, time of sending) for each change.
         """
-        found: list[Milliseconds] = []
+        delays: list[Milliseconds] = []
         missing = 0
         for member, version, sent_at in sent:
             for name in self._paths:
@@ -89,8 +93,8 @@ class Journals:
                 if at is None:
                     missing += 1
                 else:
-                    found.append((at - sent_at) / 1000)
-        return found, missing
+                    delays.append((at - sent_at) / 1000)
+        return delays, missing
 
 
 def percentiles(values: list[Milliseconds]) -> dict[str, float | None]:
@@ -102,9 +106,7 @@ def percentiles(values: list[Milliseconds]) -> dict[str, float | None]:
 
 
 class Buckets:
-    """A Prometheus histogram read from a service's metrics text, and quantiles of what came after a
-    start.
-    """
+    """A Prometheus histogram, read from a service's metrics text: its quantiles since a start."""
 
     def __init__(self, name: str) -> None:
         self._name = f"{name}_bucket"
@@ -138,10 +140,10 @@ class Buckets:
         return {"p50": quantile(0.5), "p99": quantile(0.99)}
 
     def _counts(self, text: str) -> dict[float, float]:
-        found = {}
+        counts = {}
         for line in text.splitlines():
             if line.startswith(self._name):
                 labels, _, count = line.rpartition(" ")
                 bound = labels.split('le="', 1)[1].split('"', 1)[0]
-                found[float(bound)] = float(count)
-        return found
+                counts[float(bound)] = float(count)
+        return counts

@@ -190,14 +190,14 @@ def _by_rules(read: Sequence[ScenarioFile]) -> Iterator[Outcome]:
 def _on_the_stack(
     read: Sequence[ScenarioFile], console: Console, directory: Path, jobs: int
 ) -> Iterator[Outcome]:
-    from consentry.cli.playground import surroundings  # noqa: PLC0415 - needs the extra local
+    from consentry.cli.playground import playground  # noqa: PLC0415 - needs the extra local
     from consentry.cli.scenario.stack import clean_up, play  # noqa: PLC0415 - needs the extra local
 
     set_up_logs(style="text", level="error")
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # whoever ends it wants nothing left behind, either
-    with surroundings(directory, console, prefix="scenario", use_running=True) as (settings, work):
+    with playground(directory, console, prefix="scenario", use_running=True) as (settings, work):
         is_ours = settings.local_dir == directory
 
         def play_one(number: int, scenario: Scenario) -> tuple[Failure, ...]:

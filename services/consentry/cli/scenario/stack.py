@@ -71,12 +71,12 @@ def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failu
         )
     )
     catalog = open_catalog(settings)
-    crew = ProcessGroup(directory, _environment(settings), lambda _line: None)
+    processes = ProcessGroup(directory, _environment(settings), lambda _line: None)
     try:
         # All of it is in the log before the processor starts: it reads every control before the
         # first event.
         _send(scenario, settings, catalog)
-        crew.add("processor", ["processor"], CONSENTRY_WORKER_ID=namespace)
+        processes.add("processor", ["processor"], CONSENTRY_WORKER_ID=namespace)
         client = Client(
             kafka,
             catalog,
@@ -92,9 +92,11 @@ def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failu
             ]
         finally:
             client.stop()
-        orders = [] if scenario.expect_orders is None else _open_orders(settings, catalog, crew)
+        orders = (
+            [] if scenario.expect_orders is None else _open_orders(settings, catalog, processes)
+        )
     finally:
-        crew.stop()
+        processes.stop()
     return (*failed_answers(scenario, decisions), *failed_orders(scenario, orders))
 
 
@@ -216,10 +218,12 @@ def _at_the_trainer(question: Expectation, client: Client) -> Decision:
         sleep(0.1)
 
 
-def _open_orders(settings: Settings, catalog: Catalog, crew: ProcessGroup) -> Sequence[PurgeOrder]:
+def _open_orders(
+    settings: Settings, catalog: Catalog, processes: ProcessGroup
+) -> Sequence[PurgeOrder]:
     """The orders in the log, once the ledger has read every control."""
     until = monotonic() + _PATIENCE_SECONDS
-    while not _OPEN.search(crew.metrics("processor")):
+    while not _OPEN.search(processes.metrics("processor")):
         if monotonic() > until:
             raise Unavailable(
                 f"The ledger of {settings.namespace} did not come up in {_PATIENCE_SECONDS:.0f} s.",

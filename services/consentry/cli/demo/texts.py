@@ -72,7 +72,7 @@ def changes_text(changes: Iterable[ChangeEvent], took: Mapping[str, float | None
 
 
 def past_answers(record: Record | None, controls: Controls) -> Iterator[str]:
-    """Give the answers to PAST_QUESTION, by what was known that day and since, in two lines each."""
+    """Give the answers to PAST_QUESTION, two lines each: as known that day, and as known since."""
     at = parse_instant(_PAST_DAY, what="at")
     for day in _KNOWN_DAYS:
         known_at = parse_instant(day, what="known_at")

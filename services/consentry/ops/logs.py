@@ -13,7 +13,7 @@ import structlog
 NOISY = frozenset({"aiokafka", "faust", "librdkafka", "mode"})
 
 
-class RateLimit(logging.Filter):
+class NoisyLogFilter(logging.Filter):
     """Lets a noisy client library write only a few lines in ten seconds.
 
     Otherwise a broker that is away would drown our own lines.
@@ -59,7 +59,7 @@ def set_up_logs(*, style: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(RateLimit())
+    handler.addFilter(NoisyLogFilter())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared)
     )

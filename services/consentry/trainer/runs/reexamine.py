@@ -150,25 +150,33 @@ class _Examination:
     def _examine_between(self, rows: _Rows) -> None:
         """Mark reads as CANNOT_TELL that were excluded at some time between their first and last.
 
-        Answers change only at the times in `changes`, and where a fact of the member begins to
-        count.
+        Answers change only where a control or a fact of the member begins to count.
         """
         changes = _control_changes(self._snapshot, self._bound)
-        settled = rows[self._is_settled[rows]]
-        begin = np.searchsorted(changes, self._first[settled], side="right")
-        end = np.searchsorted(changes, self._last[settled], side="right")
-        # The answer after a read's last change is that at its last time, which was examined.
-        for index in range(int(begin.min(initial=0)), int(end.max(initial=0)) - 1):
-            inside = settled[(begin <= index) & (index < end - 1)]
-            if len(inside):
-                self._mark_excluded(inside, np.full(len(inside), changes[index]))
-        for row in rows[~self._is_settled[rows]].tolist():
+        is_settled = self._is_settled[rows]
+        self._examine_settled_between(rows[is_settled], changes)
+        for row in rows[~is_settled].tolist():
             times = changes.tolist()
             for effective, recorded in _fact_dates(self._snapshot, self._decider.member(row)):
-                times += [effective, recorded + self._bound]
+                times.append(effective)
+                times.append(recorded + self._bound)
             inner = _between(sorted(times), self._first[row], self._last[row])
             if inner:
-                self._mark_excluded(np.full(len(inner), row), np.array(inner, dtype=np.int64))
+                same_row = np.full(len(inner), row)
+                self._mark_excluded(same_row, np.array(inner, dtype=np.int64))
+
+    def _examine_settled_between(self, rows: _Rows, changes: _Times) -> None:
+        """Examine between their first and last time the reads that only controls can exclude."""
+        begin = np.searchsorted(changes, self._first[rows], side="right")
+        end = np.searchsorted(changes, self._last[rows], side="right")
+        # The answer after a read's last change is that at its last time, which was examined.
+        lowest = int(begin.min(initial=0))
+        highest = int(end.max(initial=0)) - 1
+        for index in range(lowest, highest):
+            is_inside = (begin <= index) & (index < end - 1)
+            inside = rows[is_inside]
+            if len(inside):
+                self._mark_excluded(inside, np.full(len(inside), changes[index]))
 
     def _mark_excluded(self, rows: _Rows, times: _Times) -> None:
         """Mark reads as CANNOT_TELL where they are excluded at their time."""

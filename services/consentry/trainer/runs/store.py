@@ -47,11 +47,10 @@ class RunStore:
                 "needs",
             ) from error
         self._root = path.rstrip("/")
-        self._is_local = isinstance(self._files, fsspec.implementations.local.LocalFileSystem)
 
     def runs(self) -> list[str]:
         """Return the ids of all runs that were registered, sorted."""
-        with self._translate_errors():
+        with _translate_errors(self.url):
             if not self._files.exists(self._root):
                 raise Unavailable(
                     f"There is no run store at {self.url!r}.",
@@ -64,29 +63,32 @@ class RunStore:
 
     def folder(self, run_id: str) -> RunFolder:
         """Return the folder of a run, whether it exists or not."""
-        return RunFolder(self, run_id)
-
-    @contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise Unavailable(
-                f"The run store {self.url!r} failed ({type(error).__name__}).",
-                code="run.store",
-                fix="check that it is there, writable and not full",
-            ) from error
+        return RunFolder(
+            run_id,
+            url=f"{self.url.rstrip('/')}/{run_id}",
+            store_url=self.url,
+            files=self._files,
+            path=f"{self._root}/{run_id}",
+        )
 
 
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, store: RunStore, run_id: str) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        url: str,
+        store_url: str,
+        files: fsspec.AbstractFileSystem,
+        path: str,
+    ) -> None:
         self.run_id = run_id
-        self.url = f"{store.url.rstrip('/')}/{run_id}"
-        self._store = store
-        self._files = store._files
-        self._path = f"{store._root}/{run_id}"
+        self.url = url
+        self._store_url = store_url
+        self._files = files
+        self._path = path
 
     def write(self, name: str, raw: bytes) -> None:
         """Write a file, whole or not at all."""
@@ -95,8 +97,8 @@ class RunFolder:
     def write_with(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
         """Write a file by a function that writes to it; the file appears once that has returned."""
         path = f"{self._path}/{name}"
-        with self._store._translate_errors():
-            if self._store._is_local:
+        with _translate_errors(self._store_url):
+            if _is_local(self._files):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 _write_local(Path(path), write)
                 return
@@ -108,12 +110,12 @@ class RunFolder:
 
     def exists(self, name: str) -> bool:
         """Return whether a file is there."""
-        with self._store._translate_errors():
+        with _translate_errors(self._store_url):
             return bool(self._files.exists(f"{self._path}/{name}"))
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raises Unavailable where it is not there."""
-        with self._store._translate_errors():
+        with _translate_errors(self._store_url):
             content: bytes = self._files.cat_file(f"{self._path}/{name}")
             return content
 
@@ -131,7 +133,7 @@ class RunFolder:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file for reading at any position."""
         with (
-            self._store._translate_errors(),
+            _translate_errors(self._store_url),
             self._files.open(f"{self._path}/{name}", "rb") as file,
         ):
             yield file
@@ -149,7 +151,7 @@ class RunFolder:
         spans = self._spans()
         for span in spans:
             if _is_merged(span, spans) or not merged_only:
-                with self._store._translate_errors():
+                with _translate_errors(self._store_url):
                     self._files.rm_file(f"{self._path}/{_part_name(*span)}")
 
     def write_part(self, first: int, last: int, write: Callable[[IO[bytes]], object]) -> None:
@@ -158,7 +160,7 @@ class RunFolder:
 
     def _spans(self) -> list[tuple[int, int]]:
         """Return the first and the last number that each part stands for, sorted."""
-        with self._store._translate_errors():
+        with _translate_errors(self._store_url):
             path = f"{self._path}/{PARTS_FOLDER}"
             self._files.invalidate_cache()
             if not self._files.exists(path):
@@ -170,6 +172,23 @@ class RunFolder:
             if match is not None:
                 spans.append((int(match[1]), int(match[2])))
         return sorted(spans)
+
+
+@contextmanager
+def _translate_errors(store_url: str) -> Iterator[None]:
+    """Raise Unavailable for an error of the store."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"The run store {store_url!r} failed ({type(error).__name__}).",
+            code="run.store",
+            fix="check that it is there, writable and not full",
+        ) from error
+
+
+def _is_local(files: fsspec.AbstractFileSystem) -> bool:
+    return isinstance(files, fsspec.implementations.local.LocalFileSystem)
 
 
 def damaged(run_id: str, name: str) -> Unavailable:

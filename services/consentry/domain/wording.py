@@ -5,7 +5,7 @@ Names of jurisdictions come from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, time, timedelta
 from typing import Final
 
@@ -21,12 +21,14 @@ from consentry.domain.controls import (
 )
 from consentry.domain.decisions import Ground, Limit, Row
 from consentry.domain.events import AGE_BANDS, RELOCATION_FACTS, Fact, FactKind
-from consentry.domain.jurisdictions import ANYWHERE
+from consentry.domain.jurisdictions import ANYWHERE, Jurisdictions
 from consentry.domain.values import AgeBand, Micros, Reason
 
 NameOf = Callable[[str], str | None]
 """The English name of a jurisdiction's code, or None; wire/jurisdictions.py has one."""
 
+_NAMED_MAX: Final = 12
+"""Jurisdictions named in one sentence at most."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _AGES: Final = {AgeBand.ADULT: "of age", AgeBand.MINOR: "a minor", AgeBand.UNKNOWN: "age not known"}
 _REGIMES: Final = {
@@ -229,3 +231,38 @@ class Phrasing:
             )
         when = "" if row.collected is None else f" on {date_text(row.collected)},"
         return f"the row was collected{when} before {start}"
+
+
+def named(
+    codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros, most: int | None = _NAMED_MAX
+) -> str:
+    """Return codes as a person would write them: whole groups by name, or `everywhere`.
+
+    Where fewer are left out than named, those that are left out are named. A part that is a country
+    too is left out where that country is named. At most `most` are named; None: all.
+    """
+    every = set(codes)
+    twins = jurisdictions.twins
+    left = {code for code in every if twins.get(code) not in every}
+    countries = jurisdictions.expanded(("*",), at=at)
+    if countries <= left:
+        return ", ".join(("everywhere", *sorted(left - countries)))
+    missing = countries - left
+    if len(missing) < len(countries) // 2:
+        rest = sorted(code for code in left if "-" in code)
+        return ", ".join((f"everywhere but {_listed(missing, jurisdictions, at, most)}", *rest))
+    return _listed(left, jurisdictions, at, most)
+
+
+def _listed(
+    codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros, most: int | None
+) -> str:
+    left, groups = set(codes), []
+    for group in sorted(jurisdictions.groups):
+        members = jurisdictions.expanded((group,), at=at)
+        if members and members <= left:
+            groups.append(group)
+            left -= members
+    names = [*groups, *sorted(left)]
+    more = 0 if most is None else len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 from consentry.domain.control_checks import (
     ControlConflict,
@@ -13,7 +13,7 @@ from consentry.domain.control_checks import (
     is_published,
 )
 from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
-from consentry.domain.impact import openings, openings_digest
+from consentry.domain.openings import Openings, openings
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
 from consentry.forms.controls import LiftDocument, PauseDocument, PolicyDocument
@@ -93,7 +93,7 @@ class ControlDraft:
         # A repetition after a time-out keeps its first time: sent now, that is one in the past.
         now = self.context.clock()
         known = self.context.reader.controls.controls
-        opens = openings(replace(control, recorded_at=now), known, now=now)
+        opens = openings(replace(control, recorded_at=now), known, now=now).words
         if opens:
             raise Problem(
                 409,
@@ -108,7 +108,7 @@ class ControlDraft:
         control = self.control_now()
         self.check(control)
         opens = openings_of(self.context, control, now=control.recorded_at)
-        return ProposalRequest(self.kind, self.form, opens.words, opens.digest)
+        return ProposalRequest(self.kind, self.form, list(opens.words), opens.digest)
 
     def check(self, control: PauseLifted | PolicyPublished) -> None:
         """Raise Problem 409 where the control would not do what it is meant to."""
@@ -153,22 +153,13 @@ async def read_policy(context: GatewayContext, form: Any, *, source: str) -> Con
     await context.reader.wait_for_controls()
     policy = draft.control_now()
     opens = openings(policy, context.reader.controls.controls, now=policy.recorded_at)
-    return replace(draft, opens_something=bool(opens))
-
-
-class Openings(NamedTuple):
-    """The effects by which a control widens use, in words for people and as an exact digest."""
-
-    words: list[str]
-    digest: str
+    return replace(draft, opens_something=bool(opens.words))
 
 
 def openings_of(context: GatewayContext, control: Control, *, now: Micros) -> Openings:
     """Return what the control would open among the controls that are known, if it were sent now."""
     known = context.reader.controls.controls
-    return Openings(
-        list(openings(control, known, now=now)), openings_digest(control, known, now=now)
-    )
+    return openings(control, known, now=now)
 
 
 def _was_sent(context: GatewayContext, claim: IdempotencyClaim) -> bool:

@@ -9,16 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from consentry.domain.controls import Control, Controls, PauseImposed, PauseLifted, PolicyPublished
-from consentry.domain.impact import (
-    Census,
-    Impact,
-    TermsChange,
-    freed,
-    moments_of,
-    purposes_of,
-    scope_of,
-    terms_changes,
-)
+from consentry.domain.impact import Census, Impact, moments_of, purposes_of, scope_of
+from consentry.domain.openings import TermsChange, freed, terms_changes
 from consentry.domain.orders import PurgeOrder, order_for_pause
 from consentry.ops.clock import Clock
 from consentry.table.census import count_members

@@ -33,17 +33,14 @@ from consentry.domain.impact import (
     Census,
     Impact,
     ReasonChange,
-    freed,
-    in_force,
     moments_of,
-    named,
     purposes_of,
     scope_of,
-    terms_changes,
-    widenings,
 )
+from consentry.domain.openings import freed, in_force, terms_changes, widenings
 from consentry.domain.records import Record
 from consentry.domain.values import AgeBand, Choice, Micros, Reason
+from consentry.domain.wording import named
 
 OPEN = Controls(WORLD).after(
     policy(900, terms("*"), terms("*", purpose="ads", regime=Regime.OPT_IN), on=0)

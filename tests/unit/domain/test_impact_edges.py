@@ -9,20 +9,13 @@ from tests.strategies import PURPOSE, WORLD, chose, day, folded, moved, pause, p
 
 from consentry.domain.controls import Control, Controls, Minors, Regime, Terms
 from consentry.domain.events import MemberEvent
-from consentry.domain.impact import (
-    Census,
-    Impact,
-    in_force,
-    moments_of,
-    named,
-    purposes_of,
-    scope_of,
-    terms_changes,
-)
-from consentry.domain.impact import widenings as opened_by
+from consentry.domain.impact import Census, Impact, moments_of, purposes_of, scope_of
 from consentry.domain.jurisdictions import Jurisdictions
+from consentry.domain.openings import in_force, terms_changes
+from consentry.domain.openings import widenings as opened_by
 from consentry.domain.records import Record
 from consentry.domain.values import Choice, Micros, Reason
+from consentry.domain.wording import named
 
 NOW = {"at": day(30), "known_at": day(30)}
 OPEN = Controls(WORLD).after(policy(900, terms("*"), on=0))

@@ -12,9 +12,10 @@ from tests.strategies import PURPOSE, chose, day, folded, lift, moved, pause, po
 from consentry.domain.control_checks import conflict_of_lift
 from consentry.domain.controls import Control, Controls, Minors, Regime, Terms
 from consentry.domain.decisions import Row, decide
-from consentry.domain.impact import named, openings, openings_digest
 from consentry.domain.jurisdictions import Jurisdictions, Membership
+from consentry.domain.openings import openings
 from consentry.domain.values import DAY_MICROS, AgeBand, Choice, Micros
+from consentry.domain.wording import named
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 TWINS = Jurisdictions(
@@ -85,7 +86,7 @@ def test_a_policy_that_opens_nothing_lets_nobody_in_anywhere(
     published = policy(1, *entries, on=30)
     after = before.after(published)
 
-    if not openings(published, before, now=NOW):
+    if not openings(published, before, now=NOW).words:
         for code in TWINS.codes:
             for at in (NOW, day(50)):
                 assert let_in(code, after, at) <= let_in(code, before, at)
@@ -107,7 +108,7 @@ def test_a_part_that_is_a_country_too_is_asked_of_both_sides(
         policy(900, terms(scope), on=0), policy(901, terms(closed, regime=Regime.NOT_OFFERED), on=5)
     )
 
-    [opens] = openings(policy(1, terms(scope), on=30), before, now=NOW)
+    [opens] = openings(policy(1, terms(scope), on=30), before, now=NOW).words
 
     assert opens == f"{PURPOSE} in {part}: it is offered, which it was not"
 
@@ -122,13 +123,13 @@ class TestTimes:
         """
         scheduled = policy(1, terms("*", regime=regime), on=30, effective=37)
 
-        assert openings(scheduled, self.BEFORE, now=NOW) == (
+        assert openings(scheduled, self.BEFORE, now=NOW).words == (
             "takes effect on 7 Feb 2024, when terms may have been narrowed by then",
         )
 
     def test_what_offered_in_the_past_opens_the_past(self) -> None:
         """Answers about last month, which somebody was told, would change by one person's hand."""
-        told = openings(policy(1, terms("*"), on=30, effective=10), self.BEFORE, now=NOW)
+        told = openings(policy(1, terms("*"), on=30, effective=10), self.BEFORE, now=NOW).words
 
         assert told == ("takes effect in the past, on 11 Jan 2024",)
 
@@ -136,7 +137,7 @@ class TestTimes:
         """A second person for every policy that was typed a moment ago would soon sign anything."""
         minute = policy(1, terms("*"), on=30, effective=30 - 1 / 1440)
 
-        assert openings(minute, self.BEFORE, now=NOW) == ()
+        assert openings(minute, self.BEFORE, now=NOW).words == ()
 
     @pytest.mark.parametrize("effective", [10, 30, 37])
     def test_what_offers_nothing_does_not_wait_whenever_it_takes_effect(
@@ -145,7 +146,7 @@ class TestTimes:
         """What closes a use must not wait for anybody."""
         closing = policy(1, terms("*", regime=Regime.NOT_OFFERED), on=30, effective=effective)
 
-        assert openings(closing, self.BEFORE, now=NOW) == ()
+        assert openings(closing, self.BEFORE, now=NOW).words == ()
 
     def test_what_somebody_with_a_fast_clock_narrowed_is_seen(self) -> None:
         """Two gateways' clocks differ by half a second: in it a policy would open what was just
@@ -154,7 +155,7 @@ class TestTimes:
         closed = policy(901, terms("HK", regime=Regime.NOT_OFFERED), on=30)
         before = self.BEFORE.after(replace(closed, recorded_at=Micros(NOW + 500_000)))
 
-        assert openings(policy(1, terms("*"), on=30), before, now=NOW) != ()
+        assert openings(policy(1, terms("*"), on=30), before, now=NOW).words != ()
 
 
 class TestPurging:
@@ -173,16 +174,16 @@ class TestPurging:
             purge_within=Micros(90 * DAY_MICROS),
         )
 
-        assert openings(policy(1, keeping, on=30), before, now=NOW) == (
+        assert openings(policy(1, keeping, on=30), before, now=NOW).words == (
             f"{PURPOSE} in DE: an opt-out no longer has stored data purged",
             f"{PURPOSE} in DE: a purge may take 90 days instead of 1",
         )
-        assert openings(policy(1, self.PURGING, on=30), before, now=NOW) == ()
+        assert openings(policy(1, self.PURGING, on=30), before, now=NOW).words == ()
 
 
 def digest(entry: Terms, *log: Control) -> str:
     """Of a policy with this entry, after a log."""
-    return openings_digest(policy(1, entry, on=30), Controls(TWINS).after(*log), now=NOW)
+    return openings(policy(1, entry, on=30), Controls(TWINS).after(*log), now=NOW).digest
 
 
 def test_a_digest_tells_terms_apart_that_have_the_same_words() -> None:
@@ -199,10 +200,11 @@ def test_a_digest_of_a_lift_tells_which_pauses_it_ends() -> None:
     first, second = pause(2, "DE", on=5, version=3), pause(3, "*", on=6, version=2)
     ending, before = lift(1, on=30, version=3), Controls(TWINS).after(first)
 
-    assert openings_digest(ending, before, now=NOW) != openings_digest(
-        ending, before.after(second), now=NOW
+    assert (
+        openings(ending, before, now=NOW).digest
+        != openings(ending, before.after(second), now=NOW).digest
     )
-    assert openings_digest(second, before, now=NOW) == openings_digest(first, before, now=NOW)
+    assert openings(second, before, now=NOW).digest == openings(first, before, now=NOW).digest
 
 
 def test_parts_that_are_countries_too_are_said_only_where_they_differ() -> None:

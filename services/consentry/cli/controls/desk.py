@@ -19,7 +19,7 @@ from consentry.cli.gateway_client import GatewayClient
 from consentry.domain.control_checks import ControlConflict
 from consentry.domain.controls import Control, Controls, PauseLifted, PolicyPublished, Scope
 from consentry.domain.errors import InvalidInput, Refused
-from consentry.domain.impact import openings
+from consentry.domain.openings import openings
 from consentry.forms.yaml import line_of
 from consentry.kafka.clients import producer_config, send
 from consentry.ops.settings import Settings
@@ -182,9 +182,8 @@ def hand_in(
             said = f"accepted: controls offset {answer['offset']}, {kind} {answer['event_id']}"
             typer.echo(json.dumps({"sent": True, "kind": kind, **answer}) if as_json else said)
         return
-    opens = openings(
-        control, Controls(iso_jurisdictions()).after(*(log or ())), now=control.recorded_at
-    )
+    known = Controls(iso_jurisdictions()).after(*(log or ()))
+    opens = openings(control, known, now=control.recorded_at).words
     if opens and settings.profile == "production":
         raise Refused(
             f"This would widen use ({opens[0]}), and takes a second person.",

@@ -21,9 +21,9 @@ from consentry.cli.controls.desk import (
 )
 from consentry.domain.control_checks import conflict_of_policy, is_published
 from consentry.domain.controls import Controls, PolicyPublished
-from consentry.domain.impact import in_force, named
+from consentry.domain.openings import in_force
 from consentry.domain.values import Micros
-from consentry.domain.wording import date_text, moment_of
+from consentry.domain.wording import date_text, moment_of, named
 from consentry.forms.controls import parse_policy_file
 from consentry.forms.yaml import read_form
 from consentry.ops.clock import system_clock

@@ -14,9 +14,10 @@ import typer
 from consentry.cli.connections import count_partitions
 from consentry.cli.consent_table import open_table
 from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
-from consentry.domain.impact import Impact, TermsChange, named, scope_of
+from consentry.domain.impact import Impact, scope_of
+from consentry.domain.openings import TermsChange
 from consentry.domain.values import Micros
-from consentry.domain.wording import date_text, moment_of, place_text, terms_summary
+from consentry.domain.wording import date_text, moment_of, named, place_text, terms_summary
 from consentry.ops.clock import system_clock
 from consentry.ops.settings import Settings
 from consentry.table.dry_run import DryRunReport, make_report

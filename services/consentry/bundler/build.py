@@ -21,7 +21,7 @@ from consentry.wire.catalog import Catalog
 
 
 def next_sequence(store: BundleStore, keys: PublicKeys) -> int:
-    """One more than the number of the newest bundle; 1 where there is none.
+    """Return one more than the number of the newest bundle; 1 without a bundle.
 
     Raises BundleRefused, Unavailable.
     """
@@ -45,8 +45,7 @@ def build(
     believed: PublicKeys | None = None,
     stall_seconds: float = 30.0,
 ) -> Manifest:
-    """Follow records, controls and frontiers to the ends seen at the start, then write one bundle
-    and publish it.
+    """Read the topics to the ends seen at the start, then write one bundle and publish it.
 
     With `is_delta` the newest bundle of the store is read first, and what changed since is written.
     `believed` are the keys that earlier bundles may be signed with, beside this one. Raises

@@ -1,22 +1,20 @@
-"""Who may write the next bundle: each number is claimed by creating a file that nobody else can
-create as well.
+"""The claims of bundlers: each bundle's number is claimed by creating a file that exists only once.
 
 Two bundlers on one store must not both go on from the same bundle: a trainer would follow one of
 them, and the other would think it had been read. Three things keep the chain from forking unseen:
 
-1. A bundle's number is claimed before it is written, and no number can be claimed twice, nor one
-  below another.
-2. Whoever sees that somebody else published lately, or is at it, stands by; it takes over when that
-  one falls silent.
-3. Right before it is published the bundle has to have the highest claim, and the newest bundle has
-  to be the one that
-   it was built upon. A writer that freezes between this look and its write can still put the
-   pointer back by one turn;
-   the other one sees that at its next turn, says so, and writes a snapshot of a higher number.
+1. A bundle's number is claimed before the bundle is written. No number can be claimed twice, nor
+   one below another.
+2. A bundler that sees that another one published lately, or is writing, stands by. It takes over
+   when the other falls silent.
+3. Right before it is published a bundle has to have the highest claim, and the newest bundle has to
+   be the one that it was built on. A writer that freezes between this check and its write can still
+   put the pointer back by one turn; the other one sees that at its next turn, logs it, and writes a
+   snapshot of a higher number.
 
 Stores that create a file atomically are local ones, memory, and those whose fsspec driver does
 `mode="create"` by a conditional write (s3fs, gcsfs). With another driver two may hold one claim,
-and the look before publishing decides.
+and the check before publishing decides.
 """
 
 from __future__ import annotations
@@ -38,15 +36,16 @@ from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
 
 CLAIM_SECONDS: Final = 300.0
-"""So long whoever claimed a number may take to write the bundle; then another takes over."""
+"""The time to write a bundle once its number is claimed; then another bundler takes over."""
 FOLDER: Final = "claims"
 KEPT: Final = 128
+"""Claims that stay, the newest ones."""
 _NAME: Final = re.compile(r"([0-9]{10})\.json", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceClaim:
-    """A number, who holds it and since when; nobody where its file cannot be read."""
+    """A claimed number, its writer and when it was claimed; no writer if its file is unreadable."""
 
     sequence: int
     writer: str
@@ -73,7 +72,7 @@ class SequenceClaims:
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def take(self, least: int) -> int | None:
-        """Claim a number, `least` or higher; None where somebody else holds one now.
+        """Claim a number, `least` or higher, and return it; None if another writer holds one.
 
         Raises Unavailable.
         """
@@ -92,20 +91,21 @@ class SequenceClaims:
         return sequence
 
     def highest(self) -> SequenceClaim | None:
-        """The highest claim there is. Raises Unavailable."""
+        """Return the highest claim there is. Raises Unavailable."""
         sequences = self._sequences()
         return self.of(sequences[-1]) if sequences else None
 
     def of(self, sequence: int) -> SequenceClaim:
-        """The claim of a number; of nobody where it cannot be read, or is gone. Raises
-        Unavailable.
+        """Return the claim of a number; nobody's if it cannot be read, or is gone.
+
+        Raises Unavailable.
         """
         try:
-            told = json.loads(self._fs.cat_file(f"{self._folder}/{sequence:010d}.json"))
-            return SequenceClaim(sequence, str(told["writer"]), Micros(int(told["claimed_at"])))
+            claim = json.loads(self._fs.cat_file(f"{self._folder}/{sequence:010d}.json"))
+            return SequenceClaim(sequence, str(claim["writer"]), Micros(int(claim["claimed_at"])))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            # Half of a file, of a store that shows such: nobody's, and as old as can be, so that it
-            # holds nobody up.
+            # Half of a file, as some stores show it: nobody's, and as old as can be, so that no
+            # bundler waits for it.
             return SequenceClaim(sequence, "", Micros(0))
         except Exception as error:
             raise _unavailable(error) from error
@@ -117,16 +117,20 @@ class SequenceClaims:
     def _sequences(self) -> list[int]:
         try:
             self._fs.invalidate_cache(self._folder)
-            found = self._fs.ls(self._folder, detail=False)
+            paths = self._fs.ls(self._folder, detail=False)
         except FileNotFoundError:
             return []
         except Exception as error:
             raise _unavailable(error) from error
-        matches = (_NAME.fullmatch(str(path).rsplit("/", 1)[-1]) for path in found)
-        return sorted(int(match[1]) for match in matches if match)
+        sequences: list[int] = []
+        for path in paths:
+            match = _NAME.fullmatch(str(path).rsplit("/", 1)[-1])
+            if match:
+                sequences.append(int(match[1]))
+        return sorted(sequences)
 
     def _create(self, name: str, content: bytes) -> None:
-        """Raises FileExistsError where somebody else was first."""
+        """Create a file. Raises FileExistsError where another bundler was first."""
         if self._is_local:
             _create_local(Path(self._folder), name, content)
         else:
@@ -134,21 +138,19 @@ class SequenceClaims:
             self._fs.pipe_file(f"{self._folder}/{name}", content, mode="create")
 
     def _forget(self, below: int) -> None:
-        """Old claims say nothing any more; the highest stays, for it is what the next one is
-        counted from.
-        """
+        """Delete old claims; the highest stays, as the next one is counted from it."""
         for sequence in self._sequences()[:-1]:
             if sequence < below:
                 try:
                     self._fs.rm_file(f"{self._folder}/{sequence:010d}.json")
                 except FileNotFoundError:
-                    continue  # by the other bundler
+                    continue  # the other bundler deleted it
                 except Exception as error:
                     raise _unavailable(error) from error
 
 
 def _create_local(folder: Path, name: str, content: bytes) -> None:
-    """A link to a whole file: also after kill -9 the claim is all there, or is not."""
+    """Create a file as a link to a whole one: even after kill -9 it is all there, or is not."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{name}.{secrets.token_hex(6)}"
     try:

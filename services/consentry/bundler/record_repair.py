@@ -1,16 +1,15 @@
-"""Records that went back: an older version appended after a newer one, and the newer one put behind
-it again.
+"""Repair records that went back: an older version was appended after a newer one.
 
 A worker that was frozen between storing and publishing may wake up and publish a record that is no
 longer the newest. Followers ignore it by its version, but compaction keeps the last message of a
-key, not the newest version: after `min.compaction.lag.ms` whoever starts from the log alone would
-read the older record. So the newest is appended again.
+key, not the newest version: after `min.compaction.lag.ms` a follower that starts from the log alone
+would read the older record. So the newest is appended again, behind it.
 
-Deciding and appending are not one step, and need not be. Whatever is published in between is newer
-still, and then the repetition itself is an older version behind a newer one: it is seen like any
-other and healed like any other. The loop ends as soon as nothing is published for the member during
-one decision and append; the pause before each further round doubles, so that a member who never
-rests costs two messages a minute at most, and an alert.
+Deciding and appending are two steps, and another record may be published in between. That one is
+newer still, and then the appended record is an older version behind a newer one: it is seen and
+repaired like any other. The loop ends as soon as nothing is published for the member during one
+decision and append. The pause before each further round doubles, so that a member whose record
+never rests costs at most two messages a minute, and an alert.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from consentry.wire.records import is_ancestor, version_of
 from consentry.wire.schemas import RECORDS, topic_name
 
 PAUSE_SECONDS: Final = 0.2
-"""Before a second repetition for one member; doubled before each further one."""
+"""The pause before a second repair of one member; doubled before each further one."""
 PAUSE_SECONDS_MAX: Final = 30.0
 QUIET_SECONDS: Final = 10.0
-"""A member whose record did not go back for so long (or for twice the last pause) is settled."""
+"""A member is settled whose record did not go back for this long, or for twice the last pause."""
 BATCH_MAX: Final = 1000
 _TICK_SECONDS: Final = 0.1
 _APPEND_SECONDS: Final = 10.0
@@ -42,7 +41,7 @@ _LOOK_BACK_SECONDS: Final = 5.0
 _LOG = structlog.get_logger(__name__)
 
 
-class Repetition(NamedTuple):
+class RepairedRecord(NamedTuple):
     """The newest record of a member, to be appended to its partition once more, byte for byte."""
 
     partition: int
@@ -50,10 +49,10 @@ class Repetition(NamedTuple):
     value: bytes
 
 
-class Appender(Protocol):
-    """Puts records behind what is in the log."""
+class RecordAppender(Protocol):
+    """Appends records to the log."""
 
-    def append(self, repetitions: Sequence[Repetition]) -> None:
+    def append(self, records: Sequence[RepairedRecord]) -> None:
         """Return when all are acknowledged.
 
         Raises Unavailable: it is then unknown which of them count.
@@ -61,7 +60,10 @@ class Appender(Protocol):
 
 
 class _Repair:
-    """One member whose record went back. Times in seconds of a monotonic clock."""
+    """The repair of one member's record. Times in seconds of a monotonic clock.
+
+    It is open from when the record went back until the newest is appended, or overtaken.
+    """
 
     __slots__ = (
         "due_at",
@@ -82,24 +84,23 @@ class _Repair:
         self.is_open = True
 
     def pause(self) -> float:
-        return (
-            min(PAUSE_SECONDS * 2 ** min(self.rounds - 1, 30), PAUSE_SECONDS_MAX)
-            if self.rounds
-            else 0.0
-        )
+        if self.rounds == 0:
+            return 0.0
+        doublings = min(self.rounds - 1, 30)
+        return min(PAUSE_SECONDS * 2.0**doublings, PAUSE_SECONDS_MAX)
 
 
 class RecordRepairer:
-    """Has the newest record published again where an older one came behind it; see the module.
+    """Has the newest record appended again where an older one came behind it; see the module.
 
-    `newest` tells the newest record that was read of a key, from any thread; so may `note` be
-    called, and `heal` from another. Nothing is appended before `ready` is true: until the log was
-    read to its end the newest is not known.
+    `newest` returns the newest record that was read of a key, on any thread. `note` may be called
+    on one thread and `repair` on another. Nothing is appended before `ready` is true: until the log
+    was read to its end the newest record is not known.
     """
 
     def __init__(
         self,
-        appender: Appender,
+        appender: RecordAppender,
         *,
         newest: Callable[[bytes], bytes | None],
         ready: Callable[[], bool],
@@ -110,7 +111,7 @@ class RecordRepairer:
         self._newest = newest
         self._ready = ready
         self._clock = clock
-        self._wounds: dict[bytes, _Repair] = {}
+        self._repairs: dict[bytes, _Repair] = {}
         self._diverged_since = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -121,15 +122,14 @@ class RecordRepairer:
             outcome: metrics.counter("consentry_bundler_heals_total", outcome)
             for outcome in ("appended", "overtaken", "failed")
         }
-        metrics.gauge("consentry_bundler_unhealed_seconds").set_function(self.unhealed_seconds)
+        metrics.gauge("consentry_bundler_unhealed_seconds").set_function(self.unrepaired_seconds)
 
     def note(self, regression: Regression) -> None:
-        """Take in that an older record was read behind the newest one known; it will be healed by
-        `heal`.
+        """Remember that an older record was read behind the newest one; `repair` will mend it.
 
-        Not where the older one is no earlier state of the newest: then one of the two lost an event
-        and nobody can say which, so that the member stays quarantined (BundleState.damaged), for a
-        person to look at.
+        If the older one is not an earlier state of the newest, it is not repaired: then one of the
+        two lost an event and nobody can say which, so that the member stays quarantined
+        (BundleState.damaged), for a person to look at.
         """
         self._regressions.inc()
         key, newest, now = regression.member, regression.newest, self._clock()
@@ -137,75 +137,77 @@ class RecordRepairer:
             if not is_ancestor(regression.arrived, newest):
                 self._diverged.inc()
                 self._diverged_since += 1
-                self._wounds.pop(key, None)
+                self._repairs.pop(key, None)
                 return
-            wound = self._wounds.get(key)
-            if wound is None:
-                wound = self._wounds[key] = _Repair(regression.partition, now)
-            if not wound.is_open:
-                wound.is_open, wound.due_at = True, now + wound.pause()
-            wound.version, wound.last_at = version_of(newest), now
-            wound.noted += 1
+            repair = self._repairs.get(key)
+            if repair is None:
+                repair = self._repairs[key] = _Repair(regression.partition, now)
+            if not repair.is_open:
+                repair.is_open, repair.due_at = True, now + repair.pause()
+            repair.version, repair.last_at = version_of(newest), now
+            repair.noted += 1
 
-    def heal(self) -> int:
-        """Append what is due, and return how many records that were.
+    def repair(self) -> int:
+        """Append what is due, and return the number of records.
 
         Errors of the broker are tried again later.
         """
-        self._tell_diverged()
+        self._log_diverged()
         due = self._due(self._clock()) if self._ready() else {}
         if not due:
             return 0
         try:
-            self._appender.append([one for one, _ in due.values()])
+            self._appender.append([record for record, _ in due.values()])
         except ConsentryError as error:
             self._outcomes["failed"].inc(len(due))
             _LOG.warning("heal_failed", records=len(due), code=error.code)
-            self._close(due, is_healed=False)
+            self._close(due, is_repaired=False)
             return 0
         self._outcomes["appended"].inc(len(due))
-        self._close(due, is_healed=True)
+        self._close(due, is_repaired=True)
         _LOG.warning("records_went_back", healed=len(due))
         return len(due)
 
-    def _due(self, now: float) -> dict[bytes, tuple[Repetition, int]]:
-        """What is to be appended now, and how often each was noted; what was overtaken or is long
-        settled goes.
+    def _due(self, now: float) -> dict[bytes, tuple[RepairedRecord, int]]:
+        """Return what is to be appended now, by key, and how often each was noted.
+
+        A repair that is long settled is forgotten, one that was overtaken is closed.
         """
-        due: dict[bytes, tuple[Repetition, int]] = {}
+        due: dict[bytes, tuple[RepairedRecord, int]] = {}
         with self._lock:
-            for key, wound in list(self._wounds.items()):
-                if not wound.is_open:
-                    if now - wound.last_at > max(QUIET_SECONDS, 2 * wound.pause()):
-                        del self._wounds[key]
-                elif wound.due_at <= now:
+            for key, repair in list(self._repairs.items()):
+                if not repair.is_open:
+                    if now - repair.last_at > max(QUIET_SECONDS, 2 * repair.pause()):
+                        del self._repairs[key]
+                elif repair.due_at <= now:
                     newest = self._newest(key)
-                    if newest is None or version_of(newest) > wound.version:
+                    if newest is None or version_of(newest) > repair.version:
                         # Read after the older one, so it stands behind it in the log.
                         self._outcomes["overtaken"].inc()
-                        wound.is_open = False
+                        repair.is_open = False
                     else:
-                        due[key] = Repetition(wound.partition, key, newest), wound.noted
+                        due[key] = RepairedRecord(repair.partition, key, newest), repair.noted
                         if len(due) == BATCH_MAX:
                             break
         return due
 
-    def _close(self, due: Mapping[bytes, tuple[Repetition, int]], *, is_healed: bool) -> None:
-        """After an append.
+    def _close(self, due: Mapping[bytes, tuple[RepairedRecord, int]], *, is_repaired: bool) -> None:
+        """Close repairs after an append.
 
-        What failed stays open, and so does what was noted meanwhile: that may stand behind it.
+        Those that failed stay open, and so do those that were noted again meanwhile: the older
+        record may stand behind the appended one.
         """
         now = self._clock()
         with self._lock:
             for key, (_, noted) in due.items():
-                wound = self._wounds.get(key)
-                if wound is not None:
-                    wound.rounds += 1
-                    wound.last_at, wound.due_at = now, now + wound.pause()
-                    wound.is_open = not is_healed or wound.noted != noted
+                repair = self._repairs.get(key)
+                if repair is not None:
+                    repair.rounds += 1
+                    repair.last_at, repair.due_at = now, now + repair.pause()
+                    repair.is_open = not is_repaired or repair.noted != noted
 
-    def _tell_diverged(self) -> None:
-        """One line for all of them: a partition's worth of lines would hide everything else."""
+    def _log_diverged(self) -> None:
+        """Log one line for all of them: a line for each record would hide everything else."""
         with self._lock:
             count, self._diverged_since = self._diverged_since, 0
         if count:
@@ -213,30 +215,25 @@ class RecordRepairer:
 
     @property
     def open_count(self) -> int:
-        """How many records stand behind an older version of themselves, as far as is known."""
+        """The number of records known to have an older version of themselves behind them."""
         with self._lock:
-            return sum(wound.is_open for wound in self._wounds.values())
+            return sum(repair.is_open for repair in self._repairs.values())
 
-    def unhealed_seconds(self) -> float:
-        """How long the oldest record has been going back that does so still, in seconds;
+    def unrepaired_seconds(self) -> float:
+        """Return the age of the oldest open repair, in seconds; 0 where none is open.
 
-        0 where none does.
-
-        One that was healed and went back again at once counts from the first time.
+        A record that was repaired and went back again at once counts from the first time.
         """
         now = self._clock()
         with self._lock:
-            return max(
-                (now - wound.first_at for wound in self._wounds.values() if wound.is_open),
-                default=0.0,
-            )
+            ages = [now - repair.first_at for repair in self._repairs.values() if repair.is_open]
+        return max(ages, default=0.0)
 
     def start(self, look_back: Callable[[], Iterable[Regression]] | None = None) -> None:
-        """Heal on a thread of its own, so that a slow broker does not keep the follower from
-        reading.
+        """Repair on a thread of its own: a slow broker does not keep the follower from reading.
 
-        `look_back` is asked once it is ready, on another thread: what it tells went back before
-        this began to follow.
+        `look_back` is called once, when ready, on another thread: it returns records that went back
+        before this began to follow.
         """
         self._thread = threading.Thread(target=self._run, name="heal", daemon=True)
         self._thread.start()
@@ -257,30 +254,28 @@ class RecordRepairer:
         return self._thread is not None and self._thread.is_alive()
 
     def _look_back(self, look_back: Callable[[], Iterable[Regression]]) -> None:
-        """Until it succeeds once: a broker that is away now may hold an older record that was never
-        healed.
-        """
+        """Look back until it succeeds once: an older record may never have been repaired."""
         while not self._stopping.wait(_TICK_SECONDS):
             if not self._ready():
                 continue
             try:
-                found = list(look_back())
+                regressions = list(look_back())
             except ConsentryError as error:
                 _LOG.warning("look_back_failed", code=error.code)
                 self._stopping.wait(_LOOK_BACK_SECONDS)
                 continue
-            for regression in found:
+            for regression in regressions:
                 self.note(regression)
-            _LOG.info("looked_back", went_back=len(found))
+            _LOG.info("looked_back", went_back=len(regressions))
             return
 
     def _run(self) -> None:
         while not self._stopping.wait(_TICK_SECONDS):
-            self.heal()
+            self.repair()
 
 
-class KafkaAppender:
-    """See Appender; an idempotent producer that waits for all replicas."""
+class KafkaRecordAppender:
+    """A RecordAppender with an idempotent producer that waits for all replicas."""
 
     def __init__(self, kafka: Mapping[str, str], *, namespace: str) -> None:
         self._topic = topic_name(namespace, RECORDS)
@@ -290,8 +285,8 @@ class KafkaAppender:
         }
         self._producer: Producer | None = None
 
-    def append(self, repetitions: Sequence[Repetition]) -> None:
-        """See Appender."""
+    def append(self, records: Sequence[RepairedRecord]) -> None:
+        """See RecordAppender."""
         producer = self._producer = self._producer or Producer(self._config)
         failed: list[KafkaError] = []
 
@@ -300,22 +295,22 @@ class KafkaAppender:
                 failed.append(error)
 
         try:
-            for one in repetitions:
-                # With the time of now, which keeps the compaction away from both for as long as it
-                # waits.
-                producer.produce(self._topic, one.value, one.key, one.partition, on_delivery=note)
+            for record in records:
+                # With the current time, which keeps the compaction away from both messages for as
+                # long as it waits.
+                producer.produce(
+                    self._topic, record.value, record.key, record.partition, on_delivery=note
+                )
             left = producer.flush(_APPEND_SECONDS + 1)
         except (BufferError, KafkaException) as error:
             self.close()
             raise unavailable("accept a record", error) from error
         if failed or left:
-            # A repetition that arrives minutes later, or a producer that a fatal error has ended,
-            # would help nobody.
+            # A record that arrives minutes later, or a producer that a fatal error has ended, would
+            # help nobody.
             self.close()
             cause = KafkaException(failed[0]) if failed else TimeoutError("time-out")
-            raise unavailable(
-                f"acknowledge {len(failed) or left} of {len(repetitions)} records", cause
-            )
+            raise unavailable(f"acknowledge {len(failed) or left} of {len(records)} records", cause)
 
     def close(self) -> None:
         """Let go of the producer and of what it has not sent."""

@@ -1,9 +1,8 @@
-"""The bundler: follow, publish a bundle every so often, delete what nobody needs, and heal records
-that went back.
-"""
+"""The bundler: follow the log, publish bundles, delete old ones, and repair records."""
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -39,8 +38,8 @@ from consentry.wire.messages import StoredMessage
 from consentry.wire.records import version_of
 
 STALL_SECONDS: Final = 900.0
-"""So long one turn may take, the writing of a whole snapshot included, before the bundler counts as
-dead.
+"""The time that one turn may take, with the writing of a whole snapshot, before the bundler counts
+as dead.
 """
 _RETRY_SECONDS: Final = 1.0
 _SILENT_TURNS: Final = 3
@@ -53,9 +52,9 @@ WRITTEN: Final = frozenset({"snapshot", "delta"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundlerPlan:
-    """How often, and what is kept. Times in seconds;
+    """The times of a bundler, in seconds: between bundles, until they are deleted, and so on.
 
-    `snapshot_every` is how many bundles share one snapshot.
+    `snapshot_every` is the number of bundles that share one snapshot.
     """
 
     every_seconds: float
@@ -66,12 +65,12 @@ class BundlerPlan:
 
     @property
     def silent_seconds(self) -> float:
-        """So old the newest bundle of another bundler is when that one counts as gone."""
+        """The age of another bundler's newest bundle at which that bundler counts as gone."""
         return max(_SILENT_TURNS * self.every_seconds, _SILENT_SECONDS)
 
 
 class StateFollower(Protocol):
-    """Keeps a state up to date; see Follower."""
+    """Keeps a state up to date; see BundleFollower."""
 
     state: BundleState
 
@@ -80,13 +79,11 @@ class StateFollower(Protocol):
         """Whether everything that was there at the start has been read."""
 
     def step(self, timeout_seconds: float = 0.1) -> int:
-        """Wait at most so long for messages and take in what is there; how many there were."""
+        """Wait for messages, take in what is there, and return how many there were."""
 
 
 class Bundler:
-    """Writes bundles of what the follower holds, one after another;
-
-    `step` is to be called all the time.
+    """Writes bundles of the follower's state, one after another; call `step` again and again.
 
     `newest` is the bundle that the follower's state was restored from, if any: the chain goes on
     from it. Times of day come from `clock`, durations from `seconds`.
@@ -104,7 +101,7 @@ class Bundler:
         plan: BundlerPlan,
         clock: Clock,
         metrics: Metrics,
-        healer: RecordRepairer,
+        repairer: RecordRepairer,
         newest: Manifest | None = None,
         seconds: Callable[[], float] = monotonic,
     ) -> None:
@@ -117,15 +114,15 @@ class Bundler:
         self._plan = plan
         self._clock = clock
         self._metrics = metrics
-        self._healer = healer
+        self._repairer = repairer
         self._seconds = seconds
         self._written = newest
-        """What the state's changes are counted from."""
+        """The bundle from which the state's changes are counted."""
         self.newest = newest
         """The newest bundle in the store, as far as is known here."""
         self.last_outcome: Outcome | None = None
         self.detail = ""
-        """Why the last turn wrote nothing."""
+        """The reason why the last turn wrote nothing."""
         self.progress_at = seconds()
         self._due_at = seconds()
         self._snapshot_times: dict[str, Micros] = {}
@@ -135,9 +132,9 @@ class Bundler:
         )
 
     def run(self, stopping: threading.Event) -> None:
-        """Go on until told to stop.
+        """Go on until `stopping` is set.
 
-        Raises Unavailable where the log no longer holds what was to be read next.
+        Raises PositionLost where the log no longer holds the message that is to be read next.
         """
         while not stopping.is_set():
             self.step()
@@ -151,20 +148,23 @@ class Bundler:
             self.progress_at = self._seconds()
 
     def age_seconds(self) -> float:
-        """How long ago the newest bundle was proven fresh; infinite where there is none."""
+        """Return how long ago the newest bundle was proven fresh; infinite without a bundle."""
         newest = self.newest
-        return float("inf") if newest is None else (self._clock() - newest.proven_at) / 1e6
+        if newest is None:
+            return math.inf
+        return (self._clock() - newest.proven_at) / 1e6
 
     def stale_detail(self) -> str:
-        """Why what is held is not proven fresh; empty where it is."""
+        """Return why the state is not proven fresh; empty where it is."""
         if not self._follower.is_caught_up:
             return "what was there at the start has not all been read"
         age = self._follower.state.freshness.staleness_seconds(self._clock())
         return stale_age("the least fresh partition", age, self._plan.staleness_seconds)
 
     def status(self) -> dict[str, Any]:
-        """What an operator asks first; ready is who is fresh and knows of a bundle. No member
-        ids.
+        """Return what an operator asks first, without member ids.
+
+        It is `ok` while the state is fresh and a bundle is known.
         """
         stale, newest, age = self.stale_detail(), self.newest, self.age_seconds()
         return {
@@ -175,7 +175,7 @@ class Bundler:
             "bundle_age_seconds": None if newest is None else round(age, 1),
             "members": len(self._follower.state),
             "members_held": len(self._follower.state.damaged),
-            "regressions_open": self._healer.open_count,
+            "regressions_open": self._repairer.open_count,
         }
 
     # ---- one turn
@@ -190,27 +190,27 @@ class Bundler:
         if outcome != self.last_outcome and outcome not in WRITTEN and outcome != "failed":
             _LOG.info("no_bundle", outcome=outcome, detail=self.detail)
         self.last_outcome = outcome
-        pause = self._plan.every_seconds
-        self._due_at = self._seconds() + (
-            pause if outcome in WRITTEN else min(pause, _RETRY_SECONDS)
-        )
+        pause_seconds = self._plan.every_seconds
+        if outcome not in WRITTEN:
+            pause_seconds = min(pause_seconds, _RETRY_SECONDS)
+        self._due_at = self._seconds() + pause_seconds
 
     def _write_if_ours(self) -> tuple[Outcome, str]:
-        """Write and publish one bundle, unless it is not proven fresh, or somebody else's turn.
+        """Write and publish one bundle if the state is fresh and no other bundler is at work.
 
-        Raises as the store.
+        Returns the outcome and why nothing was written. Raises as the store does.
         """
-        found = self._look()
+        pointer = self._read_pointer()
         stale = self.stale_detail()
         if stale:
             return "stale", stale
-        other = self._other_at_work(found)
+        other = self._other_at_work(pointer)
         if other:
             return "standby", other
-        sequence = self._claims.take(1 if found is None else found.sequence + 1)
+        sequence = self._claims.take(1 if pointer is None else pointer.sequence + 1)
         if sequence is None:
             return "standby", "another bundler is writing a bundle"
-        parent = self._parent(found, sequence)
+        parent = self._parent(pointer, sequence)
         manifest = write_bundle(
             self._store,
             self._follower.state,
@@ -222,7 +222,7 @@ class Bundler:
         )
         # From here on the state's changes are counted from this bundle, published or not.
         self._written = manifest
-        if self._is_overtaken(found, sequence):
+        if self._is_overtaken(pointer, sequence):
             return "conflict", "another bundler published meanwhile"
         publish(self._store, manifest, key=self._key)
         self.newest = manifest
@@ -237,58 +237,55 @@ class Bundler:
         self._prune(manifest)
         return manifest.kind, ""
 
-    def _look(self) -> Pointer | None:
-        """Which bundle is the newest in the store; `newest` follows it.
+    def _read_pointer(self) -> Pointer | None:
+        """Return the pointer to the newest bundle in the store, and set `newest` to that bundle.
 
         Raises BundleRefused, Unavailable.
         """
         try:
-            found = latest(self._store, self._believed)
+            pointer = latest(self._store, self._believed)
         except Unavailable as error:
             if error.code != "bundle.none":
                 raise
             self.newest = None
             return None
-        if self.newest is None or self.newest.sha256 != found.manifest_sha256:
+        if self.newest is None or self.newest.sha256 != pointer.manifest_sha256:
             bundle = open_bundle(
                 self._store,
                 keys=self._believed,
                 namespace=self._namespace,
                 now=self._clock(),
-                bundle_id=found.bundle_id,
+                bundle_id=pointer.bundle_id,
             )
             self.newest = bundle.manifest
-        return found
+        return pointer
 
-    def _other_at_work(self, found: Pointer | None) -> str:
-        """Why another bundler is to go on and not this one; empty where it is ours to do."""
-        if found is None or self._is_ours(found):
+    def _other_at_work(self, pointer: Pointer | None) -> str:
+        """Return why another bundler should go on and not this one; else empty."""
+        if pointer is None or self._is_ours(pointer):
             return ""
-        if self._written is not None and found.sequence < self._written.sequence:
-            # Somebody who was frozen put an older one back after ours.
+        if self._written is not None and pointer.sequence < self._written.sequence:
+            # A bundler that was frozen put an older one back after ours.
             _LOG.error(
-                "bundle_pointer_went_back", found=found.sequence, ours=self._written.sequence
+                "bundle_pointer_went_back", found=pointer.sequence, ours=self._written.sequence
             )
             return ""
-        if self._claims.of(found.sequence).writer == self._claims.writer:
+        if self._claims.of(pointer.sequence).writer == self._claims.writer:
             return ""
-        age = (self._clock() - found.created_at) / 1e6
+        age = (self._clock() - pointer.created_at) / 1e6
         if age > self._plan.silent_seconds:
             return ""
         return f"another bundler published {age:.0f} s ago"
 
-    def _is_ours(self, found: Pointer) -> bool:
-        return self._written is not None and found.manifest_sha256 == self._written.sha256
+    def _is_ours(self, pointer: Pointer) -> bool:
+        return self._written is not None and pointer.manifest_sha256 == self._written.sha256
 
-    def _parent(self, found: Pointer | None, sequence: int) -> Manifest | None:
-        """The bundle to build a delta on; None where a snapshot is due."""
+    def _parent(self, pointer: Pointer | None, sequence: int) -> Manifest | None:
+        """Return the bundle to build a delta on; None where a snapshot is due."""
         written = self._written
-        if (
-            written is None
-            or found is None
-            or not self._is_ours(found)
-            or sequence != written.sequence + 1
-        ):
+        if written is None or pointer is None or not self._is_ours(pointer):
+            return None
+        if sequence != written.sequence + 1:
             return None
         if written.deltas + 1 >= self._plan.snapshot_every:
             return None
@@ -298,60 +295,60 @@ class Bundler:
             return None
         return written
 
-    def _is_overtaken(self, found: Pointer | None, sequence: int) -> bool:
-        """Whether somebody claimed a higher number, or published, since the look that this bundle
-        rests on.
-        """
+    def _is_overtaken(self, pointer: Pointer | None, sequence: int) -> bool:
+        """Say whether somebody claimed a higher number, or published, since `pointer` was read."""
         highest = self._claims.highest()
         if highest is None or highest.sequence != sequence:
             return True
-        before = None if found is None else found.manifest_sha256
-        now = self._look()
-        return (None if now is None else now.manifest_sha256) != before
+        newer = self._read_pointer()
+        if pointer is None or newer is None:
+            return pointer is not newer
+        return pointer.manifest_sha256 != newer.manifest_sha256
 
     # ---- what is kept
 
     def _prune(self, newest: Manifest) -> None:
-        """Delete what no chain that was the newest within `keep_seconds` needs.
+        """Delete the bundles that no chain needs which was the newest within `keep_seconds`.
 
         A failure is tried again next time.
         """
         try:
-            gone = prune(self._store, newest=newest, keep=self._snapshots_kept(newest))
+            deleted = prune(self._store, newest=newest, keep=self._snapshots_kept(newest))
         except ConsentryError as error:
             _LOG.warning("prune_failed", code=error.code)
             return
-        if gone:
-            _LOG.info("pruned", bundles=len(gone))
+        if deleted:
+            _LOG.info("pruned", bundles=len(deleted))
 
     def _snapshots_kept(self, newest: Manifest) -> int:
-        """How many snapshots, counted from the newest, reach back to one that was made before
-        `keep_seconds`.
+        """Return how many snapshots, the newest first, reach back to one older than `keep_seconds`.
 
         The bundles on that one were the newest at that moment, and a slow reader may be in the
         middle of them.
         """
         bound = newest.created_at - int(self._plan.keep_seconds * 1_000_000)
         first_of_chain = newest.sequence - newest.deltas
-        snapshots = [
-            one
-            for one in self._store.bundle_ids()
-            if "-snapshot-" in one and int(one[:10]) <= first_of_chain
-        ]
-        times = {one: self._made_at(one) for one in snapshots}
-        self._snapshot_times = {one: time for one, time in times.items() if time is not None}
-        sequences = sorted({int(one[:10]) for one in snapshots}, reverse=True)
-        old_enough = {int(one[:10]) for one, time in self._snapshot_times.items() if time <= bound}
-        return next(
-            (count for count, one in enumerate(sequences, 1) if one in old_enough),
-            max(1, len(sequences)),
-        )
+        times: dict[str, Micros] = {}
+        sequences: set[int] = set()
+        old_sequences: set[int] = set()
+        for bundle_id in self._store.bundle_ids():
+            sequence = int(bundle_id[:10])
+            if "-snapshot-" not in bundle_id or sequence > first_of_chain:
+                continue
+            sequences.add(sequence)
+            made_at = self._made_at(bundle_id)
+            if made_at is not None:
+                times[bundle_id] = made_at
+                if made_at <= bound:
+                    old_sequences.add(sequence)
+        self._snapshot_times = times
+        for count, sequence in enumerate(sorted(sequences, reverse=True), start=1):
+            if sequence in old_sequences:
+                return count
+        return max(1, len(sequences))
 
     def _made_at(self, bundle_id: str) -> Micros | None:
-        """When a snapshot was made;
-
-        None for one that is not whole or not believed, which tells no time.
-        """
+        """Return when a snapshot was made; None for one that is not whole or not believed."""
         known = self._snapshot_times.get(bundle_id)
         if known is not None:
             return known
@@ -371,19 +368,19 @@ class Bundler:
 def went_back(
     messages: Iterable[StoredMessage], newest: Callable[[bytes], bytes | None]
 ) -> Iterator[Regression]:
-    """Every member of whom the log's last record is older than the newest that is held.
+    """Yield a regression for each member whose last record in the log is not the newest.
 
     `messages` are those of `records`, per partition in the log's order, read after the follower had
-    caught up. What went back before a bundler died, or while none ran, is not seen by one that goes
-    on from a bundle: this finds it.
+    caught up. A bundler that goes on from a bundle does not see a record that went back before, or
+    while no bundler ran: this finds it.
     """
     behind: dict[bytes, Regression] = {}
     for message in messages:
         if not message.key or not message.value:
             continue
-        held = newest(message.key)
-        if held is not None and version_of(message.value) < version_of(held):
-            behind[message.key] = Regression(message.partition, message.key, held, message.value)
+        known = newest(message.key)
+        if known is not None and version_of(message.value) < version_of(known):
+            behind[message.key] = Regression(message.partition, message.key, known, message.value)
         else:
             behind.pop(message.key, None)
     yield from behind.values()

@@ -17,7 +17,7 @@ import typer
 
 from consentry.bundler.claims import SequenceClaims
 from consentry.bundler.follower import BundleFollower
-from consentry.bundler.record_repair import KafkaAppender, RecordRepairer
+from consentry.bundler.record_repair import KafkaRecordAppender, RecordRepairer
 from consentry.bundler.service import Bundler, BundlerPlan, went_back
 from consentry.bundler.setup import liveness, read_keys, require_store, restore_newest, writer_name
 from consentry.bundles import (
@@ -116,7 +116,7 @@ def _run(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     state, newest = restore_newest(store, believed, namespace, catalog, system_clock)
-    appender = KafkaAppender(kafka, namespace=namespace)
+    appender = KafkaRecordAppender(kafka, namespace=namespace)
 
     def note_regression(regression: Regression) -> None:
         # A regression that is read before that was repaired long ago, or `went_back` finds it.
@@ -148,7 +148,7 @@ def _run(
             plan=plan,
             clock=system_clock,
             metrics=metrics,
-            healer=repairer,
+            repairer=repairer,
             newest=newest,
         )
         health = _start_probes(settings, bundler, repairer, metrics)

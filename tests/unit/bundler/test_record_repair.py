@@ -14,7 +14,7 @@ from consentry.bundler.record_repair import (
     PAUSE_SECONDS_MAX,
     QUIET_SECONDS,
     RecordRepairer,
-    Repetition,
+    RepairedRecord,
 )
 from consentry.bundles import BundleState, Regression
 from consentry.domain.errors import Unavailable
@@ -48,7 +48,7 @@ STRANGER = versions("anna", first_event=1000)
 
 
 class Topic:
-    """One partition of records, its follower and a healer; time passes only where a test says
+    """One partition of records, its follower and a repairer; time passes only where a test says
     so.
     """
 
@@ -66,24 +66,24 @@ class Topic:
         """
         self.metrics = Metrics("test")
         self.state = BundleState(1, CATALOG)
-        self.healer = RecordRepairer(
+        self.repairer = RecordRepairer(
             self,
             newest=self.state.get,
             ready=lambda: self.is_ready,
             metrics=self.metrics,
             clock=lambda: self.now,
         )
-        self._note = self.healer.note if guard else None
+        self._note = self.repairer.note if guard else None
 
     def publish(self, *values: bytes, member: bytes = b"anna") -> None:
         self.log += [(member, value) for value in values]
 
-    def append(self, repetitions: Sequence[Repetition]) -> None:
+    def append(self, records: Sequence[RepairedRecord]) -> None:
         self.log += self.between[:1]
         del self.between[:1]
         if self.fails:
             raise Unavailable("no broker", code="kafka.unavailable")
-        self.log += [(one.key, one.value) for one in repetitions]
+        self.log += [(one.key, one.value) for one in records]
         if self.while_appending:
             self.log += self.while_appending
             self.while_appending = []
@@ -100,14 +100,14 @@ class Topic:
         """Follow to the end, then heal what is due."""
         self.now += seconds
         self.follow()
-        return self.healer.heal()
+        return self.repairer.repair()
 
     def rest(self, *, rounds_max: int = 400) -> int:
         """Go on until nothing is open; the rounds it took."""
         for number in range(rounds_max):
             self.step(seconds=PAUSE_SECONDS_MAX / 4)
             self.follow()
-            if not self.healer.open_count:
+            if not self.repairer.open_count:
                 return number
         raise AssertionError("it never comes to rest")
 
@@ -158,7 +158,7 @@ def test_nothing_is_published_where_a_newer_record_came_meanwhile() -> None:
 
     assert topic.compacted() == {b"anna": ANNA[2]}
     assert topic.count("consentry_bundler_heals_total", outcome="overtaken") == 1
-    assert topic.healer.open_count == 0
+    assert topic.repairer.open_count == 0
 
 
 def test_a_newer_record_between_decision_and_append_is_healed_in_the_next_round() -> None:
@@ -187,7 +187,7 @@ def test_an_older_record_that_comes_while_the_repetition_is_acknowledged_is_not_
     topic.while_appending = [(b"anna", ANNA[0])]
 
     topic.step()
-    assert topic.healer.open_count == 1
+    assert topic.repairer.open_count == 1
     topic.rest()
 
     assert topic.compacted() == {b"anna": ANNA[1]}
@@ -230,7 +230,7 @@ def test_a_member_who_never_rests_costs_ever_fewer_messages_and_is_told() -> Non
         topic.step(seconds=0.1)
 
     assert 20 <= topic.count("consentry_bundler_heals_total", outcome="appended") <= 32
-    assert topic.healer.unhealed_seconds() > 590, "an alert needs to see that it goes on"
+    assert topic.repairer.unrepaired_seconds() > 590, "an alert needs to see that it goes on"
     topic.rest()
     assert topic.compacted() == {b"anna": ANNA[-1]}
 
@@ -244,7 +244,7 @@ def test_one_who_went_back_again_after_a_long_rest_is_healed_at_once() -> None:
     topic.publish(ANNA[0])
 
     assert topic.step() == 1
-    assert topic.healer.unhealed_seconds() == 0
+    assert topic.repairer.unrepaired_seconds() == 0
 
 
 def test_what_the_broker_did_not_acknowledge_is_tried_again_and_told() -> None:
@@ -255,13 +255,13 @@ def test_what_the_broker_did_not_acknowledge_is_tried_again_and_told() -> None:
 
     for _ in range(10):
         topic.step(seconds=7)
-    assert topic.healer.unhealed_seconds() >= 60
+    assert topic.repairer.unrepaired_seconds() >= 60
     assert topic.count("consentry_bundler_heals_total", outcome="failed") >= 3
     topic.fails = False
     topic.rest()
 
     assert topic.compacted() == {b"anna": ANNA[1]}
-    assert topic.healer.unhealed_seconds() == 0
+    assert topic.repairer.unrepaired_seconds() == 0
 
 
 def test_nothing_is_published_before_the_log_was_read_to_its_end() -> None:
@@ -291,7 +291,7 @@ def test_two_histories_of_one_member_are_not_healed_and_the_member_is_held() -> 
     assert topic.compacted() == {b"anna": STRANGER[0]}
     assert topic.count("consentry_bundler_divergences_total") == 1
     assert topic.state.damaged == {b"anna"}
-    assert topic.healer.open_count == 0
+    assert topic.repairer.open_count == 0
 
 
 def test_a_partition_that_went_back_as_a_whole_is_healed_batch_by_batch() -> None:
@@ -309,17 +309,17 @@ def test_a_partition_that_went_back_as_a_whole_is_healed_batch_by_batch() -> Non
     assert topic.compacted() == {member: found[1] for member, found in records.items()}
 
 
-def test_the_healer_ends_when_it_is_stopped() -> None:
+def test_the_repairer_ends_when_it_is_stopped() -> None:
     """A thread that stays would keep the service from ending, and be killed in the middle of a
     write.
     """
     topic = Topic()
-    topic.healer.start()
-    assert topic.healer.is_alive
+    topic.repairer.start()
+    assert topic.repairer.is_alive
 
-    topic.healer.stop()
+    topic.repairer.stop()
 
-    assert not topic.healer.is_alive
+    assert not topic.repairer.is_alive
 
 
 @pytest.mark.parametrize("older", [0, 1])
@@ -328,8 +328,8 @@ def test_a_regression_is_taken_as_the_state_tells_it(older: int) -> None:
     nobody.
     """
     topic = Topic()
-    topic.healer.note(Regression(0, b"anna", ANNA[2], ANNA[older]))
+    topic.repairer.note(Regression(0, b"anna", ANNA[2], ANNA[older]))
     topic.state.apply_records(0, [b"anna"], [ANNA[2]])
 
-    assert topic.healer.heal() == 1
+    assert topic.repairer.repair() == 1
     assert topic.log == [(b"anna", ANNA[2])]

@@ -10,7 +10,7 @@ import pytest
 from tests.strategies import chose, new_catalog
 
 from consentry.bundler.claims import SequenceClaims
-from consentry.bundler.record_repair import RecordRepairer, Repetition
+from consentry.bundler.record_repair import RecordRepairer, RepairedRecord
 from consentry.bundler.service import Bundler, BundlerPlan, went_back
 from consentry.bundles import (
     BundleState,
@@ -91,7 +91,7 @@ class FollowerOfTopics:
 
 
 class Nowhere:
-    def append(self, repetitions: Sequence[Repetition]) -> None:
+    def append(self, records: Sequence[RepairedRecord]) -> None:
         raise AssertionError("nothing went back")
 
 
@@ -130,7 +130,7 @@ class Service:
             ),
             clock=clock,
             metrics=self.metrics,
-            healer=RecordRepairer(
+            repairer=RecordRepairer(
                 Nowhere(), newest=lambda _: None, ready=lambda: False, metrics=self.metrics
             ),
             newest=newest,

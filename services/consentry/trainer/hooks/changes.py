@@ -52,7 +52,7 @@ class NarrowingDetector:
     ) -> tuple[Reason, Micros] | None:
         """Return why the member is excluded, and from when, in microseconds.
 
-        None if the newest state excludes no more than every earlier one.
+        None if the newest state excludes no more than any earlier one.
         """
         raws = [raw for raw, was_quarantined in earlier if not was_quarantined]
         if not raws:

@@ -1,4 +1,4 @@
-"""The threads that call hooks: one listener for each function, with what waits for it."""
+"""The threads that call hooks: one listener for each function, with the changes that wait."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ControlCall = Callable[[Control], object]
 
 
 class HookThread(ABC):
-    """A thread that works off what waits for one hook whenever it is woken."""
+    """A thread that calls one hook with everything that waits for it, whenever it is woken."""
 
     def __init__(self, name: str) -> None:
         self._woken = threading.Event()

@@ -15,7 +15,7 @@ from consentry.trainer.runs.certificates.reads import SCHEMA, distinct_reads
 from consentry.trainer.runs.store import RunFolder
 
 GROUP_ROWS: Final = 32_768
-"""Rows of a row group: what has to be read to find the reads of one member."""
+"""Rows of a row group: at least one group is read to find the reads of one member."""
 _PIECE_ROWS: Final = 1_000_000
 
 

@@ -59,7 +59,7 @@ class TestSparkDirectory(DatasetContract):
     def read(self, directory: Path) -> pa.Table:
         return pyarrow.dataset.dataset(directory, format="parquet").to_table()
 
-    # What happens in the cover happens in another process here, which has no hand in this one.
+    # What happens in the selector happens in another process here, which has no hand in this one.
     test_what_another_writer_adds_meanwhile_is_not_lost_and_not_overlooked = None  # type: ignore[assignment]
     test_an_error_half_way_leaves_what_was_not_reached = None  # type: ignore[assignment]
 

@@ -5,7 +5,7 @@ is gone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from consentry.cli.options import (
     JurisdictionColumnOption,
     MemberColumnOption,
 )
-from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.domain.errors import InvalidInput
 from consentry.domain.orders import PurgeOrder, Receipt
 from consentry.domain.values import parse_name
 from consentry.ops.clock import system_clock
@@ -35,14 +35,12 @@ from consentry.ops.logs import set_up_logs
 from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decider import Decider, SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.purge.dataset import Progress, PurgeResult
+from consentry.trainer.purge.dataset import Progress
 from consentry.trainer.purge.open_dataset import open_dataset
 from consentry.trainer.purge.order_log import read_orders_to_verify, send_receipts
 from consentry.trainer.purge.orders_file import read_orders
-from consentry.trainer.purge.receipts import receipts as receipts_for
-from consentry.trainer.purge.receipts_file import check_receipts_file, write_receipts
+from consentry.trainer.purge.receipts import check_receipts_file
 from consentry.trainer.purge.reports import (
-    old_versions_detail,
     plan_fields,
     plan_text,
     result_fields,
@@ -51,11 +49,10 @@ from consentry.trainer.purge.reports import (
     verified_text,
 )
 from consentry.trainer.purge.session import (
+    ApplyOptions,
     PurgeSession,
-    check_order_ids,
     check_purpose,
     check_scopes,
-    check_version,
     parse_exemptions,
     select_orders,
     translate_errors,
@@ -99,7 +96,7 @@ UnknownOption = Annotated[
     str,
     typer.Option(
         metavar="keep|purge",
-        help="What to do with rows that --excluded covers only because something is not known.",
+        help="What to do with rows that --excluded selects only because something is not known.",
     ),
 ]
 ExemptOption = Annotated[
@@ -151,17 +148,6 @@ class PurgeRequest:
     def takes_orders_from_kafka(self) -> bool:
         """Whether the orders are those in Kafka."""
         return self.orders == OPEN or (self.orders is None and self.excluded is None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplyOptions:
-    """The further arguments of apply. `exemptions` are reasons by order id."""
-
-    exemptions: Mapping[str, str]
-    subscriber: str
-    receipts_file: Path | None
-    if_version: str | None
-    vacuum: bool
 
 
 @app.command()
@@ -256,62 +242,17 @@ def apply(
     if receipts is not None:
         check_receipts_file(receipts)
     with _open_session(request, for_verify=False) as session:
-        result, answers, vacuumed = _apply(session, options)
+        applied = session.apply(
+            options,
+            clock=system_clock,
+            send=_send,
+            progress=lambda: _progress_bar("purging"),
+        )
     if as_json:
-        typer.echo(json.dumps(result_fields(session.dataset, result, answers, vacuumed)))
+        typer.echo(json.dumps(result_fields(session.dataset, applied)))
     else:
-        detail = old_versions_detail(session.dataset, is_vacuumed=vacuum)
-        typer.echo(result_text(session.dataset, result, answers, vacuumed, detail))
-    raise typer.Exit(_EXIT_UNKNOWN if result.unknown else 0)
-
-
-def _apply(
-    session: PurgeSession, options: ApplyOptions
-) -> tuple[PurgeResult, Sequence[Receipt], Sequence[str]]:
-    """Delete the rows, and hand out the receipts, also those of a purge that fails.
-
-    Returns the result, the receipts, and what was vacuumed. Raises ConsentryError.
-    """
-    dataset = session.dataset
-    check_order_ids(options.exemptions, session.orders)
-    if options.vacuum and not dataset.keeps_versions:
-        dataset.vacuum()  # raises: this kind of data set keeps no older versions
-    vacuumed: Sequence[str] = ()
-    try:
-        if options.if_version is not None:
-            check_version(dataset, options.if_version)
-        selector = session.selector(options.exemptions, now=system_clock())
-        with translate_errors(), _progress_bar("purging") as progress:
-            result = dataset.apply(selector, progress)
-            if options.vacuum:
-                vacuumed = dataset.vacuum()
-    except ConsentryError as error:
-        _answer(session, options, error)
-        raise
-    return result, _answer(session, options, result), vacuumed
-
-
-def _answer(
-    session: PurgeSession, options: ApplyOptions, outcome: PurgeResult | ConsentryError
-) -> Sequence[Receipt]:
-    """Make a receipt for each order, write them to the file, and send them."""
-    detail = ""
-    if isinstance(outcome, PurgeResult):
-        detail = old_versions_detail(session.dataset, is_vacuumed=options.vacuum)
-    answers = receipts_for(
-        session.orders,
-        options.exemptions,
-        outcome,
-        subscriber=options.subscriber,
-        dataset=session.dataset.name,
-        completed_at=system_clock(),
-        detail=detail,
-    )
-    if options.receipts_file is not None:
-        write_receipts(options.receipts_file, answers)
-    if options.subscriber and answers:
-        _send(answers)
-    return answers
+        typer.echo(result_text(session.dataset, applied))
+    raise typer.Exit(_EXIT_UNKNOWN if applied.result.unknown else 0)
 
 
 @app.command()
@@ -351,7 +292,6 @@ def verify(
     )
     exemptions = parse_exemptions(exempt or ())
     with _open_session(request, for_verify=True) as session:
-        check_order_ids(exemptions, session.orders)
         selector = session.selector(exemptions, now=system_clock())
         with translate_errors(), _progress_bar("looking") as progress:
             verified = session.dataset.verify(selector, progress, old_versions=not current_only)

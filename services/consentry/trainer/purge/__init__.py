@@ -1,7 +1,7 @@
-"""Deleting from a data set what purge orders name, or who may not be used: each file is rewritten
-whole, or not at all.
+"""Delete from a data set the rows that purge orders name, or that may not be used.
 
-Parquet directories here; `opening` knows every kind of data set.
+Each file is rewritten whole, or not at all. `purge` is for directories of Parquet files;
+`open_dataset.open_dataset` opens every kind of data set.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ def purge(
     now: Micros,
     columns: Columns | None = None,
 ) -> PurgeResult:
-    """Rewrite every Parquet file that holds rows of the orders, without them. Idempotent;
+    """Rewrite every Parquet file that holds rows of the orders, without these rows.
 
-    `now` in microseconds.
-
-    Without `columns` each file's columns are found by their conventional names. Killed anywhere,
-    each file is the old or the new one, and running again finishes the rest. Raises DatasetChanged
-    where somebody else writes meanwhile.
+    It is idempotent: killed anywhere, each file is the old or the new one, and running again
+    finishes the rest. `now` is in microseconds. Without `columns` each file's columns are found by
+    their conventional names. Raises DatasetChanged where somebody else writes meanwhile.
     """
-    return ParquetDirectory(directory, columns=columns).apply(OrdersSelector(orders, snapshot, now))
+    selector = OrdersSelector(orders, snapshot, now)
+    return ParquetDirectory(directory, columns=columns).apply(selector)

@@ -1,39 +1,47 @@
-"""What every kind of data set answers when it is planned, purged and looked through again."""
+"""The interface of a data set that can be purged, and what its methods return."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Protocol
 
 from consentry.domain.errors import Unavailable
 from consentry.trainer.purge.row_selector import RowSelector
 
 Progress = Callable[[int, int], None]
-"""Told how many files are done, of how many."""
-
-UNKNOWN: Final = "unknown"
+"""Called with the number of files that are done, and of all files."""
 
 
 def no_progress(_done: int, _files: int) -> None:
-    """For who does not look."""
+    """A Progress that shows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """One file that holds rows to remove: its rows and bytes, and the rows to remove by order."""
+    """A file that holds rows to remove: its rows and bytes, and the rows to remove by order id."""
 
     name: str
     rows: int
     bytes: int
-    covered: Mapping[str, int]
+    selected: Mapping[str, int]
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return the plan as JSON fields; there the rows to remove are called `covered`."""
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "covered": dict(self.selected),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgePlan:
-    """What a purge would do to this version;
+    """What a purge would do to one version of a data set.
 
-    `unknown` rows are kept, as nobody can say whose they are.
+    `files` are those that hold rows to remove. `unknown` rows are kept, as nobody can say whose
+    they are.
     """
 
     version: str
@@ -42,23 +50,20 @@ class PurgePlan:
     rows_looked_at: int
     unknown: int
 
-    def covered(self, order_id: str) -> tuple[int, int, int]:
-        """(files, rows, bytes of these files) that one order touches."""
-        touched = [file for file in self.files if order_id in file.covered]
-        return (
-            len(touched),
-            sum(file.covered[order_id] for file in touched),
-            sum(file.bytes for file in touched),
-        )
+    def touched_by(self, order_id: str) -> tuple[int, int, int]:
+        """Return the files, the rows, and the bytes of these files that one order touches."""
+        touched = [file for file in self.files if order_id in file.selected]
+        rows = sum(file.selected[order_id] for file in touched)
+        return len(touched), rows, sum(file.bytes for file in touched)
 
 
 @dataclass(slots=True, kw_only=True)
 class PurgeResult:
     """What a purge did.
 
-    `rows_removed` are the rows of this run by order id; `rows_in_all` those of this and every
-    earlier run, also of one that was killed, and `versions_first` the version before the first of
-    them.
+    `rows_removed` are the rows of this run by order id. `rows_in_all` are those of this and every
+    earlier run, also of one that was killed. `versions_first` are the versions before the first of
+    these.
     """
 
     version_before: str
@@ -74,10 +79,11 @@ class PurgeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What is left: rows by order id, rows of unknown owner, files that nobody could look into, old
-    versions by rows.
+    """What a data set still holds of the rows that should be gone.
 
-    `rows_left` holds only orders that have any.
+    `rows_left` has the rows by order id, of orders that have any. `unknown` counts rows of unknown
+    owner, `unreadable` says which files could not be read and why, and `old_versions` has the rows
+    in older versions.
     """
 
     version: str
@@ -90,15 +96,16 @@ class Verified:
 
     @property
     def exit_status(self) -> int:
-        """0 clean, 1 rows are left, 2 cannot tell."""
+        """0 where it is clean, 1 where rows are left, 2 where nobody can tell."""
         if self.rows_left or self.old_versions:
             return 1
         return 2 if self.unreadable or self.unknown else 0
 
 
 class DatasetChanged(Unavailable):
-    """Somebody else wrote to the data set meanwhile: what was not swapped yet is as it was, and may
-    be tried again.
+    """Raised where somebody else wrote to the data set during the purge.
+
+    Files that were not replaced yet are as they were, and the purge may be run again.
     """
 
     def __init__(self, message: str) -> None:
@@ -110,46 +117,45 @@ class DatasetChanged(Unavailable):
 
 
 class Dataset(Protocol):
-    """Something that holds rows in files: a directory, or a table of a format that keeps
-    versions.
-    """
+    """Rows in files: a directory, or a table of a format that keeps versions."""
 
     @property
     def name(self) -> str:
-        """As receipts name it."""
+        """The name that receipts give it."""
         ...
 
     @property
     def keeps_versions(self) -> bool:
-        """Whether rows that were removed can be read in older versions until these are vacuumed."""
+        """True where removed rows stay readable in older versions until these are vacuumed."""
         ...
 
     def version(self) -> str:
-        """Identity of its content now."""
+        """Return the identity of its content now."""
         ...
 
     def plan(self, selector: RowSelector, progress: Progress = no_progress) -> PurgePlan:
-        """What a purge would do; writes nothing.
+        """Return what a purge would do, without writing anything.
 
         Raises InvalidInput where a file cannot be understood.
         """
         ...
 
     def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
-        """Remove the covered rows. Idempotent, and killed at any point it can be run again.
+        """Remove the selected rows. It is idempotent: killed at any point it can be run again.
 
-        Raises DatasetChanged where somebody else wrote to it meanwhile, InvalidInput as `plan`.
+        Raises DatasetChanged where somebody else writes meanwhile, InvalidInput as `plan`.
         """
         ...
 
     def verify(
         self, selector: RowSelector, progress: Progress = no_progress, *, old_versions: bool = True
     ) -> Verified:
-        """Look at every row again, in old versions too if asked; a file that cannot be read is
-        named, not raised.
+        """Examine every row again, with `old_versions` those of older versions too.
+
+        A file that cannot be read is named in the answer, not raised.
         """
         ...
 
     def vacuum(self) -> tuple[str, ...]:
-        """Destroy the old versions; which ones. Raises Refused where none are kept."""
+        """Destroy the older versions; return which. Raises Refused where none are kept."""
         ...

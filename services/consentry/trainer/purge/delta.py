@@ -1,6 +1,4 @@
-"""Purging a Delta table: touched files are replaced in one transaction, the old ones stay until
-they are vacuumed.
-"""
+"""Purge a Delta table: one transaction replaces the touched files; vacuum destroys the old ones."""
 
 from __future__ import annotations
 
@@ -27,12 +25,12 @@ from deltalake.transaction import AddAction, RemoveAction
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.ops.clock import Clock
 from consentry.trainer.deciding.columns import Columns, find_columns
-from consentry.trainer.purge.file_worker import FileResult, look
+from consentry.trainer.purge.file_worker import FileResult, examine_file
 from consentry.trainer.purge.files import folder_values
-from consentry.trainer.purge.journal import Total
-from consentry.trainer.purge.rewrite import check_same, rewrite
+from consentry.trainer.purge.journal import OrderTotal
+from consentry.trainer.purge.rewrite import check_same_rows, rewrite
 from consentry.trainer.purge.row_selector import RowSelector
-from consentry.trainer.purge.versions import Conflict, Unopened, VersionedTable
+from consentry.trainer.purge.versions import Conflict, UnopenedVersion, VersionedTable
 
 _ROWS: Final = "consentry.purge.rows"
 _BEFORE: Final = "consentry.purge.before"
@@ -45,12 +43,12 @@ _BASE: Final = re.compile(
 
 
 def delta_table(uri: str, *, clock: Clock, columns: Columns | None = None) -> VersionedTable:
-    """The Delta table at a path or address. Raises InvalidInput where there is none."""
+    """Return the Delta table at a path or address. Raises InvalidInput where there is none."""
     return VersionedTable(uri.rstrip("/").rpartition("/")[2], _DeltaTable(uri, clock, columns))
 
 
 class _DeltaTable:
-    """See versions.Versions."""
+    """See versions.Versions. Raises InvalidInput where there is no such table."""
 
     def __init__(self, uri: str, clock: Clock, columns: Columns | None) -> None:
         self._uri = uri
@@ -61,34 +59,34 @@ class _DeltaTable:
     def newest(self) -> _DeltaVersion:
         return _DeltaVersion(self._load(), self._clock, self._columns)
 
-    def older(self) -> Iterator[_DeltaVersion | Unopened]:
+    def older(self) -> Iterator[_DeltaVersion | UnopenedVersion]:
         newest = self.newest()
-        # Below the oldest base the log was cleaned away: nobody can read these versions; `strays`
-        # has their files.
+        # Below the oldest base the log was cleaned away: nobody can read these versions; their
+        # files are among `stray_files`.
         for number in range(int(newest.id) - 1, newest.oldest() - 1, -1):
-            yield self._opened(number)
+            yield self._open_older(number)
 
-    def _opened(self, number: int) -> _DeltaVersion | Unopened:
+    def _open_older(self, number: int) -> _DeltaVersion | UnopenedVersion:
         try:
             version = _DeltaVersion(self._load(number), self._clock, self._columns)
-            assert (
-                version.files is not None
-            )  # read here, where an error is a version that cannot be looked at
+            # The list of files is read here, where an error means a version that cannot be opened.
+            assert version.files is not None
         except (DeltaError, OSError, InvalidInput) as error:
-            return Unopened(str(number), f"it cannot be opened: {type(error).__name__}")
+            return UnopenedVersion(str(number), f"it cannot be opened: {type(error).__name__}")
         return version
 
-    def strays(self, named: Collection[str]) -> Collection[str]:
-        lying = self.newest().lying()
+    def stray_files(self, named: Collection[str]) -> Collection[str]:
+        files_on_disk = self.newest().files_on_disk()
         # Loaded after they were listed: what somebody commits meanwhile is no stray.
-        return lying - set(named) - self.newest().files.keys()
+        return files_on_disk - set(named) - self.newest().files.keys()
 
-    def totals(self) -> Mapping[str, Total]:
-        found: dict[str, Total] = {}
+    def totals(self) -> Mapping[str, OrderTotal]:
+        totals: dict[str, OrderTotal] = {}
         for commit in reversed(self._load().history()):
             for key, rows in json.loads(commit.get(_ROWS, "{}")).items():
-                found.setdefault(key, Total(0, commit[_BEFORE])).rows += rows
-        return found
+                total = totals.setdefault(key, OrderTotal(0, commit[_BEFORE]))
+                total.rows += rows
+        return totals
 
     def vacuum(self) -> tuple[str, ...]:
         table = self._load()
@@ -151,12 +149,16 @@ class _DeltaVersion:
         return {path: action["size_bytes"] for path, action in self._actions.items()}
 
     def oldest(self) -> int:
-        """The first version that the log can still lead to."""
-        found = [_BASE.fullmatch(name.rpartition("/")[2]) for name in self._names_in(_LOG)]
-        return min((int(next(filter(None, one.groups()))) for one in found if one), default=0)
+        """Return the first version that the log can still lead to."""
+        bases: list[int] = []
+        for name in self._names_in(_LOG):
+            match = _BASE.fullmatch(name.rpartition("/")[2])
+            if match is not None:
+                bases.append(int(next(filter(None, match.groups()))))
+        return min(bases, default=0)
 
-    def lying(self) -> set[str]:
-        """Every data file in the table's folder, those of the change data feed too."""
+    def files_on_disk(self) -> set[str]:
+        """Return every data file in the table's folder, those of the change data feed too."""
         return {
             path
             for path in self._names_in("")
@@ -165,25 +167,22 @@ class _DeltaVersion:
 
     def _names_in(self, folder: str) -> list[str]:
         selector = pyarrow.fs.FileSelector(folder, recursive=not folder)
-        return [
-            told.path.lstrip("/")
-            for told in self._filesystem.get_file_info(selector)
-            if told.is_file
-        ]
+        infos = self._filesystem.get_file_info(selector)
+        return [info.path.lstrip("/") for info in infos if info.is_file]
 
-    def look(self, path: str, selector: RowSelector) -> FileResult:
-        done = FileResult(name=path)
+    def examine(self, path: str, selector: RowSelector) -> FileResult:
+        result = FileResult(name=path)
         with self._open(path) as source:
-            look(pq.ParquetFile(source), selector, self._columns, done, self._said(path, source))
-        return done
+            file = pq.ParquetFile(source)
+            shared_values = self._shared_values(path, source)
+            examine_file(file, selector, self._columns, result, shared_values)
+        return result
 
     def _open(self, path: str) -> pa.NativeFile:
         return self._filesystem.open_input_file(path)
 
-    def _said(self, path: str, source: pa.NativeFile) -> dict[str, str | None]:
-        """The partition's values; null for the columns that the table was given after the file was
-        written.
-        """
+    def _shared_values(self, path: str, source: pa.NativeFile) -> dict[str, str | None]:
+        """Return the partition's values, and null for columns that the table got after the file."""
         stored = pq.read_schema(source).names
         missing = dict.fromkeys(name for name in self._names if name not in stored)
         return missing | self._partition(path)
@@ -195,14 +194,12 @@ class _DeltaVersion:
         return {name: None if value is None else str(value) for name, value in values.items()}
 
     def commit(
-        self, done: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
+        self, files: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
     ) -> None:
-        written: list[AddAction] = []
+        successors = [self._write_successor(file.name, selector) for file in files]
+        written = [added for added in successors if added is not None]
+        removed = [self._remove_action(file.name) for file in files]
         try:
-            written = [
-                added for one in done if (added := self._replace(one.name, selector)) is not None
-            ]
-            removed = [self._removed(one.name) for one in done]
             self._table.create_write_transaction(
                 [*removed, *written],
                 "append",
@@ -218,25 +215,26 @@ class _DeltaVersion:
                 self._filesystem.delete_file(added.path)
             raise Conflict from error
 
-    def _removed(self, path: str) -> RemoveAction:
+    def _remove_action(self, path: str) -> RemoveAction:
         size = self._actions[path]["size_bytes"]
         return RemoveAction(path, True, self._clock() // 1000, size, self._partition(path))
 
-    def _replace(self, path: str, selector: RowSelector) -> AddAction | None:
-        """Write a file's successor; None where no row of it is left."""
-        done = FileResult(name=path)
-        folder, _, _name = path.rpartition("/")
-        new = f"{folder}/" * bool(folder) + f"part-00000-{uuid.uuid4()}-c000.parquet"
+    def _write_successor(self, path: str, selector: RowSelector) -> AddAction | None:
+        """Write a file's successor; return None where no row of it is left."""
+        result = FileResult(name=path)
+        folder, slash, _name = path.rpartition("/")
+        new = f"{folder}{slash}part-00000-{uuid.uuid4()}-c000.parquet"
         with self._open(path) as source:
             old = pq.ParquetFile(source)
-            keep = look(old, selector, self._columns, done, self._said(path, source))
+            shared_values = self._shared_values(path, source)
+            keep = examine_file(old, selector, self._columns, result, shared_values)
             if not keep.any():
                 return None
             with self._filesystem.open_output_stream(new) as sink:
                 rewrite(old, keep, sink)
             with self._filesystem.open_input_file(new) as written:
                 size, successor = written.size(), pq.ParquetFile(written)
-                check_same(old, successor, int(keep.sum()), path)
+                check_same_rows(old, successor, int(keep.sum()), path)
                 stats = _statistics(successor.metadata)
         return AddAction(
             path=new,
@@ -248,35 +246,43 @@ class _DeltaVersion:
         )
 
 
-def _statistics(told: pq.FileMetaData) -> dict[str, Any]:
-    """The number of rows, and the bounds of plain columns: a reader skips by them.
+def _statistics(metadata: pq.FileMetaData) -> dict[str, Any]:
+    """Return the number of rows, and the bounds of columns, by which readers skip files.
 
-    What is left out is not skipped.
+    A column whose bounds are not exact is left out, and readers then do not skip by it.
     """
-    bounds: dict[str, tuple[Any, Any]] = {}
+    least: dict[str, Any] = {}
+    greatest: dict[str, Any] = {}
     nulls: dict[str, int] = {}
-    for place in range(told.num_columns):
-        chunks = [told.row_group(group).column(place) for group in range(told.num_row_groups)]
-        name, found = chunks[0].path_in_schema, [chunk.statistics for chunk in chunks]
-        if "." in name or any(one is None or not one.has_null_count for one in found):
+    for index in range(metadata.num_columns):
+        chunks = [
+            metadata.row_group(group).column(index) for group in range(metadata.num_row_groups)
+        ]
+        name, statistics = chunks[0].path_in_schema, [chunk.statistics for chunk in chunks]
+        if "." in name or not all(map(_has_null_count, statistics)):
             continue
-        nulls[name] = sum(one.null_count for one in found)
-        with_bounds = [one for one in found if one.has_min_max]
-        if len(with_bounds) == len(found) and all(_is_plain(one) for one in with_bounds):
-            bounds[name] = min(one.min for one in with_bounds), max(one.max for one in with_bounds)
+        nulls[name] = sum(part.null_count for part in statistics)
+        if all(map(_has_exact_bounds, statistics)):
+            least[name] = min(part.min for part in statistics)
+            greatest[name] = max(part.max for part in statistics)
     return {
-        "numRecords": told.num_rows,
-        "minValues": {name: least for name, (least, _) in bounds.items()},
-        "maxValues": {name: greatest for name, (_, greatest) in bounds.items()},
+        "numRecords": metadata.num_rows,
+        "minValues": least,
+        "maxValues": greatest,
         "nullCount": nulls,
     }
 
 
-def _is_plain(found: pq.Statistics) -> bool:
-    """Whether the bounds are exact in JSON: whole numbers, and texts too short to have been cut."""
-    if found.logical_type.type in ("INT", "NONE") and found.physical_type in ("INT32", "INT64"):
+def _has_null_count(statistics: pq.Statistics | None) -> bool:
+    return statistics is not None and statistics.has_null_count
+
+
+def _has_exact_bounds(statistics: pq.Statistics) -> bool:
+    """True where the bounds are exact in JSON: whole numbers, and texts too short to be cut off."""
+    if not statistics.has_min_max:
+        return False
+    kind = statistics.logical_type.type
+    if kind in ("INT", "NONE") and statistics.physical_type in ("INT32", "INT64"):
         return True
-    return (
-        found.logical_type.type == "STRING"
-        and max(len(found.min), len(found.max)) <= _STATISTICS_BYTES_MAX
-    )
+    longest = max(len(statistics.min), len(statistics.max)) if kind == "STRING" else 0
+    return kind == "STRING" and longest <= _STATISTICS_BYTES_MAX

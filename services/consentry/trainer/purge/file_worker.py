@@ -1,6 +1,4 @@
-"""The work on one file of a Parquet directory: done here, or by Spark on the machine that the file
-is given to.
-"""
+"""The work on one file of a Parquet directory: done here, or by Spark on another machine."""
 
 from __future__ import annotations
 
@@ -9,33 +7,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
-from consentry.trainer.deciding.columns import Columns
+from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.purge.dataset import DatasetChanged
-from consentry.trainer.purge.files import (
-    Fingerprint,
-    chunks,
-    fingerprint,
-    folder_values,
-    open_native,
-)
+from consentry.trainer.purge.files import Fingerprint, fingerprint, folder_values, open_native
 from consentry.trainer.purge.replace_files import sync_file
-from consentry.trainer.purge.rewrite import check_same, rewrite
-from consentry.trainer.purge.row_selector import RowSelector, merged
+from consentry.trainer.purge.rewrite import check_same_rows, rewrite
+from consentry.trainer.purge.row_selector import RowSelector, sum_counts
+
+CHUNK_ROWS: Final = 1 << 20
+"""Rows of a file that are examined at once, give or take a row group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTask:
-    """One file to look into, and to write anew as `staged` where it holds covered rows;
+    """One file to examine.
 
-    None: only look.
+    Where it holds selected rows, its successor without them is written as `staged`; None: the file
+    is only examined.
     """
 
     directory: str
@@ -45,13 +42,15 @@ class FileTask:
 
 @dataclass(slots=True, kw_only=True)
 class FileResult:
-    """What was found in one file: rows, covered rows by order id, rows of unknown owner, and what
-    was staged.
+    """The findings in one file: its rows, those selected by order id, and those of unknown owner.
+
+    `old` is the fingerprint of the file, `new` that of its successor, which lies under the name
+    `staged`. `unreadable` says why the file could not be read.
     """
 
     name: str
     rows: int = 0
-    covered: dict[str, int] = field(default_factory=dict)
+    selected: dict[str, int] = field(default_factory=dict)
     unknown: int = 0
     old: Fingerprint | None = None
     new: Fingerprint | None = None
@@ -62,56 +61,51 @@ class FileResult:
 
 @dataclass(frozen=True, slots=True)
 class FileWorker:
-    """What all files are looked into with.
+    """Examines files one by one, with one selector.
 
-    It travels to other processes, so its cover has to as well.
+    It travels to other processes, so its selector has to be one that can be pickled.
     """
 
     selector: RowSelector
     columns: Columns | None = None
     tolerant: bool = False
-    """Tell of a file that cannot be read instead of raising."""
+    """Report a file that cannot be read, instead of raising."""
 
     def __call__(self, task: FileTask) -> FileResult:
-        """Look into one file. Raises InvalidInput, OSError, ArrowException unless tolerant."""
+        """Do one task.
+
+        Raises ConsentryError unless tolerant: InvalidInput for a file that cannot be read,
+        DatasetChanged for one that somebody else writes meanwhile.
+        """
         path = Path(task.directory, task.name)
         try:
             return self._work(path, task)
         except (OSError, pa.ArrowException) as error:
-            return self._unreadable(task, f"{task.name}: {type(error).__name__}", error)
+            if self.tolerant:
+                why = f"{task.name}: {type(error).__name__}"
+                return FileResult(name=task.name, unreadable=why)
+            raise _unreadable(task, error) from error
         except InvalidInput as error:
-            return self._unreadable(task, f"{task.name}: {error.message}", error)
-
-    def _unreadable(self, task: FileTask, why: str, error: Exception) -> FileResult:
-        if not self.tolerant:
-            if isinstance(error, ConsentryError):
-                raise error
-            if isinstance(error, FileNotFoundError):
-                raise DatasetChanged(
-                    f"The file {task.name!r} vanished while it was looked into."
-                ) from error
-            raise InvalidInput(
-                f"The file {task.name!r} cannot be read: {type(error).__name__}.",
-                code="input.dataset",
-                fix="mend it, or take it out of the data set",
-            ) from error
-        return FileResult(name=task.name, unreadable=why)
+            if self.tolerant:
+                return FileResult(name=task.name, unreadable=f"{task.name}: {error.message}")
+            raise
 
     def _work(self, path: Path, task: FileTask) -> FileResult:
-        done = FileResult(name=task.name, old=fingerprint(path))
+        result = FileResult(name=task.name, old=fingerprint(path))
         try:
             with open_native(path) as file:
                 old = pq.ParquetFile(file)
-                keep = look(old, self.selector, self.columns, done, folder_values(task.name))
-                if task.staged is not None and done.covered:
-                    self._stage(path, old, keep, Path(task.staged), done)
+                keep = examine_file(
+                    old, self.selector, self.columns, result, folder_values(task.name)
+                )
+                if task.staged is not None and result.selected:
+                    self._stage(path, old, keep, Path(task.staged), result)
         except (OSError, pa.ArrowException, InvalidInput):
-            _expect_unchanged(
-                path, done
-            )  # what somebody overwrites cannot be read, and that is no damage
+            # A file that somebody overwrites cannot be read either, and that is no damage.
+            _check_unchanged(path, result)
             raise
-        _expect_unchanged(path, done)
-        return done
+        _check_unchanged(path, result)
+        return result
 
     def _stage(
         self,
@@ -119,81 +113,161 @@ class FileWorker:
         old: pq.ParquetFile,
         keep: npt.NDArray[np.bool_],
         staged: Path,
-        done: FileResult,
+        result: FileResult,
     ) -> None:
+        """Write the successor of a file, whole and on disk, under the name `staged`."""
         try:
             with pa.OSFile(str(staged), "wb") as sink:
                 rewrite(old, keep, sink)
             with open_native(staged) as written:
-                done.notes = check_same(old, pq.ParquetFile(written), int(keep.sum()), done.name)
-            _give_rights(path.stat(), staged)
+                new = pq.ParquetFile(written)
+                result.notes = check_same_rows(old, new, int(keep.sum()), result.name)
+            _copy_rights(path.stat(), staged)
             sync_file(staged)
         except OSError as error:
-            _expect_unchanged(path, done)
+            _check_unchanged(path, result)
             raise Unavailable(
-                f"The successor of {done.name!r} could not be written: "
+                f"The successor of {result.name!r} could not be written: "
                 f"{error.strerror or type(error).__name__}.",
                 code="purge.write",
                 fix="make room, or give the right to write to the data set, then run the same "
                 "command again",
             ) from error
-        done.new, done.staged = fingerprint(staged), staged.name
+        result.new, result.staged = fingerprint(staged), staged.name
 
 
-def _expect_unchanged(path: Path, done: FileResult) -> None:
-    with suppress(FileNotFoundError, InvalidInput):
-        if fingerprint(path) == done.old:
-            return
-    raise DatasetChanged(
-        f"The file {done.name!r} was written anew, or vanished, while it was looked into."
+def _unreadable(task: FileTask, error: Exception) -> ConsentryError:
+    if isinstance(error, FileNotFoundError):
+        return DatasetChanged(f"The file {task.name!r} vanished while it was looked into.")
+    return InvalidInput(
+        f"The file {task.name!r} cannot be read: {type(error).__name__}.",
+        code="input.dataset",
+        fix="mend it, or take it out of the data set",
     )
 
 
-def _give_rights(old: os.stat_result, staged: Path) -> None:
+def _check_unchanged(path: Path, result: FileResult) -> None:
+    """Raise DatasetChanged unless the file is still the one that was examined."""
+    with suppress(FileNotFoundError, InvalidInput):
+        if fingerprint(path) == result.old:
+            return
+    raise DatasetChanged(
+        f"The file {result.name!r} was written anew, or vanished, while it was looked into."
+    )
+
+
+def _copy_rights(old: os.stat_result, staged: Path) -> None:
     staged.chmod(old.st_mode & 0o7777)
-    # Only root may give files away; whoever else purges owns what they write.
+    # Only root may give files away; for everybody else the new file is their own.
     with suppress(PermissionError):
         os.chown(staged, old.st_uid, old.st_gid)
 
 
-def look(
+# ---- the rows of a file
+
+
+def examine_file(
     file: pq.ParquetFile,
     selector: RowSelector,
     columns: Columns | None,
-    done: FileResult,
-    said: Mapping[str, str | None],
+    result: FileResult,
+    shared_values: Mapping[str, str | None],
 ) -> npt.NDArray[np.bool_]:
-    """Which rows of a file stay; what was found is counted in `done`.
+    """Return a mask of the rows of a file that stay; count in `result` what was found.
 
-    `said` are columns that all its rows share.
+    `shared_values` are columns in which all rows of the file have one value, such as those that
+    its folders name. Without `columns` they are found by their conventional names. Raises
+    InvalidInput for a missing column.
     """
-    order_ids, kept = selector.order_ids, [np.ones(0, dtype=np.bool_)]
-    for chunk in chunks(file, done.name, columns, said):
-        found = selector.of(chunk.table, chunk.columns)
-        kept.append(found.first < 0)
-        done.covered = merged(done.covered, found.counts(order_ids))
-        done.unknown += found.unknown
-    done.rows = file.metadata.num_rows
-    return np.concatenate(kept)
+    order_ids = selector.order_ids
+    masks = [np.ones(0, dtype=np.bool_)]
+    for chunk in _read_chunks(file, result.name, columns, shared_values):
+        selection = selector.select_rows(chunk.table, chunk.columns)
+        masks.append(selection.keep)
+        result.selected = sum_counts(result.selected, selection.counts(order_ids))
+        result.unknown += selection.unknown
+    result.rows = file.metadata.num_rows
+    return np.concatenate(masks)
 
 
-Run = Callable[[FileWorker, Sequence[FileTask]], Iterator[FileResult]]
-"""Who does the work on some files; the answers may come in any order."""
+class _FileChunk(NamedTuple):
+    """The deciding columns of some row groups of a file."""
+
+    table: pa.Table
+    columns: Columns
+
+
+def _read_chunks(
+    file: pq.ParquetFile,
+    name: str,
+    columns: Columns | None,
+    shared_values: Mapping[str, str | None],
+) -> Iterator[_FileChunk]:
+    stored_names = file.schema_arrow.names
+    names = [*stored_names, *(key for key in shared_values if key not in stored_names)]
+    deciding = find_columns(names, columns, holder=f"The file {name!r}")
+    stored = [key for key in deciding.names if key in stored_names]
+    for groups in _group_batches(file.metadata):
+        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+        table = file.read_row_groups(list(groups), columns=stored, use_threads=False)
+        for key in deciding.names:
+            if key in shared_values:
+                table = _with_shared_value(table, rows, key, shared_values[key], name)
+        yield _FileChunk(table, deciding)
+
+
+def _with_shared_value(
+    table: pa.Table, rows: int, key: str, value: str | None, name: str
+) -> pa.Table:
+    """Return the table with a column of one value, unless it has the column with that value.
+
+    Raises InvalidInput where a row says otherwise.
+    """
+    column = pa.array([value], pa.string()).take(pa.array([0] * rows, pa.int32()))
+    if key not in table.column_names:
+        return table.append_column(key, column) if table.num_columns else pa.table({key: column})
+    own = table[key].cast(pa.string())
+    is_same = pc.or_kleene(pc.equal(own, column), pc.is_null(own))
+    if not pc.all(is_same, min_count=0).as_py():
+        raise InvalidInput(
+            f"The file {name!r} has a column {key!r} that does not say what its folder says.",
+            code="input.dataset",
+            fix="readers differ in which they believe: remove the column, or move the rows to the "
+            "right folder",
+        )
+    return table
+
+
+def _group_batches(metadata: pq.FileMetaData) -> Iterator[range]:
+    """Yield spans of neighbouring row groups that have about CHUNK_ROWS rows together."""
+    start = rows = 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        if rows >= CHUNK_ROWS or group == metadata.num_row_groups - 1:
+            yield range(start, group + 1)
+            start, rows = group + 1, 0
+
+
+# ---- doing tasks
+
+
+TaskRunner = Callable[[FileWorker, Sequence[FileTask]], Iterator[FileResult]]
+"""Does the tasks with the worker; the results may come in any order."""
 
 
 def run_here(worker: FileWorker, tasks: Sequence[FileTask]) -> Iterator[FileResult]:
-    """One file after the other, in this process."""
+    """Do one task after the other, in this process."""
     return map(worker, tasks)
 
 
-def as_fields(done: FileResult) -> Mapping[str, Any]:
-    """A JSON object of it."""
-    return {name: getattr(done, name) for name in FileResult.__slots__}
+def result_fields(result: FileResult) -> Mapping[str, Any]:
+    """Return a result as fields of plain values, as another machine sends it."""
+    return {name: getattr(result, name) for name in FileResult.__slots__}
 
 
-def from_fields(fields: Mapping[str, Any]) -> FileResult:
-    """What as_fields was made of."""
-    found = FileResult(**fields)
-    found.old = None if found.old is None else Fingerprint(*found.old)
-    found.new = None if found.new is None else Fingerprint(*found.new)
-    return found
+def read_result(fields: Mapping[str, Any]) -> FileResult:
+    """Return the result that `result_fields` made the fields of."""
+    result = FileResult(**fields)
+    result.old = None if result.old is None else Fingerprint(*result.old)
+    result.new = None if result.new is None else Fingerprint(*result.new)
+    return result

@@ -1,6 +1,4 @@
-"""Purging an Iceberg table: the touched files are replaced in one snapshot, the old ones stay until
-they expire.
-"""
+"""Purge an Iceberg table: one snapshot replaces files; the old ones stay until it expires."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from pyiceberg.table.snapshots import Snapshot
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.purge.file_worker import FileResult
-from consentry.trainer.purge.journal import Total
+from consentry.trainer.purge.journal import OrderTotal
 from consentry.trainer.purge.row_selector import RowSelector
 from consentry.trainer.purge.versions import Conflict, VersionedTable
 
@@ -36,7 +34,7 @@ _PREFIX: Final = "consentry.purge."
 def iceberg_table(
     name: str, *, columns: Columns | None = None, properties: Mapping[str, str] | None = None
 ) -> VersionedTable:
-    """The Iceberg table CATALOG.NAMESPACE.TABLE; the catalog is set up as pyiceberg's own.
+    """Return the Iceberg table CATALOG.NAMESPACE.TABLE; pyiceberg's settings name the catalog.
 
     Raises InvalidInput.
     """
@@ -72,49 +70,47 @@ class _IcebergTable:
     def older(self) -> Iterator[_IcebergVersion]:
         current = self._table.current_snapshot()
         for snapshot in sorted(
-            self._table.snapshots(), key=lambda one: one.timestamp_ms, reverse=True
+            self._table.snapshots(), key=lambda snapshot: snapshot.timestamp_ms, reverse=True
         ):
             if current is None or snapshot.snapshot_id != current.snapshot_id:
                 yield _IcebergVersion(self._table, snapshot, self._columns)
 
-    def strays(self, named: Collection[str]) -> Collection[str]:
-        """None: the catalog, not a folder, says what is the table's, and several tables may lie in
-        one folder.
+    def stray_files(self, named: Collection[str]) -> Collection[str]:
+        """Return nothing: the catalog, not a folder, says which files are the table's.
+
+        Several tables may lie in one folder.
         """
         return ()
 
-    def totals(self) -> Mapping[str, Total]:
+    def totals(self) -> Mapping[str, OrderTotal]:
         self._table.refresh()
         return {
-            name.removeprefix(_PREFIX): Total(*json.loads(value))
+            name.removeprefix(_PREFIX): OrderTotal(*json.loads(value))
             for name, value in self._table.properties.items()
             if name.startswith(_PREFIX)
         }
 
     def vacuum(self) -> tuple[str, ...]:
-        """Expire all snapshots but those that a branch or tag holds, and delete the files that only
-        they had.
-        """
+        """Expire all snapshots but those that a branch or tag names, and delete their own files."""
         self._table.refresh()
         before = {snapshot.snapshot_id: snapshot for snapshot in self._table.snapshots()}
-        held = {reference.snapshot_id for reference in self._table.metadata.refs.values()}
-        expired = [number for number in before if number not in held]
+        referenced = {reference.snapshot_id for reference in self._table.metadata.refs.values()}
+        expired = [number for number in before if number not in referenced]
         if not expired:
             return ()
         files = {number: set(self._files_of(snapshot)) for number, snapshot in before.items()}
         self._table.maintenance.expire_snapshots().by_ids(expired).commit()
         self._table.refresh()
-        left: set[str] = set()
+        still_used: set[str] = set()
         for snapshot in self._table.snapshots():
-            left |= files.get(snapshot.snapshot_id) or set(self._files_of(snapshot))
-        for path in sorted(set[str]().union(*(files[number] for number in expired)) - left):
+            still_used |= files.get(snapshot.snapshot_id) or set(self._files_of(snapshot))
+        of_expired = set[str]().union(*(files[number] for number in expired))
+        for path in sorted(of_expired - still_used):
             self._table.io.delete(path)
         return tuple(str(number) for number in expired)
 
     def _files_of(self, snapshot: Snapshot) -> Iterator[str]:
-        """The data files of a snapshot and the lists that name them, which keep their least and
-        greatest values.
-        """
+        """Yield the data files of a snapshot, and the lists of them, which hold values of rows."""
         if snapshot.manifest_list:
             yield snapshot.manifest_list
         for manifest in snapshot.manifests(self._table.io):
@@ -155,14 +151,14 @@ class _IcebergVersion:
     def files(self) -> Mapping[str, int]:
         return {path: task.file.file_size_in_bytes for path, task in self._tasks.items()}
 
-    def look(self, path: str, selector: RowSelector) -> FileResult:
+    def examine(self, path: str, selector: RowSelector) -> FileResult:
         table = self._read(path, self._schema.select(*self._columns.names))
-        found = selector.of(table, self._columns)
+        selection = selector.select_rows(table, self._columns)
         return FileResult(
             name=path,
             rows=table.num_rows,
-            covered=found.counts(selector.order_ids),
-            unknown=found.unknown,
+            selected=selection.counts(selector.order_ids),
+            unknown=selection.unknown,
         )
 
     def _read(self, path: str, schema: Schema) -> pa.Table:
@@ -170,48 +166,48 @@ class _IcebergVersion:
         return scan.to_table(tasks=[self._tasks[path]])
 
     def commit(
-        self, done: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
+        self, files: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
     ) -> None:
         commit_id, counter = uuid.uuid4(), itertools.count(0)
         new: list[DataFile] = []
         try:
             with self._table.transaction() as transaction:
                 with transaction.update_snapshot().overwrite(commit_uuid=commit_id) as overwrite:
-                    overwrite.delete_by_predicate(
-                        AlwaysTrue()
-                    )  # all manifests are looked into for the files below
-                    for one in done:
-                        overwrite.delete_data_file(self._tasks[one.name].file)
-                        for added in self._kept(one.name, selector, commit_id, counter):
+                    # All manifests are searched for the files that are deleted below.
+                    overwrite.delete_by_predicate(AlwaysTrue())
+                    for file in files:
+                        overwrite.delete_data_file(self._tasks[file.name].file)
+                        for added in self._write_rest(file.name, selector, commit_id, counter):
                             new.append(added)
                             overwrite.append_data_file(added)
-                transaction.set_properties(self._counted(rows))
+                transaction.set_properties(self._properties_with(rows))
         except (CommitFailedException, ValidationException) as error:
             for added in new:
                 self._table.io.delete(added.file_path)
             raise Conflict from error
 
-    def _kept(
+    def _write_rest(
         self, path: str, selector: RowSelector, commit_id: uuid.UUID, counter: Any
     ) -> Iterator[DataFile]:
+        """Write the rows of a file that stay; no file where none does."""
         table = self._read(path, self._schema)
-        kept = table.filter(pa.array(selector.of(table, self._columns).first < 0))
-        if kept.num_rows:
+        keep = selector.select_rows(table, self._columns).keep
+        rest = table.filter(pa.array(keep))
+        if rest.num_rows:
             yield from _dataframe_to_data_files(
-                self._table.metadata, kept, self._table.io, write_uuid=commit_id, counter=counter
+                self._table.metadata, rest, self._table.io, write_uuid=commit_id, counter=counter
             )
 
-    def _counted(self, rows: Mapping[str, int]) -> dict[str, str]:
+    def _properties_with(self, rows: Mapping[str, int]) -> dict[str, str]:
+        """Return the table's totals by order key, after these rows were removed too."""
         known = self._table.properties
-        found = {}
+        properties: dict[str, str] = {}
         for key, number in rows.items():
-            total = (
-                Total(*json.loads(known[_PREFIX + key]))
-                if _PREFIX + key in known
-                else Total(0, self.id)
-            )
-            found[_PREFIX + key] = json.dumps([total.rows + number, total.version_before])
-        return found
+            total = OrderTotal(0, self.id)
+            if _PREFIX + key in known:
+                total = OrderTotal(*json.loads(known[_PREFIX + key]))
+            properties[_PREFIX + key] = json.dumps([total.rows + number, total.version_before])
+        return properties
 
 
 def _schema_of(table: Table, snapshot: Snapshot) -> Schema:

@@ -1,9 +1,8 @@
-"""What a purge wrote down before it changed anything: the rows removed by order, and what was under
-way when it fell.
+"""The journal of a purge, written before anything changes: rows removed by order, files under way.
 
-One line of JSON each, synced before the file that it is about is swapped. Orders stand in it by a
+One line of JSON each, synced before the file that it is about is replaced. Orders stand in it by a
 digest, as their names hold member ids. Lines about one file: `stage` once its successor is on disk,
-`done` once it is swapped and counted, `drop` if it never was.
+`done` once it is replaced and counted, `drop` if it never was.
 """
 
 from __future__ import annotations
@@ -23,42 +22,40 @@ from consentry.trainer.purge.replace_files import is_content, put_back, sync_fil
 
 FOLDER: Final = ".consentry-purge"
 _LINES: Final = "journal.jsonl"
-_KEPT: Final = (_LINES, "lock")
+_JOURNAL_FILES: Final = (_LINES, "lock")
 _COMPACT_LINES_MIN: Final = 1000
 
 
 def order_key(order_id: str) -> str:
-    """Names an order without naming a member."""
+    """Return a digest that stands for an order without naming a member."""
     return hashlib.blake2b(order_id.encode(), digest_size=16).hexdigest()
 
 
-def leftovers(directory: Path) -> list[Path]:
-    """What lies in a directory's journal folder besides the journal: files of a purge under way, or
-    of a killed one.
-    """
+def leftover_files(directory: Path) -> list[Path]:
+    """Return the files that lie beside the journal: of a purge under way, or of a killed one."""
     folder = directory / FOLDER
-    return (
-        sorted(path for path in folder.iterdir() if path.name not in _KEPT)
-        if folder.is_dir()
-        else []
-    )
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name not in _JOURNAL_FILES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
-    """A file's successor, complete on disk under a name in the journal's folder."""
+class StagedFile:
+    """A file's successor, complete on disk under the name `staged` in the journal's folder.
+
+    `rows` are the rows that it leaves out, by order key.
+    """
 
     file: str
     staged: str
     old: Fingerprint
     new: Fingerprint
     rows: Mapping[str, int]
-    """Rows that it leaves out, by order key."""
 
 
 @dataclass(slots=True)
-class Total:
-    """Rows removed for an order so far, and the data set's version before the first of them."""
+class OrderTotal:
+    """The rows removed for an order so far, and the data set's version before the first of them."""
 
     rows: int = 0
     version_before: str = ""
@@ -66,26 +63,28 @@ class Total:
 
 @dataclass(slots=True)
 class _State:
-    totals: dict[str, Total] = field(default_factory=dict)
-    under_way: dict[str, tuple[Staged, str]] = field(default_factory=dict)
+    totals: dict[str, OrderTotal] = field(default_factory=dict)
+    under_way: dict[str, tuple[StagedFile, str]] = field(default_factory=dict)
     lines: int = 0
 
-    def take(self, line: Mapping[str, Any]) -> None:
+    def apply(self, line: Mapping[str, Any]) -> None:
         """Apply one line of the journal."""
         self.lines += 1
         if line["do"] == "stage":
-            self.under_way[line["staged"]] = _staged(line), line["before"]
-        elif line["do"] == "total":
-            self.totals[line["order"]] = Total(line["rows"], line["before"])
-        else:
-            staged, before = self.under_way.pop(line["staged"])
-            for order, rows in staged.rows.items() if line["do"] == "done" else ():
-                total = self.totals.setdefault(order, Total(0, before))
+            self.under_way[line["staged"]] = _read_staged_file(line), line["before"]
+            return
+        if line["do"] == "total":
+            self.totals[line["order"]] = OrderTotal(line["rows"], line["before"])
+            return
+        staged, before = self.under_way.pop(line["staged"])
+        if line["do"] == "done":
+            for order, rows in staged.rows.items():
+                total = self.totals.setdefault(order, OrderTotal(0, before))
                 total.rows += rows
 
 
-def _staged(line: Mapping[str, Any]) -> Staged:
-    return Staged(
+def _read_staged_file(line: Mapping[str, Any]) -> StagedFile:
+    return StagedFile(
         file=line["file"],
         staged=line["staged"],
         old=Fingerprint(*line["old"]),
@@ -105,10 +104,22 @@ class Journal:
         self._number = 0
 
     def __enter__(self) -> Journal:
-        """Take it, and settle what a killed purge left.
+        """Lock the journal, and settle the files that a killed purge left.
 
         Raises Unavailable while another purge holds it.
         """
+        self._take_lock()
+        try:
+            self._state = _read(self._path)
+            self.settle()
+            if self._state.lines > _COMPACT_LINES_MIN:
+                self._compact()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def _take_lock(self) -> None:
         self.folder.mkdir(exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -120,15 +131,6 @@ class Journal:
                 code="purge.under_way",
                 fix="wait for it to end",
             ) from error
-        try:
-            self._state = _read(self._path)
-            self.settle()
-            if self._state.lines > _COMPACT_LINES_MIN:
-                self._compact()
-        except BaseException:
-            os.close(self._lock)
-            raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -137,57 +139,55 @@ class Journal:
         finally:
             os.close(self._lock)
 
-    def totals(self) -> Mapping[str, Total]:
-        """By order key, what has been removed so far."""
+    def totals(self) -> Mapping[str, OrderTotal]:
+        """Return the rows that have been removed so far, by order key."""
         return self._state.totals
 
     def new_name(self) -> str:
-        """A name for a staged file: readers skip the folder, and would not take the suffix for data
-        either.
-        """
+        """Return a new name for a staged file; its suffix is none that readers take for data."""
         self._number += 1
         return f"{self._number:08}.new"
 
-    def stage(self, many: Sequence[Staged], version_before: str) -> None:
-        """Write down what is about to be swapped; on disk when this returns."""
-        self._write(
+    def stage(self, files: Sequence[StagedFile], version_before: str) -> None:
+        """Write down which files are about to be replaced; on disk when this returns."""
+        lines = [
             {
                 "do": "stage",
-                "file": one.file,
-                "staged": one.staged,
-                "old": one.old,
-                "new": one.new,
-                "rows": dict(one.rows),
+                "file": file.file,
+                "staged": file.staged,
+                "old": file.old,
+                "new": file.new,
+                "rows": dict(file.rows),
                 "before": version_before,
             }
-            for one in many
-        )
+            for file in files
+        ]
+        self._write(lines)
 
     def settle(self) -> None:
-        """Find out of each swap that is under way whether it took place, count it, and destroy what
-        is left over.
+        """Find out which files under way were replaced, count those, and destroy what is left over.
 
-        The successor is under its staged name until the swap, and never after it.
+        A successor is under its staged name until it replaces its file, and never after.
         """
         done: list[str] = []
         dropped: list[str] = []
-        for name, (one, _before) in self._state.under_way.items():
-            path, staged = self.folder.parent / one.file, self.folder / name
-            if (
-                staged.exists()
-                and not is_content(staged, one.new)
-                and not is_content(staged, one.old)
-            ):
-                # It fell just when it had taken out what somebody else had put there, and was about
-                # to put that back.
-                put_back(path, staged, one.new)
-            (dropped if is_content(staged, one.new) else done).append(name)
-        self._write({"do": "done", "staged": name} for name in done)
-        self._write({"do": "drop", "staged": name} for name in dropped)
+        for name, (file, _before) in self._state.under_way.items():
+            path, staged = self.folder.parent / file.file, self.folder / name
+            is_ours = is_content(staged, file.new) or is_content(staged, file.old)
+            if staged.exists() and not is_ours:
+                # The purge was killed after it took out the file that somebody else had put there,
+                # and before it put that back.
+                put_back(path, staged, file.new)
+            if is_content(staged, file.new):
+                dropped.append(name)
+            else:
+                done.append(name)
+        self._write([{"do": "done", "staged": name} for name in done])
+        self._write([{"do": "drop", "staged": name} for name in dropped])
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
-        for path in leftovers(self.folder.parent):
+        for path in leftover_files(self.folder.parent):
             path.unlink()
 
     def _compact(self) -> None:
@@ -196,43 +196,47 @@ class Journal:
             for key, total in self._state.totals.items()
         ]
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        temporary.write_text(_as_text(lines))
         sync_file(temporary)
         temporary.replace(self._path)
         sync_folders([self._path])
         self._state.lines = len(lines)
 
-    def _write(self, lines: Any) -> None:
-        many = list(lines)
-        if not many:
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines to the journal; they are on disk when this returns."""
+        if not lines:
             return
         is_new = not self._path.exists()
         with self._path.open("ab") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in many).encode())
+            file.write(_as_text(lines).encode())
             file.flush()
             os.fsync(file.fileno())
         if is_new:
             sync_folders([self._path, self.folder])
-        for line in many:
-            self._state.take(line)
+        for line in lines:
+            self._state.apply(line)
+
+
+def _as_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _read(path: Path) -> _State:
-    """The state that the lines lead to.
+    """Return the state that the lines of a journal lead to.
 
-    A torn last line was not finished, so nothing was done after it.
+    A last line that was cut off is removed: it was not finished, so nothing was done after it.
     """
     state = _State()
     if not path.exists():
         return state
     text = path.read_bytes()
-    whole, torn = text[: text.rfind(b"\n") + 1], text[text.rfind(b"\n") + 1 :]
-    if torn:
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
         with path.open("r+b") as file:
             file.truncate(len(whole))
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            state.take(json.loads(line))
+            state.apply(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"Line {number} of {path} cannot be read: how many rows were removed before is "

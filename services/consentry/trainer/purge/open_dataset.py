@@ -1,6 +1,4 @@
-"""The data set that an argument names: a directory of Parquet files, a Delta table, an Iceberg
-table.
-"""
+"""Open the data set that an argument names: a directory, a Delta table or an Iceberg table."""
 
 from __future__ import annotations
 
@@ -26,14 +24,14 @@ _EXTRAS: Final = {
 def open_dataset(
     name: str, *, clock: Clock, columns: Columns | None = None, spark_master: str | None = None
 ) -> Dataset:
-    """The data set DIRECTORY, delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE; a directory with a
-    _delta_log is Delta.
+    """Return the data set DIRECTORY, delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.
 
-    With `spark_master` ('' is the one that Spark is set up with) the files of a directory are
-    worked on by Spark. Raises InvalidInput, and Refused where the library is not installed.
+    A directory with a _delta_log is a Delta table. With `spark_master` Spark does the work on the
+    files of a directory; '' is the master that Spark is set up with. Raises InvalidInput, and
+    Refused where the library is not installed.
     """
     try:
-        return _opened(name, clock, columns, spark_master)
+        return _open(name, clock, columns, spark_master)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
@@ -45,13 +43,13 @@ def open_dataset(
         ) from error
 
 
-def _opened(name: str, clock: Clock, columns: Columns | None, spark_master: str | None) -> Dataset:
-    is_delta = name.startswith(DELTA) or (
-        not name.startswith(ICEBERG) and Path(name, "_delta_log").is_dir()
-    )
-    if spark_master is not None and (is_delta or name.startswith(ICEBERG)):
+def _open(name: str, clock: Clock, columns: Columns | None, spark_master: str | None) -> Dataset:
+    is_iceberg = name.startswith(ICEBERG)
+    has_delta_log = not is_iceberg and Path(name, "_delta_log").is_dir()
+    is_delta = name.startswith(DELTA) or has_delta_log
+    if spark_master is not None and (is_delta or is_iceberg):
         raise InvalidInput(
-            f"The data set {name!r} is no directory of Parquet files: it is not purged by Spark.",
+            f"The data set {name!r} is not a directory of Parquet files: Spark cannot purge it.",
             code="input.dataset",
             fix="leave --spark out; each touched file of a table is read and written one after "
             "the other",
@@ -60,7 +58,7 @@ def _opened(name: str, clock: Clock, columns: Columns | None, spark_master: str 
         from consentry.trainer.purge.delta import delta_table  # noqa: PLC0415 - an extra
 
         return delta_table(name.removeprefix(DELTA), clock=clock, columns=columns)
-    if name.startswith(ICEBERG):
+    if is_iceberg:
         from consentry.trainer.purge.iceberg import iceberg_table  # noqa: PLC0415 - an extra
 
         return iceberg_table(name.removeprefix(ICEBERG), columns=columns)

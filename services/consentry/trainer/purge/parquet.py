@@ -1,5 +1,6 @@
-"""Purging a directory of Parquet files: partition by partition, each file swapped in one step,
-resumable.
+"""Purge a directory of Parquet files: partition by partition, each file replaced in one step.
+
+A purge that is killed can be run again: it goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from consentry.trainer.purge.dataset import (
     Verified,
     no_progress,
 )
-from consentry.trainer.purge.file_worker import FileResult, FileTask, FileWorker, Run, run_here
+from consentry.trainer.purge.file_worker import (
+    FileResult,
+    FileTask,
+    FileWorker,
+    TaskRunner,
+    run_here,
+)
 from consentry.trainer.purge.files import (
     Fingerprint,
     dataset_files,
@@ -29,33 +36,40 @@ from consentry.trainer.purge.files import (
     understood_files,
     version_of_listing,
 )
-from consentry.trainer.purge.journal import Journal, Staged, Total, leftovers, order_key
-from consentry.trainer.purge.replace_files import swap, sync_folders
-from consentry.trainer.purge.row_selector import RowSelector, merged
+from consentry.trainer.purge.journal import (
+    Journal,
+    OrderTotal,
+    StagedFile,
+    leftover_files,
+    order_key,
+)
+from consentry.trainer.purge.replace_files import replace_file, sync_folders
+from consentry.trainer.purge.row_selector import RowSelector, sum_counts
 
 
 class ParquetDirectory:
     """A directory of Parquet files, hive-partitioned or not.
 
     Without `columns` each file's columns are found by their conventional names. `run` does the work
-    on the files, some `files_at_once` in one go, but always whole partitions.
+    on the files, of whole partitions, at least `files_at_once` in one go. Raises InvalidInput where
+    there is no such directory.
     """
+
+    keeps_versions = False
 
     def __init__(
         self,
         directory: Path,
         *,
         columns: Columns | None = None,
-        run: Run = run_here,
+        run: TaskRunner = run_here,
         files_at_once: int = 1,
     ) -> None:
         self.directory = directory.resolve()
         self._columns = columns
         self._run = run
         self._files_at_once = files_at_once
-        dataset_files(directory)  # refuses what is not there
-
-    keeps_versions = False
+        dataset_files(directory)  # raises where there is no such directory
 
     @property
     def name(self) -> str:
@@ -76,20 +90,23 @@ class ParquetDirectory:
 
     def plan(self, selector: RowSelector, progress: Progress = no_progress) -> PurgePlan:
         """See Dataset."""
-        self._expect_data()
-        found = listing(self.directory)
-        files, unknown, rows = [], 0, 0
-        for number, done in enumerate(self._looked(found, FileWorker(selector, self._columns)), 1):
-            unknown += done.unknown
-            rows += done.rows
-            if done.covered:
-                files.append(FilePlan(done.name, done.rows, found[done.name].size, done.covered))
-            progress(number, len(found))
+        self._check_has_data()
+        listed = listing(self.directory)
+        files: list[FilePlan] = []
+        unknown = rows = 0
+        for number, result in enumerate(self._examine(selector, list(listed)), 1):
+            _check_same(result, listed)
+            unknown += result.unknown
+            rows += result.rows
+            if result.selected:
+                size = listed[result.name].size
+                files.append(FilePlan(result.name, result.rows, size, result.selected))
+            progress(number, len(listed))
         files.sort(key=lambda file: file.name)
         return PurgePlan(
-            version=version_of_listing(found),
+            version=version_of_listing(listed),
             files=tuple(files),
-            files_looked_at=len(found),
+            files_looked_at=len(listed),
             rows_looked_at=rows,
             unknown=unknown,
         )
@@ -97,30 +114,26 @@ class ParquetDirectory:
     def verify(
         self, selector: RowSelector, progress: Progress = no_progress, *, old_versions: bool = True
     ) -> Verified:
-        """See Dataset. Raises DatasetChanged where files came or went while it looked."""
+        """See Dataset. Raises DatasetChanged where files came or went while it was examined."""
         paths = understood_files(self.directory)
         names = [path.relative_to(self.directory).as_posix() for path in paths]
         left: dict[str, int] = {}
-        unknown, rows, unreadable = 0, 0, []
-        tasks = [FileTask(directory=str(self.directory), name=name) for name in names]
-        for number, done in enumerate(
-            self._run(FileWorker(selector, self._columns, tolerant=True), tasks), 1
-        ):
-            left, unknown, rows = (
-                merged(left, done.covered),
-                unknown + done.unknown,
-                rows + done.rows,
-            )
-            if done.unreadable:
-                unreadable.append(done.unreadable)
+        unreadable: list[str] = []
+        unknown = rows = 0
+        for number, result in enumerate(self._examine(selector, names, tolerant=True), 1):
+            left = sum_counts(left, result.selected)
+            unknown += result.unknown
+            rows += result.rows
+            if result.unreadable:
+                unreadable.append(result.unreadable)
             progress(number, len(names))
         if understood_files(self.directory) != paths:
             raise DatasetChanged("Files came or went while the data set was looked through.")
         version = "" if unreadable else self.version()
         if not names:
             unreadable.append("there is no data file there")
-        if leftovers(self.directory):
-            # Whole Parquet files of old rows, where no reader of the data set looks.
+        if leftover_files(self.directory):
+            # Whole Parquet files of old rows, in a folder that no reader of the data set reads.
             unreadable.append(
                 "a purge is not finished, and what it left holds rows: run apply again"
             )
@@ -135,16 +148,16 @@ class ParquetDirectory:
 
     def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
         """See Dataset."""
-        self._expect_data()
+        self._check_has_data()
         with Journal(self.directory) as journal:
-            purge = _Apply(self, selector, journal)
+            purge = _ParquetPurge(self, selector, journal)
             purge.run(progress)
             return purge.result
 
-    def _expect_data(self) -> None:
-        """Raise InvalidInput where nothing is there to look at:
+    def _check_has_data(self) -> None:
+        """Raise InvalidInput where there is no file to examine.
 
-        `not found` has to mean that somebody looked.
+        The answer NOT_FOUND has to mean that somebody looked.
         """
         if not understood_files(self.directory):
             raise InvalidInput(
@@ -153,43 +166,37 @@ class ParquetDirectory:
                 fix="name the directory that holds the Parquet files",
             )
 
-    def _looked(self, found: dict[str, Fingerprint], worker: FileWorker) -> Iterator[FileResult]:
-        tasks = [FileTask(directory=str(self.directory), name=name) for name in found]
-        for done in self._run(worker, tasks):
-            _expect_same(done, found)
-            yield done
+    def _examine(
+        self, selector: RowSelector, names: Sequence[str], *, tolerant: bool = False
+    ) -> Iterator[FileResult]:
+        worker = FileWorker(selector, self._columns, tolerant=tolerant)
+        return self._run(worker, [FileTask(directory=str(self.directory), name=n) for n in names])
 
     def batches(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """Whole partitions, so many together that there is work for `files_at_once`."""
+        """Yield the names in batches of whole partitions, each of `files_at_once` or more files."""
         batch: list[str] = []
-        for _folder, members in groupby(
-            sorted(names, key=_by_folder), key=lambda name: _by_folder(name)[0]
-        ):
-            batch += members
+        in_order = sorted(names, key=_by_folder)
+        for _folder, partition in groupby(in_order, key=lambda name: _by_folder(name)[0]):
+            batch += partition
             if len(batch) >= self._files_at_once:
                 yield batch
                 batch = []
         if batch:
             yield batch
 
-    def work(
+    def stage(
         self, selector: RowSelector, names: Sequence[str], journal: Journal
     ) -> Iterator[FileResult]:
-        """Look into files and stage the successors of those that hold covered rows."""
-        worker = FileWorker(selector, self._columns)
-        tasks = [
-            FileTask(
-                directory=str(self.directory),
-                name=name,
-                staged=str(journal.folder / journal.new_name()),
-            )
-            for name in names
-        ]
-        return self._run(worker, tasks)
+        """Examine files, and write the successors of those that hold selected rows."""
+        tasks: list[FileTask] = []
+        for name in names:
+            staged = str(journal.folder / journal.new_name())
+            tasks.append(FileTask(directory=str(self.directory), name=name, staged=staged))
+        return self._run(FileWorker(selector, self._columns), tasks)
 
 
-class _Apply:
-    """One run over a directory whose journal is held."""
+class _ParquetPurge:
+    """One purge of a directory whose journal is locked."""
 
     def __init__(self, dataset: ParquetDirectory, selector: RowSelector, journal: Journal) -> None:
         self._dataset = dataset
@@ -203,94 +210,108 @@ class _Apply:
         )
 
     def run(self, progress: Progress) -> None:
-        """Partition by partition: stage, look whether anything else changed, swap."""
+        """Purge partition by partition: write successors, check for other changes, replace."""
         finished = 0
         for names in self._dataset.batches(list(self._listed)):
-            done = []
-            for one in self._dataset.work(self._selector, names, self._journal):
-                _expect_same(one, self._listed)
-                self.result.unknown += one.unknown
-                self.result.notes += one.notes
-                if one.new is not None:
-                    done.append(one)
+            successors: list[FileResult] = []
+            for result in self._dataset.stage(self._selector, names, self._journal):
+                _check_same(result, self._listed)
+                self.result.unknown += result.unknown
+                self.result.notes += result.notes
+                if result.new is not None:
+                    successors.append(result)
                 finished += 1
                 progress(finished, len(self._listed))
-            if done:
-                self._swap(sorted(done, key=lambda one: one.name))
-        self._expect_nothing_changed()
+            if successors:
+                self._replace_files(sorted(successors, key=lambda result: result.name))
+        self._check_nothing_changed()
         self.result.version_after = version_of_listing(self._listed)
-        for order in self._selector.order_ids:
-            total = self._journal.totals().get(order_key(order), Total())
-            self.result.rows_in_all[order] = total.rows
-            self.result.versions_first[order] = total.version_before or self.result.version_before
+        self._add_totals()
 
-    def _swap(self, many: Sequence[FileResult]) -> None:
-        self._expect_nothing_changed()
-        self._journal.stage([_as_staged(one) for one in many], self.result.version_before)
+    def _add_totals(self) -> None:
+        totals = self._journal.totals()
+        for order_id in self._selector.order_ids:
+            total = totals.get(order_key(order_id), OrderTotal())
+            version_first = total.version_before or self.result.version_before
+            self.result.rows_in_all[order_id] = total.rows
+            self.result.versions_first[order_id] = version_first
+
+    def _replace_files(self, successors: Sequence[FileResult]) -> None:
+        """Replace files by their successors, with a line in the journal before and after."""
+        self._check_nothing_changed()
+        staged_files = [_staged_file(successor) for successor in successors]
+        self._journal.stage(staged_files, self.result.version_before)
         try:
-            for one in many:
-                self._swap_one(one)
+            for successor in successors:
+                self._replace_one(successor)
         finally:
-            sync_folders(
-                [*(self._directory / one.name for one in many), self._journal.folder / "any"]
-            )
-            self._note_other_names([self._journal.folder / one.staged for one in many])
+            paths = [self._directory / successor.name for successor in successors]
+            sync_folders([*paths, self._journal.folder / "any"])
+            self._note_other_names(successors)
             self._journal.settle()
 
-    def _swap_one(self, one: FileResult) -> None:
-        assert one.old is not None
-        assert one.new is not None
-        path = self._directory / one.name
+    def _replace_one(self, successor: FileResult) -> None:
+        assert successor.old is not None
+        assert successor.new is not None
+        path = self._directory / successor.name
         # Hadoop keeps a checksum beside each file, and refuses the file if it does not fit; without
         # one it reads on.
         path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
-        swap(path, self._journal.folder / one.staged, one.old, one.new)
-        self._listed[one.name] = one.new
+        staged = self._journal.folder / successor.staged
+        replace_file(path, staged, successor.old, successor.new)
+        self._listed[successor.name] = successor.new
         self.result.files_rewritten += 1
-        self.result.bytes_rewritten += one.old.size
-        self.result.rows_removed = merged(self.result.rows_removed, one.covered)
+        self.result.bytes_rewritten += successor.old.size
+        self.result.rows_removed = sum_counts(self.result.rows_removed, successor.selected)
 
-    def _note_other_names(self, old: Sequence[Path]) -> None:
-        for path in old:
-            if path.exists() and os.stat(path).st_nlink > 1:
+    def _note_other_names(self, successors: Sequence[FileResult]) -> None:
+        """Note old files that have a hard link elsewhere: it keeps their rows."""
+        for successor in successors:
+            old = self._journal.folder / successor.staged
+            if old.exists() and os.stat(old).st_nlink > 1:
                 self.result.notes.append(
                     "an old file has another name outside of the data set, which keeps its rows"
                 )
 
-    def _expect_nothing_changed(self) -> None:
+    def _check_nothing_changed(self) -> None:
         """Raise DatasetChanged where a file appeared, vanished or changed since it was listed."""
-        found = {
+        names = {
             path.relative_to(self._directory).as_posix()
             for path in understood_files(self._directory)
         }
-        for name in sorted(found ^ self._listed.keys()):
-            how = "appeared in" if name in found else "vanished from"
+        for name in sorted(names ^ self._listed.keys()):
+            how = "appeared in" if name in names else "vanished from"
             raise DatasetChanged(f"The file {name!r} {how} the data set while it was purged.")
         for name, listed in self._listed.items():
             try:
-                told = os.stat(self._directory / name)
+                status = os.stat(self._directory / name)
             except FileNotFoundError as error:
                 raise DatasetChanged(
                     f"The file {name!r} vanished from the data set while it was purged."
                 ) from error
-            if (told.st_size, told.st_mtime_ns) != (listed.size, listed.modified_ns):
+            if (status.st_size, status.st_mtime_ns) != (listed.size, listed.modified_ns):
                 raise DatasetChanged(
                     f"The file {name!r} was written anew while the data set was purged."
                 )
 
 
-def _as_staged(one: FileResult) -> Staged:
-    assert one.old is not None
-    assert one.new is not None
-    rows = {order_key(order): number for order, number in one.covered.items()}
-    return Staged(file=one.name, staged=one.staged, old=one.old, new=one.new, rows=rows)
+def _staged_file(successor: FileResult) -> StagedFile:
+    assert successor.old is not None
+    assert successor.new is not None
+    return StagedFile(
+        file=successor.name,
+        staged=successor.staged,
+        old=successor.old,
+        new=successor.new,
+        rows={order_key(order_id): rows for order_id, rows in successor.selected.items()},
+    )
 
 
-def _expect_same(done: FileResult, listed: dict[str, Fingerprint]) -> None:
-    """Raise DatasetChanged where what was looked into is not what was listed."""
-    if done.old != listed[done.name]:
+def _check_same(result: FileResult, listed: dict[str, Fingerprint]) -> None:
+    """Raise DatasetChanged where the file that was examined is not the one that was listed."""
+    if result.old != listed[result.name]:
         raise DatasetChanged(
-            f"The file {done.name!r} was written anew while the data set was purged."
+            f"The file {result.name!r} was written anew while the data set was purged."
         )
 
 

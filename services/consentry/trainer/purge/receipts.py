@@ -1,13 +1,13 @@
-"""The receipts that a purge earns: what each order's subscriber may answer, once it is done or has
-failed.
-"""
+"""The receipts of a purge, one for each order, and the file that they are written to."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
-from consentry.domain.errors import ConsentryError
+from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
@@ -25,9 +25,9 @@ def receipt(
     completed_at: Micros,
     detail: str = "",
 ) -> Receipt:
-    """The answer to one order: of a purge that was done, of an error that it ended with, or of a
-    reason for exemption.
+    """Return the answer to one order.
 
+    `outcome` is the result of a purge, the error that it ended with, or the reason of an exemption.
     An order whose rows an earlier run removed is DELETED, with all its rows: also where that run
     was killed before its receipt was sent.
     """
@@ -55,7 +55,7 @@ def receipt(
 
 
 def reason_of(error: Exception) -> str:
-    """Why a purge failed, without what an error's text may quote from the data."""
+    """Return why a purge failed, without the error's text, which may quote the data."""
     return error.code if isinstance(error, ConsentryError) else type(error).__name__
 
 
@@ -69,7 +69,7 @@ def receipts(
     completed_at: Micros,
     detail: str = "",
 ) -> list[Receipt]:
-    """One receipt per order; `exempt` are reasons by order id."""
+    """Return one receipt for each order; `exempt` are reasons by order id."""
     return [
         receipt(
             order,
@@ -83,7 +83,25 @@ def receipts(
     ]
 
 
-def as_fields(one: Receipt) -> dict[str, Any]:
-    """A JSON object of a receipt, with its time in ISO 8601."""
-    fields = {name: getattr(one, name) for name in Receipt.__slots__}
-    return fields | {"result": one.result.value, "completed_at": iso_text(one.completed_at)}
+def as_fields(receipt: Receipt) -> dict[str, Any]:
+    """Return a receipt as fields for JSON, with its time in ISO 8601."""
+    fields = {name: getattr(receipt, name) for name in Receipt.__slots__}
+    return fields | {"result": receipt.result.value, "completed_at": iso_text(receipt.completed_at)}
+
+
+def check_receipts_file(path: Path) -> None:
+    """Raise InvalidInput where the file's directory does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(
+            f"The directory of {str(path)!r} does not exist.",
+            code="input.file",
+            fix="make it, or name another",
+        )
+
+
+def write_receipts(path: Path, receipts: Sequence[Receipt]) -> None:
+    """Write the receipts as a JSON list; a file that is there is replaced whole or not at all."""
+    documents = [as_fields(receipt) for receipt in receipts]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(documents, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,6 +1,4 @@
-"""Putting a new file in an old one's place in one step, and noticing what was really in that
-place.
-"""
+"""Replace a file by its successor in one step, and notice which file was really replaced."""
 
 from __future__ import annotations
 
@@ -23,23 +21,16 @@ KEPT_SUFFIX: Final = ".kept"
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two files exchange their names in one step; False where this system cannot.
+    """Let two files exchange their names in one step; return False where this system cannot.
 
-    Raises OSError.
+    Raises OSError. Source: renameat2(2), RENAME_EXCHANGE.
     """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if call is None:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
         return False
-    if (
-        call(
-            _AT_FDCWD,
-            os.fsencode(first),
-            _AT_FDCWD,
-            os.fsencode(second),
-            ctypes.c_uint(_RENAME_EXCHANGE),
-        )
-        == 0
-    ):
+    flags = ctypes.c_uint(_RENAME_EXCHANGE)
+    status = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), flags)
+    if status == 0:
         return True
     number = ctypes.get_errno()
     if number in _NOT_HERE:
@@ -47,22 +38,21 @@ def exchange(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(second))
 
 
-def swap(path: Path, staged: Path, old: Fingerprint, new: Fingerprint) -> None:
-    """Put the file `staged` in the place of `path`; afterwards the old one is under the name
-    `staged`, or nowhere.
+def replace_file(path: Path, staged: Path, old: Fingerprint, new: Fingerprint) -> None:
+    """Replace the file `path` by `staged`; the old one is then under the name `staged`, or nowhere.
 
-    Raises DatasetChanged, with `path` as its last writer left it, where that is not `old`. Where
-    names can be exchanged that is certain: what was taken out is looked at, and put back. Elsewhere
-    a file that is replaced in the instant between the last look and the rename is lost.
+    Raises DatasetChanged where `path` is not `old`, and leaves it as its last writer left it. Where
+    names can be exchanged this is certain: the file that was taken out is examined, and put back.
+    Elsewhere a file is lost that somebody replaces between the last check and the rename.
     """
-    expect(path, old)
+    check_unchanged(path, old)
     try:
         is_exchanged = exchange(staged, path)
     except FileNotFoundError as error:
         raise _changed(path, "has vanished") from error
     if is_exchanged:
         try:
-            expect(staged, old, told=path)
+            check_unchanged(staged, old, named=path)
         except DatasetChanged:
             put_back(path, staged, new)
             raise
@@ -70,14 +60,14 @@ def swap(path: Path, staged: Path, old: Fingerprint, new: Fingerprint) -> None:
     kept = staged.with_name(staged.name + KEPT_SUFFIX)
     os.link(path, kept)
     try:
-        expect(kept, old, told=path)
+        check_unchanged(kept, old, named=path)
         staged.replace(path)
     finally:
         kept.unlink()
 
 
 def put_back(path: Path, staged: Path, new: Fingerprint) -> None:
-    """Undo an exchange: what was taken out goes back, until `staged` is ours again."""
+    """Undo an exchange: the file that was taken out goes back, until `staged` is ours again."""
     for _ in range(_PUT_BACK_MAX):
         exchange(staged, path)
         if is_content(staged, new):
@@ -90,23 +80,24 @@ def put_back(path: Path, staged: Path, new: Fingerprint) -> None:
 
 
 def is_content(path: Path, expected: Fingerprint) -> bool:
-    """Whether there is such a file, and it is whole, with the expected content."""
+    """Return True where the file is there, whole, and has the expected content."""
     try:
         return fingerprint(path).same_content(expected)
     except (FileNotFoundError, InvalidInput):
         return False
 
 
-def expect(path: Path, expected: Fingerprint, *, told: Path | None = None) -> None:
-    """Raise DatasetChanged, naming `told` or `path`, unless the file is the expected one."""
+def check_unchanged(path: Path, expected: Fingerprint, *, named: Path | None = None) -> None:
+    """Raise DatasetChanged, about the file `named` or `path`, unless it is the expected one."""
+    named = named or path
     try:
-        found = fingerprint(path)
+        current = fingerprint(path)
     except FileNotFoundError as error:
-        raise _changed(told or path, "has vanished") from error
+        raise _changed(named, "has vanished") from error
     except InvalidInput as error:
-        raise _changed(told or path, "is being written") from error
-    if found != expected:
-        raise _changed(told or path, "was written anew")
+        raise _changed(named, "is being written") from error
+    if current != expected:
+        raise _changed(named, "was written anew")
 
 
 def _changed(path: Path, how: str) -> DatasetChanged:
@@ -116,15 +107,15 @@ def _changed(path: Path, how: str) -> DatasetChanged:
 
 
 def sync_file(path: Path) -> None:
-    """Have the disk hold a file's content, or a directory's names."""
-    opened = os.open(path, os.O_RDONLY)
+    """Write a file's content, or a directory's names, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def sync_folders(paths: Iterable[Path]) -> None:
-    """Have the disk hold the names of these files."""
+    """Write the names of these files through to the disk."""
     for folder in {path.parent for path in paths}:
         sync_file(folder)

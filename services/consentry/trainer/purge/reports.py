@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from consentry.domain.orders import Receipt
-from consentry.trainer.purge.dataset import Dataset, PurgePlan, PurgeResult, Verified
-from consentry.trainer.purge.receipts import KEPT_BY_OLD_VERSIONS, as_fields
+from consentry.trainer.purge.dataset import Dataset, PurgePlan, Verified
+from consentry.trainer.purge.receipts import as_fields
 from consentry.trainer.purge.row_selector import RowSelector
+from consentry.trainer.purge.session import Applied
 
 _OUTCOMES = ("clean", "rows are left", "cannot tell")
 
@@ -18,9 +17,10 @@ def plan_fields(dataset: Dataset, plan: PurgePlan, selector: RowSelector) -> dic
     """Return the plan as JSON fields, with files, rows and bytes by order."""
     orders: dict[str, dict[str, int]] = {}
     for order_id in selector.order_ids:
-        files, rows, size_bytes = plan.covered(order_id)
-        orders[order_id] = {"files": files, "rows": rows, "bytes": size_bytes}
-    return asdict(plan) | {"dataset": dataset.name, "orders": orders}
+        touched, rows, size_bytes = plan.touched_by(order_id)
+        orders[order_id] = {"files": touched, "rows": rows, "bytes": size_bytes}
+    files = tuple(file.as_fields() for file in plan.files)
+    return asdict(plan) | {"files": files, "dataset": dataset.name, "orders": orders}
 
 
 def plan_text(plan: PurgePlan, selector: RowSelector) -> str:
@@ -30,9 +30,9 @@ def plan_text(plan: PurgePlan, selector: RowSelector) -> str:
         f"{'files':>8} {'rows':>12} {'bytes':>16}  order",
     ]
     for order_id in selector.order_ids:
-        files, rows, size_bytes = plan.covered(order_id)
+        files, rows, size_bytes = plan.touched_by(order_id)
         lines.append(f"{files:>8,} {rows:>12,} {size_bytes:>16,}  {order_id}")
-    rows = sum(sum(file.covered.values()) for file in plan.files)
+    rows = sum(sum(file.selected.values()) for file in plan.files)
     size_bytes = sum(file.bytes for file in plan.files)
     lines.append(f"{len(plan.files):>8,} {rows:>12,} {size_bytes:>16,}  in all")
     for line in _unknown_lines(plan.unknown):
@@ -40,51 +40,39 @@ def plan_text(plan: PurgePlan, selector: RowSelector) -> str:
     return "\n".join(lines)
 
 
-def result_fields(
-    dataset: Dataset, result: PurgeResult, receipts: Sequence[Receipt], vacuumed: Sequence[str]
-) -> dict[str, Any]:
+def result_fields(dataset: Dataset, applied: Applied) -> dict[str, Any]:
     """Return what a purge did as JSON fields."""
-    return asdict(result) | {
+    return asdict(applied.result) | {
         "dataset": dataset.name,
-        "receipts": [as_fields(receipt) for receipt in receipts],
-        "vacuumed": list(vacuumed),
+        "receipts": [as_fields(receipt) for receipt in applied.receipts],
+        "vacuumed": list(applied.vacuumed),
     }
 
 
-def result_text(
-    dataset: Dataset,
-    result: PurgeResult,
-    receipts: Sequence[Receipt],
-    vacuumed: Sequence[str],
-    detail: str,
-) -> str:
-    """Return what a purge did, one line a receipt. `detail` is shown where rows were removed."""
+def result_text(dataset: Dataset, applied: Applied) -> str:
+    """Return what a purge did, one line for each receipt."""
+    result = applied.result
     removed = sum(result.rows_removed.values())
     lines = [
         f"{dataset.name}: {removed:,} rows removed from {result.files_rewritten:,} files",
         f"version {result.version_before} -> {result.version_after}",
     ]
-    for receipt in receipts:
+    for receipt in applied.receipts:
         lines.append(_order_line(receipt.result.value, receipt.rows_removed, receipt.order_id))
     for name, rows in result.rows_removed.items():
         # No order asked for these rows, so no receipt shows them.
         if name.startswith("excluded:"):
             lines.append(_order_line("DELETED" if rows else "NOT_FOUND", rows, name))
-    if vacuumed:
-        lines.append(f"vacuumed: {len(vacuumed)} old versions or files")
-    if detail and removed:
-        lines.append(detail)
+    if applied.vacuumed:
+        lines.append(f"vacuumed: {len(applied.vacuumed)} old versions or files")
+    if applied.old_versions and removed:
+        lines.append(applied.old_versions)
     lines += sorted(set(result.notes))
     return "\n".join(lines + _unknown_lines(result.unknown))
 
 
 def _order_line(result: str, rows: int, order_id: str) -> str:
     return f"{result:<10} {rows:>12,}  {order_id}"
-
-
-def old_versions_detail(dataset: Dataset, *, is_vacuumed: bool) -> str:
-    """Return the sentence that older versions still keep the rows; empty where they do not."""
-    return KEPT_BY_OLD_VERSIONS if dataset.keeps_versions and not is_vacuumed else ""
 
 
 def verified_fields(dataset: Dataset, verified: Verified, selector: RowSelector) -> dict[str, Any]:

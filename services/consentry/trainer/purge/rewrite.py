@@ -1,6 +1,4 @@
-"""Writing a Parquet file once more without some of its rows, and otherwise as its first writer
-wrote it.
-"""
+"""Write a Parquet file again without some of its rows, otherwise as its first writer wrote it."""
 
 from __future__ import annotations
 
@@ -23,27 +21,28 @@ _CODECS: Final = {"UNCOMPRESSED": "NONE"}
 def rewrite(file: pq.ParquetFile, keep: npt.NDArray[np.bool_], sink: Any) -> None:
     """Write the kept rows to `sink`, row group by row group.
 
-    `keep` has a place for each row of the file. Schema, metadata, codec, encodings, statistics, row
+    `keep` has a value for each row of the file. Schema, metadata, codec, encodings, statistics, row
     groups and the order of rows stay; a row group of which nothing is kept is left out.
     """
-    begun = 0
+    start = 0
     with pq.ParquetWriter(sink, file.schema_arrow, **writer_settings(file)) as writer:
-        for place in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(place).num_rows
-            kept = keep[begun : begun + rows]
-            begun += rows
-            if kept.any():
-                table = file.read_row_group(place, use_threads=False)
-                writer.write_table(
-                    table if kept.all() else table.filter(pa.array(kept)), row_group_size=rows
-                )
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            mask = keep[start : start + rows]
+            start += rows
+            if not mask.any():
+                continue
+            table = file.read_row_group(group, use_threads=False)
+            if not mask.all():
+                table = table.filter(pa.array(mask))
+            writer.write_table(table, row_group_size=rows)
 
 
-def check_same(old: pq.ParquetFile, new: pq.ParquetFile, rows: int, name: str) -> list[str]:
-    """Raise InvalidInput unless `new` has that many rows and the schema of `old`; columns that are
-    stored differently.
+def check_same_rows(old: pq.ParquetFile, new: pq.ParquetFile, rows: int, name: str) -> list[str]:
+    """Raise InvalidInput unless `new` has that many rows and the schema of `old`.
 
-    Readers see no difference in these; it is told because a checksum over stored types would.
+    Returns a note for each column that is stored in another type. Readers see no difference in
+    them, but a checksum over stored types does.
     """
     if new.metadata.num_rows != rows or not new.schema_arrow.equals(
         old.schema_arrow, check_metadata=False
@@ -54,22 +53,22 @@ def check_same(old: pq.ParquetFile, new: pq.ParquetFile, rows: int, name: str) -
             code="purge.schema",
             fix="write the file again with its own tool, or purge with a newer pyarrow",
         )
-    pairs = [
-        (old.schema.column(place), new.schema.column(place)) for place in range(len(old.schema))
-    ]
-    return [f"{name}: {before.path}" for before, after in pairs if not before.equals(after)]
+    notes: list[str] = []
+    for index in range(len(old.schema)):
+        before, after = old.schema.column(index), new.schema.column(index)
+        if not before.equals(after):
+            notes.append(f"{name}: {before.path}")
+    return notes
 
 
 def writer_settings(file: pq.ParquetFile) -> dict[str, Any]:
-    """Settings of pyarrow's writer under which it writes what this file was written with, as far as
-    a file tells.
-    """
-    told = file.metadata
+    """Return the settings of pyarrow's writer that a file was written with, as far as it shows."""
+    metadata = file.metadata
     settings: dict[str, Any] = {
-        "store_schema": _ARROW_SCHEMA in (told.metadata or {}),
-        "version": "2.6" if told.format_version != "1.0" else "1.0",
+        "store_schema": _ARROW_SCHEMA in (metadata.metadata or {}),
+        "version": "2.6" if metadata.format_version != "1.0" else "1.0",
     }
-    columns = [file.schema.column(place) for place in range(len(file.schema))]
+    columns = [file.schema.column(index) for index in range(len(file.schema))]
     if any(column.physical_type == "INT96" for column in columns):
         settings["use_deprecated_int96_timestamps"] = True
     elif any(
@@ -83,34 +82,40 @@ def writer_settings(file: pq.ParquetFile) -> dict[str, Any]:
         settings["store_decimal_as_integer"] = True
     if any(column.path.endswith(".list.item") for column in columns):
         settings["use_compliant_nested_type"] = False
-    if told.num_row_groups:
-        settings |= _column_settings(told)
+    if metadata.num_row_groups:
+        settings |= _column_settings(metadata)
     return settings
 
 
-def _column_settings(told: pq.FileMetaData) -> dict[str, Any]:
-    group = told.row_group(0)
-    chunks = [group.column(place) for place in range(group.num_columns)]
-    encodings = {
-        chunk.path_in_schema: next(
-            (name for name in chunk.encodings if name not in _PLAIN_ENCODINGS), None
-        )
-        for chunk in chunks
-        if not chunk.has_dictionary_page
-    }
+def _column_settings(metadata: pq.FileMetaData) -> dict[str, Any]:
+    """Return the settings of each column; the first row group stands for all."""
+    group = metadata.row_group(0)
+    compression: dict[str, str] = {}
+    encodings: dict[str, str] = {}
+    with_dictionary: list[str] = []
+    with_statistics: list[str] = []
+    has_page_index = False
+    for index in range(group.num_columns):
+        column = group.column(index)
+        path = column.path_in_schema
+        compression[path] = _CODECS.get(column.compression, column.compression)
+        if column.has_dictionary_page:
+            with_dictionary.append(path)
+        else:
+            special = [name for name in column.encodings if name not in _PLAIN_ENCODINGS]
+            if special:
+                encodings[path] = special[0]
+        if column.is_stats_set:
+            with_statistics.append(path)
+        has_page_index = has_page_index or column.has_column_index
     settings: dict[str, Any] = {
-        "compression": {
-            chunk.path_in_schema: _CODECS.get(chunk.compression, chunk.compression)
-            for chunk in chunks
-        },
-        "use_dictionary": [chunk.path_in_schema for chunk in chunks if chunk.has_dictionary_page]
-        or False,
-        "write_statistics": [chunk.path_in_schema for chunk in chunks if chunk.is_stats_set]
-        or False,
-        "write_page_index": any(chunk.has_column_index for chunk in chunks),
+        "compression": compression,
+        "use_dictionary": with_dictionary or False,
+        "write_statistics": with_statistics or False,
+        "write_page_index": has_page_index,
     }
-    if named := {path: name for path, name in encodings.items() if name is not None}:
-        settings["column_encoding"] = named
+    if encodings:
+        settings["column_encoding"] = encodings
     if group.sorting_columns:
         settings["sorting_columns"] = group.sorting_columns
     return settings

@@ -1,6 +1,4 @@
-"""Which rows of a table have to go: those that purge orders name, and those that may not be used
-for a purpose.
-"""
+"""The selectors of rows that have to go: those that purge orders name, and the excluded ones."""
 
 from __future__ import annotations
 
@@ -26,42 +24,56 @@ from consentry.trainer.deciding.decider import Decider, SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.records import DamagedRecord, read_record
 
-NOBODY: Final = -1
+NOT_SELECTED: Final = -1
 UNKNOWN_REASONS: Final = frozenset(
     {Reason.QUARANTINED, Reason.HISTORY_FOLDED, Reason.JURISDICTION_UNKNOWN}
 )
-"""Excluded because something is not known, which may be known tomorrow: not reason enough to
+"""The reasons that say that something is not known, but may be known tomorrow: no reason to
 destroy a row.
 """
 
+_Mask = npt.NDArray[np.bool_]
+
 
 class Selection(NamedTuple):
-    """Per row the place of the first order that covers it, or -1, and how many kept rows are of
-    unknown owner.
+    """The rows of one table that have to go.
+
+    `order_indices` has for each row the index of the first order that selects it, or NOT_SELECTED.
+    `unknown` counts the rows of unknown owner that stay.
     """
 
-    first: npt.NDArray[np.int32]
+    order_indices: npt.NDArray[np.int32]
     unknown: int = 0
 
+    @property
+    def keep(self) -> _Mask:
+        """True for each row that stays."""
+        mask: _Mask = self.order_indices < 0
+        return mask
+
     def counts(self, order_ids: Sequence[str]) -> dict[str, int]:
-        """How many rows each order covers, those with none left out."""
-        places, numbers = np.unique(self.first[self.first >= 0], return_counts=True)
+        """Return the number of rows that each order selects, without the orders that select none.
+
+        `order_ids` are those of the selector.
+        """
+        selected = self.order_indices[self.order_indices >= 0]
+        indices, numbers = np.unique(selected, return_counts=True)
         return {
-            order_ids[place]: number
-            for place, number in zip(places.tolist(), numbers.tolist(), strict=True)
+            order_ids[index]: number
+            for index, number in zip(indices.tolist(), numbers.tolist(), strict=True)
         }
 
 
 class RowSelector(Protocol):
-    """What decides which rows go."""
+    """Selects the rows that have to go."""
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """Names of what rows are removed for, by place."""
+        """The names of what rows are removed for, by the index that a Selection gives them."""
         ...
 
-    def of(self, table: pa.Table, columns: Columns) -> Selection:
-        """Which rows of a table go.
+    def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
+        """Return which rows of a table have to go.
 
         Raises InvalidInput for a missing column, Unavailable where nobody can say now.
         """
@@ -69,27 +81,27 @@ class RowSelector(Protocol):
 
 
 class OrdersSelector:
-    """The rows that purge orders name.
+    """Selects the rows that purge orders name.
 
-    `now` in microseconds; what depends on the view is read when it is asked for.
+    `now` is in microseconds. What depends on the snapshot is read when a table is examined.
     """
 
     def __init__(self, orders: Sequence[PurgeOrder], snapshot: Snapshot, now: Micros) -> None:
         self._order_ids = tuple(order.order_id for order in orders)
         self._snapshot = snapshot
         self._now = now
-        by_member: dict[str, int] = {}
+        index_by_member: dict[str, int] = {}
         self._scopes: list[tuple[int, PurgeOrder, Scope]] = []
-        for place, order in enumerate(orders):
+        for index, order in enumerate(orders):
             if order.member is not None:
-                by_member.setdefault(order.member, place)
+                index_by_member.setdefault(order.member, index)
             elif order.scope is not None:
-                self._scopes.append((place, order, order.scope))
-        self._residents = _Residents(
-            [(order.recorded_at, scope) for _, order, scope in self._scopes], snapshot, now
-        )
-        self._members = pa.array(by_member, pa.string())
-        self._places = np.array([*by_member.values(), NOBODY], dtype=np.int32)
+                self._scopes.append((index, order, order.scope))
+        scopes = [(order.recorded_at, scope) for _, order, scope in self._scopes]
+        self._residents = _Residents(scopes, snapshot, now)
+        self._members = pa.array(index_by_member, pa.string())
+        # The last entry stands for every member that no order names.
+        self._order_indices = np.array([*index_by_member.values(), NOT_SELECTED], dtype=np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
         bare = _without_memory(self._snapshot)
@@ -97,45 +109,57 @@ class OrdersSelector:
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """See Cover."""
+        """See RowSelector."""
         return self._order_ids
 
-    def of(self, table: pa.Table, columns: Columns) -> Selection:
-        """See Cover."""
+    def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
+        """See RowSelector."""
         check_columns(table.column_names, columns)
         members = _member_texts(table[columns.member], columns.member)
-        covered = np.full(table.num_rows, NOBODY, dtype=np.int32)
+        selected = np.full(table.num_rows, NOT_SELECTED, dtype=np.int32)
         if table.num_rows == 0:
-            return Selection(covered)
+            return Selection(selected)
         if len(self._members):
-            found = pc.index_in(members, value_set=self._members, skip_nulls=True)
-            covered = self._places[found.fill_null(len(self._members)).to_numpy()]
+            positions = pc.index_in(members, value_set=self._members, skip_nulls=True)
+            selected = self._order_indices[positions.fill_null(len(self._members)).to_numpy()]
         if self._scopes:
-            distinct, codes = encoded(members)
-            lived = self._residents.of(distinct)
-            for number, (place, order, scope) in enumerate(self._scopes):
-                hit = lived[:, number][codes]
-                hit |= self._rows_inside(table, scope, columns)
-                hit &= _category_is_in(table, order, columns)
-                covered[(covered < 0) & hit] = place
-        return Selection(covered)
+            self._select_by_scope(selected, members, table, columns)
+        return Selection(selected)
 
-    def _rows_inside(
-        self, table: pa.Table, scope: Scope, columns: Columns
-    ) -> npt.NDArray[np.bool_]:
+    def _select_by_scope(
+        self,
+        selected: npt.NDArray[np.int32],
+        members: pa.ChunkedArray,
+        table: pa.Table,
+        columns: Columns,
+    ) -> None:
+        """Add to `selected` the rows in the scope of an order that no earlier one selects."""
+        distinct_members, codes = encoded(members)
+        lived = self._residents.lived_in_scopes(distinct_members)
+        for number, (index, order, scope) in enumerate(self._scopes):
+            is_in_scope = lived[:, number][codes]
+            is_in_scope |= self._is_from_scope(table, scope, columns)
+            is_in_scope &= _is_in_categories(table, order, columns)
+            selected[(selected < 0) & is_in_scope] = index
+
+    def _is_from_scope(self, table: pa.Table, scope: Scope, columns: Columns) -> _Mask:
+        """True for each row that names a jurisdiction of the scope itself."""
         if columns.jurisdiction is None:
             return np.zeros(table.num_rows, dtype=np.bool_)
-        places, codes = encoded(table[columns.jurisdiction])
+        codes_of_rows, codes = encoded(table[columns.jurisdiction])
         known, named = self._snapshot.controls.jurisdictions, frozenset(scope.jurisdictions)
-        inside = [
-            isinstance(place, str) and not named.isdisjoint(known.holders(place, at=self._now))
-            for place in places
+        is_inside = [
+            isinstance(code, str) and not named.isdisjoint(known.holders(code, at=self._now))
+            for code in codes_of_rows
         ]
-        return np.array(inside, dtype=np.bool_)[codes]
+        return np.array(is_inside, dtype=np.bool_)[codes]
 
 
 class _Residents:
-    """Which members lived in which of some scopes; each member is looked up once."""
+    """The members who lived in some scopes; each member is looked up once.
+
+    A scope comes with the time at which its order's cause was recorded.
+    """
 
     def __init__(
         self, scopes: Sequence[tuple[Micros, Scope]], snapshot: Snapshot, now: Micros
@@ -150,66 +174,64 @@ class _Residents:
         self._holders: dict[str, frozenset[str]] = {}
 
     def by(self, snapshot: Snapshot) -> _Residents:
-        """The same, with nothing remembered, by another view."""
-        return _Residents(
-            [(recorded_at, scope) for recorded_at, scope, _ in self._scopes], snapshot, self._now
-        )
+        """Return the same for another snapshot, with no member looked up yet."""
+        scopes = [(recorded_at, scope) for recorded_at, scope, _ in self._scopes]
+        return _Residents(scopes, snapshot, self._now)
 
-    def of(self, members: Sequence[Any]) -> npt.NDArray[np.bool_]:
-        """A row per member, a column per scope."""
+    def lived_in_scopes(self, members: Sequence[Any]) -> _Mask:
+        """Return a row for each member and a column for each scope: True where they lived in it."""
         new = [member for member in members if member not in self._rows]
         if new:
-            self._rows.update(
-                zip(new, range(len(self._rows), len(self._rows) + len(new)), strict=True)
-            )
+            start = len(self._rows)
+            self._rows.update(zip(new, range(start, start + len(new)), strict=True))
             self._lived = np.concatenate([self._lived, self._look_up(new)])
-        return self._lived[
-            np.fromiter(map(self._rows.__getitem__, members), dtype=np.int64, count=len(members))
-        ]
+        rows = np.fromiter(map(self._rows.__getitem__, members), dtype=np.int64, count=len(members))
+        return self._lived[rows]
 
-    def _look_up(self, members: Sequence[Any]) -> npt.NDArray[np.bool_]:
+    def _look_up(self, members: Sequence[Any]) -> _Mask:
         everywhere = [ANYWHERE in names for _, _, names in self._scopes]
         lived = np.tile(np.array(everywhere, dtype=np.bool_), (len(members), 1))
         if all(everywhere):
             return lived
         keys = [member.encode() if isinstance(member, str) else b"" for member in members]
-        ids = [place for place, member in enumerate(members) if _is_id(member)]
-        for found in self._snapshot.records.find(TextKeys.of([keys[place] for place in ids])):
-            raws = found.segment.records_at(found.positions)
-            for row, raw in zip(found.rows.tolist(), raws, strict=True):
-                lived[ids[row]] |= self._lived_in(raw, keys[ids[row]])
-        for place, key in enumerate(keys):
+        rows_of_ids = [row for row, member in enumerate(members) if _is_id(member)]
+        keys_of_ids = TextKeys.of([keys[row] for row in rows_of_ids])
+        for matches in self._snapshot.records.find(keys_of_ids):
+            records = matches.segment.records_at(matches.positions)
+            for position, raw in zip(matches.rows.tolist(), records, strict=True):
+                row = rows_of_ids[position]
+                lived[row] |= self._lived_in(raw, keys[row])
+        for row, key in enumerate(keys):
             if self._snapshot.is_quarantined(key):
-                lived[place] = True
+                lived[row] = True
         return lived
 
-    def _lived_in(self, raw: bytes, key: bytes) -> npt.NDArray[np.bool_] | bool:
-        """Per scope, whether the member lived in it when the order's cause was recorded, or at any
-        time since.
+    def _lived_in(self, raw: bytes, key: bytes) -> _Mask | bool:
+        """Return for each scope whether the member lived in it since its order's cause.
 
-        True also where that is not known any more: the record is damaged or folded.
+        The last residence before the cause was recorded counts, and every one since. True also
+        where it is not known any more: the record is damaged or folded.
         """
         try:
             record = read_record(raw, key)
         except DamagedRecord:
             return True
         moves = [fact for fact in record.facts if fact.kind in RELOCATION_FACTS]
-        found = np.zeros(len(self._scopes), dtype=np.bool_)
+        lived = np.zeros(len(self._scopes), dtype=np.bool_)
         for number, (recorded_at, _, names) in enumerate(self._scopes):
             since = [fact.name for fact in moves if fact.recorded_at > recorded_at]
             before = [fact.name for fact in moves if fact.recorded_at <= recorded_at][-1:]
-            found[number] = record.folded_recorded_at > recorded_at or any(
+            lived[number] = record.folded_recorded_at > recorded_at or any(
                 not names.isdisjoint(self._holders_of(code)) for code in (*before, *since)
             )
-        return found
+        return lived
 
     def _holders_of(self, code: str) -> frozenset[str]:
-        found = self._holders.get(code)
-        if found is None:
-            found = self._holders[code] = self._snapshot.controls.jurisdictions.holders(
-                code, at=self._now
-            )
-        return found
+        holders = self._holders.get(code)
+        if holders is None:
+            jurisdictions = self._snapshot.controls.jurisdictions
+            holders = self._holders[code] = jurisdictions.holders(code, at=self._now)
+        return holders
 
 
 def _is_id(member: Any) -> bool:
@@ -217,30 +239,29 @@ def _is_id(member: Any) -> bool:
 
 
 class ExcludedSelector:
-    """The rows that may not be used for a purpose now.
+    """Selects the rows that may not be used for a purpose now.
 
     Rows that are excluded only because something is not known (no member id, a quarantined member,
     an unknown jurisdiction) go only with `purge_unknown`; otherwise they are counted. Raises
-    Unavailable while the judge is not fresh: to a stale judge everybody is excluded, and that must
-    never empty a data set.
+    Unavailable while the decider is not fresh: by a stale decider everybody is excluded, and that
+    must never empty a data set.
     """
 
     def __init__(self, decider: Decider, purpose: str, *, purge_unknown: bool = False) -> None:
         self._decider = decider
         self._purpose = purpose
         self._purge_unknown = purge_unknown
-        self._is_excluded = np.array(
-            [not reason.allows and reason not in UNKNOWN_REASONS for reason in REASONS]
-        )
         self._is_unknown = np.array([reason in UNKNOWN_REASONS for reason in REASONS])
+        is_allowed = np.array([reason.allows for reason in REASONS])
+        self._is_excluded = ~is_allowed & ~self._is_unknown
 
     def __getstate__(self) -> dict[str, Any]:
         decider = self._decider
         if not isinstance(decider, SnapshotDecider):
             raise Refused(
-                f"The judge {type(decider).__name__} cannot work in another process.",
+                f"The decider {type(decider).__name__} cannot work in another process.",
                 code="purge.not_portable",
-                fix="give a judge by a view that stands still",
+                fix="give a decider by a snapshot that stands still",
             )
         still = copy(decider)
         still.snapshot = _without_memory(decider.snapshot)
@@ -248,11 +269,11 @@ class ExcludedSelector:
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """See Cover."""
+        """See RowSelector."""
         return (f"excluded:{self._purpose}",)
 
-    def of(self, table: pa.Table, columns: Columns) -> Selection:
-        """See Cover."""
+    def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
+        """See RowSelector."""
         check_columns(table.column_names, columns)
         decisions = self._decider.decide_table(table, purpose=self._purpose, columns=columns)
         if (decisions.reasons == REASONS.index(Reason.STALE)).any():
@@ -263,52 +284,51 @@ class ExcludedSelector:
                 fix="check that the processor runs, or take a newer bundle; nothing more is "
                 "removed until then",
             )
-        unknown = self._is_unknown[decisions.reasons]
-        excluded = self._is_excluded[decisions.reasons]
+        is_unknown = self._is_unknown[decisions.reasons]
+        is_selected = self._is_excluded[decisions.reasons]
         if self._purge_unknown:
-            excluded = excluded | unknown
-        first = np.where(excluded, np.int32(0), np.int32(NOBODY))
-        return Selection(first, 0 if self._purge_unknown else int(unknown.sum()))
+            is_selected = is_selected | is_unknown
+        order_indices = np.where(is_selected, np.int32(0), np.int32(NOT_SELECTED))
+        return Selection(order_indices, 0 if self._purge_unknown else int(is_unknown.sum()))
 
 
 class JointSelector:
-    """Several covers at once: a row is counted for the first that covers it."""
+    """Several selectors at once: a row is counted for the first one that selects it."""
 
-    def __init__(self, covers: Sequence[RowSelector]) -> None:
-        self._covers = tuple(covers)
+    def __init__(self, selectors: Sequence[RowSelector]) -> None:
+        self._selectors = tuple(selectors)
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """See Cover."""
-        return tuple(name for selector in self._covers for name in selector.order_ids)
+        """See RowSelector."""
+        return tuple(name for selector in self._selectors for name in selector.order_ids)
 
-    def of(self, table: pa.Table, columns: Columns) -> Selection:
-        """See Cover."""
-        first, unknown, offset = np.full(table.num_rows, NOBODY, dtype=np.int32), 0, 0
-        for selector in self._covers:
-            found = selector.of(table, columns)
-            fresh = (first < 0) & (found.first >= 0)
-            first[fresh] = found.first[fresh] + offset
-            # A row of unknown owner that an earlier cover removes is still counted: too many rather
-            # than too few.
-            unknown += found.unknown
-            offset += len(selector.order_ids)
-        return Selection(first, unknown)
+    def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
+        """See RowSelector."""
+        order_indices = np.full(table.num_rows, NOT_SELECTED, dtype=np.int32)
+        unknown = index_start = 0
+        for selector in self._selectors:
+            selection = selector.select_rows(table, columns)
+            is_new = (order_indices < 0) & (selection.order_indices >= 0)
+            order_indices[is_new] = selection.order_indices[is_new] + index_start
+            # A row of unknown owner that an earlier selector removes is still counted: too many
+            # rather than too few.
+            unknown += selection.unknown
+            index_start += len(selector.order_ids)
+        return Selection(order_indices, unknown)
 
 
 def _without_memory(snapshot: Snapshot) -> Snapshot:
-    """The same records and controls, in a form that can be sent to other processes: what was
-    remembered is not.
-    """
+    """Return the same records and controls without remembered answers, to send to a process."""
     bare = copy(snapshot)
     bare._member_classes = {}
     return bare
 
 
 def _member_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """The members of a column as text; integers are member ids in decimal digits.
+    """Return the members of a column as texts; integers are member ids in decimal digits.
 
-    Raises InvalidInput.
+    Raises InvalidInput for any other type: a purge that finds nobody must not look done.
     """
     kind = value_type(column.type)
     if not (is_text_type(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
@@ -321,21 +341,21 @@ def _member_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return column if pa.types.is_string(column.type) else column.cast(kind).cast(pa.string())
 
 
-def _category_is_in(table: pa.Table, order: PurgeOrder, columns: Columns) -> npt.NDArray[np.bool_]:
-    """Per row, whether the order is about its category; a row without one is in any."""
+def _is_in_categories(table: pa.Table, order: PurgeOrder, columns: Columns) -> _Mask:
+    """True for each row whose category the order is about; a row without one is in any."""
     categories = order.scope.categories if order.scope else None
     if categories is None or columns.category is None:
         return np.ones(table.num_rows, dtype=np.bool_)
     column = table[columns.category].combine_chunks().cast(pa.string())
-    found = pc.or_kleene(pc.is_in(column, value_set=pa.array(categories)), pc.is_null(column))
-    mask: npt.NDArray[np.bool_] = found.to_numpy(zero_copy_only=False)
+    is_named = pc.is_in(column, value_set=pa.array(categories))
+    mask: _Mask = pc.or_kleene(is_named, pc.is_null(column)).to_numpy(zero_copy_only=False)
     return mask
 
 
-def merged(*counts: Mapping[str, int]) -> dict[str, int]:
-    """The sums of several counts by name."""
+def sum_counts(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the sums of several counts by name."""
     total: dict[str, int] = {}
-    for one in counts:
-        for name, number in one.items():
+    for count in counts:
+        for name, number in count.items():
             total[name] = total.get(name, 0) + number
     return total

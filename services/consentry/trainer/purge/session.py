@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from consentry.domain.errors import InvalidInput, Refused, Unavailable
-from consentry.domain.orders import PurgeOrder
+from consentry.domain.errors import ConsentryError, InvalidInput, Refused, Unavailable
+from consentry.domain.orders import PurgeOrder, Receipt
 from consentry.domain.values import Micros
+from consentry.ops.clock import Clock
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.purge.dataset import Dataset
+from consentry.trainer.purge.dataset import Dataset, Progress, PurgeResult
+from consentry.trainer.purge.receipts import KEPT_BY_OLD_VERSIONS, receipts, write_receipts
 from consentry.trainer.purge.row_selector import (
     ExcludedSelector,
     JointSelector,
     OrdersSelector,
     RowSelector,
 )
+
+SendReceipts = Callable[[Sequence[Receipt]], None]
+"""Sends the receipts of a purge to Kafka."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyOptions:
+    """The choices of one `apply`.
+
+    `exemptions` are reasons by order id. Receipts are sent under the name `subscriber`, if any, and
+    written to `receipts_file`. `if_version` is the version that was planned for.
+    """
+
+    exemptions: Mapping[str, str]
+    subscriber: str = ""
+    receipts_file: Path | None = None
+    if_version: str | None = None
+    vacuum: bool = False
+
+
+class Applied(NamedTuple):
+    """The outcome of one `apply`.
+
+    `old_versions` is a sentence where older versions still keep the rows, else empty.
+    """
+
+    result: PurgeResult
+    receipts: Sequence[Receipt]
+    vacuumed: Sequence[str]
+    old_versions: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +72,11 @@ class PurgeSession:
     purge_unknown: bool
 
     def selector(self, exempt: Mapping[str, str], *, now: Micros) -> RowSelector:
-        """Return what selects the rows to remove: the orders without an exemption, the excluded."""
+        """Return what selects the rows to remove: the orders without an exemption, the excluded.
+
+        Raises InvalidInput where an exemption is of an order that is not known.
+        """
+        check_order_ids(exempt, self.orders)
         orders = [order for order in self.orders if order.order_id not in exempt]
         selectors: list[RowSelector] = [OrdersSelector(orders, self.snapshot, now)]
         if self.excluded is not None:
@@ -46,6 +84,76 @@ class PurgeSession:
                 ExcludedSelector(self.decider, self.excluded, purge_unknown=self.purge_unknown)
             )
         return JointSelector(selectors)
+
+    def apply(
+        self,
+        options: ApplyOptions,
+        *,
+        clock: Clock,
+        send: SendReceipts,
+        progress: Callable[[], AbstractContextManager[Progress]],
+    ) -> Applied:
+        """Delete the rows, and hand out the receipts, also those of a purge that fails.
+
+        Raises ConsentryError.
+        """
+        check_order_ids(options.exemptions, self.orders)
+        if options.vacuum and not self.dataset.keeps_versions:
+            self.dataset.vacuum()  # raises: this kind of data set keeps no older versions
+        try:
+            result, vacuumed = self._purge(options, clock(), progress)
+        except ConsentryError as error:
+            self._answer(options, error, clock(), send)
+            raise
+        return Applied(
+            result=result,
+            receipts=self._answer(options, result, clock(), send),
+            vacuumed=vacuumed,
+            old_versions=self._old_versions_detail(options),
+        )
+
+    def _purge(
+        self,
+        options: ApplyOptions,
+        now: Micros,
+        progress: Callable[[], AbstractContextManager[Progress]],
+    ) -> tuple[PurgeResult, Sequence[str]]:
+        if options.if_version is not None:
+            check_version(self.dataset, options.if_version)
+        selector = self.selector(options.exemptions, now=now)
+        with translate_errors(), progress() as show_progress:
+            result = self.dataset.apply(selector, show_progress)
+            vacuumed = self.dataset.vacuum() if options.vacuum else ()
+        return result, vacuumed
+
+    def _answer(
+        self,
+        options: ApplyOptions,
+        outcome: PurgeResult | ConsentryError,
+        completed_at: Micros,
+        send: SendReceipts,
+    ) -> Sequence[Receipt]:
+        """Make a receipt for each order, write them to the file, and send them."""
+        is_done = isinstance(outcome, PurgeResult)
+        answers = receipts(
+            self.orders,
+            options.exemptions,
+            outcome,
+            subscriber=options.subscriber,
+            dataset=self.dataset.name,
+            completed_at=completed_at,
+            detail=self._old_versions_detail(options) if is_done else "",
+        )
+        if options.receipts_file is not None:
+            write_receipts(options.receipts_file, answers)
+        if options.subscriber and answers:
+            send(answers)
+        return answers
+
+    def _old_versions_detail(self, options: ApplyOptions) -> str:
+        """Return the sentence that older versions still keep the rows; empty where none does."""
+        is_kept = self.dataset.keeps_versions and not options.vacuum
+        return KEPT_BY_OLD_VERSIONS if is_kept else ""
 
 
 def check_purpose(purpose: str | None, snapshot: Snapshot) -> None:

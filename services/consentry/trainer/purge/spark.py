@@ -1,7 +1,4 @@
-"""Purging a directory that is larger than one machine:
-
-Spark gives each file to a machine, this one swaps.
-"""
+"""Purge a directory with Spark: its executors examine the files, this machine replaces them."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ from consentry.trainer.purge.file_worker import (
     FileResult,
     FileTask,
     FileWorker,
-    Run,
-    as_fields,
-    from_fields,
+    TaskRunner,
+    read_result,
+    result_fields,
 )
 from consentry.trainer.purge.parquet import ParquetDirectory
 
@@ -38,9 +35,9 @@ def spark_directory(
     spark: SparkSession | None = None,
     master: str = "",
 ) -> ParquetDirectory:
-    """A directory that this machine and every executor see under the same path, such as on NFS.
+    """Return a directory that every executor sees under the same path as this machine, as on NFS.
 
-    The executors need this package. The cover is sent to each of them with the view that it asks.
+    The executors need this package. The selector is sent to each of them with its snapshot.
     """
     if spark is None:
         builder = SparkSession.builder.appName("consentry-purge")
@@ -50,9 +47,10 @@ def spark_directory(
     )
 
 
-def run_on(spark: SparkSession) -> Run:
-    """Does the work on files by the executors of a session: one task per file, and no row ever
-    leaves them.
+def run_on(spark: SparkSession) -> TaskRunner:
+    """Return what does tasks by the executors of a session, one Spark task for each file.
+
+    No row ever leaves the executors. Raises Refused for Spark Connect.
     """
 
     try:
@@ -65,20 +63,20 @@ def run_on(spark: SparkSession) -> Run:
         ) from error
 
     def run(worker: FileWorker, tasks: Sequence[FileTask]) -> Iterator[FileResult]:
-        asked = context.parallelize(
-            [asdict(task) for task in tasks], min(len(tasks), _TASKS_MAX) or 1
-        )
+        partitions = min(len(tasks), _TASKS_MAX) or 1
+        distributed = context.parallelize([asdict(task) for task in tasks], partitions)
         # A function of this module only, so that executors need this package and nothing of the
         # caller.
-        return map(_answer, asked.map(partial(_work, worker)).collect())
+        answers = distributed.map(partial(_work, worker)).collect()
+        return map(_read_answer, answers)
 
     return run
 
 
 def _work(worker: FileWorker, task: dict[str, Any]) -> dict[str, Any]:
-    """What was done, or our own error, which would come back as Spark's otherwise."""
+    """Return the result's fields, or those of our own error, which Spark would wrap in its own."""
     try:
-        return dict(as_fields(worker(FileTask(**task))))
+        return dict(result_fields(worker(FileTask(**task))))
     except ConsentryError as error:
         return {
             "error": type(error).__name__,
@@ -88,9 +86,10 @@ def _work(worker: FileWorker, task: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _answer(fields: dict[str, Any]) -> FileResult:
+def _read_answer(fields: dict[str, Any]) -> FileResult:
+    """Return the result that an executor sent. Raises the ConsentryError that it sent instead."""
     if "error" not in fields:
-        return from_fields(fields)
+        return read_result(fields)
     if fields["error"] == "DatasetChanged":
         raise DatasetChanged(fields["message"])
     kind = getattr(errors, fields["error"], ConsentryError)

@@ -1,6 +1,4 @@
-"""What the table formats that keep versions have in common: files are never changed, a commit
-replaces some of them.
-"""
+"""Purge a table of a format that keeps versions: its files never change, a commit replaces some."""
 
 from __future__ import annotations
 
@@ -21,24 +19,25 @@ from consentry.trainer.purge.dataset import (
     no_progress,
 )
 from consentry.trainer.purge.file_worker import FileResult
-from consentry.trainer.purge.journal import Total, order_key
-from consentry.trainer.purge.row_selector import RowSelector, merged
+from consentry.trainer.purge.journal import OrderTotal, order_key
+from consentry.trainer.purge.row_selector import RowSelector, sum_counts
 
 _ATTEMPTS_MAX: Final = 10
 
 
 class Conflict(Exception):
-    """Another commit came first: nothing of ours is in the table."""
+    """Raised where another commit came first: nothing of ours is in the table."""
 
 
-class Gone(Exception):
-    """A file of an old version is not there any more."""
+class FileVanished(Exception):
+    """Raised where a file of an older version is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unopened:
-    """An older version that should be readable and could not be opened: nobody can say what it
-    holds.
+class UnopenedVersion:
+    """An older version that should be readable and could not be opened.
+
+    Nobody can say which rows it holds.
     """
 
     id: str
@@ -58,17 +57,17 @@ class Version(Protocol):
         """Bytes of each of its data files, by path."""
         ...
 
-    def look(self, path: str, selector: RowSelector) -> FileResult:
-        """Look into one file. Raises InvalidInput, OSError, ArrowException."""
+    def examine(self, path: str, selector: RowSelector) -> FileResult:
+        """Examine one file. Raises InvalidInput, OSError, ArrowException."""
         ...
 
     def commit(
-        self, done: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
+        self, files: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
     ) -> None:
-        """Replace these files by ones without the covered rows, in one transaction that keeps
-        `rows` by order key.
+        """Replace these files by ones without the selected rows, in one transaction.
 
-        Raises Conflict where another commit came first.
+        The transaction also records `rows`, the number of removed rows by order key. Raises
+        Conflict where another commit came first.
         """
         ...
 
@@ -77,39 +76,40 @@ class Versions(Protocol):
     """A table."""
 
     def newest(self) -> Version:
-        """Its version now."""
+        """Return its version now."""
         ...
 
-    def older(self) -> Iterator[Version | Unopened]:
-        """The others that can still be read, newest first; those that should be and cannot, as
-        Unopened.
+    def older(self) -> Iterator[Version | UnopenedVersion]:
+        """Yield the older versions, newest first.
+
+        One that should be readable and cannot be opened is an UnopenedVersion.
         """
         ...
 
-    def strays(self, named: Collection[str]) -> Collection[str]:
-        """Data files that lie there and that neither `named` nor the newest version has.
+    def stray_files(self, named: Collection[str]) -> Collection[str]:
+        """Return the data files on disk that are neither in `named` nor in the newest version.
 
         Raises OSError.
         """
         ...
 
-    def totals(self) -> Mapping[str, Total]:
-        """By order key, the rows that earlier commits removed."""
+    def totals(self) -> Mapping[str, OrderTotal]:
+        """Return the rows that earlier commits removed, by order key."""
         ...
 
     def vacuum(self) -> tuple[str, ...]:
-        """Destroy what only the others hold; which ones."""
+        """Destroy what only older versions hold; return the names of what was destroyed."""
         ...
 
 
 class VersionedTable:
     """A Dataset of a format that keeps versions."""
 
+    keeps_versions = True
+
     def __init__(self, name: str, versions: Versions) -> None:
         self._name = name
         self._versions = versions
-
-    keeps_versions = True
 
     @property
     def name(self) -> str:
@@ -127,126 +127,137 @@ class VersionedTable:
     def plan(self, selector: RowSelector, progress: Progress = no_progress) -> PurgePlan:
         """See Dataset."""
         version = self._versions.newest()
-        found = list(_look(version, selector, progress, frozenset()))
+        results = list(_examine_new(version, selector, progress, frozenset()))
+        files = [
+            FilePlan(result.name, result.rows, version.files[result.name], result.selected)
+            for result in results
+            if result.selected
+        ]
         return PurgePlan(
             version=version.id,
-            files=tuple(
-                FilePlan(one.name, one.rows, version.files[one.name], one.covered)
-                for one in found
-                if one.covered
-            ),
-            files_looked_at=len(found),
-            rows_looked_at=sum(one.rows for one in found),
-            unknown=sum(one.unknown for one in found),
+            files=tuple(files),
+            files_looked_at=len(results),
+            rows_looked_at=sum(result.rows for result in results),
+            unknown=sum(result.unknown for result in results),
         )
 
     def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
         """See Dataset.
 
-        What others commit meanwhile stays, and is looked through too before this returns.
+        What others commit meanwhile stays, and is examined too before this returns.
         """
         result: PurgeResult | None = None
-        clean: dict[str, int] = {}
+        unknown_of_clean_files: dict[str, int] = {}
         for _attempt in range(_ATTEMPTS_MAX):
             version = self._versions.newest()
             if result is None:
                 result = PurgeResult(
                     version_before=version.id, rows_removed=dict.fromkeys(selector.order_ids, 0)
                 )
+            touched: list[FileResult] = []
             try:
-                found = list(_look(version, selector, progress, clean.keys()))
-                clean |= {one.name: one.unknown for one in found if not one.covered}
-                touched = [one for one in found if one.covered]
+                for file in _examine_new(version, selector, progress, {*unknown_of_clean_files}):
+                    if file.selected:
+                        touched.append(file)
+                    else:
+                        unknown_of_clean_files[file.name] = file.unknown
                 if not touched:
                     result.version_after = version.id
-                    result.unknown = sum(clean[path] for path in version.files)
-                    self._tell_totals(result, selector)
+                    result.unknown = sum(unknown_of_clean_files[path] for path in version.files)
+                    self._add_totals(result, selector)
                     return result
-                counts = merged(*(one.covered for one in touched))
-                version.commit(
-                    touched, selector, {order_key(order): rows for order, rows in counts.items()}
-                )
-            except (Conflict, Gone, FileNotFoundError):
+                rows = sum_counts(*(file.selected for file in touched))
+                rows_by_key = {order_key(order_id): number for order_id, number in rows.items()}
+                version.commit(touched, selector, rows_by_key)
+            except (Conflict, FileVanished, FileNotFoundError):
                 continue
-            result.rows_removed = merged(result.rows_removed, counts)
+            result.rows_removed = sum_counts(result.rows_removed, rows)
             result.files_rewritten += len(touched)
-            result.bytes_rewritten += sum(version.files[one.name] for one in touched)
+            result.bytes_rewritten += sum(version.files[file.name] for file in touched)
         raise DatasetChanged(
             f"Others committed to {self._name!r} {_ATTEMPTS_MAX} times while it was purged; what "
             "they wrote is there."
         )
 
-    def _tell_totals(self, result: PurgeResult, selector: RowSelector) -> None:
+    def _add_totals(self, result: PurgeResult, selector: RowSelector) -> None:
         totals = self._versions.totals()
-        for order in selector.order_ids:
-            total = totals.get(order_key(order), Total())
-            result.rows_in_all[order] = total.rows
-            result.versions_first[order] = total.version_before or result.version_before
+        for order_id in selector.order_ids:
+            total = totals.get(order_key(order_id), OrderTotal())
+            result.rows_in_all[order_id] = total.rows
+            result.versions_first[order_id] = total.version_before or result.version_before
 
     def verify(
         self, selector: RowSelector, progress: Progress = no_progress, *, old_versions: bool = True
     ) -> Verified:
         """See Dataset."""
         version = self._versions.newest()
-        found, unreadable = _tolerant(version, selector, progress, frozenset(version.files))
-        left = merged(*(one.covered for one in found))
-        old: dict[str, int] = {}
+        results, unreadable = _examine_all(version, selector, progress, frozenset(version.files))
+        rows_by_old_version: dict[str, int] = {}
         if old_versions:
-            by_file = {path: 0 for path in version.files}
-            for older in self._versions.older():
-                if isinstance(older, Unopened):
-                    unreadable.append(f"the older version {older.id}: {older.why}")
-                    continue
-                looked, more = _tolerant(
-                    older,
-                    selector,
-                    no_progress,
-                    older.files.keys() - by_file.keys(),
-                    skip_gone=True,
-                )
-                by_file |= dict.fromkeys(older.files.keys() - by_file.keys(), 0)
-                by_file |= {one.name: sum(one.covered.values()) for one in looked}
-                unreadable += more
-                if rows := sum(by_file[path] for path in older.files):
-                    old[older.id] = rows
-            unreadable += self._strays(version, selector, by_file)
+            rows_by_old_version = self._verify_older(version, selector, unreadable)
         return Verified(
             version=version.id,
             files=len(version.files),
-            rows=sum(one.rows for one in found),
-            rows_left=left,
-            unknown=sum(one.unknown for one in found),
+            rows=sum(result.rows for result in results),
+            rows_left=sum_counts(*(result.selected for result in results)),
+            unknown=sum(result.unknown for result in results),
             unreadable=tuple(sorted(unreadable)),
-            old_versions=old,
+            old_versions=rows_by_old_version,
         )
 
-    def _strays(self, version: Version, selector: RowSelector, named: Collection[str]) -> list[str]:
-        """Why it cannot be told that files are clean that lie there though no version that was
-        opened names them.
+    def _verify_older(
+        self, newest: Version, selector: RowSelector, unreadable: list[str]
+    ) -> dict[str, int]:
+        """Return the selected rows of each older version that holds any.
+
+        A file is examined once, however many versions share it; those of the newest version count
+        there. Adds to `unreadable` what nobody can tell.
+        """
+        rows_by_version: dict[str, int] = {}
+        rows_by_file = dict.fromkeys(newest.files, 0)
+        for older in self._versions.older():
+            if isinstance(older, UnopenedVersion):
+                unreadable.append(f"the older version {older.id}: {older.why}")
+                continue
+            new = older.files.keys() - rows_by_file.keys()
+            results, problems = _examine_all(older, selector, no_progress, new, skip_vanished=True)
+            rows_by_file |= dict.fromkeys(new, 0)
+            for result in results:
+                rows_by_file[result.name] = sum(result.selected.values())
+            unreadable += problems
+            if rows := sum(rows_by_file[path] for path in older.files):
+                rows_by_version[older.id] = rows
+        unreadable += self._examine_strays(newest, selector, rows_by_file)
+        return rows_by_version
+
+    def _examine_strays(
+        self, version: Version, selector: RowSelector, named: Collection[str]
+    ) -> list[str]:
+        """Return the problems with data files on disk that no version that was opened names.
 
         Their log was cleaned away, or never written: no reader of the table sees them, but the rows
         are on the disk.
         """
-        looked, why = _tolerant(
-            version, selector, no_progress, self._versions.strays(named), skip_gone=True
-        )
-        for one in looked:
-            if rows := sum(one.covered.values()) + one.unknown:
-                why.append(
-                    f"{one.name}: no log that can be read names it, and it holds {rows:,} rows "
+        strays = self._versions.stray_files(named)
+        results, problems = _examine_all(version, selector, no_progress, strays, skip_vanished=True)
+        for result in results:
+            if rows := sum(result.selected.values()) + result.unknown:
+                problems.append(
+                    f"{result.name}: no log that can be read names it, and it holds {rows:,} rows "
                     "that may have to go"
                 )
-        return why
+        return problems
 
 
-def _look_at(version: Version, path: str, selector: RowSelector) -> FileResult:
-    """Look into one file. Raises InvalidInput where it cannot be read, Gone where it is not
-    there.
+def _examine(version: Version, path: str, selector: RowSelector) -> FileResult:
+    """Examine one file.
+
+    Raises InvalidInput where it cannot be read, FileVanished where it is not there.
     """
     try:
-        return version.look(path, selector)
+        return version.examine(path, selector)
     except FileNotFoundError as error:
-        raise Gone(path) from error
+        raise FileVanished(path) from error
     except (OSError, pa.ArrowException) as error:
         raise InvalidInput(
             f"The file {path!r} cannot be read: {type(error).__name__}.",
@@ -255,33 +266,34 @@ def _look_at(version: Version, path: str, selector: RowSelector) -> FileResult:
         ) from error
 
 
-def _look(
+def _examine_new(
     version: Version, selector: RowSelector, progress: Progress, known: Collection[str]
 ) -> Iterator[FileResult]:
-    """Look into the files that are not known yet. Raises InvalidInput, Gone."""
+    """Examine the files that are not `known`. Raises InvalidInput, FileVanished."""
     paths = [path for path in sorted(version.files) if path not in known]
     for number, path in enumerate(paths, 1):
-        yield _look_at(version, path, selector)
+        yield _examine(version, path, selector)
         progress(number, len(paths))
 
 
-def _tolerant(
+def _examine_all(
     version: Version,
     selector: RowSelector,
     progress: Progress,
     paths: Collection[str],
     *,
-    skip_gone: bool = False,
+    skip_vanished: bool = False,
 ) -> tuple[list[FileResult], list[str]]:
-    """What was found in the files that can be read, and why the others cannot."""
-    found, unreadable = [], []
+    """Examine these files; return the results, and a problem for each that cannot be read."""
+    results: list[FileResult] = []
+    problems: list[str] = []
     for number, path in enumerate(sorted(paths), 1):
         try:
-            found.append(_look_at(version, path, selector))
-        except Gone:
-            if not skip_gone:
-                unreadable.append(f"{path}: it is not there")
+            results.append(_examine(version, path, selector))
+        except FileVanished:
+            if not skip_vanished:
+                problems.append(f"{path}: it is not there")
         except InvalidInput as error:
-            unreadable.append(f"{path}: {error.message}")
+            problems.append(f"{path}: {error.message}")
         progress(number, len(paths))
-    return found, unreadable
+    return results, problems

@@ -79,7 +79,7 @@ def apply_record(snapshot: Snapshot, member: str, *events: Any) -> None:
 
 
 class OnFirstLook:
-    """A cover during whose first look something happens."""
+    """A selector during whose first call something happens."""
 
     def __init__(self, selector: RowSelector, happens: Callable[[], object]) -> None:
         self._selector = selector
@@ -87,15 +87,15 @@ class OnFirstLook:
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """See Cover."""
+        """See RowSelector."""
         return self._selector.order_ids
 
-    def of(self, table: pa.Table, columns: Columns) -> Selection:
-        """See Cover."""
+    def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
+        """See RowSelector."""
         happens, self._happens = self._happens, None
         if happens is not None:
             happens()
-        return self._selector.of(table, columns)
+        return self._selector.select_rows(table, columns)
 
 
 class DatasetContract(ABC):
@@ -154,7 +154,7 @@ class DatasetContract(ABC):
         return sorted(self.read(directory)["text"].to_pylist())
 
     def orders(self, snapshot: Snapshot, *orders: PurgeOrder) -> OrdersSelector:
-        """A cover of orders."""
+        """A selector of orders."""
         return OrdersSelector(orders, snapshot, day(30))
 
     def test_a_plan_tells_files_rows_and_bytes_and_writes_nothing(
@@ -165,11 +165,11 @@ class DatasetContract(ABC):
 
         plan = dataset.plan(self.orders(snapshot, erasure("ana"), erasure("nobody")))
 
-        files, count, size = plan.covered("erasure:ana")
+        files, count, size = plan.touched_by("erasure:ana")
         assert (plan.files_looked_at, files) == self.FILES
         assert (count, plan.rows_looked_at) == (3, 9)
         assert size == sum(file.bytes for file in plan.files) > 0
-        assert plan.covered("erasure:nobody") == (0, 0, 0)
+        assert plan.touched_by("erasure:nobody") == (0, 0, 0)
         assert plan.version == dataset.version()
         assert {
             path: path.read_bytes() for path in directory.rglob("*") if path.is_file()
@@ -328,16 +328,16 @@ class DatasetContract(ABC):
     def test_an_error_half_way_leaves_what_was_not_reached(
         self, dataset: Dataset, directory: Path, snapshot: Snapshot
     ) -> None:
-        """A cover that can no longer tell must stop the purge, and a later one must be able to
+        """A selector that can no longer tell must stop the purge, and a later one must be able to
         finish it.
         """
         calls = itertools.count()
 
         class Failing(OnFirstLook):
-            def of(self, table: pa.Table, columns: Columns) -> Selection:
+            def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
                 if next(calls) == 2:
                     raise Unavailable("It cannot tell any more.", code="purge.stale")
-                return super().of(table, columns)
+                return super().select_rows(table, columns)
 
         selector = self.orders(snapshot, erasure("ana"), erasure("bob"))
         with pytest.raises(Unavailable):

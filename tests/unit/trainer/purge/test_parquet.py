@@ -1,4 +1,4 @@
-"""What a directory of Parquet files promises beyond the contract: form, swaps, journal, and other
+"""What a directory of Parquet files promises beyond the contract: form, replacing, journal, and other
 writers.
 """
 
@@ -29,12 +29,11 @@ from tests.unit.trainer.purge.dataset_contract import (
 
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.trainer.deciding.snapshot import Snapshot
-from consentry.trainer.purge import journal, parquet
-from consentry.trainer.purge import replace_files as swap
+from consentry.trainer.purge import journal, parquet, replace_files
 from consentry.trainer.purge.dataset import DatasetChanged, PurgeResult
 from consentry.trainer.purge.file_worker import run_here
 from consentry.trainer.purge.files import dataset_files, fingerprint, read_dataset
-from consentry.trainer.purge.journal import Journal, Staged, order_key
+from consentry.trainer.purge.journal import Journal, StagedFile, order_key
 from consentry.trainer.purge.parquet import ParquetDirectory
 from consentry.trainer.purge.row_selector import OrdersSelector
 
@@ -266,7 +265,7 @@ class TestOtherWriters:
         (directory / "one.parquet").unlink()
 
     @pytest.mark.parametrize("how", ["appear", "change", "vanish"])
-    def test_nothing_is_swapped_and_the_file_is_named(
+    def test_nothing_is_replaced_and_the_file_is_named(
         self, directory: Path, snapshot: Snapshot, how: str
     ) -> None:
         """A purge over somebody's half-written work would bring old rows back, or lose new ones."""
@@ -292,9 +291,9 @@ class TestOtherWriters:
         can_exchange: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Between the look and the swap there is an instant; its writer must not lose the file."""
+        """Between the check and the exchange there is an instant; its writer must not lose the file."""
         one = directory / "one.parquet"
-        real = swap.exchange
+        real = replace_files.exchange
         happened: list[int] = []
 
         def late(first: Path, second: Path) -> bool:
@@ -303,7 +302,7 @@ class TestOtherWriters:
                 self.change(directory)
             return real(first, second) if can_exchange else False
 
-        monkeypatch.setattr(swap, "exchange", late)
+        monkeypatch.setattr(replace_files, "exchange", late)
         with pytest.raises(DatasetChanged, match=r"one\.parquet"):
             purge(directory, snapshot, "ana")
 
@@ -313,7 +312,7 @@ class TestOtherWriters:
         self, directory: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Not every file system can exchange names."""
-        monkeypatch.setattr(swap, "exchange", lambda _first, _second: False)
+        monkeypatch.setattr(replace_files, "exchange", lambda _first, _second: False)
 
         assert purge(directory, snapshot, "ana").rows_removed == {"erasure:ana": 3}
         assert texts(directory) == ["b1", "c1", "n1", "w1"]
@@ -393,13 +392,13 @@ class TestVerify:
 class TestJournal:
     """What stands in the journal when a purge falls decides what the next one says."""
 
-    def staged(self, directory: Path) -> tuple[Path, Path, Staged]:
-        """A successor of one.parquet, on disk and in the journal, and not yet swapped."""
+    def staged(self, directory: Path) -> tuple[Path, Path, StagedFile]:
+        """A successor of one.parquet, on disk and in the journal, and its file not yet replaced."""
         one = directory / "one.parquet"
         with Journal(directory) as held:
             new = held.folder / held.new_name()
             pq.write_table(FIRST.slice(1, 1), new)
-            entry = Staged(
+            entry = StagedFile(
                 file="one.parquet",
                 staged=new.name,
                 old=fingerprint(one),
@@ -409,10 +408,12 @@ class TestJournal:
             held.stage([entry], "v1")
         return one, new, entry
 
-    def test_a_swap_that_took_place_is_counted(self, directory: Path, snapshot: Snapshot) -> None:
-        """Killed between swap and receipt, it would answer that there was nothing."""
+    def test_a_replacement_that_took_place_is_counted(
+        self, directory: Path, snapshot: Snapshot
+    ) -> None:
+        """Killed between replacing and receipt, it would answer that there was nothing."""
         one, new, _ = self.staged(directory)
-        assert swap.exchange(new, one)
+        assert replace_files.exchange(new, one)
 
         result = purge(directory, snapshot, "ana")
 
@@ -421,7 +422,7 @@ class TestJournal:
         assert result.versions_first == {"erasure:ana": "v1"}
         assert not new.exists()
 
-    def test_a_swap_that_did_not_take_place_is_not_counted(
+    def test_a_replacement_that_did_not_take_place_is_not_counted(
         self, directory: Path, snapshot: Snapshot
     ) -> None:
         """Counted, the same rows would be deleted twice over in the receipt."""
@@ -436,12 +437,12 @@ class TestJournal:
     def test_what_was_taken_out_by_mistake_is_put_back(
         self, directory: Path, snapshot: Snapshot
     ) -> None:
-        """It fell after it had swapped a file that somebody had just replaced: that one must come
+        """It fell after it had replaced a file that somebody had just replaced: that one must come
         back.
         """
         one, new, _ = self.staged(directory)
         pq.write_table(rows(("dora", "US", "late")), one)
-        assert swap.exchange(new, one)
+        assert replace_files.exchange(new, one)
 
         result = purge(directory, snapshot, "ana")
 
@@ -449,7 +450,7 @@ class TestJournal:
         assert result.rows_in_all == {"erasure:ana": 1}
 
     def test_a_torn_last_line_was_never_acted_on(self, directory: Path, snapshot: Snapshot) -> None:
-        """The line is on disk before anything is swapped; half a line means that nothing was."""
+        """The line is on disk before anything is replaced; half a line means that nothing was."""
         purge(directory, snapshot, "ana")
         path = directory / ".consentry-purge" / "journal.jsonl"
         with path.open("a") as file:
@@ -529,8 +530,8 @@ class TestCrashes:
         with monkeypatch.context() as broken:
             broken.setattr(journal.Journal, "settle", falling(journal.Journal.settle))
             broken.setattr(journal.Journal, "stage", falling(journal.Journal.stage))
-            broken.setattr(parquet, "swap", falling(swap.swap))
-            broken.setattr(parquet, "sync_folders", falling(swap.sync_folders))
+            broken.setattr(parquet, "replace_file", falling(replace_files.replace_file))
+            broken.setattr(parquet, "sync_folders", falling(replace_files.sync_folders))
             with pytest.raises(Fell):
                 purge(directory, snapshot, "ana")
         after = set(texts(directory))
@@ -544,7 +545,7 @@ class TestCrashes:
 
 
 def test_partitions_are_worked_on_whole(tmp_path: Path) -> None:
-    """Half a partition that is swapped while the other half waits for its turn is what a reader
+    """Half a partition that is replaced while the other half waits for its turn is what a reader
     should seldom see.
     """
     names = ["a=1/x.parquet", "a=1/y.parquet", "a=2/x.parquet", "z.parquet", "a=1/b=2/x.parquet"]
@@ -566,7 +567,7 @@ def test_row_groups_of_a_large_file_are_looked_into_bit_by_bit(
     """A file of a hundred million rows must not have to fit into memory; and no row may fall
     between two bits.
     """
-    monkeypatch.setattr("consentry.trainer.purge.files._ROWS_AT_ONCE", 150)
+    monkeypatch.setattr("consentry.trainer.purge.file_worker.CHUNK_ROWS", 150)
     directory = tmp_path / "posts"
     directory.mkdir()
     table = many(1000)

@@ -21,7 +21,7 @@ from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge import dataset_files, dataset_version, purge, read_dataset
-from consentry.trainer.purge import row_selector as cover_module
+from consentry.trainer.purge import row_selector as row_selector_module
 from consentry.trainer.purge.row_selector import ExcludedSelector, JointSelector, OrdersSelector
 from consentry.wire.frames import frame
 from consentry.wire.partitions import partition_of
@@ -92,7 +92,7 @@ def left(data: Path) -> list[str]:
     return sorted(text for _, table in read_dataset(data) for text in table["text"].to_pylist())
 
 
-class TestCover:
+class TestOrdersSelector:
     def test_the_rows_of_a_member_are_removed_and_counted(
         self, data: Path, snapshot: Snapshot
     ) -> None:
@@ -264,7 +264,7 @@ class TestOtherProcesses:
     """Spark sends what decides to every executor."""
 
     def test_a_cover_decides_there_as_here(self, data: Path, snapshot: Snapshot) -> None:
-        """A cover that remembers, and cannot be sent because of it, fails only on the cluster."""
+        """A selector that remembers, and cannot be sent because of it, fails only on the cluster."""
         table = pq.read_table(data / "one.parquet")
         decider = SnapshotDecider(snapshot, at=day(30))
         selector = JointSelector(
@@ -274,11 +274,11 @@ class TestOtherProcesses:
             ]
         )
         columns = find_columns(table.column_names, None)
-        here = selector.of(table, columns)
+        here = selector.select_rows(table, columns)
 
-        there = pickle.loads(pickle.dumps(selector)).of(table, columns)  # noqa: S301 - our own bytes
+        there = pickle.loads(pickle.dumps(selector)).select_rows(table, columns)  # noqa: S301 - our own bytes
 
-        assert there.first.tolist() == here.first.tolist()
+        assert there.order_indices.tolist() == here.order_indices.tolist()
         assert there.unknown == here.unknown
 
     def test_a_judge_that_follows_is_refused(self, snapshot: Snapshot) -> None:
@@ -308,11 +308,11 @@ class TestSpeed:
             asked.append(key)
             return read_record(raw, key)
 
-        monkeypatch.setattr(cover_module, "read_record", counting)
+        monkeypatch.setattr(row_selector_module, "read_record", counting)
         selector = OrdersSelector([scope_order("HK")], snapshot, day(30))
         table = pa.table({"member_id": ["ana", "wing", "ana", None] * 100})
 
         for _ in range(3):
-            assert (selector.of(table, Columns()).first >= 0).sum() == 100
+            assert (~selector.select_rows(table, Columns()).keep).sum() == 100
 
         assert asked == [b"wing"]

@@ -103,9 +103,9 @@ class TestDelta:
         monkeypatch.setattr(versions, "_ATTEMPTS_MAX", 2)
 
         class Busy(OnFirstLook):
-            def of(self, *given: Any) -> Any:
+            def select_rows(self, *given: Any) -> Any:
                 deltalake.write_deltalake(delta, rows(("ana", "US", "again")), mode="append")
-                return super().of(*given)
+                return super().select_rows(*given)
 
         with pytest.raises(DatasetChanged, match="while it was purged"):
             opened(delta).apply(Busy(selector(snapshot, "ana"), lambda: None))
@@ -396,6 +396,6 @@ class TestOpening:
         def absent(*_given: object) -> object:
             raise ModuleNotFoundError("No module named 'deltalake'", name="deltalake")
 
-        monkeypatch.setattr(opening, "_opened", absent)
+        monkeypatch.setattr(opening, "_open", absent)
         with pytest.raises(Refused, match=r"consentry\[delta\]"):
             open_dataset("delta:x", clock=system_clock)

@@ -11,7 +11,7 @@ from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
-from consentry.trainer.purge.dataset import PurgeResult
+from consentry.trainer.purge.dataset import Dataset, PurgeResult
 
 KEPT_BY_OLD_VERSIONS: Final = "older versions of the table keep the rows until they are vacuumed"
 
@@ -81,6 +81,11 @@ def receipts(
         )
         for order in orders
     ]
+
+
+def old_versions_detail(dataset: Dataset, *, is_vacuumed: bool) -> str:
+    """Return the sentence that older versions still keep the rows; empty where they do not."""
+    return KEPT_BY_OLD_VERSIONS if dataset.keeps_versions and not is_vacuumed else ""
 
 
 def as_fields(receipt: Receipt) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from consentry.ops.clock import Clock
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge.dataset import Dataset, Progress, PurgeResult
-from consentry.trainer.purge.receipts import KEPT_BY_OLD_VERSIONS, receipts, write_receipts
+from consentry.trainer.purge.receipts import old_versions_detail, receipts, write_receipts
 from consentry.trainer.purge.row_selector import (
     ExcludedSelector,
     JointSelector,
@@ -151,9 +151,7 @@ class PurgeSession:
         return answers
 
     def _old_versions_detail(self, options: ApplyOptions) -> str:
-        """Return the sentence that older versions still keep the rows; empty where none does."""
-        is_kept = self.dataset.keeps_versions and not options.vacuum
-        return KEPT_BY_OLD_VERSIONS if is_kept else ""
+        return old_versions_detail(self.dataset, is_vacuumed=options.vacuum)
 
 
 def check_purpose(purpose: str | None, snapshot: Snapshot) -> None:

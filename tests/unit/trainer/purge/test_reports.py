@@ -14,10 +14,14 @@ from tests.unit.trainer.purge.dataset_contract import erasure
 
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.trainer.purge.dataset import FilePlan, PurgePlan, PurgeResult, Verified
-from consentry.trainer.purge.receipts import KEPT_BY_OLD_VERSIONS, receipts
-from consentry.trainer.purge.receipts_file import check_receipts_file, write_receipts
-from consentry.trainer.purge.reports import (
+from consentry.trainer.purge.receipts import (
+    KEPT_BY_OLD_VERSIONS,
+    check_receipts_file,
     old_versions_detail,
+    receipts,
+    write_receipts,
+)
+from consentry.trainer.purge.reports import (
     plan_fields,
     plan_text,
     result_fields,
@@ -25,6 +29,7 @@ from consentry.trainer.purge.reports import (
     verified_fields,
     verified_text,
 )
+from consentry.trainer.purge.session import Applied
 
 ANA = "erasure:ana"
 DATASET: Any = SimpleNamespace(name="posts", keeps_versions=True)
@@ -70,7 +75,8 @@ def test_a_plan_shows_files_rows_and_bytes_by_order() -> None:
     assert lines[3].split() == ["1", "2", "1,000", "in", "all"]
     fields = plan_fields(DATASET, Case(unknown=0).plan, SELECTOR)
     assert fields["orders"] == {ANA: {"files": 1, "rows": 2, "bytes": 1000}}
-    json.dumps(fields)
+    [file] = json.loads(json.dumps(fields))["files"]
+    assert file == {"name": "one.parquet", "rows": 4, "bytes": 1000, "covered": {ANA: 2}}
 
 
 def test_a_plan_says_how_apply_will_end_where_rows_are_of_unknown_owner() -> None:
@@ -79,20 +85,23 @@ def test_a_plan_says_how_apply_will_end_where_rows_are_of_unknown_owner() -> Non
 
 
 def test_a_result_shows_each_receipt_and_what_nobody_ordered() -> None:
-    """Rows that only --excluded covers have no receipt, and are gone all the same."""
+    """Rows that only --excluded selects have no receipt, and are gone all the same."""
     result = Case(unknown=1).result
     answers = receipts(
         [erasure("ana")], {}, result, subscriber="s", dataset="posts", completed_at=day(9)
     )
 
-    lines = result_text(DATASET, result, answers, ["0", "1"], KEPT_BY_OLD_VERSIONS).splitlines()
+    applied = Applied(result, answers, vacuumed=["0", "1"], old_versions=KEPT_BY_OLD_VERSIONS)
+
+    lines = result_text(DATASET, applied).splitlines()
 
     assert lines[0] == "posts: 3 rows removed from 1 files"
     assert lines[2].split() == ["DELETED", "2", ANA]
     assert lines[3].split() == ["DELETED", "1", "excluded:genai_training"]
     assert KEPT_BY_OLD_VERSIONS in lines
     assert lines[-1].startswith("1 rows are kept")
-    fields = result_fields(DATASET, result, answers, ["0"])
+    fields = result_fields(DATASET, applied)
+    assert fields["vacuumed"] == ["0", "1"]
     assert fields["receipts"][0]["result"] == "DELETED"
     json.dumps(fields)
 

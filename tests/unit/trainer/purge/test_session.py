@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.strategies import WORLD, day, policy, terms
 from tests.unit.trainer.purge.dataset_contract import erasure, of_scope
 
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
+from consentry.domain.orders import Receipt, Result
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
+from consentry.trainer.purge.dataset import Progress, no_progress
 from consentry.trainer.purge.parquet import ParquetDirectory
 from consentry.trainer.purge.session import (
+    ApplyOptions,
     PurgeSession,
     check_order_ids,
     check_purpose,
@@ -127,3 +134,75 @@ class TestErrors:
 
         with pytest.raises(Unavailable, match=r"left on device \(part-0.parquet\)"):
             raise_translated(full)
+
+
+class TestApply:
+    def test_each_order_gets_a_receipt_in_the_file_and_by_kafka(self, tmp_path: Path) -> None:
+        """The rows are gone: somebody has to be able to prove it."""
+        sent: list[Receipt] = []
+        options = ApplyOptions(
+            exemptions={"erasure:bob": "legal hold"},
+            subscriber="trainer",
+            receipts_file=tmp_path / "receipts.json",
+        )
+
+        applied = session_of(tmp_path / "posts").apply(
+            options, clock=lambda: day(9), send=sent.extend, progress=no_bar
+        )
+
+        assert read_dataset_texts(tmp_path / "posts") == ["b", "c"]
+        assert [receipt.result for receipt in sent] == [Result.DELETED, Result.EXEMPT]
+        assert applied.receipts == sent
+        assert len(json.loads((tmp_path / "receipts.json").read_text())) == 2
+
+    def test_a_purge_that_fails_is_answered_with_failed(self, tmp_path: Path) -> None:
+        """Silence would look like work that is still under way."""
+        sent: list[Receipt] = []
+        options = ApplyOptions(exemptions={}, subscriber="trainer", if_version="another")
+
+        with pytest.raises(Unavailable, match="not another"):
+            session_of(tmp_path / "posts").apply(
+                options, clock=lambda: day(9), send=sent.extend, progress=no_bar
+            )
+
+        assert read_dataset_texts(tmp_path / "posts") == ["a", "b", "c"]
+        assert [(receipt.result, receipt.detail) for receipt in sent] == [
+            (Result.FAILED, "purge.dataset_changed")
+        ] * 2
+
+    def test_nothing_is_removed_where_there_are_no_versions_to_vacuum(self, tmp_path: Path) -> None:
+        """Whoever asks for it takes the directory for a table."""
+        options = ApplyOptions(exemptions={}, vacuum=True)
+        with pytest.raises(Refused, match="keeps no old versions"):
+            session_of(tmp_path / "posts").apply(
+                options, clock=lambda: day(9), send=lambda _: None, progress=no_bar
+            )
+        assert read_dataset_texts(tmp_path / "posts") == ["a", "b", "c"]
+
+
+@contextmanager
+def no_bar() -> Iterator[Progress]:
+    """Shows no progress."""
+    yield no_progress
+
+
+def session_of(directory: Path) -> PurgeSession:
+    """A session over a directory with a row of each of three members."""
+    directory.mkdir()
+    table = pa.table({"member_id": ["ana", "bob", "cleo"], "text": ["a", "b", "c"]})
+    pq.write_table(table, directory / "one.parquet")
+    snapshot = Snapshot(4, WORLD)
+    return PurgeSession(
+        dataset=ParquetDirectory(directory),
+        orders=ORDERS,
+        snapshot=snapshot,
+        decider=SnapshotDecider(snapshot),
+        excluded=None,
+        purge_unknown=False,
+    )
+
+
+def read_dataset_texts(directory: Path) -> list[str]:
+    """The texts that are left."""
+    texts: list[str] = pq.read_table(directory / "one.parquet")["text"].to_pylist()
+    return texts

@@ -38,7 +38,6 @@ QUESTIONS_MAX: Mapping[str, int] = {
     "cli": 35,
     "domain": 71,
     "forms": 2,
-    "gateway": 75,
     "kafka": 10,
     "ledger": 3,
     "local": 9,

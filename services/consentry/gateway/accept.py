@@ -34,7 +34,7 @@ class Draft(Protocol):
 
     @property
     def excludes(self) -> bool:
-        """Whether it can only take use away, so that nothing but Kafka may stand in its way."""
+        """True for an event that can only take use away: nothing but Kafka may hold it up."""
         ...
 
     async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:

@@ -68,7 +68,7 @@ class ControlDraft:
     document: LiftDocument | PolicyDocument
     source: str
     opens_something: bool = True
-    """Whether it would widen use if it were sent now; true until `read_policy` knows better."""
+    """True if it would widen use if it were sent now; and until `read_policy` has compared it."""
     event_id: ClassVar[None] = None
     excludes: ClassVar[bool] = False
 

@@ -34,7 +34,7 @@ class MemberEventDraft:
     event_id: uuid.UUID | None
     excludes: bool
     binds_at_once: bool
-    """Whether it excludes, and is not announced for later."""
+    """True for an event that excludes, and is not announced for later."""
     warnings: tuple[str, ...]
 
     async def prepare(self, claim: IdempotencyClaim) -> PreparedEvent:

@@ -44,7 +44,7 @@ class Attempt:
     fingerprint: str
     event_id: str
     accepted_at: Micros
-    """When the event was recorded, in microseconds: a repetition sends the very same event."""
+    """The time of recording in microseconds: a repetition sends the very same event."""
     in_flight_until: Micros
     answer: dict[str, Any] | None = None
     nonce: str = ""

@@ -31,7 +31,7 @@ _FULL_SECONDS: Final = 0.005
 """Between two attempts while the queue is full."""
 
 Delivery = TopicPosition | Undelivered
-"""What became of a message: its position in the topic, or an error."""
+"""The outcome of a message: its position in the topic, or an error."""
 
 
 class OutMessage(NamedTuple):

@@ -1,9 +1,8 @@
-"""What would widen use and waits for a second person: lifts, opening policies, releases and
-replays.
+"""Proposals: what would widen use waits here for a second person.
 
-A proposal is kept in Redis only until it is decided, under a signature where there are token keys;
-what it comes to stands in the log, and names both persons. Losing Redis loses open proposals, which
-opens nothing.
+They are lifts, opening policies, releases and replays. A proposal is kept in Redis only until it is
+decided, signed where there are token keys. Its result stands in the log, and names both persons.
+Losing Redis loses open proposals, which opens nothing.
 """
 
 from __future__ import annotations
@@ -40,12 +39,11 @@ _LOG = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What was asked for (`form`, plain values by kind), what it would open, by whom, and what
-    became of it.
+    """A request, as plain values in `form`, with its effects in `opens` and its state.
 
-    Times in microseconds. `decided_at` is the time the control or event gets, also when approving
-    is repeated; `tried_at` is that of the last try to send it. `digest` says exactly what `opens`
-    says in words.
+    Times are in microseconds. `decided_at` is the time that the control or event gets, also when
+    approving is repeated; `tried_at` is that of the last attempt to send it. `digest` says exactly
+    what `opens` says in words.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -66,7 +64,7 @@ class Proposal:
 
     @property
     def event_id(self) -> bytes:
-        """The identity of the one event or control that this can come to."""
+        """The identity of the one event or control that this can become."""
         return bytes.fromhex(self.proposal_id)
 
 
@@ -82,7 +80,7 @@ class SignedProposal(Document):
 
 
 class ProposalRequest(NamedTuple):
-    """What is to be proposed, as plain values, and what it would open, in words and exactly."""
+    """A request as plain values, and its effects in words and as an exact digest."""
 
     kind: ProposalKind
     form: dict[str, Any]
@@ -108,33 +106,34 @@ class ProposalStore(Protocol):
     """Proposals by id. Every call may raise Unavailable."""
 
     async def put(self, proposal: Proposal) -> None:
-        """Keep it as it is now."""
+        """Keep the proposal as it is now."""
         ...
 
     async def get(self, proposal_id: str) -> Proposal | None:
-        """The proposal, or None; also where it was tampered with."""
+        """Return the proposal; None without one, and where it was tampered with."""
         ...
 
     async def newest(self) -> list[Proposal]:
-        """The newest LISTED_MAX, newest first."""
+        """Return the newest LISTED_MAX proposals, newest first."""
         ...
 
     async def lock(self, proposal_id: str) -> str | None:
-        """A ticket for the one who may decide it, until `unlock` or for LOCK_SECONDS;
+        """Return a ticket to decide the proposal until `unlock`, for at most LOCK_SECONDS.
 
-        None while another one may.
+        None while somebody else has one.
         """
         ...
 
     async def unlock(self, proposal_id: str, ticket: str) -> None:
-        """Let others decide it; nothing where the ticket's time was over and somebody else has one
-        now.
+        """Let others decide the proposal.
+
+        Does nothing where the ticket's time is over and somebody else has one by now.
         """
         ...
 
 
 class InMemoryProposals:
-    """In this process: same contract, nothing kept."""
+    """Proposals in this process: same contract, nothing kept."""
 
     def __init__(self) -> None:
         self._proposals: dict[str, Proposal] = {}
@@ -143,10 +142,9 @@ class InMemoryProposals:
     async def put(self, proposal: Proposal) -> None:
         """See ProposalStore."""
         self._proposals[proposal.proposal_id] = proposal
-        for old in [
-            one for one in self._proposals.values() if _is_over(one, proposal.requested_at)
-        ]:
-            del self._proposals[old.proposal_id]
+        for other in list(self._proposals.values()):
+            if _is_expired(other, proposal.requested_at):
+                del self._proposals[other.proposal_id]
 
     async def get(self, proposal_id: str) -> Proposal | None:
         """See ProposalStore."""
@@ -154,7 +152,8 @@ class InMemoryProposals:
 
     async def newest(self) -> list[Proposal]:
         """See ProposalStore."""
-        return sorted(self._proposals.values(), key=lambda one: -one.requested_at)[:LISTED_MAX]
+        newest_first = sorted(self._proposals.values(), key=lambda one: -one.requested_at)
+        return newest_first[:LISTED_MAX]
 
     async def lock(self, proposal_id: str) -> str | None:
         """See ProposalStore."""
@@ -171,7 +170,7 @@ class InMemoryProposals:
 
 
 class RedisProposals:
-    """In Redis, shared by all gateways of a namespace."""
+    """Proposals in Redis, shared by all gateways of a namespace."""
 
     def __init__(self, redis: Redis, *, namespace: str, keys: TokenKeys) -> None:
         self._redis = redis
@@ -206,28 +205,29 @@ class RedisProposals:
     async def newest(self) -> list[Proposal]:
         """See ProposalStore."""
         try:
-            found: list[Any] = list(await self._redis.zrevrange(self._index, 0, LISTED_MAX - 1))
-            ids = [_text(one) for one in found]
-            texts = await self._redis.mget([self._prefix + one for one in ids]) if ids else []
+            members: list[Any] = list(await self._redis.zrevrange(self._index, 0, LISTED_MAX - 1))
+            ids = [_text(member) for member in members]
+            names = [self._prefix + proposal_id for proposal_id in ids]
+            texts = await self._redis.mget(names) if names else []
         except RedisError as error:
             raise _unavailable(error) from error
-        proposals = [
-            self._read(text, name)
-            for name, text in zip(ids, texts, strict=True)
-            if text is not None
-        ]
-        return [one for one in proposals if one is not None]
+        proposals = []
+        for proposal_id, text in zip(ids, texts, strict=True):
+            proposal = None if text is None else self._read(text, proposal_id)
+            if proposal is not None:
+                proposals.append(proposal)
+        return proposals
 
     async def lock(self, proposal_id: str) -> str | None:
         """See ProposalStore."""
         ticket = secrets.token_hex(16)
         try:
-            is_taken = await self._redis.set(
+            is_locked = await self._redis.set(
                 self._lock_key(proposal_id), ticket, nx=True, ex=LOCK_SECONDS
             )
         except RedisError as error:
             raise _unavailable(error) from error
-        return ticket if is_taken else None
+        return ticket if is_locked else None
 
     async def unlock(self, proposal_id: str, ticket: str) -> None:
         """See ProposalStore. Where Redis does not answer, the lock ends by itself."""
@@ -266,7 +266,7 @@ class RedisProposals:
         return self._keys.mac(key_id, b"proposal\0" + body.encode()).hex()
 
 
-def _is_over(proposal: Proposal, now: Micros) -> bool:
+def _is_expired(proposal: Proposal, now: Micros) -> bool:
     return proposal.requested_at < now - KEPT_SECONDS * 1_000_000
 
 
@@ -283,7 +283,7 @@ def _unavailable(error: RedisError) -> Unavailable:
 
 
 def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Proposal:
-    """The proposal, if this person may decide it now. Raises Problem."""
+    """Return the proposal, if this person may decide it now. Raises Problem 403, 404 and 409."""
     if proposal is None:
         raise Problem(
             404,
@@ -305,7 +305,7 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
     if by == proposal.requested_by:
         raise Problem(
             403,
-            "Who proposes something cannot approve or reject it: it takes a second person.",
+            "Whoever proposes something cannot approve or reject it: it takes a second person.",
             code="approval.own",
             fix="have somebody else with the role approver look at it",
         )
@@ -313,15 +313,17 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
 
 
 def both_persons(proposal: Proposal) -> str:
-    """The source of what a proposal comes to; whole, as a subject has at most 200 characters and a
-    source 512 bytes.
+    """Return the source of a proposal's control or event, which names both persons.
+
+    It is never cut: a subject has at most 200 characters, a source 512 bytes.
     """
     return f"{_requested(proposal)}{proposal.decided_by}"
 
 
 def as_in_log(proposal: Proposal, *, source: str, recorded_at: Micros) -> Proposal:
-    """The proposal as the log tells who approved it and when, which outlives what the store
-    forgot.
+    """Return the proposal with the approver and the time that the log names.
+
+    The log keeps them when the store has forgotten.
     """
     return replace(
         proposal, decided_by=source.removeprefix(_requested(proposal)), decided_at=recorded_at
@@ -333,8 +335,9 @@ def _requested(proposal: Proposal) -> str:
 
 
 def being_decided(proposal: Proposal, *, by: str, now: Micros) -> Proposal:
-    """The proposal while its event is sent; a repetition keeps the first time, so that it is the
-    same event.
+    """Return the proposal while its event is sent.
+
+    A repetition keeps the first time, so that it sends the same event.
     """
     if proposal.state == "approving":
         return replace(proposal, tried_at=now)

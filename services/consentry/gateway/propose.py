@@ -17,7 +17,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ProposalDraft(Protocol):
-    """What somebody wants to propose."""
+    """A control, release or replay that somebody wants to propose."""
 
     async def proposal(self) -> ProposalRequest:
         """Return what is to be proposed, checked against what holds now. Raises ConsentryError."""

@@ -1,4 +1,4 @@
-"""Who calls the gateway, and what they may do."""
+"""Callers of the gateway: their credentials, roles and permissions."""
 
 from consentry.gateway.access.authenticator import (
     CHALLENGE,

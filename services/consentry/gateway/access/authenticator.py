@@ -1,4 +1,4 @@
-"""From the Authorization header to a caller, without ever holding up the event loop."""
+"""From the Authorization header to a caller, without ever blocking the event loop."""
 
 from __future__ import annotations
 
@@ -14,52 +14,53 @@ from consentry.gateway.access.roles import Permission, Principal
 
 CREDENTIAL_CHARACTERS_MAX: Final = 8192
 WAIT_SECONDS_MAX: Final = 5.0
-"""How long a request waits for what is outside. What is not known by then does not count."""
+"""A request waits at most this long for a file or an issuer; later answers do not count."""
 CHALLENGE: Final = 'Bearer realm="consentry"'
-"""The value of WWW-Authenticate that goes with every 401."""
+"""The value of WWW-Authenticate in every 401."""
 
 _LOG = structlog.get_logger(__name__)
 
 
 class RefreshNeed(enum.Enum):
-    """Whether a way in has to look outside before it can judge a credential."""
+    """The need of a credential scheme to renew what it knows before it verifies a credential."""
 
     NOTHING = enum.auto()
     SOON = enum.auto()
-    """What is known still counts, but is to be renewed meanwhile."""
+    """The known still counts, but is to be renewed meanwhile."""
     NOW = enum.auto()
-    """What is known does not suffice: renew it first, then judge."""
+    """The known does not suffice: renew it first, then verify."""
 
 
 class CredentialScheme(Protocol):
     """One kind of credential: API keys, tokens of an issuer, the names of dev mode."""
 
     def recognises(self, credential: str) -> bool:
-        """Whether a credential has the outer form of this kind.
+        """Return whether a credential has the outer form of this kind.
 
-        Exactly one way in judges each credential.
+        Exactly one scheme verifies each credential.
         """
 
     def need(self, credential: str) -> RefreshNeed:
-        """Whether `renew` is to be called first. Never waits; judges nothing."""
+        """Return whether `renew` is to be called first. Never waits, and verifies nothing."""
 
     def renew(self) -> None:
-        """Look outside: read the file, ask the issuer.
+        """Read the file, or ask the issuer.
 
-        May wait, for a bounded time; raises nothing.
+        It may wait for a bounded time. Raises nothing.
         """
 
     def verify(self, credential: str) -> Principal:
-        """The caller. Never waits. Raises BadCredential, and nothing else."""
+        """Return the caller. Never waits. Raises BadCredential, and nothing else."""
 
 
 class Authenticator:
-    """Judges credentials by the first way in that recognises them; with none, everybody is
-    refused.
+    """Verifies a credential by the first scheme that recognises it.
+
+    Without schemes everybody is refused.
     """
 
-    def __init__(self, ways: Sequence[CredentialScheme]) -> None:
-        self._ways = tuple(ways)
+    def __init__(self, schemes: Sequence[CredentialScheme]) -> None:
+        self._schemes = tuple(schemes)
         self._renewals: dict[CredentialScheme, asyncio.Task[None]] = {}
 
     async def authorize(self, authorization: str | None, permission: Permission) -> Principal:
@@ -72,42 +73,42 @@ class Authenticator:
         return principal
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """The caller behind an Authorization header, for an asyncio server: what may wait does so
-        in a thread.
+        """Return the caller behind an Authorization header; renewals run in a thread.
 
         Raises Unauthenticated, always in the same words, for a missing header and for every kind of
         bad credential.
         """
         try:
             credential = bearer(authorization)
-            way = self._way(credential)
-            need = way.need(credential)
+            scheme = self._scheme(credential)
+            need = scheme.need(credential)
             if need is not RefreshNeed.NOTHING:
-                renewal = self._renewal(way)
+                renewal = self._renewal(scheme)
                 if need is RefreshNeed.NOW:
-                    # Neither a caller who hangs up nor one who waited long enough ends the renewal
-                    # of the others.
+                    # A caller who hangs up, or has waited long enough, does not end the renewal of
+                    # the others.
                     await asyncio.wait([renewal], timeout=WAIT_SECONDS_MAX)
-            return way.verify(credential)
+            return scheme.verify(credential)
         except BadCredential as error:
             raise _refusal(error) from None
 
-    def _way(self, credential: str) -> CredentialScheme:
-        for way in self._ways:
-            if way.recognises(credential):
-                return way
+    def _scheme(self, credential: str) -> CredentialScheme:
+        for scheme in self._schemes:
+            if scheme.recognises(credential):
+                return scheme
         raise BadCredential("kind_not_accepted")
 
-    def _renewal(self, way: CredentialScheme) -> asyncio.Task[None]:
-        """The renewal under way, or a new one: however many ask, one thread is busy with it."""
-        found = self._renewals.get(way)
-        if found is None or found.done():
-            found = self._renewals[way] = asyncio.create_task(asyncio.to_thread(way.renew))
-        return found
+    def _renewal(self, scheme: CredentialScheme) -> asyncio.Task[None]:
+        """Return the renewal that runs, or a new one: at most one thread renews a scheme."""
+        renewal = self._renewals.get(scheme)
+        if renewal is None or renewal.done():
+            renewal = asyncio.create_task(asyncio.to_thread(scheme.renew))
+            self._renewals[scheme] = renewal
+        return renewal
 
 
 def require(principal: Principal, permission: Permission) -> None:
-    """Return if the caller has the permission; else raise Forbidden."""
+    """Return if the caller has the permission. Raises Forbidden."""
     if not principal.may(permission):
         raise Forbidden(
             f"This credential has no permission to {permission.value.replace('_', ' ')}.",
@@ -116,7 +117,7 @@ def require(principal: Principal, permission: Permission) -> None:
 
 
 def require_purpose(principal: Principal, purpose: str) -> None:
-    """Return if the caller may ask about the purpose; else raise Forbidden."""
+    """Return if the caller may ask about the purpose. Raises Forbidden."""
     require(principal, Permission.ASK)
     if not principal.may_ask_about(purpose):
         raise Forbidden(
@@ -127,7 +128,7 @@ def require_purpose(principal: Principal, purpose: str) -> None:
 
 
 def require_subscriber(principal: Principal, subscriber: str) -> None:
-    """Return if the caller may see how the subscriber stands; else raise Forbidden."""
+    """Return if the caller may see the state of the subscriber. Raises Forbidden."""
     require(principal, Permission.READ_STATUS)
     if not principal.may_see_subscriber(subscriber):
         raise Forbidden(
@@ -137,11 +138,10 @@ def require_subscriber(principal: Principal, subscriber: str) -> None:
 
 
 def bearer(authorization: str | None) -> str:
-    """The credential of an Authorization header:
+    """Return the credential of an Authorization header.
 
-    `Bearer <credential>`, visible ASCII, at most 8192 characters.
-
-    Raises BadCredential.
+    The header is `Bearer <credential>`, visible ASCII, at most 8192 characters. Raises
+    BadCredential.
     """
     if authorization is None:
         raise BadCredential("missing")

@@ -1,4 +1,4 @@
-"""Dev mode: whoever reaches the gateway says who they are. Only where nobody else can reach it."""
+"""Dev mode: callers name themselves. It is only for where nobody else can reach the gateway."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class DevScheme:
         )
 
     def recognises(self, credential: str) -> bool:
-        """Whether it starts with `dev:`."""
+        """Return whether it starts with `dev:`."""
         return credential.startswith(_PREFIX)
 
     def need(self, credential: str) -> RefreshNeed:
-        """Nothing: a name says it all."""
+        """Return NOTHING: a name needs no look-up."""
         return RefreshNeed.NOTHING
 
     def renew(self) -> None:
         """Nothing to renew."""
 
     def verify(self, credential: str) -> Principal:
-        """The caller that is named.
+        """Return the caller that is named.
 
         Raises BadCredential for another form, an unknown role or an impossible purpose.
         """
@@ -70,8 +70,9 @@ class DevScheme:
         if match is None:
             raise BadCredential("dev_malformed")
         purposes = None if match["purposes"] is None else frozenset(match["purposes"].split("+"))
-        if any(NAME_PATTERN.fullmatch(purpose) is None for purpose in purposes or ()):
-            raise BadCredential("dev_purpose")
+        for purpose in purposes or ():
+            if NAME_PATTERN.fullmatch(purpose) is None:
+                raise BadCredential("dev_purpose")
         try:
             roles = frozenset(Role(role) for role in match["roles"].split("+"))
         except ValueError:

@@ -1,4 +1,4 @@
-"""What keeps a caller out. Both say the same to everybody: why exactly stays in our debug log.
+"""The errors that keep a caller out. Everybody gets the same words; the cause is in our debug log.
 
 ConsentryError
 ├── Unauthenticated            401: no credential, or one that is not valid; nothing was read or
@@ -12,9 +12,9 @@ from consentry.domain.errors import ConsentryError
 
 
 class Unauthenticated(ConsentryError):
-    """No valid credential.
+    """Raised where a request has no valid credential.
 
-    Always the same words, so that nobody learns which part of a guess was right.
+    It always has the same words, so that nobody learns which part of a guess was right.
     """
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class Unauthenticated(ConsentryError):
 
 
 class Forbidden(ConsentryError):
-    """The caller is known, but may not do this.
+    """Raised where the caller is known, but may not do this.
 
-    Never names what is asked about, only what it would take.
+    It never names the subject of the question, only what the caller would need.
     """
 
     def __init__(self, message: str, *, fix: str) -> None:
@@ -37,8 +37,9 @@ class Forbidden(ConsentryError):
 
 
 class BadCredential(Exception):
-    """Why a credential is not valid, in one word of ours for the debug log; never leaves this
-    package.
+    """Raised for a credential that is not valid; it never leaves this package.
+
+    `cause` is a word of ours for the debug log.
     """
 
     def __init__(self, cause: str) -> None:

@@ -44,7 +44,7 @@ Fetch = Callable[[], bytes]
 
 
 class SigningKeys:
-    """The keys of an issuer by their id, for one algorithm. Only `fetch` asks the network."""
+    """The keys of an issuer by their id, for one algorithm. Only `fetch` uses the network."""
 
     def __init__(
         self,
@@ -63,20 +63,18 @@ class SigningKeys:
         self._fetch_again_at = float("-inf")
         self._renew_at = float("-inf")
         self.end = float("-inf")
-        """When what is known stops to count, in seconds of the monotonic clock."""
+        """The known keys count until then, in seconds of the monotonic clock."""
         self.edition = 0
         """Changes with every answer of the issuer."""
 
     def find(self, key_id: str) -> jwt.PyJWK | None:
-        """The key, or None if it is unknown or too long ago that the issuer named it. Never
-        waits.
-        """
+        """Return the key; None if the issuer never named it, or too long ago. Never waits."""
         return self._keys.get(key_id) if self._monotonic_seconds() < self.end else None
 
     def need(self, key_id: str) -> RefreshNeed:
-        """NOW for a key that is not known, SOON after half the time that keys count;
+        """Return NOW for an unknown key, SOON after half the time that keys count.
 
-        NOTHING right after an attempt.
+        It is NOTHING right after an attempt.
         """
         now = self._monotonic_seconds()
         if now < self._fetch_again_at:
@@ -111,19 +109,15 @@ class SigningKeys:
 
 
 def jwks_fetcher(url: str, *, timeout_seconds: float = 3.0, ca_file: Path | None = None) -> Fetch:
-    """What fetches the key set of `url`: https, or http on loopback; no redirect, no proxy, bounded
-    in size and time.
+    """Return what fetches the key set of `url`, bounded in size and time.
 
-    The fetch raises OSError, HTTPException or ValueError. Raises InvalidInput for any other
-    address.
+    The address is https, or http on loopback; no redirect is followed and no proxy used. The fetch
+    raises OSError, HTTPException or ValueError. Raises InvalidInput for any other address.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if (
-        not host
-        or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
-        or parts.username
-    ):
+    is_safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+    if not host or not is_safe or parts.username:
         raise InvalidInput(
             f"The address of the issuer's keys, {url.rpartition('@')[2][:200]!r}, is not https.",
             code="access.jwks_url",
@@ -145,7 +139,7 @@ def jwks_fetcher(url: str, *, timeout_seconds: float = 3.0, ca_file: Path | None
 
 
 def _get(connection: http.client.HTTPConnection, target: str, timeout_seconds: float) -> bytes:
-    """The body of a 200 answer.
+    """Return the body of a 200 response.
 
     Each wait is bounded, and so is their sum, to about twice the time-out.
     """
@@ -170,9 +164,9 @@ def _get(connection: http.client.HTTPConnection, target: str, timeout_seconds: f
 
 
 def _usable_keys(text: bytes, algorithm: str) -> dict[str, jwt.PyJWK]:
-    """The public keys of a key set that fit the algorithm.
+    """Return the public keys of a key set that fit the algorithm, by their id.
 
-    Raises ValueError where the text is no key set.
+    Raises ValueError where the text is not a key set.
     """
     document = json.loads(text)
     listed = document.get("keys") if isinstance(document, dict) else None
@@ -180,21 +174,22 @@ def _usable_keys(text: bytes, algorithm: str) -> dict[str, jwt.PyJWK]:
         raise ValueError("not a key set")  # noqa: TRY004 - a damaged answer, as any other text would be
     fitting = [key for key in listed if isinstance(key, dict) and _fits(key, algorithm)]
     times = Counter(key["kid"] for key in fitting)
-    found = {}
+    usable = {}
     for key in fitting:
-        # Two keys of one id: nobody can say which is meant, so neither is.
-        parsed = _parse(key, algorithm) if times[key["kid"]] == 1 else None
+        if times[key["kid"]] > 1:
+            continue  # of two keys of one id nobody can say which is meant, so neither is
+        parsed = _parse(key, algorithm)
         if parsed is not None:
-            found[key["kid"]] = parsed
-    if not found:
+            usable[key["kid"]] = parsed
+    if not usable:
         _LOG.error(
             "the issuer names no usable signing key: no token is accepted", algorithm=algorithm
         )
-    return found
+    return usable
 
 
 def _fits(key: Mapping[str, Any], algorithm: str) -> bool:
-    """Whether a JSON Web Key is a named public key to check signatures of the algorithm with."""
+    """Return whether a JSON Web Key is a named public key for signatures of the algorithm."""
     kty, crv = KEY_TYPES[algorithm]
     operations = key.get("key_ops", ["verify"])
     return (

@@ -1,5 +1,6 @@
-"""API keys in a JSON file: replaced as a whole, read again when it changes, and nobody's while it
-is damaged.
+"""API keys in a JSON file: replaced as a whole, and read again when it changes.
+
+A damaged file lets nobody in.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from consentry.gateway.access.keys import (
 from consentry.gateway.access.roles import Role
 
 CHECK_SECONDS: Final = 2.0
-"""How often the file is looked at."""
+"""The file is checked for changes this often."""
 COUNTS_SECONDS: Final = 5.0
-"""How long what was read counts, even where the file cannot be looked at: a revocation takes no
-longer.
+"""The keys that were read count for this time, even where the file cannot be checked.
+
+A revocation takes no longer.
 """
 FILE_BYTES_MAX: Final = 16 << 20
 _FORMAT: Final[Literal[1]] = 1
@@ -102,7 +104,7 @@ class KeyFile(Document):
 class FileKeyStore:
     """The keys of a file.
 
-    `find` answers from what was last read; before the first `renew`, that is nothing.
+    `find` knows the keys of the last `renew`, and none before the first.
     """
 
     def __init__(
@@ -113,17 +115,17 @@ class FileKeyStore:
         self._renewing = threading.Lock()
         self._keys: dict[str, ApiKey] = {}
         self._mark: _FileMark | None = None
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
         self._complaint = ""
 
     def find(self, key_id: str) -> ApiKey | None:
-        """The key, as of the last `renew`; none where that was five seconds ago."""
-        counts = self._monotonic_seconds() < self._looked_at + COUNTS_SECONDS
-        return self._keys.get(key_id) if counts else None
+        """Return the key, as of the last `renew`; None where that is five seconds ago."""
+        is_current = self._monotonic_seconds() < self._checked_at + COUNTS_SECONDS
+        return self._keys.get(key_id) if is_current else None
 
     def is_stale(self) -> bool:
-        """Whether the file has not been looked at for two seconds."""
-        return self._monotonic_seconds() >= self._looked_at + CHECK_SECONDS
+        """Return whether the file has not been checked for two seconds."""
+        return self._monotonic_seconds() >= self._checked_at + CHECK_SECONDS
 
     def renew(self) -> None:
         """Read the file if it has changed.
@@ -152,10 +154,10 @@ class FileKeyStore:
                 )
             self._complaint = complaint
             # Counted from before the file was read: what changes meanwhile is seen in time.
-            self._looked_at = started
+            self._checked_at = started
 
     def all(self) -> tuple[ApiKey, ...]:
-        """Every key in the file, the oldest first. Raises Refused."""
+        """Return every key in the file, the oldest first. Raises Refused."""
         return in_order(self._read_now())
 
     def add(self, key: ApiKey) -> None:
@@ -179,8 +181,9 @@ class FileKeyStore:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One writer at a time, on this machine: two who read, add and write would lose the key of
-        one.
+        """Let one writer at a time change the file, on this machine.
+
+        Of two that read, add and write at once, one would lose its key.
         """
         lock = self._path.with_name(f".{self._path.name}.lock")
         try:
@@ -204,7 +207,7 @@ class FileKeyStore:
 
 
 def load_pepper(path: Path) -> Pepper:
-    """The pepper of a file, bytes as they are.
+    """Return the pepper of a file: its bytes as they are.
 
     Raises Refused, or UnsafeSetting where others could get at it.
     """
@@ -232,7 +235,7 @@ def make_pepper(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` in place of a file, for its owner only; whoever reads sees the old or the new.
+    """Put `content` in place of a file, for its owner only; readers see the old or the new.
 
     Raises OSError.
     """
@@ -256,7 +259,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _read_private(path: Path) -> tuple[bytes, os.stat_result]:
-    """The bytes of a file that nobody else can change or, but for its group, read.
+    """Return the bytes of a file that others can neither change nor read, except its group.
 
     Raises OSError, UnsafeSetting.
     """
@@ -297,7 +300,7 @@ def _read(path: Path) -> tuple[dict[str, ApiKey], _FileMark]:
 
 
 def _mark(status: os.stat_result) -> _FileMark:
-    """What changes with a file's content, however it was written, and with its mode and owner."""
+    """Return a mark that changes with a file's content, mode and owner."""
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

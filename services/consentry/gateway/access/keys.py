@@ -50,7 +50,7 @@ class Pepper:
         return "Pepper(hidden)"
 
     def digest(self, text: bytes) -> bytes:
-        """HMAC-SHA-256 of `text`."""
+        """Return the HMAC-SHA-256 of `text`."""
         return hmac.digest(self._value, text, hashlib.sha256)
 
 
@@ -69,11 +69,11 @@ class ApiKey:
     revoked: Micros | None = None
 
     def is_valid(self, now: Micros) -> bool:
-        """Whether the key counts at `now`: neither revoked nor expired."""
+        """Return whether the key counts at `now`: neither revoked nor expired."""
         return self.revoked is None and (self.expires is None or now < self.expires)
 
     def principal(self) -> Principal:
-        """The caller who shows this key."""
+        """Return the caller who shows this key."""
         return Principal(
             subject=self.subject,
             roles=self.roles,
@@ -84,27 +84,27 @@ class ApiKey:
 
 
 class KeyStore(Protocol):
-    """Where API keys are kept.
+    """A store of API keys.
 
-    What it cannot read it does not find: a damaged store lets nobody in.
+    It finds no key that it cannot read: a damaged store lets nobody in.
     """
 
     def find(self, key_id: str) -> ApiKey | None:
-        """The key, as of the last `renew`. Never waits and raises nothing."""
+        """Return the key, as of the last `renew`. Never waits and raises nothing."""
 
     def is_stale(self) -> bool:
-        """Whether `renew` is due: what `find` says must never be older than five seconds."""
+        """Return whether `renew` is due: `find` must never be older than five seconds."""
 
     def renew(self) -> None:
-        """Read what is stored now.
+        """Read the stored keys again.
 
-        Raises nothing: what cannot be read is a store without keys, and logged.
+        Raises nothing: a store that cannot be read has no keys, and is logged.
         """
 
     def all(self) -> tuple[ApiKey, ...]:
-        """Every key as stored now, the oldest first, revoked ones too.
+        """Return every key as stored now, the oldest first, revoked ones too.
 
-        Raises Refused where it cannot be read.
+        Raises Refused where the store cannot be read.
         """
 
     def add(self, key: ApiKey) -> None:
@@ -124,18 +124,18 @@ class InMemoryKeyStore:
         self._keys: dict[str, ApiKey] = {}
 
     def find(self, key_id: str) -> ApiKey | None:
-        """The key, as stored now."""
+        """Return the key, as stored now."""
         return self._keys.get(key_id)
 
     def is_stale(self) -> bool:
-        """Never: there is nothing else to read."""
+        """Return False: there is nothing else to read."""
         return False
 
     def renew(self) -> None:
         """Nothing to read."""
 
     def all(self) -> tuple[ApiKey, ...]:
-        """Every key, the oldest first."""
+        """Return every key, the oldest first."""
         return in_order(self._keys)
 
     def add(self, key: ApiKey) -> None:
@@ -161,11 +161,11 @@ class ApiKeyScheme:
         self._decoy, _ = new_key(elsewhere, subject="nobody", roles=[Role.AUDITOR], now=Micros(0))
 
     def recognises(self, credential: str) -> bool:
-        """Whether it starts as our keys do."""
+        """Return whether it starts as our keys do."""
         return credential.startswith(_PREFIX)
 
     def need(self, credential: str) -> RefreshNeed:
-        """NOW where what is known of the keys could be older than a revocation may take."""
+        """Return NOW where the known keys could be older than a revocation may take."""
         return RefreshNeed.NOW if self._store.is_stale() else RefreshNeed.NOTHING
 
     def renew(self) -> None:
@@ -173,16 +173,16 @@ class ApiKeyScheme:
         self._store.renew()
 
     def verify(self, credential: str) -> Principal:
-        """The caller. Raises BadCredential."""
+        """Return the caller. Raises BadCredential."""
         match = _KEY_PATTERN.fullmatch(credential)
         if match is None:
             raise BadCredential("key_malformed")
-        found = self._store.find(match[1])
-        key = found or self._decoy
-        shown = _digest(self._pepper, key, match[2])
+        stored = self._store.find(match[1])
+        key = stored or self._decoy
+        digest = _digest(self._pepper, key, match[2])
         # The comparison comes first: whoever has no valid secret must not learn what became of a
         # key.
-        if not hmac.compare_digest(shown, key.digest) or found is None:
+        if not hmac.compare_digest(digest, key.digest) or stored is None:
             raise BadCredential("key_unknown")
         if not key.is_valid(self._clock()):
             raise BadCredential("key_revoked" if key.revoked is not None else "key_expired")
@@ -199,7 +199,7 @@ def new_key(
     subscriber: str | None = None,
     expires: Micros | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key, and its text, which exists nowhere else.
+    """Return a new key, and its text, which exists nowhere else.
 
     Raises InvalidInput for what a key cannot be.
     """
@@ -226,12 +226,12 @@ def new_key(
 
 
 def in_order(keys: dict[str, ApiKey]) -> tuple[ApiKey, ...]:
-    """The keys, the oldest first."""
+    """Return the keys, the oldest first."""
     return tuple(sorted(keys.values(), key=lambda key: (key.created, key.id)))
 
 
 def with_key(keys: dict[str, ApiKey], key: ApiKey) -> dict[str, ApiKey]:
-    """The keys and one more. Raises Refused if its id is taken."""
+    """Return the keys and one more. Raises Refused if its id is taken."""
     if key.id in keys:
         raise Refused(
             f"There is a key {key.id} already.",
@@ -242,10 +242,10 @@ def with_key(keys: dict[str, ApiKey], key: ApiKey) -> dict[str, ApiKey]:
 
 
 def with_revocation(keys: dict[str, ApiKey], key_id: str, at: Micros) -> dict[str, ApiKey]:
-    """The keys with one of them revoked. Raises InvalidInput if it is not there."""
+    """Return the keys with one of them revoked. Raises InvalidInput if it is not there."""
     key = keys.get(key_id)
     if key is None:
-        # Never repeat what was given: somebody may have pasted the whole key.
+        # Never repeat the input: somebody may have pasted the whole key.
         raise InvalidInput(
             "There is no API key of that id.",
             code="access.key_unknown",
@@ -256,7 +256,10 @@ def with_revocation(keys: dict[str, ApiKey], key_id: str, at: Micros) -> dict[st
 
 
 def _digest(pepper: Pepper, key: ApiKey, secret: str) -> bytes:
-    """The keyed hash over the secret and all that the key grants, but not over its revocation."""
+    """Return the keyed hash over the secret and all that the key grants.
+
+    The revocation is not covered.
+    """
     purposes = None if key.purposes is None else sorted(key.purposes)
     grant = [
         key.id,

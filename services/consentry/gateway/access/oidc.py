@@ -1,5 +1,6 @@
-"""Tokens of an OpenID Connect issuer (JWT, RFC 7519, 8725, 9068): one issuer, one audience, one
-algorithm.
+"""Tokens of an OpenID Connect issuer: one issuer, one audience, one algorithm.
+
+Source: JWT, RFC 7519, 8725 and 9068.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ _CAUSES: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OidcSettings:
-    """What is believed of which issuer. Raises InvalidInput for what is missing or would weaken
-    it.
+    """The issuer that is trusted, and how its tokens are read.
+
+    Raises InvalidInput for a value that is missing or would weaken the checks.
     """
 
     issuer: str
     """Exactly the `iss` of its tokens."""
     audience: str
-    """What `aud` has to name: this gateway."""
+    """The name of this gateway, which `aud` has to hold."""
     jwks_url: str
     algorithm: Algorithm
     roles_claim: str = "roles"
@@ -66,9 +68,9 @@ class OidcSettings:
     purposes_claim: str = "purposes"
     subscriber_claim: str = "subscriber"
     leeway_seconds: int = 5
-    """How far clocks may be apart, 0 to 10."""
+    """The seconds that clocks may differ by, 0 to 10."""
     keys_ttl_seconds: float = 600.0
-    """How long a key counts after the issuer last named it."""
+    """The seconds that a key counts after the issuer last named it."""
     timeout_seconds: float = 3.0
     ca_file: Path | None = None
 
@@ -95,8 +97,9 @@ class OidcSettings:
 
 
 class _VerifiedToken(NamedTuple):
-    """A token that was valid: until when it needs no second look, and which key of which edition
-    said so.
+    """A token that was valid, remembered until `until`.
+
+    It was signed by the key of this id, in this edition of the issuer's keys.
     """
 
     principal: Principal
@@ -123,25 +126,24 @@ class OidcScheme:
         self._remembered: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
 
     def recognises(self, credential: str) -> bool:
-        """Whether it has the two dots of a signed token."""
+        """Return whether it has the two dots of a signed token."""
         return credential.count(".") == 2
 
     def need(self, credential: str) -> RefreshNeed:
-        """What the token's key asks for; nothing for a token that could not be valid anyway."""
+        """Return the need of the token's key; NOTHING for a token that cannot be valid anyway."""
         known = self._remembered.get(_fingerprint(credential))
         try:
-            return self._keys.need(
-                known.key_id if known else _key_id(credential, self._settings.algorithm)
-            )
+            key_id = known.key_id if known else _key_id(credential, self._settings.algorithm)
         except BadCredential:
             return RefreshNeed.NOTHING
+        return self._keys.need(key_id)
 
     def renew(self) -> None:
         """Ask the issuer for its keys."""
         self._keys.renew()
 
     def verify(self, credential: str) -> Principal:
-        """The caller. Raises BadCredential."""
+        """Return the caller. Raises BadCredential."""
         fingerprint = _fingerprint(credential)
         known = self._remembered.get(fingerprint)
         if (
@@ -174,9 +176,10 @@ class OidcScheme:
             self._remembered.popitem(last=False)
 
 
-def oidc_way_in(settings: OidcSettings) -> OidcScheme:
-    """Callers with a token of the issuer that the settings name, its keys fetched when first
-    needed.
+def open_oidc_scheme(settings: OidcSettings) -> OidcScheme:
+    """Return the scheme for tokens of the issuer that the settings name.
+
+    Its keys are fetched when they are first needed.
     """
     fetch = jwks_fetcher(
         settings.jwks_url, timeout_seconds=settings.timeout_seconds, ca_file=settings.ca_file
@@ -186,14 +189,15 @@ def oidc_way_in(settings: OidcSettings) -> OidcScheme:
 
 
 def _fingerprint(token: str) -> bytes:
-    """What a token is remembered by: not the token itself, which would lie in memory for whoever
-    dumps it.
+    """Return the digest by which a token is remembered.
+
+    The token itself would lie in memory for whoever dumps it.
     """
     return hashlib.sha256(token.encode("ascii", "replace")).digest()
 
 
 def _key_id(token: str, algorithm: str) -> str:
-    """The key id of a token whose header says nothing but what we expect. Raises BadCredential."""
+    """Return the key id of a token whose header has only what we expect. Raises BadCredential."""
     if len(token) > CREDENTIAL_CHARACTERS_MAX or _TOKEN.fullmatch(token) is None:
         raise BadCredential("token_malformed")
     header = _strict_object(token.partition(".")[0])
@@ -213,7 +217,7 @@ def _key_id(token: str, algorithm: str) -> str:
 
 
 def _checked_claims(token: str, key: jwt.PyJWK, settings: OidcSettings) -> dict[str, Any]:
-    """The claims of a token whose signature, issuer, audience and times are right.
+    """Return the claims of a token whose signature, issuer, audience and times are right.
 
     Raises BadCredential.
     """
@@ -228,9 +232,7 @@ def _checked_claims(token: str, key: jwt.PyJWK, settings: OidcSettings) -> dict[
             options={"require": ["iss", "aud", "sub", "exp", "nbf", "iat"]},
         )
     except jwt.PyJWTError as error:
-        raise BadCredential(
-            next((word for kind, word in _CAUSES if isinstance(error, kind)), "token_invalid")
-        ) from None
+        raise BadCredential(_cause_of(error)) from None
     # Read once more, strictly: PyJWT takes the last of two claims of one name, and a time written
     # as text.
     claims = _strict_object(token.split(".")[1])
@@ -239,31 +241,38 @@ def _checked_claims(token: str, key: jwt.PyJWK, settings: OidcSettings) -> dict[
     return claims
 
 
+def _cause_of(error: jwt.PyJWTError) -> str:
+    for kind, cause in _CAUSES:
+        if isinstance(error, kind):
+            return cause
+    return "token_invalid"
+
+
 def _is_instant(seconds: object) -> bool:
-    """Whether a claim is a number of seconds that can be reckoned with; true and false are none."""
+    """Return whether a claim is a plausible number of seconds; true and false are not numbers."""
     return type(seconds) in (int, float) and 0 <= cast("float", seconds) < _SECONDS_MAX
 
 
 def _strict_object(part: str) -> dict[str, Any]:
-    """The JSON object of a part of a token, no name in it twice. Raises BadCredential."""
+    """Return the JSON object of a part of a token, no name in it twice. Raises BadCredential."""
     try:
-        found = json.loads(
+        fields = json.loads(
             base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)),
             object_pairs_hook=_without_repetition,
             parse_constant=_no_constant,
         )
     except (ValueError, RecursionError):
         raise BadCredential("token_malformed") from None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise BadCredential("token_malformed")
-    return found
+    return fields
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise ValueError("a name stands there twice")
-    return found
+    return fields
 
 
 def _no_constant(name: str) -> None:
@@ -274,41 +283,41 @@ def _principal(claims: Mapping[str, Any], settings: OidcSettings) -> Principal:
     subject = claims.get("sub")
     if not isinstance(subject, str) or SUBJECT_PATTERN.fullmatch(subject) is None:
         raise BadCredential("token_subject")
-    roles = frozenset(
-        Role(word) for word in _words(_claim(claims, settings.roles_claim)) if word in _ROLES
-    )
+    words = _words(_claim(claims, settings.roles_claim))
+    roles = frozenset(Role(word) for word in words if word in _ROLES)
     subscriber = _claim(claims, settings.subscriber_claim)
+    if not isinstance(subscriber, str) or NAME_PATTERN.fullmatch(subscriber) is None:
+        subscriber = None
     return Principal(
         subject=subject,
         roles=roles,
         credential="oidc",
         purposes=_purposes(claims, settings) if Role.TRAINER in roles else None,
-        subscriber=subscriber
-        if isinstance(subscriber, str) and NAME_PATTERN.fullmatch(subscriber)
-        else None,
+        subscriber=subscriber,
     )
 
 
 def _purposes(claims: Mapping[str, Any], settings: OidcSettings) -> frozenset[str] | None:
-    """What a trainer may ask about; None is anything. No claim is no purpose: it is never
-    guessed.
+    """Return the purposes that a trainer may ask about; None stands for all.
+
+    Without the claim it is no purpose: it is never guessed.
     """
     purposes = _words(_claim(claims, settings.purposes_claim))
     return None if ANY_PURPOSE in purposes else frozenset(filter(NAME_PATTERN.fullmatch, purposes))
 
 
 def _claim(claims: Mapping[str, Any], name: str) -> object:
-    """A claim by its name, or by a path of names joined by dots; None if it is not there."""
+    """Return a claim by its name, or by a path of names joined by dots; None without one."""
     if name in claims:
         return claims[name]
-    found: object = claims
+    value: object = claims
     for step in name.split("."):
-        found = found.get(step) if isinstance(found, dict) else None
-    return found
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
 
 
 def _words(value: object) -> tuple[str, ...]:
-    """The words of a claim: a list of texts, or one text with spaces; nothing for anything else."""
+    """Return the words of a claim: a list of texts, or one text with spaces; else none."""
     if isinstance(value, str):
         return tuple(value.split(" "))
     if isinstance(value, list) and all(isinstance(word, str) for word in value):

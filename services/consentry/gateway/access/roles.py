@@ -1,4 +1,4 @@
-"""Who may do what: the roles, the permissions, and the one table that joins them."""
+"""The roles, the permissions, and the one table that joins them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Role(enum.StrEnum):
-    """What a caller is to us."""
+    """The kind of a caller."""
 
     PRODUCER = "producer"
     TRAINER = "trainer"
@@ -20,7 +20,7 @@ class Role(enum.StrEnum):
 
 
 class Permission(enum.StrEnum):
-    """One for each kind of operation."""
+    """The right to one kind of operation."""
 
     EMIT = "emit"
     """Send consent changes, relocations and erasures."""
@@ -82,7 +82,7 @@ class Principal:
     """A caller whose credential was valid."""
 
     subject: str
-    """Who, the same on every request: OIDC `sub`, the subject of a key.
+    """The caller's name, the same on every request: OIDC `sub`, the subject of a key.
 
     1 to 200 visible ASCII characters.
     """
@@ -95,24 +95,25 @@ class Principal:
     """The subscriber that a trainer is; None is none."""
 
     def may(self, permission: Permission) -> bool:
-        """Whether any role of this caller has the permission."""
+        """Return whether any role of this caller has the permission."""
         return any(permission in PERMISSIONS[role] for role in self.roles)
 
     def may_ask_about(self, purpose: str) -> bool:
-        """Whether this caller may ask for decisions of `purpose`: a trainer only for its own."""
+        """Return whether this caller may ask about `purpose`: a trainer only about its own."""
         if self._may_unnarrowed(Permission.ASK):
             return True
         return self.may(Permission.ASK) and (self.purposes is None or purpose in self.purposes)
 
     def may_see_subscriber(self, subscriber: str) -> bool:
-        """Whether this caller may see how `subscriber` stands: a trainer only itself."""
+        """Return whether this caller may see the state of `subscriber`: a trainer only its own."""
         if self._may_unnarrowed(Permission.READ_STATUS):
             return True
         return self.may(Permission.READ_STATUS) and self.subscriber == subscriber
 
     def may_read_bundles(self) -> bool:
-        """Whether this caller may read everybody's choices for every purpose: a trainer only where
-        it is for any.
+        """Return whether this caller may read everybody's choices for every purpose.
+
+        A trainer may only where it is not bound to some purposes.
         """
         if self._may_unnarrowed(Permission.READ_BUNDLES):
             return True

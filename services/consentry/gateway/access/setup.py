@@ -1,4 +1,4 @@
-"""The ways in that the settings name, put together."""
+"""The authenticator that the settings describe."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from consentry.gateway.access.authenticator import Authenticator, CredentialSche
 from consentry.gateway.access.dev import DevScheme
 from consentry.gateway.access.key_file import FileKeyStore, load_pepper
 from consentry.gateway.access.keys import ApiKeyScheme
-from consentry.gateway.access.oidc import OidcSettings, oidc_way_in
+from consentry.gateway.access.oidc import OidcSettings, open_oidc_scheme
 from consentry.ops.clock import Clock, system_clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    """Which credentials count:
+    """The kinds of credentials that count, at least one of them.
 
-    API keys with both files, tokens with `oidc`, names with `dev`; one at least.
+    API keys need both files, tokens need `oidc`, names need `dev`.
     """
 
     keys_file: Path | None = None
@@ -30,12 +30,12 @@ class AccessSettings:
 def open_authenticator(
     settings: AccessSettings, *, bind_host: str, profile: str, clock: Clock = system_clock
 ) -> Authenticator:
-    """Who is let in by the settings of a gateway that listens on `bind_host`.
+    """Return the authenticator of a gateway that listens on `bind_host`.
 
-    Reads the files once, so that what is wrong with them is seen at the start. Raises Refused or
+    The files are read once, so that a fault in them is seen at the start. Raises Refused or
     UnsafeSetting.
     """
-    ways: list[CredentialScheme] = []
+    schemes: list[CredentialScheme] = []
     if (settings.keys_file is None) != (settings.pepper_file is None):
         raise UnsafeSetting(
             "API keys need both a file of keys and a file of their pepper, and only one of them "
@@ -46,17 +46,16 @@ def open_authenticator(
     if settings.keys_file is not None and settings.pepper_file is not None:
         store = FileKeyStore(settings.keys_file)
         store.all()
-        ways.append(ApiKeyScheme(store, load_pepper(settings.pepper_file), clock))
+        schemes.append(ApiKeyScheme(store, load_pepper(settings.pepper_file), clock))
     if settings.dev:
-        ways.append(DevScheme(bind_host=bind_host, profile=profile))
+        schemes.append(DevScheme(bind_host=bind_host, profile=profile))
     if settings.oidc is not None:
-        ways.append(oidc_way_in(settings.oidc))
-    if not ways:
+        schemes.append(open_oidc_scheme(settings.oidc))
+    if not schemes:
         raise UnsafeSetting(
             "No kind of credential is configured, so that nobody could be let in.",
             code="access.no_way_in",
             fix="set CONSENTRY_ACCESS_KEYS_FILE and CONSENTRY_ACCESS_PEPPER_FILE, or "
-            "CONSENTRY_OIDC_ISSUER and its "
-            "companions; docs/access.md tells how",
+            "CONSENTRY_OIDC_ISSUER and its companions; docs/access.md says how",
         )
-    return Authenticator(ways)
+    return Authenticator(schemes)

@@ -44,7 +44,7 @@ _new_tuple: Final = tuple.__new__
 
 
 class _LineTemplate(NamedTuple):
-    """What lines of one shape have in common, and the index of each value in the split line.
+    """The common part of lines of one shape, and the index of each value in the split line.
 
     An index of 0 means that the lines do not have the value.
     """

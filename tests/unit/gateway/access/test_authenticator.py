@@ -13,8 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 from tests.unit.gateway.access.issuer import Issuer, rsa_key, running_issuer
 from tests.unit.gateway.access.test_keys import NOW, PEPPER, producer_key
-from tests.unit.gateway.access.test_keys import way_in as keys_way_in
-from tests.unit.gateway.access.test_oidc import way_in as oidc_way_in
+from tests.unit.gateway.access.test_keys import scheme_of as key_scheme
+from tests.unit.gateway.access.test_oidc import scheme_of as oidc_scheme
 
 from consentry.gateway.access import Authenticator, Principal, Role, Unauthenticated
 from consentry.gateway.access import authenticator as module
@@ -62,7 +62,7 @@ class TestHeader:
     def test_the_scheme_is_read_in_any_case(self, scheme: str) -> None:
         """RFC 9110 says so, and clients differ."""
         key, text = producer_key()
-        authenticator = Authenticator([keys_way_in(key)])
+        authenticator = Authenticator([key_scheme(key)])
 
         assert asyncio.run(authenticator.authenticate(f"{scheme} {text}")).subject == "billing"
 
@@ -93,7 +93,7 @@ class TestHeader:
         refusal.
         """
         key, text = producer_key()
-        authenticator = Authenticator([keys_way_in(key)])
+        authenticator = Authenticator([key_scheme(key)])
         given = None if header is None else header.replace("{key}", text)
 
         with capture_logs() as logs, pytest.raises(Unauthenticated) as caught:
@@ -105,7 +105,7 @@ class TestHeader:
         assert text not in repr(logs)
         assert text[14:] not in repr(logs)
 
-    def test_with_no_way_in_everybody_is_refused(self) -> None:
+    def test_without_a_credential_scheme_everybody_is_refused(self) -> None:
         """A gateway that lost its settings is a closed one."""
         with pytest.raises(Unauthenticated):
             asyncio.run(Authenticator([]).authenticate("Bearer dev:ada:desk"))
@@ -117,7 +117,7 @@ class TestWaiting:
         nothing.
         """
         key, text = producer_key()
-        authenticator = Authenticator([keys_way_in(key), oidc_way_in(issuer)])
+        authenticator = Authenticator([key_scheme(key), oidc_scheme(issuer)])
         issuer.gate.clear()
 
         async def both() -> tuple[str, str]:
@@ -135,7 +135,7 @@ class TestWaiting:
         """After a rotation everybody comes at once; neither the issuer nor our threads may
         drown.
         """
-        authenticator = Authenticator([oidc_way_in(issuer)])
+        authenticator = Authenticator([oidc_scheme(issuer)])
         tokens = [issuer.token(claims={"sub": f"user-{number}"}) for number in range(50)]
 
         async def everybody() -> list[Principal]:
@@ -148,43 +148,43 @@ class TestWaiting:
 
     def test_a_caller_who_hangs_up_does_not_end_the_question_of_the_others(self) -> None:
         """Otherwise one impatient client could keep everybody out."""
-        way = WayInByHand()
-        authenticator = Authenticator([way])
+        scheme = WayInByHand()
+        authenticator = Authenticator([scheme])
 
         async def story() -> str:
             first = asyncio.create_task(authenticator.authenticate("Bearer a"))
             second = asyncio.create_task(authenticator.authenticate("Bearer b"))
-            while not way.renewals:
+            while not scheme.renewals:
                 await asyncio.sleep(0.001)
             first.cancel()
             await asyncio.sleep(0)
-            way.gate.set()
+            scheme.gate.set()
             return (await second).subject
 
         assert asyncio.run(story()) == "b"
-        assert way.renewals == 1
+        assert scheme.renewals == 1
 
     def test_nobody_waits_for_ever_and_who_waited_is_refused(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A disk that hangs is no reason to let somebody in, nor to keep a thousand requests."""
         monkeypatch.setattr(module, "WAIT_SECONDS_MAX", 0.05)
-        way = WayInByHand()
+        scheme = WayInByHand()
 
         async def story() -> None:
             with pytest.raises(Unauthenticated):
-                await Authenticator([way]).authenticate("Bearer a")
-            way.gate.set()
+                await Authenticator([scheme]).authenticate("Bearer a")
+            scheme.gate.set()
 
         asyncio.run(story())
 
     def test_what_still_counts_is_renewed_without_waiting(self) -> None:
         """Every few minutes a request would else be slow for no reason."""
-        way = WayInByHand(RefreshNeed.SOON)
+        scheme = WayInByHand(RefreshNeed.SOON)
 
         async def story() -> str:
-            found = await Authenticator([way]).authenticate("Bearer a")
-            way.gate.set()
+            found = await Authenticator([scheme]).authenticate("Bearer a")
+            scheme.gate.set()
             return found.subject
 
         assert asyncio.run(story()) == "a"

@@ -44,18 +44,18 @@ def producer_key(*, expires: Micros | None = None, pepper: Pepper = PEPPER) -> t
     return new_key(pepper, subject="billing", roles=[Role.PRODUCER], now=NOW, expires=expires)
 
 
-def way_in(*keys: ApiKey, now: Micros = NOW, pepper: Pepper = PEPPER) -> ApiKeyScheme:
-    """The way in of a store that holds these keys."""
+def scheme_of(*keys: ApiKey, now: Micros = NOW, pepper: Pepper = PEPPER) -> ApiKeyScheme:
+    """The credential scheme of a store that holds these keys."""
     store = InMemoryKeyStore()
     for key in keys:
         store.add(key)
     return ApiKeyScheme(store, pepper, lambda: now)
 
 
-def refused(way: ApiKeyScheme, text: str) -> str:
+def refused(scheme: ApiKeyScheme, text: str) -> str:
     """The cause that a credential is refused for."""
     with pytest.raises(BadCredential) as caught:
-        way.verify(text)
+        scheme.verify(text)
     return caught.value.cause
 
 
@@ -69,7 +69,7 @@ class TestVerifying:
         """Without it no producer could send an opt-out."""
         key, text = producer_key()
 
-        assert way_in(key).verify(text) == Principal(
+        assert scheme_of(key).verify(text) == Principal(
             subject="billing", roles=frozenset({Role.PRODUCER}), credential=key.id
         )
 
@@ -85,7 +85,7 @@ class TestVerifying:
             subscriber="ranker",
         )
 
-        found = way_in(key).verify(text)
+        found = scheme_of(key).verify(text)
 
         assert (found.purposes, found.subscriber) == (purposes, "ranker")
 
@@ -110,7 +110,7 @@ class TestVerifying:
         """A guess, a cut key or a look-alike would act in somebody's name."""
         key, text = producer_key()
 
-        assert refused(way_in(key), spoil(text)) == cause
+        assert refused(scheme_of(key), spoil(text)) == cause
 
     def test_the_other_spellings_of_a_secret_are_not_the_secret(self) -> None:
         """Base64 has four ways to end these 32 bytes; a revocation list by text must not be dodged
@@ -120,26 +120,26 @@ class TestVerifying:
         alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
         others = [with_last(text, alphabet[alphabet.index(text[-1]) ^ bits]) for bits in (1, 2, 3)]
 
-        assert {refused(way_in(key), other) for other in others} == {"key_unknown"}
+        assert {refused(scheme_of(key), other) for other in others} == {"key_unknown"}
 
     def test_an_expired_key_is_refused_from_its_last_moment_on(self) -> None:
         """A key in an old laptop has to die by itself."""
         key, text = producer_key(expires=Micros(NOW + 10))
 
-        assert way_in(key, now=Micros(NOW + 9)).verify(text).subject == "billing"
-        assert refused(way_in(key, now=Micros(NOW + 10)), text) == "key_expired"
+        assert scheme_of(key, now=Micros(NOW + 9)).verify(text).subject == "billing"
+        assert refused(scheme_of(key, now=Micros(NOW + 10)), text) == "key_expired"
 
     def test_a_revoked_key_is_refused(self) -> None:
         """The first thing to do about a stolen key."""
         key, text = producer_key()
 
-        assert refused(way_in(replace(key, revoked=NOW)), text) == "key_revoked"
+        assert refused(scheme_of(replace(key, revoked=NOW)), text) == "key_revoked"
 
     def test_another_pepper_opens_nothing(self) -> None:
         """Whoever copies the stored keys to a gateway of their own gains nothing."""
         key, text = producer_key()
 
-        assert refused(way_in(key, pepper=Pepper(b"q" * 32)), text) == "key_unknown"
+        assert refused(scheme_of(key, pepper=Pepper(b"q" * 32)), text) == "key_unknown"
 
     @pytest.mark.parametrize(
         "change",
@@ -166,7 +166,7 @@ class TestVerifying:
             expires=Micros(NOW + 10),
         )
 
-        assert refused(way_in(replace(key, **change)), text) == "key_unknown"  # type: ignore[arg-type]
+        assert refused(scheme_of(replace(key, **change)), text) == "key_unknown"  # type: ignore[arg-type]
 
     def test_an_unknown_id_costs_the_same_work_as_a_wrong_secret(self) -> None:
         """By the time of an answer nobody may learn which ids exist."""
@@ -180,11 +180,11 @@ class TestVerifying:
 
         pepper = CountingPepper(b"p" * 32)
         key, text = producer_key()
-        way = way_in(key, pepper=pepper)
+        scheme = scheme_of(key, pepper=pepper)
         lengths.clear()
 
-        refused(way, with_last(text, "AAAA"))
-        refused(way, "ck_aaaaaaaaaa" + text[13:])
+        refused(scheme, with_last(text, "AAAA"))
+        refused(scheme, "ck_aaaaaaaaaa" + text[13:])
 
         assert len(lengths) == 2
         # SHA-256 works in blocks of 64 bytes: about the same length is the same work.
@@ -249,7 +249,7 @@ class TestFile:
 
     @pytest.fixture
     def gateway(self, path: Path, ticks: Ticks) -> ApiKeyScheme:
-        """The way in of a running gateway, whose store is another object than the one of the
+        """The credential scheme of a running gateway, whose store is another object than the one of the
         command line.
         """
         return ApiKeyScheme(FileKeyStore(path, monotonic_seconds=ticks), PEPPER, lambda: NOW)

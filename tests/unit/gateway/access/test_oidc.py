@@ -66,8 +66,8 @@ def settings_of(issuer: Issuer, **changes: Any) -> OidcSettings:
     return replace(given, **changes)
 
 
-def way_in(issuer: Issuer, ticks: Ticks | None = None, **changes: Any) -> OidcScheme:
-    """The way in of a gateway that believes the issuer."""
+def scheme_of(issuer: Issuer, ticks: Ticks | None = None, **changes: Any) -> OidcScheme:
+    """The credential scheme of a gateway that believes the issuer."""
     settings, monotonic = settings_of(issuer, **changes), ticks or Ticks()
     keys = SigningKeys(
         jwks_fetcher(settings.jwks_url, timeout_seconds=settings.timeout_seconds),
@@ -78,17 +78,17 @@ def way_in(issuer: Issuer, ticks: Ticks | None = None, **changes: Any) -> OidcSc
     return OidcScheme(settings, keys, monotonic_seconds=monotonic)
 
 
-def ask(way: OidcScheme, token: str) -> Principal:
+def ask(scheme: OidcScheme, token: str) -> Principal:
     """What the authenticator does with a token, without its one message for every cause."""
-    if way.need(token) is not RefreshNeed.NOTHING:
-        way.renew()
-    return way.verify(token)
+    if scheme.need(token) is not RefreshNeed.NOTHING:
+        scheme.renew()
+    return scheme.verify(token)
 
 
-def refused(way: OidcScheme, token: str) -> str:
+def refused(scheme: OidcScheme, token: str) -> str:
     """The cause that a token is refused for."""
     with pytest.raises(BadCredential) as caught:
-        ask(way, token)
+        ask(scheme, token)
     return caught.value.cause
 
 
@@ -106,23 +106,26 @@ class TestHonest:
     def test_an_honest_token_says_who_calls(
         self, algorithm: str, key: PrivateKey, typ: str
     ) -> None:
-        """People at the desk have no other way in."""
+        """People at the desk have no other credential."""
         with running_issuer(algorithm, k1=key) as issuer:
-            found = ask(way_in(issuer), issuer.token({"typ": typ}))
+            found = ask(scheme_of(issuer), issuer.token({"typ": typ}))
 
         assert found == Principal(subject="ada", roles=frozenset({Role.DESK}), credential="oidc")
 
     def test_the_gateway_may_be_one_of_several_audiences(self, issuer: Issuer) -> None:
         """Issuers list their own user info beside us."""
         assert (
-            ask(way_in(issuer), issuer.token(claims={"aud": [AUDIENCE, "other"]})).subject == "ada"
+            ask(scheme_of(issuer), issuer.token(claims={"aud": [AUDIENCE, "other"]})).subject
+            == "ada"
         )
 
     def test_clocks_may_be_a_little_apart(self, issuer: Issuer) -> None:
         """A token of just now must not be refused because our clock is two seconds behind."""
         soon = int(time.time()) + 3
 
-        assert ask(way_in(issuer), issuer.token(claims={"nbf": soon, "iat": soon})).subject == "ada"
+        assert (
+            ask(scheme_of(issuer), issuer.token(claims={"nbf": soon, "iat": soon})).subject == "ada"
+        )
 
     @pytest.mark.parametrize(
         ("roles", "expected"),
@@ -142,11 +145,11 @@ class TestHonest:
         self, issuer: Issuer, roles: object, expected: set[Role]
     ) -> None:
         """A claim that we half understand must not become a role."""
-        assert ask(way_in(issuer), issuer.token(claims={"roles": roles})).roles == expected
+        assert ask(scheme_of(issuer), issuer.token(claims={"roles": roles})).roles == expected
 
     def test_the_claims_have_the_names_that_the_settings_give(self, issuer: Issuer) -> None:
         """Every identity provider calls them differently, some inside another claim."""
-        way = way_in(
+        scheme = scheme_of(
             issuer,
             roles_claim="realm_access.roles",
             purposes_claim="https://consentry.example/purposes",
@@ -159,7 +162,7 @@ class TestHonest:
             "who": {"system": "ranker"},
         }
 
-        found = ask(way, issuer.token(claims=claims))
+        found = ask(scheme, issuer.token(claims=claims))
 
         assert found.roles == {Role.TRAINER}
         assert found.purposes == frozenset({"ads"})
@@ -183,7 +186,7 @@ class TestHonest:
         """No claim is no purpose: a mapping that somebody forgot must not open all of them."""
         token = issuer.token(claims={"roles": ["trainer"], "purposes": purposes})
 
-        assert ask(way_in(issuer), token).purposes == expected
+        assert ask(scheme_of(issuer), token).purposes == expected
 
 
 def _replaced(token: str, part: int, text: str) -> str:
@@ -378,10 +381,10 @@ class TestForged:
     ) -> None:
         """Whoever forges a token could lift a pause over a whole country."""
         forge, cause = FORGED[name]
-        way = way_in(issuer)
-        assert ask(way, issuer.token()).subject == "ada"
+        scheme = scheme_of(issuer)
+        assert ask(scheme, issuer.token()).subject == "ada"
 
-        assert refused(way, forge(issuer)) == cause
+        assert refused(scheme, forge(issuer)) == cause
         assert set(issuer.requests) == {"/jwks"}
 
     @pytest.mark.parametrize("name", FORGED)
@@ -389,7 +392,7 @@ class TestForged:
         """A forger who learns which part was right needs fewer tries; a log with a token in it is a
         stolen token.
         """
-        authenticator = Authenticator([way_in(issuer)])
+        authenticator = Authenticator([scheme_of(issuer)])
         token = FORGED[name][0](issuer)
 
         with capture_logs() as logs, pytest.raises(Unauthenticated) as caught:
@@ -404,11 +407,11 @@ class TestForged:
     def test_a_zero_signature_of_an_elliptic_curve_is_refused(self) -> None:
         """A verifier of 2022 took it for every message (CVE-2022-21449)."""
         with running_issuer("ES256", k1=ec_key("e")) as issuer:
-            way = way_in(issuer)
-            assert ask(way, issuer.token()).subject == "ada"
+            scheme = scheme_of(issuer)
+            assert ask(scheme, issuer.token()).subject == "ada"
             for zero in (bytes(64), bytes(63) + b"\x01", b"\xff" * 64, b"", bytes(8)):
                 token = _replaced(issuer.token(), 2, encoded(zero))
-                assert refused(way, token) in {"token_signature", "token_malformed"}
+                assert refused(scheme, token) in {"token_signature", "token_malformed"}
 
     @pytest.mark.parametrize("algorithm", ["HS256", "none", "RS1", "ES512", ""])
     def test_no_other_algorithm_can_be_configured(self, algorithm: str) -> None:
@@ -447,7 +450,7 @@ class TestForged:
         self, data: st.DataObject
     ) -> None:
         """An error that nobody thought of is a 500, and then a way to find more of them."""
-        token, way = MUTANTS_OF.token, MUTANTS_OF.way
+        token, scheme = MUTANTS_OF.token, MUTANTS_OF.scheme
         place = data.draw(st.integers(0, len(token) - 1))
         text = data.draw(st.text(max_size=3))
         cut = data.draw(st.integers(0, 3))
@@ -456,11 +459,11 @@ class TestForged:
             return
 
         with pytest.raises(BadCredential):
-            way.verify(changed)
+            scheme.verify(changed)
 
 
 class _MutantsOf:
-    """One honest token, and a way in that knows its key, made when first asked for."""
+    """One honest token, and a scheme that knows its key, made when first asked for."""
 
     def __init__(self) -> None:
         self._made: tuple[str, OidcScheme] | None = None
@@ -468,10 +471,10 @@ class _MutantsOf:
     def _make(self) -> tuple[str, OidcScheme]:
         if self._made is None:
             with running_issuer("RS256", k1=rsa_key("first")) as issuer:
-                way = way_in(issuer)
+                scheme = scheme_of(issuer)
                 token = issuer.token()
-                ask(way, token)
-            self._made = token, way
+                ask(scheme, token)
+            self._made = token, scheme
         return self._made
 
     @property
@@ -480,8 +483,8 @@ class _MutantsOf:
         return self._make()[0]
 
     @property
-    def way(self) -> OidcScheme:
-        """The way in."""
+    def scheme(self) -> OidcScheme:
+        """The credential scheme."""
         return self._make()[1]
 
 
@@ -491,27 +494,27 @@ MUTANTS_OF = _MutantsOf()
 class TestKeysOfTheIssuer:
     def test_a_new_key_is_fetched_when_it_is_first_seen(self, issuer: Issuer, ticks: Ticks) -> None:
         """After a rotation nobody must have to restart the gateway."""
-        way = way_in(issuer, ticks)
-        ask(way, issuer.token())
+        scheme = scheme_of(issuer, ticks)
+        ask(scheme, issuer.token())
         issuer.keys = {"k2": rsa_key("second"), **issuer.keys}
         ticks.now += 10
 
-        assert ask(way, issuer.token()).subject == "ada"
+        assert ask(scheme, issuer.token()).subject == "ada"
         assert len(issuer.requests) == 2
 
     def test_unknown_keys_make_us_ask_at_most_every_ten_seconds(
         self, issuer: Issuer, ticks: Ticks
     ) -> None:
         """Otherwise a forger could have us flood the identity provider of the whole company."""
-        way = way_in(issuer, ticks)
-        ask(way, issuer.token())
+        scheme = scheme_of(issuer, ticks)
+        ask(scheme, issuer.token())
 
         for number in range(99):
             ticks.now += 0.1
-            refused(way, issuer.token({"kid": f"x{number}"}))
+            refused(scheme, issuer.token({"kid": f"x{number}"}))
         assert len(issuer.requests) == 1
         ticks.now += 0.2
-        refused(way, issuer.token({"kid": "x"}))
+        refused(scheme, issuer.token({"kid": "x"}))
         assert len(issuer.requests) == 2
 
     def test_right_after_an_attempt_nobody_waits_and_nobody_asks(
@@ -519,25 +522,25 @@ class TestKeysOfTheIssuer:
     ) -> None:
         """While the issuer is down a forger could else hold a thread for each token."""
         issuer.status = 503
-        way, token = way_in(issuer, ticks), issuer.token()
-        assert way.need(token) is RefreshNeed.NOW
-        way.renew()
+        scheme, token = scheme_of(issuer, ticks), issuer.token()
+        assert scheme.need(token) is RefreshNeed.NOW
+        scheme.renew()
 
-        assert way.need(token) is RefreshNeed.NOTHING
-        way.renew()
+        assert scheme.need(token) is RefreshNeed.NOTHING
+        scheme.renew()
         assert len(issuer.requests) == 1
 
     def test_a_key_that_the_issuer_dropped_counts_no_longer_even_for_a_remembered_token(
         self, issuer: Issuer, ticks: Ticks
     ) -> None:
         """Dropping a key is how an issuer answers its theft."""
-        way, token = way_in(issuer, ticks), issuer.token()
-        ask(way, token)
+        scheme, token = scheme_of(issuer, ticks), issuer.token()
+        ask(scheme, token)
         issuer.keys = {"k2": rsa_key("second")}
         ticks.now += 50
 
-        assert way.need(token) is RefreshNeed.SOON
-        assert refused(way, token) == "token_key_unknown"
+        assert scheme.need(token) is RefreshNeed.SOON
+        assert refused(scheme, token) == "token_key_unknown"
 
     def test_while_the_issuer_is_down_known_keys_count_until_their_time_ends(
         self, issuer: Issuer, ticks: Ticks
@@ -545,29 +548,33 @@ class TestKeysOfTheIssuer:
         """An outage of the issuer must not stop an opt-out at once, nor keep an old key alive for
         ever.
         """
-        way, token = way_in(issuer, ticks), issuer.token()
-        ask(way, token)
+        scheme, token = scheme_of(issuer, ticks), issuer.token()
+        ask(scheme, token)
         issuer.status = 503
 
         ticks.now += 99
-        assert ask(way, token).subject == "ada"
-        assert ask(way, issuer.token(claims={"sub": "bob"})).subject == "bob"
+        assert ask(scheme, token).subject == "ada"
+        assert ask(scheme, issuer.token(claims={"sub": "bob"})).subject == "bob"
         ticks.now += 1
-        assert refused(way, token) == "token_key_unknown"
+        assert refused(scheme, token) == "token_key_unknown"
         issuer.status = 200
         ticks.now += 10
-        assert ask(way, token).subject == "ada"
+        assert ask(scheme, token).subject == "ada"
 
     def test_an_issuer_that_was_stopped_lets_nobody_new_in(self, ticks: Ticks) -> None:
         """A gateway that starts while the issuer is away knows nobody, and says so."""
         with running_issuer("RS256", k1=rsa_key("first")) as issuer:
-            way, fresh, token = way_in(issuer, ticks), way_in(issuer, ticks), issuer.token()
-            ask(way, token)
+            scheme, fresh, token = (
+                scheme_of(issuer, ticks),
+                scheme_of(issuer, ticks),
+                issuer.token(),
+            )
+            ask(scheme, token)
 
-        assert ask(way, token).subject == "ada"
+        assert ask(scheme, token).subject == "ada"
         assert refused(fresh, token) == "token_key_unknown"
         ticks.now += 100
-        assert refused(way, token) == "token_key_unknown"
+        assert refused(scheme, token) == "token_key_unknown"
 
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"[]", b'{"keys": {}}', b"\xff", b"[" * 100_000, b" " * ((1 << 20) + 1)]
@@ -576,21 +583,21 @@ class TestKeysOfTheIssuer:
         self, issuer: Issuer, ticks: Ticks, body: bytes
     ) -> None:
         """A proxy's error page is no revocation of every key."""
-        way, token = way_in(issuer, ticks), issuer.token()
-        ask(way, token)
+        scheme, token = scheme_of(issuer, ticks), issuer.token()
+        ask(scheme, token)
         issuer.body = body
         ticks.now += 60
 
-        assert ask(way, token).subject == "ada"
+        assert ask(scheme, token).subject == "ada"
 
     def test_an_empty_key_set_lets_nobody_in(self, issuer: Issuer, ticks: Ticks) -> None:
         """An issuer that names no key says that none counts."""
-        way, token = way_in(issuer, ticks), issuer.token()
-        ask(way, token)
+        scheme, token = scheme_of(issuer, ticks), issuer.token()
+        ask(scheme, token)
         issuer.body = b'{"keys": []}'
         ticks.now += 60
 
-        assert refused(way, token) == "token_key_unknown"
+        assert refused(scheme, token) == "token_key_unknown"
 
     @pytest.mark.parametrize(
         "change",
@@ -619,11 +626,11 @@ class TestKeysOfTheIssuer:
         key = {**public_jwk(rsa_key("first"), "RS256", kid="k1", use="sig"), **change}
         good = public_jwk(rsa_key("second"), "RS256", kid="k2")
         issuer.body = json.dumps({"keys": [key, good, 7, None]}).encode()
-        way = way_in(issuer)
+        scheme = scheme_of(issuer)
 
-        assert refused(way, issuer.token()) == "token_key_unknown"
+        assert refused(scheme, issuer.token()) == "token_key_unknown"
         honest = signed(issuer.header(kid="k2"), issuer.claims(), rsa_key("second"), "RS256")
-        assert ask(way, honest).subject == "ada"
+        assert ask(scheme, honest).subject == "ada"
 
     def test_a_short_key_is_left_out(self, issuer: Issuer) -> None:
         """1024 bits have been within reach for years."""
@@ -632,7 +639,7 @@ class TestKeysOfTheIssuer:
             {"keys": [public_jwk(issuer.keys["k1"], "RS256", kid="k1")]}
         ).encode()
 
-        assert refused(way_in(issuer), issuer.token()) == "token_key_unknown"
+        assert refused(scheme_of(issuer), issuer.token()) == "token_key_unknown"
 
     def test_a_key_whose_private_half_is_published_is_left_out(self, issuer: Issuer) -> None:
         """Everybody can sign with it."""
@@ -641,7 +648,7 @@ class TestKeysOfTheIssuer:
             {"keys": [{**private, "kid": "k1", "key_ops": ["sign", "verify"]}]}
         ).encode()
 
-        assert refused(way_in(issuer), issuer.token()) == "token_key_unknown"
+        assert refused(scheme_of(issuer), issuer.token()) == "token_key_unknown"
 
     def test_over_tls_only_an_issuer_that_the_authority_vouches_for_is_believed(
         self, tmp_path: Path
@@ -656,7 +663,7 @@ class TestKeysOfTheIssuer:
 
             assert issuer.url.startswith("https:")
             assert trusting.find("k1") is not None
-            assert refused(way_in(issuer), issuer.token()) == "token_key_unknown"
+            assert refused(scheme_of(issuer), issuer.token()) == "token_key_unknown"
             assert len(issuer.requests) == 1
 
     def test_two_keys_of_one_name_are_both_left_out(self, issuer: Issuer) -> None:
@@ -664,20 +671,22 @@ class TestKeysOfTheIssuer:
         keys = [public_jwk(rsa_key(name), "RS256", kid="k1") for name in ("first", "second")]
         issuer.body = json.dumps({"keys": keys}).encode()
 
-        assert refused(way_in(issuer), issuer.token()) == "token_key_unknown"
+        assert refused(scheme_of(issuer), issuer.token()) == "token_key_unknown"
 
     def test_a_redirect_is_not_followed(self, issuer: Issuer) -> None:
         """Keys come from the configured address, not from wherever it points to."""
         issuer.status, issuer.location = 302, f"{issuer.url}/elsewhere"
 
-        assert refused(way_in(issuer), issuer.token()) == "token_key_unknown"
+        assert refused(scheme_of(issuer), issuer.token()) == "token_key_unknown"
         assert issuer.requests == ["/jwks"]
 
     def test_an_issuer_that_does_not_answer_is_given_up(self, issuer: Issuer) -> None:
         """A request must not hang as long as the issuer does."""
         issuer.gate.clear()
 
-        assert refused(way_in(issuer, timeout_seconds=0.2), issuer.token()) == "token_key_unknown"
+        assert (
+            refused(scheme_of(issuer, timeout_seconds=0.2), issuer.token()) == "token_key_unknown"
+        )
 
     @pytest.mark.parametrize(
         "url",
@@ -711,60 +720,60 @@ class TestKeysOfTheIssuer:
 class TestRemembering:
     def test_a_remembered_token_ends_with_its_own_time(self, issuer: Issuer, ticks: Ticks) -> None:
         """Remembering must not make a token live longer."""
-        way = way_in(issuer, ticks)
+        scheme = scheme_of(issuer, ticks)
         token = issuer.token(claims={"exp": int(time.time()) + 20})
-        first = ask(way, token)
-        assert ask(way, token) is first
+        first = ask(scheme, token)
+        assert ask(scheme, token) is first
 
         ticks.now += 21
 
         # The machine's clock has not moved, so PyJWT accepts it still: what counts is that PyJWT
         # was asked again.
-        assert ask(way, token) is not first
+        assert ask(scheme, token) is not first
 
     def test_a_remembered_token_is_looked_at_again_after_a_minute(
         self, issuer: Issuer, ticks: Ticks
     ) -> None:
         """A minute is what a revoked key may go on at most."""
-        way, token = way_in(issuer, ticks, keys_ttl_seconds=1000), issuer.token()
-        first = ask(way, token)
+        scheme, token = scheme_of(issuer, ticks, keys_ttl_seconds=1000), issuer.token()
+        first = ask(scheme, token)
         ticks.now += 59
 
-        assert ask(way, token) is first
+        assert ask(scheme, token) is first
         ticks.now += 1
-        assert ask(way, token) is not first
+        assert ask(scheme, token) is not first
 
     def test_nothing_is_remembered_of_a_refused_token(self, issuer: Issuer) -> None:
         """A forger could fill the memory of the gateway."""
-        way = way_in(issuer)
-        ask(way, issuer.token())
+        scheme = scheme_of(issuer)
+        ask(scheme, issuer.token())
         for name in FORGED:
-            refused(way, FORGED[name][0](issuer))
+            refused(scheme, FORGED[name][0](issuer))
 
-        assert len(way._remembered) == 1
+        assert len(scheme._remembered) == 1
 
     def test_what_is_remembered_is_bounded(
         self, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """So could everybody with a token a second."""
         monkeypatch.setattr("consentry.gateway.access.oidc.REMEMBERED_MAX", 5)
-        way = way_in(issuer)
+        scheme = scheme_of(issuer)
         for number in range(12):
-            ask(way, issuer.token(claims={"jti": str(number)}))
+            ask(scheme, issuer.token(claims={"jti": str(number)}))
 
-        assert len(way._remembered) == 5
+        assert len(scheme._remembered) == 5
 
     def test_the_token_itself_is_not_kept(self, issuer: Issuer) -> None:
         """A dump of memory is no list of valid tokens."""
-        way, token = way_in(issuer), issuer.token()
-        ask(way, token)
+        scheme, token = scheme_of(issuer), issuer.token()
+        ask(scheme, token)
 
-        assert all(len(fingerprint) == 32 for fingerprint in way._remembered)
-        assert token not in repr(way._remembered)
+        assert all(len(fingerprint) == 32 for fingerprint in scheme._remembered)
+        assert token not in repr(scheme._remembered)
 
     def test_an_expired_token_within_the_leeway_is_not_remembered(self, issuer: Issuer) -> None:
         """The leeway is for clocks that are apart, not for a minute more."""
-        way = way_in(issuer)
-        ask(way, issuer.token(claims={"exp": int(time.time()) - 1}))
+        scheme = scheme_of(issuer)
+        ask(scheme, issuer.token(claims={"exp": int(time.time()) - 1}))
 
-        assert len(way._remembered) == 0
+        assert len(scheme._remembered) == 0

@@ -119,7 +119,7 @@ class TestDevMode:
 
 
 class TestOpening:
-    def test_no_way_in_is_refused(self) -> None:
+    def test_no_credential_scheme_is_refused(self) -> None:
         """A gateway that refuses everybody looks healthy and loses opt-outs."""
         with pytest.raises(UnsafeSetting):
             open_authenticator(AccessSettings(), bind_host="127.0.0.1", profile="local")

@@ -1,6 +1,4 @@
-"""A trainer's view from a bundle: in seconds what takes minutes to read from Kafka, and offline
-without any Kafka.
-"""
+"""A trainer's snapshot from a bundle: in seconds, and also where there is no Kafka."""
 
 from __future__ import annotations
 
@@ -24,14 +22,14 @@ from consentry.wire.controls import read_control_or_pause
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.schemas import NAMESPACE
 
-_TRIES: Final = 3
+_OPEN_ATTEMPTS_MAX: Final = 3
 _COLUMNS: Final = ("member_id", "record", "damaged")
 
 
 def snapshot_of(
     bundle: Bundle, *, catalog: Catalog | None = None, directory: Path | None = None
 ) -> Snapshot:
-    """The view that a bundle holds, as of its positions. Raises BundleRefused, Unavailable.
+    """Return the snapshot that a bundle holds. Raises BundleRefused, Unavailable.
 
     The records lie in files without a name in `directory` (default: that of temporary files), so
     that memory holds their pages only as long as nobody needs it more.
@@ -40,13 +38,13 @@ def snapshot_of(
     catalog = catalog or bundle.catalog()
     snapshot_rows = sum(file.rows for file in bundle.manifests[0].with_role("records"))
     batches = iter(bundle.record_batches(columns=_COLUMNS))
-    bases, held = _segments(batches, snapshot_rows, directory)
-    snapshot = Snapshot(len(manifest.partitions), iso_jurisdictions(), bases)
-    if len(snapshot.records) != sum(map(len, bases)):
+    segments, damaged = _segments(batches, snapshot_rows, directory)
+    snapshot = Snapshot(len(manifest.partitions), iso_jurisdictions(), segments)
+    if len(snapshot.records) != sum(map(len, segments)):
         raise BundleRefused(
             "malformed", "A member is named twice in the snapshot: which record counts is not said."
         )
-    snapshot.quarantine(held)
+    snapshot.quarantine(damaged)
     for batch in batches:
         _apply_changes(snapshot, batch)
     for control in bundle.controls():
@@ -59,11 +57,11 @@ def snapshot_of(
             )
         )
     snapshot.positions.update(bundle.positions)
-    for one in manifest.partitions:
-        if one.tainted:
-            snapshot.freshness.tainted.add(one.partition)
-        if one.frontier is not None:
-            snapshot.apply_frontier(one.frontier)
+    for summary in manifest.partitions:
+        if summary.tainted:
+            snapshot.freshness.tainted.add(summary.partition)
+        if summary.frontier is not None:
+            snapshot.apply_frontier(summary.frontier)
     snapshot.settle_frontiers()
     return snapshot
 
@@ -79,26 +77,24 @@ def newest_snapshot(
     directory: Path | None = None,
     credential: str = "",
 ) -> tuple[Snapshot, Bundle]:
-    """The view of the newest bundle of a store, which may be a gateway's /v1/bundles, and the
-    bundle.
+    """Return the snapshot of a store's newest bundle, and the bundle.
 
-    Raises BundleRefused, Unavailable. The bundler deletes old chains: one that vanishes while it is
-    read is not the newest one any more.
+    The store may be a gateway's /v1/bundles. The bundler deletes old chains: one that vanishes
+    while it is read is not the newest one any more, and the next one is tried. Raises
+    BundleRefused, Unavailable.
     """
     store = open_store(url, credential=credential)
-    for _ in range(_TRIES - 1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             bundle = open_bundle(
                 store, keys=keys, namespace=namespace, now=now, max_age_seconds=max_age_seconds
             )
             return snapshot_of(bundle, catalog=catalog, directory=directory), bundle
         except BundleRefused as error:
-            if error.code != "bundle.missing":
+            if error.code != "bundle.missing" or attempt == _OPEN_ATTEMPTS_MAX:
                 raise
-    bundle = open_bundle(
-        store, keys=keys, namespace=namespace, now=now, max_age_seconds=max_age_seconds
-    )
-    return snapshot_of(bundle, catalog=catalog, directory=directory), bundle
 
 
 def bundle_decider(
@@ -111,10 +107,10 @@ def bundle_decider(
     directory: Path | None = None,
     credential: str = "",
 ) -> SnapshotDecider:
-    """Judges by the newest bundle of a store, as long as that was proven fresh so lately; then all
-    is STALE.
+    """Return a Decider by the newest bundle of a store.
 
-    Raises BundleRefused, Unavailable.
+    Everything is STALE once the bundle was proven fresh longer than `max_age_seconds` ago. Raises
+    BundleRefused, Unavailable.
     """
     snapshot, _ = newest_snapshot(
         url,
@@ -131,25 +127,29 @@ def bundle_decider(
 def _segments(
     batches: Iterator[pa.RecordBatch], rows: int, directory: Path | None
 ) -> tuple[tuple[Segment, ...], list[bytes]]:
-    """The first so many rows as segments, and who of them is held. Reads no batch beyond."""
+    """Return the first `rows` rows as segments, and their damaged members.
+
+    Reads no batch beyond them.
+    """
     segments: list[Segment] = []
-    held: list[bytes] = []
+    damaged_members: list[bytes] = []
     with ExitStack() as stack:
         writer = _writer(stack, directory)
         while rows > 0:
             batch = next(batches)  # a file has as many rows as its manifest says, or was refused
             ids, records, damaged = (batch.column(name) for name in _COLUMNS)
             ids = ids.cast(pa.binary())
-            held += ids.filter(damaged).to_pylist()
+            damaged_members += ids.filter(damaged).to_pylist()
             if records.null_count:
-                ids, records = (column.filter(records.is_valid()) for column in (ids, records))
+                has_record = records.is_valid()
+                ids, records = ids.filter(has_record), records.filter(has_record)
             if not writer.add(ids, records):
                 segments.append(writer.finish())
                 writer = _writer(stack, directory)
                 writer.add(ids, records)
             rows -= batch.num_rows
         segments.append(writer.finish())
-    return tuple(segments), held
+    return tuple(segments), damaged_members
 
 
 def _writer(stack: ExitStack, directory: Path | None) -> SegmentWriter:
@@ -161,15 +161,20 @@ def _writer(stack: ExitStack, directory: Path | None) -> SegmentWriter:
 def _apply_changes(snapshot: Snapshot, batch: pa.RecordBatch) -> None:
     """Take the rows of a delta in.
 
-    Who has no record there and is not held had none before; if so, they are quarantined.
+    A row without a record is of a member who has none. If the snapshot has a record of that member,
+    bundle and snapshot contradict each other, and the member is quarantined.
     """
-    columns = (batch.column(name) for name in _COLUMNS)
-    members, records, damaged = (column.to_pylist() for column in columns)
+    members, records, damaged = (batch.column(name).to_pylist() for name in _COLUMNS)
     keys = [member.encode() for member in members]
-    whole = [place for place, record in enumerate(records) if record is not None]
-    snapshot.records.apply([keys[place] for place in whole], [records[place] for place in whole])
-    snapshot.quarantine(
-        key
-        for key, record, is_damaged in zip(keys, records, damaged, strict=True)
-        if is_damaged or (record is None and key in snapshot.records)
-    )
+    keys_with_record: list[bytes] = []
+    records_there: list[bytes] = []
+    for key, record in zip(keys, records, strict=True):
+        if record is not None:
+            keys_with_record.append(key)
+            records_there.append(record)
+    snapshot.records.apply(keys_with_record, records_there)
+    members_in_doubt: list[bytes] = []
+    for key, record, is_damaged in zip(keys, records, damaged, strict=True):
+        if is_damaged or (record is None and key in snapshot.records):
+            members_in_doubt.append(key)
+    snapshot.quarantine(members_in_doubt)

@@ -61,6 +61,7 @@ PUBLIC = {
         "OpenLineageObserver",
         "OrdersSelector",
         "TokenKeys",
+        "bundle_decider",
         "filter_batches",
         "open_dataset",
         "ray_",

@@ -13,6 +13,7 @@ from consentry.trainer.deciding.decide_table import Decisions
 
 if TYPE_CHECKING:
     from consentry.ops.clock import system_clock
+    from consentry.trainer.bundled import bundle_decider
     from consentry.trainer.filters import ray_, spark_
     from consentry.trainer.filters.torch_ import ConsentDataset, ConsentLoader, filter_batches
     from consentry.trainer.purge.open_dataset import open_dataset
@@ -37,6 +38,7 @@ _LOADED_LATER: Final = {
     "OpenLineageObserver": "consentry.trainer.runs.openlineage_",
     "OrdersSelector": "consentry.trainer.purge.row_selector",
     "TokenKeys": "consentry.wire.tokens",
+    "bundle_decider": "consentry.trainer.bundled",
     "filter_batches": "consentry.trainer.filters.torch_",
     "open_dataset": "consentry.trainer.purge.open_dataset",
     "ray_": "consentry.trainer.filters.ray_",
@@ -59,6 +61,7 @@ __all__ = [
     "OpenLineageObserver",
     "OrdersSelector",
     "TokenKeys",
+    "bundle_decider",
     "filter_batches",
     "open_dataset",
     "ray_",

@@ -345,12 +345,8 @@ def _covered_by_pauses(
     answers = []
     for member_class, jurisdiction, category in combinations.T.tolist():
         places = {homes[member_class], jurisdiction_names[jurisdiction]}
-        answers.append(
-            any(
-                _covers(snapshot, pause, places, purpose, category_names[category], now)
-                for pause in pauses
-            )
-        )
+        use = category_names[category]
+        answers.append(_is_covered(snapshot, pauses, places, purpose, use, now))
     return np.array(answers, dtype=np.bool_)[combination_of_row.reshape(-1)]
 
 
@@ -358,19 +354,19 @@ def _dictionary_of(column: pa.ChunkedArray) -> pa.DictionaryArray:
     return column.combine_chunks().dictionary_encode(null_encoding="encode")
 
 
-def _covers(
+def _is_covered(
     snapshot: Snapshot,
-    pause: PauseImposed,
+    pauses: list[PauseImposed],
     jurisdictions: set[str | None],
     purpose: str,
     category: str | None,
     now: Micros,
 ) -> bool:
-    """Return whether a pause covers this use of a row from one of these jurisdictions."""
-    if not pause.scope.covers_use(purpose, category):
-        return False
+    """Return whether one of these pauses covers this use of a row from one of the jurisdictions."""
+    scopes = [pause.scope for pause in pauses if pause.scope.covers_use(purpose, category)]
     groups: set[str] = set()
-    for jurisdiction in jurisdictions:
-        if jurisdiction:
-            groups.update(snapshot.controls.jurisdictions.holders(jurisdiction, at=now))
-    return not groups.isdisjoint(pause.scope.jurisdictions)
+    if scopes:
+        for jurisdiction in jurisdictions:
+            if jurisdiction:
+                groups.update(snapshot.controls.jurisdictions.holders(jurisdiction, at=now))
+    return any(not groups.isdisjoint(scope.jurisdictions) for scope in scopes)

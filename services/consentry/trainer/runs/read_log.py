@@ -96,7 +96,10 @@ class ReadLog:
         self._flushed_at = self._clock()
 
     def _merge_neighbours(self) -> None:
-        """Merge the last parts while there are enough of one length, as carries in a counter."""
+        """Merge the last parts while there are enough of one length.
+
+        The parts 1 to 32 become 00000001-00000032; later 32 such parts become 00000001-00001024.
+        """
         while True:
             lengths = self._part_lengths[-_PARTS_MERGED:]
             if len(lengths) < _PARTS_MERGED or len(set(lengths)) > 1:
@@ -149,7 +152,10 @@ def _reads_of_batch(
 
 
 def _cut_offs_met(collected: pa.Array, cut_offs: Sequence[Micros]) -> pa.Array:
-    """Return for each time the latest cut-off that is not later; null where there is none."""
+    """Return for each time the latest cut-off that is not later; null where there is none.
+
+    With the cut-offs 10 and 20 the times 5, 10, 15 and 20 give null, 10, 10 and 20.
+    """
     kind = SCHEMA.field("collected_from").type
     if not cut_offs or collected.null_count == len(collected):
         return pa.nulls(len(collected), kind)

@@ -21,7 +21,7 @@ import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
-/** Opts a member out: java OptOut BROKERS REGISTRY NAMESPACE ConsentChanged.avsc MEMBER PURPOSE. */
+/** Send an opt-out: java OptOut BROKERS REGISTRY NAMESPACE ConsentChanged.avsc MEMBER PURPOSE. */
 public final class OptOut {
     private static final HttpClient HTTP = HttpClient.newHttpClient();
 
@@ -30,7 +30,7 @@ public final class OptOut {
         Schema schema = new Schema.Parser().parse(Path.of(arguments[3]).toFile());
         int schemaId = idOf(schema, arguments[1], topic + "-" + schema.getFullName());
         byte[] value = framed(schemaId, schema, optOut(schema, arguments[4], arguments[5]));
-        // The default partitioner is murmur2 of the key, as everybody's has to be; acks=all and idempotence are defaults too.
+        // The default partitioner is murmur2 of the key, which every producer must use; acks=all and idempotence are defaults too.
         Map<String, Object> settings = Map.of("bootstrap.servers", arguments[0]);
         try (var producer = new KafkaProducer<>(settings, new ByteArraySerializer(), new ByteArraySerializer())) {
             byte[] key = arguments[4].getBytes(StandardCharsets.US_ASCII);
@@ -66,7 +66,7 @@ public final class OptOut {
         return bytes.toByteArray();
     }
 
-    /** The id of exactly this schema; nothing is ever registered from here. */
+    /** The id of exactly this schema. This program registers nothing. */
     private static int idOf(Schema schema, String registry, String subject) throws Exception {
         long wanted = SchemaNormalization.parsingFingerprint64(schema);
         String versions = registry + "/subjects/" + subject + "/versions";

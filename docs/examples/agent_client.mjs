@@ -1,15 +1,15 @@
-// A trainer in JavaScript: asks `consentry agent` whom it may use, and asks again whenever the agent tells that
-// somebody is excluded. Needs Node 18 or newer and no packages.
+// A trainer in JavaScript: it asks `consentry agent` which members may be used, and asks again whenever the agent
+// reports that somebody is excluded. Needs Node 18 or newer and no packages.
 //
 //   node agent_client.mjs http://127.0.0.1:8790 genai_training m:1 m:2
 //
-// It prints one JSON object a line: {"after": what happened, "fresh": …, "allowed": [members]}.
+// It prints one JSON object for each line: {"after": the event, "fresh": …, "allowed": [members]}.
 
 const [base, purpose, ...members] = process.argv.slice(2);
-const token = process.env.CONSENTRY_AGENT_TOKEN; // only where the agent has a --token-file
+const token = process.env.CONSENTRY_AGENT_TOKEN; // needed if the agent has a --token-file
 const headers = token ? { authorization: `Bearer ${token}` } : {};
 const RETRY_MS = 500;
-// The agent sends something every 10 s: after 30 s of silence the connection is dead, whatever TCP says.
+// The agent sends something every 10 s: after 30 s of silence the connection is dead, even if TCP says otherwise.
 const SILENCE_MS = 30_000;
 
 async function post(path, body) {
@@ -31,7 +31,7 @@ async function ask(after) {
     const { fresh, mask } = await post("/v1/mask", { purpose, member_id: members });
     line = { after, fresh, allowed: members.filter((_, place) => mask[place]) };
   } catch (error) {
-    line.error = String(error); // no answer allows nobody
+    line.error = String(error); // without an answer nobody is allowed
   }
   console.log(JSON.stringify(line));
 }
@@ -71,7 +71,7 @@ for (;;) {
   try {
     for await (const { id, kind, data } of events(last)) {
       last = id;
-      // `status` comes first: from then on no event is missed, so whatever is asked now stays true until one comes.
+      // `status` comes first. From then on no event is missed, so the answer stays true until the next event.
       const concerns = kind !== "exclusion" || data.cause !== "RECORD" || data.members.some((m) => members.includes(m));
       if (concerns && kind !== "purge_order") await ask(kind);
     }

@@ -1,4 +1,4 @@
-"""Opts a member out with confluent-kafka alone: python plain_avro.py BROKERS REGISTRY
+"""Send an opt-out with confluent-kafka alone: python plain_avro.py BROKERS REGISTRY
 ConsentChanged.avsc MEMBER.
 """
 
@@ -18,7 +18,7 @@ with open(schema_file) as file, SchemaRegistryClient({"url": registry_url}) as r
         registry,
         file.read(),
         conf={
-            "auto.register.schemas": False,  # the schema is ours to register
+            "auto.register.schemas": False,  # only Consentry registers schemas
             # several types share the topic
             "subject.name.strategy": topic_record_subject_name_strategy,
         },

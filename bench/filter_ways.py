@@ -1,5 +1,6 @@
-"""The filters and their peers, each timed on the same rows: run as a process of its own by
-bench.filters.
+"""The filters and their peers, each timed on the same rows.
+
+bench.filters runs this as a process of its own.
 """
 
 from __future__ import annotations
@@ -39,134 +40,135 @@ from consentry.wire.records import write_record
 
 PURPOSE: Final = "genai_training"
 
-_PLACES: Final = ("US", "DE", "GB", "CH", "CA", "IN", "BR", "HK")
+_COUNTRIES: Final = ("US", "DE", "GB", "CH", "CA", "IN", "BR", "HK")
 _PAUSED: Final = "HK"
 _CUT_OFF: Final = Micros(NOW - YEAR_MICROS)
-_CUT_OFF_PLACE: Final = "US"
+_CUT_OFF_COUNTRY: Final = "US"
 _TEMPLATES: Final = 64
 
 
 class FilterCase(NamedTuple):
-    """What one process measures with: the judge, the rows, who is excluded, and which rows are to
-    stay.
-    """
+    """The data of one process: the decider, the rows, the excluded members, the rows to keep."""
 
     decider: SnapshotDecider
     table: pa.Table
     excluded: pa.Array
     expected: npt.NDArray[np.int64]
     not_excluded: npt.NDArray[np.int64]
-    """What stays where only the list of members counts: the peers' answer."""
+    """The rows that stay where only the list of members counts: the peers' answer."""
 
 
 def make_case(kind: str, sizes: FilterSizes, *, seed: int) -> FilterCase:
-    """Members of whom every second one opted out, and rows of them in any order, drawn from a
-    seed.
-    """
+    """Return members of whom every second one opted out, and rows of theirs in random order."""
     numbers = np.random.default_rng(seed)
     universe = numbers.permutation(np.arange(1, 8 * sizes.members, 4, dtype=np.int64))
-    texts = [
-        f"urn:li:m:{number:011d}" if kind == "text" else str(number) for number in universe.tolist()
-    ]
-    ids = pa.array(texts, pa.string()) if kind == "text" else pa.array(universe)
-    snapshot = make_view(texts[: sizes.members], seed=seed)
-    of, places = (
-        numbers.integers(0, len(universe), sizes.rows),
-        numbers.integers(0, len(_PLACES), sizes.rows),
-    )
+    if kind == "text":
+        texts = [f"urn:li:m:{number:011d}" for number in universe.tolist()]
+        ids = pa.array(texts, pa.string())
+    else:
+        texts = [str(number) for number in universe.tolist()]
+        ids = pa.array(universe)
+    snapshot = make_opted_out_snapshot(texts[: sizes.members], seed=seed)
+    members = numbers.integers(0, len(universe), sizes.rows)
+    countries = numbers.integers(0, len(_COUNTRIES), sizes.rows)
     collected = NOW - numbers.integers(0, 2 * YEAR_MICROS, sizes.rows)
+    categories = numbers.integers(0, 2, sizes.rows)
     table = pa.table(
         {
-            "member_id": ids.take(pa.array(of)),
-            "jurisdiction": pa.array(_PLACES).take(pa.array(places)),
-            "category": pa.array(["posts", "profile"]).take(
-                pa.array(numbers.integers(0, 2, sizes.rows))
-            ),
+            "member_id": ids.take(pa.array(members)),
+            "jurisdiction": pa.array(_COUNTRIES).take(pa.array(countries)),
+            "category": pa.array(["posts", "profile"]).take(pa.array(categories)),
             "collected_at": pa.array(collected).cast(pa.timestamp("us")),
             "row": pa.array(np.arange(sizes.rows)),
         }
     )
-    stays = of >= sizes.members
-    too_early = (places == _PLACES.index(_CUT_OFF_PLACE)) & (collected < _CUT_OFF)
-    allowed = stays & (places != _PLACES.index(_PAUSED)) & ~too_early
+    is_not_excluded = members >= sizes.members
+    is_too_early = (countries == _COUNTRIES.index(_CUT_OFF_COUNTRY)) & (collected < _CUT_OFF)
+    is_paused = countries == _COUNTRIES.index(_PAUSED)
+    is_allowed = is_not_excluded & ~is_paused & ~is_too_early
     return FilterCase(
         SnapshotDecider(snapshot, at=NOW),
         table,
         ids[: sizes.members],
-        np.flatnonzero(allowed),
-        np.flatnonzero(stays),
+        np.flatnonzero(is_allowed),
+        np.flatnonzero(is_not_excluded),
     )
 
 
-def make_view(opted_out: Sequence[str], *, seed: int) -> Snapshot:
-    """A view in which these members opted out, and under whose controls not everybody else may be
-    used.
+def make_opted_out_snapshot(opted_out: Sequence[str], *, seed: int) -> Snapshot:
+    """Return a snapshot in which these members opted out.
+
+    Its controls exclude some rows of the others, too.
     """
     snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
     for control in _controls():
         snapshot.apply_control(control)
     bodies = _bodies(seed)
     keys = [member.encode() for member in opted_out]
-    values = [_signed(bodies[place % len(bodies)], key) for place, key in enumerate(keys)]
+    values: list[bytes] = []
+    for index, key in enumerate(keys):
+        values.append(_with_checksum(bodies[index % len(bodies)], key))
     homes = partitions_of(keys, PARTITIONS)
     for partition in range(PARTITIONS):
         own = np.flatnonzero(homes == partition).tolist()
-        snapshot.apply_records(
-            partition, [keys[place] for place in own], [values[place] for place in own]
-        )
+        own_keys = [keys[index] for index in own]
+        own_values = [values[index] for index in own]
+        snapshot.apply_records(partition, own_keys, own_values)
     return snapshot
 
 
 class Way(NamedTuple):
-    """What is timed, and how the values of `row` are found in what it gives, which is not timed."""
+    """One way: `call` is timed; `rows` gets the column `row` out of its result, untimed."""
 
     call: Callable[[], Any]
     rows: Callable[[Any], Any]
 
 
 def ways_of(case: FilterCase, stack: ExitStack) -> dict[str, Way]:
-    """Each way; what it starts from is made before the clock runs."""
+    """Return each way; the data that it starts from is made before the clock runs."""
     connection = stack.enter_context(duckdb.connect())
     connection.execute("SET threads = 1")
-    whole = pl.DataFrame(pl.from_arrow(case.table))
-    pandas, held, ids = (
-        case.table.to_pandas(),
-        datasets.Dataset(case.table),
-        whole.select("member_id", "row"),
-    )
+    frame = pl.DataFrame(pl.from_arrow(case.table))
+    pandas = case.table.to_pandas()
+    dataset = datasets.Dataset(case.table)
+    ids = frame.select("member_id", "row")
     relation = connection.from_arrow(case.table)
-    members = pl.DataFrame({"member_id": pl.from_arrow(case.excluded)})
+    excluded = pl.DataFrame({"member_id": pl.from_arrow(case.excluded)})
 
     def ours(data: Any) -> Callable[[], Any]:
         return lambda: filter_any(case.decider, data, purpose=PURPOSE)
 
-    def is_in() -> Any:
-        return case.table.filter(
-            pc.invert(pc.is_in(case.table["member_id"], value_set=case.excluded))
-        )
+    def anti_join(rows: pl.DataFrame) -> Callable[[], Any]:
+        return lambda: rows.join(excluded, on="member_id", how="anti")
 
-    def column(left: Any) -> Any:
-        return left["row"]
+    def filter_by_is_in() -> Any:
+        is_excluded = pc.is_in(case.table["member_id"], value_set=case.excluded)
+        return case.table.filter(pc.invert(is_excluded))
+
+    def decide() -> Any:
+        return case.decider.decide_table(case.table, purpose=PURPOSE).mask
+
+    def row_column(result: Any) -> Any:
+        return result["row"]
+
+    def row_column_of_dataset(result: Any) -> Any:
+        return result.with_format("numpy")["row"][:]
 
     return {
-        "arrow": Way(ours(case.table), column),
-        "polars": Way(ours(whole), column),
-        "pandas": Way(ours(pandas), column),
-        "huggingface": Way(ours(held), lambda left: left.with_format("numpy")["row"][:]),
-        "duckdb": Way(lambda: ours(relation)().to_arrow_table(), column),
-        "polars_anti_join": Way(lambda: whole.join(members, on="member_id", how="anti"), column),
-        "pyarrow_is_in": Way(is_in, column),
-        "decision": Way(
-            lambda: case.decider.decide_table(case.table, purpose=PURPOSE).mask, np.flatnonzero
-        ),
-        "polars_anti_join_of_ids": Way(
-            lambda: ids.join(members, on="member_id", how="anti"), column
-        ),
+        "arrow": Way(ours(case.table), row_column),
+        "polars": Way(ours(frame), row_column),
+        "pandas": Way(ours(pandas), row_column),
+        "huggingface": Way(ours(dataset), row_column_of_dataset),
+        "duckdb": Way(lambda: ours(relation)().to_arrow_table(), row_column),
+        "polars_anti_join": Way(anti_join(frame), row_column),
+        "pyarrow_is_in": Way(filter_by_is_in, row_column),
+        "decision": Way(decide, np.flatnonzero),
+        "polars_anti_join_of_ids": Way(anti_join(ids), row_column),
     }
 
 
 def measure_case(case: FilterCase, *, repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of each way in each round.
+    """Return the CPU seconds of each way in each round.
 
     Raises CannotMeasure where rows are too many, missing or others.
     """
@@ -175,9 +177,9 @@ def measure_case(case: FilterCase, *, repeats: int) -> dict[str, list[float]]:
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         seconds["first_decision"] = [_timed("decision", ways["decision"], case)]
         for round_number in range(repeats):
-            # Each round begins with another way, so that none always runs on what the same one left
-            # behind.
-            for way in (*WAYS[round_number % len(WAYS) :], *WAYS[: round_number % len(WAYS)]):
+            # Each round begins with another way, so that none always runs after the same one.
+            first = round_number % len(WAYS)
+            for way in (*WAYS[first:], *WAYS[:first]):
                 seconds[way].append(_timed(way, ways[way], case))
     return seconds | {"rows": [case.table.num_rows]}
 
@@ -185,33 +187,36 @@ def measure_case(case: FilterCase, *, repeats: int) -> dict[str, list[float]]:
 def _timed(name: str, way: Way, case: FilterCase) -> float:
     gc.collect()
     start = time.process_time()
-    left = way.call()
+    remaining = way.call()
     seconds = time.process_time() - start
     expected = case.not_excluded if name in (*PEERS, "polars_anti_join_of_ids") else case.expected
     # A join promises no order.
-    if not np.array_equal(np.sort(np.asarray(way.rows(left))), expected):
+    if not np.array_equal(np.sort(np.asarray(way.rows(remaining))), expected):
         raise CannotMeasure(f"{name} does not leave the rows that it should.")
     return seconds
 
 
-def _main(told: Mapping[str, Any]) -> None:
+def _main(arguments: Mapping[str, Any]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     pa.set_cpu_count(1)
-    case = make_case(told["kind"], FilterSizes(told["rows"], told["members"]), seed=told["seed"])
-    print(json.dumps(measure_case(case, repeats=told["repeats"])))
+    sizes = FilterSizes(arguments["rows"], arguments["members"])
+    case = make_case(arguments["kind"], sizes, seed=arguments["seed"])
+    print(json.dumps(measure_case(case, repeats=arguments["repeats"])))
 
 
 def _controls() -> list[Control]:
-    """By default everywhere, from a time of collection on in one country; paused in another."""
-    at: dict[str, Any] = {
-        "effective_at": Micros(NOW - 2 * YEAR_MICROS),
-        "recorded_at": Micros(NOW - 2 * YEAR_MICROS),
-    }
+    """Return a policy and a pause.
+
+    By default use is allowed everywhere, in one country only from a time of collection on; another
+    country is paused.
+    """
+    recorded_at = Micros(NOW - 2 * YEAR_MICROS)
+    at: dict[str, Any] = {"effective_at": recorded_at, "recorded_at": recorded_at}
     terms = (
-        Terms(jurisdictions=_PLACES[1:], purpose=PURPOSE, regime=Regime.DEFAULT_ON),
+        Terms(jurisdictions=_COUNTRIES[1:], purpose=PURPOSE, regime=Regime.DEFAULT_ON),
         Terms(
-            jurisdictions=_PLACES[:1],
+            jurisdictions=_COUNTRIES[:1],
             purpose=PURPOSE,
             regime=Regime.DEFAULT_ON,
             collected_from=_CUT_OFF,
@@ -225,36 +230,40 @@ def _controls() -> list[Control]:
 
 
 def _bodies(seed: int) -> list[bytes]:
-    """Records of somebody who moved in and opted out, at several times, without their checksums."""
-    numbers, member = np.random.default_rng(seed), MemberId("somebody")
-    bodies = []
-    for place in range(_TEMPLATES):
-        moved, chosen = (
-            Micros(NOW - int(days) * DAY_MICROS)
-            for days in np.sort(numbers.integers(1, 600, 2))[::-1]
-        )
-        lives = MemberRelocated(
+    """Return records of a member who moved in and opted out, without their checksums.
+
+    Each has other times.
+    """
+    numbers = np.random.default_rng(seed)
+    member = MemberId("somebody")
+    bodies: list[bytes] = []
+    for number in range(_TEMPLATES):
+        days_ago = np.sort(numbers.integers(1, 600, 2))
+        moved_at = Micros(NOW - int(days_ago[1]) * DAY_MICROS)
+        chosen_at = Micros(NOW - int(days_ago[0]) * DAY_MICROS)
+        relocation = MemberRelocated(
             event_id=numbers.bytes(16),
             member=member,
-            jurisdiction=_PLACES[place % len(_PLACES)],
+            jurisdiction=_COUNTRIES[number % len(_COUNTRIES)],
             age_band=AgeBand.ADULT,
-            effective_at=moved,
-            recorded_at=moved,
+            effective_at=moved_at,
+            recorded_at=moved_at,
         )
-        out = ConsentChanged(
+        opt_out = ConsentChanged(
             event_id=numbers.bytes(16),
             member=member,
             purpose=PURPOSE,
             choice=Choice.OPT_OUT,
-            effective_at=chosen,
-            recorded_at=chosen,
+            effective_at=chosen_at,
+            recorded_at=chosen_at,
         )
-        bodies.append(write_record(fold(fold(None, lives), out), frame(1))[:-4])
+        record = fold(fold(None, relocation), opt_out)
+        bodies.append(write_record(record, frame(1))[:-4])
     return bodies
 
 
-def _signed(body: bytes, member: bytes) -> bytes:
-    """The record of this member: what differs between members who say the same is the checksum."""
+def _with_checksum(body: bytes, member: bytes) -> bytes:
+    """Return the record of this member: equal records of two members differ in the checksum."""
     return body + crc32(body, crc32(member)).to_bytes(4, "big")
 
 

@@ -1,4 +1,4 @@
-"""The results as a document of one shape, and as tables for a person."""
+"""The results as a JSON document, and as tables for a person."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
+from bench.figures import spread_columns
 from bench.stack import BenchNamespace
 from consentry.kafka.clients import client_config
 from consentry.kafka.topics import REPLICAS, topic_configs
@@ -27,28 +28,21 @@ from consentry.wire.schemas import MEMBER_EVENTS
 RATIO_MIN = 10.0
 TABLE_RATIO_MIN = 50.0
 P99_MS_MAX = 50.0
+_LATENCY_RANKS = ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")
 PACKAGES = (
-    *(
-        "consentry",
-        "confluent-kafka",
-        "redis",
-        "hiredis",
-        "fastavro",
-        "numpy",
-        "pyarrow",
-        "faust-streaming",
-        "aiokafka",
-    ),
+    *("consentry", "confluent-kafka", "redis", "hiredis", "fastavro"),
+    *("numpy", "pyarrow", "faust-streaming", "aiokafka"),
 )
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    """Return a description of this machine."""
+    cpu_info = Path("/proc/cpuinfo")
+    text = cpu_info.read_text() if cpu_info.exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return {
         "cpus": os.cpu_count(),
-        "model": found[1] if found else platform.processor() or platform.machine(),
+        "model": model[1] if model else platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "load_1_minute": round(os.getloadavg()[0], 2),
@@ -56,15 +50,14 @@ def machine() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Which of our packages were measured."""
+    """Return the versions of the packages that are measured."""
     return {package: version(package) for package in PACKAGES}
 
 
 def versions(namespace: BenchNamespace) -> dict[str, str]:
-    """Which software was measured, servers too."""
-    broker = next(
-        (jar.version for jar in load_lock().kafka if jar.artifact.startswith("kafka_")), ""
-    )
+    """Return the versions of the software that is measured, servers included."""
+    brokers = [jar.version for jar in load_lock().kafka if jar.artifact.startswith("kafka_")]
+    broker = brokers[0] if brokers else ""
     with redis.Redis.from_url(namespace.addresses.redis_url) as server:
         info: Any = server.info("server")
     name = info.get("server_name", "redis")
@@ -77,11 +70,10 @@ def versions(namespace: BenchNamespace) -> dict[str, str]:
 
 
 def settings(namespace: BenchNamespace) -> dict[str, Any]:
-    """What an acknowledgement meant: copies, and when each server writes to disk."""
+    """Return the settings behind an acknowledgement: copies, and when servers write to disk."""
     topic = namespace.topic(MEMBER_EVENTS)
-    config = topic_configs(AdminClient(client_config(namespace.kafka, "consentry-bench")), [topic])[
-        topic
-    ]
+    admin = AdminClient(client_config(namespace.kafka, "consentry-bench"))
+    config = topic_configs(admin, [topic])[topic]
     with redis.Redis.from_url(namespace.addresses.redis_url) as server:
         append: Any = server.config_get("append*")
     return {
@@ -103,9 +95,9 @@ def document(
     latency: Mapping[str, Any] | None = None,
     at: datetime,
 ) -> dict[str, Any]:
-    """All results; `about` holds machine, versions and settings.
+    """Return all results; `about` holds machine, versions and settings.
 
-    What was not measured is not in it.
+    Parts that were not measured are left out.
     """
     results: dict[str, Any] = {
         "measured_at": at.astimezone(UTC).isoformat(timespec="seconds"),
@@ -123,7 +115,7 @@ def document(
 
 
 def write(results: Mapping[str, Any], directory: Path) -> Path:
-    """Keep the results under the time of the measurement; the file."""
+    """Write the results to a file named by the time of the measurement; return its path."""
     directory.mkdir(exist_ok=True)
     name = datetime.fromisoformat(results["measured_at"]).strftime("%Y-%m-%dT%H%M%SZ.json")
     path = directory / name
@@ -132,7 +124,7 @@ def write(results: Mapping[str, Any], directory: Path) -> Path:
 
 
 def show(results: Mapping[str, Any], console: Console) -> None:
-    """Print what a person wants to know first."""
+    """Print the main figures for a person."""
     _show_rules(results["rules"], results["ok"], console)
     if "throughput" in results:
         _show_throughput(results["throughput"], results["ok"], console)
@@ -157,10 +149,8 @@ def _show_rules(rules: Mapping[str, Any], ok: Mapping[str, bool], console: Conso
         "rows a second, each decided alone": "naive_rows_per_second",
     }
     rates = Table("rules, on one core", "median", "lowest", "highest")
-    for words, name in lines.items():
-        rates.add_row(
-            words, *(f"{rules[name][figure]:,.0f}" for figure in ("median", "low", "high"))
-        )
+    for title, name in lines.items():
+        rates.add_row(title, *spread_columns(rules[name]))
     console.print(rates)
     console.print(
         f"A table at once: {rules['ratio_warm']} times the loop over its rows (50 wanted: "
@@ -177,18 +167,11 @@ def _show_throughput(
     )
     for name in ("ours", "naive"):
         run = throughput[name]
-        spread, cpu = run["events_per_second"], run["cpu_seconds_per_million"]
-        columns = (
-            f"{run['events']:,}",
-            *(f"{spread[figure]:,.0f}" for figure in ("median", "low", "high")),
-        )
-        rates.add_row(
-            name, *columns, ", ".join(f"{process} {seconds}" for process, seconds in cpu.items())
-        )
+        columns = spread_columns(run["events_per_second"])
+        cpu = _pairs(run["cpu_seconds_per_million"])
+        rates.add_row(name, f"{run['events']:,}", *columns, cpu)
     console.print(rates)
-    steps = ", ".join(
-        f"{name} {value}" for name, value in throughput["ours"]["step_seconds_per_million"].items()
-    )
+    steps = _pairs(throughput["ours"]["step_seconds_per_million"])
     console.print(f"The hot path's seconds per million events by step: {steps}")
     console.print(
         f"{throughput['ratio']} times the naive peer (10 wanted: {_word(ok['ratio_at_least_10'])})"
@@ -200,11 +183,9 @@ def _show_latency(latency: Mapping[str, Any], ok: Mapping[str, bool], console: C
         f"latency at {latency['rate']:g} events/s", "count", "p50 ms", "p90", "p99", "p99.9", "max"
     )
     for name in ("event_to_trainer", "pause_to_trainer", "generator_lateness"):
-        if figure := latency.get(name):
-            ranks = (
-                f"{figure[rank]:.1f}"
-                for rank in ("p50_ms", "p90_ms", "p99_ms", "p99_9_ms", "max_ms")
-            )
+        figure = latency.get(name)
+        if figure:
+            ranks = [f"{figure[rank]:.1f}" for rank in _LATENCY_RANKS]
             delays.add_row(name.replace("_", " "), f"{figure['count']:,}", *ranks)
     console.print(delays)
     console.print(
@@ -213,5 +194,9 @@ def _show_latency(latency: Mapping[str, Any], ok: Mapping[str, bool], console: C
     )
 
 
-def _word(is_so: bool) -> str:
-    return "yes" if is_so else "no"
+def _pairs(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in figures.items())
+
+
+def _word(is_kept: bool) -> str:
+    return "yes" if is_kept else "no"

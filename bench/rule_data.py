@@ -1,5 +1,6 @@
-"""What the rules are measured with: histories, controls and a table of training data, drawn from a
-seed.
+"""The data for measuring the rules: histories, controls and a table of training data.
+
+All of it is drawn from a seed.
 """
 
 from __future__ import annotations
@@ -36,34 +37,35 @@ from consentry.wire.partitions import partitions_of
 from consentry.wire.records import write_record
 
 NOW: Final = Micros(1_764_000_000_000_000)
-"""Late in November 2025: when the questions are asked."""
+"""The time of the questions: late in November 2025."""
 YEAR_MICROS: Final = 365 * DAY_MICROS
 PURPOSE: Final = PURPOSES[0]
 CATEGORIES: Final = ("posts", "profile", "messages", "likes")
 PARTITIONS: Final = 8
 FACTS: Final = (3, 6)
-"""A member's history has at least and at most so many events."""
+"""The lowest and the highest number of events in a member's history."""
 COLUMNS: Final = Columns(jurisdiction="country", category="category", collected="collected")
 
 _SCOPES: Final = (("*",), ("EEA", "CH"), ("GB",), ("US",), ("US-CA",), ("HK",), ("CA",), ("EEA",))
 
 
 def make_histories(count: int, *, seed: int) -> list[list[Event]]:
-    """What so many members did in the last year, each in log order."""
+    """Return the last year's events of `count` members, each history in log order."""
     numbers = random.Random(seed)
-    histories = []
+    histories: list[list[Event]] = []
     for number in range(count):
-        member, size = pseudonym(number, seed=seed), numbers.randint(*FACTS)
+        member = pseudonym(number, seed=seed)
+        size = numbers.randint(*FACTS)
         instants = sorted(numbers.randrange(NOW - YEAR_MICROS, NOW) for _ in range(size))
-        events = [
-            make_event(numbers, member, Micros(at), version) for version, at in enumerate(instants)
-        ]
+        events: list[Event] = []
+        for version, at in enumerate(instants):
+            events.append(make_event(numbers, member, Micros(at), version))
         histories.append(events)
     return histories
 
 
 def fold_all(histories: Sequence[Sequence[Event]]) -> list[Record]:
-    """The record of each history that has an event."""
+    """Return the record of each history that has an event."""
     records = []
     for events in histories:
         record: Record | None = None
@@ -75,49 +77,49 @@ def fold_all(histories: Sequence[Sequence[Event]]) -> list[Record]:
 
 
 def make_controls(count: int, *, seed: int, years: float = 2.0) -> list[Control]:
-    """Controls in the order in which they were recorded: a tenth policies, else pauses, half of
-    them lifted later.
+    """Return controls in the order in which they were recorded.
 
-    The first is a policy for everybody, so that there is something to pause.
+    A tenth are policies, the others pauses, of which half are lifted later. The first is a policy
+    for everybody, so that there is something to pause.
     """
     numbers = random.Random(seed)
     span = round(years * YEAR_MICROS)
     instants = sorted(Micros(NOW - numbers.randrange(span)) for _ in range(count))
     controls: list[Control] = []
     open_pauses: list[PauseImposed] = []
-    for place, at in enumerate(instants):
+    for number, at in enumerate(instants):
         drawn = numbers.random()
-        if place == 0 or drawn < 0.1:
-            controls.append(
-                _policy(numbers, place, at, scope=("*",) if place == 0 else numbers.choice(_SCOPES))
-            )
+        if number == 0:
+            controls.append(_policy(numbers, number, at, scope=("*",)))
+        elif drawn < 0.1:
+            controls.append(_policy(numbers, number, at, scope=numbers.choice(_SCOPES)))
         elif drawn < 0.4 and open_pauses:
-            controls.append(
-                _lift(numbers, place, at, open_pauses.pop(numbers.randrange(len(open_pauses))))
-            )
+            lifted = open_pauses.pop(numbers.randrange(len(open_pauses)))
+            controls.append(_lift(numbers, number, at, lifted))
         else:
-            open_pauses.append(_pause(numbers, place, at))
-            controls.append(open_pauses[-1])
+            pause = _pause(numbers, number, at)
+            open_pauses.append(pause)
+            controls.append(pause)
     return controls
 
 
 def _policy(
-    numbers: random.Random, place: int, at: Micros, *, scope: tuple[str, ...]
+    numbers: random.Random, number: int, at: Micros, *, scope: tuple[str, ...]
 ) -> PolicyPublished:
     terms = tuple(
         Terms(
             jurisdictions=scope,
             purpose=purpose,
             regime=numbers.choice((Regime.DEFAULT_ON, Regime.OPT_IN)),
-            collected_from=None if place == 0 else Micros(NOW - YEAR_MICROS),
+            collected_from=None if number == 0 else Micros(NOW - YEAR_MICROS),
             minors=Minors.EXCLUDE_UNLESS_ADULT,
             notice_until=Micros(at + 30 * DAY_MICROS),
         )
         for purpose in dict.fromkeys(PURPOSES)
     )
     return PolicyPublished(
-        event_id=_identity(place),
-        version=f"v{place}",
+        event_id=_identity(number),
+        version=f"v{number}",
         terms=terms,
         effective_at=at,
         recorded_at=at,
@@ -125,15 +127,15 @@ def _policy(
     )
 
 
-def _pause(numbers: random.Random, place: int, at: Micros) -> PauseImposed:
+def _pause(numbers: random.Random, number: int, at: Micros) -> PauseImposed:
     scope = Scope(
         jurisdictions=(numbers.choice(JURISDICTIONS),),
         purposes=(numbers.choice(PURPOSES),),
         categories=numbers.choice((None, None, CATEGORIES[:1])),
     )
     return PauseImposed(
-        event_id=_identity(place),
-        pause=f"pause-{place}",
+        event_id=_identity(number),
+        pause=f"pause-{number}",
         version=1,
         scope=scope,
         effective_at=at,
@@ -141,9 +143,9 @@ def _pause(numbers: random.Random, place: int, at: Micros) -> PauseImposed:
     )
 
 
-def _lift(numbers: random.Random, place: int, at: Micros, pause: PauseImposed) -> PauseLifted:
+def _lift(numbers: random.Random, number: int, at: Micros, pause: PauseImposed) -> PauseLifted:
     return PauseLifted(
-        event_id=_identity(place),
+        event_id=_identity(number),
         pause=pause.pause,
         version=pause.version,
         effective_at=at,
@@ -152,33 +154,30 @@ def _lift(numbers: random.Random, place: int, at: Micros, pause: PauseImposed) -
     )
 
 
-def _identity(place: int) -> bytes:
-    return place.to_bytes(16, "big")
+def _identity(number: int) -> bytes:
+    return number.to_bytes(16, "big")
 
 
 def controls_of(controls: Sequence[Control]) -> Controls:
-    """All of them at once."""
+    """Return the state after all of these controls."""
     return Controls(iso_jurisdictions()).after(*controls)
 
 
 def make_raws(records: Sequence[Record], members: int, *, seed: int) -> dict[bytes, bytes]:
-    """What is published of so many members.
+    """Return the published records of `members` members.
 
-    Beyond the records there are, members say what another one says.
+    If there are fewer records than members, several members have equal facts.
     """
-    raws = {}
+    raws: dict[bytes, bytes] = {}
     for number in range(members):
         member = pseudonym(number, seed=seed)
-        raws[member.encode()] = write_record(
-            replace(records[number % len(records)], member=member), frame(1)
-        )
+        record = replace(records[number % len(records)], member=member)
+        raws[member.encode()] = write_record(record, frame(1))
     return raws
 
 
-def make_view(raws: Mapping[bytes, bytes], controls: Sequence[Control]) -> Snapshot:
-    """What a trainer holds that has followed these to their end, and has not been asked
-    anything.
-    """
+def make_snapshot(raws: Mapping[bytes, bytes], controls: Sequence[Control]) -> Snapshot:
+    """Return the snapshot of a trainer that has read these and has not decided anything yet."""
     snapshot = Snapshot(PARTITIONS, iso_jurisdictions())
     for control in controls:
         snapshot.apply_control(control)
@@ -187,18 +186,18 @@ def make_view(raws: Mapping[bytes, bytes], controls: Sequence[Control]) -> Snaps
 
 
 def apply_raws(snapshot: Snapshot, raws: Mapping[bytes, bytes]) -> None:
-    """Have the view take records in, as they come from their partitions."""
+    """Apply records to the snapshot, partition by partition."""
     keys = list(raws)
     homes = partitions_of(keys, snapshot.partitions)
     for partition in range(snapshot.partitions):
-        own = [keys[place] for place in np.flatnonzero(homes == partition).tolist()]
+        own = [keys[index] for index in np.flatnonzero(homes == partition).tolist()]
         snapshot.apply_records(partition, own, [raws[key] for key in own])
 
 
 def opt_out(snapshot: Snapshot, count: int, *, seed: int) -> None:
-    """Have so many of the members that the view knows opt out now."""
+    """Apply an opt-out of now to `count` of the snapshot's members."""
     numbers = random.Random(seed)
-    raws = {}
+    raws: dict[bytes, bytes] = {}
     for key in numbers.sample(sorted(snapshot.records), count):
         member = MemberId(key.decode())
         event = ConsentChanged(
@@ -214,10 +213,9 @@ def opt_out(snapshot: Snapshot, count: int, *, seed: int) -> None:
 
 
 def make_table(members: Iterable[bytes], rows: int, *, seed: int) -> pa.Table:
-    """Rows of these members in any order: where they were written, what they are, when they were
-    collected.
+    """Return rows of these members in random order, with country, category and collection time.
 
-    One row in sixteen names no country, one in five no category.
+    One row in sixteen has no country, one in five no category.
     """
     numbers = np.random.default_rng(seed)
 

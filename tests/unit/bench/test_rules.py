@@ -16,8 +16,8 @@ from bench.rule_data import (
     make_controls,
     make_histories,
     make_raws,
+    make_snapshot,
     make_table,
-    make_view,
     opt_out,
 )
 from bench.rules import (
@@ -34,7 +34,7 @@ from bench.rules import (
     new_controls,
     rows_of,
     summary,
-    timed,
+    time_cpu,
 )
 
 from consentry.domain.controls import PauseImposed, PauseLifted, PolicyPublished
@@ -52,7 +52,7 @@ def raws() -> dict[bytes, bytes]:
 @pytest.fixture
 def snapshot(raws: dict[bytes, bytes]) -> Snapshot:
     """A trainer's view of them, not asked anything yet."""
-    return make_view(raws, make_controls(20, seed=1))
+    return make_snapshot(raws, make_controls(20, seed=1))
 
 
 class TestWorld:
@@ -220,7 +220,7 @@ class TestMeasuring:
 
     def test_only_the_work_of_this_process_is_timed(self) -> None:
         """On a busy machine a wall clock measures the neighbours."""
-        found, seconds = timed(lambda: sum(range(200_000)))
+        found, seconds = time_cpu(lambda: sum(range(200_000)))
 
         assert found == sum(range(200_000))
         assert 0 < seconds < 5

@@ -1,6 +1,6 @@
-"""`python -m bench`: measure on this machine, print, keep the results.
+"""`python -m bench`: measure on this machine, print the results and keep them.
 
-Exit status 0: measured; 1: `verify` or `purge` found what must not be; 2: could not measure.
+Exit status 0: measured; 1: `verify` or `purge` measurement a broken promise; 2: could not measure.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from bench.latency import measure_latency
 from bench.purge import FILES_MIN, PurgeSizes, measure_purge, show_purge
 from bench.purge import document as purge_document
 from bench.rules import OPT_OUTS, RuleSizes, measure_rules
-from bench.stack import ROOT, open_namespace
+from bench.stack import ROOT, BenchNamespace, open_namespace
 from bench.throughput import Run, Workloads, measure_naive, measure_processor, summary
 from bench.verify import PLANTED_MAX, VerifySizes, measure_verify, show_verify
 from bench.verify import document as verify_document
 from consentry.domain.errors import ConsentryError
 from consentry.local.stack import LocalStack
+from consentry.local.state import Addresses
 from consentry.ops.clock import system_clock
 from consentry.ops.logs import set_up_logs
 
@@ -45,58 +46,63 @@ EXIT_CANNOT_MEASURE = 2
 RESULTS = ROOT / "bench" / "results"
 
 QUICK = {
-    **{
-        "events": 30_000,
-        "naive_events": 3_000,
-        "repeats": 1,
-        "seconds": 5.0,
-        "warm_up": 2.0,
-        "pauses": 10,
-    },
-    **{"rows": 100_000, "members": 20_000},
-    **{"reads": 100_000, "planted": 20, "files": 40, "kills": 4},
+    "events": 30_000,
+    "naive_events": 3_000,
+    "repeats": 1,
+    "seconds": 5.0,
+    "warm_up": 2.0,
+    "pauses": 10,
+    "rows": 100_000,
+    "members": 20_000,
+    "reads": 100_000,
+    "planted": 20,
+    "files": 40,
+    "kills": 4,
 }
-"""What --quick makes of whatever is not given."""
+"""The sizes with --quick, where the command line gives no other."""
 DEFAULT = {
-    **{
-        "events": 200_000,
-        "naive_events": 20_000,
-        "repeats": 2,
-        "seconds": 20.0,
-        "warm_up": 5.0,
-        "pauses": 50,
-    },
-    **{"rows": 1_000_000, "members": 200_000},
-    **{"reads": 10_000_000, "planted": 100, "files": 200, "kills": 20},
+    "events": 200_000,
+    "naive_events": 20_000,
+    "repeats": 2,
+    "seconds": 20.0,
+    "warm_up": 5.0,
+    "pauses": 50,
+    "rows": 1_000_000,
+    "members": 200_000,
+    "reads": 10_000_000,
+    "planted": 100,
+    "files": 200,
+    "kills": 20,
 }
 COLD_DEFAULT = {"members": 1_000_000, "repeats": 3}
-"""What a cold trainer is measured with, where it is other than the above."""
+"""The sizes for a cold trainer, where they differ from the above."""
 FILTERS_QUICK = {"rows": 200_000, "members": 40_000}
 FILTERS_DEFAULT = {"rows": 5_000_000, "members": 1_000_000, "repeats": 5}
-"""What the filters are measured with, where it is other than the above."""
+"""The sizes for the filters, where they differ from the above."""
 PURGE_DEFAULT = {"rows": 5_000_000, "members": 1_000_000, "repeats": 3}
-"""What a purge is measured with, where it is other than the above; a tenth of the members goes."""
+"""The sizes for a purge, where they differ from the above; a tenth of the members is removed."""
 HISTORIES = 20_000
 QUESTIONS = 2_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run everything; the exit status."""
+    """Run the measurements, and return the exit status."""
     options = parse(arguments)
     errors = Console(stderr=True, highlight=False)
-    # A broker that has just started asks clients to wait a little; that is no news.
+    # A broker that has just started asks clients to wait a little; nobody needs to see that.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)
+    measurements = {
+        "all": run,
+        "rules": run_rules,
+        "producer": run_producer,
+        "gateway": run_gateway,
+        "filters": run_filters,
+        "cold": run_cold,
+        "verify": run_verify,
+        "purge": run_purge,
+    }
     try:
-        {
-            "all": run,
-            "rules": run_rules,
-            "producer": run_producer,
-            "gateway": run_gateway,
-            "filters": run_filters,
-            "cold": run_cold,
-            "verify": run_verify,
-            "purge": run_purge,
-        }[options.what](options, errors)
+        measurements[options.what](options, errors)
     except NotAsPromised as error:
         errors.print(f"bench: not as promised: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_NOT_AS_PROMISED
@@ -109,7 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, each from the command line, else from --quick or the default."""
+    """Return the options, each from the command line, else from --quick or the default."""
+    options = _parser().parse_args(arguments)
+    _set_defaults(options)
+    _check(options, _parser())
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "what",
@@ -121,11 +134,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer events, under a minute: a look, no figure to quote",
+        help="fewer events, under a minute: shows that it works, gives no figure to quote",
     )
     parser.add_argument("--events", type=int, help="events for the processor in each repeat")
     parser.add_argument(
-        "--naive-events", type=int, help="how many of the same events the naive peer gets"
+        "--naive-events", type=int, help="the number of these events for the naive peer"
     )
     parser.add_argument(
         "--naive-client",
@@ -133,21 +146,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="asyncio",
         help="the peer's client",
     )
-    parser.add_argument("--repeats", type=int, help="how often each is measured, in turn")
+    parser.add_argument("--repeats", type=int, help="times that each is measured, in turn")
     parser.add_argument("--rate", type=float, default=1000.0, help="events a second for latency")
-    parser.add_argument("--seconds", type=float, help="how long latency is measured")
+    parser.add_argument("--seconds", type=float, help="seconds of measuring latency")
     parser.add_argument(
-        "--warm-up", type=float, help="seconds of the same rate before that, not counted"
+        "--warm-up", type=float, help="seconds at the same rate before that, not counted"
     )
     parser.add_argument("--pauses", type=int, help="pauses, and as many lifts, during that time")
     parser.add_argument("--rows", type=int, help="rows of the table that is decided at once")
-    parser.add_argument("--members", type=int, help="members that its rows are of")
+    parser.add_argument("--members", type=int, help="members that its rows belong to")
     parser.add_argument("--reads", type=int, help="members that a training run reads, for verify")
-    parser.add_argument("--planted", type=int, help="how many of these had opted out")
-    parser.add_argument("--files", type=int, help="files that the rows lie in, for purge")
-    parser.add_argument("--kills", type=int, help="how often the purge is killed at work")
+    parser.add_argument("--planted", type=int, help="the number of these that had opted out")
+    parser.add_argument("--files", type=int, help="files with the rows, for purge")
+    parser.add_argument("--kills", type=int, help="times that the purge is killed at work")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same events")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _set_defaults(options: argparse.Namespace) -> None:
     defaults = QUICK if options.quick else DEFAULT
     if options.what == "filters":
         defaults = defaults | (FILTERS_QUICK if options.quick else FILTERS_DEFAULT)
@@ -158,20 +174,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    if (
-        min(
-            options.events,
-            options.naive_events,
-            options.repeats,
-            options.rate,
-            options.seconds,
-            options.rows,
-        )
-        <= 0
-    ):
+
+
+def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End the program with a usage error where a size cannot be measured."""
+    counts = (options.events, options.naive_events, options.repeats, options.rows)
+    if min(*counts, options.rate, options.seconds) <= 0:
         parser.error("events, repeats, rate, seconds and rows have to be above 0")
     if options.members < OPT_OUTS:
-        parser.error(f"members have to be at least {OPT_OUTS}: so many opt out")
+        parser.error(f"members have to be at least {OPT_OUTS}: that many opt out")
     if not 0 < options.planted <= min(PLANTED_MAX, options.reads // 10):
         parser.error(
             f"planted has to be above 0, at most {PLANTED_MAX}, and at most a tenth of the reads"
@@ -180,13 +191,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(
             f"kills have to be above 0, and files at least {FILES_MIN} and no more than rows"
         )
-    return options
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Measure the rules; start a stack, measure throughput and latency; print and keep the
-    results.
-    """
+    """Measure the rules, and on a stack of its own throughput and latency."""
     machine = report.machine()
     rules = rules_of(options, console)
     with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory:
@@ -194,20 +202,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
         console.print("Starting a broker, a table and a registry …")
         with stack as addresses:
             services = {"broker": stack.processes["kafka"], "redis": stack.processes["redis"]}
-            work = Workloads(options.events, seed=options.seed, now=system_clock())
-            ours: list[Run] = []
-            naive: list[Run] = []
-            for repeat in range(options.repeats):
-                namespace = open_namespace(addresses, f"bench-{repeat}")
-                events = work.of(namespace)
-                ours.append(measure_processor(namespace, events, services))
-                console.print(f"  processor: {ours[-1].rate:,.0f} events/s")
-                few = events.first(options.naive_events)
-                naive.append(measure_naive(namespace, few, services, client=options.naive_client))
-                console.print(f"  naive peer: {naive[-1].rate:,.0f} events/s")
-            console.print(
-                f"Latency: {options.warm_up + options.seconds:g} s at {options.rate:g} events/s …"
-            )
+            throughput = _measure_throughput(options, addresses, services, console)
+            total_seconds = options.warm_up + options.seconds
+            console.print(f"Latency: {total_seconds:g} s at {options.rate:g} events/s …")
             namespace = open_namespace(addresses, "bench-latency")
             latency = measure_latency(
                 namespace,
@@ -218,61 +215,79 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 pauses=options.pauses,
                 seed=options.seed,
             )
-            about = {
-                "machine": machine,
-                "versions": report.versions(namespace),
-                "settings": report.settings(namespace),
-            }
-    throughput = summary(ours, naive, client=options.naive_client)
-    tell(
-        report.document(
-            about=about, rules=rules, throughput=throughput, latency=latency, at=_now()
-        ),
-        console,
+            about = _about(machine, namespace)
+    results = report.document(
+        about=about, rules=rules, throughput=throughput, latency=latency, at=_now()
     )
+    _print_report(results, console)
+
+
+def _measure_throughput(
+    options: argparse.Namespace,
+    addresses: Addresses,
+    services: dict[str, int],
+    console: Console,
+) -> dict[str, Any]:
+    work = Workloads(options.events, seed=options.seed, now=system_clock())
+    ours: list[Run] = []
+    naive: list[Run] = []
+    for repeat in range(options.repeats):
+        namespace = open_namespace(addresses, f"bench-{repeat}")
+        events = work.of(namespace)
+        ours.append(measure_processor(namespace, events, services))
+        console.print(f"  processor: {ours[-1].rate:,.0f} events/s")
+        few = events.first(options.naive_events)
+        naive.append(measure_naive(namespace, few, services, client=options.naive_client))
+        console.print(f"  naive peer: {naive[-1].rate:,.0f} events/s")
+    return summary(ours, naive, client=options.naive_client)
+
+
+def _about(machine: dict[str, Any], namespace: BenchNamespace) -> dict[str, Any]:
+    return {
+        "machine": machine,
+        "versions": report.versions(namespace),
+        "settings": report.settings(namespace),
+    }
 
 
 def run_rules(options: argparse.Namespace, console: Console) -> None:
-    """Measure what needs no server; print and keep the results."""
+    """Measure the rules, which need no server."""
     about = {"machine": report.machine(), "versions": report.packages(), "settings": {}}
-    tell(report.document(about=about, rules=rules_of(options, console), at=_now()), console)
+    rules = rules_of(options, console)
+    _print_report(report.document(about=about, rules=rules, at=_now()), console)
 
 
 def run_producer(options: argparse.Namespace, console: Console) -> None:
-    """Measure the SDK beside a raw client on a stack of its own; print and keep the results."""
+    """Measure the SDK beside a raw client on a stack of its own."""
     machine = report.machine()
     with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory:
         stack = LocalStack(Path(directory), cache=_cache(), ephemeral=True)
         console.print("Starting a broker, a table and a registry …")
         with stack as addresses:
             namespace = open_namespace(addresses, "bench-producer")
-            found = producer.measure_producer(
+            measurement = producer.measure_producer(
                 namespace,
                 options.events,
                 repeats=options.repeats,
                 seed=options.seed,
                 now=system_clock(),
             )
-            about = {
-                "machine": machine,
-                "versions": report.versions(namespace),
-                "settings": report.settings(namespace),
-            }
-    results = producer.document(about, found, at=_now())
+            about = _about(machine, namespace)
+    results = producer.document(about, measurement, at=_now())
     print(json.dumps(results, indent=2))
     producer.show(results, console)
-    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+    _keep(results, console)
 
 
 def run_gateway(options: argparse.Namespace, console: Console) -> None:
-    """Measure the gateway beside a bare peer on a stack of its own; print and keep the results."""
+    """Measure the gateway beside a bare peer on a stack of its own."""
     machine = report.machine()
     with tempfile.TemporaryDirectory(prefix="consentry-bench-") as directory:
         stack = LocalStack(Path(directory), cache=_cache(), ephemeral=True)
         console.print("Starting a broker, a table and a registry …")
         with stack as addresses:
             namespace = open_namespace(addresses, "bench-gateway")
-            found = measure_gateway(
+            measurement = measure_gateway(
                 namespace,
                 {"broker": stack.processes["kafka"]},
                 requests=options.events // 10,
@@ -281,59 +296,58 @@ def run_gateway(options: argparse.Namespace, console: Console) -> None:
                 repeats=options.repeats,
                 seed=options.seed,
             )
-            about = {
-                "machine": machine,
-                "versions": report.versions(namespace),
-                "settings": report.settings(namespace),
-            }
-    results = gateway_document(about, found, at=_now())
+            about = _about(machine, namespace)
+    results = gateway_document(about, measurement, at=_now())
     print(json.dumps(results, indent=2))
     show_gateway(results, console)
-    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+    _keep(results, console)
 
 
 def run_filters(options: argparse.Namespace, console: Console) -> None:
-    """Measure the filters beside bare joins of the same rows; print and keep the results."""
+    """Measure the filters beside bare joins of the same rows."""
     about = {"machine": report.machine(), "versions": report.packages()}
     console.print(
         f"Filters: {options.rows:,} rows, {options.members:,} excluded, {options.repeats} times …"
     )
     sizes = FilterSizes(rows=options.rows, members=options.members)
-    found = measure_filters(sizes, repeats=options.repeats, seed=options.seed)
-    results = filters_document(about, found, at=_now())
+    measurement = measure_filters(sizes, repeats=options.repeats, seed=options.seed)
+    results = filters_document(about, measurement, at=_now())
     print(json.dumps(results, indent=2))
     show_filters(results, console)
-    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+    _keep(results, console)
 
 
 def run_cold(options: argparse.Namespace, console: Console) -> None:
-    """Measure how a trainer begins with a bundle; print and keep the results."""
+    """Measure the start of a trainer with a bundle."""
     about = {"machine": report.machine(), "versions": report.packages()}
     console.print(f"Cold trainer: {options.members:,} members, {options.repeats} times …")
-    found = cold.measure_cold(options.members, repeats=options.repeats)
-    results = cold.document(about, found, at=_now())
+    measurement = cold.measure_cold(options.members, repeats=options.repeats)
+    results = cold.document(about, measurement, at=_now())
     print(json.dumps(results, indent=2))
     cold.show_cold(results, console)
-    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+    _keep(results, console)
 
 
 def run_verify(options: argparse.Namespace, console: Console) -> None:
-    """Have a run certified and verified; print and keep the results.
+    """Measure the certificate of a run and its verification.
 
-    Raises NotAsPromised after that.
+    Raises NotAsPromised, after the results are kept, where a promise is broken.
     """
     about = {"machine": report.machine(), "versions": report.packages()}
     set_up_logs(style="text", level="error")
     console.print(f"Verify: {options.reads:,} reads, {options.planted} planted …")
-    found = measure_verify(VerifySizes(options.reads, options.planted), seed=options.seed)
-    results = verify_document(about, found, at=_now())
+    measurement = measure_verify(VerifySizes(options.reads, options.planted), seed=options.seed)
+    results = verify_document(about, measurement, at=_now())
     print(json.dumps(results, indent=2))
     show_verify(results, console)
-    _keep(results, console)
+    _keep_and_check(results, console)
 
 
 def run_purge(options: argparse.Namespace, console: Console) -> None:
-    """Purge in peace and in pieces; print and keep the results. Raises NotAsPromised after that."""
+    """Measure a purge, undisturbed and killed again and again.
+
+    Raises NotAsPromised, after the results are kept, where a promise is broken.
+    """
     about = {
         "machine": report.machine(),
         "versions": report.packages() | {"polars": version("polars")},
@@ -343,25 +357,27 @@ def run_purge(options: argparse.Namespace, console: Console) -> None:
         f"Purge: {sizes.rows:,} rows, {sizes.files:,} files, {options.repeats} times, "
         f"{sizes.kills} kills …"
     )
-    found = measure_purge(sizes, repeats=options.repeats, seed=options.seed)
-    results = purge_document(about, found, at=_now())
+    measurement = measure_purge(sizes, repeats=options.repeats, seed=options.seed)
+    results = purge_document(about, measurement, at=_now())
     print(json.dumps(results, indent=2))
     show_purge(results, console)
-    _keep(results, console)
+    _keep_and_check(results, console)
 
 
 def _keep(results: dict[str, Any], console: Console) -> None:
-    """Keep results that are a decisions too.
-
-    Raises NotAsPromised where it is not `ok`, once they are kept.
-    """
     console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
-    if wrong := [name for name, is_so in results["ok"].items() if not is_so]:
-        raise NotAsPromised(", ".join(wrong))
+
+
+def _keep_and_check(results: dict[str, Any], console: Console) -> None:
+    """Keep the results, and raise NotAsPromised if one of `ok` is False."""
+    _keep(results, console)
+    broken = [name for name, is_kept in results["ok"].items() if not is_kept]
+    if broken:
+        raise NotAsPromised(", ".join(broken))
 
 
 def rules_of(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """The part of the results that tells of the rules."""
+    """Measure the rules, and return their part of the results."""
     console.print(
         f"Rules: {options.rows:,} rows of {options.members:,} members, {options.repeats} times …"
     )
@@ -371,11 +387,11 @@ def rules_of(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     return measure_rules(sizes, repeats=options.repeats, seed=options.seed)
 
 
-def tell(results: dict[str, Any], console: Console) -> None:
+def _print_report(results: dict[str, Any], console: Console) -> None:
     """Print the results, for a program and for a person, and keep them."""
     print(json.dumps(results, indent=2))
     report.show(results, console)
-    console.print(f"Kept in {report.write(results, RESULTS)}", soft_wrap=True)
+    _keep(results, console)
 
 
 def _now() -> datetime:
@@ -383,12 +399,13 @@ def _now() -> datetime:
 
 
 def _cache() -> Path:
-    """Where `consentry local` keeps the programs that it downloads."""
-    told = os.environ.get("CONSENTRY_CACHE_DIR")
-    if told:
-        return Path(told)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "consentry"
+    """Return the directory in which `consentry local` keeps the programs that it downloads."""
+    own_cache = os.environ.get("CONSENTRY_CACHE_DIR")
+    if own_cache:
+        return Path(own_cache)
+    shared_cache = os.environ.get("XDG_CACHE_HOME")
+    caches = Path(shared_cache) if shared_cache else Path.home() / ".cache"
+    return caches / "consentry"
 
 
 if __name__ == "__main__":

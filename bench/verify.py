@@ -1,9 +1,8 @@
-"""Training runs of as many reads as one has, and what `consentry verify` finds of them: no more and
-no less.
+"""Large training runs, and what `consentry verify` finds in them: all violations and no others.
 
-The first run's loader reads members past the filter: the bundle that it decides by has lost their
-opt-outs, a month old. Its certificate says that all is well, and only the reads decided anew by the
-next bundle can tell.
+The first run reads members who had opted out: the bundle that it decides by has lost their
+opt-outs, which are a month old. Its own certificate shows no violation; only the next bundle, by
+which the reads are decided anew, does.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ from consentry.trainer.runs.store import CERTIFICATE_FILE
 
 CONSENTRY: Final = Path(sys.executable).with_name("consentry")
 PLANTED_MAX: Final = 1000
-"""So many `consentry verify` names."""
+"""`consentry verify` names at most this many members."""
 HOLDS, VIOLATED, REFUSED = range(3)
-"""What `consentry verify` exits with."""
+"""The exit statuses of `consentry verify`."""
 _BATCH_ROWS: Final = 10_000
 _LEASE_SECONDS: Final = 3600.0
 _MONTH: Final = 30 * DAY_MICROS
@@ -48,18 +47,16 @@ _VERIFY_SECONDS_MAX: Final = 3600
 
 
 class VerifySizes(NamedTuple):
-    """Reads of the first run, each of another member, and how many of these members had opted
-    out.
-    """
+    """Reads of the first run, each of another member; `planted` of these had opted out."""
 
     reads: int
     planted: int
 
 
-class Cast(NamedTuple):
-    """Who is who, by number.
+class MemberRoles(NamedTuple):
+    """The members in each role, by number.
 
-    Every hundredth read has a row beside it of somebody whom the filter leaves out.
+    For every hundred reads there is a row of a member whom the filter excludes.
     """
 
     rows: npt.NDArray[np.int64]
@@ -67,15 +64,13 @@ class Cast(NamedTuple):
     excluded: npt.NDArray[np.int64]
     planted: npt.NDArray[np.int64]
     late: npt.NDArray[np.int64]
-    """They opt out after both runs: what was read of them is no violation."""
+    """They opt out after both runs, so that their reads are no violations."""
     known: npt.NDArray[np.int64]
-    """They opted in long ago, so that a record of theirs allows what is read."""
+    """They opted in long ago, so that their records allow the reads."""
 
 
 class Files(NamedTuple):
-    """Where everything lies: two signers, the bundle that lost the opt-outs, the whole ones, the
-    runs.
-    """
+    """The files: keys of two signers, the bundle that lost the opt-outs, whole bundles, runs."""
 
     key: SigningKey
     run_key: Path
@@ -86,147 +81,142 @@ class Files(NamedTuple):
 
 
 def measure_verify(sizes: VerifySizes, *, seed: int) -> dict[str, Any]:
-    """Read, close and verify; `found` has whom verify named beside those who were planted.
-
-    Raises CannotMeasure.
-    """
-    cast = make_cast(sizes, seed=seed)
+    """Run, close and verify; return the figures and what verify found. Raises CannotMeasure."""
+    roles = make_roles(sizes, seed=seed)
     with tempfile.TemporaryDirectory(prefix="consentry-bench-verify-") as name:
         files, bundle_writer = _files(Path(name))
         long_ago = Micros(system_clock() - _MONTH)
-        bundle_writer.add(ids_of(cast.known), FactKind.OPTED_IN, at=long_ago)
-        bundle_writer.add(ids_of(cast.excluded), FactKind.OPTED_OUT, at=long_ago)
+        bundle_writer.add(ids_of(roles.known), FactKind.OPTED_IN, at=long_ago)
+        bundle_writer.add(ids_of(roles.excluded), FactKind.OPTED_OUT, at=long_ago)
         bundle_writer.write(files.lagging)
-        planted_run, read, seconds = _run(files, files.lagging, cast.rows)
+        planted_run, read, seconds = _run(files, files.lagging, roles.rows)
         check_count("rows that the run handed out", expected=sizes.reads, found=read)
-        bundle_writer.add(ids_of(cast.planted), FactKind.OPTED_OUT, at=long_ago)
+        bundle_writer.add(ids_of(roles.planted), FactKind.OPTED_OUT, at=long_ago)
         bundle_writer.write(files.bundles)
-        some = honest_rows(cast, seed=seed)
-        left = np.setdiff1d(some, np.concatenate([cast.planted, cast.excluded]))
-        honest_run, honest_read, _ = _run(files, files.bundles, some)
-        bundle_writer.add(ids_of(cast.late), FactKind.OPTED_OUT, at=system_clock())
+        honest_offer = honest_rows(roles, seed=seed)
+        honest_allowed = np.setdiff1d(honest_offer, np.concatenate([roles.planted, roles.excluded]))
+        honest_run, honest_read, _ = _run(files, files.bundles, honest_offer)
+        bundle_writer.add(ids_of(roles.late), FactKind.OPTED_OUT, at=system_clock())
         bundle_writer.write(files.bundles)
         started = perf_counter()
-        status, found = verified(files, planted_run)
+        planted_status, report = run_verify(files, planted_run)
         seconds["verify"] = perf_counter() - started
-        clean_status, clean = verified(files, honest_run)
-        refusals = {
-            what: refused(files, honest_run, raw)
-            for what, raw in altered(honest_run, seed=seed).items()
-        }
+        honest_status, honest_report = run_verify(files, honest_run)
+        refusals: dict[str, bool] = {}
+        for field, raw in altered_certificates(honest_run, seed=seed).items():
+            refusals[field] = is_refused_as_altered(files, honest_run, raw)
+    rates = {step: round(rate_of(sizes.reads, duration)) for step, duration in seconds.items()}
     return {
         "sizes": sizes._asdict()
-        | {"rows": len(cast.rows), "excluded": len(cast.excluded), "late": len(cast.late)},
-        "seconds": {what: round(one, 2) for what, one in seconds.items()},
-        "reads_per_second": {
-            what: round(rate_of(sizes.reads, one)) for what, one in seconds.items()
-        },
-        "planted": planted_summary(status, found, set(ids_of(cast.planted).to_pylist())),
+        | {"rows": len(roles.rows), "excluded": len(roles.excluded), "late": len(roles.late)},
+        "seconds": {step: round(duration, 2) for step, duration in seconds.items()},
+        "reads_per_second": rates,
+        "planted": planted_summary(planted_status, report, set(ids_of(roles.planted).to_pylist())),
         "honest": {
             "reads": honest_read,
-            "reads_allowed": len(left),
-            "exit_status": clean_status,
-            "wrong": clean["wrong"] + clean["unclear"],
+            "reads_allowed": len(honest_allowed),
+            "exit_status": honest_status,
+            "wrong": honest_report["wrong"] + honest_report["unclear"],
         },
         "altered": refusals,
     }
 
 
-def make_cast(sizes: VerifySizes, *, seed: int) -> Cast:
-    """Everybody's part, and the order of their rows, drawn from a seed."""
+def make_roles(sizes: VerifySizes, *, seed: int) -> MemberRoles:
+    """Return every member's role, and the order of their rows, drawn from a seed."""
     numbers = np.random.default_rng(seed)
     excluded = max(1, sizes.reads // 100)
     drawn = numbers.permutation(sizes.reads + excluded)
     ends = np.cumsum([excluded, sizes.planted, sizes.planted, sizes.reads // 10])
     parts = np.split(drawn, ends)
-    return Cast(numbers.permutation(sizes.reads + excluded), *parts[:4])
+    return MemberRoles(numbers.permutation(sizes.reads + excluded), *parts[:4])
 
 
-def honest_rows(cast: Cast, *, seed: int) -> npt.NDArray[np.int64]:
-    """A tenth of the rows, and those of everybody who was planted, in any order."""
-    some = np.union1d(cast.rows[: len(cast.rows) // 10], cast.planted)
-    return np.random.default_rng(seed).permutation(some)
+def honest_rows(roles: MemberRoles, *, seed: int) -> npt.NDArray[np.int64]:
+    """Return a tenth of the rows and those of all planted members, in random order."""
+    tenth = roles.rows[: len(roles.rows) // 10]
+    offered = np.union1d(tenth, roles.planted)
+    return np.random.default_rng(seed).permutation(offered)
 
 
-def planted_summary(status: int, found: Mapping[str, Any], planted: set[str]) -> dict[str, Any]:
-    """What verify said of the run with the planted members, held against who they are."""
-    named: list[str] = found["members"]
+def planted_summary(status: int, report: Mapping[str, Any], planted: set[str]) -> dict[str, Any]:
+    """Compare verify's report on the run with the planted members with who they are."""
+    named: list[str] = report["members"]
     return {
         "planted": len(planted),
         "found": len(planted.intersection(named)),
         "named_wrongly": len(set(named) - planted),
         "named": len(named),
-        "violations": found["violations"],
+        "violations": report["violations"],
         "exit_status": status,
-        "wrong": found["wrong"],
-        "unclear": found["unclear"],
-        "run_itself_found": found["certificate"]["disjoint"]["violations"],
+        "wrong": report["wrong"],
+        "unclear": report["unclear"],
+        "run_itself_found": report["certificate"]["disjoint"]["violations"],
     }
 
 
-def altered(run: Path, *, seed: int) -> dict[str, bytes]:
-    """The run's certificate with one byte changed: in several fields, and once with a digest that
-    fits again.
+def altered_certificates(run: Path, *, seed: int) -> dict[str, bytes]:
+    """Return the run's certificate with one byte changed, for several fields.
+
+    The last one has a digest that fits to the change.
     """
     raw = (run / CERTIFICATE_FILE).read_bytes()
     numbers = np.random.default_rng(seed)
-    found = {
-        name: _one_byte_changed(raw, f'"{name}":', numbers)
-        for name in ("rows_read", "ended_at", "merkle_root")
-    }
-    envelope = json.loads(found["rows_read"])
+    certificates: dict[str, bytes] = {}
+    for name in ("rows_read", "ended_at", "merkle_root"):
+        certificates[name] = _change_one_byte(raw, f'"{name}":', numbers)
+    envelope = json.loads(certificates["rows_read"])
     digest = hashlib.sha256(canonical(envelope["certificate"])).hexdigest()
-    return found | {
-        "rows_read and digest": canonical(envelope | {"digest": f"sha256:{digest}"}) + b"\n"
-    }
+    envelope["digest"] = f"sha256:{digest}"
+    certificates["rows_read and digest"] = canonical(envelope) + b"\n"
+    return certificates
 
 
-def _one_byte_changed(raw: bytes, field: str, numbers: np.random.Generator) -> bytes:
-    """One digit of the value behind a field's name made another one."""
+def _change_one_byte(raw: bytes, field: str, numbers: np.random.Generator) -> bytes:
+    """Return `raw` with one digit of the field's value changed."""
     begin = raw.index(field.encode()) + len(field)
     end = min(raw.index(mark, begin) for mark in (b",", b"}"))
-    place = int(numbers.choice([place for place in range(begin, end) if chr(raw[place]).isdigit()]))
+    digit_positions = [index for index in range(begin, end) if chr(raw[index]).isdigit()]
+    position = int(numbers.choice(digit_positions))
     # From 1 to 9: a number that begins with 0 would not even be JSON.
-    digit = int(numbers.choice([digit for digit in b"123456789" if digit != raw[place]]))
-    return raw[:place] + bytes([digit]) + raw[place + 1 :]
+    other_digits = [digit for digit in b"123456789" if digit != raw[position]]
+    digit = int(numbers.choice(other_digits))
+    return raw[:position] + bytes([digit]) + raw[position + 1 :]
 
 
-def verified(files: Files, run: Path) -> tuple[int, dict[str, Any]]:
-    """Exit status of `consentry verify` and what it found.
+def run_verify(files: Files, run: Path) -> tuple[int, dict[str, Any]]:
+    """Return the exit status of `consentry verify` and its report.
 
-    Raises CannotMeasure where it says nothing.
+    Raises CannotMeasure where it prints none.
     """
-    done = _verify(files, run / CERTIFICATE_FILE)
+    process = _verify(files, run / CERTIFICATE_FILE)
     try:
-        found: dict[str, Any] = json.loads(done.stdout)
+        report: dict[str, Any] = json.loads(process.stdout)
     except ValueError as error:
         raise CannotMeasure(
-            f"verify ended with {done.returncode} and said: {done.stderr[-500:]}"
+            f"verify ended with {process.returncode} and printed: {process.stderr[-500:]}"
         ) from error
-    return done.returncode, found
+    return process.returncode, report
 
 
-def refused(files: Files, run: Path, raw: bytes) -> bool:
-    """Whether an altered certificate is refused beside the run's own reads, as altered and nothing
-    else.
+def is_refused_as_altered(files: Files, run: Path, raw: bytes) -> bool:
+    """Return True if verify refuses an altered certificate, and names this as the reason.
+
+    The certificate lies beside the run's own reads.
     """
     path = run / "altered.json"
     path.write_bytes(raw)
-    done = _verify(files, path)
-    return done.returncode == REFUSED and "[certificate.tampered]" in done.stdout + done.stderr
+    process = _verify(files, path)
+    output = process.stdout + process.stderr
+    return process.returncode == REFUSED and "[certificate.tampered]" in output
 
 
 def _verify(files: Files, certificate: Path) -> subprocess.CompletedProcess[str]:
-    keys = [
-        "--key",
-        str(files.run_key),
-        "--bundle",
-        str(files.bundles),
-        "--bundle-key",
-        str(files.bundle_key),
-    ]
+    command = [str(CONSENTRY), "verify", str(certificate), "--show-members", "--json"]
+    command += ["--key", str(files.run_key), "--bundle", str(files.bundles)]
+    command += ["--bundle-key", str(files.bundle_key)]
     return subprocess.run(
-        [str(CONSENTRY), "verify", str(certificate), *keys, "--show-members", "--json"],
+        command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -236,12 +226,16 @@ def _verify(files: Files, certificate: Path) -> subprocess.CompletedProcess[str]
 
 
 def _files(directory: Path) -> tuple[Files, BundleWriter]:
-    run_key, bundle_key = SigningKey.generate(), SigningKey.generate()
-    names = (
-        directory / name
-        for name in ("runs.key.pub", "bundles.key.pub", "lagging", "bundles", "runs")
+    run_key = SigningKey.generate()
+    bundle_key = SigningKey.generate()
+    files = Files(
+        key=run_key,
+        run_key=directory / "runs.key.pub",
+        bundle_key=directory / "bundles.key.pub",
+        lagging=directory / "lagging",
+        bundles=directory / "bundles",
+        runs=directory / "runs",
     )
-    files = Files(run_key, *names)
     files.run_key.write_bytes(run_key.public_text())
     files.bundle_key.write_bytes(bundle_key.public_text())
     return files, BundleWriter(bundle_key)
@@ -250,8 +244,9 @@ def _files(directory: Path) -> tuple[Files, BundleWriter]:
 def _run(
     files: Files, bundles: Path, rows: npt.NDArray[np.int64]
 ) -> tuple[Path, int, dict[str, float]]:
-    """A training run by the newest bundle of a store: its folder, rows that it read, seconds to
-    read and to close.
+    """Do a training run by the newest bundle of a store.
+
+    Returns its folder, the rows that it read, and the seconds to read and to close.
     """
     keys = PublicKeys.read(files.bundle_key)
     decider = bundle_decider(str(bundles), keys=keys, max_age_seconds=_LEASE_SECONDS)
@@ -276,53 +271,52 @@ def _run(
 
 
 def _batches(rows: npt.NDArray[np.int64]) -> Iterator[pa.Table]:
-    """Rows of these members, all from one country."""
+    """Yield rows of these members, all from one country."""
     members = ids_of(rows)
     for start in range(0, len(members), _BATCH_ROWS):
-        part = members[start : start + _BATCH_ROWS]
-        yield pa.table({"member_id": part, "jurisdiction": pa.repeat("US", len(part))})
+        chunk = members[start : start + _BATCH_ROWS]
+        yield pa.table({"member_id": chunk, "jurisdiction": pa.repeat("US", len(chunk))})
 
 
-def document(about: Mapping[str, Any], found: Mapping[str, Any], *, at: datetime) -> dict[str, Any]:
-    """All results, and whether verify found whom it should, and nobody else."""
-    planted, honest = found["planted"], found["honest"]
+def document(
+    about: Mapping[str, Any], measurement: Mapping[str, Any], *, at: datetime
+) -> dict[str, Any]:
+    """Return all results; `ok` tells if verify found exactly the planted members."""
+    planted, honest = measurement["planted"], measurement["honest"]
     counts = {planted[name] for name in ("planted", "found", "named")}
     is_all = len(counts) == 1 and planted["violations"] == {"OPTED_OUT": planted["planted"]}
     return {
         "measured_at": at.astimezone(UTC).isoformat(timespec="seconds"),
         **about,
-        "verify": dict(found),
+        "verify": dict(measurement),
         "ok": {
             "all_planted_found": planted["exit_status"] == VIOLATED and is_all,
             "nobody_else_found": planted["named_wrongly"] == 0 and not planted["unclear"],
             "honest_run_reads_the_allowed": honest["reads"] == honest["reads_allowed"],
             "honest_run_holds": honest["exit_status"] == HOLDS and not honest["wrong"],
-            "altered_certificates_refused": bool(found["altered"])
-            and all(found["altered"].values()),
+            "altered_certificates_refused": bool(measurement["altered"])
+            and all(measurement["altered"].values()),
         },
     }
 
 
 def show_verify(results: Mapping[str, Any], console: Console) -> None:
-    """Print what a person wants to know first."""
-    found = results["verify"]
-    planted, sizes = found["planted"], found["sizes"]
+    """Print the main figures for a person."""
+    measurement = results["verify"]
+    planted, sizes = measurement["planted"], measurement["sizes"]
     table = Table(f"{sizes['reads']:,} reads, {sizes['rows']:,} rows offered", "seconds", "reads/s")
-    for step, seconds in found["seconds"].items():
-        table.add_row(step, f"{seconds:,.1f}", f"{found['reads_per_second'][step]:,}")
+    for step, seconds in measurement["seconds"].items():
+        table.add_row(step, f"{seconds:,.1f}", f"{measurement['reads_per_second'][step]:,}")
     console.print(table)
-    told = (
-        f"found {planted['found']} of {planted['planted']} planted, {planted['named_wrongly']} "
-        "others"
-    )
     console.print(
-        f"{told}; verify exited {planted['exit_status']}, the run itself saw "
+        f"found {planted['found']} of {planted['planted']} planted, {planted['named_wrongly']} "
+        f"others; verify exited {planted['exit_status']}, the run itself saw "
         f"{planted['run_itself_found']}"
     )
-    honest = found["honest"]
+    honest = measurement["honest"]
     console.print(
         f"a run of {honest['reads']:,} reads that heeded the bundle: verify exited "
         f"{honest['exit_status']}"
     )
-    refusals = found["altered"]
+    refusals = measurement["altered"]
     console.print(f"{sum(refusals.values())} of {len(refusals)} altered certificates refused")

@@ -18,14 +18,14 @@ from bench.purge import (
     Expected,
     PurgeCase,
     PurgeSizes,
+    compute_expected,
     digest_of,
     document,
-    expectation,
-    fresh_copy,
+    inspect_copy,
+    inspect_rest,
     is_within_swaps,
-    left_in,
-    looked_at,
     make_case,
+    make_copy,
 )
 
 AT = datetime(2026, 11, 22, tzinfo=UTC)
@@ -36,7 +36,7 @@ SIZES = PurgeSizes(rows=4_000, files=10, members=200, kills=1)
 def case(tmp_path: Path) -> PurgeCase:
     """Ten small files, and a fresh copy of them."""
     made = make_case(tmp_path, SIZES, seed=1)
-    fresh_copy(made)
+    make_copy(made)
     return made
 
 
@@ -63,7 +63,7 @@ def told(end: dict[str, Any] | None = None, **killed: Any) -> dict[str, Any]:
 
 def test_what_has_to_go_is_counted_by_order(case: PurgeCase) -> None:
     """A purge that says the wrong numbers has to be held against the right ones."""
-    expected = expectation(case)
+    expected = compute_expected(case)
     members = pa.concat_tables(
         [pq.ParquetFile(path).read() for path in case.source.rglob("*.parquet")]
     )["member_id"]
@@ -81,10 +81,10 @@ def test_what_has_to_go_is_counted_by_order(case: PurgeCase) -> None:
 
 def test_a_row_that_is_left_lost_or_changed_is_seen(case: PurgeCase) -> None:
     """As many rows as there should be are not the rows that there should be."""
-    found = left_in(case)
+    found = inspect_rest(case)
     assert (found["rows"], found["rows_of_the_gone"]) == (
         4_000,
-        4_000 - expectation(case).rows_after,
+        4_000 - compute_expected(case).rows_after,
     )
     rows = pa.table({"row": [2, 1], "text": ["b", "a"]})
     assert digest_of(rows) == digest_of(rows.take([1, 0]))
@@ -102,11 +102,14 @@ def test_a_row_that_is_left_lost_or_changed_is_seen(case: PurgeCase) -> None:
 
 def test_a_file_that_is_torn_or_missing_at_a_kill_is_counted(case: PurgeCase) -> None:
     """That is what kills are for."""
-    assert (looked_at(case, 1 << 62).broken_files, looked_at(case, 1 << 62).rows) == (0, 4_000)
+    assert (inspect_copy(case, 1 << 62).broken_files, inspect_copy(case, 1 << 62).rows) == (
+        0,
+        4_000,
+    )
     torn, missing, *_ = case.copy.rglob("*.parquet")
     torn.write_bytes(torn.read_bytes()[:-9])
     missing.unlink()
-    found = looked_at(case, 1 << 62)
+    found = inspect_copy(case, 1 << 62)
     assert (found.broken_files, found.rows) == (2, 4_000 - 800)
 
 
@@ -151,7 +154,7 @@ def test_what_is_not_as_promised_is_said(found: dict[str, Any], name: str) -> No
 
 def test_expected_figures_can_be_kept(case: PurgeCase) -> None:
     """They are part of a JSON document."""
-    expected: Expected = expectation(case)
+    expected: Expected = compute_expected(case)
     assert json.loads(json.dumps(expected._asdict()))["digest"] == expected.digest
 
 

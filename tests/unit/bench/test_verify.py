@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bench import __main__ as command
 from bench.bundles import ids_of
-from bench.verify import PLANTED_MAX, VerifySizes, document, honest_rows, make_cast
+from bench.verify import PLANTED_MAX, VerifySizes, document, honest_rows, make_roles
 
 AT = datetime(2026, 11, 22, tzinfo=UTC)
 SIZES = VerifySizes(reads=2_000, planted=7)
@@ -43,11 +43,11 @@ def test_everybody_has_one_part_and_the_honest_run_is_offered_the_planted() -> N
     """Whoever is planted and excluded at once would be left out by the filter, and never be
     read.
     """
-    cast = make_cast(SIZES, seed=1)
-    parts = np.concatenate([cast.excluded, cast.planted, cast.late, cast.known])
+    roles = make_roles(SIZES, seed=1)
+    parts = np.concatenate([roles.excluded, roles.planted, roles.late, roles.known])
     assert len(np.unique(parts)) == len(parts) == 20 + 7 + 7 + 200
-    assert np.sort(cast.rows).tolist() == list(range(2_020))
-    assert set(cast.planted) <= set(honest_rows(cast, seed=1))
+    assert np.sort(roles.rows).tolist() == list(range(2_020))
+    assert set(roles.planted) <= set(honest_rows(roles, seed=1))
     assert ids_of(np.array([7, 10**13])).to_pylist() == [
         "urn:m:00000000000007",
         "urn:m:10000000000000",

@@ -150,7 +150,7 @@ def load(directory: Path) -> dict[str, float]:
     )
     wall_seconds = perf_counter() - wall_start
     cpu_seconds = process_time() - cpu_start
-    member_classes = snapshot.member_classes(PURPOSES[0], snapshot.boundaries.voiding)
+    member_classes = snapshot.member_classes(PURPOSES[0], snapshot.boundaries.opt_ins_voided_at)
     started = process_time()
     members = 0
     for segment in snapshot.records.segments():

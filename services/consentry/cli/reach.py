@@ -146,7 +146,7 @@ def _reads_data(reads: RunReads, pauses: list[PauseImposed]) -> dict[str, Any]:
 
 
 def _is_to_be_purged(reads: RunReads, pauses: list[PauseImposed]) -> bool:
-    return bool(reads.rows) and any(pause.takes_back for pause in pauses)
+    return bool(reads.rows) and any(pause.requires_purge for pause in pauses)
 
 
 def _print(reached: list[RunReads], pauses: list[PauseImposed], looked_at: int) -> None:

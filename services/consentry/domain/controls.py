@@ -101,7 +101,7 @@ class PauseImposed:
     source: str = ""
 
     @property
-    def takes_back(self) -> bool:
+    def requires_purge(self) -> bool:
         """Whether stored training data is to be purged too; an unknown reach is read as the
         stricter one.
         """
@@ -438,7 +438,7 @@ class Controls:
             return control
         return replace(control, scope=replace(scope, purposes=purposes, categories=categories))
 
-    def bearing(
+    def applicable(
         self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
     ) -> ApplicableControls:
         """Everything that the controls say of this use. Times in microseconds.

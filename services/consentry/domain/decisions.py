@@ -242,27 +242,27 @@ class _UseQuestion(NamedTuple):
                 Ground(Reason.JURISDICTION_UNKNOWN, f"{place[:16]!r} is not a known code", place)
             ]
         category = self.row.category if self.row else None
-        bearing = self.controls.bearing(
+        applicable = self.controls.applicable(
             place, self.purpose, category, at=self.at, known_at=self.known_at
         )
-        choice = self._choice_ground(place, bearing.voiding_lift)
+        choice = self._choice_ground(place, applicable.voiding_lift)
         rest = [choice] if choice else []
-        if bearing.pause is not None:
-            return [Ground(Reason.PAUSED, bearing.pause, place), *rest]
+        if applicable.pause is not None:
+            return [Ground(Reason.PAUSED, applicable.pause, place), *rest]
         if choice is not None and choice.reason is Reason.OPTED_OUT:
             return [choice]
-        if bearing.policy is None or bearing.terms is None:
+        if applicable.policy is None or applicable.terms is None:
             return [
                 Ground(Reason.NO_TERMS, f"no policy has terms for {self.purpose}", place),
                 *rest,
             ]
-        reason = self._by_terms(bearing.terms, choice)
+        reason = self._by_terms(applicable.terms, choice)
         limit = (
-            failed_limit(bearing.terms, self.own.age_band, self.row)
+            failed_limit(applicable.terms, self.own.age_band, self.row)
             if reason is Reason.OUTSIDE_TERMS
             else None
         )
-        return [Ground(reason, bearing.policy, place, bearing.terms, limit), *rest]
+        return [Ground(reason, applicable.policy, place, applicable.terms, limit), *rest]
 
     def _choice_ground(self, place: str, lift: PauseLifted | None) -> Ground | None:
         """What the member's choice comes to: opted out, opted in, an opt-in that a lift made void,

@@ -43,7 +43,7 @@ CLAMPED_FACTS = (
     frozenset({FactKind.ERASED, FactKind.OPTED_OUT, FactKind.CHOICE_UNKNOWN}) | RELOCATION_FACTS
 )
 """What holds from when the broker took it, where the sender's clock was ahead of the broker's."""
-HOLD_FACTS = frozenset({FactKind.QUARANTINED, FactKind.RELEASED, FactKind.UNKNOWN})
+QUARANTINE_FACTS = frozenset({FactKind.QUARANTINED, FactKind.RELEASED, FactKind.UNKNOWN})
 """What begins or ends a quarantine; a kind that is not known is read as a quarantine."""
 
 
@@ -90,7 +90,7 @@ class Fact(NamedTuple):
             and first.effective_at == first.recorded_at < again.effective_at
         )
 
-    def latches(self, later: Fact) -> bool:
+    def binds(self, later: Fact) -> bool:
         """Whether this erasure binds a fact that follows it in the log: unless it is dated ahead of
         that, it does.
         """

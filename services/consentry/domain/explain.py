@@ -19,7 +19,7 @@ from consentry.domain.decisions import (
     decide_state,
     member_state,
 )
-from consentry.domain.events import CHOICE_FACTS, HOLD_FACTS, RELOCATION_FACTS, Fact, FactKind
+from consentry.domain.events import CHOICE_FACTS, QUARANTINE_FACTS, RELOCATION_FACTS, Fact, FactKind
 from consentry.domain.records import Record, next_choice, next_quarantine
 from consentry.domain.values import Micros, Reason
 from consentry.domain.wording import NameOf, Phrasing, date_text, moment_of
@@ -161,7 +161,7 @@ def _notes(asked: ExplainQuestion, own: MemberState, words: Phrasing) -> tuple[F
             before, choice = choice, next_choice(choice, fact)
             if before is not None and choice is before:
                 why_not = _kept_out(fact, before)
-        if not why_not and fact.kind in HOLD_FACTS:
+        if not why_not and fact.kind in QUARANTINE_FACTS:
             before, quarantine = quarantine, next_quarantine(quarantine, fact)
             if before is not None and quarantine is before:
                 why_not = _left_quarantined(fact, before)

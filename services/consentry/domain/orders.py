@@ -86,7 +86,7 @@ def order_for_fact(
         record.version + 1 if record else 1,
     )
     before = [known for known in facts if known.version < version]
-    if any(known.kind is FactKind.ERASED and known.latches(fact) for known in before):
+    if any(known.kind is FactKind.ERASED and known.binds(fact) for known in before):
         return None  # nothing that is recorded after an erasure changes anything
     homes = [
         known.name
@@ -125,7 +125,7 @@ def order_for_pause(pause: PauseImposed, controls: Controls) -> PurgeOrder | Non
 
     None if it only goes forward.
     """
-    if not pause.takes_back:
+    if not pause.requires_purge:
         return None
     at = pause.recorded_at
     codes = controls.codes_in(pause.scope.jurisdictions, at=at)

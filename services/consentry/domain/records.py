@@ -73,7 +73,7 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
     if record is None:
         record = Record(member=member)
     erasure = record.erasure
-    if erasure is not None and erasure.latches(fact):
+    if erasure is not None and erasure.binds(fact):
         return record
     for known in record.facts:
         if known.tag == fact.tag:

@@ -1,4 +1,4 @@
-"""The one corpus that every filter gets: members of all standings, controls of all kinds, rows with
+"""The one corpus that every filter gets: members of all states, controls of all kinds, rows with
 all awkward values.
 
 What is expected comes from the rules, one row at a time; only the big form takes it from
@@ -288,7 +288,7 @@ def _member(number: int, ids: Ids) -> MemberId:
 
 
 def _history(random: Random, number: int, member: MemberId) -> list[MemberEvent]:
-    """What a member of this number did, in log order: every kind of standing comes round."""
+    """What a member of this number did, in log order: every kind of state comes round."""
     first = 1 + number * 100
     place = _PLACES[number // _KINDS % len(_PLACES)]
     bands = {4: AgeBand.MINOR, 5: AgeBand.UNKNOWN}

@@ -522,7 +522,7 @@ def test_b29_without_the_latch_something_is_kept_of_whoever_was_erased(
     before = outcome_of(*gone)
     after = outcome_of(*gone, opted_in(MEMBER, 100))
     assert (after.reason, after.record) == ("ERASED", before.record)
-    monkeypatch.setattr(Fact, "latches", lambda _self, _later: False)
+    monkeypatch.setattr(Fact, "binds", lambda _self, _later: False)
     unlatched = outcome_of(*gone, opted_in(MEMBER, 100))
     assert unlatched.reason == "ERASED"
     assert len(unlatched.record) > len(before.record)

@@ -201,10 +201,10 @@ def check(controls: Controls, log: Sequence[Control], asked: Asked) -> None:
     pausing = plain_pause(jurisdictions, log, asked)
     policy_and_terms = plain_terms(jurisdictions, log, asked)
     lifts = plain_voiding_lifts(jurisdictions, log, asked)
-    bearing = controls.bearing(jurisdiction, purpose, category, at=at, known_at=known_at)
+    applicable = controls.applicable(jurisdiction, purpose, category, at=at, known_at=known_at)
 
-    assert bearing[:3] == (pausing, *policy_and_terms)
-    assert bearing.voiding_lift in lifts or (bearing.voiding_lift is None and not lifts)
+    assert applicable[:3] == (pausing, *policy_and_terms)
+    assert applicable.voiding_lift in lifts or (applicable.voiding_lift is None and not lifts)
     assert (
         controls.pause_in_force(jurisdiction, purpose, category, at=at, known_at=known_at)
         == pausing
@@ -214,7 +214,7 @@ def check(controls: Controls, log: Sequence[Control], asked: Asked) -> None:
     ) == policy_and_terms
     assert (
         controls.last_voiding_lift(jurisdiction, purpose, at=at, known_at=known_at)
-        == bearing.voiding_lift
+        == applicable.voiding_lift
     )
 
 
@@ -284,7 +284,7 @@ def in_batches(
     while start < len(log):
         end = start + random.choice([0, 1, 1, 2, 5, 20])
         controls = controls.after(*log[start:end])
-        controls.bearing("GB", PURPOSE, None, at=day(5), known_at=day(5))
+        controls.applicable("GB", PURPOSE, None, at=day(5), known_at=day(5))
         start = end
     return controls
 
@@ -323,7 +323,8 @@ class TestAgainstPlainScans:
         for _ in range(15):
             code, purpose, category, at, known_at = question_by_chance(random, times)
             found = {
-                repr(way.bearing(code, purpose, category, at=at, known_at=known_at)) for way in ways
+                repr(way.applicable(code, purpose, category, at=at, known_at=known_at))
+                for way in ways
             }
             assert len(found) == 1
         for name in ("pauses", "policies", "collection_cut_offs", "purges_on_opt_out", "purposes"):
@@ -587,8 +588,11 @@ class TestGroups:
             for at, inside in moments.items():
                 assert (pausing(controls, code, at=at, **late) == 1) is inside
                 assert (binding(controls, code, at=at, **late) is not None) is inside
-                bearing = controls.bearing(code, PURPOSE, None, at=at, known_at=day(30))
-                assert (bearing.pause is not None, bearing.terms is not None) == (inside, inside)
+                applicable = controls.applicable(code, PURPOSE, None, at=at, known_at=day(30))
+                assert (applicable.pause is not None, applicable.terms is not None) == (
+                    inside,
+                    inside,
+                )
 
     def test_boundaries_of_groups_hold_also_where_controls_came_one_by_one(self) -> None:
         """They are taken in with the first control, whichever that is."""
@@ -598,7 +602,8 @@ class TestGroups:
 
         moments = [Micros(day(6) + step) for step in (-1, 0)]
         found = [
-            controls.bearing("GB", PURPOSE, None, at=at, known_at=day(10)).pause for at in moments
+            controls.applicable("GB", PURPOSE, None, at=at, known_at=day(10)).pause
+            for at in moments
         ]
 
         assert [pause is not None for pause in found] == [True, False]
@@ -763,14 +768,14 @@ class TestWhatIsSaidOfAll:
     )
     def test_a_reach_that_is_not_understood_takes_back(self, reach: Reach, back: bool) -> None:
         """Data is deleted too often rather than never."""
-        assert pause(1, "US", on=1, reach=reach).takes_back is back
+        assert pause(1, "US", on=1, reach=reach).requires_purge is back
 
     def test_without_controls_nothing_is_said(self) -> None:
         """Not even of a time before everything."""
         nothing = ApplicableControls(None, None, None, None)
 
         assert (
-            Controls(DATED).bearing("US", PURPOSE, None, at=Micros(0), known_at=Micros(0))
+            Controls(DATED).applicable("US", PURPOSE, None, at=Micros(0), known_at=Micros(0))
             == nothing
         )
         assert Controls(DATED).pauses == ()

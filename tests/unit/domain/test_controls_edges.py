@@ -12,9 +12,9 @@ NOTHING = Controls(WORLD)
 LATER = {"at": day(50), "known_at": day(50)}
 
 
-def bearing(controls: Controls, jurisdiction: str = "US") -> ApplicableControls:
+def applicable(controls: Controls, jurisdiction: str = "US") -> ApplicableControls:
     """What the controls say on day 50."""
-    return controls.bearing(jurisdiction, PURPOSE, None, **LATER)
+    return controls.applicable(jurisdiction, PURPOSE, None, **LATER)
 
 
 class TestParts:
@@ -27,14 +27,14 @@ class TestParts:
         controls = NOTHING.after(known).after(known, imposed)
 
         assert controls.log == (known, imposed)
-        assert bearing(controls).pause == imposed
+        assert applicable(controls).pause == imposed
 
     def test_the_later_policy_of_one_date_binds_in_whichever_batch_it_came(self) -> None:
         """A correction of the same day has to correct."""
         one, two, three = (policy(number, terms("*"), on=1) for number in (1, 2, 3))
 
         for controls in (NOTHING.after(one, two, three), NOTHING.after(one, two).after(three)):
-            assert bearing(controls).policy == three
+            assert applicable(controls).policy == three
 
     def test_the_first_pause_of_the_log_is_told_in_whichever_batch_it_came(self) -> None:
         """A member who asks twice must be told the same order."""
@@ -46,7 +46,7 @@ class TestParts:
             NOTHING.after(first).after(*rest),
             NOTHING.after(first, rest[0]),
         ):
-            assert bearing(controls).pause == first
+            assert applicable(controls).pause == first
 
     def test_what_is_added_leaves_the_controls_before_as_they_were(self) -> None:
         """They are a value: an answer that is being worked out must not change under the worker's
@@ -56,9 +56,9 @@ class TestParts:
 
         after = before.after(policy(2, terms("HK", "US"), on=0), pause(3, "US", on=1))
 
-        assert (bearing(before).pause, bearing(before).policy) == (None, before.log[0])
-        assert (bearing(after).pause, bearing(after).policy) == (after.log[2], after.log[1])
-        assert bearing(before, "HK").policy is None
+        assert (applicable(before).pause, applicable(before).policy) == (None, before.log[0])
+        assert (applicable(after).pause, applicable(after).policy) == (after.log[2], after.log[1])
+        assert applicable(before, "HK").policy is None
 
 
 class TestOneInstant:
@@ -82,7 +82,7 @@ class TestRemembering:
 
     def test_what_was_asked_before_is_not_worked_out_again(self) -> None:
         """A batch of rows asks the same few questions a million times."""
-        assert bearing(self.controls) is bearing(self.controls)
+        assert applicable(self.controls) is applicable(self.controls)
 
     def test_another_place_purpose_category_or_time_is_another_question(self) -> None:
         """An answer that is remembered for too much is somebody else's."""
@@ -95,7 +95,7 @@ class TestRemembering:
             at: float = 5,
             known: float = 7,
         ) -> object:
-            return self.controls.bearing(
+            return self.controls.applicable(
                 place, purpose, category, at=day(at), known_at=day(known)
             ).pause
 

@@ -298,7 +298,7 @@ class TestTheCheckItself:
         [
             (decisions, "next_choice", any_opt_in_cancels, "is OPTED_IN for"),
             (records, "fold_fact", fold_without_looking_back, "a replay changes a record"),
-            (Fact, "latches", lambda *_: False, "an erasure ends"),
+            (Fact, "binds", lambda *_: False, "an erasure ends"),
             (PauseLifted, "voids_opt_ins", False, "is OPTED_IN for by_opt_in"),
             (_Index, "is_lifted", lambda *_, **__: False, "is PAUSED for"),
             (Controls, "pause_in_force", lambda *_, **__: None, "is DEFAULT_ON for"),

@@ -104,7 +104,7 @@ def _control_text(report: DryRunReport) -> str:
     if isinstance(control, PauseImposed):
         what = ", ".join(control.scope.purposes or ("every purpose",))
         only = f", only {', '.join(control.scope.categories)}" if control.scope.categories else ""
-        reach = "prior and future data" if control.takes_back else "going forward"
+        reach = "prior and future data" if control.requires_purge else "going forward"
         return (
             f"pause {control.pause} v{control.version} of {what} in {where}{only}, "
             f"{effective}, {reach}"

@@ -73,7 +73,7 @@ class Oracle:
     def control(self, control: Control) -> None:
         """Apply a control; a pause of past training purges the members who live in its scope."""
         self.controls = self.controls.after(control)
-        if isinstance(control, PauseImposed) and control.takes_back:
+        if isinstance(control, PauseImposed) and control.requires_purge:
             scope = control.scope.jurisdictions
             self._purged_jurisdictions.update(scope)
             for member, record in self.records.items():

@@ -101,7 +101,7 @@ def decide_table(
     if not is_fresh or table.num_rows == 0:
         return Decisions(np.full(table.num_rows, _STALE, dtype=np.int8))
     boundaries = snapshot.boundaries
-    member_classes = snapshot.member_classes(purpose, boundaries.voiding)
+    member_classes = snapshot.member_classes(purpose, boundaries.opt_ins_voided_at)
     codes = _member_classes(
         table[columns.member], snapshot, member_classes, at=at, known_at=known_at
     )
@@ -110,7 +110,7 @@ def decide_table(
         _categories(table, columns.category, boundaries),
         _collection_times(table, columns.collected, boundaries),
     )
-    size = len(member_classes.standings)
+    size = len(member_classes.states)
     for axis in axes:
         size *= len(axis.values)
         codes = codes.astype(np.int32 if size < 1 << 31 else np.int64, copy=False)
@@ -167,7 +167,7 @@ class _TableQuestion(NamedTuple):
 
     def _decider(self, number: int, kind: RowKind) -> int:
         row = Row(jurisdiction=kind[0], category=kind[1], collected=kind[2])
-        own, controls = self.member_classes.standings[number], self.boundaries.controls
+        own, controls = self.member_classes.states[number], self.boundaries.controls
         decision = decide_state(
             own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at
         )

@@ -156,7 +156,7 @@ class FactColumns:
         return _instants(effective), _instants(recorded)
 
     def signatures(
-        self, at: Micros, known_at: Micros, voiding: Sequence[Micros]
+        self, at: Micros, known_at: Micros, opt_ins_voided_at: Sequence[Micros]
     ) -> list[Signature | None]:
         """What of each standing makes a difference to an answer; None where the row is not
         plain.
@@ -181,7 +181,7 @@ class FactColumns:
         signatures["age"][others] = found.age[others]
         signatures["choice"][others] = found.choice[others]
         opted_in = others & (found.choice == _CHOICE_NUMBERS[FactKind.OPTED_IN])
-        lifts = np.array([_word(lift) for lift in voiding], dtype=np.uint64)
+        lifts = np.array([_word(lift) for lift in opt_ins_voided_at], dtype=np.uint64)
         signatures["lifts"][opted_in] = np.searchsorted(lifts, found.opted_in_at[opted_in])
         as_bytes = signatures.view(f"V{_SIGNATURE.itemsize}").tolist()
         return [

@@ -1,9 +1,8 @@
-"""The whole decision as small tables to join with, for engines that no Python function should run
-in.
+"""The whole decision as small tables to join with, for engines that call no Python function.
 
-Three left joins decide a row: its member gives a *standing*, its jurisdiction a *place*, its
+Three left joins decide a row: its member gives a *state*, its jurisdiction a *place*, its
 category a *kind*. With the number of cut-offs that its time of collection has reached they make one
-code, and `answers` has the reason for each. Every answer is one of the one rule function,
+code, and `answers` has the reason for each. Every answer is that of the one rule function,
 domain.decisions.decide_state: nothing here knows a rule.
 """
 
@@ -26,26 +25,27 @@ from consentry.trainer.deciding.decide_table import REASONS
 from consentry.trainer.deciding.member_classes import QUARANTINED_CLASS, ControlBoundaries
 from consentry.trainer.deciding.snapshot import Snapshot
 
-_SIDE_BY_SIDE: Final = 1 << 20
-"""Members looked up at once: bounds what is held beside the table that is made."""
+_CHUNK_MEMBERS: Final = 1 << 20
+"""Members looked up at once: bounds the memory used beside the table that is made."""
 _NO_CODE: Final = "?"
+"""The jurisdiction that stands for every text that is not a known code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinTables:
-    """What every row is joined with.
+    """The tables that every row is joined with; their keys are distinct, so no join adds rows.
 
-    The keys of each table are distinct, so that no join multiplies a row.
-
-    `members` (member_id string, standing int32) has everybody of whom something is recorded;
-    whoever is not in it has the standing `nobody`, or `held` where the id is null or malformed or
-    its partition is among `tainted`. `places` (jurisdiction string, place int32) has every known
-    code: null is the place `no_place`, any other text `unknown_place`. `kinds` (category string,
-    kind int32) has the categories that controls name: null is `no_kind`, any other `other_kind`.
-    `cut_offs`, in microseconds and ascending: a row's number is how many its time of collection has
-    reached, 0 where nobody knows when.
-
-    `answers` (code int64, reason int8) has a place in filter.REASONS for each `code`.
+    - `members` (member_id string, state int32): every member of whom something is recorded. Any
+      other member has the state `nobody`; or `quarantined` where the id is null or malformed, or
+      its partition is among `tainted`.
+    - `places` (jurisdiction string, place int32): every known code. Null is the place `no_place`,
+      any other text `unknown_place`.
+    - `kinds` (category string, kind int32): the categories that controls name. Null is `no_kind`,
+      any other text `other_kind`.
+    - `cut_offs`: in microseconds, ascending. A row's number is that of the cut-offs its time of
+      collection has reached, 0 where that time is not known.
+    - `answers` (code int64, reason int8): an index in decide_table.REASONS for each code. A code is
+      made of state, place, kind and number of cut-offs, in the bases `sizes` of the last three.
     """
 
     snapshot_id: str
@@ -61,9 +61,6 @@ class JoinTables:
     no_kind: int
     other_kind: int
     sizes: tuple[int, int, int]
-    """How many places, kinds and counts of cut-offs there are; a code is standing, place, kind,
-    count in these bases
-    """
     partitions: int
     tainted: frozenset[int]
 
@@ -71,54 +68,48 @@ class JoinTables:
 def decision_tables(
     snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros
 ) -> JoinTables:
-    """The tables that decide as `snapshot` does for `purpose`; times in microseconds since
-    1970-01-01 UTC.
+    """Return the tables that decide as `snapshot` does for `purpose`.
 
-    They do not move: what is recorded later is not in them. Rows that name no jurisdiction,
-    category or time of collection at all have their null. The tables hold member ids: whoever
-    writes them down keeps them as such.
+    Times in microseconds since 1970-01-01 UTC. Nothing recorded later is in the tables. Rows
+    without a jurisdiction, category or time of collection have its null. The tables hold member
+    ids: whoever stores them keeps them as such.
     """
-    snapshot_id = (
-        snapshot.snapshot_id
-    )  # asked first: what comes while the tables are made may be in them, never the other way round
+    # Asked first: a record that arrives while the tables are made may be in them, and not in the
+    # id; the other way round, the id would promise what the tables do not have.
+    snapshot_id = snapshot.snapshot_id
     boundaries = snapshot.boundaries
     controls = boundaries.controls
     categories = sorted(boundaries.categories)
     other = max(categories, default="") + "*"
     kinds: list[str | None] = [None, other, *categories]
-    codes = _places_alike(controls, kinds, purpose=purpose, at=at, known_at=known_at)
-    places: list[str | None] = [None, _NO_CODE, *sorted(set(codes.values()))]
+    representatives = _representatives(controls, kinds, purpose=purpose, at=at, known_at=known_at)
+    places: list[str | None] = [None, _NO_CODE, *sorted(set(representatives.values()))]
     collected: list[Micros | None] = [None, *boundaries.cut_offs]
 
-    numbered = _MemberStates(codes, boundaries.voiding)
-    members = _members(snapshot, numbered, boundaries, purpose=purpose, at=at, known_at=known_at)
+    states = _MemberStates(representatives, boundaries.opt_ins_voided_at)
+    members = _members(snapshot, states, boundaries, purpose=purpose, at=at, known_at=known_at)
     rows = [
-        Row(jurisdiction=one[0], category=one[1], collected=one[2])
-        for one in product(places, kinds, collected)
+        Row(jurisdiction=place, category=kind, collected=time)
+        for place, kind, time in product(places, kinds, collected)
     ]
-    answers = np.array(
-        [
-            REASONS.index(
-                decide_state(own, row, controls, purpose=purpose, at=at, known_at=known_at).reason
-            )
-            for own in numbered.found
-            for row in rows
-        ],
-        dtype=np.int8,
-    )
-    place_of = {place: number for number, place in enumerate(places)}
+    reasons = []
+    for own in states.distinct:
+        for row in rows:
+            decision = decide_state(own, row, controls, purpose=purpose, at=at, known_at=known_at)
+            reasons.append(REASONS.index(decision.reason))
+    codes = np.arange(len(reasons), dtype=np.int64)
+    place_numbers = {place: number for number, place in enumerate(places)}
+    numbers_of_codes = [place_numbers[code] for code in representatives.values()]
     return JoinTables(
         snapshot_id=snapshot_id,
         members=members,
-        places=_table(
-            "jurisdiction", codes, "place", [place_of[alike] for alike in codes.values()]
-        ),
+        places=_table("jurisdiction", representatives, "place", numbers_of_codes),
         kinds=_table("category", categories, "kind", range(2, len(kinds))),
         cut_offs=boundaries.cut_offs,
         answers=pa.table(
-            {"code": pa.array(np.arange(len(answers), dtype=np.int64)), "reason": pa.array(answers)}
+            {"code": pa.array(codes), "reason": pa.array(np.array(reasons, dtype=np.int8))}
         ),
-        nobody=numbered.number(NOBODY),
+        nobody=states.number(NOBODY),
         quarantined=_MemberStates.QUARANTINED,
         no_place=0,
         unknown_place=1,
@@ -137,85 +128,93 @@ def _table(key: str, keys: Iterable[str], value: str, values: Iterable[int]) -> 
 
 
 class _MemberStates:
-    """The standings that answers are asked for: members whom no row tells apart share one."""
+    """The states that answers are computed for: members whom no row can tell apart share one.
+
+    `representatives` is that of `_representatives`.
+    """
 
     QUARANTINED: Final = 0
 
-    def __init__(self, codes: Mapping[str, str], voiding: Sequence[Micros]) -> None:
-        self._codes = codes
-        self._voiding = voiding
-        self.found: Final = [UNREADABLE]
-        self._numbers = {UNREADABLE.equivalence_key(voiding): self.QUARANTINED}
+    def __init__(
+        self, representatives: Mapping[str, str], opt_ins_voided_at: Sequence[Micros]
+    ) -> None:
+        self._representatives = representatives
+        self._opt_ins_voided_at = opt_ins_voided_at
+        self.distinct: Final = [UNREADABLE]
+        self._numbers = {UNREADABLE.equivalence_key(opt_ins_voided_at): self.QUARANTINED}
 
     def number(self, own: MemberState) -> int:
-        """The place of the standing in `found`."""
+        """Return the index of a state in `distinct`, where it is added if it is new."""
         if own.relocation is not None:
-            alike = self._codes.get(own.relocation.name, _NO_CODE)
-            own = own._replace(relocation=own.relocation._replace(name=alike))
-        found = self._numbers.setdefault(own.equivalence_key(self._voiding), len(self.found))
-        if found == len(self.found):
-            self.found.append(own)
-        return found
+            code = self._representatives.get(own.relocation.name, _NO_CODE)
+            own = own._replace(relocation=own.relocation._replace(name=code))
+        key = own.equivalence_key(self._opt_ins_voided_at)
+        number = self._numbers.setdefault(key, len(self.distinct))
+        if number == len(self.distinct):
+            self.distinct.append(own)
+        return number
 
 
 def _members(
     snapshot: Snapshot,
-    numbered: _MemberStates,
+    states: _MemberStates,
     boundaries: ControlBoundaries,
     *,
     purpose: str,
     at: Micros,
     known_at: Micros,
 ) -> pa.Table:
-    """Everybody of whom something is recorded, or who is quarantined, with the number of their
-    standing.
-    """
-    member_classes = snapshot.member_classes(purpose, boundaries.voiding)
-    # The follower may take records in meanwhile: one list of members, and on both sides of it who
-    # is quarantined, so that nobody who is recorded or held at this moment falls between the two.
+    """Return every member who has a record or is quarantined, with the number of their state."""
+    member_classes = snapshot.member_classes(purpose, boundaries.opt_ins_voided_at)
+    # The follower may take records in meanwhile: one list of members, and on both sides of it those
+    # who are quarantined, so that nobody recorded or quarantined now falls between the two.
     quarantined_before = snapshot.quarantined
     keys = list(snapshot.records)
     only_quarantined = set(quarantined_before | snapshot.quarantined)
     only_quarantined.difference_update(keys)
-    classes = [
-        snapshot.classes(
-            keys[start : start + _SIDE_BY_SIDE], member_classes, at=at, known_at=known_at
-        )
-        for start in range(0, len(keys), _SIDE_BY_SIDE)
-    ]
-    # A class is a place in `standings`, which grows while classes are found: so it is read only
-    # now.
-    numbers = np.array([numbered.number(own) for own in member_classes.standings], dtype=np.int32)
-    assert numbers[QUARANTINED_CLASS] == _MemberStates.QUARANTINED
-    found: npt.NDArray[np.int32] = (
-        numbers[np.concatenate(classes)] if classes else np.zeros(0, dtype=np.int32)
+    classes = [np.zeros(0, dtype=np.int32)]
+    for start in range(0, len(keys), _CHUNK_MEMBERS):
+        chunk = keys[start : start + _CHUNK_MEMBERS]
+        classes.append(snapshot.classes(chunk, member_classes, at=at, known_at=known_at))
+    # Read only now: a class is an index in `states`, which grows while classes are looked up.
+    number_of_class = np.array(
+        [states.number(own) for own in member_classes.states], dtype=np.int32
     )
+    assert number_of_class[QUARANTINED_CLASS] == _MemberStates.QUARANTINED
+    recorded: npt.NDArray[np.int32] = number_of_class[np.concatenate(classes)]
     # Of some who are quarantined nothing else is recorded.
+    quarantined = np.full(len(only_quarantined), _MemberStates.QUARANTINED, dtype=np.int32)
     ids = pa.array([*keys, *sorted(only_quarantined)], pa.binary()).cast(pa.string())
-    held = np.full(len(only_quarantined), _MemberStates.QUARANTINED, dtype=np.int32)
-    return pa.table({"member_id": ids, "standing": pa.array(np.concatenate([found, held]))})
+    return pa.table({"member_id": ids, "state": pa.array(np.concatenate([recorded, quarantined]))})
 
 
-def _places_alike(
+def _representatives(
     controls: Controls, kinds: Sequence[str | None], *, purpose: str, at: Micros, known_at: Micros
 ) -> dict[str, str]:
-    """For each known code one that stands for all on which the controls bear in the same way."""
+    """Return for each known code one that stands for all codes with the same applicable controls.
+
+    `kinds` are the categories that a row may have. Times in microseconds.
+    """
     named = frozenset((ANYWHERE, *_named(controls)))
     by_holders: dict[frozenset[str], str] = {}
-    by_bearing: dict[Hashable, str] = {}
-    alike = {}
+    by_applicable: dict[Hashable, str] = {}
+    representatives = {}
     for code in sorted(controls.jurisdictions.codes):
+        # Codes inside the same scope entries need no second look.
         holders = controls.jurisdictions.holders(code, at=at) & named
-        first = by_holders.get(holders)
-        if first is None:
-            bearing = tuple(_bearing(controls, code, kind, purpose, at, known_at) for kind in kinds)
-            first = by_holders[holders] = by_bearing.setdefault(bearing, code)
-        alike[code] = first
-    return alike
+        representative = by_holders.get(holders)
+        if representative is None:
+            applicable = tuple(
+                _applicable(controls, code, kind, purpose, at, known_at) for kind in kinds
+            )
+            representative = by_applicable.setdefault(applicable, code)
+            by_holders[holders] = representative
+        representatives[code] = representative
+    return representatives
 
 
 def _named(controls: Controls) -> Iterable[str]:
-    """Every entry that stands in the scope of a pause or of terms."""
+    """Yield every entry that stands in the scope of a pause or of terms."""
     for control in controls.log:
         if isinstance(control, PauseImposed):
             yield from control.scope.jurisdictions
@@ -224,13 +223,11 @@ def _named(controls: Controls) -> Iterable[str]:
             yield from terms.jurisdictions
 
 
-def _bearing(
+def _applicable(
     controls: Controls, code: str, kind: str | None, purpose: str, at: Micros, known_at: Micros
 ) -> tuple[Hashable, ...]:
-    """What `decider` is told by the controls of a place, but for the names that no answer depends
-    on.
-    """
-    found = controls.bearing(code, purpose, kind, at=at, known_at=known_at)
-    terms = found.terms and replace(found.terms, jurisdictions=())
-    lift = found.voiding_lift and found.voiding_lift.recorded_at
-    return found.pause is not None, found.policy is not None, terms, lift
+    """Return everything in the applicable controls that an answer, not its grounds, depends on."""
+    applicable = controls.applicable(code, purpose, kind, at=at, known_at=known_at)
+    terms = applicable.terms and replace(applicable.terms, jurisdictions=())
+    lift = applicable.voiding_lift and applicable.voiding_lift.recorded_at
+    return applicable.pause is not None, applicable.policy is not None, terms, lift

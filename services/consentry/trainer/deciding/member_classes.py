@@ -1,5 +1,7 @@
-"""Which members stand alike, and what some controls tell apart: each kind of question is asked
-once.
+"""Members in classes whose members get the same answer, so that each class is asked about once.
+
+A class is all members with one `MemberState.equivalence_key`. Most are told apart by columns, many
+at a time (fact_columns.py); the others are read one by one, as the rules read them.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from consentry.trainer.deciding.fact_columns import FactColumns, Signature
 from consentry.wire.records import DamagedRecord, read_record
 
 _ANSWERS_MAX: Final = 200_000
+"""Answers remembered for one purpose; beyond this many all are forgotten."""
 _REMEMBERED_MAX: Final = (1 << 15) - 1
-"""The last class that is remembered in two bytes for a member; of any beyond it is looked anew each
-time.
+"""The last class that fits the two bytes kept for a member; a member of a later one is looked up
+anew each time.
 """
-_SIDE_BY_SIDE: Final = 16_384
-"""Records read at once: enough for the arithmetic to count, few enough for a processor's cache."""
+_CHUNK_RECORDS: Final = 16_384
+"""Records read at once: enough for the arithmetic to pay, few enough for a processor's cache."""
 _LONG_AGO: Final = -(1 << 62)
 _NEVER: Final = (1 << 63) - 1
 
@@ -35,43 +38,51 @@ QUARANTINED_CLASS: Final = 0
 _NOBODY_CLASS: Final = 1
 
 RowKind = tuple[str | None, str | None, Micros | None]
-"""Jurisdiction, category and time of collection that stand for all rows that are judged alike."""
+"""Jurisdiction, category and time of collection that stand for all rows with the same answers."""
 
 
 class ControlBoundaries:
-    """What some controls tell apart: times between two neighbours are judged alike, and so are
-    categories not named.
+    """The times and categories at which the answers of some controls can change.
 
-    `voiding` is when lifts that void opt-ins were recorded, `cut_offs` what terms say of
-    collection; in microseconds, ascending.
+    Between two neighbouring times all answers are the same, and so are those for all categories
+    that no control names. `opt_ins_voided_at` is that of the controls, `cut_offs` the times of
+    collection that terms name; in microseconds, ascending.
     """
 
     def __init__(self, controls: Controls) -> None:
         self.controls: Final = controls
         self.cut_offs: Final = controls.collection_cut_offs
-        pauses = [control for control in controls.log if isinstance(control, PauseImposed)]
+        self.opt_ins_voided_at: Final = controls.opt_ins_voided_at
         terms = [entry for policy in controls.policies for entry in policy.terms]
-        self.voiding: Final = controls.opt_ins_voided_at
-        named = [
-            *(pause.scope.categories for pause in pauses),
-            *(entry.categories for entry in terms),
-        ]
-        self.categories: Final = frozenset(category for some in named for category in some or ())
-        effective = {
-            control.effective_at for control in controls.log
-        } | controls.jurisdictions.changes
-        self._effective = sorted(
-            effective | {one.notice_until for one in terms if one.notice_until is not None}
-        )
+        self.categories: Final = frozenset(_named_categories(controls))
+        effective = {control.effective_at for control in controls.log}
+        effective |= controls.jurisdictions.changes
+        effective |= {entry.notice_until for entry in terms if entry.notice_until is not None}
+        self._effective = sorted(effective)
         self._recorded = sorted({control.recorded_at for control in controls.log})
 
     def moment(self, at: Micros, known_at: Micros) -> tuple[int, int]:
-        """Questions of one moment have one answer, as far as the controls are concerned."""
+        """Return the moment of a question: those of one moment have the same answer.
+
+        That holds as far as the controls are concerned. Times in microseconds.
+        """
         return bisect_right(self._effective, at), bisect_right(self._recorded, known_at)
 
 
+def _named_categories(controls: Controls) -> set[str]:
+    """Return every category that the scope of a pause or the terms of a policy name."""
+    named: set[str] = set()
+    for control in controls.log:
+        if isinstance(control, PauseImposed):
+            named.update(control.scope.categories or ())
+    for policy in controls.policies:
+        for terms in policy.terms:
+            named.update(terms.categories or ())
+    return named
+
+
 class KnownAnswers:
-    """Answers given so far:
+    """The answers given so far.
 
     `given` has them by what `keys` makes of a kind of row and a class of members.
     """
@@ -82,29 +93,29 @@ class KnownAnswers:
         self.given: dict[int, int] = {}
 
     def keys(
-        self, rows: Sequence[RowKind], place: npt.NDArray[np.intp], classes: npt.NDArray[Any]
+        self, rows: Sequence[RowKind], row_of: npt.NDArray[np.intp], classes: npt.NDArray[Any]
     ) -> list[int]:
-        """What `given` is asked by, for each class and the row at its place in `rows`."""
+        """Return the key in `given` for each class, with the row at its index in `rows`."""
         numbers = np.array([self._numbers[row] for row in rows], dtype=np.int64)
-        found: list[int] = ((numbers[place] << 32) | classes).tolist()
-        return found
+        keys: list[int] = ((numbers[row_of] << 32) | classes).tolist()
+        return keys
 
 
 class MemberClasses:
-    """Which members stand alike for one purpose: a class of them gets one answer to the same row.
+    """The class of each member for one purpose; a class gets one answer to the same row.
 
-    A member's class is remembered by the place of their record, which never changes in its segment,
-    and only once all facts of it count, for then it is the same at all later times. `voiding` is
-    that of the boundaries asked under.
+    A member's class is remembered by the position of their record, which never changes in its
+    segment. It is remembered only once all facts of the record count, for then it is the same at
+    all later times. `opt_ins_voided_at` is that of the boundaries asked under.
     """
 
-    def __init__(self, purpose: str, voiding: tuple[Micros, ...]) -> None:
-        self.voiding: Final = voiding
-        self.standings: Final = [UNREADABLE, NOBODY]
-        """One of each class."""
+    def __init__(self, purpose: str, opt_ins_voided_at: tuple[Micros, ...]) -> None:
+        self.opt_ins_voided_at: Final = opt_ins_voided_at
+        self.states: Final = [UNREADABLE, NOBODY]
+        """The state of one member of each class."""
         self._purpose = purpose
         self._numbers = {
-            own.equivalence_key(voiding): number for number, own in enumerate(self.standings)
+            own.equivalence_key(opt_ins_voided_at): number for number, own in enumerate(self.states)
         }
         self._signatures: dict[Signature | None, int] = {}
         self._codes: dict[Segment, npt.NDArray[np.int16]] = {}
@@ -117,12 +128,13 @@ class MemberClasses:
         self._asking = threading.Lock()
 
     def answers(self, boundaries: ControlBoundaries, moment: tuple[int, int]) -> KnownAnswers:
-        """The answers given so far under these controls at this moment; to be added to."""
-        under, then, found = self._asked
-        if under is not boundaries or then != moment or len(found.given) > _ANSWERS_MAX:
-            found = KnownAnswers()
-            self._asked = (boundaries, moment, found)
-        return found
+        """Return the answers given so far under these controls at this moment; to be added to."""
+        known_boundaries, known_moment, answers = self._asked
+        is_other = known_boundaries is not boundaries or known_moment != moment
+        if is_other or len(answers.given) > _ANSWERS_MAX:
+            answers = KnownAnswers()
+            self._asked = (boundaries, moment, answers)
+        return answers
 
     def classes(
         self,
@@ -133,31 +145,29 @@ class MemberClasses:
         at: Micros,
         known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The class of each of `count` members, a place in `standings`;
+        """Return the class of each of `count` members: an index in `states`.
 
-        `found` says where there are records of them.
-
-        Of the segments that are not `live` nothing is remembered any more. Times in microseconds.
+        `found` says which of them have records, and where. Everything remembered of segments that
+        are not `live` is forgotten. Times in microseconds.
         """
         classes = np.full(count, _NOBODY_CLASS, dtype=np.int32)
         with self._asking:
             self._codes = {
                 segment: codes for segment, codes in self._codes.items() if segment in live
             }
-            covers = at >= self._settled_at and known_at >= self._settled_known_at
-            for segment, rows, places in found:
+            # A remembered class holds from when every fact it rests on counts, and not before.
+            may_remember = at >= self._settled_at and known_at >= self._settled_known_at
+            for segment, rows, positions in found:
                 codes = self._codes_of(segment)
-                numbers = (
-                    codes[places].astype(np.int32)
-                    if covers
-                    else np.full(len(places), -1, dtype=np.int32)
-                )
+                if may_remember:
+                    numbers = codes[positions].astype(np.int32)
+                else:
+                    numbers = np.full(len(positions), -1, dtype=np.int32)
                 missing = np.flatnonzero(numbers < 0)
                 if len(missing):
-                    distinct, inverse = np.unique(places[missing], return_inverse=True)
-                    numbers[missing] = self._look_up(segment, codes, distinct, at, known_at)[
-                        inverse
-                    ]
+                    distinct, inverse = np.unique(positions[missing], return_inverse=True)
+                    looked_up = self._look_up(segment, codes, distinct, at, known_at)
+                    numbers[missing] = looked_up[inverse]
                 classes[rows] = numbers
         return classes
 
@@ -171,60 +181,60 @@ class MemberClasses:
         self,
         segment: Segment,
         codes: npt.NDArray[np.int16],
-        places: npt.NDArray[np.integer[Any]],
+        positions: npt.NDArray[np.integer[Any]],
         at: Micros,
         known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The classes of the members at these places; those that are settled are remembered in
-        `codes`.
-        """
+        """Return the classes of the members at these positions; remember the settled ones."""
         parts = []
-        for start in range(0, len(places), _SIDE_BY_SIDE):
-            part = places[start : start + _SIDE_BY_SIDE]
-            members, raws = segment.members_at(part), segment.records_at(part)
-            numbers, settled = self._look(members, raws, at, known_at)
+        for start in range(0, len(positions), _CHUNK_RECORDS):
+            chunk = positions[start : start + _CHUNK_RECORDS]
+            members, raws = segment.members_at(chunk), segment.records_at(chunk)
+            numbers, settled = self._classes_of(members, raws, at, known_at)
             settled &= numbers <= _REMEMBERED_MAX
-            codes[part[settled]] = numbers[settled]
+            codes[chunk[settled]] = numbers[settled]
             parts.append(numbers)
         return np.concatenate(parts)
 
-    def _look(
+    def _classes_of(
         self, members: Sequence[bytes], raws: Sequence[bytes], at: Micros, known_at: Micros
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """The classes of some members with their records, and which of them are the same at all
-        later times.
-        """
+        """Return the classes of members with their records, and which are the same ever after."""
         facts = FactColumns(members, raws, self._purpose)
         effective, recorded = facts.latest()
-        found = []
-        for place, signature in enumerate(facts.signatures(at, known_at, self.voiding)):
+        signatures = facts.signatures(at, known_at, self.opt_ins_voided_at)
+        numbers = []
+        for index, signature in enumerate(signatures):
             number = self._signatures.get(signature)
             if number is None:
-                closely = self._look_closely(members[place], raws[place], at, known_at)
-                number, effective[place], recorded[place] = closely
+                number, effective[index], recorded[index] = self._class_by_the_rules(
+                    members[index], raws[index], at, known_at
+                )
                 if signature is not None:
                     self._signatures[signature] = number
-            found.append(number)
+            numbers.append(number)
         settled = (effective <= at) & (recorded <= known_at)
         if settled.any():
             self._settled_at = max(self._settled_at, int(effective[settled].max()))
             self._settled_known_at = max(self._settled_known_at, int(recorded[settled].max()))
-        return np.array(found, dtype=np.int32), settled
+        return np.array(numbers, dtype=np.int32), settled
 
-    def _look_closely(
+    def _class_by_the_rules(
         self, member: bytes, raw: bytes, at: Micros, known_at: Micros
     ) -> tuple[int, int, int]:
-        """The class of one member as the rules have it, and the two times from which on nothing in
-        it changes.
+        """Return the class of one member as the rules have it, and from when on it never changes.
+
+        The last two are the effective and the recorded time from which on all of it counts.
         """
         try:
             record = read_record(raw, member)
         except DamagedRecord:
             return QUARANTINED_CLASS, _NEVER, _NEVER
         own = member_state(record, purpose=self._purpose, at=at, known_at=known_at)
-        number = self._numbers.setdefault(own.equivalence_key(self.voiding), len(self.standings))
-        if number == len(self.standings):
-            self.standings.append(own)
-        effective = max((record.folded_effective_at, *(fact.effective_at for fact in record.facts)))
-        recorded = max((record.folded_recorded_at, *(fact.recorded_at for fact in record.facts)))
-        return number, min(effective, _NEVER), min(recorded, _NEVER)
+        key = own.equivalence_key(self.opt_ins_voided_at)
+        number = self._numbers.setdefault(key, len(self.states))
+        if number == len(self.states):
+            self.states.append(own)
+        effective = [record.folded_effective_at, *(fact.effective_at for fact in record.facts)]
+        recorded = [record.folded_recorded_at, *(fact.recorded_at for fact in record.facts)]
+        return number, min(max(effective), _NEVER), min(max(recorded), _NEVER)

@@ -161,14 +161,14 @@ class Snapshot:
             found = self._boundaries = ControlBoundaries(self.controls)
         return found
 
-    def member_classes(self, purpose: str, voiding: tuple[Micros, ...]) -> MemberClasses:
+    def member_classes(self, purpose: str, opt_ins_voided_at: tuple[Micros, ...]) -> MemberClasses:
         """Which members stand alike for this purpose;
 
-        `voiding` is that of the boundaries asked under.
+        `opt_ins_voided_at` is that of the boundaries asked under.
         """
         found = self._member_classes.get(purpose)
-        if found is None or found.voiding != voiding:
-            found = MemberClasses(purpose, voiding)
+        if found is None or found.opt_ins_voided_at != opt_ins_voided_at:
+            found = MemberClasses(purpose, opt_ins_voided_at)
             kept = [item for item in self._member_classes.items() if item[0] != purpose][
                 1 - _PURPOSES_MAX :
             ]
@@ -184,7 +184,7 @@ class Snapshot:
         at: Micros,
         known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The class of each member: a place in `member_classes.standings`. Times in
+        """The class of each member: a place in `member_classes.states`. Times in
         microseconds.
         """
         keys = TextKeys.of(members) if isinstance(members, Sequence) else members

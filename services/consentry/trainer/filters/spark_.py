@@ -200,7 +200,7 @@ def _members(
     spark: SparkSession, tables: JoinTables, directory: str | Path | None, join: Join
 ) -> DataFrame:
     """The members as a DataFrame, with the hint that was asked for."""
-    table = tables.members.rename_columns([f"{_HELPER}member", f"{_HELPER}standing"])
+    table = tables.members.rename_columns([f"{_HELPER}member", f"{_HELPER}state"])
     if directory is None and table.num_rows <= _SMALL:
         members = spark.createDataFrame(table)
     else:
@@ -234,7 +234,7 @@ def _written(spark: SparkSession, table: pa.Table, directory: str | Path | None)
     # Whoever is in a file that is not read would be nobody, and allowed: so a session's leniency
     # must not hold here.
     strict = {"ignoreMissingFiles": "false", "ignoreCorruptFiles": "false"}
-    reader = spark.read.options(**strict).schema(f"{_HELPER}member string, {_HELPER}standing int")
+    reader = spark.read.options(**strict).schema(f"{_HELPER}member string, {_HELPER}state int")
     return reader.parquet(place if "://" in place else f"file://{place}")
 
 
@@ -258,7 +258,7 @@ def _joined(data: DataFrame, columns: Columns, tables: JoinTables, members: Data
     if columns.category is not None:
         joined = _looked_up(joined, spark, tables.kinds, _own("category"))
         kind = _or_stand_in("category", "kind", tables.no_kind, tables.other_kind)
-    code = _standing(tables).cast("long")
+    code = _state(tables).cast("long")
     for size, value in zip(
         tables.sizes, (place, kind, _reached(data, columns, tables)), strict=True
     ):
@@ -281,12 +281,12 @@ def _or_stand_in(key: str, value: str, none: int, other: int) -> Column:
     return F.when(_own(key).isNull(), none).otherwise(F.coalesce(_own(value), F.lit(other)))
 
 
-def _standing(tables: JoinTables) -> Column:
-    """The member's standing: that of their record; else of nobody, unless they could be held
+def _state(tables: JoinTables) -> Column:
+    """The member's state: that of their record; else of nobody, unless they could be held
     without one.
     """
     found = F.when(_own("id").isNull(), tables.quarantined).when(
-        _own("standing").isNotNull(), _own("standing")
+        _own("state").isNotNull(), _own("state")
     )
     if tables.tainted:
         partition = _partition(_own("id"), tables.partitions)

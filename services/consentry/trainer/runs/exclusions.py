@@ -47,9 +47,9 @@ def excluded_members(
     undated = 0
     for members in _chunks(snapshot.records):
         # Classes of its own: answers about the past must not be remembered for questions about now.
-        member_classes = MemberClasses(purpose, snapshot.boundaries.voiding)
+        member_classes = MemberClasses(purpose, snapshot.boundaries.opt_ins_voided_at)
         classes = snapshot.classes(members, member_classes, at=at, known_at=known_at)
-        states = member_classes.standings
+        states = member_classes.states
         is_excluded = np.array([state.is_excluded_by_own_facts for state in states])
         is_undated = np.array([state.is_folded or state.quarantine is not None for state in states])
         undated += int(is_undated[classes].sum())

@@ -332,10 +332,10 @@ def _covered_by_pauses(
     """
     if not reads.num_rows:
         return np.zeros(0, dtype=np.bool_)
-    member_classes = MemberClasses(purpose, snapshot.boundaries.voiding)
+    member_classes = MemberClasses(purpose, snapshot.boundaries.opt_ins_voided_at)
     keys = [member.encode() for member in reads["member_id"].to_pylist()]
     classes = snapshot.classes(keys, member_classes, at=now, known_at=FOREVER)
-    homes = [state.jurisdiction for state in member_classes.standings]
+    homes = [state.jurisdiction for state in member_classes.states]
     jurisdictions = _dictionary_of(reads["jurisdiction"])
     categories = _dictionary_of(reads["category"])
     codes = np.stack([classes, jurisdictions.indices.to_numpy(), categories.indices.to_numpy()])

@@ -636,7 +636,11 @@ class TestBounds:
                     is alone([("a", Row(jurisdiction=place))], snapshot, NOW)[0]
                 )
             assert (
-                len(snapshot.member_classes(PURPOSE, snapshot.boundaries.voiding)._asked[2].given)
+                len(
+                    snapshot.member_classes(PURPOSE, snapshot.boundaries.opt_ins_voided_at)
+                    ._asked[2]
+                    .given
+                )
                 <= 2
             )
         assert reasons(table, snapshot, NOW, Columns(jurisdiction="place")) == alone(
@@ -671,7 +675,9 @@ class TestBounds:
         ]
 
         assert reasons(table_of(rows, Random(1)), snapshot, NOW) == alone(rows, snapshot, NOW)
-        classes = len(snapshot.member_classes(PURPOSE, snapshot.boundaries.voiding).standings)
+        classes = len(
+            snapshot.member_classes(PURPOSE, snapshot.boundaries.opt_ins_voided_at).states
+        )
         assert classes * len(PLACES) * len(rows) * many > 1 << 31
 
     def test_only_questions_that_occur_are_judged_and_each_only_once(

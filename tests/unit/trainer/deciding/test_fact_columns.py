@@ -42,10 +42,14 @@ def is_plain(raw: bytes, member: bytes = MEMBER) -> bool:
     return bool(FactColumns([member], [raw], PURPOSE).is_plain[0])
 
 
-def signature(*events: MemberEvent, voiding: Sequence[Micros] = (), at: Micros = FOREVER) -> bytes:
+def signature(
+    *events: MemberEvent, opt_ins_voided_at: Sequence[Micros] = (), at: Micros = FOREVER
+) -> bytes:
     """What stands for the standing of a member after these events."""
     raws = [write_record(record_of(HOME), frame(1)), write_record(record_of(*events), frame(1))]
-    (_, found) = FactColumns([MEMBER, MEMBER], raws, PURPOSE).signatures(at, FOREVER, voiding)
+    (_, found) = FactColumns([MEMBER, MEMBER], raws, PURPOSE).signatures(
+        at, FOREVER, opt_ins_voided_at
+    )
     assert found is not None
     return found
 
@@ -241,11 +245,13 @@ class TestSignatures:
         lifts = (day(5), day(9))
         days = [3, 5, 5.1, 9, 9.1]
 
-        found = [signature(HOME, recorded(IN, on), voiding=lifts) for on in days]
+        found = [signature(HOME, recorded(IN, on), opt_ins_voided_at=lifts) for on in days]
 
         assert [found.index(one) for one in found] == [0, 0, 2, 2, 4]
-        assert len({signature(HOME, recorded(OUT, on), voiding=lifts) for on in days}) == 1
-        assert len({signature(HOME, recorded(IN, on), voiding=()) for on in days}) == 1
+        assert (
+            len({signature(HOME, recorded(OUT, on), opt_ins_voided_at=lifts) for on in days}) == 1
+        )
+        assert len({signature(HOME, recorded(IN, on), opt_ins_voided_at=()) for on in days}) == 1
 
     @pytest.mark.parametrize("purpose", ["", PURPOSE[:8], PURPOSE[:-1], PURPOSE + "\x00", "p" * 14])
     def test_a_purpose_is_the_one_asked_about_only_where_all_of_it_is(self, purpose: str) -> None:
@@ -263,8 +269,8 @@ class TestSignatures:
         """When it was recorded matters no more."""
         again = recorded(OUT, 7)
 
-        assert signature(HOME, IN, again, voiding=[day(2)]) == signature(
-            HOME, again, voiding=[day(2)]
+        assert signature(HOME, IN, again, opt_ins_voided_at=[day(2)]) == signature(
+            HOME, again, opt_ins_voided_at=[day(2)]
         )
 
     def test_only_facts_that_count_are_taken_in(self) -> None:

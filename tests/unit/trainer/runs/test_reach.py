@@ -251,7 +251,7 @@ class TestPause:
 
     def test_its_reach_is_known(self) -> None:
         """A pause that reaches back demands a purge."""
-        assert pause(1, "HK", on=0, reach=Reach.PRIOR_AND_FUTURE).takes_back
+        assert pause(1, "HK", on=0, reach=Reach.PRIOR_AND_FUTURE).requires_purge
 
 
 KILLED = """

@@ -1,4 +1,4 @@
-"""What our HTTP services share: strict request bodies, and errors as problems.
+"""The common parts of our HTTP services: addresses, heads, strict bodies, and problems.
 
-Needs FastAPI, which they bring.
+They need FastAPI and uvicorn, which the services bring.
 """

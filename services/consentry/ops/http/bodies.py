@@ -13,15 +13,15 @@ from consentry.ops.http.problems import Problem
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise Problem(
             400,
             "A key is named twice.",
             code="input.json",
-            fix="name each once: which of them counts is not said",
+            fix="name each once: it is not clear which of them counts",
         )
-    return found
+    return fields
 
 
 def _no_number(_text: str) -> NoReturn:
@@ -39,10 +39,10 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no
 async def read_body_of(
     request: Request, kinds: Collection[str], *, bytes_max: int, seconds_max: float
 ) -> tuple[str, bytes]:
-    """Its media type, one of `kinds`, and the whole body.
+    """Return the media type of a request, one of `kinds`, and the whole body.
 
-    Raises Problem: 415 for another kind or a compressed body, 413 beyond `bytes_max`, 408 when it
-    does not come.
+    Raises Problem: 415 for another kind or a compressed body, 413 beyond `bytes_max`, 408 for a
+    body that has not arrived after `seconds_max`.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in kinds:
@@ -62,7 +62,7 @@ async def read_body_of(
             headers={"Accept-Encoding": "identity"},
         )
     announced = request.headers.get("content-length", "")
-    # A number of thousands of digits is none that int() takes; what really comes is counted below.
+    # int() refuses thousands of digits; the bytes that really come are counted below.
     if announced.isdecimal() and int(announced[-20:]) > bytes_max:
         _too_large(bytes_max)
     try:
@@ -99,9 +99,9 @@ def _too_large(bytes_max: int) -> NoReturn:
 def parse_json(
     text: bytes, *, what: str = "The body", fix: str = "send one JSON value, in UTF-8"
 ) -> Any:
-    """The JSON value in a text.
+    """Return the JSON value in a text.
 
-    Raises Problem 400 for repeated keys, NaN, too much depth, and what is no JSON.
+    Raises Problem 400 for repeated keys, NaN, too much depth, and what is not JSON.
     """
     try:
         return _DECODER.decode(text.decode())

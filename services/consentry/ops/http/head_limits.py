@@ -77,7 +77,7 @@ class HeadLimits(HttpToolsProtocol):
 
     @property
     def _is_blank_between_requests(self) -> bool:
-        """Whether the last bytes were blank lines between two requests.
+        """True if the last bytes were blank lines between two requests.
 
         Any byte ends uvicorn's own keep-alive timer, and blank lines start no other.
         """

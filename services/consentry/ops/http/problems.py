@@ -44,7 +44,7 @@ class Problem(ConsentryError):
 
 
 class ProblemOut(BaseModel):
-    """Why a request was not answered as asked. Source: RFC 9457."""
+    """The reason why a request was not answered as asked. Source: RFC 9457."""
 
     type: str
     title: str

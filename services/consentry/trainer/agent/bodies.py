@@ -1,4 +1,4 @@
-"""What is sent to the agent, read strictly and within bounds, as a table that can be judged."""
+"""Bodies that are sent to the agent: read strictly and within bounds, as a table of rows."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ PARQUET: Final = "application/vnd.apache.parquet"
 BYTES: Final = "application/octet-stream"
 _BODY_SECONDS: Final = 30.0
 _END_MARK: Final = bytes(4)
-"""How every Arrow stream ends. Source: Arrow Columnar Format, "IPC Streaming Format"."""
+"""The end of every Arrow stream. Source: Arrow Columnar Format, "IPC Streaming Format"."""
 _EXPANDED_BYTES_MAX: Final = 256 * 1024 * 1024
 _ROW_FIELDS: Final = ("member_id", "jurisdiction", "category", "collected_at")
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows of one request, and which of its columns say what."""
+    """The rows of one request, and the meaning of their columns."""
 
     rows: pa.Table
     columns: Columns
 
 
 async def read_body(request: Request, kinds: tuple[str, ...]) -> tuple[str, bytes]:
-    """The kind of a body and the whole of it. Raises Problem as `read_body_of`."""
+    """Return the media type of a body, and the whole body. Raises Problem as `read_body_of`."""
     return await read_body_of(request, kinds, bytes_max=BODY_BYTES_MAX, seconds_max=_BODY_SECONDS)
 
 
@@ -53,24 +53,24 @@ def _too_many(rows: int) -> NoReturn:
 
 
 def parse_object(text: bytes, known: frozenset[str]) -> dict[str, Any]:
-    """The JSON object in a body.
+    """Return the JSON object in a body.
 
     Raises Problem, also for a key that is not known: it may have meant to exclude.
     """
-    found = parse_json(text)
-    if not isinstance(found, dict):
+    data = parse_json(text)
+    if not isinstance(data, dict):
         raise Problem(400, "The body is not one JSON object.", code="input.json", fix="send one")
-    unknown = sorted(set(found) - known)
+    unknown = sorted(set(data) - known)
     if unknown:
         raise field_problem(unknown[0], f"is not known; there are {', '.join(sorted(known))}")
-    return found
+    return data
 
 
-def field_problem(name: str, what: str) -> Problem:
-    """A field of a body does not fit."""
+def field_problem(name: str, problem: str) -> Problem:
+    """Return the problem of a field that does not fit; `problem` ends the sentence."""
     return Problem(
         422,
-        f"The field {name[:80]!r} {what}.",
+        f"The field {name[:80]!r} {problem}.",
         code="input.field",
         fix="see /openapi.json for what it may hold",
         field=name[:80],
@@ -78,19 +78,18 @@ def field_problem(name: str, what: str) -> Problem:
 
 
 def text_field(data: Mapping[str, Any], name: str, *, length_max: int = 4096) -> str | None:
-    """A text, or None where it is left out. Raises Problem."""
-    found = data.get(name)
-    if found is not None and (not isinstance(found, str) or len(found) > length_max):
+    """Return a text, or None where it is left out. Raises Problem."""
+    text = data.get(name)
+    if text is not None and (not isinstance(text, str) or len(text) > length_max):
         raise field_problem(name, "is not a text, or a very long one")
-    return found
+    return text
 
 
 def table_of_json(data: Mapping[str, Any]) -> Table:
-    """Rows given as lists side by side; one value in place of a list holds for all rows.
+    """Return rows that are lists side by side; one value in place of a list holds for all rows.
 
-    Raises Problem, InvalidInput.
-
-    Ids that are neither texts nor whole numbers stay in, as rows that are excluded.
+    Ids that are neither texts nor whole numbers stay in, as rows that are excluded. Raises Problem
+    and InvalidInput.
     """
     members = data.get("member_id")
     if not isinstance(members, list):
@@ -110,28 +109,27 @@ def table_of_json(data: Mapping[str, Any]) -> Table:
     return Table(table_of(columns, values, rows), columns)
 
 
-def table_of_arrow(body: bytes, asked: ColumnSpec) -> Table:
-    """Rows given as an Arrow IPC stream. Raises Problem and InvalidInput.
+def table_of_arrow(body: bytes, spec: ColumnSpec) -> Table:
+    """Return the rows of an Arrow IPC stream. Raises Problem and InvalidInput.
 
-    Nothing in it is believed before it is checked: neither its lengths nor its offsets, and what is
-    compressed is refused, as nobody can say beforehand how large it becomes.
+    Its lengths and offsets are checked before they are used. A compressed stream is refused, as
+    nobody can say beforehand how large it becomes.
     """
     try:
         _check_messages(body)
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
-            columns = asked.find_among(reader.schema.names)
+            columns = spec.find_among(reader.schema.names)
             names = columns.names
             batches, rows = [], 0
             for batch in reader:
                 rows += batch.num_rows
                 if rows > ROWS_MAX:
                     _too_many(rows)
-                part = batch.select(names)
-                part.validate(full=True)
-                batches.append(part)
-            table = pa.Table.from_batches(
-                batches, schema=pa.schema([reader.schema.field(name) for name in names])
-            )
+                selected = batch.select(names)
+                selected.validate(full=True)
+                batches.append(selected)
+            schema = pa.schema([reader.schema.field(name) for name in names])
+            table = pa.Table.from_batches(batches, schema=schema)
     except (pa.ArrowException, OSError, ValueError, KeyError, struct.error, IndexError) as error:
         raise Problem(
             400,
@@ -150,19 +148,19 @@ def _check_column(name: str, column: pa.ChunkedArray, *, is_time: bool) -> None:
         return
     if is_time and (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         return
-    shared = pa.types.is_dictionary(kind)
-    value = kind.value_type if shared else kind
+    is_dictionary = pa.types.is_dictionary(kind)
+    value = kind.value_type if is_dictionary else kind
     if is_time or not (pa.types.is_string(value) or pa.types.is_large_string(value)):
         raise InvalidInput(
             f"The column {name!r} holds {kind}, which is not read here.",
             code="input.column",
             fix="send texts (plain or as a dictionary), int64 ids, and dates or timestamps",
         )
-    if shared:
-        longest = max(
-            (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0 for chunk in column.chunks),
-            default=0,
-        )
+    if is_dictionary:
+        longest = 0
+        for chunk in column.chunks:
+            length = pc.max(pc.binary_length(chunk.dictionary)).as_py()
+            longest = max(longest, length or 0)
         if longest * len(column) > _EXPANDED_BYTES_MAX:
             raise Problem(
                 413,
@@ -187,21 +185,21 @@ def _check_messages(body: bytes) -> None:
             400,
             f"{len(body) - source.tell()} bytes follow the end of the Arrow stream.",
             code="input.arrow",
-            fix="send one stream: rows behind its end would not be judged",
+            fix="send one stream: nothing decides about rows behind its end",
         )
     if body[-4:] != _END_MARK:
         raise Problem(
             400,
             "The Arrow stream breaks off: it has no end mark.",
             code="input.arrow",
-            fix="close the writer before sending: rows that are lacking would not be judged",
+            fix="close the writer before sending: nothing decides about rows that are lacking",
         )
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether a message says that its buffers are compressed. Source:
+    """Return whether a message says that its buffers are compressed.
 
-    Message.fbs of Apache Arrow, FlatBuffers.
+    Source: Message.fbs of Apache Arrow, FlatBuffers.
     """
     root = struct.unpack_from("<I", metadata)[0]
     kind = _slot(metadata, root, 1)
@@ -224,7 +222,7 @@ _RECORD_BATCH: Final = 3
 
 
 def _slot(data: bytes, table: int, number: int) -> int:
-    """Where a table's field lies; 0 where it is left out."""
+    """Return the offset of a table's field; 0 where it is left out."""
     vtable: int = table - struct.unpack_from("<i", data, table)[0]
     if vtable < 0 or 4 + 2 * number >= struct.unpack_from("<H", data, vtable)[0]:
         return 0

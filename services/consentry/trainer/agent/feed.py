@@ -1,6 +1,4 @@
-"""What happened, for readers that come and go: a bounded list of events that each reader goes
-through by itself.
-"""
+"""The feed of events: a bounded list that each reader goes through by itself."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ Json = dict[str, Any]
 
 
 class Event(NamedTuple):
-    """One event as it is sent. `purpose` is empty where it concerns every one."""
+    """One event as it is sent. `purpose` is empty for an event of every purpose."""
 
     number: int
     kind: str
@@ -72,18 +70,18 @@ class Feed:
         self._wake()
 
     def close(self) -> None:
-        """Let every reader come to its end."""
+        """End the stream of every reader."""
         self.is_closed = True
         self._wake()
 
     def _wake(self) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._tell)
+            loop.call_soon_threadsafe(self._wake_readers)
 
-    def _tell(self) -> None:
-        told, self._changed = self._changed, asyncio.Event()
-        told.set()
+    def _wake_readers(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     @property
     def last(self) -> int:
@@ -91,30 +89,29 @@ class Feed:
         return self._last
 
     def identity(self, number: int) -> str:
-        """What a reader says to go on after an event."""
+        """Return the identity by which a reader goes on after an event."""
         return f"{self.life}-{number}"
 
-    def place(self, identity: str) -> int | None:
-        """The number behind an identity; None where it is of another list, or no longer known."""
+    def number_of(self, identity: str) -> int | None:
+        """Return the number in an identity; None where it is of another list, or too old."""
         life, _, number = identity.partition("-")
         if life != self.life or not number.isascii() or not number.isdigit() or len(number) > 18:
             return None
-        return int(number) if self._oldest() <= int(number) + 1 <= self._last + 1 else None
+        is_known = self._oldest() <= int(number) + 1 <= self._last + 1
+        return int(number) if is_known else None
 
     def _oldest(self) -> int:
         events = self._events
         return events[0].number if events else self._last + 1
 
     def _after(self, number: int) -> list[Event] | None:
-        """The events after this number; None where some of them are gone."""
+        """Return the events after this number; None where some of them are gone."""
         with self._adding:
             if number + 1 < self._oldest():
                 return None
-            return (
-                [event for event in self._events if event.number > number]
-                if number < self._last
-                else []
-            )
+            if number >= self._last:
+                return []
+            return [event for event in self._events if event.number > number]
 
     async def read(
         self,
@@ -124,15 +121,14 @@ class Feed:
         greeting: Callable[[], Json],
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> AsyncIterator[bytes]:
-        """Server-sent events after the one with this identity, or from now on; those of these
-        purposes.
+        """Yield server-sent events of these purposes, after this identity or from now on.
 
-        Where events are gone, `lost` stands in for all of them. Source: HTML, "Server-sent events".
+        One `lost` stands in for all events that are gone. Source: HTML, "Server-sent events".
         """
-        found = self.last if last_id is None else self.place(last_id)
-        number = self.last if found is None else found
+        known = self.last if last_id is None else self.number_of(last_id)
+        number = self.last if known is None else known
         yield _lines("status", self.identity(number), json.dumps(greeting()))
-        if found is None:
+        if known is None:
             yield self._lost(number)
         while not self.is_closed:
             changed = self._changed
@@ -157,29 +153,30 @@ class Feed:
         )
         return _lines("lost", self.identity(number), text)
 
-    # ---- what the hooks tell
+    # ---- called by the hooks
 
     def add_exclusion(self, exclusion: Exclusion) -> None:
-        """Members became excluded. Controls are told apart, once for all purposes."""
+        """Add an event of members who became excluded.
+
+        Exclusions by controls are left out: `add_control` reports those once for all purposes.
+        """
         if exclusion.cause is ExclusionCause.CONTROL:
             return
-        for part in _parts(exclusion.members):
+        kind = "lost" if exclusion.cause is ExclusionCause.MANY else "exclusion"
+        reason = None if exclusion.reason is None else exclusion.reason.value
+        for members in _chunks(exclusion.members):
             data = {
                 "purpose": exclusion.purpose,
                 "cause": exclusion.cause.value,
-                "reason": None if exclusion.reason is None else exclusion.reason.value,
+                "reason": reason,
                 "at": iso_text(exclusion.at),
-                "members": part,
+                "members": members,
                 "partitions": list(exclusion.partitions),
             }
-            self.add(
-                "lost" if exclusion.cause is ExclusionCause.MANY else "exclusion",
-                data,
-                purpose=exclusion.purpose,
-            )
+            self.add(kind, data, purpose=exclusion.purpose)
 
     def add_control(self, control: Control) -> None:
-        """A pause, a lift or a policy came."""
+        """Add an event of a pause, a lift or a policy."""
         data: Json = {
             "effective_at": iso_text(control.effective_at),
             "recorded_at": iso_text(control.recorded_at),
@@ -190,8 +187,8 @@ class Feed:
             data |= {
                 "pause": control.pause,
                 "jurisdictions": list(scope.jurisdictions),
-                "purposes": None if scope.purposes is None else list(scope.purposes),
-                "categories": None if scope.categories is None else list(scope.categories),
+                "purposes": _list(scope.purposes),
+                "categories": _list(scope.categories),
                 "reach": control.reach.value,
             }
             self.add("pause", data)
@@ -201,7 +198,7 @@ class Feed:
             self.add("policy", data)
 
     def add_order(self, order: PurgeOrder) -> None:
-        """A purge order is open."""
+        """Add an event of a purge order that is open."""
         scope = order.scope
         data = {
             "order_id": order.order_id,
@@ -211,18 +208,20 @@ class Feed:
             "member": order.member,
             "pause": order.pause,
             "jurisdictions": None if scope is None else list(scope.jurisdictions),
-            "purposes": None if scope is None or scope.purposes is None else list(scope.purposes),
-            "categories": None
-            if scope is None or scope.categories is None
-            else list(scope.categories),
+            "purposes": None if scope is None else _list(scope.purposes),
+            "categories": None if scope is None else _list(scope.categories),
         }
         self.add("purge_order", data)
 
 
-def _parts(members: tuple[str, ...]) -> Iterator[list[str]]:
+def _chunks(members: tuple[str, ...]) -> Iterator[list[str]]:
     for start in range(0, max(len(members), 1), MEMBERS_MAX):
         yield list(members[start : start + MEMBERS_MAX])
 
 
 def _lines(kind: str, identity: str, text: str) -> bytes:
     return f"id: {identity}\nevent: {kind}\ndata: {text}\n\n".encode()
+
+
+def _list(names: tuple[str, ...] | None) -> list[str] | None:
+    return None if names is None else list(names)

@@ -1,6 +1,4 @@
-"""Who gets to the agent at all: the right host, the token where one is needed, and not too many at
-a time.
-"""
+"""The guard of the agent: it checks host and token, and lets in a bounded number of requests."""
 
 from __future__ import annotations
 
@@ -30,11 +28,11 @@ _LOG = structlog.get_logger(__name__)
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
-    """The tokens of a file, one a line: any of them lets in, so that a new one can be given out
-    before the old ends.
+    """Return the tokens of a file, one a line.
 
-    Raises InvalidInput where the file cannot be read, others may read it, or a token is short;
-    never says one.
+    Any of them lets in, so that a new one can be given out before the old one ends. Raises
+    InvalidInput where the file cannot be read, others may read it, or a token is short; the error
+    never shows a token.
     """
     try:
         mode = path.stat().st_mode
@@ -64,12 +62,11 @@ def _bad_file(path: Path, problem: str) -> InvalidInput:
 
 
 class Guard:
-    """ASGI: refuses what may not come in, turns a fault of ours into a problem, and adds what each
-    answer carries.
+    """ASGI: refuses what may not come in, and turns a fault of ours into a problem.
 
-    With `tokens` each request has to bring one. Without, it has to name this machine: a page in
-    somebody's browser that has its own name point here names itself (DNS rebinding). `checks_host`
-    is False where no browser gets.
+    With `tokens` each request has to bring one. Without them it has to name this machine: a page in
+    somebody's browser, whose own name points here, names itself (DNS rebinding). `checks_host` is
+    False for an address that no browser reaches.
     """
 
     def __init__(
@@ -111,12 +108,12 @@ class Guard:
         try:
             await self._app(scope, receive, note)
         except ClientDisconnect:
-            return  # nobody is there to be answered
+            return  # nobody is there to get a response
         except Exception as error:
             route = scope.get("route")
             _LOG.error("request_failed", route=getattr(route, "path", "none"), exc_info=error)
             if status not in (0, 500):
-                raise  # half of an answer is out: all that is left is to close the connection
+                raise  # half of a response is out: all that is left is to close the connection
             if status == 0:
                 await fault()(scope, receive, note)
         finally:
@@ -137,10 +134,11 @@ class Guard:
                 headers={"Retry-After": "1"},
             )
 
-    def _check_token(self, given: Sequence[str]) -> None:
-        kind, _, token = (given[0] if len(given) == 1 else "").partition(" ")
+    def _check_token(self, headers: Sequence[str]) -> None:
+        header = headers[0] if len(headers) == 1 else ""
+        kind, _, token = header.partition(" ")
         sent = token.strip().encode("latin-1", "replace")
-        # All are compared, so that the time tells nothing of which.
+        # All are compared, so that the time does not show which one matches.
         matches = [hmac.compare_digest(sent, known) for known in self._tokens]
         if kind.lower() != "bearer" or not any(matches):
             raise Problem(

@@ -1,6 +1,4 @@
-"""What is sent to the agent and what it answers: for the OpenAPI description, and to check small
-bodies.
-"""
+"""The bodies of requests and responses: for the OpenAPI description, and to check small bodies."""
 
 from __future__ import annotations
 
@@ -47,12 +45,13 @@ class MaskIn(BaseModel):
     collected_at: Texts | str | int | None = None
     at_least: str | None = None
     wait: float = 2.0
-    reasons: bool = Field(False, description="Also tell the reason of each row.")
+    reasons: bool = Field(False, description="Also return the reason of each row.")
 
 
 class CheckIn(BaseModel):
-    """Files to check; or, in its place, the body that lakeFS sends to a webhook of pre-commit or
-    pre-merge.
+    """Files to check.
+
+    In its place may stand the body that lakeFS sends to a webhook of pre-commit or pre-merge.
     """
 
     files: list[str] = Field(
@@ -91,7 +90,7 @@ class MaskOut(BaseModel):
 
 
 class CheckOut(BaseModel):
-    """What a check came to: 200 clean; else a problem that holds the same as `report`."""
+    """The report of a check: 200 if clean; else a problem that holds the same as `report`."""
 
     outcome: Literal["clean", "violations", "cannot_tell"]
     purpose: str

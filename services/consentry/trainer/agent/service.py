@@ -1,6 +1,4 @@
-"""What the agent does for its callers: questions in few threads, events to all readers, checks
-under its roots.
-"""
+"""The agent's work for its callers: questions in few threads, events to all readers, checks."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ QUESTION_SECONDS: Final = 30.0
 CHECK_SECONDS: Final = 300.0
 WAIT_SECONDS_MAX: Final = 10.0
 _WATCH_SECONDS: Final = 0.2
-_LOOK_SECONDS: Final = 0.02
+_RETRY_SECONDS: Final = 0.02
 _REF: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)
 _LAKEFS_REFS: Final = {"pre-commit": "branch_id", "pre-merge": "source_ref"}
 
@@ -72,9 +70,9 @@ class FollowingClient(Protocol):
 
 
 class WorkPool:
-    """Calls that take long, on `threads` threads: the event loop stays free.
+    """Runs long calls on `threads` threads, so that the event loop stays free.
 
-    At most `most` run or wait.
+    At most `most` calls run or wait.
     """
 
     def __init__(self, name: str, *, threads: int, most: int, seconds: float) -> None:
@@ -84,9 +82,9 @@ class WorkPool:
         self._now = 0
 
     async def run(self, call: Callable[[], Found]) -> Found:
-        """What the call gives.
+        """Return the result of the call.
 
-        Raises Problem 503 where no place is free, or when it takes too long.
+        Raises Problem 503 where no place is free, or the call takes longer than `seconds`.
         """
         if self._now >= self._most:
             raise _busy(f"{self._most} such requests are being worked on already")
@@ -102,10 +100,10 @@ class WorkPool:
     def _end(self, future: asyncio.Future[Any]) -> None:
         self._now -= 1
         if not future.cancelled():
-            future.exception()  # whoever waited was told otherwise
+            future.exception()  # whoever waited got another error
 
     def close(self) -> None:
-        """Take no more; what waits is left out."""
+        """Take no more calls; those that wait are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -120,8 +118,9 @@ def _busy(what: str) -> Problem:
 
 
 class Paths(NamedTuple):
-    """Files and directories that are asked about, relative to a root; what they link to has to lie
-    `within` it too.
+    """Files and directories to check, relative to a root.
+
+    Links in them have to lead to files `within` that directory of the root.
     """
 
     names: Sequence[str]
@@ -129,7 +128,7 @@ class Paths(NamedTuple):
 
 
 class Agent:
-    """The parts of one agent. Events are told for `purposes`; files are read under `roots` only."""
+    """One agent. Events are sent for `purposes`; files are read under `roots` only."""
 
     def __init__(
         self,
@@ -156,7 +155,7 @@ class Agent:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has ever given fresh answers; from then on it gives answers, be they STALE."""
+        """True once it has had fresh answers; from then on it answers, if only with STALE."""
         self._was_ready = self._was_ready or not self.follower.stale_detail
         return self._was_ready
 
@@ -170,28 +169,28 @@ class Agent:
             )
 
     def freshness(self) -> dict[str, Any]:
-        """Whether answers are given now, and what they rest on."""
+        """Return whether answers are fresh now, and the snapshot that they rest on."""
         detail = self.follower.stale_detail
         return {"fresh": not detail, "detail": detail, "snapshot": self.follower.snapshot_id}
 
     async def watch(self) -> None:
-        """Tell the readers of events whenever freshness is lost or found again, until cancelled.
+        """Add an event whenever freshness is lost or regained, until cancelled.
 
-        It looks at the clock itself: a thread that hangs tells of nothing.
+        It reads the clock itself: a thread that hangs would report nothing.
         """
         self.feed.attach()
         was_fresh: bool | None = None
         while True:
-            found = self.freshness() if self.is_ready else None
-            if found is not None and found["fresh"] is not was_fresh:
-                was_fresh = found["fresh"]
-                self.feed.add("freshness", found)
+            freshness = self.freshness() if self.is_ready else None
+            if freshness is not None and freshness["fresh"] is not was_fresh:
+                was_fresh = freshness["fresh"]
+                self.feed.add("freshness", freshness)
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def reach(self, token: str | None, wait_seconds: float) -> None:
-        """Return once answers are as fresh as the token, or after that time.
+        """Return once answers are as fresh as the token, or after `wait_seconds`.
 
-        Raises InvalidInput for no token.
+        Raises InvalidInput for a malformed token.
         """
         until = monotonic() + wait_seconds
         while token is not None:
@@ -200,18 +199,18 @@ class Agent:
             except Unavailable:
                 if monotonic() >= until:
                     return None  # the answer will be STALE
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
 
     def close(self) -> None:
-        """Let readers and waiting calls come to their end."""
+        """End the event streams, and drop the calls that wait."""
         self.feed.close()
         self.questions.close()
         self.checks.close()
 
     # ---- files to check
 
-    def files(self, asked: Paths) -> Iterator[tuple[DataFile, str]]:
-        """The data files behind these paths, with the names they are told by.
+    def files(self, paths: Paths) -> Iterator[tuple[DataFile, str]]:
+        """Yield the data files behind these paths, with their names in reports.
 
         Raises Refused where there are no roots, InvalidInput for what does not lie under one, also
         behind a link.
@@ -222,18 +221,16 @@ class Agent:
                 code="check.roots",
                 fix="start it with --root DIRECTORY, once for each",
             )
-        for name in asked.names:
+        for name in paths.names:
             root, path = self._under_root(name)
-            bound = (root / asked.within).resolve()
+            bound = (root / paths.within).resolve()
             for file in find_files([path]):
                 if not file.path.resolve().is_relative_to(bound):
                     raise _outside()
-                yield (
-                    file,
-                    str(file.path.relative_to(root))
-                    if file.path.is_relative_to(root)
-                    else file.path.name,
-                )
+                shown = file.path.name
+                if file.path.is_relative_to(root):
+                    shown = str(file.path.relative_to(root))
+                yield file, shown
 
     def _under_root(self, name: str) -> tuple[Path, Path]:
         for root in self._roots:
@@ -249,7 +246,7 @@ class Agent:
 
 
 def _outside() -> InvalidInput:
-    # Whether there is such a file elsewhere is not for the caller to know.
+    # The caller is not to learn of files elsewhere.
     return InvalidInput(
         "A path is not that of a file or directory under a root of this agent.",
         code="check.outside",
@@ -258,12 +255,10 @@ def _outside() -> InvalidInput:
 
 
 def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> Paths:
-    """Where a branch that lakeFS is about to commit or merge is mounted:
+    """Return the paths of a branch that lakeFS is about to commit or merge, or of files in it.
 
-    ROOT/repository/branch, and files in it.
-
-    Raises Problem for another event, InvalidInput for a file outside of the branch. Source: lakeFS,
-    "Webhooks", the body of a request.
+    The branch is mounted at ROOT/repository/branch. Raises Problem for another event, InvalidInput
+    for a file outside of the branch. Source: lakeFS, "Webhooks", the body of a request.
     """
     ref_field = _LAKEFS_REFS.get(str(event.get("event_type")).replace("_", "-"))
     if ref_field is None:
@@ -274,14 +269,17 @@ def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> Paths:
             fix=f"use it for {' and '.join(_LAKEFS_REFS)}",
         )
     names = [event.get("repository_id"), event.get(ref_field)]
-    if any(not isinstance(name, str) or _REF.fullmatch(name) is None for name in names):
+    are_plain = all(isinstance(name, str) and _REF.fullmatch(name) for name in names)
+    if not are_plain:
         raise Problem(
             422,
             f"The event names no repository_id and {ref_field} that are plain names.",
             code="check.event",
             fix="check branches whose names hold letters, digits, '.', '_' and '-'",
         )
-    if any(file.startswith("/") or ".." in PurePosixPath(file).parts for file in files):
-        raise _outside()  # another branch's data would be checked in place of this one's
+    for file in files:
+        if file.startswith("/") or ".." in PurePosixPath(file).parts:
+            raise _outside()  # another branch's data would be checked in place of this one's
     branch = "/".join(map(str, names))
-    return Paths([f"{branch}/{file}" for file in files] or [branch], within=branch)
+    paths = [f"{branch}/{file}" for file in files]
+    return Paths(paths or [branch], within=branch)

@@ -179,8 +179,8 @@ class TestFeed:
         for _ in range(100):
             feed.add("exclusion", {"members": ["m"] * 50})
         assert len(feed._events) <= 4
-        assert feed.place(feed.identity(1)) is None
-        assert feed.place(feed.identity(100)) == 100
+        assert feed.number_of(feed.identity(1)) is None
+        assert feed.number_of(feed.identity(100)) == 100
 
     def test_silence_is_broken_so_that_a_dead_connection_is_noticed(self) -> None:
         """A reader behind a dead connection believes for hours that nobody opts out."""

@@ -35,12 +35,14 @@ _LEADER_MOVED: Final = frozenset(
         KafkaError.LEADER_NOT_AVAILABLE,
     }
 )
+_LEADER_PAUSE_SECONDS: Final = 0.2
 _LOG: Final = logging.getLogger("librdkafka")
 
 
 def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """Settings every client shares: addresses and security from `kafka`, quick reconnects, logs
-    through logging.
+    """Return the settings of every client: addresses and security from `kafka`, quick reconnects.
+
+    librdkafka logs through logging.
     """
     return {
         **kafka,
@@ -53,8 +55,9 @@ def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
 
 
 def producer_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """An idempotent producer that waits for all replicas; partitions as Java's default partitioner
-    does.
+    """Return the settings of an idempotent producer that waits for all replicas.
+
+    It partitions as Java's default partitioner does.
     """
     return client_config(kafka, client_id) | {
         "acks": "all",
@@ -66,7 +69,7 @@ def producer_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
 
 
 def follower_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """A consumer that assigns partitions itself and never commits: it joins no group."""
+    """Return the settings of a consumer that assigns partitions itself and commits nothing."""
     return client_config(kafka, client_id) | {
         "group.id": f"{client_id}-unused",
         "enable.auto.commit": False,
@@ -79,13 +82,13 @@ def follower_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
     }
 
 
-def unavailable(what: str, error: Exception) -> Unavailable:
-    """The error for a broker that did not do `what`."""
-    detail = (
-        error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
-    )
+def unavailable(action: str, error: Exception) -> Unavailable:
+    """Return the error for a broker that did not do `action`, a verb such as "answer"."""
+    detail = str(error)
+    if error.args and isinstance(error.args[0], KafkaError):
+        detail = error.args[0].str()
     return Unavailable(
-        f"Kafka did not {what}: {detail}.",
+        f"Kafka did not {action}: {detail}.",
         code="kafka.unavailable",
         fix="check CONSENTRY_KAFKA_BOOTSTRAP and that the broker runs (`consentry local status` "
         "for the local one)",
@@ -93,7 +96,7 @@ def unavailable(what: str, error: Exception) -> Unavailable:
 
 
 def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 10.0) -> int:
-    """How many partitions a topic has.
+    """Return how many partitions a topic has.
 
     Raises Refused where it does not exist, Unavailable without a broker.
     """
@@ -101,22 +104,22 @@ def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 
         metadata = admin.list_topics(topic, timeout=timeout_seconds)
     except KafkaException as error:
         raise unavailable("answer", error) from error
-    found = metadata.topics.get(topic)
-    if found is None or found.error is not None or not found.partitions:
+    topic_metadata = metadata.topics.get(topic)
+    if topic_metadata is None or topic_metadata.error is not None or not topic_metadata.partitions:
         raise Refused(
             f"The topic {topic} does not exist on this broker.",
             code="kafka.topic_missing",
             fix="run `consentry topics apply` once against this broker",
         )
-    return len(found.partitions)
+    return len(topic_metadata.partitions)
 
 
 def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 10.0) -> bytes:
-    """Eight bytes that tell this topic from one of the same name made anew, whose offsets begin
-    again.
+    """Return eight bytes that tell this topic from a later one of the same name.
 
-    Derived from the broker's topic id (KIP-516); a broker without such ids gives every topic the
-    same. Raises Refused where the topic does not exist, Unavailable without a broker.
+    The offsets of a topic that was made anew begin again. The bytes are derived from the broker's
+    topic id (KIP-516); a broker without such ids gives every topic the same. Raises Refused where
+    the topic does not exist, Unavailable without a broker.
     """
     admin = AdminClient(client_config(kafka, "consentry-identity"))
     partition_count(admin, topic, timeout_seconds=timeout_seconds)
@@ -131,51 +134,45 @@ def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float
 
 
 def end_offsets(
-    admin: AdminClient, places: Iterable[tuple[str, int]], *, timeout_seconds: float = 5.0
+    admin: AdminClient, partitions: Iterable[tuple[str, int]], *, timeout_seconds: float = 5.0
 ) -> dict[tuple[str, int], int]:
-    """The end offset (exclusive) of each (topic, partition), as the broker knows it now.
+    """Return the end offset (exclusive) of each (topic, partition), as the broker knows it now.
 
     Raises Unavailable.
     """
-    asked = {TopicPartition(topic, partition): OffsetSpec.latest() for topic, partition in places}
-    if not asked:
+    request = {
+        TopicPartition(topic, partition): OffsetSpec.latest() for topic, partition in partitions
+    }
+    if not request:
         return {}
     until = time.monotonic() + timeout_seconds
     while True:
         try:
-            answers = admin.list_offsets(asked, request_timeout=timeout_seconds)
+            answers = admin.list_offsets(request, request_timeout=timeout_seconds)
             return {
-                (place.topic, place.partition): answer.result().offset
-                for place, answer in answers.items()
+                (topic_partition.topic, topic_partition.partition): answer.result().offset
+                for topic_partition, answer in answers.items()
             }
         except KafkaException as error:
             if error.args[0].code() not in _LEADER_MOVED or time.monotonic() > until:
                 raise unavailable("report its offsets", error) from error
-            time.sleep(
-                0.2
-                # a broker that came back gives out new leader epochs; the client hears of it in a
-                # moment
-            )
+            # A broker that came back gives out new leader epochs; the client learns of it soon.
+            time.sleep(_LEADER_PAUSE_SECONDS)
 
 
 def read_all(
     kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 30.0
 ) -> Iterator[StoredMessage]:
-    """Every message of a topic, from its beginning to the end seen at the start, partition by
-    partition mixed.
+    """Yield every message of a topic, from its beginning to the end seen at the start.
 
-    Raises Refused where the topic does not exist, Unavailable when the broker stops answering for
-    that long.
+    The messages of one partition are in order, those of several are mixed. Raises Refused where the
+    topic does not exist, Unavailable where nothing comes for `timeout_seconds`.
     """
     admin = AdminClient(client_config(kafka, "consentry-reader"))
     count = partition_count(admin, topic, timeout_seconds=min(timeout_seconds, 10.0))
     ends = end_offsets(admin, [(topic, partition) for partition in range(count)])
-    yield from _read_between(
-        kafka,
-        topic,
-        {partition: ends[topic, partition] for partition in range(count)},
-        timeout_seconds,
-    )
+    ends_by_partition = {partition: end for (_, partition), end in ends.items()}
+    yield from _read_between(kafka, topic, ends_by_partition, timeout_seconds)
 
 
 def read_partition(
@@ -187,10 +184,9 @@ def read_partition(
     with_headers: bool = False,
     timeout_seconds: float = 30.0,
 ) -> Iterator[StoredMessage]:
-    """Every message of one partition, from an offset (default: its beginning) to the end seen at
-    the start.
+    """Yield every message of one partition, from an offset to the end seen at the start.
 
-    Raises Unavailable, also where the offset is no longer held.
+    The default is its beginning. Raises Unavailable, also where the offset is no longer held.
     """
     admin = AdminClient(client_config(kafka, "consentry-reader"))
     end = end_offsets(admin, [(topic, partition)])[topic, partition]
@@ -217,16 +213,16 @@ def _read_between(
         while open_partitions:
             for message in consumer.consume(5000, 0.1):
                 progress_at = time.monotonic()
-                partition, offset, is_end = place_of(message)
-                if offset >= ends[partition] or is_end or offset + 1 >= ends[partition]:
+                partition, offset, is_end = position_of(message)
+                if is_end or offset + 1 >= ends[partition]:
                     open_partitions.discard(partition)
-                if not is_end and offset < ends[partition]:
-                    found = stored(message)
-                    yield (
-                        found._replace(headers=tuple(headers_of(message) or ()))
-                        if with_headers
-                        else found
-                    )
+                if is_end or offset >= ends[partition]:
+                    continue
+                stored_message = stored(message)
+                if with_headers:
+                    headers = tuple(headers_of(message) or ())
+                    stored_message = stored_message._replace(headers=headers)
+                yield stored_message
             if time.monotonic() - progress_at > timeout_seconds:
                 raise Unavailable(
                     f"Reading {topic} made no progress for {timeout_seconds:.0f} s.",
@@ -237,29 +233,25 @@ def _read_between(
         consumer.close()
 
 
-def place_of(message: Message) -> tuple[int, int, bool]:
-    """(partition, offset, whether this only says that the end was reached).
+def position_of(message: Message) -> tuple[int, int, bool]:
+    """Return (partition, offset, whether this only reports that the end was reached).
 
     Raises Unavailable for an error.
     """
     error = message.error()
     partition, offset = message.partition(), message.offset()
     if error is not None:
-        if (
-            error.code() == KafkaError._PARTITION_EOF
-            and partition is not None
-            and offset is not None
-        ):
-            return partition, offset, True
-        raise unavailable("deliver", KafkaException(error))
+        has_position = partition is not None and offset is not None
+        if not has_position or error.code() != KafkaError._PARTITION_EOF:
+            raise unavailable("deliver", KafkaException(error))
     assert partition is not None
     assert offset is not None
-    return partition, offset, False
+    return partition, offset, error is not None
 
 
 def stored(message: Message) -> StoredMessage:
-    """The message as a value."""
-    partition, offset, _ = place_of(message)
+    """Return the message as a value."""
+    partition, offset, _ = position_of(message)
     _, milliseconds = message.timestamp()
     return StoredMessage(
         partition, offset, message.key(), message.value(), Micros(milliseconds * 1000)
@@ -273,27 +265,26 @@ def send(
     *,
     timeout_seconds: float = 35.0,
 ) -> list[tuple[int, int]]:
-    """Send (key, value) messages and wait until all are acknowledged; their (partition, offset) in
-    order.
+    """Send (key, value) messages, wait for all acknowledgements, return (partition, offset) each.
 
     A third item is the sender's time in milliseconds, which counts only where the topic takes it.
     Raises Unavailable if any was not acknowledged: it is then unknown whether it counts, and
     sending the same again is safe.
     """
-    places: list[tuple[int, int]] = []
-    failed: list[KafkaError] = []
+    positions: list[tuple[int, int]] = []
+    errors: list[KafkaError] = []
 
-    def delivered(slot: int) -> Callable[[KafkaError | None, Message], None]:
+    def delivered(index: int) -> Callable[[KafkaError | None, Message], None]:
         def note(error: KafkaError | None, message: Message) -> None:
             if error is not None:
-                failed.append(error)
+                errors.append(error)
             else:
-                places[slot] = (message.partition() or 0, message.offset() or 0)
+                positions[index] = (message.partition() or 0, message.offset() or 0)
 
         return note
 
     for key, value, *times in messages:
-        places.append((-1, -1))
+        positions.append((-1, -1))
         while True:
             try:
                 producer.produce(
@@ -301,19 +292,20 @@ def send(
                     value,
                     key,
                     timestamp=times[0] if times else 0,
-                    on_delivery=delivered(len(places) - 1),
+                    on_delivery=delivered(len(positions) - 1),
                 )
                 break
             except BufferError:
                 producer.poll(0.05)
             except KafkaException as error:
                 raise unavailable(f"accept a message for {topic}", error) from error
-    left = producer.flush(timeout_seconds)
-    if failed or left:
+    unacknowledged = producer.flush(timeout_seconds)
+    if errors or unacknowledged:
+        cause: Exception = TimeoutError("time-out; it is unknown whether they count")
+        if errors:
+            cause = KafkaException(errors[0])
         raise unavailable(
-            f"acknowledge {len(failed) or left} of {len(places)} messages for {topic}",
-            KafkaException(failed[0])
-            if failed
-            else TimeoutError("time-out; it is unknown whether they count"),
+            f"acknowledge {len(errors) or unacknowledged} of {len(positions)} messages for {topic}",
+            cause,
         )
-    return places
+    return positions

@@ -20,9 +20,8 @@ from consentry.wire.schemas import Schema
 
 Answer = TypeVar("Answer")
 
-logging.getLogger("httpx2").setLevel(
-    logging.WARNING
-)  # one line a request says nothing that an operator needs
+# It logs a line for each request, which no operator needs.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class HttpRegistry:
@@ -31,7 +30,7 @@ class HttpRegistry:
     def __init__(
         self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 3.0
     ) -> None:
-        # Errors name the address, never who logs in there.
+        # Errors name the address, but never the user in it.
         self._url = re.sub(r"//[^/@]*@", "//", url)
         config = {"url": url, "timeout": timeout_seconds, "max.retries": 1, **(settings or {})}
         self._client = SchemaRegistryClient(config)
@@ -46,8 +45,8 @@ class HttpRegistry:
         """See Registry."""
 
         def ask() -> int:
-            found = self._client.lookup_schema(subject, RemoteSchema(schema.text, "AVRO"))
-            return int(found.schema_id or 0)
+            registered = self._client.lookup_schema(subject, RemoteSchema(schema.text, "AVRO"))
+            return int(registered.schema_id or 0)
 
         return self._ask_or_none(ask)
 
@@ -89,8 +88,7 @@ class HttpRegistry:
                 "schema's compatibility",
             ) from error
         except Exception as error:
-            # The client lets the errors of its HTTP library through; whatever they are, there was
-            # no answer.
+            # The client lets the errors of its HTTP library through: there was no answer.
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Unavailable:

@@ -1,6 +1,4 @@
-"""Sending to Kafka from a program that goes on meanwhile: every message is told once what became of
-it.
-"""
+"""Send to Kafka while the program goes on: a callback gets each message's result, once."""
 
 from __future__ import annotations
 
@@ -22,10 +20,10 @@ Headers = list[tuple[str, bytes]]
 """A list and no other sequence: the client takes nothing else."""
 
 _POLL_SECONDS: Final = 0.1
-_FLUSH_LOOK_SECONDS: Final = 0.002
-_LAST_WORDS_SECONDS: Final = 5.0
+_FLUSH_POLL_SECONDS: Final = 0.002
+_PURGE_SECONDS: Final = 5.0
 _LOG: Final = logging.getLogger(__name__)
-_REFUSED_FOR_SURE: Final = frozenset(
+_CERTAINLY_REFUSED: Final = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -39,33 +37,32 @@ _REFUSED_FOR_SURE: Final = frozenset(
         KafkaError._UNKNOWN_PARTITION,
     }
 )
-"""What the broker or the client refused before anything was written; after any other error it is
-not known.
+"""Errors after which nothing was written; after any other error it is not known.
 
-A message purged from the queue is not among them: it may be back there because an attempt had no
-answer.
+A purge from the queue is not among them: the message may be back in the queue because an attempt
+had no answer.
 """
 _new_tuple: Final = tuple.__new__
 
 
 class TopicPosition(NamedTuple):
-    """Where a message stands in its topic."""
+    """The position of a message in its topic."""
 
     partition: int
     offset: int
 
 
 class Undelivered(Unavailable):
-    """A message was not acknowledged. `is_unknown`: it may stand in the log all the same."""
+    """Raised when a message was not acknowledged; if `is_unknown`, it may be in the log anyhow."""
 
     def __init__(self, topic: str, error: KafkaError) -> None:
         known = unavailable(f"acknowledge a message for {topic}", KafkaException(error))
         super().__init__(known.message, code=known.code, fix=known.fix)
-        self.is_unknown = error.code() not in _REFUSED_FOR_SURE
+        self.is_unknown = error.code() not in _CERTAINLY_REFUSED
 
 
 class QueueFull(Unavailable):
-    """More messages wait for the broker than may; nothing was taken."""
+    """Raised when more messages wait for the broker than may; the message was not taken."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -77,16 +74,16 @@ class QueueFull(Unavailable):
 
 Note = Callable[[KafkaError | None, Message], None]
 Delivered = Callable[[TopicPosition | Undelivered], None]
-"""Told once, on the sender's thread: where the message stands, or that it was not acknowledged.
+"""Called once, on the sender's thread: with the position of the message, or why it has none.
 
-Must not block.
+It must not block.
 """
 
 
 _forks = 0
-"""How often this process is a child made by fork().
+"""The number of forks between this process and the first one.
 
-Cheaper to look at, for each message, than asking for the pid.
+For each message it is read, which is cheaper than to ask for the pid.
 """
 
 
@@ -101,12 +98,9 @@ os.register_at_fork(after_in_child=_note_fork)
 class Sender:
     """An idempotent producer, and a thread that serves its acknowledgements.
 
-    May be called from any thread.
-
-    An event loop does without the thread, which would take turns with it: it calls `serve` while
-    any are `waiting`.
-
-    Not from a child made by fork(): librdkafka's threads stay behind in the parent.
+    It may be called from any thread, but not from a child made by fork(): librdkafka's threads stay
+    in the parent. An event loop goes without the thread, with which it would take turns: it calls
+    `serve` while any messages are `waiting`.
     """
 
     def __init__(
@@ -135,9 +129,9 @@ class Sender:
     def send(
         self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered
     ) -> None:
-        """Queue a message; `delivered` is told.
+        """Queue a message; `delivered` is called with its result.
 
-        Raises QueueFull, Unavailable, Refused, and then nothing is told.
+        Raises QueueFull, Unavailable, Refused; then `delivered` is not called.
         """
 
         def note(error: KafkaError | None, message: Message) -> None:
@@ -150,10 +144,7 @@ class Sender:
         self.produce(topic, key, value, headers, note)
 
     def produce(self, topic: str, key: bytes, value: bytes, headers: Headers, note: Note) -> None:
-        """The same for who sends so much that each call counts:
-
-        `note` gets what librdkafka gives out.
-        """
+        """Queue a message as `send` does, at one call less: `note` gets librdkafka's arguments."""
         if self._forks != _forks:
             raise _refused_after_fork()
         with self._lock:
@@ -173,22 +164,20 @@ class Sender:
 
     @property
     def waiting(self) -> int:
-        """How many messages wait to be sent or acknowledged."""
+        """The number of messages that wait to be sent or acknowledged."""
         return sum(map(len, self._producers()))
 
     def flush(self, timeout_seconds: float) -> int:
-        """Wait until everything queued is acknowledged, at most so long; how many are not."""
-        # Not librdkafka's flush: it would tell the acknowledgements on this thread, and raise what
-        # is told there.
+        """Wait until all is acknowledged, or the time is up; return how many messages are not."""
+        # Not librdkafka's flush: it would call the callbacks on this thread, and raise their
+        # errors here.
         until = time.monotonic() + timeout_seconds
         while (left := self.waiting) and time.monotonic() < until:
-            time.sleep(_FLUSH_LOOK_SECONDS)
+            time.sleep(_FLUSH_POLL_SECONDS)
         return left
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Wait a while for what is queued, then end; whoever still waits is told that it is not
-        known.
-        """
+        """Wait a while for queued messages, then end; the result of the others is not known."""
         if self._forks != _forks:
             return  # the parent's, and its thread is not here
         with self._lock:
@@ -198,7 +187,7 @@ class Sender:
         if self.flush(timeout_seconds):
             for producer in self._producers():
                 producer.purge()
-            self.flush(_LAST_WORDS_SECONDS)
+            self.flush(_PURGE_SECONDS)
         self._stopping.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
@@ -210,7 +199,7 @@ class Sender:
         return [*self._retired, self._producer]
 
     def serve(self, seconds: float = 0.0) -> None:
-        """Tell the acknowledgements that have come, waiting at most so long for the first."""
+        """Call the callbacks of acknowledgements; wait up to `seconds` for the first."""
         _poll(self._producer, seconds)
         for old in tuple(self._retired):
             _poll(old, 0)
@@ -222,13 +211,12 @@ class Sender:
             self.serve(_POLL_SECONDS)
 
     def _replace_if_fatal(self, error: KafkaException) -> None:
-        """After a fatal error an idempotent producer never sends again: another one takes its
-        place.
+        """Replace the producer after a fatal error, after which it never sends again.
 
-        The old one is served until everybody who waits for it has been told.
+        The old one is served until each of its messages has a result.
         """
-        # What is raised here says _FATAL without being marked fatal; the error that was, is only
-        # logged.
+        # The error that is raised here has the code _FATAL without being marked fatal; the one that
+        # is marked is only logged.
         if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
             self._retired.append(self._producer)
             self._producer = self._new_producer()
@@ -239,9 +227,9 @@ def _poll(producer: Producer, seconds: float) -> None:
         producer.poll(seconds)
     except KafkaException as error:
         _LOG.error("the Kafka client failed: %s", error)
-    except Exception:  # noqa: BLE001 - it is logged whole, and whoever was told has been told
-        # One caller's mistake must not leave all the others without an answer.
-        _LOG.exception("an acknowledgement was told, and whoever was told failed")
+    except Exception:  # noqa: BLE001 - a caller's own callback: logged whole, and it was called
+        # One caller's mistake must not leave all the others without a result.
+        _LOG.exception("the callback of an acknowledgement failed")
 
 
 def _refused_after_fork() -> Refused:

@@ -1,4 +1,4 @@
-"""Making a broker's topics equal to the declared ones, without ever losing data or order."""
+"""Make a broker's topics equal to the declared ones, without ever losing data or order."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _SEEN_PAUSE_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One difference, and what mends it.
+    """One difference, and the step that removes it.
 
-    `loses_data` ones are refused: data or order would be gone.
+    A step with `loses_data` is refused: data or order would be lost.
     """
 
     act: Literal["create", "set", "refuse"]
@@ -42,7 +42,7 @@ class Step:
 
     @property
     def loses_data(self) -> bool:
-        """Whether mending it by machine would lose data or order."""
+        """Whether the step would lose data or order."""
         return self.act == "refuse"
 
     def __str__(self) -> str:
@@ -50,16 +50,15 @@ class Step:
 
 
 def plan_topics(kafka: Mapping[str, str], *, namespace: str, profile: str) -> list[Step]:
-    """What differs between the declared topics and the broker's. Raises Unavailable."""
+    """Return the steps from the broker's topics to those declared. Raises Unavailable."""
     admin = AdminClient(client_config(kafka, "consentry-topics"))
     try:
-        found = admin.list_topics(timeout=10).topics
+        metadata = admin.list_topics(timeout=10).topics
     except KafkaException as error:
         raise unavailable("answer", error) from error
-    existing = {name: len(metadata.partitions) for name, metadata in found.items()}
-    configs = topic_configs(
-        admin, [name for topic in topics() if (name := topic_name(namespace, topic)) in existing]
-    )
+    existing = {name: len(topic.partitions) for name, topic in metadata.items()}
+    declared_names = [topic_name(namespace, topic) for topic in topics()]
+    configs = topic_configs(admin, [name for name in declared_names if name in existing])
     plan: list[Step] = []
     for topic in topics().values():
         name = topic_name(namespace, topic.name)
@@ -79,33 +78,33 @@ def _differences(
     profile: str,
 ) -> Iterator[Step]:
     paired = topic.same_partitions_as
-    wanted = existing.get(topic_name(namespace, paired)) if paired else None
-    wanted = wanted or topic.partitions_for(profile)
-    if existing[name] != wanted and (paired or topic.partitions["production"] == 1):
+    declared_count = existing.get(topic_name(namespace, paired)) if paired else None
+    declared_count = declared_count or topic.partitions_for(profile)
+    is_fixed = paired or topic.partitions["production"] == 1
+    if existing[name] != declared_count and is_fixed:
         detail = (
-            f"{existing[name]} partitions, declared {wanted}: changing the count would move "
-            "keys and break order"
+            f"{existing[name]} partitions, declared {declared_count}: changing the count would "
+            "move keys and break order"
         )
         yield Step("refuse", name, detail, topic)
     for setting, value in topic.config_for(profile).items():
-        held = config.get(setting, "")
-        if held == value:
+        current = config.get(setting, "")
+        if current == value:
             continue
-        detail = f"{setting} is {held}, declared {value}"
-        if _would_lose(setting, held, value):
+        detail = f"{setting} is {current}, declared {value}"
+        if _would_lose(setting, current, value):
             yield Step("refuse", name, f"{detail}: the broker would begin to delete", topic)
         else:
             yield Step("set", name, detail, topic, setting, value)
 
 
-def _would_lose(setting: str, held: str, value: str) -> bool:
-    """Whether the broker would drop messages, or stop being able to keep them, by the change."""
+def _would_lose(setting: str, current: str, value: str) -> bool:
+    """Say whether the broker would drop messages by the change, or could not keep them."""
     if setting == "cleanup.policy":
-        # from delete to compact drops all but the last event of a member; the reverse drops old
-        # records
+        # Compacting drops all but the last event of a member; the reverse drops old records.
         return True
     if setting in ("retention.ms", "delete.retention.ms"):
-        return value != "-1" and (held == "-1" or int(value) < int(held))
+        return value != "-1" and (current == "-1" or int(value) < int(current))
     return False
 
 
@@ -148,9 +147,9 @@ def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str
 
 
 def _wait_seen(admin: AdminClient, topic: str) -> None:
-    """Return when the broker tells clients of a new topic, which is a moment after it was made.
+    """Return once clients see a new topic, a moment after it was made.
 
-    Raises Refused then.
+    Raises Refused where they do not within some seconds.
     """
     until = monotonic() + _SEEN_SECONDS
     while True:
@@ -165,15 +164,18 @@ def _wait_seen(admin: AdminClient, topic: str) -> None:
 
 
 def topic_configs(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The broker's settings of each topic. Raises Unavailable."""
+    """Return the broker's settings of each topic. Raises Unavailable."""
     if not names:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     try:
         answers = admin.describe_configs(resources, request_timeout=10)
-        return {
-            str(resource.name): {name: str(entry.value) for name, entry in answer.result().items()}
-            for resource, answer in answers.items()
+        entries_by_topic = {
+            str(resource.name): answer.result() for resource, answer in answers.items()
         }
     except KafkaException as error:
-        raise unavailable("tell its topics' settings", error) from error
+        raise unavailable("report its topics' settings", error) from error
+    configs: dict[str, dict[str, str]] = {}
+    for topic, entries in entries_by_topic.items():
+        configs[topic] = {name: str(entry.value) for name, entry in entries.items()}
+    return configs

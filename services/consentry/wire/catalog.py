@@ -1,6 +1,4 @@
-"""Schema ids of a registry, pinned to our schemas: which id means which record, and nothing
-else.
-"""
+"""Schema ids of a registry, pinned to our schemas: an id means one of our records or nothing."""
 
 from __future__ import annotations
 
@@ -19,18 +17,18 @@ AWAY_SECONDS: Final = 30.0
 
 
 class Registry(Protocol):
-    """A schema registry, in the words of what we ask it."""
+    """A schema registry: the calls that we make to it."""
 
     def register(self, subject: str, schema: Schema) -> int:
         """Register the schema under the subject and return its id. Raises Refused, Unavailable."""
         ...
 
     def find(self, subject: str, schema: Schema) -> int | None:
-        """The id of exactly this schema under the subject, or None. Raises Unavailable."""
+        """Return the id of exactly this schema under the subject, or None. Raises Unavailable."""
         ...
 
     def text(self, schema_id: int) -> str | None:
-        """The schema text behind an id, or None where there is none. Raises Unavailable."""
+        """Return the schema text of an id, or None for an unknown one. Raises Unavailable."""
         ...
 
     def set_compatibility(self, subject: str, level: str) -> None:
@@ -39,7 +37,7 @@ class Registry(Protocol):
 
 
 class InMemoryRegistry:
-    """A registry in this process: same contract, nothing kept."""
+    """A registry in the memory of this process, with the same contract."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -84,27 +82,27 @@ class Catalog:
         self._calls = 0
         self._away_until = 0.0
         self.away_seconds = AWAY_SECONDS
-        """How long a registry that did not answer is left alone."""
-        self._pinned = {known.fingerprint: name for name, known in schemas().items()}
+        """Seconds for which a registry that did not answer is not called again."""
+        self._pinned = {our.fingerprint: name for name, our in schemas().items()}
 
     def frame_of(self, name: str) -> bytes:
-        """The frame to write before Avro bytes of this record."""
+        """Return the frame to write before Avro bytes of this record."""
         return frame(self._ids[name])
 
     def id_of(self, name: str) -> int:
-        """The schema id that this record is written with."""
+        """Return the schema id that this record is written with."""
         return self._ids[name]
 
     def ids_of(self, name: str) -> tuple[int, ...]:
-        """Every id known so far to mean this record."""
+        """Return every id known so far to mean this record."""
         return tuple(schema_id for schema_id, known in self._names.items() if known == name)
 
     def ids_for(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """Every id known so far to mean these records, by name: what `catalog_of_ids` takes."""
+        """Return every id known so far to mean these records, by name; see `catalog_of_ids`."""
         return {name: tuple(sorted(self.ids_of(name))) for name in sorted(names)}
 
     def name_of(self, schema_id: int, *, allowed: Iterable[str]) -> str:
-        """The record that an id means, if the topic may carry it. Raises UndecodableEvent."""
+        """Return the record that an id means, if it is allowed. Raises UndecodableEvent."""
         name = self._names.get(schema_id) or self._look_up(schema_id)
         if name not in allowed:
             raise UndecodableEvent(
@@ -117,31 +115,32 @@ class Catalog:
             "schema_id", f"Schema id {schema_id} is not one of the pinned schemas."
         )
         with self._lock:
-            if (
-                schema_id in self._unknown
-                or time.monotonic() < self._away_until
-                or not self._may_call()
-            ):
+            is_away = time.monotonic() < self._away_until
+            if schema_id in self._unknown or is_away or not self._may_call():
                 raise refusal
             try:
                 text = self._registry.text(schema_id)
             except Unavailable:
-                # Asking again at once for each event would make the hot path wait for a registry
-                # that hangs.
+                # To ask again for each event would make the hot path wait for a registry that
+                # hangs. The id is not remembered: the registry may know it later, and the member is
+                # quarantined until then.
                 self._away_until = time.monotonic() + self.away_seconds
-                # not remembered: the registry may know it later, the member is quarantined till
-                # then
                 raise refusal from None
-            try:
-                name = None if text is None else self._pinned.get(canonical_fingerprint(text))
-            except Exception:  # noqa: BLE001 - a shared registry holds Protobuf and worse; whatever it is, it is not ours
-                name = None
+            name = self._pinned_name(text)
             if name is None:
                 if len(self._unknown) < UNKNOWN_IDS_MAX:
                     self._unknown.add(schema_id)
                 raise refusal
             self._names[schema_id] = name
             return name
+
+    def _pinned_name(self, text: str | None) -> str | None:
+        if text is None:
+            return None
+        try:
+            return self._pinned.get(canonical_fingerprint(text))
+        except Exception:  # noqa: BLE001 - a shared registry holds Protobuf and worse; whatever it is, it is not ours
+            return None
 
     def _may_call(self) -> bool:
         second = int(time.monotonic())
@@ -152,7 +151,7 @@ class Catalog:
 
 
 def load_catalog(registry: Registry, namespace: str) -> Catalog:
-    """The ids of all schemas, from the registry.
+    """Return a catalog of all schemas, with ids from the registry.
 
     Raises Refused naming the subjects that are not registered.
     """
@@ -160,11 +159,12 @@ def load_catalog(registry: Registry, namespace: str) -> Catalog:
     missing = []
     for topic in topics().values():
         for name in topic.records:
-            found = registry.find(subject(namespace, topic.name, name), schemas()[name])
-            if found is None:
-                missing.append(subject(namespace, topic.name, name))
+            record_subject = subject(namespace, topic.name, name)
+            schema_id = registry.find(record_subject, schemas()[name])
+            if schema_id is None:
+                missing.append(record_subject)
             else:
-                ids[name] = found
+                ids[name] = schema_id
     if missing:
         raise Refused(
             f"The registry does not hold {len(missing)} of our schemas, first {missing[0]!r}.",
@@ -175,17 +175,18 @@ def load_catalog(registry: Registry, namespace: str) -> Catalog:
 
 
 def catalog_of_ids(ids: Mapping[str, tuple[int, ...]]) -> Catalog:
-    """A catalog that knows the schemas behind these ids, by name, and no others; it asks no
-    registry.
-    """
-    known = schemas()
-    texts = {
-        one: known[name].text for name, several in ids.items() if name in known for one in several
-    }
-    return Catalog(
-        _KnownIds(texts),
-        {name: several[0] for name, several in ids.items() if several and name in known},
-    )
+    """Return a catalog that knows these ids, by schema name, and no others; it asks no registry."""
+    our_schemas = schemas()
+    texts: dict[int, str] = {}
+    ids_to_write: dict[str, int] = {}
+    for name, schema_ids in ids.items():
+        if name not in our_schemas:
+            continue
+        for schema_id in schema_ids:
+            texts[schema_id] = our_schemas[name].text
+        if schema_ids:
+            ids_to_write[name] = schema_ids[0]
+    return Catalog(_KnownIds(texts), ids_to_write)
 
 
 class _KnownIds:
@@ -204,7 +205,10 @@ class _KnownIds:
 
     def find(self, subject: str, schema: Schema) -> int | None:
         """See Registry."""
-        return next((one for one, text in self._texts.items() if text == schema.text), None)
+        for schema_id, text in self._texts.items():
+            if text == schema.text:
+                return schema_id
+        return None
 
     def text(self, schema_id: int) -> str | None:
         """See Registry."""
@@ -219,7 +223,7 @@ def register_all(registry: Registry, namespace: str) -> dict[str, int]:
     ids = {}
     for topic in topics().values():
         for name in topic.records:
-            known = subject(namespace, topic.name, name)
-            ids[known] = registry.register(known, schemas()[name])
-            registry.set_compatibility(known, "FULL_TRANSITIVE")
+            record_subject = subject(namespace, topic.name, name)
+            ids[record_subject] = registry.register(record_subject, schemas()[name])
+            registry.set_compatibility(record_subject, "FULL_TRANSITIVE")
     return ids

@@ -32,7 +32,7 @@ MILLI_MICROS = 1000
 
 
 def control_key(control: Control) -> bytes:
-    """The record key of a control: its identity. Unique, so that compaction never drops one."""
+    """Return the record key of a control. It is unique, so that compaction never drops one."""
     if isinstance(control, PolicyPublished):
         return f"policy:{control.version}:{control.event_id.hex()}".encode()
     kind = "pause" if isinstance(control, PauseImposed) else "lift"
@@ -89,16 +89,17 @@ def _terms(fields: Mapping[str, Any]) -> Terms:
         collected_from=fields["collected_from"],
         minors=Minors(fields["minors"]),
         purge_on_opt_out=fields["purge_on_opt_out"],
-        # Beyond a hundred years, or before now, a deadline would be no date; the stricter one is
-        # read for it.
-        purge_within=Micros(
-            min(max(fields["purge_within_seconds"], 0), WITHIN_SECONDS_MAX) * SECOND_MICROS
-        ),
+        purge_within=_purge_within(fields["purge_within_seconds"]),
     )
 
 
+def _purge_within(seconds: int) -> Micros:
+    """Return the time to purge, held between 0 and a hundred years: beyond is not a date."""
+    return Micros(min(max(seconds, 0), WITHIN_SECONDS_MAX) * SECOND_MICROS)
+
+
 def write_control(control: Control, catalog: Catalog) -> bytes:
-    """The framed bytes of a control."""
+    """Return the framed bytes of a control."""
     fields: dict[str, Any] = {
         "event_id": control.event_id,
         "effective_at": control.effective_at,
@@ -146,8 +147,9 @@ def _terms_fields(terms: Terms) -> dict[str, Any]:
 
 
 def _clamped(control: Control, appended_at: Micros) -> Control:
-    """Hold `recorded_at` against the broker's append time; a pause from a fast clock binds at
-    once.
+    """Return the control with `recorded_at` at most the broker's append time.
+
+    A pause from a fast clock binds at once.
     """
     if control.recorded_at <= appended_at:
         return control
@@ -161,9 +163,9 @@ def _clamped(control: Control, appended_at: Micros) -> Control:
 def read_control_or_pause(
     value: bytes | None, *, offset: int, appended_at: Micros, catalog: Catalog
 ) -> Control:
-    """The control in a message; for one that cannot be read, a pause of everything.
+    """Return the control in a message; for one that cannot be read, a pause of everything.
 
-    What it said is unknown, so nothing may be used until an operator lifts `unreadable-<offset>`.
+    Its content is unknown, so nothing may be used until an operator lifts `unreadable-<offset>`.
     Source: B-28.
     """
     try:

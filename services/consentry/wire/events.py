@@ -1,6 +1,6 @@
 """Member events from bytes, strictly: whatever is not exactly one well-formed event is refused.
 
-This is the generic path and the oracle of the fast one (columns.py).
+This is the generic path, and the oracle of the fast one (event_batches.py).
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def read_event(value: bytes | None, key: bytes, catalog: Catalog) -> MemberEvent
 
 
 def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX) -> dict[str, Any]:
-    """Decode Avro bytes of the record `name`; the cursor must end at the last byte, and encoding
-    must give them back.
+    """Decode Avro bytes of the record `name`, all of them; encoding must give the same bytes back.
 
     Re-encoding catches what the decoder lets through: negative enum and union indexes, over-long
     varints, booleans beyond 1. Raises UndecodableEvent.
@@ -84,8 +83,8 @@ def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX
         end = buffer.tell()
         again = known.encode(fields)
     except Exception as error:
-        # fastavro has no error class of its own: IndexError, EOFError, UnicodeDecodeError,
-        # OverflowError were seen.
+        # fastavro has no error class of its own: it raises IndexError, EOFError,
+        # UnicodeDecodeError, OverflowError.
         raise UndecodableEvent(
             "avro", f"The bytes are not a {name} ({type(error).__name__})."
         ) from error
@@ -100,9 +99,7 @@ def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX
 
 
 def check_fields(fields: Mapping[str, Any], key: bytes) -> None:
-    """Check the values that encoding cannot: identity, names, times, text. Raises
-    UndecodableEvent.
-    """
+    """Check what encoding cannot: identity, names, times, text. Raises UndecodableEvent."""
     member = fields["member_id"]
     if MEMBER_ID_PATTERN.fullmatch(member) is None:
         raise UndecodableEvent("member_id", "The member id does not match its pattern.")
@@ -127,10 +124,10 @@ def check_fields(fields: Mapping[str, Any], key: bytes) -> None:
 
 
 def admit(event: MemberEvent, appended_at: Micros) -> MemberEvent:
-    """Hold `recorded_at` against the broker's append time (microseconds): it cannot be later.
+    """Return the event with `recorded_at` at most the broker's append time (microseconds).
 
-    A later time is clamped for whatever excludes; an opt-in or a release from the future is
-    refused, as it could outlive a lift or end a hold too early. Raises UndecodableEvent.
+    A later time of an event that excludes is clamped. An opt-in or a release from the future is
+    refused, as it could outlive a lift or end a quarantine too early. Raises UndecodableEvent.
     """
     if event.recorded_at <= appended_at:
         return event
@@ -208,9 +205,7 @@ _BUILDERS: Final[Mapping[str, Callable[[Mapping[str, Any]], MemberEvent]]] = {
 
 
 def write_event(event: SentEvent, catalog: Catalog) -> bytes:
-    """The framed bytes of an event, as a producer sends them; the key is `event.member` in
-    ASCII.
-    """
+    """Return the framed bytes of an event as producers send it; its key is the member in ASCII."""
     name = type(event).__name__
     fields: dict[str, Any] = {
         "event_id": event.event_id,

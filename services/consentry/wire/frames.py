@@ -10,12 +10,12 @@ FRAME_LENGTH: Final = 5
 
 
 def frame(schema_id: int) -> bytes:
-    """The five bytes that stand before Avro bytes written with this schema."""
+    """Return the five bytes that stand before Avro bytes written with this schema."""
     return b"\x00" + schema_id.to_bytes(4, "big")
 
 
 def schema_id_of(value: bytes | None) -> int:
-    """The schema id of a framed value.
+    """Return the schema id of a framed value.
 
     Raises UndecodableEvent for an absent, short or unframed one.
     """

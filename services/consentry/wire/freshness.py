@@ -14,7 +14,7 @@ from consentry.wire.tokens import Token
 
 _WAITING_MAX: Final = 64
 FOREVER: Final = Micros(1 << 62)
-"""Later than anything: a question about what is known now counts everything that is held."""
+"""A time later than any other: a question about what is known now counts everything."""
 CLOCKS_SECONDS_MAX: Final = 1.0
 """The clocks of a reader and of the processor may differ by this much. A reader whose clock is
 further behind cannot prove anything fresh: to it, old frontiers look new.
@@ -50,7 +50,9 @@ def stale_age(
 class Freshness:
     """The frontiers of all partitions: those that wait for their positions, and those that count.
 
-    `partitions` is the partition count of records.
+    A frontier says: all events recorded up to its time are in records below its offset. It counts
+    once the follower's positions have reached that offset. `partitions` is the partition count of
+    records.
     """
 
     def __init__(self, partitions: int) -> None:
@@ -59,9 +61,7 @@ class Freshness:
         """Partitions with an event of which not even the key could be read."""
         self._fresh_at: dict[int, Micros] = {}
         self._covered: dict[int, Frontier] = {}
-        """Per partition the frontier that counts: its log, and the next offset up to which every
-        event is held.
-        """
+        """Per partition the frontier that counts: its log, and the next event offset it covers."""
         self._waiting: dict[int, deque[Frontier]] = {}
 
     def apply(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
@@ -73,13 +73,11 @@ class Freshness:
             return
         frontier = frontier._replace(frontier_at=min(frontier.frontier_at, appended_at))
         waiting = self._waiting.get(frontier.partition)
-        newest = (
-            waiting[-1].frontier_at
-            if waiting
-            else self._fresh_at.get(frontier.partition, Micros(0))
-        )
+        newest = self._fresh_at.get(frontier.partition, Micros(0))
+        if waiting:
+            newest = waiting[-1].frontier_at
         if frontier.frontier_at < newest:
-            # of a worker that was replaced while it was frozen: it must not take a taint back
+            # It is of a worker that was replaced while it was frozen: it must not undo a taint.
             return
         # Several wait: under a steady lag an older one is reached while the newest never is.
         self._waiting.setdefault(frontier.partition, deque(maxlen=_WAITING_MAX)).append(frontier)
@@ -110,7 +108,7 @@ class Freshness:
                 self._covered[partition] = frontier
 
     def missing(self, token: Token, positions: Positions) -> str:
-        """What is not here yet of what the token demands; empty where all of it is."""
+        """Return what the token demands and is not here yet; empty where all of it is."""
         log = token.log.hex()
         if all(known.log != log for known in self._covered.values()):
             return "the token is of a log that is not followed here"
@@ -130,9 +128,7 @@ class Freshness:
         return ""
 
     def staleness_seconds(self, now: Micros) -> float:
-        """Age of the least fresh partition, in seconds; infinite while any has never been proven
-        fresh.
-        """
+        """Return the age of the least fresh partition; infinite while one was never fresh."""
         if len(self._fresh_at) < self.partitions:
             return math.inf
         return (now - min(self._fresh_at.values())) / 1e6
@@ -143,23 +139,22 @@ class Freshness:
         return max(self._fresh_at.values(), default=Micros(0))
 
     def counted(self) -> dict[int, Frontier]:
-        """Per partition the frontier that counts, its time being the latest that the partition is
-        fresh for.
+        """Return per partition the frontier that counts.
+
+        Its time is the latest for which the partition is fresh.
         """
-        return {
-            partition: frontier._replace(
+        frontiers: dict[int, Frontier] = {}
+        for partition, frontier in sorted(self._covered.items()):
+            frontiers[partition] = frontier._replace(
                 frontier_at=self._fresh_at[partition], tainted=partition in self.tainted
             )
-            for partition, frontier in sorted(self._covered.items())
-        }
+        return frontiers
 
     def token(self, positions: Positions, issued_at: Micros) -> Token | None:
-        """The token of all that is held: who is as fresh as it knows as much.
+        """Return the token of all that is proven here; None while nothing is.
 
-        None while nothing is proven.
-
-        Partitions whose frontier names no log, or another than the first one's, are left out: they
-        demand nothing.
+        A reader as fresh as this token knows as much. Without one log that all frontiers agree on
+        there is no token; a partition whose frontier names no log demands nothing.
         """
         logs = {frontier.log for frontier in self._covered.values() if frontier.log}
         if len(logs) != 1:

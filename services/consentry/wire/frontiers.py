@@ -18,7 +18,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Frontier(NamedTuple):
-    """How far a partition has come; times in microseconds since 1970-01-01 UTC, offsets exclusive.
+    """The progress of a partition; times in microseconds since 1970-01-01 UTC, offsets exclusive.
 
     `log` names the log of `next_offset` (kafka.log_identity, in hexadecimal digits; empty: not
     known).
@@ -41,7 +41,7 @@ def read_frontier(value: bytes | None, catalog: Catalog) -> Frontier:
 
 
 def readable_frontiers(messages: Iterable[StoredMessage], catalog: Catalog) -> Iterator[Frontier]:
-    """The frontiers of a topic; one that cannot be read proves nothing and is left out."""
+    """Yield the frontiers of a topic; an unreadable one proves nothing and is left out."""
     for message in messages:
         try:
             yield read_frontier(message.value, catalog)
@@ -50,5 +50,5 @@ def readable_frontiers(messages: Iterable[StoredMessage], catalog: Catalog) -> I
 
 
 def write_frontier(frontier: Frontier, catalog: Catalog) -> bytes:
-    """The framed bytes of a frontier; the key is the partition's number."""
+    """Return the framed bytes of a frontier; its key is the partition's number."""
     return write_fields("Frontier", frontier._asdict(), catalog)

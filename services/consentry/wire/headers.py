@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 HEADERS_MAX: Final = 32
@@ -16,25 +16,25 @@ UNREADABLE: Final[Headers] = ()
 
 
 def are_refused(headers: Headers | None) -> bool:
-    """Whether a message with these headers is refused: they could not be read, or there are too
-    many.
-    """
+    """Say whether a message is refused for its headers: unreadable, or too many."""
     return headers is not None and not 0 < len(headers) <= HEADERS_MAX
 
 
 def kept_headers(headers: Headers | None, ours: Mapping[str, str]) -> list[Header]:
-    """What a quarantined message carries: its first 32 headers, each name and value cut to a bound,
-    then ours.
+    """Return the headers of a quarantined message: its first 32, cut to a bound, then ours.
 
-    An original header that bears one of our names is left out: whoever reads the first of two would
-    believe it.
+    An original header with one of our names is left out: a reader of the first of two would believe
+    it.
     """
-    original = [
-        (_cut(name), None if value is None else value[:HEADER_VALUE_BYTES_MAX])
-        for name, value in (headers or ())[:HEADERS_MAX]
-    ]
-    told: Iterable[Header] = ((name, value.encode()) for name, value in ours.items())
-    return [*(header for header in original if header[0] not in ours), *told]
+    result: list[Header] = []
+    for name, value in (headers or ())[:HEADERS_MAX]:
+        short_name = _cut(name)
+        if short_name not in ours:
+            short_value = None if value is None else value[:HEADER_VALUE_BYTES_MAX]
+            result.append((short_name, short_value))
+    for name, text in ours.items():
+        result.append((name, text.encode()))
+    return result
 
 
 def _cut(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Final
@@ -50,34 +50,41 @@ _EEA_UNTIL: Final = {
 
 @cache
 def iso_jurisdictions() -> Jurisdictions:
-    """All ISO 3166-1 alpha-2 and ISO 3166-2 codes that pycountry knows, and the group EEA."""
+    """Return all ISO 3166-1 alpha-2 and ISO 3166-2 codes of pycountry, and the group EEA."""
     countries = frozenset(country.alpha_2 for country in pycountry.countries)
     subdivisions = frozenset(subdivision.code for subdivision in pycountry.subdivisions)
-    eea = tuple(
-        Membership(
-            country=country, since=_day(since), until=_day(_EEA_UNTIL.get(country, "9999-01-01"))
-        )
-        for since, members in (*_EEA_SINCE.items(), *_EEA_TERRITORIES.items())
-        for country in members.split()
+    return Jurisdictions(
+        codes=countries | subdivisions, groups={"EEA": tuple(_eea())}, twins=_twins()
     )
-    twins = {
-        f"{country}-{part}": code or part
-        for country, parts in _TWINS.items()
-        for part, _, code in (entry.partition("=") for entry in parts.split())
-    }
-    return Jurisdictions(codes=countries | subdivisions, groups={"EEA": eea}, twins=twins)
+
+
+def _eea() -> Iterator[Membership]:
+    for since, members in (*_EEA_SINCE.items(), *_EEA_TERRITORIES.items()):
+        for country in members.split():
+            until = _EEA_UNTIL.get(country, "9999-01-01")
+            yield Membership(country=country, since=_day(since), until=_day(until))
+
+
+def _twins() -> dict[str, str]:
+    """Return by subdivision code the country code of the same place."""
+    twins: dict[str, str] = {}
+    for country, entries in _TWINS.items():
+        for entry in entries.split():
+            part, _, code = entry.partition("=")
+            twins[f"{country}-{part}"] = code or part
+    return twins
 
 
 def name_of(code: str) -> str | None:
-    """The English name of a country, or of a subdivision with its country's;
-
-    None where `code` is neither.
-    """
+    """Return the English name of a country, or of a subdivision with its country's; else None."""
     return _names().get(code)
 
 
 @cache
 def _names() -> Mapping[str, str]:
-    found = {one.alpha_2: str(getattr(one, "common_name", one.name)) for one in pycountry.countries}
-    parts = {one.code: f"{one.name}, {found[one.country_code]}" for one in pycountry.subdivisions}
-    return found | parts
+    names: dict[str, str] = {}
+    for country in pycountry.countries:
+        names[country.alpha_2] = str(getattr(country, "common_name", country.name))
+    for subdivision in pycountry.subdivisions:
+        names[subdivision.code] = f"{subdivision.name}, {names[subdivision.country_code]}"
+    return names

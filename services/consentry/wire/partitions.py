@@ -1,5 +1,7 @@
-"""Which partition a key belongs to: murmur2, as Kafka's Java client and
-`partitioner=murmur2_random` do.
+"""The partition of a key by murmur2, as Kafka's Java client and librdkafka's murmur2_random do.
+
+murmur2 (Austin Appleby) mixes four bytes at a time into a 32-bit hash; the last one to three bytes
+are mixed in at the end.
 """
 
 from __future__ import annotations
@@ -11,20 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 PARTITIONER: Final = "murmur2_random"
-"""librdkafka's name of it; its default (CRC-32) would put a member on another partition than a Java
-producer does.
-"""
+"""librdkafka's name of it. Its default, CRC-32, puts a member on another partition than Java."""
 
 _M: Final = 0x5BD1E995
 _SEED: Final = 0x9747B28C
 _MASK: Final = 0xFFFFFFFF
-_SMALL_BATCH: Final = 24
+_BATCH_ROWS_MIN: Final = 24
+"""From this many keys on they are hashed together; fewer are quicker one by one."""
 
 
 def murmur2(key: bytes) -> int:
-    """The 32-bit hash of `key`, as org.apache.kafka.common.utils.Utils.murmur2 computes it
-    (unsigned).
-    """
+    """Return the unsigned 32-bit hash of `key`, as org.apache.kafka.common.utils.Utils.murmur2."""
     length = len(key)
     hashed = (_SEED ^ length) & _MASK
     whole = length & ~3
@@ -40,29 +39,29 @@ def murmur2(key: bytes) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of one key among `partitions`."""
+    """Return the partition of one key among `partitions`."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 def partitions_of(keys: Sequence[bytes], partitions: int) -> npt.NDArray[np.int64]:
-    """The partition of each key, in order; keys of equal length are hashed together."""
-    if len(keys) < _SMALL_BATCH:
+    """Return the partition of each key, in order; keys of equal length are hashed together."""
+    if len(keys) < _BATCH_ROWS_MIN:
         return np.array([partition_of(key, partitions) for key in keys], dtype=np.int64)
     result = np.empty(len(keys), dtype=np.int64)
     lengths = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys))
     for length in np.unique(lengths):
-        places = np.flatnonzero(lengths == length)
-        joined = b"".join([keys[place] for place in places.tolist()])
-        table = np.frombuffer(joined, dtype=np.uint8).reshape(len(places), int(length))
-        result[places] = (_murmur2_columns(table) & np.uint32(0x7FFFFFFF)).astype(
-            np.int64
-        ) % partitions
+        indices = np.flatnonzero(lengths == length)
+        joined = b"".join([keys[index] for index in indices.tolist()])
+        table = np.frombuffer(joined, dtype=np.uint8).reshape(len(indices), int(length))
+        hashes = _murmur2_columns(table) & np.uint32(0x7FFFFFFF)
+        result[indices] = hashes.astype(np.int64) % partitions
     return result
 
 
 def _murmur2_columns(table: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """murmur2 of every row of an (n, length) array of bytes; uint32 arithmetic wraps as the hash
-    wants.
+    """Return murmur2 of every row of an (n, length) array of bytes.
+
+    uint32 arithmetic wraps around, as the hash demands.
     """
     count, length = table.shape
     m = np.uint32(_M)
@@ -76,8 +75,8 @@ def _murmur2_columns(table: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
         hashed *= m
         hashed ^= word
     if length > whole:
-        for place in range(length - 1, whole - 1, -1):
-            hashed ^= table[:, place].astype(np.uint32) << np.uint32(8 * (place - whole))
+        for column in range(length - 1, whole - 1, -1):
+            hashed ^= table[:, column].astype(np.uint32) << np.uint32(8 * (column - whole))
         hashed *= m
     hashed ^= hashed >> np.uint32(13)
     hashed *= m

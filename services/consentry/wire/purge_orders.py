@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from consentry.domain.controls import (
-    Scope,
-)
+from consentry.domain.controls import Scope
 from consentry.domain.errors import UndecodableEvent
 from consentry.domain.orders import PurgeOrder, PurgeReason, Receipt, Result
 from consentry.domain.values import MemberId, Micros
@@ -37,7 +35,7 @@ def read_order(value: bytes | None, catalog: Catalog) -> PurgeOrder:
 
 
 def write_order(order: PurgeOrder, catalog: Catalog) -> bytes:
-    """The framed bytes of a purge order; the key is its id."""
+    """Return the framed bytes of a purge order; its key is the order's id."""
     scope = order.scope or Scope(jurisdictions=())
     fields = {
         "order_id": order.order_id,
@@ -55,7 +53,7 @@ def write_order(order: PurgeOrder, catalog: Catalog) -> bytes:
 
 
 def read_receipt(value: bytes | None, catalog: Catalog) -> Receipt:
-    """Decode one receipt; a result that is not known leaves the obligation open.
+    """Decode one receipt; an unknown result leaves the obligation open.
 
     Raises UndecodableEvent.
     """
@@ -75,7 +73,7 @@ def read_receipt(value: bytes | None, catalog: Catalog) -> Receipt:
 
 
 def write_receipt(receipt: Receipt, catalog: Catalog) -> bytes:
-    """The framed bytes of a receipt; the key is the subscriber."""
+    """Return the framed bytes of a receipt; its key is the subscriber."""
     fields = {
         "order_id": receipt.order_id,
         "subscriber": receipt.subscriber,

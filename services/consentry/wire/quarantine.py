@@ -1,4 +1,4 @@
-"""Messages of the quarantine: what could not be read, with its original bytes and headers."""
+"""Messages of the quarantine: unreadable ones, with their original bytes and headers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,19 @@ from consentry.wire.frames import FRAME_LENGTH, schema_id_of
 from consentry.wire.messages import StoredMessage
 from consentry.wire.schemas import QUARANTINE, topics
 
-OUR_HEADERS: Final = frozenset({"schema_id", "error_class", "app_version"})
-"""Beside those that begin with `orig.`: what the processor adds; the rest came with the message."""
+_OUR_HEADERS: Final = frozenset({"schema_id", "error_class", "app_version"})
+"""The headers that the processor adds, beside those that begin with `orig.`."""
 _BYTES_MAX: Final = 2_000_000
 
 
 def unreadable_event_id(partition: int, offset: int) -> bytes:
-    """The identity of the quarantine that stands for the unreadable message at a place of
-    member-events.
-    """
+    """Return the event id of the quarantine for the unreadable message at a position."""
     return hashlib.blake2b(f"{partition}:{offset}".encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineEntry:
-    """One message that could not be read, as it came;
-
-    `partition` and `offset` are its place in member-events.
-    """
+    """One unreadable message as it came; `partition` and `offset` are those in member-events."""
 
     partition: int
     offset: int
@@ -46,37 +41,30 @@ class QuarantineEntry:
 
     @property
     def name(self) -> str:
-        """How an operator names it."""
+        """The name that operators use for it."""
         return f"{self.partition}-{self.offset}"
 
     @property
     def member(self) -> MemberId | None:
-        """Whose event it was; None where the key names nobody, and the partition is tainted."""
+        """The member of the event; None if the key is not an id: then the partition is tainted."""
         text = (self.key or b"").decode("latin-1")
         return MemberId(text) if MEMBER_ID_PATTERN.fullmatch(text) else None
 
     def quarantine(self, record: Record | None) -> Fact | None:
-        """The quarantine that this message caused, where the record still tells it."""
+        """Return the quarantine that this message caused, if the record still has it."""
         if record is None or self.member is None:
             return None
         event_id = unreadable_event_id(self.partition, self.offset)
-        tag = (
-            EventUnreadable(event_id=event_id, member=self.member, recorded_at=self.appended_at)
-            .fact()
-            .tag
-        )
-        return next(
-            (
-                fact
-                for fact in record.facts
-                if fact.kind is FactKind.QUARANTINED and fact.tag == tag
-            ),
-            None,
-        )
+        event = EventUnreadable(event_id=event_id, member=self.member, recorded_at=self.appended_at)
+        tag = event.fact().tag
+        for fact in record.facts:
+            if fact.kind is FactKind.QUARANTINED and fact.tag == tag:
+                return fact
+        return None
 
 
 def read_entry(message: StoredMessage, catalog: Catalog) -> QuarantineEntry | None:
-    """The entry in a message of the quarantine topic; None for what the processor did not write."""
+    """Return the entry in a message of the quarantine topic; None if it is not one."""
     try:
         value = message.value
         name = catalog.name_of(schema_id_of(value), allowed=topics()[QUARANTINE].records)
@@ -86,7 +74,7 @@ def read_entry(message: StoredMessage, catalog: Catalog) -> QuarantineEntry | No
     headers = tuple(
         (name, value or b"")
         for name, value in message.headers
-        if name not in OUR_HEADERS and not name.startswith("orig.")
+        if name not in _OUR_HEADERS and not name.startswith("orig.")
     )
     return QuarantineEntry(
         partition=fields["partition"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -27,9 +27,7 @@ QUARANTINE: Final = "quarantine"
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One record schema: its short name, the text that is registered, and what fastavro makes of
-    it.
-    """
+    """One record schema: its short name, the registered text, and the same parsed by fastavro."""
 
     name: str
     text: str
@@ -37,47 +35,45 @@ class Schema:
     fingerprint: str
 
     def encode(self, value: Mapping[str, Any]) -> bytes:
-        """Avro bytes of `value`, without a frame."""
+        """Return the Avro bytes of `value`, without a frame."""
         buffer = io.BytesIO()
         fastavro.schemaless_writer(buffer, self.parsed, value, strict=True)
         return buffer.getvalue()
 
 
 def canonical_fingerprint(text: str) -> str:
-    """SHA-256 of the parsing canonical form: equal for schemas that read and write the same
-    bytes.
-    """
+    """Return the SHA-256 of the parsing canonical form: equal for schemas of the same bytes."""
     return str(fingerprint(to_parsing_canonical_form(json.loads(text)), "sha256"))
 
 
 @cache
 def schema(name: str) -> Schema:
-    """The schema `name`, such as ConsentChanged. KeyError for a name that does not exist."""
+    """Return the schema `name`, such as ConsentChanged. Raises KeyError for an unknown name."""
     return schemas()[name]
 
 
 @cache
 def schemas() -> Mapping[str, Schema]:
-    """Every schema of the package by short name."""
-    found = {}
-    for entry in sorted(
-        (files("consentry_schemas") / "avro").iterdir(), key=lambda entry: entry.name
-    ):
-        if entry.name.endswith(".avsc"):
-            text = json.dumps(json.loads(entry.read_text()))
-            name = entry.name.removesuffix(".avsc")
-            found[name] = Schema(
-                name, text, fastavro.parse_schema(json.loads(text)), canonical_fingerprint(text)
-            )
-    return found
+    """Return every schema of the package by short name."""
+    by_name: dict[str, Schema] = {}
+    for name, content in _package_files("avro", ".avsc"):
+        text = json.dumps(json.loads(content))
+        parsed = fastavro.parse_schema(json.loads(text))
+        by_name[name] = Schema(name, text, parsed, canonical_fingerprint(text))
+    return by_name
+
+
+def _package_files(folder: str, suffix: str) -> Iterator[tuple[str, str]]:
+    """Yield name without suffix and text of the data package's files, sorted by name."""
+    entries = (files("consentry_schemas") / folder).iterdir()
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if entry.name.endswith(suffix):
+            yield entry.name.removesuffix(suffix), entry.read_text()
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as declared:
-
-    `name` is short (without namespace), `records` are the schemas it may carry.
-    """
+    """A declared topic: `name` is without namespace, `records` are the schemas it may carry."""
 
     name: str
     key: str
@@ -87,45 +83,43 @@ class Topic:
     same_partitions_as: str | None = None
 
     def config_for(self, profile: str) -> dict[str, str]:
-        """The broker's topic settings for a profile; a rehearsal is like `local` where nothing else
-        is said.
-        """
-        return {
-            name: value if isinstance(value, str) else str(value.get(profile, value["local"]))
-            for name, value in self.config.items()
-        }
+        """Return the broker's topic settings for a profile; those of `local` are the default."""
+        settings: dict[str, str] = {}
+        for name, value in self.config.items():
+            if isinstance(value, str):
+                settings[name] = value
+            else:
+                settings[name] = str(value.get(profile, value["local"]))
+        return settings
 
     def partitions_for(self, profile: str) -> int:
-        """The declared partition count for a profile."""
+        """Return the declared partition count for a profile."""
         return self.partitions.get(profile, self.partitions["local"])
 
 
 @cache
 def topics() -> Mapping[str, Topic]:
-    """Every declared topic by short name."""
+    """Return every declared topic by short name."""
     yaml = YAML(typ="safe")
-    found = {}
-    for entry in sorted(
-        (files("consentry_schemas") / "topics").iterdir(), key=lambda entry: entry.name
-    ):
-        if entry.name.endswith(".yaml"):
-            data = yaml.load(entry.read_text())
-            found[data["name"]] = Topic(
-                name=data["name"],
-                key=data["key"],
-                partitions=data["partitions"],
-                records=tuple(data["records"]),
-                config=data["config"],
-                same_partitions_as=data.get("same_partitions_as"),
-            )
-    return found
+    by_name: dict[str, Topic] = {}
+    for _, content in _package_files("topics", ".yaml"):
+        data = yaml.load(content)
+        by_name[data["name"]] = Topic(
+            name=data["name"],
+            key=data["key"],
+            partitions=data["partitions"],
+            records=tuple(data["records"]),
+            config=data["config"],
+            same_partitions_as=data.get("same_partitions_as"),
+        )
+    return by_name
 
 
 def topic_name(namespace: str, topic: str) -> str:
-    """The name on the broker, such as consentry.member-events."""
+    """Return the name on the broker, such as consentry.member-events."""
     return f"{namespace}.{topic}"
 
 
 def subject(namespace: str, topic: str, record: str) -> str:
-    """The registry subject by TopicRecordNameStrategy."""
+    """Return the registry subject by TopicRecordNameStrategy."""
     return f"{topic_name(namespace, topic)}-{NAMESPACE}.{record}"

@@ -1,9 +1,8 @@
-"""Consistency tokens: how far a reader has to have come to know of what was accepted.
+"""Consistency tokens: how far a reader has to have come to know of an accepted event.
 
-Signed, compact, safe to pass on.
-
-A token only ever adds a demand: whoever forges one can make an answer STALE and nothing else. The
-signature shows that what a job was configured with is what a gateway or producer gave out.
+They are signed, compact, and safe to pass on. A token only ever adds a demand: a forged one can
+make an answer STALE and nothing else. The signature shows that the token in a job's configuration
+is the one that a gateway or producer gave out.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -27,17 +25,18 @@ PARTITIONS_MAX: Final = 1024
 SECRET_BYTES_MIN: Final = 32
 LOG_LENGTH: Final = 8
 UNSIGNED: Final = 0
-"""The key id of a token that nobody signed; its last bytes are a checksum then."""
+"""The key id of an unsigned token; its last bytes are a checksum then."""
 
 _FORMAT: Final = 1
 _MAC_LENGTH: Final = 16
 _NUMBER_MAX: Final = 1 << 63
+_GIVE_WHOLE: Final = "pass the token on as it was given out, every character of it"
 _SECOND_MICROS: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """At least so fresh: every offset below these has been applied.
+    """A lower bound of freshness: every offset below these has been applied.
 
     `log` (8 bytes) tells which log the offsets are of (kafka.log_identity): after a topic was made
     anew they mean nothing. `offsets` has the next offset of member-events per partition, `controls`
@@ -51,7 +50,7 @@ class Token:
     issued_at: Micros
 
     def merged(self, other: Token) -> Token:
-        """At least as fresh as both. Raises InvalidInput for tokens of different logs."""
+        """Return a token as fresh as both. Raises InvalidInput for tokens of different logs."""
         if self.log != other.log:
             raise InvalidInput(
                 "The tokens are of two different logs: no reader can be as fresh as both.",
@@ -70,19 +69,21 @@ class Token:
 
 
 def merge(tokens: Iterable[Token]) -> Token | None:
-    """One token at least as fresh as each of these; None for none.
+    """Return one token as fresh as each of these; None for an empty list.
 
     Raises InvalidInput for different logs.
     """
-    found = list(tokens)
-    return reduce(Token.merged, found) if found else None
+    merged: Token | None = None
+    for token in tokens:
+        merged = token if merged is None else merged.merged(token)
+    return merged
 
 
 class TokenKeys:
-    """The secrets that tokens are signed with, by key id (1 to 255): the highest id signs, all of
-    them verify.
+    """The secrets that tokens are signed with, by key id (1 to 255).
 
-    Without any, tokens are unsigned, and only unsigned ones can be checked.
+    The highest id signs, all of them verify. Without any, tokens are unsigned, and only unsigned
+    ones can be checked.
     """
 
     def __init__(self, secrets: Mapping[int, bytes] | None = None) -> None:
@@ -97,7 +98,7 @@ class TokenKeys:
 
     @classmethod
     def parse(cls, text: str) -> TokenKeys:
-        """Keys from lines of ID:HEX, each secret of 32 bytes or more.
+        """Return the keys in lines of ID:HEX, each secret of 32 bytes or more.
 
         Raises InvalidInput, never naming a secret.
         """
@@ -123,9 +124,7 @@ class TokenKeys:
 
     @classmethod
     def read(cls, path: Path | str) -> TokenKeys:
-        """Keys from a file; see `parse`. Raises InvalidInput, also where the file cannot be
-        read.
-        """
+        """Return the keys in a file; see `parse`. Raises InvalidInput, also if it is unreadable."""
         try:
             return cls.parse(Path(path).read_text())
         except (OSError, UnicodeDecodeError) as error:
@@ -137,9 +136,9 @@ class TokenKeys:
             ) from error
 
     def mac(self, key_id: int, payload: bytes) -> bytes:
-        """The 16 bytes that end a token: HMAC-SHA-256, cut; for an unsigned one a checksum.
+        """Return the 16 bytes that end a token: HMAC-SHA-256, cut; unsigned, a checksum.
 
-        KeyError: no such key.
+        Raises KeyError for an unknown key.
         """
         if key_id == UNSIGNED:
             return hashlib.blake2b(payload, digest_size=_MAC_LENGTH).digest()
@@ -147,13 +146,13 @@ class TokenKeys:
 
 
 def write_token(token: Token, keys: TokenKeys) -> str:
-    """The token as URL-safe text, signed with the newest key."""
+    """Return the token as URL-safe text, signed with the newest key."""
     payload = _payload(token, keys.signing)
     return base64.urlsafe_b64encode(payload + keys.mac(keys.signing, payload)).rstrip(b"=").decode()
 
 
 def read_token(text: str, keys: TokenKeys) -> Token:
-    """The token in a text, verified where `keys` holds any. Raises InvalidInput.
+    """Return the token in a text, verified where `keys` holds any. Raises InvalidInput.
 
     A reader without keys takes any token: it adds a demand, whoever wrote it. A reader with keys
     refuses unsigned ones.
@@ -161,21 +160,13 @@ def read_token(text: str, keys: TokenKeys) -> Token:
     raw = _raw(text)
     payload, mac = raw[:-_MAC_LENGTH], raw[-_MAC_LENGTH:]
     if len(payload) < 2 or payload[0] != _FORMAT:
-        _refuse(
-            "malformed",
-            "is not one",
-            "pass the token on as it was given out, every character of it",
-        )
+        _refuse("malformed", "is not one", _GIVE_WHOLE)
     key_id = payload[1]
     if keys or key_id == UNSIGNED:
         _verify(payload, mac, key_id, keys)
     token = _parse(payload)
     if token is None:
-        _refuse(
-            "malformed",
-            "is not one",
-            "pass the token on as it was given out, every character of it",
-        )
+        _refuse("malformed", "is not one", _GIVE_WHOLE)
     return token
 
 
@@ -195,11 +186,7 @@ def _verify(payload: bytes, mac: bytes, key_id: int, keys: TokenKeys) -> None:
             "add the key, or ask anew",
         )
     if not hmac.compare_digest(expected, mac):
-        _refuse(
-            "signature",
-            "was altered",
-            "pass the token on as it was given out, every character of it",
-        )
+        _refuse("signature", "was altered", _GIVE_WHOLE)
 
 
 def _refuse(word: str, problem: str, fix: str) -> NoReturn:
@@ -215,9 +202,7 @@ def _raw(text: str) -> bytes:
         # Base64 has spare bits: only the one spelling that is given out counts.
         if raw and base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == text:
             return raw
-    _refuse(
-        "malformed", "is not one", "pass the token on as it was given out, every character of it"
-    )
+    _refuse("malformed", "is not one", _GIVE_WHOLE)
 
 
 def _payload(token: Token, key_id: int) -> bytes:

@@ -1,8 +1,9 @@
-"""The hot path with its clients, built from plain values; and what its probes answer."""
+"""The hot path with its clients, built from plain values, and the answers of its probes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer
@@ -22,7 +23,6 @@ from consentry.processor.source import processor_consumer_config
 from consentry.table.protocol import ConsentTable
 from consentry.wire.catalog import Catalog
 from consentry.wire.frontiers import Frontier, readable_frontiers, write_frontier
-from consentry.wire.messages import StoredMessage
 from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
 
 
@@ -50,23 +50,15 @@ def build_hot_path(
 ) -> HotPathParts:
     """Build the hot path and its frontier thread over one publisher. Starts nothing.
 
-    `kafka` holds librdkafka's settings; `version` is written into the headers of records.
+    `kafka` holds librdkafka's settings; `version` is noted with every quarantined message.
     """
     publisher = KafkaPublisher(kafka, namespace=namespace, catalog=catalog, version=version)
     watermarks = Watermarks()
-    records_topic = topic_name(namespace, RECORDS)
     frontiers_topic = topic_name(namespace, FRONTIERS)
 
     def publish_frontier(frontier: Frontier) -> None:
         key = str(frontier.partition).encode()
         publisher.send(frontiers_topic, key, write_frontier(frontier, catalog), 0)
-
-    def read_last_frontiers() -> Mapping[int, Frontier]:
-        messages = read_all(kafka, frontiers_topic)
-        return last_frontiers(readable_frontiers(messages, catalog))
-
-    def read_records(partition: int) -> Iterable[StoredMessage]:
-        return read_partition(kafka, records_topic, partition)
 
     materialiser = Materialiser(
         table=table,
@@ -84,8 +76,8 @@ def build_hot_path(
         table=table,
         materialiser=materialiser,
         watermarks=watermarks,
-        last_frontiers=read_last_frontiers,
-        records=read_records,
+        last_frontiers=partial(_read_last_frontiers, kafka, frontiers_topic, catalog),
+        records=partial(read_partition, kafka, topic_name(namespace, RECORDS)),
         clock=clock,
         metrics=metrics,
         failpoint=failpoint,
@@ -101,8 +93,15 @@ def build_hot_path(
     return HotPathParts(hot_path, frontiers, publisher)
 
 
+def _read_last_frontiers(
+    kafka: Mapping[str, str], topic: str, catalog: Catalog
+) -> Mapping[int, Frontier]:
+    messages = read_all(kafka, topic)
+    return last_frontiers(readable_frontiers(messages, catalog))
+
+
 def liveness(*, idle_seconds: float, follows_controls: bool) -> dict[str, Any]:
-    """Return what /healthz answers: dead is a hot path that stands still, or without controls."""
+    """Return the answer of /healthz; not ok if the hot path stands still or has no controls."""
     return {
         "ok": idle_seconds < STALL_SECONDS and follows_controls,
         "seconds_since_progress": round(idle_seconds, 1),
@@ -113,9 +112,9 @@ def liveness(*, idle_seconds: float, follows_controls: bool) -> dict[str, Any]:
 def readiness(
     ages: Mapping[int, float], *, owned: int, is_settled: bool, staleness_seconds: float
 ) -> dict[str, Any]:
-    """Return what /readyz answers: ready is a worker whose partitions all have a fresh frontier.
+    """Return the answer of /readyz; ok if every partition of the worker has a fresh frontier.
 
-    `ages` is partition → seconds since its last frontier; `owned` counts the worker's partitions.
+    `ages` is partition → seconds since its last frontier; `owned` is the number of partitions.
     """
     oldest = max(ages.values(), default=None)
     is_fresh = oldest is not None and len(ages) == owned and oldest < staleness_seconds

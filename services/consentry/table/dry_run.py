@@ -40,22 +40,20 @@ class DryRunReport:
 
     @property
     def opens_use(self) -> bool:
-        """Whether data of any member would be let in, or new terms let in what the old ones did
-        not.
-        """
+        """True if data of any member would be let in, or data that the old terms kept out."""
         terms_open = any(change.opens for change in self.terms)
         members_open = any(impact.opened() for impact in self.impacts)
         return bool(self.freed) or terms_open or members_open
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether all answers and all terms stay what they are, and nothing has to be purged."""
+        """True if all answers and all terms stay as they are, and nothing has to be purged."""
         members_change = any(impact.changes for impact in self.impacts)
         return not (self.terms or members_change or self.freed or self.opens_order)
 
     @property
     def opens_order(self) -> bool:
-        """Whether a purge order opens that no earlier imposition of this version has opened."""
+        """True if a purge order opens that no earlier imposition of this version has opened."""
         opened = {f"pause:{pause.pause}:{pause.version}" for pause in self.before.pauses}
         return self.order is not None and self.order.order_id not in opened
 

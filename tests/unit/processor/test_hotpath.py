@@ -1,4 +1,4 @@
-"""The hot path's loop with a consumer of our own making: what it may say is done, and when."""
+"""The hot path's loop with a scripted consumer: what it may report as done, and when."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ class Message:
 
 
 class ScriptedConsumer:
-    """Gives the log from the place it was told to seek to; before each poll the next step of the
-    script is done.
+    """Returns the log from the offset of the last seek.
+
+    Before each poll it does the next step of the script.
     """
 
     def __init__(self, script: Sequence[Step]) -> None:
@@ -91,8 +92,8 @@ class ScriptedConsumer:
             return None
         end = len(self.log)
         self._ready = [
-            Message(place, *self.log[place], headers=self.headers)
-            for place in range(self._position, end)
+            Message(position, *self.log[position], headers=self.headers)
+            for position in range(self._position, end)
         ]
         if self._ready:
             self._ready.append(Message(end, is_end=True))
@@ -103,16 +104,16 @@ class ScriptedConsumer:
         ready, self._ready = self._ready, []
         return ready
 
-    def seek(self, place: TopicPartition) -> None:
-        self._position = place.offset
+    def seek(self, position: TopicPartition) -> None:
+        self._position = position.offset
 
     def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
-        self.commits += [place.offset for place in offsets]
+        self.commits += [position.offset for position in offsets]
 
     def get_watermark_offsets(self, _place: TopicPartition, *, timeout: float) -> tuple[int, int]:
         return 0, len(self.log)
 
-    def committed(self, places: list[TopicPartition], *, timeout: float) -> list[TopicPartition]:
+    def committed(self, positions: list[TopicPartition], *, timeout: float) -> list[TopicPartition]:
         return [TopicPartition("t", 0, self.commits[-1] if self.commits else -1001)]
 
     def incremental_assign(self, _places: list[TopicPartition]) -> None: ...
@@ -260,7 +261,9 @@ def test_a_taint_outlives_a_table_that_is_wiped() -> None:
     assert reached.tainted
 
 
-def test_who_is_held_for_a_damaged_record_is_published_when_the_partition_is_opened_again() -> None:
+def test_a_member_quarantined_for_a_damaged_record_is_published_when_the_partition_is_reopened() -> (
+    None
+):
     """The table alone would know of the quarantine, and every trainer go on with what stood before
     the damage.
     """
@@ -281,9 +284,11 @@ def test_who_is_held_for_a_damaged_record_is_published_when_the_partition_is_ope
 
     bench.hot_path.run()
 
-    told = [record.record for _, record in bench.publisher.records if record.member == b"member-1"]
-    assert read_record(told[-1], b"member-1").facts[-1].kind is FactKind.QUARANTINED
-    assert dict(bench.table.scan(0))[b"member-1"] == told[-1]
+    records = [
+        record.record for _, record in bench.publisher.records if record.member == b"member-1"
+    ]
+    assert read_record(records[-1], b"member-1").facts[-1].kind is FactKind.QUARANTINED
+    assert dict(bench.table.scan(0))[b"member-1"] == records[-1]
 
 
 def test_nothing_is_on_its_way_when_a_partition_is_opened() -> None:

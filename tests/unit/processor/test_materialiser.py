@@ -84,7 +84,7 @@ class World:
         self.logs[partition_of(key, PARTITIONS)].append((key, write_event(event, CATALOG)))
 
     def pass_by(self, name: str) -> None:
-        """A failpoint that ends the worker where it is told to."""
+        """End the worker at the failpoint `crash_at`."""
         if name == self.crash_at:
             self.crash_at = None
             raise Crash(name)
@@ -146,16 +146,16 @@ class World:
         )
 
     def expected(self) -> dict[bytes, Record]:
-        """The pure fold of the log, as if nothing ever broke."""
-        found: dict[bytes, Record] = {}
+        """Return the pure fold of the log, as if nothing ever broke."""
+        records: dict[bytes, Record] = {}
         for messages in self.logs.values():
             for key, value in messages:
                 assert key is not None
-                found[key] = fold(found.get(key), read_event(value, key, CATALOG))
-        return found
+                records[key] = fold(records.get(key), read_event(value, key, CATALOG))
+        return records
 
     def held(self) -> dict[bytes, Record]:
-        """What the table says of everybody."""
+        """Return the table's record of every member."""
         return {
             member: read_record(raw, member)
             for partition in self.logs
@@ -163,7 +163,7 @@ class World:
         }
 
     def followed(self) -> dict[bytes, bytes]:
-        """What a follower holds that read all records: the newest version of each."""
+        """Return the records of a follower that read all of them: the newest version of each."""
         newest: dict[bytes, bytes] = {}
         for _, (member, record, _) in self.topics.records:
             if member not in newest or version_of(newest[member]) <= version_of(record):
@@ -174,29 +174,29 @@ class World:
 def drain(world: World, random: Random, *, crashes: int) -> None:
     """Read all logs to their end, crashing on the way and taking over anew."""
     worker, opened = world.worker(), {number: world.open(number) for number in world.logs}
-    places = {number: taken.start_offset for number, taken in opened.items()}
-    while any(places[number] < len(world.logs[number]) for number in world.logs):
+    positions = {number: taken.start_offset for number, taken in opened.items()}
+    while any(positions[number] < len(world.logs[number]) for number in world.logs):
         if crashes and random.random() < 0.5:
             crashes -= 1
             world.crash_at = random.choice(PASSED)
         batches = [
-            (opened[number].owned, world.batch(number, places[number], random.randrange(1, 6)))
+            (opened[number].owned, world.batch(number, positions[number], random.randrange(1, 6)))
             for number in world.logs
-            if places[number] < len(world.logs[number]) and random.random() < 0.8
+            if positions[number] < len(world.logs[number]) and random.random() < 0.8
         ]
         try:
             for (owned, batch), outcome in zip(
                 batches, apply_batches(worker, batches), strict=True
             ):
                 assert outcome.refused is None
-                places[owned.partition] = batch.offsets[-1] + 1
+                positions[owned.partition] = batch.offsets[-1] + 1
                 if random.random() < 0.8:
                     world.commit(owned)
         except Crash:
             if random.random() < 0.2:
                 world.table.wipe()
             worker, opened = world.worker(), {number: world.open(number) for number in world.logs}
-            places = {number: taken.start_offset for number, taken in opened.items()}
+            positions = {number: taken.start_offset for number, taken in opened.items()}
     world.crash_at = None
 
 
@@ -267,9 +267,9 @@ class TestCrashes:
         table = {member: raw for number in world.logs for member, raw in world.table.scan(number)}
         assert world.followed() == table
 
-    @pytest.mark.parametrize("place", PASSED)
+    @pytest.mark.parametrize("step", PASSED)
     def test_a_crash_at_each_step_loses_nothing_and_publishes_what_was_stored(
-        self, place: str
+        self, step: str
     ) -> None:
         """The step between storing and publishing is the one where a record gets lost by most
         designs.
@@ -277,9 +277,9 @@ class TestCrashes:
         world = World()
         world.send(moved("US", 1, on=1))
         partition = partition_of(b"member-1", PARTITIONS)
-        world.crash_at = place
+        world.crash_at = step
 
-        with pytest.raises(Crash, match=place):
+        with pytest.raises(Crash, match=step):
             apply_batch(world.worker(), world.open(partition).owned, world.batch(partition, 0, 5))
         taken = world.open(partition)
         apply_batch(world.worker(), taken.owned, world.batch(partition, taken.start_offset, 5))
@@ -638,12 +638,12 @@ def test_a_hold_is_a_fact_like_any_other() -> None:
     assert (held.version, held.facts[0].kind) == (1, FactKind.QUARANTINED)
 
 
-def told(
+def apply_messages(
     world: World,
     *messages: tuple[bytes | None, bytes | None],
     headers: Sequence[Headers | None] = (),
 ) -> BatchResult:
-    """What becomes of these messages on partition 0, each under its own key."""
+    """Apply these messages on partition 0, and return the result."""
     worker, opened = world.worker(), world.open(0)
     start = len(world.logs[0])
     world.logs[0] += messages
@@ -674,7 +674,7 @@ class TestReusedEventIds:
 
     def test_the_offending_message_goes_to_quarantine_and_a_retry_does_not(self) -> None:
         """The hold alone says that something happened, and not what."""
-        outcome = told(
+        outcome = apply_messages(
             World(), (self.KEY, self.FIRST), (self.KEY, self.FIRST), (self.KEY, self.FORGED)
         )
 
@@ -683,15 +683,15 @@ class TestReusedEventIds:
         ]
         assert (outcome.applied, outcome.repeated) == (2, 1)
 
-    @pytest.mark.parametrize("place", PASSED)
-    def test_a_crash_anywhere_forgets_no_offence(self, place: str) -> None:
+    @pytest.mark.parametrize("step", PASSED)
+    def test_a_crash_anywhere_forgets_no_offence(self, step: str) -> None:
         """Between the table and the topics the worker dies: replayed, the record is a quarantine
         and looks like any other.
         """
         world = World()
-        world.crash_at = place
+        world.crash_at = step
         with pytest.raises(Crash):
-            told(world, (self.KEY, self.FIRST), (self.KEY, self.FORGED))
+            apply_messages(world, (self.KEY, self.FIRST), (self.KEY, self.FORGED))
 
         opened = world.open(0)
         outcome = apply_batch(world.worker(), opened.owned, world.batch(0, opened.start_offset, 10))
@@ -709,7 +709,7 @@ class TestReusedEventIds:
         events += [moved("HK", number, on=number, member=self.MEMBER) for number in range(2, 70)]
         late = moved("DE", 99, on=1.5, member=self.MEMBER)
 
-        outcome = told(
+        outcome = apply_messages(
             World(), *((self.KEY, write_event(event, CATALOG)) for event in [*events, late])
         )
 
@@ -723,7 +723,7 @@ class TestHeaders:
         value = write_event(chose(Choice.OPT_OUT, 1, on=1, member=member), CATALOG)
         some: Headers = [("traceparent", b"00-1-2-01")]
 
-        outcome = told(
+        outcome = apply_messages(
             World(),
             (member.encode(), value),
             (member.encode(), b"?"),
@@ -744,7 +744,7 @@ class TestClamped:
         ahead = write_event(chose(Choice.OPT_OUT, 1, on=101, member=member), CATALOG)
         right = write_event(chose(Choice.OPT_OUT, 2, on=99, member=member), CATALOG)
 
-        outcome = told(World(), (member.encode(), ahead), (member.encode(), right))
+        outcome = apply_messages(World(), (member.encode(), ahead), (member.encode(), right))
 
         assert (outcome.clamped, outcome.applied, outcome.refusals) == (1, 2, [])
 
@@ -765,7 +765,7 @@ class TestAnyBytes:
         messages = [mutated(random, member) for _ in range(random.randrange(1, 12))]
         messages += random.choices(messages, k=3)
 
-        told(world, *((key, value) for value in messages))
+        apply_messages(world, *((key, value) for value in messages))
 
         record: Record | None = None
         for offset, value in enumerate(messages):
@@ -805,15 +805,15 @@ def mutated(random: Random, member: str) -> bytes:
     ]
     value = bytearray(write_event(random.choice(events), CATALOG))
     for _ in range(random.choice([0, 0, 1, 2])):
-        place = random.randrange(len(value))
+        position = random.randrange(len(value))
         match random.randrange(4):
             case 0:
-                value[place] ^= 1 << random.randrange(8)
+                value[position] ^= 1 << random.randrange(8)
             case 1:
-                del value[place:]
+                del value[position:]
                 value += b"\x00"
             case 2:
-                value[place:place] = bytes(value[place : place + random.randrange(4)])
+                value[position:position] = bytes(value[position : position + random.randrange(4)])
             case _:
-                value[place] = random.choice([0, 1, 2, 3, 0x80, 0xFF])
+                value[position] = random.choice([0, 1, 2, 3, 0x80, 0xFF])
     return bytes(value)

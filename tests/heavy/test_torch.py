@@ -36,7 +36,7 @@ from consentry.trainer.client import Client
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.filters import torch_
 from consentry.trainer.filters.torch_ import ConsentDataset, ConsentLoader, filter_batches
-from consentry.trainer.filters.torch_batches import BatchQuestion, taken
+from consentry.trainer.filters.torch_batches import BatchQuestion, take_rows
 from consentry.wire.jurisdictions import iso_jurisdictions
 
 BOUND_SECONDS = 5.0
@@ -421,7 +421,7 @@ def test_rows_leave_every_field_of_a_batch() -> None:
         "nested": {"array": np.arange(3), "tokens": [[1], [2, 3], [4]]},
     }
 
-    left = taken(batch, mask)
+    left = take_rows(batch, mask)
 
     assert left["ids"].tolist() == [[0, 1], [4, 5]]
     assert left["text"] == ["a", "c"]
@@ -430,7 +430,7 @@ def test_rows_leave_every_field_of_a_batch() -> None:
     assert left["nested"]["tokens"] == [[1], [4]]
     for odd in (3, "abc", torch.tensor(1), torch.arange(4), ["a"], [torch.arange(3)] * 3):
         with pytest.raises(InvalidInput, match="Rows cannot be taken"):
-            taken({"odd": odd}, mask)
+            take_rows({"odd": odd}, mask)
 
 
 def test_what_cannot_be_filtered_is_told_at_the_first_batch(small: Corpus) -> None:

@@ -1,3 +1,1 @@
-"""One module for each library that training data is read with; importing one imports its
-library.
-"""
+"""The filters: one module for each library that training data is read with, and what they share."""

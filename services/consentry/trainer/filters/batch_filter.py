@@ -1,6 +1,4 @@
-"""What the filters of all libraries share: which columns are asked about, what each batch gets, and
-what is counted.
-"""
+"""The part that the filters of all libraries share: deciding a batch, and counting its reasons."""
 
 from __future__ import annotations
 
@@ -27,10 +25,10 @@ from consentry.trainer.deciding.decider import Decider
 
 
 class BatchFilter:
-    """One question, asked of a data set batch by batch, maybe on several threads.
+    """Decides a data set batch by batch, for one purpose, maybe on several threads.
 
-    `names` are the data set's columns. Raises InvalidInput where a column that is asked about is
-    not among them, or more than once.
+    `names` are the data set's columns. `tally` counts the rows by reason. Raises InvalidInput where
+    a column that decides is not among the names, or more than once.
     """
 
     def __init__(
@@ -48,21 +46,17 @@ class BatchFilter:
         self._at_least = at_least
         self._tally: Counter[Reason] = Counter() if tally is None else tally
         self._counting = threading.Lock()
-        # A label that is no text is no column of that text.
-        told = [
-            name if isinstance(name, str) else f"{type(name).__name__} {name!r}" for name in names
-        ]
-        self.columns = find_columns(told, columns)
+        self.columns = find_columns(list(map(_label, names)), columns)
 
     @property
     def names(self) -> list[str]:
-        """The columns that are asked about, each once."""
+        """The columns that decide, each once."""
         return self.columns.names
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
-        """True for each row that may be used; `table` has the columns of `names`.
+        """Return True for each row that may be used, and count every row.
 
-        Every row is counted.
+        `table` has the columns of `names`.
         """
         decisions = self._decider.decide_table(
             table, purpose=self._purpose, columns=self.columns, at_least=self._at_least
@@ -72,23 +66,23 @@ class BatchFilter:
         return decisions.mask
 
     def mask_of(self, values: Mapping[str, Sequence[Any]]) -> npt.NDArray[np.bool_]:
-        """As `mask`, of Python values by column."""
-        return self.mask(pa.table({name: self.column(name, values[name]) for name in self.names}))
+        """Return the mask of rows whose values are Python objects, by column."""
+        arrays = {name: self.column(name, values[name]) for name in self.names}
+        return self.mask(pa.table(arrays))
 
     def column(self, name: str, values: Sequence[Any]) -> pa.Array:
-        """Python values as an Arrow column, also where they are of several types: then what is no
-        text is no id.
+        """Return Python values as an Arrow column, also where they are of several types.
 
-        Raises InvalidInput where the times of collection are of several types.
+        Then only texts are ids. Raises InvalidInput where times of collection are of several types.
         """
         is_member = name == self.columns.member
         if is_member and not arrow_reads_exactly(values):
             return _ids(values)
         try:
-            found = pa.array(values, from_pandas=True)
-            # Texts among bytes are taken for bytes.
-            if not pa.types.is_binary(found.type):
-                return found
+            array = pa.array(values, from_pandas=True)
+            # Arrow takes texts among bytes for bytes.
+            if not pa.types.is_binary(array.type):
+                return array
         except NO_ONE_TYPE as error:
             if name == self.columns.collected:
                 raise InvalidInput(
@@ -98,6 +92,11 @@ class BatchFilter:
                     fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
                 ) from error
         return _ids(values) if is_member else texts_column(values)
+
+
+def _label(name: Any) -> str:
+    # A label that is not a text is not the column of that text.
+    return name if isinstance(name, str) else f"{type(name).__name__} {name!r}"
 
 
 def _ids(values: Sequence[Any]) -> pa.Array:

@@ -1,4 +1,4 @@
-"""Which library's filter a data set gets; imports nothing that its reader has not imported."""
+"""Choose the filter for a data set by its library, without importing any other library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARIES: Final = {
     "ray": ("ray_", ("Dataset",)),
     "pyspark": ("spark_", ("DataFrame",)),
 }
-"""By the package that a type comes from: our module, and the types that it filters."""
+"""For each package that types come from: our module, and the types that it filters."""
 
 
 def filter_any(
@@ -36,10 +36,10 @@ def filter_any(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Any:
-    """The rows of any supported data set that may be used for `purpose`, by the `filter` of its
-    library.
+    """Return the rows of any supported data set that may be used for `purpose`.
 
-    Raises InvalidInput for other types, and what that filter raises.
+    The `filter` of its library does the work. Raises InvalidInput for other types, and what that
+    filter raises.
     """
     module = import_module(f"consentry.trainer.filters.{_module_of(data)}")
     return module.filter(
@@ -48,21 +48,18 @@ def filter_any(
 
 
 def _module_of(data: Any) -> str:
-    """The name of our module for the data set's type, or for the nearest type that it is made
-    from.
-    """
+    """Return the name of our module for the data set's type, or for the nearest base of it."""
     for kind in type(data).__mro__:
         package = kind.__module__.partition(".")[0].lstrip("_")
         module, names = LIBRARIES.get(package, ("", ()))
         # Some of Arrow's types have names of their own for each way in which they are stored.
-        if any(
-            kind.__name__ == name or (package == "pyarrow" and kind.__name__.endswith(name))
-            for name in names
-        ):
+        is_known = kind.__name__.endswith(names) if package == "pyarrow" else kind.__name__ in names
+        if is_known:
             return module
     known = "; ".join(f"{package}: {', '.join(names)}" for package, (_, names) in LIBRARIES.items())
     raise InvalidInput(
-        f"A {type(data).__module__}.{type(data).__qualname__} is no data set that can be filtered.",
+        f"A {type(data).__module__}.{type(data).__qualname__} cannot be filtered: it is not a data "
+        "set of a known library.",
         code="input.dataset",
         fix=f"give one of these. {known}",
     )

@@ -26,12 +26,12 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> duckdb.DuckDBPyRelation:
-    """The relation of the rows that may be used for `purpose`, on the same connection.
+    """Return the relation of the rows that may be used for `purpose`, on the same connection.
 
-    Nothing is read here: each time that the result is, its rows are judged in the engine's own
-    batches, two thousand at a time; the other columns never leave the engine. `tally` counts the
-    rows that were judged, which are less than all where the query needs less. Each call adds one
-    function to the connection.
+    Nothing is read here. Each time that the result is read, its rows are decided in the engine's
+    own batches, two thousand at a time; the other columns never leave the engine. `tally` counts
+    the rows that were decided, which are fewer than all where the query needs fewer. Each call adds
+    one function to the connection.
 
     Raises InvalidInput where a column is missing or there twice, Unavailable for a DuckDB below 2.
     """
@@ -42,11 +42,14 @@ def filter(
     types = dict(zip(data.columns, data.types, strict=True))
 
     def is_allowed(*values: pa.ChunkedArray) -> pa.Array:
-        return pa.array(batch_filter.mask(pa.table(dict(zip(names, values, strict=True)))))
+        table = pa.table(dict(zip(names, values, strict=True)))
+        return pa.array(batch_filter.mask(table))
 
     # The engine asks how many values the function takes, which is known only now.
-    taken = [Parameter(f"value_{place}", Parameter.POSITIONAL_ONLY) for place in range(len(names))]
-    is_allowed.__signature__ = Signature(taken)  # type: ignore[attr-defined]
+    parameters = [
+        Parameter(f"value_{index}", Parameter.POSITIONAL_ONLY) for index in range(len(names))
+    ]
+    is_allowed.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     function = f"consentry_allows_{secrets.token_hex(8)}"
     _connection_of(data).create_function(
         function,
@@ -54,7 +57,7 @@ def filter(
         [types[name] for name in names],
         duckdb.sqltypes.BOOLEAN,
         type=PythonUDFType.ARROW,
-        # A row without a member is asked about too, and no answer is good for a second time.
+        # A row without a member is decided too, and no answer holds for a second call.
         null_handling=FunctionNullHandling.SPECIAL,
         side_effects=True,
     )
@@ -63,11 +66,11 @@ def filter(
 
 
 def _connection_of(data: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyConnection:
-    """The connection that a relation belongs to, which it tells since DuckDB 2."""
+    """Return the connection that a relation belongs to; relations show it since DuckDB 2."""
     connection: duckdb.DuckDBPyConnection | None = getattr(data, "_con", None)
     if connection is None:
         raise Unavailable(
-            f"A relation of DuckDB {duckdb.__version__} does not tell its connection.",
+            f"A relation of DuckDB {duckdb.__version__} does not show its connection.",
             code="trainer.duckdb_version",
             fix="install duckdb 2 or newer, or filter relation.to_arrow_reader()",
         )

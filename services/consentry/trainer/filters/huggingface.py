@@ -26,11 +26,11 @@ Data = TypeVar(
     datasets.IterableDatasetDict,
 )
 
-_AT_ONCE: Final = 1 << 20
-"""Rows of a map-style data set that are judged at once."""
-_BATCH: Final = 1000
-"""Rows of a stream that are judged at once."""
-_TABLES: Final = ("arrow", "pandas", "polars")
+_CHUNK_ROWS: Final = 1 << 20
+"""Rows of a map-style data set that are decided at once."""
+_BATCH_ROWS: Final = 1000
+"""Rows of a stream that are decided at once."""
+_TABLE_FORMATS: Final = ("arrow", "pandas", "polars")
 
 
 def filter(
@@ -42,129 +42,131 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Data:
-    """The rows that may be used for `purpose`, in the data set's own format; every row is counted
-    in `tally`.
+    """Return the rows that may be used for `purpose`, in the data set's own format.
 
-    A map-style data set is judged now, whole, and never from a cache: what is returned, and so
-    whatever is made of it, has a fingerprint of its own for each view and each answer. A stream is
-    judged while it is read, a thousand rows at a time, again after a resume; in a table format
-    (arrow, pandas, polars) a resume goes on after as many allowed rows of that thousand as were
-    read before.
+    A map-style data set is decided now, whole, and never from a cache: the result, and so whatever
+    is made of it, has its own fingerprint for each snapshot and each answer. A stream is decided
+    while it is read, a thousand rows at a time, again after a resume; in a table format (arrow,
+    pandas, polars) a resume goes on after as many allowed rows of that thousand as were read
+    before. Every row is counted in `tally`.
 
-    Raises InvalidInput where a column is missing: of a stream whose columns nobody knows yet, when
+    Raises InvalidInput where a column is missing; for a stream whose columns nobody knows yet, when
     it is read.
     """
-    asked: dict[str, Any] = {
+    question: dict[str, Any] = {
         "purpose": purpose,
         "columns": columns,
         "at_least": at_least,
         "tally": tally,
     }
     if isinstance(data, datasets.Dataset):
-        return _kept(data, decider, **asked)
+        return _filter_dataset(data, decider, **question)
     if isinstance(data, datasets.IterableDataset):
-        return _kept_of_stream(data, decider, **asked)
-    return type(data)({name: filter(decider, split, **asked) for name, split in data.items()})
+        return _filter_stream(data, decider, **question)
+    splits = {name: filter(decider, split, **question) for name, split in data.items()}
+    return type(data)(splits)
 
 
-def _kept(data: datasets.Dataset, decider: Decider, **asked: Any) -> datasets.Dataset:
-    batch_filter = BatchFilter(decider, data.column_names, **asked)
+def _filter_dataset(data: datasets.Dataset, decider: Decider, **question: Any) -> datasets.Dataset:
+    batch_filter = BatchFilter(decider, data.column_names, **question)
     snapshot_id = decider.snapshot_id
     masks = [
         batch_filter.mask(_part(data, start, batch_filter))
-        for start in range(0, len(data), _AT_ONCE)
+        for start in range(0, len(data), _CHUNK_ROWS)
     ]
     mask = np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
     fingerprint = _fingerprint(
-        [data._fingerprint, snapshot_id, asked["purpose"], repr(batch_filter.columns)], mask
+        [data._fingerprint, snapshot_id, question["purpose"], repr(batch_filter.columns)], mask
     )
     if not len(data):
-        return data  # `select` gives it back as it is
+        return data  # `select` would return it as it is
     return data.select(np.flatnonzero(mask).tolist(), new_fingerprint=fingerprint)
 
 
 def _part(data: datasets.Dataset, start: int, batch_filter: BatchFilter) -> pa.Table:
-    """Some rows as they are stored, whatever format the data set is read in, in the order that it
-    has by now.
-    """
+    """Return some rows as they are stored, whatever the data set's format, in its present order."""
     table, order = data.data.table.select(batch_filter.names), data._indices
-    part = (
-        table.slice(start, _AT_ONCE)
-        if order is None
-        else table.take(order.column(0).slice(start, _AT_ONCE))
-    )
-    return pa.table({name: _named(part[name], data.features, name) for name in batch_filter.names})
+    if order is None:
+        part = table.slice(start, _CHUNK_ROWS)
+    else:
+        part = table.take(order.column(0).slice(start, _CHUNK_ROWS))
+    arrays = {
+        name: _with_label_names(part[name], data.features, name) for name in part.column_names
+    }
+    return pa.table(arrays)
 
 
-def _named(column: Any, features: Mapping[str, Any] | None, name: str) -> Any:
-    """A column of class labels by their names: their numbers would be taken for other members."""
+def _with_label_names(column: Any, features: Mapping[str, Any] | None, name: str) -> Any:
+    """Return a column of class labels as their names: numbers would be taken for other members."""
     label = (features or {}).get(name)
     if not isinstance(label, datasets.ClassLabel):
         return column
-    return pa.array(label.names or [], pa.string()).take(
-        pc.if_else(pc.less(column, 0), None, column)
-    )
+    indices = pc.if_else(pc.less(column, 0), None, column)
+    return pa.array(label.names or [], pa.string()).take(indices)
 
 
 def _fingerprint(parts: Sequence[str], mask: npt.NDArray[np.bool_]) -> str:
-    """Another one for each view and each answer, so that nothing cached from an earlier one is ever
-    found.
+    """Return a fingerprint that is another one for each snapshot and each answer.
+
+    So nothing that was cached for an earlier answer is ever found.
     """
-    told = hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=16)
+    digest = hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=16)
     for part in ("consentry", *parts, str(len(mask))):
-        told.update(f"{len(part)}:{part}".encode())
-    return told.hexdigest()
+        digest.update(f"{len(part)}:{part}".encode())
+    return digest.hexdigest()
 
 
-def _kept_of_stream(
-    data: datasets.IterableDataset, decider: Decider, **asked: Any
+def _filter_stream(
+    data: datasets.IterableDataset, decider: Decider, **question: Any
 ) -> datasets.IterableDataset:
-    stream = _Stream(decider, data.features, asked)
+    stream = _StreamFilter(decider, data.features, question)
     if data.column_names is not None:
         stream.batch_filter(data.column_names)
     kind = data._formatting.format_type if data._formatting else None
-    if kind in _TABLES:
+    if kind in _TABLE_FORMATS:
         tables = data.with_format("arrow").map(
-            stream.of_table, batched=True, batch_size=_BATCH, features=data.features
+            stream.filter_table, batched=True, batch_size=_BATCH_ROWS, features=data.features
         )
         return tables.with_format(kind)
-    # Judged as they are stored, not as tensors; a resume counts the rows before judging, so it
+    # Decided as they are stored, not as tensors. A resume counts the rows before the filter, so it
     # loses none.
     plain = data if kind is None else data.with_format(None)
-    left = plain.filter(stream.of_rows, batched=True, batch_size=_BATCH)
-    return left if kind is None else left.with_format(kind)
+    allowed = plain.filter(stream.mask_rows, batched=True, batch_size=_BATCH_ROWS)
+    return allowed if kind is None else allowed.with_format(kind)
 
 
-class _Stream:
-    """Judges the batches of a stream, whose columns may be known only from its batches."""
+class _StreamFilter:
+    """Filters the batches of a stream, whose columns may be known only from its batches."""
 
     def __init__(
-        self, decider: Decider, features: Mapping[str, Any] | None, asked: Mapping[str, Any]
+        self, decider: Decider, features: Mapping[str, Any] | None, question: Mapping[str, Any]
     ) -> None:
         self._decider = decider
         self._features = features
-        self._asked = asked
-        self._sieves: dict[tuple[str, ...], BatchFilter] = {}
+        self._question = question
+        self._batch_filters: dict[tuple[str, ...], BatchFilter] = {}
 
     def batch_filter(self, names: Sequence[str]) -> BatchFilter:
-        """That of the columns; one for each shape of batch."""
+        """Return the filter for batches of these columns, the same one each time."""
         key = tuple(names)
-        if key not in self._sieves:
-            self._sieves[key] = BatchFilter(self._decider, key, **self._asked)
-        return self._sieves[key]
+        if key not in self._batch_filters:
+            self._batch_filters[key] = BatchFilter(self._decider, key, **self._question)
+        return self._batch_filters[key]
 
-    def of_rows(self, batch: Mapping[str, Sequence[Any]]) -> list[bool]:
-        """Which rows of a batch stay."""
+    def mask_rows(self, batch: Mapping[str, Sequence[Any]]) -> list[bool]:
+        """Return True for each row of a batch that may be used."""
         batch_filter = self.batch_filter(list(batch))
-        arrays = {
-            name: _named(batch_filter.column(name, batch[name]), self._features, name)
-            for name in batch_filter.names
-        }
-        found: list[bool] = batch_filter.mask(pa.table(arrays)).tolist()
-        return found
+        arrays: dict[str, Any] = {}
+        for name in batch_filter.names:
+            column = batch_filter.column(name, batch[name])
+            arrays[name] = _with_label_names(column, self._features, name)
+        mask: list[bool] = batch_filter.mask(pa.table(arrays)).tolist()
+        return mask
 
-    def of_table(self, batch: pa.Table) -> pa.Table:
-        """The rows of a batch that stay."""
+    def filter_table(self, batch: pa.Table) -> pa.Table:
+        """Return the rows of a batch that may be used."""
         batch_filter = self.batch_filter(batch.column_names)
-        arrays = {name: _named(batch[name], self._features, name) for name in batch_filter.names}
+        arrays: dict[str, Any] = {}
+        for name in batch_filter.names:
+            arrays[name] = _with_label_names(batch[name], self._features, name)
         return batch.filter(pa.array(batch_filter.mask(pa.table(arrays))))

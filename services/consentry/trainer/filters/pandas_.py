@@ -21,13 +21,14 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> pd.DataFrame:
-    """The rows that may be used for `purpose`, with their index; every row is counted in `tally`.
+    """Return the rows that may be used for `purpose`, with their index; count all in `tally`.
 
-    Member ids in an object column count where they are texts, or all of them integers. pandas makes
-    integers with a gap to floating point numbers, which are no ids: read them as Int64. Raises
-    InvalidInput where a column is missing or there twice; a member id in the index is in no column.
+    Member ids in an object column count where they are texts, or all of them integers. pandas turns
+    integers with a gap into floating point numbers, which are no ids: read them as Int64. Raises
+    InvalidInput where a column is missing or there twice; the index is not a column.
     """
     batch_filter = BatchFilter(
         decider, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally
     )
-    return data[batch_filter.mask_of({name: data[name] for name in batch_filter.names})]
+    columns_to_read = {name: data[name] for name in batch_filter.names}
+    return data[batch_filter.mask_of(columns_to_read)]

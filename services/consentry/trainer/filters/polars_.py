@@ -15,7 +15,7 @@ from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.batch_filter import BatchFilter
 
 _AS_THEY_ARE = pl.CompatLevel.newest()
-"""Texts stay the views that Polars has of them; else all would be copied."""
+"""Texts stay the string views that Polars holds; else all would be copied."""
 Data = TypeVar("Data", pl.DataFrame, pl.LazyFrame)
 
 
@@ -28,10 +28,10 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Data:
-    """The rows that may be used for `purpose`; every row is counted in `tally`.
+    """Return the rows that may be used for `purpose`; count every row in `tally`.
 
-    A lazy frame stays lazy: its rows are judged, a batch at a time, each time that the plan runs.
-    Nothing that comes after is moved before, so the columns asked about may be dropped after; your
+    A lazy frame stays lazy: its rows are decided, a batch at a time, each time that the plan runs.
+    Nothing that comes after is moved before, so the columns that decide may be dropped after; your
     own conditions cost least before.
 
     Raises InvalidInput where a column is missing, when this is called.
@@ -41,11 +41,11 @@ def filter(
         decider, names, purpose=purpose, columns=columns, at_least=at_least, tally=tally
     )
     if isinstance(data, pl.DataFrame):
-        return _kept(data, batch_filter)
+        return _filter_frame(data, batch_filter)
     return data.map_batches(
-        lambda batch: _kept(batch, batch_filter),
-        # A condition moved before would be asked of other rows, a projection would take the member
-        # away.
+        lambda batch: _filter_frame(batch, batch_filter),
+        # A condition moved before would change which rows are decided; a projection would take the
+        # member away.
         predicate_pushdown=False,
         projection_pushdown=False,
         slice_pushdown=False,
@@ -53,7 +53,7 @@ def filter(
     )
 
 
-def _kept(frame: pl.DataFrame, batch_filter: BatchFilter) -> pl.DataFrame:
+def _filter_frame(frame: pl.DataFrame, batch_filter: BatchFilter) -> pl.DataFrame:
     def values(name: str) -> Any:
         return arrow_of(frame[name], lambda listed: batch_filter.column(name, listed))
 
@@ -62,10 +62,10 @@ def _kept(frame: pl.DataFrame, batch_filter: BatchFilter) -> pl.DataFrame:
 
 
 def arrow_of(series: pl.Series, read: Callable[[list[Any]], Any]) -> Any:
-    """Without a copy of text ids where there are views of them; what Arrow cannot hold as `read`
-    does, value by value.
+    """Return a series as an Arrow array, without a copy of its texts.
 
-    Those are objects, which it would take for numbers, and integers of 128 bits; a gap stays one.
+    `read` makes an array of the values that Arrow would misread or cannot hold: of objects, which
+    it would take for numbers, and of integers of 128 bits. A gap stays one.
     """
     if series.dtype == pl.Object:
         return read(series.to_list())

@@ -1,5 +1,6 @@
-"""What stands for a judge in another process: a client follows on a thread of its own, and can be
-in one only.
+"""The form in which a decider is sent to other processes.
+
+A client follows the log on a thread of its own, so it lives in one process only.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from consentry.trainer.deciding.decider import Decider
 
 
 def portable(decider: Decider) -> Decider:
-    """The judge in a form that may be sent to other processes.
-
-    Raises Refused for a client that is not shared.
+    """Return a decider in a form that may be sent to other processes.
 
     librdkafka does not survive a fork, and a client cannot be pickled: in another process it would
-    answer for ever by what was known when that began, or not at all.
+    answer for ever by what was known when that process began, or not at all. Raises Refused for a
+    client that is not shared.
     """
     make = getattr(decider, "portable", None)
     if make is not None:
@@ -25,18 +25,17 @@ def portable(decider: Decider) -> Decider:
 
 
 class Stale(Unavailable):
-    """Nothing is allowed any more, as freshness is not proven; can be sent from one process to
-    another.
-    """
+    """Raised where nothing is allowed any more, as freshness is not proven. It can be pickled."""
 
 
 def stale(decider: Decider) -> Stale:
-    """The error that ends a stream whose rows cannot be judged: an epoch that ends early must not
-    look whole.
+    """Return the error that ends a stream whose rows cannot be decided.
+
+    An epoch that ends early must not look whole.
     """
+    detail = decider.stale_detail or "what the token demands is not there yet"
     return Stale(
-        "No row is allowed any more: "
-        f"{decider.stale_detail or 'what the token demands is not there yet'}.",
+        f"No row is allowed any more: {detail}.",
         code="trainer.stale",
         fix="see that the processor and the broker run, then go on from the last state",
     )

@@ -1,4 +1,4 @@
-"""The rows of an Arrow table that a mask lets through."""
+"""Filter the rows of an Arrow table by a mask, whatever types it holds."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import numpy.typing as npt
 import pyarrow as pa
 
 
-def kept(table: pa.Table, mask: npt.NDArray[np.bool_]) -> pa.Table:
-    """The rows of a table where the mask is True, also of types that Arrow itself cannot filter."""
-    selection = pa.array(mask)
+def filter_rows(table: pa.Table, mask: npt.NDArray[np.bool_]) -> pa.Table:
+    """Return the rows where the mask is True, also of types that Arrow itself cannot filter."""
+    arrow_mask = pa.array(mask)
     try:
-        return table.filter(selection)
-    except pa.ArrowNotImplementedError:  # of a type in it, such as unions: each column for itself
-        return pa.Table.from_arrays(
-            [_kept_of_column(column, mask, selection) for column in table.columns],
-            schema=table.schema,
-        )
+        return table.filter(arrow_mask)
+    except pa.ArrowNotImplementedError:  # of a type in it, such as a union: column by column
+        columns = [_filter_column(column, mask, arrow_mask) for column in table.columns]
+        return pa.Table.from_arrays(columns, schema=table.schema)
 
 
-def _kept_of_column(
-    column: pa.ChunkedArray, mask: npt.NDArray[np.bool_], selection: pa.Array
+def _filter_column(
+    column: pa.ChunkedArray, mask: npt.NDArray[np.bool_], arrow_mask: pa.Array
 ) -> pa.ChunkedArray:
-    """By pieces that stay where they are, where Arrow cannot filter the type."""
     try:
-        return column.filter(selection)
+        return column.filter(arrow_mask)
     except pa.ArrowNotImplementedError:  # of this very type: slices need no filter
-        edges = np.flatnonzero(
-            np.diff(np.concatenate(([False], mask, [False])).astype(np.int8))
-        ).tolist()
-        pieces = [
-            column.slice(start, end - start)
-            for start, end in zip(edges[::2], edges[1::2], strict=True)
-        ]
-        return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], column.type)
+        return _join_slices(column, mask)
+
+
+def _join_slices(column: pa.ChunkedArray, mask: npt.NDArray[np.bool_]) -> pa.ChunkedArray:
+    """Return the rows of a mask as slices of the column, which copy nothing."""
+    changes = np.diff(np.concatenate(([False], mask, [False])).astype(np.int8))
+    edges = np.flatnonzero(changes).tolist()
+    chunks: list[pa.Array] = []
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        chunks += column.slice(start, end - start).chunks
+    return pa.chunked_array(chunks, column.type)

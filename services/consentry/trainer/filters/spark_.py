@@ -1,7 +1,7 @@
 """Spark DataFrames: the rows that may be used, by plain joins; no Python runs on the executors.
 
 The decision is made of small tables (see decision_tables) that the rows are left-joined with. Spark
-chooses how: it broadcasts what is small, and shuffles the members where they are many.
+chooses how: it broadcasts small tables, and shuffles the members where they are many.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.wire.freshness import FOREVER
 
 GOOD_FOR_SECONDS: Final = 3600.0
-"""A plan that is run later than this after it was made fails: what it knows is too old to train on.
+"""A plan fails that is run later than this after it was made: its answers are too old to train on.
 """
-_SMALL: Final = 100_000
-"""So many members go with the plan itself; more are written to files."""
+_MEMBERS_IN_PLAN_MAX: Final = 100_000
+"""Members that go with the plan itself; more are written to files."""
 _FILE_ROWS: Final = 2_000_000
 _MEMBER_ID: Final = rf"\A(?:{MEMBER_ID_PATTERN.pattern})\z"
 _SEED: Final = 0x9747B28C
@@ -62,20 +62,23 @@ def filter(
     good_for_seconds: float = GOOD_FOR_SECONDS,
     checkpoint: bool = False,
 ) -> DataFrame:
-    """The rows of a DataFrame that may be used for `purpose`, as known now; columns as they were.
+    """Return the rows of a DataFrame that may be used for `purpose`, as known now.
 
-    The plan is made now and runs later: what is recorded meanwhile is not in it, so make it right
-    before the action. Run later than `good_for_seconds`, it fails; with `checkpoint` the rows are
-    decided and kept at once. Where freshness is not proven, or `at_least` not reached, no row is
-    allowed.
+    The columns stay as they were. The plan is made now and runs later: what is recorded meanwhile
+    is not in it, so make it right before the action. Run later than `good_for_seconds`, it fails;
+    with `checkpoint` the rows are decided and stored at once. Where freshness is not proven, or
+    `at_least` not reached, no row is allowed.
 
     `directory` is where members are written as Parquet when they are many: a path or URL that
     driver and executors read; it may be left out where both are one machine. `join` says how
     members are joined where Spark should not choose. `reason_column` adds the reason of each row.
-    `tally` runs the plan once to count the reasons. The column of member ids carries the view's id
-    in its metadata, as `consentry`.
+    `tally` runs the plan once to count the reasons. The column of member ids carries the snapshot's
+    id in its metadata, as `consentry`.
+
+    Raises InvalidInput where a column is missing or the DataFrame cannot be filtered, Refused where
+    the decider holds no snapshot.
     """
-    judged = with_reasons(
+    decided = with_reasons(
         decider,
         data,
         purpose=purpose,
@@ -88,12 +91,12 @@ def filter(
     )
     reason = _column(reason_column or f"{_HELPER}reason")
     if checkpoint:
-        judged = judged.localCheckpoint()
+        decided = decided.localCheckpoint()
     if tally is not None:
-        counts = judged.groupBy(reason.alias("reason")).count().collect()
+        counts = decided.groupBy(reason.alias("reason")).count().collect()
         tally.update({Reason(row["reason"]): row["count"] for row in counts})
-    kept = judged.where(reason.isin(*_ALLOWING))
-    return kept if reason_column else kept.drop(f"{_HELPER}reason")
+    allowed = decided.where(reason.isin(*_ALLOWING))
+    return allowed if reason_column else allowed.drop(f"{_HELPER}reason")
 
 
 def with_reasons(
@@ -108,44 +111,40 @@ def with_reasons(
     join: Join = "auto",
     good_for_seconds: float = GOOD_FOR_SECONDS,
 ) -> DataFrame:
-    """Every row with the reason why it may or may not be used; see `filter`, whose arguments these
-    are.
-    """
-    columns = _checked(data, columns, reason_column)
+    """Return every row with its reason; the arguments are those of `filter`."""
+    columns = _check_columns(data, columns, reason_column)
     snapshot_id = decider.snapshot_id
     if _is_stale(decider, purpose, at_least):
-        reason, judged = F.lit(Reason.STALE.value), data
+        reason, decided = F.lit(Reason.STALE.value), data
     else:
         snapshot = _snapshot_of(decider)
         tables = decision_tables(
             snapshot, purpose=purpose, at=_moment(decider, snapshot), known_at=FOREVER
         )
         snapshot_id = tables.snapshot_id
-        judged = _joined(
-            data, columns, tables, _members(data.sparkSession, tables, directory, join)
-        )
-        reason = _while_good(_reason(judged), good_for_seconds)
+        members = _members(data.sparkSession, tables, directory, join)
+        decided = _join_tables(data, columns, tables, members)
+        reason = _while_good(_reason(decided), good_for_seconds)
     field = data.schema[columns.member]
-    told = {**field.metadata, "consentry": {"snapshot": snapshot_id, "purpose": purpose}}
-    own = [
-        _column(name).alias(name, metadata=told) if name == columns.member else _column(name)
-        for name in data.columns
-    ]
-    return judged.select(*own, reason.alias(reason_column))
+    metadata = {**field.metadata, "consentry": {"snapshot": snapshot_id, "purpose": purpose}}
+    selected: list[Column] = []
+    for name in data.columns:
+        column = _column(name)
+        is_member = name == columns.member
+        selected.append(column.alias(name, metadata=metadata) if is_member else column)
+    return decided.select(*selected, reason.alias(reason_column))
 
 
-def _checked(data: DataFrame, columns: Columns | None, reason_column: str) -> Columns:
-    """The columns to decide by.
+def _check_columns(data: DataFrame, columns: Columns | None, reason_column: str) -> Columns:
+    """Return the columns that decide.
 
     Raises InvalidInput where they are missing, or the DataFrame cannot be filtered.
     """
     columns = find_columns(data.columns, columns)
     names = [name.lower() for name in data.columns]
-    if (
-        len(set(names)) < len(names)
-        or reason_column.lower() in names
-        or any(_HELPER in name for name in names)
-    ):
+    has_twins = len(set(names)) < len(names)
+    has_helper = any(_HELPER in name for name in names)
+    if has_twins or has_helper or reason_column.lower() in names:
         raise InvalidInput(
             f"The columns {', '.join(map(repr, data.columns))} cannot be told apart, or one is "
             "named as the reason is.",
@@ -163,9 +162,9 @@ def _checked(data: DataFrame, columns: Columns | None, reason_column: str) -> Co
 
 
 def _is_stale(decider: Decider, purpose: str, at_least: str | None) -> bool:
-    """Whether no row is allowed now.
+    """Return True where no row is allowed now.
 
-    Asked as every question is, so that a token is waited for in the same way.
+    It decides a row as every other decision is made, and so waits for a token in the same way.
     """
     probe = decider.decide_table(pa.table({"member_id": ["-"]}), purpose=purpose, at_least=at_least)
     return REASONS[probe.reasons[0]] is Reason.STALE
@@ -178,40 +177,43 @@ def _snapshot_of(decider: Decider) -> Snapshot:
             f"Spark needs every member that {type(decider).__name__} knows, and it cannot list "
             "them.",
             code="trainer.no_view",
-            fix="give a client, or a judge that holds a view, such as that of a bundle",
+            fix="give a client, or a decider that holds a snapshot, such as that of a bundle",
         )
     return snapshot
 
 
 def _moment(decider: Decider, snapshot: Snapshot) -> Micros:
-    """The time asked about: the judge's own, where it has one, or now."""
+    """Return the time to decide for: the decider's own, where it has one, or now."""
     at: Micros | None = getattr(decider, "_at", None)
-    return (
-        max(getattr(decider, "_clock", system_clock)(), snapshot.newest_frontier)
-        if at is None
-        else at
-    )
+    if at is not None:
+        return at
+    clock = getattr(decider, "_clock", system_clock)
+    return max(clock(), snapshot.newest_frontier)
 
 
-# ---- the members, where Spark can read them
+# ---- the members, in a form that Spark reads
 
 
 def _members(
     spark: SparkSession, tables: JoinTables, directory: str | Path | None, join: Join
 ) -> DataFrame:
-    """The members as a DataFrame, with the hint that was asked for."""
+    """Return the members as a DataFrame, with the hint for the join."""
     table = tables.members.rename_columns([f"{_HELPER}member", f"{_HELPER}state"])
-    if directory is None and table.num_rows <= _SMALL:
+    if directory is None and table.num_rows <= _MEMBERS_IN_PLAN_MAX:
         members = spark.createDataFrame(table)
     else:
-        members = _written(spark, table, directory)
+        members = _write_members(spark, table, directory)
     if join == "auto":
         return members
     return F.broadcast(members) if join == "broadcast" else members.hint("merge")
 
 
-def _written(spark: SparkSession, table: pa.Table, directory: str | Path | None) -> DataFrame:
-    """The members as Parquet files; those in a place of our own are deleted with the session."""
+def _write_members(spark: SparkSession, table: pa.Table, directory: str | Path | None) -> DataFrame:
+    """Write the members as Parquet files, and return them as a DataFrame.
+
+    Without `directory` they are deleted with the session. Raises InvalidInput where the executors
+    could not read them.
+    """
     if directory is None:
         if not (spark.conf.get("spark.master", "") or "").startswith("local"):
             raise InvalidInput(
@@ -225,24 +227,26 @@ def _written(spark: SparkSession, table: pa.Table, directory: str | Path | None)
         weakref.finalize(spark, shutil.rmtree, directory, ignore_errors=True)
     elif "://" not in str(directory):
         directory = Path(directory).resolve()
-    place = f"{directory}/consentry-members-{uuid.uuid4().hex}"
-    files, path = fsspec.core.url_to_fs(place)
+    url = f"{directory}/consentry-members-{uuid.uuid4().hex}"
+    files, path = fsspec.core.url_to_fs(url)
     files.makedirs(path)
     for number, start in enumerate(range(0, max(table.num_rows, 1), _FILE_ROWS)):
         with files.open(f"{path}/part-{number:05}.parquet", "wb") as out:
             pq.write_table(table.slice(start, _FILE_ROWS), out)
-    # Whoever is in a file that is not read would be nobody, and allowed: so a session's leniency
-    # must not hold here.
+    # A member in a file that is not read would count as one without a record, and be allowed: so a
+    # session's lenient settings must not hold here.
     strict = {"ignoreMissingFiles": "false", "ignoreCorruptFiles": "false"}
     reader = spark.read.options(**strict).schema(f"{_HELPER}member string, {_HELPER}state int")
-    return reader.parquet(place if "://" in place else f"file://{place}")
+    return reader.parquet(url if "://" in url else f"file://{url}")
 
 
 # ---- the decision, in columns
 
 
-def _joined(data: DataFrame, columns: Columns, tables: JoinTables, members: DataFrame) -> DataFrame:
-    """The rows with the place of their reason in REASONS, beside helper columns."""
+def _join_tables(
+    data: DataFrame, columns: Columns, tables: JoinTables, members: DataFrame
+) -> DataFrame:
+    """Return the rows with the index of their reason in REASONS, beside helper columns."""
     spark = data.sparkSession
     keys = {f"{_HELPER}id": _id(data, columns.member)}
     if columns.jurisdiction is not None:
@@ -253,28 +257,25 @@ def _joined(data: DataFrame, columns: Columns, tables: JoinTables, members: Data
 
     place, kind = F.lit(tables.no_place), F.lit(tables.no_kind)
     if columns.jurisdiction is not None:
-        joined = _looked_up(joined, spark, tables.places, _own("jurisdiction"))
+        joined = _look_up(joined, spark, tables.places, _own("jurisdiction"))
         place = _or_stand_in("jurisdiction", "place", tables.no_place, tables.unknown_place)
     if columns.category is not None:
-        joined = _looked_up(joined, spark, tables.kinds, _own("category"))
+        joined = _look_up(joined, spark, tables.kinds, _own("category"))
         kind = _or_stand_in("category", "kind", tables.no_kind, tables.other_kind)
     code = _state(tables).cast("long")
-    for size, value in zip(
-        tables.sizes, (place, kind, _reached(data, columns, tables)), strict=True
-    ):
+    values = (place, kind, _reached(data, columns, tables))
+    for size, value in zip(tables.sizes, values, strict=True):
         code = code * size + value
     joined = joined.withColumn(f"{_HELPER}asked", code)
-    return _looked_up(joined, spark, tables.answers, _own("asked"))
+    return _look_up(joined, spark, tables.answers, _own("asked"))
 
 
-def _looked_up(rows: DataFrame, spark: SparkSession, table: pa.Table, key: Column) -> DataFrame:
-    """The rows with what a small table of (key, value) has for their key."""
-    own = table.rename_columns(
-        [f"{_HELPER}key_{table.column_names[0]}", f"{_HELPER}{table.column_names[1]}"]
-    )
-    return rows.join(
-        F.broadcast(spark.createDataFrame(own)), key == _own(f"key_{table.column_names[0]}"), "left"
-    )
+def _look_up(rows: DataFrame, spark: SparkSession, table: pa.Table, key: Column) -> DataFrame:
+    """Return the rows with the value that a small table of (key, value) has for their key."""
+    key_name, value_name = table.column_names
+    renamed = table.rename_columns([f"{_HELPER}key_{key_name}", f"{_HELPER}{value_name}"])
+    small = F.broadcast(spark.createDataFrame(renamed))
+    return rows.join(small, key == _own(f"key_{key_name}"), "left")
 
 
 def _or_stand_in(key: str, value: str, none: int, other: int) -> Column:
@@ -295,59 +296,59 @@ def _state(tables: JoinTables) -> Column:
 
 
 def _reason(joined: DataFrame) -> Column:
-    """The reason's name; QUARANTINED, were there no answer to a code."""
+    """Return the reason's name; QUARANTINED, should a code have no answer."""
     names = F.array(*(F.lit(reason.value) for reason in REASONS))
-    place = F.coalesce(_own("reason"), F.lit(REASONS.index(Reason.QUARANTINED)))
-    return F.element_at(names, place.cast("int") + 1)
+    index = F.coalesce(_own("reason"), F.lit(REASONS.index(Reason.QUARANTINED)))
+    return F.element_at(names, index.cast("int") + 1)
 
 
 def _while_good(reason: Column, seconds: float) -> Column:
-    """The reason, as long as the plan is not older than that when it is run."""
+    """Return the reason, or an error where the plan is older than `seconds` when it is run."""
     until = F.timestamp_micros(F.lit(int(system_clock() + seconds * 1_000_000)))
     text = (
         f"consentry: this plan was made more than {seconds:g} s before it was run "
         "[trainer.stale]; filter again"
     )
-    return F.when(
-        F.current_timestamp() > until, F.raise_error(F.lit(text)).cast("string")
-    ).otherwise(reason)
+    error = F.raise_error(F.lit(text)).cast("string")
+    return F.when(F.current_timestamp() > until, error).otherwise(reason)
 
 
 def _id(data: DataFrame, name: str) -> Column:
-    """The member id as text; null for what is none."""
+    """Return the member id as text; null for a value that is not a member id."""
     kind = data.schema[name].dataType
     if isinstance(kind, T.ByteType | T.ShortType | T.IntegerType | T.LongType):
-        found = _column(name).cast("string")
+        text = _column(name).cast("string")
     elif isinstance(kind, T.StringType):
-        found = _binary_text(_column(name), kind)
+        text = _binary_text(_column(name), kind)
     else:
         return F.lit(None).cast("string")
-    return F.when(found.rlike(_MEMBER_ID), found)
+    return F.when(text.rlike(_MEMBER_ID), text)
 
 
 def _text(data: DataFrame, name: str) -> Column:
-    """A jurisdiction or category as text."""
+    """Return a jurisdiction or category as text. Raises InvalidInput for other types."""
     kind = data.schema[name].dataType
     if isinstance(kind, T.StringType):
         return _binary_text(_column(name), kind)
     if isinstance(kind, T.BinaryType | T.IntegralType | T.NullType):
         return _column(name).cast("string")
     raise InvalidInput(
-        f"The column {name!r} holds {kind.simpleString()}, which is no text.",
+        f"The column {name!r} holds {kind.simpleString()}, which is not text.",
         code="input.column",
         fix="cast it to a string as the controls write it, or name another column",
     )
 
 
 def _binary_text(column: Column, kind: T.StringType) -> Column:
-    """The text compared by its bytes: by another collation one member could be taken for
-    another.
-    """
+    """Return the text compared by its bytes: other collations may equate two members."""
     return column if kind == T.StringType() else F.collate(column, "UTF8_BINARY")
 
 
 def _reached(data: DataFrame, columns: Columns, tables: JoinTables) -> Column:
-    """How many cut-offs the time of collection has reached; 0 where nobody knows when."""
+    """Return the number of cut-offs that the time of collection has reached; 0 for a null.
+
+    Raises InvalidInput where the column holds no times.
+    """
     if columns.collected is None:
         return F.lit(0)
     name = columns.collected
@@ -375,8 +376,9 @@ def _in_utc(instant: Micros) -> str:
 
 
 def _count_reached(value: Column, cut_offs: list[Column], below: int = 0) -> Column:
-    """How many of the ascending cut-offs are at or before the value, by halves; all before a null
-    are not.
+    """Return how many of the ascending cut-offs are at or before the value; 0 for a null.
+
+    The expression searches by halves.
     """
     if not cut_offs:
         return F.lit(below)
@@ -388,7 +390,7 @@ def _count_reached(value: Column, cut_offs: list[Column], below: int = 0) -> Col
 
 
 def _column(name: str) -> Column:
-    """The column of exactly this name, which may have dots in it."""
+    """Return the column of exactly this name, which may have dots in it."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 
@@ -400,7 +402,7 @@ def _own(name: str) -> Column:
 
 
 def _partition(key: Column, partitions: int) -> Column:
-    """The partition of a text of at most 64 ASCII characters: Kafka's murmur2 of it."""
+    """Return the partition of a text of at most 64 ASCII characters, by Kafka's murmur2."""
     whole = (F.length(key) / 4).cast("int")
     words = F.filter(F.sequence(F.lit(0), F.lit(15)), lambda word: word < whole)
     start = F.lit(_SEED).bitwiseXOR(F.length(key).cast("long"))
@@ -417,32 +419,31 @@ def _mixed(before: Column, word: Column) -> Column:
 
 
 def _bytes(key: Column, start: Column, count: int) -> Column:
-    """The characters from `start` on as a number, the first the lowest; those beyond the end are
-    0.
-    """
-    found = F.lit(0).cast("long")
-    for place in range(count):
-        one = F.ascii(F.substring(key, start + place + 1, 1)).cast("long")
-        found = found + F.shiftleft(one, 8 * place)
-    return found
+    """Return the characters from `start` on as a number, little end first; 0 beyond the end."""
+    number = F.lit(0).cast("long")
+    for index in range(count):
+        byte = F.ascii(F.substring(key, start + index + 1, 1)).cast("long")
+        number = number + F.shiftleft(byte, 8 * index)
+    return number
 
 
 def _times_m(value: Column) -> Column:
-    """The product with murmur2's number modulo 2**32: in halves, as the whole would not fit into 64
-    bits.
+    """Return the product with murmur2's number modulo 2**32.
+
+    In halves, as the whole product would not fit into 64 bits.
     """
 
-    def product(one: Column) -> Column:
-        high = F.shiftleft((one * (_M >> 16)).bitwiseAND(F.lit(0xFFFF)), 16)
-        return (one * (_M & 0xFFFF) + high).bitwiseAND(F.lit(0xFFFFFFFF))
+    def product(factor: Column) -> Column:
+        high = F.shiftleft((factor * (_M >> 16)).bitwiseAND(F.lit(0xFFFF)), 16)
+        return (factor * (_M & 0xFFFF) + high).bitwiseAND(F.lit(0xFFFFFFFF))
 
     return _once(value, product)
 
 
 def _folded(value: Column, bits: int) -> Column:
-    return _once(value, lambda one: one.bitwiseXOR(F.shiftright(one, bits)))
+    return _once(value, lambda word: word.bitwiseXOR(F.shiftright(word, bits)))
 
 
 def _once(value: Column, use: Callable[[Column], Column]) -> Column:
-    """What `use` makes of the value, which is computed once however often it is used."""
+    """Return the result of `use` for a value that is computed once, however often it is used."""
     return F.element_at(F.transform(F.array(value), use), 1)

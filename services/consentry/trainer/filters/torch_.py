@@ -1,4 +1,4 @@
-"""PyTorch: data sets, loaders and batches of which only the rows come through that may be used.
+"""PyTorch: data sets, loaders and batches that hand out only the rows that may be used.
 
 A stream is numbered as it comes, before anything is left out. By these numbers it is split among
 ranks and workers and taken up again: so what one rank or worker leaves out moves no row of another,
@@ -35,13 +35,13 @@ from consentry.trainer.deciding.columns import Columns
 from consentry.trainer.deciding.decide_table import REASONS, Decisions
 from consentry.trainer.deciding.decider import Decider
 from consentry.trainer.filters.portable import portable
-from consentry.trainer.filters.torch_batches import BatchQuestion, left_of
+from consentry.trainer.filters.torch_batches import BatchQuestion, filter_batch
 from consentry.wire.schemas import CONTROLS, RECORDS
 
-BLOCK: Final = 256
-"""So many examples are judged at once."""
+BLOCK_ROWS: Final = 256
+"""Examples that are decided at once."""
 RECHECK_SECONDS: Final = 0.5
-"""An answer that is older is asked for again before its example is handed out."""
+"""A decision that is older is made again before its example is handed out."""
 
 
 def filter(
@@ -53,10 +53,10 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Any:
-    """What may be used of a data set or of a loader's batches.
+    """Return the part of a data set, or of a loader's batches, that may be used.
 
-    An IterableDataset becomes a ConsentDataset, any other Dataset a Subset as of now, of which
-    every example is read once. Of anything else that gives batches see `filter_batches`. Raises
+    An IterableDataset becomes a ConsentDataset, any other Dataset a Subset as of now, for which
+    every example is read once. For anything else that gives batches see `filter_batches`. Raises
     InvalidInput where a column is missing, Unavailable (`trainer.stale`) where freshness is not
     proven.
     """
@@ -68,7 +68,7 @@ def filter(
             decider, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally
         )
     if isinstance(data, Dataset):
-        return Subset(data, list(_allowed_places(question, data)))
+        return Subset(data, list(_allowed_indices(question, data)))
     return filter_batches(
         decider, data, purpose=purpose, columns=columns, at_least=at_least, tally=tally
     )
@@ -83,35 +83,35 @@ def filter_batches(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Iterator[Any]:
-    """The batches of a loader without the rows that may not be used; each is judged here when it is
-    handed out.
+    """Yield the batches of a loader without the rows that may not be used.
 
-    A batch is a dict of tensors and lists, one entry a row, with the member ids among them, or an
-    Arrow table. Rows are taken out of every field; a batch of which nothing is left is left out.
-    Raises as `filter`, and InvalidInput where rows cannot be taken out of a field.
+    Each batch is decided here, when it is handed out. A batch is a dict of tensors and lists, one
+    entry a row, with the member ids among them, or an Arrow table. Rows are taken out of every
+    field; a batch without allowed rows is left out. Raises as `filter`, and InvalidInput where rows
+    cannot be taken out of a field.
     """
     question = BatchQuestion(
         decider, purpose, columns, at_least, Counter() if tally is None else tally
     )
     for number, batch in enumerate(batches):
         mask = question.mask(question.keys_of_batch(batch))
-        left = left_of(batch, mask, is_first=number == 0)
-        if left is not None:
-            yield left
+        allowed = filter_batch(batch, mask, is_first=number == 0)
+        if allowed is not None:
+            yield allowed
 
 
 class ConsentDataset(IterableDataset[Any]):
-    """The examples of a stream that may be used, judged while it is read.
+    """The examples of a stream that may be used, decided while it is read.
 
     `source` gives dicts, one an example, or Arrow tables or batches, and the same ones in the same
     order each time; with `__len__` and `__getitem__` it is read by index. Every process reads its
-    own share: example number n of the stream is of rank n % ranks, and there of one worker. `ranks`
-    and `rank` are those of torch.distributed where it is initialised. With `source_shards` the
-    source splits itself among workers and ranks, and each of its examples is taken.
+    own share: example number n of the stream belongs to rank n % ranks, and there to one worker.
+    `ranks` and `rank` are those of torch.distributed where it is initialised. With `source_shards`
+    the source splits itself among workers and ranks, and each of its examples is taken.
 
-    In worker processes the judge's portable form is asked, and what it found is at most
+    In worker processes the decider's portable form is asked. Its decision is at most
     RECHECK_SECONDS old when an example is handed to the loader, which keeps some in store;
-    ConsentLoader deciders again when a batch leaves it. `tally` counts in the process that reads.
+    ConsentLoader decides again when a batch leaves it. `tally` counts in the process that reads.
     """
 
     def __init__(
@@ -126,21 +126,21 @@ class ConsentDataset(IterableDataset[Any]):
         rank: int | None = None,
         ranks: int | None = None,
         source_shards: bool = False,
-        block: int = BLOCK,
+        block: int = BLOCK_ROWS,
     ) -> None:
         self.source: Final = source
         self.purpose: Final = purpose
         self.columns: Final = columns
         self.at_least: Final = at_least
         self.tally: Final[Counter[Reason]] = Counter() if tally is None else tally
-        own_rank, all_ranks = _place_among_ranks()
+        own_rank, all_ranks = _own_rank()
         self.rank: Final = own_rank if rank is None else rank
         self.ranks: Final = all_ranks if ranks is None else ranks
         self.source_shards: Final = source_shards
         self._block = block
         self._decider: Decider | None = decider
         self._process = os.getpid()
-        self._portable, self._why_not_portable = _tried(decider)
+        self._portable, self._why_not_portable = _try_portable(decider)
         self._positions: dict[int, int] = {}
         self._resume: _Resume | None = None
         if not 0 <= self.rank < self.ranks:
@@ -159,9 +159,8 @@ class ConsentDataset(IterableDataset[Any]):
 
     def _portable_decider(self) -> Decider:
         if self._portable is None and self._decider is not None and self._process == os.getpid():
-            self._portable, self._why_not_portable = _tried(
-                self._decider
-            )  # it may have been shared since
+            # It may have been shared since.
+            self._portable, self._why_not_portable = _try_portable(self._decider)
         if self._portable is None:
             assert self._why_not_portable is not None
             raise self._why_not_portable
@@ -182,32 +181,31 @@ class ConsentDataset(IterableDataset[Any]):
             )
         shard, shards = self.share()
         self._positions = {} if resume is None else resume.checked(shards)
-        for one in self.read(shard, shards, self._positions.get(shard, 0), self.tally):
-            self._positions[shard] = one.position
-            if one.example is not None:
-                yield one.example
-        self._positions = {}  # what comes next is the next epoch
+        for allowed in self.read(shard, shards, self._positions.get(shard, 0), self.tally):
+            self._positions[shard] = allowed.position
+            if allowed.example is not None:
+                yield allowed.example
+        self._positions = {}  # the next examples are of the next epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the shares that this process reads stand in the stream, and by which view; can be
-        kept as JSON.
-        """
+        """Return the positions of this process's shares, and the snapshot; fit for JSON."""
         return _state(self, self._positions, self.share()[1])
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, allow_older_snapshot: bool = False
     ) -> None:
-        """Begin the next epoch where the state was taken; under a newer view more may be left out.
+        """Begin the next epoch where the state was taken.
 
-        Raises Refused where the judge knows less than when the state was taken, unless
-        `allow_older_snapshot`, and InvalidInput for the state of another purpose.
+        Under a newer snapshot more may be left out. Raises Refused where the decider knows less
+        than when the state was taken, unless `allow_older_snapshot`, and InvalidInput for the state
+        of another purpose.
         """
         self._resume = _resume(self, state, allow_older_snapshot=allow_older_snapshot)
 
     def share(self, turn: int = 0) -> tuple[int, int]:
-        """Which share this process reads, of how many.
+        """Return the number of the share that this process reads, and how many shares there are.
 
-        `turn` is the worker that the first one stands for.
+        `turn` is the number of the worker that the first worker stands for.
         """
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
@@ -216,14 +214,15 @@ class ConsentDataset(IterableDataset[Any]):
     def read(
         self, shard: int, shards: int, start: int, tally: Counter[Reason]
     ) -> Iterator[AllowedExample]:
-        """What is allowed of one share of the stream from a position on; at last, without an
-        example, its end.
+        """Yield the allowed examples of one share of the stream from a position on.
+
+        The last one has no example, and the position where the share ends.
         """
         question = BatchQuestion(self.decider, self.purpose, self.columns, self.at_least, tally)
         numbered = self._numbered(shard, shards, start)
         position = start
         while block := list(islice(numbered, self._block)):
-            yield from _judged(question, block)
+            yield from _decide_block(question, block)
             position = block[-1][0] + 1
         yield AllowedExample(position, None, 0, None)
 
@@ -253,13 +252,12 @@ class ConsentDataset(IterableDataset[Any]):
 
 
 class ConsentLoader:
-    """Batches of a ConsentDataset, read by workers and judged once more when they leave: with
-    state.
+    """A loader of a ConsentDataset's batches, which are decided once more when they leave it.
 
-    `options` are those of torch's DataLoader, but for those that choose examples. `batch_size` None
-    hands each element out by itself. `collate_fn` is run by the workers; each field of what it
-    makes has one entry a row. The state says what has been handed out, not what workers have read
-    ahead. Raises as `filter` and `filter_batches`.
+    `options` are those of torch's DataLoader, without those that choose examples. `batch_size` None
+    hands out each element by itself. `collate_fn` is run by the workers; each field of its result
+    has one entry a row. The loader has a state, which says how much has been handed out, not how
+    much workers have read ahead. Raises as `filter` and `filter_batches`.
     """
 
     def __init__(
@@ -282,7 +280,7 @@ class ConsentLoader:
         self._turn = 0
         self._resume: _Resume | None = None
         if num_workers:
-            # what workers could not be given is told here, and not by each of them
+            # A data set that cannot be given to workers is refused here, and not in each of them.
             dataset.__getstate__()
         if not options.get("in_order", True):
             raise InvalidInput(
@@ -309,7 +307,7 @@ class ConsentLoader:
         question = BatchQuestion(
             dataset.decider, dataset.purpose, dataset.columns, dataset.at_least, dataset.tally
         )
-        for handed in DataLoader(batches, batch_size=None, collate_fn=_as_it_is, **self._options):
+        for handed in DataLoader(batches, batch_size=None, collate_fn=_unchanged, **self._options):
             if handed.error is not None:
                 kind, message, code, fix = handed.error
                 raise kind(message, code=code, fix=fix)
@@ -321,22 +319,24 @@ class ConsentLoader:
             if handed.keys is not None:
                 mask = question.mask(handed.keys)
                 if handed.is_example:
-                    left = handed.batch if mask.all() else None
+                    allowed = handed.batch if mask.all() else None
                 else:
-                    left, is_first = left_of(handed.batch, mask, is_first=is_first), False
-                if left is not None:
-                    yield left
+                    allowed = filter_batch(handed.batch, mask, is_first=is_first)
+                    is_first = False
+                if allowed is not None:
+                    yield allowed
         self._positions, self._turn = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Up to where batches have been handed out, and by which view; can be kept as JSON."""
+        """Return the positions of batches handed out, and the snapshot; fit for JSON."""
         return _state(self.dataset, self._positions, self._shards, self._turn)
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, allow_older_snapshot: bool = False
     ) -> None:
-        """As ConsentDataset.load_state_dict; also InvalidInput for another number of ranks and
-        workers.
+        """Begin the next epoch where the state was taken, as ConsentDataset.load_state_dict.
+
+        Raises InvalidInput also for another number of ranks and workers.
         """
         resume = _resume(self.dataset, state, allow_older_snapshot=allow_older_snapshot)
         resume.checked(self._shards)
@@ -347,8 +347,9 @@ class ConsentLoader:
 
 
 class AllowedExample(NamedTuple):
-    """An allowed example, the position behind it, and the keys it was judged by with its row
-    there.
+    """An allowed example, the position behind it, and its row in the keys it was decided by.
+
+    `row` is -1 where the example is an Arrow table.
     """
 
     position: int
@@ -358,8 +359,9 @@ class AllowedExample(NamedTuple):
 
 
 class _Handed(NamedTuple):
-    """What a worker hands to the loader: a batch, or none at the end of its share; or why it
-    stopped.
+    """A message from a worker to the loader: a batch, the end of its share, or an error.
+
+    `is_example` is True where the batch is one example as it is, out of which no rows can be taken.
     """
 
     shard: int
@@ -368,12 +370,11 @@ class _Handed(NamedTuple):
     keys: pa.Table | None = None
     batch: Any = None
     is_example: bool = False
-    """Whether the batch is one example as it is, of which no rows can be taken out."""
     error: tuple[type[ConsentryError], str, str, str] | None = None
 
 
 class _Batches(IterableDataset[_Handed]):
-    """The batches of a ConsentDataset, each with how far it goes."""
+    """The batches of a ConsentDataset, each with the position behind it."""
 
     def __init__(
         self,
@@ -399,69 +400,77 @@ class _Batches(IterableDataset[_Handed]):
             yield from self._batches(shard, shards, start)
         except ConsentryError as error:
             # torch would make another error of it, without a code.
-            told = (type(error), error.message, error.code, error.fix)
-            yield _Handed(shard, start, {}, error=told)
+            parts = (type(error), error.message, error.code, error.fix)
+            yield _Handed(shard, start, {}, error=parts)
 
     def _batches(self, shard: int, shards: int, start: int) -> Iterator[_Handed]:
         tally: Counter[Reason] = Counter()
-        some: list[AllowedExample] = []
-        for one in self._dataset.read(shard, shards, start, tally):
-            if one.example is not None:
-                some.append(one)
-                if len(some) == (self._batch_size or 1):
-                    yield self._handed(shard, one.position, some, tally)
-                    some = []
-            elif some and not self._drop_last:
-                yield self._handed(shard, one.position, some, tally)
-            elif one.position > start:
-                yield _Handed(shard, one.position, _excluded(tally))
+        batch: list[AllowedExample] = []
+        for allowed in self._dataset.read(shard, shards, start, tally):
+            if allowed.example is not None:
+                batch.append(allowed)
+                if len(batch) == (self._batch_size or 1):
+                    yield self._handed(shard, allowed.position, batch, tally)
+                    batch = []
+            elif batch and not self._drop_last:
+                yield self._handed(shard, allowed.position, batch, tally)
+            elif allowed.position > start:
+                yield _Handed(shard, allowed.position, _take_excluded(tally))
 
     def _handed(
-        self, shard: int, position: int, some: list[AllowedExample], tally: Counter[Reason]
+        self, shard: int, position: int, batch: list[AllowedExample], tally: Counter[Reason]
     ) -> _Handed:
-        if self._batch_size is None and some[0].row < 0:
-            return _Handed(shard, position, _excluded(tally), some[0].keys, some[0].example)
-        if some[0].row < 0:
+        first = batch[0]
+        if self._batch_size is None and first.row < 0:
+            return _Handed(shard, position, _take_excluded(tally), first.keys, first.example)
+        if first.row < 0:
             raise InvalidInput(
                 "Arrow tables are batches already and cannot be gathered into others.",
                 code="input.batch_size",
                 fix="say batch_size=None",
             )
-        groups = groupby(some, key=lambda one: id(one.keys))
-        parts = [list(group) for _, group in groups]
-        keys = pa.concat_tables(
-            [
-                part[0].keys.take([one.row for one in part])
-                for part in parts
-                if part[0].keys is not None
-            ],
-            promote_options="permissive",
-        )
-        examples = [one.example for one in some]
+        excluded = _take_excluded(tally)
+        keys = _keys_of(batch)
+        examples = [allowed.example for allowed in batch]
         if self._batch_size is None:
-            return _Handed(shard, position, _excluded(tally), keys, examples[0], is_example=True)
-        return _Handed(shard, position, _excluded(tally), keys, self._collate(examples))
+            return _Handed(shard, position, excluded, keys, examples[0], is_example=True)
+        return _Handed(shard, position, excluded, keys, self._collate(examples))
 
 
-def _excluded(tally: Counter[Reason]) -> dict[str, int]:
-    """What was left out since it was last asked; what is handed out is counted when it leaves the
-    loader.
+def _keys_of(batch: list[AllowedExample]) -> pa.Table:
+    """Return the keys of a batch's examples, in order; neighbours often share one table of keys."""
+    tables: list[pa.Table] = []
+    for _, group in groupby(batch, key=lambda allowed: id(allowed.keys)):
+        members = list(group)
+        keys = members[0].keys
+        if keys is not None:
+            tables.append(keys.take([allowed.row for allowed in members]))
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _take_excluded(tally: Counter[Reason]) -> dict[str, int]:
+    """Return the excluded rows by reason, and begin to count anew.
+
+    Allowed rows are counted when they leave the loader.
     """
-    found = {reason.value: number for reason, number in tally.items() if not reason.allows}
+    excluded = {reason.value: number for reason, number in tally.items() if not reason.allows}
     tally.clear()
-    return found
+    return excluded
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
-# ---- judging
+# ---- deciding
 
 
-def _judged(question: BatchQuestion, block: list[tuple[int, Any]]) -> Iterator[AllowedExample]:
-    """What is allowed of some examples; asked again of the rest whenever handing out has taken a
-    while.
+def _decide_block(
+    question: BatchQuestion, block: list[tuple[int, Any]]
+) -> Iterator[AllowedExample]:
+    """Yield the allowed ones of some examples.
+
+    Those that are left are decided again whenever handing out has taken RECHECK_SECONDS.
     """
     if isinstance(block[0][1], pa.Table | pa.RecordBatch):
         for number, table in block:
@@ -488,26 +497,26 @@ def _judged(question: BatchQuestion, block: list[tuple[int, Any]]) -> Iterator[A
             return
 
 
-def _allowed_places(question: BatchQuestion, data: Any) -> Iterator[int]:
-    """The indices of a data set whose examples may be used."""
-    for start in range(0, len(data), BLOCK):
-        places = range(start, min(start + BLOCK, len(data)))
-        mask = question.mask(question.keys_of_examples([data[place] for place in places]))
+def _allowed_indices(question: BatchQuestion, data: Any) -> Iterator[int]:
+    """Yield the indices of a data set's examples that may be used."""
+    for start in range(0, len(data), BLOCK_ROWS):
+        indices = range(start, min(start + BLOCK_ROWS, len(data)))
+        mask = question.mask(question.keys_of_examples([data[index] for index in indices]))
         yield from (start + np.flatnonzero(mask)).tolist()
 
 
 # ---- ranks and state
 
 
-def _place_among_ranks() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
+def _own_rank() -> tuple[int, int]:
+    """Return this process's rank, and the number of ranks."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
-def _tried(decider: Decider) -> tuple[Decider | None, Refused | None]:
-    """The portable form, or why there is none: that matters only once another process asks."""
+def _try_portable(decider: Decider) -> tuple[Decider | None, Refused | None]:
+    """Return the portable form, or why there is none: it matters only for other processes."""
     try:
         return portable(decider), None
     except Refused as error:
@@ -515,7 +524,7 @@ def _tried(decider: Decider) -> tuple[Decider | None, Refused | None]:
 
 
 class _Resume(NamedTuple):
-    """A state that was loaded, and in which process."""
+    """A state that was loaded, and the process that loaded it."""
 
     positions: dict[int, int]
     shards: int
@@ -523,8 +532,9 @@ class _Resume(NamedTuple):
     process: int
 
     def checked(self, shards: int) -> dict[int, int]:
-        """The positions by share. Raises InvalidInput where the stream is split in another way
-        now.
+        """Return the positions by share.
+
+        Raises InvalidInput where the stream is split in another way now.
         """
         if self.shards != shards:
             raise InvalidInput(
@@ -550,7 +560,7 @@ def _state(
 
 
 def _known(decider: Decider) -> dict[str, int]:
-    """How far the judge has read what its answers rest on; empty where it does not say."""
+    """Return the positions up to which the decider has read each topic; empty where unknown."""
     positions = getattr(getattr(decider, "snapshot", decider), "positions", {})
     return {
         f"{topic}-{partition}": position
@@ -571,16 +581,15 @@ def _resume(
         )
     decider = dataset.decider
     now = _known(decider)
-    behind = [place for place, position in state["known"].items() if now.get(place, 0) < position]
+    behind = [name for name, position in state["known"].items() if now.get(name, 0) < position]
     if behind and not allow_older_snapshot:
-        place = behind[0]
+        name = behind[0]
         raise Refused(
-            f"The view knows less than when the state was taken: {place} is at "
-            f"{now.get(place, 0)}, "
-            f"then it was at {state['known'][place]}.",
+            f"The snapshot knows less than when the state was taken: {name} is at "
+            f"{now.get(name, 0)}, then it was at {state['known'][name]}.",
             code="trainer.view_went_back",
-            fix="resume under the same or a newer view; or say allow_older_snapshot=True, and why "
-            "somewhere",
+            fix="resume under the same or a newer snapshot; or say allow_older_snapshot=True, and "
+            "why somewhere",
         )
     positions = {int(shard): int(position) for shard, position in state["positions"].items()}
     return _Resume(positions, int(state["shards"]), int(state["turn"]), os.getpid())

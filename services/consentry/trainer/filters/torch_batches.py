@@ -1,11 +1,10 @@
-"""What is asked of examples and batches as torch has them, and how rows are taken out of such a
-batch.
-"""
+"""Decide examples and batches as torch holds them, and take rows out of such a batch."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +24,11 @@ _STALE: Final = REASONS.index(Reason.STALE)
 
 
 class BatchQuestion:
-    """What is asked of examples and batches. Raises Unavailable where the answer is STALE."""
+    """Decides examples and batches for one purpose.
+
+    The columns that decide are called the keys of examples. `tally` counts rows by reason. Raises
+    Unavailable where the answer is STALE.
+    """
 
     def __init__(
         self,
@@ -40,14 +43,14 @@ class BatchQuestion:
         self._columns = columns
         self._at_least = at_least
         self.tally = tally
-        self._names: dict[Any, None] = {}  # that examples had so far
+        self._names: dict[Any, None] = {}  # the fields that examples had up to now
 
     def keys(self, values: Mapping[str, Sequence[Any]]) -> pa.Table:
-        """The columns that are asked about, of Python values by name.
+        """Return the keys of rows whose values are Python objects, by column.
 
-        One row's id never depends on another row.
+        The id of a row never depends on another row.
         """
-        batch_filter = self._sieve(values)
+        batch_filter = self._batch_filter(values)
         columns = batch_filter.columns
         arrays: dict[str, pa.Array] = {}
         for name in columns.names:
@@ -61,47 +64,50 @@ class BatchQuestion:
         return pa.table(arrays)
 
     def keys_of_examples(self, examples: Sequence[Any]) -> pa.Table:
-        """The columns that are asked about, of examples; a name that one of them lacks is a null
-        there.
+        """Return the keys of examples; a field that an example lacks is null there.
+
+        Raises InvalidInput where an example is no mapping.
         """
         for example in examples:
             if not isinstance(example, Mapping):
                 raise InvalidInput(
-                    f"An example is a {type(example).__name__}, which does not tell whose it is.",
+                    f"An example is a {type(example).__name__}, which does not say whose it is.",
                     code="input.example",
                     fix="have the data set give dicts with the member id among their fields, or "
                     "Arrow tables",
                 )
         self._names |= dict.fromkeys(name for example in examples for name in example)
-        asked = self._sieve(self._names).names
-        return self.keys({name: [example.get(name) for example in examples] for name in asked})
+        values: dict[str, list[Any]] = {}
+        for name in self._batch_filter(self._names).names:
+            values[name] = [example.get(name) for example in examples]
+        return self.keys(values)
 
     def keys_of_batch(self, batch: Any) -> pa.Table:
-        """The columns that are asked about, of a batch."""
+        """Return the keys of a batch. Raises InvalidInput where it has no entry for each row."""
         if isinstance(batch, pa.Table | pa.RecordBatch):
             return self.keys_of_table(batch)
         if not isinstance(batch, Mapping):
             raise InvalidInput(
-                f"A batch is a {type(batch).__name__}, which does not tell whose its rows are.",
+                f"A batch is a {type(batch).__name__}, which does not say whose its rows are.",
                 code="input.batch",
                 fix="give batches that are dicts, with the member ids among their fields",
             )
-        asked = self._sieve(batch).names
-        columns = {name: _listed(batch[name]) for name in asked}
-        if len({len(column) for column in columns.values()}) != 1:
+        names = self._batch_filter(batch).names
+        columns = {name: _listed(batch[name]) for name in names}
+        if len(set(map(len, columns.values()))) != 1:
             raise InvalidInput(
-                f"The fields {', '.join(map(repr, asked))} of a batch are not equally long.",
+                f"The fields {', '.join(map(repr, names))} of a batch are not equally long.",
                 code="input.batch",
                 fix="have each of them hold one entry a row",
             )
         return self.keys(columns)
 
     def keys_of_table(self, table: Any) -> pa.Table:
-        """The columns that are asked about, of an Arrow table or batch."""
+        """Return the keys of an Arrow table or batch."""
         whole = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
-        return whole.select(self._sieve(whole.column_names).names)
+        return whole.select(self._batch_filter(whole.column_names).names)
 
-    def _sieve(self, names: Iterable[Any]) -> BatchFilter:
+    def _batch_filter(self, names: Iterable[Any]) -> BatchFilter:
         return BatchFilter(
             self._decider,
             names,
@@ -112,8 +118,8 @@ class BatchQuestion:
         )
 
     def reasons(self, keys: pa.Table) -> npt.NDArray[np.int8]:
-        """A place in REASONS for each row. Not counted."""
-        columns = self._sieve(keys.column_names).columns
+        """Return the index in REASONS of each row's reason. Nothing is counted."""
+        columns = self._batch_filter(keys.column_names).columns
         decisions = self._decider.decide_table(
             keys, purpose=self._purpose, columns=columns, at_least=self._at_least
         )
@@ -123,7 +129,7 @@ class BatchQuestion:
         return decisions.reasons
 
     def mask(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
-        """True for each row that may be used; each is counted."""
+        """Return True for each row that may be used, and count every row."""
         decisions = Decisions(self.reasons(keys))
         self.tally.update(decisions.counts())
         return decisions.mask
@@ -131,13 +137,13 @@ class BatchQuestion:
 
 def _listed(column: Any) -> Sequence[Any]:
     if isinstance(column, torch.Tensor | np.ndarray):
-        found: list[Any] = column.tolist() if column.ndim else [column.item()]
-        return found
+        values: list[Any] = column.tolist() if column.ndim else [column.item()]
+        return values
     return list(column)
 
 
 def _plain(value: Any) -> Any:
-    """A number or text as Python has it; not-a-number is a gap."""
+    """Return a number or text as a Python object; not-a-number is a gap."""
     if isinstance(value, torch.Tensor | np.generic | np.ndarray) and value.ndim == 0:
         if isinstance(value, np.datetime64):
             return value
@@ -148,37 +154,38 @@ def _plain(value: Any) -> Any:
 # ---- taking rows out of batches
 
 
-def left_of(batch: Any, mask: npt.NDArray[np.bool_], *, is_first: bool) -> Any:
-    """What is left of a batch; None where nothing is.
+def filter_batch(batch: Any, mask: npt.NDArray[np.bool_], *, is_first: bool) -> Any:
+    """Return the rows of a batch where the mask is True; None where there is none.
 
-    Of the first one rows are taken out in any case.
-
-    So that a batch that this cannot be done with is refused at once, and not when somebody opts
-    out.
+    Rows are taken out of the first batch in any case, so that a batch from which none can be taken
+    is refused at once, and not when somebody opts out.
     """
-    left = taken(batch, mask) if is_first or not mask.all() else batch
-    return left if mask.any() else None
+    allowed = take_rows(batch, mask) if is_first or not mask.all() else batch
+    return allowed if mask.any() else None
 
 
-def taken(batch: Any, mask: npt.NDArray[np.bool_]) -> Any:
-    """The rows of a batch where the mask is True, out of each field."""
+def take_rows(batch: Any, mask: npt.NDArray[np.bool_]) -> Any:
+    """Return the rows of a batch where the mask is True, out of each field.
+
+    Raises InvalidInput where a field has no entry for each row.
+    """
     if isinstance(batch, pa.Table | pa.RecordBatch):
         return batch.filter(pa.array(mask))
     if isinstance(batch, Mapping):
-        return {name: taken(field, mask) for name, field in batch.items()}
+        return {name: take_rows(field, mask) for name, field in batch.items()}
     if isinstance(batch, torch.Tensor) and _has_rows(batch, mask):
         return batch[torch.from_numpy(mask).to(batch.device)]
     if isinstance(batch, np.ndarray) and _has_rows(batch, mask):
         return batch[mask]
     if isinstance(batch, list | tuple):
-        fields = bool(batch) and all(_has_rows(field, mask) for field in batch)
-        if len(batch) == len(mask) and not fields:
-            return [entry for entry, allowed in zip(batch, mask.tolist(), strict=True) if allowed]
-        if fields and len(batch) != len(mask):
-            return [taken(field, mask) for field in batch]
+        are_fields = bool(batch) and all(_has_rows(field, mask) for field in batch)
+        if len(batch) == len(mask) and not are_fields:
+            return list(compress(batch, mask.tolist()))
+        if are_fields and len(batch) != len(mask):
+            return [take_rows(field, mask) for field in batch]
     raise InvalidInput(
         f"Rows cannot be taken out of a {type(batch).__name__} in a batch of {len(mask)}, as none "
-        "of its is one row's.",
+        "of its entries belongs to one row.",
         code="input.batch",
         fix="have each field of a batch hold one entry a row: a tensor, an array or a list",
     )

@@ -47,7 +47,7 @@ def test_each_type_gets_the_filter_of_its_library(
 )
 def test_what_cannot_be_filtered_is_told_with_what_can(decider: SnapshotDecider, data: Any) -> None:
     """Handed back as it came it would be trained on unfiltered."""
-    with pytest.raises(InvalidInput, match="no data set that can be filtered") as caught:
+    with pytest.raises(InvalidInput, match="cannot be filtered: it is not a data set") as caught:
         filter_any(decider, data, purpose=PURPOSE)
     for package in LIBRARIES:
         assert package in caught.value.fix

@@ -169,7 +169,7 @@ def test_an_older_engine_is_told(decider: SnapshotDecider) -> None:
         columns = ("member_id",)
         types = ("VARCHAR",)
 
-    with pytest.raises(Unavailable, match="does not tell its connection"):
+    with pytest.raises(Unavailable, match="does not show its connection"):
         duckdb_.filter(decider, Older(), purpose=PURPOSE)  # type: ignore[arg-type]
 
 

@@ -248,7 +248,7 @@ class TestOrderAndFormat:
         self, decider: SnapshotDecider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A data set of a billion rows does not have all its ids in memory."""
-        monkeypatch.setattr(huggingface, "_AT_ONCE", 7)
+        monkeypatch.setattr(huggingface, "_CHUNK_ROWS", 7)
         data = datasets.Dataset(table_of())
         assert huggingface.filter(decider, data, purpose=PURPOSE)["row"][:] == EVEN
         mixed = data.shuffle(seed=1)
@@ -321,7 +321,7 @@ class TestStreams:
 
     @pytest.fixture(autouse=True)
     def small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(huggingface, "_BATCH", 4)
+        monkeypatch.setattr(huggingface, "_BATCH_ROWS", 4)
 
     @pytest.mark.parametrize("kind", [None, "numpy", "arrow", "polars"])
     def test_who_opts_out_meanwhile_is_left_out_from_the_next_batch_on(

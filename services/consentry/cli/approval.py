@@ -80,7 +80,7 @@ def _print(proposal: dict[str, Any]) -> None:
             typer.echo(f"  {name}: {value}")
 
 
-def say_proposed(answer: dict[str, Any], *, as_json: bool) -> None:
+def print_proposed(answer: dict[str, Any], *, as_json: bool) -> None:
     """Tell what a proposal waits for."""
     if as_json:
         typer.echo(json.dumps(answer))

@@ -23,7 +23,8 @@ from consentry.bundles import (
 from consentry.bundles.diff import compare
 from consentry.bundles.keys import make_key_files
 from consentry.bundles.manifest import BUNDLE_ID_PATTERN, manifest_bytes
-from consentry.cli.connections import load_settings, open_catalog
+from consentry.cli.connections import open_catalog
+from consentry.cli.settings import load_settings
 from consentry.domain.wording import date_text
 from consentry.ops.clock import system_clock
 from consentry.ops.settings import Settings

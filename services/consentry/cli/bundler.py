@@ -26,8 +26,9 @@ from consentry.bundles import (
     Regression,
     SigningKey,
 )
-from consentry.cli.connections import load_settings, open_catalog
+from consentry.cli.connections import open_catalog
 from consentry.cli.health import start_health
+from consentry.cli.settings import load_settings
 from consentry.kafka.clients import read_all
 from consentry.ops.clock import system_clock
 from consentry.ops.health import HealthServer

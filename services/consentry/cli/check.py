@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from consentry.cli.connections import load_settings, load_token_keys
 from consentry.cli.deciders import connect_client, open_bundle_decider
 from consentry.cli.options import (
     BundleKeyOption,
@@ -21,13 +20,13 @@ from consentry.cli.options import (
     JurisdictionColumnOption,
     PurposeOption,
 )
+from consentry.cli.settings import load_settings, load_token_keys
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import Reason, parse_name
 from consentry.ops.logs import set_up_logs
 from consentry.ops.settings import Settings
 from consentry.trainer.checking.check import EXIT_STATUS, Check, CheckReport, FileReport
 from consentry.trainer.checking.data_files import find_files
-from consentry.trainer.client import TOKEN_WAIT_SECONDS
 from consentry.trainer.deciding.columns import ColumnSpec
 from consentry.trainer.deciding.decider import Decider, SnapshotDecider
 from consentry.wire.tokens import read_token
@@ -124,9 +123,8 @@ def _open_decider(
         yield decider
         return
     settings = load_settings()
-    with connect_client(settings, "check", token_keys=load_token_keys(settings)) as client:
-        if at_least is not None:
-            client.wait_for(at_least, TOKEN_WAIT_SECONDS)
+    token_keys = load_token_keys(settings)
+    with connect_client(settings, "check", token_keys=token_keys, at_least=at_least) as client:
         yield client
 
 

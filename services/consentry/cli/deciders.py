@@ -1,4 +1,8 @@
-"""The decider that a command asks: a client that follows Kafka, or a bundle."""
+"""The decider that a command asks: a client that follows Kafka, or a bundle.
+
+Each is imported only where it is asked: a check by a bundle loads no Kafka client, and `--help`
+loads neither.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,34 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from consentry.bundles import PublicKeys
 from consentry.ops.settings import Settings
-from consentry.trainer.bundled import bundle_decider
-from consentry.trainer.client import Client
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.wire.tokens import TokenKeys
+
+if TYPE_CHECKING:
+    from consentry.trainer.client import Client
 
 
 @contextmanager
 def connect_client(
-    settings: Settings, command: str, *, token_keys: TokenKeys | None = None
+    settings: Settings,
+    command: str,
+    *,
+    token_keys: TokenKeys | None = None,
+    at_least: str | None = None,
 ) -> Iterator[Client]:
     """Connect a client for the time of one command, ready to decide.
 
-    Raises Refused, and Unavailable where it does not get ready in time.
+    With `at_least`, a consistency token, it also knows what was accepted with that token. Raises
+    Refused, and Unavailable where it does not get ready in time.
     """
+    from consentry.trainer.client import (  # noqa: PLC0415 - only where Kafka is asked
+        TOKEN_WAIT_SECONDS,
+        Client,
+    )
+
     with Client.connect(
         settings.kafka(),
         name=f"{command}-{os.getpid()}",
@@ -32,6 +47,8 @@ def connect_client(
         staleness_seconds=settings.staleness_seconds,
         token_keys=token_keys,
     ) as client:
+        if at_least is not None:
+            client.wait_for(at_least, TOKEN_WAIT_SECONDS)
         yield client
 
 
@@ -40,6 +57,9 @@ def open_bundle_decider(url: str, key_file: Path, *, max_age_seconds: float) -> 
 
     Raises InvalidInput, BundleRefused and Unavailable.
     """
+    from consentry.bundles import PublicKeys  # noqa: PLC0415 - only where a bundle is asked
+    from consentry.trainer.bundled import bundle_decider  # noqa: PLC0415 - see above
+
     return bundle_decider(
         url,
         keys=PublicKeys.read(key_file),

@@ -9,15 +9,10 @@ from typing import Annotated
 
 import typer
 
-from consentry.cli.connections import (
-    count_partitions,
-    load_settings,
-    load_token_keys,
-    open_catalog,
-    read_controls,
-    recorded_and_effective,
-)
+from consentry.cli.connections import count_partitions, open_catalog, read_controls
 from consentry.cli.controls.desk import warn_of_unknown_purpose
+from consentry.cli.event_times import EventTimes
+from consentry.cli.settings import load_settings, load_token_keys
 from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
 from consentry.domain.values import AgeBand, Choice, parse_member_id, parse_name
@@ -85,14 +80,14 @@ def relocate(
             code="input.jurisdiction",
             fix="write a code such as HK or US-CA",
         )
-    now, at = recorded_and_effective(effective)
+    times = EventTimes.parse(effective)
     _send(
         MemberRelocated(
             event_id=uuid.uuid4().bytes,
             member=parse_member_id(member),
             jurisdiction=jurisdiction,
-            effective_at=at,
-            recorded_at=now,
+            effective_at=times.effective_at,
+            recorded_at=times.recorded_at,
             age_band=age_band,
             source="cli",
         )
@@ -102,13 +97,13 @@ def relocate(
 @app.command()
 def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
     """Send the erasure of a member. It is final, and opens a purge order."""
-    now, at = recorded_and_effective(effective)
+    times = EventTimes.parse(effective)
     _send(
         MemberErased(
             event_id=uuid.uuid4().bytes,
             member=parse_member_id(member),
-            effective_at=at,
-            recorded_at=now,
+            effective_at=times.effective_at,
+            recorded_at=times.recorded_at,
             source="cli",
         )
     )
@@ -117,15 +112,15 @@ def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
 def _choose(
     member: str, purpose: str, choice: Choice, effective: str | None, observed: int | None
 ) -> None:
-    now, at = recorded_and_effective(effective)
+    times = EventTimes.parse(effective)
     _send(
         ConsentChanged(
             event_id=uuid.uuid4().bytes,
             member=parse_member_id(member),
             purpose=parse_name(purpose, what="purpose"),
             choice=choice,
-            effective_at=at,
-            recorded_at=now,
+            effective_at=times.effective_at,
+            recorded_at=times.recorded_at,
             observed_version=observed,
             legal_basis="OTHER",
             source="cli",

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from consentry.cli.connections import load_settings, read_controls
+from consentry.cli.connections import read_controls
 from consentry.cli.consent_table import read_member
+from consentry.cli.settings import load_settings
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Row
 from consentry.domain.explain import (

@@ -12,9 +12,10 @@ import structlog
 import typer
 import uvicorn
 
-from consentry.cli.connections import count_partitions, load_settings, load_token_keys, open_catalog
+from consentry.cli.connections import count_partitions, open_catalog
 from consentry.cli.consent_table import open_table
 from consentry.cli.health import start_health
+from consentry.cli.settings import load_settings, load_token_keys
 from consentry.gateway.access.oidc import OidcSettings
 from consentry.gateway.access.setup import AccessSettings, open_authenticator
 from consentry.gateway.app import build_gateway

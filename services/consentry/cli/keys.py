@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consentry.cli.connections import load_token_keys
+from consentry.cli.settings import load_token_keys
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Micros
 from consentry.domain.wording import date_text, moment_of

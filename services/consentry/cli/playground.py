@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from consentry.cli.connections import load_settings
 from consentry.cli.downloads import default_cache, download_everything
+from consentry.cli.settings import load_settings
 from consentry.local.stack import LocalStack, already_running
 from consentry.local.state import read_state
 from consentry.local.supervisor import ended_by_signals

@@ -15,9 +15,10 @@ from typing import Any
 import structlog
 import typer
 
-from consentry.cli.connections import load_settings, open_catalog
+from consentry.cli.connections import open_catalog
 from consentry.cli.consent_table import open_table
 from consentry.cli.health import start_health
+from consentry.cli.settings import load_settings
 from consentry.domain.errors import Refused
 from consentry.kafka.controls_follower import MISUNDERSTANDINGS, ControlsFollower
 from consentry.ledger.agent import Ledger, add_ledger

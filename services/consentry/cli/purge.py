@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
-from consentry.cli.connections import load_settings, open_catalog
+from consentry.cli.connections import open_catalog
 from consentry.cli.deciders import connect_client, open_bundle_decider
 from consentry.cli.options import (
     BundleKeyOption,
@@ -27,6 +27,7 @@ from consentry.cli.options import (
     JurisdictionColumnOption,
     MemberColumnOption,
 )
+from consentry.cli.settings import load_settings
 from consentry.domain.errors import InvalidInput
 from consentry.domain.orders import PurgeOrder, Receipt
 from consentry.domain.values import parse_name

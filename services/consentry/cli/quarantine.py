@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consentry.cli.approval import say_proposed
+from consentry.cli.approval import print_proposed
 from consentry.cli.gateway_client import GatewayClient
 from consentry.ops.settings import Settings
 
@@ -87,7 +87,7 @@ def replay(entry: EntryArgument, reason: ReasonOption, as_json: JsonOption = Fal
 
 
 def _propose(entry: str, act: str, reason: str, *, as_json: bool) -> None:
-    say_proposed(
+    print_proposed(
         _gateway().post(f"/v1/quarantine/{entry}/{act}", {"reason": reason}), as_json=as_json
     )
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from consentry.cli.connections import load_settings
 from consentry.cli.deciders import connect_client
 from consentry.cli.options import BundleKeysOption, BundleOption, JsonOption
+from consentry.cli.settings import load_settings
 from consentry.cli.verify import bundle_of
 from consentry.domain.controls import PauseImposed
 from consentry.domain.errors import InvalidInput

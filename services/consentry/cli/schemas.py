@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from consentry.cli.connections import load_settings, open_registry
+from consentry.cli.connections import open_registry
 from consentry.cli.golden_files import print_or_check
+from consentry.cli.settings import load_settings
 from consentry.schema_gate.asyncapi import asyncapi_text
 from consentry.schema_gate.evolution import check_package, require_package
 from consentry.schema_gate.evolution import publish as publish_in

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from consentry.cli.connections import count_partitions, load_settings
+from consentry.cli.connections import count_partitions
 from consentry.cli.consent_table import open_table, read_member
+from consentry.cli.settings import load_settings
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import parse_member_id
 from consentry.domain.wording import moment_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from consentry.cli.connections import load_settings
+from consentry.cli.settings import load_settings
 from consentry.kafka.topics import apply_topics, plan_topics
 
 app = typer.Typer(

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import structlog
 import typer
 
-from consentry.cli.connections import load_settings, load_token_keys, open_catalog
+from consentry.cli.connections import open_catalog
+from consentry.cli.settings import load_settings, load_token_keys
 from consentry.domain.errors import InvalidInput
 from consentry.domain.values import DATASET_PATTERN, parse_name
 from consentry.ops.clock import system_clock

@@ -1,19 +1,18 @@
 """A training system's side of Consentry: exclude, purge and prove.
 
-`Client` follows all records and controls; the rest is loaded when it is first used, because some
-of it needs an extra such as torch or Spark.
+`Client` follows all records and controls. Each name is loaded when it is first used: some need an
+extra such as torch or Spark, and a command that checks files needs no Kafka client.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from consentry.trainer.client import Client
-from consentry.trainer.deciding.columns import Columns
-from consentry.trainer.deciding.decide_table import Decisions
-
 if TYPE_CHECKING:
     from consentry.ops.clock import system_clock
     from consentry.trainer.bundled import bundle_decider
+    from consentry.trainer.client import Client
+    from consentry.trainer.deciding.columns import Columns
+    from consentry.trainer.deciding.decide_table import Decisions
     from consentry.trainer.filters import ray_, spark_
     from consentry.trainer.filters.torch_ import ConsentDataset, ConsentLoader, filter_batches
     from consentry.trainer.purge.open_dataset import open_dataset
@@ -28,9 +27,12 @@ if TYPE_CHECKING:
     from consentry.wire.tokens import TokenKeys
 
 _LOADED_LATER: Final = {
+    "Client": "consentry.trainer.client",
+    "Columns": "consentry.trainer.deciding.columns",
     "ConsentDataset": "consentry.trainer.filters.torch_",
     "ConsentLoader": "consentry.trainer.filters.torch_",
     "ConsentStale": "consentry.trainer.runs.errors",
+    "Decisions": "consentry.trainer.deciding.decide_table",
     "ExcludedSelector": "consentry.trainer.purge.row_selector",
     "JointSelector": "consentry.trainer.purge.row_selector",
     "LeaseRevoked": "consentry.trainer.runs.errors",

@@ -1,41 +1,48 @@
-"""What every control goes through before it is sent: the file it stands in, what speaks against it,
-and the topic.
-"""
+"""The way of every control to the log: its file, conflicts, a dry run, and the topic."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 import typer
 from confluent_kafka import Producer
 
-from consentry.cli.approval import say_proposed
-from consentry.cli.connections import count_partitions, load_settings, open_catalog, read_controls
+from consentry.cli.approval import print_proposed
+from consentry.cli.connections import count_partitions, open_catalog, read_controls
 from consentry.cli.gateway_client import GatewayClient
+from consentry.cli.settings import load_settings
 from consentry.domain.control_checks import ControlConflict
-from consentry.domain.controls import Control, Controls, PauseLifted, PolicyPublished, Scope
+from consentry.domain.controls import (
+    Control,
+    Controls,
+    PauseImposed,
+    PauseLifted,
+    PolicyPublished,
+    Scope,
+)
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.openings import openings
-from consentry.forms.yaml import line_of
+from consentry.forms.yaml import line_of, read_form
 from consentry.kafka.clients import producer_config, send
+from consentry.ops.clock import system_clock
 from consentry.ops.settings import Settings
 from consentry.wire.controls import control_key, write_control
 from consentry.wire.jurisdictions import iso_jurisdictions
 from consentry.wire.schemas import CONTROLS, topic_name
 
-INT_MAX = (1 << 31) - 1
+INT_MAX: Final = (1 << 31) - 1
+_SOURCE: Final = "cli"
 
 DryRunOption = Annotated[
     bool,
-    typer.Option(
-        "--dry-run", help="Only tell what it would change, member by member; nothing is sent."
-    ),
+    typer.Option("--dry-run", help="Show what it would change, member by member. Nothing is sent."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+AnyControl = TypeVar("AnyControl", PauseImposed, PauseLifted, PolicyPublished)
 
 
 class ControlFile(NamedTuple):
@@ -45,8 +52,16 @@ class ControlFile(NamedTuple):
     text: str
 
 
+class Draft(NamedTuple, Generic[AnyControl]):
+    """A control as it was asked for, whether it gives an effective time, and the file it is in."""
+
+    control: AnyControl
+    has_effective: bool
+    file: ControlFile | None
+
+
 def read_file(path: Path) -> ControlFile:
-    """The text of a file. Raises InvalidInput where it cannot be read."""
+    """Read a text file. Raises InvalidInput where it cannot be read."""
     try:
         return ControlFile(str(path), path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -57,58 +72,75 @@ def read_file(path: Path) -> ControlFile:
         ) from error
 
 
-def refuse_both_ways(context: typer.Context) -> None:
-    """Raise InvalidInput where a file and options say what the control is: one of them would be
-    ignored.
+def read_draft(path: Path, parser: Callable[..., AnyControl]) -> Draft[AnyControl]:
+    """Read a control from a file with one of the parsers of forms/controls.
+
+    Raises InvalidInput naming file, line and field.
     """
-    harmless = {"file", "dry_run", "as_json"}
-    given = [
-        name.replace("_", "-")
-        for name in context.params
-        if name not in harmless
-        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    if given:
+    file = read_file(path)
+    now = system_clock()
+
+    def parse(data: object) -> Draft[AnyControl]:
+        control = parser(data, event_id=uuid.uuid4().bytes, recorded_at=now, source=_SOURCE)
+        has_effective = isinstance(data, dict) and data.get("effective") is not None
+        return Draft(control, has_effective, file)
+
+    return read_form(file.text, parse, source=file.path)
+
+
+def refuse_both_ways(context: typer.Context) -> None:
+    """Raise InvalidInput where a file and options both describe the control.
+
+    One of them would be ignored.
+    """
+    beside_a_file = {"file", "dry_run", "as_json"}
+    options: list[str] = []
+    for name in context.params:
+        source = getattr(context.get_parameter_source(name), "name", "")
+        if name not in beside_a_file and source == "COMMANDLINE":
+            options.append(name.replace("_", "-"))
+    if options:
         raise InvalidInput(
-            f"--file says what is to be sent, and so {'does' if len(given) == 1 else 'do'} "
-            f"{', '.join(sorted(given))}.",
+            f"--file says what is to be sent, and so {'does' if len(options) == 1 else 'do'} "
+            f"{', '.join(sorted(options))}.",
             code="input.file_and_options",
             fix="write everything into the file, or leave --file out",
         )
 
 
-def refuse(objection: ControlConflict, form: ControlFile | None) -> NoReturn:
-    """Raise InvalidInput for an objection, naming file and line where the control stands in a
-    file.
-    """
-
-    if form is None:
-        message = f"{objection.problem[0].upper()}{objection.problem[1:]}."
+def refuse(conflict: ControlConflict, file: ControlFile | None) -> NoReturn:
+    """Raise InvalidInput for a conflict, naming file and line where the control is in a file."""
+    if file is None:
+        message = f"{conflict.problem[0].upper()}{conflict.problem[1:]}."
     else:
-        line = line_of(form.text, objection.field)
-        message = f"{form.path}, line {line}, {objection.field}: {objection.problem}."
-    raise InvalidInput(message, code=objection.code, fix=objection.fix)
+        line = line_of(file.text, conflict.field)
+        message = f"{file.path}, line {line}, {conflict.field}: {conflict.problem}."
+    raise InvalidInput(message, code=conflict.code, fix=conflict.fix)
 
 
 def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:
-    """Say on standard error that a second lift, or one of an unreadable control, ends opt-ins for
-    nothing.
-    """
+    """Note on standard error that a lift voids opt-ins which nobody meant.
 
+    That is a second lift, or the lift of a control that could not be read.
+    """
     if not lift.voids_opt_ins:
         return
-    known = [one for one in log if isinstance(one, PauseLifted) and one.pause == lift.pause]
-    if any(one.version >= lift.version for one in known):
+    earlier = [
+        control
+        for control in log
+        if isinstance(control, PauseLifted) and control.pause == lift.pause
+    ]
+    if any(control.version >= lift.version for control in earlier):
         typer.echo(
-            f"note: {lift.pause} was lifted before; this makes the opt-ins since then void too",
+            f"note: {lift.pause} was lifted before; this also voids the opt-ins made since then",
             err=True,
         )
     elif lift.pause.startswith("unreadable-"):
-        typer.echo("note: opt-ins everywhere become void; --opt-ins KEEP leaves them", err=True)
+        typer.echo("note: opt-ins everywhere become void; --opt-ins KEEP keeps them", err=True)
 
 
 def warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
-    """A slip of the finger would pause a purpose that nobody uses."""
+    """Note on standard error that a pause names a purpose which no policy has."""
     for purpose in scope.purposes or ():
         warn_of_unknown_purpose(purpose, log)
 
@@ -131,24 +163,22 @@ def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
 
 
 def open_settings() -> Settings:
-    """The settings of the command. Who has a gateway needs no addresses beside it."""
-    given = Settings.parse()
-    return given if given.gateway_url and not given.kafka_bootstrap else load_settings()
+    """Return the settings. Whoever has a gateway needs no other addresses."""
+    settings = Settings.parse()
+    return settings if _has_only_a_gateway(settings) else load_settings()
 
 
-def read_log(settings: Settings) -> list[Control]:
-    """Every control so far."""
-
-    return read_controls(settings)
+def _has_only_a_gateway(settings: Settings) -> bool:
+    return bool(settings.gateway_url) and not settings.kafka_bootstrap
 
 
-def log_to_judge_by(settings: Settings, *, dry_run: bool) -> list[Control] | None:
-    """Every control so far; None where only a gateway is known, which deciders by itself.
+def log_to_check_by(settings: Settings, *, dry_run: bool) -> list[Control] | None:
+    """Return every control so far; None where only a gateway is known, which checks by itself.
 
-    Raises Refused for a dry run then: it counts members, for which the table is needed.
+    Raises Refused for a dry run then: it counts members, and needs the table for that.
     """
-    if not settings.gateway_url or settings.kafka_bootstrap:
-        return read_log(settings)
+    if not _has_only_a_gateway(settings):
+        return read_controls(settings)
     if dry_run:
         raise Refused(
             "A dry run reads the controls and the table, and the settings name a gateway only.",
@@ -159,31 +189,50 @@ def log_to_judge_by(settings: Settings, *, dry_run: bool) -> list[Control] | Non
     return None
 
 
-def hand_in(
-    control: Control,
-    path: str,
-    form: Any,
+class Submission(NamedTuple):
+    """A control and the gateway's path and body for it."""
+
+    control: Control
+    path: str
+    body: Any
+
+
+def show_or_submit(
+    submission: Submission,
+    settings: Settings,
+    log: Sequence[Control] | None,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Print what the control would change, or submit it."""
+    if dry_run and log is not None:
+        # Only a dry run reads the table, and needs its packages.
+        from consentry.cli.controls.report import show_impact  # noqa: PLC0415
+
+        show_impact(submission.control, settings, log, as_json=as_json)
+    else:
+        submit(submission, settings, log, as_json=as_json)
+
+
+def submit(
+    submission: Submission,
     settings: Settings,
     log: Sequence[Control] | None,
     *,
     as_json: bool,
 ) -> None:
-    """Bring a control on its way: by the gateway where the settings name one, else straight to the
-    topic.
+    """Submit a control: to the gateway where the settings name one, else straight to the topic.
 
-    Raises Refused where it would widen use and no second person could look at it.
+    Raises Refused where it would widen use and no second person could approve it.
     """
+    control = submission.control
     if settings.gateway_url:
-        answer = GatewayClient.open(settings).post(path, form)
-        if answer["state"] == "awaiting_approval":
-            say_proposed(answer, as_json=as_json)
-        else:
-            kind = type(control).__name__
-            said = f"accepted: controls offset {answer['offset']}, {kind} {answer['event_id']}"
-            typer.echo(json.dumps({"sent": True, "kind": kind, **answer}) if as_json else said)
+        answer = GatewayClient.open(settings).post(submission.path, submission.body)
+        _print_answer(control, answer, as_json=as_json)
         return
-    known = Controls(iso_jurisdictions()).after(*(log or ()))
-    opens = openings(control, known, now=control.recorded_at).words
+    before = Controls(iso_jurisdictions()).after(*(log or ()))
+    opens = openings(control, before, now=control.recorded_at).words
     if opens and settings.profile == "production":
         raise Refused(
             f"This would widen use ({opens[0]}), and takes a second person.",
@@ -194,8 +243,19 @@ def hand_in(
     send_control(control, settings, as_json=as_json)
 
 
+def _print_answer(control: Control, answer: dict[str, Any], *, as_json: bool) -> None:
+    if answer["state"] == "awaiting_approval":
+        print_proposed(answer, as_json=as_json)
+        return
+    kind = type(control).__name__
+    if as_json:
+        typer.echo(json.dumps({"sent": True, "kind": kind, **answer}))
+    else:
+        typer.echo(f"accepted: controls offset {answer['offset']}, {kind} {answer['event_id']}")
+
+
 def send_control(control: Control, settings: Settings, *, as_json: bool = False) -> None:
-    """Send a control, wait until it is durable, and say where it stands.
+    """Send a control, wait until it is durable, and print its offset.
 
     Raises Refused or Unavailable.
     """

@@ -1,39 +1,37 @@
-"""`consentry pause …`: impose and lift pauses, from options or a file, or only tell what they would
-change.
-"""
+"""`consentry pause …`: impose and lift pauses, from options or a file, and list them."""
 
 from __future__ import annotations
 
 import json
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
-from consentry.cli.connections import recorded_and_effective
+from consentry.cli.connections import read_controls
 from consentry.cli.controls.desk import (
     INT_MAX,
-    ControlFile,
+    Draft,
     DryRunOption,
-    JsonOption,
-    hand_in,
-    log_to_judge_by,
+    Submission,
+    log_to_check_by,
     open_settings,
-    read_file,
-    read_log,
+    read_draft,
     refuse,
     refuse_both_ways,
+    show_or_submit,
     warn_of_unknown_purposes,
     warn_of_voided_opt_ins,
 )
+from consentry.cli.event_times import EventTimes
+from consentry.cli.options import EffectiveOption, JsonOption
 from consentry.domain.control_checks import conflict_of_lift, conflict_of_pause
 from consentry.domain.controls import Controls, OptIns, PauseBasis, PauseImposed, PauseLifted, Reach
 from consentry.domain.values import Micros, parse_name
 from consentry.domain.wording import moment_of
 from consentry.forms.controls import parse_lift, parse_pause
 from consentry.forms.fields import parse_scope
-from consentry.forms.yaml import read_form
 from consentry.ops.clock import system_clock
 from consentry.wire.jurisdictions import iso_jurisdictions
 
@@ -47,30 +45,9 @@ app = typer.Typer(
 PauseArgument = Annotated[
     str | None, typer.Argument(help="Name of the pause, such as hk-2024.", show_default=False)
 ]
-EffectiveOption = Annotated[
-    str | None, typer.Option(help="When it takes effect, ISO 8601; default: now.")
-]
 FileOption = Annotated[
     Path | None, typer.Option(help="YAML file instead of options; see docs/pauses.md.")
 ]
-
-
-class _Draft(NamedTuple):
-    """A pause as it was asked for; whether it names its own effective time, and the file it stands
-    in.
-    """
-
-    control: PauseImposed
-    has_effective: bool
-    form: ControlFile | None
-
-
-class _LiftDraft(NamedTuple):
-    """As _Draft, for a lift."""
-
-    control: PauseLifted
-    has_effective: bool
-    form: ControlFile | None
 
 
 @app.command()
@@ -108,7 +85,7 @@ def impose(
     """
     if file is not None:
         refuse_both_ways(context)
-        draft = _pause_in(read_file(file))
+        draft = read_draft(file, parse_pause)
     else:
         if pause is None:
             raise typer.BadParameter("name the pause, or a file", param_hint="'PAUSE'")
@@ -118,55 +95,39 @@ def impose(
             )
         scope = parse_scope(jurisdiction, purpose or None, category or None, what="--jurisdiction")
         name = parse_name(pause, what="pause")
-        now, at = recorded_and_effective(effective)
+        times = EventTimes.parse(effective)
         control = PauseImposed(
             event_id=uuid.uuid4().bytes,
             pause=name,
             version=version,
             scope=scope,
-            effective_at=at,
-            recorded_at=now,
+            effective_at=times.effective_at,
+            recorded_at=times.recorded_at,
             authority=authority,
             basis=basis,
             reach=reach,
             source="cli",
         )
-        draft = _Draft(control, effective is not None, None)
+        draft = Draft(control, effective is not None, None)
     _impose(draft, dry_run=dry_run, as_json=as_json)
 
 
-def _pause_in(form: ControlFile) -> _Draft:
-    """The pause in a file. Raises InvalidInput naming file, line and field."""
-    now = system_clock()
-
-    def parse(data: object) -> _Draft:
-        control = parse_pause(data, event_id=uuid.uuid4().bytes, recorded_at=now, source="cli")
-        return _Draft(control, isinstance(data, dict) and data.get("effective") is not None, form)
-
-    return read_form(form.text, parse, source=form.path)
-
-
-def _impose(draft: _Draft, *, dry_run: bool, as_json: bool) -> None:
-    from consentry.cli.controls.report import show_impact  # noqa: PLC0415 - needs redis
-
+def _impose(draft: Draft[PauseImposed], *, dry_run: bool, as_json: bool) -> None:
     settings = open_settings()
-    log = log_to_judge_by(settings, dry_run=dry_run)
+    log = log_to_check_by(settings, dry_run=dry_run)
     if log is not None:
-        objection = conflict_of_pause(draft.control, log, has_effective=draft.has_effective)
-        if objection is not None:
-            refuse(objection, draft.form)
+        conflict = conflict_of_pause(draft.control, log, has_effective=draft.has_effective)
+        if conflict is not None:
+            refuse(conflict, draft.file)
         warn_of_unknown_purposes(draft.control.scope, log)
-    if dry_run and log is not None:
-        show_impact(draft.control, settings, log, as_json=as_json)
-    else:
-        hand_in(draft.control, "/v1/pauses", _pause_form(draft), settings, log, as_json=as_json)
+    submission = Submission(draft.control, "/v1/pauses", _pause_body(draft))
+    show_or_submit(submission, settings, log, dry_run=dry_run, as_json=as_json)
 
 
-def _pause_form(draft: _Draft) -> dict[str, Any]:
-    """The pause as the gateway takes it."""
-
+def _pause_body(draft: Draft[PauseImposed]) -> dict[str, Any]:
+    """Return the pause as the gateway takes it."""
     pause, scope = draft.control, draft.control.scope
-    found: dict[str, Any] = {
+    return {
         "pause": pause.pause,
         "version": pause.version,
         "jurisdictions": list(scope.jurisdictions),
@@ -175,10 +136,15 @@ def _pause_form(draft: _Draft) -> dict[str, Any]:
         "authority": pause.authority,
         "basis": pause.basis.value,
         "reach": pause.reach.value,
+        **_effective_field(draft),
     }
-    return found | (
-        {"effective": moment_of(pause.effective_at).isoformat()} if draft.has_effective else {}
-    )
+
+
+def _effective_field(draft: Draft[PauseImposed] | Draft[PauseLifted]) -> dict[str, str]:
+    """Return the effective time as the gateway takes it; nothing where the draft gives none."""
+    if not draft.has_effective:
+        return {}
+    return {"effective": moment_of(draft.control.effective_at).isoformat()}
 
 
 @app.command()
@@ -200,98 +166,69 @@ def lift(
 
     New terms are published by `consentry policy publish`.
     """
-    from consentry.cli.controls.report import show_impact  # noqa: PLC0415 - needs redis
 
     if file is not None:
         refuse_both_ways(context)
-        draft = _lift_in(read_file(file))
+        draft = read_draft(file, parse_lift)
     else:
         if pause is None:
             raise typer.BadParameter("name the pause, or a file", param_hint="'PAUSE'")
         name = parse_name(pause, what="pause")
-        now, at = recorded_and_effective(effective)
+        times = EventTimes.parse(effective)
         control = PauseLifted(
             event_id=uuid.uuid4().bytes,
             pause=name,
             version=version,
-            effective_at=at,
-            recorded_at=now,
+            effective_at=times.effective_at,
+            recorded_at=times.recorded_at,
             opt_ins=opt_ins,
             source="cli",
         )
-        draft = _LiftDraft(control, effective is not None, None)
+        draft = Draft(control, effective is not None, None)
+    _lift(draft, dry_run=dry_run, as_json=as_json)
+
+
+def _lift(draft: Draft[PauseLifted], *, dry_run: bool, as_json: bool) -> None:
     settings = open_settings()
-    log = log_to_judge_by(settings, dry_run=dry_run)
+    log = log_to_check_by(settings, dry_run=dry_run)
+    lift = draft.control
     if log is not None:
-        objection = conflict_of_lift(draft.control, log, has_effective=draft.has_effective)
-        if objection is not None:
-            refuse(objection, draft.form)
-        warn_of_voided_opt_ins(draft.control, log)
-    if dry_run and log is not None:
-        show_impact(draft.control, settings, log, as_json=as_json)
-    else:
-        body: dict[str, Any] = {
-            "version": draft.control.version,
-            "opt_ins": draft.control.opt_ins.value,
-        }
-        body |= (
-            {"effective": moment_of(draft.control.effective_at).isoformat()}
-            if draft.has_effective
-            else {}
-        )
-        hand_in(
-            draft.control,
-            f"/v1/pauses/{draft.control.pause}/lift",
-            body,
-            settings,
-            log,
-            as_json=as_json,
-        )
-
-
-def _lift_in(form: ControlFile) -> _LiftDraft:
-    """The lift in a file. Raises InvalidInput naming file, line and field."""
-    now = system_clock()
-
-    def parse(data: object) -> _LiftDraft:
-        control = parse_lift(data, event_id=uuid.uuid4().bytes, recorded_at=now, source="cli")
-        return _LiftDraft(
-            control, isinstance(data, dict) and data.get("effective") is not None, form
-        )
-
-    return read_form(form.text, parse, source=form.path)
+        conflict = conflict_of_lift(lift, log, has_effective=draft.has_effective)
+        if conflict is not None:
+            refuse(conflict, draft.file)
+        warn_of_voided_opt_ins(lift, log)
+    body = {"version": lift.version, "opt_ins": lift.opt_ins.value, **_effective_field(draft)}
+    submission = Submission(lift, f"/v1/pauses/{lift.pause}/lift", body)
+    show_or_submit(submission, settings, log, dry_run=dry_run, as_json=as_json)
 
 
 @app.command("list")
 def list_pauses(as_json: JsonOption = False) -> None:
     """List the pauses: what each covers, whether it is in force, and who lifted it."""
-    controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
-    found = [_pause_data(pause, controls, now) for pause in controls.pauses]
+    controls = Controls(iso_jurisdictions()).after(*read_controls(open_settings()))
+    now = system_clock()
+    pauses = [_pause_data(pause, controls, now) for pause in controls.pauses]
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(pauses))
         return
-    for one in found:
-        _print_pause(one)
-    if not found:
+    for pause in pauses:
+        _print_pause(pause)
+    if not pauses:
         typer.echo("no pause was ever imposed")
 
 
 def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[str, Any]:
-    """A pause as plain values, with the lift that ended it."""
-    lift = next(
-        (
-            known
-            for known in controls.log
-            if isinstance(known, PauseLifted)
-            and (known.pause == pause.pause and known.version >= pause.version)
-            and max(known.effective_at, known.recorded_at) <= now
-        ),
-        None,
-    )
-    state = (
-        "lifted" if lift is not None else "in force" if pause.effective_at <= now else "announced"
-    )
+    """Return a pause as JSON fields, with the lift that ended it."""
+    lift = _ending_lift(pause, controls, now)
+    state = "announced"
+    if lift is not None:
+        state = "lifted"
+    elif pause.effective_at <= now:
+        state = "in force"
     scope = pause.scope
+    # Only what stands in for a control that could not be read is in effect from the beginning of
+    # time.
+    has_effective = pause.effective_at > 0
     return {
         "pause": pause.pause,
         "version": pause.version,
@@ -302,11 +239,7 @@ def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[st
         "authority": pause.authority,
         "basis": pause.basis.value,
         "reach": pause.reach.value,
-        # Only what stands in for a control that could not be read is in effect from the beginning
-        # of time.
-        "effective_at": moment_of(pause.effective_at).isoformat()
-        if pause.effective_at > 0
-        else None,
+        "effective_at": moment_of(pause.effective_at).isoformat() if has_effective else None,
         "recorded_at": moment_of(pause.recorded_at).isoformat(),
         "source": pause.source,
         "lifted_at": None if lift is None else moment_of(lift.effective_at).isoformat(),
@@ -314,27 +247,38 @@ def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[st
     }
 
 
-def _print_pause(one: dict[str, Any]) -> None:
-    since = (
-        f"{one['effective_at'][:16].replace('T', ' ')}Z"
-        if one["effective_at"]
-        else "always (unreadable)"
-    )
+def _ending_lift(pause: PauseImposed, controls: Controls, now: Micros) -> PauseLifted | None:
+    """Return the first lift in the log that ends this version of a pause by now."""
+    for control in controls.log:
+        if not isinstance(control, PauseLifted):
+            continue
+        ends_pause = control.pause == pause.pause and control.version >= pause.version
+        if ends_pause and max(control.effective_at, control.recorded_at) <= now:
+            return control
+    return None
+
+
+def _print_pause(pause: dict[str, Any]) -> None:
+    since = "always (unreadable)"
+    if pause["effective_at"]:
+        since = _minute_text(pause["effective_at"])
     typer.echo(
-        f"{one['pause']:<24} v{one['version']}  {one['state']:<9} "
-        f"{','.join(one['jurisdictions']):<12} "
-        f"effective {since}, recorded {one['recorded_at'][:16].replace('T', ' ')}Z"
+        f"{pause['pause']:<24} v{pause['version']}  {pause['state']:<9} "
+        f"{','.join(pause['jurisdictions']):<12} "
+        f"effective {since}, recorded {_minute_text(pause['recorded_at'])}"
     )
-    covered = [", ".join(one[name]) for name in ("purposes", "categories") if one[name] is not None]
-    told = [
-        one["authority"],
-        one["basis"],
-        *covered,
-        *([one["reach"]] if one["reach"] != "GOING_FORWARD" else []),
-    ]
-    typer.echo(f"  {'; '.join(filter(None, told))}; by {one['source'] or 'nobody named'}")
-    if one["lifted_at"]:
-        typer.echo(
-            f"  lifted {one['lifted_at'][:16].replace('T', ' ')}Z by "
-            f"{one['lifted_by'] or 'nobody named'}"
-        )
+    details = [pause["authority"], pause["basis"]]
+    for name in ("purposes", "categories"):
+        if pause[name] is not None:
+            details.append(", ".join(pause[name]))
+    if pause["reach"] != Reach.GOING_FORWARD.value:
+        details.append(pause["reach"])
+    typer.echo(f"  {'; '.join(filter(None, details))}; by {pause['source'] or 'nobody named'}")
+    if pause["lifted_at"]:
+        lifted_by = pause["lifted_by"] or "nobody named"
+        typer.echo(f"  lifted {_minute_text(pause['lifted_at'])} by {lifted_by}")
+
+
+def _minute_text(iso: str) -> str:
+    """Return a moment in ISO 8601 as `2024-10-11 08:00Z`."""
+    return f"{iso[:16].replace('T', ' ')}Z"

@@ -1,4 +1,4 @@
-"""`consentry policy …`: publish policy versions, show them, or only tell what one would change."""
+"""`consentry policy …`: publish policy versions, and list them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from consentry.cli.connections import read_controls
 from consentry.cli.controls.desk import (
     DryRunOption,
-    JsonOption,
-    hand_in,
-    log_to_judge_by,
+    Submission,
+    log_to_check_by,
     open_settings,
     read_file,
-    read_log,
     refuse,
+    show_or_submit,
 )
+from consentry.cli.options import JsonOption
 from consentry.domain.control_checks import conflict_of_policy, is_published
 from consentry.domain.controls import Controls, PolicyPublished
 from consentry.domain.openings import in_force
@@ -44,8 +45,6 @@ def publish(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a policy version. It binds from its effective time."""
-    from consentry.cli.controls.report import show_impact  # noqa: PLC0415 - needs redis
-
     form = read_file(file)
     policy = parse_policy_file(
         form.text,
@@ -55,36 +54,35 @@ def publish(
         file=form.path,
     )
     settings = open_settings()
-    log = log_to_judge_by(settings, dry_run=dry_run)
-    # Left out, it is the time of publishing, which a repetition does not mean to change.
+    log = log_to_check_by(settings, dry_run=dry_run)
+    # An effective time that is left out is the time of publishing. A repetition does not mean to
+    # change it.
     has_effective = policy.effective_at != policy.recorded_at
-    objection = (
-        None if log is None else conflict_of_policy(policy, log, has_effective=has_effective)
-    )
-    if objection is not None:
-        refuse(objection, form)
-    if log is not None and is_published(policy, log, has_effective=has_effective):
-        said = (
-            f"policy {policy.version} is published already, with the same terms; nothing was sent"
-        )
-        typer.echo(json.dumps({"sent": False, "why": said}) if as_json else said)
-    elif dry_run and log is not None:
-        show_impact(policy, settings, log, as_json=as_json)
-    else:
-        plain = read_form(form.text, lambda data: data, source=form.path)
-        hand_in(policy, "/v1/policies", plain, settings, log, as_json=as_json)
+    if log is not None:
+        conflict = conflict_of_policy(policy, log, has_effective=has_effective)
+        if conflict is not None:
+            refuse(conflict, form)
+        if is_published(policy, log, has_effective=has_effective):
+            _print_published(policy, as_json=as_json)
+            return
+    body = read_form(form.text, lambda data: data, source=form.path)
+    submission = Submission(policy, "/v1/policies", body)
+    show_or_submit(submission, settings, log, dry_run=dry_run, as_json=as_json)
+
+
+def _print_published(policy: PolicyPublished, *, as_json: bool) -> None:
+    why = f"policy {policy.version} is published already, with the same terms; nothing was sent"
+    typer.echo(json.dumps({"sent": False, "why": why}) if as_json else why)
 
 
 @app.command("list")
 def list_policies(as_json: JsonOption = False) -> None:
     """List the policy versions, and where the terms of each bind now."""
-    controls, now = Controls(iso_jurisdictions()).after(*read_log(open_settings())), system_clock()
+    controls = Controls(iso_jurisdictions()).after(*read_controls(open_settings()))
+    now = system_clock()
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"policies": [_policy_data(policy, controls, now) for policy in controls.policies]}
-            )
-        )
+        policies = [_policy_data(policy, controls, now) for policy in controls.policies]
+        typer.echo(json.dumps({"policies": policies}))
         return
     if not controls.policies:
         typer.echo("no policy was ever published")
@@ -99,20 +97,17 @@ def list_policies(as_json: JsonOption = False) -> None:
 
 
 def _binding_lines(policy: PolicyPublished, controls: Controls, now: Micros) -> list[str]:
-    """Where a policy's terms bind now, by purpose."""
-
-    found = in_force(policy, controls, at=now, known_at=now)
-    if found:
-        places = {
-            purpose: named(codes, controls.jurisdictions, at=now)
-            for purpose, codes in found.items()
-        }
-        return [f"in force for {purpose} in {text}" for purpose, text in places.items()]
-    return [
-        "announced"
-        if policy.effective_at > now
-        else "in force nowhere: later policies took its place"
-    ]
+    """Return where a policy's terms bind now, a line for each purpose."""
+    codes_by_purpose = in_force(policy, controls, at=now, known_at=now)
+    if not codes_by_purpose:
+        if policy.effective_at > now:
+            return ["announced"]
+        return ["in force nowhere: later policies took its place"]
+    lines: list[str] = []
+    for purpose, codes in codes_by_purpose.items():
+        where = named(codes, controls.jurisdictions, at=now)
+        lines.append(f"in force for {purpose} in {where}")
+    return lines
 
 
 def _policy_data(policy: PolicyPublished, controls: Controls, now: Micros) -> dict[str, Any]:

@@ -246,16 +246,16 @@ class TestSize:
             RedisTable(url_of(server), namespace="consentry", partitions=8, members=8000)
             for _ in range(3)
         ]
-        for one in unaware:
-            one._bucket_counts.update(table._bucket_counts)
+        for reader in unaware:
+            reader._bucket_counts.update(table._bucket_counts)
         reading, loading, scanning = unaware
 
         assert {reading.read(member, [3])[3].record for member in members} == {b"1"}
         assert reading.read(b"m7", [3])[3].meta.generation == "life-2"
         assert load_partition(loading, 3, list(members)) == list(members.values())
         assert dict(scanning.scan(3)) == members
-        for one in (larger, *unaware):
-            one.close()
+        for reader in (larger, *unaware):
+            reader.close()
 
     def test_a_reading_is_one_step_of_the_server(
         self, server: redis.Redis, table: RedisTable
@@ -321,14 +321,14 @@ class CuttingProxy:
             client.settimeout(0.1)
             while not self._stopping.is_set():
                 try:
-                    asked = client.recv(1 << 20)
+                    request = client.recv(1 << 20)
                 except TimeoutError:
                     continue
-                if not asked:
+                if not request:
                     return
-                server.sendall(asked)
+                server.sendall(request)
                 answer = server.recv(1 << 20)
-                if self._to_lose and b"consentry_store" in asked:
+                if self._to_lose and b"consentry_store" in request:
                     self._to_lose -= 1
                     self.lost += 1
                     return

@@ -114,9 +114,9 @@ class TestCounting:
     def test_one_lost_event_is_noticed(self, catalog: Catalog) -> None:
         """A processor that skips what is slow would win every comparison."""
         work = encode(make_events(range(START, START + 400), seed=1), catalog)
-        again = max(place for place, key in enumerate(work.keys) if key in work.keys[:place])
-        keys = [key for place, key in enumerate(work.keys) if place != again]
-        values = [value for place, value in enumerate(work.values) if place != again]
+        again = max(index for index, key in enumerate(work.keys) if key in work.keys[:index])
+        keys = [key for index, key in enumerate(work.keys) if index != again]
+        values = [value for index, value in enumerate(work.values) if index != again]
 
         with pytest.raises(CannotMeasure, match="events: 400 expected, 399 found, 1 lost"):
             check_versions("table", held_by(keys, values, catalog).items(), work.keys)

@@ -77,8 +77,10 @@ class TestWorld:
     def test_controls_are_a_mix_that_regulators_could_make(self) -> None:
         """Lifts of pauses that were never imposed would cost nothing."""
         controls = make_controls(2_000, seed=1)
-        pauses = {one.pause: one for one in controls if isinstance(one, PauseImposed)}
-        lifts = [one for one in controls if isinstance(one, PauseLifted)]
+        pauses = {
+            control.pause: control for control in controls if isinstance(control, PauseImposed)
+        }
+        lifts = [control for control in controls if isinstance(control, PauseLifted)]
 
         assert isinstance(controls[0], PolicyPublished)
         assert controls[0].terms[0].jurisdictions == ("*",)
@@ -176,7 +178,7 @@ class TestMeasuring:
 
         decisions = decide_all(snapshot, table)
 
-        assert [REASONS[place] for place in decisions.reasons] == decide_alone(
+        assert [REASONS[code] for code in decisions.reasons] == decide_alone(
             snapshot, rows_of(table)
         )
         assert decisions.counts() != first.counts()

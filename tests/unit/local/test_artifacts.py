@@ -121,18 +121,18 @@ class TestFetch:
         path = artifact.path_in(tmp_path)
         path.parent.mkdir(parents=True)
         path.write_bytes(b"the brokeR")  # the same length
-        said: list[str] = []
-        fetch([artifact], cache=tmp_path, repository=maven.address, report=said.append)
+        lines: list[str] = []
+        fetch([artifact], cache=tmp_path, repository=maven.address, report=lines.append)
         assert path.read_bytes() == b"the broker"
-        assert any("damaged" in line and artifact.coordinates in line for line in said)
+        assert any("damaged" in line and artifact.coordinates in line for line in lines)
 
     def test_a_full_cache_needs_no_network(self, maven: MavenRepository, tmp_path: Path) -> None:
         """Someone on a train has to be able to start the stack that worked yesterday."""
         artifact = maven.publish("broker", b"the broker")
         fetch([artifact], cache=tmp_path, repository=maven.address)
-        asked = maven.requests.total()
+        requests_before = maven.requests.total()
         fetch([artifact], cache=tmp_path, repository=maven.address)
-        assert maven.requests.total() == asked
+        assert maven.requests.total() == requests_before
 
     def test_an_unreachable_repository_is_one_paragraph_with_the_fix(self, tmp_path: Path) -> None:
         """A newcomer behind a firewall would see eighty lines of traceback and leave."""

@@ -65,7 +65,7 @@ def test_the_registry_writes_an_id_before_it_gives_it_away_and_listens_on_loopba
 
 
 @pytest.mark.parametrize(
-    ("told", "major"),
+    ("version_text", "major"),
     [
         ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc", 7),
         ("Valkey server v=9.1.2 sha=00000000:1", 9),
@@ -74,13 +74,13 @@ def test_the_registry_writes_an_id_before_it_gives_it_away_and_listens_on_loopba
     ],
 )
 def test_the_version_of_a_server_is_read_from_what_it_tells(
-    tmp_path: Path, told: str, major: int | None
+    tmp_path: Path, version_text: str, major: int | None
 ) -> None:
     """An old server without functions would be started, and the table would fail at its first
     write.
     """
     server = tmp_path / "redis-server"
-    server.write_text(f"#!/bin/sh\necho '{told}'\n", "utf-8")
+    server.write_text(f"#!/bin/sh\necho '{version_text}'\n", "utf-8")
     server.chmod(0o755)
     assert redis_major(str(server)) == major
 
@@ -90,9 +90,9 @@ def test_a_redis_that_is_too_old_is_passed_over_for_the_bundled_one(tmp_path: Pa
     old = tmp_path / "redis-server"
     old.write_text("#!/bin/sh\necho 'Redis server v=6.0.16'\n", "utf-8")
     old.chmod(0o755)
-    found = find_redis(str(old))
-    assert found != old
-    assert (redis_major(str(found)) or 0) >= 7
+    path = find_redis(str(old))
+    assert path != old
+    assert (redis_major(str(path)) or 0) >= 7
 
 
 def test_a_cluster_id_is_one_that_kafka_takes() -> None:

@@ -124,12 +124,12 @@ class TestClearStaleState:
         fail.
         """
         write_state(directory, stack(dead_process(), kafka=ProcessIdentity.of(sleeper.pid)))
-        said: list[str] = []
-        clear_stale_state(directory, said.append)
+        lines: list[str] = []
+        clear_stale_state(directory, lines.append)
         assert sleeper.wait(5) != 0
         assert load_state(directory) is None
-        assert len(said) == 1
-        assert "ended its kafka" in said[0]
+        assert len(lines) == 1
+        assert "ended its kafka" in lines[0]
 
     def test_a_stranger_with_the_pid_of_a_left_over_service_is_left_alone(
         self, directory: Path, sleeper: subprocess.Popen[bytes]
@@ -148,14 +148,14 @@ class TestClearStaleState:
         """A file torn by a full disk would keep every later start from working."""
         state_path(directory).write_text("{", "utf-8")
         (state_directory(directory) / "ephemeral-x" / "kafka").mkdir(parents=True)
-        said: list[str] = []
-        clear_stale_state(directory, said.append)
+        lines: list[str] = []
+        clear_stale_state(directory, lines.append)
         assert not state_path(directory).exists()
         assert not list(state_directory(directory).glob("ephemeral-*"))
-        assert len(said) == 1
+        assert len(lines) == 1
 
     def test_nothing_is_said_where_nothing_was_left(self, directory: Path) -> None:
         """A warning on every clean start is one that nobody reads."""
-        said: list[str] = []
-        clear_stale_state(directory, said.append)
-        assert said == []
+        lines: list[str] = []
+        clear_stale_state(directory, lines.append)
+        assert lines == []

@@ -269,9 +269,9 @@ def test_a_member_quarantined_for_a_damaged_record_is_published_when_the_partiti
     """
 
     def damage() -> None:
-        partition, one = bench.publisher.records[-1]
-        damaged = one.record[:-1] + bytes((one.record[-1] ^ 1,))
-        bench.publisher.records[-1] = (partition, one._replace(record=damaged))
+        partition, record = bench.publisher.records[-1]
+        damaged = record.record[:-1] + bytes((record.record[-1] ^ 1,))
+        bench.publisher.records[-1] = (partition, record._replace(record=damaged))
         bench.table.wipe()
         bench.send(moved("HK", 2, on=2, member="member-2"))
 

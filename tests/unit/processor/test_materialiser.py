@@ -125,8 +125,8 @@ class World:
         """The records topic of a partition from its beginning."""
         return [
             StoredMessage(partition, offset, record.member, record.record, Micros(0))
-            for offset, (place, record) in enumerate(self.topics.records)
-            if place == partition
+            for offset, (number, record) in enumerate(self.topics.records)
+            if number == partition
         ]
 
     def batch(self, partition: int, start: int, size: int) -> EventBatch:
@@ -390,7 +390,7 @@ class TestOwners:
         )
 
         assert [type(outcome.refused) for outcome in outcomes] == [type(None), Fenced, type(None)]
-        assert {place for place, _ in world.topics.records} == {0, 2}
+        assert {number for number, _ in world.topics.records} == {0, 2}
         assert (opened[0].acknowledged_offset, opened[1].acknowledged_offset) == (
             len(world.logs[0]),
             0,
@@ -678,9 +678,9 @@ class TestReusedEventIds:
             World(), (self.KEY, self.FIRST), (self.KEY, self.FIRST), (self.KEY, self.FORGED)
         )
 
-        assert [(one.offset, one.value, one.error_class) for one in outcome.refusals] == [
-            (2, self.FORGED, "event_id_reused")
-        ]
+        assert [
+            (refusal.offset, refusal.value, refusal.error_class) for refusal in outcome.refusals
+        ] == [(2, self.FORGED, "event_id_reused")]
         assert (outcome.applied, outcome.repeated) == (2, 1)
 
     @pytest.mark.parametrize("step", PASSED)
@@ -696,10 +696,10 @@ class TestReusedEventIds:
         opened = world.open(0)
         outcome = apply_batch(world.worker(), opened.owned, world.batch(0, opened.start_offset, 10))
 
-        assert [(one.offset, one.error_class) for one in outcome.refusals] == [
+        assert [(refusal.offset, refusal.error_class) for refusal in outcome.refusals] == [
             (1, "event_id_reused")
         ]
-        assert {one.offset for one in world.topics.refusals} == {1}
+        assert {refusal.offset for refusal in world.topics.refusals} == {1}
 
     def test_a_move_that_may_repeat_one_of_beyond_the_record_goes_to_quarantine_too(self) -> None:
         """Its member is quarantined, as nobody can tell: without the message nobody could ever find
@@ -713,7 +713,7 @@ class TestReusedEventIds:
             World(), *((self.KEY, write_event(event, CATALOG)) for event in [*events, late])
         )
 
-        assert [one.error_class for one in outcome.refusals] == ["beyond_history"]
+        assert [refusal.error_class for refusal in outcome.refusals] == ["beyond_history"]
 
 
 class TestHeaders:
@@ -721,18 +721,18 @@ class TestHeaders:
         """They say who sent it, and which request it belonged to."""
         member = member_at_home()
         value = write_event(chose(Choice.OPT_OUT, 1, on=1, member=member), CATALOG)
-        some: Headers = [("traceparent", b"00-1-2-01")]
+        headers_sent: Headers = [("traceparent", b"00-1-2-01")]
 
         outcome = apply_messages(
             World(),
             (member.encode(), value),
             (member.encode(), b"?"),
             (None, value),
-            headers=[some, some, None],
+            headers=[headers_sent, headers_sent, None],
         )
 
-        assert [(one.error_class, one.headers) for one in outcome.refusals] == [
-            ("short", some),
+        assert [(refusal.error_class, refusal.headers) for refusal in outcome.refusals] == [
+            ("short", headers_sent),
             ("key", None),
         ]
 

@@ -44,7 +44,7 @@ def frontier(generation: str, *, next_offset: int, tainted: bool = False) -> Fro
     return Frontier(0, generation, day(5), next_offset, 0, 0, tainted)
 
 
-def taken(
+def take(
     table: InMemoryTable,
     span: LogSpan,
     last: Frontier | None = None,
@@ -71,30 +71,38 @@ def table() -> InMemoryTable:
 class TestNew:
     def test_a_new_partition_begins_where_its_log_begins(self, table: InMemoryTable) -> None:
         """Beginning at the end would skip what members said before the first worker started."""
-        found = taken(table, LogSpan(3, 50, None))
+        takeover = take(table, LogSpan(3, 50, None))
 
-        assert (found.start_offset, found.owned.next_offset, found.rebuilt) == (3, 3, False)
-        assert table.meta(0).generation == found.owned.generation
+        assert (takeover.start_offset, takeover.owned.next_offset, takeover.rebuilt) == (
+            3,
+            3,
+            False,
+        )
+        assert table.meta(0).generation == takeover.owned.generation
 
     def test_two_lives_have_two_names(self, table: InMemoryTable) -> None:
         """A reader has to see that the table is not the one it knew."""
         assert (
-            taken(table, LogSpan(0, 0, None)).owned.generation
-            != taken(InMemoryTable(), LogSpan(0, 0, None)).owned.generation
+            take(table, LogSpan(0, 0, None)).owned.generation
+            != take(InMemoryTable(), LogSpan(0, 0, None)).owned.generation
         )
 
 
 class TestWhole:
     def test_a_whole_table_is_read_on_from_what_was_committed(self, table: InMemoryTable) -> None:
         """What lies between is stored but perhaps not published; it is read again and published."""
-        first = taken(table, LogSpan(0, 50, None)).owned
+        first = take(table, LogSpan(0, 50, None)).owned
         store_partition(table, 0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
 
-        found = taken(table, LogSpan(0, 50, 15), frontier(first.generation, next_offset=15))
+        takeover = take(table, LogSpan(0, 50, 15), frontier(first.generation, next_offset=15))
 
-        assert (found.start_offset, found.owned.next_offset, found.rebuilt) == (15, 20, False)
-        assert found.owned.epoch > first.epoch
-        assert found.owned.acknowledged_offset == 15
+        assert (takeover.start_offset, takeover.owned.next_offset, takeover.rebuilt) == (
+            15,
+            20,
+            False,
+        )
+        assert takeover.owned.epoch > first.epoch
+        assert takeover.owned.acknowledged_offset == 15
 
     def test_a_table_whose_first_batch_was_never_committed_is_read_from_the_beginning(
         self, table: InMemoryTable
@@ -102,10 +110,10 @@ class TestWhole:
         """The worker fell between storing and publishing; without this no follower ever hears of
         that batch.
         """
-        first = taken(table, LogSpan(2, 50, None)).owned
+        first = take(table, LogSpan(2, 50, None)).owned
         store_partition(table, 0, {KEY: b"x"}, epoch=first.epoch, expected_offset=2, next_offset=20)
 
-        assert taken(table, LogSpan(2, 50, None)).start_offset == 2
+        assert take(table, LogSpan(2, 50, None)).start_offset == 2
 
     def test_where_commits_were_lost_the_last_frontier_says_what_was_published(
         self, table: InMemoryTable
@@ -113,11 +121,11 @@ class TestWhole:
         """A group that was idle for a week loses its offsets; reading years of log again would be
         an outage.
         """
-        first = taken(table, LogSpan(0, 50, None)).owned
+        first = take(table, LogSpan(0, 50, None)).owned
         store_partition(table, 0, {KEY: b"x"}, epoch=first.epoch, expected_offset=0, next_offset=20)
 
         assert (
-            taken(
+            take(
                 table, LogSpan(0, 50, None), frontier(first.generation, next_offset=12)
             ).start_offset
             == 12
@@ -125,21 +133,25 @@ class TestWhole:
 
     def test_a_table_that_went_back_is_read_on_from_where_it_is(self, table: InMemoryTable) -> None:
         """The last second of a server that lost its power is folded again from the log."""
-        first = taken(table, LogSpan(0, 50, None)).owned
+        first = take(table, LogSpan(0, 50, None)).owned
         store_partition(table, 0, {}, epoch=first.epoch, expected_offset=0, next_offset=20)
 
-        found = taken(table, LogSpan(0, 50, 40), frontier(first.generation, next_offset=40))
+        takeover = take(table, LogSpan(0, 50, 40), frontier(first.generation, next_offset=40))
 
-        assert (found.start_offset, found.owned.next_offset, found.rebuilt) == (20, 20, False)
+        assert (takeover.start_offset, takeover.owned.next_offset, takeover.rebuilt) == (
+            20,
+            20,
+            False,
+        )
 
     def test_a_taint_is_taken_over(self, table: InMemoryTable) -> None:
         """A restart must not forget that somebody's opt-out may be among the unreadable."""
-        first = taken(table, LogSpan(0, 50, None)).owned
+        first = take(table, LogSpan(0, 50, None)).owned
         store_partition(
             table, 0, {}, epoch=first.epoch, expected_offset=0, next_offset=20, tainted=True
         )
 
-        assert taken(table, LogSpan(0, 50, 20)).owned.tainted
+        assert take(table, LogSpan(0, 50, 20)).owned.tainted
 
 
 class TestRebuild:
@@ -151,36 +163,36 @@ class TestRebuild:
         """
         older, newer = raw_of(folded(HOME)), raw_of(folded(HOME, OUT))
 
-        found = taken(
+        takeover = take(
             table,
             LogSpan(0, 50, 20),
             frontier("lost", next_offset=25),
             [stored(0, newer), stored(1, older)],
         )
 
-        assert found.rebuilt
+        assert takeover.rebuilt
         assert load_partition(table, 0, [KEY]) == [newer]
-        assert (found.start_offset, found.owned.next_offset) == (20, 25)
+        assert (takeover.start_offset, takeover.owned.next_offset) == (20, 25)
 
     def test_a_table_of_another_life_than_the_frontier_speaks_of_is_rebuilt(
         self, table: InMemoryTable
     ) -> None:
         """A server that was restored from somewhere holds somebody's table, not ours."""
-        stranger = taken(table, LogSpan(0, 50, None)).owned
+        stranger = take(table, LogSpan(0, 50, None)).owned
         store_partition(
             table, 0, {b"member-9": b"x"}, epoch=stranger.epoch, expected_offset=0, next_offset=20
         )
 
-        found = taken(
+        takeover = take(
             table,
             LogSpan(0, 50, 20),
             frontier("another", next_offset=20),
             [stored(0, raw_of(folded(OUT)))],
         )
 
-        assert found.rebuilt
+        assert takeover.rebuilt
         assert dict(table.scan(0)).keys() == {KEY}
-        assert found.owned.generation not in ("another", stranger.generation)
+        assert takeover.owned.generation not in ("another", stranger.generation)
 
     def test_a_rebuild_that_was_cut_short_starts_anew(self, table: InMemoryTable) -> None:
         """Half of the records would look like members who never said anything."""
@@ -189,35 +201,35 @@ class TestRebuild:
             table, 0, {b"member-9": b"half"}, epoch=epoch, expected_offset=None, next_offset=None
         )
 
-        found = taken(
+        takeover = take(
             table,
             LogSpan(0, 50, 20),
             frontier("lost", next_offset=20),
             [stored(0, raw_of(folded(OUT)))],
         )
 
-        assert found.rebuilt
+        assert takeover.rebuilt
         assert dict(table.scan(0)).keys() == {KEY}
 
     def test_a_taint_that_only_the_frontier_knows_survives_the_rebuild(
         self, table: InMemoryTable
     ) -> None:
         """The table is gone; what it knew of unreadable messages is not."""
-        found = taken(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20, tainted=True))
+        takeover = take(table, LogSpan(0, 50, 20), frontier("lost", next_offset=20, tainted=True))
 
-        assert found.owned.tainted
+        assert takeover.owned.tainted
         assert table.meta(0).tainted
 
     def test_messages_without_key_or_value_are_no_records(self, table: InMemoryTable) -> None:
         """A tombstone that somebody wrote by hand must not end a rebuild."""
-        found = taken(
+        takeover = take(
             table,
             LogSpan(0, 50, 20),
             frontier("lost", next_offset=20),
             [stored(0, None), stored(1, b"x", None)],
         )
 
-        assert found.rebuilt
+        assert takeover.rebuilt
         assert dict(table.scan(0)) == {}
 
     def test_a_damaged_record_does_not_come_back_as_a_member_who_never_opted_out(
@@ -229,12 +241,12 @@ class TestRebuild:
         good = raw_of(folded(HOME, OUT))
         damaged = good[:20] + bytes((good[20] ^ 1,)) + good[21:]
 
-        found = taken(
+        takeover = take(
             table, LogSpan(0, 50, 20), frontier("lost", next_offset=20), [stored(0, damaged)]
         )
 
         [raw] = load_partition(table, 0, [KEY])
-        assert found.owned.tainted or (raw is not None and read_record(raw, KEY).facts)
+        assert takeover.owned.tainted or (raw is not None and read_record(raw, KEY).facts)
 
     def test_a_member_who_is_held_for_a_damaged_record_is_published_as_held(
         self, table: InMemoryTable
@@ -246,7 +258,7 @@ class TestRebuild:
         damaged = good[:20] + bytes((good[20] ^ 1,)) + good[21:]
         published: list[Published] = []
 
-        taken(
+        take(
             table,
             LogSpan(0, 50, 20),
             frontier("lost", next_offset=20),
@@ -271,7 +283,7 @@ class TestRebuild:
 
         good = raw_of(folded(HOME, OUT))
         with pytest.raises(Unavailable):
-            taken(
+            take(
                 table,
                 LogSpan(0, 50, 20),
                 frontier("lost", next_offset=20),
@@ -289,7 +301,7 @@ class TestTwoHistories:
         """
         long, short = raw_of(folded(HOME, chose(Choice.OPT_IN, 3, on=3))), raw_of(folded(OUT))
 
-        taken(
+        take(
             table,
             LogSpan(0, 50, 20),
             frontier("lost", next_offset=20),
@@ -306,7 +318,7 @@ class TestTwoHistories:
         """A worker that was frozen publishes what was true before; that alone must hold nobody."""
         new, old = raw_of(folded(HOME, OUT)), raw_of(folded(HOME))
 
-        taken(
+        take(
             table,
             LogSpan(0, 50, 20),
             frontier("lost", next_offset=20),
@@ -322,7 +334,7 @@ class TestRefused:
     ) -> None:
         """What lay between was never applied, and nobody would notice."""
         with pytest.raises(UnsafeSetting) as caught:
-            taken(table, LogSpan(200, 300, 100), frontier("lost", next_offset=100))
+            take(table, LogSpan(200, 300, 100), frontier("lost", next_offset=100))
 
         assert caught.value.code == "log.unreachable"
 
@@ -334,18 +346,18 @@ class TestRefused:
         self, table: InMemoryTable, span: LogSpan, position: int
     ) -> None:
         """Truncated, or made anew: going on would forget whatever was in the gap."""
-        first = taken(table, LogSpan(0, 50, None)).owned
+        first = take(table, LogSpan(0, 50, None)).owned
         store_partition(table, 0, {}, epoch=first.epoch, expected_offset=0, next_offset=position)
 
         with pytest.raises(UnsafeSetting) as caught:
-            taken(table, span, frontier(first.generation, next_offset=position))
+            take(table, span, frontier(first.generation, next_offset=position))
 
         assert caught.value.code == "log.unreachable"
 
     def test_a_lost_table_and_a_truncated_log_are_refused(self, table: InMemoryTable) -> None:
         """Nothing is left that could say what the gap held."""
         with pytest.raises(UnsafeSetting):
-            taken(table, LogSpan(0, 10, 20), frontier("lost", next_offset=20))
+            take(table, LogSpan(0, 10, 20), frontier("lost", next_offset=20))
 
 
 def test_the_last_frontier_of_each_partition_counts() -> None:

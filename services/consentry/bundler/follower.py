@@ -103,7 +103,7 @@ class BundleFollower:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether everything that was there at the start has been read."""
+        """True once everything that was there at the start has been read."""
         return self._log.is_caught_up
 
     def catch_up(self, timeout_seconds: float) -> None:

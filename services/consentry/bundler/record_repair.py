@@ -250,7 +250,7 @@ class RecordRepairer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
+        """True while the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def _look_back(self, look_back: Callable[[], Iterable[Regression]]) -> None:

@@ -76,7 +76,7 @@ class StateFollower(Protocol):
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether everything that was there at the start has been read."""
+        """True once everything that was there at the start has been read."""
 
     def step(self, timeout_seconds: float = 0.1) -> int:
         """Wait for messages, take in what is there, and return how many there were."""

@@ -29,7 +29,7 @@ class Difference:
 
     @property
     def is_empty(self) -> bool:
-        """Whether both hold the same records and controls."""
+        """True if both hold the same records and controls."""
         differences = (
             self.added,
             self.changed,

@@ -96,7 +96,7 @@ class ControlsFollower:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the controls are still followed."""
+        """True while the controls are followed."""
         return self._thread.is_alive()
 
     def not_understood(self, kind: str, now: Micros) -> int:

@@ -195,7 +195,7 @@ class LogFollower:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether every partition is read to the end that it had at the start."""
+        """True once every partition is read to the end that it had at the start."""
         return all(
             self.position(topic, partition) >= end for (topic, partition), end in self.ends.items()
         )

@@ -42,7 +42,7 @@ class Step:
 
     @property
     def loses_data(self) -> bool:
-        """Whether the step would lose data or order."""
+        """True if the step would lose data or order."""
         return self.act == "refuse"
 
     def __str__(self) -> str:

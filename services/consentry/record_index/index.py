@@ -25,10 +25,10 @@ _BATCH_ROWS_MIN: Final = 64
 
 
 class IndexRegression(NamedTuple):
-    """An older record that came after the newer one that is held."""
+    """An older record that came after the newest one, which stays."""
 
     member: bytes
-    held: bytes
+    newest: bytes
     older: bytes
 
 
@@ -72,15 +72,15 @@ class RecordIndex(Mapping[bytes, bytes]):
         return (member for member, _ in self.pairs())
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self._held(key) is not None
+        return isinstance(key, bytes) and self._record_of(key) is not None
 
     def __getitem__(self, key: bytes) -> bytes:
-        record = self._held(key)
+        record = self._record_of(key)
         if record is None:
             raise KeyError(key)
         return record
 
-    def _held(self, key: bytes) -> bytes | None:
+    def _record_of(self, key: bytes) -> bytes | None:
         # In this order: what leaves `recent` is in a segment before.
         record = self._recent.get(key)
         return self._in_segments(key) if record is None else record
@@ -100,7 +100,7 @@ class RecordIndex(Mapping[bytes, bytes]):
     def segments(self) -> tuple[Segment, ...]:
         """Return all of it as segments, the newest first: the first record of a member counts."""
         changes, recent = self._changes, dict(self._recent)
-        segments = self._segments  # after what is recent: see `_held`
+        segments = self._segments  # after what is recent: see `_record_of`
         if not recent:
             return segments
         known, indexed = self._indexed
@@ -134,12 +134,12 @@ class RecordIndex(Mapping[bytes, bytes]):
         return [result for result in results if len(result.rows)]
 
     def apply(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[IndexRegression]:
-        """Take records in, in this order; return those that are older than the one held.
+        """Take records in, in this order; return those that are older than the one there.
 
         They are not taken in.
         """
         regressions: list[IndexRegression] = []
-        records_before = self._held_of_each(keys)
+        records_before = self._records_of(keys)
         recent = self._recent
         for key, value, before in zip(keys, values, records_before, strict=True):
             known = recent.get(key, before)
@@ -154,7 +154,7 @@ class RecordIndex(Mapping[bytes, bytes]):
             self._settle()
         return regressions
 
-    def _held_of_each(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def _records_of(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return what the segments hold of each member."""
         if len(keys) < _BATCH_ROWS_MIN:
             return [self._in_segments(key) for key in keys]

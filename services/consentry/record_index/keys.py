@@ -246,7 +246,7 @@ class TextKeys:
 
     @cached_property
     def _is_dense(self) -> bool:
-        """Whether all texts have one length and lie behind one another."""
+        """True if all texts have one length and lie behind one another."""
         is_even = len(self) > 0 and self._shortest == self._longest
         return is_even and bool((self.starts[1:] == self.ends[:-1]).all())
 

@@ -79,7 +79,7 @@ class Segment:
 
     @cached_property
     def has_decimals(self) -> bool:
-        """Whether any id is the decimal form of an integer."""
+        """True if any id is the decimal form of an integer."""
         for start in range(0, len(self), CHUNK_ROWS):
             rows = np.arange(start, min(start + CHUNK_ROWS, len(self)))
             _, is_decimal = self.keys.take(rows).decimals()

@@ -252,12 +252,12 @@ class Client:
 
     @property
     def is_following(self) -> bool:
-        """Whether the following thread lives: the question of a liveness probe."""
+        """True while the following thread lives: the answer for a liveness probe."""
         return self._follower.is_following
 
     @property
     def is_fresh(self) -> bool:
-        """Whether answers are given now; otherwise every one is STALE."""
+        """True while answers are given; otherwise every one is STALE."""
         return not self._follower.stale_detail()
 
     @property

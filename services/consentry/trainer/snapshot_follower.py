@@ -131,7 +131,7 @@ class SnapshotFollower:
 
     @property
     def is_following(self) -> bool:
-        """Whether the thread lives: the question of a liveness probe."""
+        """True while the thread lives: the answer for a liveness probe."""
         return self._thread.is_alive() and not self._failure
 
     def on_change(self, call: Callable[[], None]) -> None:

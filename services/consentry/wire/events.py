@@ -141,7 +141,7 @@ def admit(event: MemberEvent, appended_at: Micros) -> MemberEvent:
         )
     if widens or isinstance(event, EventUnreadable):
         return replace(event, recorded_at=appended_at)
-    # The same clock said when it holds: left in the future, an opt-out would not bind until then.
+    # The same clock set effective_at: left in the future, an opt-out would not bind until then.
     return replace(
         event, recorded_at=appended_at, effective_at=min(event.effective_at, appended_at)
     )

@@ -108,7 +108,7 @@ def test_it_holds_what_a_dict_would_whatever_the_sizes(
     assert found(held, IntegerKeys(np.array(numbers, dtype=np.uint64))) == by_number
     assert dict(held.pairs()) == expected == dict(held)
     assert len(list(held.pairs())) == len(held) == len(expected)
-    assert all(one.held[5:13] > one.older[5:13] for one in told)
+    assert all(one.newest[5:13] > one.older[5:13] for one in told)
 
 
 def test_an_older_version_is_told_and_not_taken() -> None:

@@ -92,7 +92,7 @@ def run(
             decider,
             purpose=purpose,
             show_max=show_members,
-            told=_ignore_file if as_json else _print_file,
+            on_file=_ignore_file if as_json else _print_file,
         )
         report = check.files(data_files, columns)
     if as_json:

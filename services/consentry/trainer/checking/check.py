@@ -1,6 +1,4 @@
-"""Says of data files whether they hold rows that may not be used: clean, violations, or cannot
-tell.
-"""
+"""Check data files for rows that may not be used: clean, violations, or cannot tell."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ Batches = Iterator[tuple[pa.Table, Columns]]
 
 
 class CheckOutcome(enum.StrEnum):
-    """What a check came to."""
+    """The outcome of a check."""
 
     CLEAN = "clean"
     VIOLATIONS = "violations"
@@ -44,7 +42,7 @@ EXIT_STATUS: Final = {
 
 @dataclass(slots=True)
 class FileReport:
-    """What became of one file: rows by reason, and why it could not be read to its end, if so."""
+    """The rows of one file by reason, and why it could not be read to its end, if so."""
 
     name: str
     counts: Counter[Reason] = field(default_factory=Counter)
@@ -52,7 +50,7 @@ class FileReport:
 
     @property
     def rows(self) -> int:
-        """How many rows were judged."""
+        """The number of rows that were decided."""
         return self.counts.total()
 
     @property
@@ -68,18 +66,16 @@ class FileReport:
 
     @property
     def outcome(self) -> CheckOutcome:
-        """A violation that was found stands, whatever else could not be told."""
+        """The outcome for this file; a violation stands, whatever else could not be read."""
         if self.violations:
             return CheckOutcome.VIOLATIONS
-        return (
-            CheckOutcome.CANNOT_TELL
-            if self.problem or self.counts[Reason.STALE]
-            else CheckOutcome.CLEAN
-        )
+        if self.problem or self.counts[Reason.STALE]:
+            return CheckOutcome.CANNOT_TELL
+        return CheckOutcome.CLEAN
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ExcludedMember:
     """A member who is excluded, and the first row of a file that holds them, counted from 0."""
 
     member: str
@@ -90,55 +86,62 @@ class Shown:
 
 @dataclass(slots=True, kw_only=True)
 class CheckReport:
-    """What a check of several files came to. `snapshot` names what the answers rest on."""
+    """The results of a check of several files; `snapshot` names the snapshot they rest on."""
 
     purpose: str
     snapshot: str = ""
     stale_detail: str = ""
     files: list[FileReport] = field(default_factory=list)
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[ExcludedMember] = field(default_factory=list)
 
     @property
     def outcome(self) -> CheckOutcome:
-        """No file at all is not clean: nothing was looked at."""
-        found = {file.outcome for file in self.files}
-        if CheckOutcome.VIOLATIONS in found:
+        """The outcome for all files. No file at all is not clean: nothing was examined."""
+        outcomes = {file.outcome for file in self.files}
+        if CheckOutcome.VIOLATIONS in outcomes:
             return CheckOutcome.VIOLATIONS
-        return CheckOutcome.CLEAN if found == {CheckOutcome.CLEAN} else CheckOutcome.CANNOT_TELL
+        return CheckOutcome.CLEAN if outcomes == {CheckOutcome.CLEAN} else CheckOutcome.CANNOT_TELL
 
     @property
     def counts(self) -> Counter[Reason]:
-        """Rows by reason, of all files."""
+        """The rows of all files by reason."""
         return sum((file.counts for file in self.files), Counter[Reason]())
 
     def as_data(self) -> dict[str, Any]:
-        """The report as plain values for JSON; member ids only where they were asked for."""
-        told: dict[str, Any] = {
+        """Return the report as plain values for JSON; member ids only where `shown` has any."""
+        data: dict[str, Any] = {
             "outcome": self.outcome.value,
             "purpose": self.purpose,
             "snapshot": self.snapshot,
             "rows": self.counts.total(),
             "counts": _plain(self.counts),
             "violations": sum(file.violations.total() for file in self.files),
-            "files": [
-                {
-                    "file": file.name,
-                    "outcome": file.outcome.value,
-                    "rows": file.rows,
-                    "counts": _plain(file.counts),
-                    "problem": None if file.problem is None else _problem(file.problem),
-                }
-                for file in self.files
-            ],
+            "files": list(map(_file_data, self.files)),
         }
         if self.stale_detail:
-            told["stale"] = self.stale_detail
+            data["stale"] = self.stale_detail
         if self.shown:
-            told["members"] = [
-                {"member": one.member, "reason": one.reason.value, "file": one.file, "row": one.row}
-                for one in self.shown
-            ]
-        return told
+            data["members"] = list(map(_shown_data, self.shown))
+        return data
+
+
+def _file_data(file: FileReport) -> dict[str, Any]:
+    return {
+        "file": file.name,
+        "outcome": file.outcome.value,
+        "rows": file.rows,
+        "counts": _plain(file.counts),
+        "problem": None if file.problem is None else _problem(file.problem),
+    }
+
+
+def _shown_data(shown: ExcludedMember) -> dict[str, Any]:
+    return {
+        "member": shown.member,
+        "reason": shown.reason.value,
+        "file": shown.file,
+        "row": shown.row,
+    }
 
 
 def _plain(counts: Counter[Reason]) -> dict[str, int]:
@@ -150,11 +153,11 @@ def _problem(error: ConsentryError) -> dict[str, str]:
 
 
 class Check:
-    """One check: files are added one by one, each read batch by batch, so that none has to fit into
-    memory.
+    """One check: files are added one by one, each read batch by batch.
 
-    `show_max` members are named at most; after `seconds_max` no more is read. `at_least` is a
-    consistency token.
+    So no file has to fit into memory. At most `show_max` members are named; after `seconds_max`
+    nothing more is read. `at_least` is a consistency token. `on_file` is called with the report of
+    each file.
     """
 
     def __init__(
@@ -165,7 +168,7 @@ class Check:
         at_least: str | None = None,
         show_max: int = 0,
         seconds_max: float | None = None,
-        told: Callable[[FileReport], None] = lambda _: None,
+        on_file: Callable[[FileReport], None] = lambda _: None,
     ) -> None:
         self.report: Final = CheckReport(purpose=purpose)
         self._decider = decider
@@ -173,22 +176,20 @@ class Check:
         self._show_max = show_max
         self._seconds_max = seconds_max
         self._until = None if seconds_max is None else monotonic() + seconds_max
-        self._told = told
-        self._named: set[str] = set()
+        self._on_file = on_file
+        self._shown_members: set[str] = set()
 
     def files(
-        self, files: Iterable[DataFile], asked: ColumnSpec, *, name: Callable[[Path], str] = str
+        self, files: Iterable[DataFile], spec: ColumnSpec, *, name: Callable[[Path], str] = str
     ) -> CheckReport:
-        """Check all of them; a file that cannot be read is told in the report, and the others are
-        read all the same.
-        """
+        """Check all files; the report names a file that cannot be read, and the others are read."""
         for file in files:
-            if not self.add(name(file.path), read_batches(file, asked)):
+            if not self.add(name(file.path), read_batches(file, spec)):
                 break
         return self.report
 
     def add(self, name: str, batches: Batches) -> bool:
-        """Check one file or body; False: there is no use in going on."""
+        """Check one file or body; return False where it is of no use to go on."""
         report = FileReport(name)
         self.report.files.append(report)
         try:
@@ -203,7 +204,7 @@ class Check:
             report.problem = error
         finally:
             self.report.snapshot = self._decider.snapshot_id
-            self._told(report)
+            self._on_file(report)
         return report.problem is None or not isinstance(report.problem, Unavailable)
 
     def _check_time(self) -> None:
@@ -221,9 +222,8 @@ class Check:
         self._show(report, table, columns, decisions)
         report.counts += counts
         if counts[Reason.STALE]:
-            self.report.stale_detail = (
-                self._decider.stale_detail or "what the token asks for is not here yet"
-            )
+            detail = self._decider.stale_detail or "what the token asks for is not here yet"
+            self.report.stale_detail = detail
             return False
         return True
 
@@ -236,8 +236,9 @@ class Check:
         for row in np.flatnonzero(~decisions.mask).tolist():
             member = str(table[columns.member][row].as_py())[:_ID_LENGTH_MAX]
             reason = REASONS[decisions.reasons[row]]
-            if member not in self._named and reason is not Reason.STALE:
-                self._named.add(member)
-                self.report.shown.append(Shown(member, reason, report.name, before + row))
+            if member not in self._shown_members and reason is not Reason.STALE:
+                self._shown_members.add(member)
+                shown = ExcludedMember(member, reason, report.name, before + row)
+                self.report.shown.append(shown)
                 if len(self.report.shown) >= self._show_max:
                     return

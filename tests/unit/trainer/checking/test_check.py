@@ -23,7 +23,7 @@ from consentry.domain.errors import InvalidInput
 from consentry.domain.events import MemberEvent
 from consentry.domain.values import Choice, MemberId, Micros, Reason
 from consentry.trainer.checking.check import EXIT_STATUS, Check, CheckOutcome, CheckReport
-from consentry.trainer.checking.data_files import ROWS, find_files
+from consentry.trainer.checking.data_files import BATCH_ROWS, find_files
 from consentry.trainer.deciding.columns import ColumnSpec
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
@@ -168,14 +168,14 @@ class TestFormats:
         self, known: Snapshot, tmp_path: Path
     ) -> None:
         """The one violation may be in the last batch."""
-        members = ["anna"] * (ROWS + 10) + ["bert"]
+        members = ["anna"] * (BATCH_ROWS + 10) + ["bert"]
         for suffix in (".parquet", ".jsonl", ".arrows", ".csv"):
             path = tmp_path / f"posts{suffix}"
             WRITERS[suffix](pa.table({"member_id": members}), path)
             report = check(known, path, show=5)
-            assert report.as_data()["counts"] == {"DEFAULT_ON": ROWS + 10, "OPTED_OUT": 1}
+            assert report.as_data()["counts"] == {"DEFAULT_ON": BATCH_ROWS + 10, "OPTED_OUT": 1}
             assert [(one.member, one.reason, one.row) for one in report.shown] == [
-                ("bert", Reason.OPTED_OUT, ROWS + 10)
+                ("bert", Reason.OPTED_OUT, BATCH_ROWS + 10)
             ]
 
     def test_directories_may_say_what_the_files_do_not(
@@ -201,11 +201,11 @@ class TestFormats:
         """
         _pause_hong_kong(known)
         (tmp_path / "a.jsonl").write_text(
-            '{"member_id":"anna"}\n' * ROWS
+            '{"member_id":"anna"}\n' * BATCH_ROWS
             + '{"member_id":"anna","jurisdiction":"HK"}\n{"member_id":"anna"}\n'
         )
         assert check(known, tmp_path).as_data()["counts"] == {
-            "DEFAULT_ON": ROWS + 1,
+            "DEFAULT_ON": BATCH_ROWS + 1,
             "NOT_OFFERED": 1,
         }
 
@@ -385,7 +385,7 @@ class TestOutcomes:
         (tmp_path / "Jurisdiction=HK").mkdir()
         (tmp_path / "Jurisdiction=HK" / "a.csv").write_text("member_id\nanna\n")
         (tmp_path / "b.jsonl").write_text(
-            '{"member_id":"anna"}\n' * ROWS + '{"member_id":"anna","Jurisdiction":"HK"}\n'
+            '{"member_id":"anna"}\n' * BATCH_ROWS + '{"member_id":"anna","Jurisdiction":"HK"}\n'
         )
         assert _codes(check(known, tmp_path)) == ["input.column"] * 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from consentry.bundles import Bundle, BundleRefused, PublicKeys, open_bundle
 from consentry.bundles.http_store import open_store
+from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock, system_clock
 from consentry.record_index import Segment, SegmentWriter
@@ -95,6 +96,33 @@ def newest_snapshot(
         except BundleRefused as error:
             if error.code != "bundle.missing" or attempt == _OPEN_ATTEMPTS_MAX:
                 raise
+
+
+def believed_keys(keys: PublicKeys | Path | str | None) -> PublicKeys:
+    """Return the keys, or those in a file. Raises InvalidInput for None and for a wrong file."""
+    if keys is None:
+        raise InvalidInput(
+            "A store of bundles was given without the keys to believe.",
+            code="bundle.no_keys",
+            fix="give bundle_keys, the file of the bundler's public key",
+        )
+    return keys if isinstance(keys, PublicKeys) else PublicKeys.read(keys)
+
+
+def check_logs(bundle: Bundle, identity_of: Callable[[str], str]) -> None:
+    """Raise Refused where a bundle was read from other topics than those of this broker.
+
+    `identity_of` returns the identity (kafka.log_identity, hexadecimal) of a topic by short name.
+    """
+    for topic, identity in bundle.manifest.logs.items():
+        if identity and identity != identity_of(topic):
+            raise Refused(
+                f"The bundle {bundle.manifest.bundle_id} was read from another topic {topic} "
+                "than the one of this broker: that was made anew since, or the bundle is of "
+                "another cluster.",
+                code="bundle.other_log",
+                fix="take the bundles of this cluster, or have its bundler write a snapshot",
+            )
 
 
 def bundle_decider(

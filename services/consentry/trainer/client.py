@@ -12,7 +12,7 @@ import pyarrow as pa
 import structlog
 from confluent_kafka.admin import AdminClient
 
-from consentry.bundles import Bundle, PublicKeys
+from consentry.bundles import PublicKeys
 from consentry.domain.decisions import Decision, Row
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.orders import PurgeOrder
@@ -21,7 +21,7 @@ from consentry.kafka.clients import client_config, log_identity, partition_count
 from consentry.kafka.schema_registry import HttpRegistry
 from consentry.ops.clock import Clock, system_clock
 from consentry.ops.metrics import Metrics
-from consentry.trainer.bundled import newest_snapshot
+from consentry.trainer.bundled import believed_keys, check_logs, newest_snapshot
 from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.deciding.decide_table import Decisions, decide_table
 from consentry.trainer.deciding.snapshot import Snapshot
@@ -99,7 +99,7 @@ class Client:
         if bundles is not None:
             self.snapshot, bundle = newest_snapshot(
                 bundles,
-                keys=_believed_keys(bundle_keys),
+                keys=believed_keys(bundle_keys),
                 namespace=namespace,
                 now=clock(),
                 max_age_seconds=bundle_age_seconds,
@@ -107,7 +107,9 @@ class Client:
                 directory=cache,
                 credential=bundle_credential,
             )
-            _check_log(bundle, kafka, namespace)
+            check_logs(
+                bundle, lambda topic: log_identity(kafka, topic_name(namespace, topic)).hex()
+            )
             self._controls_log += bundle.controls()
             _LOG.info(
                 "bundle_loaded",
@@ -427,26 +429,3 @@ class Client:
         outcome = "allowed" if allowed else "excluded"
         fresh = "false" if reason is Reason.STALE else "true"
         self.metrics.counter("consentry_decisions_total", outcome, reason.value, fresh).inc(number)
-
-
-def _believed_keys(keys: PublicKeys | Path | str | None) -> PublicKeys:
-    if keys is None:
-        raise InvalidInput(
-            "A store of bundles was given without the keys to believe.",
-            code="bundle.no_keys",
-            fix="give bundle_keys, the file of the bundler's public key",
-        )
-    return keys if isinstance(keys, PublicKeys) else PublicKeys.read(keys)
-
-
-def _check_log(bundle: Bundle, kafka: Mapping[str, str], namespace: str) -> None:
-    """Raise Refused where a bundle was read from other topics than those of this broker."""
-    for topic, identity in bundle.manifest.logs.items():
-        if identity and identity != log_identity(kafka, topic_name(namespace, topic)).hex():
-            raise Refused(
-                f"The bundle {bundle.manifest.bundle_id} was read from another topic {topic} "
-                "than the one of this broker: that was made anew since, or the bundle is of "
-                "another cluster.",
-                code="bundle.other_log",
-                fix="take the bundles of this cluster, or have its bundler write a snapshot",
-            )

@@ -31,10 +31,9 @@ ID_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 `key.translate(None, ID_CHARACTERS)` is empty for an id: faster than a regular expression.
 """
 
-_CONTINUATION: Final = 0x8080808080808080
-_EIGHT_BYTES: Final = 0x0080808080808080
-"""The high bits of eight bytes, read as a little-endian number: seven that go on and one that ends.
-"""
+HIGH_BITS: Final = 0x8080808080808080
+INSTANT_HIGH_BITS: Final = 0x0080808080808080
+"""The high bits of an instant, read as a little-endian number: seven bytes go on and one ends."""
 _UPPERS_MAX: Final = 4096
 
 
@@ -99,7 +98,7 @@ def read_instant(data: bytes, position: int) -> tuple[int, int]:
     and seven bits to fourteen, fourteen and fourteen to 28, 28 and 28 to 56.
     """
     raw = int.from_bytes(data[position : position + 8], "little")
-    if raw & _CONTINUATION != _EIGHT_BYTES:
+    if raw & HIGH_BITS != INSTANT_HIGH_BITS:
         return read_long(data, position)
     raw &= 0x7F7F7F7F7F7F7F7F
     raw = (raw & 0x007F007F007F007F) | ((raw & 0x7F007F007F007F00) >> 1)

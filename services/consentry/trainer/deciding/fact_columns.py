@@ -14,6 +14,7 @@ import numpy.typing as npt
 from consentry.domain.events import CHOICE_FACTS, RELOCATION_FACTS, Fact, FactKind
 from consentry.domain.records import next_choice
 from consentry.domain.values import Micros
+from consentry.wire.avro_bytes import HIGH_BITS, INSTANT_HIGH_BITS
 from consentry.wire.frames import FRAME_LENGTH
 
 _FACTS_AT: Final = FRAME_LENGTH + 8
@@ -24,8 +25,8 @@ _BEYOND: Final = 256
 """Bytes that may be looked at behind the last record before it is known that it ended."""
 _NOT_SMALL: Final = 0x81
 """The bits that say that a number is negative or goes on in another byte."""
-_HIGH_BITS: Final = np.uint64(0x8080808080808080)
-_INSTANT: Final = np.uint64(0x0080808080808080)
+_HIGH_BITS: Final = np.uint64(HIGH_BITS)
+_INSTANT: Final = np.uint64(INSTANT_HIGH_BITS)
 _INSTANT_MASK: Final = _HIGH_BITS | np.uint64(1)
 """By these bits eight bytes are an instant of 1978 to 3111: seven that go on and one that ends, not
 negative.

@@ -1,4 +1,4 @@
-"""Judges that tests send to other processes."""
+"""Deciders that tests send to other processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consentry.trainer.deciding.decider import SnapshotDecider
 
 
 class Sent:
-    """Judges as the small corpus does, in any process, until the file at `until` is there: then it
+    """Decides as the small corpus does, in any process, until the file at `until` is there: then it
     is STALE.
 
     `portable` gives what is sent; that cannot be asked in the process in which it was made.
@@ -34,7 +34,7 @@ class Sent:
 
     @property
     def snapshot_id(self) -> str:
-        """See Judge."""
+        """See Decider."""
         return self._own().snapshot_id
 
     @property
@@ -44,7 +44,7 @@ class Sent:
 
     @property
     def stale_detail(self) -> str:
-        """See Judge."""
+        """See Decider."""
         return "the test says so" if self._until is not None and self._until.exists() else ""
 
     def decide_table(
@@ -55,7 +55,7 @@ class Sent:
         columns: Columns | None = None,
         at_least: str | None = None,
     ) -> Decisions:
-        """See Judge."""
+        """See Decider."""
         own = self._own()
         own._stale_after_seconds = -1.0 if self.stale_detail else float("inf")
         return own.decide_table(table, purpose=purpose, columns=columns, at_least=at_least)

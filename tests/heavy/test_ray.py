@@ -1,4 +1,4 @@
-"""Ray Data: the same rows as everywhere, judged in Ray's workers by what they know when they
+"""Ray Data: the same rows as everywhere, decided in Ray's workers by what they know when they
 read.
 """
 
@@ -129,7 +129,7 @@ def test_a_data_set_of_python_values_is_filtered_as_a_table_is(small: Corpus) ->
 
 
 def test_a_million_rows_are_the_very_rows_of_the_other_filters() -> None:
-    """What no small table shows: many blocks, judged in several processes by one judge of the
+    """What no small table shows: many blocks, decided in several processes by one decider of the
     object store.
     """
     given = corpus.big()

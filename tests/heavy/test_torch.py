@@ -280,7 +280,7 @@ def test_who_opted_out_before_the_resume_is_left_out_and_nobody_else(small: Corp
 
 
 def test_no_resume_under_a_view_that_went_back(small: Corpus) -> None:
-    """An older view has forgotten opt-outs that were heeded before."""
+    """An older snapshot has forgotten opt-outs that were heeded before."""
     newer = corpus.small()
     corpus.opt_out(newer.snapshot, corpus.allowed_member(newer))
     state = ConsentDataset(newer.decider, [], purpose=newer.purpose).state_dict()
@@ -302,7 +302,7 @@ def test_no_resume_under_a_view_that_went_back(small: Corpus) -> None:
 def test_who_opts_out_while_an_epoch_runs_is_in_no_later_batch(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was judged ahead, and waits to be handed out, is as old as the wait is long."""
+    """What was decided ahead, and waits to be handed out, is as old as the wait is long."""
     monkeypatch.setattr(torch_, "RECHECK_SECONDS", 0.02)
     given = corpus.small()
     examples, leaving = given.table.to_pylist(), corpus.allowed_member(given)
@@ -328,7 +328,7 @@ def test_who_opts_out_while_an_epoch_runs_is_in_no_later_batch(
 
 
 @pytest.mark.parametrize(("workers", "start"), WORKERS)
-def test_an_epoch_that_cannot_be_judged_on_fails_and_does_not_just_end(
+def test_an_epoch_that_cannot_be_decided_on_fails_and_does_not_just_end(
     workers: int, start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An epoch that ends early looks like a whole one: nobody would ever know that most of it was
@@ -486,7 +486,7 @@ def test_an_opt_out_and_a_lost_broker_reach_the_workers_of_a_running_epoch(
     wait_for(lambda: client.is_fresh and allowed(client, "c:9"), "the client is ready")
     client.share(tmp_path / "shared")
     dataset = ConsentDataset(client, Endless(), purpose=PURPOSE)
-    # Judged by workers alone, and once more when a batch is handed out.
+    # Decided by workers alone, and once more when a batch is handed out.
     options: dict[str, Any] = {"num_workers": 2, "multiprocessing_context": start}
     plain = iter(DataLoader(dataset, batch_size=16, collate_fn=columns_of, **options))
     loader = iter(ConsentLoader(dataset, batch_size=16, collate_fn=columns_of, **options))

@@ -80,7 +80,7 @@ _FOLDED: Final = 14
 
 
 class Corpus(NamedTuple):
-    """A view, the question, rows and what each of them gets:
+    """A snapshot, the question, rows and what each of them gets:
 
     `expected` is True where the row may be used.
     """
@@ -95,7 +95,7 @@ class Corpus(NamedTuple):
 
     @property
     def decider(self) -> SnapshotDecider:
-        """Judges by the view, as of the corpus's time."""
+        """Decides by the snapshot, as of the corpus's time."""
         return SnapshotDecider(self.snapshot, at=self.at)
 
     @property
@@ -111,7 +111,7 @@ class Corpus(NamedTuple):
 
 
 def small(ids: Ids = "text", *, seed: int = 1) -> Corpus:
-    """Thousands of rows; each row's answer is what `view.decide` says of it."""
+    """Thousands of rows; each row's answer is what `snapshot.decide` says of it."""
     random = Random(seed)
     histories = [_history(random, number, _member(number, ids)) for number in range(SMALL_MEMBERS)]
     records = [record for history in histories if (record := folded(*history)) is not None]
@@ -127,7 +127,7 @@ def big(
     ids: Ids = "text", *, seed: int = 1, rows: int = BIG_ROWS, members: int = BIG_MEMBERS
 ) -> Corpus:
     """A million rows; their answers are those of `decide_table`, a sample of which has to be that
-    of `view.decide`.
+    of `snapshot.decide`.
     """
     random = Random(seed)
     histories = [_history(random, number, _member(number, ids)) for number in range(SMALL_MEMBERS)]
@@ -196,7 +196,7 @@ def decided_alone(
 
 
 def opt_out(snapshot: Snapshot, *members: str, on: float = 99) -> None:
-    """Have members opt out in a view that others already judge by: what comes in the middle of an
+    """Have members opt out in a snapshot that others already decide by: what comes in the middle of an
     epoch.
     """
     records = []
@@ -207,7 +207,7 @@ def opt_out(snapshot: Snapshot, *members: str, on: float = 99) -> None:
         assert after is not None
         records.append(after)
     apply_records(snapshot, records)
-    # A view is named by what has been read; whoever follows moves their position with each record.
+    # A snapshot is named by what has been read; whoever follows moves their position with each record.
     for record in records:
         place = ("records", partition_of(record.member.encode(), snapshot.partitions))
         snapshot.positions[place] = snapshot.positions.get(place, 0) + 1
@@ -220,7 +220,7 @@ def allowed_member(corpus: Corpus) -> str:
 
 
 def apply_records(snapshot: Snapshot, records: Iterable[Record]) -> None:
-    """Have the view take records in, each from its own partition."""
+    """Have the snapshot take records in, each from its own partition."""
     whole = list(records)
     keys = [record.member.encode() for record in whole]
     values = [write_record(record, frame(1)) for record in whole]

@@ -33,7 +33,7 @@ class FilterContract(ABC):
     """
 
     is_lazy = False
-    """Whether rows are judged when the result is read, not when it is asked for."""
+    """Whether rows are decided when the result is read, not when it is asked for."""
 
     @abstractmethod
     def make(self, table: pa.Table) -> Any:

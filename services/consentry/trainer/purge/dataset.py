@@ -38,7 +38,7 @@ class FilePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgePlan:
-    """What a purge would do to one version of a data set.
+    """The work that a purge would do on one version of a data set.
 
     `files` are those that hold rows to remove. `unknown` rows are kept, as nobody can say whose
     they are.
@@ -59,7 +59,7 @@ class PurgePlan:
 
 @dataclass(slots=True, kw_only=True)
 class PurgeResult:
-    """What a purge did.
+    """The outcome of a purge.
 
     `rows_removed` are the rows of this run by order id. `rows_in_all` are those of this and every
     earlier run, also of one that was killed. `versions_first` are the versions before the first of
@@ -79,7 +79,7 @@ class PurgeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What a data set still holds of the rows that should be gone.
+    """The rows that a data set still holds though they should be gone.
 
     `rows_left` has the rows by order id, of orders that have any. `unknown` counts rows of unknown
     owner, `unreadable` says which files could not be read and why, and `old_versions` has the rows

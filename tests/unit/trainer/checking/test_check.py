@@ -333,7 +333,7 @@ class TestOutcomes:
     def test_a_column_that_says_otherwise_than_its_directory_cannot_be_told(
         self, known: Snapshot, tmp_path: Path, place: str, suffix: str
     ) -> None:
-        """Readers differ in which they believe: what was judged as US may be trained on as HK."""
+        """Readers differ in which they believe: what was decided as US may be trained on as HK."""
         (tmp_path / place).mkdir()
         table = pa.table({"member_id": ["anna"], "jurisdiction": ["US"]})
         WRITERS[suffix](table, tmp_path / place / f"a{suffix}")
@@ -392,7 +392,7 @@ class TestOutcomes:
     def test_a_key_that_is_there_twice_cannot_be_told(
         self, known: Snapshot, tmp_path: Path
     ) -> None:
-        """Readers differ in which of both they take: Bert's row was judged as Anna's."""
+        """Readers differ in which of both they take: Bert's row was decided as Anna's."""
         (tmp_path / "a.jsonl").write_text('{"member_id":"bert","member_id":"anna"}\n')
         report = check(known, tmp_path)
         assert report.outcome is CheckOutcome.CANNOT_TELL

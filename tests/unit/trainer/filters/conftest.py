@@ -19,7 +19,7 @@ NUMBERS = [1000 + number for number in range(20)]
 
 @pytest.fixture
 def decider(snapshot: Snapshot) -> SnapshotDecider:
-    """Judges by a view in which every second member opted out."""
+    """Decides by a snapshot in which every second member opted out."""
     records = []
     for place, member in enumerate([*MEMBERS, *map(str, NUMBERS)]):
         events: list[MemberEvent] = [moved("US", 2 * place + 1, on=5, member=member)]

@@ -1,4 +1,4 @@
-"""PyArrow in all the types and layouts that files have, and rows judged when they are read."""
+"""PyArrow in all the types and layouts that files have, and rows decided when they are read."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_who_opts_out_between_two_batches_is_left_out_from_the_next_one_on(
     table = table_of(["m:0", "m:2", "m:0", "m:2", "m:0", "m:2"])
     tally = Counter[Reason]()
     reader = arrow.filter(decider, table.to_reader(max_chunksize=2), purpose=PURPOSE, tally=tally)
-    assert tally.total() == 0, "nothing is judged before it is read"
+    assert tally.total() == 0, "nothing is decided before it is read"
     assert reader.read_next_batch()["row"].to_pylist() == [0, 1]
     opt_out(decider.snapshot, "m:2")
     assert [batch["row"].to_pylist() for batch in reader] == [[2], [4]]

@@ -1,4 +1,4 @@
-"""DuckDB: a relation stays one, on its connection, and its rows are judged each time that it is
+"""DuckDB: a relation stays one, on its connection, and its rows are decided each time that it is
 read.
 """
 
@@ -113,21 +113,21 @@ def test_a_condition_after_the_filter_lets_nobody_back_in(
     assert rows(best) == [0]
 
 
-def test_each_reading_judges_anew(
+def test_each_reading_decides_anew(
     decider: SnapshotDecider, connection: duckdb.DuckDBPyConnection
 ) -> None:
     """A relation is read once an epoch."""
     tally = Counter[Reason]()
     relation = connection.sql(f"SELECT * FROM {ROWS}")
     left = duckdb_.filter(decider, relation, purpose=PURPOSE, tally=tally)
-    assert tally.total() == 0, "nothing is judged before it is read"
+    assert tally.total() == 0, "nothing is decided before it is read"
     assert rows(left) == [0, 3]
     opt_out(decider.snapshot, "m:2")
     assert rows(left) == [0]
     assert tally.total() == 8
 
 
-def test_a_value_that_repeats_is_not_judged_once_for_all_time(
+def test_a_value_that_repeats_is_not_decided_once_for_all_time(
     decider: SnapshotDecider, connection: duckdb.DuckDBPyConnection
 ) -> None:
     """The engine may compute a constant once, which an opt-out would come too late for."""

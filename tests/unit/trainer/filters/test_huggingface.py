@@ -132,7 +132,7 @@ class TestTheCache:
 
         first = fingerprint()
         assert fingerprint() == first, (
-            "the same answer of the same view may be served from the cache"
+            "the same answer of the same snapshot may be served from the cache"
         )
         found = {
             first,
@@ -149,7 +149,7 @@ class TestTheCache:
         decider.snapshot.positions.clear()
         decider.snapshot.positions.update(position)
         found.add(fingerprint())
-        assert len(found) == 7, "the answer alone, or the view alone, has to be enough"
+        assert len(found) == 7, "the answer alone, or the snapshot alone, has to be enough"
 
     def test_two_processes_that_share_a_cache_agree_on_who_opted_out(self, tmp_path: Path) -> None:
         """A job that is started again after an opt-out finds the files of its first run."""
@@ -234,17 +234,17 @@ class TestOrderAndFormat:
             "all-out",
         ],
     )
-    def test_rows_are_judged_in_the_order_that_they_have_by_now(
+    def test_rows_are_decided_in_the_order_that_they_have_by_now(
         self, decider: SnapshotDecider, tmp_path: Path, step: Any
     ) -> None:
-        """Judged as they lie in the file, the answers would be those of other members."""
+        """Decided as they lie in the file, the answers would be those of other members."""
         data, tally = step(on_disk(tmp_path)), Counter[Reason]()
         left = huggingface.filter(decider, data, purpose=PURPOSE, tally=tally)
         assert left["row"][:] == [row for row in data["row"][:] if row % 2 == 0]
         assert left.features == data.features
         assert tally.total() == len(data)
 
-    def test_more_rows_than_are_judged_at_once_are_judged_in_parts(
+    def test_more_rows_than_are_decided_at_once_are_decided_in_parts(
         self, decider: SnapshotDecider, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A data set of a billion rows does not have all its ids in memory."""
@@ -276,7 +276,7 @@ class TestOrderAndFormat:
         left = huggingface.filter(decider, data, purpose=PURPOSE)
         assert left.with_format(None)["row"][:] == EVEN
 
-    def test_class_labels_are_judged_by_their_names(self, decider: SnapshotDecider) -> None:
+    def test_class_labels_are_decided_by_their_names(self, decider: SnapshotDecider) -> None:
         """A label is stored as a number, which is another member's id and nobody's jurisdiction."""
         members = datasets.ClassLabel(names=["m:1", "m:0"])
         places = datasets.ClassLabel(names=["US", "XX"])
@@ -317,7 +317,7 @@ class TestOrderAndFormat:
 
 
 class TestStreams:
-    """Of IterableDataset, whose rows are judged a batch at a time while they are read."""
+    """Of IterableDataset, whose rows are decided a batch at a time while they are read."""
 
     @pytest.fixture(autouse=True)
     def small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +377,7 @@ class TestStreams:
         second.load_state_dict(state)
         assert before + list(rows(second)) == EVEN * 2
 
-    def test_a_resume_judges_anew_and_loses_nobody_else(
+    def test_a_resume_decides_anew_and_loses_nobody_else(
         self, decider: SnapshotDecider, tmp_path: Path
     ) -> None:
         """Who opted out in the night is not read in the morning, and nobody is skipped in their
@@ -393,7 +393,7 @@ class TestStreams:
         second.load_state_dict(state)
         assert [row["row"] for row in second] == [8, 10, 14, 16, 18]
 
-    def test_a_stream_of_odd_values_is_judged_value_by_value(
+    def test_a_stream_of_odd_values_is_decided_value_by_value(
         self, decider: SnapshotDecider
     ) -> None:
         """A generator gives whatever it likes, and nobody knows its columns before."""

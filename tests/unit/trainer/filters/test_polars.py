@@ -38,7 +38,7 @@ def test_text_ids_of_every_type_are_the_same_ids(
 @pytest.mark.parametrize(
     "kind", [pl.Categorical(), pl.Enum([f"m:{number}" for number in range(50)])], ids=str
 )
-def test_a_few_rows_of_a_type_with_many_values_are_judged(
+def test_a_few_rows_of_a_type_with_many_values_are_decided(
     decider: SnapshotDecider, kind: pl.DataType
 ) -> None:
     """A batch of a stream has few rows, and the dictionary of the whole data set."""
@@ -122,11 +122,11 @@ def test_conditions_after_the_filter_see_only_who_is_left(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_each_run_of_a_plan_judges_anew(decider: SnapshotDecider, engine: Any) -> None:
+def test_each_run_of_a_plan_decides_anew(decider: SnapshotDecider, engine: Any) -> None:
     """One plan is collected once an epoch."""
     tally = Counter[Reason]()
     left = polars_.filter(decider, FRAME.lazy(), purpose=PURPOSE, tally=tally)
-    assert tally.total() == 0, "nothing is judged before the plan runs"
+    assert tally.total() == 0, "nothing is decided before the plan runs"
     assert left.collect(engine=engine)["row"].to_list() == [0, 3]
     opt_out(decider.snapshot, "m:2")
     assert left.collect(engine=engine)["row"].to_list() == [0]
@@ -154,7 +154,7 @@ def test_a_missing_column_is_told_before_anything_is_read(decider: SnapshotDecid
         polars_.filter(decider, pl.LazyFrame({"author": ["m:0"]}), purpose=PURPOSE)
 
 
-def test_what_the_judge_raises_comes_out_of_a_plan_as_it_is(decider: SnapshotDecider) -> None:
+def test_what_the_decider_raises_comes_out_of_a_plan_as_it_is(decider: SnapshotDecider) -> None:
     """A job tells "cannot tell" from a broken plan by the error."""
     lazy = pl.LazyFrame({"member_id": ["m:0"], "collected_at": ["no time"]})
     with pytest.raises(InvalidInput, match="'collected_at'"):

@@ -71,7 +71,7 @@ def of_scope(*jurisdictions: str) -> PurgeOrder:
 
 
 def apply_record(snapshot: Snapshot, member: str, *events: Any) -> None:
-    """Let the view hold what these events fold to."""
+    """Let the snapshot hold what these events fold to."""
     record = folded(*events)
     assert record is not None
     key = member.encode()
@@ -258,7 +258,7 @@ class DatasetContract(ABC):
         assert "n1" not in self.texts(directory)
         assert result.unknown == 0
 
-    def test_a_stale_judge_removes_nothing(
+    def test_a_stale_decider_removes_nothing(
         self, dataset: Dataset, directory: Path, snapshot: Snapshot
     ) -> None:
         """To somebody who knows nothing everybody is excluded: a broker's failure would empty the

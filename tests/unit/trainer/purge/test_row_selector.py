@@ -281,7 +281,7 @@ class TestOtherProcesses:
         assert there.order_indices.tolist() == here.order_indices.tolist()
         assert there.unknown == here.unknown
 
-    def test_a_judge_that_follows_is_refused(self, snapshot: Snapshot) -> None:
+    def test_a_decider_that_follows_is_refused(self, snapshot: Snapshot) -> None:
         """In another process it would answer for ever by what was known when that began."""
 
         class Other:

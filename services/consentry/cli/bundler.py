@@ -28,6 +28,7 @@ from consentry.bundles import (
 )
 from consentry.cli.connections import open_catalog
 from consentry.cli.health import start_health
+from consentry.cli.options import BelieveOption
 from consentry.cli.settings import load_settings
 from consentry.kafka.clients import read_all
 from consentry.ops.clock import system_clock
@@ -50,10 +51,7 @@ def run(
         Path | None,
         typer.Option(help="File of the signing key; default: CONSENTRY_BUNDLE_SIGNING_KEY_FILE."),
     ] = None,
-    believe: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of public keys that earlier bundles are signed with; repeatable."),
-    ] = None,
+    believe: BelieveOption = None,
     make_key: Annotated[
         bool,
         typer.Option(
@@ -90,18 +88,15 @@ def run(
     settings = load_settings(bundle_store=store, bundle_signing_key_file=key)
     set_up_logs(style=settings.log_format, level=settings.log_level)
 
-    _run(
-        settings,
-        BundlerPlan(
-            every_seconds=every,
-            snapshot_every=snapshot_every,
-            keep_seconds=keep,
-            claim_seconds=claim,
-            staleness_seconds=settings.staleness_seconds,
-        ),
-        [*(believe or []), *settings.bundle_public_keys()],
-        make_key=make_key,
+    plan = BundlerPlan(
+        every_seconds=every,
+        snapshot_every=snapshot_every,
+        keep_seconds=keep,
+        claim_seconds=claim,
+        staleness_seconds=settings.staleness_seconds,
     )
+    public_files = [*(believe or []), *settings.bundle_public_keys()]
+    _run(settings, plan, public_files, make_key=make_key)
 
 
 def _run(

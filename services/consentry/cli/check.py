@@ -37,6 +37,14 @@ app = typer.Typer(add_completion=False)
 _SHOWN_MAX = 10_000
 
 
+AtLeastOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKEN", help="Consistency token: wait until its event is taken into account."
+    ),
+]
+
+
 @app.command()
 def run(
     files: Annotated[
@@ -48,12 +56,7 @@ def run(
     jurisdiction_col: JurisdictionColumnOption = None,
     category_col: CategoryColumnOption = None,
     collected_col: CollectedColumnOption = None,
-    at_least: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TOKEN", help="Consistency token: wait until its event is taken into account."
-        ),
-    ] = None,
+    at_least: AtLeastOption = None,
     bundle: BundleOption = None,
     bundle_key: BundleKeyOption = None,
     bundle_max_age: Annotated[

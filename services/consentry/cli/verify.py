@@ -30,39 +30,43 @@ _VIOLATED = OUTCOMES.index("violated")
 _CANNOT_TELL = OUTCOMES.index("cannot tell")
 
 
+CertificatesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CERTIFICATE…", help="Certificates, or the folders of runs: paths or URLs."
+    ),
+]
+ReadsOption = Annotated[
+    str | None,
+    typer.Option(help="File of the run's reads; default: the one beside its certificate."),
+]
+BundleStoreOption = Annotated[
+    str | None,
+    typer.Option(metavar="STORE", help="Decide every read once more, by this store's bundle."),
+]
+SignerKeysOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="File of the certificate signer's public keys; repeatable."),
+]
+WithinOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Seconds by which the run's decisions may lag; default: its lease."),
+]
+ShowMembersOption = Annotated[
+    bool,
+    typer.Option("--show-members", help="Name up to 1,000 members who were read though excluded."),
+]
+
+
 @app.command()
 def run(
-    certificates: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CERTIFICATE…", help="Certificates, or the folders of runs: paths or URLs."
-        ),
-    ],
-    reads: Annotated[
-        str | None,
-        typer.Option(help="File of the run's reads; default: the one beside its certificate."),
-    ] = None,
-    bundle: Annotated[
-        str | None,
-        typer.Option(metavar="STORE", help="Decide every read once more, by this store's bundle."),
-    ] = None,
-    key: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of the certificate signer's public keys; repeatable."),
-    ] = None,
+    certificates: CertificatesArgument,
+    reads: ReadsOption = None,
+    bundle: BundleStoreOption = None,
+    key: SignerKeysOption = None,
     bundle_key: BundleKeysOption = None,
-    within: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Seconds by which the run's decisions may lag; default: its lease."
-        ),
-    ] = None,
-    show_members: Annotated[
-        bool,
-        typer.Option(
-            "--show-members", help="Name up to 1,000 members who were read though excluded."
-        ),
-    ] = False,
+    within: WithinOption = None,
+    show_members: ShowMembersOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Verify the certificates of training runs, offline.
@@ -82,30 +86,43 @@ def run(
         within=None if within is None else Micros(round(within * 1e6)),
         show_members=show_members,
     )
-    reports: list[dict[str, Any]] = []
-    statuses: list[int] = []
+    outcomes: list[CertificateOutcome] = []
     for name in certificates:
-        try:
-            certificate, report = verification.verify(name, reads)
-        except ConsentryError as error:
-            if len(certificates) == 1:
-                raise
-            # One run that was aborted must not keep the others from being verified.
-            statuses.append(_CANNOT_TELL)
-            reports.append(_error_fields(name, error))
-            if not as_json:
-                typer.echo(f"{name}: CANNOT TELL. {error}")
-            continue
-        statuses.append(report.status)
-        reports.append(
-            report_fields(certificate, report) | {"bundle_keys": verification.bundle_keys}
-        )
+        outcome = _verify(verification, name, reads, among=len(certificates))
+        outcomes.append(outcome)
         if not as_json:
-            for line in report_lines(certificate, report):
-                typer.echo(line)
+            typer.echo("\n".join(outcome.lines))
     if as_json:
-        typer.echo(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+        fields = [outcome.fields for outcome in outcomes]
+        typer.echo(json.dumps(fields if len(fields) > 1 else fields[0], indent=2))
+    statuses = [outcome.status for outcome in outcomes]
     raise typer.Exit(_VIOLATED if _VIOLATED in statuses else max(statuses))
+
+
+class CertificateOutcome(NamedTuple):
+    """The outcome for one certificate: exit status, JSON fields, and lines for a person."""
+
+    status: int
+    fields: dict[str, Any]
+    lines: list[str]
+
+
+def _verify(
+    verification: Verification, name: str, reads: str | None, *, among: int
+) -> CertificateOutcome:
+    """Verify one certificate. Raises ConsentryError where it is the only one.
+
+    Of several, one whose run was aborted must not keep the others from being verified.
+    """
+    try:
+        certificate, report = verification.verify(name, reads)
+    except ConsentryError as error:
+        if among == 1:
+            raise
+        line = f"{name}: CANNOT TELL. {error}"
+        return CertificateOutcome(_CANNOT_TELL, _error_fields(name, error), [line])
+    fields = report_fields(certificate, report) | {"bundle_keys": verification.bundle_keys}
+    return CertificateOutcome(report.status, fields, list(report_lines(certificate, report)))
 
 
 class OpenedBundle(NamedTuple):

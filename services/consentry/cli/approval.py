@@ -1,4 +1,4 @@
-"""`consentry approval …`: what waits for a second person, and letting it take effect or not."""
+"""`consentry approval …`: list what waits for a second person, approve it, or reject it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from consentry.cli.gateway_client import GatewayClient
+from consentry.cli.options import JsonOption
 from consentry.ops.settings import Settings
 
 app = typer.Typer(
@@ -17,27 +18,29 @@ app = typer.Typer(
     add_completion=False,
 )
 
-IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `approval list` shows it.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+IdArgument = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="Id of the proposal, as `consentry approval list` shows it."),
+]
 
 
 @app.command("list")
 def list_approvals(
     everything: Annotated[
-        bool, typer.Option("--all", help="Also those that were decided.")
+        bool, typer.Option("--all", help="Also list proposals that are decided.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the proposals that wait for a second person, the newest first."""
-    found = [
-        one for one in _gateway().get("/v1/approvals")["approvals"] if everything or _is_open(one)
-    ]
+    proposals = _gateway().get("/v1/approvals")["approvals"]
+    if not everything:
+        proposals = [proposal for proposal in proposals if _is_open(proposal)]
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(proposals))
         return
-    for one in found:
-        _print(one)
-    if not found:
+    for proposal in proposals:
+        _print(proposal)
+    if not proposals:
         typer.echo("nothing waits for approval")
 
 
@@ -69,7 +72,7 @@ def _show(proposal: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _print(proposal: dict[str, Any]) -> None:
-    """A proposal as a person reads it."""
+    """Print a proposal for a person."""
     decided = f", {proposal['decided_by']} decided" if proposal["decided_by"] else ""
     typer.echo(f"{proposal['approval_id']}  {proposal['kind']:<8} {proposal['state']}")
     typer.echo(f"  {proposal['requested_by']} asked {proposal['requested_at'][:16]}Z{decided}")
@@ -81,7 +84,7 @@ def _print(proposal: dict[str, Any]) -> None:
 
 
 def print_proposed(answer: dict[str, Any], *, as_json: bool) -> None:
-    """Tell what a proposal waits for."""
+    """Print that a control waits for a second person, and how that person approves it."""
     if as_json:
         typer.echo(json.dumps(answer))
         return

@@ -1,10 +1,9 @@
-"""`consentry bundle …`: build a signed bundle, verify one, look into it, compare two; make the
-keys.
-"""
+"""`consentry bundle …`: build, verify, inspect and compare signed bundles, and make their keys."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from consentry.bundles.diff import compare
 from consentry.bundles.keys import make_key_files
 from consentry.bundles.manifest import BUNDLE_ID_PATTERN, manifest_bytes
 from consentry.cli.connections import open_catalog
+from consentry.cli.options import JsonOption
 from consentry.cli.settings import load_settings
 from consentry.domain.wording import date_text
 from consentry.ops.clock import system_clock
@@ -43,19 +43,21 @@ keys_app = typer.Typer(
 )
 app.add_typer(keys_app)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 BundleArgument = Annotated[
     str,
     typer.Argument(
-        metavar="URL", help="A store, for its newest bundle, or STORE/BUNDLE-ID for one of them."
+        metavar="URL", help="STORE for its newest bundle, or STORE/BUNDLE-ID for another one."
     ),
 ]
 KeysOption = Annotated[
     list[Path],
-    typer.Option("--key", help="File with public keys that are believed; may be repeated."),
+    typer.Option(
+        "--key", help="File of public keys that the bundle may be signed with; repeatable."
+    ),
 ]
 NamespaceOption = Annotated[
-    str | None, typer.Option(help="Of which deployment it has to be; else that of the settings.")
+    str | None,
+    typer.Option(help="Namespace that the bundle has to be of; default: that of the settings."),
 ]
 
 
@@ -63,7 +65,9 @@ NamespaceOption = Annotated[
 def init(
     file: Annotated[
         Path,
-        typer.Argument(help="Where to put the private key; the public one goes beside it, .pub."),
+        typer.Argument(
+            help="Where to put the private key. The public one goes beside it, with .pub."
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +95,7 @@ def build(
     ] = False,
     believe: Annotated[
         list[Path] | None,
-        typer.Option(help="Public keys that earlier bundles are signed with; may be repeated."),
+        typer.Option(help="File of public keys that earlier bundles are signed with; repeatable."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -128,10 +132,13 @@ def verify(
     namespace: NamespaceOption = None,
     max_age: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds since everything was proven fresh, at most."),
+        typer.Option(min=0, help="Seconds since all of it was proven fresh, at most."),
     ] = None,
     least_sequence: Annotated[
-        int, typer.Option(min=0, help="Number of the newest bundle seen before.")
+        int,
+        typer.Option(
+            min=0, help="Number of the newest bundle that you have seen: an older one is refused."
+        ),
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -151,14 +158,14 @@ def verify(
         else:
             typer.echo(f"REFUSED: {refused}", err=True)
         raise typer.Exit(EXIT_REFUSED) from None
-    told = {
+    report = {
         "ok": True,
         **_summary(bundle.manifest),
         "bytes": size,
         "bundles": len(bundle.manifests),
     }
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(report))
         return
     chain = len(bundle.manifests) - 1
     typer.echo(
@@ -197,7 +204,7 @@ def diff(
     key: KeysOption,
     namespace: NamespaceOption = None,
     ids: Annotated[
-        bool, typer.Option("--ids", help="Name the members too, not only how many.")
+        bool, typer.Option("--ids", help="Also name the members, not only how many they are.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -207,38 +214,40 @@ def diff(
     """
 
     keys = _keys(key)
-    found = compare(_open(before, keys, namespace), _open(after, keys, namespace))
+    difference = compare(_open(before, keys, namespace), _open(after, keys, namespace))
     groups: dict[str, tuple[str, ...]] = {
-        "added": found.added,
-        "changed": found.changed,
-        "removed": found.removed,
+        "added": difference.added,
+        "changed": difference.changed,
+        "removed": difference.removed,
     }
-    groups |= {
-        f"newly excluded from {purpose}": some for purpose, some in found.newly_excluded.items()
-    }
-    groups |= {
-        f"no longer excluded from {purpose}": some
-        for purpose, some in found.no_longer_excluded.items()
+    for purpose, members in difference.newly_excluded.items():
+        groups[f"newly excluded from {purpose}"] = members
+    for purpose, members in difference.no_longer_excluded.items():
+        groups[f"no longer excluded from {purpose}"] = members
+    controls = {
+        "controls added": difference.controls_added,
+        "controls removed": difference.controls_removed,
     }
     if as_json:
-        counts = {name: sorted(some) if ids else len(some) for name, some in groups.items()}
-        typer.echo(
-            json.dumps(
-                counts
-                | {
-                    "controls added": found.controls_added,
-                    "controls removed": found.controls_removed,
-                }
-            )
-        )
+        fields = {
+            name: sorted(members) if ids else len(members) for name, members in groups.items()
+        }
+        typer.echo(json.dumps(fields | controls))
     else:
-        for name, some in groups.items():
-            typer.echo(f"{len(some):>9}  {name}")
-            for member in some if ids else ():
+        _print_groups(groups, controls, ids=ids)
+    raise typer.Exit(0 if difference.is_empty else EXIT_DIFFERENT)
+
+
+def _print_groups(
+    groups: Mapping[str, Sequence[str]], controls: Mapping[str, int], *, ids: bool
+) -> None:
+    for name, members in groups.items():
+        typer.echo(f"{len(members):>9}  {name}")
+        if ids:
+            for member in members:
                 typer.echo(f"           {member}")
-        typer.echo(f"{found.controls_added:>9}  controls added")
-        typer.echo(f"{found.controls_removed:>9}  controls removed")
-    raise typer.Exit(0 if found.is_empty else EXIT_DIFFERENT)
+    for name, count in controls.items():
+        typer.echo(f"{count:>9}  {name}")
 
 
 def _keys(files: list[Path]) -> PublicKeys:
@@ -246,8 +255,8 @@ def _keys(files: list[Path]) -> PublicKeys:
 
 
 def _open(url: str, keys: PublicKeys, namespace: str | None, **options: Any) -> Bundle:
-    """The bundle that a URL names: the newest one of a store, or the one whose id ends it."""
-    store, bundle_id = _place(url)
+    """Open the bundle that a URL names: the newest of a store, or the one whose id ends the URL."""
+    store, bundle_id = _parse_url(url)
     return open_bundle(
         store,
         keys=keys,
@@ -258,7 +267,7 @@ def _open(url: str, keys: PublicKeys, namespace: str | None, **options: Any) -> 
     )
 
 
-def _place(url: str) -> tuple[BundleStore, str | None]:
+def _parse_url(url: str) -> tuple[BundleStore, str | None]:
     parent, _, name = url.rstrip("/").rpartition("/")
     if BUNDLE_ID_PATTERN.fullmatch(name):
         return BundleStore(parent or ("/" if url.startswith("/") else ".")), name
@@ -270,9 +279,7 @@ def _size(manifest: Manifest) -> int:
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
-    """What a script asks first. Times as the manifest has them: microseconds since 1970-01-01
-    UTC.
-    """
+    """Return what a script needs first. Times are microseconds since 1970-01-01 UTC."""
     return {
         "bundle_id": manifest.bundle_id,
         "kind": manifest.kind,
@@ -292,15 +299,15 @@ def _lines(bundle: Bundle) -> list[str]:
         if manifest.proven_at
         else "never: some partition has no frontier"
     )
-    damaged = sum(one.damaged for one in manifest.partitions)
+    damaged = sum(partition.damaged for partition in manifest.partitions)
     lines = [
         f"bundle      {manifest.bundle_id} (number {manifest.sequence} of {manifest.namespace})",
         f"made        {date_text(manifest.created_at)}, {len(bundle.manifests) - 1} deltas on its "
         "snapshot",
         f"proven      {proven}",
         f"manifest    {manifest.sha256}",
-        f"members     {manifest.members} in {len(manifest.partitions)} partitions, {damaged} held "
-        "as damaged",
+        f"members     {manifest.members} in {len(manifest.partitions)} partitions, {damaged} "
+        "quarantined as damaged",
         f"controls    {manifest.controls_count}, newest policy {manifest.newest_policy or 'none'}",
         f"purposes    {', '.join(manifest.purposes) or 'none'}",
     ]

@@ -1,4 +1,4 @@
-"""The local stack's programs, downloaded once with a bar that shows how far it is."""
+"""Downloading the local stack's programs, once, with a progress bar."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from consentry.local.artifacts import fetch, load_lock
 
 
 def default_cache() -> Path:
-    """Where downloads are kept if nobody says otherwise."""
-    told = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251 - the platform's own setting, which is none of Consentry's
-    return (Path(told) if told else Path.home() / ".cache") / "consentry"
+    """Return the directory of downloads if no other is named."""
+    cache_home = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251 - the platform's own setting, not one of Consentry's
+    return (Path(cache_home) if cache_home else Path.home() / ".cache") / "consentry"
 
 
 def download_everything(

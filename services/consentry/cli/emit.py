@@ -1,6 +1,4 @@
-"""`consentry emit …`: send one member event, as an importer would, and wait until it is
-accepted.
-"""
+"""`consentry emit …`: send one member event and wait until it is accepted."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ import typer
 from consentry.cli.connections import count_partitions, open_catalog, read_controls
 from consentry.cli.controls.desk import warn_of_unknown_purpose
 from consentry.cli.event_times import EventTimes
+from consentry.cli.options import EffectiveOption, MemberArgument
 from consentry.cli.settings import load_settings, load_token_keys
 from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.events import ConsentChanged, MemberErased, MemberRelocated
@@ -27,9 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-MemberArgument = Annotated[str, typer.Argument(help="Pseudonym of the member.")]
 PurposeOption = Annotated[str, typer.Option(help="What the data would be used for.")]
-EffectiveOption = Annotated[str | None, typer.Option(help="When it holds, ISO 8601; default: now.")]
 
 
 @app.command("opt-out")
@@ -51,7 +48,7 @@ def opt_in(
         typer.Option(
             min=0,
             max=(1 << 63) - 1,
-            help="Version of the record that the person had seen; an unseen opt-out stands.",
+            help="Version of the record that the member had seen. Opt-outs after it stand.",
         ),
     ] = None,
     effective: EffectiveOption = None,
@@ -130,15 +127,16 @@ def _choose(
 
 
 def _warn_of_unknown_purpose(purpose: str) -> None:
-    """A choice for a misspelt purpose decides nothing.
+    """Note that no policy names the purpose, as where it is misspelt: the choice decides nothing.
 
-    Told once it is durable: nothing may delay an opt-out.
+    The note comes once the choice is durable: nothing may delay an opt-out.
     """
     try:
         log = read_controls(load_settings())
     except ConsentryError as error:
         typer.echo(
-            f"note: no policy could be read to look the purpose {purpose!r} up [{error.code}]",
+            f"note: the policies could not be read, so the purpose {purpose!r} was not checked "
+            f"[{error.code}]",
             err=True,
         )
         return
@@ -147,11 +145,11 @@ def _warn_of_unknown_purpose(purpose: str) -> None:
 
 def _send(event: ConsentChanged | MemberRelocated | MemberErased) -> None:
     settings, keys = load_settings(), None
-    count_partitions(settings)  # a missing topic is what is to be mended first
+    count_partitions(settings)  # raises where the topic is missing, which has to be mended first
     try:
         keys = load_token_keys(settings)
     except InvalidInput as error:
-        # Who may not read the gateway's secret may still record an opt-out.
+        # Whoever may not read the gateway's secret may still record an opt-out.
         typer.echo(f"note: no token will be given: {error}", err=True)
     with ConsentProducer(
         settings.kafka(),

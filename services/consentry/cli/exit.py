@@ -1,4 +1,4 @@
-"""The end of a command's process, with the status that it came to and no other."""
+"""Ending a command's process with the status that the command returned, and no other."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ _EXIT_NOT_WRITTEN = 120
 
 
 def leave(end: SystemExit) -> NoReturn:
-    """End the process as `end` says; where Arrow was used, without the destructors of C++
-    libraries.
+    """End the process with the status of `end`; if Arrow was used, without C++ destructors.
 
-    Arrow's threads may just be beginning or ending then, which now and then aborts a process that
-    had done all it was asked for (status -6), or keeps it for ever: apache/arrow#34314,
-    apache/arrow#50482. The status is what our commands are asked for, so all that Python does at
-    its end is done here, and nothing after that.
+    Arrow's threads may just be starting or ending then. Now and then this aborts a process that has
+    done all its work (status -6), or keeps it running for ever: apache/arrow#34314,
+    apache/arrow#50482. The status is the answer of many commands. So everything that Python does at
+    its end is done here, and nothing after it.
     """
     if "pyarrow" not in sys.modules or not (end.code is None or isinstance(end.code, int)):
         raise end
-    threading._shutdown()  # type: ignore[attr-defined]  # as Python does first: waits for the threads that are no daemons
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python does first: waits for all threads but daemons
     atexit._run_exitfuncs()
     status = end.code or 0
     try:

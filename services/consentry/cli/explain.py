@@ -1,4 +1,4 @@
-"""`consentry explain`: why a member's data may or may not be used, now or then."""
+"""`consentry explain`: why a member's data may or may not be used, now or at another time."""
 
 from __future__ import annotations
 
@@ -38,15 +38,20 @@ def run(
         str, typer.Option(help="What the data would be used for.")
     ] = "genai_training",
     at: Annotated[
-        str | None, typer.Option(help="When it would be used, ISO 8601; default: now.")
+        str | None, typer.Option(help="When it would be used, in ISO 8601; default: now.")
     ] = None,
     known_at: Annotated[
-        str | None, typer.Option("--known-at", help="By what was recorded then; default: now.")
+        str | None,
+        typer.Option(
+            "--known-at", help="Count only what was recorded by then, in ISO 8601; default: now."
+        ),
     ] = None,
-    jurisdiction: Annotated[str | None, typer.Option(help="Where the row comes from.")] = None,
-    category: Annotated[str | None, typer.Option(help="The row's data category.")] = None,
+    jurisdiction: Annotated[
+        str | None, typer.Option(help="Jurisdiction of the row, such as HK.")
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="Data category of the row.")] = None,
     collected: Annotated[
-        str | None, typer.Option(help="When the row was collected, ISO 8601.")
+        str | None, typer.Option(help="When the row was collected, in ISO 8601.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
@@ -57,23 +62,23 @@ def run(
     parse_member_id(member)
     parse_name(purpose, what="purpose")
     now = system_clock()
-    asked_at = now if at is None else parse_instant(at, what="--at")
-    asked_known_at = now if known_at is None else parse_instant(known_at, what="--known-at")
+    at_instant = now if at is None else parse_instant(at, what="--at")
+    known_at_instant = now if known_at is None else parse_instant(known_at, what="--known-at")
     row = _row(jurisdiction, category, collected)
     settings = load_settings()
-    asked = ExplainQuestion(
+    question = ExplainQuestion(
         record=read_member(settings, member),
         row=row,
         controls=Controls(iso_jurisdictions()).after(*read_controls(settings)),
         purpose=purpose,
-        at=asked_at,
-        known_at=asked_known_at,
+        at=at_instant,
+        known_at=known_at_instant,
     )
-    explanation = explain(asked, name_of)
+    explanation = explain(question, name_of)
     if as_json:
         typer.echo(
             json.dumps(
-                {"member": member, **as_data(explanation), "controls": len(asked.controls.log)}
+                {"member": member, **as_data(explanation), "controls": len(question.controls.log)}
             )
         )
     else:
@@ -81,7 +86,7 @@ def run(
 
 
 def _row(jurisdiction: str | None, category: str | None, collected: str | None) -> Row | None:
-    """The row asked about; None where nothing is said of one."""
+    """Return the row of the question, or None where no option describes one."""
     if jurisdiction is None and category is None and collected is None:
         return None
     when = (
@@ -93,32 +98,33 @@ def _row(jurisdiction: str | None, category: str | None, collected: str | None) 
 
 
 def _print(member: str, explanation: Explanation) -> None:
-    """The answer as a person reads it; wrapped on a terminal, one line a sentence elsewhere."""
+    """Print the answer for a person: wrapped on a terminal, elsewhere one line a sentence."""
 
     asked, decision = explanation.asked, explanation.decision
     console = Console(highlight=False, soft_wrap=True)
     outcome = "[bold green]ALLOWED[/]" if decision.allowed else "[bold red]EXCLUDED[/]"
     console.print(f"{outcome}  {decision.reason.value}")
-    said = [
+    sentences = [
         ("", f"{member}, {asked.purpose}, {_row_text(asked.row)}"),
         ("", f"at {date_text(asked.at)}, by what was known on {date_text(asked.known_at)}"),
-        *(
-            (f"{'because' if place == 0 else ''}", text)
-            for place, text in enumerate(explanation.because)
-        ),
     ]
+    label = "because"
+    for text in explanation.because:
+        sentences.append((label, text))
+        label = ""
     if asked.record is None:
-        said.append(("record", "none"))
-    said += [(f"fact {note.fact.version}", _note_text(note)) for note in explanation.facts]
-    said.append(("controls", f"{len(asked.controls.log)} read"))
+        sentences.append(("record", "none"))
+    for note in explanation.facts:
+        sentences.append((f"fact {note.fact.version}", _note_text(note)))
+    sentences.append(("controls", f"{len(asked.controls.log)} read"))
     width = console.width if console.is_terminal else None
-    for label, text in said:
+    for label, text in sentences:
         for line in _lines(label, text, width):
             console.print(line, markup=False)
 
 
 def _row_text(row: Row | None) -> str:
-    """What was asked about beside the member."""
+    """Return the part of the question that is not the member."""
     if row is None:
         return "the member alone"
     parts = []
@@ -132,18 +138,19 @@ def _row_text(row: Row | None) -> str:
 
 
 def _note_text(note: FactNote) -> str:
-    """A fact, and what became of it."""
+    """Return a fact, and whether it counts."""
     if note.why_not:
         return f"{note.text} [not counted: {note.why_not}]"
     return f"{note.text} [replaced by fact {note.replaced_by}]" if note.replaced_by else note.text
 
 
 def _lines(label: str, text: str, width: int | None) -> list[str]:
-    """A sentence behind its label, further lines indented; one line where `width` is None."""
+    """Return a sentence behind its label, wrapped to `width`; one line where it is None."""
 
     lines = (
         [text]
         if width is None
         else textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False)
     )
-    return [f"  {label if place == 0 else '':<9} {line}" for place, line in enumerate(lines)]
+    first, *further = lines
+    return [f"  {label:<9} {first}", *(f"  {'':<9} {line}" for line in further)]

@@ -1,6 +1,4 @@
-"""The gateway as a command asks it: a person's credential from a file, and problems as errors of
-ours.
-"""
+"""A client of the gateway for commands: a credential from a file, problems raised as our errors."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class GatewayClient:
-    """Calls to one gateway, with one credential that no error or representation shows."""
+    """Calls one gateway with one credential, which no error and no representation shows."""
 
     def __init__(self, url: str, credential: str) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -38,7 +36,7 @@ class GatewayClient:
             raise InvalidInput(
                 "CONSENTRY_GATEWAY_URL is not https://HOST, or http:// on this machine.",
                 code="settings.gateway_url",
-                fix="write such as https://consentry.example.org",
+                fix="write an address such as https://consentry.example.org",
             )
         if (
             not (credential.isascii() and credential.isprintable())
@@ -63,7 +61,7 @@ class GatewayClient:
 
     @classmethod
     def open(cls, settings: Settings) -> GatewayClient:
-        """The gateway that the settings name. Raises Refused and InvalidInput."""
+        """Return a client of the gateway in the settings. Raises Refused and InvalidInput."""
         if not settings.gateway_url or settings.gateway_credential_file is None:
             raise Refused(
                 "This goes through the gateway, and the settings do not name it and your "
@@ -85,13 +83,13 @@ class GatewayClient:
         return cls(settings.gateway_url, credential)
 
     def get(self, path: str) -> dict[str, Any]:
-        """What a path answers. Raises as `post`."""
+        """Return the answer of a path. Raises as `post`."""
         return self._call("GET", path, None)
 
     def post(self, path: str, body: Any = None) -> dict[str, Any]:
-        """Send a body.
+        """Send a body, and return the answer.
 
-        Raises Refused for what the gateway refuses, Unavailable where it does not answer.
+        Raises Refused where the gateway refuses it, Unavailable where it does not answer.
         """
         return self._call("POST", path, body)
 

@@ -1,6 +1,4 @@
-"""Files that are made by a command and kept beside the code: printed, or compared with what the
-code says now.
-"""
+"""Files that a command makes and that are kept beside the code: printing and comparing them."""
 
 from __future__ import annotations
 
@@ -14,30 +12,29 @@ from consentry.domain.errors import InvalidInput
 _DIFFERENCES_SHOWN = 40
 
 
-def print_or_check(made: str, file: Path | None, *, command: str) -> None:
-    """Print `made`, or compare it with `file`: exit 1, showing how they differ, if the file is
-    behind.
+def print_or_check(text: str, file: Path | None, *, command: str) -> None:
+    """Print the text, or compare it with `file`: if they differ, show where, and exit 1.
 
-    `command` is what makes the file, such as `consentry schemas asyncapi`. A file that is not there
-    or cannot be read raises InvalidInput.
+    `command` makes the file, such as `consentry schemas asyncapi`. Raises InvalidInput where the
+    file cannot be read.
     """
     if file is None:
-        typer.echo(made, nl=False)
+        typer.echo(text, nl=False)
         return
     try:
-        kept = file.read_text(encoding="utf-8")
+        kept_text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(
             f"{file} cannot be compared: {error}.",
             code="input.file",
             fix=f"make it by `{command} > {file}`",
         ) from error
-    if kept == made:
+    if kept_text == text:
         typer.echo(f"{file} is what `{command}` makes")
         return
     lines = list(
         difflib.unified_diff(
-            kept.splitlines(), made.splitlines(), str(file), "now", lineterm="", n=1
+            kept_text.splitlines(), text.splitlines(), str(file), "now", lineterm="", n=1
         )
     )
     for line in lines[:_DIFFERENCES_SHOWN]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from consentry.cli.options import JsonOption
 from consentry.cli.settings import load_token_keys
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.values import Micros
@@ -36,7 +37,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
 @app.command()
@@ -75,19 +75,19 @@ def init(as_json: JsonOption = False) -> None:
 
 @app.command()
 def new(
-    subject: Annotated[str, typer.Option(help="The service or person that the key is for.")],
+    subject: Annotated[str, typer.Option(help="Service or person that the key is for.")],
     role: Annotated[
         list[str], typer.Option(help="producer, trainer, desk, approver or auditor; repeatable.")
     ],
     expires: Annotated[
-        str, typer.Option(help="After how long it expires: 12h, 90d, 8w, or never.")
+        str, typer.Option(help="How long it is valid: 12h, 90d, 8w, or never.")
     ] = "90d",
     purpose: Annotated[
         list[str] | None,
-        typer.Option(help="What a trainer may ask about; repeatable. '*' is anything."),
+        typer.Option(help="Purpose that a trainer may ask about; repeatable. '*' is any."),
     ] = None,
     subscriber: Annotated[
-        str | None, typer.Option(help="The subscriber that a trainer is.")
+        str | None, typer.Option(help="Name of the subscriber, for a trainer.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -158,7 +158,7 @@ def revoke(
 
 
 def _open() -> tuple[FileKeyStore, Path, Path]:
-    """The store, and the files of pepper and keys.
+    """Return the store, and the files of pepper and keys.
 
     Raises Refused where the settings do not name them.
     """
@@ -175,7 +175,7 @@ def _open() -> tuple[FileKeyStore, Path, Path]:
 
 
 def _make_file(path: Path, content: bytes) -> bool:
-    """Write a file for its owner only where there is none, whole or not at all; whether it did.
+    """Write a file for its owner alone if there is none; return True if it was written.
 
     Raises Refused.
     """
@@ -212,12 +212,12 @@ def _roles(words: list[str]) -> list[Role]:
         ) from error
 
 
-def _purposes(given: list[str], roles: list[Role]) -> frozenset[str] | None:
-    """What the key may ask about; None is anything, which a trainer's key has to say."""
+def _purposes(purposes: list[str], roles: list[Role]) -> frozenset[str] | None:
+    """Return the purposes that the key may ask about; None is any, by '*' or for no trainer."""
 
-    if ANY_PURPOSE in given and Role.TRAINER in roles:
+    if ANY_PURPOSE in purposes and Role.TRAINER in roles:
         return None
-    return frozenset(given) if given or Role.TRAINER in roles else None
+    return frozenset(purposes) if purposes or Role.TRAINER in roles else None
 
 
 def _end(expires: str, now: Micros) -> Micros | None:
@@ -226,7 +226,7 @@ def _end(expires: str, now: Micros) -> Micros | None:
     short = _SHORT_DURATION.fullmatch(expires)
     if short is None:
         raise InvalidInput(
-            f"{expires[:40]!r} is not how long a key lasts.",
+            f"{expires[:40]!r} is no time for which a key can be valid.",
             code="access.key_expires",
             fix="write 12h, 90d, 8w or never",
         )
@@ -258,7 +258,7 @@ def _state(key: ApiKey, now: Micros) -> str:
 
 
 def _line(key: ApiKey, now: Micros) -> str:
-    """One line a person can read: id, state, whose, what for, until when."""
+    """Return a key as one line: id, state, subject, roles, and expiry."""
     parts = [key.id, f"{_state(key, now):7}", key.subject, "+".join(sorted(key.roles))]
     if Role.TRAINER in key.roles:
         parts.append(

@@ -1,6 +1,4 @@
-"""`consentry quarantine …`: what could not be read, and proposing to release its member or to send
-it again.
-"""
+"""`consentry quarantine …`: list unreadable messages, and propose to release or replay them."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ import typer
 
 from consentry.cli.approval import print_proposed
 from consentry.cli.gateway_client import GatewayClient
+from consentry.cli.options import JsonOption
 from consentry.ops.settings import Settings
 
 app = typer.Typer(
@@ -23,48 +22,48 @@ app = typer.Typer(
 EntryArgument = Annotated[
     str, typer.Argument(metavar="ENTRY", help="Partition and offset, such as 3-1042.")
 ]
-ReasonOption = Annotated[str, typer.Option(help="Why; the second person reads it.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+ReasonOption = Annotated[str, typer.Option(help="Why. The second person reads it.")]
 
 
 @app.command("list")
 def list_entries(
     limit: Annotated[
-        int, typer.Option(min=1, max=500, help="At most so many, the newest first.")
+        int, typer.Option(min=1, max=500, help="How many to list, the newest first.")
     ] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """List the messages that could not be read, and the state of their members."""
-    found = _gateway().get(f"/v1/quarantine?limit={limit}")["entries"]
+    entries = _gateway().get(f"/v1/quarantine?limit={limit}")["entries"]
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(entries))
         return
-    for one in found:
-        member = one["member"] or "(no readable key)"
+    for entry in entries:
+        member = entry["member"] or "(no readable key)"
         typer.echo(
-            f"{one['entry']:<14} {one['state']:<9} {one['error_class']:<18} "
-            f"{one['appended_at'][:19]}Z  {member}"
+            f"{entry['entry']:<14} {entry['state']:<9} {entry['error_class']:<18} "
+            f"{entry['appended_at'][:19]}Z  {member}"
         )
-    if not found:
+    if not entries:
         typer.echo("the quarantine is empty")
 
 
 @app.command()
 def show(entry: EntryArgument, as_json: JsonOption = False) -> None:
     """Show one message: its bytes, its headers, and whether it can be replayed."""
-    found = _gateway().get(f"/v1/quarantine/{entry}")
+    message = _gateway().get(f"/v1/quarantine/{entry}")
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(message))
         return
     for name in ("entry", "member", "state", "error_class", "schema_id", "appended_at"):
-        typer.echo(f"{name:<12} {found[name] if found[name] is not None else '(none)'}")
-    typer.echo(f"replay       {found['why_not_replayed'] or 'possible'}")
-    for header in found["headers"]:
+        value = "(none)" if message[name] is None else message[name]
+        typer.echo(f"{name:<12} {value}")
+    typer.echo(f"replay       {message['why_not_replayed'] or 'possible'}")
+    for header in message["headers"]:
         typer.echo(
             f"header       {_printable(header['name'].encode())} = "
             f"{_printable_hex(header['value_hex'])}"
         )
-    for line in _dump(bytes.fromhex(found["value_hex"] or "")):
+    for line in _dump(bytes.fromhex(message["value_hex"] or "")):
         typer.echo(line)
 
 
@@ -97,9 +96,7 @@ def _gateway() -> Any:
 
 
 def _dump(value: bytes) -> list[str]:
-    """Bytes as sixteen a line, in hexadecimal digits and as text: nothing of them reaches the
-    terminal as it is.
-    """
+    """Return bytes sixteen a line, as hexadecimal digits and as text without control characters."""
     lines = []
     for start in range(0, len(value), 16):
         part = value[start : start + 16]

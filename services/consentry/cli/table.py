@@ -1,6 +1,4 @@
-"""`consentry table …`: look into the consent table, compare it with the log and with followers,
-have it rebuilt.
-"""
+"""`consentry table …`: inspect the consent table, compare it with log and followers, rebuild it."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ import typer
 
 from consentry.cli.connections import count_partitions
 from consentry.cli.consent_table import open_table, read_member
+from consentry.cli.options import JsonOption
 from consentry.cli.settings import load_settings
 from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.domain.values import parse_member_id
@@ -33,7 +32,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+_ATTEMPTS_MAX = 5
 
 
 @app.command()
@@ -120,7 +120,7 @@ def stats(as_json: JsonOption = False) -> None:
 def verify(
     follower: Annotated[
         list[str] | None,
-        typer.Option(help="HOST:PORT of a trainer's metrics address; may be repeated."),
+        typer.Option(help="Metrics address of a trainer, HOST:PORT; repeatable."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -142,24 +142,22 @@ def verify(
                 fix="write HOST:PORT",
             )
     differing: dict[str, list[int]] = {}
-    for _attempt in range(5):
-        found = _digests(settings, addresses)
-        differing = {
-            name: [
-                partition
-                for partition, digest in digests.items()
-                if digest != found["table"][partition]
-            ]
-            for name, digests in found.items()
-        }
+    for attempt in range(_ATTEMPTS_MAX):
+        if attempt:
+            time.sleep(1.0)
+        digests = _digests(settings, addresses)
+        differing = {name: _differing(of_one, digests["table"]) for name, of_one in digests.items()}
         if not any(differing.values()):
             break
-        time.sleep(1.0)
     is_equal = not any(differing.values())
     if as_json:
         typer.echo(
             json.dumps(
-                {"equal": is_equal, "compared": sorted(found), "differing_partitions": differing}
+                {
+                    "equal": is_equal,
+                    "compared": sorted(differing),
+                    "differing_partitions": differing,
+                }
             )
         )
     else:
@@ -167,6 +165,11 @@ def verify(
             result = f"differs in partitions {partitions}" if partitions else "equal"
             typer.echo(f"{name:<24} {result}")
     raise typer.Exit(0 if is_equal else 1)
+
+
+def _differing(digests: dict[int, str], in_table: dict[int, str]) -> list[int]:
+    """Return the partitions whose digest is not the table's."""
+    return [partition for partition, digest in digests.items() if digest != in_table[partition]]
 
 
 def _digests(settings: Settings, followers: list[str]) -> dict[str, dict[int, str]]:
@@ -182,16 +185,14 @@ def _digests(settings: Settings, followers: list[str]) -> dict[str, dict[int, st
             if known is None or version_of(known) <= version_of(message.value):
                 newest[message.partition][message.key] = message.value
     in_log = {partition: _sum_of_digests(records.items()) for partition, records in newest.items()}
-    found = {"table": in_table, "log": in_log}
+    digests = {"table": in_table, "log": in_log}
     for address in followers:
-        found[address] = _follower_digests(address)
-    return found
+        digests[address] = _follower_digests(address)
+    return digests
 
 
 def _sum_of_digests(records: Iterable[tuple[bytes, bytes]]) -> str:
-    """Return the digest of all records of a partition, whatever their order, in hexadecimal
-    digits.
-    """
+    """Return the digest of a partition's records in any order, in hexadecimal digits."""
 
     total = sum(record_digest(member, raw) for member, raw in records)
     return f"{total % (1 << DIGEST_BITS):032x}"
@@ -200,13 +201,13 @@ def _sum_of_digests(records: Iterable[tuple[bytes, bytes]]) -> str:
 def _follower_digests(address: str) -> dict[int, str]:
     try:
         with urllib.request.urlopen(f"http://{address}/digest", timeout=10) as answer:
-            told = json.load(answer)
-            return {int(partition): str(digest) for partition, digest in told["digests"].items()}
+            digests = json.load(answer)["digests"]
+            return {int(partition): str(digest) for partition, digest in digests.items()}
     except (urllib.error.URLError, ValueError, KeyError, OSError) as error:
         raise Unavailable(
-            f"The follower at {address} did not tell its digests ({type(error).__name__}).",
+            f"The follower at {address} did not report its digests ({type(error).__name__}).",
             code="follower.unavailable",
-            fix="name the metrics address of a running trainer; its log says it at the start",
+            fix="name the metrics address of a running trainer; its log shows it at the start",
         ) from error
 
 
@@ -248,11 +249,9 @@ def _unbuilt(table: RedisTable, partitions: int) -> list[int]:
 
 
 def _require_processor(table: RedisTable, partitions: int) -> None:
-    """Refuse to empty a table that nobody would build: a running processor moves a frontier every
-    second.
+    """Raise Unavailable where no processor keeps the table: it moves a frontier every second.
 
-    Its group would not do: a worker that was killed or that is to come back stays in it for some
-    time.
+    Its consumer group would not show that: a worker that was killed stays in it for some time.
     """
     before = [table.meta(partition).frontier_at for partition in range(partitions)]
     until = time.monotonic() + 5.0

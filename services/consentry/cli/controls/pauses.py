@@ -56,24 +56,26 @@ def impose(
     pause: PauseArgument = None,
     jurisdiction: Annotated[
         list[str] | None,
-        typer.Option(help="ISO 3166 code, group or '*'; may be repeated.", show_default=False),
+        typer.Option(help="ISO 3166 code, group or '*'; repeatable.", show_default=False),
     ] = None,
     version: Annotated[
         int, typer.Option(min=1, max=INT_MAX, help="Higher than any version that was lifted.")
     ] = 1,
     purpose: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; default: every purpose.")
+        list[str] | None,
+        typer.Option(help="Purpose that is paused; repeatable. Default: every purpose."),
     ] = None,
     category: Annotated[
-        list[str] | None, typer.Option(help="May be repeated; default: every category.")
+        list[str] | None,
+        typer.Option(help="Data category that is paused; repeatable. Default: every one."),
     ] = None,
     effective: EffectiveOption = None,
     authority: Annotated[str, typer.Option(help="Who asked for it, such as PCPD.")] = "",
     basis: Annotated[
-        PauseBasis, typer.Option(help="Ordered, or promised.")
+        PauseBasis, typer.Option(help="ORDER of an authority, or UNDERTAKING of the platform.")
     ] = PauseBasis.UNDERTAKING,
     reach: Annotated[
-        Reach, typer.Option(help="PRIOR_AND_FUTURE also has stored training data purged.")
+        Reach, typer.Option(help="PRIOR_AND_FUTURE also purges stored training data.")
     ] = Reach.GOING_FORWARD,
     file: FileOption = None,
     dry_run: DryRunOption = False,

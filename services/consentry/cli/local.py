@@ -74,26 +74,26 @@ def up(
     cache_directory: CacheOption = None,
     maven_repository: RepositoryOption = None,
     ephemeral: Annotated[
-        bool, typer.Option("--ephemeral", help="Begin empty, and keep no data.")
+        bool, typer.Option("--ephemeral", help="Start empty, and keep no data.")
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return once the stack is up; it goes on running.")
+        bool, typer.Option("--detach", help="Return once the stack is up, and leave it running.")
     ] = False,
 ) -> None:
     """Start the stack, and keep it up until Ctrl-C or `consentry local down`.
 
     The first time it downloads about 200 MB.
     """
-    with _explained():
+    with _errors_printed():
         parent_pid = os.getppid()
         cache = (cache_directory or default_cache()).absolute()
         try:
-            with ended_by_signals() as asked_to_end:
-                _fetch(directory, cache, maven_repository, asked_to_end)
+            with ended_by_signals() as stop_requested:
+                _fetch(directory, cache, maven_repository, stop_requested)
                 if detach:
-                    _up_detached(directory, cache, ephemeral, asked_to_end)
+                    _up_detached(directory, cache, ephemeral, stop_requested)
                 else:
-                    _up_in_foreground(directory, cache, ephemeral, parent_pid, asked_to_end)
+                    _up_in_foreground(directory, cache, ephemeral, parent_pid, stop_requested)
         except Cancelled as cancelled:
             errors.print("Ended before it was up; nothing is left running.")
             raise typer.Exit(EXIT_INTERRUPTED) from cancelled
@@ -108,7 +108,7 @@ def status(
 
     Exit 0: all answer. 1: no stack runs. 2: one does not answer.
     """
-    with _explained():
+    with _errors_printed():
         state = read_state(directory)
         if state is None:
             if as_json:
@@ -131,7 +131,7 @@ def status(
 @app.command()
 def env(directory: DirectoryOption = Path(".consentry")) -> None:
     """Print the addresses as shell commands, for `eval "$(consentry local env)"`."""
-    with _explained():
+    with _errors_printed():
         for name, value in _variables(_running(directory)).items():
             typer.echo(f"export {name}={shlex.quote(value)}")
 
@@ -143,7 +143,7 @@ def logs(
     ] = None,
     directory: DirectoryOption = Path(".consentry"),
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on printing what is written.")
+        bool, typer.Option("--follow", "-f", help="Keep printing new lines, until Ctrl-C.")
     ] = False,
     lines: Annotated[
         int, typer.Option("-n", min=0, help="How many of the last lines to print.")
@@ -153,7 +153,7 @@ def logs(
 
     This also works for a stack that has ended.
     """
-    with _explained():
+    with _errors_printed():
         known = (*SERVICE_NAMES, "supervisor")
         if service is not None and service not in known:
             raise LocalStackError(
@@ -183,7 +183,7 @@ def down(directory: DirectoryOption = Path(".consentry")) -> None:
 
     Its data stays, unless it was started with --ephemeral.
     """
-    with _explained():
+    with _errors_printed():
         if end_stack(directory, report=_say):
             out.print(f"The local stack in {directory} has ended.", soft_wrap=True)
         else:
@@ -191,7 +191,7 @@ def down(directory: DirectoryOption = Path(".consentry")) -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _errors_printed() -> Iterator[None]:
     """Print our errors as one paragraph, without a traceback, and exit with 2."""
     try:
         yield
@@ -199,13 +199,6 @@ def _explained() -> Iterator[None]:
         _print_error(str(error))
         for note in getattr(error, "__notes__", ()):
             errors.print(note, markup=False, soft_wrap=True)
-        raise typer.Exit(EXIT_FAILED) from error
-    except ModuleNotFoundError as error:
-        _print_error(
-            f"The local stack needs the package {error.name}, which is not installed. "
-            "[local.not_installed] "
-            'Fix: pip install "consentry[local]"'
-        )
         raise typer.Exit(EXIT_FAILED) from error
     except OSError as error:
         _print_error(
@@ -227,23 +220,27 @@ def _say(line: str) -> None:
 
 def _command(verb: str, directory: Path) -> str:
     """Return the command to type for the stack in this directory."""
-    place = "" if directory == Path(".consentry") else f" --dir {shlex.quote(str(directory))}"
-    return f"consentry local {verb}{place}"
+    option = ""
+    if directory != Path(".consentry"):
+        option = f" --dir {shlex.quote(str(directory))}"
+    return f"consentry local {verb}{option}"
 
 
 def _fetch(
-    directory: Path, cache: Path, repository: str | None, asked_to_end: threading.Event
+    directory: Path, cache: Path, repository: str | None, stop_requested: threading.Event
 ) -> None:
-    """Fill the cache before anything is started; says nothing if all is there."""
+    """Fill the cache before anything is started; prints nothing if all is there."""
     if (
         read_state(directory) is not None
     ):  # said before a long download, and checked again by the start
         raise already_running(directory)
-    download_everything(cache, repository=repository, console=out, say=_say, cancelled=asked_to_end)
+    download_everything(
+        cache, repository=repository, console=out, say=_say, cancelled=stop_requested
+    )
 
 
 def _up_in_foreground(
-    directory: Path, cache: Path, ephemeral: bool, parent_pid: int, asked_to_end: threading.Event
+    directory: Path, cache: Path, ephemeral: bool, parent_pid: int, stop_requested: threading.Event
 ) -> None:
     def ready() -> None:
         _print_up(directory, _running(directory))
@@ -251,16 +248,16 @@ def _up_in_foreground(
 
     out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
     stack = LocalStack(
-        directory, cache=cache, ephemeral=ephemeral, report=_say, cancelled=asked_to_end
+        directory, cache=cache, ephemeral=ephemeral, report=_say, cancelled=stop_requested
     )
     # The parent of process 1's children never changes: there is nobody to outlive.
     watched = parent_pid if parent_pid > 1 else None
-    why = supervise(stack, asked_to_end=asked_to_end, parent_pid=watched, on_ready=ready)
-    out.print(f"The local stack has ended: {why}.")
+    reason = supervise(stack, asked_to_end=stop_requested, parent_pid=watched, on_ready=ready)
+    out.print(f"The local stack has ended: {reason}.")
 
 
 def _up_detached(
-    directory: Path, cache: Path, ephemeral: bool, asked_to_end: threading.Event
+    directory: Path, cache: Path, ephemeral: bool, stop_requested: threading.Event
 ) -> None:
     out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
     arguments = [
@@ -269,7 +266,7 @@ def _up_detached(
         str(cache),
         *(["--ephemeral"] if ephemeral else []),
     ]
-    state = start_detached(arguments, directory=directory, asked_to_end=asked_to_end)
+    state = start_detached(arguments, directory=directory, asked_to_end=stop_requested)
     _print_up(directory, state)
     out.print(f"It runs until you type: {_command('down', directory)}", soft_wrap=True)
 
@@ -281,7 +278,7 @@ def _running(directory: Path) -> StackState:
         raise LocalStackError(
             f"No local stack is up in {directory.absolute()}.",
             code="local.not_up",
-            fix=f"go to where you began it, or begin one here: {_command('up', directory)}",
+            fix=f"go to where you started it, or start one here: {_command('up', directory)}",
         )
     return state
 
@@ -330,9 +327,7 @@ def _print_up(directory: Path, state: StackState) -> None:
 
 
 def _ask_all(state: StackState) -> dict[str, str | None]:
-    """Ask each service a real question at the same time, and return what is wrong with it, or
-    None.
-    """
+    """Ask all services a real question at the same time; return each one's problem, or None."""
 
     if state.addresses is None:
         return {name: "is still starting" for name in ("kafka", "redis", "registry")}
@@ -401,9 +396,7 @@ def _prefixed(name: str, line: str, *, alone: bool) -> str:
 
 
 def _follow(paths: dict[str, Path]) -> None:
-    """Print what is appended to the logs until Ctrl-C; a log that is begun anew is read from its
-    start.
-    """
+    """Print what is appended to the logs until Ctrl-C; a new log is read from its start."""
     files: dict[str, tuple[int, TextIO]] = {}
     for name, path in paths.items():
         files[name] = _open_log(path)

@@ -1,6 +1,4 @@
-"""Services as children of a command: a processor, trainers, started again when somebody kills
-them.
-"""
+"""Services as children of a command: started, watched, started again when killed, and ended."""
 
 from __future__ import annotations
 
@@ -20,10 +18,12 @@ from consentry.domain.errors import Unavailable
 from consentry.local.child import Launch, Spawner, end
 from consentry.local.ports import free_ports
 
+RESTARTS_MAX = 20
+
 
 @dataclass(slots=True)
 class ServiceProcess:
-    """One child: how it is started, where it answers, and the process that runs now."""
+    """One child: its start, its address, its log, and the process that runs now."""
 
     name: str
     launch: Launch
@@ -34,9 +34,7 @@ class ServiceProcess:
 
 
 class ProcessGroup:
-    """Starts the children, watches over them, and ends them; they also end when this process
-    does.
-    """
+    """Starts children, and starts them again when they end. They end with this process."""
 
     def __init__(
         self, directory: Path, environment: Mapping[str, str], say: Callable[[str], None]
@@ -45,7 +43,7 @@ class ProcessGroup:
         self._environment = dict(environment)
         self._say = say
         self._spawner = Spawner()
-        self._workers: dict[str, ServiceProcess] = {}
+        self._children: dict[str, ServiceProcess] = {}
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._keep_alive, name="process-group", daemon=True)
 
@@ -56,44 +54,48 @@ class ProcessGroup:
         settings = self._environment | environment | {"CONSENTRY_METRICS_PORT": str(port)}
         log = self._directory / f"{name}.log"
         launch = Launch(command=command, directory=self._directory, environment=settings)
-        worker = ServiceProcess(name, launch, f"127.0.0.1:{port}", log)
-        self._start(worker)
-        self._workers[name] = worker
+        service = ServiceProcess(name, launch, f"127.0.0.1:{port}", log)
+        self._start(service)
+        self._children[name] = service
         if not self._watch.is_alive():
             self._watch.start()
-        return worker
+        return service
 
     @property
-    def workers(self) -> list[ServiceProcess]:
-        """All of them, in the order in which they were added."""
-        return list(self._workers.values())
+    def children(self) -> list[ServiceProcess]:
+        """All children, in the order in which they were added."""
+        return list(self._children.values())
 
     def pid(self, name: str) -> int:
-        """The process that runs now under `name`."""
-        child = self._workers[name].child
+        """Return the id of the process that runs now under `name`."""
+        child = self._children[name].child
         assert child is not None
         return child.pid
 
+    def send_signal(self, name: str, number: int) -> None:
+        """Send a signal to the process that runs now under `name`."""
+        child = self._children[name].child
+        assert child is not None
+        child.send_signal(number)
+
     def await_ready(self, name: str, *, timeout_seconds: float) -> None:
-        """Return once the child says that it is ready. Raises Unavailable with the end of its
-        log.
-        """
-        worker, until = self._workers[name], monotonic() + timeout_seconds
+        """Return once the child is ready. Raises Unavailable with the end of its log."""
+        service, until = self._children[name], monotonic() + timeout_seconds
         while not self.ask(name, "/readyz").get("ok"):
             if monotonic() > until:
                 raise Unavailable(
                     f"{name} was not ready after {timeout_seconds:.0f} s. The end of its log: "
-                    f"{_tail(worker.log)}",
+                    f"{_tail(service.log)}",
                     code="service.not_ready",
-                    fix=f"read {worker.log}",
+                    fix=f"read {service.log}",
                 )
             self._stopping.wait(0.05)
 
     def ask(self, name: str, page: str) -> dict[str, Any]:
-        """What a child answers as JSON; empty while it does not."""
+        """Return what a child answers as JSON; empty while it does not answer."""
         try:
             answer = urllib.request.urlopen(
-                f"http://{self._workers[name].address}{page}", timeout=5
+                f"http://{self._children[name].address}{page}", timeout=5
             )
         except urllib.error.HTTPError as refused:
             answer = refused
@@ -106,10 +108,10 @@ class ProcessGroup:
                 return {}
 
     def metrics(self, name: str) -> str:
-        """A child's metrics as text; empty while it does not answer."""
+        """Return a child's metrics as text; empty while it does not answer."""
         try:
             with urllib.request.urlopen(
-                f"http://{self._workers[name].address}/metrics", timeout=5
+                f"http://{self._children[name].address}/metrics", timeout=5
             ) as answer:
                 return str(answer.read().decode())
         except OSError:
@@ -120,32 +122,35 @@ class ProcessGroup:
         self._stopping.set()
         if self._watch.is_alive():
             self._watch.join(timeout=5)
-        children = [worker.child for worker in self._workers.values() if worker.child is not None]
+        children = [
+            service.child for service in self._children.values() if service.child is not None
+        ]
         for child in children:
             child.terminate()
         for child in children:
             end(child, patience_seconds=10)
         self._spawner.close()
 
-    def _start(self, worker: ServiceProcess) -> None:
-        with worker.log.open("ab") as log:
-            worker.child = self._spawner.spawn(worker.launch, log)
+    def _start(self, service: ServiceProcess) -> None:
+        with service.log.open("ab") as log:
+            service.child = self._spawner.spawn(service.launch, log)
 
     def _keep_alive(self) -> None:
         while not self._stopping.wait(0.2):
-            for worker in list(self._workers.values()):
-                status = worker.child.poll() if worker.child is not None else None
+            for service in list(self._children.values()):
+                status = service.child.poll() if service.child is not None else None
                 if status is None or self._stopping.is_set():
                     continue
-                worker.restarts += 1
-                if worker.restarts > 20:
+                service.restarts += 1
+                if service.restarts > RESTARTS_MAX:
                     self._say(
-                        f"{worker.name} ended 20 times; it is not started again. See {worker.log}"
+                        f"{service.name} ended {RESTARTS_MAX} times; it is not started again. "
+                        f"See {service.log}"
                     )
-                    worker.child = None
+                    service.child = None
                     continue
-                self._say(f"{worker.name} ended with status {status}; it is started again")
-                self._start(worker)
+                self._say(f"{service.name} ended with status {status}; it is started again")
+                self._start(service)
 
 
 def _tail(log: Path) -> str:

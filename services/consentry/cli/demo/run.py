@@ -39,7 +39,7 @@ _PATIENCE_SECONDS: Final = 60.0
 
 
 class DemoRun:
-    """Plays the story once over a stack; a context, so that its processes always end."""
+    """Plays the story once over a stack. Use it as a context manager, so that its processes end."""
 
     def __init__(self, settings: Settings, work: Path, *, members: int, console: Console) -> None:
         self._settings = settings
@@ -66,9 +66,7 @@ class DemoRun:
         self._processes.stop()
 
     def play(self) -> dict[str, Any]:
-        """Everything but the total time: the demo's result, `ok` only if nothing at all was
-        wrong.
-        """
+        """Play the story, and return the demo's result; `ok` is true only if nothing was wrong."""
         before = self._set_up()
         table_buckets = Buckets("consentry_event_to_table_seconds")
         self._let_members_arrive()
@@ -105,7 +103,7 @@ class DemoRun:
                 lines.append(f"export {name}={value}")
         followers = [
             f"--follower {child.address}"
-            for child in self._processes.workers
+            for child in self._processes.children
             if child.name in TRAINERS
         ]
         lines.append(f"consentry table verify {' '.join(followers)}")
@@ -132,7 +130,7 @@ class DemoRun:
         self._print(f"  {line}", style="yellow")
 
     def _set_up(self) -> dict[str, pa.Table]:
-        """Topics, schemas, data sets and processes; what each data set held at first."""
+        """Make topics, schemas, data sets and processes; return the data sets as they are now."""
         kafka, namespace = self._settings.kafka(), self._settings.namespace
         register_all(open_registry(self._settings), namespace)
         list(
@@ -165,8 +163,8 @@ class DemoRun:
                 str(self._work / f"{trainer}.journal"),
             ]
             self._processes.add(trainer, arguments)
-        for worker in self._processes.workers:
-            self._processes.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
+        for child in self._processes.children:
+            self._processes.await_ready(child.name, timeout_seconds=_PATIENCE_SECONDS)
         self._print_processes()
         rows = sum(table.num_rows for table in before.values())
         self._console.print(texts.size_text(len(self._story.members), rows) + "\n")
@@ -176,7 +174,7 @@ class DemoRun:
         if self._console.record:
             return  # process numbers would make every picture another one
         names = [
-            f"{child.name} {self._processes.pid(child.name)}" for child in self._processes.workers
+            f"{child.name} {self._processes.pid(child.name)}" for child in self._processes.children
         ]
         self._print(
             f"Running: {', '.join(names)}. Kill any of them with kill -9: it is started again."
@@ -269,9 +267,7 @@ class DemoRun:
             sleep(0.1)
 
     def _send(self, events: Sequence[ChangeEvent], *, paced: bool = False) -> None:
-        """Send events in order; paced ones at EVENTS_PER_SECOND, each timed from when it was meant
-        to go.
-        """
+        """Send events in order; paced ones at EVENTS_PER_SECOND, timed from when each was due."""
         topic = topic_name(self._settings.namespace, MEMBER_EVENTS)
         started = system_clock()
         failed: list[Any] = []
@@ -306,14 +302,12 @@ class DemoRun:
 
     def _await_everything(self) -> None:
         self._await_versions(self._sent)
-        for worker in self._processes.workers:
-            self._processes.await_ready(worker.name, timeout_seconds=_PATIENCE_SECONDS)
+        for child in self._processes.children:
+            self._processes.await_ready(child.name, timeout_seconds=_PATIENCE_SECONDS)
         self._await_orders()
 
     def _await_versions(self, sent: Sequence[tuple[str, int, int]]) -> None:
-        """Wait until every trainer holds what was sent; what never comes is counted as missing
-        later.
-        """
+        """Wait until every trainer has what was sent; what never comes is counted later."""
         last: dict[str, int] = {}
         for member, version, _ in sent:
             last[member] = max(version, last.get(member, 0))
@@ -336,9 +330,7 @@ class DemoRun:
                 now,
                 self.findings,
             )
-        followers = [
-            worker.address for worker in self._processes.workers if worker.name in TRAINERS
-        ]
+        followers = [child.address for child in self._processes.children if child.name in TRAINERS]
         with open_table(self._settings, self._partitions) as table:
             check_table(
                 self._oracle,
@@ -358,7 +350,7 @@ class DemoRun:
             self._print(answer)
 
     def _quiet_member(self, home: str) -> str:
-        """A member who lives there, and of whom nothing else is known."""
+        """Return a member who lives there, and of whom nothing else is known."""
         return next(
             name
             for name, place in self._story.homes.items()
@@ -373,9 +365,7 @@ class DemoRun:
     def _read_epoch(self, trainer: str) -> None:
         manifest = self._manifest(trainer)
         manifest.unlink(missing_ok=True)
-        child = next(worker.child for worker in self._processes.workers if worker.name == trainer)
-        assert child is not None
-        child.send_signal(signal.SIGUSR1)
+        self._processes.send_signal(trainer, signal.SIGUSR1)
         until = monotonic() + _PATIENCE_SECONDS + len(self._story.members) / 2000
         while not manifest.exists():
             if monotonic() > until:

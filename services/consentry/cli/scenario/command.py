@@ -1,4 +1,4 @@
-"""`consentry scenario …`: run stories against the rules or the real stack, and begin a new one."""
+"""`consentry scenario …`: run scenarios against the rules or the real stack, or write a new one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ app = typer.Typer(
 
 
 class Engine(StrEnum):
-    """What answers: the pure rules, or broker, processor, table and trainer."""
+    """The engine that answers: the pure rules, or broker, processor, table and trainer."""
 
     RULES = "rules"
     STACK = "stack"
@@ -106,12 +106,10 @@ def run(
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="What it is called, such as hong-kong-pause.")],
+    name: Annotated[str, typer.Argument(help="Name of the scenario, such as hong-kong-pause.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Where to write it; default: NAME.yaml. '-': print it."
-        ),
+        typer.Option("--output", "-o", help="File to write; default: NAME.yaml. '-' prints it."),
     ] = None,
 ) -> None:
     """Write a new scenario that holds, to be changed into your own."""
@@ -196,30 +194,31 @@ def _on_the_stack(
     set_up_logs(style="text", level="error")
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
-    )  # whoever ends it wants nothing left behind, either
+    )  # so that SIGTERM also leaves nothing behind
     with playground(directory, console, prefix="scenario", use_running=True) as (settings, work):
-        is_ours = settings.local_dir == directory
+        is_own_stack = settings.local_dir == directory
 
-        def play_one(number: int, scenario: Scenario) -> tuple[Failure, ...]:
+        def play_in_own_namespace(number: int, scenario: Scenario) -> tuple[Failure, ...]:
             own = settings.model_copy(update={"namespace": f"{settings.namespace}-{number}"})
-            place = work / str(number)
-            place.mkdir()
+            directory = work / str(number)
+            directory.mkdir()
             try:
-                failures = play(scenario, own, place)
+                failures = play(scenario, own, directory)
             except BaseException:
-                if not is_ours:
-                    with suppress(Unavailable):  # what went wrong first is what is told
+                if not is_own_stack:
+                    with suppress(Unavailable):  # the first error is the one to report
                         clean_up(own)
                 raise
-            if not is_ours:
+            if not is_own_stack:
                 clean_up(own)
             return failures
 
         with ThreadPoolExecutor(jobs) as pool:
-            # A thread each, and as many at a time as asked for; told in the order in which they
-            # were given.
+            # A thread for each scenario, `jobs` at a time; shown in the order of the arguments.
             running = [
-                pool.submit(lambda pair: next(_timed([pair[1]], play_one, pair[0])), pair)
+                pool.submit(
+                    lambda pair: next(_timed([pair[1]], play_in_own_namespace, pair[0])), pair
+                )
                 for pair in enumerate(read)
             ]
             try:

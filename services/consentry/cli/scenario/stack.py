@@ -1,6 +1,4 @@
-"""Scenarios on the real path: broker, processor, table and a subscribed trainer, in a namespace of
-their own each.
-"""
+"""Scenarios on the real stack: broker, processor, table and trainer, each in its own namespace."""
 
 from __future__ import annotations
 
@@ -55,8 +53,7 @@ _OPEN = re.compile(
 
 
 def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failure, ...]:
-    """Send a scenario's events, and ask the trainer about the timeline's end, the table about the
-    past.
+    """Send a scenario's events; ask the trainer about the timeline's end, the table about the past.
 
     `settings` name the stack; their namespace is the scenario's own. Its topics take the sender's
     time, so that the story plays when it happened. Raises Refused or Unavailable.
@@ -111,7 +108,7 @@ def _check_is_past(scenario: Scenario) -> None:
 
 
 def clean_up(settings: Settings) -> None:
-    """Remove what a scenario left on a stack that is not ours: topics, groups and its table.
+    """Remove what a scenario left on a stack that it only used: topics, groups and table.
 
     Raises Unavailable.
     """
@@ -156,9 +153,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _send(scenario: Scenario, settings: Settings, catalog: Catalog) -> None:
-    """Each entry in the log's order, at the time at which it was recorded; controls have a topic of
-    their own.
-    """
+    """Send controls and events in the log's order, at the times at which they were recorded."""
     producer = Producer(producer_config(settings.kafka(), "consentry-scenario"))
     controls = [
         (control_key(control), write_control(control, catalog), _milliseconds(control.recorded_at))
@@ -199,7 +194,7 @@ def _answer(question: Expectation, end: Micros, settings: Settings, client: Clie
 
 
 def _at_the_trainer(question: Expectation, client: Client) -> Decision:
-    """The subscribed trainer's answer; a busy machine may make it STALE for a moment."""
+    """Return the subscribed trainer's answer; a busy machine may make it STALE for a moment."""
     until = monotonic() + _PATIENCE_SECONDS
     while True:
         decision = client.decide(
@@ -221,7 +216,7 @@ def _at_the_trainer(question: Expectation, client: Client) -> Decision:
 def _open_orders(
     settings: Settings, catalog: Catalog, processes: ProcessGroup
 ) -> Sequence[PurgeOrder]:
-    """The orders in the log, once the ledger has read every control."""
+    """Return the open orders in the log, once the ledger has read every control."""
     until = monotonic() + _PATIENCE_SECONDS
     while not _OPEN.search(processes.metrics("processor")):
         if monotonic() > until:

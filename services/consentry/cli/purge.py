@@ -34,8 +34,7 @@ from consentry.domain.values import parse_name
 from consentry.ops.clock import system_clock
 from consentry.ops.logs import set_up_logs
 from consentry.trainer.deciding.columns import Columns
-from consentry.trainer.deciding.decider import Decider, SnapshotDecider
-from consentry.trainer.deciding.snapshot import Snapshot
+from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.purge.dataset import Progress
 from consentry.trainer.purge.open_dataset import open_dataset
 from consentry.trainer.purge.order_log import read_orders_to_verify, send_receipts
@@ -51,14 +50,11 @@ from consentry.trainer.purge.reports import (
 )
 from consentry.trainer.purge.session import (
     ApplyOptions,
+    KnownMembers,
     PurgeSession,
-    check_purpose,
-    check_scopes,
     parse_exemptions,
-    select_orders,
     translate_errors,
 )
-from consentry.wire.jurisdictions import iso_jurisdictions
 
 app = typer.Typer(
     name="purge",
@@ -360,25 +356,24 @@ def _open_session(request: PurgeRequest, *, for_verify: bool) -> Iterator[PurgeS
     dataset = open_dataset(
         request.dataset, clock=system_clock, columns=request.columns, spark_master=request.spark
     )
-    with _open_members(request, for_verify=for_verify) as (orders, snapshot, decider):
-        check_purpose(request.excluded, snapshot)
-        yield PurgeSession(
-            dataset=dataset,
-            orders=select_orders(orders, request.order_ids),
-            snapshot=snapshot,
-            decider=decider,
+    with _open_members(request, for_verify=for_verify) as (orders, members):
+        yield PurgeSession.open(
+            dataset,
+            orders,
+            members,
+            order_ids=request.order_ids,
             excluded=request.excluded,
             purge_unknown=request.unknown == "purge",
         )
 
 
-Members = tuple[Sequence[PurgeOrder], Snapshot, Decider]
-"""The orders, the records of members, and what decides who is excluded."""
+OrdersAndMembers = tuple[Sequence[PurgeOrder], KnownMembers | None]
+"""The orders, and what is known of members; None where orders name their members themselves."""
 
 
 @contextmanager
-def _open_members(request: PurgeRequest, *, for_verify: bool) -> Iterator[Members]:
-    """Open a client, a bundle, or an empty snapshot where orders name their members themselves."""
+def _open_members(request: PurgeRequest, *, for_verify: bool) -> Iterator[OrdersAndMembers]:
+    """Open a client or a bundle, where one is needed, and read the orders."""
     from_kafka = request.takes_orders_from_kafka
     if (request.bundle is None) != (request.bundle_key is None) or (
         request.bundle is not None and from_kafka
@@ -396,18 +391,16 @@ def _open_members(request: PurgeRequest, *, for_verify: bool) -> Iterator[Member
         decider = open_bundle_decider(
             request.bundle, request.bundle_key, max_age_seconds=_BUNDLE_SECONDS_MAX
         )
-        yield orders, decider.snapshot, decider
+        yield orders, KnownMembers(decider.snapshot, decider)
     elif from_kafka or request.excluded is not None:
         yield from _follow_kafka(request, orders, for_verify=for_verify)
     else:
-        check_scopes(orders)
-        snapshot = Snapshot(1, iso_jurisdictions())
-        yield orders, snapshot, SnapshotDecider(snapshot)
+        yield orders, None
 
 
 def _follow_kafka(
     request: PurgeRequest, orders: Sequence[PurgeOrder], *, for_verify: bool
-) -> Iterator[Members]:
+) -> Iterator[OrdersAndMembers]:
     settings = load_settings()
     with connect_client(settings, "purge") as client:
         if request.takes_orders_from_kafka:
@@ -420,11 +413,12 @@ def _follow_kafka(
                     order_ids=request.order_ids,
                 )
         if request.spark is None:
-            yield orders, client.snapshot, client
+            yield orders, KnownMembers(client.snapshot, client)
         else:
             # A client lives in one process. What travels to the executors has to stand still.
             client.stop()
-            yield orders, client.snapshot, SnapshotDecider(client.snapshot, at=system_clock())
+            still = SnapshotDecider(client.snapshot, at=system_clock())
+            yield orders, KnownMembers(client.snapshot, still)
 
 
 @contextmanager

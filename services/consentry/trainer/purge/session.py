@@ -14,7 +14,7 @@ from consentry.domain.errors import ConsentryError, InvalidInput, Refused, Unava
 from consentry.domain.orders import PurgeOrder, Receipt
 from consentry.domain.values import Micros
 from consentry.ops.clock import Clock
-from consentry.trainer.deciding.decider import Decider
+from consentry.trainer.deciding.decider import Decider, SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge.dataset import Dataset, Progress, PurgeResult
 from consentry.trainer.purge.receipts import old_versions_detail, receipts, write_receipts
@@ -24,6 +24,16 @@ from consentry.trainer.purge.row_selector import (
     OrdersSelector,
     RowSelector,
 )
+from consentry.wire.jurisdictions import iso_jurisdictions
+
+
+@dataclass(frozen=True, slots=True)
+class KnownMembers:
+    """The records of members, and what decides by them who is excluded."""
+
+    snapshot: Snapshot
+    decider: Decider
+
 
 SendReceipts = Callable[[Sequence[Receipt]], None]
 """Sends the receipts of a purge to Kafka."""
@@ -70,6 +80,37 @@ class PurgeSession:
     decider: Decider
     excluded: str | None
     purge_unknown: bool
+
+    @classmethod
+    def open(
+        cls,
+        dataset: Dataset,
+        orders: Sequence[PurgeOrder],
+        members: KnownMembers | None,
+        *,
+        order_ids: Sequence[str] = (),
+        excluded: str | None = None,
+        purge_unknown: bool = False,
+    ) -> PurgeSession:
+        """Return the session for the orders with these ids, or for all where no id is given.
+
+        `members` is None where nothing is known of them: then every order has to name its member.
+        Raises InvalidInput for an id that no order has, Refused for a purpose that no policy names
+        and for an order that cannot be followed without records.
+        """
+        if members is None:
+            check_scopes(orders)
+            empty = Snapshot(1, iso_jurisdictions())
+            members = KnownMembers(empty, SnapshotDecider(empty))
+        check_purpose(excluded, members.snapshot)
+        return cls(
+            dataset=dataset,
+            orders=select_orders(orders, order_ids),
+            snapshot=members.snapshot,
+            decider=members.decider,
+            excluded=excluded,
+            purge_unknown=purge_unknown,
+        )
 
     def selector(self, exempt: Mapping[str, str], *, now: Micros) -> RowSelector:
         """Return what selects the rows to remove: the orders without an exemption, the excluded.

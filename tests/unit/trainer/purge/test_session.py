@@ -21,6 +21,7 @@ from consentry.trainer.purge.dataset import Progress, no_progress
 from consentry.trainer.purge.parquet import ParquetDirectory
 from consentry.trainer.purge.session import (
     ApplyOptions,
+    KnownMembers,
     PurgeSession,
     check_order_ids,
     check_purpose,
@@ -136,6 +137,19 @@ class TestErrors:
             raise_translated(full)
 
 
+def test_without_records_an_order_about_a_jurisdiction_opens_no_session(tmp_path: Path) -> None:
+    """Its residents are not in the rows: most of them would be missed."""
+    dataset = ParquetDirectory(tmp_path)
+    snapshot = Snapshot(4, WORLD)
+    members = KnownMembers(snapshot, SnapshotDecider(snapshot))
+
+    PurgeSession.open(dataset, [of_scope("HK")], members)
+    with pytest.raises(Refused) as refusal:
+        PurgeSession.open(dataset, [of_scope("HK")], None)
+
+    assert refusal.value.code == "purge.no_members"
+
+
 class TestApply:
     def test_each_order_gets_a_receipt_in_the_file_and_by_kafka(self, tmp_path: Path) -> None:
         """The rows are gone: somebody has to be able to prove it."""
@@ -191,15 +205,7 @@ def session_of(directory: Path) -> PurgeSession:
     directory.mkdir()
     table = pa.table({"member_id": ["ana", "bob", "cleo"], "text": ["a", "b", "c"]})
     pq.write_table(table, directory / "one.parquet")
-    snapshot = Snapshot(4, WORLD)
-    return PurgeSession(
-        dataset=ParquetDirectory(directory),
-        orders=ORDERS,
-        snapshot=snapshot,
-        decider=SnapshotDecider(snapshot),
-        excluded=None,
-        purge_unknown=False,
-    )
+    return PurgeSession.open(ParquetDirectory(directory), ORDERS, None)
 
 
 def read_dataset_texts(directory: Path) -> list[str]:

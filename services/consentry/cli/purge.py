@@ -39,7 +39,6 @@ from consentry.trainer.purge.dataset import Progress
 from consentry.trainer.purge.open_dataset import open_dataset
 from consentry.trainer.purge.order_log import read_orders_to_verify, send_receipts
 from consentry.trainer.purge.orders_file import read_orders
-from consentry.trainer.purge.receipts import check_receipts_file
 from consentry.trainer.purge.reports import (
     plan_fields,
     plan_text,
@@ -52,6 +51,7 @@ from consentry.trainer.purge.session import (
     ApplyOptions,
     KnownMembers,
     PurgeSession,
+    check_receipts_file,
     parse_exemptions,
     translate_errors,
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from consentry.domain.errors import ConsentryError, InvalidInput
+from consentry.domain.errors import ConsentryError
 from consentry.domain.orders import PurgeOrder, Receipt, Result
 from consentry.domain.values import Micros
 from consentry.domain.wording import iso_text
@@ -92,16 +92,6 @@ def as_fields(receipt: Receipt) -> dict[str, Any]:
     """Return a receipt as fields for JSON, with its time in ISO 8601."""
     fields = {name: getattr(receipt, name) for name in Receipt.__slots__}
     return fields | {"result": receipt.result.value, "completed_at": iso_text(receipt.completed_at)}
-
-
-def check_receipts_file(path: Path) -> None:
-    """Raise InvalidInput where the file's directory does not exist."""
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(
-            f"The directory of {str(path)!r} does not exist.",
-            code="input.file",
-            fix="make it, or name another",
-        )
 
 
 def write_receipts(path: Path, receipts: Sequence[Receipt]) -> None:

@@ -265,6 +265,16 @@ def parse_exemptions(pairs: Sequence[str]) -> dict[str, str]:
     return reasons
 
 
+def check_receipts_file(path: Path) -> None:
+    """Raise InvalidInput where the file's directory does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(
+            f"The directory of {str(path)!r} does not exist.",
+            code="input.file",
+            fix="make it, or name another",
+        )
+
+
 def check_version(dataset: Dataset, expected: str) -> None:
     """Raise Unavailable where the data set no longer has the version that was planned for."""
     version = dataset.version()

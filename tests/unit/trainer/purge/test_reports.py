@@ -16,7 +16,6 @@ from consentry.domain.errors import InvalidInput, Unavailable
 from consentry.trainer.purge.dataset import FilePlan, PurgePlan, PurgeResult, Verified
 from consentry.trainer.purge.receipts import (
     KEPT_BY_OLD_VERSIONS,
-    check_receipts_file,
     old_versions_detail,
     receipts,
     write_receipts,
@@ -29,7 +28,7 @@ from consentry.trainer.purge.reports import (
     verified_fields,
     verified_text,
 )
-from consentry.trainer.purge.session import Applied
+from consentry.trainer.purge.session import Applied, check_receipts_file
 
 ANA = "erasure:ana"
 DATASET: Any = SimpleNamespace(name="posts", keeps_versions=True)

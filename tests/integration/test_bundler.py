@@ -170,7 +170,7 @@ def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_
 def test_a_gateway_hands_out_what_the_bundler_signed_and_a_trainer_starts_from_it(
     world: World,
 ) -> None:
-    """A trainer without a way to the object store starts from what it gets at the door, or not at
+    """A trainer without a way to the object store starts from what the gateway gives it, or not at
     all.
     """
     world.processor().wait_ready()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.stack
 
 
 def test_keys_let_in_whom_they_were_made_for_until_they_are_revoked(world: World) -> None:
-    """The one door to everybody's consent: it has to close behind a stolen key without a
+    """The one way to everybody's consent: it has to close behind a stolen key without a
     restart.
     """
     files = {

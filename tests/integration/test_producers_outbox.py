@@ -202,7 +202,7 @@ def test_the_same_event_by_outbox_and_by_sdk_counts_once(
     ) as producer:
         producer.send(event)
         assert relay.run_once() == 1
-        # Accepted a second time by another door: another recorded_at, the same id and effective_at.
+        # Accepted a second time by another gateway: another recorded_at, the same id and effective_at.
         producer.send(replace(event, recorded_at=chose("anna", Choice.OPT_OUT).recorded_at))
         producer.erase("bo")
     wait_for(lambda: {b"anna", b"bo"} <= client.snapshot.records.keys(), "both")

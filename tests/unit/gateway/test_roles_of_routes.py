@@ -64,7 +64,7 @@ def asked(path: str) -> str:
 def gateway() -> InMemoryGateway:
     gateway = InMemoryGateway()
     # What these two find is told elsewhere, by the real log; here only who may look counts.
-    gateway.context.quarantine.entries = lambda: []  # type: ignore[method-assign] # there is no broker behind this door
+    gateway.context.quarantine.entries = lambda: []  # type: ignore[method-assign] # this gateway has no broker
     gateway.context.quarantine.find = lambda partition, offset: None  # type: ignore[method-assign] # as above
     return gateway
 

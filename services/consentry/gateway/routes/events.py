@@ -112,7 +112,7 @@ async def post_bulk(http_request: Request) -> Response:
     if len(lines) > LINES_MAX:
         raise Problem(
             413,
-            f"The body has {len(lines)} lines; at most {LINES_MAX} are taken.",
+            f"The body has {len(lines)} lines; at most {LINES_MAX} are accepted.",
             code="input.too_many_lines",
             fix="split it",
         )

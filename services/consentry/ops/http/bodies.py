@@ -106,13 +106,15 @@ def parse_json(
     try:
         return _DECODER.decode(text.decode())
     except (ValueError, RecursionError) as error:
-        detail = (
-            "it is nested too deeply" if isinstance(error, RecursionError) else _place_of(error)
-        )
-        raise Problem(400, f"{what} is not JSON: {detail}.", code="input.json", fix=fix) from None
+        raise Problem(
+            400, f"{what} is not JSON: {_detail_of(error)}.", code="input.json", fix=fix
+        ) from None
 
 
-def _place_of(error: ValueError) -> str:
+def _detail_of(error: ValueError | RecursionError) -> str:
+    """Return what is wrong with a text that is not JSON, without showing any of it."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         return f"{error.msg}, {line}column {error.colno}"

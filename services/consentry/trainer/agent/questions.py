@@ -67,18 +67,18 @@ def mask_question(body: bytes) -> MaskQuestion:
     )
 
 
-def check_question(body: bytes, files: list[str], asked: CheckQuestion) -> CheckQuestion:
+def check_question(body: bytes, files: list[str], parameters: CheckQuestion) -> CheckQuestion:
     """Return the question of a JSON body. Raises Problem and InvalidInput.
 
-    Of a lakeFS event only the branch is taken: `files` are paths in it, and the parameters of the
-    request, in `asked`, say the rest.
+    Of a lakeFS event only the branch is taken: `files` are paths in it, and
+    `parameters` say the rest.
     """
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):
         event = None
     if isinstance(event, dict) and "event_type" in event:
-        return replace(asked, paths=lakefs_paths(event, files))
+        return replace(parameters, paths=lakefs_paths(event, files))
     data = parse_object(body, frozenset(CheckIn.model_fields))
     return CheckQuestion(
         columns=ColumnSpec(

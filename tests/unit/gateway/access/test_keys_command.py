@@ -93,7 +93,7 @@ def test_init_makes_no_token_keys_where_none_are_named(files: Path) -> None:
 
 
 def test_a_second_init_changes_nothing(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs before every start of the stack: a new pepper would close the door on every
+    """It runs before every start of the stack: a new pepper would shut out every
     service.
     """
     monkeypatch.setenv("CONSENTRY_TOKEN_KEYS_FILE", str(files / "token-keys"))
@@ -278,7 +278,7 @@ def test_a_key_pasted_instead_of_its_id_is_not_repeated() -> None:
 
 
 def test_a_second_key_has_the_same_pepper(files: Path) -> None:
-    """A new pepper would close the door on every other service."""
+    """A new pepper would shut out every other service."""
     first = run("new", "--subject", "billing", "--role", "producer").stdout.strip()
     run("new", "--subject", "other", "--role", "producer")
 

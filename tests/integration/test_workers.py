@@ -140,13 +140,13 @@ def test_every_metric_is_exported_with_exactly_its_labels_and_no_member_stands_i
     wait_for(lambda: trainer.metric("consentry_decisions_total", outcome="excluded"), "decisions")
     wait_for(lambda: trainer.metric("consentry_members", subscriber="ranker") == 3, "three members")
     gateway = world.start("gateway", "--dev", "--port", "0", name="gateway", LOG_LEVEL="debug")
-    gateway = GatewayClient(
+    client = GatewayClient(
         str(wait_for(lambda: gateway.lines("gateway"), "the gateway")[0]["url"]), "dev:web:producer"
     )
-    gateway.post(
+    client.post(
         "/v1/consent-changes", {"member_id": "marked-dee", "purpose": PURPOSE, "choice": "OPT_OUT"}
     )
-    gateway.get(f"/v1/members/marked-dee/decision?purpose={PURPOSE}")
+    client.get(f"/v1/members/marked-dee/decision?purpose={PURPOSE}")
     of_gateway = {name for name in DEFINITIONS if name.startswith("consentry_gateway_")}
     for running, expected in (
         (worker, DEFINITIONS.keys() - OF_TRAINERS - OF_THE_BUNDLER - of_gateway),

@@ -70,8 +70,8 @@ def mask_question(body: bytes) -> MaskQuestion:
 def check_question(body: bytes, files: list[str], parameters: CheckQuestion) -> CheckQuestion:
     """Return the question of a JSON body. Raises Problem and InvalidInput.
 
-    Of a lakeFS event only the branch is taken: `files` are paths in it, and
-    `parameters` say the rest.
+    Of a lakeFS event only the branch is used: `files` are paths in it, and `parameters` say the
+    rest.
     """
     try:
         event = json.loads(body)

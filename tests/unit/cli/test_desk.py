@@ -1,6 +1,4 @@
-"""What a regulator desk is told before a control is sent: what speaks against it, and whom the
-table counts.
-"""
+"""The checks before a control of a regulator desk is sent: conflicts, files, and notes."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ from consentry.domain.errors import InvalidInput
 HK = pause(1, "HK", on=5)
 
 
-class TestObjections:
+class TestConflicts:
     @pytest.mark.parametrize(
         ("again", "has_effective", "log", "said"),
         [
@@ -42,14 +40,14 @@ class TestObjections:
             (pause(2, "HK", on=9, version=2), False, [HK, lift(3, on=6)], None),
         ],
     )
-    def test_a_pause_that_would_change_nothing_is_objected_to(
+    def test_a_pause_that_would_change_nothing_is_a_conflict(
         self, again: object, has_effective: bool, log: list[Control], said: str | None
     ) -> None:
         """*Accepted* would be read as *paused*."""
-        objection = conflict_of_pause(again, log, has_effective=has_effective)  # type: ignore[arg-type]
+        conflict = conflict_of_pause(again, log, has_effective=has_effective)  # type: ignore[arg-type]
 
-        assert (objection is None) == (said is None)
-        assert said is None or said in objection.problem  # type: ignore[union-attr]
+        assert (conflict is None) == (said is None)
+        assert said is None or said in conflict.problem  # type: ignore[union-attr]
 
     @pytest.mark.parametrize(
         ("ending", "has_effective", "code"),
@@ -61,7 +59,7 @@ class TestObjections:
             (lift(3, on=4, effective_at=day(4)), False, None),
         ],
     )
-    def test_a_lift_of_nothing_or_from_before_the_pause_is_objected_to(
+    def test_a_lift_of_nothing_or_from_before_the_pause_is_a_conflict(
         self, ending: object, has_effective: bool, code: str | None
     ) -> None:
         """It would say that the pause never held, and every answer of that time be wrong
@@ -70,26 +68,26 @@ class TestObjections:
         Without a time of its own a lift may come before an announced pause: that is how one is
         withdrawn.
         """
-        objection = conflict_of_lift(ending, [HK], has_effective=has_effective)  # type: ignore[arg-type]
+        conflict = conflict_of_lift(ending, [HK], has_effective=has_effective)  # type: ignore[arg-type]
 
-        assert (objection and objection.code) == code
+        assert (conflict and conflict.code) == code
 
-    def test_an_objection_names_the_line_of_the_file_or_reads_as_a_sentence(self) -> None:
-        """Who wrote fifty lines has to find the one that is meant."""
-        objection = conflict_of_pause(pause(2, "US", on=9), [HK], has_effective=False)
-        assert objection is not None
+    def test_a_conflict_names_the_line_of_the_file_or_reads_as_a_sentence(self) -> None:
+        """Whoever wrote fifty lines has to find the one that is meant."""
+        conflict = conflict_of_pause(pause(2, "US", on=9), [HK], has_effective=False)
+        assert conflict is not None
 
         with pytest.raises(
             InvalidInput, match=r"^hk\.yaml, line 3, version: version 1 of pause 'pause-1' was"
         ):
             refuse(
-                objection,
+                conflict,
                 ControlFile("hk.yaml", "pause: pause-1\njurisdictions: [US]\nversion: 1\n"),
             )
         with pytest.raises(
             InvalidInput, match=r"^Version 1 of pause 'pause-1' was .* changes nothing\. \["
         ):
-            refuse(objection, None)
+            refuse(conflict, None)
 
     def test_a_file_that_is_no_text_is_refused_by_name(self, tmp_path: Path) -> None:
         """A traceback tells the desk nothing."""
@@ -132,9 +130,9 @@ class TestPublishing:
         """
         known = policy(1, terms("*"), on=5)
         again = replace(policy(2, terms("*"), on=9, effective=effective), version=known.version)
-        objection = conflict_of_policy(again, [known], has_effective=has_effective)
-        if objection is not None:
-            refuse(objection, self.FORM)
+        conflict = conflict_of_policy(again, [known], has_effective=has_effective)
+        if conflict is not None:
+            refuse(conflict, self.FORM)
         return is_published(again, [known], has_effective=has_effective)
 
     def test_the_same_file_again_changes_nothing(self) -> None:

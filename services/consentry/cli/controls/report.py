@@ -1,4 +1,4 @@
-"""A dry run as a person reads it, and as JSON."""
+"""The report of a dry run, for a person and as JSON."""
 
 from __future__ import annotations
 
@@ -53,24 +53,21 @@ def show_impact(
 
 
 def _wrapped(line: str, width: int) -> str:
-    """A line for a terminal; what is too long goes on below, further in than it began."""
+    """Return a line wrapped for a terminal; its further lines are indented deeper."""
+    if len(line) <= width:
+        return line
     indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return (
-        textwrap.fill(line, width, subsequent_indent=indent, drop_whitespace=False)
-        if len(line) > width
-        else line
-    )
+    return textwrap.fill(line, width, subsequent_indent=indent, drop_whitespace=False)
 
 
 def _lines(report: DryRunReport) -> Iterator[str]:
-    """The report as a person reads it."""
+    """Give the report line by line, for a person."""
     first, *later = report.impacts
+    for_uses = "" if first.at == first.known_at else f", for uses on {date_text(first.at)}"
     yield f"DRY RUN, nothing is sent: {_control_text(report)}"
     yield (
         f"asked of {first.members + report.quarantined} members as of "
-        f"{date_text(first.known_at)}, the table being "
-        f"{report.age_seconds:.1f} s "
-        f"old{'' if first.at == first.known_at else f', for uses on {date_text(first.at)}'}"
+        f"{date_text(first.known_at)}, the table being {report.age_seconds:.1f} s old{for_uses}"
     )
     if not isinstance(report.control, PauseImposed):
         yield f"opens use: {'YES' if report.opens_use else 'no, nowhere'}"
@@ -91,7 +88,7 @@ def _lines(report: DryRunReport) -> Iterator[str]:
 
 
 def _control_text(report: DryRunReport) -> str:
-    """The control in one line."""
+    """Return the control in one line."""
     control = report.control
     effective = f"effective {date_text(control.effective_at)}"
     where = named(
@@ -119,7 +116,7 @@ def _control_text(report: DryRunReport) -> str:
 
 
 def _covered_lines(report: DryRunReport) -> Iterator[str]:
-    """Whom the control speaks of."""
+    """Give how many members the control covers, and where they last lived."""
     first = report.impacts[0]
     yield f"covered: {sum(first.covered.values())} members, by where they last lived"
     ranked = sorted(first.covered.items(), key=lambda item: -item[1])
@@ -134,18 +131,20 @@ def _covered_lines(report: DryRunReport) -> Iterator[str]:
         )
     if report.quarantined:
         yield (
-            f"held: {report.quarantined} members whose record cannot be read; they are excluded "
-            "before and after"
+            f"quarantined: {report.quarantined} members whose record cannot be read; they are "
+            "excluded before and after"
         )
 
 
 def _impact_lines(impact: Impact) -> Iterator[str]:
-    """What becomes of the answers at one moment."""
-    for verb, found in (
+    """Give how the answers change at one moment."""
+    for verb, members_by_purpose in (
         ("allowed → excluded", impact.excluded()),
         ("excluded → allowed", impact.opened()),
     ):
-        counted = ", ".join(f"{members} for {purpose}" for purpose, members in found.items())
+        counted = ", ".join(
+            f"{members} for {purpose}" for purpose, members in members_by_purpose.items()
+        )
         yield f"{verb}: {counted or 'none'}"
     if impact.changes:
         rows = [("purpose", "lives in", "before", "after", "members")]
@@ -172,7 +171,7 @@ def _impact_lines(impact: Impact) -> Iterator[str]:
 
 
 def _terms_lines(report: DryRunReport) -> Iterator[str]:
-    """What a policy changes in the terms, and whether that opens use."""
+    """Give what a policy changes in the terms, and whether that opens use."""
     if not isinstance(report.control, PolicyPublished):
         return
     at, jurisdictions = report.impacts[0].at, report.after.jurisdictions
@@ -192,7 +191,7 @@ def _terms_lines(report: DryRunReport) -> Iterator[str]:
 
 
 def _dataset_lines(report: DryRunReport) -> Iterator[str]:
-    """Which data sets are concerned, and which of them would owe a receipt."""
+    """Give the data sets, and those that would owe a receipt."""
 
     named = ", ".join(f"{dataset} ({subscriber})" for subscriber, dataset in report.datasets)
     if not named:
@@ -211,7 +210,7 @@ def _dataset_lines(report: DryRunReport) -> Iterator[str]:
 
 
 def _notes(report: DryRunReport) -> Iterator[str]:
-    """What the numbers do not say."""
+    """Give notes on what the numbers leave out."""
     control = report.control
     if isinstance(control, PauseImposed):
         yield (
@@ -227,8 +226,8 @@ def _notes(report: DryRunReport) -> Iterator[str]:
     for purpose, codes in report.freed.items():
         where = named(codes, report.after.jurisdictions, at=report.impacts[0].at)
         yield (
-            f"note: rows that name {where} themselves may be used again for {purpose}, as their "
-            "members' word allows"
+            f"note: rows that name {where} themselves may be used again for {purpose}, as the "
+            "choices of their members allow"
         )
     if isinstance(control, PolicyPublished) and any(
         terms.categories is not None or terms.collected_from is not None for terms in control.terms
@@ -240,7 +239,7 @@ def _notes(report: DryRunReport) -> Iterator[str]:
 
 
 def _data(report: DryRunReport) -> dict[str, Any]:
-    """The report for a machine."""
+    """Return the report as JSON fields."""
     first, *later = report.impacts
     order = report.order
     due_at = None if order is None else _iso(order.due_at)
@@ -270,10 +269,10 @@ def _data(report: DryRunReport) -> dict[str, Any]:
 
 
 def _control_data(control: Control) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": type(control).__name__, "version": control.version}
+    fields: dict[str, Any] = {"kind": type(control).__name__, "version": control.version}
     if not isinstance(control, PolicyPublished):
-        found["pause"] = control.pause
-    return found | {
+        fields["pause"] = control.pause
+    return fields | {
         "effective_at": _iso(control.effective_at),
         "recorded_at": _iso(control.recorded_at),
     }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from time import monotonic
@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from rich.console import Console
 
-from consentry.domain.errors import ConsentryError, InvalidInput, Unavailable
+from consentry.domain.errors import ConsentryError, InvalidInput
 from consentry.domain.scenarios import Failure, Scenario
 from consentry.domain.scenarios import run as run_rules
 from consentry.domain.values import parse_name
@@ -78,7 +78,7 @@ def run(
     Exit 0: all hold. 1: some do not. 2: a file cannot be read.
     """
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
-    read, errors = _read_all(paths)
+    scenarios, errors = _read_all(paths)
     if errors:
         for error in errors:
             Console(stderr=True, highlight=False, soft_wrap=True).print(
@@ -87,20 +87,20 @@ def run(
         if as_json:
             _print_json([], [], errors)
         raise typer.Exit(EXIT_CANNOT_TELL)
-    outcomes = (
-        _by_rules(read) if engine is Engine.RULES else _on_the_stack(read, console, directory, jobs)
-    )
+    if engine is Engine.RULES:
+        outcomes = _run_by_rules(scenarios)
+    else:
+        outcomes = _run_on_stack(scenarios, console, directory, jobs)
     failed: list[tuple[ScenarioFile, Failure]] = []
-    for one, failures, seconds in outcomes:
-        _show(console, one, failures, seconds)
-        failed += [(one, failure) for failure in failures]
-    count = sum(len(one.scenario.expect) for one in read)
-    decisions = f"[red]{len(failed)} did not hold.[/]" if failed else "[green]All hold.[/]"
-    console.print(
-        f"{_counted(len(read), 'scenario')}, {_counted(count, 'expectation')}. {decisions}"
-    )
+    for outcome in outcomes:
+        _show(console, outcome)
+        failed += [(outcome.file, failure) for failure in outcome.failures]
+    expectations = sum(len(file.scenario.expect) for file in scenarios)
+    verdict = f"[red]{len(failed)} did not hold.[/]" if failed else "[green]All hold.[/]"
+    counts = f"{_counted(len(scenarios), 'scenario')}, {_counted(expectations, 'expectation')}"
+    console.print(f"{counts}. {verdict}")
     if as_json:
-        _print_json(read, failed, [])
+        _print_json(scenarios, failed, [])
     raise typer.Exit(EXIT_FAILED if failed else 0)
 
 
@@ -139,31 +139,31 @@ def schema() -> None:
 
 
 def _read_all(paths: Sequence[Path]) -> tuple[list[ScenarioFile], list[str]]:
-    """The scenarios, and what is wrong with the files that hold none."""
-
-    read: list[ScenarioFile] = []
+    """Return the scenarios, and the errors of the files that hold none."""
+    scenarios: list[ScenarioFile] = []
     errors: list[str] = []
-    for path in _expanded(paths):
+    for path in _expand(paths):
         try:
-            read.append(_read(path))
+            scenarios.append(_read(path))
         except ConsentryError as error:
             errors.append(str(error))
-    if not read and not errors:
+    if not scenarios and not errors:
         errors.append(
             f"There is no *.yaml file in {', '.join(map(str, paths))}. [input.file] Fix: name "
             "scenario files"
         )
-    return read, errors
+    return scenarios, errors
 
 
-def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
+def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+    """Give each file, and the YAML files of each folder in the order of their names."""
     for path in paths:
-        if path.is_dir():
-            yield from sorted(
-                found for found in path.iterdir() if found.suffix in (".yaml", ".yml")
-            )
-        else:
+        if not path.is_dir():
             yield path
+            continue
+        for file in sorted(path.iterdir()):
+            if file.suffix in (".yaml", ".yml"):
+                yield file
 
 
 def _read(path: Path) -> ScenarioFile:
@@ -178,109 +178,101 @@ def _read(path: Path) -> ScenarioFile:
     return ScenarioFile(path, text, read_scenario(text, file=str(path)))
 
 
-Outcome = tuple[ScenarioFile, "tuple[Failure, ...]", float]
+class ScenarioOutcome(NamedTuple):
+    """A scenario that was run, the expectations that did not hold, and how long it took."""
+
+    file: ScenarioFile
+    failures: tuple[Failure, ...]
+    seconds: float
 
 
-def _by_rules(read: Sequence[ScenarioFile]) -> Iterator[Outcome]:
-    return _timed(read, lambda _, scenario: run_rules(scenario, iso_jurisdictions()))
+def _run_by_rules(scenarios: Sequence[ScenarioFile]) -> Iterator[ScenarioOutcome]:
+    for file in scenarios:
+        yield _timed(file, lambda scenario: run_rules(scenario, iso_jurisdictions()))
 
 
-def _on_the_stack(
-    read: Sequence[ScenarioFile], console: Console, directory: Path, jobs: int
-) -> Iterator[Outcome]:
-    from consentry.cli.playground import playground  # noqa: PLC0415 - needs the extra local
-    from consentry.cli.scenario.stack import clean_up, play  # noqa: PLC0415 - needs the extra local
+def _run_on_stack(
+    scenarios: Sequence[ScenarioFile], console: Console, directory: Path, jobs: int
+) -> Iterator[ScenarioOutcome]:
+    """Run scenarios `jobs` at a time, and give their outcomes in the order of the arguments."""
+    # By the rules alone neither is needed, and neither are the packages of the extra local.
+    from consentry.cli.playground import playground  # noqa: PLC0415
+    from consentry.cli.scenario.stack import play_alone  # noqa: PLC0415
 
     set_up_logs(style="text", level="error")
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that SIGTERM also leaves nothing behind
-    with playground(directory, console, prefix="scenario", use_running=True) as (settings, work):
+    # SIGTERM raises KeyboardInterrupt, so that it leaves nothing behind either.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        playground(directory, console, prefix="scenario", use_running=True) as (settings, work),
+        ThreadPoolExecutor(jobs) as pool,
+    ):
         is_own_stack = settings.local_dir == directory
-
-        def play_in_own_namespace(number: int, scenario: Scenario) -> tuple[Failure, ...]:
-            own = settings.model_copy(update={"namespace": f"{settings.namespace}-{number}"})
-            directory = work / str(number)
-            directory.mkdir()
-            try:
-                failures = play(scenario, own, directory)
-            except BaseException:
-                if not is_own_stack:
-                    with suppress(Unavailable):  # the first error is the one to report
-                        clean_up(own)
-                raise
-            if not is_own_stack:
-                clean_up(own)
-            return failures
-
-        with ThreadPoolExecutor(jobs) as pool:
-            # A thread for each scenario, `jobs` at a time; shown in the order of the arguments.
-            running = [
-                pool.submit(
-                    lambda pair: next(_timed([pair[1]], play_in_own_namespace, pair[0])), pair
-                )
-                for pair in enumerate(read)
-            ]
-            try:
-                for future in running:
-                    yield future.result()
-            finally:
-                for future in running:
-                    future.cancel()
+        futures: list[Future[ScenarioOutcome]] = []
+        for number, file in enumerate(scenarios):
+            play = partial(
+                play_alone, settings=settings, work=work, number=number, cleans_up=not is_own_stack
+            )
+            futures.append(pool.submit(_timed, file, play))
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def _timed(
-    read: Sequence[ScenarioFile],
-    run_one: Callable[[int, Scenario], tuple[Failure, ...]],
-    first: int = 0,
-) -> Iterator[Outcome]:
-    for number, one in enumerate(read, start=first):
-        started = monotonic()
-        failures = run_one(number, one.scenario)
-        yield one, failures, monotonic() - started
+    file: ScenarioFile, run_one: Callable[[Scenario], tuple[Failure, ...]]
+) -> ScenarioOutcome:
+    started = monotonic()
+    failures = run_one(file.scenario)
+    return ScenarioOutcome(file, failures, monotonic() - started)
 
 
-def _show(console: Console, one: ScenarioFile, failures: Sequence[Failure], seconds: float) -> None:
-    count = _counted(len(one.scenario.expect), "expectation")
-    took = f", {seconds:.1f} s" if seconds >= 0.1 else ""
-    style = "red" if failures else "green"
-    console.print(
-        f"[{style}]{'FAILED' if failures else 'holds '}[/]  {one.scenario.name}  ({count}{took})"
-    )
+def _show(console: Console, outcome: ScenarioOutcome) -> None:
+    file, failures, seconds = outcome
+    count = _counted(len(file.scenario.expect), "expectation")
+    duration = f", {seconds:.1f} s" if seconds >= 0.1 else ""
+    label = "[red]FAILED[/]" if failures else "[green]holds [/]"
+    console.print(f"{label}  {file.scenario.name}  ({count}{duration})")
     for failure in failures:
-        console.print(
-            f"        {one.file}, line {line_of(one.text, failure.where)}: {failure.question}",
-            markup=False,
-        )
-        console.print(f"          expected  {failure.expected}", markup=False)
-        console.print(f"          got       {failure.got}", markup=False)
-        for sentence in failure.because:
-            console.print(f"          because   {sentence}", markup=False)
+        line = line_of(file.text, failure.where)
+        texts = [
+            f"        {file.file}, line {line}: {failure.question}",
+            f"          expected  {failure.expected}",
+            f"          got       {failure.got}",
+        ]
+        texts += [f"          because   {sentence}" for sentence in failure.because]
+        for text in texts:
+            console.print(text, markup=False)
 
 
 def _print_json(
-    read: Sequence[ScenarioFile],
+    scenarios: Sequence[ScenarioFile],
     failed: Sequence[tuple[ScenarioFile, Failure]],
     errors: Sequence[str],
 ) -> None:
     result: dict[str, Any] = {
-        "scenarios": len(read),
-        "expectations": sum(len(one.scenario.expect) for one in read),
-        "failed": [
-            {
-                "scenario": one.scenario.name,
-                "file": str(one.file),
-                "line": line_of(one.text, failure.where),
-                "where": failure.where,
-                "question": failure.question,
-                "expected": failure.expected,
-                "got": failure.got,
-                "because": list(failure.because),
-            }
-            for one, failure in failed
-        ],
+        "scenarios": len(scenarios),
+        "expectations": sum(len(file.scenario.expect) for file in scenarios),
+        "failed": [_failure_fields(file, failure) for file, failure in failed],
     }
-    typer.echo(json.dumps(result | ({"errors": list(errors)} if errors else {})))
+    if errors:
+        result["errors"] = list(errors)
+    typer.echo(json.dumps(result))
+
+
+def _failure_fields(file: ScenarioFile, failure: Failure) -> dict[str, Any]:
+    return {
+        "scenario": file.scenario.name,
+        "file": str(file.file),
+        "line": line_of(file.text, failure.where),
+        "where": failure.where,
+        "question": failure.question,
+        "expected": failure.expected,
+        "got": failure.got,
+        "because": list(failure.because),
+    }
 
 
 def _counted(count: int, noun: str) -> str:

@@ -52,6 +52,29 @@ _OPEN = re.compile(
 )
 
 
+def play_alone(
+    scenario: Scenario, *, settings: Settings, work: Path, number: int, cleans_up: bool
+) -> tuple[Failure, ...]:
+    """Play a scenario in a namespace and a directory of its own, named by its number.
+
+    `cleans_up` removes its topics and table afterwards, as on a stack that goes on running. Raises
+    as `play`.
+    """
+    own_settings = settings.model_copy(update={"namespace": f"{settings.namespace}-{number}"})
+    directory = work / str(number)
+    directory.mkdir()
+    try:
+        failures = play(scenario, own_settings, directory)
+    except BaseException:
+        if cleans_up:
+            with suppress(Unavailable):  # the first error is the one to report
+                clean_up(own_settings)
+        raise
+    if cleans_up:
+        clean_up(own_settings)
+    return failures
+
+
 def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failure, ...]:
     """Send a scenario's events; ask the trainer about the timeline's end, the table about the past.
 

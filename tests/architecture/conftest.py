@@ -1,4 +1,4 @@
-"""What the tests of the repository itself look at."""
+"""The files that the tests of the repository itself read."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def project_files() -> tuple[Path, ...]:
-    """Every file of the project, relative to its top: what git tracks or would track, never what a
-    tool left behind.
+    """Every file of the project, relative to its top.
+
+    That is every file that git tracks or would track, and none that a tool left behind.
     """
-    files = _asked_from_git(ROOT) or _found_by_walking(ROOT)
+    files = _listed_by_git(ROOT) or _found_by_walking(ROOT)
     return tuple(sorted(path for path in files if (ROOT / path).is_file()))
 
 
 @pytest.fixture(scope="session")
 def project_texts(project_files: tuple[Path, ...]) -> dict[str, str]:
-    """The text of each project file by its path; what is not text is left out."""
+    """The text of each project file by its path; files that are no text are left out."""
     texts: dict[str, str] = {}
     for path in project_files:
         try:
@@ -38,9 +39,8 @@ def project_texts(project_files: tuple[Path, ...]) -> dict[str, str]:
     return texts
 
 
-def _asked_from_git(root: Path) -> list[Path]:
-    # In a gate the checkout may belong to another user, which git refuses unless told that it is
-    # meant.
+def _listed_by_git(root: Path) -> list[Path]:
+    # In a gate the checkout may belong to another user; git refuses that without this setting.
     command = ["git", "-c", f"safe.directory={root}", "ls-files", "-z"]
     command += ["--cached", "--others", "--exclude-standard"]
     try:
@@ -53,7 +53,7 @@ def _asked_from_git(root: Path) -> list[Path]:
 
 
 def _found_by_walking(root: Path) -> list[Path]:
-    """For a checkout without git: everything that .gitignore does not name."""
+    """Return every file that .gitignore does not name, for a checkout without git."""
     ignored = [
         line.rstrip("/")
         for line in (root / ".gitignore").read_text(encoding="utf-8").split()

@@ -1,4 +1,4 @@
-"""The rooms stand apart: the import contracts hold, and each of them notices when it is broken."""
+"""The rooms stand apart: every import contract is kept, and each notices a broken copy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-# What is written where, and the contract that has to notice. Paths are relative to
-# services/consentry.
 BREAKAGES = {
     "the domain talks to Redis": (
         {"domain/broken_on_purpose.py": "import redis\n"},
@@ -71,12 +69,11 @@ BREAKAGES = {
         "no cycles between siblings",
     ),
 }
+"""By case: the files to write, relative to services/consentry, and the contract that must notice."""
 
 
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
-    """Run the contracts of `root` over the packages of `root`, wherever the installed ones may
-    be.
-    """
+    """Run the contracts of `root` over its own packages, not over the installed ones."""
     return subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
         cwd=root,

@@ -39,8 +39,9 @@ HASH = re.compile(r"^\s+--hash=sha256:[0-9a-f]{64}(?: \\)?$")
 
 
 def registry_addresses(texts: Mapping[str, str]) -> list[str]:
-    """Each place that names where packages or images come from; that is for the machine to choose,
-    not for us.
+    """Return each place that names a source of packages or images.
+
+    The machine chooses these, not we.
     """
     return [
         f"{name}:{number}: {match.group()}"
@@ -51,7 +52,7 @@ def registry_addresses(texts: Mapping[str, str]) -> list[str]:
 
 
 def unexplained_leftovers(texts: Mapping[str, str]) -> list[str]:
-    """Each note of unfinished work that does not say whose it is and why it stays."""
+    """Return each note of unfinished work without its owner and its reason."""
     return [
         f"{name}:{number}: {line.strip()}"
         for name, text in texts.items()
@@ -62,17 +63,19 @@ def unexplained_leftovers(texts: Mapping[str, str]) -> list[str]:
 
 
 def pins(lock: str) -> dict[str, set[str]]:
-    """The versions that a lock file pins, by package; several if they differ by platform."""
-    found: dict[str, set[str]] = {}
+    """Return the versions that a lock file pins, by package; several if they differ by platform."""
+    versions: dict[str, set[str]] = {}
     for line in lock.splitlines():
         if match := PIN.match(line):
-            found.setdefault(canonicalize_name(match["name"]), set()).add(match["version"])
-    return found
+            versions.setdefault(canonicalize_name(match["name"]), set()).add(match["version"])
+    return versions
 
 
 def lock_complaints(lock: str, requirements: Iterable[str]) -> list[str]:
-    """What keeps a lock file from being a promise: lines that are neither pin nor hash, pins
-    without hash, gaps.
+    """Return each fault of a lock file.
+
+    A fault is a line that is neither a pin nor a hash, a pin without a hash, or a requirement
+    without a fitting pin.
     """
     complaints = [f"an address: {line}" for line in lock.splitlines() if "://" in line]
     hashes = 1
@@ -100,26 +103,24 @@ def lock_complaints(lock: str, requirements: Iterable[str]) -> list[str]:
 
 
 def strangers(lock: str, main: str) -> list[str]:
-    """The pins of one lock file that another, which is meant to hold them all, does not have."""
+    """Return the pins of one lock file that the main one lacks, though it should have all."""
     known = pins(main)
     return [
-        f"{name} {sorted(found)}"
-        for name, found in pins(lock).items()
-        if not found <= known.get(name, set())
+        f"{name} {sorted(versions)}"
+        for name, versions in pins(lock).items()
+        if not versions <= known.get(name, set())
     ]
 
 
 def layout_complaints(files: Iterable[Path]) -> list[str]:
-    """What stands at the top of the repository and should not, or should and does not."""
-    found = {path.parts[0] for path in files}
-    missing = [f"missing: {name}" for name in sorted(TOP_LEVEL - found)]
-    return missing + [f"has no place: {name}" for name in sorted(found - TOP_LEVEL - DOTFILES)]
+    """Return what is missing at the top of the repository, and what has no place there."""
+    names = {path.parts[0] for path in files}
+    missing = [f"missing: {name}" for name in sorted(TOP_LEVEL - names)]
+    return missing + [f"has no place: {name}" for name in sorted(names - TOP_LEVEL - DOTFILES)]
 
 
 def declared(pyproject: Mapping[str, Any]) -> list[str]:
-    """Every requirement that pyproject.toml declares, the optional and the building ones
-    included.
-    """
+    """Return every requirement of pyproject.toml, also the optional ones and those to build."""
     project = pyproject["project"]
     extras = project.get("optional-dependencies", {}).values()
     return [

@@ -52,7 +52,7 @@ class ControlFile(NamedTuple):
     text: str
 
 
-class Draft(NamedTuple, Generic[AnyControl]):
+class DeskDraft(NamedTuple, Generic[AnyControl]):
     """A control as it was asked for, whether it gives an effective time, and the file it is in."""
 
     control: AnyControl
@@ -72,7 +72,7 @@ def read_file(path: Path) -> ControlFile:
         ) from error
 
 
-def read_draft(path: Path, parser: Callable[..., AnyControl]) -> Draft[AnyControl]:
+def read_draft(path: Path, parser: Callable[..., AnyControl]) -> DeskDraft[AnyControl]:
     """Read a control from a file with one of the parsers of forms/controls.
 
     Raises InvalidInput naming file, line and field.
@@ -80,10 +80,10 @@ def read_draft(path: Path, parser: Callable[..., AnyControl]) -> Draft[AnyContro
     file = read_file(path)
     now = system_clock()
 
-    def parse(data: object) -> Draft[AnyControl]:
+    def parse(data: object) -> DeskDraft[AnyControl]:
         control = parser(data, event_id=uuid.uuid4().bytes, recorded_at=now, source=_SOURCE)
         has_effective = isinstance(data, dict) and data.get("effective") is not None
-        return Draft(control, has_effective, file)
+        return DeskDraft(control, has_effective, file)
 
     return read_form(file.text, parse, source=file.path)
 

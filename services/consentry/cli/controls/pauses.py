@@ -12,7 +12,7 @@ import typer
 from consentry.cli.connections import read_controls
 from consentry.cli.controls.desk import (
     INT_MAX,
-    Draft,
+    DeskDraft,
     DryRunOption,
     Submission,
     log_to_check_by,
@@ -110,11 +110,11 @@ def impose(
             reach=reach,
             source="cli",
         )
-        draft = Draft(control, effective is not None, None)
+        draft = DeskDraft(control, effective is not None, None)
     _impose(draft, dry_run=dry_run, as_json=as_json)
 
 
-def _impose(draft: Draft[PauseImposed], *, dry_run: bool, as_json: bool) -> None:
+def _impose(draft: DeskDraft[PauseImposed], *, dry_run: bool, as_json: bool) -> None:
     settings = open_settings()
     log = log_to_check_by(settings, dry_run=dry_run)
     if log is not None:
@@ -126,7 +126,7 @@ def _impose(draft: Draft[PauseImposed], *, dry_run: bool, as_json: bool) -> None
     show_or_submit(submission, settings, log, dry_run=dry_run, as_json=as_json)
 
 
-def _pause_body(draft: Draft[PauseImposed]) -> dict[str, Any]:
+def _pause_body(draft: DeskDraft[PauseImposed]) -> dict[str, Any]:
     """Return the pause as the gateway takes it."""
     pause, scope = draft.control, draft.control.scope
     return {
@@ -142,7 +142,7 @@ def _pause_body(draft: Draft[PauseImposed]) -> dict[str, Any]:
     }
 
 
-def _effective_field(draft: Draft[PauseImposed] | Draft[PauseLifted]) -> dict[str, str]:
+def _effective_field(draft: DeskDraft[PauseImposed] | DeskDraft[PauseLifted]) -> dict[str, str]:
     """Return the effective time as the gateway takes it; nothing where the draft gives none."""
     if not draft.has_effective:
         return {}
@@ -186,11 +186,11 @@ def lift(
             opt_ins=opt_ins,
             source="cli",
         )
-        draft = Draft(control, effective is not None, None)
+        draft = DeskDraft(control, effective is not None, None)
     _lift(draft, dry_run=dry_run, as_json=as_json)
 
 
-def _lift(draft: Draft[PauseLifted], *, dry_run: bool, as_json: bool) -> None:
+def _lift(draft: DeskDraft[PauseLifted], *, dry_run: bool, as_json: bool) -> None:
     settings = open_settings()
     log = log_to_check_by(settings, dry_run=dry_run)
     lift = draft.control

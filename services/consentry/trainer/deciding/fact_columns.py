@@ -81,7 +81,7 @@ class FactColumns:
             & (counts & _NOT_SMALL == 0)
             & self._sums_match(members, raws, ends)
         )
-        self._steps: list[_Step] = []
+        self._steps: list[_FactsOfRows] = []
         position += 1
         for number in range(int(counts.max(initial=0, where=self.is_plain)) >> 1):
             rows = np.flatnonzero(self.is_plain & (counts >> 1 > number))
@@ -104,7 +104,9 @@ class FactColumns:
         match: _Column = np.fromiter(sums, dtype=np.uint32, count=len(raws)) == stored
         return match
 
-    def _read(self, rows: _Column, at: _Column, ends: _Column) -> tuple[_Step, _Column, _Column]:
+    def _read(
+        self, rows: _Column, at: _Column, ends: _Column
+    ) -> tuple[_FactsOfRows, _Column, _Column]:
         """The fact that starts `at`, where the next one does, and whether it was plain, for each of
         these rows.
         """
@@ -126,7 +128,9 @@ class FactColumns:
         )  # so that a name and one that begins with it differ
         observed = np.where(observes, seen.astype(np.int16) >> 1, np.int16(-1))
         return (
-            _Step(rows, kind, version >> 1, effective, recorded, observed, name, is_of_purpose),
+            _FactsOfRows(
+                rows, kind, version >> 1, effective, recorded, observed, name, is_of_purpose
+            ),
             after,
             is_plain,
         )
@@ -201,7 +205,7 @@ class _MemberStateColumns:
             (4, count), dtype=np.uint8
         )
 
-    def take_in(self, step: _Step, counts: _Column) -> None:
+    def take_in(self, step: _FactsOfRows, counts: _Column) -> None:
         """Take in one fact of each of some records where it counts. Source: rules 2, 3, 4 and
         10.
         """
@@ -212,7 +216,7 @@ class _MemberStateColumns:
         self._quarantine(step, kind)
         self._choose(step, np.where(step.is_of_purpose, kind, _NO_FACT))
 
-    def _quarantine(self, step: _Step, kind: _Column) -> None:
+    def _quarantine(self, step: _FactsOfRows, kind: _Column) -> None:
         """What `next_quarantine` says after each of these facts that is a quarantine or a
         release.
         """
@@ -226,7 +230,7 @@ class _MemberStateColumns:
             step.rows[(kind == FactKind.RELEASED) & ((step.observed < 0) | has_seen)]
         ] = False
 
-    def _choose(self, step: _Step, kind: _Column) -> None:
+    def _choose(self, step: _FactsOfRows, kind: _Column) -> None:
         """Have `next_choice` say what stands after each of these facts that is a choice."""
         here = np.flatnonzero(_CHOICE_NUMBERS[kind])
         rows, chosen, version = step.rows[here], _CHOICE_NUMBERS[kind[here]], step.version[here]
@@ -263,7 +267,7 @@ def _outcome(standing: int, by: int, chosen: int, seen: int, version: int) -> in
     return _TAKEN if after is now else _STAYS
 
 
-class _Step(NamedTuple):
+class _FactsOfRows(NamedTuple):
     """One fact of each of some records.
 
     An instant stands as its eight bytes: as numbers they compare as it does.

@@ -65,7 +65,7 @@ async def post_lift(http_request: Request, pause: PausePath) -> Response:
             422,
             "The body is not an object of fields, or names the pause again.",
             code="input.form",
-            fix="see docs",
+            fix="send an object of the lift's fields; the path names the pause",
         )
     form = {**form, "pause": pause}
     draft = read_draft(context, "lift", form, source=request.caller.subject)

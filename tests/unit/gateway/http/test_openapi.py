@@ -80,8 +80,8 @@ def test_every_route_but_the_open_ones_needs_a_credential() -> None:
     assert not [path for _, path, operation in OPERATIONS if "security" in operation]
 
 
-def test_the_fast_lane_is_described() -> None:
-    """A route that only the fast lane knows would be in no client."""
+def test_the_fast_path_is_described() -> None:
+    """A route that only the fast path knows would be in no client."""
     described = {path for method, path, _ in OPERATIONS if method == "post"}
 
     assert ENDPOINTS.keys() <= described

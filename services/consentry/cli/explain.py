@@ -11,6 +11,7 @@ from rich.console import Console
 
 from consentry.cli.connections import read_controls
 from consentry.cli.consent_table import read_member
+from consentry.cli.options import JsonOption, MemberArgument
 from consentry.cli.settings import load_settings
 from consentry.domain.controls import Controls
 from consentry.domain.decisions import Row
@@ -33,7 +34,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def run(
-    member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
+    member: MemberArgument,
     purpose: Annotated[
         str, typer.Option(help="What the data would be used for.")
     ] = "genai_training",
@@ -53,7 +54,7 @@ def run(
     collected: Annotated[
         str | None, typer.Option(help="When the row was collected, in ISO 8601.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Explain why a member's data may or may not be used.
 

@@ -28,40 +28,40 @@ def playground(
     A stack of our own lives in `directory`; its data goes with it. `use_running` takes the local
     stack that runs, if one does, instead. Raises LocalStackError, Refused or Unavailable.
     """
-    given = Settings.parse()
+    settings = Settings.parse()
     namespace = f"{prefix}-{uuid.uuid4().hex[:8]}"
-    found = _running(given) if use_running else None
-    if given.kafka_bootstrap and given.redis_url.get_secret_value() and given.registry_url:
-        found = given
-    if found is not None:
-        console.print(f"Using the given Kafka at {found.kafka_bootstrap}, namespace {namespace}.")
+    named = _running(settings) if use_running else None
+    if settings.kafka_bootstrap and settings.redis_url.get_secret_value() and settings.registry_url:
+        named = settings
+    if named is not None:
+        console.print(f"Using the given Kafka at {named.kafka_bootstrap}, namespace {namespace}.")
         work = Path(tempfile.mkdtemp(prefix=f"consentry-{prefix}-"))
         try:
-            yield found.model_copy(update={"namespace": namespace}), work
+            yield named.model_copy(update={"namespace": namespace}), work
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return
-    with _own_stack(given, directory, console) as settings:
+    with _own_stack(settings, directory, console) as own:
         work = directory.absolute() / "work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            yield settings, work
+            yield own, work
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _running(given: Settings) -> Settings | None:
+def _running(settings: Settings) -> Settings | None:
     """Settings of the local stack that runs here, if one does and nothing else is named."""
-    state = read_state(given.local_dir)
+    state = read_state(settings.local_dir)
     return load_settings() if state is not None and state.addresses is not None else None
 
 
 @contextmanager
-def _own_stack(given: Settings, directory: Path, console: Console) -> Iterator[Settings]:
+def _own_stack(settings: Settings, directory: Path, console: Console) -> Iterator[Settings]:
     if read_state(directory) is not None:
         raise already_running(directory)
-    cache = (given.cache_dir or default_cache()).absolute()
+    cache = (settings.cache_dir or default_cache()).absolute()
 
     def say(line: str) -> None:
         console.print(f"  {line}", style="dim", markup=False)
@@ -82,7 +82,7 @@ def _own_stack(given: Settings, directory: Path, console: Console) -> Iterator[S
                 "redis_url": addresses.redis_url,
                 "registry_url": addresses.registry_url,
                 "profile": "local",
-                "namespace": given.namespace,
+                "namespace": settings.namespace,
                 "local_dir": directory,
             }
         )

@@ -45,6 +45,10 @@ app = typer.Typer(
 PauseArgument = Annotated[
     str | None, typer.Argument(help="Name of the pause, such as hk-2024.", show_default=False)
 ]
+JurisdictionsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="ISO 3166 code, group or '*'; repeatable.", show_default=False),
+]
 FileOption = Annotated[
     Path | None, typer.Option(help="YAML file instead of options; see docs/pauses.md.")
 ]
@@ -54,10 +58,7 @@ FileOption = Annotated[
 def impose(
     context: typer.Context,
     pause: PauseArgument = None,
-    jurisdiction: Annotated[
-        list[str] | None,
-        typer.Option(help="ISO 3166 code, group or '*'; repeatable.", show_default=False),
-    ] = None,
+    jurisdiction: JurisdictionsOption = None,
     version: Annotated[
         int, typer.Option(min=1, max=INT_MAX, help="Higher than any version that was lifted.")
     ] = 1,

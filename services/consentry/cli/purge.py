@@ -143,7 +143,7 @@ class PurgeRequest:
 
     @property
     def takes_orders_from_kafka(self) -> bool:
-        """Whether the orders are those in Kafka."""
+        """True if the orders come from Kafka."""
         return self.orders == OPEN or (self.orders is None and self.excluded is None)
 
 

@@ -187,7 +187,7 @@ def _parse_word(value: object, words: Mapping[str, enum.StrEnum]) -> enum.StrEnu
 
 
 class FieldType:
-    """How the values of a field are read, and the JSON Schema that describes them.
+    """A type of field: the reader of its values, and the JSON Schema that describes them.
 
     `parse` returns the value or raises InvalidInput.
     """

@@ -22,7 +22,7 @@ _Form = TypeVar("_Form")
 
 
 def read_form(text: str, parse: Callable[[object], _Form], *, source: str) -> _Form:
-    """What `parse` makes of the text's plain values.
+    """Return the result of `parse` for the text's plain values.
 
     Raises InvalidInput naming `source`, line and field.
     """

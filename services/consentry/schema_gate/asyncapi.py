@@ -34,7 +34,7 @@ BINDING_VERSION: Final = "0.5.0"
 
 
 class Use(NamedTuple):
-    """What one role does with one topic."""
+    """The use that one role makes of one topic."""
 
     role: str
     action: str

@@ -1,5 +1,4 @@
-"""How a schema may change: what the old one wrote the new one reads with the same meaning, and the
-reverse.
+"""The changes that a schema allows: old and new read each other's bytes with the same meaning.
 
 A registry checks readability, not meaning: with defaults everything stays readable, also a
 withdrawal as a grant. Every version that was ever in use is kept as data,
@@ -146,7 +145,7 @@ def compare(
     is_member_event: bool = False,
     is_frozen: bool = False,
 ) -> list[Finding]:
-    """What of a change from `old` to `new`, two record schemas as parsed JSON, is refused.
+    """Return each refused part of a change from `old` to `new`, two record schemas as parsed JSON.
 
     A member event is read by column: its head of fixed width and its last field stay what they are.
     A frozen record (the one that is read byte by byte, whatever its schema id) does not change at
@@ -182,9 +181,7 @@ class _Change:
         self._compared: set[str] = set()
 
     def of_type(self, old: Any, new: Any, where: str) -> Iterator[Finding]:
-        """What differs between two types, so that one side would read the other's bytes otherwise,
-        or not at all.
-        """
+        """Return each difference between two types by which one would misread the other's bytes."""
         old, new = _plain(old, self._old), _plain(new, self._new)
         if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             for before, after in zip(old, new, strict=True):

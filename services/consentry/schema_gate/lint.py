@@ -279,8 +279,9 @@ def _lint_string(field: Mapping[str, Any], where: str) -> Iterator[Finding]:
 
 
 def _holds_text(kind: Any) -> bool:
-    """Whether there is a string in a type, other than in a record, whose fields speak for
-    themselves.
+    """Return True if a type has a string in it.
+
+    A string inside a record does not count: the fields of that record are checked themselves.
     """
     if isinstance(kind, list):
         return any(map(_holds_text, kind))
@@ -341,9 +342,7 @@ def _lint_items(
 
 
 def _has_no_size(kind: Any, types: Types, inside: tuple[str, ...]) -> bool:
-    """Whether a value takes no bytes at all: null, a fixed of size 0, a record of nothing but
-    such.
-    """
+    """Return True if a value takes no bytes: null, a fixed of size 0, a record of only such."""
     kind = _resolved(kind, types)
     if _word(kind) == "fixed":
         return bool(kind["size"] == 0)
@@ -397,11 +396,10 @@ def _lint_enum(kind: Mapping[str, Any], where: str) -> Iterator[Finding]:
 
 
 def is_fixed_width(field: Mapping[str, Any], types: Types) -> bool:
-    """Whether every good value of a field takes the same number of bytes, so that a batch can be
-    read by column.
+    """Return True if every good value of a field takes the same number of bytes.
 
-    An enum does below 64 symbols, and a long that is an instant within the window does: eight
-    bytes.
+    Then a batch can be read by column. An enum of less than 64 symbols does, and a long that is an
+    instant within the window: eight bytes.
     """
     kind = _resolved(field["type"], types)
     word = _word(kind)

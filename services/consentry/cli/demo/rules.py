@@ -26,7 +26,7 @@ NOTES_MAX = 5
 
 @dataclass(slots=True)
 class Findings:
-    """What the comparison found. Everything but `rows`, the rows compared, has to be zero."""
+    """The findings of the comparison. Everything but `rows`, the rows compared, has to be zero."""
 
     rows: int = 0
     wrong_allowed: int = 0
@@ -40,7 +40,7 @@ class Findings:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing at all differs."""
+        """Return True if nothing differs."""
         wrong = (
             self.wrong_allowed,
             self.wrong_excluded,
@@ -84,7 +84,7 @@ class Oracle:
                     self._purged_members.add(member)
 
     def must_go(self, member: object, jurisdiction: object) -> bool:
-        """Whether a stored row had to be purged."""
+        """Return True if a stored row had to be purged."""
         return (
             member in self._erased
             or member in self._purged_members

@@ -358,7 +358,7 @@ class DemoRun:
         )
 
     def _is_quiet(self, member: str) -> bool:
-        """Whether nothing is known of the member but where they live."""
+        """Return True if only the residence of the member is known."""
         record = self._oracle.records.get(member)
         return record is not None and record.version == 1
 

@@ -66,7 +66,7 @@ class Journals:
             threading.Event().wait(0.002)
 
     def await_version(self, member: str, version: int, *, timeout_seconds: float) -> bool:
-        """Whether every trainer has this version of the member's record, within that time."""
+        """Return True if every trainer gets this version of the record within that time."""
         until = monotonic() + timeout_seconds
         while monotonic() < until:
             self.refresh()

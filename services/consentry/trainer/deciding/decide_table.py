@@ -1,4 +1,4 @@
-"""Which rows of an Arrow table may be used: the whole decision, once per distinct question."""
+"""The whole decision for the rows of an Arrow table, once for each distinct question."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Decisions:
         return found
 
     def counts(self) -> dict[Reason, int]:
-        """How many rows have each reason."""
+        """Return the number of rows of each reason."""
         numbers = np.bincount(self.reasons, minlength=len(REASONS)).tolist()
         return Counter(
             {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
@@ -133,7 +133,7 @@ class _Axis(NamedTuple):
 
 
 class _TableQuestion(NamedTuple):
-    """What is asked of every class of members for every kind of row."""
+    """The question about every class of members and every kind of row."""
 
     member_classes: MemberClasses
     boundaries: ControlBoundaries
@@ -388,7 +388,7 @@ def _collection_times(table: pa.Table, name: str | None, boundaries: ControlBoun
 
 
 def _passed(values: npt.NDArray[np.int64], cut_offs: Sequence[Micros]) -> npt.NDArray[np.int32]:
-    """How many cut-offs, which ascend, each value has reached."""
+    """Return the number of cut-offs, which ascend, that each value has reached."""
     if len(cut_offs) > _COMPARED_MAX:
         return np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(
             np.int32

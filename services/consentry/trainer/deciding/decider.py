@@ -1,6 +1,4 @@
-"""Who can say of every row of a table whether it may be used: what each filter and each training
-run is given.
-"""
+"""The decider of every filter and every training run: it answers for the rows of a table."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ class Decider(Protocol):
 
     @property
     def stale_detail(self) -> str:
-        """Why nothing is allowed now; empty where freshness is proven."""
+        """The reason why nothing is allowed now; empty if freshness is proven."""
         ...
 
     def decide_table(

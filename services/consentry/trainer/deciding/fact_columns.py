@@ -163,9 +163,7 @@ class FactColumns:
     def signatures(
         self, at: Micros, known_at: Micros, opt_ins_voided_at: Sequence[Micros]
     ) -> list[Signature | None]:
-        """What of each standing makes a difference to an answer; None where the row is not
-        plain.
-        """
+        """Return the part of each state that matters to an answer; None if it is not plain."""
         if min(at, known_at) < 0:
             return [None] * len(
                 self.is_plain
@@ -196,7 +194,7 @@ class FactColumns:
 
 
 class _MemberStateColumns:
-    """What `standing` says of each of many records, fact by fact in log order, for all at once."""
+    """The states of many records at once, taken in fact by fact in log order."""
 
     def __init__(self, count: int) -> None:
         self.is_erased, self.is_quarantined = np.zeros((2, count), dtype=np.bool_)
@@ -206,9 +204,7 @@ class _MemberStateColumns:
         )
 
     def take_in(self, step: _FactsOfRows, counts: _Column) -> None:
-        """Take in one fact of each of some records where it counts. Source: rules 2, 3, 4 and
-        10.
-        """
+        """Take in one fact of each of some records, where it counts. Source: rules 2, 3, 4, 10."""
         kind = np.where(counts, step.kind, _NO_FACT)
         moves = _RELOCATES[kind]
         self.place[step.rows[moves]], self.age[step.rows[moves]] = step.name[moves], kind[moves]
@@ -217,9 +213,7 @@ class _MemberStateColumns:
         self._choose(step, np.where(step.is_of_purpose, kind, _NO_FACT))
 
     def _quarantine(self, step: _FactsOfRows, kind: _Column) -> None:
-        """What `next_quarantine` says after each of these facts that is a quarantine or a
-        release.
-        """
+        """Take in the quarantines and releases among these facts, as `next_quarantine` does."""
         holds = (kind == FactKind.QUARANTINED) | (kind == FactKind.UNKNOWN)
         rows = step.rows[holds]
         self.is_quarantined[rows], self._quarantined_by[rows] = True, step.version[holds]
@@ -246,9 +240,7 @@ class _MemberStateColumns:
 def _outcomes(
     standing: _Column, by: _Column, chosen: _Column, observed: _Column, version: _Column
 ) -> _Column:
-    """What `next_choice` makes of each choice after the one that stands, each by its number and
-    version.
-    """
+    """Return what `next_choice` makes of each choice after the one before it, as numbers."""
     codes = np.ravel_multi_index((standing, by, chosen, observed + 1, version), _OUTCOMES.shape)
     known = _OUTCOMES.reshape(-1)
     for code in np.unique(codes[known[codes] == 0]).tolist():

@@ -1,4 +1,4 @@
-"""What a trainer holds in memory: the records, the controls, and how fresh both are."""
+"""The snapshot in a trainer's memory: the records, the controls, and how fresh both are."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Snapshot:
 
     @property
     def quarantined(self) -> frozenset[bytes]:
-        """Who is quarantined for good."""
+        """The members who are quarantined for good."""
         return frozenset(self._quarantined)
 
     def apply_control(self, control: Control) -> None:
@@ -114,7 +114,7 @@ class Snapshot:
         self.freshness.settle(self.positions)
 
     def missing(self, token: Token) -> str:
-        """What is not here yet of what the token demands; empty where all of it is."""
+        """Return what the token demands and this snapshot still lacks; empty if it has all."""
         return self.freshness.missing(token, self.positions)
 
     def staleness_seconds(self, now: Micros) -> float:
@@ -147,7 +147,7 @@ class Snapshot:
         return None if raw is None else read_record(raw, key)
 
     def is_quarantined(self, member: bytes) -> bool:
-        """Whether the member is excluded because something about them could not be read."""
+        """Return True if the member is excluded because something about them could not be read."""
         tainted = self.freshness.tainted
         return member in self._quarantined or (
             bool(tainted) and partition_of(member, self.partitions) in tainted
@@ -155,14 +155,14 @@ class Snapshot:
 
     @property
     def boundaries(self) -> ControlBoundaries:
-        """What the controls, as they are now, tell apart."""
+        """The boundaries that the present controls draw between members."""
         found = self._boundaries
         if found.controls is not self.controls:
             found = self._boundaries = ControlBoundaries(self.controls)
         return found
 
     def member_classes(self, purpose: str, opt_ins_voided_at: tuple[Micros, ...]) -> MemberClasses:
-        """Which members stand alike for this purpose;
+        """Return the members by classes that get the same answers for this purpose.
 
         `opt_ins_voided_at` is that of the boundaries asked under.
         """

@@ -25,7 +25,7 @@ _CHUNK_ROWS: Final = 16_384
 
 
 class ExcludedMembers(NamedTuple):
-    """How many members are excluded whatever a row says, and the digest over their ids.
+    """The number of members who are excluded for every row, and the digest over their ids.
 
     See EXCLUDED_WHATEVER_THE_ROW. `undated` of them are quarantined, or their history is folded: of
     these a later snapshot may say otherwise about the same time.

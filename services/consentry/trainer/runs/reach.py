@@ -52,7 +52,7 @@ BEFORE, AFTER, BOTH, NOT_EXCLUDED = "before", "after", "before and after", "not 
 
 @dataclass(slots=True)
 class RunReads:
-    """What one run read of those asked about. Times in microseconds since 1970-01-01 UTC.
+    """The reads of one run of the members in question. Times in microseconds since 1970-01-01 UTC.
 
     `before` is True where reads were made before the exclusion bound the run: they stand, going
     forward. `violations` counts reads made after it. `unclear` has a sentence for everything that

@@ -1,6 +1,4 @@
-"""What speaks against a control that is asked for: it would be accepted, and not do what it is
-meant to.
-"""
+"""Checks of a control before it is sent: it would be accepted, and not do what it is meant to."""
 
 from __future__ import annotations
 
@@ -12,8 +10,9 @@ from consentry.domain.wording import date_text
 
 
 class ControlConflict(NamedTuple):
-    """Why a control would not do what it is meant to: the field, what is wrong (a clause), the
-    cure, a stable code.
+    """The reason why a control would not do what it is meant to.
+
+    `field` is the control's field, `problem` a clause, `fix` the cure, and `code` is stable.
     """
 
     field: str
@@ -25,7 +24,10 @@ class ControlConflict(NamedTuple):
 def conflict_of_pause(
     pause: PauseImposed, log: Sequence[Control], *, has_effective: bool
 ) -> ControlConflict | None:
-    """A version that was lifted, or imposed otherwise, would be accepted and change nothing."""
+    """Return the conflict of a pause whose version was lifted, or imposed otherwise, or None.
+
+    It would be accepted and change nothing.
+    """
     for known in log:
         is_lifted = (
             isinstance(known, PauseLifted)
@@ -54,11 +56,11 @@ def conflict_of_pause(
 def conflict_of_lift(
     lift: PauseLifted, log: Sequence[Control], *, has_effective: bool
 ) -> ControlConflict | None:
-    """A lift of a pause that nobody imposed changes nothing; one from before the pause would undo
-    that it ever held.
+    """Return the conflict of a lift that changes nothing or too much, or None.
 
-    One of a version beyond the highest would end, unseen, what an authority imposes next: a lift
-    that comes first still lifts.
+    A lift of a pause that was never imposed changes nothing; one from before the pause would undo
+    that it ever held. A lift of a version beyond the highest would end, unseen, the next pause that
+    an authority imposes: a lift that comes first still lifts.
     """
     named = [
         known for known in log if isinstance(known, PauseImposed) and known.pause == lift.pause
@@ -96,8 +98,9 @@ def conflict_of_lift(
 def conflict_of_policy(
     policy: PolicyPublished, log: Sequence[Control], *, has_effective: bool
 ) -> ControlConflict | None:
-    """A version that was published before with other content: a record that names it would not say
-    which.
+    """Return the conflict of a policy version published before with other content, or None.
+
+    A record that names the version would not say which of the two it means.
     """
     for known in log:
         if isinstance(known, PolicyPublished) and known.version == policy.version:
@@ -117,9 +120,7 @@ def conflict_of_policy(
 
 
 def is_published(policy: PolicyPublished, log: Sequence[Control], *, has_effective: bool) -> bool:
-    """Whether this very policy was published before, so that publishing it again changes
-    nothing.
-    """
+    """Return whether this very policy was published before: publishing it again changes nothing."""
     is_known = any(
         isinstance(known, PolicyPublished) and known.version == policy.version for known in log
     )

@@ -1,6 +1,6 @@
 """Pauses, lifts and policies as one value that is read when deciding.
 
-Reordered or repeated, they settle alike.
+Repeated, or recorded in another order, they come to the same answers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Value = TypeVar("_Value")
 
 
 class Regime(enum.StrEnum):
-    """What holds for members who have not chosen."""
+    """The rule for members who have not chosen."""
 
     NOT_OFFERED = "NOT_OFFERED"
     OPT_IN = "OPT_IN"
@@ -35,7 +35,7 @@ class Regime(enum.StrEnum):
 
 
 class Minors(enum.StrEnum):
-    """What terms say about members under age."""
+    """The rule of terms for members under age."""
 
     EXCLUDE_UNLESS_ADULT = "EXCLUDE_UNLESS_ADULT"
     EXCLUDE = "EXCLUDE"
@@ -44,7 +44,7 @@ class Minors(enum.StrEnum):
 
 
 class PauseBasis(enum.StrEnum):
-    """Whether an authority ordered a pause or the platform promised it."""
+    """The basis of a pause: an authority ordered it, or the platform promised it."""
 
     ORDER = "ORDER"
     UNDERTAKING = "UNDERTAKING"
@@ -52,7 +52,7 @@ class PauseBasis(enum.StrEnum):
 
 
 class Reach(enum.StrEnum):
-    """Whether a pause also takes stored training data back."""
+    """The reach of a pause: future use only, or stored training data too."""
 
     PRIOR_AND_FUTURE = "PRIOR_AND_FUTURE"
     GOING_FORWARD = "GOING_FORWARD"
@@ -60,7 +60,7 @@ class Reach(enum.StrEnum):
 
 
 class OptIns(enum.StrEnum):
-    """What a lift makes of earlier opt-ins."""
+    """The effect of a lift on earlier opt-ins."""
 
     VOID = "VOID"
     KEEP = "KEEP"
@@ -69,7 +69,7 @@ class OptIns(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What a pause covers.
+    """The jurisdictions, purposes and categories that a pause covers.
 
     None means all; a scope with an unknown jurisdiction, or none, covers everything.
     """
@@ -79,7 +79,7 @@ class Scope:
     categories: tuple[str, ...] | None = None
 
     def covers_use(self, purpose: str, category: str | None) -> bool:
-        """Whether the purpose and category are inside; a row without category is inside any."""
+        """Return whether purpose and category are inside; a row without category is inside any."""
         if self.purposes is not None and purpose not in self.purposes:
             return False
         return self.categories is None or category is None or category in self.categories
@@ -102,9 +102,7 @@ class PauseImposed:
 
     @property
     def requires_purge(self) -> bool:
-        """Whether stored training data is to be purged too; an unknown reach is read as the
-        stricter one.
-        """
+        """True where stored training data must go too; an unknown reach is read as the stricter."""
         return self.reach is not Reach.GOING_FORWARD
 
 
@@ -122,15 +120,13 @@ class PauseLifted:
 
     @property
     def voids_opt_ins(self) -> bool:
-        """Whether only opt-ins recorded later count; an unknown word is read as the stricter
-        one.
-        """
+        """True where only later opt-ins count; an unknown word is read as the stricter one."""
         return self.opt_ins is not OptIns.KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a policy says for some jurisdictions and one purpose. None means no condition."""
+    """The terms of a policy for some jurisdictions and one purpose. None means no condition."""
 
     jurisdictions: tuple[str, ...]
     purpose: str
@@ -160,7 +156,7 @@ Control = PauseImposed | PauseLifted | PolicyPublished
 
 
 class Imposition(NamedTuple):
-    """A pause with its place in the log; its times once more, where a search finds them quickly."""
+    """A pause with its position in the log; its times once more, for a quick search."""
 
     place: int
     effective_at: Micros
@@ -168,12 +164,12 @@ class Imposition(NamedTuple):
     pause: PauseImposed
 
     def counts(self, at: Micros, known_at: Micros) -> bool:
-        """Whether it counts for a question. Source: rule 1."""
+        """Return whether the pause counts for a question. Source: rule 1."""
         return self.effective_at <= at and self.recorded_at <= known_at
 
 
 class Lift(NamedTuple):
-    """A lift with its place in the log."""
+    """A lift with its position in the log."""
 
     place: int
     lift: PauseLifted
@@ -189,11 +185,10 @@ class OptInVoid(NamedTuple):
 
 
 class TermsEntry(NamedTuple):
-    """The first terms of a policy for a scope entry and purpose, sorted so that the one that binds
-    comes last.
+    """The first terms of a policy for a scope entry and purpose, sorted so that the last one binds.
 
-    A later effective time comes before a later place in the log; `number` is that of the terms in
-    the policy.
+    A later effective time comes first, then a later position in the log; `number` is that of the
+    terms in the policy.
     """
 
     effective_at: Micros
@@ -204,31 +199,32 @@ class TermsEntry(NamedTuple):
 
     @property
     def precedence(self) -> tuple[int, int, int]:
-        """The greater one binds: the policy that took effect last, and in it the first terms that
-        match.
+        """The rank among the entries that match: the greatest binds.
+
+        It is that of the policy that took effect last, and in it of the first terms that match.
         """
         return self.effective_at, self.place, -self.number
 
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Controls by what a question asks for.
+    """The controls, found by the scope entry, pause or purpose of a question.
 
-    `impositions` and `voidings` are by scope entry, the first in log order and the last recorded
-    one first. `by_name` has the impositions of a pause in log order. `effective_times` and
+    `impositions` are by scope entry, the first in log order first. `opt_in_voids` are too, the last
+    recorded first. `by_name` has the impositions of a pause in log order. `effective_times` and
     `recorded_times` are distinct and ascending.
     """
 
     impositions: Mapping[str, tuple[Imposition, ...]] = field(default_factory=dict)
     by_name: Mapping[str, tuple[Imposition, ...]] = field(default_factory=dict)
     lifts: Mapping[str, tuple[Lift, ...]] = field(default_factory=dict)
-    voidings: Mapping[str, tuple[OptInVoid, ...]] = field(default_factory=dict)
+    opt_in_voids: Mapping[str, tuple[OptInVoid, ...]] = field(default_factory=dict)
     entries: Mapping[tuple[str, str], tuple[TermsEntry, ...]] = field(default_factory=dict)
     effective_times: tuple[Micros, ...] = ()
     recorded_times: tuple[Micros, ...] = ()
 
     def after(self, start: int, controls: Iterable[Control]) -> _Index:
-        """The index with more controls, which stand in the log from place `start` on."""
+        """Return the index with more controls, whose positions in the log begin at `start`."""
         new = tuple(controls)
         numbered = tuple(enumerate(new, start=start))
         pauses = [
@@ -242,27 +238,27 @@ class _Index:
         by_name = _grown(self.by_name, ((one.pause.pause, one) for one in pauses))
         pairs = [(one, lift) for lift in lifts for one in by_name.get(lift.lift.pause, ())]
         pairs += [(one, lift) for one in pauses for lift in self.lifts.get(one.pause.pause, ())]
+        opt_in_voids = _grown(self.opt_in_voids, _opt_in_voids(pairs))
         return _Index(
             impositions=_grown(
                 self.impositions, ((code, one) for one in pauses for code in _codes(one.pause))
             ),
             by_name=by_name,
             lifts=_grown(self.lifts, ((one.lift.pause, one) for one in lifts)),
-            voidings=_sorted(
-                _grown(self.voidings, _voidings(pairs)), self.voidings, key=_last_recorded_first
-            ),
+            opt_in_voids=_sorted(opt_in_voids, self.opt_in_voids, key=_last_recorded_first),
             entries=_sorted(_grown(self.entries, _entries(numbered)), self.entries, key=_rank),
             effective_times=_merged(self.effective_times, (one.effective_at for one in new)),
             recorded_times=_merged(self.recorded_times, (one.recorded_at for one in new)),
         )
 
     def cell(self, at: Micros, known_at: Micros) -> tuple[int, int]:
-        """Questions in the same cell have the same controls count for them."""
+        """Return the cell of a question: the same controls count for all questions in one cell."""
         return bisect_right(self.effective_times, at), bisect_right(self.recorded_times, known_at)
 
-    def is_the_one(self, imposition: Imposition, at: Micros, known_at: Micros) -> bool:
-        """Whether it is the first that counts of those of its pause and version: the others then
-        change nothing.
+    def is_first_that_counts(self, imposition: Imposition, at: Micros, known_at: Micros) -> bool:
+        """Return whether this imposition is the one that counts for its pause and version.
+
+        That is the first of those that count; the others then change nothing.
         """
         same = self.by_name[imposition.pause.pause]
         if len(same) == 1:
@@ -273,7 +269,7 @@ class _Index:
         )
 
     def is_lifted(self, pause: PauseImposed, at: Micros, known_at: Micros) -> bool:
-        """Whether a counting lift ends this version of the pause."""
+        """Return whether a counting lift ends this version of the pause."""
         lifts = self.lifts.get(pause.pause, ())
         return any(
             lift.version >= pause.version and counts(lift, at, known_at) for _, lift in lifts
@@ -282,7 +278,7 @@ class _Index:
     def binding(
         self, holder: str, purpose: str, *, at: Micros, known_at: Micros
     ) -> TermsEntry | None:
-        """The last entry for this scope entry and purpose whose policy counts, or None."""
+        """Return the last entry for a scope entry and purpose whose policy counts, or None."""
         entries = self.entries.get((holder, purpose), ())
         for place in reversed(range(bisect_right(entries, at, key=_effective_time))):
             if entries[place].policy.recorded_at <= known_at:
@@ -302,21 +298,21 @@ def _codes(pause: PauseImposed) -> Iterable[str]:
     return dict.fromkeys(pause.scope.jurisdictions)
 
 
-def _voidings(pairs: Iterable[tuple[Imposition, Lift]]) -> Iterator[tuple[str, OptInVoid]]:
+def _opt_in_voids(pairs: Iterable[tuple[Imposition, Lift]]) -> Iterator[tuple[str, OptInVoid]]:
     for imposition, (place, lift) in pairs:
         if lift.voids_opt_ins and lift.version >= imposition.pause.version:
             for code in _codes(imposition.pause):
                 yield code, OptInVoid(lift.recorded_at, place, lift, imposition)
 
 
-def _last_recorded_first(voiding: OptInVoid) -> tuple[int, int]:
-    return -voiding.recorded_at, -voiding.place
+def _last_recorded_first(void: OptInVoid) -> tuple[int, int]:
+    return -void.recorded_at, -void.place
 
 
 def _entries(
     numbered: Iterable[tuple[int, Control]],
 ) -> Iterator[tuple[tuple[str, str], TermsEntry]]:
-    """Per policy, scope entry and purpose the first terms: the later ones never match first."""
+    """Yield the first terms of each policy by scope entry and purpose; no others ever match."""
     for place, control in numbered:
         if isinstance(control, PolicyPublished):
             first: dict[tuple[str, str], TermsEntry] = {}
@@ -330,7 +326,7 @@ def _entries(
 def _grown(
     before: Mapping[_Key, tuple[_Value, ...]], pairs: Iterable[tuple[_Key, _Value]]
 ) -> Mapping[_Key, tuple[_Value, ...]]:
-    """The mapping with values added behind those of their key; what did not change is shared."""
+    """Return the mapping with values added behind those of their key; unchanged ones are shared."""
     added: dict[_Key, list[_Value]] = {}
     for key, value in pairs:
         added.setdefault(key, []).append(value)
@@ -345,7 +341,7 @@ def _sorted(
     *,
     key: Callable[[_Value], tuple[int, int]],
 ) -> Mapping[_Key, tuple[_Value, ...]]:
-    """The mapping with what is new in it in order."""
+    """Return the mapping with its changed values in order."""
     if found is before:
         return before
     changed = {name: values for name, values in found.items() if values is not before.get(name)}
@@ -362,8 +358,9 @@ def _merged(before: tuple[Micros, ...], more: Iterable[Micros]) -> tuple[Micros,
 
 
 class ApplicableControls(NamedTuple):
-    """What the controls say of one use in one jurisdiction: the pause, the terms and the voiding
-    lift, if any.
+    """The controls that apply to one use in one jurisdiction; None where there is none of a kind.
+
+    `voiding_lift` is the last lift that voids opt-ins there.
     """
 
     pause: PauseImposed | None
@@ -374,11 +371,9 @@ class ApplicableControls(NamedTuple):
 
 @dataclass(frozen=True)
 class Controls:
-    """All controls in log order, with the jurisdictions they speak of.
+    """All controls in log order, with the jurisdictions they name. `after` extends them.
 
-    Extended by `after`, never changed.
-
-    Answers come from an index and are remembered: which controls count changes only at the times
+    Answers come from an index and are remembered: the controls that count change only at the times
     that some control or group membership names, so between two of these all questions about a use
     have one answer.
     """
@@ -392,9 +387,9 @@ class Controls:
     )
 
     def after(self, *controls: Control) -> Controls:
-        """The controls after these followed in the log; one with a known event id changes nothing.
+        """Return the controls after these followed; one with a known event id changes nothing.
 
-        Except a pause that says something new: who uses an id twice must not thereby leave a
+        The exception is a pause that says something new: an event id used twice must not leave a
         regulator unheard.
         """
         new: list[Control] = []
@@ -417,15 +412,14 @@ class Controls:
         return Controls(self.jurisdictions, (*self.log, *new), frozenset(seen), index)
 
     def understands(self, control: Control) -> bool:
-        """Whether it is known whom and what a pause covers; other controls cover nobody."""
+        """Return whether a control's scope is understood; only that of a pause may not be."""
         return self._widened(control) is control
 
     def _widened(self, control: Control) -> Control:
-        """A pause whose scope cannot be understood covers everything: it must never cover too
-        little.
+        """Return a pause whose scope cannot be understood as one that covers everything.
 
-        An empty list, or a name that no purpose or category can have, is no way to say what is
-        meant.
+        A pause must never cover too little. An empty list, or a name that no purpose or category
+        can have, is no way to say which are meant. Other controls are returned as they are.
         """
         if not isinstance(control, PauseImposed):
             return control
@@ -441,9 +435,9 @@ class Controls:
     def applicable(
         self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
     ) -> ApplicableControls:
-        """Everything that the controls say of this use. Times in microseconds.
+        """Return the controls that apply to this use.
 
-        Source: rules 5 to 7.
+        Times in microseconds. Source: rules 5 to 7.
         """
         key = (*self._index.cell(at, known_at), jurisdiction, purpose, category)
         found = self._known.get(key)
@@ -464,7 +458,10 @@ class Controls:
     def pause_in_force(
         self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
     ) -> PauseImposed | None:
-        """The first pause that covers this use and is not lifted, or None. Source: rule 5."""
+        """Return the first pause that covers this use and is not lifted, or None.
+
+        Source: rule 5.
+        """
         first: Imposition | None = None
         for holder in self.jurisdictions.holders(jurisdiction, at=at):
             for imposition in self._index.impositions.get(holder, ()):
@@ -474,20 +471,20 @@ class Controls:
                     imposition.counts(at, known_at)
                     and imposition.pause.scope.covers_use(purpose, category)
                     and not self._index.is_lifted(imposition.pause, at, known_at)
-                    and self._index.is_the_one(imposition, at, known_at)
+                    and self._index.is_first_that_counts(imposition, at, known_at)
                 ):
                     first = imposition
                     break
         return None if first is None else first.pause
 
     def is_lifted(self, pause: PauseImposed, *, at: Micros, known_at: Micros) -> bool:
-        """Whether a counting lift ends this version of the pause."""
+        """Return whether a counting lift ends this version of the pause."""
         return self._index.is_lifted(pause, at, known_at)
 
     def terms_for(
         self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
     ) -> tuple[PolicyPublished, Terms] | None:
-        """The terms that bind: of the latest policy that counts and has a matching entry.
+        """Return the terms that bind: of the latest policy that counts and has a matching entry.
 
         Source: rule 6.
         """
@@ -501,20 +498,20 @@ class Controls:
     def last_voiding_lift(
         self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
     ) -> PauseLifted | None:
-        """The last counting lift that voids opt-ins of this jurisdiction and purpose, or None.
+        """Return the last counting lift that voids opt-ins of this use, or None.
 
         Source: rule 7.
         """
         last, latest = None, (-(1 << 63), -1)
         for holder in self.jurisdictions.holders(jurisdiction, at=at):
-            for recorded_at, place, lift, imposition in self._index.voidings.get(holder, ()):
+            for recorded_at, place, lift, imposition in self._index.opt_in_voids.get(holder, ()):
                 if (recorded_at, place) <= latest:
                     break
                 if (
                     counts(lift, at, known_at)
                     and imposition.counts(at, known_at)
                     and imposition.pause.scope.covers_use(purpose, None)
-                    and self._index.is_the_one(imposition, at, known_at)
+                    and self._index.is_first_that_counts(imposition, at, known_at)
                 ):
                     last, latest = lift, (recorded_at, place)
                     break
@@ -522,7 +519,7 @@ class Controls:
 
     @cached_property
     def pauses(self) -> tuple[PauseImposed, ...]:
-        """Pauses in log order, each version by the first that says it."""
+        """The pauses in log order, each version by the first that imposes it."""
         first: dict[tuple[str, int], PauseImposed] = {}
         for control in self.log:
             if isinstance(control, PauseImposed):
@@ -531,13 +528,14 @@ class Controls:
 
     @cached_property
     def policies(self) -> tuple[PolicyPublished, ...]:
-        """Policies in log order."""
+        """The policies in log order."""
         return tuple(control for control in self.log if isinstance(control, PolicyPublished))
 
     @cached_property
     def collection_cut_offs(self) -> tuple[Micros, ...]:
-        """Every `collected_from` of any terms, ascending: data between two of them is treated
-        alike.
+        """Every `collected_from` of any terms, ascending.
+
+        Data collected between two of them gets the same answers.
         """
         every = {terms.collected_from for policy in self.policies for terms in policy.terms}
         return tuple(sorted(cut_off for cut_off in every if cut_off is not None))
@@ -554,7 +552,7 @@ class Controls:
 
     @cached_property
     def purges_on_opt_out(self) -> bool:
-        """Whether any terms ask for a purge when a member opts out."""
+        """True where any terms ask for a purge when a member opts out."""
         return any(terms.purge_on_opt_out for policy in self.policies for terms in policy.terms)
 
     @cached_property
@@ -565,11 +563,10 @@ class Controls:
         )
 
     def codes_in(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
-        """The countries of a scope at that time, and the parts of them that may come under other
-        terms than those.
+        """Return the countries of a scope at a time, and their parts that may have other terms.
 
-        These are the parts of which some terms speak by themselves, and those that are countries
-        too: what holds either country holds them, so that they can stand otherwise than both.
+        These are the parts that some terms name by themselves, and those that are countries too:
+        the scope entries of either country hold them, so their answers can differ from both.
         """
         countries = self.jurisdictions.expanded(scope, at=at)
         twins = self.jurisdictions.twins
@@ -592,10 +589,9 @@ class Controls:
     def purge_within(
         self, codes: Iterable[str], purposes: Iterable[str] | None, *, at: Micros, known_at: Micros
     ) -> Micros:
-        """The time allowed for a purge, in microseconds: the shortest of all terms in force in
-        these jurisdictions.
+        """Return the time allowed for a purge, in microseconds: the shortest of all terms in force.
 
-        30 days where there are none. Source: rule 9.
+        30 days where no terms are in force in these jurisdictions. Source: rule 9.
         """
         wanted = self.purposes if purposes is None else tuple(purposes)
         found = (
@@ -613,5 +609,5 @@ def _are_names(names: tuple[str, ...] | None) -> bool:
 
 
 def counts(fact: Control, at: Micros, known_at: Micros) -> bool:
-    """Whether a control counts for a question. Source: rule 1."""
+    """Return whether a control counts for a question. Source: rule 1."""
     return fact.effective_at <= at and fact.recorded_at <= known_at

@@ -1,5 +1,6 @@
-"""The one answer: may this member's data be used for this purpose, at that time, by what was known
-then, and why.
+"""The one answer: whether this member's data may be used for a purpose at a time, and why.
+
+It is given by what was known at a time, which may be another.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _NOWHERE = "neither the member's record nor the row names a jurisdiction"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What is known of one row of training data; None is not known. `collected` is in
-    microseconds.
+    """The known facts of one row of training data; None is not known.
+
+    `collected` is in microseconds.
     """
 
     jurisdiction: str | None = None
@@ -39,7 +41,7 @@ class Row:
 
 
 class Limit(enum.StrEnum):
-    """Which condition of terms a question fails; in this order the first one is told.
+    """The condition of terms that a question fails; the first in this order is reported.
 
     Source: rule 6.
     """
@@ -52,8 +54,7 @@ class Limit(enum.StrEnum):
 
 
 class Ground(NamedTuple):
-    """One fact behind a decision: the reason it stands for, the fact itself, and the jurisdiction
-    asked about.
+    """One fact behind a decision: the reason it stands for, the fact, and the jurisdiction.
 
     With a policy come the terms that bind, and for OUTSIDE_TERMS the limit that fails.
     """
@@ -67,9 +68,7 @@ class Ground(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An answer: whether the use is allowed, the reason, and the grounds, the deciding one
-    first.
-    """
+    """An answer: the outcome, the reason, and the grounds, the deciding one first."""
 
     allowed: bool
     reason: Reason
@@ -91,7 +90,7 @@ class MemberState(NamedTuple):
 
     @property
     def jurisdiction(self) -> str | None:
-        """Where the member was last known to live, or None."""
+        """The jurisdiction where the member was last known to live, or None."""
         return None if self.relocation is None else self.relocation.name
 
     @property
@@ -113,12 +112,12 @@ class MemberState(NamedTuple):
 
     @property
     def has_opted_out(self) -> bool:
-        """Whether the choice that stands is an opt-out."""
+        """True where the choice that stands is an opt-out."""
         return self.choice is not None and self.choice.kind is not FactKind.OPTED_IN
 
     @property
     def is_excluded_by_own_facts(self) -> bool:
-        """Whether the member is excluded whatever the row and the controls say. Source: rule 8."""
+        """True where the member is excluded whatever row and controls say. Source: rule 8."""
         return self.bar is not None or self.has_opted_out
 
     def equivalence_key(self, opt_ins_voided_at: Sequence[Micros]) -> Hashable:
@@ -182,10 +181,10 @@ def decide(
     at: Micros,
     known_at: Micros,
 ) -> Decision:
-    """Say whether this row, or the member's data at large, may be used for `purpose`, and why.
+    """Return whether this row, or the member's data at large, may be used for `purpose`, and why.
 
-    `record` is None for a member who is not in the table. `at` is when the data would be used,
-    `known_at` what had been recorded by then, both in microseconds since 1970-01-01 UTC. Returns
+    `record` is None for a member who is not in the table. `at` is when the data would be used; only
+    what had been recorded by `known_at` counts; both in microseconds since 1970-01-01 UTC. Returns
     the outcome, one reason of the closed list and the grounds, the deciding one first. Raises
     nothing: whatever is unknown is not allowed. Source: rules 1 to 10 (docs/architecture.md,
     "Rules").
@@ -234,9 +233,7 @@ class _UseQuestion(NamedTuple):
     known_at: Micros
 
     def ask(self, place: str) -> list[Ground]:
-        """The grounds of the answer for one jurisdiction, the deciding one first. Source: rule
-        8.
-        """
+        """Return the grounds for one jurisdiction, the deciding one first. Source: rule 8."""
         if not self.controls.jurisdictions.is_code(place):
             return [
                 Ground(Reason.JURISDICTION_UNKNOWN, f"{place[:16]!r} is not a known code", place)
@@ -265,8 +262,9 @@ class _UseQuestion(NamedTuple):
         return [Ground(reason, applicable.policy, place, applicable.terms, limit), *rest]
 
     def _choice_ground(self, place: str, lift: PauseLifted | None) -> Ground | None:
-        """What the member's choice comes to: opted out, opted in, an opt-in that a lift made void,
-        or none.
+        """Return the ground that the member's choice is: None where there is none.
+
+        It is an opt-out, an opt-in, or an opt-in that a lift made void.
         """
         choice = self.own.choice
         if choice is None:
@@ -278,7 +276,7 @@ class _UseQuestion(NamedTuple):
         return Ground(Reason.OPTED_IN, choice, place)
 
     def _by_terms(self, terms: Terms, choice: Ground | None) -> Reason:
-        """The reason once neither a pause nor an opt-out decides."""
+        """Return the reason once neither a pause nor an opt-out decides."""
         if terms.regime in (Regime.NOT_OFFERED, Regime.UNKNOWN):
             return Reason.NOT_OFFERED
         if failed_limit(terms, self.own.age_band, self.row) is not None:
@@ -291,7 +289,7 @@ class _UseQuestion(NamedTuple):
 
 
 def failed_limit(terms: Terms, band: AgeBand, row: Row | None) -> Limit | None:
-    """The first limit by which age, category or time of collection falls outside the terms.
+    """Return the first limit by which age, category or time of collection is outside the terms.
 
     Source: rule 6.
     """
@@ -315,5 +313,5 @@ def failed_limit(terms: Terms, band: AgeBand, row: Row | None) -> Limit | None:
 
 
 def stale(detail: str) -> Decision:
-    """The answer where freshness is not proven; `detail` says by what bound."""
+    """Return the answer where freshness is not proven; `detail` says by what bound."""
     return Decision(False, Reason.STALE, (Ground(Reason.STALE, detail),))

@@ -20,9 +20,7 @@ from typing import Any
 
 
 class ConsentryError(Exception):
-    """What failed, with a stable `code` and the `fix`; `str(error)` is one paragraph for a
-    person.
-    """
+    """A failure, with a stable `code` and the `fix`; `str(error)` is one paragraph for a person."""
 
     def __init__(self, message: str, *, code: str, fix: str = "") -> None:
         super().__init__(message)

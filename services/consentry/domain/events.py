@@ -1,5 +1,6 @@
-"""What members did, as it was read from the log. Each event has the fact that a record keeps of
-it.
+"""The events of members, as they are read from the log.
+
+Each event has the fact that a record keeps of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from consentry.domain.values import AgeBand, Choice, MemberId, Micros
 
 
 class FactKind(enum.IntEnum):
-    """What a fact says; the numbers are the order of symbols in ConsentRecord.avsc."""
+    """The kind of a fact; the numbers are the order of symbols in ConsentRecord.avsc."""
 
     ERASED = 0
     QUARANTINED = 1
@@ -50,11 +51,9 @@ QUARANTINE_FACTS = frozenset({FactKind.QUARANTINED, FactKind.RELEASED, FactKind.
 class Fact(NamedTuple):
     """One recorded fact of a member.
 
-    `version` is the record's version that it made, 0 before folding.
-
-    `name` is the purpose of a choice or the jurisdiction of a relocation. `tag` is eight bytes of
-    the event's identity, so that a repeated event is recognised. Times are microseconds since
-    1970-01-01 UTC.
+    `version` is the record's version that the fact made, 0 before folding. `name` is the purpose of
+    a choice or the jurisdiction of a relocation. `tag` is eight bytes of the event's identity, so
+    that a repeated event is recognised. Times are microseconds since 1970-01-01 UTC.
     """
 
     kind: FactKind
@@ -66,7 +65,7 @@ class Fact(NamedTuple):
     version: int = 0
 
     def says_the_same(self, other: Fact) -> bool:
-        """Whether both are the same event, whatever version each made.
+        """Return whether both are the same event, whatever version each made.
 
         `recorded_at` may differ: a gateway stamps every attempt, and a fast clock is clamped to
         each append, where `effective_at` is clamped with it. The first one stands, so a retry can
@@ -77,11 +76,10 @@ class Fact(NamedTuple):
         return self.effective_at == other.effective_at or self._was_clamped_before(other)
 
     def _was_clamped_before(self, other: Fact) -> bool:
-        """Whether the two can be one message that was appended twice, the first time ahead of the
-        broker's clock.
+        """Return whether both can be one message appended twice, first ahead of the broker's clock.
 
         Then the one recorded first holds from when it was recorded, and the other from then or
-        later. What is kept is whichever came first in the log.
+        later. The one that came first in the log is kept.
         """
         first, again = sorted((self, other), key=lambda fact: fact.recorded_at)
         return (
@@ -91,14 +89,12 @@ class Fact(NamedTuple):
         )
 
     def binds(self, later: Fact) -> bool:
-        """Whether this erasure binds a fact that follows it in the log: unless it is dated ahead of
-        that, it does.
-        """
+        """Return whether this erasure binds a later fact: unless it is dated ahead of that."""
         return self.effective_at <= max(self.recorded_at, later.recorded_at)
 
 
 def event_tag(event_id: bytes) -> bytes:
-    """Combine the two halves of a 16-byte event id by exclusive or."""
+    """Return the two halves of a 16-byte event id, combined by exclusive or."""
     return (int.from_bytes(event_id[:8], "big") ^ int.from_bytes(event_id[8:], "big")).to_bytes(
         8, "big"
     )
@@ -121,7 +117,7 @@ class ConsentChanged:
     evidence: str | None = None
 
     def fact(self) -> Fact:
-        """What the member's record keeps of this event."""
+        """Return the fact that the member's record keeps of this event."""
         kind = CHOICE_KINDS[self.choice]
         tag = event_tag(self.event_id)
         return Fact(
@@ -142,7 +138,7 @@ class MemberRelocated:
     source: str = ""
 
     def fact(self) -> Fact:
-        """What the member's record keeps of this event."""
+        """Return the fact that the member's record keeps of this event."""
         kind = AGE_BAND_KINDS[self.age_band]
         return Fact(
             kind,
@@ -165,7 +161,7 @@ class MemberErased:
     source: str = ""
 
     def fact(self) -> Fact:
-        """What the member's record keeps of this event."""
+        """Return the fact that the member's record keeps of this event."""
         return Fact(FactKind.ERASED, self.effective_at, self.recorded_at, event_tag(self.event_id))
 
 
@@ -178,7 +174,7 @@ class EventUnreadable:
     recorded_at: Micros
 
     def fact(self) -> Fact:
-        """What the member's record keeps of this event."""
+        """Return the fact that the member's record keeps of this event."""
         return Fact(
             FactKind.QUARANTINED, self.recorded_at, self.recorded_at, event_tag(self.event_id)
         )
@@ -186,11 +182,10 @@ class EventUnreadable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberReleased:
-    """An operator ended the quarantine of a member, after the unreadable event was replayed or
-    dismissed.
+    """An operator ended the quarantine of a member, after replaying or dismissing the event.
 
-    `observed_version` is the version of the record that the operator had looked at: a hold above it
-    was not looked at, and stays. None releases from every quarantine before it.
+    `observed_version` is the version of the record that the operator had looked at: a quarantine
+    above it was not looked at, and stays. None releases from every quarantine before it.
     """
 
     event_id: bytes
@@ -201,7 +196,7 @@ class MemberReleased:
     source: str = ""
 
     def fact(self) -> Fact:
-        """What the member's record keeps of this event."""
+        """Return the fact that the member's record keeps of this event."""
         tag = event_tag(self.event_id)
         return Fact(
             FactKind.RELEASED, self.effective_at, self.recorded_at, tag, self.observed_version

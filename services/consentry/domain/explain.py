@@ -1,6 +1,4 @@
-"""Why a decision is what it is: what decides, what the member had chosen, and what the terms would
-have said.
-"""
+"""The chain behind a decision: the deciding fact, the member's choice, and the terms without it."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ _FOREVER: Final = Micros(1 << 62)
 
 
 class SentenceRole(enum.StrEnum):
-    """What a sentence of a chain is there for."""
+    """The role of a sentence in a chain."""
 
     DECIDES = "decides"
     BESIDE = "beside"
@@ -71,7 +69,7 @@ class FactNote(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        """Whether the fact is heeded in the answer."""
+        """True where the answer heeds the fact."""
         return not self.why_not
 
 
@@ -89,7 +87,7 @@ class ExplainQuestion:
     known_at: Micros
 
     def member_state(self) -> MemberState:
-        """What the record says for the question."""
+        """Return the state that the record gives for the question."""
         return member_state(self.record, purpose=self.purpose, at=self.at, known_at=self.known_at)
 
     def decide_state(self, own: MemberState, row: Row | None, controls: Controls) -> Decision:
@@ -190,7 +188,7 @@ def _slot(fact: Fact) -> str:
 
 
 def _why_not(asked: ExplainQuestion, own: MemberState, fact: Fact) -> str:
-    """What keeps a fact from counting before it is held against the others; '' for nothing."""
+    """Return why a fact does not count, before it is held against others; '' if it does."""
     if own.is_folded:
         return "the record no longer answers for that time"
     is_late = fact.recorded_at > asked.known_at
@@ -206,7 +204,7 @@ def _why_not(asked: ExplainQuestion, own: MemberState, fact: Fact) -> str:
 
 
 def _kept_out(fact: Fact, opt_out: Fact) -> str:
-    """Why a choice left the opt-out as it was."""
+    """Return the reason why a choice left the opt-out as it was."""
     if fact.kind is not FactKind.OPTED_IN:
         return f"it is not understood, and leaves the opt-out of fact {opt_out.version}"
     if fact.observed_version is None:
@@ -217,12 +215,11 @@ def _kept_out(fact: Fact, opt_out: Fact) -> str:
     )
 
 
-def _left_quarantined(release: Fact, hold: Fact) -> str:
-    """Why a release left the hold as it was."""
+def _left_quarantined(release: Fact, quarantine: Fact) -> str:
+    """Return the reason why a release left the quarantine as it was."""
     return (
-        f"it did not end the quarantine of fact {hold.version}, as the operator had not looked at "
-        "it (they had looked at "
-        f"version {release.observed_version})"
+        f"it did not end the quarantine of fact {quarantine.version}, as the operator had not "
+        f"looked at it (they had looked at version {release.observed_version})"
     )
 
 
@@ -338,7 +335,7 @@ class _Chain:
                     )
 
     def _elsewhere(self, decided: str) -> Iterator[Link]:
-        """Where member and row name two jurisdictions: what the other one says. Source: rule 4."""
+        """Yield the other jurisdiction's answer, where member and row name two. Source: rule 4."""
         places = self._asked.places(self._own)
         for place in places:
             if place != decided:
@@ -367,7 +364,7 @@ class _Chain:
         )
 
     def _otherwise(self, place: str, pauses: tuple[PauseImposed, ...]) -> Iterator[Link]:
-        """What the rest of the rules would have said, with the pauses and the opt-out set aside."""
+        """Yield the answer that the other rules give, without the pauses and the opt-out."""
         if self._decision.reason not in (Reason.PAUSED, Reason.OPTED_OUT):
             return
         own, controls, aside = self._own, self._asked.controls, []

@@ -42,11 +42,11 @@ class ReasonChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Impact:
-    """How answers differ at one moment with and without a control. Times in microseconds.
+    """The difference between the answers with and without a control, at one moment.
 
-    `covered` has members by last residence, for residences inside the control's scope; `unplaced`
-    are those without one. `unchanged` counts the covered members' other answers by purpose and
-    reason.
+    Times in microseconds. `covered` has members by last residence, for residences inside the
+    control's scope; `unplaced` are those without one. `unchanged` counts the covered members' other
+    answers by purpose and reason.
     """
 
     at: Micros
@@ -58,13 +58,13 @@ class Impact:
     unchanged: Mapping[tuple[str, Reason], int]
 
     def excluded(self) -> Mapping[str, int]:
-        """By purpose, how many members would be allowed no more."""
+        """Return how many members would no longer be allowed, by purpose."""
         return _by_purpose(
             change for change in self.changes if change.was_allowed and not change.is_allowed
         )
 
     def opened(self) -> Mapping[str, int]:
-        """By purpose, how many members would be allowed who were not."""
+        """Return how many members would be allowed who were not, by purpose."""
         return _by_purpose(
             change for change in self.changes if change.is_allowed and not change.was_allowed
         )
@@ -78,9 +78,7 @@ def _by_purpose(changes: Iterable[ReasonChange]) -> Mapping[str, int]:
 
 
 class Census:
-    """Counts members by all that an answer depends on, so that each kind of member is judged once,
-    however many.
-    """
+    """Members counted by everything that an answer depends on, so each kind is decided once."""
 
     def __init__(
         self, controls: Controls, *, purposes: tuple[str, ...], at: Micros, known_at: Micros
@@ -107,8 +105,9 @@ class Census:
             self._counts[kind] += members
 
     def compare(self, before: Controls, after: Controls, scope: Iterable[str]) -> Impact:
-        """How the answers of all members counted so far differ, asked of the member alone, without
-        a row.
+        """Return how the answers of all members counted so far differ.
+
+        They are asked about the member alone, without a row.
         """
         wanted = frozenset(scope)
         covered: Counter[str] = Counter()
@@ -146,7 +145,7 @@ class Census:
 
 
 def _order(change: ReasonChange) -> tuple[object, ...]:
-    """What opens use first, then what closes it, then what only has another reason."""
+    """Return the rank of a change: those that open use, those that close it, then other reasons."""
     weight = (
         0
         if change.is_allowed and not change.was_allowed
@@ -165,9 +164,7 @@ def _order(change: ReasonChange) -> tuple[object, ...]:
 
 
 def scope_of(control: Control, controls: Controls) -> tuple[str, ...]:
-    """The jurisdictions that a control speaks of; a lift speaks of those of the pauses that it
-    ends.
-    """
+    """Return the jurisdictions that a control names; a lift names those of its pauses."""
     if isinstance(control, PauseImposed):
         return control.scope.jurisdictions
     if isinstance(control, PolicyPublished):
@@ -180,7 +177,7 @@ def scope_of(control: Control, controls: Controls) -> tuple[str, ...]:
 
 
 def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
-    """The purposes that a control speaks of; every one that terms name where it speaks of all."""
+    """Return the purposes that a control names; every one that terms name where it names none."""
     if isinstance(control, PolicyPublished):
         return tuple(dict.fromkeys(terms.purpose for terms in control.terms))
     named: dict[str, None] = {}
@@ -192,7 +189,7 @@ def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
 
 
 def lifted_by(lift: PauseLifted, controls: Controls) -> tuple[PauseImposed, ...]:
-    """The pauses that a lift ends."""
+    """Return the pauses that a lift ends."""
     return tuple(
         pause
         for pause in controls.pauses
@@ -201,7 +198,7 @@ def lifted_by(lift: PauseLifted, controls: Controls) -> tuple[PauseImposed, ...]
 
 
 def moments_of(control: Control, *, now: Micros) -> tuple[Micros, ...]:
-    """When to ask: once the control is in effect, and again as each notice of a policy ends.
+    """Return the moments to ask at: when the control takes effect, and as each notice ends.
 
     In microseconds.
     """

@@ -1,4 +1,4 @@
-"""Which jurisdictions exist, and which groups hold them when.
+"""The jurisdictions that exist, and the groups that hold them at a time.
 
 A value: the codes come from a library (wire).
 """
@@ -43,11 +43,11 @@ class Jurisdictions:
     twins: Mapping[str, str] = field(default_factory=dict)
 
     def is_code(self, code: str) -> bool:
-        """Whether a member or a row can be in `code`."""
+        """Return whether a member or a row can be in `code`."""
         return code in self.codes
 
     def is_scope(self, entry: str) -> bool:
-        """Whether `entry` can stand in the scope of a pause or of terms."""
+        """Return whether `entry` can stand in the scope of a pause or of terms."""
         return entry == ANYWHERE or entry in self.codes or entry in self.groups
 
     def holders(self, code: str, *, at: Micros) -> frozenset[str]:

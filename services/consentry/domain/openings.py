@@ -44,7 +44,7 @@ class Openings(NamedTuple):
     digest: str
 
 
-class _Step(NamedTuple):
+class _Comparison(NamedTuple):
     """The controls without and with one more of them, and the times at which both are asked."""
 
     before: Controls
@@ -53,10 +53,10 @@ class _Step(NamedTuple):
     known_at: Micros
 
     @classmethod
-    def of(cls, control: Control, before: Controls, now: Micros) -> _Step:
-        """Return the step to a control, asked when it takes effect and by everything recorded.
+    def of(cls, control: Control, before: Controls, now: Micros) -> _Comparison:
+        """Return the controls without and with one more, asked when that one takes effect.
 
-        That includes what was recorded by somebody whose clock is ahead.
+        Everything recorded counts, also by somebody whose clock is ahead.
         """
         after = before.after(control)
         recorded_times = (known.recorded_at for known in after.log)
@@ -75,37 +75,39 @@ def openings(control: Control, before: Controls, *, now: Micros) -> Openings:
     compared with are known for now only.
     """
     if isinstance(control, PauseLifted):
-        return _openings_of_lift(control, _Step.of(control, before, now))
+        return _openings_of_lift(control, _Comparison.of(control, before, now))
     if isinstance(control, PolicyPublished):
-        return _openings_of_policy(control, _Step.of(control, before, now), now)
+        return _openings_of_policy(control, _Comparison.of(control, before, now), now)
     return Openings((), _digest([]))
 
 
-def _openings_of_lift(lift: PauseLifted, step: _Step) -> Openings:
+def _openings_of_lift(lift: PauseLifted, comparison: _Comparison) -> Openings:
     """Return the pauses that a lift ends, and the jurisdictions that are then no longer paused."""
-    times = {"at": step.at, "known_at": step.known_at}
-    ended = lifted_by(lift, step.before)
-    was_lifted = [step.before.is_lifted(pause, **times) for pause in ended]
+    times = {"at": comparison.at, "known_at": comparison.known_at}
+    ended = lifted_by(lift, comparison.before)
+    was_lifted = [comparison.before.is_lifted(pause, **times) for pause in ended]
     names = ", ".join(f"{pause.pause} version {pause.version}" for pause in ended)
     if ended and all(was_lifted):
         void = ": the opt-ins since then become void too" if lift.voids_opt_ins else ""
         words = [f"repeats an earlier lift of the pause {names}{void}"]
     else:
         words = [f"ends the pause {names or lift.pause}"]
-    for purpose, codes in sorted(freed(lift, step.before, step.after, **times).items()):
-        words.append(f"{purpose} is no longer paused in {step.named(codes)}")
+    for purpose, codes in sorted(freed(lift, comparison.before, comparison.after, **times).items()):
+        words.append(f"{purpose} is no longer paused in {comparison.named(codes)}")
     states = zip(ended, was_lifted, strict=True)
     digest = _digest((pause.pause, pause.version, pause.scope, lifted) for pause, lifted in states)
     return Openings(tuple(words), digest)
 
 
-def _openings_of_policy(policy: PolicyPublished, step: _Step, now: Micros) -> Openings:
+def _openings_of_policy(policy: PolicyPublished, comparison: _Comparison, now: Micros) -> Openings:
     """Return the jurisdictions and purposes in which the policy's terms let in more than before."""
-    changes = terms_changes(policy, step.before, step.after, at=step.at, known_at=step.known_at)
+    changes = terms_changes(
+        policy, comparison.before, comparison.after, at=comparison.at, known_at=comparison.known_at
+    )
     opening = [change for change in changes if change.opens]
     words = [*_at_another_time(policy, now)]
     for change in opening:
-        where = f"{change.purpose} in {step.named(change.jurisdictions)}"
+        where = f"{change.purpose} in {comparison.named(change.jurisdictions)}"
         words += [f"{where}: {clause}" for clause in change.opens]
     digest = _digest(
         (change.purpose, change.jurisdictions, change.old, change.new) for change in opening

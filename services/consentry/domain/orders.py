@@ -15,7 +15,7 @@ from consentry.domain.values import MemberId, Micros
 
 
 class PurgeReason(enum.StrEnum):
-    """Why stored data must go."""
+    """The reason why stored data must go."""
 
     ERASURE = "ERASURE"
     PAUSE = "PAUSE"
@@ -23,7 +23,7 @@ class PurgeReason(enum.StrEnum):
 
 
 class Result(enum.StrEnum):
-    """What a subscriber did for one data set. FAILED leaves the obligation open."""
+    """The act of a subscriber for one data set. FAILED leaves the obligation open."""
 
     FAILED = "FAILED"
     EXEMPT = "EXEMPT"

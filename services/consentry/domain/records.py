@@ -34,12 +34,11 @@ _EXCLUDING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The folded state of one member: facts in log order, the newest last; only an erasure dated
-    ahead stays behind.
+    """The folded state of one member: facts in log order, the newest last.
 
-    `version` counts the distinct events folded so far. Questions with `at` before
-    `folded_effective_at` or `known_at` before `folded_recorded_at` (0: nothing was folded) are
-    beyond what the record still knows.
+    Only an erasure dated ahead stays behind newer facts. `version` counts the distinct events
+    folded so far. Questions with `at` before `folded_effective_at` or `known_at` before
+    `folded_recorded_at` (0: nothing was folded) are beyond what the record still knows.
     """
 
     member: MemberId
@@ -50,8 +49,9 @@ class Record:
 
     @property
     def erasure(self) -> Fact | None:
-        """The erasure, which stays the last fact; nothing recorded from its effective time on is
-        folded any more.
+        """The erasure, which stays the last fact, or None.
+
+        Nothing recorded from its effective time on is folded any more.
         """
         return self.facts[-1] if self.facts and self.facts[-1].kind is FactKind.ERASED else None
 
@@ -100,9 +100,10 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
 
 
 def _with(facts: tuple[Fact, ...], erasure: Fact | None, fact: Fact) -> tuple[Fact, ...]:
-    """The facts and one more.
+    """Return the facts and one more.
 
-    An erasure dated ahead stays behind what is said before it; of two, the earlier one.
+    An erasure dated ahead stays behind facts that come before it takes effect; of two, the earlier
+    one stays.
     """
     if erasure is None:
         return (*facts, fact)
@@ -112,7 +113,7 @@ def _with(facts: tuple[Fact, ...], erasure: Fact | None, fact: Fact) -> tuple[Fa
 
 
 def reused_event_id(member: MemberId, fact: Fact) -> EventUnreadable:
-    """The quarantine that stands for an event id that came back with other content.
+    """Return the quarantine that stands for an event id that came back with other content.
 
     Its own identity is derived from the content, so that repeating the offence changes nothing
     more.
@@ -122,12 +123,11 @@ def reused_event_id(member: MemberId, fact: Fact) -> EventUnreadable:
 
 
 def _fold_oldest(record: Record) -> Record:
-    """Drop facts that no question about the remaining time needs, oldest first, until the bound
-    holds.
+    """Return the record without facts that no later question needs, dropped oldest first.
 
-    For every question after the two horizons all facts of the folded prefix count, so of these only
-    what still stands matters: the last relocation, the standing choice of each purpose, an unended
-    hold.
+    It drops until the bound holds. For every question after the two horizons all facts of the
+    folded prefix count, so only those that still stand matter: the last relocation, the choice of
+    each purpose that stands, a quarantine that was not ended.
     """
     for length in range(2, len(record.facts) + 1):
         prefix = record.facts[:length]
@@ -150,8 +150,9 @@ def _fold_oldest(record: Record) -> Record:
 
 
 def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
-    """The facts of a prefix that still bear on later questions, in log order, when every one of
-    them counts.
+    """Return the facts of a prefix that later questions still need, in log order.
+
+    Every one of the prefix counts for such a question.
     """
     kept: dict[str, Fact] = {}
     for fact in facts:
@@ -167,18 +168,18 @@ def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
         elif fact.kind is FactKind.ERASED:
             kept["erasure"] = fact
         else:
-            hold = next_quarantine(kept.get("quarantine"), fact)
-            if hold is None:
+            quarantine = next_quarantine(kept.get("quarantine"), fact)
+            if quarantine is None:
                 kept.pop("quarantine", None)
             else:
-                kept["quarantine"] = hold
+                kept["quarantine"] = quarantine
     return tuple(
         sorted(kept.values(), key=lambda fact: (fact.kind is FactKind.ERASED, fact.version))
     )
 
 
 def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
-    """The choice that stands after `fact`, given the one that stood before (None: no choice).
+    """Return the choice that stands after `fact`, given the one before (None: no choice).
 
     OPT_OUT always takes over. OPT_IN takes over an opt-out only if the person had seen it. UNKNOWN
     leaves an opt-out and takes an opt-in back. Source: rule 2; 11 CCR 7025(c)(3) names the same
@@ -204,12 +205,12 @@ def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
 
 
 def next_quarantine(standing: Fact | None, fact: Fact) -> Fact | None:
-    """The quarantine that stands after `fact`, a quarantine or a release, given the one that stood
-    before (None: no quarantine).
+    """Return the quarantine that stands after `fact`, given the one before (None: no quarantine).
 
-    Versions grow along the log, so the newest hold stands for all before it: a release that had
-    seen it has seen them. A release says by `observed_version` what its operator had looked at; one
-    that claims a version which did not exist yet releases nothing. Source: rule 10.
+    `fact` is a quarantine or a release. Versions grow along the log, so the newest quarantine
+    stands for all before it: a release that had seen it has seen them. A release says by
+    `observed_version` which version its operator had looked at; one that claims a version which did
+    not exist yet releases nothing. Source: rule 10.
     """
     if fact.kind is not FactKind.RELEASED:
         return fact

@@ -74,7 +74,7 @@ class Scenario:
 
     @property
     def end(self) -> Micros:
-        """When the last entry was recorded; 0 for an empty timeline."""
+        """The time at which the last entry was recorded; 0 for an empty timeline."""
         return self.timeline[-1].what.recorded_at if self.timeline else Micros(0)
 
 
@@ -90,8 +90,9 @@ class Failure:
 
 
 class History(NamedTuple):
-    """What a timeline comes to: each member's record, the controls, and the events with what had
-    been seen.
+    """The result of a timeline: each member's record, the controls, the events and the orders.
+
+    The events carry the versions that had been seen.
     """
 
     records: dict[MemberId, Record]
@@ -132,7 +133,7 @@ def _version_at(versions: Sequence[tuple[int, int]], entry: int) -> int:
 
 
 def answers(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[Decision, ...]:
-    """What the rules say to each question."""
+    """Return the answer of the rules to each question."""
     folded = history(scenario, jurisdictions)
     return tuple(_answer(question, folded) for question in scenario.expect)
 

@@ -1,5 +1,6 @@
-"""Identifiers, instants and closed lists shared by all rules. Words: docs/architecture.md,
-"Words".
+"""Identifiers, instants and closed lists that all rules share.
+
+The words: docs/architecture.md, "Words".
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def parse_name(text: str, *, what: str) -> str:
 
 
 class Choice(enum.StrEnum):
-    """What a member said for a purpose; no choice is not OPT_IN."""
+    """The choice of a member for a purpose; no choice is not OPT_IN."""
 
     OPT_OUT = "OPT_OUT"
     OPT_IN = "OPT_IN"
@@ -78,7 +79,7 @@ class Choice(enum.StrEnum):
 
 
 class AgeBand(enum.StrEnum):
-    """Whether a member is of age where they live."""
+    """The age of a member: of age where they live, a minor, or not known."""
 
     MINOR = "MINOR"
     ADULT = "ADULT"

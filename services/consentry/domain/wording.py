@@ -138,7 +138,7 @@ class Phrasing:
         return "the row" if code is None else place_text(code, self._name_of)
 
     def sentence(self, ground: Ground, *, would: bool = False) -> str:
-        """What a ground says, or what it would have said if nothing before it had decided."""
+        """Return a ground as a clause; with `would`, as if no earlier ground had decided."""
         fact, place = ground.fact, self.place(ground.jurisdiction)
         if isinstance(fact, str):
             if ground.reason is not Reason.NO_TERMS:
@@ -160,7 +160,7 @@ class Phrasing:
         return f"the member {self.fact(fact)}"
 
     def fact(self, fact: Fact) -> str:
-        """What a fact says, after `the member`."""
+        """Return a fact as the words that follow `the member`."""
         dates, recorded = date_text(fact.effective_at), date_text(fact.recorded_at)
         if recorded != dates:
             dates += f", recorded {recorded}"
@@ -193,7 +193,7 @@ class Phrasing:
         return f"{since} ({pause.pause} v{pause.version}{whole}), {recorded}"
 
     def _whole(self, asked: str | None, scope: tuple[str, ...]) -> str:
-        """What a scope names instead, where it does not name the jurisdiction itself."""
+        """Return the words for a scope that does not name the jurisdiction itself."""
         country = (asked or "").split("-", 1)[0]
         if asked is None or asked in scope:
             return ""
@@ -216,7 +216,7 @@ class Phrasing:
         return f"{said} ({terms_text(terms)})"
 
     def _limit(self, limit: Limit, terms: Terms) -> str:
-        """Which condition failed, and by what."""
+        """Return the condition that failed, and by what."""
         row, start = self._row, date_text(terms.collected_from or Micros(0))
         if limit is Limit.MINOR:
             return "the member is a minor"

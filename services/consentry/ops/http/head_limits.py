@@ -67,6 +67,15 @@ class HeadLimits(HttpToolsProtocol):
         self._stop_timer()
         super().on_headers_complete()
 
+    def on_response_complete(self) -> None:
+        """Leave a head that began before this response was complete to the head's own timer.
+
+        uvicorn starts its keep-alive timer here, which would close the connection unanswered.
+        """
+        super().on_response_complete()
+        if self._is_in_head:
+            self._unset_keepalive_if_required()
+
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are not HTTP as a problem too."""
         self._refuse(400, msg, code="http.400")

@@ -91,7 +91,7 @@ class ExplainQuestion:
         return member_state(self.record, purpose=self.purpose, at=self.at, known_at=self.known_at)
 
     def decide_state(self, own: MemberState, row: Row | None, controls: Controls) -> Decision:
-        """The decision for a standing, row and controls at the same times."""
+        """Return the decision for a state, row and controls at the same times."""
         return decide_state(
             own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at
         )
@@ -224,7 +224,7 @@ def _left_quarantined(release: Fact, quarantine: Fact) -> str:
 
 
 def _voided(asked: ExplainQuestion, own: MemberState, choice: Fact, words: Phrasing) -> str:
-    """By which lift, and where, the standing opt-in is void; '' where it is not."""
+    """Return the lift, and where, that voids the opt-in that stands; '' where none does."""
     found: list[str] = []
     places = [place for place in asked.places(own) if asked.controls.jurisdictions.is_code(place)]
     for place in places:

@@ -202,6 +202,40 @@ class TestReasons:
         assert not ask(folded(*history), Controls(WORLD), at=400).allowed
 
 
+class TestOwnFacts:
+    OUT = chose(Choice.OPT_OUT, 2, on=2)
+    IN = chose(Choice.OPT_IN, 3, on=6, observed=2)
+
+    @pytest.mark.parametrize(
+        ("events", "is_excluded"),
+        [
+            ([US], False),
+            ([US, OUT], True),
+            ([US, OUT, IN], False),
+            ([US, unreadable(2, on=2)], True),
+            ([US, erased(2, on=2)], True),
+        ],
+    )
+    def test_who_is_excluded_by_their_own_facts_is_so_whatever_a_row_says(
+        self, events: list[MemberEvent], is_excluded: bool
+    ) -> None:
+        """Bundles name them without asking about any row: one too few would be trained on."""
+        own = member_state(folded(*events), purpose=PURPOSE, at=day(10), known_at=day(10))
+
+        assert own.is_excluded_by_own_facts is is_excluded
+
+    def test_opt_ins_are_told_apart_by_the_lifts_that_came_after_them(self) -> None:
+        """A lift would make both void, or neither."""
+        records = [folded(US, chose(Choice.OPT_IN, 2, on=on)) for on in (2, 4, 6)]
+        states = [
+            member_state(record, purpose=PURPOSE, at=day(10), known_at=day(10))
+            for record in records
+        ]
+        first, second, third = [own.equivalence_key([day(5)]) for own in states]
+
+        assert first == second != third
+
+
 class TestHongKong:
     """A territory is paused on the 11th, and the platform records it on the 14th."""
 

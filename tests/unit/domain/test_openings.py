@@ -207,6 +207,24 @@ def test_a_digest_of_a_lift_tells_which_pauses_it_ends() -> None:
     assert openings(second, before, now=NOW).digest == openings(first, before, now=NOW).digest
 
 
+def test_a_lift_tells_which_pauses_end_and_where_use_is_free_again() -> None:
+    """The second person signs for exactly this, and for the opt-ins that become void."""
+    before = Controls(TWINS).after(policy(900, terms("*"), on=0), pause(2, "DE", on=5))
+    ended = before.after(lift(3, on=9))
+
+    assert openings(lift(1, on=30), before, now=NOW).words == (
+        "ends the pause pause-1 version 1",
+        f"{PURPOSE} is no longer paused in DE",
+    )
+    assert openings(lift(1, on=30), ended, now=NOW).words == (
+        "repeats an earlier lift of the pause pause-1 version 1: the opt-ins since then become "
+        "void too",
+    )
+    assert openings(lift(1, on=30, name="other"), before, now=NOW).words == (
+        "ends the pause other",
+    )
+
+
 def test_parts_that_are_countries_too_are_said_only_where_they_differ() -> None:
     """Thirty codes behind "everywhere" hide the one that matters."""
     everything = TWINS.codes - {"US-CA"}

@@ -149,7 +149,7 @@ def test_every_choice_is_in_a_bundle_a_moment_later_and_nothing_is_bundled_that_
     assert bundler.metric("consentry_bundles_total", outcome="delta") >= 2
     exported = bundler.page("/metrics")[1]
     wanted = {name for name in METRICS if name.startswith("consentry_bundle")} | {
-        "consentry_members_held"
+        "consentry_members_quarantined"
     }
     assert {name for name in wanted if f"# HELP {name} " not in exported} == set(), (
         "alerts would watch nothing"

@@ -349,7 +349,7 @@ def test_a_release_takes_two_and_ends_the_hold(world: World, gateway: Gateway) -
     )
     assert (
         gateway.call("POST", f"/v1/quarantine/{entry}/release", body, DESK).code
-        == "quarantine.not_held"
+        == "quarantine.not_quarantined"
     )
 
 

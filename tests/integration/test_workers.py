@@ -44,7 +44,7 @@ OF_TRAINERS = {
     "consentry_follower_regressions_total",
 }
 OF_THE_BUNDLER = {name for name in DEFINITIONS if name.startswith("consentry_bundle")} | {
-    "consentry_members_held"
+    "consentry_members_quarantined"
 }
 ONLY_AFTER_A_FAULT = {
     "consentry_gateway_bulk_lines_total",  # after a bulk request: its own unit test counts it

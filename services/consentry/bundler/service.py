@@ -127,7 +127,7 @@ class Bundler:
         self._due_at = seconds()
         self._snapshot_times: dict[str, Micros] = {}
         metrics.gauge("consentry_bundle_age_seconds").set_function(self.age_seconds)
-        metrics.gauge("consentry_members_held").set_function(
+        metrics.gauge("consentry_members_quarantined").set_function(
             lambda: float(len(follower.state.damaged))
         )
 
@@ -174,7 +174,7 @@ class Bundler:
             "sequence": None if newest is None else newest.sequence,
             "bundle_age_seconds": None if newest is None else round(age, 1),
             "members": len(self._follower.state),
-            "members_held": len(self._follower.state.damaged),
+            "members_quarantined": len(self._follower.state.damaged),
             "regressions_open": self._repairer.open_count,
         }
 

@@ -258,7 +258,7 @@ def observed_version(entry: QuarantineEntry, record: Record | None) -> int:
         raise Problem(
             409,
             "The member is not quarantined on account of this message.",
-            code="quarantine.not_held",
+            code="quarantine.not_quarantined",
             fix="nothing is to be done, or the processor has not come to it yet",
         )
     quarantined = entry.quarantine(record)

@@ -127,7 +127,7 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
         "time for which the oldest record has stood behind an older version of itself; 0 without "
         "such a record"
     ),
-    "consentry_members_held": _gauge(
+    "consentry_members_quarantined": _gauge(
         "members who are quarantined in the bundles, because something about them was unreadable"
     ),
     "consentry_bundler_divergences_total": _counter(

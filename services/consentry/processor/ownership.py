@@ -241,7 +241,7 @@ def _quarantine_damaged(
         message = damaged[member]
         record = _quarantine(member, raw, message)
         quarantined.append(Published(member, record, message.appended_at // 1000))
-        _LOG.error("damaged_record_held", partition=partition, offset=message.offset)
+        _LOG.error("damaged_record_quarantined", partition=partition, offset=message.offset)
     new = {member: record for member, record, _ in quarantined}
     _store_rebuilt(table, partition, new, epoch=epoch)
     return quarantined

@@ -1,4 +1,7 @@
-"""The only place that reads the time; other code takes it as an argument, or takes a `Clock`."""
+"""The clock of every service, the only place that reads the time; others get it as an argument.
+
+They take a time, or a `Clock`.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from consentry.domain.values import Micros
 
 
 class Clock(Protocol):
-    """Returns the time of day in microseconds since 1970-01-01 UTC."""
+    """A clock of a service: called, it returns the time in microseconds since 1970-01-01 UTC."""
 
     def __call__(self) -> Micros: ...
 
 
 def system_clock() -> Micros:
-    """Return the microseconds since 1970-01-01 UTC, by this machine's clock."""
+    """Return this machine's time of day in microseconds since 1970-01-01 UTC."""
     return Micros(time.time_ns() // 1000)

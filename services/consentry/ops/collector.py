@@ -1,4 +1,4 @@
-"""Python's garbage collector in long-lived programs that make many short-lived objects."""
+"""Python's garbage collector, tuned for long-lived services with many short-lived objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Reference counts free nearly all of them without it.
 
 
 def spare_the_collector() -> None:
-    """Exempt everything loaded until now from collection, and collect less often.
+    """Spare Python's garbage collector all objects of a service made so far; run it less often.
 
     To be called once, when everything is open. Modules, models and schemas hold hundreds of
     thousands of objects that are never freed. A collector that walks them again and again while a

@@ -1,4 +1,4 @@
-"""Places where a fault test can end the process. Off unless CONSENTRY_FAILPOINT names one."""
+"""Places where a fault test can end a service's process, if CONSENTRY_FAILPOINT names one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ NAMES: Final = (
 
 
 def parse_failpoint(text: str) -> Failpoint:
-    """Return a failpoint from `NAME` or `NAME:COUNT`; an empty text gives one that does nothing.
+    """Return the place where a fault test kills a service, from `NAME` or `NAME:COUNT`.
 
-    When NAME is passed for the COUNTth time, the process ends as by kill -9. Raises InvalidInput.
+    An empty text gives one that does nothing. When NAME is passed for the COUNTth time, the process
+    ends as by kill -9. Raises InvalidInput.
     """
     if not text:
         return lambda _name: None

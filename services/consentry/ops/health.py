@@ -1,4 +1,4 @@
-"""/metrics, /healthz and /readyz over HTTP.
+"""The metrics and health probes of any service over HTTP: /metrics, /healthz and /readyz.
 
 They have threads of their own, so that nothing waits for a scrape.
 """
@@ -19,7 +19,7 @@ Check = Callable[[], dict[str, Any]]
 
 
 class HealthServer:
-    """Serves a service's metrics and probes until `stop`.
+    """An HTTP server for the metrics and health probes of a service, until `stop`.
 
     `port` 0 takes a free one from the operating system. Raises Refused where the address cannot be
     opened.
@@ -73,11 +73,11 @@ class HealthServer:
         )
 
     def start(self) -> None:
-        """Start to answer."""
+        """Start to answer requests for a service's metrics and health probes."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and free the port."""
+        """Stop answering requests for metrics and health probes, and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)

@@ -1,4 +1,4 @@
-"""Structured logs on standard error: one line for each event, JSON in production.
+"""The logs of every service, on standard error: one line for each event, JSON in production.
 
 No line may contain a member id or a secret.
 """
@@ -14,7 +14,7 @@ NOISY = frozenset({"aiokafka", "faust", "librdkafka", "mode"})
 
 
 class NoisyLogFilter(logging.Filter):
-    """Lets a noisy client library write only a few lines in ten seconds.
+    """A log filter that lets a noisy client library write only a few lines in ten seconds.
 
     Otherwise a broker that is away would drown our own lines.
     """
@@ -26,7 +26,7 @@ class NoisyLogFilter(logging.Filter):
         self._seen: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return True if the line is to be written; our own lines always are."""
+        """Return True if the log line is to be written; our own lines always are."""
         source = record.name.split(".")[0]
         if source not in NOISY:
             return True
@@ -39,7 +39,7 @@ class NoisyLogFilter(logging.Filter):
 
 
 def set_up_logs(*, style: str, level: str) -> None:
-    """Send structlog and the standard library's logging to standard error, as `text` or `json`."""
+    """Set up a service's logs: all lines go to standard error, as `text` or `json`."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     renderer: structlog.typing.Processor
     if style == "json":

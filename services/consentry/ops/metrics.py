@@ -1,4 +1,4 @@
-"""Every metric in one place: name, kind, labels and meaning, in base units.
+"""The list of every service's Prometheus metrics: name, kind, labels and meaning, in base units.
 
 No member id ever becomes a label.
 """
@@ -14,7 +14,10 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 
 class Definition(NamedTuple):
-    """The declaration of a metric; `meaning` is its help text, `buckets` are a histogram's."""
+    """The declaration of one Prometheus metric of our services.
+
+    `meaning` is its help text, `buckets` are a histogram's.
+    """
 
     kind: Kind
     labels: tuple[str, ...]
@@ -159,7 +162,7 @@ METRICS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class Metrics:
-    """The metrics of one service.
+    """The Prometheus metrics of one running service.
 
     They have a registry of their own, so that two services can live in one process.
     """
@@ -170,25 +173,25 @@ class Metrics:
         self.gauge("consentry_build_info", version).set(1)
 
     def counter(self, name: str, *labels: str) -> Counter:
-        """Return the counter `name` with these label values; on a hot path call this once."""
+        """Return a service's counter with these label values; on a hot path call this once."""
         metric = self._metric(name)
         assert isinstance(metric, Counter)
         return metric.labels(*labels) if labels else metric
 
     def gauge(self, name: str, *labels: str) -> Gauge:
-        """Return the gauge `name` with these label values."""
+        """Return a service's gauge with these label values."""
         metric = self._metric(name)
         assert isinstance(metric, Gauge)
         return metric.labels(*labels) if labels else metric
 
     def histogram(self, name: str, *labels: str) -> Histogram:
-        """Return the histogram `name` with these label values."""
+        """Return a service's histogram with these label values."""
         metric = self._metric(name)
         assert isinstance(metric, Histogram)
         return metric.labels(*labels) if labels else metric
 
     def forget(self, name: str, *labels: str) -> None:
-        """Drop one series, whose stale number would mislead.
+        """Drop one series of a metric, whose stale number would mislead.
 
         For example when a partition moves to another worker.
         """
@@ -197,7 +200,7 @@ class Metrics:
             metric.remove(*labels)
 
     def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
+        """Return all metrics of a service in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _metric(self, name: str) -> Counter | Gauge | Histogram:

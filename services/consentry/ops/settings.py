@@ -1,4 +1,4 @@
-"""All settings, parsed once from the environment (CONSENTRY_*) before anything starts."""
+"""All settings of all services and commands, read once from the environment (CONSENTRY_*)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from consentry.domain.values import DATASET_PATTERN, NAME_PATTERN
 
 
 class Settings(BaseSettings):
-    """The settings of all commands, as docs/settings.md lists them; printing masks secrets."""
+    """The settings of all services and commands, from CONSENTRY_* variables.
+
+    They are those that docs/settings.md lists; printing them masks secrets.
+    """
 
     model_config = SettingsConfigDict(env_prefix="CONSENTRY_", frozen=True, extra="ignore")
 
@@ -81,7 +84,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any] | None = None) -> Self:
-        """Return the settings from the environment, overridden by `values`.
+        """Return all settings as the environment gives them, overridden by `values`.
 
         Raises InvalidInput, which names the variable.
         """
@@ -99,7 +102,7 @@ class Settings(BaseSettings):
             ) from error
 
     def kafka(self) -> dict[str, str]:
-        """Return the librdkafka settings of every client, with the password: never log them."""
+        """Return every Kafka client's librdkafka settings, with the password: never log them."""
         config = {
             "bootstrap.servers": self.kafka_bootstrap,
             "security.protocol": self.kafka_security_protocol,
@@ -115,7 +118,7 @@ class Settings(BaseSettings):
         return config
 
     def registry(self) -> dict[str, Any]:
-        """Return the registry client's settings beside its address.
+        """Return the settings of the schema registry's client, beside its address.
 
         They hold credentials: never log them.
         """
@@ -125,14 +128,14 @@ class Settings(BaseSettings):
         return {"basic.auth.user.info": credentials}
 
     def bundle_public_keys(self) -> tuple[Path, ...]:
-        """Return the files of the public keys that bundles are verified with.
+        """Return the setting for the public key files that signed bundles are verified with.
 
         From CONSENTRY_BUNDLE_PUBLIC_KEY_FILES="a.pub,…".
         """
         return tuple(Path(name) for name in _entries(self.bundle_public_key_files))
 
     def declared_subscribers(self) -> tuple[tuple[str, str], ...]:
-        """Return the (subscriber, data set) pairs that owe receipts.
+        """Return the setting for the (subscriber, data set) pairs that owe purge receipts.
 
         From CONSENTRY_SUBSCRIBERS="name=dataset,…". Raises InvalidInput.
         """

@@ -1,4 +1,4 @@
-"""The metrics and log lines of the hot path's batches."""
+"""The processor's metrics and log lines about the batches of member events that it takes in."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ _LOG = structlog.get_logger(__name__)
 
 
 class BatchMetrics:
-    """Counts events and observes delays; `clock` is in microseconds."""
+    """The metrics of the processor's batches: events counted, delays observed.
+
+    `clock` is in microseconds.
+    """
 
     def __init__(self, metrics: Metrics, clock: Clock) -> None:
         self._metrics = metrics
         self._clock = clock
 
     def note_stored(self, group: BatchGroup) -> None:
-        """Observe the size of the group, and the time from event to table.
+        """Observe how many events the processor stored, and their delay from event to table.
 
         The time is that of up to 32 events, spread over each batch.
         """
@@ -39,12 +42,12 @@ class BatchMetrics:
                 table_seconds.observe(max(0.0, stored_at_seconds - sample_ms / 1e3))
 
     def note_settled(self, group: BatchGroup) -> None:
-        """Observe the duration of each step."""
+        """Observe how long each of the processor's steps took for a group of batches."""
         for step, seconds in group.seconds.items():
             self._metrics.histogram("consentry_batch_seconds", step).observe(seconds)
 
     def count(self, result: BatchResult) -> None:
-        """Count the events of a batch by outcome, and log each message that was quarantined."""
+        """Count the events of a processor's batch by outcome; log each quarantined message."""
         counter = self._metrics.counter
         counter("consentry_events_total", "applied").inc(result.applied)
         counter("consentry_events_total", "repeated").inc(result.repeated)

@@ -1,4 +1,4 @@
-"""One partition's batch of messages, and its state on the way through the steps."""
+"""One partition's batch of messages in the processor, and its state between the steps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ MILLI_MICROS: Final = 1000
 
 
 class EventBatch(NamedTuple):
-    """Consecutive messages of one partition, column by column; append times in milliseconds.
+    """One batch of member events in the processor: messages of one partition, as columns.
 
-    `headers` may be left out where no message has any.
+    They are consecutive, and append times are in milliseconds. `headers` may be left out where no
+    message has any.
     """
 
     partition: int
@@ -30,16 +31,16 @@ class EventBatch(NamedTuple):
 
     @property
     def end_offset(self) -> int:
-        """The offset after the last message."""
+        """The offset after the last message of this batch."""
         return self.offsets[-1] + 1
 
     def appended_at(self, index: int) -> Micros:
-        """Return when the broker took the message at this index, at the latest."""
+        """Return when the broker took the batch's message at this index, at the latest."""
         # The broker's time is in whole milliseconds: the event came at some moment of that one.
         return Micros(self.appended_ms[index] * MILLI_MICROS + MILLI_MICROS - 1)
 
     def refusal(self, index: int, error_class: str) -> Refusal:
-        """Return the message at this index as it goes to quarantine."""
+        """Return the batch's message at this index in the form that goes to quarantine."""
         return Refusal(
             self.partition,
             self.offsets[index],
@@ -53,7 +54,7 @@ class EventBatch(NamedTuple):
 
 @dataclass(slots=True)
 class OwnedPartition:
-    """A partition that this worker owns: its epoch, and the positions of its table and its log.
+    """A partition that this processor owns: its epoch, and how far its table and its log are.
 
     The table holds all events below `next_offset`; the records of all events below
     `acknowledged_offset` are published and acknowledged.
@@ -72,11 +73,11 @@ class OwnedPartition:
 
 @dataclass(slots=True)
 class BatchResult:
-    """The result of a batch: events by outcome, messages for quarantine, the table's refusal.
+    """The result of one batch in the processor: its events by outcome, or the table's refusal.
 
-    Every message with a readable key counts as applied, repeated or replayed. `clamped` counts
-    those among them that claimed to be recorded later than the broker took them. `refused` is None
-    where the table took the batch.
+    It also has the messages for quarantine. Every message with a readable key counts as applied,
+    repeated or replayed. `clamped` counts those among them that claimed to be recorded later than
+    the broker took them. `refused` is None where the table took the batch.
     """
 
     applied: int = 0
@@ -88,7 +89,7 @@ class BatchResult:
 
 
 class PartitionBatch:
-    """The state of one partition's batch on its way through the steps.
+    """One partition's batch on its way through the processor's steps, and its state.
 
     `facts` has the fact of each message, None where not even the key was readable. `current` has
     each touched member's record as it is now, None for a member without one, and `changed` the
@@ -108,7 +109,7 @@ class PartitionBatch:
 
     @property
     def is_refused(self) -> bool:
-        """True once the table refused the batch, or one of its records was found damaged."""
+        """True if the table refused this batch, or one of its records was found damaged."""
         return self.result.refused is not None
 
     @property
@@ -125,7 +126,10 @@ class PartitionBatch:
 
 @dataclass(slots=True)
 class BatchGroup:
-    """Batches that go through the steps together, and the duration of each step in seconds."""
+    """Batches of several partitions that go through the processor's steps together.
+
+    `seconds` has the duration of each step.
+    """
 
     batches: list[PartitionBatch]
     seconds: dict[str, float]

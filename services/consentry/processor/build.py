@@ -1,4 +1,4 @@
-"""The hot path with its clients, built from plain values, and the answers of its probes."""
+"""The processor's hot path, built with its Kafka clients; and its health probes' answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from consentry.wire.schemas import FRONTIERS, MEMBER_EVENTS, RECORDS, topic_name
 
 
 class HotPathParts(NamedTuple):
-    """The hot path, the thread that publishes its frontiers, and the publisher of both."""
+    """The parts of a running processor: hot path, frontier thread, and their publisher."""
 
     hot_path: HotPath
     frontiers: FrontierThread
@@ -48,7 +48,7 @@ def build_hot_path(
     metrics: Metrics,
     version: str,
 ) -> HotPathParts:
-    """Build the hot path and its frontier thread over one publisher. Starts nothing.
+    """Build the processor's hot path and frontier thread over one publisher. Starts nothing.
 
     `kafka` holds librdkafka's settings; `version` is noted with every quarantined message.
     """
@@ -101,7 +101,7 @@ def _read_last_frontiers(
 
 
 def liveness(*, idle_seconds: float, follows_controls: bool) -> dict[str, Any]:
-    """Return the answer of /healthz; not ok if the hot path stands still or has no controls."""
+    """Return the processor's answer to /healthz; not ok if it stands still or lacks controls."""
     return {
         "ok": idle_seconds < STALL_SECONDS and follows_controls,
         "seconds_since_progress": round(idle_seconds, 1),
@@ -112,7 +112,7 @@ def liveness(*, idle_seconds: float, follows_controls: bool) -> dict[str, Any]:
 def readiness(
     ages: Mapping[int, float], *, owned: int, is_settled: bool, staleness_seconds: float
 ) -> dict[str, Any]:
-    """Return the answer of /readyz; ok if every partition of the worker has a fresh frontier.
+    """Return the processor's answer to /readyz; ok if each partition has a fresh frontier.
 
     `ages` is partition → seconds since its last frontier; `owned` is the number of partitions.
     """

@@ -1,4 +1,4 @@
-"""The decode step: from the bytes of messages to facts.
+"""The processor's decode step: from the bytes of a batch of messages to facts about members.
 
 Whole columns are checked at once; a message that does not pass these checks is decoded strictly,
 by itself. A message that cannot be read goes to quarantine, and its member is quarantined too: what
@@ -30,7 +30,10 @@ _NEVER: Final = (1 << 63) - 1
 
 
 class BatchDecoder:
-    """Decodes messages of `partitions` partitions by the schemas of `catalog`."""
+    """The processor's decode step: turns the bytes of event batches into facts.
+
+    It decodes messages of `partitions` partitions by the schemas of `catalog`.
+    """
 
     def __init__(self, catalog: Catalog, partitions: int) -> None:
         self._catalog = catalog
@@ -38,7 +41,7 @@ class BatchDecoder:
         self._partitions = partitions
 
     def decode(self, batches: Sequence[PartitionBatch]) -> None:
-        """Set the facts of each batch, and note the messages that go to quarantine.
+        """Set the facts of each of the processor's batches; note messages for quarantine.
 
         A message that cannot be read becomes a quarantine of its member, and None where not even
         the key is readable; its partition is then tainted.

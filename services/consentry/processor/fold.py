@@ -1,4 +1,4 @@
-"""The fold step: from facts to the records of their members, in the order of the log."""
+"""The processor's fold step: from a batch's facts to members' records, in the log's order."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ class _Conflict(NamedTuple):
 
 
 class BatchFolder:
-    """Folds the facts of batches onto records; `record_frame` is put before the bytes of each."""
+    """The processor's fold step: applies the facts of batches to their members' records.
+
+    `record_frame` is put before the bytes of each.
+    """
 
     def __init__(self, record_frame: bytes, obligations: Obligations) -> None:
         self._record_frame = record_frame
         self._obligations = obligations
 
     def fold(self, batch: PartitionBatch) -> None:
-        """Fold the facts onto the loaded records, and count what became of each event.
+        """Fold a batch's facts onto the loaded records; count what became of each event.
 
         A record that is damaged makes the batch refused: its partition is to be rebuilt.
         """

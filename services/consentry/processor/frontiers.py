@@ -1,4 +1,4 @@
-"""The frontier of each partition, published every second.
+"""The frontier of each partition, published by the processor every second.
 
 A frontier says: everything that had been appended to the log by this time is in `records` by now.
 """
@@ -28,7 +28,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Watermark(NamedTuple):
-    """A position in a partition's log that is to be reached.
+    """A log position that the processor has to reach before it publishes a frontier.
 
     Everything that was appended by `frontier_at` lies below `end_offset`.
     """
@@ -38,7 +38,7 @@ class Watermark(NamedTuple):
 
 
 class ReachedWatermark(NamedTuple):
-    """A watermark that was reached, and the state of its partition at that moment."""
+    """A log position that the processor has reached, and the state of its partition then."""
 
     watermark: Watermark
     generation: str
@@ -47,7 +47,7 @@ class ReachedWatermark(NamedTuple):
 
 
 class Watermarks:
-    """The watermarks that the frontier thread sets and the hot path reaches.
+    """The log positions that the frontier thread sets and the processor's hot path reaches.
 
     Shared between the two threads.
     """
@@ -60,11 +60,11 @@ class Watermarks:
 
     @property
     def owned(self) -> frozenset[int]:
-        """The partitions that this worker owns now."""
+        """The partitions that this processor owns now."""
         return self._owned
 
     def own(self, partitions: frozenset[int]) -> None:
-        """Note which partitions are owned; watermarks of others are dropped."""
+        """Note the partitions that this processor owns; watermarks of others are dropped."""
         with self._condition:
             self._owned = partitions
             for lost in set(self._pending) - partitions:
@@ -79,14 +79,14 @@ class Watermarks:
                     self._pending.setdefault(partition, watermark)
 
     def due(self) -> list[tuple[int, Watermark]]:
-        """Return the pending watermarks, for the hot path to look at."""
+        """Return the watermarks that the processor's hot path has not reached yet."""
         if not self._pending:
             return []
         with self._condition:
             return list(self._pending.items())
 
     def reach(self, partition: int, reached: ReachedWatermark) -> None:
-        """Report a watermark as reached; ignored unless it is the pending one."""
+        """Report that the hot path reached a watermark; ignored unless it is the pending one."""
         with self._condition:
             if self._pending.get(partition) == reached.watermark:
                 del self._pending[partition]
@@ -94,7 +94,7 @@ class Watermarks:
                 self._condition.notify_all()
 
     def take(self, timeout_seconds: float) -> dict[int, ReachedWatermark]:
-        """Return those that were reached since the last call, each once.
+        """Return the watermarks that the hot path reached since the last call, each once.
 
         Waits until no watermark is pending, but at most for the time-out.
         """
@@ -106,7 +106,7 @@ class Watermarks:
 
 
 class FrontierThread:
-    """Publishes frontiers, on its own thread.
+    """The thread of the processor that publishes the frontier of each partition.
 
     Each second it asks the broker for the end of each log, waits until the hot path has got there,
     and publishes.
@@ -138,24 +138,27 @@ class FrontierThread:
         self._thread = threading.Thread(target=self._run, name="frontiers", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread that publishes the processor's frontiers."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, within a tick."""
+        """End the thread that publishes the processor's frontiers, within a tick."""
         self._stopping.set()
         self._thread.join(timeout=5)
 
     @property
     def is_alive(self) -> bool:
-        """True while frontiers are being published.
+        """True while the processor's frontiers are being published.
 
         When they stop, every follower soon excludes everybody.
         """
         return self._thread.is_alive()
 
     def ages(self) -> dict[int, float]:
-        """Return the seconds since the last frontier of each owned partition that has one."""
+        """Return the seconds since the last frontier, by partition that the processor owns.
+
+        A partition that has none is left out.
+        """
         now = self._clock()
         ages: dict[int, float] = {}
         # A copy: the thread changes the dictionary meanwhile.

@@ -1,7 +1,8 @@
-"""The loop that every member event goes through: poll, store, publish, settle, commit.
+"""The processor's loop, through which every member event goes.
 
-It runs on one thread, with a consumer of its own and no Faust stream: a stream costs 60 to 80 µs a
-message whatever it does (docs/decisions/0001).
+Its steps are poll, store, publish, settle, commit. It runs on one thread, with a consumer of its
+own and no Faust stream: a stream costs 60 to 80 µs a message whatever it does
+(docs/decisions/0001).
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ _Result = TypeVar("_Result")
 
 
 class HotPath:
-    """Owns partitions of member-events and materialises them, from `run` until `stop`.
+    """The processor's loop: takes member events in and writes records, from `run` until `stop`.
 
-    Batches are pipelined: while one group waits for Kafka's acknowledgements, the next one is
-    polled, folded and stored. It is published only after the one before is settled.
+    It owns partitions of member-events, and materialises those. Batches are pipelined: while one
+    group waits for Kafka's acknowledgements, the next one is polled, folded and stored. It is
+    published only after the one before is settled.
     """
 
     def __init__(
@@ -89,23 +91,23 @@ class HotPath:
 
     @property
     def owned(self) -> int:
-        """The number of partitions that are owned and open."""
+        """The number of partitions that the processor owns and has opened."""
         return len(self._owned)
 
     @property
     def is_settled(self) -> bool:
-        """True if every assigned partition is open, and at least one is assigned."""
+        """True if the processor has opened all partitions assigned to it, at least one."""
         return bool(self._owned) and self._partitions.are_all_open
 
     def _note_progress(self) -> None:
         self.progress_at = monotonic()
 
     def stop(self) -> None:
-        """Finish the batch in hand, commit, and leave the group."""
+        """Finish the processor's batch in hand, commit it, and leave the consumer group."""
         self._stopping.set()
 
     def run(self) -> None:
-        """Run until `stop`.
+        """Run the processor's loop until `stop`.
 
         Raises what cannot be retried: the worker is then to end and start anew.
         """

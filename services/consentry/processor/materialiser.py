@@ -1,4 +1,4 @@
-"""The way of a batch of messages into the table and out to the followers.
+"""The processor's steps: from a batch of messages to the table, and out to the followers.
 
 The steps are decode, load, fold, store, publish and settle, and their order is the guarantee:
 stored → published → committed (docs/decisions/0002). A batch that was interrupted anywhere is
@@ -47,11 +47,11 @@ from consentry.wire.catalog import Catalog
 
 
 class Materialiser:
-    """Takes batches of different partitions through the steps; has no connection and no clock.
+    """The processor's steps: takes batches of events to the table and on to the records topic.
 
-    For each group call `store`, then `publish`, then `settle`; the offsets of its batches may be
-    committed afterwards. Whatever is raised in between, nothing is lost and nothing is applied
-    twice.
+    The batches are of different partitions. It has no connection and no clock. For each group call
+    `store`, then `publish`, then `settle`; the offsets of its batches may be committed afterwards.
+    Whatever is raised in between, nothing is lost and nothing is applied twice.
     """
 
     def __init__(
@@ -72,11 +72,12 @@ class Materialiser:
         self._failpoint = failpoint
 
     def store(self, batches: Sequence[tuple[OwnedPartition, EventBatch]]) -> BatchGroup:
-        """Decode, fold and store batches of different partitions, in one round trip a step.
+        """Decode, fold and store the processor's batches, in one round trip a step.
 
-        Moves `next_offset` of each partition whose batch was stored. A batch that the table refused
-        has its refusal (Fenced, or TableWentBack: rewind or rebuild) as `result.refused`. Raises
-        Unavailable: call `catch_up`, then give the same batches again.
+        The batches are of different partitions. Moves `next_offset` of each partition whose batch
+        was stored. A batch that the table refused has its refusal (Fenced, or TableWentBack: rewind
+        or rebuild) as `result.refused`. Raises Unavailable: call `catch_up`, then give the same
+        batches again.
         """
         group = [PartitionBatch(owned, events) for owned, events in batches]
         times = _StepTimes()
@@ -96,7 +97,7 @@ class Materialiser:
         return BatchGroup(group, times.seconds)
 
     def catch_up(self, batches: Sequence[tuple[OwnedPartition, EventBatch]]) -> None:
-        """Ask the table if it holds these batches already; for a store whose answer was lost.
+        """Ask the table if it holds these batches already, after a store whose answer was lost.
 
         Folding them again onto the stored records could drop a fact that a bounded record cannot
         tell apart any more. Taken as stored, the table's content is published as it is. Raises
@@ -108,7 +109,7 @@ class Materialiser:
                 owned.next_offset = events.end_offset
 
     def publish(self, group: BatchGroup) -> None:
-        """Queue the record of every touched member, whether this group changed it or not."""
+        """Queue the record of every member in the batches, whether it was changed or not."""
         for batch in group.batches:
             if batch.is_refused:
                 continue
@@ -123,7 +124,7 @@ class Materialiser:
                 self._publisher.quarantine(batch.result.refusals)
 
     def publish_now(self, partition: int, records: Sequence[Published]) -> None:
-        """Publish records that belong to no batch, and wait until they are acknowledged.
+        """Publish records that belong to no batch of the processor, and await acknowledgement.
 
         No group may be between `publish` and `settle`. Raises Unavailable.
         """
@@ -131,7 +132,7 @@ class Materialiser:
         self._publisher.settle()
 
     def settle(self, group: BatchGroup) -> list[BatchResult]:
-        """Wait until all that was queued is acknowledged, and open purge orders.
+        """Wait until all that the batches queued is acknowledged, then open purge orders.
 
         Moves `acknowledged_offset` of each partition whose batch was stored. Raises Unavailable:
         `publish` the group again, then settle it again.

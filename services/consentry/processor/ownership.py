@@ -1,4 +1,4 @@
-"""Taking a partition over.
+"""Taking over a partition of the table, by a processor that Kafka has assigned it to.
 
 The new owner claims the partition in the table, sees what the table holds, rebuilds it if it must,
 and knows from which offset to read on.
@@ -46,7 +46,10 @@ Raises Unavailable.
 
 
 class LogSpan(NamedTuple):
-    """The offsets that the log holds of a partition, and the committed one (None: nothing)."""
+    """The first, end and committed offset of a partition that the processor takes over.
+
+    `committed_offset` is None where nothing was committed.
+    """
 
     first_offset: int
     end_offset: int
@@ -54,7 +57,7 @@ class LogSpan(NamedTuple):
 
 
 class Takeover(NamedTuple):
-    """A partition that is owned now and the offset to read from.
+    """A partition that the processor has taken over, and the offset to read its events from.
 
     `rebuilt` is True where its table was built anew.
     """
@@ -74,7 +77,7 @@ def take_over(
     publish: Publish,
     min_epoch: int,
 ) -> Takeover:
-    """Own the partition and make its table whole.
+    """Take a partition over for this processor: claim its table, and rebuild that if needed.
 
     `last_frontier` is the last one published for it (None: never owned before), `records` reads its
     partition of the records topic from the beginning, `publish` puts records there and returns once
@@ -143,12 +146,12 @@ def rebuild(
     records: Callable[[], Iterable[StoredMessage]],
     publish: Publish,
 ) -> Takeover:
-    """Build the partition's table anew from the records topic, under a new generation.
+    """Build a table partition anew from the records topic, when the processor takes it over.
 
-    All events below the committed offset, and below the last frontier's, are in records; the rest
-    is folded again. Members who are quarantined because a record of theirs was damaged are
-    published before the new life begins: a follower that missed the damaged message would go by an
-    older one.
+    It gets a new generation. All events below the committed offset, and below the last frontier's,
+    are in records; the rest is folded again. Members who are quarantined because a record of theirs
+    was damaged are published before the new life begins: a follower that missed the damaged message
+    would go by an older one.
     """
     _LOG.warning("table_rebuild", partition=partition, held_offset=claim.next_offset)
     covered_offsets: list[int] = []
@@ -172,7 +175,7 @@ def rebuild(
 def restore(
     table: ConsentTable, partition: int, *, epoch: int, records: Iterable[StoredMessage]
 ) -> tuple[int, list[Published]]:
-    """Write the newest version of each record into a cleared partition.
+    """Write each member's newest record into the empty table of a partition being rebuilt.
 
     Returns how many messages were read, and the records of the members that are quarantined from
     now on because one of their messages has a wrong checksum, or lost what an earlier one said.
@@ -318,5 +321,5 @@ def _is_sound(value: bytes, member: bytes) -> bool:
 
 
 def last_frontiers(frontiers: Iterable[Frontier]) -> Mapping[int, Frontier]:
-    """Return the last frontier of each partition."""
+    """Return each partition's last frontier, among those that the processor published."""
     return {frontier.partition: frontier for frontier in frontiers}

@@ -1,4 +1,4 @@
-"""The partitions of one worker: assigned by the group, opened, closed and taken away."""
+"""The partitions of one processor: assigned by the group, opened, closed and taken away."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Partitions:
-    """The partitions that this worker owns, and those that it still has to open.
+    """The partitions that this processor owns, and those that it still has to open.
 
     Lives on the hot path's thread.
     """
@@ -68,12 +68,12 @@ class Partitions:
 
     @property
     def are_all_open(self) -> bool:
-        """True if no assigned partition waits to be opened."""
+        """True if no partition assigned to this processor waits to be opened."""
         return not self._to_open
 
     @property
     def has_due(self) -> bool:
-        """True if a partition is to be opened now."""
+        """True if this processor is to open a partition now."""
         return bool(self._due())
 
     def _due(self) -> list[int]:
@@ -81,7 +81,7 @@ class Partitions:
         return [partition for partition, open_at in self._to_open.items() if open_at <= now]
 
     def open_due(self) -> None:
-        """Open every partition whose time has come.
+        """Open every partition of the processor whose time has come.
 
         A partition that cannot be opened yet is tried again in a second. May publish, so nothing
         may be on its way. Raises UnsafeSetting where log and table cannot both be right.
@@ -158,7 +158,7 @@ class Partitions:
             yield record
 
     def assigned(self, consumer: Consumer, positions: list[TopicPartition]) -> None:
-        """Take what the group assigned: at once, but paused until it is open.
+        """Take the partitions that the group assigned to the processor, paused until opened.
 
         Opening may take long (a rebuild) or fail for a while.
         """
@@ -172,7 +172,7 @@ class Partitions:
             self._to_open[position.partition] = now
 
     def lost(self, consumer: Consumer, positions: list[TopicPartition]) -> None:
-        """Drop partitions that the group took away.
+        """Drop partitions that the group took away from this processor.
 
         It may have gone on without us: then another owner is at work, and the table refuses us.
         """
@@ -183,14 +183,14 @@ class Partitions:
         self.announce()
 
     def announce(self) -> None:
-        """Tell the frontier thread which partitions are owned, and remember which are tainted."""
+        """Tell the frontier thread the partitions that are owned; remember the tainted ones."""
         self._watermarks.own(frozenset(self.owned))
         tainted = [partition for partition, owned in self.owned.items() if owned.tainted]
         self._tainted.update(tainted)
         self._metrics.gauge("consentry_partitions_tainted").set(len(tainted))
 
     def close(self, partition: int, error: ConsentryError) -> None:
-        """Let go of a partition whose table has another owner or went back.
+        """Let go of a partition of the processor whose table has another owner or went back.
 
         While it is still assigned, it is opened again soon.
         """

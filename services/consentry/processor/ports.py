@@ -1,4 +1,4 @@
-"""The processor's needs from outside, in its own words."""
+"""The processor's needs from outside: a publisher of records, and a way to open purge orders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consentry.wire.headers import Headers
 
 
 class Published(NamedTuple):
-    """A record to publish: its member and framed bytes.
+    """A record for the processor to publish: its member and framed bytes.
 
     `appended_ms` is the append time of the record's newest event, in milliseconds.
     """
@@ -23,7 +23,7 @@ class Published(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that could not be applied, as it goes to quarantine."""
+    """A message that the processor could not apply, in the form that goes to quarantine."""
 
     partition: int
     offset: int
@@ -35,7 +35,7 @@ class Refusal(NamedTuple):
 
 
 class MemberChange(NamedTuple):
-    """A fact that may oblige subscribers to purge, with the member's record after it."""
+    """A fact in the processor that may open a purge order, and the member's record after it."""
 
     member: MemberId
     fact: Fact
@@ -43,7 +43,10 @@ class MemberChange(NamedTuple):
 
 
 class Publisher(Protocol):
-    """Sends records and refusals out: `publish` and `quarantine` queue, `settle` waits."""
+    """The processor's way out for records and quarantined messages.
+
+    `publish` and `quarantine` queue, `settle` waits.
+    """
 
     def publish(self, partition: int, records: Sequence[Published]) -> None:
         """Queue records for a partition of the records topic."""
@@ -54,7 +57,7 @@ class Publisher(Protocol):
         ...
 
     def settle(self) -> None:
-        """Return once all that was queued is acknowledged by all replicas.
+        """Return once all replicas have acknowledged everything that the processor queued.
 
         Raises Unavailable: queue it again.
         """
@@ -62,14 +65,14 @@ class Publisher(Protocol):
 
 
 class Obligations(Protocol):
-    """Opens purge orders."""
+    """The processor's way to open purge orders, where its facts require them."""
 
     def wants(self, fact_kind: int) -> bool:
         """Return True if facts of this kind may open an order under the controls in force."""
         ...
 
     def open_for(self, changes: Sequence[MemberChange]) -> None:
-        """Open the purge orders that these changes require, durably.
+        """Open the purge orders that these changes of the processor require, durably.
 
         A change that comes again opens no second order. Raises Unavailable.
         """
@@ -77,20 +80,20 @@ class Obligations(Protocol):
 
 
 class NoObligations:
-    """Opens nothing: for tests and measurements of the hot path alone."""
+    """Opens no purge orders: for tests and measurements of the processor's loop alone."""
 
     def wants(self, fact_kind: int) -> bool:
-        """Return False."""
+        """Return False: no fact opens a purge order."""
         return False
 
     def open_for(self, changes: Sequence[MemberChange]) -> None:
-        """Do nothing."""
+        """Open no purge order."""
 
 
 class InMemoryPublisher:
-    """Keeps in memory what was published, under the same contract.
+    """A publisher for the processor that only keeps in memory what was published.
 
-    `fail_next` is raised by the next `settle`.
+    It has the same contract as the one over Kafka. `fail_next` is raised by the next `settle`.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The publisher over Kafka: one idempotent producer for records and refusals."""
+"""The processor's publisher over Kafka: one idempotent producer for records and refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ grows by all of these.
 
 
 class KafkaPublisher:
-    """See Publisher. `version` is the software's, noted with every refusal."""
+    """Sends the processor's records and quarantined messages to Kafka, as Publisher describes.
+
+    `version` is the software's, noted with every refusal.
+    """
 
     def __init__(
         self, kafka: Mapping[str, str], *, namespace: str, catalog: Catalog, version: str
@@ -112,12 +115,12 @@ class KafkaPublisher:
             raise unavailable(f"acknowledge {waiting} records", TimeoutError("time-out"))
 
     def send(self, topic: str, key: bytes, value: bytes, partition: int) -> None:
-        """Queue one message for another topic, without waiting for its acknowledgement."""
+        """Queue one message of the processor for another topic, without waiting."""
         self._producer.produce(topic, value, key, partition)
         self._producer.poll(0)
 
     def close(self) -> None:
-        """Wait a few seconds for the messages that are queued."""
+        """Wait a few seconds for the messages that the processor has queued."""
         self._producer.flush(5.0)
 
     def _note_failure(self, error: KafkaError | None, _message: Message) -> None:

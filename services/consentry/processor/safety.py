@@ -1,4 +1,4 @@
-"""The demands on broker and topics that are checked before anything is consumed."""
+"""The processor's demands on broker and topics, checked before it consumes anything."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _YEAR_MS = 365 * 86_400_000
 
 
 def check_topics(kafka: Mapping[str, str], *, namespace: str, profile: str) -> int:
-    """Check all topics against their declarations; return the partition count of member-events.
+    """Check all topics before the processor starts; return member-events' partition count.
 
-    In production every topic needs three replicas and `min.insync.replicas` of two, so that an
-    acknowledged event survives the loss of a broker. Raises UnsafeSetting, which names the setting,
-    or Refused.
+    Each topic is checked against its declaration. In production every topic needs three replicas
+    and `min.insync.replicas` of two, so that an acknowledged event survives the loss of a broker.
+    Raises UnsafeSetting, which names the setting, or Refused.
     """
     admin = AdminClient(client_config(kafka, "consentry-safety"))
     counts: dict[str, int] = {}

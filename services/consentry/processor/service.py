@@ -1,4 +1,4 @@
-"""The worker process.
+"""The processor's worker process: Faust, and the loop that member events go through.
 
 Faust owns lifecycle, signals and low-rate agents; the hot path runs beside it on its own thread.
 """
@@ -45,7 +45,7 @@ FAUST_SETTINGS: Final[dict[str, Any]] = {
 
 
 class HotPathService(Service):
-    """Runs the hot path on a thread.
+    """The processor's loop as a Faust service, on a thread of its own.
 
     If that ends by itself, the whole worker ends with a status that is not 0.
     """
@@ -69,7 +69,7 @@ class HotPathService(Service):
                 _LOG.critical("hot_path_ended", exc_info=error)
 
     async def on_start(self) -> None:
-        """Start both threads."""
+        """Start both threads of the processor."""
         self._thread.start()
         self._frontiers.start()
 
@@ -94,7 +94,7 @@ class HotPathService(Service):
                 os._exit(1)
 
     def end(self) -> None:
-        """Let the hot path finish its batch, and end the process soon, whatever else goes on.
+        """Let the processor finish its batch, and end its process soon, whatever else goes on.
 
         May be called again. Faust alone would take too long: with the broker away it waits a minute
         for it, and when it is told to end while it still starts, it may wait for ever. A supervisor
@@ -112,7 +112,7 @@ class HotPathService(Service):
         os._exit(1 if self._thread.is_alive() else 0)
 
     async def on_stop(self) -> None:
-        """Let the batch in hand finish; the rest of the shutdown gets a bounded time."""
+        """Let the processor finish its batch; the rest of the shutdown gets a bounded time."""
         self.end()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._thread.join, STOP_SECONDS)
@@ -120,7 +120,10 @@ class HotPathService(Service):
 
 
 def build_app(*, kafka: dict[str, str], app_id: str, data_directory: str) -> faust.App:
-    """Return a Faust app with our settings; it consumes nothing until agents are added."""
+    """Return the Faust app that the processor runs in; it consumes nothing by itself.
+
+    It does so only for agents that are added.
+    """
     addresses = kafka["bootstrap.servers"].split(",")
     brokers = [f"kafka://{address.strip()}" for address in addresses]
     settings = dict(FAUST_SETTINGS)
@@ -160,7 +163,7 @@ class _Worker(faust.Worker):
 
 
 def run_worker(app: faust.App, services: list[Callable[[], Service]]) -> int:
-    """Run the app with these services until SIGINT or SIGTERM; return the exit status."""
+    """Run the processor's Faust app until SIGINT or SIGTERM; return the exit status."""
     # Faust draws a spinner on its standard output, also when that is a file.
     nowhere = io.StringIO()
     worker = _Worker(

@@ -1,4 +1,4 @@
-"""The member events of Kafka as batches by partition, and the commits of what was taken."""
+"""The processor's member events from Kafka, as batches by partition; and the commits of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOG = structlog.get_logger(__name__)
 def processor_consumer_config(
     kafka: Mapping[str, str], *, group: str, worker_id: str
 ) -> dict[str, Any]:
-    """Return the settings of the hot path's consumer.
+    """Return the settings of the processor's Kafka consumer.
 
     It commits by itself, never resets its position, and fetches again at once. A `worker_id` makes
     it a static member of the group.
@@ -63,9 +63,10 @@ class _Columns(NamedTuple):
 
 
 class EventSource:
-    """Reads the topic of member events with a consumer that somebody else opens and closes.
+    """Reads member events from Kafka for the processor, as batches by partition.
 
-    `owned` is the live dictionary of the partitions that are owned and open.
+    The consumer is one that somebody else opens and closes. `owned` is the live dictionary of the
+    partitions that are owned and open.
     """
 
     def __init__(self, consumer: Consumer, topic: str, owned: Mapping[int, OwnedPartition]) -> None:
@@ -74,16 +75,16 @@ class EventSource:
         self._owned = owned
 
     def poll(self, timeout_seconds: float) -> list[Message]:
-        """Return the messages that are there; waits for the first one only."""
+        """Return the messages in the processor's Kafka consumer; waits for the first only."""
         first = self._consumer.poll(timeout_seconds)
         if first is None:
             return []
         return [first, *self._consumer.consume(BATCH_EVENTS_MAX - 1, 0)]
 
     def batches(self, messages: Sequence[Message]) -> dict[int, EventBatch]:
-        """Return the messages by partition. A broker's error is raised, never skipped.
+        """Return polled messages as a batch for each partition; a broker's error is raised.
 
-        Raises Unavailable.
+        Such an error is never skipped. Raises Unavailable.
         """
         columns_by_partition: dict[int, _Columns] = {}
         for message, headers in zip(messages, headers_of_all(messages), strict=True):
@@ -128,7 +129,7 @@ class EventSource:
         _LOG.warning("kafka_error", detail=error.str())
 
     def commit(self, partitions: Collection[int], *, wait: bool) -> None:
-        """Commit how far these partitions are acknowledged; those not owned are left out.
+        """Commit how far the processor's partitions are acknowledged, but for those not owned.
 
         A failure is logged and no more: what is not committed is replayed, which is harmless, and
         the next commit covers it.

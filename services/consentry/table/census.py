@@ -18,7 +18,10 @@ _CHUNK_ROWS: Final = 2000
 
 
 class TableCount(NamedTuple):
-    """The members who are quarantined and counted by no census, and the table's age in seconds."""
+    """The number of quarantined members in the consent table, and its age in seconds.
+
+    The quarantined ones are counted by no census.
+    """
 
     quarantined: int
     age_seconds: float
@@ -32,7 +35,7 @@ def count_members(
     clock: Clock,
     staleness_seconds: float,
 ) -> TableCount:
-    """Give every member of the table to the censuses.
+    """Give every member of the consent table to the censuses, if the table can be trusted.
 
     A member whose record cannot be read or trusted counts as quarantined instead. Raises
     Unavailable, naming the partition, where the table is stale, tainted or not built, or was
@@ -63,7 +66,10 @@ def _check(
 
 
 def count_table(table: ConsentTable, partitions: int, censuses: Sequence[Census]) -> int:
-    """Give every member of a table to the censuses, and return how many are quarantined instead."""
+    """Give every member of the consent table to the censuses; return how many are not counted.
+
+    Those are quarantined instead, as their records cannot be read or trusted.
+    """
     damaged: set[bytes] = set()
     misplaced: set[bytes] = set()
     for partition in range(partitions):

@@ -20,7 +20,7 @@ from consentry.wire.jurisdictions import iso_jurisdictions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRunReport:
-    """Everything that a dry run reports.
+    """The report of a dry run over the consent table: all that a control would change.
 
     `impacts` holds one impact for the moment at which the control binds, and one for the end of
     each notice. `datasets` are pairs of subscriber and data set. `freed` is purpose → the
@@ -40,20 +40,20 @@ class DryRunReport:
 
     @property
     def opens_use(self) -> bool:
-        """True if data of any member would be let in, or data that the old terms kept out."""
+        """True if the control would let in a member's data, or data that old terms kept out."""
         terms_open = any(change.opens for change in self.terms)
         members_open = any(impact.opened() for impact in self.impacts)
         return bool(self.freed) or terms_open or members_open
 
     @property
     def changes_nothing(self) -> bool:
-        """True if all answers and all terms stay as they are, and nothing has to be purged."""
+        """True if the control changes no answer and no terms, and nothing has to be purged."""
         members_change = any(impact.changes for impact in self.impacts)
         return not (self.terms or members_change or self.freed or self.opens_order)
 
     @property
     def opens_order(self) -> bool:
-        """True if a purge order opens that no earlier imposition of this version has opened."""
+        """True if the control opens a purge order that its version has not opened before."""
         opened = {f"pause:{pause.pause}:{pause.version}" for pause in self.before.pauses}
         return self.order is not None and self.order.order_id not in opened
 
@@ -68,9 +68,10 @@ def make_report(
     clock: Clock,
     staleness_seconds: float,
 ) -> DryRunReport:
-    """Count the members of the table under the controls of `log`, and with `control` after them.
+    """Return the dry run of a control over the consent table: members before and after it.
 
-    Raises Unavailable where the table cannot be trusted.
+    The members are counted under the controls of `log`, and with `control` after them. Raises
+    Unavailable where the table cannot be trusted.
     """
     before = Controls(iso_jurisdictions()).after(*log)
     after = before.after(control)

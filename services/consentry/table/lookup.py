@@ -13,7 +13,7 @@ from consentry.wire.records import read_record
 def read_member(
     table: ConsentTable, member: str, *, partitions: int, now: Micros, staleness_seconds: float
 ) -> Record | None:
-    """Return the member's record, or None where the table has none.
+    """Return a member's record from the consent table if that can be trusted; None without one.
 
     `now` is microseconds since 1970-01-01 UTC. Raises Unavailable where the member's partition
     cannot be trusted, or where events of the member also came on another partition.
@@ -39,7 +39,7 @@ def read_member(
 def check_partition(
     table: ConsentTable, partition: int, *, now: Micros, staleness_seconds: float
 ) -> tuple[str, float]:
-    """Return the generation of a partition and its age in seconds.
+    """Return generation and age in seconds of a consent table's partition, if it is trusted.
 
     Raises Unavailable where the partition is not built, too old, or tainted.
     """
@@ -50,7 +50,10 @@ def check_partition(
 def check_meta(
     meta: Meta, partition: int, *, now: Micros, staleness_seconds: float
 ) -> tuple[str, float]:
-    """Return the generation and the age in seconds that `meta` gives; raises as check_partition."""
+    """Return generation and age that the state of a consent table's partition gives, if trusted.
+
+    The age is in seconds. Raises as check_partition.
+    """
     if meta.generation is None or meta.frontier_at is None:
         raise Unavailable(
             f"Partition {partition} of the table is not built.",

@@ -1,4 +1,4 @@
-"""The consent table in this process's memory, under the same contract as the real one."""
+"""The consent table in this process's memory, under the same contract as the one in Redis."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ class _Partition:
 
 
 class InMemoryTable:
-    """See ConsentTable. Everything is lost when the process ends."""
+    """A consent table in memory instead of Redis; it is lost when the process ends.
+
+    See ConsentTable.
+    """
 
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
 
     def check(self) -> None:
-        """Do nothing: a dictionary has no unsafe settings."""
+        """Do nothing: a consent table in memory has no unsafe settings."""
 
     def claim(self, partition: int, *, min_epoch: int) -> PartitionClaim:
         """See ConsentTable."""
@@ -109,7 +112,7 @@ class InMemoryTable:
         yield from list(self._state(partition).records.items())
 
     def wipe(self) -> None:
-        """Lose everything, as a server does whose volume is gone."""
+        """Lose the whole consent table, as a Redis server does whose volume is gone."""
         self._partitions.clear()
 
     def _state(self, partition: int) -> _Partition:

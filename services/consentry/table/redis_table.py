@@ -77,7 +77,7 @@ def _translate_errors(call: Callable[_Parameters, _Returned]) -> Callable[_Param
 
 
 class RedisTable:
-    """See ConsentTable.
+    """The consent table in Redis or Valkey, as ConsentTable describes it.
 
     The whole table is laid out for `members` members, who share `partitions` partitions.
     """
@@ -111,7 +111,7 @@ class RedisTable:
 
     @_translate_errors
     def check(self) -> None:
-        """See ConsentTable; also loads the function library."""
+        """See ConsentTable; also loads the table's function library into Redis."""
         info: dict[str, Any] = self._redis.info()
         numbers = str(info["redis_version"]).split(".")
         version = (int(numbers[0]), int(numbers[1]))
@@ -287,7 +287,7 @@ class RedisTable:
         return dict(records)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the consent table's connections to Redis back."""
         self._redis.close()
 
     @_translate_errors

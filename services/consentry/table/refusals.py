@@ -1,4 +1,4 @@
-"""The meaning of the table's refusals: another owner, or a table that went back."""
+"""The consent table's refusals to write: it has another owner, or went back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from consentry.domain.errors import ConsentryError, Fenced, TableWentBack
 def refusal_of(
     check: str, partition: int, *, epoch: int, held_epoch: int | None, held_offset: int | None
 ) -> Fenced | TableWentBack:
-    """Return the error for a write that failed a check, `EPOCH` or `OFFSET`.
+    """Return the error for a write that the consent table refused, for `EPOCH` or `OFFSET`.
 
     `epoch` is the writer's; `held_epoch` and `held_offset` are the table's. A higher epoch in the
     table means another owner (Fenced); anything else means that the table lost something.
@@ -28,5 +28,5 @@ def refusal_of(
 
 
 def reason_of(error: ConsentryError) -> str:
-    """Return the metric label of a refusal: `epoch` or `offset`."""
+    """Return the metric label of a refused write to the consent table: `epoch` or `offset`."""
     return "offset" if error.code == "table.offset" else "epoch"

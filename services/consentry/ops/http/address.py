@@ -1,4 +1,4 @@
-"""The address that an HTTP service listens on: whether others can reach it, and its socket."""
+"""The address that any HTTP service listens on: its socket, and if others can reach it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consentry.domain.errors import Refused
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is `localhost`, or an address of 127.0.0.0/8 or ::1.
+    """Return if an HTTP service's host is this machine alone: `localhost`, 127.0.0.0/8 or ::1.
 
     Any other name could lead anywhere.
     """
@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, port: int, *, backlog: int, code: str, fix: str) -> socket.socket:
-    """Return a TCP socket that listens on the address; port 0 takes one from the system.
+    """Open the socket on which an HTTP service listens; port 0 takes a free one.
 
     At most `backlog` callers wait to be accepted. Raises Refused, with `code` and `fix`, where the
     address cannot be opened.
@@ -44,7 +44,7 @@ def bind(host: str, port: int, *, backlog: int, code: str, fix: str) -> socket.s
 
 
 def cannot_open(address: str, error: OSError, *, code: str, fix: str) -> Refused:
-    """Return the error for an address that cannot be opened."""
+    """Return the error for an address on which an HTTP service cannot listen."""
     return Refused(
         f"The address {address} cannot be opened: {error.strerror or error}.", code=code, fix=fix
     )

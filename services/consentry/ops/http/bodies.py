@@ -1,4 +1,4 @@
-"""Request bodies, read strictly: bounded, of the announced kind, JSON without repeated keys."""
+"""Bodies of HTTP requests, read strictly: bounded, of a known kind, no JSON key twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no
 async def read_body_of(
     request: Request, kinds: Collection[str], *, bytes_max: int, seconds_max: float
 ) -> tuple[str, bytes]:
-    """Return the media type of a request, one of `kinds`, and the whole body.
+    """Return media type, one of `kinds`, and whole body of an HTTP request, within limits.
 
     Raises Problem: 415 for another kind or a compressed body, 413 beyond `bytes_max`, 408 for a
     body that has not arrived after `seconds_max`.
@@ -99,7 +99,7 @@ def _too_large(bytes_max: int) -> NoReturn:
 def parse_json(
     text: bytes, *, what: str = "The body", fix: str = "send one JSON value, in UTF-8"
 ) -> Any:
-    """Return the JSON value in a text.
+    """Return the JSON value in the body of an HTTP request, parsed strictly.
 
     Raises Problem 400 for repeated keys, NaN, too much depth, and what is not JSON.
     """

@@ -19,10 +19,11 @@ HEAD_BYTES_MAX: Final = 65_536
 
 
 class HeadLimits(HttpToolsProtocol):
-    """uvicorn's protocol, which also answers 408 to a slow head and 431 to a large one.
+    """An HTTP server's protocol that answers 408 to a slow request head, 431 to a large one.
 
-    A head that comes in one piece, as nearly all do, costs nothing more. The time runs from the
-    opening of the connection, and on a kept connection from the first byte after the last request.
+    It is uvicorn's protocol with these two limits. A head that comes in one piece, as nearly all
+    do, costs nothing more. The time runs from the opening of the connection, and on a kept
+    connection from the first byte after the last request.
     """
 
     head_seconds: float = HEAD_SECONDS
@@ -68,7 +69,7 @@ class HeadLimits(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """Leave a head that began before this response was complete to the head's own timer.
+        """Leave a request head that began before this response was complete to its own timer.
 
         uvicorn starts its keep-alive timer here, which would close the connection unanswered.
         """
@@ -77,7 +78,7 @@ class HeadLimits(HttpToolsProtocol):
             self._unset_keepalive_if_required()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are not HTTP as a problem too."""
+        """Answer bytes that are not HTTP with a problem, as any other error of the service."""
         self._refuse(400, msg, code="http.400")
 
     @property

@@ -1,4 +1,4 @@
-"""Problems: every response that is not a success, as problem+json with a stable code and a fix.
+"""Errors of our HTTP services as problem+json: each has a stable code and says what mends it.
 
 Source: RFC 9457.
 """
@@ -22,7 +22,7 @@ RETRY_SECONDS: Final = "1"
 
 
 class Problem(ConsentryError):
-    """An error with an HTTP status of its own.
+    """An error that an HTTP service answers with a status of its own.
 
     `more` are further members of the JSON object; `headers` are sent with the response.
     """
@@ -56,7 +56,7 @@ class ProblemOut(BaseModel):
 
 
 def described_problems(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses for problems with these statuses."""
+    """Return the OpenAPI description of an HTTP service's error responses, by status."""
     schema = {"$ref": f"#/components/schemas/{ProblemOut.__name__}"}
     return {
         status: {
@@ -76,7 +76,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Response:
-    """Return the problem as an HTTP response."""
+    """Return an error of an HTTP service as its response in problem+json."""
     body = {
         "type": f"urn:consentry:problem:{code}",
         "title": HTTPStatus(status).phrase,
@@ -90,7 +90,7 @@ def problem_response(
 
 
 def respond_to(error: ConsentryError) -> Response:
-    """Return the response to an error of ours, by its kind."""
+    """Return the HTTP response, as problem+json, to an error of ours, by its kind."""
     headers: dict[str, str] = {}
     more: dict[str, Any] = {}
     if isinstance(error, Problem):
@@ -114,7 +114,7 @@ def add_problem_handlers(
     fault: Callable[[], Response],
     respond_to: Callable[[ConsentryError], Response] = respond_to,
 ) -> None:
-    """Make an app answer every error with a problem.
+    """Make an HTTP service answer every error as problem+json.
 
     `fault` makes the response to an exception that is not a ConsentryError; it reveals nothing.
     """

@@ -1,4 +1,4 @@
-"""From a draft to an acknowledged event, once: the way of all routes that send something."""
+"""The way of all routes of the gateway that send something: from a draft to an event, once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from consentry.gateway.tokens import control_token, event_token
 
 
 class PreparedEvent(NamedTuple):
-    """An event or control that may be sent, and warnings for its sender."""
+    """An event or control that the gateway may send to Kafka, and warnings for its sender."""
 
     event: SentEvent | Control
     warnings: Sequence[str] = ()
 
 
 class Draft(Protocol):
-    """An event or control that is to be sent, before it has an identity and a time."""
+    """An event or control in a request to the gateway, before it has an identity and a time."""
 
     @property
     def event_id(self) -> uuid.UUID | None:
@@ -43,7 +43,7 @@ class Draft(Protocol):
 
 
 async def accept(context: GatewayContext, request: AuthorizedRequest, draft: Draft) -> Response:
-    """Send the event, once, and respond when the broker has acknowledged it.
+    """Send the event of a request to the gateway, once; respond when Kafka has acknowledged it.
 
     Raises ConsentryError.
     """

@@ -25,7 +25,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ObservedApp:
-    """ASGI: counts and times every response, and turns a fault of ours into a problem.
+    """ASGI: counts and times every response of the gateway; a fault of ours becomes a problem.
 
     Each response also says that browsers may not guess its type.
     """
@@ -36,7 +36,7 @@ class ObservedApp:
         self._known: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Answer one request; see ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -87,7 +87,7 @@ def _route(scope: Scope) -> str:
 
 
 def build_app(context: GatewayContext | None) -> FastAPI:
-    """Return the application over a context; without one it can only be described."""
+    """Return the gateway's FastAPI application; without a context it can only be described."""
     app = FastAPI(
         title="Consentry gateway",
         docs_url=None,
@@ -108,7 +108,7 @@ def build_app(context: GatewayContext | None) -> FastAPI:
 
 
 def build_gateway(context: GatewayContext, *, concurrency: int = CONCURRENCY) -> ASGIApp:
-    """Return the whole gateway: the application behind fast path, limits and metrics."""
+    """Return the whole gateway: its application behind fast path, limits and metrics."""
     fast_path = FastPath(build_app(context))
     limited = ConcurrencyLimit(fast_path, most=concurrency, apart=ENDPOINTS)
     return ObservedApp(limited, metrics=context.metrics)

@@ -1,4 +1,4 @@
-"""The gateway's context, opened from plain values and closed again; and what its probes answer."""
+"""The gateway's context, opened from plain values and closed again; and the gateway's probes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REDIS_TIMEOUT_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayPlan:
-    """The values that a gateway is opened with. `kafka` holds librdkafka's settings.
+    """The values that a gateway is started with. `kafka` holds librdkafka's settings.
 
     `bundle_store` is a directory or URL, empty where no bundles are handed out. `subscribers` are
     pairs of subscriber and data set. `rate_per_second` is in events, for each caller.
@@ -62,7 +62,10 @@ class GatewayPlan:
 
 
 def require_token_keys(keys: TokenKeys, *, profile: str) -> None:
-    """Raise UnsafeSetting where a gateway in production has no keys to sign proposals with."""
+    """Check that a gateway in production has keys to sign proposals with.
+
+    Raises UnsafeSetting.
+    """
     if not keys and profile == "production":
         raise UnsafeSetting(
             "There are no token keys: whoever can write to Redis could put proposals there in "
@@ -155,13 +158,13 @@ def _new_metrics(version: str, submitter: Submitter, reader: TableReader) -> Met
 
 
 def liveness(context: GatewayContext) -> dict[str, Any]:
-    """Return what /healthz answers: dead is a gateway that no longer follows the controls."""
+    """Return the gateway's answer at /healthz: dead if it no longer follows the controls."""
     is_alive = context.reader.controls.is_alive
     return {"ok": is_alive, "controls": is_alive}
 
 
 def readiness(context: GatewayContext) -> dict[str, Any]:
-    """Return what /readyz answers: ready is a gateway with a fresh table.
+    """Return the gateway's answer at /readyz: it is ready while its consent table is fresh.
 
     Events are accepted also while the table is stale: an opt-out must not wait for it.
     """

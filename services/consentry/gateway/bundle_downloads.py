@@ -1,4 +1,7 @@
-"""Downloads of bundles: the store is read off the event loop, in few calls with a time limit."""
+"""Downloads of bundles from the gateway: the store is read off the event loop, in few calls.
+
+Each call has a time limit.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class DownloadableBundle:
-    """A manifest and its signature as they lie in the store.
+    """A bundle's manifest and signature as the gateway found them in the store.
 
     `files` has size and SHA-256 of the files that the manifest names.
     """
@@ -55,12 +58,12 @@ class DownloadableBundle:
 
     @property
     def sha256(self) -> str:
-        """The manifest's digest, by which a delta and the pointer name it."""
+        """The SHA-256 of the manifest, by which a delta and the pointer name it."""
         return hashlib.sha256(self.content).hexdigest()
 
 
 class BundleDownloads:
-    """Reads a store of bundles for HTTP.
+    """Reads bundles in their store for callers who download them from the gateway.
 
     With `believed` keys only what they signed is handed out. Without them callers check the
     signatures alone, which they have to do in any case.
@@ -82,7 +85,7 @@ class BundleDownloads:
         self._known: OrderedDict[str, DownloadableBundle] = OrderedDict()
 
     def close(self) -> None:
-        """End the threads, without waiting for them."""
+        """End the download threads, without waiting for them."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def newest(self) -> tuple[bytes, DownloadableBundle]:
@@ -101,7 +104,7 @@ class BundleDownloads:
         return file
 
     async def piece(self, file: IO[bytes], size: int) -> bytes:
-        """Return the next bytes of a file. Raises Unavailable."""
+        """Return the next bytes of a file that is downloaded. Raises Unavailable."""
         return await self._call(self._store.read_piece, file, size)
 
     @contextmanager
@@ -202,7 +205,7 @@ class BundleDownloads:
 
 
 def not_found() -> Problem:
-    """Return the problem of a bundle, or a file of it, that is not there."""
+    """Return the gateway's problem 404 for a bundle, or a file of it, that is not there."""
     return Problem(
         404,
         "There is no such bundle, or no such file in it.",

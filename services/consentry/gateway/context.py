@@ -1,4 +1,4 @@
-"""The stores and services that the routes share, and the gate that every request goes through."""
+"""The stores and services that the gateway's routes share, and the check of every request."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class GatewayContext:
 async def authorize(
     request: Request, permission: Permission, *, cost: float = 1.0
 ) -> tuple[GatewayContext, Principal]:
-    """Return the gateway's context and the caller, if the caller has the permission.
+    """Check a request to the gateway; return its context and the caller with the permission.
 
     The request counts as `cost` events against the caller's rate.
 
@@ -71,7 +71,9 @@ async def receive(
     bytes_max: int = BODY_BYTES_MAX,
     cost: float = 1.0,
 ) -> tuple[GatewayContext, AuthorizedRequest]:
-    """Return the gateway's context and the request with its body, if the caller has the permission.
+    """Check and read a request to the gateway; return its context and the request with body.
+
+    The caller needs the permission.
 
     Nothing of the body is read before. Raises as `authorize` and `read_body`.
     """
@@ -83,7 +85,7 @@ async def receive(
 async def receive_model(
     request: Request, permission: Permission, model: type[Model]
 ) -> tuple[GatewayContext, AuthorizedRequest, Model]:
-    """Return what `receive` does, and what the body says.
+    """Check and read a request to the gateway; return its body as a model too, see `receive`.
 
     Raises as `authorize` and `read_model`.
     """

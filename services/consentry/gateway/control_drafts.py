@@ -1,4 +1,4 @@
-"""From the pauses, lifts and policies that were sent in to controls, checked before sending."""
+"""Pauses, lifts and policies in requests to the gateway: checked, then sent as controls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NO_ID: Final = bytes(16)
 
 @dataclass(frozen=True, slots=True)
 class PauseDraft:
-    """A pause that is to be imposed."""
+    """A pause that a request to the gateway asks to impose."""
 
     context: GatewayContext
     document: PauseDocument
@@ -57,7 +57,7 @@ class PauseDraft:
 
 @dataclass(frozen=True, slots=True)
 class ControlDraft:
-    """A lift or policy that is to be published, directly or after an approval.
+    """A lift or policy that a request to the gateway publishes, directly or after an approval.
 
     `form` has the plain values of `document`. Sent directly, it may open nothing.
     """
@@ -133,7 +133,10 @@ class ControlDraft:
 def read_draft(
     context: GatewayContext, kind: ProposalKind, form: Any, *, source: str
 ) -> ControlDraft:
-    """Return the draft of the lift or policy that a form asks for. Raises InvalidDocument."""
+    """Return the draft of the lift or policy that a form at the gateway asks for.
+
+    Raises InvalidDocument.
+    """
     document: LiftDocument | PolicyDocument
     if kind == "lift":
         document = LiftDocument.read(form, name="the lift")
@@ -145,7 +148,7 @@ def read_draft(
 
 
 async def read_policy(context: GatewayContext, form: Any, *, source: str) -> ControlDraft:
-    """Return the draft of a policy, compared with every control that is in the log now.
+    """Return the draft of a policy sent to the gateway, compared with all controls in the log.
 
     Raises InvalidDocument, and Unavailable where not all controls are known.
     """
@@ -157,7 +160,10 @@ async def read_policy(context: GatewayContext, form: Any, *, source: str) -> Con
 
 
 def openings_of(context: GatewayContext, control: Control, *, now: Micros) -> Openings:
-    """Return what the control would open among the controls that are known, if it were sent now."""
+    """Return what a control in a request to the gateway would open, if it were sent now.
+
+    It is compared with the controls that are known.
+    """
     known = context.reader.controls.controls
     return openings(control, known, now=now)
 

@@ -1,4 +1,4 @@
-"""From the member events that were sent in to those of the rules, and what speaks against them."""
+"""The gateway's checks of member events that were sent in, and the events made of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ once.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberEventDraft:
-    """A member event that passed `check_event`, before it has an identity and a time."""
+    """A member event that the gateway has checked, before it has an identity and a time."""
 
     context: GatewayContext
     fields: EventIn
@@ -87,7 +87,7 @@ class MemberEventDraft:
 def check_event(
     context: GatewayContext, fields: EventIn, *, source: str, if_match: str | None, now: Micros
 ) -> MemberEventDraft:
-    """Return the draft of an event that may be sent, as far as no store has to be asked.
+    """Check a member event that was sent to the gateway, as far as no store has to be asked.
 
     Raises Problem 400, 422 and 428.
     """

@@ -1,4 +1,4 @@
-"""A fast path for the few routes that carry nearly all requests: around FastAPI's own layers.
+"""A fast path for the few gateway routes with nearly all requests: around FastAPI's layers.
 
 Those layers would cost more than the routes. The routes are declared to FastAPI as well, for the
 description and for other methods on their paths.
@@ -33,13 +33,13 @@ _ROUTES: Final = {path: Route(path, endpoint) for path, endpoint in ENDPOINTS.it
 
 
 class FastPath:
-    """ASGI: sends POSTs to these paths to their endpoints, and the rest to the application."""
+    """ASGI: takes POSTs to the gateway's busiest paths past FastAPI, to their endpoints."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Answer one request; see ASGI."""
         endpoint = None
         if scope["type"] == "http" and scope["method"] == "POST":
             endpoint = ENDPOINTS.get(scope["path"])

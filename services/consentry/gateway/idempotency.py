@@ -1,4 +1,4 @@
-"""Idempotency-Keys: a repeated request gets the first answer, and never makes a second event.
+"""Idempotency-Keys at the gateway: a repeated request gets the first answer, no second event.
 
 Source: the Idempotency-Key header (draft-ietf-httpapi-idempotency-key-header-07): the same key with
 another body is 422, one whose first request is still being answered 409.
@@ -36,7 +36,7 @@ _LOG = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The first use of a key: its request, its event, and the answer once there is one.
+    """The first use of an Idempotency-Key at the gateway: its request, event, and later answer.
 
     `event_id` has 32 hexadecimal digits.
     """
@@ -52,10 +52,10 @@ class Attempt:
 
 
 class IdempotencyStore(Protocol):
-    """Attempts by key. Every call may raise Unavailable."""
+    """The gateway's store of Idempotency-Keys. Every call may raise Unavailable."""
 
     async def claim(self, key: str, attempt: Attempt) -> Attempt | None:
-        """Keep the attempt as the key's first, and return None; or return the one that is there."""
+        """Keep the attempt as the key's first, and return None; or return the first one."""
         ...
 
     async def finish(self, key: str, attempt: Attempt) -> None:
@@ -63,12 +63,12 @@ class IdempotencyStore(Protocol):
         ...
 
     async def forget(self, key: str) -> None:
-        """Drop the key: nothing was sent under it."""
+        """Drop the Idempotency-Key: nothing was sent under it."""
         ...
 
 
 class InMemoryIdempotency:
-    """Attempts in this process: same contract, nothing kept."""
+    """The gateway's Idempotency-Keys in the memory of this process only."""
 
     def __init__(self) -> None:
         self._attempts: dict[str, Attempt] = {}
@@ -90,7 +90,10 @@ class InMemoryIdempotency:
 
 
 class RedisIdempotency:
-    """Attempts in Redis, for KEPT_SECONDS; shared by all gateways of a namespace."""
+    """The gateway's Idempotency-Keys in Redis, shared by all gateways of a namespace.
+
+    They are kept for KEPT_SECONDS.
+    """
 
     def __init__(self, redis: Redis, *, namespace: str) -> None:
         self._calls = RedisCalls(redis)
@@ -141,7 +144,7 @@ def _unavailable(error: RedisError) -> Unavailable:
 
 
 class IdempotencyClaim:
-    """The Idempotency-Key of one request, for as long as the request is answered.
+    """The Idempotency-Key of one request to the gateway, while that request is answered.
 
     Without a key nothing is kept.
     """
@@ -213,7 +216,7 @@ async def claim_request(
     excludes: bool,
     event_id: uuid.UUID | None = None,
 ) -> IdempotencyClaim:
-    """Claim the request's Idempotency-Key; a repetition gets the attempt of the first request.
+    """Claim a gateway request's Idempotency-Key; a repetition gets the first attempt.
 
     Raises Problem: 400 for a malformed key, 422 for the key of another request, 409 while the first
     request is still being answered. Raises Unavailable where the store does not answer, except that
@@ -243,7 +246,9 @@ async def claim_request(
 
 
 def store_key(subject: str, header: str | None) -> str | None:
-    """Return the key of a request in the store, another one for each caller; None without a header.
+    """Return the name under which the gateway stores a request's Idempotency-Key.
+
+    It is another one for each caller; None without a header.
 
     Raises Problem 400 for a malformed header.
     """
@@ -299,12 +304,12 @@ def _check_repetition(first: Attempt, attempt: Attempt) -> None:
 
 
 def with_answer(attempt: Attempt, answer: dict[str, Any]) -> Attempt:
-    """Return the attempt with its answer."""
+    """Return the attempt under an Idempotency-Key with the gateway's answer to its request."""
     return replace(attempt, answer=answer)
 
 
 def left_open(attempt: Attempt) -> Attempt:
-    """Return the attempt so that a repetition may send its event again at once.
+    """Return the attempt under an Idempotency-Key so that its event may be sent again at once.
 
     It is for an event of which nobody knows whether it counts.
     """

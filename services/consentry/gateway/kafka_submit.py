@@ -1,4 +1,4 @@
-"""Sending to Kafka from the event loop, and waiting for the broker's acknowledgement."""
+"""The gateway's way to Kafka from the event loop: send, and wait for the acknowledgement."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Delivery = TopicPosition | Undelivered
 
 
 class OutMessage(NamedTuple):
-    """A member event as it goes to its topic. `event_id` is the text of a UUID."""
+    """A member event as the gateway sends it to Kafka. `event_id` is the text of a UUID."""
 
     event_id: str
     key: bytes
@@ -44,7 +44,7 @@ class OutMessage(NamedTuple):
 
 
 def unknown(event_id: bytes | None) -> Problem:
-    """Return the problem of an event of which nobody knows whether it counts."""
+    """Return the gateway's problem for an event of which nobody knows if Kafka has it."""
     return Problem(
         504,
         "Kafka has not acknowledged it in time; it is not known whether it counts.",
@@ -56,7 +56,10 @@ def unknown(event_id: bytes | None) -> Problem:
 
 
 class Submitter:
-    """Queues messages and hands their acknowledgements to the event loop, many at a time."""
+    """Sends the gateway's messages to Kafka and hands acknowledgements to the event loop.
+
+    It does so for many at a time.
+    """
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class Submitter:
         return self._sender.waiting
 
     async def submit(self, event: SentEvent, *, traceparent: str | None = None) -> TopicPosition:
-        """Send one member event, and return its position.
+        """Send one member event to Kafka, and return its position.
 
         Raises QueueFull, Undelivered, and Problem 504 where the outcome is not known.
         """
@@ -96,7 +99,7 @@ class Submitter:
         )
 
     async def submit_control(self, control: Control) -> TopicPosition:
-        """Send one control, and return its position. Raises as `submit`."""
+        """Send one control to Kafka, and return its position. Raises as `submit`."""
         value = write_control(control, self._catalog)
         return await self.send(
             self._controls, control_key(control), value, [], event_id=control.event_id
@@ -172,7 +175,7 @@ class Submitter:
 
 
 class BulkBatch:
-    """Messages sent in order, and the outcome of each.
+    """The messages of one bulk request, sent to Kafka in order, and the outcome of each.
 
     It waits while the queue is full, for as long as for the broker. From the first message that is
     not queued by then on, all are refused: a later event of a member must not come before an

@@ -1,4 +1,4 @@
-"""Proposals: what would widen use waits here for a second person.
+"""Proposals at the gateway: what would widen use waits here for a second person.
 
 They are lifts, opening policies, releases and replays. A proposal is kept in Redis only until it is
 decided, signed where there are token keys. Its result stands in the log, and names both persons.
@@ -39,7 +39,9 @@ _LOG = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A request, as plain values in `form`, with its effects in `opens` and its state.
+    """A proposal at the gateway that waits for a second person: its request, effects and state.
+
+    The request is plain values in `form`; its effects are in `opens`.
 
     Times are in microseconds. `decided_at` is the time that the control or event gets, also when
     approving is repeated; `tried_at` is that of the last attempt to send it. `digest` says exactly
@@ -72,7 +74,10 @@ _PROPOSAL: Final = TypeAdapter(Proposal)
 
 
 class SignedProposal(Document):
-    """A proposal as it is kept: `body` is its JSON text, `mac` what the token key makes of it."""
+    """A proposal as the gateway stores it: `body` is its JSON text, `mac` its signature.
+
+    The token key makes `mac`.
+    """
 
     key: int
     mac: str
@@ -80,7 +85,10 @@ class SignedProposal(Document):
 
 
 class ProposalRequest(NamedTuple):
-    """A request as plain values, and its effects in words and as an exact digest."""
+    """A request to the gateway that needs a second person: plain values, and its effects.
+
+    The effects are in words and as an exact digest.
+    """
 
     kind: ProposalKind
     form: dict[str, Any]
@@ -89,7 +97,7 @@ class ProposalRequest(NamedTuple):
 
 
 def new_proposal(request: ProposalRequest, *, proposal_id: str, by: str, now: Micros) -> Proposal:
-    """Return a proposal made now; the id has 32 hexadecimal digits."""
+    """Return a proposal made at the gateway now; its id has 32 hexadecimal digits."""
     return Proposal(
         proposal_id=proposal_id,
         kind=request.kind,
@@ -103,7 +111,7 @@ def new_proposal(request: ProposalRequest, *, proposal_id: str, by: str, now: Mi
 
 
 class ProposalStore(Protocol):
-    """Proposals by id. Every call may raise Unavailable."""
+    """The gateway's store of proposals by id. Every call may raise Unavailable."""
 
     async def put(self, proposal: Proposal) -> None:
         """Keep the proposal as it is now."""
@@ -133,7 +141,7 @@ class ProposalStore(Protocol):
 
 
 class InMemoryProposals:
-    """Proposals in this process: same contract, nothing kept."""
+    """The gateway's proposals in the memory of this process only."""
 
     def __init__(self) -> None:
         self._proposals: dict[str, Proposal] = {}
@@ -170,7 +178,7 @@ class InMemoryProposals:
 
 
 class RedisProposals:
-    """Proposals in Redis, shared by all gateways of a namespace."""
+    """The gateway's proposals in Redis, shared by all gateways of a namespace."""
 
     def __init__(self, redis: Redis, *, namespace: str, keys: TokenKeys) -> None:
         self._redis = redis
@@ -283,7 +291,10 @@ def _unavailable(error: RedisError) -> Unavailable:
 
 
 def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Proposal:
-    """Return the proposal, if this person may decide it now. Raises Problem 403, 404 and 409."""
+    """Return the gateway's proposal, if this person may approve or reject it now.
+
+    Raises Problem 403, 404 and 409.
+    """
     if proposal is None:
         raise Problem(
             404,
@@ -313,7 +324,7 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
 
 
 def both_persons(proposal: Proposal) -> str:
-    """Return the source of a proposal's control or event, which names both persons.
+    """Return the source field that names proposer and approver of a control or event.
 
     It is never cut: a subject has at most 200 characters, a source 512 bytes.
     """
@@ -321,7 +332,7 @@ def both_persons(proposal: Proposal) -> str:
 
 
 def as_in_log(proposal: Proposal, *, source: str, recorded_at: Micros) -> Proposal:
-    """Return the proposal with the approver and the time that the log names.
+    """Return the gateway's proposal with the approver and time that the log of controls names.
 
     The log keeps them when the store has forgotten.
     """
@@ -335,7 +346,7 @@ def _requested(proposal: Proposal) -> str:
 
 
 def being_decided(proposal: Proposal, *, by: str, now: Micros) -> Proposal:
-    """Return the proposal while its event is sent.
+    """Return the gateway's proposal marked as being decided, while its event is sent.
 
     A repetition keeps the first time, so that it sends the same event.
     """

@@ -1,4 +1,4 @@
-"""From a draft to a proposal, once: what would widen use waits for a second person."""
+"""A gateway request that would widen use: it waits as a proposal for a second person."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ProposalDraft(Protocol):
-    """A control, release or replay that somebody wants to propose."""
+    """A control, release or replay in a request to the gateway that becomes a proposal."""
 
     async def proposal(self) -> ProposalRequest:
-        """Return what is to be proposed, checked against what holds now. Raises ConsentryError."""
+        """Return what is to be proposed, checked against what holds now.
+
+        Raises ConsentryError.
+        """
         ...
 
 
 async def propose(
     context: GatewayContext, request: AuthorizedRequest, draft: ProposalDraft
 ) -> Response:
-    """Keep the draft as a proposal, once for an Idempotency-Key, and answer that it waits.
+    """Keep a gateway request as a proposal, once for an Idempotency-Key; answer that it waits.
 
     The draft is not checked again for a repetition: what was proposed has been looked at, and may
     have been approved since. Raises ConsentryError.

@@ -1,4 +1,4 @@
-"""The messages that could not be read: shown, replayed, or left while their member is released.
+"""Unreadable messages at the gateway: shown, replayed, or left while their member is released.
 
 A release and a replay need a second person, and go the way of every event. A release ends only the
 quarantines that were looked at. A replay sends the original bytes, oldest first; it is refused
@@ -48,7 +48,7 @@ _LATEST: Final = Micros((1 << 62) - 1)
 
 
 class QuarantinedMessages:
-    """Reads the quarantine topic, and sends what two persons agreed on.
+    """The gateway's view of the quarantine topic; sends the release that two persons agreed on.
 
     Calls that read block; `run` puts them on a thread.
     """
@@ -70,7 +70,7 @@ class QuarantinedMessages:
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Return the result of one of the calls that read, made on a thread of these messages."""
+        """Return the result of a call that reads the topic, made on a thread."""
         call = partial(read, *arguments, **named)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
@@ -79,7 +79,7 @@ class QuarantinedMessages:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def entries(self) -> list[QuarantineEntry]:
-        """Return the newest LISTED_MAX entries, newest first.
+        """Return the newest LISTED_MAX quarantined messages, newest first.
 
         Each message has one entry, however often it was quarantined.
         """
@@ -92,21 +92,24 @@ class QuarantinedMessages:
         return newest_first[:LISTED_MAX]
 
     def of_partition(self, partition: int) -> Iterator[QuarantineEntry]:
-        """Yield every entry of a partition, oldest first, some of them more than once."""
+        """Yield every quarantined message of a partition, oldest first.
+
+        Some of them come more than once.
+        """
         for message in read_partition(self._kafka, self._quarantine, partition, with_headers=True):
             entry = read_entry(message, self._catalog)
             if entry is not None:
                 yield entry
 
     def find(self, partition: int, offset: int) -> QuarantineEntry | None:
-        """Return the entry of one message of member-events."""
+        """Return the quarantine's entry of one message of member-events."""
         for entry in self.of_partition(partition):
             if entry.offset == offset:
                 return entry
         return None
 
     def open_before(self, entry: QuarantineEntry, record: Record | None) -> list[QuarantineEntry]:
-        """Return the earlier entries of the same member whose quarantine stands."""
+        """Return the member's earlier quarantined messages that are still open."""
         open_entries: dict[str, QuarantineEntry] = {}
         for other in self.of_partition(entry.partition):
             is_earlier = other.key == entry.key and other.offset < entry.offset
@@ -115,7 +118,10 @@ class QuarantinedMessages:
         return list(open_entries.values())
 
     def why_not_replayed(self, entry: QuarantineEntry, now: Micros) -> str:
-        """Return why the bytes, sent again, would not mean what they meant; empty if they would."""
+        """Return the reason against a replay of the bytes; empty without one.
+
+        They would not mean what they meant.
+        """
         try:
             event = admit(read_event(entry.value, entry.key or b"", self._catalog), now)
         except UndecodableEvent as error:
@@ -137,7 +143,7 @@ class QuarantinedMessages:
     async def carry_out(
         self, entry: QuarantineEntry, proposal: Proposal
     ) -> tuple[bytes, list[TopicPosition]]:
-        """Send what was approved, and return the release's id and the positions of the messages."""
+        """Send what two persons approved; return the release's id and all positions."""
         positions = []
         if proposal.kind == "replay":
             assert entry.key is not None
@@ -164,7 +170,7 @@ class QuarantinedMessages:
 def overtaken(
     event: MemberEvent, entry: QuarantineEntry, since: Iterable[StoredMessage], catalog: Catalog
 ) -> str:
-    """Return why a message after the entry forbids sending its event now; empty where none does.
+    """Return why a later message forbids the replay of a quarantined event; empty if none does.
 
     Sent again, the event would be the member's last word about where they live, or that they opted
     in, and it is not.
@@ -203,7 +209,7 @@ def _may_follow(
 
 
 def described(event: MemberEvent) -> str:
-    """Return a member event in words, without its member."""
+    """Return a member event that is to be replayed in words, without its member."""
     if isinstance(event, ConsentChanged):
         return (
             f"a consent change: {event.choice.value} for {event.purpose}, effective "
@@ -221,7 +227,7 @@ def described(event: MemberEvent) -> str:
 
 
 def is_open(entry: QuarantineEntry, record: Record | None) -> bool:
-    """Return whether the member is still quarantined on account of this message."""
+    """Return whether the member is still quarantined on account of this unreadable message."""
     if record is None:
         return False
     if member_state(record, purpose="", at=_LATEST, known_at=_LATEST).quarantine is None:
@@ -242,7 +248,7 @@ def _ends(fact: Fact, version: int) -> bool:
 
 
 def observed_version(entry: QuarantineEntry, record: Record | None) -> int:
-    """Return the version up to which a release of this entry ends quarantines.
+    """Return the version up to which a release of this unreadable message ends quarantines.
 
     Raises Problem 409 where the member is not quarantined on account of it.
     """
@@ -268,7 +274,7 @@ def observed_version(entry: QuarantineEntry, record: Record | None) -> int:
 def entry_data(
     entry: QuarantineEntry, record: Record | ConsentryError | None, *, whole: bool
 ) -> Json:
-    """Return an entry as plain values, with its bytes only where `whole`."""
+    """Return a quarantined message as the gateway shows it; its bytes only where `whole`."""
     if entry.member is None:
         state = "tainted"
     elif isinstance(record, ConsentryError):

@@ -1,4 +1,4 @@
-"""Commands to Redis from many requests at a time, gathered into few round trips."""
+"""The gateway's Redis commands from many requests at a time, gathered into few round trips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Call = tuple[str | bytes | int, ...]
 
 
 class RedisCalls:
-    """Sends commands in pipelines: while one is on its way, the next one gathers.
+    """Sends the gateway's Redis commands in pipelines: while one is under way, the next gathers.
 
     For one event loop.
     """

@@ -1,4 +1,4 @@
-"""Decisions and records from the consent table, only while table and controls are fresh."""
+"""The gateway's answers from the consent table, only while table and controls are fresh."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RETRY_SECONDS_MAX: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class DecisionAnswer:
-    """A decision, and the reasons for it in full.
+    """The gateway's answer to a question about a member: a decision with all its reasons.
 
     `version` is that of the member's record; 0 for a member without one, None where it could not be
     read.
@@ -46,7 +46,10 @@ class DecisionAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DecisionQuestion:
-    """A question about a member, or one row of theirs; times in microseconds, None for now."""
+    """A question to the gateway about a member, or one row of theirs.
+
+    Times are in microseconds, None for now.
+    """
 
     member: MemberId
     purpose: str
@@ -58,7 +61,7 @@ class DecisionQuestion:
 
 
 class TableReader:
-    """Reads records from the table and controls from their follower; trusts neither once it is old.
+    """The gateway's reader of the consent table and the controls; trusts neither once it is old.
 
     `log` is the identity of the event log that the table is built from.
     """
@@ -121,7 +124,7 @@ class TableReader:
         return choice.version if choice is not None and choice.kind is FactKind.OPTED_OUT else None
 
     async def wait_for_controls(self) -> None:
-        """Return once every control that is in the log now is known here.
+        """Return once every control that is in the log now is known to this gateway.
 
         Raises Unavailable after a bounded time. Whether a policy opens something is decided against
         the controls before it: against old ones it could undo, without a second person, what
@@ -136,7 +139,7 @@ class TableReader:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def controls_age_seconds(self) -> float:
-        """Return the seconds since all controls were known here."""
+        """Return the seconds since this gateway knew all controls."""
         return (self._clock() - self.controls.fresh_at) / 1e6
 
     def stale_detail(self) -> str:

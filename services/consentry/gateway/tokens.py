@@ -10,7 +10,7 @@ from consentry.wire.tokens import Token, write_token
 
 
 def event_token(context: GatewayContext, position: TopicPosition) -> str:
-    """Return the token of one accepted member event.
+    """Return the consistency token of one member event that the gateway accepted.
 
     It also asks for the controls that were known when the event was accepted.
     """
@@ -18,12 +18,15 @@ def event_token(context: GatewayContext, position: TopicPosition) -> str:
 
 
 def control_token(context: GatewayContext, position: TopicPosition | None) -> str:
-    """Return the token of one accepted control; None stands for one that is known here already."""
+    """Return the consistency token of one control that the gateway accepted.
+
+    None stands for a control that is known here already.
+    """
     return token_of(context, {}, controls=0 if position is None else position.offset + 1)
 
 
 def token_of(context: GatewayContext, offsets: Mapping[int, int], *, controls: int = 0) -> str:
-    """Return a token over the offsets by partition, and over controls.
+    """Return the gateway's consistency token over offsets by partition, and over controls.
 
     It asks for the controls known here, and at least for those before `controls`.
     """

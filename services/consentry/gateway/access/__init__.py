@@ -1,4 +1,4 @@
-"""Callers of the gateway: their credentials, roles and permissions."""
+"""Access to the gateway: the credentials, roles and permissions of its callers."""
 
 from consentry.gateway.access.authenticator import (
     CHALLENGE,

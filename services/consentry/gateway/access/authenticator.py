@@ -1,4 +1,4 @@
-"""From the Authorization header to a caller, without ever blocking the event loop."""
+"""Access to the gateway: from the Authorization header to a caller, never blocking the loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class RefreshNeed(enum.Enum):
-    """The need of a credential scheme to renew what it knows before it verifies a credential."""
+    """The need to renew keys or tokens before a gateway caller's credential is verified."""
 
     NOTHING = enum.auto()
     SOON = enum.auto()
@@ -32,7 +32,7 @@ class RefreshNeed(enum.Enum):
 
 
 class CredentialScheme(Protocol):
-    """One kind of credential: API keys, tokens of an issuer, the names of dev mode."""
+    """One kind of credential for the gateway: API keys, an issuer's tokens, dev mode's names."""
 
     def recognises(self, credential: str) -> bool:
         """Return whether a credential has the outer form of this kind.
@@ -41,20 +41,23 @@ class CredentialScheme(Protocol):
         """
 
     def need(self, credential: str) -> RefreshNeed:
-        """Return whether `renew` is to be called first. Never waits, and verifies nothing."""
+        """Return whether `renew` is to be called before `verify`. Never waits."""
 
     def renew(self) -> None:
-        """Read the file, or ask the issuer.
+        """Read the file of API keys again, or ask the token issuer for its keys.
 
         It may wait for a bounded time. Raises nothing.
         """
 
     def verify(self, credential: str) -> Principal:
-        """Return the caller. Never waits. Raises BadCredential, and nothing else."""
+        """Return the caller behind the credential. Never waits.
+
+        Raises BadCredential, and nothing else.
+        """
 
 
 class Authenticator:
-    """Verifies a credential by the first scheme that recognises it.
+    """Finds out who calls the gateway, by the first scheme that recognises the credential.
 
     Without schemes everybody is refused.
     """
@@ -108,7 +111,7 @@ class Authenticator:
 
 
 def require(principal: Principal, permission: Permission) -> None:
-    """Return if the caller has the permission. Raises Forbidden."""
+    """Check that a caller of the gateway has a permission. Raises Forbidden."""
     if not principal.may(permission):
         raise Forbidden(
             f"This credential has no permission to {permission.value.replace('_', ' ')}.",
@@ -117,7 +120,7 @@ def require(principal: Principal, permission: Permission) -> None:
 
 
 def require_purpose(principal: Principal, purpose: str) -> None:
-    """Return if the caller may ask about the purpose. Raises Forbidden."""
+    """Check that a caller of the gateway may ask about this purpose. Raises Forbidden."""
     require(principal, Permission.ASK)
     if not principal.may_ask_about(purpose):
         raise Forbidden(
@@ -128,7 +131,7 @@ def require_purpose(principal: Principal, purpose: str) -> None:
 
 
 def require_subscriber(principal: Principal, subscriber: str) -> None:
-    """Return if the caller may see the state of the subscriber. Raises Forbidden."""
+    """Check that a caller of the gateway may see this subscriber's state. Raises Forbidden."""
     require(principal, Permission.READ_STATUS)
     if not principal.may_see_subscriber(subscriber):
         raise Forbidden(
@@ -138,7 +141,7 @@ def require_subscriber(principal: Principal, subscriber: str) -> None:
 
 
 def bearer(authorization: str | None) -> str:
-    """Return the credential of an Authorization header.
+    """Return the credential in the Authorization header of a request to the gateway.
 
     The header is `Bearer <credential>`, visible ASCII, at most 8192 characters. Raises
     BadCredential.

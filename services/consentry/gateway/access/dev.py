@@ -1,4 +1,4 @@
-"""Dev mode: callers name themselves. It is only for where nobody else can reach the gateway."""
+"""Dev mode of the gateway: callers name themselves. Only for where nobody else can reach it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _LOG = structlog.get_logger(__name__)
 
 
 class DevScheme:
-    """Callers who name themselves: `dev:<subject>:<role>[+<role>…][:<purpose>+…]`.
+    """Gateway callers in dev mode, who name themselves and their roles without a secret.
+
+    The form is `dev:<subject>:<role>[+<role>…][:<purpose>+…]`.
 
     A trainer's subscriber is its subject. Raises UnsafeSetting unless `bind_host` is loopback and
     `profile` is `local` or `rehearsal`: anywhere else everybody would be everything.
@@ -51,7 +53,7 @@ class DevScheme:
         )
 
     def recognises(self, credential: str) -> bool:
-        """Return whether it starts with `dev:`."""
+        """Return whether the credential starts with `dev:`."""
         return credential.startswith(_PREFIX)
 
     def need(self, credential: str) -> RefreshNeed:
@@ -62,7 +64,7 @@ class DevScheme:
         """Nothing to renew."""
 
     def verify(self, credential: str) -> Principal:
-        """Return the caller that is named.
+        """Return the caller whom a credential of dev mode names.
 
         Raises BadCredential for another form, an unknown role or an impossible purpose.
         """

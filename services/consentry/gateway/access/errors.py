@@ -1,4 +1,6 @@
-"""The errors that keep a caller out. Everybody gets the same words; the cause is in our debug log.
+"""The errors that keep a caller out of the gateway.
+
+Everybody gets the same words; the cause is in our debug log.
 
 ConsentryError
 ├── Unauthenticated            401: no credential, or one that is not valid; nothing was read or
@@ -12,7 +14,7 @@ from consentry.domain.errors import ConsentryError
 
 
 class Unauthenticated(ConsentryError):
-    """Raised where a request has no valid credential.
+    """Raised where a request to the gateway has no valid credential.
 
     It always has the same words, so that nobody learns which part of a guess was right.
     """
@@ -27,7 +29,7 @@ class Unauthenticated(ConsentryError):
 
 
 class Forbidden(ConsentryError):
-    """Raised where the caller is known, but may not do this.
+    """Raised where the gateway knows the caller, but the caller has no right to the request.
 
     It never names the subject of the question, only what the caller would need.
     """
@@ -37,7 +39,9 @@ class Forbidden(ConsentryError):
 
 
 class BadCredential(Exception):
-    """Raised for a credential that is not valid; it never leaves this package.
+    """Raised in the gateway's access checks for a credential that is not valid.
+
+    It never leaves this package.
 
     `cause` is a word of ours for the debug log.
     """

@@ -1,4 +1,7 @@
-"""The signing keys of an issuer, fetched from one configured address and kept for a while."""
+"""The signing keys of the issuer whose tokens the gateway accepts, fetched and kept for a while.
+
+They come from one configured address.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ Fetch = Callable[[], bytes]
 
 
 class SigningKeys:
-    """The keys of an issuer by their id, for one algorithm. Only `fetch` uses the network."""
+    """The public keys of the token issuer that the gateway trusts, by their id.
+
+    They are for one algorithm. Only `fetch` uses the network.
+    """
 
     def __init__(
         self,
@@ -68,7 +74,10 @@ class SigningKeys:
         """Changes with every answer of the issuer."""
 
     def find(self, key_id: str) -> jwt.PyJWK | None:
-        """Return the key; None if the issuer never named it, or too long ago. Never waits."""
+        """Return the issuer's key with this id. Never waits.
+
+        None if the issuer never named it, or too long ago.
+        """
         return self._keys.get(key_id) if self._monotonic_seconds() < self.end else None
 
     def need(self, key_id: str) -> RefreshNeed:
@@ -84,7 +93,7 @@ class SigningKeys:
         return RefreshNeed.SOON if now >= self._renew_at else RefreshNeed.NOTHING
 
     def renew(self) -> None:
-        """Ask the issuer, unless somebody did within ten seconds.
+        """Ask the issuer for its keys, unless somebody did within ten seconds.
 
         Its failure leaves the keys as they were.
         """
@@ -109,7 +118,9 @@ class SigningKeys:
 
 
 def jwks_fetcher(url: str, *, timeout_seconds: float = 3.0, ca_file: Path | None = None) -> Fetch:
-    """Return what fetches the key set of `url`, bounded in size and time.
+    """Return a function that fetches the public keys of the gateway's token issuer from `url`.
+
+    It is bounded in size and time.
 
     The address is https, or http on loopback; no redirect is followed and no proxy used. The fetch
     raises OSError, HTTPException or ValueError. Raises InvalidInput for any other address.

@@ -1,4 +1,4 @@
-"""API keys in a JSON file: replaced as a whole, and read again when it changes.
+"""The JSON file with the gateway's API keys: replaced as a whole, read again when it changes.
 
 A damaged file lets nobody in.
 """
@@ -52,7 +52,7 @@ _FileMark = tuple[int, int, int, int]
 
 
 class StoredKey(Document):
-    """One key as it stands in the file: with every field, and no other."""
+    """One API key of the gateway as its key file holds it: with every field, and no other."""
 
     id: Annotated[str, Field(pattern=f"^{KEY_ID_PATTERN.pattern}$")]
     digest: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
@@ -66,7 +66,7 @@ class StoredKey(Document):
 
     @classmethod
     def of(cls, key: ApiKey) -> StoredKey:
-        """Return the key as it is written."""
+        """Return an API key in the form that the key file holds."""
         return cls(
             id=key.id,
             digest=key.digest.hex(),
@@ -80,7 +80,7 @@ class StoredKey(Document):
         )
 
     def key(self) -> ApiKey:
-        """Return the key that is written here."""
+        """Return the API key that this entry of the key file holds."""
         return ApiKey(
             id=self.id,
             digest=bytes.fromhex(self.digest),
@@ -95,14 +95,14 @@ class StoredKey(Document):
 
 
 class KeyFile(Document):
-    """The whole file."""
+    """The whole content of the JSON file with the gateway's API keys."""
 
     format: Literal[1]
     keys: ListOf[StoredKey]
 
 
 class FileKeyStore:
-    """The keys of a file.
+    """The gateway's API keys, kept in a JSON file.
 
     `find` knows the keys of the last `renew`, and none before the first.
     """
@@ -119,16 +119,16 @@ class FileKeyStore:
         self._complaint = ""
 
     def find(self, key_id: str) -> ApiKey | None:
-        """Return the key, as of the last `renew`; None where that is five seconds ago."""
+        """Return the API key, as of the last `renew`; None where that is five seconds ago."""
         is_current = self._monotonic_seconds() < self._checked_at + COUNTS_SECONDS
         return self._keys.get(key_id) if is_current else None
 
     def is_stale(self) -> bool:
-        """Return whether the file has not been checked for two seconds."""
+        """Return whether the key file has not been checked for two seconds."""
         return self._monotonic_seconds() >= self._checked_at + CHECK_SECONDS
 
     def renew(self) -> None:
-        """Read the file if it has changed.
+        """Read the key file again if it has changed.
 
         A file that cannot be read, or not trusted, holds no keys.
         """
@@ -157,17 +157,17 @@ class FileKeyStore:
             self._checked_at = started
 
     def all(self) -> tuple[ApiKey, ...]:
-        """Return every key in the file, the oldest first. Raises Refused."""
+        """Return every API key in the file, the oldest first. Raises Refused."""
         return in_order(self._read_now())
 
     def add(self, key: ApiKey) -> None:
-        """Write the file with one key more. Raises Refused."""
+        """Write the key file with one API key more. Raises Refused."""
         with self._changing():
             keys = self._read_now() if self._path.exists() else {}
             self._write(with_key(keys, key))
 
     def revoke(self, key_id: str, *, at: Micros) -> ApiKey:
-        """Write the file with the key revoked. Raises InvalidInput or Refused."""
+        """Write the file with one API key revoked. Raises InvalidInput or Refused."""
         with self._changing():
             keys = with_revocation(self._read_now(), key_id, at)
             self._write(keys)
@@ -207,7 +207,7 @@ class FileKeyStore:
 
 
 def load_pepper(path: Path) -> Pepper:
-    """Return the pepper of a file: its bytes as they are.
+    """Read the pepper that hashes the gateway's API keys from its file: its bytes as they are.
 
     Raises Refused, or UnsafeSetting where others could get at it.
     """
@@ -223,7 +223,10 @@ def load_pepper(path: Path) -> Pepper:
 
 
 def make_pepper(path: Path) -> None:
-    """Write a new pepper of 32 random bytes where there is no file yet. Raises Refused."""
+    """Write a new random pepper for the hashes of the gateway's API keys, if there is none.
+
+    It has 32 bytes. Raises Refused.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -235,7 +238,7 @@ def make_pepper(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` in place of a file, for its owner only; readers see the old or the new.
+    """Replace a secret file of the gateway at once, for its owner only: readers see old or new.
 
     Raises OSError.
     """

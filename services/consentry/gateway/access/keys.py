@@ -1,4 +1,6 @@
-"""API keys: `ck_<key id>_<secret>`, 256 random bits each, of which we keep only a keyed hash.
+"""API keys of the gateway's callers, of which the gateway keeps only a keyed hash.
+
+A key is `ck_<key id>_<secret>`, with 256 random bits.
 
 The hash covers what the key grants as well as its secret. Whoever can edit the stored keys but does
 not know the pepper can revoke a key, and undo that, but neither widen one nor make one up.
@@ -31,7 +33,10 @@ _SECRET_BYTES: Final = 32
 
 
 class Pepper:
-    """The key of the keyed hash. Kept apart from the stored keys, and never shown."""
+    """The secret with which the gateway hashes its API keys.
+
+    It is kept apart from the stored keys, and never shown.
+    """
 
     __slots__ = ("_value",)
 
@@ -50,13 +55,13 @@ class Pepper:
         return "Pepper(hidden)"
 
     def digest(self, text: bytes) -> bytes:
-        """Return the HMAC-SHA-256 of `text`."""
+        """Return the HMAC-SHA-256 of `text` under this pepper."""
         return hmac.digest(self._value, text, hashlib.sha256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key as it is stored: everything but its secret."""
+    """An API key of a gateway caller as it is stored: everything but its secret."""
 
     id: str
     digest: bytes
@@ -69,11 +74,11 @@ class ApiKey:
     revoked: Micros | None = None
 
     def is_valid(self, now: Micros) -> bool:
-        """Return whether the key counts at `now`: neither revoked nor expired."""
+        """Return whether the API key counts at `now`: neither revoked nor expired."""
         return self.revoked is None and (self.expires is None or now < self.expires)
 
     def principal(self) -> Principal:
-        """Return the caller who shows this key."""
+        """Return the gateway caller who shows this API key."""
         return Principal(
             subject=self.subject,
             roles=self.roles,
@@ -84,41 +89,44 @@ class ApiKey:
 
 
 class KeyStore(Protocol):
-    """A store of API keys.
+    """A store of the gateway's API keys.
 
     It finds no key that it cannot read: a damaged store lets nobody in.
     """
 
     def find(self, key_id: str) -> ApiKey | None:
-        """Return the key, as of the last `renew`. Never waits and raises nothing."""
+        """Return the API key, as of the last `renew`. Never waits and raises nothing."""
 
     def is_stale(self) -> bool:
         """Return whether `renew` is due: `find` must never be older than five seconds."""
 
     def renew(self) -> None:
-        """Read the stored keys again.
+        """Read the stored API keys again.
 
         Raises nothing: a store that cannot be read has no keys, and is logged.
         """
 
     def all(self) -> tuple[ApiKey, ...]:
-        """Return every key as stored now, the oldest first, revoked ones too.
+        """Return every API key as stored now, the oldest first, revoked ones too.
 
         Raises Refused where the store cannot be read.
         """
 
     def add(self, key: ApiKey) -> None:
-        """Store a new key. Raises Refused if its id is taken or the store cannot be written."""
+        """Store a new API key.
+
+        Raises Refused if its id is taken or the store cannot be written.
+        """
 
     def revoke(self, key_id: str, *, at: Micros) -> ApiKey:
-        """Revoke a key from now on; the first revocation stays.
+        """Revoke an API key from now on; the first revocation stays.
 
         Raises InvalidInput if there is none of that id.
         """
 
 
 class InMemoryKeyStore:
-    """Keys in this process only."""
+    """The gateway's API keys in the memory of this process only."""
 
     def __init__(self) -> None:
         self._keys: dict[str, ApiKey] = {}
@@ -128,11 +136,11 @@ class InMemoryKeyStore:
         return self._keys.get(key_id)
 
     def is_stale(self) -> bool:
-        """Return False: there is nothing else to read."""
+        """Return False: keys in memory have no file to be read again."""
         return False
 
     def renew(self) -> None:
-        """Nothing to read."""
+        """Do nothing: keys in memory have no file to be read again."""
 
     def all(self) -> tuple[ApiKey, ...]:
         """Return every key, the oldest first."""
@@ -149,7 +157,7 @@ class InMemoryKeyStore:
 
 
 class ApiKeyScheme:
-    """Callers who show an API key."""
+    """Gateway callers who show an API key."""
 
     def __init__(self, store: KeyStore, pepper: Pepper, clock: Clock) -> None:
         self._store = store
@@ -161,7 +169,7 @@ class ApiKeyScheme:
         self._decoy, _ = new_key(elsewhere, subject="nobody", roles=[Role.AUDITOR], now=Micros(0))
 
     def recognises(self, credential: str) -> bool:
-        """Return whether it starts as our keys do."""
+        """Return whether the credential starts as the gateway's API keys do."""
         return credential.startswith(_PREFIX)
 
     def need(self, credential: str) -> RefreshNeed:
@@ -169,11 +177,11 @@ class ApiKeyScheme:
         return RefreshNeed.NOW if self._store.is_stale() else RefreshNeed.NOTHING
 
     def renew(self) -> None:
-        """Read the stored keys again."""
+        """Read the stored API keys again."""
         self._store.renew()
 
     def verify(self, credential: str) -> Principal:
-        """Return the caller. Raises BadCredential."""
+        """Return the caller who shows this API key. Raises BadCredential."""
         match = _KEY_PATTERN.fullmatch(credential)
         if match is None:
             raise BadCredential("key_malformed")
@@ -199,7 +207,7 @@ def new_key(
     subscriber: str | None = None,
     expires: Micros | None = None,
 ) -> tuple[ApiKey, str]:
-    """Return a new key, and its text, which exists nowhere else.
+    """Make a new API key for a gateway caller; return it and its text, which exists only here.
 
     Raises InvalidInput for what a key cannot be.
     """
@@ -226,12 +234,12 @@ def new_key(
 
 
 def in_order(keys: dict[str, ApiKey]) -> tuple[ApiKey, ...]:
-    """Return the keys, the oldest first."""
+    """Return the gateway's API keys, the oldest first."""
     return tuple(sorted(keys.values(), key=lambda key: (key.created, key.id)))
 
 
 def with_key(keys: dict[str, ApiKey], key: ApiKey) -> dict[str, ApiKey]:
-    """Return the keys and one more. Raises Refused if its id is taken."""
+    """Return the gateway's API keys and one more. Raises Refused if its id is taken."""
     if key.id in keys:
         raise Refused(
             f"There is a key {key.id} already.",
@@ -242,7 +250,10 @@ def with_key(keys: dict[str, ApiKey], key: ApiKey) -> dict[str, ApiKey]:
 
 
 def with_revocation(keys: dict[str, ApiKey], key_id: str, at: Micros) -> dict[str, ApiKey]:
-    """Return the keys with one of them revoked. Raises InvalidInput if it is not there."""
+    """Return the gateway's API keys with one of them revoked.
+
+    Raises InvalidInput if it is not there.
+    """
     key = keys.get(key_id)
     if key is None:
         # Never repeat the input: somebody may have pasted the whole key.

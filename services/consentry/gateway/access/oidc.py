@@ -1,4 +1,4 @@
-"""Tokens of an OpenID Connect issuer: one issuer, one audience, one algorithm.
+"""Tokens of an OpenID Connect issuer at the gateway: one issuer, one audience, one algorithm.
 
 Source: JWT, RFC 7519, 8725 and 9068.
 """
@@ -52,7 +52,7 @@ _CAUSES: Final[tuple[tuple[type[jwt.PyJWTError], str], ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OidcSettings:
-    """The issuer that is trusted, and how its tokens are read.
+    """The OpenID Connect issuer that the gateway trusts, and how its tokens are read.
 
     Raises InvalidInput for a value that is missing or would weaken the checks.
     """
@@ -109,7 +109,7 @@ class _VerifiedToken(NamedTuple):
 
 
 class OidcScheme:
-    """Callers who show a token of the issuer."""
+    """Gateway callers who show a token of the OpenID Connect issuer."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class OidcScheme:
         self._remembered: OrderedDict[bytes, _VerifiedToken] = OrderedDict()
 
     def recognises(self, credential: str) -> bool:
-        """Return whether it has the two dots of a signed token."""
+        """Return whether the credential has the two dots of a signed token."""
         return credential.count(".") == 2
 
     def need(self, credential: str) -> RefreshNeed:
@@ -139,11 +139,11 @@ class OidcScheme:
         return self._keys.need(key_id)
 
     def renew(self) -> None:
-        """Ask the issuer for its keys."""
+        """Ask the issuer for its signing keys."""
         self._keys.renew()
 
     def verify(self, credential: str) -> Principal:
-        """Return the caller. Raises BadCredential."""
+        """Return the caller who shows this token. Raises BadCredential."""
         fingerprint = _fingerprint(credential)
         known = self._remembered.get(fingerprint)
         if (
@@ -177,7 +177,7 @@ class OidcScheme:
 
 
 def open_oidc_scheme(settings: OidcSettings) -> OidcScheme:
-    """Return the scheme for tokens of the issuer that the settings name.
+    """Return the gateway's check of tokens from the OpenID Connect issuer in the settings.
 
     Its keys are fetched when they are first needed.
     """

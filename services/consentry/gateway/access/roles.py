@@ -1,4 +1,4 @@
-"""The roles, the permissions, and the one table that joins them."""
+"""The roles and permissions of the gateway's callers, and the one table that joins them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Role(enum.StrEnum):
-    """The kind of a caller."""
+    """The role of a gateway caller, such as a producer or an operator."""
 
     PRODUCER = "producer"
     TRAINER = "trainer"
@@ -20,7 +20,7 @@ class Role(enum.StrEnum):
 
 
 class Permission(enum.StrEnum):
-    """The right to one kind of operation."""
+    """The right of a gateway caller to one kind of operation."""
 
     EMIT = "emit"
     """Send consent changes, relocations and erasures."""
@@ -79,7 +79,7 @@ NARROWED: Final = frozenset({Role.TRAINER})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """A caller whose credential was valid."""
+    """A caller of the gateway whose credential was valid."""
 
     subject: str
     """The caller's name, the same on every request: OIDC `sub`, the subject of a key.
@@ -99,7 +99,7 @@ class Principal:
         return any(permission in PERMISSIONS[role] for role in self.roles)
 
     def may_ask_about(self, purpose: str) -> bool:
-        """Return whether this caller may ask about `purpose`: a trainer only about its own."""
+        """Return whether this caller may ask about `purpose`; a trainer: only its own."""
         if self._may_unnarrowed(Permission.ASK):
             return True
         return self.may(Permission.ASK) and (self.purposes is None or purpose in self.purposes)

@@ -1,4 +1,4 @@
-"""The authenticator that the settings describe."""
+"""The authenticator of the gateway, built from its settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from consentry.ops.clock import Clock, system_clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    """The kinds of credentials that count, at least one of them.
+    """The settings of the kinds of credentials that the gateway accepts, at least one.
 
     API keys need both files, tokens need `oidc`, names need `dev`.
     """
@@ -30,7 +30,7 @@ class AccessSettings:
 def open_authenticator(
     settings: AccessSettings, *, bind_host: str, profile: str, clock: Clock = system_clock
 ) -> Authenticator:
-    """Return the authenticator of a gateway that listens on `bind_host`.
+    """Return the check of callers for a gateway that listens on `bind_host`.
 
     The files are read once, so that a fault in them is seen at the start. Raises Refused or
     UnsafeSetting.

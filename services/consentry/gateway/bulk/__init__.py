@@ -1,1 +1,1 @@
-"""Many events in one request: a line each, a result each."""
+"""Bulk requests to the gateway: many events in one request, one a line, a result for each."""

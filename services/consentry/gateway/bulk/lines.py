@@ -1,4 +1,4 @@
-"""From the lines of a bulk request to messages.
+"""The lines of a bulk request to the gateway, and the Kafka messages that are made of them.
 
 Lines of one request look alike. What is left of a line without its member, identity and time is its
 shape: the first line of each shape is read as a single request would be, and makes a template; the
@@ -59,7 +59,7 @@ class _LineTemplate(NamedTuple):
 
 
 class LineReader:
-    """Reads the lines of one request.
+    """Reads the lines of one bulk request to the gateway as messages for Kafka.
 
     A line without an id gets one that follows from the request's id and the line's number.
 
@@ -88,7 +88,7 @@ class LineReader:
         """By the line's number, what was accepted and may still not be what was meant."""
 
     def read(self, number: int, text: bytes) -> OutMessage:
-        """Return the message of one line; `number` counts from 0.
+        """Return the message of one line of a bulk request; `number` counts from 0.
 
         Raises ConsentryError for a line that holds no event.
         """

@@ -1,4 +1,4 @@
-"""The response to a bulk request: a result for each of its lines, in order, and a summary."""
+"""The gateway's response to a bulk request: a result for each of its lines, and a summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ get their turn.
 
 
 class InvalidLine(NamedTuple):
-    """The result of a line that holds no event.
+    """The result of a line of a bulk request that holds no event.
 
     Not its exception: with it all that was read would be kept alive.
     """
@@ -39,7 +39,7 @@ Line = str | InvalidLine
 
 
 class BulkResults(NamedTuple):
-    """The result of each line, as JSON."""
+    """The result of each line of a bulk request to the gateway, as JSON."""
 
     results: list[str]
     counts: dict[str, int]
@@ -51,7 +51,7 @@ class BulkResults(NamedTuple):
 async def bulk_response(
     context: GatewayContext, reader: LineReader, lines: Sequence[bytes]
 ) -> Response:
-    """Send the lines that hold events, and respond with a result for each line and a summary."""
+    """Send the events of a bulk request; respond with a result for each line and a summary."""
     batch = context.submitter.batch()
     read_lines: list[Line] = []
     while len(read_lines) < len(lines):

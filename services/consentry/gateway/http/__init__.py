@@ -1,1 +1,1 @@
-"""HTTP itself: bodies, models, limits, problems, the OpenAPI description."""
+"""HTTP at the gateway: bodies, models, limits, problems, the OpenAPI description."""

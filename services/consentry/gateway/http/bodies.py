@@ -1,4 +1,4 @@
-"""Request bodies of the gateway: their bounds, and the models that they are read as."""
+"""Bodies of HTTP requests to the gateway: their bounds, and the models that they are read as."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ Model = TypeVar("Model", bound=BaseModel)
 async def read_body(
     request: Request, *, kind: str = "application/json", bytes_max: int = BODY_BYTES_MAX
 ) -> bytes:
-    """Return the whole body, of one kind. Raises Problem as `read_body_of`."""
+    """Return the whole body of a request to the gateway, of one kind.
+
+    Raises Problem as `read_body_of`.
+    """
     _, body = await read_body_of(request, (kind,), bytes_max=bytes_max, seconds_max=_BODY_SECONDS)
     return body
 
 
 async def read_model(request: Request, model: type[Model]) -> tuple[bytes, Model]:
-    """Return the whole body, and what it says. Raises Problem as `read_body` and `parse_model`."""
+    """Return the whole body of a request to the gateway, and the model in it.
+
+    Raises Problem as `read_body` and `parse_model`.
+    """
     body = await read_body(request)
     return body, parse_model(model, body)
 
@@ -36,7 +42,7 @@ async def read_model(request: Request, model: type[Model]) -> tuple[bytes, Model
 def parse_model(
     model: type[Model], text: bytes, *, parse: Callable[[bytes], Any] = parse_json
 ) -> Model:
-    """Return the JSON object in a text as a model.
+    """Return the JSON object in the body of a request to the gateway as a model.
 
     It is read strictly: no repeated keys, no number for a text.
 
@@ -70,7 +76,7 @@ def _may_repeat_keys(text: bytes, fields: int) -> bool:
 
 
 def validated(model: type[Model], data: Any) -> Model:
-    """Return the data as a model.
+    """Return the data in the body of a request to the gateway as a checked model.
 
     Raises Problem 422 naming the first field that does not fit, never its value.
     """

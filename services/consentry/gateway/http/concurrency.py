@@ -1,4 +1,4 @@
-"""The limit on how many requests are answered at a time."""
+"""The limit on how many HTTP requests the gateway answers at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from consentry.ops.http.problems import problem_response
 
 
 class ConcurrencyLimit:
-    """ASGI: answers at most `most` requests at a time, and 503 to those beyond.
+    """ASGI: the gateway answers at most `most` requests at a time, and 503 to those beyond.
 
     POSTs to the paths of `apart` are counted apart, with as many places of their own: no other
     request keeps an opt-out waiting.
@@ -23,7 +23,7 @@ class ConcurrencyLimit:
         self._running = {True: 0, False: 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Answer one request, or refuse it with 503; see ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

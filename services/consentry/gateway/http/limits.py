@@ -1,4 +1,4 @@
-"""Limits on how much one caller, and all of them together, may ask."""
+"""Limits on how much one caller of the gateway, and all of them together, may ask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ WAITING_OF_ONE_MAX: Final = 16
 
 
 class RateLimit:
-    """A bucket of events for each caller: `per_second` fill it, and it holds `burst`.
+    """The limit on events a second from each caller of the gateway: a bucket that refills.
+
+    `per_second` events fill it, and it holds `burst`.
 
     It is of this process; each replica has its own.
     """
@@ -55,7 +57,10 @@ class RateLimit:
 
 
 class WaitingLimit:
-    """Lets at most `most` questions wait at a time in this process, `most_of_one` of one caller."""
+    """The limit on questions that wait in the gateway at a time, in all and of one caller.
+
+    At most `most` wait in this process, and `most_of_one` of one caller.
+    """
 
     def __init__(self, *, most: int = WAITING_MAX, most_of_one: int = WAITING_OF_ONE_MAX) -> None:
         self._most = most

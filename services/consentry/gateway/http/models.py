@@ -1,4 +1,4 @@
-"""The bodies of requests and responses, declared once for the checks and for the OpenAPI page."""
+"""Bodies of HTTP requests to the gateway and of its responses, for checks and for OpenAPI."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ Text = Annotated[str, AfterValidator(_printable), Field(max_length=STRING_BYTES_
 
 
 def instant_of(text: str) -> Micros:
-    """Return the microseconds of a text that an `Instant` accepts. Raises ValueError for others."""
+    """Return the microseconds of a date and time in a request to the gateway (an `Instant`).
+
+    Raises ValueError for other texts.
+    """
     moment = _moment(text)
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise ValueError("it has no offset from UTC")
@@ -94,7 +97,7 @@ def instant_of(text: str) -> Micros:
 
 
 class LegalBasis(enum.StrEnum):
-    """The ground on which the platform may use the data."""
+    """The legal ground in a consent change sent to the gateway: consent, or another."""
 
     CONSENT = "CONSENT"
     LEGITIMATE_INTEREST = "LEGITIMATE_INTEREST"
@@ -131,7 +134,7 @@ class _ExcludingIn(_EventIn):
 
 
 class ConsentChangeIn(_ExcludingIn):
-    """A member chose for a purpose."""
+    """A consent change sent to the gateway: a member chose for a purpose."""
 
     purpose: PurposeField
     choice: Choice = Field(description="UNKNOWN takes an opt-in back and leaves an opt-out.")
@@ -153,7 +156,7 @@ class ConsentChangeIn(_ExcludingIn):
 
 
 class RelocationIn(_EventIn):
-    """A member lives somewhere (else) now, or their age band became known."""
+    """A relocation sent to the gateway: the place where a member lives, or their age band."""
 
     jurisdiction: Annotated[
         str, Field(max_length=6, examples=["HK"]), AfterValidator(_jurisdiction)
@@ -162,17 +165,17 @@ class RelocationIn(_EventIn):
 
 
 class ErasureIn(_ExcludingIn):
-    """A member was erased; it latches."""
+    """An erasure sent to the gateway: a member was erased, which is final."""
 
 
 class ReleaseIn(_RequestBody):
-    """The reason for releasing a quarantined member, or replaying a message."""
+    """The reason in a request to the gateway to release a member or to replay a message."""
 
     reason: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 
 
 class Accepted(BaseModel):
-    """An event or control that the broker has acknowledged."""
+    """The gateway's response for an event or control that the broker has acknowledged."""
 
     state: Literal["accepted"] = "accepted"
     event_id: uuid.UUID
@@ -188,7 +191,10 @@ class Accepted(BaseModel):
 
 
 class AwaitingApproval(BaseModel):
-    """A proposal that would widen use: it takes effect when a second person approves it."""
+    """The gateway's response for a proposal that waits for a second person's approval.
+
+    It would widen use.
+    """
 
     state: Literal["awaiting_approval"] = "awaiting_approval"
     approval_id: str
@@ -197,7 +203,7 @@ class AwaitingApproval(BaseModel):
 
 
 class VersionedDecisionOut(BaseModel):
-    """The answer to one question about one member."""
+    """The gateway's answer to one question about one member."""
 
     allowed: bool
     reason: str
@@ -208,7 +214,7 @@ class VersionedDecisionOut(BaseModel):
 
 
 class BulkLine(BaseModel):
-    """The result of one line of a bulk request, in the order of the lines."""
+    """The gateway's result of one line of a bulk request, in the order of the lines."""
 
     line: int
     status: Literal["accepted", "invalid", "refused", "unknown"] = Field(
@@ -226,7 +232,7 @@ class BulkLine(BaseModel):
 
 
 class BulkCounts(BaseModel):
-    """The number of lines by status."""
+    """The number of lines by status, in the gateway's response to a bulk request."""
 
     accepted: int
     invalid: int
@@ -235,7 +241,7 @@ class BulkCounts(BaseModel):
 
 
 class BulkSummary(BaseModel):
-    """The last line of the answer to a bulk request."""
+    """The last line of the gateway's response to a bulk request."""
 
     summary: BulkCounts
     token: str | None = Field(

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the gateway.
+"""The OpenAPI description of the gateway's HTTP routes.
 
 It adds what FastAPI cannot see: the bodies, which are read strictly, and the problems.
 """
@@ -46,12 +46,12 @@ _HEADERS: Final[dict[str, dict[str, Any]]] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses for these problems and for those that every route may give."""
+    """Return the OpenAPI responses of a gateway route: these problems, and every route's."""
     return described_problems((*_ALWAYS, *statuses))
 
 
 def body_of(model: type[BaseModel], *headers: str) -> dict[str, Any]:
-    """Return the description of a JSON body, and of headers."""
+    """Return the OpenAPI description of a JSON body of the gateway, and of its headers."""
     schema = _reference(model)
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
@@ -60,7 +60,7 @@ def body_of(model: type[BaseModel], *headers: str) -> dict[str, Any]:
 
 
 def one_of_lines(*models: type[BaseModel]) -> dict[str, Any]:
-    """Return the schema of a line of JSON lines."""
+    """Return the OpenAPI schema of one line of JSON in the gateway's bulk bodies."""
     return {"anyOf": [_reference(model) for model in models]}
 
 
@@ -71,7 +71,7 @@ def _reference(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def ndjson_body(*headers: str) -> dict[str, Any]:
-    """Return the description of a body of JSON lines."""
+    """Return the OpenAPI description of a bulk body of the gateway: lines of JSON."""
     return {
         "requestBody": {
             "required": True,
@@ -118,6 +118,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def openapi_text(app: FastAPI) -> str:
-    """Return the description as YAML, the same for the same code."""
+    """Return the OpenAPI description of the gateway as YAML, the same for the same code."""
     made_by = "Made by `consentry schemas openapi` from services/consentry/gateway; do not edit."
     return document_text(describe(app), made_by)

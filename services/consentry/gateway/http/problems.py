@@ -1,4 +1,4 @@
-"""Problems of the gateway's own errors, beside those that all of our services share."""
+"""HTTP problems of the gateway's own errors, beside those that all of our services share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from consentry.ops.http.problems import RETRY_SECONDS, problem_response
 
 
 def respond_to(error: ConsentryError) -> Response:
-    """Return the response to an error of ours."""
+    """Return the gateway's HTTP response to one of our own errors."""
     if isinstance(error, Unauthenticated):
         return _problem(401, error, headers={"WWW-Authenticate": CHALLENGE})
     if isinstance(error, Forbidden):
@@ -35,7 +35,7 @@ def _problem(
 
 
 def unhandled() -> Response:
-    """Return the response to a fault of ours; it does not say what went wrong inside."""
+    """Return the gateway's HTTP response to a fault of ours; it tells nothing of the inside."""
     return problem_response(
         500,
         "The gateway failed; whether the request took effect is not known.",
@@ -45,5 +45,5 @@ def unhandled() -> Response:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Make this app answer every error with a problem."""
+    """Make the gateway's application answer every error with an HTTP problem."""
     problems.add_problem_handlers(app, fault=unhandled, respond_to=respond_to)

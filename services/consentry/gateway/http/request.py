@@ -1,4 +1,4 @@
-"""A request whose caller may make it, as the rooms behind the routes take it."""
+"""An HTTP request to the gateway that was let in, as the code behind the routes takes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consentry.gateway.access import Principal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorizedRequest:
-    """The caller, the whole body, and the headers that say more about it.
+    """An HTTP request to the gateway that was let in: its caller, whole body and headers.
 
     `path` is the one that was called, with its names of pauses and messages.
     """

@@ -1,1 +1,1 @@
-"""The routes of the gateway, one module a subject."""
+"""The HTTP routes of the gateway, one module a subject."""

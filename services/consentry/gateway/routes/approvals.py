@@ -1,4 +1,4 @@
-"""Routes by which a second person approves or rejects what would widen use."""
+"""Routes of the gateway: a second person approves or rejects a proposal that would widen use."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ApprovalPath = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
 @router.get("", responses=problems())
 async def get_approvals(request: Request) -> Json:
-    """List the newest proposals, with their states."""
+    """List the newest proposals that the gateway keeps, with their states."""
     context, _ = await authorize(request, Permission.READ_APPROVALS)
     proposals = await context.proposals.newest()
     return {"approvals": [_data(proposal) for proposal in proposals]}
@@ -54,7 +54,7 @@ async def get_approvals(request: Request) -> Json:
 
 @router.get("/{approval_id}", responses=problems(404, 422))
 async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
-    """Show one proposal."""
+    """Show one proposal that the gateway keeps for a second person."""
     context, _ = await authorize(request, Permission.READ_APPROVALS)
     proposal = await context.proposals.get(approval_id)
     if proposal is None:
@@ -69,7 +69,9 @@ async def get_approval(request: Request, approval_id: ApprovalPath) -> Json:
 
 @router.post("/{approval_id}/approve", responses=problems(404, 409, 422, 504))
 async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
-    """Let a proposal take effect now. Whoever proposed it may not approve it.
+    """Approve a proposal at the gateway: it takes effect now.
+
+    Whoever proposed it may not approve it.
 
     Repeated after a time-out, it takes effect once.
     """
@@ -79,7 +81,7 @@ async def post_approve(request: Request, approval_id: ApprovalPath) -> Response:
 
 @router.post("/{approval_id}/reject", responses=problems(404, 409, 422))
 async def post_reject(request: Request, approval_id: ApprovalPath) -> Response:
-    """Reject a proposal, which then never takes effect."""
+    """Reject a proposal at the gateway, which then never takes effect."""
     context, caller = await authorize(request, Permission.APPROVE)
     return await _decide(context, caller, approval_id, _reject)
 

@@ -1,4 +1,4 @@
-"""Routes for downloading signed bundles: the newest manifest, and the files that it names."""
+"""Routes of the gateway to download signed bundles: the newest manifest, and the files in it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ router = APIRouter(prefix="/v1/bundles", tags=["bundles"])
 
 
 class DownloadCutOff(Exception):
-    """A download ended in the middle: the server closes the connection."""
+    """Raised where a download from the gateway ends in the middle: its connection is closed."""
 
 
 class Download(Response):
-    """A file, sent piece by piece, with its length announced.
+    """A response of the gateway: a bundle's file, sent piece by piece, its length announced.
 
     The connection is closed where the store holds fewer bytes.
     """
@@ -56,7 +56,7 @@ class Download(Response):
         self._size = size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Send the file; see ASGI."""
         try:
             with self._downloads.slot(self._caller):
                 await send(
@@ -113,7 +113,7 @@ _FILE_OR_SAME: Final[dict[int | str, dict[str, Any]]] = {
 
 @router.get("/latest", response_class=Response, responses=_LINES_OR_SAME | problems(404))
 async def get_latest(request: Request) -> Response:
-    """Return the newest bundle's manifest and signature.
+    """Download the newest bundle's manifest and signature from the gateway.
 
     The manifest has exactly the bytes that were signed; a line break and the signature follow.
     """
@@ -126,7 +126,7 @@ async def get_latest(request: Request) -> Response:
 
 @router.get("/latest.jsonl", response_class=Response, responses=_LINES_OR_SAME | problems(404))
 async def get_pointer(request: Request) -> Response:
-    """Return the signed pointer to the newest bundle, as it lies in the store."""
+    """Download the signed pointer to the newest bundle from the gateway, as it was stored."""
     downloads, _ = await _authorized_downloads(request)
     pointer, bundle = await downloads.newest()
     etag = f'"{bundle.sha256}"'
@@ -137,7 +137,10 @@ async def get_pointer(request: Request) -> Response:
     "/{bundle_id}/{file}", response_class=Response, responses=_FILE_OR_SAME | problems(404, 422)
 )
 async def get_file(request: Request, bundle_id: BundlePath, file: FilePath) -> Response:
-    """Return a file of a bundle: one that its manifest names, the manifest, or its signature."""
+    """Download a file of a bundle from the gateway.
+
+    It is one that the bundle's manifest names, the manifest, or its signature.
+    """
     downloads, caller = await _authorized_downloads(request)
     bundle = await downloads.bundle(bundle_id)
     small = {MANIFEST_NAME: bundle.content, SIGNATURE_NAME: bundle.signature}.get(file)

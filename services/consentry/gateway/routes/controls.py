@@ -1,4 +1,4 @@
-"""Routes for controls: pauses bind at once; what opens something needs a second person."""
+"""Routes of the gateway for controls: pauses bind at once; what opens needs a second person."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PROPOSED: Final = {
     openapi_extra=body_of(PauseDocument, *ACCEPTS_REPETITION),
 )
 async def post_pause(http_request: Request) -> Response:
-    """Stop a use for a scope, however many members it covers.
+    """Impose a pause at the gateway: stop a use for a scope, however many members it covers.
 
     It binds at once, without a second person.
     """
@@ -54,7 +54,7 @@ async def post_pause(http_request: Request) -> Response:
     openapi_extra=body_of(LiftTerms, *ACCEPTS_REPETITION),
 )
 async def post_lift(http_request: Request, pause: PausePath) -> Response:
-    """Propose to end a pause.
+    """Propose at the gateway to end a pause.
 
     It takes effect when a second person approves. Opt-outs survive it.
     """
@@ -79,7 +79,7 @@ async def post_lift(http_request: Request, pause: PausePath) -> Response:
     openapi_extra=body_of(PolicyDocument, *ACCEPTS_REPETITION),
 )
 async def post_policy(http_request: Request) -> Response:
-    """Publish a policy version.
+    """Publish a policy version through the gateway.
 
     What opens nothing binds from its effective time; the rest needs a second person.
     """

@@ -1,4 +1,4 @@
-"""Routes that only read: decisions and explanations, controls, and the state of the gateway."""
+"""Routes of the gateway that only read: decisions, explanations, controls, and its state."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def get_decision(
     category: CategoryQuery = None,
     collected: CollectedQuery = None,
 ) -> Response:
-    """Decide whether the member's data, or a row of it, may be used for a purpose.
+    """Answer at the gateway whether a member's data, or a row of it, may be used for a purpose.
 
     The ETag is what an opt-in observes.
     """
@@ -113,7 +113,10 @@ async def get_explanation(
     category: CategoryQuery = None,
     collected: CollectedQuery = None,
 ) -> Response:
-    """Explain a decision: the chain of grounds, and every fact of the member and its effect."""
+    """Explain a decision at the gateway: its grounds, and each fact of the member.
+
+    Every fact stands with its effect.
+    """
     context, caller = await authorize(request, Permission.EXPLAIN)
     require_purpose(caller, purpose)
     row = _row(jurisdiction, category, collected)
@@ -127,7 +130,7 @@ async def get_explanation(
 
 @router.get("/controls", responses=problems())
 async def get_controls(request: Request) -> Json:
-    """List every pause, lift and policy in the order of their log.
+    """List every pause, lift and policy at the gateway, in the order of their log.
 
     Each pause says whether it is in force now.
     """
@@ -154,7 +157,7 @@ async def get_controls(request: Request) -> Json:
 
 @router.get("/status", responses=problems())
 async def get_status(request: Request) -> Json:
-    """Report the state of the table and of the controls, and the declared subscribers.
+    """Report at the gateway on its consent table, the controls and the declared subscribers.
 
     A trainer sees no subscriber but itself.
     """

@@ -1,4 +1,4 @@
-"""Routes by which producers send what members did, one event at a time or many at once."""
+"""Routes of the gateway for producers: what members did, one event at a time or many at once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ router = APIRouter(prefix="/v1", tags=["producers"])
     openapi_extra=body_of(ConsentChangeIn, *ACCEPTS_REPETITION, "if-match"),
 )
 async def post_consent_change(request: Request) -> Response:
-    """Say that a member chose for a purpose.
+    """Tell the gateway that a member chose for a purpose.
 
     An OPT_IN names the version of the record that the person had seen.
     """
@@ -55,7 +55,7 @@ async def post_consent_change(request: Request) -> Response:
     openapi_extra=body_of(RelocationIn, *ACCEPTS_REPETITION),
 )
 async def post_relocation(request: Request) -> Response:
-    """Say that a member lives somewhere (else) now, or that their age band became known."""
+    """Tell the gateway that a member lives elsewhere now, or their age band."""
     return await _accept_event(request, RelocationIn)
 
 
@@ -67,7 +67,7 @@ async def post_relocation(request: Request) -> Response:
     openapi_extra=body_of(ErasureIn, *ACCEPTS_REPETITION),
 )
 async def post_erasure(request: Request) -> Response:
-    """Say that a member was erased. It latches, and opens a purge order."""
+    """Tell the gateway that a member was erased. It latches, and opens a purge order."""
     return await _accept_event(request, ErasureIn)
 
 
@@ -96,7 +96,7 @@ async def _accept_event(http_request: Request, model: type[EventIn]) -> Response
     openapi_extra=ndjson_body(*ACCEPTS_REPETITION),
 )
 async def post_bulk(http_request: Request) -> Response:
-    """Send up to 10,000 events, one JSON object a line.
+    """Send up to 10,000 events to the gateway in one request, one JSON object a line.
 
     `kind` is consent-change (default), relocation or erasure. Each line has a result of its own.
     Sent again with the same Idempotency-Key every event counts once.

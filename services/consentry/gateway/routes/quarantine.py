@@ -1,4 +1,4 @@
-"""Routes for unreadable messages: show them, and propose to release the member or to replay."""
+"""Routes of the gateway for unreadable messages: show them, propose a release or a replay."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LimitQuery = Annotated[int, Query(ge=1, le=LISTED_MAX)]
 
 @router.get("", responses=problems(422))
 async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
-    """List the newest messages that could not be read, with the states of their members."""
+    """List the newest unreadable messages at the gateway, with the states of their members."""
     context, _ = await authorize(request, Permission.READ_QUARANTINE)
     newest = await context.quarantine.run(context.quarantine.entries)
     entries = newest[:limit]
@@ -55,7 +55,10 @@ async def get_quarantine(request: Request, limit: LimitQuery = 100) -> Json:
 
 @router.get("/{entry}", responses=problems(404, 422))
 async def get_entry(request: Request, entry: EntryPath) -> Json:
-    """Show one message, with its original bytes and headers in hexadecimal digits."""
+    """Show one unreadable message at the gateway, with its original bytes and headers.
+
+    Both are in hexadecimal digits.
+    """
     context, _ = await authorize(request, Permission.READ_QUARANTINE)
     messages = context.quarantine
     message = await _find(context, entry)
@@ -72,7 +75,7 @@ async def get_entry(request: Request, entry: EntryPath) -> Json:
     openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
 )
 async def post_release(request: Request, entry: EntryPath) -> Response:
-    """Propose to release the member, without what the message said.
+    """Propose at the gateway to release a member, without what the unreadable message said.
 
     Earlier quarantines of the member end as well.
     """
@@ -87,7 +90,9 @@ async def post_release(request: Request, entry: EntryPath) -> Response:
     openapi_extra=body_of(ReleaseIn, *ACCEPTS_REPETITION),
 )
 async def post_replay(request: Request, entry: EntryPath) -> Response:
-    """Propose to send the original bytes again and to release the member.
+    """Propose at the gateway to send an unreadable message again and to release the member.
+
+    The original bytes are sent.
 
     It is for bytes that can be read by now.
     """
@@ -102,7 +107,10 @@ async def _propose(http_request: Request, name: str, kind: ProposalKind) -> Resp
 
 @dataclass(frozen=True, slots=True)
 class ReleaseDraft:
-    """The release of a quarantined member, or the replay of the message that `name` names."""
+    """A request to the gateway to release a quarantined member or to replay a message.
+
+    `name` names the message.
+    """
 
     context: GatewayContext
     name: str
@@ -144,7 +152,7 @@ class ReleaseDraft:
 
 
 async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
-    """Return if the bytes, sent again, mean what they meant. Raises Problem 409."""
+    """Check that an unreadable message would mean the same, sent again. Raises Problem 409."""
     why_not = await context.quarantine.run(
         context.quarantine.why_not_replayed, entry, context.clock()
     )
@@ -159,7 +167,7 @@ async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
 
 
 async def carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
-    """Send the release or replay that two persons agreed on.
+    """Send the release or replay of an unreadable message on which two persons agreed.
 
     A release that the member's record has already is not sent again: under another time it would be
     another event of the same identity, which quarantines the member. Raises Problem where the

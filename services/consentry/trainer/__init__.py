@@ -1,4 +1,4 @@
-"""A training system's side of Consentry: exclude, purge and prove.
+"""The trainer, a training system's side of Consentry: exclude, purge and prove.
 
 `Client` follows all records and controls. Each name is loaded when it is first used: some need an
 extra such as torch or Spark, and a command that checks files needs no Kafka client.

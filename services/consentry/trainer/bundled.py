@@ -30,7 +30,7 @@ _COLUMNS: Final = ("member_id", "record", "damaged")
 def snapshot_of(
     bundle: Bundle, *, catalog: Catalog | None = None, directory: Path | None = None
 ) -> Snapshot:
-    """Return the snapshot that a bundle holds. Raises BundleRefused, Unavailable.
+    """Return the trainer's snapshot that a bundle holds. Raises BundleRefused, Unavailable.
 
     The records lie in files without a name in `directory` (default: that of temporary files), so
     that memory holds their pages only as long as nobody needs it more.
@@ -78,7 +78,7 @@ def newest_snapshot(
     directory: Path | None = None,
     credential: str = "",
 ) -> tuple[Snapshot, Bundle]:
-    """Return the snapshot of a store's newest bundle, and the bundle.
+    """Return the trainer's snapshot from the newest bundle of a store, and the bundle.
 
     The store may be a gateway's /v1/bundles. The bundler deletes old chains: one that vanishes
     while it is read is not the newest one any more, and the next one is tried. Raises
@@ -99,7 +99,10 @@ def newest_snapshot(
 
 
 def believed_keys(keys: PublicKeys | Path | str | None) -> PublicKeys:
-    """Return the keys, or those in a file. Raises InvalidInput for None and for a wrong file."""
+    """Return the public keys that a trainer's bundles are believed by, maybe from a file.
+
+    Raises InvalidInput for None and for a wrong file.
+    """
     if keys is None:
         raise InvalidInput(
             "A store of bundles was given without the keys to believe.",
@@ -110,7 +113,7 @@ def believed_keys(keys: PublicKeys | Path | str | None) -> PublicKeys:
 
 
 def check_logs(bundle: Bundle, identity_of: Callable[[str], str]) -> None:
-    """Raise Refused where a bundle was read from other topics than those of this broker.
+    """Raise Refused where a trainer's bundle was read from other topics than this broker's.
 
     `identity_of` returns the identity (kafka.log_identity, hexadecimal) of a topic by short name.
     """
@@ -135,7 +138,7 @@ def bundle_decider(
     directory: Path | None = None,
     credential: str = "",
 ) -> SnapshotDecider:
-    """Return a Decider by the newest bundle of a store.
+    """Return a trainer's Decider by the newest bundle of a store.
 
     Everything is STALE once the bundle was proven fresh longer than `max_age_seconds` ago. Raises
     BundleRefused, Unavailable.

@@ -50,7 +50,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Client:
-    """Follows the log on a thread, and answers from the snapshot that this keeps current.
+    """The trainer's client: follows the log on a thread, and answers from its snapshot.
 
     It reads from the beginning, or from the position of an earlier snapshot or a bundle. It assigns
     its partitions itself, joins no group and commits nothing; do not share it across a fork. `name`
@@ -140,7 +140,7 @@ class Client:
         self._purposes_asked: set[str] = set()
 
     def share(self, directory: Path | str) -> SharedSnapshot:
-        """Keep the snapshot in a directory, for worker processes on this machine.
+        """Keep the client's snapshot in a directory, for worker processes on this machine.
 
         They get a Decider. It is written a few times a second until `stop`. Raises InvalidInput for
         a directory that others can write.
@@ -163,7 +163,7 @@ class Client:
         return self.portable()
 
     def portable(self) -> SharedSnapshot:
-        """Return what stands for this client in another process.
+        """Return the thing that stands for this client in another process.
 
         Raises Refused unless the snapshot is shared.
         """
@@ -191,7 +191,7 @@ class Client:
         ready_seconds: float = READY_SECONDS,
         **options: Any,
     ) -> Client:
-        """Return a client that follows and is ready; `with` stops it.
+        """Return a trainer's client that follows the log and is ready; `with` stops it.
 
         `kafka` holds librdkafka's settings for addresses and security, `registry` more settings of
         the registry's client, such as basic.auth.user.info; `options` are those of the class.
@@ -218,21 +218,24 @@ class Client:
         self.stop()
 
     def start(self) -> None:
-        """Begin to follow. Raises Refused or Unavailable where the topics cannot be read."""
+        """Have the client begin to follow the log.
+
+        Raises Refused or Unavailable where the topics cannot be read.
+        """
         self._follower.start()
 
     def stop(self) -> None:
-        """End following; answers are STALE from then on."""
+        """Have the client follow the log no more; its answers are STALE from then on."""
         self._follower.stop()
         if self._sharing is not None:
             self._sharing.stop()
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
-        """Return once fresh answers are given. Raises Unavailable after that time."""
+        """Return once the client gives fresh answers. Raises Unavailable after that time."""
         self._follower.wait_until_ready(timeout_seconds)
 
     def wait_for(self, token: str, timeout_seconds: float) -> None:
-        """Return once answers are at least as fresh as a consistency token.
+        """Return once the client's answers are at least as fresh as a consistency token.
 
         Raises Unavailable after that time; InvalidInput for a text that is no token, or one that
         was altered where the client has the token keys.
@@ -254,26 +257,32 @@ class Client:
 
     @property
     def is_following(self) -> bool:
-        """True while the following thread lives: the answer for a liveness probe."""
+        """True while the client's following thread lives: the answer for a liveness probe."""
         return self._follower.is_following
 
     @property
     def is_fresh(self) -> bool:
-        """True while answers are given; otherwise every one is STALE."""
+        """True while the client gives answers; otherwise every one is STALE."""
         return not self._follower.stale_detail()
 
     @property
     def stale_detail(self) -> str:
-        """The reason why nothing is allowed now; empty where freshness is proven."""
+        """The reason why the client allows nothing now; empty where freshness is proven."""
         return self._follower.stale_detail()
 
     @property
     def snapshot_id(self) -> str:
-        """The name of all that answers rest on: equal only for the same records and controls."""
+        """The name of all that the client's answers rest on.
+
+        It is equal only for the same records and controls.
+        """
         return self.snapshot.snapshot_id
 
     def staleness_seconds(self) -> float:
-        """Return the age of the least fresh partition; infinite while one was never fresh."""
+        """Return the age of the client's least fresh partition.
+
+        It is infinite while one was never fresh.
+        """
         return self.snapshot.staleness_seconds(self._clock())
 
     def decide(
@@ -351,7 +360,7 @@ class Client:
         at_least: str | None = None,
         tally: Counter[Reason] | None = None,
     ) -> DataSet:
-        """Return the rows that may be used for `purpose`; see the module `decider`.
+        """Return a data set's rows that may be used for `purpose`; see the module `decider`.
 
         `data` is a data set of any library in docs/trainers.md. A lazy or streaming one stays so,
         and is decided when it is read. `tally` counts every row by its reason. Raises InvalidInput
@@ -365,7 +374,7 @@ class Client:
     def training_run(
         self, *, dataset: str, purpose: str, store: str, **options: Any
     ) -> TrainingRun:
-        """Return a run that reads a data set for a purpose, to be used by `with`.
+        """Return the client's training run on a data set for a purpose, to be used by `with`.
 
         `store` is an fsspec URL for what is written of it: its beginning, what it read, its
         certificate. The lease is as long as this client's staleness bound unless `lease_seconds`
@@ -384,20 +393,23 @@ class Client:
         )
 
     def token(self) -> str | None:
-        """Return the consistency token of all that answers rest on now; None if unproven."""
+        """Return the consistency token of all the client's answers rest on; None if unproven."""
         token = self.snapshot.freshness.token(self.snapshot.positions, self._clock())
         return None if token is None else write_token(token, self._token_keys)
 
     def open_orders(self) -> list[PurgeOrder]:
-        """Return the purge orders that are not settled, in the order in which they were opened."""
+        """Return the purge orders not settled, in the order in which they were opened."""
         return self._follower.open_orders()
 
     def on_change(self, call: Callable[[], None]) -> None:
-        """Have `call` run, on the following thread, after purge orders or controls changed."""
+        """Have `call` run, on the client's thread, after purge orders or controls changed."""
         self._follower.on_change(call)
 
     def status(self) -> dict[str, Any]:
-        """Return what an operator asks first: freshness, positions, counts. No member ids."""
+        """Return the client's status for an operator, without member ids.
+
+        It has the freshness, the positions and the counts.
+        """
         staleness = self.staleness_seconds()
         detail = self.stale_detail
         return {

@@ -40,7 +40,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ReferenceTrainer:
-    """Runs a client over one Parquet data set until `stop`.
+    """The reference trainer: runs a client over one Parquet data set until `stop`.
 
     Reads an epoch every `every_seconds`, and when asked to; 0 means only when asked to. With a
     `manifest` each epoch writes down the answer for each row.
@@ -80,17 +80,17 @@ class ReferenceTrainer:
         self._last_epoch: dict[str, Any] = {}
 
     def stop(self) -> None:
-        """End after the work in hand."""
+        """End the reference trainer after the work in hand."""
         self._stopping.set()
         self._wake.set()
 
     def request_epoch(self) -> None:
-        """Read the data set once more, soon."""
+        """Have the reference trainer read its data set once more, soon."""
         self._epoch_requested.set()
         self._wake.set()
 
     def run(self) -> None:
-        """Purge and read until `stop`."""
+        """Run the reference trainer: purge and read until `stop`."""
         self._client.on_change(self._wake.set)
         waited = 0.0
         while not self._stopping.is_set():
@@ -105,7 +105,7 @@ class ReferenceTrainer:
                 waited = 0.0
 
     def status(self) -> dict[str, Any]:
-        """Return the client's status, with the counts of the last epoch."""
+        """Return the reference trainer's status: its client's, and the last epoch's counts."""
         return self._client.status() | {"epochs": self._epochs, "last_epoch": self._last_epoch}
 
     # ---- purging
@@ -181,7 +181,10 @@ class ReferenceTrainer:
             _LOG.error("epoch_failed", subscriber=self._client.name, detail=str(error)[:500])
 
     def read_epoch(self) -> None:
-        """Decide every row of the data set once; with a manifest, write down each row's answer."""
+        """Read one epoch of the reference trainer: decide every row of its data set once.
+
+        With a manifest, each row's answer is written down.
+        """
         positions = dict(self._client.snapshot.positions)
         parts: list[pa.Table] = []
         counts = dict.fromkeys(REASONS, 0)

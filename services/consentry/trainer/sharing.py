@@ -50,7 +50,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class ControlMessage(Protocol):
-    """A control's message as it stands in the log."""
+    """A control's message as it stands in the log, shared with worker processes."""
 
     @property
     def offset(self) -> int: ...
@@ -61,7 +61,9 @@ class ControlMessage(Protocol):
 
 
 class SnapshotWriter:
-    """Writes a snapshot to a directory again and again, on a thread of its own, until `stop`.
+    """Shares a client's snapshot: writes it to a directory again and again, until `stop`.
+
+    It does so on a thread of its own.
 
     `detail` returns why nothing is allowed now. `controls` has every control's message so far, in
     log order; it grows meanwhile.
@@ -127,7 +129,7 @@ class SnapshotWriter:
         return lock
 
     def stop(self) -> None:
-        """Write once more, and end."""
+        """Write the shared snapshot once more, and end."""
         if not self._stopping.is_set():
             self._stopping.set()
             self._thread.join(timeout=10)
@@ -146,7 +148,7 @@ class SnapshotWriter:
             _LOG.error("view_not_shared", error_class=type(error).__name__)
 
     def write(self) -> None:
-        """Write the snapshot as it is now."""
+        """Write the shared snapshot as it is now."""
         snapshot = self._snapshot
         # In this order: how far the log is read is noted first, and the controls and records that
         # are written after it hold at least that much.
@@ -208,7 +210,7 @@ class SnapshotWriter:
 
 
 class SharedSnapshot:
-    """A Decider by the snapshot that a client writes to `directory`.
+    """A Decider of a worker process, by the snapshot that a client shares in `directory`.
 
     It can be pickled, forked and opened in any process. Everything is STALE while the file is
     missing, damaged, or older than `staleness_seconds` by its frontiers.
@@ -250,12 +252,12 @@ class SharedSnapshot:
         self._reading = threading.Lock()
 
     def portable(self) -> SharedSnapshot:
-        """Return itself: it may be sent to other processes as it is."""
+        """Return the shared snapshot itself: it may be sent to other processes as it is."""
         return self
 
     @property
     def snapshot(self) -> Snapshot:
-        """The snapshot that was read last. Raises InvalidInput while none could be read."""
+        """The shared snapshot that was read last. Raises InvalidInput if none could be."""
         self._refresh()
         if self._snapshot is None:
             raise InvalidInput(
@@ -267,12 +269,12 @@ class SharedSnapshot:
 
     @property
     def snapshot_id(self) -> str:
-        """See Decider."""
+        """The name of the shared snapshot that answers rest on; see Decider."""
         return self.snapshot.snapshot_id
 
     @property
     def stale_detail(self) -> str:
-        """See Decider."""
+        """The reason why the shared snapshot allows nothing now; see Decider."""
         self._refresh()
         if self._detail or self._snapshot is None:
             return self._detail
@@ -288,7 +290,10 @@ class SharedSnapshot:
         at_least: str | None = None,
         wait_seconds: float = 3.0,
     ) -> Decisions:
-        """See Decider. It waits for the token `at_least`, at most `wait_seconds`."""
+        """Decide every row by the shared snapshot; see Decider.
+
+        It waits for the token `at_least`, at most `wait_seconds`.
+        """
         detail = self._behind(at_least, wait_seconds)
         columns = find_columns(table.column_names, columns)
         snapshot = self._snapshot or Snapshot(1, iso_jurisdictions())

@@ -48,7 +48,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 class SnapshotFollower:
-    """Follows the log into `snapshot` on one thread, from `start` to `stop`.
+    """Follows the log into a client's `snapshot` on one thread, from `start` to `stop`.
 
     Other threads ask meanwhile. It is fresh once all that was there at the start has been read, and
     while the least fresh partition is at most `staleness_seconds` old.
@@ -99,7 +99,10 @@ class SnapshotFollower:
         self._thread = threading.Thread(target=self._run, name=f"follow-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow. Raises Refused or Unavailable where the topics cannot be read."""
+        """Begin to follow the log for a client.
+
+        Raises Refused or Unavailable where the topics cannot be read.
+        """
         followed = log_partitions((CONTROLS, PURGE_ORDERS, FRONTIERS, RECORDS), self._partitions)
         ends = log_ends(self._admin, self._namespace, followed)
         # Computed at each scrape, so that it grows when following stops.
@@ -120,7 +123,7 @@ class SnapshotFollower:
         self._thread.start()
 
     def stop(self) -> None:
-        """End following; nothing is fresh from then on."""
+        """Follow the log no more; nothing is fresh from then on."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
@@ -131,7 +134,7 @@ class SnapshotFollower:
 
     @property
     def is_following(self) -> bool:
-        """True while the thread lives: the answer for a liveness probe."""
+        """True while the thread that follows the log lives: for a liveness probe."""
         return self._thread.is_alive() and not self._failure
 
     def on_change(self, call: Callable[[], None]) -> None:
@@ -139,14 +142,14 @@ class SnapshotFollower:
         self._on_change.append(call)
 
     def open_orders(self) -> list[PurgeOrder]:
-        """Return the purge orders that are not settled, in the order in which they were opened."""
+        """Return the purge orders not settled, in the order in which they were opened."""
         orders = list(self._orders.values())  # a copy at once: the thread may add one meanwhile
         return [order for order in orders if not order.is_settled]
 
     # ---- how fresh the snapshot is
 
     def stale_detail(self) -> str:
-        """Return why nothing can be allowed now; empty where freshness is proven."""
+        """Return why the snapshot can allow nothing now; empty where freshness is proven."""
         if self._failure:
             return self._failure
         if not self._caught_up.is_set():
@@ -155,7 +158,7 @@ class SnapshotFollower:
         return stale_age("the least fresh partition", age, self._staleness_seconds)
 
     def behind(self, token: Token | None, wait_seconds: float) -> str:
-        """Return why an answer would not be fresh, or not as fresh as `token`; else empty.
+        """Return why the snapshot would not be fresh, or not as fresh as `token`; else empty.
 
         With a token it waits for that, at most `wait_seconds`.
         """
@@ -331,14 +334,17 @@ class SnapshotFollower:
 
 
 class FollowerJournal:
-    """A file with one JSON line for each record and control, when it was in memory; for benches."""
+    """A follower's file with a JSON line for each record and control, timed; for benches.
+
+    The time is when it was in memory.
+    """
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._file = path.open("a", buffering=1)
         self._clock = clock
 
     def note_records(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Note the members, their records' versions and the tags of their newest facts."""
+        """Note in the benches' file members, record versions and newest facts' tags."""
         now = self._clock()
         for key, value in zip(keys, values, strict=True):
             fact = newest_fact(value)
@@ -352,11 +358,11 @@ class FollowerJournal:
             )
 
     def note_control(self, control: Control) -> None:
-        """Note a control by its event id."""
+        """Note a control in the benches' file by its event id."""
         self._write({"applied_at": self._clock(), "control": control.event_id.hex()})
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Write nothing more to the benches' file."""
         self._file.close()
 
     def _write(self, line: Mapping[str, object]) -> None:

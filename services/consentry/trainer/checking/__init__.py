@@ -1,1 +1,1 @@
-"""Checks of data files for rows that may not be used."""
+"""Checks of data files for rows that may not be used for training."""

@@ -26,7 +26,7 @@ Batches = Iterator[tuple[pa.Table, Columns]]
 
 
 class CheckOutcome(enum.StrEnum):
-    """The outcome of a check."""
+    """The outcome of a check of data files: clean, violations, or cannot tell."""
 
     CLEAN = "clean"
     VIOLATIONS = "violations"
@@ -42,7 +42,7 @@ EXIT_STATUS: Final = {
 
 @dataclass(slots=True)
 class FileReport:
-    """The rows of one file by reason, and why it could not be read to its end, if so."""
+    """A checked data file's rows by reason, and why its end could not be read, if so."""
 
     name: str
     counts: Counter[Reason] = field(default_factory=Counter)
@@ -50,12 +50,12 @@ class FileReport:
 
     @property
     def rows(self) -> int:
-        """The number of rows that were decided."""
+        """The number of rows of the checked file that were decided."""
         return self.counts.total()
 
     @property
     def violations(self) -> Counter[Reason]:
-        """The rows that may not be used, by reason."""
+        """The rows of the checked file that may not be used, by reason."""
         return Counter(
             {
                 reason: n
@@ -66,7 +66,10 @@ class FileReport:
 
     @property
     def outcome(self) -> CheckOutcome:
-        """The outcome for this file; a violation stands, whatever else could not be read."""
+        """The check's outcome for this file.
+
+        A violation stands, whatever else could not be read.
+        """
         if self.violations:
             return CheckOutcome.VIOLATIONS
         if self.problem or self.counts[Reason.STALE]:
@@ -76,7 +79,7 @@ class FileReport:
 
 @dataclass(frozen=True, slots=True)
 class ExcludedMember:
-    """A member who is excluded, and the first row of a file that holds them, counted from 0."""
+    """An excluded member in a checked file, and the first row with them, counted from 0."""
 
     member: str
     reason: Reason
@@ -86,7 +89,7 @@ class ExcludedMember:
 
 @dataclass(slots=True, kw_only=True)
 class CheckReport:
-    """The results of a check of several files; `snapshot` names the snapshot they rest on."""
+    """The results of a check of several data files; `snapshot` names what they rest on."""
 
     purpose: str
     snapshot: str = ""
@@ -96,7 +99,7 @@ class CheckReport:
 
     @property
     def outcome(self) -> CheckOutcome:
-        """The outcome for all files. No file at all is not clean: nothing was examined."""
+        """The check's outcome for all files. No file is not clean: nothing was examined."""
         outcomes = {file.outcome for file in self.files}
         if CheckOutcome.VIOLATIONS in outcomes:
             return CheckOutcome.VIOLATIONS
@@ -104,11 +107,14 @@ class CheckReport:
 
     @property
     def counts(self) -> Counter[Reason]:
-        """The rows of all files by reason."""
+        """The rows of all checked files by reason."""
         return sum((file.counts for file in self.files), Counter[Reason]())
 
     def as_data(self) -> dict[str, Any]:
-        """Return the report as plain values for JSON; member ids only where `shown` has any."""
+        """Return the check's report as plain values for JSON.
+
+        Member ids are in it only where `shown` has any.
+        """
         data: dict[str, Any] = {
             "outcome": self.outcome.value,
             "purpose": self.purpose,
@@ -153,7 +159,7 @@ def _problem(error: ConsentryError) -> dict[str, str]:
 
 
 class Check:
-    """One check: files are added one by one, each read batch by batch.
+    """One check of data files: they are added one by one, each read batch by batch.
 
     So no file has to fit into memory. At most `show_max` members are named; after `seconds_max`
     nothing more is read. `at_least` is a consistency token. `on_file` is called with the report of
@@ -182,14 +188,14 @@ class Check:
     def files(
         self, files: Iterable[DataFile], spec: ColumnSpec, *, name: Callable[[Path], str] = str
     ) -> CheckReport:
-        """Check all files; the report names a file that cannot be read, and the others are read."""
+        """Check all data files; one that cannot be read is reported, and the others are read."""
         for file in files:
             if not self.add(name(file.path), read_batches(file, spec)):
                 break
         return self.report
 
     def add(self, name: str, batches: Batches) -> bool:
-        """Check one file or body; return False where it is of no use to go on."""
+        """Check one data file or body; return False where it is of no use to go on."""
         report = FileReport(name)
         self.report.files.append(report)
         try:

@@ -1,4 +1,4 @@
-"""Read the columns that decide out of data files, batch by batch.
+"""Read the columns that decide out of data files that are checked, batch by batch.
 
 The files are Parquet, CSV, JSON lines or Arrow IPC.
 """
@@ -45,7 +45,7 @@ Source = Path | bytes
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of a data set, and the columns that the names of its directories give it.
+    """A data file that is checked, and the columns that its directories' names give it.
 
     A directory `jurisdiction=HK` gives all rows below it that jurisdiction.
     """
@@ -55,7 +55,7 @@ class DataFile:
 
 
 def find_files(paths: Iterable[Path], *, ignored: Sequence[str] = ()) -> Iterator[DataFile]:
-    """Yield the files, and those in the directories, in order.
+    """Yield the data files to check, and those in the directories, in order.
 
     By custom a name that starts with '.' or '_' is not data. `ignored` are further patterns for
     names in directories. Raises InvalidInput for a path that is not there.
@@ -111,7 +111,7 @@ def _partitions(parts: Iterable[str]) -> dict[str, str | None]:
 
 
 def read_batches(file: DataFile, spec: ColumnSpec) -> Iterator[tuple[pa.Table, Columns]]:
-    """Yield the deciding columns of a file, at most BATCH_ROWS rows at a time.
+    """Yield the deciding columns of a file to check, at most BATCH_ROWS rows at a time.
 
     Numbers and texts are taken as they are. Null and malformed member ids stay in, for the decider
     to exclude. Raises InvalidInput where the file cannot be read.
@@ -138,7 +138,7 @@ Reader = Callable[
 def read_as(
     read: Reader, source: Source, spec: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
-    """Yield the batches of a reader.
+    """Yield the batches that a reader gives of a data file to check.
 
     Raises InvalidInput for every error, without the text of Arrow's errors, which may hold rows.
     """
@@ -206,7 +206,7 @@ def _all_names(names: Sequence[str], partitions: Mapping[str, str | None]) -> li
 def read_parquet(
     source: Source, spec: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
-    """Yield the batches of a Parquet file."""
+    """Yield the batches of a Parquet file that is checked for rows not to be used."""
     limits = {"thrift_string_size_limit": 64 << 20, "thrift_container_size_limit": 1 << 22}
     opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
     with pq.ParquetFile(opened, **limits) as file:
@@ -228,7 +228,7 @@ def read_parquet(
 def read_ipc(
     source: Source, spec: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
-    """Yield the batches of an Arrow IPC file, or of a stream."""
+    """Yield the batches of an Arrow IPC file that is checked, or of a stream."""
     opened = pa.BufferReader(source) if isinstance(source, bytes) else pa.memory_map(str(source))
     with opened:
         is_file = opened.read(6) == b"ARROW1"
@@ -352,7 +352,9 @@ def _text(path: Path) -> Iterator[IO[bytes]]:
 
 
 def table_of(columns: Columns, values: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
-    """Return values of any kind that JSON has, by column, as a table.
+    """Return JSON values by column as a table, to check its rows.
+
+    They are of any kind that JSON has.
 
     A member id that is neither text nor number becomes null. Raises InvalidInput where a time of
     collection is none: the side of the cut-off that the row is on would be a guess.

@@ -1,4 +1,6 @@
-"""Functions of a program that are called when members become excluded, and for controls and orders.
+"""Hooks: a trainer's functions that are called when members become excluded, and for orders.
+
+They are called for controls too.
 
 No call runs on the thread that follows the log. Each hook has a thread and a bounded backlog of its
 own, so a hook that sleeps or raises delays neither answers nor other hooks. When too much waits for

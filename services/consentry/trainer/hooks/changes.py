@@ -1,4 +1,4 @@
-"""Finds out whether a change narrows use: whether it may exclude somebody who was not excluded."""
+"""Finds out for hooks if a change narrows use: if it may exclude somebody who was not before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EarlierStates = Mapping[bytes, Sequence[StoredState]]
 
 
 def narrows(control: Control, purpose: str) -> bool:
-    """Return whether a control may exclude somebody from `purpose` who was not excluded."""
+    """Return True if hooks must hear of a control: it may newly exclude somebody from `purpose`."""
     if isinstance(control, PolicyPublished):
         return True  # its terms for this purpose, or the lack of terms, may be stricter
     if isinstance(control, PauseLifted):
@@ -34,7 +34,9 @@ def narrows(control: Control, purpose: str) -> bool:
 
 
 class NarrowingDetector:
-    """Compares a member's states: does the newest one allow less, for any row there could be?
+    """Finds out for hooks if a member's newest state allows less than the ones before.
+
+    It does so for any row there could be.
 
     It asks about rows of every category and time of collection that the controls treat differently.
     For rows that name another jurisdiction than the member's, it compares the choice and the age
@@ -50,7 +52,9 @@ class NarrowingDetector:
     def narrowing(
         self, key: bytes, earlier: Sequence[StoredState], now: Micros
     ) -> tuple[Reason, Micros] | None:
-        """Return why the member is excluded, and from when, in microseconds.
+        """Return the hook's reason why a member is excluded, and from when.
+
+        The time is in microseconds.
 
         None if the newest state excludes no more than any earlier one.
         """

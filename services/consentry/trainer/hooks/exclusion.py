@@ -10,7 +10,7 @@ from consentry.domain.values import MemberId, Micros, Reason
 
 
 class ExclusionCause(enum.StrEnum):
-    """The kind of change that excludes members who were not excluded before."""
+    """The kind of change for which a hook hears of newly excluded members."""
 
     RECORD = "RECORD"
     """Something was recorded about the members themselves; they are named."""
@@ -28,7 +28,9 @@ class ExclusionCause(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exclusion:
-    """Use for `purpose` became narrower from the time `at` on, in microseconds, maybe in future.
+    """The event a hook gets: use for `purpose` is narrower from `at` on, maybe in future.
+
+    The time is in microseconds.
 
     Ask again whether a row may be used: that also depends on where and when the row comes from.
     """

@@ -53,11 +53,11 @@ class HookThread(ABC):
         self._thread.start()
 
     def wake(self) -> None:
-        """Have the thread look for work."""
+        """Have the hook's thread look for work."""
         self._woken.set()
 
     def begin(self) -> None:
-        """Regard everything that comes from here on as news."""
+        """Have the hook regard everything that comes from here on as news."""
         self.wake()
 
     def stop(self) -> None:
@@ -67,7 +67,10 @@ class HookThread(ABC):
 
     @abstractmethod
     def work(self) -> float | None:
-        """Work off what waits; return the seconds until the next time, None to wait for a wake."""
+        """Call the hook with all that waits; return the seconds until the next time.
+
+        None is to wait for a wake.
+        """
 
     def _run(self) -> None:
         wait: float | None = None
@@ -88,7 +91,7 @@ class _Waiting:
 
 
 class ExclusionListener(HookThread):
-    """Calls one function for exclusions from one purpose."""
+    """Calls one hook for exclusions from one purpose."""
 
     def __init__(
         self, call: ExclusionCall, purpose: str, snapshot: Snapshot, clock: Clock, waiting_max: int
@@ -104,7 +107,7 @@ class ExclusionListener(HookThread):
         super().__init__(f"hook-{purpose}")
 
     def note_members(self, earlier: EarlierStates) -> None:
-        """Have these members' newest states compared with earlier ones."""
+        """Have these members' newest states compared with earlier ones, for the hook."""
         with self._lock:
             members = self._waiting.members
             for key, states in earlier.items():
@@ -119,7 +122,7 @@ class ExclusionListener(HookThread):
         self.wake()
 
     def note_partitions(self, partitions: frozenset[int]) -> None:
-        """Report that all members of these partitions are quarantined."""
+        """Tell the hook that all members of these partitions are quarantined."""
         with self._lock:
             self._waiting.partitions |= partitions
         self.wake()
@@ -206,7 +209,7 @@ class _ControlCursor:
 
 
 class ControlListener(HookThread):
-    """Calls one function for each control."""
+    """Calls one hook for each control."""
 
     def __init__(self, call: ControlCall, snapshot: Snapshot) -> None:
         self._call = call
@@ -228,7 +231,7 @@ class ControlListener(HookThread):
 
 
 class OrderListener(HookThread):
-    """Calls one function for each open purge order.
+    """Calls one hook for each open purge order.
 
     It asks each time which orders are open, so that none can be missed.
     """

@@ -1,4 +1,4 @@
-"""The hooks of one client: registered by a program, and fed by the thread that follows the log."""
+"""The hooks of one client: registered by a program, fed by the thread that follows the log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HOOKS_MAX: Final = 32
 
 
 class Hooks:
-    """The hooks of one client.
+    """The hooks of one client: functions that are called for exclusions, controls and orders.
 
     Hooks hear of changes after `begin`. What was there before is not news, but for open purge
     orders, which are given then.
@@ -58,7 +58,7 @@ class Hooks:
     # ---- for the program
 
     def on_exclusion(self, *, purpose: str) -> Callable[[ExclusionCall], ExclusionCall]:
-        """Decorator: have the function called with each Exclusion for `purpose`.
+        """Decorator of a hook: have it called with each Exclusion for `purpose`.
 
         Raises InvalidInput and Refused.
         """
@@ -78,7 +78,7 @@ class Hooks:
         return register
 
     def on_control(self, call: ControlCall) -> ControlCall:
-        """Decorator: have the function called with each pause, lift and policy that comes.
+        """Decorator of a hook: have it called with each pause, lift and policy that comes.
 
         Raises Refused.
         """
@@ -86,7 +86,7 @@ class Hooks:
         return call
 
     def on_purge_order(self, call: OrderCall) -> OrderCall:
-        """Decorator: have the function called with each open order once.
+        """Decorator of a hook: have it called with each open purge order once.
 
         It is called again with an order after it raised, and after a restart. Raises Refused.
         """
@@ -112,7 +112,7 @@ class Hooks:
     # ---- for the thread that follows the log
 
     def begin(self) -> None:
-        """Regard all changes from here on as news: everything before has been read."""
+        """Have the hooks regard all changes from here on as news: what came before was read."""
         self._tainted = frozenset(self._snapshot.freshness.tainted)
         with self._adding:
             self._has_begun = True
@@ -120,7 +120,9 @@ class Hooks:
                 listener.begin()
 
     def states_before(self, keys: Sequence[bytes]) -> EarlierStates | None:
-        """Return the states of these members, for `note_records` once their records are applied.
+        """Return the states of these members, for the hooks to compare with later ones.
+
+        They are for `note_records` once their records are applied.
 
         None where no hook asks for exclusions.
         """
@@ -132,7 +134,7 @@ class Hooks:
     def note_records(
         self, earlier: EarlierStates | None, keys: Sequence[bytes], values: Sequence[bytes]
     ) -> None:
-        """Take note that the records of these members were applied, in this order.
+        """Tell the hooks that the records of these members were applied, in this order.
 
         `earlier` is what `states_before` returned.
         """
@@ -144,13 +146,13 @@ class Hooks:
             listener.note_members(earlier)
 
     def note_controls(self) -> None:
-        """Take note that controls were applied, or purge orders were opened or settled."""
+        """Tell the hooks that controls were applied, or purge orders opened or settled."""
         if self._has_begun:
             for listener in (*self._exclusions, *self._others):
                 listener.wake()
 
     def note_frontiers(self) -> None:
-        """Take note that frontiers were applied: a partition may be tainted that was not before."""
+        """Tell the hooks that frontiers were applied: a partition may be newly tainted."""
         tainted = self._snapshot.freshness.tainted
         if not self._has_begun or tainted == self._tainted:
             return
@@ -161,7 +163,7 @@ class Hooks:
                 listener.note_partitions(added)
 
     def stop(self) -> None:
-        """Call no hook any more; does not wait for a call that is under way."""
+        """Call no hook any more, without a wait for a call that is under way."""
         self._has_begun = False
         for listener in (*self._exclusions, *self._others):
             listener.stop()

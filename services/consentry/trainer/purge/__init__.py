@@ -1,4 +1,4 @@
-"""Delete from a data set the rows that purge orders name, or that may not be used.
+"""Purge a data set: delete the rows that purge orders name, or that may not be used.
 
 Each file is rewritten whole, or not at all. `purge` is for directories of Parquet files;
 `open_dataset.open_dataset` opens every kind of data set.
@@ -29,7 +29,7 @@ def purge(
     now: Micros,
     columns: Columns | None = None,
 ) -> PurgeResult:
-    """Rewrite every Parquet file that holds rows of the orders, without these rows.
+    """Purge Parquet files: rewrite every one that holds rows of the orders, without these rows.
 
     It is idempotent: killed anywhere, each file is the old or the new one, and running again
     finishes the rest. `now` is in microseconds. Without `columns` each file's columns are found by

@@ -14,12 +14,12 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(_done: int, _files: int) -> None:
-    """A Progress that shows nothing."""
+    """Show nothing while a data set is purged: the Progress for callers that want none."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """A file that holds rows to remove: its rows and bytes, and the rows to remove by order id."""
+    """A file that a purge would rewrite: its rows and bytes, and the rows to remove by order."""
 
     name: str
     rows: int
@@ -27,7 +27,7 @@ class FilePlan:
     selected: Mapping[str, int]
 
     def as_fields(self) -> dict[str, Any]:
-        """Return the plan as JSON fields; there the rows to remove are called `covered`."""
+        """Return a purge's plan for one file as JSON fields; rows to remove are `covered`."""
         return {
             "name": self.name,
             "rows": self.rows,
@@ -51,7 +51,7 @@ class PurgePlan:
     unknown: int
 
     def touched_by(self, order_id: str) -> tuple[int, int, int]:
-        """Return the files, the rows, and the bytes of these files that one order touches."""
+        """Return the files, rows, and bytes of these files that one purge order touches."""
         touched = [file for file in self.files if order_id in file.selected]
         rows = sum(file.selected[order_id] for file in touched)
         return len(touched), rows, sum(file.bytes for file in touched)
@@ -59,7 +59,7 @@ class PurgePlan:
 
 @dataclass(slots=True, kw_only=True)
 class PurgeResult:
-    """The outcome of a purge.
+    """The outcome of a purge of one data set.
 
     `rows_removed` are the rows of this run by order id. `rows_in_all` are those of this and every
     earlier run, also of one that was killed. `versions_first` are the versions before the first of
@@ -79,7 +79,7 @@ class PurgeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """The rows that a data set still holds though they should be gone.
+    """The result of verifying a purge: the rows that a data set still holds wrongly.
 
     `rows_left` has the rows by order id, of orders that have any. `unknown` counts rows of unknown
     owner, `unreadable` says which files could not be read and why, and `old_versions` has the rows
@@ -96,14 +96,14 @@ class Verified:
 
     @property
     def exit_status(self) -> int:
-        """0 where it is clean, 1 where rows are left, 2 where nobody can tell."""
+        """The purge's exit status: 0 if clean, 1 if rows are left, 2 if nobody can tell."""
         if self.rows_left or self.old_versions:
             return 1
         return 2 if self.unreadable or self.unknown else 0
 
 
 class DatasetChanged(Unavailable):
-    """Raised where somebody else wrote to the data set during the purge.
+    """Raised where somebody else wrote to a data set while it was purged.
 
     Files that were not replaced yet are as they were, and the purge may be run again.
     """
@@ -117,11 +117,11 @@ class DatasetChanged(Unavailable):
 
 
 class Dataset(Protocol):
-    """Rows in files: a directory, or a table of a format that keeps versions."""
+    """A data set that can be purged: a directory, or a table of a format that keeps versions."""
 
     @property
     def name(self) -> str:
-        """The name that receipts give it."""
+        """The name that a purge's receipts give this data set."""
         ...
 
     @property
@@ -130,18 +130,18 @@ class Dataset(Protocol):
         ...
 
     def version(self) -> str:
-        """Return the identity of its content now."""
+        """Return the identity of this data set's content now."""
         ...
 
     def plan(self, selector: RowSelector, progress: Progress = no_progress) -> PurgePlan:
-        """Return what a purge would do, without writing anything.
+        """Return what a purge of this data set would do, without writing anything.
 
         Raises InvalidInput where a file cannot be understood.
         """
         ...
 
     def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
-        """Remove the selected rows. It is idempotent: killed at any point it can be run again.
+        """Purge the selected rows. It is idempotent: killed at any point it can be run again.
 
         Raises DatasetChanged where somebody else writes meanwhile, InvalidInput as `plan`.
         """
@@ -150,12 +150,12 @@ class Dataset(Protocol):
     def verify(
         self, selector: RowSelector, progress: Progress = no_progress, *, old_versions: bool = True
     ) -> Verified:
-        """Examine every row again, with `old_versions` those of older versions too.
+        """Look for rows left after a purge, with `old_versions` in older versions too.
 
         A file that cannot be read is named in the answer, not raised.
         """
         ...
 
     def vacuum(self) -> tuple[str, ...]:
-        """Destroy the older versions; return which. Raises Refused where none are kept."""
+        """Destroy older versions of purged data; return which. Raises Refused without any."""
         ...

@@ -43,7 +43,7 @@ _BASE: Final = re.compile(
 
 
 def delta_table(uri: str, *, clock: Clock, columns: Columns | None = None) -> VersionedTable:
-    """Return the Delta table at a path or address. Raises InvalidInput where there is none."""
+    """Return the Delta table to purge at a path or address. Raises InvalidInput if none."""
     return VersionedTable(uri.rstrip("/").rpartition("/")[2], _DeltaTable(uri, clock, columns))
 
 

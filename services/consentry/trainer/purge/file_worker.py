@@ -1,4 +1,4 @@
-"""The work on one file of a Parquet directory: done here, or by Spark on another machine."""
+"""The purge of one file of a Parquet directory: done here, or by Spark on another machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHUNK_ROWS: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTask:
-    """One file to examine.
+    """One Parquet file of a directory that is purged, to be examined and maybe rewritten.
 
     Where it holds selected rows, its successor without them is written as `staged`; None: the file
     is only examined.
@@ -42,7 +42,7 @@ class FileTask:
 
 @dataclass(slots=True, kw_only=True)
 class FileResult:
-    """The findings in one file: its rows, those selected by order id, and those of unknown owner.
+    """The findings of a purge in one file: all rows, those selected, those of unknown owner.
 
     `old` is the fingerprint of the file, `new` that of its successor, which lies under the name
     `staged`. `unreadable` says why the file could not be read.
@@ -61,7 +61,7 @@ class FileResult:
 
 @dataclass(frozen=True, slots=True)
 class FileWorker:
-    """Examines files one by one, with one selector.
+    """Examines the files of a directory that is purged, one by one, with one row selector.
 
     It travels to other processes, so its selector has to be one that can be pickled.
     """
@@ -173,7 +173,7 @@ def examine_file(
     result: FileResult,
     shared_values: Mapping[str, str | None],
 ) -> npt.NDArray[np.bool_]:
-    """Return a mask of the rows of a file that stay; count in `result` what was found.
+    """Return a mask of the rows of a Parquet file that a purge keeps; count in `result`.
 
     `shared_values` are columns in which all rows of the file have one value, such as those that
     its folders name. Without `columns` they are found by their conventional names. Raises
@@ -256,17 +256,17 @@ TaskRunner = Callable[[FileWorker, Sequence[FileTask]], Iterator[FileResult]]
 
 
 def run_here(worker: FileWorker, tasks: Sequence[FileTask]) -> Iterator[FileResult]:
-    """Do one task after the other, in this process."""
+    """Examine the files of a purge one after the other, in this process."""
     return map(worker, tasks)
 
 
 def result_fields(result: FileResult) -> Mapping[str, Any]:
-    """Return a result as fields of plain values, as another machine sends it."""
+    """Return a purged file's result as plain fields, as another machine sends it."""
     return {name: getattr(result, name) for name in FileResult.__slots__}
 
 
 def read_result(fields: Mapping[str, Any]) -> FileResult:
-    """Return the result that `result_fields` made the fields of."""
+    """Return the result of a purged file that `result_fields` made the fields of."""
     result = FileResult(**fields)
     result.old = None if result.old is None else Fingerprint(*result.old)
     result.new = None if result.new is None else Fingerprint(*result.new)

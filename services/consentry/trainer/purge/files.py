@@ -1,4 +1,4 @@
-"""The files of a Parquet data set: their list, their fingerprints, and what their folders say."""
+"""The files of a Parquet data set that is purged: list, fingerprints, values of folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BYTES_MIN: Final = 12
 
 
 class Fingerprint(NamedTuple):
-    """The identity of a file's content, without reading it all.
+    """The identity of a purged data file's content, without reading all of the file.
 
     Size in bytes, time of change in nanoseconds, and a digest of the Parquet footer.
     """
@@ -30,12 +30,12 @@ class Fingerprint(NamedTuple):
     footer: str
 
     def same_content(self, other: Fingerprint) -> bool:
-        """Return True where both are one content, also of a copy."""
+        """Return True where two fingerprints are of one content, also of a copy."""
         return (self.size, self.footer) == (other.size, other.footer)
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Return the fingerprint of a file.
+    """Return the fingerprint of a Parquet file of a data set that is purged.
 
     Raises OSError, and InvalidInput for a file that is not a whole Parquet file.
     """
@@ -56,7 +56,7 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def open_native(path: Path) -> pa.NativeFile:
-    """Open a file for Arrow to read. Raises OSError.
+    """Open a file of a data set that is purged, for Arrow to read. Raises OSError.
 
     Never a file object of Python: Arrow's threads may let go of its bytes when Python has ended,
     which aborts the process with a status that looks like a failure.
@@ -70,7 +70,7 @@ def _tail(file: BinaryIO, size: int, length: int) -> bytes:
 
 
 def dataset_files(directory: Path) -> list[Path]:
-    """Return the Parquet files of a data set, in order of name.
+    """Return the Parquet files of a data set that is purged, in order of name.
 
     Raises InvalidInput where there is no such directory.
     """
@@ -84,7 +84,7 @@ def dataset_files(directory: Path) -> list[Path]:
 
 
 def walk(directory: Path) -> Iterator[Path]:
-    """Yield the files that readers take for data: no hidden ones, nor any in hidden folders."""
+    """Yield the data files of a folder that is purged: none hidden, none in hidden folders."""
     with os.scandir(directory) as entries:
         for entry in entries:
             # Readers take `_name=value` for a partition, though it begins as hidden folders do.
@@ -129,7 +129,7 @@ def understood_files(directory: Path) -> list[Path]:
 
 
 def listing(directory: Path) -> dict[str, Fingerprint]:
-    """Return every data file by its name in the data set, with its fingerprint.
+    """Return each file of a data set that is purged, by name, with its fingerprint.
 
     Raises InvalidInput as understood_files, and OSError.
     """
@@ -140,7 +140,7 @@ def listing(directory: Path) -> dict[str, Fingerprint]:
 
 
 def version_of_listing(files: Mapping[str, Fingerprint]) -> str:
-    """Return the identity of the content: a digest over each file's name, size and footer."""
+    """Return the version of a data set that is purged: a digest of its list of files."""
     digest = hashlib.blake2b(digest_size=16)
     for name, file in sorted(files.items()):
         digest.update(f"{name}\n{file.size}\n{file.footer}\n".encode())
@@ -148,7 +148,7 @@ def version_of_listing(files: Mapping[str, Fingerprint]) -> str:
 
 
 def dataset_version(directory: Path) -> str:
-    """Return the identity of a data set's content; see version_of_listing."""
+    """Return the version of a data set that is purged; see version_of_listing."""
     files = {
         path.relative_to(directory).as_posix(): fingerprint(path)
         for path in dataset_files(directory)
@@ -157,7 +157,7 @@ def dataset_version(directory: Path) -> str:
 
 
 def folder_values(name: str) -> dict[str, str | None]:
-    """Return the values by column that a hive-partitioned data set's folders give a file's rows."""
+    """Return the values that the folders of a hive-partitioned file give, to purge its rows."""
     values: dict[str, str | None] = {}
     for folder in name.split("/")[:-1]:
         key, equals, value = folder.partition("=")
@@ -167,7 +167,7 @@ def folder_values(name: str) -> dict[str, str | None]:
 
 
 def read_file(path: Path) -> pa.Table:
-    """Return the table of one Parquet file, opened once.
+    """Return the table of one Parquet file of a data set that is purged, opened once.
 
     Reading by path opens it twice, and it may be replaced in between.
     """
@@ -176,6 +176,6 @@ def read_file(path: Path) -> pa.Table:
 
 
 def read_dataset(directory: Path) -> Iterator[tuple[Path, pa.Table]]:
-    """Yield each file of a data set and its table."""
+    """Yield each Parquet file of a data set that is purged, and its table."""
     for path in dataset_files(directory):
         yield path, read_file(path)

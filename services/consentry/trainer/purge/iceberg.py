@@ -34,7 +34,9 @@ _PREFIX: Final = "consentry.purge."
 def iceberg_table(
     name: str, *, columns: Columns | None = None, properties: Mapping[str, str] | None = None
 ) -> VersionedTable:
-    """Return the Iceberg table CATALOG.NAMESPACE.TABLE; pyiceberg's settings name the catalog.
+    """Return the Iceberg table to purge, CATALOG.NAMESPACE.TABLE.
+
+    pyiceberg's settings name the catalog.
 
     Raises InvalidInput.
     """

@@ -27,12 +27,12 @@ _COMPACT_LINES_MIN: Final = 1000
 
 
 def order_key(order_id: str) -> str:
-    """Return a digest that stands for an order without naming a member."""
+    """Return the digest by which a purge's journal names an order, and no member."""
     return hashlib.blake2b(order_id.encode(), digest_size=16).hexdigest()
 
 
 def leftover_files(directory: Path) -> list[Path]:
-    """Return the files that lie beside the journal: of a purge under way, or of a killed one."""
+    """Return the staged files beside a purge's journal: of one under way, or one killed."""
     folder = directory / FOLDER
     if not folder.is_dir():
         return []
@@ -41,7 +41,7 @@ def leftover_files(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedFile:
-    """A file's successor, complete on disk under the name `staged` in the journal's folder.
+    """A purged file's successor, complete on disk as `staged` in the journal's folder.
 
     `rows` are the rows that it leaves out, by order key.
     """
@@ -55,7 +55,7 @@ class StagedFile:
 
 @dataclass(slots=True)
 class OrderTotal:
-    """The rows removed for an order so far, and the data set's version before the first of them."""
+    """The rows that purges removed for an order, and the data set's version before them."""
 
     rows: int = 0
     version_before: str = ""
@@ -94,7 +94,7 @@ def _read_staged_file(line: Mapping[str, Any]) -> StagedFile:
 
 
 class Journal:
-    """The journal of one directory, held by one purge at a time."""
+    """The journal of one directory that is purged, held by one purge at a time."""
 
     def __init__(self, directory: Path) -> None:
         self.folder = directory / FOLDER
@@ -140,16 +140,16 @@ class Journal:
             os.close(self._lock)
 
     def totals(self) -> Mapping[str, OrderTotal]:
-        """Return the rows that have been removed so far, by order key."""
+        """Return the rows that purges have removed so far, by order key."""
         return self._state.totals
 
     def new_name(self) -> str:
-        """Return a new name for a staged file; its suffix is none that readers take for data."""
+        """Return a new name for a staged file of a purge; no reader takes it for data."""
         self._number += 1
         return f"{self._number:08}.new"
 
     def stage(self, files: Sequence[StagedFile], version_before: str) -> None:
-        """Write down which files are about to be replaced; on disk when this returns."""
+        """Write down which files a purge is about to replace; on disk at the return."""
         lines = [
             {
                 "do": "stage",
@@ -165,7 +165,7 @@ class Journal:
         self._write(lines)
 
     def settle(self) -> None:
-        """Find out which files under way were replaced, count those, and destroy what is left over.
+        """Count the purged files that were replaced, and destroy what is left over.
 
         A successor is under its staged name until it replaces its file, and never after.
         """

@@ -1,4 +1,4 @@
-"""Open the data set that an argument names: a directory, a Delta table or an Iceberg table."""
+"""Open the data set to purge that an argument names: a directory, a Delta or Iceberg table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXTRAS: Final = {
 def open_dataset(
     name: str, *, clock: Clock, columns: Columns | None = None, spark_master: str | None = None
 ) -> Dataset:
-    """Return the data set DIRECTORY, delta:PATH or iceberg:CATALOG.NAMESPACE.TABLE.
+    """Return the data set to purge: DIRECTORY, delta:PATH, iceberg:CATALOG.NAMESPACE.TABLE.
 
     A directory with a _delta_log is a Delta table. With `spark_master` Spark does the work on the
     files of a directory; '' is the master that Spark is set up with. Raises InvalidInput, and

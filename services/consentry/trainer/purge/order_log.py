@@ -1,4 +1,4 @@
-"""Purge orders read from their topic, and receipts sent to theirs."""
+"""Purge orders read from their Kafka topic, and receipts of purges sent to theirs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from consentry.wire.schemas import PURGE_ORDERS, RECEIPTS, topic_name
 def read_orders_to_verify(
     kafka: Mapping[str, str], catalog: Catalog, *, namespace: str, order_ids: Sequence[str]
 ) -> list[PurgeOrder]:
-    """Return the orders of the log that a data set is verified by; see orders_to_verify.
+    """Return the logged purge orders to verify a data set by; see orders_to_verify.
 
     Raises Refused and Unavailable as read_all.
     """
@@ -26,7 +26,7 @@ def read_orders_to_verify(
 
 
 def newest_orders(messages: Iterable[StoredMessage], catalog: Catalog) -> list[PurgeOrder]:
-    """Return the newest form of each order in the log."""
+    """Return the newest form of each purge order in its Kafka topic."""
     newest: dict[str, PurgeOrder] = {}
     for message in messages:
         if message.value is not None:
@@ -36,7 +36,7 @@ def newest_orders(messages: Iterable[StoredMessage], catalog: Catalog) -> list[P
 
 
 def orders_to_verify(orders: Sequence[PurgeOrder], order_ids: Sequence[str]) -> list[PurgeOrder]:
-    """Return the orders that are open, that are named in `order_ids`, or that are erasures.
+    """Return the purge orders that are open, named in `order_ids`, or erasures.
 
     A settled erasure stays: it also holds for rows that come later.
     """
@@ -52,7 +52,7 @@ def orders_to_verify(orders: Sequence[PurgeOrder], order_ids: Sequence[str]) -> 
 def send_receipts(
     kafka: Mapping[str, str], catalog: Catalog, *, namespace: str, receipts: Sequence[Receipt]
 ) -> None:
-    """Send the receipts of one subscriber, and wait until all are acknowledged.
+    """Send a subscriber's receipts of a purge to Kafka, and wait until all are acknowledged.
 
     Raises Unavailable where the broker does not acknowledge them.
     """

@@ -1,4 +1,4 @@
-"""Purge orders from a file of JSON, for data sets that no Kafka is near."""
+"""Purge orders read from a file of JSON, for data sets that no Kafka is near."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _OrderDocument(Document):
 
 
 def read_orders(path: Path) -> list[PurgeOrder]:
-    """Return the orders of a JSON list, or of one object a line.
+    """Return the purge orders of a file: a JSON list, or one object a line.
 
     Each has `order_id`, `because` (ERASURE, PAUSE, OPT_OUT), `recorded_at` (ISO 8601), maybe
     `due_at`, and either `member` or `jurisdictions`, maybe with `categories`. Raises InvalidInput

@@ -48,7 +48,7 @@ from consentry.trainer.purge.row_selector import RowSelector, sum_counts
 
 
 class ParquetDirectory:
-    """A directory of Parquet files, hive-partitioned or not.
+    """A directory of Parquet files that can be purged, hive-partitioned or not.
 
     Without `columns` each file's columns are found by their conventional names. `run` does the work
     on the files, of whole partitions, at least `files_at_once` in one go. Raises InvalidInput where
@@ -73,15 +73,15 @@ class ParquetDirectory:
 
     @property
     def name(self) -> str:
-        """See Dataset."""
+        """The name that a purge's receipts give the directory; see Dataset."""
         return self.directory.name
 
     def version(self) -> str:
-        """See Dataset."""
+        """Return the identity of the Parquet directory's content; see Dataset."""
         return dataset_version(self.directory)
 
     def vacuum(self) -> tuple[str, ...]:
-        """See Dataset."""
+        """Refuse: a purged directory keeps no older versions; see Dataset."""
         raise Refused(
             "A directory of Parquet files keeps no old versions.",
             code="purge.vacuum",
@@ -89,7 +89,7 @@ class ParquetDirectory:
         )
 
     def plan(self, selector: RowSelector, progress: Progress = no_progress) -> PurgePlan:
-        """See Dataset."""
+        """Return what a purge of the directory would do; see Dataset."""
         self._check_has_data()
         listed = listing(self.directory)
         files: list[FilePlan] = []
@@ -114,7 +114,10 @@ class ParquetDirectory:
     def verify(
         self, selector: RowSelector, progress: Progress = no_progress, *, old_versions: bool = True
     ) -> Verified:
-        """See Dataset. Raises DatasetChanged where files came or went while it was examined."""
+        """Look for rows left in the directory after a purge; see Dataset.
+
+        Raises DatasetChanged where files came or went while it was examined.
+        """
         paths = understood_files(self.directory)
         names = [path.relative_to(self.directory).as_posix() for path in paths]
         left: dict[str, int] = {}
@@ -147,7 +150,7 @@ class ParquetDirectory:
         )
 
     def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
-        """See Dataset."""
+        """Purge the directory of the selected rows; see Dataset."""
         self._check_has_data()
         with Journal(self.directory) as journal:
             purge = _ParquetPurge(self, selector, journal)
@@ -173,7 +176,10 @@ class ParquetDirectory:
         return self._run(worker, [FileTask(directory=str(self.directory), name=n) for n in names])
 
     def batches(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """Yield the names in batches of whole partitions, each of `files_at_once` or more files."""
+        """Yield the files to purge in batches of whole partitions.
+
+        Each has `files_at_once` or more files.
+        """
         batch: list[str] = []
         in_order = sorted(names, key=_by_folder)
         for _folder, partition in groupby(in_order, key=lambda name: _by_folder(name)[0]):
@@ -187,7 +193,7 @@ class ParquetDirectory:
     def stage(
         self, selector: RowSelector, names: Sequence[str], journal: Journal
     ) -> Iterator[FileResult]:
-        """Examine files, and write the successors of those that hold selected rows."""
+        """Examine files to purge, and write successors of those that hold selected rows."""
         tasks: list[FileTask] = []
         for name in names:
             staged = str(journal.folder / journal.new_name())

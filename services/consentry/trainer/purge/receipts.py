@@ -1,4 +1,4 @@
-"""The receipts of a purge, one for each order, and the file that they are written to."""
+"""The receipts of a purge, one for each purge order, and the file that they are written to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def receipt(
     completed_at: Micros,
     detail: str = "",
 ) -> Receipt:
-    """Return the answer to one order.
+    """Return the receipt of a purge for one order: what was done about it.
 
     `outcome` is the result of a purge, the error that it ended with, or the reason of an exemption.
     An order whose rows an earlier run removed is DELETED, with all its rows: also where that run
@@ -55,7 +55,7 @@ def receipt(
 
 
 def reason_of(error: Exception) -> str:
-    """Return why a purge failed, without the error's text, which may quote the data."""
+    """Return why a purge failed, for its receipt: no error's text, which may quote the data."""
     return error.code if isinstance(error, ConsentryError) else type(error).__name__
 
 
@@ -69,7 +69,7 @@ def receipts(
     completed_at: Micros,
     detail: str = "",
 ) -> list[Receipt]:
-    """Return one receipt for each order; `exempt` are reasons by order id."""
+    """Return a purge's receipts, one for each order; `exempt` are reasons by order id."""
     return [
         receipt(
             order,
@@ -84,18 +84,18 @@ def receipts(
 
 
 def old_versions_detail(dataset: Dataset, *, is_vacuumed: bool) -> str:
-    """Return the sentence that older versions still keep the rows; empty where they do not."""
+    """Return a receipt's sentence that older versions keep purged rows; else empty."""
     return KEPT_BY_OLD_VERSIONS if dataset.keeps_versions and not is_vacuumed else ""
 
 
 def as_fields(receipt: Receipt) -> dict[str, Any]:
-    """Return a receipt as fields for JSON, with its time in ISO 8601."""
+    """Return a purge's receipt as fields for JSON, with its time in ISO 8601."""
     fields = {name: getattr(receipt, name) for name in Receipt.__slots__}
     return fields | {"result": receipt.result.value, "completed_at": iso_text(receipt.completed_at)}
 
 
 def write_receipts(path: Path, receipts: Sequence[Receipt]) -> None:
-    """Write the receipts as a JSON list; a file that is there is replaced whole or not at all."""
+    """Write a purge's receipts as a JSON list; an existing file is replaced whole or not."""
     documents = [as_fields(receipt) for receipt in receipts]
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(documents, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Replace a file by its successor in one step, and notice which file was really replaced."""
+"""Replace a data file by its purged successor in one step; notice which was really replaced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEPT_SUFFIX: Final = ".kept"
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Let two files exchange their names in one step; return False where this system cannot.
+    """Exchange a data file and its purged successor in one step; False if it cannot be.
 
     Raises OSError. Source: renameat2(2), RENAME_EXCHANGE.
     """
@@ -39,7 +39,9 @@ def exchange(first: Path, second: Path) -> bool:
 
 
 def replace_file(path: Path, staged: Path, old: Fingerprint, new: Fingerprint) -> None:
-    """Replace the file `path` by `staged`; the old one is then under the name `staged`, or nowhere.
+    """Replace a data file by its purged successor `staged`.
+
+    The old one is then under the name `staged`, or nowhere.
 
     Raises DatasetChanged where `path` is not `old`, and leaves it as its last writer left it. Where
     names can be exchanged this is certain: the file that was taken out is examined, and put back.
@@ -67,7 +69,10 @@ def replace_file(path: Path, staged: Path, old: Fingerprint, new: Fingerprint) -
 
 
 def put_back(path: Path, staged: Path, new: Fingerprint) -> None:
-    """Undo an exchange: the file that was taken out goes back, until `staged` is ours again."""
+    """Undo the exchange of a purged file: the one taken out goes back.
+
+    It is repeated until `staged` is ours again.
+    """
     for _ in range(_PUT_BACK_MAX):
         exchange(staged, path)
         if is_content(staged, new):
@@ -80,7 +85,7 @@ def put_back(path: Path, staged: Path, new: Fingerprint) -> None:
 
 
 def is_content(path: Path, expected: Fingerprint) -> bool:
-    """Return True where the file is there, whole, and has the expected content."""
+    """Return True where a file of a purge is there, whole, with the expected content."""
     try:
         return fingerprint(path).same_content(expected)
     except (FileNotFoundError, InvalidInput):
@@ -88,7 +93,10 @@ def is_content(path: Path, expected: Fingerprint) -> bool:
 
 
 def check_unchanged(path: Path, expected: Fingerprint, *, named: Path | None = None) -> None:
-    """Raise DatasetChanged, about the file `named` or `path`, unless it is the expected one."""
+    """Raise DatasetChanged unless a file is still the one that the purge examined.
+
+    The error is about the file `named`, or `path`.
+    """
     named = named or path
     try:
         current = fingerprint(path)
@@ -107,7 +115,7 @@ def _changed(path: Path, how: str) -> DatasetChanged:
 
 
 def sync_file(path: Path) -> None:
-    """Write a file's content, or a directory's names, through to the disk."""
+    """Write a purged file's content, or a directory's names, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,6 +124,6 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folders(paths: Iterable[Path]) -> None:
-    """Write the names of these files through to the disk."""
+    """Write the names of a purge's files, in their folders, through to the disk."""
     for folder in {path.parent for path in paths}:
         sync_file(folder)

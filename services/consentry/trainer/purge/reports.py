@@ -14,7 +14,7 @@ _OUTCOMES = ("clean", "rows are left", "cannot tell")
 
 
 def plan_fields(dataset: Dataset, plan: PurgePlan, selector: RowSelector) -> dict[str, Any]:
-    """Return the plan as JSON fields, with files, rows and bytes by order."""
+    """Return a purge's plan as JSON fields, with files, rows and bytes by order."""
     orders: dict[str, dict[str, int]] = {}
     for order_id in selector.order_ids:
         touched, rows, size_bytes = plan.touched_by(order_id)
@@ -24,7 +24,7 @@ def plan_fields(dataset: Dataset, plan: PurgePlan, selector: RowSelector) -> dic
 
 
 def plan_text(plan: PurgePlan, selector: RowSelector) -> str:
-    """Return the plan as a table: one line an order, and one for all."""
+    """Return a purge's plan as a table: one line for each order, and one for all."""
     lines = [
         f"version {plan.version}: {plan.files_looked_at:,} files, {plan.rows_looked_at:,} rows",
         f"{'files':>8} {'rows':>12} {'bytes':>16}  order",
@@ -41,7 +41,7 @@ def plan_text(plan: PurgePlan, selector: RowSelector) -> str:
 
 
 def result_fields(dataset: Dataset, applied: Applied) -> dict[str, Any]:
-    """Return what a purge did as JSON fields."""
+    """Return what a purge did, as fields of a JSON report."""
     return asdict(applied.result) | {
         "dataset": dataset.name,
         "receipts": [as_fields(receipt) for receipt in applied.receipts],
@@ -50,7 +50,7 @@ def result_fields(dataset: Dataset, applied: Applied) -> dict[str, Any]:
 
 
 def result_text(dataset: Dataset, applied: Applied) -> str:
-    """Return what a purge did, one line for each receipt."""
+    """Return what a purge did as text for a person, one line for each receipt."""
     result = applied.result
     removed = sum(result.rows_removed.values())
     lines = [
@@ -76,12 +76,12 @@ def _order_line(result: str, rows: int, order_id: str) -> str:
 
 
 def verified_fields(dataset: Dataset, verified: Verified, selector: RowSelector) -> dict[str, Any]:
-    """Return what a verification found as JSON fields."""
+    """Return what the verification of a purge found, as JSON fields."""
     return asdict(verified) | {"dataset": dataset.name, "orders": list(selector.order_ids)}
 
 
 def verified_text(dataset: Dataset, verified: Verified, selector: RowSelector) -> str:
-    """Return what a verification found, its outcome last."""
+    """Return what the verification of a purge found as text, its outcome last."""
     orders = len(selector.order_ids)
     lines = [f"{dataset.name}: {verified.files:,} files, {verified.rows:,} rows, {orders} orders"]
     for order_id, rows in verified.rows_left.items():

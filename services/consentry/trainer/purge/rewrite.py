@@ -1,4 +1,4 @@
-"""Write a Parquet file again without some of its rows, otherwise as its first writer wrote it."""
+"""Rewrite a purged Parquet file without some rows, otherwise as its first writer wrote it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CODECS: Final = {"UNCOMPRESSED": "NONE"}
 
 
 def rewrite(file: pq.ParquetFile, keep: npt.NDArray[np.bool_], sink: Any) -> None:
-    """Write the kept rows to `sink`, row group by row group.
+    """Write the rows of a Parquet file that a purge keeps to `sink`, row group by row group.
 
     `keep` has a value for each row of the file. Schema, metadata, codec, encodings, statistics, row
     groups and the order of rows stay; a row group of which nothing is kept is left out.
@@ -39,7 +39,9 @@ def rewrite(file: pq.ParquetFile, keep: npt.NDArray[np.bool_], sink: Any) -> Non
 
 
 def check_same_rows(old: pq.ParquetFile, new: pq.ParquetFile, rows: int, name: str) -> list[str]:
-    """Raise InvalidInput unless `new` has that many rows and the schema of `old`.
+    """Raise InvalidInput unless a purged file's successor has those rows and that schema.
+
+    `new` must have that many rows and the schema of `old`.
 
     Returns a note for each column that is stored in another type. Readers see no difference in
     them, but a checksum over stored types does.
@@ -62,7 +64,10 @@ def check_same_rows(old: pq.ParquetFile, new: pq.ParquetFile, rows: int, name: s
 
 
 def writer_settings(file: pq.ParquetFile) -> dict[str, Any]:
-    """Return the settings of pyarrow's writer that a file was written with, as far as it shows."""
+    """Return the pyarrow settings to rewrite a purged file as it was first written.
+
+    They are found as far as the file shows them.
+    """
     metadata = file.metadata
     settings: dict[str, Any] = {
         "store_schema": _ARROW_SCHEMA in (metadata.metadata or {}),

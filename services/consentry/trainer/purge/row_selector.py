@@ -1,4 +1,4 @@
-"""The selectors of rows that have to go: those that purge orders name, and the excluded ones."""
+"""Select the rows that a purge removes: those that purge orders name, and the excluded ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _Mask = npt.NDArray[np.bool_]
 
 
 class Selection(NamedTuple):
-    """The rows of one table that have to go.
+    """The rows of one table that a purge has to remove.
 
     `order_indices` has for each row the index of the first order that selects it, or NOT_SELECTED.
     `unknown` counts the rows of unknown owner that stay.
@@ -47,12 +47,12 @@ class Selection(NamedTuple):
 
     @property
     def keep(self) -> _Mask:
-        """True for each row that stays."""
+        """True for each row of the table that a purge keeps."""
         mask: _Mask = self.order_indices < 0
         return mask
 
     def counts(self, order_ids: Sequence[str]) -> dict[str, int]:
-        """Return the number of rows that each order selects, without the orders that select none.
+        """Return the number of rows that each purge order selects, without zeros.
 
         `order_ids` are those of the selector.
         """
@@ -65,15 +65,15 @@ class Selection(NamedTuple):
 
 
 class RowSelector(Protocol):
-    """Selects the rows that have to go."""
+    """Selects the rows that a purge has to remove."""
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """The names of what rows are removed for, by the index that a Selection gives them."""
+        """The names that a purge removes rows for, by the index that a Selection has."""
         ...
 
     def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
-        """Return which rows of a table have to go.
+        """Return which rows of a table a purge has to remove.
 
         Raises InvalidInput for a missing column, Unavailable where nobody can say now.
         """
@@ -81,7 +81,7 @@ class RowSelector(Protocol):
 
 
 class OrdersSelector:
-    """Selects the rows that purge orders name.
+    """Selects the rows that purge orders name, to be removed.
 
     `now` is in microseconds. What depends on the snapshot is read when a table is examined.
     """
@@ -109,11 +109,11 @@ class OrdersSelector:
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """See RowSelector."""
+        """The ids of the purge orders, by index; see RowSelector."""
         return self._order_ids
 
     def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
-        """See RowSelector."""
+        """Return which rows of a table the purge orders name; see RowSelector."""
         check_columns(table.column_names, columns)
         members = _member_texts(table[columns.member], columns.member)
         selected = np.full(table.num_rows, NOT_SELECTED, dtype=np.int32)
@@ -239,7 +239,7 @@ def _is_id(member: Any) -> bool:
 
 
 class ExcludedSelector:
-    """Selects the rows that may not be used for a purpose now.
+    """Selects for a purge the rows that may not be used for a purpose now.
 
     Rows that are excluded only because something is not known (no member id, a quarantined member,
     an unknown jurisdiction) go only with `purge_unknown`; otherwise they are counted. Raises
@@ -269,11 +269,11 @@ class ExcludedSelector:
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """See RowSelector."""
+        """The one name that a purge removes excluded rows for; see RowSelector."""
         return (f"excluded:{self._purpose}",)
 
     def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
-        """See RowSelector."""
+        """Return which rows of a table are excluded, to purge; see RowSelector."""
         check_columns(table.column_names, columns)
         decisions = self._decider.decide_table(table, purpose=self._purpose, columns=columns)
         if (decisions.reasons == REASONS.index(Reason.STALE)).any():
@@ -293,18 +293,18 @@ class ExcludedSelector:
 
 
 class JointSelector:
-    """Several selectors at once: a row is counted for the first one that selects it."""
+    """Several row selectors of a purge at once: a row counts for the first that selects it."""
 
     def __init__(self, selectors: Sequence[RowSelector]) -> None:
         self._selectors = tuple(selectors)
 
     @property
     def order_ids(self) -> Sequence[str]:
-        """See RowSelector."""
+        """The names of all the purge's selectors, in order; see RowSelector."""
         return tuple(name for selector in self._selectors for name in selector.order_ids)
 
     def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
-        """See RowSelector."""
+        """Return which rows any of the purge's selectors selects; see RowSelector."""
         order_indices = np.full(table.num_rows, NOT_SELECTED, dtype=np.int32)
         unknown = index_start = 0
         for selector in self._selectors:
@@ -353,7 +353,7 @@ def _is_in_categories(table: pa.Table, order: PurgeOrder, columns: Columns) -> _
 
 
 def sum_counts(*counts: Mapping[str, int]) -> dict[str, int]:
-    """Return the sums of several counts by name."""
+    """Return the sums of several counts of purged rows, by order."""
     total: dict[str, int] = {}
     for count in counts:
         for name, number in count.items():

@@ -1,4 +1,4 @@
-"""One purge: its data set, its orders, and what is known of members; and the checks before it."""
+"""One session of a purge: its data set, orders and known members; and the checks before it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from consentry.wire.jurisdictions import iso_jurisdictions
 
 @dataclass(frozen=True, slots=True)
 class KnownMembers:
-    """The records of members, and what decides by them who is excluded."""
+    """The members' records that a purge knows, and what decides by them who is excluded."""
 
     snapshot: Snapshot
     decider: Decider
@@ -41,7 +41,7 @@ SendReceipts = Callable[[Sequence[Receipt]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyOptions:
-    """The choices of one `apply`.
+    """The choices of one `apply` of a purge session.
 
     `exemptions` are reasons by order id. Receipts are sent under the name `subscriber`, if any, and
     written to `receipts_file`. `if_version` is the version that was planned for.
@@ -55,7 +55,7 @@ class ApplyOptions:
 
 
 class Applied(NamedTuple):
-    """The outcome of one `apply`.
+    """The outcome of one `apply` of a purge session.
 
     `old_versions` is a sentence where older versions still keep the rows, else empty.
     """
@@ -68,7 +68,7 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeSession:
-    """A data set, the orders for it, and what is known of members.
+    """A data set to purge, the orders for it, and what is known of members.
 
     `excluded` is a purpose: rows that may not be used for it go as well. Those of them that are
     excluded only because something is not known go only with `purge_unknown`.
@@ -92,7 +92,7 @@ class PurgeSession:
         excluded: str | None = None,
         purge_unknown: bool = False,
     ) -> PurgeSession:
-        """Return the session for the orders with these ids, or for all where no id is given.
+        """Return the purge session for the orders with these ids, or for all without ids.
 
         `members` is None where nothing is known of them: then every order has to name its member.
         Raises InvalidInput for an id that no order has, Refused for a purpose that no policy names
@@ -113,7 +113,7 @@ class PurgeSession:
         )
 
     def selector(self, exempt: Mapping[str, str], *, now: Micros) -> RowSelector:
-        """Return what selects the rows to remove: the orders without an exemption, the excluded.
+        """Return what selects the rows to purge: by orders not exempt, and the excluded.
 
         Raises InvalidInput where an exemption is of an order that is not known.
         """
@@ -134,7 +134,7 @@ class PurgeSession:
         send: SendReceipts,
         progress: Callable[[], AbstractContextManager[Progress]],
     ) -> Applied:
-        """Delete the rows, and hand out the receipts, also those of a purge that fails.
+        """Purge the data set, and hand out the receipts, also those of a failed purge.
 
         Raises ConsentryError.
         """
@@ -196,7 +196,7 @@ class PurgeSession:
 
 
 def check_purpose(purpose: str | None, snapshot: Snapshot) -> None:
-    """Raise Refused for a purpose that no policy names.
+    """Raise Refused before a purge by a purpose that no policy names.
 
     Every member is excluded from it, so all rows would be deleted.
     """
@@ -212,7 +212,7 @@ def check_purpose(purpose: str | None, snapshot: Snapshot) -> None:
 
 
 def check_scopes(orders: Sequence[PurgeOrder]) -> None:
-    """Raise Refused where an order names no member: without records no resident is known."""
+    """Raise Refused before a purge by an order without a member if no records are known."""
     if any(order.member is None for order in orders):
         raise Refused(
             "An order of the file is about a jurisdiction, and nothing says who lives there.",
@@ -222,7 +222,7 @@ def check_scopes(orders: Sequence[PurgeOrder]) -> None:
 
 
 def select_orders(orders: Sequence[PurgeOrder], order_ids: Sequence[str]) -> Sequence[PurgeOrder]:
-    """Return the orders with these ids, or all where no id is given.
+    """Return the purge orders with these ids, or all where no id is given.
 
     Raises InvalidInput for an id that no order has.
     """
@@ -236,7 +236,7 @@ def select_orders(orders: Sequence[PurgeOrder], order_ids: Sequence[str]) -> Seq
 def check_order_ids(
     order_ids: Sequence[str] | Mapping[str, str], known: Sequence[PurgeOrder]
 ) -> None:
-    """Raise InvalidInput for the first id that no known order has."""
+    """Raise InvalidInput for the first id that no known purge order has."""
     known_ids = {order.order_id for order in known}
     for order_id in order_ids:
         if order_id not in known_ids:
@@ -248,7 +248,7 @@ def check_order_ids(
 
 
 def parse_exemptions(pairs: Sequence[str]) -> dict[str, str]:
-    """Return order id → reason, from texts of the form ORDER=REASON.
+    """Return the exemptions of a purge: order id → reason, of texts ORDER=REASON.
 
     Raises InvalidInput where a part is missing.
     """
@@ -266,7 +266,7 @@ def parse_exemptions(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def check_receipts_file(path: Path) -> None:
-    """Raise InvalidInput where the file's directory does not exist."""
+    """Raise InvalidInput before a purge if its receipts' directory does not exist."""
     if not path.absolute().parent.is_dir():
         raise InvalidInput(
             f"The directory of {str(path)!r} does not exist.",
@@ -276,7 +276,7 @@ def check_receipts_file(path: Path) -> None:
 
 
 def check_version(dataset: Dataset, expected: str) -> None:
-    """Raise Unavailable where the data set no longer has the version that was planned for."""
+    """Raise Unavailable where the data set is not the version that the purge was planned for."""
     version = dataset.version()
     if version != expected:
         raise Unavailable(
@@ -288,7 +288,7 @@ def check_version(dataset: Dataset, expected: str) -> None:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise Unavailable for an error of the disk or of Arrow, without Arrow's text.
+    """Raise Unavailable for a purge's error of the disk or of Arrow, without Arrow's text.
 
     Arrow's own texts may quote rows.
     """

@@ -1,4 +1,4 @@
-"""Purge a directory with Spark: its executors examine the files, this machine replaces them."""
+"""Purge a Parquet directory with Spark: executors examine files, this machine replaces them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def spark_directory(
     spark: SparkSession | None = None,
     master: str = "",
 ) -> ParquetDirectory:
-    """Return a directory that every executor sees under the same path as this machine, as on NFS.
+    """Return a directory for Spark to purge, under one path on all machines, as on NFS.
 
     The executors need this package. The selector is sent to each of them with its snapshot.
     """
@@ -48,7 +48,7 @@ def spark_directory(
 
 
 def run_on(spark: SparkSession) -> TaskRunner:
-    """Return what does tasks by the executors of a session, one Spark task for each file.
+    """Return what examines a purge's files on a Spark session's executors, one task a file.
 
     No row ever leaves the executors. Raises Refused for Spark Connect.
     """

@@ -1,4 +1,4 @@
-"""Purge a table of a format that keeps versions: its files never change, a commit replaces some."""
+"""Purge a table of a format that keeps versions (Delta, Iceberg): commits replace its files."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _ATTEMPTS_MAX: Final = 10
 
 
 class Conflict(Exception):
-    """Raised where another commit came first: nothing of ours is in the table."""
+    """Raised where another commit to a table that is purged came first: nothing is written."""
 
 
 class FileVanished(Exception):
-    """Raised where a file of an older version is not there any more."""
+    """Raised where a file of an older version of a purged table is not there any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnopenedVersion:
-    """An older version that should be readable and could not be opened.
+    """An older version of a purged table that should open and did not.
 
     Nobody can say which rows it holds.
     """
@@ -45,26 +45,26 @@ class UnopenedVersion:
 
 
 class Version(Protocol):
-    """One version of a table, as it was read."""
+    """One version of a Delta or Iceberg table that is purged, as it was read."""
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """The name of this version of the table."""
         ...
 
     @property
     def files(self) -> Mapping[str, int]:
-        """Bytes of each of its data files, by path."""
+        """The bytes of each data file of this version of the table, by path."""
         ...
 
     def examine(self, path: str, selector: RowSelector) -> FileResult:
-        """Examine one file. Raises InvalidInput, OSError, ArrowException."""
+        """Examine one file of a table to purge. Raises InvalidInput, OSError, ArrowException."""
         ...
 
     def commit(
         self, files: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
     ) -> None:
-        """Replace these files by ones without the selected rows, in one transaction.
+        """Purge in one transaction: replace these files by ones without the selected rows.
 
         The transaction also records `rows`, the number of removed rows by order key. Raises
         Conflict where another commit came first.
@@ -73,37 +73,39 @@ class Version(Protocol):
 
 
 class Versions(Protocol):
-    """A table."""
+    """The versions of a Delta or Iceberg table that is purged."""
 
     def newest(self) -> Version:
-        """Return its version now."""
+        """Return the version that the purged table has now."""
         ...
 
     def older(self) -> Iterator[Version | UnopenedVersion]:
-        """Yield the older versions, newest first.
+        """Yield the older versions of the purged table, newest first.
 
         One that should be readable and cannot be opened is an UnopenedVersion.
         """
         ...
 
     def stray_files(self, named: Collection[str]) -> Collection[str]:
-        """Return the data files on disk that are neither in `named` nor in the newest version.
+        """Return a purged table's files on disk that no version names.
+
+        They are neither in `named` nor in the newest version.
 
         Raises OSError.
         """
         ...
 
     def totals(self) -> Mapping[str, OrderTotal]:
-        """Return the rows that earlier commits removed, by order key."""
+        """Return the rows that earlier purges of the table removed, by order key."""
         ...
 
     def vacuum(self) -> tuple[str, ...]:
-        """Destroy what only older versions hold; return the names of what was destroyed."""
+        """Destroy what only older versions of a purged table hold; return the names."""
         ...
 
 
 class VersionedTable:
-    """A Dataset of a format that keeps versions."""
+    """A Delta or Iceberg table that can be purged: a Dataset that keeps versions."""
 
     keeps_versions = True
 
@@ -113,19 +115,19 @@ class VersionedTable:
 
     @property
     def name(self) -> str:
-        """See Dataset."""
+        """The name that a purge's receipts give the table; see Dataset."""
         return self._name
 
     def version(self) -> str:
-        """See Dataset."""
+        """Return the table's version now; see Dataset."""
         return self._versions.newest().id
 
     def vacuum(self) -> tuple[str, ...]:
-        """See Dataset."""
+        """Destroy older versions of the purged table; see Dataset."""
         return self._versions.vacuum()
 
     def plan(self, selector: RowSelector, progress: Progress = no_progress) -> PurgePlan:
-        """See Dataset."""
+        """Return what a purge of the table would do; see Dataset."""
         version = self._versions.newest()
         results = list(_examine_new(version, selector, progress, frozenset()))
         files = [
@@ -142,7 +144,7 @@ class VersionedTable:
         )
 
     def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
-        """See Dataset.
+        """Purge the table of the selected rows; see Dataset.
 
         What others commit meanwhile stays, and is examined too before this returns.
         """
@@ -189,7 +191,7 @@ class VersionedTable:
     def verify(
         self, selector: RowSelector, progress: Progress = no_progress, *, old_versions: bool = True
     ) -> Verified:
-        """See Dataset."""
+        """Look for rows left in the table after a purge; see Dataset."""
         version = self._versions.newest()
         results, unreadable = _examine_all(version, selector, progress, frozenset(version.files))
         rows_by_old_version: dict[str, int] = {}

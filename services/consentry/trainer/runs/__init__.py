@@ -1,4 +1,4 @@
-"""Training runs: a lease on fresh data, a record of what was read, and a certificate of it."""
+"""Training runs: a lease on fresh data, a record of the rows read, and a certificate of it."""
 
 from consentry.trainer.runs.dataset import digest_of_files
 from consentry.trainer.runs.errors import ConsentStale, LeaseRevoked, RunClosed

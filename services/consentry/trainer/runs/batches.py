@@ -1,4 +1,4 @@
-"""The batches that a run filters, of any kind: read for deciding, and cut to the usable rows."""
+"""The batches that a training run filters: read for deciding, and cut to the usable rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Mask = npt.NDArray[np.bool_]
 
 
 class RunBatch(NamedTuple):
-    """One batch of rows, as it is decided and as it is handed out.
+    """One batch of rows of a training run, as it is decided and as it is handed out.
 
     `table` holds the columns that the decision depends on, named by `columns`. `keep_rows` takes a
     mask with one value for each row, and returns the rows where it is True, in the batch's own
@@ -38,7 +38,7 @@ class RunBatch(NamedTuple):
 
 
 def is_batch(data: Any) -> bool:
-    """Return whether this is one batch, rather than something that gives batches."""
+    """Return True if a training run was given one batch, not something that gives batches."""
     return (
         isinstance(data, pa.Table | pa.RecordBatch | Mapping)
         or _is_polars(data)
@@ -47,7 +47,9 @@ def is_batch(data: Any) -> bool:
 
 
 def each_batch(source: Any) -> Iterable[Any]:
-    """Return the batches of a loader, an Arrow data set, a scanner or any other iterable.
+    """Return the batches that a training run reads from a loader, an Arrow scanner or the like.
+
+    Arrow data sets and any other iterables have batches too.
 
     Raises InvalidInput.
     """
@@ -66,7 +68,7 @@ def each_batch(source: Any) -> Iterable[Any]:
 
 
 def read_batch(data: Any, columns: Columns | None) -> RunBatch:
-    """Read a batch so that it can be decided.
+    """Read a batch of a training run so that it can be decided.
 
     Without `columns` the conventional names count. Raises InvalidInput where `data` is no batch, or
     a column is missing.

@@ -1,4 +1,4 @@
-"""The outcome of verifying a certificate, as text for a person and as fields for JSON."""
+"""The outcome of verifying a training run's certificate, as text and as JSON fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTCOMES: Final = ("holds", "violated", "cannot tell")
 
 
 def report_fields(certificate: Certificate, report: CertificateReport) -> dict[str, Any]:
-    """Return the outcome as JSON fields, the certificate's statement among them."""
+    """Return a verified certificate's outcome as JSON fields, with its statement."""
     violations = {reason.value: rows for reason, rows in sorted(report.violations.items())}
     return {
         "status": OUTCOMES[report.status],
@@ -30,7 +30,7 @@ def report_fields(certificate: Certificate, report: CertificateReport) -> dict[s
 
 
 def report_lines(certificate: Certificate, report: CertificateReport) -> Iterator[str]:
-    """Give the outcome line by line.
+    """Give the outcome of verifying a training run's certificate, line by line.
 
     Before its signature is known to hold, a certificate's texts may be anybody's: each is quoted
     and cut, so that none can steer a terminal.

@@ -1,4 +1,4 @@
-"""Writes what a run's certificate states: what was read, and that nobody excluded was among it."""
+"""Writes what a training run's certificate states: the reads, and that none was excluded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def certificate_statement(
     end: Mapping[str, Any],
     totals: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the statement of a completed run whose reads are merged.
+    """Return the certificate's statement of a completed training run with merged reads.
 
     `start` is its run.json, `end` the time and the snapshot at its end, `totals` the numbers of
     batches and rows. Reads the run's reads once and decides each of them again.

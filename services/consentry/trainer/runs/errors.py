@@ -14,7 +14,7 @@ from consentry.domain.errors import ConsentryError, Refused, Unavailable
 
 
 class ConsentStale(Unavailable):
-    """Raised when freshness was not proven in time: the run hands out nothing more."""
+    """Raised when freshness was not proven in time: the training run hands out nothing more."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(
@@ -26,7 +26,7 @@ class ConsentStale(Unavailable):
 
 
 class LeaseRevoked(ConsentryError):
-    """Raised when the run's lease was taken back: the run hands out nothing more."""
+    """Raised when a training run's lease was taken back: it hands out nothing more."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class LeaseRevoked(ConsentryError):
 
 
 class RunClosed(Refused):
-    """Raised when the run is over, or has not begun."""
+    """Raised when a training run is over, or has not begun."""
 
     def __init__(self, state: str) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""The digest of all members who are excluded whatever a row says, for a run's certificate."""
+"""The digest of all members excluded whatever a row says, for a training run's certificate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK_ROWS: Final = 16_384
 
 
 class ExcludedMembers(NamedTuple):
-    """The number of members who are excluded for every row, and the digest over their ids.
+    """A certificate's number of members excluded for every row, and their ids' digest.
 
     See EXCLUDED_WHATEVER_THE_ROW. `undated` of them are quarantined, or their history is folded: of
     these a later snapshot may say otherwise about the same time.
@@ -39,7 +39,7 @@ class ExcludedMembers(NamedTuple):
 def excluded_members(
     snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros
 ) -> ExcludedMembers:
-    """Return the digest of all members who are excluded whatever a row says.
+    """Return the certificate's digest of the members excluded whatever a row says.
 
     Times in microseconds.
     """

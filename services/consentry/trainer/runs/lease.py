@@ -16,13 +16,16 @@ _POLL_SECONDS = 0.02
 
 
 class RunDecider(Decider, Protocol):
-    """A decider whose snapshot can be read: the client, or SnapshotDecider."""
+    """The decider of a training run, whose snapshot can be read.
+
+    It is the client, or SnapshotDecider.
+    """
 
     snapshot: Snapshot
 
 
 class LeaseCondition(Protocol):
-    """Something else that a lease depends on, such as settled purge orders."""
+    """Something else that a training run's lease depends on, such as settled purge orders."""
 
     def __call__(self) -> str:
         """Return the reason why the lease has to end; empty where it may go on.
@@ -33,7 +36,9 @@ class LeaseCondition(Protocol):
 
 
 class Lease:
-    """Holds while the snapshot is proven fresh to within `seconds`, until a condition ends it.
+    """A training run's right to read while its snapshot is fresh to within `seconds`.
+
+    A condition may end it before.
 
     Anybody may revoke it too. Once lost it stays lost. When freshness is missing, the lease waits
     for it for `wait_seconds` before it is lost.
@@ -58,19 +63,19 @@ class Lease:
 
     @property
     def lost(self) -> ConsentStale | LeaseRevoked | None:
-        """The error that says why the lease was lost; None while it holds.
+        """The error that says why a training run's lease was lost; None while it holds.
 
         A new error each time, as an error that was raised carries the frames it passed.
         """
         return None if self._make_lost is None else self._make_lost()
 
     def revoke(self, reason: str) -> None:
-        """Take the lease back; a wait for freshness ends at once."""
+        """Take a training run's lease back; a wait for freshness ends at once."""
         self._make_lost = self._make_lost or partial(LeaseRevoked, reason)
         self._revoked.set()
 
     def require(self) -> None:
-        """Return while the lease holds, at most after the wait for freshness.
+        """Return while the training run's lease holds, at most after the wait for freshness.
 
         Raises ConsentStale or LeaseRevoked, and then the same one at every later call.
         """
@@ -96,7 +101,7 @@ class Lease:
                     self.revoke(reason)
 
     def stale_detail(self) -> str:
-        """Return why the lease cannot be renewed now; empty where freshness is proven."""
+        """Return why a run's lease cannot be renewed now; empty where freshness is proven."""
         age = self._decider.snapshot.staleness_seconds(self._clock())
         detail = self._decider.stale_detail
         if detail:

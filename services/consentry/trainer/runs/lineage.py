@@ -47,7 +47,10 @@ _FIELDS: Final[Mapping[str, Any]] = {
 
 
 def run_facet(change: RunChange) -> dict[str, Any]:
-    """Return the fields of the facet; those of the certificate only once there is one."""
+    """Return the fields of a training run's OpenLineage facet.
+
+    Those of the certificate are there only once there is one.
+    """
     start, certificate = change.start, change.certificate
     facet = {
         "runId": start["run_id"],
@@ -74,7 +77,7 @@ def run_facet(change: RunChange) -> dict[str, Any]:
 
 
 def facet_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the facet, in the form of OpenLineage's own facets."""
+    """Return the JSON Schema of a training run's facet, in the form of OpenLineage's own."""
     own = {
         "type": "object",
         "properties": dict(_FIELDS),
@@ -91,7 +94,7 @@ def facet_schema() -> dict[str, Any]:
 
 
 def mlflow_tags(change: RunChange) -> dict[str, str]:
-    """Return the tags of an MLflow run; a text that is too long is replaced by its digest."""
+    """Return the MLflow tags of a training run; too long a text becomes its digest."""
     tags = {}
     for name, value in run_facet(change).items():
         if value != "":
@@ -100,7 +103,7 @@ def mlflow_tags(change: RunChange) -> dict[str, str]:
 
 
 def mlflow_digest(change: RunChange) -> str:
-    """Return the text that names the version of the data set, with at most 36 characters.
+    """Return MLflow's digest of a training run's data set: its version, 36 characters at most.
 
     The id of the run where the data set has no version.
     """
@@ -109,7 +112,7 @@ def mlflow_digest(change: RunChange) -> str:
 
 
 def rows_excluded(certificate: Mapping[str, Any]) -> int:
-    """Return how many rows were left out."""
+    """Return how many rows a training run left out, for its lineage."""
     excluded = 0
     for reason, rows in certificate["counts"].items():
         if reason not in _ALLOWING:

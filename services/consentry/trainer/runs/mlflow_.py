@@ -11,7 +11,9 @@ from consentry.trainer.runs.observers import RunChange
 
 
 class MlflowObserver:
-    """Tags the MLflow run that was open when this observer was made.
+    """Tags the open MLflow run with what a training run does.
+
+    It is the MLflow run that was open when this observer was made.
 
     Training code may close that run before the training run ends, or open another.
     """
@@ -22,11 +24,11 @@ class MlflowObserver:
 
     @staticmethod
     def has_open_run() -> bool:
-        """Return whether there is an MLflow run to tag."""
+        """Return True if there is an open MLflow run to tag."""
         return mlflow.active_run() is not None
 
     def on_run_event(self, run: RunChange) -> None:
-        """See RunObserver."""
+        """Tag MLflow's run as the training run begins or ends; see RunObserver."""
         if self._run_id is None:
             return
         if run.state == "RUNNING" and self.has_open_run():

@@ -1,4 +1,4 @@
-"""The protocol of those that hear of a run's beginning and end, such as a lineage service."""
+"""The protocol of those told of a training run's beginning and end, such as lineage services."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from consentry.domain.values import Micros
 
 
 class RunChange(NamedTuple):
-    """The beginning or the end of a run.
+    """The beginning or the end of a training run, as observers are told of it.
 
     `start` is its run.json. `certificate` is what the certificate states, None until the run is
     complete.
@@ -24,11 +24,11 @@ class RunChange(NamedTuple):
 
 
 class RunObserver(Protocol):
-    """Something that hears of runs, on the run's own thread.
+    """Something that is told when training runs begin or end, on the run's own thread.
 
     An error that it raises is logged and changes nothing.
     """
 
     def on_run_event(self, run: RunChange) -> None:
-        """Take note that a run began (state RUNNING) or ended (COMPLETED, ABORTED)."""
+        """Be told that a training run began (RUNNING) or ended (COMPLETED, ABORTED)."""
         ...

@@ -21,7 +21,7 @@ _EVENTS = {"RUNNING": RunState.START, "COMPLETED": RunState.COMPLETE, "ABORTED":
 
 @attr.define(kw_only=True)
 class ConsentryTrainingRunRunFacet(RunFacet):
-    """The facet of a run; see lineage.facet_schema."""
+    """OpenLineage's facet of a training run; see lineage.facet_schema."""
 
     runId: str
     state: str
@@ -46,7 +46,7 @@ class ConsentryTrainingRunRunFacet(RunFacet):
 
 
 class OpenLineageObserver:
-    """Emits events of runs through an OpenLineage client.
+    """Emits the beginnings and ends of training runs through an OpenLineage client.
 
     `namespace` is that of the job and of the data set. The job is named `job`, or else as the
     subscriber.
@@ -60,11 +60,11 @@ class OpenLineageObserver:
         self._job = job
 
     def on_run_event(self, run: RunChange) -> None:
-        """See RunObserver."""
+        """Emit that a training run began or ended; see RunObserver."""
         self._client.emit(self.event(run))
 
     def event(self, run: RunChange) -> RunEvent:
-        """Return the OpenLineage event for a run."""
+        """Return the OpenLineage event for a training run's beginning or end."""
         facets: dict[str, RunFacet] = {
             FACET_KEY: ConsentryTrainingRunRunFacet(**run_facet(run) | {"producer": PRODUCER}),
         }

@@ -13,7 +13,7 @@ _VERSION_MAX: Final = 512
 
 
 def check_dataset(dataset: str) -> None:
-    """Raise InvalidInput unless the data set has a name that receipts can have."""
+    """Raise InvalidInput unless a training run's data set has a name fit for receipts."""
     if DATASET_PATTERN.fullmatch(dataset) is None:
         raise InvalidInput(
             f"The data set {dataset[:80]!r} is not 1 to 128 letters, digits, '_', '.' or '-', "
@@ -24,7 +24,10 @@ def check_dataset(dataset: str) -> None:
 
 
 def check_signing_key(signing_key: object) -> None:
-    """Raise InvalidInput for another kind of key: at the start, as it is needed only at the end."""
+    """Raise InvalidInput for another kind of key to sign a training run's certificate.
+
+    It is checked at the start, as it is needed only at the end.
+    """
     if signing_key is not None and not isinstance(signing_key, SigningKey):
         raise InvalidInput(
             f"signing_key is a {type(signing_key).__name__}, not a SigningKey.",
@@ -34,7 +37,7 @@ def check_signing_key(signing_key: object) -> None:
 
 
 def check_dataset_version(dataset_version: str) -> None:
-    """Raise InvalidInput for a version that is too long."""
+    """Raise InvalidInput for too long a version of a training run's data set."""
     if len(dataset_version) > _VERSION_MAX:
         raise InvalidInput(
             f"The data set's version has {len(dataset_version)} characters, more than "
@@ -47,7 +50,7 @@ def check_dataset_version(dataset_version: str) -> None:
 def check_times(
     stale: str, lease_seconds: float, wait_seconds: float, spool_seconds: float
 ) -> None:
-    """Raise InvalidInput for times, or a word for what to do when stale, that cannot be."""
+    """Raise InvalidInput for times, or an action when stale, that a training run cannot have."""
     # A lease that is not a number (NaN) is not in the range either.
     is_lease = 0 < lease_seconds <= _LEASE_SECONDS_MAX
     is_negative = wait_seconds < 0 or spool_seconds < 0

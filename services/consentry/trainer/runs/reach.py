@@ -1,4 +1,4 @@
-"""Finds who was read where: each run's reads of a member, or of those whom a pause covers.
+"""Finds which training runs read a member, or those whom a pause covers.
 
 A read made before the exclusion took effect stands; a read made after it is a violation.
 """
@@ -52,7 +52,9 @@ BEFORE, AFTER, BOTH, NOT_EXCLUDED = "before", "after", "before and after", "not 
 
 @dataclass(slots=True)
 class RunReads:
-    """The reads of one run of the members in question. Times in microseconds since 1970-01-01 UTC.
+    """The reads of one training run of the members in question.
+
+    Times are in microseconds since 1970-01-01 UTC.
 
     `before` is True where reads were made before the exclusion bound the run: they stand, going
     forward. `violations` counts reads made after it. `unclear` has a sentence for everything that
@@ -78,14 +80,14 @@ class RunReads:
 
     @property
     def when(self) -> str:
-        """The word for when reads were made: before or after the exclusion, or both."""
+        """The word for when a training run read: before or after the exclusion, or both."""
         if self.violations:
             return BOTH if self.before else AFTER
         return BEFORE if self.before else NOT_EXCLUDED
 
 
 def runs_in(url: str) -> Iterator[RunFolder]:
-    """Give every run that a store has registered. Raises Unavailable."""
+    """Give every training run that a run store has registered. Raises Unavailable."""
     store = RunStore(url)
     for run_id in store.runs():
         yield store.folder(run_id)
@@ -94,7 +96,7 @@ def runs_in(url: str) -> Iterator[RunFolder]:
 def reach_of_member(
     folder: RunFolder, snapshot: Snapshot, member: MemberId, *, now: Micros
 ) -> RunReads | None:
-    """Return what a run read of one member.
+    """Return the reads that a training run made of one member.
 
     None where the record of reads is whole and the member is not in it. Raises Unavailable.
     """
@@ -116,7 +118,7 @@ def reach_of_member(
 def reach_of_pause(
     folder: RunFolder, snapshot: Snapshot, name: str, *, now: Micros
 ) -> RunReads | None:
-    """Return what a run read of those whom a pause covers.
+    """Return the reads that a training run made of those whom a pause covers.
 
     None where the record of reads is whole and nobody of them is in it. Raises Unavailable, and
     InvalidInput where there is no such pause.
@@ -141,7 +143,7 @@ def reach_of_pause(
 
 
 def pauses_named(snapshot: Snapshot, name: str) -> list[PauseImposed]:
-    """Return every version of a pause. Raises InvalidInput where there is none."""
+    """Return every version of a pause to find read in runs. Raises InvalidInput if none."""
     pauses = [pause for pause in snapshot.controls.pauses if pause.pause == name]
     if not pauses:
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""Parquet files of reads: opened, read in pieces, and merged into one sorted file."""
+"""Parquet files of a training run's reads: opened, read in pieces, merged into a sorted file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIECE_ROWS: Final = 1_000_000
 
 @contextmanager
 def open_read_files(folder: RunFolder, names: Sequence[str]) -> Iterator[list[pq.ParquetFile]]:
-    """Open files of reads. Raises Unavailable where one is damaged."""
+    """Open files of a training run's reads. Raises Unavailable where one is damaged."""
     with ExitStack() as stack:
         files = []
         for name in names:
@@ -31,7 +31,7 @@ def open_read_files(folder: RunFolder, names: Sequence[str]) -> Iterator[list[pq
 
 
 def open_read_file(file: IO[bytes], name: str) -> pq.ParquetFile:
-    """Open one file of reads. Raises Unavailable where it is not one."""
+    """Open one file of a training run's reads. Raises Unavailable where it is not one."""
     try:
         parquet = pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
@@ -42,7 +42,7 @@ def open_read_file(file: IO[bytes], name: str) -> pq.ParquetFile:
 
 
 def read_pieces(file: pq.ParquetFile, name: str = "reads") -> Iterator[pa.Table]:
-    """Give a file's reads in order, about a million rows at a time.
+    """Give a training run's reads from a file in order, about a million rows at a time.
 
     Raises Unavailable where it is damaged.
     """
@@ -57,13 +57,13 @@ def read_pieces(file: pq.ParquetFile, name: str = "reads") -> Iterator[pa.Table]
 
 
 def reads_of_member(file: pq.ParquetFile, member: str, name: str = "reads") -> pa.Table:
-    """Return the reads of one member."""
+    """Return the reads of one member in the files of a training run."""
     reads = _read_groups(file, _groups_between(file, member, member), name)
     return reads.filter(pc.equal(reads["member_id"], member))
 
 
 def merge_reads(files: Sequence[pq.ParquetFile]) -> Iterator[pa.Table]:
-    """Give the distinct reads of all files in order, about a million at a time.
+    """Give a training run's distinct reads of all files in order, about a million at a time.
 
     All reads of one member are in one piece.
     """
@@ -73,12 +73,12 @@ def merge_reads(files: Sequence[pq.ParquetFile]) -> Iterator[pa.Table]:
 
 
 def write_reads(reads: pa.Table, out: IO[bytes]) -> None:
-    """Write a table of reads as a file."""
+    """Write a table of a training run's reads as a Parquet file."""
     pq.write_table(reads, out, compression="zstd", row_group_size=GROUP_ROWS)
 
 
 def write_merged(files: Sequence[pq.ParquetFile], out: IO[bytes]) -> None:
-    """Write the distinct reads of all files as one file, in order."""
+    """Write a training run's distinct reads of all files as one file, in order."""
     with pq.ParquetWriter(out, SCHEMA, compression="zstd") as writer:
         for piece in merge_reads(files):
             writer.write_table(piece, row_group_size=GROUP_ROWS)

@@ -1,4 +1,4 @@
-"""The record of what a run reads: held in memory for a moment, then in parts in the run store.
+"""The record of a training run's reads: in memory briefly, then in parts in the run store.
 
 The parts are merged into one file when the run ends.
 """
@@ -36,7 +36,7 @@ A run of days then has some hundred parts, instead of one for each second.
 
 
 class ReadLog:
-    """Records the reads of one run. Not for two threads at once.
+    """Records the reads of one training run. Not for two threads at once.
 
     The store has every read that is older than `spool_seconds` before the last batch, and all but
     the last `spool_rows` rows. Only that tail can be lost when the process is killed. With 0
@@ -71,7 +71,7 @@ class ReadLog:
         at: Micros,
         cut_offs: Sequence[Micros],
     ) -> None:
-        """Record the rows of a batch where `mask` is True, and write to the store what is due.
+        """Record a run's reads: a batch's rows where `mask` is True; store what is due.
 
         `at` is the time of the read; `cut_offs` are those of all terms known at that time, in
         ascending order. Raises Unavailable.
@@ -84,7 +84,7 @@ class ReadLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write everything to the store. Raises Unavailable."""
+        """Write all recorded reads of a training run to the store. Raises Unavailable."""
         if self._pending_rows:
             reads = distinct_reads(pa.concat_tables(self._pending))
             number = self._next_number
@@ -118,7 +118,10 @@ class ReadLog:
         self._folder.write_part(first, last, lambda out: write_merged(files, out))
 
     def merge(self) -> None:
-        """Merge all parts into one sorted file; they stay until `remove_parts`."""
+        """Merge a run's parts of reads into one sorted file.
+
+        The parts stay until `remove_parts`.
+        """
         self.flush()
         with open_read_files(self._folder, self._folder.parts()) as files:
             self._folder.write_with(READS_FILE, lambda out: write_merged(files, out))

@@ -1,4 +1,4 @@
-"""The totals of a table of reads and the Merkle root over it, summed up piece by piece."""
+"""The totals of a training run's reads and their Merkle root, summed up piece by piece."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from consentry.trainer.runs.certificates.reads import is_sorted, leaves
 
 
 class ReadsSummary(NamedTuple):
-    """The totals of a table of reads; `root` is the Merkle root over its leaves.
+    """The totals of a training run's reads; `root` is the Merkle root over their leaves.
 
     Times in microseconds since 1970-01-01 UTC, None where there are no reads.
     """
@@ -28,7 +28,7 @@ class ReadsSummary(NamedTuple):
 
 
 class ReadsAccumulator:
-    """Sums up reads that come in order, piece by piece."""
+    """Sums up a training run's reads that come in order, piece by piece."""
 
     def __init__(self) -> None:
         self._tree = MerkleTree()
@@ -39,7 +39,7 @@ class ReadsAccumulator:
         self._last_row: pa.Table | None = None
 
     def add(self, reads: pa.Table) -> None:
-        """Add the next piece. Raises InvalidInput where the reads are not in order."""
+        """Add the next piece of a run's reads. Raises InvalidInput if out of order."""
         if not reads.num_rows:
             return
         self._check_order(reads)
@@ -70,7 +70,7 @@ class ReadsAccumulator:
         return count
 
     def summary(self) -> ReadsSummary:
-        """Return the totals of all pieces so far."""
+        """Return the totals of all pieces of a training run's reads so far."""
         return ReadsSummary(
             root=self._tree.root(),
             leaves=self._tree.size,

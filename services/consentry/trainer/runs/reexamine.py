@@ -1,4 +1,6 @@
-"""Decides every read again, as of its time: the base of certificates and of `verify`.
+"""Decides every read of a training run again, as of its time.
+
+It is the base of certificates and of `verify`.
 
 A read at time T is a violation if it was excluded at T by everything that the run may have known.
 The run had proof of all that was recorded up to some moment between T - bound and T, and nothing
@@ -49,7 +51,9 @@ _ReasonCodes = npt.NDArray[np.int8]
 
 
 class ReadOutcomes(NamedTuple):
-    """The outcome of each read (FINE, VIOLATED, CANNOT_TELL), and the reason that decided it.
+    """The outcome of each read of a training run, decided again, with its reason.
+
+    An outcome is FINE, VIOLATED or CANNOT_TELL; the reason is the one that decided it.
 
     Both are arrays with one value for each read; a reason is its position in REASONS.
     """
@@ -58,14 +62,14 @@ class ReadOutcomes(NamedTuple):
     reasons: _ReasonCodes
 
     def counts(self, outcome: int) -> dict[Reason, int]:
-        """Return how many reads have an outcome, by reason."""
+        """Return how many reads of a training run have an outcome, by reason."""
         selected = self.reasons[self.outcomes == outcome]
         numbers = np.bincount(selected, minlength=len(REASONS)).tolist()
         return {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
 
 
 def reexamine(snapshot: Snapshot, reads: pa.Table, *, purpose: str, bound: Micros) -> ReadOutcomes:
-    """Decide every read of a table as of its first and its last time, and in between.
+    """Decide a training run's reads again as of their first and last times, and in between.
 
     `reads` is a table as in certificates/reads.py. `bound` is how far the run's knowledge may have
     lagged behind, in microseconds. The outcome is CANNOT_TELL where the member was excluded for a
@@ -275,7 +279,7 @@ def _allows(reasons: _ReasonCodes) -> _Mask:
 
 
 def row_of(reads: pa.Table, row: int) -> Row:
-    """Return what is known of the rows that a read stands for."""
+    """Return the facts known of the rows that a training run's read stands for."""
     collected = reads["collected_from"][row]
     return Row(
         jurisdiction=reads["jurisdiction"][row].as_py(),
@@ -350,9 +354,9 @@ def _fact_dates(snapshot: Snapshot, member: str) -> list[tuple[int, int]]:
 
 
 def proven_at(snapshot: Snapshot) -> Micros | None:
-    """Return the time up to which the snapshot holds everything that was recorded.
+    """Return the time up to which the snapshot that a run's reads are judged by is complete.
 
-    None where some partition was never proven fresh.
+    It holds all that was recorded up to then. None where some partition was never proven fresh.
     """
     counted = snapshot.freshness.counted()
     if len(counted) != snapshot.partitions:

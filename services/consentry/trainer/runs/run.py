@@ -1,4 +1,4 @@
-"""A training run: it filters what is read, records it, stops in time, and writes a certificate."""
+"""A training run: filters and records what is read, stops in time, writes a certificate."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class TrainingRun:
                 self._complete()
 
     def revoke(self, reason: str) -> None:
-        """Have nothing more handed out; may be called from any thread.
+        """Have this training run hand out nothing more; any thread may call it.
 
         The next batch raises LeaseRevoked.
         """
@@ -175,7 +175,9 @@ class TrainingRun:
     # ---- reading
 
     def filter(self, data: Any, *, shard: Shard = "", columns: Columns | None = None) -> Any:
-        """Return the rows of one batch that may be used, or a generator over many batches.
+        """Return the rows of a batch that this training run may use, or a generator for batches.
+
+        Of many batches it gives the usable rows of each.
 
         A batch is an Arrow table or record batch, a Polars or pandas frame, or a mapping of columns
         (lists, arrays, tensors), and comes back as the same kind. Anything that gives batches is

@@ -29,7 +29,9 @@ _PART: Final = re.compile(r"(\d{8})-(\d{8})\.parquet", re.ASCII)
 
 
 class RunStore:
-    """The runs under one URL, such as file:///var/lib/runs or s3://bucket/runs.
+    """The store of training runs under one URL.
+
+    Such a URL is file:///var/lib/runs or s3://bucket/runs.
 
     Each file appears whole or not at all. Raises InvalidInput for a URL that cannot be understood,
     Unavailable where the store does not answer.
@@ -49,7 +51,7 @@ class RunStore:
         self._root = path.rstrip("/")
 
     def runs(self) -> list[str]:
-        """Return the ids of all runs that were registered, sorted."""
+        """Return the ids of all training runs that were registered in the store, sorted."""
         with _translate_errors(self.url):
             if not self._files.exists(self._root):
                 raise Unavailable(
@@ -62,7 +64,7 @@ class RunStore:
         return sorted(name for name in names if _RUN_ID.fullmatch(name))
 
     def folder(self, run_id: str) -> RunFolder:
-        """Return the folder of a run, whether it exists or not."""
+        """Return the folder of a training run, even if it does not exist."""
         return RunFolder(
             run_id,
             url=f"{self.url.rstrip('/')}/{run_id}",
@@ -73,7 +75,7 @@ class RunStore:
 
 
 class RunFolder:
-    """The files of one run."""
+    """The files of one training run, in its folder of the run store."""
 
     def __init__(
         self,
@@ -91,11 +93,14 @@ class RunFolder:
         self._path = path
 
     def write(self, name: str, raw: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file of a training run, whole or not at all."""
         self.write_with(name, lambda file: file.write(raw))
 
     def write_with(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Write a file by a function that writes to it; the file appears once that has returned."""
+        """Write a file of a training run by a function that writes to it.
+
+        The file appears once that has returned.
+        """
         path = f"{self._path}/{name}"
         with _translate_errors(self._store_url):
             if _is_local(self._files):
@@ -109,18 +114,21 @@ class RunFolder:
                 self._files.put_file(str(local), path)
 
     def exists(self, name: str) -> bool:
-        """Return whether a file is there."""
+        """Return True if a file of a training run is there."""
         with _translate_errors(self._store_url):
             return bool(self._files.exists(f"{self._path}/{name}"))
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file. Raises Unavailable where it is not there."""
+        """Return the bytes of a training run's file. Raises Unavailable if it is not there."""
         with _translate_errors(self._store_url):
             content: bytes = self._files.cat_file(f"{self._path}/{name}")
             return content
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return the JSON object in a file. Raises Unavailable, also where it is not an object."""
+        """Return the JSON object in a training run's file.
+
+        Raises Unavailable where it is not there, or not an object.
+        """
         try:
             document = json.loads(self.read(name))
         except ValueError:
@@ -131,7 +139,7 @@ class RunFolder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file for reading at any position."""
+        """Open a file of a training run for reading at any position."""
         with (
             _translate_errors(self._store_url),
             self._files.open(f"{self._path}/{name}", "rb") as file,
@@ -139,7 +147,7 @@ class RunFolder:
             yield file
 
     def parts(self) -> list[str]:
-        """Return the names of the parts of the reads, in order.
+        """Return the names of the parts of a training run's reads, in order.
 
         Parts that were merged into a longer one are left out.
         """
@@ -147,7 +155,7 @@ class RunFolder:
         return [_part_name(*span) for span in spans if not _is_merged(span, spans)]
 
     def remove_parts(self, *, merged_only: bool) -> None:
-        """Remove the parts that were merged into longer ones, or all parts."""
+        """Remove parts of a run's reads: those merged into longer ones, or all."""
         spans = self._spans()
         for span in spans:
             if _is_merged(span, spans) or not merged_only:
@@ -155,7 +163,7 @@ class RunFolder:
                     self._files.rm_file(f"{self._path}/{_part_name(*span)}")
 
     def write_part(self, first: int, last: int, write: Callable[[IO[bytes]], object]) -> None:
-        """Write the part that stands for the numbers from `first` to `last`."""
+        """Write the part of a run's reads for the numbers from `first` to `last`."""
         self.write_with(_part_name(first, last), write)
 
     def _spans(self) -> list[tuple[int, int]]:
@@ -192,7 +200,7 @@ def _is_local(files: fsspec.AbstractFileSystem) -> bool:
 
 
 def damaged(run_id: str, name: str) -> Unavailable:
-    """Return the error for a file of a run that is not as it was written."""
+    """Return the error for a file of a training run that is not as it was written."""
     return Unavailable(
         f"The file {name} of the run {run_id} is damaged.",
         code="run.damaged",

@@ -1,4 +1,4 @@
-"""The files of a run that is verified: its certificate and its reads, at paths or fsspec URLs."""
+"""The files of a training run that is verified: its certificate and reads, at paths or URLs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from consentry.trainer.runs.store import CERTIFICATE_FILE, READS_FILE
 
 
 class StoredCertificate(NamedTuple):
-    """The addresses of a certificate and of the reads beside it."""
+    """The addresses of a training run's certificate and of the reads beside it."""
 
     certificate: str
     reads: str
 
     @classmethod
     def named(cls, name: str) -> StoredCertificate:
-        """Return the addresses for a certificate's own address, or for that of its run's folder."""
+        """Return the addresses of a certificate named by its own, or by its run's folder."""
         path = name.rstrip("/")
         if not path.endswith(".json"):
             path = f"{path}/{CERTIFICATE_FILE}"
@@ -32,7 +32,7 @@ class StoredCertificate(NamedTuple):
         return cls(path, f"{folder}/{READS_FILE}")
 
     def read(self, keys: PublicKeys | None) -> Certificate:
-        """Read the certificate, its signature checked by `keys` where they are given.
+        """Read a run's certificate, its signature checked by `keys` if they are given.
 
         Raises Unavailable where a run has none, and InvalidInput.
         """
@@ -54,7 +54,9 @@ class StoredCertificate(NamedTuple):
 
     @contextmanager
     def open_reads(self, named: str | None) -> Iterator[pq.ParquetFile | None]:
-        """Open the reads at `named`, or those beside the certificate; None where it has none there.
+        """Open a run's reads at `named`, or those beside its certificate.
+
+        None where it has none there.
 
         Raises InvalidInput, and Unavailable where the file holds no reads.
         """
@@ -70,7 +72,10 @@ class StoredCertificate(NamedTuple):
 
 @contextmanager
 def open_file(address: str) -> Iterator[IO[bytes]]:
-    """Open a file at a path or an fsspec URL. Raises InvalidInput where it cannot be read."""
+    """Open a file of a training run that is verified, at a path or URL.
+
+    Raises InvalidInput where it cannot be read.
+    """
     try:
         file = fsspec.open(address, "rb").open()
     except (OSError, ValueError, ImportError) as error:

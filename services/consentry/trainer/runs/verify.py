@@ -1,4 +1,7 @@
-"""Checks a certificate: its signature, the reads, and, with a snapshot, each read decided again."""
+"""Verifies a training run's certificate: signature, reads, and each read decided again.
+
+The reads are decided again only with a snapshot.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ _MEMBERS_SHOWN_MAX: Final = 1000
 
 @dataclass(slots=True)
 class CertificateReport:
-    """The result of checking a certificate, as sentences.
+    """The result of verifying a training run's certificate, as sentences.
 
     `checked` was looked at and holds, `wrong` does not hold, `unclear` could not be decided.
     """
@@ -39,7 +42,7 @@ class CertificateReport:
 
     @property
     def status(self) -> int:
-        """The exit status: 0 if all of it holds, 1 if something does not, 2 if that is unclear."""
+        """The exit status of verifying: 0 all holds, 1 something does not, 2 is unclear."""
         if self.wrong:
             return 1
         return 2 if self.unclear else 0
@@ -55,7 +58,7 @@ def verify(
     show_members: bool = False,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> CertificateReport:
-    """Check all that can be checked with what is given.
+    """Verify a training run's certificate by all that is given.
 
     `reads` gives the reads of the run in order, in pieces; `snapshot` is that of a bundle, or of
     anything that knows as much as the certificate's token names. `bound`, in microseconds, replaces

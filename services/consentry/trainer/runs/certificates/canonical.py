@@ -1,4 +1,4 @@
-"""JSON with one spelling for each value: a part of RFC 8785 that every language writes alike.
+"""JSON of a certificate, one spelling a value: the part of RFC 8785 all languages write alike.
 
 For example `{"b": 1, "a": null}` is written as `{"a":null,"b":1}`, and nothing else is read as it.
 """
@@ -18,7 +18,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
 
 
 def canonical(value: Any) -> bytes:
-    """Return the bytes of a value of objects, lists, texts, whole numbers, true, false and null.
+    """Return the one JSON spelling of a value, as a training run's certificate is written.
+
+    A value is of objects, lists, texts, whole numbers, true, false and null.
 
     Names are sorted, without spaces, in UTF-8. Raises ValueError for anything else, such as a
     fraction.
@@ -48,7 +50,7 @@ def _check(value: Any) -> None:
 
 
 def read_canonical(raw: bytes, *, what: str, code: str) -> dict[str, Any]:
-    """Return the object that canonical bytes hold.
+    """Return the object that the canonical JSON of a training run's certificate holds.
 
     Raises InvalidInput for bytes that are not exactly its one spelling, such as those with a
     duplicate name. `what` names the object in the error's text, `code` is the error's code.

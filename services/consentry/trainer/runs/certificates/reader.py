@@ -1,4 +1,4 @@
-"""Reads a certificate, and refuses it where a byte of it was altered.
+"""Reads a training run's certificate, and refuses it where a byte of it was altered.
 
 A training run only writes certificates: it does not load this module, nor pydantic with it.
 """
@@ -21,7 +21,7 @@ BYTES_MAX: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A statement that was read from a file.
+    """A training run's certificate: a statement that was read from a file.
 
     `key_id` names the key that signed it; empty where it is not signed. `is_verified` is True where
     the signature was checked with a key that the reader trusts.
@@ -33,7 +33,7 @@ class Certificate:
 
 
 def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
-    """Read the statement in a file. Raises InvalidInput where a byte of it was altered.
+    """Read a training run's certificate. Raises InvalidInput if a byte was altered.
 
     A statement that is not signed, or signed by a key not in `keys`, is read and not verified:
     anybody may have written it.

@@ -1,4 +1,4 @@
-"""The table of the distinct reads of a run, and the leaves below a certificate's Merkle root.
+"""The table of a training run's distinct reads, and the leaves below its Merkle root.
 
 One row for each distinct (member, jurisdiction, category, cut-off, shard), sorted by these, nulls
 first, texts by their bytes. `collected_from` is the latest cut-off, of all terms known at the time
@@ -43,7 +43,7 @@ without a new format."""
 
 
 def distinct_reads(reads: pa.Table) -> pa.Table:
-    """Return the distinct reads in order.
+    """Return the distinct reads of a training run, in the order of its certificate.
 
     Rows of the same read become one: with the earliest first time, the latest last time, and the
     sum of the rows.
@@ -72,7 +72,10 @@ def _sort_indices(reads: pa.Table) -> pa.Array:
 
 
 def is_sorted(reads: pa.Table) -> bool:
-    """Return whether these rows are distinct and in the order of KEYS, nulls first."""
+    """Return True if a training run's reads are distinct and in the order of KEYS.
+
+    Nulls come first.
+    """
     if reads.num_rows < 2:
         return True
     rows, next_rows = reads.slice(0, reads.num_rows - 1), reads.slice(1)
@@ -89,13 +92,13 @@ def is_sorted(reads: pa.Table) -> bool:
 
 
 def micros(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Return a column of times without nulls, in microseconds."""
+    """Return the times of a training run's reads, a column without nulls, in microseconds."""
     times: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
     return times
 
 
 def leaves(reads: pa.Table) -> list[bytes]:
-    """Return the leaf of each row; see LEAF."""
+    """Return the Merkle leaf of each read of a training run; see LEAF."""
     columns = []
     for name in SCHEMA.names:
         column = reads[name]

@@ -1,4 +1,4 @@
-"""The statement of a certificate: its fields, and the type of each.
+"""The statement of a training run's certificate: its fields, and the type of each.
 
 Times and `lease_micros` are in microseconds, times since 1970-01-01 UTC.
 """
@@ -24,7 +24,7 @@ class _Fields(BaseModel):
 
 
 class StatedReads(_Fields):
-    """The reads of the run, and the Merkle root over them."""
+    """A certificate's part about the reads of the training run, with their Merkle root."""
 
     leaves: int
     leaf: str
@@ -35,7 +35,10 @@ class StatedReads(_Fields):
 
 
 class StatedExclusions(_Fields):
-    """The members who were excluded at the run's end, whatever a row says."""
+    """A certificate's part about the members excluded at the training run's end.
+
+    They are excluded whatever a row says.
+    """
 
     members: int
     digest: str
@@ -43,7 +46,10 @@ class StatedExclusions(_Fields):
 
 
 class StatedDisjoint(_Fields):
-    """The result of deciding every read again: nobody excluded was read, or how many were."""
+    """A certificate's result of deciding every read of a training run again.
+
+    Nobody excluded was read, or how many were.
+    """
 
     holds: bool
     violations: int
@@ -52,7 +58,10 @@ class StatedDisjoint(_Fields):
 
 
 class CertificateStatement(_Fields):
-    """All that a certificate states. Every field has to be there, and no other."""
+    """All that the certificate of a training run states.
+
+    Every field has to be there, and no other.
+    """
 
     format: str
     run_id: str
@@ -85,7 +94,7 @@ class CertificateStatement(_Fields):
 
 
 def check_statement(statement: Mapping[str, Any]) -> None:
-    """Raise InvalidInput where a field is missing, unknown or of another type."""
+    """Raise InvalidInput where a certificate's field is missing, unknown or of another type."""
     try:
         CertificateStatement.model_validate(statement)
     except ValidationError as error:

@@ -1,4 +1,7 @@
-"""Writes a certificate: the statement, its digest, and a signature where there is a key."""
+"""Writes a training run's certificate: the statement, its digest, and maybe a signature.
+
+The signature is there where there is a key.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ SIGNED_PREFIX: Final = FORMAT.encode() + b"\n"
 
 
 def write_certificate(statement: dict[str, Any], key: SigningKey | None) -> bytes:
-    """Return the file of a statement: canonical JSON and a line end.
+    """Return the file of a training run's certificate: canonical JSON and a line end.
 
     It is signed with Ed25519 where there is a key.
     """
@@ -32,5 +35,5 @@ def write_certificate(statement: dict[str, Any], key: SigningKey | None) -> byte
 
 
 def digest_of(body: bytes) -> str:
-    """Return the digest of a statement's canonical bytes."""
+    """Return the digest of a certificate's statement in canonical bytes."""
     return "sha256:" + hashlib.sha256(body).hexdigest()

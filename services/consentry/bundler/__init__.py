@@ -1,1 +1,1 @@
-"""The bundler: builds signed bundles of all records, and repairs records that went back."""
+"""The bundler: the process that follows the log and publishes signed bundles of its state."""

@@ -1,4 +1,4 @@
-"""Build one bundle: read the log to its end, write, publish."""
+"""One run of the bundler: read the log to its end, write one bundle, publish it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from consentry.wire.catalog import Catalog
 
 
 def next_sequence(store: BundleStore, keys: PublicKeys) -> int:
-    """Return one more than the number of the newest bundle; 1 without a bundle.
+    """Return the number of the bundler's next bundle: one above the newest's; 1 without one.
 
     Raises BundleRefused, Unavailable.
     """
@@ -45,7 +45,9 @@ def build(
     believed: PublicKeys | None = None,
     stall_seconds: float = 30.0,
 ) -> Manifest:
-    """Read the topics to the ends seen at the start, then write one bundle and publish it.
+    """Run the bundler once: read the topics to their ends, write one bundle and publish it.
+
+    The ends are those seen at the start.
 
     With `is_delta` the newest bundle of the store is read first, and what changed since is written.
     `believed` are the keys that earlier bundles may be signed with, beside this one. Raises

@@ -1,4 +1,4 @@
-"""The claims of bundlers: each bundle's number is claimed by creating a file that exists only once.
+"""The claims of bundlers to a bundle's number: each creates a file that exists only once.
 
 Two bundlers on one store must not both go on from the same bundle: a trainer would follow one of
 them, and the other would think it had been read. Three things keep the chain from forking unseen:
@@ -45,7 +45,10 @@ _NAME: Final = re.compile(r"([0-9]{10})\.json", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class SequenceClaim:
-    """A claimed number, its writer and when it was claimed; no writer if its file is unreadable."""
+    """A bundler's claim to the number of its next bundle: its writer and time.
+
+    It has no writer if its file is unreadable.
+    """
 
     sequence: int
     writer: str
@@ -53,7 +56,10 @@ class SequenceClaim:
 
 
 class SequenceClaims:
-    """The claims beside the bundles of a store. `writer` names this bundler and no other."""
+    """The bundlers' claims to the numbers of their next bundles, as files beside the bundles.
+
+    `writer` names this bundler and no other.
+    """
 
     def __init__(
         self,
@@ -72,7 +78,9 @@ class SequenceClaims:
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
     def take(self, least: int) -> int | None:
-        """Claim a number, `least` or higher, and return it; None if another writer holds one.
+        """Claim a bundle's number, `least` or higher, and return it.
+
+        None if another writer holds one.
 
         Raises Unavailable.
         """
@@ -91,12 +99,14 @@ class SequenceClaims:
         return sequence
 
     def highest(self) -> SequenceClaim | None:
-        """Return the highest claim there is. Raises Unavailable."""
+        """Return the highest claim of any bundler. Raises Unavailable."""
         sequences = self._sequences()
         return self.of(sequences[-1]) if sequences else None
 
     def of(self, sequence: int) -> SequenceClaim:
-        """Return the claim of a number; nobody's if it cannot be read, or is gone.
+        """Return the claim to a bundle's number.
+
+        It is nobody's if it cannot be read, or is gone.
 
         Raises Unavailable.
         """

@@ -1,4 +1,4 @@
-"""Follow records, controls and frontiers into the state that bundles are written from."""
+"""The bundler's reader of the log: records, controls and frontiers, as the state for bundles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOG: Final = structlog.get_logger(__name__)
 
 
 class BundleFollower:
-    """Reads three topics into `state`, on the thread of its caller.
+    """The bundler's reader of three topics; keeps `state` up to date on its caller's thread.
 
     It begins at `state.positions` (those of a restored bundle), else at the beginning.
     `on_regression` is called with each older version of a record that came after a newer one. Use
@@ -81,7 +81,7 @@ class BundleFollower:
         self.close()
 
     def close(self) -> None:
-        """End following."""
+        """End the reading of the topics."""
         self._log.close()
 
     def step(self, timeout_seconds: float = 0.1) -> int:
@@ -103,11 +103,11 @@ class BundleFollower:
 
     @property
     def is_caught_up(self) -> bool:
-        """True once everything that was there at the start has been read."""
+        """True once the bundler has read all that was in the topics at the start."""
         return self._log.is_caught_up
 
     def catch_up(self, timeout_seconds: float) -> None:
-        """Read everything that was there at the start.
+        """Read all that was in the topics at the start.
 
         Raises Unavailable where no message comes for `timeout_seconds`.
         """

@@ -1,4 +1,4 @@
-"""Repair records that went back: an older version was appended after a newer one.
+"""The bundler's repair of records that went back: an older version came after a newer one.
 
 A worker that was frozen between storing and publishing may wake up and publish a record that is no
 longer the newest. Followers ignore it by its version, but compaction keeps the last message of a
@@ -42,7 +42,10 @@ _LOG = structlog.get_logger(__name__)
 
 
 class RepairedRecord(NamedTuple):
-    """The newest record of a member, to be appended to its partition once more, byte for byte."""
+    """A member's newest record that the bundler appends to the log again, byte for byte.
+
+    It goes to the record's own partition.
+    """
 
     partition: int
     key: bytes
@@ -50,10 +53,10 @@ class RepairedRecord(NamedTuple):
 
 
 class RecordAppender(Protocol):
-    """Appends records to the log."""
+    """Appends the bundler's repaired records to the log."""
 
     def append(self, records: Sequence[RepairedRecord]) -> None:
-        """Return when all are acknowledged.
+        """Append these records, and return when the broker has acknowledged all.
 
         Raises Unavailable: it is then unknown which of them count.
         """
@@ -91,7 +94,9 @@ class _Repair:
 
 
 class RecordRepairer:
-    """Has the newest record appended again where an older one came behind it; see the module.
+    """The bundler's repair: appends the newest record again where an older one came after it.
+
+    The module says how.
 
     `newest` returns the newest record that was read of a key, on any thread. `note` may be called
     on one thread and `repair` on another. Nothing is appended before `ready` is true: until the log
@@ -148,7 +153,7 @@ class RecordRepairer:
             repair.noted += 1
 
     def repair(self) -> int:
-        """Append what is due, and return the number of records.
+        """Append the repaired records that are due, and return their number.
 
         Errors of the broker are tried again later.
         """
@@ -275,7 +280,10 @@ class RecordRepairer:
 
 
 class KafkaRecordAppender:
-    """A RecordAppender with an idempotent producer that waits for all replicas."""
+    """Appends the bundler's repaired records with an idempotent Kafka producer.
+
+    It is a RecordAppender, and waits for all replicas.
+    """
 
     def __init__(self, kafka: Mapping[str, str], *, namespace: str) -> None:
         self._topic = topic_name(namespace, RECORDS)
@@ -286,7 +294,7 @@ class KafkaRecordAppender:
         self._producer: Producer | None = None
 
     def append(self, records: Sequence[RepairedRecord]) -> None:
-        """See RecordAppender."""
+        """Append these records to Kafka; see RecordAppender."""
         producer = self._producer = self._producer or Producer(self._config)
         failed: list[KafkaError] = []
 
@@ -313,7 +321,7 @@ class KafkaRecordAppender:
             raise unavailable(f"acknowledge {len(failed) or left} of {len(records)} records", cause)
 
     def close(self) -> None:
-        """Let go of the producer and of what it has not sent."""
+        """Close the producer, without the records that it has not sent."""
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge()

@@ -70,20 +70,22 @@ class BundlerPlan:
 
 
 class StateFollower(Protocol):
-    """Keeps a state up to date; see BundleFollower."""
+    """The reader that keeps the bundler's state up to date; see BundleFollower."""
 
     state: BundleState
 
     @property
     def is_caught_up(self) -> bool:
-        """True once everything that was there at the start has been read."""
+        """True once the bundler has read all that was in the topics at the start."""
 
     def step(self, timeout_seconds: float = 0.1) -> int:
-        """Wait for messages, take in what is there, and return how many there were."""
+        """Wait for messages, take them in, and return their number."""
 
 
 class Bundler:
-    """Writes bundles of the follower's state, one after another; call `step` again and again.
+    """The bundler: writes bundles of the follower's state, one after another.
+
+    Call `step` again and again.
 
     `newest` is the bundle that the follower's state was restored from, if any: the chain goes on
     from it. Times of day come from `clock`, durations from `seconds`.
@@ -132,7 +134,7 @@ class Bundler:
         )
 
     def run(self, stopping: threading.Event) -> None:
-        """Go on until `stopping` is set.
+        """Write bundles until `stopping` is set.
 
         Raises PositionLost where the log no longer holds the message that is to be read next.
         """
@@ -140,7 +142,7 @@ class Bundler:
             self.step()
 
     def step(self, wait_seconds: float = 0.1) -> None:
-        """Take in what is there, and write a bundle when one is due."""
+        """Take in what is in the log, and write a bundle when one is due."""
         self._follower.step(wait_seconds)
         self.progress_at = self._seconds()
         if self.progress_at >= self._due_at and self._follower.is_caught_up:
@@ -155,14 +157,14 @@ class Bundler:
         return (self._clock() - newest.proven_at) / 1e6
 
     def stale_detail(self) -> str:
-        """Return why the state is not proven fresh; empty where it is."""
+        """Return why the bundler's state is not proven fresh; empty where it is."""
         if not self._follower.is_caught_up:
             return "what was there at the start has not all been read"
         age = self._follower.state.freshness.staleness_seconds(self._clock())
         return stale_age("the least fresh partition", age, self._plan.staleness_seconds)
 
     def status(self) -> dict[str, Any]:
-        """Return what an operator asks first, without member ids.
+        """Return the state of this bundler as an operator asks for it, without member ids.
 
         It is `ok` while the state is fresh and a bundle is known.
         """
@@ -368,7 +370,9 @@ class Bundler:
 def went_back(
     messages: Iterable[StoredMessage], newest: Callable[[bytes], bytes | None]
 ) -> Iterator[Regression]:
-    """Yield a regression for each member whose last record in the log is not the newest.
+    """Yield a regression of each record in the bundler's log that went back to an older version.
+
+    The member's last record in the log is then not the newest.
 
     `messages` are those of `records`, per partition in the log's order, read after the follower had
     caught up. A bundler that goes on from a bundle does not see a record that went back before, or

@@ -33,7 +33,7 @@ _HOST_LETTERS_MAX: Final = 40
 def read_keys(
     signing_file: Path | None, public_files: Sequence[Path], *, make_key: bool
 ) -> tuple[SigningKey, PublicKeys]:
-    """Return the key that signs, and all keys that earlier bundles may be signed with.
+    """Return the bundler's signing key, and all keys that may have signed earlier bundles.
 
     `make_key` makes the signing key where its file is missing. Raises Refused and UnsafeSetting.
     """
@@ -50,7 +50,7 @@ def read_keys(
 
 
 def require_store(url: str) -> str:
-    """Return the URL of the store. Raises Refused where it is empty."""
+    """Return the URL of the bundler's store of bundles. Raises Refused where it is empty."""
     if not url:
         raise Refused(
             "No store for the bundles is named.",
@@ -62,7 +62,7 @@ def require_store(url: str) -> str:
 
 
 def writer_name(worker_id: str) -> str:
-    """Return the name under which this bundler claims sequence numbers.
+    """Return the name under which this bundler claims the numbers of its bundles.
 
     A bundler with a worker id of its own goes on at once after it was killed, as the same writer.
     """
@@ -75,7 +75,9 @@ def writer_name(worker_id: str) -> str:
 def restore_newest(
     store: BundleStore, believed: PublicKeys, namespace: str, catalog: Catalog, clock: Clock
 ) -> tuple[BundleState | None, Manifest | None]:
-    """Return the state and manifest of the store's newest bundle, every byte of its chain checked.
+    """Return the bundler's state and manifest from the newest bundle in its store.
+
+    Every byte of its chain is checked.
 
     Both are None where the store is empty. A chain that does not check ends the bundler: to write
     over it would hide what happened to it, and lose the members who are quarantined by nothing but
@@ -104,7 +106,7 @@ def _restore(
 
 
 def liveness(*, idle_seconds: float, repairs: bool) -> dict[str, Any]:
-    """Return what /healthz answers: dead is a bundler that stands still, or repairs no records."""
+    """Return the bundler's answer at /healthz: dead if it stands still or repairs no records."""
     return {
         "ok": idle_seconds < STALL_SECONDS and repairs,
         "seconds_since_progress": round(idle_seconds, 1),

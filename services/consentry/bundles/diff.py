@@ -14,7 +14,7 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Member ids, sorted.
+    """The difference between two bundles, as sorted member ids.
 
     `newly_excluded` and `no_longer_excluded` are by purpose, by the members' own facts.
     """
@@ -29,7 +29,7 @@ class Difference:
 
     @property
     def is_empty(self) -> bool:
-        """True if both hold the same records and controls."""
+        """True if both bundles hold the same records and controls."""
         differences = (
             self.added,
             self.changed,
@@ -56,7 +56,7 @@ class _RecordSummary(NamedTuple):
 
 
 def compare(before: Bundle, after: Bundle) -> Difference:
-    """Return what changed from one bundle to the other. Raises BundleRefused, Unavailable."""
+    """Return what changed from one bundle to another. Raises BundleRefused, Unavailable."""
     old, new = _members(before), _members(after)
     old_controls, new_controls = _controls(before), _controls(after)
     purposes = sorted({*before.manifest.purposes, *after.manifest.purposes})

@@ -1,4 +1,4 @@
-"""A store for those who hand its files on: finds a file, and reads it piece by piece.
+"""A store of bundles for those who hand the files on: finds a file, and reads it in pieces.
 
 Nothing is checked here.
 """
@@ -14,17 +14,22 @@ from consentry.bundles.store import BundleStore, NotThere
 
 
 class DownloadStore(BundleStore):
-    """See BundleStore. Names are those of a bundle and of a file in it, checked by the caller."""
+    """A store of bundles whose files are handed on in pieces; see BundleStore.
+
+    Names are those of a bundle and of a file in it, checked by the caller.
+    """
 
     def find(self, *names: str, bytes_max: int) -> bytes | None:
-        """Read a file as `read` does; None where there is no such file."""
+        """Read a bundle's file as `read` does; None where there is no such file."""
         try:
             return self.read(*names, bytes_max=bytes_max)
         except NotThere:
             return None
 
     def open_file(self, bundle_id: str, name: str) -> IO[bytes] | None:
-        """Open a plain file, to be read in pieces and closed; None where there is no such file.
+        """Open a bundle's file to read it in pieces and close it; None if there is none.
+
+        Nothing but a plain file is opened.
 
         Raises Unavailable.
         """
@@ -37,7 +42,10 @@ class DownloadStore(BundleStore):
             return None
 
     def read_piece(self, file: IO[bytes], size: int) -> bytes:
-        """Return the next piece of an opened file; empty at its end. Raises Unavailable."""
+        """Return the next piece of an opened bundle file; empty at its end.
+
+        Raises Unavailable.
+        """
         with self._translated():
             return file.read(size)
 

@@ -1,4 +1,4 @@
-"""The error of a bundle that is not believed: one class, with a stable code for each reason."""
+"""The error of a bundle that a reader does not believe: one class, a code for each reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FIX: Final = "take a bundle from its bundler again, and find out who writes to 
 
 
 class BundleRefused(Refused):
-    """Raised when a bundle is not what its bundler signed, or not what was asked for.
+    """Raised when a bundle is not what its bundler signed, or not what its reader asked for.
 
     Nothing of it may be used.
     """

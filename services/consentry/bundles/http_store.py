@@ -1,4 +1,7 @@
-"""Bundles by HTTP, from a gateway: `https://gateway/v1/bundles` in the place of a directory."""
+"""A store of bundles that reads them by HTTP from a gateway, in the place of a directory.
+
+Its URL is `https://gateway/v1/bundles`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class HttpBundleStore(BundleStore):
-    """A BundleStore that can only be read; its content is believed no more than any other's.
+    """A store of bundles that reads them by HTTP from a gateway, and cannot write.
+
+    Its content is believed no more than any other's.
 
     `credential` goes as `Authorization: Bearer`, and over plain HTTP to this machine only; it is
     never shown. No redirect is followed: it would take the credential elsewhere. The pointer is
@@ -69,7 +74,7 @@ class HttpBundleStore(BundleStore):
         return "HttpBundleStore()"
 
     def read(self, *names: str, bytes_max: int) -> bytes:
-        """See BundleStore."""
+        """Return the content of a bundle's file; see BundleStore."""
         headers = dict(self._headers)
         known = self._pointer if names == (POINTER_NAME,) else None
         if known is not None:
@@ -112,7 +117,7 @@ class HttpBundleStore(BundleStore):
 def open_store(
     url: str | Path, *, credential: str = "", options: Mapping[str, Any] | None = None
 ) -> BundleStore:
-    """Return the store at a URL: a gateway's for http and https, else one of fsspec's.
+    """Return the store of bundles at a URL: a gateway's for http and https, else fsspec's.
 
     Raises Refused.
     """

@@ -1,4 +1,4 @@
-"""Ed25519 keys of bundles: one signs, and several may be believed while keys are being changed."""
+"""Ed25519 keys of bundles: one signs; several may be believed while keys are changed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OTHERS_MAY: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 class SigningKey:
-    """A private key. It is never shown: not by `repr`, not in an error."""
+    """The private key that signs bundles. It is never shown: not by `repr`, not in an error."""
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
@@ -41,12 +41,12 @@ class SigningKey:
 
     @classmethod
     def generate(cls) -> Self:
-        """Return a new key."""
+        """Return a new key to sign bundles."""
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Return the key in a PEM file: PKCS #8, as `openssl genpkey` writes.
+        """Return the signing key in a PEM file: PKCS #8, as `openssl genpkey` writes.
 
         Raises InvalidInput where there is no key, UnsafeSetting where others than its owner may
         read the file.
@@ -70,7 +70,7 @@ class SigningKey:
         return cls(private)
 
     def sign(self, content: bytes) -> bytes:
-        """Return the 64 bytes of the signature over exactly these bytes."""
+        """Return the signature, 64 bytes, over exactly this content of a bundle."""
         return self._private.sign(content)
 
     def private_text(self) -> bytes:
@@ -83,7 +83,7 @@ class SigningKey:
 
 
 class PublicKeys:
-    """The public keys that a reader believes, by key id.
+    """The public keys by which a reader believes bundles, by key id.
 
     While keys are being changed these are two or more.
     """
@@ -102,7 +102,7 @@ class PublicKeys:
 
     @classmethod
     def read(cls, *paths: Path | str) -> Self:
-        """Return the keys in these PEM files, each with one public key or several.
+        """Return the public keys in PEM files, each with one key or several.
 
         Raises InvalidInput where a file has no key.
         """
@@ -116,7 +116,7 @@ class PublicKeys:
         return PublicKeys([*self._keys.values(), key.public])
 
     def verifies(self, key_id: str, signature: bytes, content: bytes) -> bool:
-        """Say whether the key with this id signed exactly these bytes.
+        """Return whether the key with this id signed exactly these bytes.
 
         Raises KeyError where there is no such key.
         """
@@ -128,13 +128,13 @@ class PublicKeys:
 
 
 def key_id_of(key: Ed25519PublicKey) -> str:
-    """Return the name of a key: the first 16 hexadecimal digits of the SHA-256 of its 32 bytes."""
+    """Return the id of a bundle's key: the first 16 hex digits of its 32 bytes' SHA-256."""
     raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
     return hashlib.sha256(raw).hexdigest()[:KEY_ID_LENGTH]
 
 
 def make_key_files(path: Path) -> tuple[Path, Path, str]:
-    """Write a new key, and return both files and the key id.
+    """Write the files of a new key to sign bundles, and return both files and the key id.
 
     The private key goes to `path`, for its owner only, the public one beside it with `.pub`. A file
     that is there is never written over. Raises Refused.

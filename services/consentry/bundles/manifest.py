@@ -1,4 +1,4 @@
-"""The texts of a bundle: the manifest, its signature, and the pointer to the newest bundle.
+"""The texts of a bundle: its manifest, its signature, and the pointer to the newest bundle.
 
 Bytes are canonical (sorted keys, no spaces), so that there is one spelling of each: a repeated key
 is not canonical either. They are read strictly: a member that is missing, unknown or of another
@@ -58,7 +58,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleFile:
-    """One file of a bundle: its size in bytes, its SHA-256, its rows (or members of a set).
+    """One file in a bundle's manifest: its bytes, its SHA-256, its rows or members.
 
     `purpose` is that of a set.
     """
@@ -73,7 +73,9 @@ class BundleFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionSummary:
-    """The contents of one partition after this bundle, and all before it in its chain, was read.
+    """One partition in a bundle's manifest: the contents after this bundle was read.
+
+    All bundles before it in its chain were read too.
 
     `records_offset` is the next offset of records to read. `digest` is the sum of
     `records.record_digest` over the records, as Snapshot.digests() has it. `frontier` is the one
@@ -91,7 +93,7 @@ class PartitionSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parent:
-    """The bundle that a delta is applied to, by its manifest's SHA-256."""
+    """The bundle on which a delta in a bundle's manifest builds, by its manifest's SHA-256."""
 
     bundle_id: str
     sequence: int
@@ -100,7 +102,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The contents of a bundle, and the offsets up to which it was read.
+    """The manifest of a bundle: its contents, and the offsets up to which the log was read.
 
     Times in microseconds since 1970-01-01 UTC, offsets exclusive. `logs` tells the topics `records`
     and `controls` from others of the same name (kafka.log_identity, hexadecimal): whoever follows
@@ -131,7 +133,10 @@ class Manifest:
 
     @property
     def proven_at(self) -> Micros:
-        """The time up to which all that was recorded is in the bundle; 0 without a frontier."""
+        """The time up to which all that was recorded is in the bundle.
+
+        0 without a frontier.
+        """
         proven_at = self.created_at
         for summary in self.partitions:
             frontier_at = summary.frontier.frontier_at if summary.frontier else Micros(0)
@@ -140,16 +145,16 @@ class Manifest:
 
     @property
     def members(self) -> int:
-        """The number of members with a record."""
+        """The number of members with a record in the bundle."""
         return sum(summary.members for summary in self.partitions)
 
     @property
     def tainted(self) -> frozenset[int]:
-        """Partitions that give no *allowed*: not even the key of some event could be read."""
+        """The bundle's partitions that allow nothing: some event's key was unreadable."""
         return frozenset(summary.partition for summary in self.partitions if summary.tainted)
 
     def with_role(self, role: Role) -> tuple[BundleFile, ...]:
-        """Return its files of one role, in order."""
+        """Return the files of one role in the bundle, in order."""
         return tuple(file for file in self.files if file.role == role)
 
     def as_parent(self) -> Parent:
@@ -159,7 +164,10 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pointer:
-    """The newest bundle of a store. The manifest's SHA-256 makes a good entity tag."""
+    """The signed pointer to the newest bundle of a store.
+
+    The manifest's SHA-256 makes a good entity tag.
+    """
 
     namespace: str
     bundle_id: str
@@ -172,7 +180,7 @@ class Pointer:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """Return the canonical bytes of a manifest."""
+    """Return a bundle's manifest as its canonical bytes."""
     return canonical(
         {
             "format": MANIFEST_FORMAT,
@@ -196,7 +204,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def pointer_bytes(pointer: Pointer, key: SigningKey) -> bytes:
-    """Return two lines: the signed text, and its signature.
+    """Return the pointer to the newest bundle as two lines: the signed text, and its signature.
 
     They are one object, as a store replaces one object at once.
     """
@@ -205,13 +213,16 @@ def pointer_bytes(pointer: Pointer, key: SigningKey) -> bytes:
 
 
 def signature_bytes(content: bytes, key: SigningKey) -> bytes:
-    """Return the text of a signature over exactly `content`."""
+    """Return the text of a bundle's signature over exactly `content`."""
     signature = base64.b64encode(key.sign(content)).decode()
     return canonical({"algorithm": "Ed25519", "key_id": key.key_id, "signature": signature}) + b"\n"
 
 
 def read_manifest(content: bytes, signature: bytes | None, keys: PublicKeys) -> Manifest:
-    """Return the manifest in these bytes, once its signature is checked. Raises BundleRefused."""
+    """Return the bundle's manifest in these bytes, once its signature is checked.
+
+    Raises BundleRefused.
+    """
     signed_by = check_signature("manifest", content, signature, keys)
     fields = StrictObject(_parsed("manifest", content), "the manifest")
     if fields.text("format") != MANIFEST_FORMAT:
@@ -222,7 +233,10 @@ def read_manifest(content: bytes, signature: bytes | None, keys: PublicKeys) -> 
 
 
 def read_pointer(content: bytes, keys: PublicKeys) -> Pointer:
-    """Return the pointer in these bytes, once its signature is checked. Raises BundleRefused."""
+    """Return the pointer to the newest bundle in these bytes, once its signature is checked.
+
+    Raises BundleRefused.
+    """
     signed, _, signature = content.partition(b"\n")
     check_signature("pointer", signed, signature or None, keys)
     fields = StrictObject(_parsed("pointer", signed), "the pointer")
@@ -240,7 +254,10 @@ def read_pointer(content: bytes, keys: PublicKeys) -> Pointer:
 
 
 def check_signature(what: str, content: bytes, signature: bytes | None, keys: PublicKeys) -> str:
-    """Return the id of the key that signed exactly `content`. Raises BundleRefused."""
+    """Return the id of the key that signed exactly this text of a bundle.
+
+    Raises BundleRefused.
+    """
     if not signature:
         raise BundleRefused("unsigned", f"The {what} of the bundle is not signed.")
     fields = StrictObject(_parsed("signature", signature.removesuffix(b"\n")), "the signature")
@@ -268,7 +285,7 @@ def check_signature(what: str, content: bytes, signature: bytes | None, keys: Pu
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """Return the one spelling of a JSON value."""
+    """Return the one spelling of a JSON value in a bundle's manifest, for its signature."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode()
@@ -315,7 +332,7 @@ _FRONTIER_FIELDS: Final = (
 
 
 class StrictObject:
-    """A JSON object whose members are taken out one by one, each of the type it must have."""
+    """A JSON object in a bundle's manifest, read member by member, each of its own type."""
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The content of a record as columns that anybody can query: what the member said.
+"""The columns of a bundle's record files that anybody can query: what the member said.
 
 It is not the decision about a row. Each value depends on the record's bytes alone, so that a row
 stays true until the member's record changes: a fact dated ahead counts as soon as it is recorded,
@@ -19,7 +19,7 @@ _EVER: Final = Micros(1 << 62)
 
 
 class PublicRow(NamedTuple):
-    """The columns of one record.
+    """The columns of one record in a bundle that anybody can query.
 
     `choices` and `own_exclusions` are in the order of the purposes that were asked about.
     """
@@ -35,7 +35,7 @@ class PublicRow(NamedTuple):
 def public_row(
     member: bytes, raw: bytes | None, purposes: tuple[str, ...], *, is_quarantined: bool
 ) -> PublicRow:
-    """Return the columns of a record, for some purposes.
+    """Return the columns of a record in a bundle that anybody can query, for some purposes.
 
     `is_quarantined` says that the member is quarantined for a reason outside of the record.
 

@@ -1,4 +1,4 @@
-"""Open a bundle: believe nothing that its bundler did not sign, and return only checked bytes.
+"""The reader of bundles: it believes nothing that no bundler signed, and returns checked bytes.
 
 A file is read into memory whole, checked, and then read from there: the bytes that were checked are
 the bytes that are used, whoever may write to the store meanwhile.
@@ -58,7 +58,7 @@ _PLAIN: Final = frozenset({"PLAIN", "RLE", "BIT_PACKED"})
 
 
 def latest(store: BundleStore, keys: PublicKeys) -> Pointer:
-    """Return the pointer to the newest bundle. Raises BundleRefused, Unavailable."""
+    """Return the pointer to the newest bundle in a store. Raises BundleRefused, Unavailable."""
     try:
         content = store.read(POINTER_NAME, bytes_max=POINTER_BYTES_MAX)
     except NotThere:
@@ -85,7 +85,7 @@ def open_bundle(
     least_sequence: int = 0,
     bundle_id: str | None = None,
 ) -> Bundle:
-    """Return the newest bundle of a store, or the one named `bundle_id`, with its chain.
+    """Open the newest bundle of a store, or the one named `bundle_id`, with its chain.
 
     Manifests are checked now, files as they are read. `namespace` None takes any. `max_age_seconds`
     bounds how long ago everything was proven fresh (`Manifest.proven_at`). `least_sequence` is that
@@ -215,7 +215,7 @@ def _topics_of(manifest: Manifest) -> tuple[object, ...]:
 
 
 class Bundle:
-    """A bundle and those it builds on: `manifests[0]` is the snapshot, the others are deltas.
+    """An opened bundle and those it builds on: `manifests[0]` is the snapshot, the rest deltas.
 
     A later row of a member replaces an earlier one.
     """
@@ -226,12 +226,15 @@ class Bundle:
 
     @property
     def manifest(self) -> Manifest:
-        """The newest manifest."""
+        """The manifest of the newest bundle in the chain."""
         return self.manifests[-1]
 
     @property
     def positions(self) -> dict[tuple[str, int], int]:
-        """Next offset per (short topic name, partition) of records and controls, to follow on."""
+        """The next offset to follow on from, by (short topic name, partition).
+
+        The topics are records and controls.
+        """
         positions = {(CONTROLS, 0): self.manifest.controls_offset}
         for summary in self.manifest.partitions:
             positions[RECORDS, summary.partition] = summary.records_offset
@@ -240,7 +243,9 @@ class Bundle:
     def record_batches(
         self, *, batch_rows: int = BATCH_ROWS, columns: Sequence[str] | None = tuple(_RECORD_TYPES)
     ) -> Iterator[pa.RecordBatch]:
-        """Yield all records, the snapshot's first, then each delta's: a member's last row counts.
+        """Yield all records in the bundle's chain; a member's last row counts.
+
+        The snapshot's come first, then each delta's.
 
         Columns: partition (int32), member_id (string), version (int64), record (binary; null: no
         record), damaged (bool: the member stays quarantined by the reader), or some of them; None:
@@ -308,7 +313,7 @@ class Bundle:
         return catalog_of_ids(self.manifest.schema_ids)
 
     def check_files(self) -> int:
-        """Read and check every file of the chain, and return how many bytes they have.
+        """Read and check every file of the bundle's chain, and count their bytes.
 
         Raises BundleRefused, Unavailable.
         """
@@ -379,7 +384,7 @@ def _check_bounds(name: str, metadata: Any, columns: Sequence[str]) -> None:
 
 
 def restore(bundle: Bundle, catalog: Catalog | None = None) -> BundleState:
-    """Return the state that a bundle holds, once its digests equal the manifest's.
+    """Return the state that a bundle holds, once its digests equal those of the manifest.
 
     Its `changed` counts from this bundle, so that a delta can be written on it. Raises
     BundleRefused, Unavailable.

@@ -1,4 +1,6 @@
-"""Sets of members with integer ids, as portable 64-bit Roaring: Java, Rust, Go and C read it too.
+"""Sets of members in a bundle, as portable 64-bit Roaring: Java, Rust, Go and C read it too.
+
+Such members have integer ids.
 
 The layout is the 64-bit extension of https://github.com/RoaringBitmap/RoaringFormatSpec. Needs the
 extra `bundler`, which is imported only where sets are written or read.
@@ -17,7 +19,10 @@ INTEGERS_BELOW: Final = 1 << 63
 
 
 def integer_of(member: bytes) -> int | None:
-    """Return the integer with this plain decimal text, below 2**63; None for any other id."""
+    """Return the integer of a member id, for a bundle's sets of members; None for other ids.
+
+    The id is its plain decimal text, below 2**63.
+    """
     if _INTEGER.fullmatch(member) is None:
         return None
     value = int(member)
@@ -31,14 +36,17 @@ def _bit_map(integers: Iterable[int] = ()) -> Any:
 
 
 def write_set(integers: Iterable[int]) -> bytes:
-    """Return the portable bytes of a set."""
+    """Return a bundle's set of members with integer ids as portable Roaring bytes."""
     bit_map = _bit_map(integers)
     bit_map.run_optimize()
     return bytes(bit_map.serialize())
 
 
 def read_set(content: bytes) -> Any:
-    """Return the BitMap64 of portable bytes. Raises BundleRefused."""
+    """Return a bundle's set of members from its Roaring bytes, as a BitMap64.
+
+    Raises BundleRefused.
+    """
     try:
         return type(_bit_map()).deserialize(content)
     except (IndexError, MemoryError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The content of a bundle: the newest record of each member, controls, positions, freshness."""
+"""The content that a bundle is written from: newest records, controls, positions, freshness."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _MODULUS: Final = 1 << DIGEST_BITS
 
 
 class StoredControl(NamedTuple):
-    """A control's message as it stands in the log; `appended_at` by the broker, in microseconds."""
+    """A control's message in a bundle, as it stands in the log.
+
+    `appended_at` is the broker's time, in microseconds.
+    """
 
     offset: int
     appended_at: Micros
@@ -34,7 +37,10 @@ class StoredControl(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """An older version of a record that came after a newer one; `newest` is what is kept."""
+    """An older version of a record that came after a newer one, on the way into a bundle.
+
+    `newest` is the record that is kept.
+    """
 
     partition: int
     member: bytes
@@ -43,7 +49,9 @@ class Regression(NamedTuple):
 
 
 class BundleState:
-    """The newest record of every member, by the rules of a trainer's Snapshot, and the rest.
+    """The state that a bundle is written from: every member's newest record, and all controls.
+
+    The rules are those of a trainer's Snapshot.
 
     The rest is all that a manifest says. `catalog` reads the controls. `logs` are those of a
     manifest: the identities of the topics that are followed. One thread applies messages and writes
@@ -81,7 +89,9 @@ class BundleState:
         values: Sequence[bytes],
         on_regression: Callable[[Regression], None] | None = None,
     ) -> None:
-        """Take record messages of one partition in, as Snapshot.apply_records does.
+        """Take record messages of one partition into the state of a bundle.
+
+        It is done as Snapshot.apply_records does it.
 
         Older versions are ignored, and `on_regression` is called with each.
         """
@@ -121,7 +131,7 @@ class BundleState:
         self.move(CONTROLS, 0, stored.offset + 1)
 
     def move(self, topic: str, partition: int, position: int) -> None:
-        """Note how far a topic has been read."""
+        """Note how far a topic has been read into the state."""
         key = (topic, partition)
         self.positions[key] = max(position, self.positions.get(key, 0))
 
@@ -130,7 +140,7 @@ class BundleState:
         self.freshness.settle(self.positions)
 
     def damage(self, member: bytes) -> None:
-        """Quarantine a member for good: what was read of them cannot be believed."""
+        """Quarantine a member for good: bytes of theirs cannot be believed."""
         if member not in self.damaged:
             self._note(member, self._records.get(member))
             self.damaged.add(member)
@@ -172,7 +182,7 @@ class BundleState:
 
     @property
     def changed(self) -> list[bytes] | None:
-        """The members whose row may differ from the last bundle's; None if there was none."""
+        """The members whose row may differ from the last bundle's; None without one."""
         return None if self._before is None else list(self._before)
 
     @property
@@ -187,7 +197,7 @@ class BundleState:
         return tuple(sorted(self.controls.purposes))
 
     def position(self, topic: str, partition: int) -> int:
-        """Return the next offset to read."""
+        """Return the next offset to read of a topic's partition."""
         return self.positions.get((topic, partition), 0)
 
     def records_offset(self, partition: int) -> int:
@@ -201,7 +211,7 @@ class BundleState:
         return [f"{total:032x}" for total in self._totals()[0]]
 
     def counts(self) -> list[int]:
-        """Return per partition the members with a record."""
+        """Return the number of members with a record, per partition."""
         return list(self._totals()[1])
 
     def mark(self) -> None:

@@ -1,4 +1,4 @@
-"""The place of bundles: a directory in any store that fsspec knows.
+"""The store of bundles: a directory in any file system or object store that fsspec knows.
 
 Reads are bounded; each write is whole or absent.
 """
@@ -25,11 +25,13 @@ _BLOCK: Final = 8 << 20
 
 
 class NotThere(Exception):
-    """Raised when a file is not in the store. Never leaves this package."""
+    """Raised when a bundle's file is not in the store. Never leaves this package."""
 
 
 class BundleStore:
-    """A directory of bundles, such as `/srv/bundles`, `s3://bucket/bundles` or `memory://bundles`.
+    """A store of bundles: a directory on a disk, in S3 or in memory.
+
+    Examples are `/srv/bundles`, `s3://bucket/bundles` and `memory://bundles`.
 
     `options` are those of the fsspec file system; credentials belong there or in its own
     configuration, never in the URL. Raises Refused for a URL of which no file system is installed.
@@ -53,7 +55,7 @@ class BundleStore:
         return f"BundleStore({type(self._fs).__name__})"  # a URL may hold credentials
 
     def read(self, *names: str, bytes_max: int) -> bytes:
-        """Return the content of a file, at most `bytes_max` + 1 bytes.
+        """Return the content of a bundle's file, at most `bytes_max` + 1 bytes.
 
         One more than the maximum, so that the caller sees when there is more. Raises NotThere;
         BundleRefused for what is not a plain file; Unavailable where the store does not answer.
@@ -64,7 +66,10 @@ class BundleStore:
             return self._read(names, bytes_max + 1)
 
     def write(self, *names: str, content: bytes) -> None:
-        """Write a file: readers see all of it or what was there before. Raises Unavailable."""
+        """Write a bundle's file at once: readers see all of it or what was there before.
+
+        Raises Unavailable.
+        """
         with self._translated():
             if self._is_local:
                 _replace(Path(self._root, *names), content)
@@ -74,7 +79,9 @@ class BundleStore:
                 self._fs.pipe_file(path, content)
 
     def bundle_ids(self) -> list[str]:
-        """Return every bundle whose directory is there, the oldest first; also unfinished ones.
+        """Return every bundle with a directory in the store, the oldest first.
+
+        Unfinished ones are among them.
 
         Raises Unavailable.
         """
@@ -88,7 +95,7 @@ class BundleStore:
         return sorted(name for name in names if BUNDLE_ID_PATTERN.fullmatch(name))
 
     def remove(self, bundle_id: str) -> None:
-        """Delete a bundle's directory, if it is there. Raises Unavailable."""
+        """Delete a bundle's directory, if the store has one. Raises Unavailable."""
         assert BUNDLE_ID_PATTERN.fullmatch(bundle_id), bundle_id
         with self._translated():
             try:

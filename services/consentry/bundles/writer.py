@@ -1,4 +1,4 @@
-"""Write a bundle: its files, its manifest, its signature; `publish` makes it the newest."""
+"""The writer of bundles: files, manifest, signature; `publish` makes a bundle the newest."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def write_bundle(
 
 
 def publish(store: BundleStore, manifest: Manifest, *, key: SigningKey) -> None:
-    """Make a written bundle the newest one, in one write. Raises Unavailable."""
+    """Make a written bundle the newest one of its store, in one write. Raises Unavailable."""
     pointer = Pointer(
         namespace=manifest.namespace,
         bundle_id=manifest.bundle_id,
@@ -133,7 +133,7 @@ def publish(store: BundleStore, manifest: Manifest, *, key: SigningKey) -> None:
 
 
 def why_no_delta(parent: Manifest, state: BundleState) -> str:
-    """Return why no delta on `parent` can be written, so that a snapshot is due; else empty."""
+    """Return why the next bundle cannot be a delta on `parent` but a snapshot; else empty."""
     went_back = [
         summary
         for summary in parent.partitions
@@ -167,7 +167,9 @@ def why_no_delta(parent: Manifest, state: BundleState) -> str:
 
 
 def prune(store: BundleStore, *, newest: Manifest, keep: int) -> list[str]:
-    """Delete all but the `keep` (1 or more) newest snapshots and everything since.
+    """Delete old bundles from their store: all but the `keep` newest snapshots and what follows.
+
+    `keep` is 1 or more.
 
     Returns the ids of the deleted bundles, oldest first. Bundles that were begun and never finished
     go with them. Nothing of a higher sequence than `newest` is touched: it is being written. Raises

@@ -29,7 +29,7 @@ class Draft(Protocol):
 
     @property
     def event_id(self) -> uuid.UUID | None:
-        """The identity that the sender gave it."""
+        """The identity that the sender gave to the event or control; None without one."""
         ...
 
     @property

@@ -111,7 +111,7 @@ class ControlDraft:
         return ProposalRequest(self.kind, self.form, list(opens.words), opens.digest)
 
     def check(self, control: PauseLifted | PolicyPublished) -> None:
-        """Raise Problem 409 where the control would not do what it is meant to."""
+        """Raise Problem 409 where the control would not do what its sender means."""
         log = self.context.reader.controls.controls.log
         has_effective = self.document.effective is not None
         if isinstance(control, PauseLifted):

@@ -59,7 +59,7 @@ class IdempotencyStore(Protocol):
         ...
 
     async def finish(self, key: str, attempt: Attempt) -> None:
-        """Keep the attempt as it is now."""
+        """Keep the attempt under its key with all that is known by now."""
         ...
 
     async def forget(self, key: str) -> None:
@@ -189,7 +189,7 @@ class IdempotencyClaim:
         await self._keep(left_open(self.attempt))
 
     async def drop(self) -> None:
-        """Forget the key, as this request sent nothing.
+        """Forget the Idempotency-Key, as this request sent nothing.
 
         A repetition leaves the key: the first request may have sent its event.
         """
@@ -309,7 +309,7 @@ def with_answer(attempt: Attempt, answer: dict[str, Any]) -> Attempt:
 
 
 def left_open(attempt: Attempt) -> Attempt:
-    """Return the attempt under an Idempotency-Key so that its event may be sent again at once.
+    """Return the attempt under a gateway's Idempotency-Key; its event may be sent again at once.
 
     It is for an event of which nobody knows whether it counts.
     """

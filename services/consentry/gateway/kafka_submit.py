@@ -58,7 +58,7 @@ def unknown(event_id: bytes | None) -> Problem:
 class Submitter:
     """Sends the gateway's messages to Kafka and hands acknowledgements to the event loop.
 
-    It does so for many at a time.
+    Acknowledgements are handed over many at a time.
     """
 
     def __init__(
@@ -112,7 +112,10 @@ class Submitter:
     async def send(
         self, topic: str, key: bytes, value: bytes, headers: Headers, *, event_id: bytes | None
     ) -> TopicPosition:
-        """Send a message, and return its position once it is acknowledged. Raises as `submit`."""
+        """Send a message to Kafka; return its position once Kafka acknowledged it.
+
+        Raises as `submit`.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Delivery] = loop.create_future()
         self._sender.send(topic, key, value, headers, partial(self._note, loop, future))
@@ -175,7 +178,9 @@ class Submitter:
 
 
 class BulkBatch:
-    """The messages of one bulk request, sent to Kafka in order, and the outcome of each.
+    """The messages that the gateway sends to Kafka for one bulk request, and their outcomes.
+
+    They are sent in order.
 
     It waits while the queue is full, for as long as for the broker. From the first message that is
     not queued by then on, all are refused: a later event of a member must not come before an

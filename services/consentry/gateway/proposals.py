@@ -66,7 +66,7 @@ class Proposal:
 
     @property
     def event_id(self) -> bytes:
-        """The identity of the one event or control that this can become."""
+        """The identity of the one event or control that this proposal can become."""
         return bytes.fromhex(self.proposal_id)
 
 
@@ -76,7 +76,7 @@ _PROPOSAL: Final = TypeAdapter(Proposal)
 class SignedProposal(Document):
     """A proposal as the gateway stores it: `body` is its JSON text, `mac` its signature.
 
-    The token key makes `mac`.
+    `mac` is made with the token key.
     """
 
     key: int
@@ -114,7 +114,7 @@ class ProposalStore(Protocol):
     """The gateway's store of proposals by id. Every call may raise Unavailable."""
 
     async def put(self, proposal: Proposal) -> None:
-        """Keep the proposal as it is now."""
+        """Keep the proposal with its state of now."""
         ...
 
     async def get(self, proposal_id: str) -> Proposal | None:
@@ -324,7 +324,9 @@ def check_decidable(proposal: Proposal | None, *, by: str, now: Micros) -> Propo
 
 
 def both_persons(proposal: Proposal) -> str:
-    """Return the source field that names proposer and approver of a control or event.
+    """Return the source field of an approved proposal at the gateway: it names both persons.
+
+    It is the source of the proposal's control or event.
 
     It is never cut: a subject has at most 200 characters, a source 512 bytes.
     """

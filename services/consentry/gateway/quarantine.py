@@ -120,7 +120,7 @@ class QuarantinedMessages:
     def why_not_replayed(self, entry: QuarantineEntry, now: Micros) -> str:
         """Return the reason against a replay of the bytes; empty without one.
 
-        They would not mean what they meant.
+        Sent again, bytes may no longer mean what they meant.
         """
         try:
             event = admit(read_event(entry.value, entry.key or b"", self._catalog), now)
@@ -170,7 +170,9 @@ class QuarantinedMessages:
 def overtaken(
     event: MemberEvent, entry: QuarantineEntry, since: Iterable[StoredMessage], catalog: Catalog
 ) -> str:
-    """Return why a later message forbids the replay of a quarantined event; empty if none does.
+    """Return why the gateway may not replay a quarantined event; empty where it may.
+
+    A message after the entry forbids it.
 
     Sent again, the event would be the member's last word about where they live, or that they opted
     in, and it is not.
@@ -209,7 +211,7 @@ def _may_follow(
 
 
 def described(event: MemberEvent) -> str:
-    """Return a member event that is to be replayed in words, without its member."""
+    """Return in words, at the gateway, the member event of a replay, without its member."""
     if isinstance(event, ConsentChanged):
         return (
             f"a consent change: {event.choice.value} for {event.purpose}, effective "
@@ -227,7 +229,7 @@ def described(event: MemberEvent) -> str:
 
 
 def is_open(entry: QuarantineEntry, record: Record | None) -> bool:
-    """Return whether the member is still quarantined on account of this unreadable message."""
+    """Return if the gateway still has the member in quarantine for this unreadable message."""
     if record is None:
         return False
     if member_state(record, purpose="", at=_LATEST, known_at=_LATEST).quarantine is None:
@@ -248,7 +250,9 @@ def _ends(fact: Fact, version: int) -> bool:
 
 
 def observed_version(entry: QuarantineEntry, record: Record | None) -> int:
-    """Return the version up to which a release of this unreadable message ends quarantines.
+    """Return the version up to which a release at the gateway ends a member's quarantines.
+
+    It is the release of this unreadable message.
 
     Raises Problem 409 where the member is not quarantined on account of it.
     """

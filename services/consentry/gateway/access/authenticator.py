@@ -67,7 +67,7 @@ class Authenticator:
         self._renewals: dict[CredentialScheme, asyncio.Task[None]] = {}
 
     async def authorize(self, authorization: str | None, permission: Permission) -> Principal:
-        """Return the caller behind an Authorization header, if they have the permission.
+        """Return the gateway caller of an Authorization header, with the permission.
 
         Raises Unauthenticated and Forbidden.
         """

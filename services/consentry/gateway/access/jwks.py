@@ -120,7 +120,7 @@ class SigningKeys:
 def jwks_fetcher(url: str, *, timeout_seconds: float = 3.0, ca_file: Path | None = None) -> Fetch:
     """Return a function that fetches the public keys of the gateway's token issuer from `url`.
 
-    It is bounded in size and time.
+    Each fetch is bounded in size and time.
 
     The address is https, or http on loopback; no redirect is followed and no proxy used. The fetch
     raises OSError, HTTPException or ValueError. Raises InvalidInput for any other address.

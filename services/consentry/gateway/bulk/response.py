@@ -26,7 +26,7 @@ get their turn.
 
 
 class InvalidLine(NamedTuple):
-    """The result of a line of a bulk request that holds no event.
+    """The gateway's result for a line of a bulk request that holds no event.
 
     Not its exception: with it all that was read would be kept alive.
     """
@@ -51,7 +51,10 @@ class BulkResults(NamedTuple):
 async def bulk_response(
     context: GatewayContext, reader: LineReader, lines: Sequence[bytes]
 ) -> Response:
-    """Send the events of a bulk request; respond with a result for each line and a summary."""
+    """Send the events of a bulk request to the gateway; respond with a result for each line.
+
+    A summary follows the results.
+    """
     batch = context.submitter.batch()
     read_lines: list[Line] = []
     while len(read_lines) < len(lines):

@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests to the gateway: their bounds, and the models that they are read as."""
+"""Bodies of HTTP requests to the gateway: their bounds, and the models for their JSON."""
 
 from __future__ import annotations
 

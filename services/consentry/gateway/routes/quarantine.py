@@ -152,7 +152,10 @@ class ReleaseDraft:
 
 
 async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
-    """Check that an unreadable message would mean the same, sent again. Raises Problem 409."""
+    """Check that a message replayed at the gateway means the same as before.
+
+    Raises Problem 409.
+    """
     why_not = await context.quarantine.run(
         context.quarantine.why_not_replayed, entry, context.clock()
     )
@@ -167,7 +170,9 @@ async def check_replay(context: GatewayContext, entry: QuarantineEntry) -> None:
 
 
 async def carry_out(context: GatewayContext, proposal: Proposal) -> Proposal:
-    """Send the release or replay of an unreadable message on which two persons agreed.
+    """Send the approved release or replay of an unreadable message from the gateway.
+
+    Two persons agreed on it.
 
     A release that the member's record has already is not sent again: under another time it would be
     another event of the same identity, which quarantines the member. Raises Problem where the

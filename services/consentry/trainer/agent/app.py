@@ -1,4 +1,4 @@
-"""The agent as an ASGI application."""
+"""The trainer's agent as an ASGI application."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STREAM: Final[dict[int | str, dict[str, Any]]] = {
 
 
 def build_app(agent: Agent, metrics: Metrics) -> FastAPI:
-    """Return the application over an agent."""
+    """Return the FastAPI application of a trainer's agent."""
     app = FastAPI(
         title="Consentry agent",
         docs_url=None,

@@ -1,4 +1,4 @@
-"""Bodies that are sent to the agent: read strictly and within bounds, as a table of rows."""
+"""Bodies of requests to the trainer's agent: read strictly and within bounds, as tables."""
 
 from __future__ import annotations
 
@@ -32,14 +32,17 @@ _ROW_FIELDS: Final = ("member_id", "jurisdiction", "category", "collected_at")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows of one request, and the meaning of their columns."""
+    """The rows in one request to the trainer's agent, and the meaning of their columns."""
 
     rows: pa.Table
     columns: Columns
 
 
 async def read_body(request: Request, kinds: tuple[str, ...]) -> tuple[str, bytes]:
-    """Return the media type of a body, and the whole body. Raises Problem as `read_body_of`."""
+    """Return the media type and the whole body of a request to the trainer's agent.
+
+    Raises Problem as `read_body_of`.
+    """
     return await read_body_of(request, kinds, bytes_max=BODY_BYTES_MAX, seconds_max=_BODY_SECONDS)
 
 
@@ -53,7 +56,7 @@ def _too_many(rows: int) -> NoReturn:
 
 
 def parse_object(text: bytes, known: frozenset[str]) -> dict[str, Any]:
-    """Return the JSON object in a body.
+    """Return the JSON object in the body of a request to the trainer's agent.
 
     Raises Problem, also for a key that is not known: it may have meant to exclude.
     """
@@ -67,7 +70,10 @@ def parse_object(text: bytes, known: frozenset[str]) -> dict[str, Any]:
 
 
 def field_problem(name: str, problem: str) -> Problem:
-    """Return the problem of a field that does not fit; `problem` ends the sentence."""
+    """Return the agent's problem for a field of a request that does not fit.
+
+    `problem` ends the sentence.
+    """
     return Problem(
         422,
         f"The field {name[:80]!r} {problem}.",
@@ -78,7 +84,7 @@ def field_problem(name: str, problem: str) -> Problem:
 
 
 def text_field(data: Mapping[str, Any], name: str, *, length_max: int = 4096) -> str | None:
-    """Return a text, or None where it is left out. Raises Problem."""
+    """Return a text in a request to the trainer's agent, or None if left out. Raises Problem."""
     text = data.get(name)
     if text is not None and (not isinstance(text, str) or len(text) > length_max):
         raise field_problem(name, "is not a text, or a very long one")
@@ -86,7 +92,9 @@ def text_field(data: Mapping[str, Any], name: str, *, length_max: int = 4096) ->
 
 
 def table_of_json(data: Mapping[str, Any]) -> Table:
-    """Return rows that are lists side by side; one value in place of a list holds for all rows.
+    """Return the rows of a JSON request to the trainer's agent: lists side by side.
+
+    One value in place of a list holds for all rows.
 
     Ids that are neither texts nor whole numbers stay in, as rows that are excluded. Raises Problem
     and InvalidInput.
@@ -110,7 +118,9 @@ def table_of_json(data: Mapping[str, Any]) -> Table:
 
 
 def table_of_arrow(body: bytes, spec: ColumnSpec) -> Table:
-    """Return the rows of an Arrow IPC stream. Raises Problem and InvalidInput.
+    """Return the rows of an Arrow IPC stream sent to the trainer's agent.
+
+    Raises Problem and InvalidInput.
 
     Its lengths and offsets are checked before they are used. A compressed stream is refused, as
     nobody can say beforehand how large it becomes.

@@ -1,4 +1,7 @@
-"""The feed of events: a bounded list that each reader goes through by itself."""
+"""The agent's feed of events for training jobs: a bounded list that each reader goes through.
+
+No reader waits for another one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ Json = dict[str, Any]
 
 
 class Event(NamedTuple):
-    """One event as it is sent. `purpose` is empty for an event of every purpose."""
+    """One event of the agent's feed as it is sent.
+
+    `purpose` is empty for an event of every purpose.
+    """
 
     number: int
     kind: str
@@ -34,7 +40,7 @@ class Event(NamedTuple):
 
 
 class Feed:
-    """The last events, numbered.
+    """The agent's feed: the last events, numbered, for every reader of its event stream.
 
     Anything may add to it from any thread; readers are on one event loop.
     """
@@ -53,11 +59,11 @@ class Feed:
         self.is_closed = False
 
     def attach(self) -> None:
-        """Wake the readers of the loop that runs now."""
+        """Wake the feed's readers on the event loop that runs now."""
         self._loop = asyncio.get_running_loop()
 
     def add(self, kind: str, data: Json, *, purpose: str = "") -> None:
-        """Add an event; the oldest make room for it."""
+        """Add an event to the feed; the oldest make room for it."""
         text = json.dumps(data, separators=(",", ":"))
         with self._adding:
             self._last += 1
@@ -85,7 +91,7 @@ class Feed:
 
     @property
     def last(self) -> int:
-        """The number of the newest event."""
+        """The number of the newest event of the feed."""
         return self._last
 
     def identity(self, number: int) -> str:
@@ -93,7 +99,7 @@ class Feed:
         return f"{self.life}-{number}"
 
     def number_of(self, identity: str) -> int | None:
-        """Return the number in an identity; None where it is of another list, or too old."""
+        """Return the number in an identity; None if of another list, or too old."""
         life, _, number = identity.partition("-")
         if life != self.life or not number.isascii() or not number.isdigit() or len(number) > 18:
             return None

@@ -1,4 +1,4 @@
-"""The guard of the agent: it checks host and token, and lets in a bounded number of requests."""
+"""The guard of the trainer's agent: it checks host and token, and bounds how many come in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOG = structlog.get_logger(__name__)
 
 
 def read_tokens(path: Path) -> tuple[bytes, ...]:
-    """Return the tokens of a file, one a line.
+    """Return the tokens for callers of the trainer's agent from a file, one a line.
 
     Any of them lets in, so that a new one can be given out before the old one ends. Raises
     InvalidInput where the file cannot be read, others may read it, or a token is short; the error
@@ -62,7 +62,7 @@ def _bad_file(path: Path, problem: str) -> InvalidInput:
 
 
 class Guard:
-    """ASGI: refuses what may not come in, and turns a fault of ours into a problem.
+    """ASGI: refuses calls that the trainer's agent may not let in; a fault becomes a problem.
 
     With `tokens` each request has to bring one. Without them it has to name this machine: a page in
     somebody's browser, whose own name points here, names itself (DNS rebinding). `checks_host` is
@@ -85,7 +85,7 @@ class Guard:
         self._now = {False: 0, True: 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Answer one request, or refuse it; see ASGI."""
         if scope["type"] != "http":
             return  # there are no websockets here
         status = 0

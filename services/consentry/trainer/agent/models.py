@@ -1,4 +1,4 @@
-"""The bodies of requests and responses: for the OpenAPI description, and to check small bodies."""
+"""Bodies of the agent's requests and responses: for OpenAPI, and to check small bodies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Texts = list[str | int | None]
 
 
 class DecideIn(BaseModel):
-    """A question about one member, or one row of theirs."""
+    """A question to the trainer's agent about one member, or one row of theirs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, strict=True)
 
@@ -34,7 +34,10 @@ class DecideIn(BaseModel):
 
 
 class MaskIn(BaseModel):
-    """Rows, as lists side by side; one value in place of a list holds for all of them."""
+    """A question to the trainer's agent about many rows, as lists side by side.
+
+    One value in place of a list holds for all of them.
+    """
 
     purpose: str
     member_id: Texts = Field(
@@ -49,7 +52,7 @@ class MaskIn(BaseModel):
 
 
 class CheckIn(BaseModel):
-    """Files to check.
+    """A request to the trainer's agent to check files.
 
     In its place may stand the body that lakeFS sends to a webhook of pre-commit or pre-merge.
     """
@@ -68,7 +71,7 @@ class CheckIn(BaseModel):
 
 
 class SnapshotDecisionOut(BaseModel):
-    """The answer to one question. Where `fresh` is false it is STALE, which excludes."""
+    """The agent's answer to one question. Where `fresh` is false it is STALE, which excludes."""
 
     allowed: bool
     reason: str
@@ -78,7 +81,7 @@ class SnapshotDecisionOut(BaseModel):
 
 
 class MaskOut(BaseModel):
-    """One answer for each row, in their order."""
+    """The agent's answers about many rows: one for each row, in their order."""
 
     fresh: bool
     snapshot: str
@@ -90,7 +93,10 @@ class MaskOut(BaseModel):
 
 
 class CheckOut(BaseModel):
-    """The report of a check: 200 if clean; else a problem that holds the same as `report`."""
+    """The agent's report of a check of files: 200 if clean, else a problem with the same report.
+
+    The problem holds it as `report`.
+    """
 
     outcome: Literal["clean", "violations", "cannot_tell"]
     purpose: str

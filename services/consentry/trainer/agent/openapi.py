@@ -1,4 +1,4 @@
-"""The OpenAPI description of the agent, with the bodies, which FastAPI does not see."""
+"""The OpenAPI description of the trainer's agent, with bodies, which FastAPI does not see."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _REFERENCE: Final = "#/components/schemas/{model}"
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI responses for these problems and for those that every route may give."""
+    """Return the OpenAPI responses of an agent's route: these problems, and every route's."""
     return described_problems((*_ALWAYS, *statuses))
 
 
 def body_of(kinds: Mapping[str, type[BaseModel] | None]) -> dict[str, Any]:
-    """Return the description of a body by its media types; None stands for bytes."""
+    """Return the OpenAPI description of an agent's body, by media types; None means bytes."""
     content = {}
     for kind, model in kinds.items():
         schema = {"type": "string", "format": "binary"}
@@ -35,7 +35,7 @@ def body_of(kinds: Mapping[str, type[BaseModel] | None]) -> dict[str, Any]:
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI description of the agent."""
+    """Return the OpenAPI description of the trainer's agent."""
     if app.openapi_schema is None:
         description = get_openapi(
             title="Consentry agent",

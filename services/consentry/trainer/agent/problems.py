@@ -1,4 +1,4 @@
-"""The response to a fault of the agent."""
+"""The response to a fault of the trainer's agent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from consentry.ops.http.problems import problem_response
 
 
 def fault() -> Response:
-    """Return the response to a fault of ours; it does not say what went wrong inside."""
+    """Return the agent's response to a fault of ours; it does not say what went wrong inside."""
     return problem_response(
         500,
         "The agent failed; nothing is allowed by this.",

@@ -1,4 +1,4 @@
-"""The questions of mask and check requests, read from their bodies."""
+"""The questions in mask and check requests to the trainer's agent, read from their bodies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NO_PATHS: Final = Paths(())
 
 @dataclass(frozen=True, slots=True)
 class MaskQuestion:
-    """Rows to decide about, for a purpose."""
+    """A mask request to the trainer's agent: rows to decide about, for a purpose."""
 
     table: Table
     purpose: str
@@ -38,7 +38,10 @@ class MaskQuestion:
 
 @dataclass(frozen=True, slots=True)
 class CheckQuestion:
-    """Files or data to check, for a purpose; `paths` is empty where the body is the data."""
+    """A check request to the trainer's agent: files or data to check, for a purpose.
+
+    `paths` is empty where the body is the data.
+    """
 
     columns: ColumnSpec
     purpose: str
@@ -49,14 +52,20 @@ class CheckQuestion:
 
 
 def required_purpose(purpose: str | None) -> str:
-    """Return the name of a purpose. Raises Problem and InvalidInput."""
+    """Return the purpose that a request to the agent has to name.
+
+    Raises Problem and InvalidInput.
+    """
     if purpose is None:
         raise field_problem("purpose", "is not given")
     return parse_name(purpose, what="purpose")
 
 
 def mask_question(body: bytes) -> MaskQuestion:
-    """Return the question of a JSON body. Raises Problem and InvalidInput."""
+    """Return the question in the JSON body of a mask request to the agent.
+
+    Raises Problem and InvalidInput.
+    """
     data = parse_object(body, frozenset(MaskIn.model_fields))
     return MaskQuestion(
         table_of_json(data),
@@ -68,7 +77,9 @@ def mask_question(body: bytes) -> MaskQuestion:
 
 
 def check_question(body: bytes, files: list[str], parameters: CheckQuestion) -> CheckQuestion:
-    """Return the question of a JSON body. Raises Problem and InvalidInput.
+    """Return the question in the JSON body of a check request to the agent.
+
+    Raises Problem and InvalidInput.
 
     Of a lakeFS event only the branch is used: `files` are paths in it, and `parameters` say the
     rest.

@@ -1,4 +1,4 @@
-"""The agent's responses: decisions, masks, reports of checks, and probes."""
+"""The responses of the trainer's agent: decisions, masks, reports of checks, and probes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _REASON_NAMES: Final = [reason.value for reason in REASONS]
 
 
 def probe_response(is_ok: bool, detail: str) -> Response:
-    """Return the response to a probe: 200, or 503 with the reason."""
+    """Return the agent's response to a probe: 200, or 503 with the reason."""
     status = 200 if is_ok else 503
     return Response(json.dumps({"ok": is_ok, "detail": detail}), status, {}, JSON)
 
 
 def decision_response(decision: Decision, *, snapshot_id: str) -> Response:
-    """Return a decision as JSON."""
+    """Return the agent's response to one question: the decision as JSON."""
     is_fresh = decision.reason is not Reason.STALE
     data = {
         "allowed": decision.allowed,
@@ -50,7 +50,10 @@ def mask_response(
     stale_detail: str,
     with_reasons: bool,
 ) -> Response:
-    """Return the decisions about rows, in the media type of `accepted`: bytes, Arrow or JSON."""
+    """Return the agent's decisions about rows, in the media type of `accepted`.
+
+    The type is bytes, Arrow or JSON.
+    """
     counts = {reason.value: number for reason, number in decisions.counts().items()}
     # Without rows no row is STALE: what the agent knows of itself has to say it.
     is_stale = bool(counts.get(Reason.STALE.value)) if counts else bool(stale_detail)
@@ -78,7 +81,7 @@ def mask_response(
 
 
 def check_response(report: CheckReport) -> Response:
-    """Return the report of a clean check.
+    """Return the agent's response to a check that found nothing: its report.
 
     Raises Problem: 409 for violations, 503 where a later check may tell, 422 where it may not.
     """

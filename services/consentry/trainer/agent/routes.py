@@ -1,4 +1,4 @@
-"""The routes of the agent."""
+"""The HTTP routes of the trainer's agent."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ WaitQuery = Annotated[
 
 
 class Routes:
-    """The routes over one agent."""
+    """The HTTP routes of one trainer's agent."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -68,7 +68,7 @@ class Routes:
         at_least: TokenQuery = None,
         wait: WaitQuery = 2.0,
     ) -> Response:
-        """Decide whether the member's data, or a row of it, may be used."""
+        """Answer at the agent whether a member's data, or a row of it, may be used."""
         collected: str | int | None = collected_at
         if collected_at and collected_at.isdecimal():
             collected = int(collected_at)
@@ -85,7 +85,7 @@ class Routes:
         )
 
     async def post_decision(self, request: Request) -> Response:
-        """Decide the same, with the question in the body, where no log of paths has it."""
+        """Answer at the agent a question in the body, where no log of paths has it."""
         _, body = await read_body(request, (JSON,))
         data = parse_object(body, frozenset(DecideIn.model_fields))
         try:
@@ -129,7 +129,9 @@ class Routes:
         wait: WaitQuery = 2.0,
         reasons: bool = False,
     ) -> Response:
-        """Decide which rows may be used: one answer a row, in their order, all decided at once.
+        """Decide which rows may be used: one answer a row, all decided at once.
+
+        The answers are in the order of the rows.
 
         Answers JSON, or by `Accept` one byte a row (application/octet-stream: 1 allowed, 0 not) or
         an Arrow stream with the columns `allowed` and `reason`.
@@ -185,7 +187,7 @@ class Routes:
         wait: WaitQuery = 2.0,
         show_members: Annotated[int, Query(ge=0, le=SHOWN_MAX)] = 0,
     ) -> Response:
-        """Check that all rows of files, or of the body, are allowed.
+        """Check for the agent's caller that all rows of files, or of the body, are allowed.
 
         200 if they are; any other status stops lakeFS. The body names files, is the event of a
         lakeFS webhook, or is the data itself. With data or an event the parameters say the rest.
@@ -237,7 +239,7 @@ class Routes:
         )
 
     async def get_status(self) -> dict[str, Any]:
-        """Report freshness, positions and counts; no member ids."""
+        """Report the agent's freshness, positions and counts; no member ids."""
         agent = self._agent
         return {
             **agent.follower.status(),
@@ -247,11 +249,11 @@ class Routes:
         }
 
     async def get_health(self) -> Response:
-        """Report whether the agent follows at all, for a liveness probe."""
+        """Report whether the agent follows the log at all, for a liveness probe."""
         return probe_response(self._agent.follower.is_following, "")
 
     async def get_readiness(self) -> Response:
-        """Report whether answers are fresh now, for a readiness probe."""
+        """Report whether the agent's answers are fresh now, for a readiness probe."""
         detail = self._agent.follower.stale_detail
         return probe_response(not detail, detail)
 

@@ -1,4 +1,4 @@
-"""The address that the agent listens on, and the HTTP server that it runs."""
+"""The address that the trainer's agent listens on, and the HTTP server that it runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ _ADDRESS_FIX: Final = "name a free port, or 0 for one from the operating system"
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """An address: host and port (0: one from the system), or the path of a Unix socket."""
+    """The address of the trainer's agent: host and port, or the path of a Unix socket.
+
+    Port 0 is one from the system.
+    """
 
     host: str = ""
     port: int = 0
@@ -53,7 +56,10 @@ class Listen:
         return cls(host=host, port=int(port))
 
     def check(self, *, has_tokens: bool) -> None:
-        """Return if only this machine can call, or callers need a token. Raises UnsafeSetting."""
+        """Check that only this machine can call, or that callers need a token.
+
+        Raises UnsafeSetting.
+        """
         if self.path is None and not is_loopback(self.host) and not has_tokens:
             raise UnsafeSetting(
                 f"Whoever reaches {self.host} could ask about every member.",
@@ -62,7 +68,10 @@ class Listen:
             )
 
     def open(self) -> socket.socket:
-        """Return a socket that listens there, a Unix socket for this user only. Raises Refused."""
+        """Return a socket that listens at this address. Raises Refused.
+
+        A Unix socket is for this user only.
+        """
         if self.path is None:
             return bind(self.host, self.port, backlog=BACKLOG, code=_ADDRESS_CODE, fix=_ADDRESS_FIX)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -81,7 +90,7 @@ class Listen:
         return listener
 
     def close(self, listener: socket.socket) -> None:
-        """Close the socket, and remove its file."""
+        """Close the agent's socket, and remove the file of a Unix socket."""
         listener.close()
         if self.path is not None:
             with suppress(OSError):
@@ -104,14 +113,14 @@ def _remove_dead_socket(path: Path) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends the event streams before it waits for connections to end."""
+    """The agent's uvicorn server; it ends the event streams before it waits for connections."""
 
     def __init__(self, config: uvicorn.Config, agent: Agent) -> None:
         super().__init__(config)
         self._agent = agent
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
+        """Shut the server down, the event streams first; see uvicorn."""
         self._agent.close()
         await super().shutdown(sockets)
 
@@ -119,7 +128,7 @@ class Server(uvicorn.Server):
 def make_server(
     agent: Agent, metrics: Metrics, *, tokens: Sequence[bytes] = (), is_unix: bool = False
 ) -> Server:
-    """Return the server of an agent; `serve` gives it its socket."""
+    """Return the HTTP server of a trainer's agent; `serve` gives it its socket."""
     config = uvicorn.Config(
         Guard(build_app(agent, metrics), tokens=tokens, checks_host=not is_unix),
         http=HeadLimits,
@@ -138,7 +147,7 @@ def make_server(
 
 
 async def serve(server: Server, agent: Agent, listener: socket.socket) -> None:
-    """Answer requests until the server is stopped."""
+    """Answer requests to the trainer's agent until its server is stopped."""
     watcher = asyncio.create_task(agent.watch())
     try:
         await server.serve(sockets=[listener])

@@ -1,4 +1,7 @@
-"""The agent's work for its callers: questions in few threads, events to all readers, checks."""
+"""The work of the trainer's agent for its callers: questions in few threads, events, checks.
+
+Events go to all readers.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ Found = TypeVar("Found")
 
 
 class FollowingClient(Protocol):
-    """The client, as far as the agent needs it."""
+    """The trainer's client that follows the log, as far as the agent needs it."""
 
     @property
     def snapshot_id(self) -> str: ...
@@ -70,7 +73,7 @@ class FollowingClient(Protocol):
 
 
 class WorkPool:
-    """Runs long calls on `threads` threads, so that the event loop stays free.
+    """Runs the agent's long calls on `threads` threads, so that its event loop stays free.
 
     At most `most` calls run or wait.
     """
@@ -82,7 +85,7 @@ class WorkPool:
         self._now = 0
 
     async def run(self, call: Callable[[], Found]) -> Found:
-        """Return the result of the call.
+        """Return the result of the call, made on one of the threads.
 
         Raises Problem 503 where no place is free, or the call takes longer than `seconds`.
         """
@@ -118,7 +121,7 @@ def _busy(what: str) -> Problem:
 
 
 class Paths(NamedTuple):
-    """Files and directories to check, relative to a root.
+    """Files and directories that the agent is asked to check, relative to a root.
 
     Links in them have to lead to files `within` that directory of the root.
     """
@@ -128,7 +131,10 @@ class Paths(NamedTuple):
 
 
 class Agent:
-    """One agent. Events are sent for `purposes`; files are read under `roots` only."""
+    """The trainer's agent: answers questions, sends events for `purposes`, checks files.
+
+    Files are read under `roots` only.
+    """
 
     def __init__(
         self,
@@ -155,12 +161,15 @@ class Agent:
 
     @property
     def is_ready(self) -> bool:
-        """True once it has had fresh answers; from then on it answers, if only with STALE."""
+        """True once the agent has had fresh answers.
+
+        From then on it answers, if only with STALE.
+        """
         self._was_ready = self._was_ready or not self.follower.stale_detail
         return self._was_ready
 
     def require_ready(self) -> None:
-        """Return if it is ready. Raises Unavailable."""
+        """Check that the agent is ready. Raises Unavailable."""
         if not self.is_ready:
             raise Unavailable(
                 f"The agent is not ready yet: {self.follower.stale_detail}.",
@@ -169,7 +178,7 @@ class Agent:
             )
 
     def freshness(self) -> dict[str, Any]:
-        """Return whether answers are fresh now, and the snapshot that they rest on."""
+        """Return whether the agent's answers are fresh now, and their snapshot."""
         detail = self.follower.stale_detail
         return {"fresh": not detail, "detail": detail, "snapshot": self.follower.snapshot_id}
 
@@ -210,7 +219,7 @@ class Agent:
     # ---- files to check
 
     def files(self, paths: Paths) -> Iterator[tuple[DataFile, str]]:
-        """Yield the data files behind these paths, with their names in reports.
+        """Yield the data files at these paths for a check, with their names in reports.
 
         Raises Refused where there are no roots, InvalidInput for what does not lie under one, also
         behind a link.
@@ -255,7 +264,9 @@ def _outside() -> InvalidInput:
 
 
 def lakefs_paths(event: Mapping[str, Any], files: Sequence[str]) -> Paths:
-    """Return the paths of a branch that lakeFS is about to commit or merge, or of files in it.
+    """Return the paths that the agent checks for lakeFS before a commit or merge.
+
+    They are of a branch that lakeFS is about to commit or merge, or of files in it.
 
     The branch is mounted at ROOT/repository/branch. Raises Problem for another event, InvalidInput
     for a file outside of the branch. Source: lakeFS, "Webhooks", the body of a request.

@@ -1,5 +1,6 @@
-"""AsyncAPI 3.0 of our topics, made from the topics and schemas as declared: who sends what where,
-in which form.
+"""AsyncAPI 3.0 document of our Kafka topics, made from the declared topics and schemas.
+
+It says who sends what where, in which form.
 
 It is made, never written by hand: `consentry schemas asyncapi` prints it, `--check FILE` tells when
 a file is behind. Source: AsyncAPI 3.0.0; Kafka bindings 0.5.0 (channels, messages).
@@ -34,7 +35,7 @@ BINDING_VERSION: Final = "0.5.0"
 
 
 class Use(NamedTuple):
-    """The use that one role makes of one topic."""
+    """The use that one role (producer, trainer …) makes of a topic, in the AsyncAPI document."""
 
     role: str
     action: str
@@ -97,7 +98,7 @@ _NUMBERS: Final = frozenset(
 
 
 def asyncapi_text() -> str:
-    """The document as YAML, the same for the same topics and schemas."""
+    """The AsyncAPI document as YAML, the same for the same topics and schemas."""
     made_by = (
         "Made by `consentry schemas asyncapi` from topics/*.yaml and avro/*.avsc; do not edit."
     )
@@ -105,7 +106,7 @@ def asyncapi_text() -> str:
 
 
 def asyncapi_document() -> dict[str, Any]:
-    """The document as plain values."""
+    """The AsyncAPI document of topics and schemas, as plain values."""
     return {
         "asyncapi": "3.0.0",
         "info": {

@@ -1,4 +1,4 @@
-"""The changes that a schema allows: old and new read each other's bytes with the same meaning.
+"""Changes of an Avro schema that the gate allows: either version reads the other alike.
 
 A registry checks readability, not meaning: with defaults everything stays readable, also a
 withdrawal as a grant. Every version that was ever in use is kept as data,
@@ -33,7 +33,10 @@ _MEANING: Final = ("pattern", "text")
 
 
 class GateRefused(Refused):
-    """Schemas break rules; nothing was written or registered. `findings` says which."""
+    """Raised when schemas break rules of the schema gate: nothing was written or registered.
+
+    `findings` says which.
+    """
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
@@ -47,8 +50,9 @@ class GateRefused(Refused):
 
 
 def check_package(root: Traversable | None = None) -> list[Finding]:
-    """The whole gate on a data package (the installed one by default): lint, evolution, what was
-    published.
+    """Return what the whole schema gate finds in a data package (by default the installed one).
+
+    It asks the lint, the evolution, and what was published.
     """
     root = root or package_root()
     findings = lint_package(root)
@@ -58,8 +62,9 @@ def check_package(root: Traversable | None = None) -> list[Finding]:
 
 
 def require_package(root: Traversable | None = None) -> None:
-    """Pass only if the whole gate has no finding. Raises GateRefused, which carries the
-    findings.
+    """Pass only if the whole schema gate finds nothing; else raise GateRefused.
+
+    The error carries the findings.
     """
     findings = check_package(root)
     if findings:
@@ -107,8 +112,9 @@ def _check_pins(root: Traversable) -> Iterator[Finding]:
 
 
 def publish(root: Path) -> list[Path]:
-    """Freeze every schema that differs from its last published version as the next one; the files
-    written.
+    """Freeze every Avro schema that differs from its last published version as the next.
+
+    Returns the files written.
 
     Versions only ever grow: nothing published is changed. Raises GateRefused, with nothing written,
     if any other rule of the gate is broken.
@@ -145,7 +151,9 @@ def compare(
     is_member_event: bool = False,
     is_frozen: bool = False,
 ) -> list[Finding]:
-    """Return each refused part of a change from `old` to `new`, two record schemas as parsed JSON.
+    """Return each change between two versions of a record schema that the schema gate refuses.
+
+    `old` and `new` are parsed JSON.
 
     A member event is read by column: its head of fixed width and its last field stay what they are.
     A frozen record (the one that is read byte by byte, whatever its schema id) does not change at

@@ -1,4 +1,4 @@
-"""The schema lint: rules that readability checks of a registry cannot know. One rule, one code.
+"""The lint of our Avro schemas: rules beyond a registry's readability checks, a code for each.
 
 How a schema may change from one version to the next is not asked here but in evolution.py.
 """
@@ -83,7 +83,7 @@ _CALENDAR: Final = ("timestamp", "local-timestamp", "date", "time-")
 
 
 class Finding(NamedTuple):
-    """A rule that a schema breaks, and where."""
+    """A rule of the schema gate that an Avro schema breaks, and the place in the schema."""
 
     code: str
     place: str
@@ -94,8 +94,9 @@ class Finding(NamedTuple):
 
 
 def lint_package(root: Traversable | None = None) -> list[Finding]:
-    """Lint every schema of a data package (the installed one by default), and how schemas and
-    topics fit together.
+    """Lint every Avro schema of a data package, and how schemas and topics fit together.
+
+    By default the package is the installed one.
     """
     root = root or package_root()
     schemas, topics = read_schemas(root), read_topics(root)
@@ -119,7 +120,7 @@ def lint_package(root: Traversable | None = None) -> list[Finding]:
 
 
 def lint_schema(text: Mapping[str, Any], *, is_member_event: bool) -> list[Finding]:
-    """Lint one record schema, given as parsed JSON."""
+    """Lint one Avro record schema, given as parsed JSON."""
     place = str(text.get("name"))
     if text.get("type") != "record":
         return [Finding("L21", place, "is not a record")]
@@ -136,8 +137,9 @@ def lint_schema(text: Mapping[str, Any], *, is_member_event: bool) -> list[Findi
 
 
 def named_types(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Every record, enum and fixed that a schema defines, by full name and, where that is not
-    taken, by short name.
+    """Every record, enum and fixed in an Avro schema that is linted, by its name.
+
+    The name is the full one and, where that is not taken, also the short one.
     """
     found: dict[str, Mapping[str, Any]] = {}
 
@@ -396,7 +398,7 @@ def _lint_enum(kind: Mapping[str, Any], where: str) -> Iterator[Finding]:
 
 
 def is_fixed_width(field: Mapping[str, Any], types: Types) -> bool:
-    """Return True if every good value of a field takes the same number of bytes.
+    """Return True if all values of a field of a linted Avro schema take equally many bytes.
 
     Then a batch can be read by column. An enum of less than 64 symbols does, and a long that is an
     instant within the window: eight bytes.

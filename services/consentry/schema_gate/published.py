@@ -1,5 +1,6 @@
-"""The data package as files, also one that is not installed: what the gate (lint.py, evolution.py)
-deciders.
+"""Files of a package of schemas that the schema gate checks: schemas, topics, old versions.
+
+The package may be one that is not installed.
 
 The running system reads the installed one through schemas.py.
 """
@@ -20,12 +21,15 @@ PINS: Final = "pins.json"
 
 
 def package_root() -> Traversable:
-    """The installed data package."""
+    """The folder of the installed data package: the schemas and topics that the gate checks."""
     return files("consentry_schemas")
 
 
 def read_schemas(root: Traversable) -> dict[str, dict[str, Any]]:
-    """The parsed JSON of every schema of a data package, by the file's name without its ending."""
+    """The parsed JSON of every schema file of a package that the schema gate checks, by name.
+
+    The name is the file's, without its ending.
+    """
     entries = sorted((root / "avro").iterdir(), key=lambda entry: entry.name)
     return {
         entry.name.removesuffix(".avsc"): json.loads(entry.read_text(encoding="utf-8"))
@@ -35,7 +39,10 @@ def read_schemas(root: Traversable) -> dict[str, dict[str, Any]]:
 
 
 def read_topics(root: Traversable) -> dict[str, list[str]]:
-    """The records that each topic of a data package may carry, by the topic's short name."""
+    """The records that each topic of a package may carry, as the schema gate checks them.
+
+    By the topic's short name.
+    """
     yaml = YAML(typ="safe")
     entries = sorted((root / "topics").iterdir(), key=lambda entry: entry.name)
     found = [
@@ -47,8 +54,9 @@ def read_topics(root: Traversable) -> dict[str, list[str]]:
 
 
 def read_published(root: Traversable) -> dict[str, list[dict[str, Any]]]:
-    """Every published version of every record of a data package, oldest first; versions count from
-    1 without gaps.
+    """Every published version of each Avro schema in a package, for the schema gate.
+
+    Oldest first; versions count from 1 without gaps.
     """
     folder = root / PUBLISHED
     if not folder.is_dir():
@@ -72,7 +80,7 @@ def read_published(root: Traversable) -> dict[str, list[dict[str, Any]]]:
 
 
 def read_pins(root: Traversable) -> dict[str, dict[str, list[str]]]:
-    """Topic → record → fingerprint of each published version, oldest first."""
+    """Fingerprints of the published schema versions, oldest first, by topic and record."""
     file = root / PUBLISHED / PINS
     found: dict[str, dict[str, list[str]]] = (
         json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

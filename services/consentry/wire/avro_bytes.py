@@ -38,7 +38,7 @@ _UPPERS_MAX: Final = 4096
 
 
 def varint_bytes(number: int) -> bytes:
-    """Return a number of 0 or more as a varint."""
+    """Return a number of 0 or more as the bytes of an Avro varint."""
     if number < 0x80:
         return bytes((number,))
     out = bytearray()
@@ -50,7 +50,7 @@ def varint_bytes(number: int) -> bytes:
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
-    """Return the varint at `position`, and the position after it.
+    """Return the Avro varint at `position` of some bytes, and the position after it.
 
     Raises IndexError where the bytes end, or where there are more than ten.
     """
@@ -67,7 +67,7 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def long_bytes(value: int) -> bytes:
-    """Return an Avro int or long of 64 bits."""
+    """Return the bytes of an Avro int or long of 64 bits."""
     zigzag = (value << 1) ^ (value >> 63)
     if zigzag < 0x80:
         return bytes((zigzag,))
@@ -75,7 +75,7 @@ def long_bytes(value: int) -> bytes:
 
 
 def read_long(data: bytes, position: int) -> tuple[int, int]:
-    """Return the Avro long at `position`, and the position after it.
+    """Return the Avro long at `position` of some bytes, and the position after it.
 
     Raises IndexError as `read_varint` does.
     """
@@ -92,7 +92,7 @@ LONGS: Final = [long_bytes(value) for value in range(65)]
 
 
 def read_instant(data: bytes, position: int) -> tuple[int, int]:
-    """Return the Avro long at `position`, and the position after it; quickest for an instant.
+    """Return the Avro long at `position`, and the position after it; quickest for a time.
 
     The seven-bit groups of eight bytes are joined pairwise, in three steps instead of eight: seven
     and seven bits to fourteen, fourteen and fourteen to 28, 28 and 28 to 56.
@@ -108,7 +108,7 @@ def read_instant(data: bytes, position: int) -> tuple[int, int]:
 
 
 class InstantWriter:
-    """Writes instants; remembers the upper halves, of which one lasts 134 seconds.
+    """Writes times as Avro bytes; remembers the upper halves, of which one lasts 134 seconds.
 
     Of the 56 bits of an instant's zig-zag the lower 28 change with every event: they come from a
     table by fourteen bits. Threads may share it.
@@ -119,7 +119,7 @@ class InstantWriter:
         self._pairs = _varint_pairs()
 
     def write(self, micros: int) -> bytes:
-        """Return the eight bytes of an instant of [2^48, 2^55) microseconds."""
+        """Return the eight Avro bytes of a time of [2^48, 2^55) microseconds."""
         upper = micros >> 27
         last_four = self._uppers.get(upper)
         if last_four is None:
@@ -147,7 +147,7 @@ def _varint_pairs() -> list[bytes]:
 
 
 def are_instants(table: npt.NDArray[np.uint8], start: int) -> npt.NDArray[np.bool_]:
-    """Return, for each row of bytes, whether the eight at `start` are one positive long.
+    """Return, for each row of Avro bytes, whether the eight at `start` are one positive long.
 
     It is written in exactly eight bytes: the last one is not 0, as that would be over-long.
     """
@@ -160,7 +160,7 @@ def are_instants(table: npt.NDArray[np.uint8], start: int) -> npt.NDArray[np.boo
 
 
 def instants_at(table: npt.NDArray[np.uint8], start: int) -> npt.NDArray[np.int64]:
-    """Return, for each row of bytes, the instant at `start`, in microseconds.
+    """Return, for each row of Avro bytes, the time at `start`, in microseconds.
 
     It has a meaning only where `are_instants`.
     """

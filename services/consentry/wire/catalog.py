@@ -1,4 +1,4 @@
-"""Schema ids of a registry, pinned to our schemas: an id means one of our records or nothing."""
+"""Schema ids of a registry, pinned to our Avro schemas: an id means a record or nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AWAY_SECONDS: Final = 30.0
 
 
 class Registry(Protocol):
-    """A schema registry: the calls that we make to it."""
+    """The calls that reading and writing Avro bytes makes to a schema registry."""
 
     def register(self, subject: str, schema: Schema) -> int:
-        """Register the schema under the subject and return its id. Raises Refused, Unavailable."""
+        """Register a schema under its subject; return the id. Raises Refused, Unavailable."""
         ...
 
     def find(self, subject: str, schema: Schema) -> int | None:
@@ -28,23 +28,23 @@ class Registry(Protocol):
         ...
 
     def text(self, schema_id: int) -> str | None:
-        """Return the schema text of an id, or None for an unknown one. Raises Unavailable."""
+        """Return the schema text of a schema id; None for an unknown id. Raises Unavailable."""
         ...
 
     def set_compatibility(self, subject: str, level: str) -> None:
-        """Set the subject's compatibility level. Raises Unavailable."""
+        """Set a registry subject's compatibility level. Raises Unavailable."""
         ...
 
 
 class InMemoryRegistry:
-    """A registry in the memory of this process, with the same contract."""
+    """A schema registry in the memory of this process, with the contract of a real one."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._subjects: dict[str, dict[str, int]] = {}
 
     def register(self, subject: str, schema: Schema) -> int:
-        """See Registry."""
+        """Register a schema in memory; see Registry."""
         ids = self._subjects.setdefault(subject, {})
         if schema.text not in ids:
             if schema.text not in self._texts:
@@ -53,19 +53,19 @@ class InMemoryRegistry:
         return ids[schema.text]
 
     def find(self, subject: str, schema: Schema) -> int | None:
-        """See Registry."""
+        """Return the id of a schema in memory; see Registry."""
         return self._subjects.get(subject, {}).get(schema.text)
 
     def text(self, schema_id: int) -> str | None:
-        """See Registry."""
+        """Return the text of a schema in memory; see Registry."""
         return self._texts[schema_id - 1] if 0 < schema_id <= len(self._texts) else None
 
     def set_compatibility(self, subject: str, level: str) -> None:
-        """See Registry; nothing here evolves."""
+        """Do nothing, as no schema in memory evolves; see Registry."""
 
 
 class Catalog:
-    """Schema ids in both directions, filled before anything is consumed.
+    """Schema ids by Avro record and records by id, filled before any message is consumed.
 
     `writing` ids come from the registry once. A reader's unknown id is looked up at most ten times
     a second, and accepted only if its canonical form is one of ours: an id of another schema could
@@ -86,23 +86,26 @@ class Catalog:
         self._pinned = {our.fingerprint: name for name, our in schemas().items()}
 
     def frame_of(self, name: str) -> bytes:
-        """Return the frame to write before Avro bytes of this record."""
+        """Return the frame (magic byte, schema id) to write before Avro bytes of this record."""
         return frame(self._ids[name])
 
     def id_of(self, name: str) -> int:
-        """Return the schema id that this record is written with."""
+        """Return the schema id that bytes of this Avro record are written with."""
         return self._ids[name]
 
     def ids_of(self, name: str) -> tuple[int, ...]:
-        """Return every id known so far to mean this record."""
+        """Return every schema id known so far to mean this Avro record."""
         return tuple(schema_id for schema_id, known in self._names.items() if known == name)
 
     def ids_for(self, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-        """Return every id known so far to mean these records, by name; see `catalog_of_ids`."""
+        """Return every schema id known so far to mean these Avro records, by name.
+
+        See `catalog_of_ids`.
+        """
         return {name: tuple(sorted(self.ids_of(name))) for name in sorted(names)}
 
     def name_of(self, schema_id: int, *, allowed: Iterable[str]) -> str:
-        """Return the record that an id means, if it is allowed. Raises UndecodableEvent."""
+        """Return the Avro record that a schema id means, if allowed. Raises UndecodableEvent."""
         name = self._names.get(schema_id) or self._look_up(schema_id)
         if name not in allowed:
             raise UndecodableEvent(
@@ -151,7 +154,7 @@ class Catalog:
 
 
 def load_catalog(registry: Registry, namespace: str) -> Catalog:
-    """Return a catalog of all schemas, with ids from the registry.
+    """Return a catalog of all our Avro schemas, with ids from the schema registry.
 
     Raises Refused naming the subjects that are not registered.
     """
@@ -175,7 +178,7 @@ def load_catalog(registry: Registry, namespace: str) -> Catalog:
 
 
 def catalog_of_ids(ids: Mapping[str, tuple[int, ...]]) -> Catalog:
-    """Return a catalog that knows these ids, by schema name, and no others; it asks no registry."""
+    """Return a catalog that knows just these schema ids, by schema name; asks no registry."""
     our_schemas = schemas()
     texts: dict[int, str] = {}
     ids_to_write: dict[str, int] = {}
@@ -219,7 +222,7 @@ class _KnownIds:
 
 
 def register_all(registry: Registry, namespace: str) -> dict[str, int]:
-    """Register every schema for its topic, FULL_TRANSITIVE, and return the ids by subject."""
+    """Register every Avro schema for its topic, FULL_TRANSITIVE; return the ids by subject."""
     ids = {}
     for topic in topics().values():
         for name in topic.records:

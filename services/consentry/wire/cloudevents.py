@@ -1,4 +1,4 @@
-"""The headers of a member event: CloudEvents in Kafka's binary mode, and W3C trace context.
+"""Message headers of a member event: CloudEvents in Kafka's binary mode, and W3C trace context.
 
 No decision depends on a header; they are for the tools of those who run the topics. Source:
 CloudEvents 1.0.2, Kafka protocol binding 1.0.2, section 3.2; W3C Trace Context, section 3.
@@ -30,7 +30,7 @@ def _constant(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
 
 
 def uuid_text(hexadecimal: str) -> str:
-    """Return 32 hexadecimal digits as a UUID is written, four times faster than the uuid module.
+    """Return 32 hexadecimal digits as a UUID in a header is written, faster than module uuid.
 
     It is called once for each event.
     """
@@ -39,7 +39,9 @@ def uuid_text(hexadecimal: str) -> str:
 
 
 def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[tuple[str, bytes]]:
-    """Return the headers of an event; a `traceparent` that is not well-formed is left out.
+    """Return the CloudEvents headers of a member event's message.
+
+    A `traceparent` that is not well-formed is left out.
 
     No header names the member: tools show and log headers. `ce_partitionkey` would, and is left
     out; the message's key says the same.
@@ -50,7 +52,7 @@ def event_headers(event: SentEvent, *, traceparent: str | None = None) -> list[t
 def common_headers(
     event: SentEvent, *, traceparent: str | None = None
 ) -> tuple[tuple[str, bytes], ...]:
-    """Return the headers that all events of one kind, source and trace have."""
+    """Return the CloudEvents headers that all events of one kind, source and trace share."""
     headers = _constant(type(event).__name__, event.source)
     if traceparent is not None and TRACEPARENT_PATTERN.fullmatch(traceparent):
         return (*headers, ("traceparent", traceparent.encode()))
@@ -58,5 +60,5 @@ def common_headers(
 
 
 def with_id(common: tuple[tuple[str, bytes], ...], event_id: str) -> list[tuple[str, bytes]]:
-    """Return the headers of one event: the common ones, and its id as a UUID is written."""
+    """Return the CloudEvents headers of one event: the common ones, and its id as a UUID."""
     return [*common, ("ce_id", event_id.encode())]

@@ -1,4 +1,4 @@
-"""Controls from and to bytes."""
+"""Controls (pauses, lifts, policies) from and to the Avro bytes of their messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MILLI_MICROS = 1000
 
 
 def control_key(control: Control) -> bytes:
-    """Return the record key of a control. It is unique, so that compaction never drops one."""
+    """Return the key of a control's message: unique, so that compaction never drops one."""
     if isinstance(control, PolicyPublished):
         return f"policy:{control.version}:{control.event_id.hex()}".encode()
     kind = "pause" if isinstance(control, PauseImposed) else "lift"
@@ -40,7 +40,7 @@ def control_key(control: Control) -> bytes:
 
 
 def read_control(value: bytes | None, catalog: Catalog) -> Control:
-    """Decode one control. Raises UndecodableEvent."""
+    """Decode one control (pause, lift, policy) from its bytes. Raises UndecodableEvent."""
     name, fields = read_fields(value, CONTROLS, catalog)
     for instant in ("effective_at", "recorded_at"):
         if not INSTANT_MIN <= fields[instant] < INSTANT_MAX:
@@ -99,7 +99,7 @@ def _purge_within(seconds: int) -> Micros:
 
 
 def write_control(control: Control, catalog: Catalog) -> bytes:
-    """Return the framed bytes of a control."""
+    """Return the framed Avro bytes of a control (pause, lift, policy)."""
     fields: dict[str, Any] = {
         "event_id": control.event_id,
         "effective_at": control.effective_at,
@@ -163,7 +163,7 @@ def _clamped(control: Control, appended_at: Micros) -> Control:
 def read_control_or_pause(
     value: bytes | None, *, offset: int, appended_at: Micros, catalog: Catalog
 ) -> Control:
-    """Return the control in a message; for one that cannot be read, a pause of everything.
+    """Return the control in a message's bytes; if unreadable, a pause of everything.
 
     Its content is unknown, so nothing may be used until an operator lifts `unreadable-<offset>`.
     Source: B-28.

@@ -1,4 +1,4 @@
-"""Member events to bytes for producers that send many: the bytes of `events.write_event`, faster.
+"""Member events to Avro bytes for producers that send many: as `events.write_event`, faster.
 
 The bytes of an event fall into parts (see event_batches.py for one event taken apart):
 
@@ -53,7 +53,9 @@ it.
 
 
 class EventWriter:
-    """Writes events, framed for the ids of one catalog. Threads may share it.
+    """Writes member events as Avro bytes, framed for the schema ids of one catalog.
+
+    Threads may share it.
 
     It checks all that a reader checks, so that no bytes come out for which a reader would
     quarantine the member: a caller need not check anything before.
@@ -67,7 +69,7 @@ class EventWriter:
         self._instant = InstantWriter().write
 
     def write(self, event: SentEvent) -> bytes:
-        """Return the framed bytes of the event; the key is `event.member` in ASCII.
+        """Return the framed Avro bytes of a member event; its key is `event.member` in ASCII.
 
         Raises InvalidInput for an event that no reader would take; its code ends in the class of
         the error.
@@ -78,7 +80,7 @@ class EventWriter:
             return self._write_strictly(event)  # names what is wrong with a value of another type
 
     def template(self, event: SentEvent, value: bytes) -> EventTemplate:
-        """Return a function that writes events like this one: the cheapest way for many.
+        """Return a function that writes bytes of events like this one: cheapest for many.
 
         They differ from `event` only in identity, member and times; `value` is what `write`
         returned for it.

@@ -50,7 +50,7 @@ EVENT_NAMES: Final = topics()[MEMBER_EVENTS].records
 
 
 def read_event(value: bytes | None, key: bytes, catalog: Catalog) -> MemberEvent:
-    """Decode one member event.
+    """Decode one member event from a message's Avro bytes.
 
     Raises UndecodableEvent for anything that is not exactly one, whatever it is.
     """
@@ -67,7 +67,7 @@ def read_event(value: bytes | None, key: bytes, catalog: Catalog) -> MemberEvent
 
 
 def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX) -> dict[str, Any]:
-    """Decode Avro bytes of the record `name`, all of them; encoding must give the same bytes back.
+    """Decode Avro bytes of record `name`, all of them; encoding must give the same bytes.
 
     Re-encoding catches what the decoder lets through: negative enum and union indexes, over-long
     varints, booleans beyond 1. Raises UndecodableEvent.
@@ -99,7 +99,10 @@ def read_strictly(name: str, payload: bytes, *, bytes_max: int = EVENT_BYTES_MAX
 
 
 def check_fields(fields: Mapping[str, Any], key: bytes) -> None:
-    """Check what encoding cannot: identity, names, times, text. Raises UndecodableEvent."""
+    """Check fields of a decoded event that Avro does not: identity, names, times, text.
+
+    Raises UndecodableEvent.
+    """
     member = fields["member_id"]
     if MEMBER_ID_PATTERN.fullmatch(member) is None:
         raise UndecodableEvent("member_id", "The member id does not match its pattern.")
@@ -124,7 +127,7 @@ def check_fields(fields: Mapping[str, Any], key: bytes) -> None:
 
 
 def admit(event: MemberEvent, appended_at: Micros) -> MemberEvent:
-    """Return the event with `recorded_at` at most the broker's append time (microseconds).
+    """Return a decoded event with `recorded_at` at most the broker's append time (µs).
 
     A later time of an event that excludes is clamped. An opt-in or a release from the future is
     refused, as it could outlive a lift or end a quarantine too early. Raises UndecodableEvent.
@@ -205,7 +208,10 @@ _BUILDERS: Final[Mapping[str, Callable[[Mapping[str, Any]], MemberEvent]]] = {
 
 
 def write_event(event: SentEvent, catalog: Catalog) -> bytes:
-    """Return the framed bytes of an event as producers send it; its key is the member in ASCII."""
+    """Return the framed Avro bytes of a member event as producers send it.
+
+    Its key is the member in ASCII.
+    """
     name = type(event).__name__
     fields: dict[str, Any] = {
         "event_id": event.event_id,

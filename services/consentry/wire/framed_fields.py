@@ -1,4 +1,4 @@
-"""The fields of a framed message other than a member event, from and to bytes."""
+"""Fields of framed Avro messages other than member events, from and to bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INT_MAX = 1 << 31
 
 
 def read_fields(value: bytes | None, topic: str, catalog: Catalog) -> tuple[str, dict[str, Any]]:
-    """Return the record name and the fields of a message. Raises UndecodableEvent."""
+    """Return the record name and fields in a message's Avro bytes. Raises UndecodableEvent."""
     name = catalog.name_of(schema_id_of(value), allowed=topics()[topic].records)
     assert value is not None  # schema_id_of refuses an empty value
     fields = read_strictly(name, value[FRAME_LENGTH:], bytes_max=CONTROL_BYTES_MAX)
@@ -27,7 +27,7 @@ def read_fields(value: bytes | None, topic: str, catalog: Catalog) -> tuple[str,
 
 
 def write_fields(name: str, fields: Mapping[str, Any], catalog: Catalog) -> bytes:
-    """Return the framed bytes of a record. Raises InvalidInput for one that is too large."""
+    """Return the framed Avro bytes of a record. Raises InvalidInput for one too large."""
     payload = schema(name).encode(fields)
     if len(payload) > CONTROL_BYTES_MAX:
         raise InvalidInput(
@@ -39,10 +39,10 @@ def write_fields(name: str, fields: Mapping[str, Any], catalog: Catalog) -> byte
 
 
 def as_tuple(values: list[str] | None) -> tuple[str, ...] | None:
-    """Return an optional list of the wire as a value holds it."""
+    """Return an optional list decoded from Avro bytes as a tuple, as our values hold it."""
     return None if values is None else tuple(values)
 
 
 def as_list(values: tuple[str, ...] | None) -> list[str] | None:
-    """Return an optional tuple of a value as the wire holds it."""
+    """Return an optional tuple of a value as a list, as Avro encodes it."""
     return None if values is None else list(values)

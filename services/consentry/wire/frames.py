@@ -10,12 +10,12 @@ FRAME_LENGTH: Final = 5
 
 
 def frame(schema_id: int) -> bytes:
-    """Return the five bytes that stand before Avro bytes written with this schema."""
+    """Return the Confluent frame: the five bytes before Avro bytes of this schema id."""
     return b"\x00" + schema_id.to_bytes(4, "big")
 
 
 def schema_id_of(value: bytes | None) -> int:
-    """Return the schema id of a framed value.
+    """Return the schema id in the Confluent frame of a message's bytes.
 
     Raises UndecodableEvent for an absent, short or unframed one.
     """

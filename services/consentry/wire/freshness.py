@@ -1,4 +1,4 @@
-"""The proof of how fresh a follower's records are: the frontiers that it has read and reached."""
+"""The proof of how fresh a reader's records are: frontier messages it has read and reached."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stale_age(
     *,
     clocks_seconds: float = CLOCKS_SECONDS_MAX,
 ) -> str:
-    """Return why an age proves nothing fresh, as a clause that names `subject`; empty if it does.
+    """Return why an age proves no record fresh, as a clause naming `subject`; empty if it does.
 
     An age below `-clocks_seconds` is refused as well: a clock that went back makes no old record
     fresh. An age that is not a number is never fresh.
@@ -48,7 +48,7 @@ def stale_age(
 
 
 class Freshness:
-    """The frontiers of all partitions: those that wait for their positions, and those that count.
+    """Frontier messages of all partitions: those waiting for their positions, those that count.
 
     A frontier says: all events recorded up to its time are in records below its offset. It counts
     once the follower's positions have reached that offset. `partitions` is the partition count of
@@ -65,7 +65,7 @@ class Freshness:
         self._waiting: dict[int, deque[Frontier]] = {}
 
     def apply(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
-        """Take a frontier in; it counts once the positions it names are reached.
+        """Take a frontier message in; it counts once the log positions it names are reached.
 
         Its time is a worker's clock: it is never believed beyond `appended_at`, the broker's.
         """
@@ -87,7 +87,7 @@ class Freshness:
             self.tainted.discard(frontier.partition)
 
     def settle(self, positions: Positions) -> None:
-        """Let the frontiers count whose positions have been reached by now."""
+        """Let the frontier messages count whose log positions have been reached by now."""
         controls_position = positions.get((CONTROLS, 0), 0)
         for partition, waiting in self._waiting.items():
             position = positions.get((RECORDS, partition), 0)
@@ -108,7 +108,7 @@ class Freshness:
                 self._covered[partition] = frontier
 
     def missing(self, token: Token, positions: Positions) -> str:
-        """Return what the token demands and is not here yet; empty where all of it is."""
+        """Return what a consistency token demands and is not read yet; empty if all is."""
         log = token.log.hex()
         if all(known.log != log for known in self._covered.values()):
             return "the token is of a log that is not followed here"
@@ -128,18 +128,18 @@ class Freshness:
         return ""
 
     def staleness_seconds(self, now: Micros) -> float:
-        """Return the age of the least fresh partition; infinite while one was never fresh."""
+        """Return the age of the least fresh partition; infinite while one never was fresh."""
         if len(self._fresh_at) < self.partitions:
             return math.inf
         return (now - min(self._fresh_at.values())) / 1e6
 
     @property
     def newest(self) -> Micros:
-        """The latest time that any partition has been proven fresh for."""
+        """The latest time that any partition's frontier has proven it fresh for."""
         return max(self._fresh_at.values(), default=Micros(0))
 
     def counted(self) -> dict[int, Frontier]:
-        """Return per partition the frontier that counts.
+        """Return per partition the frontier message that counts.
 
         Its time is the latest for which the partition is fresh.
         """
@@ -151,7 +151,7 @@ class Freshness:
         return frontiers
 
     def token(self, positions: Positions, issued_at: Micros) -> Token | None:
-        """Return the token of all that is proven here; None while nothing is.
+        """Return the consistency token of all that frontiers prove here; None while nothing.
 
         A reader as fresh as this token knows as much. Without one log that all frontiers agree on
         there is no token; a partition whose frontier names no log demands nothing.

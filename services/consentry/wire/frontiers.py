@@ -1,4 +1,4 @@
-"""Frontiers from and to bytes."""
+"""Frontier messages (the progress of each partition) from and to Avro bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Frontier(NamedTuple):
-    """The progress of a partition; times in microseconds since 1970-01-01 UTC, offsets exclusive.
+    """A message that tells a partition's progress; times in microseconds since 1970 UTC.
+
+    Offsets are exclusive.
 
     `log` names the log of `next_offset` (kafka.log_identity, in hexadecimal digits; empty: not
     known).
@@ -35,13 +37,16 @@ class Frontier(NamedTuple):
 
 
 def read_frontier(value: bytes | None, catalog: Catalog) -> Frontier:
-    """Decode one frontier. Raises UndecodableEvent."""
+    """Decode one frontier (a partition's progress) from its bytes. Raises UndecodableEvent."""
     _, fields = read_fields(value, FRONTIERS, catalog)
     return Frontier(**fields)
 
 
 def readable_frontiers(messages: Iterable[StoredMessage], catalog: Catalog) -> Iterator[Frontier]:
-    """Yield the frontiers of a topic; an unreadable one proves nothing and is left out."""
+    """Decode the frontiers of a topic's messages; leaves unreadable ones out.
+
+    Those prove nothing.
+    """
     for message in messages:
         try:
             yield read_frontier(message.value, catalog)
@@ -50,5 +55,5 @@ def readable_frontiers(messages: Iterable[StoredMessage], catalog: Catalog) -> I
 
 
 def write_frontier(frontier: Frontier, catalog: Catalog) -> bytes:
-    """Return the framed bytes of a frontier; its key is the partition's number."""
+    """Return the framed Avro bytes of a frontier; its key is the partition's number."""
     return write_fields("Frontier", frontier._asdict(), catalog)

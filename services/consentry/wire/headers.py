@@ -1,4 +1,4 @@
-"""The headers of a message as values: bounded when they are kept, and never a reason to allow."""
+"""Headers of a message as plain values: bounded when they are kept, never a reason to allow."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ UNREADABLE: Final[Headers] = ()
 
 
 def are_refused(headers: Headers | None) -> bool:
-    """Say whether a message is refused for its headers: unreadable, or too many."""
+    """Say whether a message is refused for its headers: unreadable bytes, or too many."""
     return headers is not None and not 0 < len(headers) <= HEADERS_MAX
 
 
 def kept_headers(headers: Headers | None, ours: Mapping[str, str]) -> list[Header]:
-    """Return the headers of a quarantined message: its first 32, cut to a bound, then ours.
+    """Return the headers to write on a quarantined message: its first 32, cut, then ours.
 
     An original header with one of our names is left out: a reader of the first of two would believe
     it.

@@ -1,4 +1,4 @@
-"""The jurisdictions of ISO 3166, from pycountry, and the EEA as dated data."""
+"""ISO 3166 codes of jurisdictions, as pycountry has them, and the EEA as dated data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _EEA_UNTIL: Final = {
 
 @cache
 def iso_jurisdictions() -> Jurisdictions:
-    """Return all ISO 3166-1 alpha-2 and ISO 3166-2 codes of pycountry, and the group EEA."""
+    """Return all ISO 3166-1 alpha-2 and 3166-2 codes of pycountry, and the group EEA."""
     countries = frozenset(country.alpha_2 for country in pycountry.countries)
     subdivisions = frozenset(subdivision.code for subdivision in pycountry.subdivisions)
     return Jurisdictions(
@@ -76,7 +76,10 @@ def _twins() -> dict[str, str]:
 
 
 def name_of(code: str) -> str | None:
-    """Return the English name of a country, or of a subdivision with its country's; else None."""
+    """Return the English name in pycountry of a country, or of a subdivision and its country.
+
+    None if it has none.
+    """
     return _names().get(code)
 
 

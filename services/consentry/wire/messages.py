@@ -9,7 +9,10 @@ from consentry.wire.headers import Header
 
 
 class StoredMessage(NamedTuple):
-    """One message as it stands in a topic; `appended_at` in microseconds since 1970-01-01 UTC."""
+    """One message of a topic as plain bytes and numbers, without a Kafka client.
+
+    `appended_at` is in microseconds since 1970-01-01 UTC.
+    """
 
     partition: int
     offset: int

@@ -1,4 +1,6 @@
-"""The partition of a key by murmur2, as Kafka's Java client and librdkafka's murmur2_random do.
+"""The partition of a message key by murmur2, as Java's Kafka client and murmur2_random do.
+
+murmur2_random is librdkafka's.
 
 murmur2 (Austin Appleby) mixes four bytes at a time into a 32-bit hash; the last one to three bytes
 are mixed in at the end.
@@ -23,7 +25,10 @@ _BATCH_ROWS_MIN: Final = 24
 
 
 def murmur2(key: bytes) -> int:
-    """Return the unsigned 32-bit hash of `key`, as org.apache.kafka.common.utils.Utils.murmur2."""
+    """Return the unsigned 32-bit murmur2 hash of a message key's bytes, as Java clients do.
+
+    Theirs is org.apache.kafka.common.utils.Utils.murmur2.
+    """
     length = len(key)
     hashed = (_SEED ^ length) & _MASK
     whole = length & ~3
@@ -39,12 +44,15 @@ def murmur2(key: bytes) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Return the partition of one key among `partitions`."""
+    """Return the murmur2 partition of one message key among `partitions`."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 def partitions_of(keys: Sequence[bytes], partitions: int) -> npt.NDArray[np.int64]:
-    """Return the partition of each key, in order; keys of equal length are hashed together."""
+    """Return the murmur2 partition of each message key, in order.
+
+    Keys of equal length are hashed together.
+    """
     if len(keys) < _BATCH_ROWS_MIN:
         return np.array([partition_of(key, partitions) for key in keys], dtype=np.int64)
     result = np.empty(len(keys), dtype=np.int64)

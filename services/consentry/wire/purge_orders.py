@@ -1,4 +1,4 @@
-"""Purge orders and receipts from and to bytes."""
+"""Purge orders and receipts from and to the Avro bytes of their messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consentry.wire.schemas import PURGE_ORDERS, RECEIPTS
 
 
 def read_order(value: bytes | None, catalog: Catalog) -> PurgeOrder:
-    """Decode one purge order. Raises UndecodableEvent."""
+    """Decode one purge order from its Avro bytes. Raises UndecodableEvent."""
     _, fields = read_fields(value, PURGE_ORDERS, catalog)
     if fields["because"] not in PurgeReason.__members__:
         raise UndecodableEvent("purge_reason", "The purge order's reason is not one of ours.")
@@ -35,7 +35,7 @@ def read_order(value: bytes | None, catalog: Catalog) -> PurgeOrder:
 
 
 def write_order(order: PurgeOrder, catalog: Catalog) -> bytes:
-    """Return the framed bytes of a purge order; its key is the order's id."""
+    """Return the framed Avro bytes of a purge order; its key is the order's id."""
     scope = order.scope or Scope(jurisdictions=())
     fields = {
         "order_id": order.order_id,
@@ -53,7 +53,7 @@ def write_order(order: PurgeOrder, catalog: Catalog) -> bytes:
 
 
 def read_receipt(value: bytes | None, catalog: Catalog) -> Receipt:
-    """Decode one receipt; an unknown result leaves the obligation open.
+    """Decode one purge receipt from its bytes; an unknown result leaves the order open.
 
     Raises UndecodableEvent.
     """
@@ -73,7 +73,7 @@ def read_receipt(value: bytes | None, catalog: Catalog) -> Receipt:
 
 
 def write_receipt(receipt: Receipt, catalog: Catalog) -> bytes:
-    """Return the framed bytes of a receipt; its key is the subscriber."""
+    """Return the framed Avro bytes of a purge receipt; its key is the subscriber."""
     fields = {
         "order_id": receipt.order_id,
         "subscriber": receipt.subscriber,

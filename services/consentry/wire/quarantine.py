@@ -1,4 +1,4 @@
-"""Messages of the quarantine: unreadable ones, with their original bytes and headers."""
+"""Messages of the quarantine topic: unreadable ones, with their original bytes and headers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ _BYTES_MAX: Final = 2_000_000
 
 
 def unreadable_event_id(partition: int, offset: int) -> bytes:
-    """Return the event id of the quarantine for the unreadable message at a position."""
+    """Return the event id that stands for the unreadable message at a log position."""
     return hashlib.blake2b(f"{partition}:{offset}".encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineEntry:
-    """One unreadable message as it came; `partition` and `offset` are those in member-events."""
+    """One message of the quarantine topic: an unreadable one with its original bytes.
+
+    `partition` and `offset` are those in member-events.
+    """
 
     partition: int
     offset: int
@@ -41,17 +44,20 @@ class QuarantineEntry:
 
     @property
     def name(self) -> str:
-        """The name that operators use for it."""
+        """The name that operators use for this quarantined message."""
         return f"{self.partition}-{self.offset}"
 
     @property
     def member(self) -> MemberId | None:
-        """The member of the event; None if the key is not an id: then the partition is tainted."""
+        """The member in the key of the unreadable message; None if it is no member id.
+
+        Then the partition is tainted.
+        """
         text = (self.key or b"").decode("latin-1")
         return MemberId(text) if MEMBER_ID_PATTERN.fullmatch(text) else None
 
     def quarantine(self, record: Record | None) -> Fact | None:
-        """Return the quarantine that this message caused, if the record still has it."""
+        """Return the quarantine that this unreadable message caused, if still in the record."""
         if record is None or self.member is None:
             return None
         event_id = unreadable_event_id(self.partition, self.offset)
@@ -64,7 +70,7 @@ class QuarantineEntry:
 
 
 def read_entry(message: StoredMessage, catalog: Catalog) -> QuarantineEntry | None:
-    """Return the entry in a message of the quarantine topic; None if it is not one."""
+    """Decode a message of the quarantine topic from its bytes; None if it is not one."""
     try:
         value = message.value
         name = catalog.name_of(schema_id_of(value), allowed=topics()[QUARANTINE].records)

@@ -1,4 +1,4 @@
-"""Records from and to bytes: the Avro bytes of ConsentRecord, by hand as every event passes here.
+"""Members' records from and to Avro bytes (ConsentRecord), by hand as each event passes here.
 
 A record is its frame, its version (8 bytes, big-endian), the facts as one Avro block, newest first,
 two horizons, and a CRC-32 over the member id and everything before it. The checksum covers the id
@@ -52,7 +52,7 @@ DIGEST_BITS: Final = 128
 
 
 class DamagedRecord(ConsentryError):
-    """Raised when bytes are not a record, or do not carry their checksum.
+    """Raised when bytes are not a member's record, or do not carry their checksum.
 
     The member is quarantined then.
     """
@@ -66,7 +66,7 @@ class DamagedRecord(ConsentryError):
 
 
 def fact_body(fact: Fact) -> bytes:
-    """Return the bytes of a fact without its version, which stands before them."""
+    """Return the Avro bytes of a fact without its version, which stands before them."""
     name = fact.name.encode()
     if fact.observed_version is None:
         observed = b"\x00"
@@ -86,13 +86,13 @@ def fact_body(fact: Fact) -> bytes:
 
 
 def body_fact(body: bytes) -> Fact:
-    """Return the fact of `fact_body`'s bytes, with version 0."""
+    """Return the fact decoded from the bytes of `fact_body`, with version 0."""
     fact, _ = _read_fact(b"\x00" + body, 0)
     return fact
 
 
 def write_record(record: Record, record_frame: bytes) -> bytes:
-    """Return the framed bytes of a record, with its checksum."""
+    """Return the framed Avro bytes of a member's record, with its checksum."""
     count = len(record.facts)
     newest_first = b"".join(
         long_bytes(fact.version) + fact_body(fact) for fact in reversed(record.facts)
@@ -104,7 +104,10 @@ def write_record(record: Record, record_frame: bytes) -> bytes:
 
 
 def read_record(raw: bytes, member: bytes) -> Record:
-    """Return the record of framed bytes. Raises DamagedRecord for a wrong checksum or form."""
+    """Decode a member's record from framed bytes. Raises DamagedRecord if they are not sound.
+
+    That is for a wrong checksum or form.
+    """
     verify_checksum(raw, member)
     try:
         count, position = read_long(raw, _FACTS_AT)
@@ -133,18 +136,18 @@ def read_record(raw: bytes, member: bytes) -> Record:
 
 
 def verify_checksum(raw: bytes, member: bytes) -> None:
-    """Raise DamagedRecord unless the bytes end in the checksum of this member's record."""
+    """Raise DamagedRecord unless bytes end in the checksum of this member's record."""
     if len(raw) < _LENGTH_MIN or crc32(raw[:-4], crc32(member)) != int.from_bytes(raw[-4:], "big"):
         raise DamagedRecord("its checksum does not match")
 
 
 def version_of(raw: bytes) -> int:
-    """Return the version of a framed record, without reading the rest."""
+    """Return the version in the bytes of a member's record, without decoding the rest."""
     return int.from_bytes(raw[FRAME_LENGTH:_FACTS_AT], "big")
 
 
 def newest_fact(raw: bytes) -> Fact | None:
-    """Return the last fact folded, without reading the rest; None if the record has no facts."""
+    """Return the newest fact in a record's bytes without decoding the rest; None if none."""
     count, position = read_long(raw, _FACTS_AT)
     if count <= 0:
         return None
@@ -153,7 +156,7 @@ def newest_fact(raw: bytes) -> Fact | None:
 
 
 def is_ancestor(older: bytes, newer: bytes) -> bool:
-    """Say whether `newer` continues `older`: it still holds the last fact of `older`.
+    """Say whether the record bytes `newer` continue `older`: they still hold its last fact.
 
     Otherwise one of the two lost an event. A record that folded this fact away says no too; that
     quarantines a member rather than miss a loss.
@@ -185,7 +188,7 @@ def _read_fact(data: bytes, position: int) -> tuple[Fact, int]:
 
 
 def record_digest(member: bytes, raw: bytes) -> int:
-    """Return what one record adds to a digest.
+    """Return the number that the bytes of one member's record add to a digest.
 
     Sums of these modulo 2^128 compare table, log and followers in any order.
     """
@@ -195,13 +198,13 @@ def record_digest(member: bytes, raw: bytes) -> int:
 
 
 def first_record(member: bytes, body: bytes, record_frame: bytes) -> bytes:
-    """Return the framed bytes of a new member's record with one fact."""
+    """Return the framed Avro bytes of a new member's record with one fact."""
     head = b"%b\x00\x00\x00\x00\x00\x00\x00\x01\x02\x02%b\x00\x00\x00" % (record_frame, body)
     return head + crc32(head, crc32(member)).to_bytes(4, "big")
 
 
 def append_fact(raw: bytes, member: bytes, body: bytes, tag: bytes) -> bytes | None:
-    """Return the record after one more fact, by putting its bytes before the others.
+    """Return a record's bytes with one more fact, put before the bytes of the others.
 
     None where the record has to be read: the member may be erased, the event may be a repetition,
     the block is full, or facts were folded. Otherwise it equals reading, `fold_fact` and writing

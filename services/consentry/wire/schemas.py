@@ -1,4 +1,7 @@
-"""The Avro schemas of the data package, parsed once, and the topics declared beside them."""
+"""The Avro schemas that bytes are read and written with, parsed once, and the declared topics.
+
+Both are data of the package `consentry_schemas`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ QUARANTINE: Final = "quarantine"
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One record schema: its short name, the registered text, and the same parsed by fastavro."""
+    """One Avro record schema to encode with: its short name, registered text, and parsed form.
+
+    fastavro parsed it.
+    """
 
     name: str
     text: str
@@ -35,26 +41,26 @@ class Schema:
     fingerprint: str
 
     def encode(self, value: Mapping[str, Any]) -> bytes:
-        """Return the Avro bytes of `value`, without a frame."""
+        """Return the Avro bytes of `value` by this schema, without a frame."""
         buffer = io.BytesIO()
         fastavro.schemaless_writer(buffer, self.parsed, value, strict=True)
         return buffer.getvalue()
 
 
 def canonical_fingerprint(text: str) -> str:
-    """Return the SHA-256 of the parsing canonical form: equal for schemas of the same bytes."""
+    """Return the SHA-256 of a schema's canonical form: equal where the Avro bytes are."""
     return str(fingerprint(to_parsing_canonical_form(json.loads(text)), "sha256"))
 
 
 @cache
 def schema(name: str) -> Schema:
-    """Return the schema `name`, such as ConsentChanged. Raises KeyError for an unknown name."""
+    """Return the Avro schema `name`, such as ConsentChanged. Raises KeyError if unknown."""
     return schemas()[name]
 
 
 @cache
 def schemas() -> Mapping[str, Schema]:
-    """Return every schema of the package by short name."""
+    """Return every Avro schema of the data package, parsed, by short name."""
     by_name: dict[str, Schema] = {}
     for name, content in _package_files("avro", ".avsc"):
         text = json.dumps(json.loads(content))
@@ -73,7 +79,10 @@ def _package_files(folder: str, suffix: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A declared topic: `name` is without namespace, `records` are the schemas it may carry."""
+    """A topic declared beside the Avro schemas, with the records that its messages may carry.
+
+    `name` is without namespace, `records` are the names of those schemas.
+    """
 
     name: str
     key: str
@@ -83,7 +92,7 @@ class Topic:
     same_partitions_as: str | None = None
 
     def config_for(self, profile: str) -> dict[str, str]:
-        """Return the broker's topic settings for a profile; those of `local` are the default."""
+        """Return the broker's settings of a declared topic for a profile (default: local)."""
         settings: dict[str, str] = {}
         for name, value in self.config.items():
             if isinstance(value, str):
@@ -93,13 +102,13 @@ class Topic:
         return settings
 
     def partitions_for(self, profile: str) -> int:
-        """Return the declared partition count for a profile."""
+        """Return the declared partition count of a topic for a profile."""
         return self.partitions.get(profile, self.partitions["local"])
 
 
 @cache
 def topics() -> Mapping[str, Topic]:
-    """Return every declared topic by short name."""
+    """Return every topic declared beside the Avro schemas, by short name."""
     yaml = YAML(typ="safe")
     by_name: dict[str, Topic] = {}
     for _, content in _package_files("topics", ".yaml"):
@@ -116,10 +125,10 @@ def topics() -> Mapping[str, Topic]:
 
 
 def topic_name(namespace: str, topic: str) -> str:
-    """Return the name on the broker, such as consentry.member-events."""
+    """Return a declared topic's name on the broker, such as consentry.member-events."""
     return f"{namespace}.{topic}"
 
 
 def subject(namespace: str, topic: str, record: str) -> str:
-    """Return the registry subject by TopicRecordNameStrategy."""
+    """Return the registry subject of an Avro schema by TopicRecordNameStrategy."""
     return f"{topic_name(namespace, topic)}-{NAMESPACE}.{record}"

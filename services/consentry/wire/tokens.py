@@ -1,4 +1,4 @@
-"""Consistency tokens: how far a reader has to have come to know of an accepted event.
+"""Consistency tokens as signed text: how far a reader must have read to know an accepted event.
 
 They are signed, compact, and safe to pass on. A token only ever adds a demand: a forged one can
 make an answer STALE and nothing else. The signature shows that the token in a job's configuration
@@ -36,7 +36,7 @@ _SECOND_MICROS: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A lower bound of freshness: every offset below these has been applied.
+    """A consistency token decoded: every offset of the log below these has been applied.
 
     `log` (8 bytes) tells which log the offsets are of (kafka.log_identity): after a topic was made
     anew they mean nothing. `offsets` has the next offset of member-events per partition, `controls`
@@ -50,7 +50,7 @@ class Token:
     issued_at: Micros
 
     def merged(self, other: Token) -> Token:
-        """Return a token as fresh as both. Raises InvalidInput for tokens of different logs."""
+        """Return a consistency token as fresh as both. Raises InvalidInput if logs differ."""
         if self.log != other.log:
             raise InvalidInput(
                 "The tokens are of two different logs: no reader can be as fresh as both.",
@@ -69,7 +69,7 @@ class Token:
 
 
 def merge(tokens: Iterable[Token]) -> Token | None:
-    """Return one token as fresh as each of these; None for an empty list.
+    """Return one consistency token as fresh as each of these; None for an empty list.
 
     Raises InvalidInput for different logs.
     """
@@ -80,7 +80,7 @@ def merge(tokens: Iterable[Token]) -> Token | None:
 
 
 class TokenKeys:
-    """The secrets that tokens are signed with, by key id (1 to 255).
+    """The secrets that consistency tokens are signed with, by key id (1 to 255).
 
     The highest id signs, all of them verify. Without any, tokens are unsigned, and only unsigned
     ones can be checked.
@@ -98,7 +98,7 @@ class TokenKeys:
 
     @classmethod
     def parse(cls, text: str) -> TokenKeys:
-        """Return the keys in lines of ID:HEX, each secret of 32 bytes or more.
+        """Return the token secrets in lines of ID:HEX, each of 32 bytes or more.
 
         Raises InvalidInput, never naming a secret.
         """
@@ -124,7 +124,10 @@ class TokenKeys:
 
     @classmethod
     def read(cls, path: Path | str) -> TokenKeys:
-        """Return the keys in a file; see `parse`. Raises InvalidInput, also if it is unreadable."""
+        """Return the token secrets in a file; see `parse`. Raises InvalidInput.
+
+        It does so also if the file is unreadable.
+        """
         try:
             return cls.parse(Path(path).read_text())
         except (OSError, UnicodeDecodeError) as error:
@@ -146,13 +149,13 @@ class TokenKeys:
 
 
 def write_token(token: Token, keys: TokenKeys) -> str:
-    """Return the token as URL-safe text, signed with the newest key."""
+    """Return a consistency token as URL-safe text, signed with the newest key."""
     payload = _payload(token, keys.signing)
     return base64.urlsafe_b64encode(payload + keys.mac(keys.signing, payload)).rstrip(b"=").decode()
 
 
 def read_token(text: str, keys: TokenKeys) -> Token:
-    """Return the token in a text, verified where `keys` holds any. Raises InvalidInput.
+    """Decode a consistency token from text, verified if `keys` holds any. Raises InvalidInput.
 
     A reader without keys takes any token: it adds a demand, whoever wrote it. A reader with keys
     refuses unsigned ones.

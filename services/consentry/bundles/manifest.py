@@ -285,7 +285,7 @@ def check_signature(what: str, content: bytes, signature: bytes | None, keys: Pu
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
-    """Return the one spelling of a JSON value in a bundle's manifest, for its signature."""
+    """Return the one spelling of a JSON value in a bundle's manifest, pointer or signature."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     ).encode()
@@ -332,7 +332,10 @@ _FRONTIER_FIELDS: Final = (
 
 
 class StrictObject:
-    """A JSON object in a bundle's manifest, read member by member, each of its own type."""
+    """A JSON object in a bundle's manifest, pointer or signature, each member of its own type.
+
+    Its members are taken out one by one.
+    """
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):

@@ -211,7 +211,7 @@ def _may_follow(
 
 
 def described(event: MemberEvent) -> str:
-    """Return in words, at the gateway, the member event of a replay, without its member."""
+    """Return a member event in words, for a replay at the gateway, without its member."""
     if isinstance(event, ConsentChanged):
         return (
             f"a consent change: {event.choice.value} for {event.purpose}, effective "
@@ -229,7 +229,7 @@ def described(event: MemberEvent) -> str:
 
 
 def is_open(entry: QuarantineEntry, record: Record | None) -> bool:
-    """Return if the gateway still has the member in quarantine for this unreadable message."""
+    """Return if an unreadable message at the gateway still keeps its member in quarantine."""
     if record is None:
         return False
     if member_state(record, purpose="", at=_LATEST, known_at=_LATEST).quarantine is None:

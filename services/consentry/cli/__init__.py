@@ -1,5 +1,6 @@
-"""The command line: parses, reads settings, wires rooms together, runs them, returns the exit
-status.
+"""The command line `consentry`: reads arguments and settings, runs a command, exits.
+
+It wires rooms together, and returns the exit status.
 """
 
 from consentry.cli.app import main, run

@@ -31,7 +31,7 @@ def list_approvals(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the proposals that wait for a second person, the newest first."""
+    """Print the proposals that wait for a second person, the newest first."""
     proposals = _gateway().get("/v1/approvals")["approvals"]
     if not everything:
         proposals = [proposal for proposal in proposals if _is_open(proposal)]
@@ -46,13 +46,13 @@ def list_approvals(
 
 @app.command()
 def approve(approval_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Approve a proposal of somebody else. It takes effect now."""
+    """Approve somebody else's proposal at the gateway. It takes effect now."""
     _show(_gateway().post(f"/v1/approvals/{approval_id}/approve"), as_json=as_json)
 
 
 @app.command()
 def reject(approval_id: IdArgument, as_json: JsonOption = False) -> None:
-    """Reject a proposal."""
+    """Reject a proposal at the gateway."""
     _show(_gateway().post(f"/v1/approvals/{approval_id}/reject"), as_json=as_json)
 
 

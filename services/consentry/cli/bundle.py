@@ -71,10 +71,11 @@ def init(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Make a signing key: a private file and a public one.
+    """Make a signing key for bundles, and print where its two files are.
 
-    The private file is for the bundler alone, the public one for every reader. To change keys:
-    make a new key, give readers both public keys, then let the bundler sign with the new one.
+    Those are a private file and a public one. The private file is for the bundler alone, the public
+    one for every reader. To change keys: make a new key, give readers both public keys, then let
+    the bundler sign with the new one.
     """
 
     private, public, key_id = make_key_files(file)
@@ -99,7 +100,7 @@ def build(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build one bundle and make it the newest of the store.
+    """Build one bundle from Kafka as a command, and make it the newest of the store.
 
     It reads records, controls and frontiers to the end that they have at the start.
     """
@@ -142,9 +143,9 @@ def verify(
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a bundle: its signatures, chain, files, and the digests of its records.
+    """Verify a bundle's signatures, chain, files and digests; print the result.
 
-    Exit 0: it is true. 1: it is refused. 2: cannot tell.
+    The digests are those of its records. Exit 0: it is true. 1: it is refused. 2: cannot tell.
     """
 
     keys = _keys(key)
@@ -181,7 +182,7 @@ def inspect(
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the manifest of a bundle.
+    """Print the manifest of a bundle.
 
     Its signature is checked; its files are not read.
     """
@@ -208,7 +209,7 @@ def diff(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two bundles.
+    """Compare two bundles, and print the differences.
 
     Exit 0: they hold the same. 1: they differ. 2: cannot tell.
     """

@@ -1,5 +1,6 @@
-"""`consentry bundler`: signed bundles of all records, one after another, and the repair of records
-that went back.
+"""`consentry bundler`: writes signed bundles as a service, and repairs records that went back.
+
+The bundles are of all records, one after another.
 """
 
 from __future__ import annotations

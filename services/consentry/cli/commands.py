@@ -1,4 +1,4 @@
-"""The commands of `consentry`, by name: where each is written, and its one line of help.
+"""The commands of `consentry`, by name: the module of each, and its one line of help.
 
 A command's module is imported only when that command runs or shows its own help. So
 `consentry --help` is quick, and a trainer's computer needs no package of a server.
@@ -21,7 +21,10 @@ _OPERATE = "Look into the system and operate it"
 
 
 class CommandEntry(NamedTuple):
-    """One command: its module below `consentry.cli`, its one line of help, its panel in --help."""
+    """One `consentry` command: its module in `consentry.cli`, its line of help, its help panel.
+
+    The panel is the one in --help.
+    """
 
     module: str
     help: str
@@ -80,7 +83,7 @@ COMMANDS: Final = {
 
 
 def load_command(name: str) -> Any:
-    """Import the module of a command and return the command.
+    """Import the module of a `consentry` command and return the command.
 
     Raises ModuleNotFoundError where a package is not installed that this command needs.
     """
@@ -95,7 +98,10 @@ def load_command(name: str) -> Any:
 
 
 class LazyGroup(TyperGroup):
-    """The group of all commands. It lists them by COMMANDS and imports only the one that is run."""
+    """The group of all `consentry` commands; it imports only the one that is run.
+
+    It lists them by COMMANDS.
+    """
 
     def __init__(self, **arguments: Any) -> None:
         summaries = {
@@ -105,6 +111,6 @@ class LazyGroup(TyperGroup):
         super().__init__(**arguments | {"commands": summaries})
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Import the command that `args` name; return its name, itself, and its arguments."""
+        """Import the `consentry` command that `args` name; return it, its name and arguments."""
         name, summary, rest = super().resolve_command(ctx, args)
         return name, summary if name is None else load_command(name), rest

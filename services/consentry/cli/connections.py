@@ -1,4 +1,4 @@
-"""Connections as the settings say: the schema registry, the topics, and the log of controls."""
+"""A command's connections to Kafka as the settings say: registry, topics, log of controls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_registry(settings: Settings) -> HttpRegistry:
-    """Return the schema registry of the settings."""
+    """Return the schema registry for a command, as the settings say."""
     # Its client brings a whole HTTP and OAuth library, which `--help` and many commands never use.
     from consentry.kafka.schema_registry import HttpRegistry  # noqa: PLC0415
 
@@ -26,20 +26,23 @@ def open_registry(settings: Settings) -> HttpRegistry:
 
 
 def open_catalog(settings: Settings) -> Catalog:
-    """Return all schema ids, from the registry. Raises Refused or Unavailable."""
+    """Return all schema ids from the registry, for a command. Raises Refused or Unavailable."""
 
     return load_catalog(open_registry(settings), settings.namespace)
 
 
 def count_partitions(settings: Settings) -> int:
-    """Return the partition count of member-events. Raises Refused or Unavailable."""
+    """Return member-events' partition count, for a command. Raises Refused or Unavailable."""
 
     admin = AdminClient(client_config(settings.kafka(), "consentry-cli"))
     return partition_count(admin, topic_name(settings.namespace, MEMBER_EVENTS), timeout_seconds=8)
 
 
 def read_controls(settings: Settings) -> list[Control]:
-    """Return every control of the log, in its order. Raises Refused or Unavailable."""
+    """Return every control of the log to a command, in the log's order.
+
+    Raises Refused or Unavailable.
+    """
     catalog = open_catalog(settings)
     messages = read_all(settings.kafka(), topic_name(settings.namespace, CONTROLS))
     return [

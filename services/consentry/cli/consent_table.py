@@ -1,4 +1,4 @@
-"""The consent table, opened as the settings say."""
+"""The consent table, opened for a command as the settings say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consentry.table.redis_table import RedisTable
 
 @contextmanager
 def open_table(settings: Settings, partitions: int) -> Iterator[RedisTable]:
-    """Open the consent table, and close it afterwards."""
+    """Open the consent table for a command, as the settings say, and close it afterwards."""
     table = RedisTable(
         settings.redis_url.get_secret_value(),
         namespace=settings.namespace,
@@ -29,7 +29,7 @@ def open_table(settings: Settings, partitions: int) -> Iterator[RedisTable]:
 
 
 def read_member(settings: Settings, member: str) -> Record | None:
-    """Return the member's record, or None where the table has none.
+    """Return a member's record from the table of a command's settings; None without one.
 
     Raises Refused, and Unavailable where the table cannot be trusted.
     """

@@ -1,4 +1,4 @@
-"""The decider that a command asks: a client that follows Kafka, or a bundle.
+"""The decider that a command asks: a client that follows Kafka, or a signed bundle.
 
 Each is imported only where it is asked: a check by a bundle loads no Kafka client, and `--help`
 loads neither.
@@ -28,7 +28,7 @@ def connect_client(
     token_keys: TokenKeys | None = None,
     at_least: str | None = None,
 ) -> Iterator[Client]:
-    """Connect a client for the time of one command, ready to decide.
+    """Connect a trainer's client for the time of one command, ready to decide.
 
     With `at_least`, a consistency token, it also knows what was accepted with that token. Raises
     Refused, and Unavailable where it does not get ready in time.
@@ -53,7 +53,7 @@ def connect_client(
 
 
 def open_bundle_decider(url: str, key_file: Path, *, max_age_seconds: float) -> SnapshotDecider:
-    """Return a decider by the newest bundle of a store; it needs no addresses.
+    """Open the newest bundle of a store for a command, as a decider that needs no addresses.
 
     Raises InvalidInput, BundleRefused and Unavailable.
     """

@@ -1,4 +1,4 @@
-"""Downloading the local stack's programs, once, with a progress bar."""
+"""The download of the local stack's programs by a command, once, with a progress bar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consentry.local.artifacts import fetch, load_lock
 
 
 def default_cache() -> Path:
-    """Return the directory of downloads if no other is named."""
+    """Return the directory of downloads if no option of the command names another."""
     cache_home = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251 - the platform's own setting, not one of Consentry's
     return (Path(cache_home) if cache_home else Path.home() / ".cache") / "consentry"
 
@@ -28,7 +28,10 @@ def download_everything(
     say: Callable[[str], None],
     cancelled: threading.Event,
 ) -> None:
-    """Fill the cache; asks the network for nothing if all is there. Raises LocalStackError."""
+    """Download the local stack's programs with a progress bar in the terminal.
+
+    Asks the network for nothing if all is in the cache. Raises LocalStackError.
+    """
 
     with _download_bar(console) as progress:
         fetch(

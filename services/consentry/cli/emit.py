@@ -35,7 +35,7 @@ def opt_out(
     purpose: PurposeOption = "genai_training",
     effective: EffectiveOption = None,
 ) -> None:
-    """Send an opt-out, or objection, of a member. It always applies."""
+    """Send one member's opt-out or objection, and print its offset. It always applies."""
     _choose(member, purpose, Choice.OPT_OUT, effective, None)
 
 
@@ -53,7 +53,7 @@ def opt_in(
     ] = None,
     effective: EffectiveOption = None,
 ) -> None:
-    """Send an opt-in of a member.
+    """Send one member's opt-in, and print its offset.
 
     It cancels only opt-outs that the member had seen: give the record's version with --observed.
     """
@@ -69,7 +69,7 @@ def relocate(
     ] = AgeBand.UNKNOWN,
     effective: EffectiveOption = None,
 ) -> None:
-    """Send where a member lives now."""
+    """Send where one member lives now, and print its offset."""
     if not iso_jurisdictions().is_code(jurisdiction):
         raise InvalidInput(
             f"The jurisdiction {jurisdiction[:80]!r} is not an ISO 3166 code: a member lives in "
@@ -93,7 +93,7 @@ def relocate(
 
 @app.command()
 def erase(member: MemberArgument, effective: EffectiveOption = None) -> None:
-    """Send the erasure of a member. It is final, and opens a purge order."""
+    """Send one member's erasure. It is final, and opens a purge order."""
     times = EventTimes.parse(effective)
     _send(
         MemberErased(

@@ -10,16 +10,19 @@ from consentry.ops.clock import system_clock
 
 
 class EventTimes(NamedTuple):
-    """When an event is recorded, and when it takes effect; in microseconds since 1970-01-01 UTC."""
+    """The two times of an event that a command sends: recorded, and effective.
+
+    Both are in microseconds since 1970-01-01 UTC.
+    """
 
     recorded_at: Micros
     effective_at: Micros
 
     @classmethod
     def parse(cls, effective: str | None) -> EventTimes:
-        """Return now for both, or the given time in ISO 8601 as the effective one.
+        """Return the two times for a command's event: now, or its --effective in ISO 8601.
 
-        Raises InvalidInput.
+        Now is both times; the given time is the effective one. Raises InvalidInput.
         """
         now = system_clock()
         if effective is None:

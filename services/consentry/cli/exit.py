@@ -1,4 +1,4 @@
-"""Ending a command's process with the status that the command returned, and no other."""
+"""The end of a command's process, with the status that the command returned and no other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _EXIT_NOT_WRITTEN = 120
 
 
 def leave(end: SystemExit) -> NoReturn:
-    """End the process with the status of `end`; if Arrow was used, without C++ destructors.
+    """End a command's process with its exit status; if Arrow was used, skip C++ destructors.
 
-    Arrow's threads may just be starting or ending then. Now and then this aborts a process that has
-    done all its work (status -6), or keeps it running for ever: apache/arrow#34314,
-    apache/arrow#50482. The status is the answer of many commands. So everything that Python does at
-    its end is done here, and nothing after it.
+    The status is that of `end`. Arrow's threads may just be starting or ending then. Now and then
+    this aborts a process that has done all its work (status -6), or keeps it running for ever:
+    apache/arrow#34314, apache/arrow#50482. The status is the answer of many commands. So everything
+    that Python does at its end is done here, and nothing after it.
     """
     if "pyarrow" not in sys.modules or not (end.code is None or isinstance(end.code, int)):
         raise end

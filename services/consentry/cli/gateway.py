@@ -144,7 +144,7 @@ async def _serve_http(settings: Settings, context: GatewayContext) -> None:
 
 
 def access_settings(settings: Settings) -> AccessSettings:
-    """Return what the settings say of who is let in."""
+    """Return the settings of `consentry gateway` that say who is let in."""
     oidc = None
     if settings.oidc_issuer or settings.oidc_audience or settings.oidc_jwks_url:
         oidc = OidcSettings(

@@ -1,4 +1,7 @@
-"""A client of the gateway for commands: a credential from a file, problems raised as our errors."""
+"""A client of the gateway for commands, with a credential from a file.
+
+It raises the gateway's problems as our errors.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class GatewayClient:
-    """Calls one gateway with one credential, which no error and no representation shows."""
+    """A command's client of the gateway, with one credential.
+
+    No error and no representation shows the credential.
+    """
 
     def __init__(self, url: str, credential: str) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -61,7 +67,10 @@ class GatewayClient:
 
     @classmethod
     def open(cls, settings: Settings) -> GatewayClient:
-        """Return a client of the gateway in the settings. Raises Refused and InvalidInput."""
+        """Return a command's client of the gateway in the settings.
+
+        Raises Refused and InvalidInput.
+        """
         if not settings.gateway_url or settings.gateway_credential_file is None:
             raise Refused(
                 "This goes through the gateway, and the settings do not name it and your "
@@ -83,11 +92,11 @@ class GatewayClient:
         return cls(settings.gateway_url, credential)
 
     def get(self, path: str) -> dict[str, Any]:
-        """Return the answer of a path. Raises as `post`."""
+        """Return the gateway's answer to a GET of the path, to a command. Raises as `post`."""
         return self._call("GET", path, None)
 
     def post(self, path: str, body: Any = None) -> dict[str, Any]:
-        """Send a body, and return the answer.
+        """Send a command's body to the gateway, and return the gateway's answer.
 
         Raises Refused where the gateway refuses it, Unavailable where it does not answer.
         """

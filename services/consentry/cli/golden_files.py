@@ -1,4 +1,4 @@
-"""Files that a command makes and that are kept beside the code: printing and comparing them."""
+"""Files that a command generates and that are kept beside the code: printed, or compared."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _DIFFERENCES_SHOWN = 40
 
 
 def print_or_check(text: str, file: Path | None, *, command: str) -> None:
-    """Print the text, or compare it with `file`: if they differ, show where, and exit 1.
+    """Print the text that a command generates, or compare it with `file`; exit 1 if they differ.
 
-    `command` makes the file, such as `consentry schemas asyncapi`. Raises InvalidInput where the
-    file cannot be read.
+    It shows where they differ. `command` makes the file, such as `consentry schemas asyncapi`.
+    Raises InvalidInput where the file cannot be read.
     """
     if file is None:
         typer.echo(text, nl=False)

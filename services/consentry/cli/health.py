@@ -1,4 +1,4 @@
-"""The health server that every service starts, where the settings say."""
+"""The health server that each command of a service starts, at the address of the settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def start_health(
     ready: Check,
     pages: Mapping[str, Check] | None = None,
 ) -> HealthServer:
-    """Serve metrics, probes and further `pages` (path → check) until the server is stopped.
+    """Serve a service command's metrics, probes and further `pages` until it is stopped.
 
-    Raises Refused where the address cannot be opened.
+    `pages` is path → check. Raises Refused where the address cannot be opened.
     """
     health = HealthServer(
         metrics, alive=alive, ready=ready, host=settings.metrics_host, port=settings.metrics_port

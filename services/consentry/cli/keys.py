@@ -41,7 +41,7 @@ app = typer.Typer(
 
 @app.command()
 def init(as_json: JsonOption = False) -> None:
-    """Make the files that a gateway needs to start and that are not there.
+    """Make the secret files that a gateway needs to start, where they are missing.
 
     These are the pepper and a file of API keys, which is empty at first; also a first token key
     where CONSENTRY_TOKEN_KEYS_FILE names a file. Files that are there are checked and left as they
@@ -91,7 +91,7 @@ def new(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key, and show it this once.
+    """Make an API key of the gateway, and print it this once.
 
     The key is printed on standard output, all else on standard error. A running gateway accepts it
     within five seconds. The first key also makes the files that the settings name.
@@ -127,7 +127,7 @@ def new(
 
 @app.command("list")
 def list_keys(as_json: JsonOption = False) -> None:
-    """List the API keys without their secrets, the oldest first."""
+    """Print the gateway's API keys without their secrets, the oldest first."""
 
     now = system_clock()
     keys = _open()[0].all()
@@ -147,7 +147,7 @@ def revoke(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Revoke a key. This cannot be undone: make a new one instead.
+    """Revoke an API key of the gateway. This cannot be undone: make a new one.
 
     A running gateway refuses it within five seconds.
     """

@@ -80,7 +80,7 @@ def up(
         bool, typer.Option("--detach", help="Return once the stack is up, and leave it running.")
     ] = False,
 ) -> None:
-    """Start the stack, and keep it up until Ctrl-C or `consentry local down`.
+    """Start the local stack, and keep it up until Ctrl-C or `consentry local down`.
 
     The first time it downloads about 200 MB.
     """
@@ -104,7 +104,7 @@ def status(
     directory: DirectoryOption = Path(".consentry"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask each service of the stack a real question.
+    """Ask each service of the local stack a real question, and print the answer.
 
     Exit 0: all answer. 1: no stack runs. 2: one does not answer.
     """
@@ -130,7 +130,10 @@ def status(
 
 @app.command()
 def env(directory: DirectoryOption = Path(".consentry")) -> None:
-    """Print the addresses as shell commands, for `eval "$(consentry local env)"`."""
+    """Print the local stack's addresses for `eval "$(consentry local env)"`.
+
+    They are printed as shell commands.
+    """
     with _errors_printed():
         for name, value in _variables(_running(directory)).items():
             typer.echo(f"export {name}={shlex.quote(value)}")
@@ -149,7 +152,7 @@ def logs(
         int, typer.Option("-n", min=0, help="How many of the last lines to print.")
     ] = 20,
 ) -> None:
-    """Print the last lines of the services' logs.
+    """Print the last lines of the logs of the local stack's services.
 
     This also works for a stack that has ended.
     """
@@ -179,7 +182,7 @@ def logs(
 
 @app.command()
 def down(directory: DirectoryOption = Path(".consentry")) -> None:
-    """End the stack, and wait until it is gone.
+    """End the local stack, and wait until it is gone.
 
     Its data stays, unless it was started with --ephemeral.
     """

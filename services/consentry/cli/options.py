@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share, each written once."""
+"""The arguments and options that several commands of `consentry` share, each written once."""
 
 from __future__ import annotations
 

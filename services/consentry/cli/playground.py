@@ -1,4 +1,4 @@
-"""A stack to try things on: the named one, the one that runs here, or one of our own."""
+"""A stack for a command to try things on: the named one, the running one, or one of its own."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from consentry.ops.settings import Settings
 def playground(
     directory: Path, console: Console, *, prefix: str, use_running: bool = False
 ) -> Iterator[tuple[Settings, Path]]:
-    """Settings with a namespace of their own, and a directory to work in, gone afterwards.
+    """Give a command settings for a stack to try things on, and a directory, gone afterwards.
 
-    A stack of our own lives in `directory`; its data goes with it. `use_running` takes the local
-    stack that runs, if one does, instead. Raises LocalStackError, Refused or Unavailable.
+    The settings have a namespace of their own. A stack of our own lives in `directory`; its data
+    goes with it. `use_running` takes the local stack that runs, if one does, instead. Raises
+    LocalStackError, Refused or Unavailable.
     """
     settings = Settings.parse()
     namespace = f"{prefix}-{uuid.uuid4().hex[:8]}"

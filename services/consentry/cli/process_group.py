@@ -1,4 +1,4 @@
-"""Services as children of a command: started, watched, started again when killed, and ended."""
+"""Services that a command starts as its children: watched, started again if killed, ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESTARTS_MAX = 20
 
 @dataclass(slots=True)
 class ServiceProcess:
-    """One child: its start, its address, its log, and the process that runs now."""
+    """A service that a command runs as its child: its start, address, log, and process now."""
 
     name: str
     launch: Launch
@@ -34,7 +34,10 @@ class ServiceProcess:
 
 
 class ProcessGroup:
-    """Starts children, and starts them again when they end. They end with this process."""
+    """The services that a command runs as its children; it starts them again when they end.
+
+    They end with this process.
+    """
 
     def __init__(
         self, directory: Path, environment: Mapping[str, str], say: Callable[[str], None]
@@ -48,7 +51,7 @@ class ProcessGroup:
         self._watch = threading.Thread(target=self._keep_alive, name="process-group", daemon=True)
 
     def add(self, name: str, arguments: Sequence[str], **environment: str) -> ServiceProcess:
-        """Start one more `consentry …` under `name`."""
+        """Start one more `consentry …` service as a child of this command, under `name`."""
         [port] = free_ports(1)
         command = [sys.executable, "-c", "from consentry.cli import main; main()", *arguments]
         settings = self._environment | environment | {"CONSENTRY_METRICS_PORT": str(port)}
@@ -63,23 +66,26 @@ class ProcessGroup:
 
     @property
     def children(self) -> list[ServiceProcess]:
-        """All children, in the order in which they were added."""
+        """All services that this command runs, in the order in which they were added."""
         return list(self._children.values())
 
     def pid(self, name: str) -> int:
-        """Return the id of the process that runs now under `name`."""
+        """Return the id of the process that runs now for the service `name`."""
         child = self._children[name].child
         assert child is not None
         return child.pid
 
     def send_signal(self, name: str, number: int) -> None:
-        """Send a signal to the process that runs now under `name`."""
+        """Send a signal to the process that runs now for the service `name`."""
         child = self._children[name].child
         assert child is not None
         child.send_signal(number)
 
     def await_ready(self, name: str, *, timeout_seconds: float) -> None:
-        """Return once the child is ready. Raises Unavailable with the end of its log."""
+        """Return once the command's child service is ready. Raises Unavailable if it is not.
+
+        The error has the end of its log.
+        """
         service, until = self._children[name], monotonic() + timeout_seconds
         while not self.ask(name, "/readyz").get("ok"):
             if monotonic() > until:
@@ -92,7 +98,7 @@ class ProcessGroup:
             self._stopping.wait(0.05)
 
     def ask(self, name: str, page: str) -> dict[str, Any]:
-        """Return what a child answers as JSON; empty while it does not answer."""
+        """Return the JSON that a child service answers; empty while it does not answer."""
         try:
             answer = urllib.request.urlopen(
                 f"http://{self._children[name].address}{page}", timeout=5
@@ -108,7 +114,7 @@ class ProcessGroup:
                 return {}
 
     def metrics(self, name: str) -> str:
-        """Return a child's metrics as text; empty while it does not answer."""
+        """Return a child service's metrics as text; empty while it does not answer."""
         try:
             with urllib.request.urlopen(
                 f"http://{self._children[name].address}/metrics", timeout=5
@@ -118,7 +124,7 @@ class ProcessGroup:
             return ""
 
     def stop(self) -> None:
-        """End all children."""
+        """End all services that this command runs as its children."""
         self._stopping.set()
         if self._watch.is_alive():
             self._watch.join(timeout=5)

@@ -1,5 +1,6 @@
-"""`consentry processor`: the Faust worker that turns member events into the table and the
-records.
+"""`consentry processor`: the worker that turns member events into the table and the records.
+
+It is a Faust worker.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""`consentry purge …`: plan what purge orders delete from a data set, delete it, and verify that it
-is gone.
+"""`consentry purge …`: plan the deletion of rows from a data set, delete, and verify.
+
+Purge orders name the rows. It verifies that the rows are gone.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ SparkOption = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeRequest:
-    """The arguments that plan, apply and verify have in common."""
+    """The command-line arguments that `consentry purge` plan, apply and verify share."""
 
     dataset: str
     orders: str | None
@@ -143,7 +144,7 @@ class PurgeRequest:
 
     @property
     def takes_orders_from_kafka(self) -> bool:
-        """True if the orders come from Kafka."""
+        """True if the arguments let the purge orders come from Kafka."""
         return self.orders == OPEN or (self.orders is None and self.excluded is None)
 
 
@@ -163,7 +164,7 @@ def plan(
     spark: SparkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the files, rows and bytes that a purge would touch, by order.
+    """Print the files, rows and bytes that a purge would touch, by order.
 
     Nothing is written. Rows are kept where something about them is not known: the plan counts
     them, and apply then exits with 2.
@@ -212,7 +213,7 @@ def apply(
     spark: SparkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete the rows, and answer each order with a receipt.
+    """Delete the rows that purge orders name, and answer each with a receipt.
 
     If it is killed, run it again: each file is the old one or the new one.
 
@@ -272,9 +273,10 @@ def verify(
     spark: SparkOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for rows that should be gone, by open orders and by all erasures.
+    """Look for rows that should have been purged, and print those that are left.
 
-    Exit 0: nothing is left. 1: rows are left, here or in an older version. 2: cannot tell.
+    It looks by open orders and by all erasures. Exit 0: nothing is left. 1: rows are left, here or
+    in an older version. 2: cannot tell.
     """
     request = PurgeRequest(
         dataset=dataset,

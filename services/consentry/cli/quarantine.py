@@ -32,7 +32,7 @@ def list_entries(
     ] = 100,
     as_json: JsonOption = False,
 ) -> None:
-    """List the messages that could not be read, and the state of their members."""
+    """Print the messages that could not be read, and the state of their members."""
     entries = _gateway().get(f"/v1/quarantine?limit={limit}")["entries"]
     if as_json:
         typer.echo(json.dumps(entries))
@@ -49,7 +49,7 @@ def list_entries(
 
 @app.command()
 def show(entry: EntryArgument, as_json: JsonOption = False) -> None:
-    """Show one message: its bytes, its headers, and whether it can be replayed."""
+    """Print one quarantined message: bytes, headers, and if it can be replayed."""
     message = _gateway().get(f"/v1/quarantine/{entry}")
     if as_json:
         typer.echo(json.dumps(message))
@@ -69,18 +69,18 @@ def show(entry: EntryArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def release(entry: EntryArgument, reason: ReasonOption, as_json: JsonOption = False) -> None:
-    """Propose to release the member, without what the message said.
+    """Propose to release a member from quarantine, without the message.
 
-    A second person approves it.
+    What the message said is then lost. A second person approves it.
     """
     _propose(entry, "release", reason, as_json=as_json)
 
 
 @app.command()
 def replay(entry: EntryArgument, reason: ReasonOption, as_json: JsonOption = False) -> None:
-    """Propose to send the original bytes again, and to release the member.
+    """Propose to send a quarantined message again, and to release its member.
 
-    A second person approves it.
+    The original bytes are sent. A second person approves it.
     """
     _propose(entry, "replay", reason, as_json=as_json)
 

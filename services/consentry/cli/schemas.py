@@ -1,5 +1,6 @@
-"""`consentry schemas …`: check the Avro schemas, publish and register them, and describe them for
-others.
+"""`consentry schemas …`: check, publish, register and describe the Avro schemas.
+
+They are described for others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ app = typer.Typer(
 
 @app.command()
 def lint() -> None:
-    """Check every rule for schemas.
+    """Check the Avro schemas by every rule, and print what breaks one.
 
     The rules: protective defaults, safe enums, and whatever was published stays readable.
 
@@ -50,9 +51,9 @@ def publish(
         typer.Option(help="The data package to publish in; by default the installed one."),
     ] = None,
 ) -> None:
-    """Publish each changed schema as its next version, beside the earlier ones.
+    """Publish each changed Avro schema file as its next version.
 
-    Refused if a rule is broken.
+    It goes beside the earlier ones. Refused if a rule is broken.
     """
     written = publish_in(package or Path(str(package_root())))
     for file in written:
@@ -63,9 +64,9 @@ def publish(
 
 @app.command()
 def register() -> None:
-    """Register every schema for its topic, with FULL_TRANSITIVE compatibility.
+    """Register every schema at the registry, with FULL_TRANSITIVE compatibility.
 
-    Producers and the processor never register schemas themselves.
+    Each is registered for its topic. Producers and the processor never register schemas themselves.
     """
     require_package()
     settings = load_settings()

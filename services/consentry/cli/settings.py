@@ -12,10 +12,11 @@ _ADDRESSES: Final = ("kafka_bootstrap", "redis_url", "registry_url")
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Return the settings; an override that is not None takes the place of the environment's value.
+    """Return a command's settings: options, environment, else the local stack that runs here.
 
-    If none of the three addresses is set, they come from the local stack that runs here, and the
-    profile becomes `local`. Raises Refused where no stack runs, or where only some are set.
+    An override that is not None takes the place of the environment's value. If none of the three
+    addresses is set, they come from the local stack that runs here, and the profile becomes
+    `local`. Raises Refused where no stack runs, or where only some are set.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     settings = Settings.parse(given)
@@ -61,9 +62,9 @@ def _local_addresses(settings: Settings) -> dict[str, Any]:
 
 
 def load_token_keys(settings: Settings) -> TokenKeys:
-    """Return the keys that consistency tokens are signed with; none where no file is named.
+    """Return the keys for consistency tokens from a command's settings; none without a file.
 
-    Raises InvalidInput.
+    Tokens are signed with them. Raises InvalidInput.
     """
     if settings.token_keys_file is None:
         return TokenKeys()

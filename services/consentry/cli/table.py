@@ -41,7 +41,7 @@ def get(
     member: Annotated[str, typer.Argument(help="Pseudonym of the member.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a member's record as the table holds it.
+    """Print a member's record as the consent table holds it.
 
     Exit 0: there is a record. 1: there is none. 2: cannot tell.
     """
@@ -77,7 +77,7 @@ def get(
 
 @app.command()
 def stats(as_json: JsonOption = False) -> None:
-    """Show what each partition of the table holds, and how old it is."""
+    """Print what each partition of the consent table holds, and how old it is."""
     settings = load_settings()
     partitions = count_partitions(settings)
     rows: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare table, log and followers by digest.
+    """Compare consent table, log and followers by digest, and print differences.
 
     Events that are still on their way make a difference, so a difference is looked at again for
     some seconds before it is reported.
@@ -217,7 +217,7 @@ def rebuild(
         float, typer.Option(help="Seconds to wait until the table is whole again.")
     ] = 300.0,
 ) -> None:
-    """Rebuild the table from the records topic.
+    """Have the consent table rebuilt from the records topic.
 
     The running processor does it. No member is answered for until it is done.
     """

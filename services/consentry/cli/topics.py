@@ -17,7 +17,7 @@ app = typer.Typer(
 
 @app.command()
 def diff() -> None:
-    """Show where the topics of the broker differ from the declared ones.
+    """Print where the broker's topics differ from the declared ones.
 
     Exit 0: nowhere. 1: somewhere. 2: somewhere, and mending it would lose data.
     """
@@ -32,7 +32,7 @@ def diff() -> None:
 
 @app.command()
 def apply() -> None:
-    """Create the declared topics, and mend those that differ.
+    """Create the declared topics at the broker, and mend those that differ.
 
     Where that would lose data or order, it refuses before it changes anything.
     """

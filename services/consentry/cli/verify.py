@@ -1,4 +1,4 @@
-"""`consentry verify`: whether the certificates of training runs hold, by their reads and a bundle.
+"""`consentry verify`: whether certificates of training runs hold, by their reads and a bundle.
 
 Offline: it needs no Kafka.
 """
@@ -100,7 +100,10 @@ def run(
 
 
 class CertificateOutcome(NamedTuple):
-    """The outcome for one certificate: exit status, JSON fields, and lines for a person."""
+    """The outcome that a command prints for one certificate: exit status, JSON, and lines.
+
+    The lines are for a person.
+    """
 
     status: int
     fields: dict[str, Any]
@@ -126,7 +129,10 @@ def _verify(
 
 
 class OpenedBundle(NamedTuple):
-    """A bundle, its members, and the ids of the keys that signed it and what it builds on."""
+    """A bundle that a command has opened: its members, and the ids of the keys that signed it.
+
+    `key_ids` also has the keys that signed what it builds on.
+    """
 
     bundle: Bundle
     snapshot: Snapshot
@@ -134,7 +140,10 @@ class OpenedBundle(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """The means by which certificates are verified: keys, a bundle, and the time they may lag."""
+    """The means by which `consentry verify` verifies: keys, a bundle, an allowed lag.
+
+    The lag is the time that certificates may lag.
+    """
 
     keys: PublicKeys | None
     bundle: OpenedBundle | None
@@ -143,13 +152,14 @@ class Verification(NamedTuple):
 
     @property
     def bundle_keys(self) -> list[str]:
-        """The ids of the keys that signed the bundle; none without a bundle."""
+        """The ids of the keys that signed the command's bundle; none without a bundle."""
         return [] if self.bundle is None else self.bundle.key_ids
 
     def verify(self, name: str, reads: str | None) -> tuple[Certificate, CertificateReport]:
-        """Verify the certificate of that name by the reads at `reads`, or by those beside it.
+        """Verify one training run's certificate by its file of reads.
 
-        Raises InvalidInput and Unavailable.
+        The reads are at `reads`, or beside the certificate of that name. Raises InvalidInput and
+        Unavailable.
         """
         stored = StoredCertificate.named(name)
         certificate = stored.read(self.keys)
@@ -170,7 +180,7 @@ class Verification(NamedTuple):
 
 
 def bundle_of(url: str, keys: list[Path] | None) -> OpenedBundle:
-    """Open the newest bundle of a store.
+    """Open the newest bundle of a store, as the command's key arguments allow.
 
     Only the bundler's own keys are believed: whoever signs certificates could otherwise sign the
     bundle that acquits them. Raises BundleRefused, Unavailable, and InvalidInput without a key.

@@ -1,4 +1,4 @@
-"""The Java programs of the stack.
+"""The Java programs of the local stack, downloaded from a Maven repository.
 
 They are pinned in `artifacts.lock.json`, fetched once and verified by checksum. A file enters the
 cache only by an atomic rename after its sha256 was verified. So a killed download, or two processes
@@ -42,7 +42,10 @@ Several threads call it, one at a time.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """One file of a Maven repository, pinned by content; `size_bytes` is its exact length."""
+    """A file of a Maven repository that the local stack needs, pinned by its content.
+
+    `size_bytes` is its exact length.
+    """
 
     group: str
     artifact: str
@@ -54,20 +57,20 @@ class Artifact:
 
     @property
     def file_name(self) -> str:
-        """The name that Maven gives this file."""
+        """The name that Maven gives this file of the local stack."""
         classifier = f"-{self.classifier}" if self.classifier else ""
         return f"{self.artifact}-{self.version}{classifier}.{self.packaging}"
 
     @property
     def coordinates(self) -> str:
-        """The file's name in messages: `group:artifact:version[:classifier]`."""
+        """The Maven file's name in messages: `group:artifact:version[:classifier]`."""
         parts = [self.group, self.artifact, self.version]
         if self.classifier:
             parts.append(self.classifier)
         return ":".join(parts)
 
     def path_in(self, cache: Path) -> Path:
-        """Return the path of the verified file in the cache."""
+        """Return the path of the verified Maven file in the download cache."""
         return cache.joinpath(
             "artifacts", *self.group.split("."), self.artifact, self.version, self.file_name
         )
@@ -75,19 +78,22 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactLock:
-    """The pinned files: the broker's class path, in order, and the registry's archive."""
+    """The pinned Maven files of the local stack: the broker's, in order, and the registry's.
+
+    The broker's are its class path; the registry's is an archive.
+    """
 
     kafka: tuple[Artifact, ...]
     registry: Artifact
 
     @property
     def everything(self) -> tuple[Artifact, ...]:
-        """All files that the stack needs."""
+        """All Maven files that the local stack needs."""
         return (*self.kafka, self.registry)
 
 
 def load_lock(text: str | None = None) -> ArtifactLock:
-    """Return the lock that ships with the package, or the one in `text`.
+    """Return the local stack's pinned Maven files, from the package or from `text`.
 
     Raises ValueError where the format is another.
     """
@@ -106,13 +112,16 @@ def load_lock(text: str | None = None) -> ArtifactLock:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content, in lower-case hex."""
+    """Return the sha256 of a downloaded file of the local stack, in lower-case hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_whole(artifact: Artifact, path: Path) -> bool:
-    """Return True if the file at `path` is exactly the pinned one; False without a file."""
+    """Return True if a downloaded file is exactly the pinned one of the local stack.
+
+    False without a file at `path`.
+    """
     try:
         return path.stat().st_size == artifact.size_bytes and sha256_of(path) == artifact.sha256
     except FileNotFoundError:
@@ -128,7 +137,7 @@ def fetch(
     progress: Progress | None = None,
     cancelled: threading.Event | None = None,
 ) -> tuple[Path, ...]:
-    """Return the path of each artifact in `cache`, downloading what is missing or damaged.
+    """Return the path of each Maven file in `cache`; download what is missing or damaged.
 
     With a whole cache this makes no network request and takes no lock. `repository` is the address
     of a Maven repository to ask instead of the default one. Raises LocalStackError when a file
@@ -165,7 +174,7 @@ def unpack(
     report: Report | None = None,
     cancelled: threading.Event | None = None,
 ) -> Path:
-    """Unpack an archive that was fetched, if it is not unpacked yet, and return the directory.
+    """Unpack a downloaded archive of the local stack, if it is not yet; return its directory.
 
     Raises LocalStackError if another process does not release the cache, and Cancelled.
     """

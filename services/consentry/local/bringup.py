@@ -1,4 +1,4 @@
-"""Bring one service up.
+"""Bring up one service of the local stack, until it answers.
 
 It is prepared and started; then it has to listen itself on its port, and answer a real request.
 """
@@ -29,7 +29,10 @@ Child = subprocess.Popen[bytes]
 
 
 class PortTaken(Exception):
-    """Raised when another process listens on a port that was free a moment ago."""
+    """Raised when another process took the port that a service of the local stack was to use.
+
+    It was free a moment ago.
+    """
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -38,7 +41,7 @@ class PortTaken(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bringup:
-    """Brings services up; setting `abort` ends every wait within about a second."""
+    """Brings services of the local stack up; setting `abort` ends waits in about a second."""
 
     spawner: Spawner
     log_path: Path
@@ -50,11 +53,11 @@ class Bringup:
     def bring_up(
         self, service: Service, ports: tuple[int, ...], *, may_move: bool
     ) -> tuple[Child, tuple[int, ...]]:
-        """Return the child that answers, and its ports.
+        """Bring one service of the local stack up; return its child process and its ports.
 
-        With `may_move`, a port that another process took is replaced by a new one. Raises
-        LocalStackError with the end of the log as a note, or Cancelled; a child that failed is
-        ended first.
+        The child answers by then. With `may_move`, a port that another process took is replaced by
+        a new one. Raises LocalStackError with the end of the log as a note, or Cancelled; a child
+        that failed is ended first.
         """
         for attempt in range(1, PORT_ATTEMPTS_MAX + 1):
             try:
@@ -152,7 +155,7 @@ class Bringup:
 
 
 def last_lines(path: Path, count: int = LOG_LINES_SHOWN) -> list[str]:
-    """Return the last lines of a log; an empty list if there is no such file."""
+    """Return the last lines of a local service's log; an empty list if there is no such file."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return [line.rstrip("\n") for line in deque(file, maxlen=count)]

@@ -1,4 +1,4 @@
-"""Child processes that end when this process ends."""
+"""The local stack's child processes, which end when this process ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from consentry.local import parent_death
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A program to start: its absolute path and arguments, its directory, its environment.
+    """A program of the local stack to start: its path and arguments, directory, environment.
 
-    The child gets nothing else of our environment: a stray JAVA_TOOL_OPTIONS or QUARKUS_* of the
-    shell must not change the stack.
+    The path is absolute. The child gets nothing else of our environment: a stray JAVA_TOOL_OPTIONS
+    or QUARKUS_* of the shell must not change the stack.
     """
 
     command: Sequence[str]
@@ -28,10 +28,11 @@ class Launch:
 
 
 class Spawner:
-    """Starts children that the kernel kills when this process dies, even by kill -9 (Linux).
+    """Starts the local stack's child processes; the kernel kills them when this process dies.
 
-    The kernel ties that to the *thread* that forked, so all children come from one thread of our
-    own. It ends with `close`, and not with the caller's thread.
+    That holds even for kill -9, on Linux. The kernel ties that to the *thread* that forked, so all
+    children come from one thread of our own. It ends with `close`, and not with the caller's
+    thread.
     """
 
     def __init__(self) -> None:
@@ -40,14 +41,17 @@ class Spawner:
         )
 
     def spawn(self, launch: Launch, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a program; its output goes to `log`.
+        """Start a program of the local stack; its output goes to `log`.
 
         It has a session of its own, so that Ctrl-C reaches us and not the child.
         """
         return self._thread.submit(self._spawn, launch, log).result()
 
     def close(self) -> None:
-        """End the thread; this kills children that still run, so stop them first."""
+        """End the thread that starts child processes; this kills those that still run.
+
+        So stop them first.
+        """
         self._thread.shutdown(wait=True)
 
     @staticmethod
@@ -71,7 +75,7 @@ class Spawner:
 
 
 def end(child: subprocess.Popen[bytes], *, patience_seconds: float) -> None:
-    """Wait for a child that was told to end, and kill it when the time is over."""
+    """Wait for a child process that was told to end, and kill it when the time is over."""
     try:
         child.wait(patience_seconds)
     except subprocess.TimeoutExpired:

@@ -6,11 +6,11 @@ from consentry.domain.errors import ConsentryError
 
 
 class LocalStackError(ConsentryError):
-    """Raised when the local stack cannot do what was requested; `code` starts with `local.`."""
+    """Raised when the local stack cannot do what was asked; `code` starts with `local.`."""
 
 
 class Cancelled(LocalStackError):
-    """Raised when the caller cancels the start of the stack; nothing is left running."""
+    """Raised when the caller cancels the start of the local stack; nothing is left running."""
 
     def __init__(self) -> None:
         super().__init__("The start of the local stack was cancelled.", code="local.cancelled")

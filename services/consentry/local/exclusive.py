@@ -1,4 +1,7 @@
-"""A lock that the operating system releases when its holder ends, in whatever way."""
+"""A lock file of the local stack, which the operating system releases when its holder ends.
+
+The holder may end in whatever way.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ POLL_SECONDS = 0.1
 
 
 def try_lock(path: Path) -> int | None:
-    """Take the lock at `path`; return the file descriptor that holds it until it is closed.
+    """Take the local stack's lock file at `path`, and return what holds it until it is closed.
 
-    Returns None if another process holds the lock.
+    That is a file descriptor. Returns None if another process holds the lock.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -31,7 +34,7 @@ def try_lock(path: Path) -> int | None:
 def exclusive_file(
     path: Path, *, wait_seconds_max: float, on_wait: Callable[[], None], cancelled: threading.Event
 ) -> Iterator[bool]:
-    """Hold the lock at `path` for the block, and yield True.
+    """Hold the local stack's lock file at `path` for the block, and yield True.
 
     Yields False if the lock was not free in time, or `cancelled` was set. `on_wait` is called once
     if another process holds the lock.

@@ -1,4 +1,4 @@
-"""Real requests to the three services, the only proof that they are ready."""
+"""Real requests to the local stack's three services, the only proof that they are ready."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from confluent_kafka.admin import AdminClient
 
 
 class NotAnswering(Exception):
-    """Raised when a service does not answer a real request; the message says what came instead."""
+    """Raised when a service of the local stack does not answer a real request.
+
+    The message says what came instead.
+    """
 
 
 def ask_kafka(bootstrap: str, *, timeout_seconds: float) -> str:
-    """List the topics and return the cluster id; raises NotAnswering."""
+    """Ask the local Kafka for its topics, and return its cluster id; raises NotAnswering."""
     client = AdminClient(
         {"bootstrap.servers": bootstrap, "log_level": 0, "client.id": "consentry-local"}
     )
@@ -29,7 +32,7 @@ def ask_kafka(bootstrap: str, *, timeout_seconds: float) -> str:
 
 
 def ask_redis(url: str, *, timeout_seconds: float) -> str:
-    """PING, and return the run id of the server; raises NotAnswering."""
+    """Send PING to the local Redis, and return its run id; raises NotAnswering."""
     # A retry inside the client would hide the failure that this has to see.
     client = redis.Redis.from_url(
         url, socket_timeout=timeout_seconds, socket_connect_timeout=timeout_seconds, retry=None
@@ -44,7 +47,10 @@ def ask_redis(url: str, *, timeout_seconds: float) -> str:
 
 
 def ask_registry(url: str, *, timeout_seconds: float) -> str:
-    """List the subjects and return the answer's text; raises NotAnswering."""
+    """Ask the local schema registry for its subjects, and return its answer's text.
+
+    Raises NotAnswering.
+    """
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(
         parts.hostname or "", parts.port, timeout=timeout_seconds

@@ -1,7 +1,8 @@
-"""Write `artifacts.lock.json` anew: `python -m consentry.local.lock`.
+"""Pin the local stack's Java files anew in `artifacts.lock.json`, by `python -m` of this module.
 
-For a change of version: change the roots below, run it, and read the difference before you commit
-it. The checksums are those of the files that the repository served just now.
+That is `python -m consentry.local.lock`. For a change of version: change the roots below, run it,
+and read the difference before you commit it. The checksums are those of the files that the
+repository served just now.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ LOCK_PATH = Path(__file__).with_name("artifacts.lock.json")
 
 
 def resolve_lock(directory: Path) -> ArtifactLock:
-    """Resolve the roots with all their dependencies, and download them into `directory`."""
+    """Find the local stack's Maven files with all their dependencies, and download them.
+
+    They go into `directory`.
+    """
     context = MavenContext(repo_cache=directory)
     broker = Dependency(_artifact(context, *KAFKA, "", "jar"))
     inputs, transitive = context.resolver.resolve([broker])
@@ -41,7 +45,7 @@ def resolve_lock(directory: Path) -> ArtifactLock:
 
 
 def render(lock: ArtifactLock) -> str:
-    """Return the text of the lock file.
+    """Return the text of the lock file, which pins the local stack's Maven files.
 
     It has one line for each artifact, so that a difference is easy to read.
     """
@@ -74,7 +78,10 @@ def _pinned(file: Any) -> Artifact:
 
 
 def main(arguments: Iterable[str]) -> int:
-    """Write the lock file; an argument names a directory of earlier downloads to use."""
+    """Write the lock file of the local stack's Maven files anew.
+
+    An argument names a directory of earlier downloads to use.
+    """
     earlier_directory = next(iter(arguments), None)
     with tempfile.TemporaryDirectory(prefix="consentry-lock-") as new_directory:
         lock = resolve_lock(Path(earlier_directory or new_directory))

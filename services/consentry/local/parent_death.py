@@ -1,4 +1,4 @@
-"""A script that becomes another program, which dies with its parent.
+"""A script that becomes a program of the local stack, which then dies with its parent.
 
 Run `python parent_death.py PARENT_PID PROGRAM ARGUMENT...`. On Linux it asks the kernel to kill
 this process when the thread that started it ends; this request survives exec. It is a program of
@@ -15,7 +15,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(parent_pid: int, command: list[str]) -> None:
-    """Ask for the signal, then become `command`; ends at once if the parent is gone already."""
+    """Become `command`, a program of the local stack that the kernel kills with its parent.
+
+    Ends at once if the parent is gone already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent_pid:  # it died before the kernel was asked

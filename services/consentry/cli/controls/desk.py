@@ -1,4 +1,4 @@
-"""The way of every control to the log: its file, conflicts, a dry run, and the topic."""
+"""A control's way from a command of the desk to the log: file, conflicts, dry run, topic."""
 
 from __future__ import annotations
 
@@ -46,14 +46,17 @@ AnyControl = TypeVar("AnyControl", PauseImposed, PauseLifted, PolicyPublished)
 
 
 class ControlFile(NamedTuple):
-    """A file that somebody wrote a control in."""
+    """The file that somebody gave to `consentry pause` or `policy` with a control in it."""
 
     path: str
     text: str
 
 
 class DeskDraft(NamedTuple, Generic[AnyControl]):
-    """A control as it was asked for, whether it gives an effective time, and the file it is in."""
+    """A control as somebody asked for it on the command line, and the file it is in.
+
+    It also says whether it gives an effective time.
+    """
 
     control: AnyControl
     has_effective: bool
@@ -61,7 +64,10 @@ class DeskDraft(NamedTuple, Generic[AnyControl]):
 
 
 def read_file(path: Path) -> ControlFile:
-    """Read a text file. Raises InvalidInput where it cannot be read."""
+    """Read the text file that a command's option names. Raises InvalidInput.
+
+    It does so where the file cannot be read.
+    """
     try:
         return ControlFile(str(path), path.read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -73,9 +79,9 @@ def read_file(path: Path) -> ControlFile:
 
 
 def read_draft(path: Path, parser: Callable[..., AnyControl]) -> DeskDraft[AnyControl]:
-    """Read a control from a file with one of the parsers of forms/controls.
+    """Read a control from the file that a command's option names.
 
-    Raises InvalidInput naming file, line and field.
+    One of the parsers of forms/controls reads it. Raises InvalidInput naming file, line and field.
     """
     file = read_file(path)
     now = system_clock()
@@ -89,7 +95,7 @@ def read_draft(path: Path, parser: Callable[..., AnyControl]) -> DeskDraft[AnyCo
 
 
 def refuse_both_ways(context: typer.Context) -> None:
-    """Raise InvalidInput where a file and options both describe the control.
+    """Raise InvalidInput where both a file and command-line options describe a control.
 
     One of them would be ignored.
     """
@@ -109,7 +115,10 @@ def refuse_both_ways(context: typer.Context) -> None:
 
 
 def refuse(conflict: ControlConflict, file: ControlFile | None) -> NoReturn:
-    """Raise InvalidInput for a conflict, naming file and line where the control is in a file."""
+    """Raise InvalidInput for a conflict of the control on the command line.
+
+    It names file and line where the control is in a file.
+    """
     if file is None:
         message = f"{conflict.problem[0].upper()}{conflict.problem[1:]}."
     else:
@@ -119,7 +128,7 @@ def refuse(conflict: ControlConflict, file: ControlFile | None) -> NoReturn:
 
 
 def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:
-    """Note on standard error that a lift voids opt-ins which nobody meant.
+    """Warn on standard error that the command's lift voids opt-ins which nobody meant.
 
     That is a second lift, or the lift of a control that could not be read.
     """
@@ -140,13 +149,16 @@ def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:
 
 
 def warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
-    """Note on standard error that a pause names a purpose which no policy has."""
+    """Warn on standard error that the command's pause names a purpose which no policy has."""
     for purpose in scope.purposes or ():
         warn_of_unknown_purpose(purpose, log)
 
 
 def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
-    """Say on standard error that no policy names a purpose, where some policy names any."""
+    """Warn on standard error that no policy names the purpose that a command was given.
+
+    Says nothing where no policy names any.
+    """
 
     known = {
         terms.purpose
@@ -163,7 +175,10 @@ def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
 
 
 def open_settings() -> Settings:
-    """Return the settings. Whoever has a gateway needs no other addresses."""
+    """Return the settings for a command of the desk, which may need only a gateway.
+
+    Whoever has a gateway needs no other addresses.
+    """
     settings = Settings.parse()
     return settings if _has_only_a_gateway(settings) else load_settings()
 
@@ -173,9 +188,10 @@ def _has_only_a_gateway(settings: Settings) -> bool:
 
 
 def log_to_check_by(settings: Settings, *, dry_run: bool) -> list[Control] | None:
-    """Return every control so far; None where only a gateway is known, which checks by itself.
+    """Return all controls, to check the desk's command by; None where only the gateway has them.
 
-    Raises Refused for a dry run then: it counts members, and needs the table for that.
+    The gateway checks by itself. Raises Refused for a dry run then: it counts members, and needs
+    the table for that.
     """
     if not _has_only_a_gateway(settings):
         return read_controls(settings)
@@ -190,7 +206,7 @@ def log_to_check_by(settings: Settings, *, dry_run: bool) -> list[Control] | Non
 
 
 class Submission(NamedTuple):
-    """A control and the gateway's path and body for it."""
+    """A control that a command sends, and the gateway's path and body for it."""
 
     control: Control
     path: str
@@ -205,7 +221,7 @@ def show_or_submit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Print what the control would change, or submit it."""
+    """Print the dry run of the command's control, or submit it."""
     if dry_run and log is not None:
         # Only a dry run reads the table, and needs its packages.
         from consentry.cli.controls.report import show_impact  # noqa: PLC0415
@@ -222,7 +238,7 @@ def submit(
     *,
     as_json: bool,
 ) -> None:
-    """Submit a control: to the gateway where the settings name one, else straight to the topic.
+    """Submit a command's control to the gateway of the settings, else straight to the topic.
 
     Raises Refused where it would widen use and no second person could approve it.
     """
@@ -255,7 +271,7 @@ def _print_answer(control: Control, answer: dict[str, Any], *, as_json: bool) ->
 
 
 def send_control(control: Control, settings: Settings, *, as_json: bool = False) -> None:
-    """Send a control, wait until it is durable, and print its offset.
+    """Send a command's control to the topic, wait until it is durable, and print its offset.
 
     Raises Refused or Unavailable.
     """

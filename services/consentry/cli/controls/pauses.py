@@ -207,7 +207,7 @@ def _lift(draft: DeskDraft[PauseLifted], *, dry_run: bool, as_json: bool) -> Non
 
 @app.command("list")
 def list_pauses(as_json: JsonOption = False) -> None:
-    """List the pauses: what each covers, whether it is in force, and who lifted it."""
+    """Print the pauses: what each covers, if it is in force, and who lifted it."""
     controls = Controls(iso_jurisdictions()).after(*read_controls(open_settings()))
     now = system_clock()
     pauses = [_pause_data(pause, controls, now) for pause in controls.pauses]

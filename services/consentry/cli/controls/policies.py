@@ -44,7 +44,7 @@ def publish(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a policy version. It binds from its effective time."""
+    """Publish a policy version from a file. It binds from its effective time."""
     form = read_file(file)
     policy = parse_policy_file(
         form.text,
@@ -77,7 +77,7 @@ def _print_published(policy: PolicyPublished, *, as_json: bool) -> None:
 
 @app.command("list")
 def list_policies(as_json: JsonOption = False) -> None:
-    """List the policy versions, and where the terms of each bind now."""
+    """Print the policy versions, and where the terms of each bind now."""
     controls = Controls(iso_jurisdictions()).after(*read_controls(open_settings()))
     now = system_clock()
     if as_json:

@@ -1,4 +1,4 @@
-"""The report of a dry run, for a person and as JSON."""
+"""The dry run of a control as the command prints it, for a person and as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS_MAX = 40
 def show_impact(
     control: Control, settings: Settings, log: Sequence[Control], *, as_json: bool
 ) -> None:
-    """Print what a control would change. Sends nothing.
+    """Print the dry run of a control: what it would change. Sends nothing.
 
     Raises Unavailable where the table cannot be trusted.
     """

@@ -80,7 +80,7 @@ def run(
 
 
 def write_picture(console: Console, file: Path) -> None:
-    """Write what the console has recorded as an SVG file.
+    """Write all that `consentry demo` has printed on its console as an SVG file.
 
     Its ids and fonts are the same each time, so that only what was printed makes a difference.
     """

@@ -1,4 +1,4 @@
-"""The demo's check: the pure rules over all that was sent, compared with the system."""
+"""The check of `consentry demo`: the pure rules over all that was sent, against the system."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ NOTES_MAX = 5
 
 @dataclass(slots=True)
 class Findings:
-    """The findings of the comparison. Everything but `rows`, the rows compared, has to be zero."""
+    """The differences that the demo's check found between the system and the pure rules.
+
+    Everything but `rows`, the rows compared, has to be zero.
+    """
 
     rows: int = 0
     wrong_allowed: int = 0
@@ -40,7 +43,7 @@ class Findings:
 
     @property
     def is_clean(self) -> bool:
-        """Return True if nothing differs."""
+        """Return True if the demo's check found no difference."""
         wrong = (
             self.wrong_allowed,
             self.wrong_excluded,
@@ -52,7 +55,10 @@ class Findings:
 
 
 class Oracle:
-    """Folds everything that was sent, in the log's order, with the pure functions alone."""
+    """The pure rules' view of the demo: folds everything that was sent, in the log's order.
+
+    It uses the pure functions alone.
+    """
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
@@ -64,14 +70,17 @@ class Oracle:
         self._purged_jurisdictions: set[str] = set()
 
     def send(self, events: Iterable[ChangeEvent]) -> None:
-        """Fold events of members; each member's own are in order."""
+        """Fold events of the demo's members; each member's own are in order."""
         for event in events:
             self.records[event.member] = fold(self.records.get(event.member), event)
             if self.records[event.member].erasure is not None:
                 self._erased.add(event.member)
 
     def control(self, control: Control) -> None:
-        """Apply a control; a pause of past training purges the members who live in its scope."""
+        """Apply a control of the demo; a pause of past training purges members in its scope.
+
+        Those are the members who live there.
+        """
         self.controls = self.controls.after(control)
         if isinstance(control, PauseImposed) and control.requires_purge:
             scope = control.scope.jurisdictions
@@ -84,7 +93,7 @@ class Oracle:
                     self._purged_members.add(member)
 
     def must_go(self, member: object, jurisdiction: object) -> bool:
-        """Return True if a stored row had to be purged."""
+        """Return True if the rules say that a row of the demo had to be purged."""
         return (
             member in self._erased
             or member in self._purged_members
@@ -92,7 +101,7 @@ class Oracle:
         )
 
     def version(self, member: str) -> int:
-        """The version that the member's record must have come to."""
+        """The version that the demo member's record must have come to by the rules."""
         return self.records[member].version
 
 
@@ -104,7 +113,10 @@ def check_dataset(
     now: Micros,
     findings: Findings,
 ) -> None:
-    """Compare every row of a data set, and the trainer's answer for it, with the rules."""
+    """Compare each row of a demo trainer's data set, and its answer, with the rules.
+
+    The answer is the trainer's.
+    """
     stored = {path.name: pq.read_table(path) for path in sorted(directory.glob("*.parquet"))}
     rows_kept = sum(table.num_rows for table in stored.values())
     members = before["member_id"].to_pylist()
@@ -179,7 +191,10 @@ def check_table(
     followers: Iterable[str],
     findings: Findings,
 ) -> None:
-    """Compare the consent table with the rules, record by record, and every follower with it."""
+    """Compare the consent table with the demo's rules, and every follower with the table.
+
+    The table is compared record by record.
+    """
     records: dict[str, bytes] = {}
     digests: dict[int, str] = {}
     for partition in range(partitions):

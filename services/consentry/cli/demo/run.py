@@ -1,4 +1,4 @@
-"""One run of the demo: the processes, the story that is played to them, and its result."""
+"""One run of `consentry demo`: its processes, the story played to them, and the result."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PATIENCE_SECONDS: Final = 60.0
 
 
 class DemoRun:
-    """Plays the story once over a stack. Use it as a context manager, so that its processes end."""
+    """Plays the demo's story once over a stack; a context manager that ends its processes."""
 
     def __init__(self, settings: Settings, work: Path, *, members: int, console: Console) -> None:
         self._settings = settings
@@ -96,7 +96,7 @@ class DemoRun:
         }
 
     def next_commands(self) -> str:
-        """Return the commands that a person could type to look further, or to break it."""
+        """Return the commands that a person could type after the demo, to look or break it."""
         lines: list[str] = []
         for name, value in sorted(self._environment(0).items()):
             if "TABLE" not in name:

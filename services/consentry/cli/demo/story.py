@@ -33,7 +33,10 @@ ChangeEvent = ConsentChanged | MemberRelocated | MemberErased
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """One event of the timeline, and what members do after it until the next one."""
+    """A chapter of the demo's story: one event of its timeline, then what members do.
+
+    They do it until the next event.
+    """
 
     title: str
     control: Control
@@ -41,7 +44,7 @@ class Chapter:
 
 
 class StoryMaker:
-    """Makes everything from one seed, so that each run tells the same story."""
+    """Makes the demo's whole story from one seed, so that each run tells the same."""
 
     def __init__(self, members: int) -> None:
         self._random = random.Random(SEED)
@@ -64,7 +67,7 @@ class StoryMaker:
         self._erased: set[str] = set()
 
     def arrivals(self) -> Iterator[ChangeEvent]:
-        """Give every member's first residence, before the first policy.
+        """Give each demo member's first residence, before the first policy.
 
         One member in a hundred never reports one.
         """
@@ -87,7 +90,7 @@ class StoryMaker:
             )
 
     def chapters(self, changes_per_chapter: int) -> list[Chapter]:
-        """Return the timeline: each of its events, and the changes of members that follow it."""
+        """Return the demo's timeline: each event, and the changes of members that follow it."""
         entries = YAML(typ="safe").load((files("consentry.cli.demo") / "timeline.yaml").read_text())
         recorded = [parse_instant(entry["recorded"], what="recorded") for entry in entries]
         ends = [*recorded[1:], Micros(recorded[-1] + 90 * _DAY)]
@@ -166,7 +169,10 @@ class StoryMaker:
         )
 
     def write_datasets(self, directory: Path) -> dict[str, Path]:
-        """Write a Parquet data set for each trainer: rows of all members and some unknown ones."""
+        """Write a Parquet data set for each trainer of the demo.
+
+        It has rows of all members and some unknown ones.
+        """
         paths = {}
         for trainer, name in DATASETS.items():
             path = directory / name

@@ -36,12 +36,12 @@ WRONG: Final = "Something is not as the rules say."
 
 
 def size_text(members: int, rows: int) -> str:
-    """Return how much data the demo plays with."""
+    """Return the demo's line about how much data it plays with."""
     return f"{members:,} members, {rows:,} rows in 3 data sets of 3 trainers."
 
 
 def arrival_text(members: int, *, at: Micros, per_second: float) -> str:
-    """Return the line for the members' first residences, and how fast they reached the trainers."""
+    """Return the demo's line for members' first residences, and their speed to the trainers."""
     return (
         f"{_day(at)}  {members:,} members report where they live "
         f"({per_second:,.0f} a second, all the way to the trainers)"
@@ -49,7 +49,10 @@ def arrival_text(members: int, *, at: Micros, per_second: float) -> str:
 
 
 def chapter_text(chapter: Chapter, delays_ms: Mapping[str, float]) -> tuple[str, str]:
-    """Return a chapter's day and title, and when each trainer obeyed it, in milliseconds."""
+    """Return the demo's line for a chapter: its day and title, when each trainer obeyed it.
+
+    The times are in milliseconds.
+    """
     trainers = [f"{name} {delay:.0f} ms" for name, delay in sorted(delays_ms.items())]
     return (
         f"[bold]{_day(chapter.control.recorded_at)}[/]  {chapter.title}",
@@ -58,13 +61,16 @@ def chapter_text(chapter: Chapter, delays_ms: Mapping[str, float]) -> tuple[str,
 
 
 def purged_text(rows: int) -> str:
-    """Return the line for rows that purge orders have removed since the last chapter."""
+    """Return the demo's line for rows that purge orders have removed since the last chapter."""
     count = "1 row is" if rows == 1 else f"{rows:,} rows are"
     return f"{_INDENT}{count} deleted by purge orders, with receipts"
 
 
 def changes_text(changes: Iterable[ChangeEvent], took: Mapping[str, float | None]) -> str:
-    """Return the line for what members did after a chapter; `took` has p50 and p99 in ms."""
+    """Return the demo's line for what members did after a chapter.
+
+    `took` has p50 and p99 in ms.
+    """
     return (
         f"{_INDENT}then {_counted(changes)}: "
         f"p50 {took['p50']} ms, p99 {took['p99']} ms to every trainer"
@@ -72,7 +78,10 @@ def changes_text(changes: Iterable[ChangeEvent], took: Mapping[str, float | None
 
 
 def past_answers(record: Record | None, controls: Controls) -> Iterator[str]:
-    """Give the answers to PAST_QUESTION, two lines each: as known that day, and as known since."""
+    """Give the demo's answers to PAST_QUESTION: as known that day, and as known since.
+
+    Each answer has two lines.
+    """
     at = parse_instant(_PAST_DAY, what="at")
     for day in _KNOWN_DAYS:
         known_at = parse_instant(day, what="known_at")
@@ -83,7 +92,7 @@ def past_answers(record: Record | None, controls: Controls) -> Iterator[str]:
 
 
 def result_rows(result: Mapping[str, Any], *, rows: int) -> Iterator[tuple[str, str]]:
-    """Give the rows of the closing table: a promise, and what was measured.
+    """Give the rows of the demo's closing table: a promise, and what was measured.
 
     `result` is what `consentry demo --json` prints; `rows` is how many rows were compared.
     """

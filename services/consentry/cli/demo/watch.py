@@ -1,4 +1,4 @@
-"""The times at which each trainer applied what was sent, from the journals that trainers write."""
+"""The times at which each trainer of the demo applied what was sent, from their journals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Milliseconds = float
 
 
 class Journals:
-    """Follows the trainers' journals.
+    """Follows the journals that the demo's trainers write.
 
     Times are microseconds since 1970-01-01 UTC, of this machine's one clock.
     """
@@ -31,7 +31,7 @@ class Journals:
         """Per trainer, member → (version, when it was applied), as they came."""
 
     def refresh(self) -> None:
-        """Read what has been written since."""
+        """Read what the demo's trainers have written to their journals since the last call."""
         for name, path in self._paths.items():
             if not path.exists():
                 continue
@@ -52,7 +52,10 @@ class Journals:
             )
 
     def await_control(self, event_id: bytes, *, timeout_seconds: float) -> dict[str, int]:
-        """Return when each trainer applied this control; one that did not in time is missing."""
+        """Return when each trainer of the demo applied this control, or not in time.
+
+        One that did not is missing.
+        """
         until = monotonic() + timeout_seconds
         event = event_id.hex()
         while True:
@@ -66,7 +69,7 @@ class Journals:
             threading.Event().wait(0.002)
 
     def await_version(self, member: str, version: int, *, timeout_seconds: float) -> bool:
-        """Return True if every trainer gets this version of the record within that time."""
+        """Return True if each of the demo's trainers gets this record version in that time."""
         until = monotonic() + timeout_seconds
         while monotonic() < until:
             self.refresh()
@@ -76,12 +79,12 @@ class Journals:
         return False
 
     def applied_at(self, name: str, member: str, version: int) -> int | None:
-        """When a trainer first held at least this version of the member's record, or None."""
+        """When a demo trainer first held at least this record version of a member, or None."""
         times = [at for held, at in self.versions[name].get(member, ()) if held >= version]
         return min(times) if times else None
 
     def delays(self, sent: Iterable[tuple[str, int, int]]) -> tuple[list[Milliseconds], int]:
-        """Return each trainer's delays in milliseconds, and how many changes never arrived.
+        """Return each demo trainer's delays in milliseconds, and how many changes never came.
 
         `sent` is (member, version, time of sending) for each change.
         """
@@ -98,7 +101,7 @@ class Journals:
 
 
 def percentiles(values: list[Milliseconds]) -> dict[str, float | None]:
-    """p50 and p99 of the values, in milliseconds; None where there are none."""
+    """The demo's p50 and p99 of delays, in milliseconds; None where there are none."""
     if not values:
         return {"p50": None, "p99": None}
     p50, p99 = np.percentile(np.array(values), [50, 99])
@@ -106,18 +109,21 @@ def percentiles(values: list[Milliseconds]) -> dict[str, float | None]:
 
 
 class Buckets:
-    """A Prometheus histogram, read from a service's metrics text: its quantiles since a start."""
+    """A Prometheus histogram read by the demo from a service's metrics text, since a start.
+
+    It gives quantiles.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = f"{name}_bucket"
         self._base: dict[float, float] = {}
 
     def start(self, text: str) -> None:
-        """Count only from here on."""
+        """Count the histogram only from here on."""
         self._base = self._counts(text)
 
     def quantiles(self, text: str) -> dict[str, float | None]:
-        """p50 and p99 in milliseconds, each the upper bound of the bucket it falls in."""
+        """The histogram's p50 and p99 in ms, each the upper bound of the bucket it falls in."""
         counts = self._counts(text)
         since = {
             bound: count - self._base.get(bound, 0.0) for bound, count in sorted(counts.items())

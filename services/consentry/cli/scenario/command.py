@@ -37,14 +37,17 @@ app = typer.Typer(
 
 
 class Engine(StrEnum):
-    """The engine that answers: the pure rules, or broker, processor, table and trainer."""
+    """The `--engine` of `consentry scenario run`: the pure rules, or the real stack.
+
+    The stack is broker, processor, table and trainer.
+    """
 
     RULES = "rules"
     STACK = "stack"
 
 
 class ScenarioFile(NamedTuple):
-    """A scenario and the file it came from."""
+    """A scenario given to `consentry scenario`, and the file it came from."""
 
     file: Path
     text: str
@@ -112,7 +115,7 @@ def new(
         typer.Option("--output", "-o", help="File to write; default: NAME.yaml. '-' prints it."),
     ] = None,
 ) -> None:
-    """Write a new scenario that holds, to be changed into your own."""
+    """Write a new scenario file that holds, to be changed into your own."""
 
     template = (files("consentry_schemas") / "forms" / "scenario.template.yaml").read_text()
     text = template.replace("my-scenario", parse_name(name, what="scenario"))
@@ -179,7 +182,10 @@ def _read(path: Path) -> ScenarioFile:
 
 
 class ScenarioOutcome(NamedTuple):
-    """A scenario that was run, the expectations that did not hold, and how long it took."""
+    """The result of one scenario that `consentry scenario run` has run.
+
+    It has the expectations that did not hold, and how long it took.
+    """
 
     file: ScenarioFile
     failures: tuple[Failure, ...]

@@ -1,4 +1,7 @@
-"""Scenarios on the real stack: broker, processor, table and trainer, each in its own namespace."""
+"""Scenarios played by the command on the real stack, each in its own namespace.
+
+The stack is broker, processor, table and trainer.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +58,10 @@ _OPEN = re.compile(
 def play_alone(
     scenario: Scenario, *, settings: Settings, work: Path, number: int, cleans_up: bool
 ) -> tuple[Failure, ...]:
-    """Play a scenario in a namespace and a directory of its own, named by its number.
+    """Play a scenario on the real stack, in a namespace and directory of its own.
 
-    `cleans_up` removes its topics and table afterwards, as on a stack that goes on running. Raises
-    as `play`.
+    They are named by its number. `cleans_up` removes its topics and table afterwards, as on a stack
+    that goes on running. Raises as `play`.
     """
     own_settings = settings.model_copy(update={"namespace": f"{settings.namespace}-{number}"})
     directory = work / str(number)
@@ -76,10 +79,11 @@ def play_alone(
 
 
 def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failure, ...]:
-    """Send a scenario's events; ask the trainer about the timeline's end, the table about the past.
+    """Send a scenario's events to the real stack; ask trainer and table what is expected.
 
-    `settings` name the stack; their namespace is the scenario's own. Its topics take the sender's
-    time, so that the story plays when it happened. Raises Refused or Unavailable.
+    The trainer is asked about the timeline's end, the table about the past. `settings` name the
+    stack; their namespace is the scenario's own. Its topics take the sender's time, so that the
+    story plays when it happened. Raises Refused or Unavailable.
     """
     _check_is_past(scenario)
     settings = settings.model_copy(update={"profile": PROFILE})
@@ -131,7 +135,7 @@ def _check_is_past(scenario: Scenario) -> None:
 
 
 def clean_up(settings: Settings) -> None:
-    """Remove what a scenario left on a stack that it only used: topics, groups and table.
+    """Remove a scenario's topics, groups and table from a stack that it only used.
 
     Raises Unavailable.
     """

@@ -1,4 +1,4 @@
-"""`consentry agent`: the client as a small local HTTP service, for trainers in other languages."""
+"""`consentry agent`: the client as a local HTTP service, for trainers in other languages."""
 
 from __future__ import annotations
 

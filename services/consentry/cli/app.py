@@ -63,7 +63,7 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments name, and end the process with its status."""
+    """Run the `consentry` command that the arguments name; end the process with its status."""
     try:
         run()
     except SystemExit as end:
@@ -72,7 +72,7 @@ def main() -> NoReturn:
 
 
 def run() -> None:
-    """Run the command that the arguments name. Raises SystemExit with its status."""
+    """Run the `consentry` command that the arguments name. Raises SystemExit with its status."""
     # librdkafka logs every reconnect; what matters arrives as an error of ours. Services turn its
     # log on again.
     logging.getLogger("librdkafka").setLevel(logging.CRITICAL)

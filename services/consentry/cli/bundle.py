@@ -1,4 +1,4 @@
-"""`consentry bundle …`: build, verify, inspect and compare signed bundles, and make their keys."""
+"""`consentry bundle …`: build, verify, inspect, compare signed bundles, and make their keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`consentry emit …`: send one member event and wait until it is accepted."""
+"""`consentry emit …`: send one member event to Kafka and wait until it is accepted."""
 
 from __future__ import annotations
 

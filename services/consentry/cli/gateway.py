@@ -1,4 +1,4 @@
-"""`consentry gateway`: HTTP for producers, for regulator desks, and for questions about members."""
+"""`consentry gateway`: HTTP for producers and regulator desks, and questions about members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`consentry local …`: a real Kafka, Redis and schema registry on this computer, without Docker."""
+"""`consentry local …`: Kafka, Redis and schema registry on this computer, without Docker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`consentry reach`: the training runs that read a member, or the members whom a pause covers."""
+"""`consentry reach`: the training runs that read a member, or members whom a pause covers."""
 
 from __future__ import annotations
 

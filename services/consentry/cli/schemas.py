@@ -81,7 +81,10 @@ def asyncapi(
         typer.Option(help="Compare with this file instead of printing; exit 1 if it differs."),
     ] = None,
 ) -> None:
-    """Print the AsyncAPI 3.0 document of topics and schemas."""
+    """Print the AsyncAPI document of topics and schemas, or compare it with a file.
+
+    It is AsyncAPI 3.0.
+    """
     print_or_check(asyncapi_text(), check, command="consentry schemas asyncapi")
 
 
@@ -91,7 +94,10 @@ def openapi(
         Path | None, typer.Option(help="Compare with this file instead; exit 1 if it is behind.")
     ] = None,
 ) -> None:
-    """Print the OpenAPI 3.1 document of the gateway."""
+    """Print the OpenAPI document of the gateway, or compare it with a file.
+
+    It is OpenAPI 3.1.
+    """
     from consentry.gateway.app import build_app  # noqa: PLC0415 - needs the extra gateway
     from consentry.gateway.http.openapi import openapi_text  # noqa: PLC0415 - needs the extra gateway
 

@@ -1,4 +1,7 @@
-"""`consentry table …`: inspect the consent table, compare it with log and followers, rebuild it."""
+"""`consentry table …`: inspect the consent table, compare it with the log, rebuild it.
+
+It is compared with followers too.
+"""
 
 from __future__ import annotations
 

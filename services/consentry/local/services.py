@@ -81,7 +81,10 @@ class KafkaBroker:
     port_count: int = 2
 
     def preparation(self, ports: tuple[int, ...]) -> Launch | None:
-        """Write the settings; a new directory is formatted with a cluster id of its own."""
+        """Write the local Kafka's settings; a new directory is formatted first.
+
+        That gives it a cluster id of its own.
+        """
         empty_directory(self.directory / "tmp")
         (self.directory / "server.properties").write_text(_kafka_properties(ports), "utf-8")
         log_settings = resources.files("consentry.local").joinpath("log4j2.yaml")

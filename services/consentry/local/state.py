@@ -57,14 +57,14 @@ class ProcessIdentity:
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity:
-        """Return the identity of the process that has this pid now.
+        """Return the identity of the local stack's process that has this pid now.
 
         Raises psutil.NoSuchProcess.
         """
         return cls(pid=pid, started=psutil.Process(pid).create_time())
 
     def process(self) -> psutil.Process | None:
-        """Return this very process if it is still alive, else None."""
+        """Return this very process of the local stack if it is still alive, else None."""
         try:
             process = psutil.Process(self.pid)
             is_same = abs(process.create_time() - self.started) <= START_TOLERANCE_SECONDS

@@ -114,7 +114,10 @@ class PartitionBatch:
 
     @property
     def members(self) -> list[bytes]:
-        """The members whose events this batch holds, each once, in order of appearance."""
+        """The members whose events this batch of the processor holds, each once, in order.
+
+        The order is that of appearance.
+        """
         # One comprehension: it runs per event.
         members = {
             key: None

@@ -72,7 +72,7 @@ class Watermarks:
             self._condition.notify_all()
 
     def set(self, watermarks: Mapping[int, Watermark]) -> None:
-        """Ask for these watermarks; one that is still pending stays, as it is reached first."""
+        """Ask the hot path for these watermarks; a pending one stays, as it is reached first."""
         with self._condition:
             for partition, watermark in watermarks.items():
                 if partition in self._owned:

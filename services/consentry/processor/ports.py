@@ -49,11 +49,14 @@ class Publisher(Protocol):
     """
 
     def publish(self, partition: int, records: Sequence[Published]) -> None:
-        """Queue records for a partition of the records topic."""
+        """Queue the processor's records for a partition of the records topic."""
         ...
 
     def quarantine(self, refusals: Sequence[Refusal]) -> None:
-        """Queue raw messages for the quarantine topic."""
+        """Queue messages that the processor could not read for the quarantine topic.
+
+        They go there as raw bytes.
+        """
         ...
 
     def settle(self) -> None:
@@ -68,7 +71,10 @@ class Obligations(Protocol):
     """The processor's way to open purge orders, where its facts require them."""
 
     def wants(self, fact_kind: int) -> bool:
-        """Return True if facts of this kind may open an order under the controls in force."""
+        """Return True if the processor's facts of this kind may open a purge order.
+
+        That depends on the controls in force.
+        """
         ...
 
     def open_for(self, changes: Sequence[MemberChange]) -> None:

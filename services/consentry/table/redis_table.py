@@ -1,4 +1,4 @@
-"""The consent table in Redis or Valkey, written by one function library.
+"""The consent table in Redis or Valkey, written by one library of Lua functions.
 
 Each partition has a hash of its state ("meta") and some hashes of records ("buckets"). A member's
 bucket is the CRC-32 of the id, modulo the number of buckets.

@@ -82,9 +82,9 @@ def impose(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Impose a pause: stop a use for a scope, however many members it covers.
+    """Impose a pause by options or a file: stop a use for a scope of members.
 
-    It binds at once, or at --effective.
+    It may cover any number of members. It binds at once, or at --effective.
     """
     if file is not None:
         refuse_both_ways(context)
@@ -165,7 +165,7 @@ def lift(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Lift a pause. Opt-outs survive it.
+    """Lift a pause by options or a file. Opt-outs survive it.
 
     New terms are published by `consentry policy publish`.
     """

@@ -66,7 +66,7 @@ class DemoRun:
         self._processes.stop()
 
     def play(self) -> dict[str, Any]:
-        """Play the story, and return the demo's result; `ok` is true only if nothing was wrong."""
+        """Play the demo's story, return the result; `ok` is true only if nothing was wrong."""
         before = self._set_up()
         table_buckets = Buckets("consentry_event_to_table_seconds")
         self._let_members_arrive()

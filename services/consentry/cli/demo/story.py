@@ -1,4 +1,4 @@
-"""The demo's story: synthetic members, the timeline, what members do in it, and their data sets."""
+"""The demo's story: synthetic members, the timeline, the members' acts, and their data sets."""
 
 from __future__ import annotations
 

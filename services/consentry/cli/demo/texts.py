@@ -1,4 +1,7 @@
-"""The sentences of the demo. docs/demo.svg shows them, and a test holds the picture to them."""
+"""The sentences that `consentry demo` prints; a test compares docs/demo.svg with them.
+
+The picture shows them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`consentry scenario …`: run scenarios against the rules or the real stack, or write a new one."""
+"""`consentry scenario …`: run scenarios by the rules or the real stack, or write a new one."""
 
 from __future__ import annotations
 
@@ -137,7 +137,10 @@ def new(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of scenario files, for editors that check while you write."""
+    """Print the JSON Schema of scenario files, for editors that check them.
+
+    They check while you write.
+    """
     typer.echo(schema_text(), nl=False)
 
 

@@ -135,7 +135,7 @@ class ReleaseDraft:
                 )
             await check_replay(context, entry)
         opens = [
-            f"the quarantine of one member ends, held since version {observed} "
+            f"the quarantine of one member ends, which began at version {observed} "
             f"({entry.error_class})"
         ]
         if earlier:

@@ -16,8 +16,8 @@ from consentry.trainer.deciding.snapshot import Snapshot
 EXCLUDED_WHATEVER_THE_ROW: Final = (
     "SHA-256 over the ids, in the order of their bytes, each followed by a line end, of all "
     "members whose record alone excludes them for the purpose, whatever a row, a pause or terms "
-    "say: erased, held, history folded, or the last choice that counts is no opt-in; at the time "
-    "the run ended, by what was recorded up to known_at_end"
+    "say: erased, quarantined, history folded, or the last choice that counts is no opt-in; at "
+    "the time the run ended, by what was recorded up to known_at_end"
 )
 """The definition of `exclusions`, as the certificate states it. Part of a signed document: never
 changed without a new format."""

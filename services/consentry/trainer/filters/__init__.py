@@ -1,1 +1,1 @@
-"""The filters: one module for each library that training data is read with, and what they share."""
+"""The filters: one module for each library that training data is read with, and shared parts."""

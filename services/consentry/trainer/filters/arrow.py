@@ -1,4 +1,4 @@
-"""PyArrow: tables, record batches, readers, data sets and scanners."""
+"""The filter for PyArrow: tables, record batches, readers, data sets and scanners."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Any:
-    """Return the rows that may be used for `purpose`: a table of a table, a batch of a batch.
+    """Return Arrow rows that may be used for `purpose`: a table of a table, a batch of a batch.
 
     Of a reader, a data set or a scanner it returns a RecordBatchReader and reads nothing here: each
     batch is decided when it is read, so what a member says meanwhile counts from the next batch on.

@@ -25,7 +25,9 @@ from consentry.trainer.deciding.decider import Decider
 
 
 class BatchFilter:
-    """Decides a data set batch by batch, for one purpose, maybe on several threads.
+    """The shared part of all filters: decides a data set batch by batch, for one purpose.
+
+    It may do so on several threads.
 
     `names` are the data set's columns. `tally` counts the rows by reason. Raises InvalidInput where
     a column that decides is not among the names, or more than once.
@@ -50,11 +52,11 @@ class BatchFilter:
 
     @property
     def names(self) -> list[str]:
-        """The columns that decide, each once."""
+        """The columns that decide in the filtered batches, each once."""
         return self.columns.names
 
     def mask(self, table: pa.Table) -> npt.NDArray[np.bool_]:
-        """Return True for each row that may be used, and count every row.
+        """Return True for each row of a filtered batch that may be used; count every row.
 
         `table` has the columns of `names`.
         """
@@ -66,12 +68,12 @@ class BatchFilter:
         return decisions.mask
 
     def mask_of(self, values: Mapping[str, Sequence[Any]]) -> npt.NDArray[np.bool_]:
-        """Return the mask of rows whose values are Python objects, by column."""
+        """Return the filter's mask of rows whose values are Python objects, by column."""
         arrays = {name: self.column(name, values[name]) for name in self.names}
         return self.mask(pa.table(arrays))
 
     def column(self, name: str, values: Sequence[Any]) -> pa.Array:
-        """Return Python values as an Arrow column, also where they are of several types.
+        """Return Python values as an Arrow column to filter by, also where types are mixed.
 
         Then only texts are ids. Raises InvalidInput where times of collection are of several types.
         """

@@ -36,7 +36,7 @@ def filter_any(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Any:
-    """Return the rows of any supported data set that may be used for `purpose`.
+    """Filter a data set of any supported library: return the rows to use for `purpose`.
 
     The `filter` of its library does the work. Raises InvalidInput for other types, and what that
     filter raises.

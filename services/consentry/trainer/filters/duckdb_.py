@@ -1,4 +1,4 @@
-"""DuckDB: relations."""
+"""The filter for DuckDB: relations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> duckdb.DuckDBPyRelation:
-    """Return the relation of the rows that may be used for `purpose`, on the same connection.
+    """Return the DuckDB relation of the rows that may be used for `purpose`.
+
+    It is on the same connection.
 
     Nothing is read here. Each time that the result is read, its rows are decided in the engine's
     own batches, two thousand at a time; the other columns never leave the engine. `tally` counts

@@ -1,4 +1,4 @@
-"""Hugging Face datasets: map-style and streaming, and dictionaries of their splits."""
+"""The filter for Hugging Face datasets: map-style, streaming, and dictionaries of splits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Data:
-    """Return the rows that may be used for `purpose`, in the data set's own format.
+    """Return a Hugging Face data set's rows that may be used for `purpose`, in its own format.
 
     A map-style data set is decided now, whole, and never from a cache: the result, and so whatever
     is made of it, has its own fingerprint for each snapshot and each answer. A stream is decided

@@ -1,4 +1,4 @@
-"""pandas: data frames."""
+"""The filter for pandas: data frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> pd.DataFrame:
-    """Return the rows that may be used for `purpose`, with their index; count all in `tally`.
+    """Return a pandas frame's rows that may be used for `purpose`, with their index.
+
+    All rows are counted in `tally`.
 
     Member ids in an object column count where they are texts, or all of them integers. pandas turns
     integers with a gap into floating point numbers, which are no ids: read them as Int64. Raises

@@ -1,4 +1,4 @@
-"""Polars: data frames and lazy frames."""
+"""The filter for Polars: data frames and lazy frames."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Data:
-    """Return the rows that may be used for `purpose`; count every row in `tally`.
+    """Return a Polars frame's rows that may be used for `purpose`; count all in `tally`.
 
     A lazy frame stays lazy: its rows are decided, a batch at a time, each time that the plan runs.
     Nothing that comes after is moved before, so the columns that decide may be dropped after; your
@@ -62,7 +62,7 @@ def _filter_frame(frame: pl.DataFrame, batch_filter: BatchFilter) -> pl.DataFram
 
 
 def arrow_of(series: pl.Series, read: Callable[[list[Any]], Any]) -> Any:
-    """Return a series as an Arrow array, without a copy of its texts.
+    """Return a Polars series as an Arrow array to filter by, without a copy of its texts.
 
     `read` makes an array of the values that Arrow would misread or cannot hold: of objects, which
     it would take for numbers, and of integers of 128 bits. A gap stays one.

@@ -1,4 +1,4 @@
-"""The form in which a decider is sent to other processes.
+"""The form in which a filter's decider is sent to other processes.
 
 A client follows the log on a thread of its own, so it lives in one process only.
 """
@@ -12,7 +12,7 @@ from consentry.trainer.deciding.decider import Decider
 
 
 def portable(decider: Decider) -> Decider:
-    """Return a decider in a form that may be sent to other processes.
+    """Return a filter's decider in a form that may be sent to other processes.
 
     librdkafka does not survive a fork, and a client cannot be pickled: in another process it would
     answer for ever by what was known when that process began, or not at all. Raises Refused for a
@@ -25,11 +25,14 @@ def portable(decider: Decider) -> Decider:
 
 
 class Stale(Unavailable):
-    """Raised where nothing is allowed any more, as freshness is not proven. It can be pickled."""
+    """Raised where a filter allows nothing any more, as freshness is not proven.
+
+    It can be pickled.
+    """
 
 
 def stale(decider: Decider) -> Stale:
-    """Return the error that ends a stream whose rows cannot be decided.
+    """Return the error that ends a filtered stream whose rows cannot be decided.
 
     An epoch that ends early must not look whole.
     """

@@ -1,4 +1,4 @@
-"""Ray Data: a Dataset of the rows that may be used, decided batch by batch where they are read.
+"""The filter for Ray Data: a Dataset's allowed rows, decided by batches where they are read.
 
 The decider's portable form is put into Ray's object store once; each worker process takes it out
 once.
@@ -38,7 +38,7 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Dataset:
-    """Return the rows of a Dataset that may be used for `purpose`; columns and types as they were.
+    """Return a Ray Dataset's rows that may be used for `purpose`; columns and types stay.
 
     Rows are decided when the Dataset is executed, in Ray's workers, by the decider's portable form:
     what it knows then counts. Where freshness is not proven then, the execution fails with

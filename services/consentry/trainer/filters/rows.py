@@ -1,4 +1,4 @@
-"""Filter the rows of an Arrow table by a mask, whatever types it holds."""
+"""Filter the rows of an Arrow table by a mask, for all filters, whatever types it holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import pyarrow as pa
 
 
 def filter_rows(table: pa.Table, mask: npt.NDArray[np.bool_]) -> pa.Table:
-    """Return the rows where the mask is True, also of types that Arrow itself cannot filter."""
+    """Return the rows of an Arrow table where a filter's mask is True.
+
+    It does so also for types that Arrow itself cannot filter.
+    """
     arrow_mask = pa.array(mask)
     try:
         return table.filter(arrow_mask)

@@ -1,4 +1,4 @@
-"""Spark DataFrames: the rows that may be used, by plain joins; no Python runs on the executors.
+"""The filter for Spark DataFrames: plain joins pick the rows; executors run no Python.
 
 The decision is made of small tables (see decision_tables) that the rows are left-joined with. Spark
 chooses how: it broadcasts small tables, and shuffles the members where they are many.
@@ -62,7 +62,7 @@ def filter(
     good_for_seconds: float = GOOD_FOR_SECONDS,
     checkpoint: bool = False,
 ) -> DataFrame:
-    """Return the rows of a DataFrame that may be used for `purpose`, as known now.
+    """Return a Spark DataFrame's rows that may be used for `purpose`, as known now.
 
     The columns stay as they were. The plan is made now and runs later: what is recorded meanwhile
     is not in it, so make it right before the action. Run later than `good_for_seconds`, it fails;
@@ -111,7 +111,10 @@ def with_reasons(
     join: Join = "auto",
     good_for_seconds: float = GOOD_FOR_SECONDS,
 ) -> DataFrame:
-    """Return every row with its reason; the arguments are those of `filter`."""
+    """Return every row of a Spark DataFrame with the reason that the filter has for it.
+
+    The arguments are those of `filter`.
+    """
     columns = _check_columns(data, columns, reason_column)
     snapshot_id = decider.snapshot_id
     if _is_stale(decider, purpose, at_least):

@@ -1,4 +1,4 @@
-"""PyTorch: data sets, loaders and batches that hand out only the rows that may be used.
+"""The filter for PyTorch: data sets, loaders and batches hand out only rows that may be used.
 
 A stream is numbered as it comes, before anything is left out. By these numbers it is split among
 ranks and workers and taken up again: so what one rank or worker leaves out moves no row of another,
@@ -53,7 +53,7 @@ def filter(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Any:
-    """Return the part of a data set, or of a loader's batches, that may be used.
+    """Return the part of a PyTorch data set, or of a loader's batches, that may be used.
 
     An IterableDataset becomes a ConsentDataset, any other Dataset a Subset as of now, for which
     every example is read once. For anything else that gives batches see `filter_batches`. Raises
@@ -83,7 +83,7 @@ def filter_batches(
     at_least: str | None = None,
     tally: Counter[Reason] | None = None,
 ) -> Iterator[Any]:
-    """Yield the batches of a loader without the rows that may not be used.
+    """Yield the batches of a PyTorch loader without the rows that may not be used.
 
     Each batch is decided here, when it is handed out. A batch is a dict of tensors and lists, one
     entry a row, with the member ids among them, or an Arrow table. Rows are taken out of every
@@ -101,7 +101,7 @@ def filter_batches(
 
 
 class ConsentDataset(IterableDataset[Any]):
-    """The examples of a stream that may be used, decided while it is read.
+    """A PyTorch data set: a stream's examples that may be used, decided while it is read.
 
     `source` gives dicts, one an example, or Arrow tables or batches, and the same ones in the same
     order each time; with `__len__` and `__getitem__` it is read by index. Every process reads its
@@ -152,7 +152,7 @@ class ConsentDataset(IterableDataset[Any]):
 
     @property
     def decider(self) -> Decider:
-        """The decider of this process. Raises Refused where none can be asked here."""
+        """The decider of this process for the data set. Raises Refused if it has none."""
         if self._decider is not None and self._process == os.getpid():
             return self._decider
         return self._portable_decider()
@@ -188,13 +188,13 @@ class ConsentDataset(IterableDataset[Any]):
         self._positions = {}  # the next examples are of the next epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the positions of this process's shares, and the snapshot; fit for JSON."""
+        """Return this process's positions in the data set, and the snapshot; fit for JSON."""
         return _state(self, self._positions, self.share()[1])
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, allow_older_snapshot: bool = False
     ) -> None:
-        """Begin the next epoch where the state was taken.
+        """Begin the data set's next epoch where the state was taken.
 
         Under a newer snapshot more may be left out. Raises Refused where the decider knows less
         than when the state was taken, unless `allow_older_snapshot`, and InvalidInput for the state
@@ -203,7 +203,7 @@ class ConsentDataset(IterableDataset[Any]):
         self._resume = _resume(self, state, allow_older_snapshot=allow_older_snapshot)
 
     def share(self, turn: int = 0) -> tuple[int, int]:
-        """Return the number of the share that this process reads, and how many shares there are.
+        """Return the number of this process's share of the data set, and of all shares.
 
         `turn` is the number of the worker that the first worker stands for.
         """
@@ -214,7 +214,7 @@ class ConsentDataset(IterableDataset[Any]):
     def read(
         self, shard: int, shards: int, start: int, tally: Counter[Reason]
     ) -> Iterator[AllowedExample]:
-        """Yield the allowed examples of one share of the stream from a position on.
+        """Yield the allowed examples of one share of the data set from a position on.
 
         The last one has no example, and the position where the share ends.
         """
@@ -252,7 +252,7 @@ class ConsentDataset(IterableDataset[Any]):
 
 
 class ConsentLoader:
-    """A loader of a ConsentDataset's batches, which are decided once more when they leave it.
+    """A PyTorch loader of a ConsentDataset's batches, decided once more when they leave it.
 
     `options` are those of torch's DataLoader, without those that choose examples. `batch_size` None
     hands out each element by itself. `collate_fn` is run by the workers; each field of its result
@@ -328,13 +328,16 @@ class ConsentLoader:
         self._positions, self._turn = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the positions of batches handed out, and the snapshot; fit for JSON."""
+        """Return the loader's positions of batches handed out, and the snapshot.
+
+        It is fit for JSON.
+        """
         return _state(self.dataset, self._positions, self._shards, self._turn)
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, allow_older_snapshot: bool = False
     ) -> None:
-        """Begin the next epoch where the state was taken, as ConsentDataset.load_state_dict.
+        """Begin the loader's next epoch where the state was taken; see ConsentDataset.
 
         Raises InvalidInput also for another number of ranks and workers.
         """
@@ -347,7 +350,9 @@ class ConsentLoader:
 
 
 class AllowedExample(NamedTuple):
-    """An allowed example, the position behind it, and its row in the keys it was decided by.
+    """An allowed example of a filtered PyTorch stream, and the position behind it.
+
+    With it comes its row in the keys it was decided by.
 
     `row` is -1 where the example is an Arrow table.
     """

@@ -1,4 +1,4 @@
-"""Decide examples and batches as torch holds them, and take rows out of such a batch."""
+"""Filter examples and batches as PyTorch holds them: decide them, and take rows out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STALE: Final = REASONS.index(Reason.STALE)
 
 
 class BatchQuestion:
-    """Decides examples and batches for one purpose.
+    """Decides PyTorch examples and batches for one purpose, for the filter.
 
     The columns that decide are called the keys of examples. `tally` counts rows by reason. Raises
     Unavailable where the answer is STALE.
@@ -46,7 +46,7 @@ class BatchQuestion:
         self._names: dict[Any, None] = {}  # the fields that examples had up to now
 
     def keys(self, values: Mapping[str, Sequence[Any]]) -> pa.Table:
-        """Return the keys of rows whose values are Python objects, by column.
+        """Return the keys that the filter decides Python rows by, from columns of objects.
 
         The id of a row never depends on another row.
         """
@@ -64,7 +64,7 @@ class BatchQuestion:
         return pa.table(arrays)
 
     def keys_of_examples(self, examples: Sequence[Any]) -> pa.Table:
-        """Return the keys of examples; a field that an example lacks is null there.
+        """Return the keys that PyTorch examples are decided by; a lacking field is null.
 
         Raises InvalidInput where an example is no mapping.
         """
@@ -83,7 +83,10 @@ class BatchQuestion:
         return self.keys(values)
 
     def keys_of_batch(self, batch: Any) -> pa.Table:
-        """Return the keys of a batch. Raises InvalidInput where it has no entry for each row."""
+        """Return the keys that a PyTorch batch is decided by.
+
+        Raises InvalidInput where it has no entry for each row.
+        """
         if isinstance(batch, pa.Table | pa.RecordBatch):
             return self.keys_of_table(batch)
         if not isinstance(batch, Mapping):
@@ -103,7 +106,7 @@ class BatchQuestion:
         return self.keys(columns)
 
     def keys_of_table(self, table: Any) -> pa.Table:
-        """Return the keys of an Arrow table or batch."""
+        """Return the keys that the filter decides an Arrow table or batch by."""
         whole = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
         return whole.select(self._batch_filter(whole.column_names).names)
 
@@ -118,7 +121,7 @@ class BatchQuestion:
         )
 
     def reasons(self, keys: pa.Table) -> npt.NDArray[np.int8]:
-        """Return the index in REASONS of each row's reason. Nothing is counted."""
+        """Return the index in REASONS of each row's reason in the filter. Nothing is counted."""
         columns = self._batch_filter(keys.column_names).columns
         decisions = self._decider.decide_table(
             keys, purpose=self._purpose, columns=columns, at_least=self._at_least
@@ -129,7 +132,7 @@ class BatchQuestion:
         return decisions.reasons
 
     def mask(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
-        """Return True for each row that may be used, and count every row."""
+        """Return True for each row that the filter lets through, and count every row."""
         decisions = Decisions(self.reasons(keys))
         self.tally.update(decisions.counts())
         return decisions.mask
@@ -155,7 +158,9 @@ def _plain(value: Any) -> Any:
 
 
 def filter_batch(batch: Any, mask: npt.NDArray[np.bool_], *, is_first: bool) -> Any:
-    """Return the rows of a batch where the mask is True; None where there is none.
+    """Return the rows of a PyTorch batch where the filter's mask is True.
+
+    None where there is none.
 
     Rows are taken out of the first batch in any case, so that a batch from which none can be taken
     is refused at once, and not when somebody opts out.
@@ -165,7 +170,7 @@ def filter_batch(batch: Any, mask: npt.NDArray[np.bool_], *, is_first: bool) -> 
 
 
 def take_rows(batch: Any, mask: npt.NDArray[np.bool_]) -> Any:
-    """Return the rows of a batch where the mask is True, out of each field.
+    """Return the rows of a PyTorch batch where the filter's mask is True, out of each field.
 
     Raises InvalidInput where a field has no entry for each row.
     """

@@ -25,7 +25,7 @@ EarlierStates = Mapping[bytes, Sequence[StoredState]]
 
 
 def narrows(control: Control, purpose: str) -> bool:
-    """Return True if hooks must hear of a control: it may newly exclude somebody from `purpose`."""
+    """Return True if a control may newly exclude somebody from `purpose`; hooks hear of it."""
     if isinstance(control, PolicyPublished):
         return True  # its terms for this purpose, or the lack of terms, may be stricter
     if isinstance(control, PauseLifted):

@@ -1,4 +1,4 @@
-"""The client that a training system embeds: follow the log, decide, filter. It fails closed."""
+"""The trainer's client, which a program embeds: follow the log, decide, filter. Fails closed."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ class Client:
         at_least: str | None = None,
         wait_seconds: float = TOKEN_WAIT_SECONDS,
     ) -> Decision:
-        """Decide whether the member's data, or this row of it, may be used for `purpose`.
+        """Have the client decide if the member's data, or this row, may be used for `purpose`.
 
         Times default to now, in microseconds. With the consistency token `at_least` the answer
         includes all that was accepted with it: the client waits for that, at most `wait_seconds`,
@@ -328,7 +328,7 @@ class Client:
         at_least: str | None = None,
         wait_seconds: float = TOKEN_WAIT_SECONDS,
     ) -> Decisions:
-        """Decide every row of an Arrow table; see decide_table.decide_table.
+        """Have the client decide every row of an Arrow table; see decide_table.decide_table.
 
         Times default to now, in microseconds. `at_least` and `wait_seconds` are those of `decide`:
         where the token is not reached every row is STALE. Without `columns` they are found by their

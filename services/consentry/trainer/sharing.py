@@ -63,10 +63,8 @@ class ControlMessage(Protocol):
 class SnapshotWriter:
     """Shares a client's snapshot: writes it to a directory again and again, until `stop`.
 
-    It does so on a thread of its own.
-
-    `detail` returns why nothing is allowed now. `controls` has every control's message so far, in
-    log order; it grows meanwhile.
+    It does so on a thread of its own. `detail` returns why nothing is allowed now. `controls` has
+    every control's message so far, in log order; it grows meanwhile.
     """
 
     def __init__(

@@ -138,7 +138,7 @@ class SnapshotFollower:
         return self._thread.is_alive() and not self._failure
 
     def on_change(self, call: Callable[[], None]) -> None:
-        """Have `call` run, on the following thread, after purge orders or controls changed."""
+        """Have `call` run, on the follower's thread, after orders or controls changed."""
         self._on_change.append(call)
 
     def open_orders(self) -> list[PurgeOrder]:

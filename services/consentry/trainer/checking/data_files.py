@@ -354,10 +354,9 @@ def _text(path: Path) -> Iterator[IO[bytes]]:
 def table_of(columns: Columns, values: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
     """Return JSON values by column as a table, to check its rows.
 
-    They are of any kind that JSON has.
-
-    A member id that is neither text nor number becomes null. Raises InvalidInput where a time of
-    collection is none: the side of the cut-off that the row is on would be a guess.
+    They are of any kind that JSON has. A member id that is neither text nor number becomes null.
+    Raises InvalidInput where a time of collection is none: the side of the cut-off that the row is
+    on would be a guess.
     """
     arrays: dict[str, pa.Array] = {}
     arrays[columns.member] = pa.array(map(json_member_id, values[columns.member]), pa.string())

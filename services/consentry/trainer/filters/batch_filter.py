@@ -27,10 +27,9 @@ from consentry.trainer.deciding.decider import Decider
 class BatchFilter:
     """The shared part of all filters: decides a data set batch by batch, for one purpose.
 
-    It may do so on several threads.
-
-    `names` are the data set's columns. `tally` counts the rows by reason. Raises InvalidInput where
-    a column that decides is not among the names, or more than once.
+    It may do so on several threads. `names` are the data set's columns. `tally` counts the rows by
+    reason. Raises InvalidInput where a column that decides is not among the names, or more than
+    once.
     """
 
     def __init__(

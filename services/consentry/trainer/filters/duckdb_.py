@@ -28,12 +28,10 @@ def filter(
 ) -> duckdb.DuckDBPyRelation:
     """Return the DuckDB relation of the rows that may be used for `purpose`.
 
-    It is on the same connection.
-
-    Nothing is read here. Each time that the result is read, its rows are decided in the engine's
-    own batches, two thousand at a time; the other columns never leave the engine. `tally` counts
-    the rows that were decided, which are fewer than all where the query needs fewer. Each call adds
-    one function to the connection.
+    It is on the same connection. Nothing is read here. Each time that the result is read, its rows
+    are decided in the engine's own batches, two thousand at a time; the other columns never leave
+    the engine. `tally` counts the rows that were decided, which are fewer than all where the query
+    needs fewer. Each call adds one function to the connection.
 
     Raises InvalidInput where a column is missing or there twice, Unavailable for a DuckDB below 2.
     """

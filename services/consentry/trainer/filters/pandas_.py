@@ -23,11 +23,10 @@ def filter(
 ) -> pd.DataFrame:
     """Return a pandas frame's rows that may be used for `purpose`, with their index.
 
-    All rows are counted in `tally`.
-
-    Member ids in an object column count where they are texts, or all of them integers. pandas turns
-    integers with a gap into floating point numbers, which are no ids: read them as Int64. Raises
-    InvalidInput where a column is missing or there twice; the index is not a column.
+    All rows are counted in `tally`. Member ids in an object column count where they are texts, or
+    all of them integers. pandas turns integers with a gap into floating point numbers, which are
+    no ids: read them as Int64. Raises InvalidInput where a column is missing or there twice; the
+    index is not a column.
     """
     batch_filter = BatchFilter(
         decider, data.columns, purpose=purpose, columns=columns, at_least=at_least, tally=tally

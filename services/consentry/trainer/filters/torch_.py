@@ -352,9 +352,8 @@ class ConsentLoader:
 class AllowedExample(NamedTuple):
     """An allowed example of a filtered PyTorch stream, and the position behind it.
 
-    With it comes its row in the keys it was decided by.
-
-    `row` is -1 where the example is an Arrow table.
+    With it comes its row in the keys it was decided by. `row` is -1 where the example is an Arrow
+    table.
     """
 
     position: int

@@ -160,10 +160,8 @@ def _plain(value: Any) -> Any:
 def filter_batch(batch: Any, mask: npt.NDArray[np.bool_], *, is_first: bool) -> Any:
     """Return the rows of a PyTorch batch where the filter's mask is True.
 
-    None where there is none.
-
-    Rows are taken out of the first batch in any case, so that a batch from which none can be taken
-    is refused at once, and not when somebody opts out.
+    None where there is none. Rows are taken out of the first batch in any case, so that a batch
+    from which none can be taken is refused at once, and not when somebody opts out.
     """
     allowed = take_rows(batch, mask) if is_first or not mask.all() else batch
     return allowed if mask.any() else None

@@ -36,11 +36,10 @@ def narrows(control: Control, purpose: str) -> bool:
 class NarrowingDetector:
     """Finds out for hooks if a member's newest state allows less than the ones before.
 
-    It does so for any row there could be.
-
-    It asks about rows of every category and time of collection that the controls treat differently.
-    For rows that name another jurisdiction than the member's, it compares the choice and the age
-    band as such, as the stricter of both jurisdictions counts.
+    It does so for any row there could be. It asks about rows of every category and time of
+    collection that the controls treat differently. For rows that name another jurisdiction than
+    the member's, it compares the choice and the age band as such, as the stricter of both
+    jurisdictions counts.
     """
 
     def __init__(self, snapshot: Snapshot, purpose: str) -> None:
@@ -54,9 +53,8 @@ class NarrowingDetector:
     ) -> tuple[Reason, Micros] | None:
         """Return the hook's reason why a member is excluded, and from when.
 
-        The time is in microseconds.
-
-        None if the newest state excludes no more than any earlier one.
+        The time is in microseconds. None if the newest state excludes no more than any earlier
+        one.
         """
         raws = [raw for raw, was_quarantined in earlier if not was_quarantined]
         if not raws:

@@ -30,9 +30,8 @@ class ExclusionCause(enum.StrEnum):
 class Exclusion:
     """The event a hook gets: use for `purpose` is narrower from `at` on, maybe in future.
 
-    The time is in microseconds.
-
-    Ask again whether a row may be used: that also depends on where and when the row comes from.
+    The time is in microseconds. Ask again whether a row may be used: that also depends on where
+    and when the row comes from.
     """
 
     purpose: str

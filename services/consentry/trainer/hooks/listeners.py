@@ -61,7 +61,7 @@ class HookThread(ABC):
         self.wake()
 
     def stop(self) -> None:
-        """Call the hook no more."""
+        """Call this thread's hook no more."""
         self._stopping = True
         self._woken.set()
 

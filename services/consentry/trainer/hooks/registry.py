@@ -122,9 +122,8 @@ class Hooks:
     def states_before(self, keys: Sequence[bytes]) -> EarlierStates | None:
         """Return the states of these members, for the hooks to compare with later ones.
 
-        They are for `note_records` once their records are applied.
-
-        None where no hook asks for exclusions.
+        They are for `note_records` once their records are applied. None where no hook asks for
+        exclusions.
         """
         if not self._exclusions or not self._has_begun:
             return None

@@ -97,7 +97,7 @@ def walk(directory: Path) -> Iterator[Path]:
 
 
 def understood_files(directory: Path) -> list[Path]:
-    """Return the files as dataset_files does, where every one of them can be purged.
+    """Return the files of a data set that is purged, each of which can be; see dataset_files.
 
     Raises InvalidInput where a file could hold rows that we would not see or could not destroy.
     """

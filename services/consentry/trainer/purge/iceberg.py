@@ -36,9 +36,7 @@ def iceberg_table(
 ) -> VersionedTable:
     """Return the Iceberg table to purge, CATALOG.NAMESPACE.TABLE.
 
-    pyiceberg's settings name the catalog.
-
-    Raises InvalidInput.
+    pyiceberg's settings name the catalog. Raises InvalidInput.
     """
     catalog, _, identifier = name.partition(".")
     if "." not in identifier:

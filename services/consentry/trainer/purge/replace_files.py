@@ -41,11 +41,10 @@ def exchange(first: Path, second: Path) -> bool:
 def replace_file(path: Path, staged: Path, old: Fingerprint, new: Fingerprint) -> None:
     """Replace a data file by its purged successor `staged`.
 
-    The old one is then under the name `staged`, or nowhere.
-
-    Raises DatasetChanged where `path` is not `old`, and leaves it as its last writer left it. Where
-    names can be exchanged this is certain: the file that was taken out is examined, and put back.
-    Elsewhere a file is lost that somebody replaces between the last check and the rename.
+    The old one is then under the name `staged`, or nowhere. Raises DatasetChanged where `path` is
+    not `old`, and leaves it as its last writer left it. Where names can be exchanged this is
+    certain: the file that was taken out is examined, and put back. Elsewhere a file is lost that
+    somebody replaces between the last check and the rename.
     """
     check_unchanged(path, old)
     try:

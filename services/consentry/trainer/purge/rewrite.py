@@ -41,10 +41,9 @@ def rewrite(file: pq.ParquetFile, keep: npt.NDArray[np.bool_], sink: Any) -> Non
 def check_same_rows(old: pq.ParquetFile, new: pq.ParquetFile, rows: int, name: str) -> list[str]:
     """Raise InvalidInput unless a purged file's successor has those rows and that schema.
 
-    `new` must have that many rows and the schema of `old`.
-
-    Returns a note for each column that is stored in another type. Readers see no difference in
-    them, but a checksum over stored types does.
+    `new` must have that many rows and the schema of `old`. Returns a note for each column that is
+    stored in another type. Readers see no difference in them, but a checksum over stored types
+    does.
     """
     if new.metadata.num_rows != rows or not new.schema_arrow.equals(
         old.schema_arrow, check_metadata=False

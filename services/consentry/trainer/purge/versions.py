@@ -89,9 +89,7 @@ class Versions(Protocol):
     def stray_files(self, named: Collection[str]) -> Collection[str]:
         """Return a purged table's files on disk that no version names.
 
-        They are neither in `named` nor in the newest version.
-
-        Raises OSError.
+        They are neither in `named` nor in the newest version. Raises OSError.
         """
         ...
 

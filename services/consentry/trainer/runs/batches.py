@@ -49,9 +49,7 @@ def is_batch(data: Any) -> bool:
 def each_batch(source: Any) -> Iterable[Any]:
     """Return the batches that a training run reads from a loader, an Arrow scanner or the like.
 
-    Arrow data sets and any other iterables have batches too.
-
-    Raises InvalidInput.
+    Arrow data sets and any other iterables have batches too. Raises InvalidInput.
     """
     batches = source
     # An Arrow data set gives batches too, but is no iterable; a lazy Polars frame is neither.

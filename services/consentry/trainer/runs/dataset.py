@@ -15,11 +15,10 @@ _BLOCK_BYTES = 1 << 20
 def digest_of_files(url: str) -> str:
     """Return the version of a training run's data set: the digest of all its files.
 
-    It is `sha256:` and the digest of all files under a path or an fsspec URL.
-
-    The digest is over their names, sizes and content, so it reads everything. Where a table has a
-    version or a bucket has a commit, give that instead. Raises InvalidInput where there are no
-    files, Unavailable where one cannot be read.
+    It is `sha256:` and the digest of all files under a path or an fsspec URL. The digest is over
+    their names, sizes and content, so it reads everything. Where a table has a version or a bucket
+    has a commit, give that instead. Raises InvalidInput where there are no files, Unavailable
+    where one cannot be read.
     """
     digest = hashlib.sha256()
     try:

@@ -38,10 +38,8 @@ class LeaseCondition(Protocol):
 class Lease:
     """A training run's right to read while its snapshot is fresh to within `seconds`.
 
-    A condition may end it before.
-
-    Anybody may revoke it too. Once lost it stays lost. When freshness is missing, the lease waits
-    for it for `wait_seconds` before it is lost.
+    A condition may end it before. Anybody may revoke it too. Once lost it stays lost. When
+    freshness is missing, the lease waits for it for `wait_seconds` before it is lost.
     """
 
     def __init__(

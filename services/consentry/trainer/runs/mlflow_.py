@@ -13,9 +13,8 @@ from consentry.trainer.runs.observers import RunChange
 class MlflowObserver:
     """Tags the open MLflow run with what a training run does.
 
-    It is the MLflow run that was open when this observer was made.
-
-    Training code may close that run before the training run ends, or open another.
+    It is the MLflow run that was open when this observer was made. Training code may close that
+    run before the training run ends, or open another.
     """
 
     def __init__(self) -> None:

@@ -54,11 +54,9 @@ BEFORE, AFTER, BOTH, NOT_EXCLUDED = "before", "after", "before and after", "not 
 class RunReads:
     """The reads of one training run of the members in question.
 
-    Times are in microseconds since 1970-01-01 UTC.
-
-    `before` is True where reads were made before the exclusion bound the run: they stand, going
-    forward. `violations` counts reads made after it. `unclear` has a sentence for everything that
-    cannot be decided.
+    Times are in microseconds since 1970-01-01 UTC. `before` is True where reads were made before
+    the exclusion bound the run: they stand, going forward. `violations` counts reads made after
+    it. `unclear` has a sentence for everything that cannot be decided.
     """
 
     run_id: str

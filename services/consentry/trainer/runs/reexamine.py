@@ -1,11 +1,10 @@
 """Decides every read of a training run again, as of its time.
 
-It is the base of certificates and of `verify`.
-
-A read at time T is a violation if it was excluded at T by everything that the run may have known.
-The run had proof of all that was recorded up to some moment between T - bound and T, and nothing
-more is known of that moment. So a fact that was recorded after T - bound neither condemns a read
-nor has to justify it. There is a violation only where no moment of that span gives *allowed*.
+It is the base of certificates and of `verify`. A read at time T is a violation if it was excluded
+at T by everything that the run may have known. The run had proof of all that was recorded up to
+some moment between T - bound and T, and nothing more is known of that moment. So a fact that was
+recorded after T - bound neither condemns a read nor has to justify it. There is a violation only
+where no moment of that span gives *allowed*.
 
 An example with a bound of 5 s, and an opt-out that was recorded at 12:00:00:
 
@@ -53,9 +52,8 @@ _ReasonCodes = npt.NDArray[np.int8]
 class ReadOutcomes(NamedTuple):
     """The outcome of each read of a training run, decided again, with its reason.
 
-    An outcome is FINE, VIOLATED or CANNOT_TELL; the reason is the one that decided it.
-
-    Both are arrays with one value for each read; a reason is its position in REASONS.
+    An outcome is FINE, VIOLATED or CANNOT_TELL; the reason is the one that decided it. Both are
+    arrays with one value for each read; a reason is its position in REASONS.
     """
 
     outcomes: npt.NDArray[np.int8]

@@ -57,7 +57,7 @@ class _HandedOut(NamedTuple):
 
 
 class TrainingRun:
-    """Reads training data for one purpose, and hands out only rows that may be used at that moment.
+    """A training run: reads data for one purpose, hands out only rows usable at that moment.
 
     A context manager: entering registers the run in `store`, an fsspec URL; leaving writes its
     certificate. `decider` is the client, or SnapshotDecider. Freshness has to be proven to within
@@ -177,13 +177,11 @@ class TrainingRun:
     def filter(self, data: Any, *, shard: Shard = "", columns: Columns | None = None) -> Any:
         """Return the rows of a batch that this training run may use, or a generator for batches.
 
-        Of many batches it gives the usable rows of each.
-
-        A batch is an Arrow table or record batch, a Polars or pandas frame, or a mapping of columns
-        (lists, arrays, tensors), and comes back as the same kind. Anything that gives batches is
-        read one at a time: each batch is decided when it is asked for, never earlier. A batch with
-        no usable row is counted and left out. `shard` names the origin of the batches in the record
-        of reads.
+        Of many batches it gives the usable rows of each. A batch is an Arrow table or record
+        batch, a Polars or pandas frame, or a mapping of columns (lists, arrays, tensors), and
+        comes back as the same kind. Anything that gives batches is read one at a time: each batch
+        is decided when it is asked for, never earlier. A batch with no usable row is counted and
+        left out. `shard` names the origin of the batches in the record of reads.
 
         Raises ConsentStale, LeaseRevoked, InvalidInput, Unavailable.
         """

@@ -31,10 +31,9 @@ _PART: Final = re.compile(r"(\d{8})-(\d{8})\.parquet", re.ASCII)
 class RunStore:
     """The store of training runs under one URL.
 
-    Such a URL is file:///var/lib/runs or s3://bucket/runs.
-
-    Each file appears whole or not at all. Raises InvalidInput for a URL that cannot be understood,
-    Unavailable where the store does not answer.
+    Such a URL is file:///var/lib/runs or s3://bucket/runs. Each file appears whole or not at all.
+    Raises InvalidInput for a URL that cannot be understood, Unavailable where the store does not
+    answer.
     """
 
     def __init__(self, url: str) -> None:

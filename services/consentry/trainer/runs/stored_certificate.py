@@ -56,9 +56,8 @@ class StoredCertificate(NamedTuple):
     def open_reads(self, named: str | None) -> Iterator[pq.ParquetFile | None]:
         """Open a run's reads at `named`, or those beside its certificate.
 
-        None where it has none there.
-
-        Raises InvalidInput, and Unavailable where the file holds no reads.
+        None where it has none there. Raises InvalidInput, and Unavailable where the file holds no
+        reads.
         """
         if named is None:
             files, path = fsspec.core.url_to_fs(self.reads)

@@ -20,10 +20,8 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
 def canonical(value: Any) -> bytes:
     """Return the one JSON spelling of a value, as a training run's certificate is written.
 
-    A value is of objects, lists, texts, whole numbers, true, false and null.
-
-    Names are sorted, without spaces, in UTF-8. Raises ValueError for anything else, such as a
-    fraction.
+    A value is of objects, lists, texts, whole numbers, true, false and null. Names are sorted,
+    without spaces, in UTF-8. Raises ValueError for anything else, such as a fraction.
     """
     _check(value)
     return json.dumps(

@@ -1,1 +1,1 @@
-"""The whole decision for tables of rows."""
+"""Deciding in the trainer: the whole decision for tables of rows."""

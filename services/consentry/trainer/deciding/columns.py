@@ -1,4 +1,4 @@
-"""The columns that decide, and the one rule for what their values are: ids, texts and times.
+"""The columns that the trainer decides by, and the one rule for their ids, texts and times.
 
 Tables of Arrow, frames, batches of a loader and rows of JSON are all read by what is here, so that
 a row gets the same answer whichever library holds it.
@@ -42,7 +42,7 @@ _NAMES_SHOWN_MAX: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """The names of the columns that decide; None where the table does not hold such a column."""
+    """The names of the columns that the trainer decides a table by; None where it has none."""
 
     member: str = "member_id"
     jurisdiction: str | None = None
@@ -51,7 +51,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """The columns to read, each once, the member's first."""
+        """The columns to read for deciding a table, each once, the member's first."""
         names = (self.member, self.jurisdiction, self.category, self.collected)
         return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -63,7 +63,10 @@ CONVENTIONAL: Final = Columns(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnSpec:
-    """The columns that a command or a request names; None: the conventional one, if it is there."""
+    """The columns to decide by that a command or a request names.
+
+    None: the conventional one, if it is there.
+    """
 
     member: str = CONVENTIONAL.member
     jurisdiction: str | None = None
@@ -71,7 +74,7 @@ class ColumnSpec:
     collected: str | None = None
 
     def find_among(self, names: Sequence[str]) -> Columns:
-        """Return the columns of a table that has these names.
+        """Return the columns to decide a table by that has these names.
 
         Raises InvalidInput where one is missing or there twice, and where a name differs from one
         that is looked for only in case or spaces: without that column the answer may be laxer.
@@ -96,7 +99,7 @@ class ColumnSpec:
 def find_columns(
     names: Sequence[str], columns: Columns | None, *, holder: str = "The table"
 ) -> Columns:
-    """Return the columns that a caller named, or else those with conventional names.
+    """Return the columns to decide a table by: those a caller named, or conventional ones.
 
     `names` are all columns of the table; `holder` begins the sentence of an error. Raises
     InvalidInput where `columns` is no Columns, where one of them is missing or there twice, and
@@ -124,7 +127,7 @@ def find_columns(
 
 
 def check_columns(names: Sequence[str], columns: Columns, *, holder: str = "The table") -> None:
-    """Raise InvalidInput where one of the columns is not among the names, or more than once."""
+    """Raise InvalidInput unless each column to decide a table by is there exactly once."""
     for name in columns.names:
         count = names.count(name)
         if count == 0:
@@ -168,7 +171,7 @@ def _spelling(name: str) -> str:
 
 
 def member_id(value: Any) -> str | None:
-    """Return the text by which a value names a member; None where it names nobody.
+    """Return the text by which a value in a trainer's table names a member; None for nobody.
 
     A text names the member itself, a whole number the member with its decimal text. True, 1.0,
     numpy.True_, bytes, and a text with half of a surrogate pair, which cannot be written as UTF-8,
@@ -183,7 +186,7 @@ def member_id(value: Any) -> str | None:
 
 
 def text_of(value: Any) -> str | None:
-    """Return a jurisdiction or a category as a text; None where the row does not say it.
+    """Return a jurisdiction or category in a trainer's table as text; None if unsaid.
 
     Whatever is no text becomes one that is no jurisdiction and that no control names, never None:
     a row that says nonsense is not one that says nothing.
@@ -195,9 +198,10 @@ def text_of(value: Any) -> str | None:
 
 
 def json_member_id(value: Any) -> str | None:
-    """Return the member that a JSON value names, as `member_id`; no number beyond 64 bits does.
+    """Return the member that a JSON value of a row to decide names, as `member_id`.
 
-    Many writers of JSON round such numbers to another member's.
+    No number beyond 64 bits names one. Many writers of JSON round such numbers to another
+    member's.
     """
     if isinstance(value, int) and value not in _INTEGERS_OF_64_BITS:
         return None
@@ -205,7 +209,7 @@ def json_member_id(value: Any) -> str | None:
 
 
 def json_text_of(value: Any) -> str | None:
-    """Return a JSON jurisdiction or category as a text, as `text_of`.
+    """Return a JSON jurisdiction or category of a row to decide as text, as `text_of`.
 
     Values that are neither text nor number are not written out: they may be deep or long.
     """
@@ -214,10 +218,10 @@ def json_text_of(value: Any) -> str | None:
 
 
 def json_micros_of(value: Any) -> Micros | None:
-    """Return a time of collection in JSON, ISO 8601 or microseconds, in microseconds.
+    """Return a JSON time of collection of a row to decide in microseconds.
 
-    Without a zone it is UTC. Raises InvalidInput where it is no time: the side of a cut-off that
-    the row is on would be a guess.
+    It is written in ISO 8601 or in microseconds. Without a zone it is UTC. Raises InvalidInput
+    where it is no time: the side of a cut-off that the row is on would be a guess.
     """
     if value is None:
         return None
@@ -249,7 +253,7 @@ def _is_writable(text: str) -> bool:
 
 
 def member_id_column(values: Sequence[Any], *, numbers_beside_others: bool) -> pa.Array:
-    """Return values of several types as a column of ids, null where a value names nobody.
+    """Return mixed values as the id column of a table to decide; null names nobody.
 
     Without `numbers_beside_others` numbers are ids only where all values are numbers or None:
     between texts they are somebody's mistake, such as two columns mixed up. With it each row is
@@ -269,12 +273,15 @@ def _text_member_id(value: Any) -> str | None:
 
 
 def texts_column(values: Sequence[Any]) -> pa.Array:
-    """Return values of several types as a column of jurisdictions or categories, by `text_of`."""
+    """Return mixed values as a table's column of jurisdictions or categories to decide by.
+
+    They are read by `text_of`.
+    """
     return pa.array(list(map(text_of, values)), pa.large_string())
 
 
 def arrow_reads_exactly(values: Any) -> bool:
-    """Return True where Arrow reads a column of ids as `member_id` does.
+    """Return True where Arrow reads a trainer's column of ids as `member_id` does.
 
     It does not where Python objects are mixed: it makes a 1 of numpy.True_, or of 1.5 in half
     precision.
@@ -297,20 +304,24 @@ def _arrow_reads_type(kind: type) -> bool:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Return True for each of Arrow's types of texts."""
+    """Return True for each of Arrow's types of texts, in a table to decide."""
     is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return bool(is_string or pa.types.is_string_view(kind))
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column's values: of a dictionary, that of what it holds."""
+    """Return the type of a column's values in a table to decide.
+
+    Of a dictionary it is the type of what it holds.
+    """
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def written_out(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values of a dictionary column, one a row; any other column as it is.
+    """Return a dictionary column of a table to decide as its values, one a row.
 
-    Arrow itself does not do so for string views: these become strings.
+    Any other column stays as it is. Arrow itself does not do so for string views: these become
+    strings.
     """
     if not pa.types.is_dictionary(column.type):
         return column
@@ -321,7 +332,7 @@ def written_out(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def member_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of ids that are no integers as texts, null where a value is no text.
+    """Return the ids of a table to decide, no integers, as texts; null where none is text.
 
     A column of texts, or a dictionary of them, is given back as it is. Numbers of a union among
     texts are no ids.
@@ -333,7 +344,7 @@ def member_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of jurisdictions or categories as texts, by `text_of`.
+    """Return a table's jurisdictions or categories to decide by as texts, by `text_of`.
 
     A column of texts, or a dictionary of them, is given back as it is.
     """
@@ -344,7 +355,10 @@ def texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def plain_texts_of(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array of strings: integers by their decimal texts, else `texts_of`."""
+    """Return a column of a table to decide as one array of strings.
+
+    Integers become their decimal texts, all else is as in `texts_of`.
+    """
     column = written_out(column)
     if not pa.types.is_integer(column.type):
         column = texts_of(column)
@@ -352,10 +366,11 @@ def plain_texts_of(column: pa.ChunkedArray) -> pa.Array:
 
 
 def micros_of(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Return a column of times of collection in microseconds since 1970-01-01 UTC, as int64.
+    """Return a table's times of collection to decide by, in microseconds, as int64.
 
-    Dates, timestamps of any unit and whole microseconds are times. Raises InvalidInput where it
-    holds anything else, or a time out of all bounds; `name` is for that error.
+    They count since 1970-01-01 UTC. Dates, timestamps of any unit and whole microseconds are
+    times. Raises InvalidInput where it holds anything else, or a time out of all bounds; `name` is
+    for that error.
     """
     try:
         times = written_out(column)

@@ -1,4 +1,4 @@
-"""The whole decision for the rows of an Arrow table, once for each distinct question."""
+"""The trainer's decision for the rows of an Arrow table, once for each distinct question."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ _EARLIEST: Final = -(1 << 63)
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """One answer per row: `reasons` are places in REASONS."""
+    """The trainer's decisions on a table, one per row: `reasons` are places in REASONS."""
 
     reasons: npt.NDArray[np.int8]
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """True where the row may be used."""
+        """True where the decided row may be used."""
         found: npt.NDArray[np.bool_] = _ALLOWS[self.reasons]
         return found
 
     def counts(self) -> dict[Reason, int]:
-        """Return the number of rows of each reason."""
+        """Return the number of decided rows of each reason."""
         numbers = np.bincount(self.reasons, minlength=len(REASONS)).tolist()
         return Counter(
             {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
@@ -85,13 +85,13 @@ def decide_table(
     columns: Columns,
     is_fresh: bool,
 ) -> Decisions:
-    """Decide every row of `table`: for each the reason that `view.decide` gives, for many rows at
-    once.
+    """Decide every row of an Arrow table at once in the trainer.
 
-    Times in microseconds since 1970-01-01 UTC. A member id is a text, or an integer for its decimal
-    text; one that is null, malformed or of another type is QUARANTINED, never dropped silently; a
-    jurisdiction that is no known code is unknown; nothing is allowed where `is_fresh` is False.
-    Raises InvalidInput where a named column is missing or holds no times.
+    Each gets the reason that `snapshot.decide` gives. Times in microseconds since 1970-01-01 UTC.
+    A member id is a text, or an integer for its decimal text; one that is null, malformed or of
+    another type is QUARANTINED, never dropped silently; a jurisdiction that is no known code is
+    unknown; nothing is allowed where `is_fresh` is False. Raises InvalidInput where a named column
+    is missing or holds no times.
 
     Only `decide_state` allows: members who stand alike and rows that no rule tells apart ask one
     question, and it is asked once. What was found is remembered in the view, until a record, a
@@ -321,8 +321,9 @@ def _short_text(number: int) -> str | None:
 
 
 def encoded(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]]:
-    """The distinct values of a column (null among them where it has any), and each row's place in
-    them.
+    """Return a column's distinct values in a table to decide, and each row's place in them.
+
+    Null is among them where the column has any.
     """
     short = _short_texts(column)
     if short is not None:

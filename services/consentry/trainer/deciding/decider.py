@@ -1,4 +1,4 @@
-"""The decider of every filter and every training run: it answers for the rows of a table."""
+"""The decider of the trainer's filters and training runs: it answers for the rows of a table."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from consentry.wire.freshness import BUNDLE_CLOCKS_SECONDS_MAX, FOREVER, stale_a
 
 
 class Decider(Protocol):
-    """The client, or something that stands for it where the client cannot be, such as in another
-    process.
+    """The trainer's client, or its stand-in where it cannot be, that decides tables of rows.
+
+    It cannot be in another process, for example.
     """
 
     @property
     def snapshot_id(self) -> str:
-        """Names all that answers rest on: equal only where the same records and controls are
-        held.
+        """The name of all that the decider's answers rest on.
+
+        It is equal only where the same records and controls are held.
         """
         ...
 
     @property
     def stale_detail(self) -> str:
-        """The reason why nothing is allowed now; empty if freshness is proven."""
+        """The reason why the decider allows nothing now; empty if freshness is proven."""
         ...
 
     def decide_table(
@@ -41,7 +43,7 @@ class Decider(Protocol):
         columns: Columns | None = None,
         at_least: str | None = None,
     ) -> Decisions:
-        """Decide every row; see filter.decide_table.
+        """Decide every row of a trainer's table; see the module decide_table.
 
         With the token `at_least` STALE unless it is reached.
         """
@@ -49,11 +51,10 @@ class Decider(Protocol):
 
 
 class SnapshotDecider:
-    """Judges by a view that does not move, such as that of a bundle: as of `at`, or of now where it
-    is None.
+    """A trainer's decider by a snapshot that does not move, such as that of a bundle.
 
-    Nothing tells whether a view like this is still true: `stale_after_seconds` bounds how old it
-    may be.
+    It decides as of `at`, or of now where it is None. Nothing tells whether a view like this is
+    still true: `stale_after_seconds` bounds how old it may be.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class SnapshotDecider:
 
     @property
     def snapshot_id(self) -> str:
-        """See Judge."""
+        """The name of the snapshot that this decider answers by; see Decider."""
         return self.snapshot.snapshot_id
 
     @property
     def stale_detail(self) -> str:
-        """See Judge."""
+        """The reason why this decider's snapshot is too old; see Decider."""
         bound = self._stale_after_seconds
         return stale_age(
             "the snapshot",
@@ -94,7 +95,10 @@ class SnapshotDecider:
         columns: Columns | None = None,
         at_least: str | None = None,
     ) -> Decisions:
-        """See Judge. Raises Unavailable for a token: what does not move never reaches one."""
+        """Decide every row by the snapshot that does not move; see Decider.
+
+        Raises Unavailable for a token: what does not move never reaches one.
+        """
         if at_least is not None:
             raise Unavailable(
                 "A view that does not follow cannot wait for a consistency token.",

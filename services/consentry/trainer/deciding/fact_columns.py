@@ -1,5 +1,6 @@
-"""The facts of many records read side by side, so that most members are told apart without reading
-each record.
+"""The trainer reads the facts of many members' records side by side, to decide a table.
+
+Most members are told apart without reading each record.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ _Column = npt.NDArray[Any]
 
 
 class FactColumns:
-    """The facts of many records, read side by side: one fact of each of them at every step, the
-    newest first.
+    """The facts of many records side by side, as the trainer reads them to decide a table.
 
-    Reads what the writer makes of an ordinary record (layout: wire/records.py); `is_plain` says
-    which rows those are. All others, the damaged among them, are left to `read_record`.
+    At every step there is one fact of each of them, the newest first. Reads what the writer makes
+    of an ordinary record (layout: wire/records.py); `is_plain` says which rows those are. All
+    others, the damaged among them, are left to `read_record`.
     """
 
     def __init__(self, members: Sequence[bytes], raws: Sequence[bytes], purpose: str) -> None:
@@ -151,8 +152,9 @@ class FactColumns:
         return first, is_of_purpose, is_ascii
 
     def latest(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Per row, the last time that a fact took effect and that one was recorded, in
-        microseconds.
+        """Return for each record the last times a fact took effect and was recorded.
+
+        They are in microseconds.
         """
         effective, recorded = np.zeros((2, len(self.is_plain)), dtype=np.uint64)
         for step in self._steps:
@@ -163,7 +165,7 @@ class FactColumns:
     def signatures(
         self, at: Micros, known_at: Micros, opt_ins_voided_at: Sequence[Micros]
     ) -> list[Signature | None]:
-        """Return the part of each state that matters to an answer; None if it is not plain."""
+        """Return the part of each record's state that decides; None if it is not plain."""
         if min(at, known_at) < 0:
             return [None] * len(
                 self.is_plain

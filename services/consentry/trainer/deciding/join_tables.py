@@ -1,4 +1,4 @@
-"""The whole decision as small tables to join with, for engines that call no Python function.
+"""The trainer's decision as small tables to join with, for engines that call no Python.
 
 Three left joins decide a row: its member gives a *state*, its jurisdiction a *place*, its
 category a *kind*. With the number of cut-offs that its time of collection has reached they make one
@@ -33,7 +33,9 @@ _NO_CODE: Final = "?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinTables:
-    """The tables that every row is joined with; their keys are distinct, so no join adds rows.
+    """The tables that a trainer's rows are joined with to decide them.
+
+    Their keys are distinct, so no join adds rows.
 
     - `members` (member_id string, state int32): every member of whom something is recorded. Any
       other member has the state `nobody`; or `quarantined` where the id is null or malformed, or
@@ -68,11 +70,11 @@ class JoinTables:
 def decision_tables(
     snapshot: Snapshot, *, purpose: str, at: Micros, known_at: Micros
 ) -> JoinTables:
-    """Return the tables that decide as `snapshot` does for `purpose`.
+    """Return the tables to join a trainer's rows with, which decide as `snapshot` does.
 
-    Times in microseconds since 1970-01-01 UTC. Nothing recorded later is in the tables. Rows
-    without a jurisdiction, category or time of collection have its null. The tables hold member
-    ids: whoever stores them keeps them as such.
+    They decide for `purpose`. Times in microseconds since 1970-01-01 UTC. Nothing recorded later
+    is in the tables. Rows without a jurisdiction, category or time of collection have its null.
+    The tables hold member ids: whoever stores them keeps them as such.
     """
     # Asked first: a record that arrives while the tables are made may be in them, and not in the
     # id; the other way round, the id would promise what the tables do not have.

@@ -1,4 +1,4 @@
-"""Members in classes whose members get the same answer, so that each class is asked about once.
+"""Classes of members who get the same answer, so that the trainer decides each class once.
 
 A class is all members with one `MemberState.equivalence_key`. Most are told apart by columns, many
 at a time (fact_columns.py); the others are read one by one, as the rules read them.
@@ -42,7 +42,7 @@ RowKind = tuple[str | None, str | None, Micros | None]
 
 
 class ControlBoundaries:
-    """The times and categories at which the answers of some controls can change.
+    """The times and categories at which controls can change the trainer's answers.
 
     Between two neighbouring times all answers are the same, and so are those for all categories
     that no control names. `opt_ins_voided_at` is that of the controls, `cut_offs` the times of
@@ -62,7 +62,7 @@ class ControlBoundaries:
         self._recorded = sorted({control.recorded_at for control in controls.log})
 
     def moment(self, at: Micros, known_at: Micros) -> tuple[int, int]:
-        """Return the moment of a question: those of one moment have the same answer.
+        """Return the moment of a trainer's question: those of one have the same answer.
 
         That holds as far as the controls are concerned. Times in microseconds.
         """
@@ -82,7 +82,7 @@ def _named_categories(controls: Controls) -> set[str]:
 
 
 class KnownAnswers:
-    """The answers given so far.
+    """The answers that the trainer has given so far to classes of members.
 
     `given` has them by what `keys` makes of a kind of row and a class of members.
     """
@@ -95,18 +95,22 @@ class KnownAnswers:
     def keys(
         self, rows: Sequence[RowKind], row_of: npt.NDArray[np.intp], classes: npt.NDArray[Any]
     ) -> list[int]:
-        """Return the key in `given` for each class, with the row at its index in `rows`."""
+        """Return the key of each class of members in `given`, the trainer's known answers.
+
+        The class has the row at its index in `rows`.
+        """
         numbers = np.array([self._numbers[row] for row in rows], dtype=np.int64)
         keys: list[int] = ((numbers[row_of] << 32) | classes).tolist()
         return keys
 
 
 class MemberClasses:
-    """The class of each member for one purpose; a class gets one answer to the same row.
+    """The class of each member that a trainer decides on; a class shares its answers.
 
-    A member's class is remembered by the position of their record, which never changes in its
-    segment. It is remembered only once all facts of the record count, for then it is the same at
-    all later times. `opt_ins_voided_at` is that of the boundaries asked under.
+    It is for one purpose: a class gets one answer to the same row. A member's class is remembered
+    by the position of their record, which never changes in its segment. It is remembered only once
+    all facts of the record count, for then it is the same at all later times. `opt_ins_voided_at`
+    is that of the boundaries asked under.
     """
 
     def __init__(self, purpose: str, opt_ins_voided_at: tuple[Micros, ...]) -> None:
@@ -128,7 +132,10 @@ class MemberClasses:
         self._asking = threading.Lock()
 
     def answers(self, boundaries: ControlBoundaries, moment: tuple[int, int]) -> KnownAnswers:
-        """Return the answers given so far under these controls at this moment; to be added to."""
+        """Return the trainer's answers so far under these controls at this moment.
+
+        More are to be added to them.
+        """
         known_boundaries, known_moment, answers = self._asked
         is_other = known_boundaries is not boundaries or known_moment != moment
         if is_other or len(answers.given) > _ANSWERS_MAX:
@@ -145,7 +152,7 @@ class MemberClasses:
         at: Micros,
         known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """Return the class of each of `count` members: an index in `states`.
+        """Return the class of each of `count` members to decide on: an index in `states`.
 
         `found` says which of them have records, and where. Everything remembered of segments that
         are not `live` is forgotten. Times in microseconds.

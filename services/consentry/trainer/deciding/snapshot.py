@@ -41,7 +41,7 @@ _PURPOSES_MAX: Final = 8
 
 
 class Snapshot:
-    """Records and controls as of a position, and the proof of how fresh they are.
+    """The trainer's snapshot: records and controls as of a position, and proof of freshness.
 
     One thread applies messages, others may ask meanwhile: each answer sees a record and the
     controls as they are at that moment. `partitions` is the partition count of records.
@@ -69,8 +69,9 @@ class Snapshot:
         }
 
     def apply_records(self, partition: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Take record messages of one partition in; an older version than the one held is ignored
-        and counted.
+        """Take record messages of one partition into the trainer's snapshot.
+
+        An older version than the one held is ignored and counted.
         """
         good, homes = [], partitions_of(keys, self.partitions).tolist()
         for key, value, home in zip(keys, values, homes, strict=True):
@@ -93,45 +94,47 @@ class Snapshot:
                 self._quarantined.add(member)
 
     def quarantine(self, members: Iterable[bytes]) -> None:
-        """Hold members for good: something about them could not be believed."""
+        """Quarantine members in the snapshot for good: something could not be believed."""
         self._quarantined.update(members)
 
     @property
     def quarantined(self) -> frozenset[bytes]:
-        """The members who are quarantined for good."""
+        """The members who are quarantined in this snapshot for good."""
         return frozenset(self._quarantined)
 
     def apply_control(self, control: Control) -> None:
-        """Take one control in."""
+        """Take one control into the trainer's snapshot."""
         self.controls = self.controls.after(control)
 
     def apply_frontier(self, frontier: Frontier, appended_at: Micros = FOREVER) -> None:
-        """Take a frontier in; see Freshness."""
+        """Take a frontier into the trainer's snapshot; see Freshness."""
         self.freshness.apply(frontier, appended_at)
 
     def settle_frontiers(self) -> None:
-        """Let the frontiers count whose positions have been reached by now."""
+        """Let the snapshot's frontiers count whose positions were reached by now."""
         self.freshness.settle(self.positions)
 
     def missing(self, token: Token) -> str:
-        """Return what the token demands and this snapshot still lacks; empty if it has all."""
+        """Return what a token demands and the snapshot still lacks; empty if it has all."""
         return self.freshness.missing(token, self.positions)
 
     def staleness_seconds(self, now: Micros) -> float:
-        """Age of the least fresh partition, in seconds; infinite while any has never been proven
-        fresh.
+        """Return the age of the snapshot's least fresh partition, in seconds.
+
+        It is infinite while any has never been proven fresh.
         """
         return self.freshness.staleness_seconds(now)
 
     @property
     def newest_frontier(self) -> Micros:
-        """The latest time that any partition has been proven fresh for."""
+        """The latest time that any partition of the snapshot was proven fresh for."""
         return self.freshness.newest
 
     @property
     def snapshot_id(self) -> str:
-        """Names all that answers rest on: equal only where the same records and controls were
-        read.
+        """The name of all that the snapshot's answers rest on.
+
+        It is equal only where the same records and controls were read.
         """
         told = hashlib.blake2b(digest_size=16)
         logs = {partition: frontier.log for partition, frontier in self.freshness.counted().items()}
@@ -141,13 +144,13 @@ class Snapshot:
         return told.hexdigest()
 
     def record(self, member: MemberId) -> Record | None:
-        """The member's record, or None. Raises DamagedRecord."""
+        """Return the member's record in the snapshot, or None. Raises DamagedRecord."""
         key = member.encode()
         raw = self.records.get(key)
         return None if raw is None else read_record(raw, key)
 
     def is_quarantined(self, member: bytes) -> bool:
-        """Return True if the member is excluded because something about them could not be read."""
+        """Return True if the snapshot excludes a member as something could not be read."""
         tainted = self.freshness.tainted
         return member in self._quarantined or (
             bool(tainted) and partition_of(member, self.partitions) in tainted
@@ -155,16 +158,17 @@ class Snapshot:
 
     @property
     def boundaries(self) -> ControlBoundaries:
-        """The boundaries that the present controls draw between members."""
+        """The boundaries that the snapshot's present controls draw between members."""
         found = self._boundaries
         if found.controls is not self.controls:
             found = self._boundaries = ControlBoundaries(self.controls)
         return found
 
     def member_classes(self, purpose: str, opt_ins_voided_at: tuple[Micros, ...]) -> MemberClasses:
-        """Return the members by classes that get the same answers for this purpose.
+        """Return the snapshot's members by classes that get the same answers.
 
-        `opt_ins_voided_at` is that of the boundaries asked under.
+        The answers are those for this purpose. `opt_ins_voided_at` is that of the boundaries asked
+        under.
         """
         found = self._member_classes.get(purpose)
         if found is None or found.opt_ins_voided_at != opt_ins_voided_at:
@@ -184,8 +188,9 @@ class Snapshot:
         at: Micros,
         known_at: Micros,
     ) -> npt.NDArray[np.int32]:
-        """The class of each member: a place in `member_classes.states`. Times in
-        microseconds.
+        """Return the class of each member in the snapshot: a place in `member_classes.states`.
+
+        Times are in microseconds.
         """
         keys = TextKeys.of(members) if isinstance(members, Sequence) else members
         found = self.records.find(keys)
@@ -211,7 +216,7 @@ class Snapshot:
         known_at: Micros,
         stale_detail: str,
     ) -> Decision:
-        """The answer for one member or row;
+        """Decide one member or row by the trainer's snapshot.
 
         `stale_detail` is not empty where freshness is not proven.
         """
@@ -226,8 +231,9 @@ class Snapshot:
         return decide(record, row, self.controls, purpose=purpose, at=at, known_at=known_at)
 
     def digests(self) -> dict[int, str]:
-        """Per partition, the sum of all records' digests: equal exactly where the same records are
-        held.
+        """Return a digest over the snapshot's records in each partition.
+
+        It is the sum of their digests: equal exactly where the same records are held.
         """
         sums = dict.fromkeys(range(self.partitions), 0)
         pairs = self.records.pairs()

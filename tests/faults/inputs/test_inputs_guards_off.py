@@ -441,7 +441,7 @@ def test_b25_without_event_ids_what_was_said_before_comes_back(
     def anew(record: Any, member: Any, fact: Fact) -> Any:
         return fold_fact(record, member, fact._replace(tag=os.urandom(8)))
 
-    monkeypatch.setattr(fold_step, "appended", lambda *_arguments: None)
+    monkeypatch.setattr(fold_step, "append_fact", lambda *_arguments: None)
     monkeypatch.setattr(fold_step, "fold_fact", anew)
     assert outcome_of(*history, opted).reason == "OPTED_IN"
 

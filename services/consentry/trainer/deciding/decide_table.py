@@ -94,7 +94,7 @@ def decide_table(
     is missing or holds no times.
 
     Only `decide_state` allows: members who stand alike and rows that no rule tells apart ask one
-    question, and it is asked once. What was found is remembered in the view, until a record, a
+    question, and it is asked once. What was found is remembered in the snapshot, until a record, a
     control or the time asked about makes it another.
     """
     check_columns(table.column_names, columns)

@@ -53,7 +53,7 @@ class Decider(Protocol):
 class SnapshotDecider:
     """A trainer's decider by a snapshot that does not move, such as that of a bundle.
 
-    It decides as of `at`, or of now where it is None. Nothing tells whether a view like this is
+    It decides as of `at`, or of now where it is None. Nothing tells whether such a snapshot is
     still true: `stale_after_seconds` bounds how old it may be.
     """
 

@@ -1,4 +1,4 @@
-"""The part that the filters of all libraries share: deciding a batch, and counting its reasons."""
+"""The part that all libraries' filters share: deciding a batch, and counting its reasons."""
 
 from __future__ import annotations
 

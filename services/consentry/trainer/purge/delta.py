@@ -1,4 +1,4 @@
-"""Purge a Delta table: one transaction replaces the touched files; vacuum destroys the old ones."""
+"""Purge a Delta table: one transaction replaces touched files; vacuum destroys the old ones."""
 
 from __future__ import annotations
 

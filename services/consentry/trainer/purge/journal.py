@@ -1,4 +1,4 @@
-"""The journal of a purge, written before anything changes: rows removed by order, files under way.
+"""The journal of a purge, written before anything changes: rows removed, files under way.
 
 One line of JSON each, synced before the file that it is about is replaced. Orders stand in it by a
 digest, as their names hold member ids. Lines about one file: `stage` once its successor is on disk,

@@ -1,4 +1,4 @@
-"""MLflow: tags of a training run, and its data set as an input, on the MLflow run that is open."""
+"""MLflow: tags of a training run, and its data set as an input, on the open MLflow run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates of training runs: the statement, its signature, the Merkle tree over the reads."""
+"""Certificates of training runs: the statement, its signature, the Merkle tree of the reads."""
 
 from consentry.trainer.runs.certificates.canonical import canonical, read_canonical
 from consentry.trainer.runs.certificates.merkle import MerkleTree

@@ -1,1 +1,1 @@
-"""Kafka clients: reading, following, sending, topics, the schema registry."""
+"""Kafka clients: reading, following and sending messages, topics, the schema registry."""

@@ -1,4 +1,4 @@
-"""Kafka clients as we configure them, and reading a topic to its end."""
+"""Kafka clients with our settings, and the reading of a topic to its end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ _LOG: Final = logging.getLogger("librdkafka")
 
 
 def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """Return the settings of every client: addresses and security from `kafka`, quick reconnects.
+    """Return the settings of every Kafka client: addresses, security, quick reconnects.
+
+    Addresses and security come from `kafka`.
 
     librdkafka logs through logging.
     """
@@ -55,7 +57,7 @@ def client_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
 
 
 def producer_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """Return the settings of an idempotent producer that waits for all replicas.
+    """Return the Kafka settings of an idempotent producer that waits for all replicas.
 
     It partitions as Java's default partitioner does.
     """
@@ -69,7 +71,7 @@ def producer_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
 
 
 def follower_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
-    """Return the settings of a consumer that assigns partitions itself and commits nothing."""
+    """Return the settings of a Kafka consumer that picks its own partitions, commits nothing."""
     return client_config(kafka, client_id) | {
         "group.id": f"{client_id}-unused",
         "enable.auto.commit": False,
@@ -83,7 +85,7 @@ def follower_config(kafka: Mapping[str, str], client_id: str) -> dict[str, Any]:
 
 
 def unavailable(action: str, error: Exception) -> Unavailable:
-    """Return the error for a broker that did not do `action`, a verb such as "answer"."""
+    """Return the error for a Kafka broker that did not do `action`, a verb such as "answer"."""
     detail = str(error)
     if error.args and isinstance(error.args[0], KafkaError):
         detail = error.args[0].str()
@@ -96,7 +98,7 @@ def unavailable(action: str, error: Exception) -> Unavailable:
 
 
 def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 10.0) -> int:
-    """Return how many partitions a topic has.
+    """Return how many partitions a Kafka topic has, as the broker says.
 
     Raises Refused where it does not exist, Unavailable without a broker.
     """
@@ -115,7 +117,7 @@ def partition_count(admin: AdminClient, topic: str, *, timeout_seconds: float = 
 
 
 def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 10.0) -> bytes:
-    """Return eight bytes that tell this topic from a later one of the same name.
+    """Return eight bytes that tell this Kafka topic from a later one of the same name.
 
     The offsets of a topic that was made anew begin again. The bytes are derived from the broker's
     topic id (KIP-516); a broker without such ids gives every topic the same. Raises Refused where
@@ -136,7 +138,9 @@ def log_identity(kafka: Mapping[str, str], topic: str, *, timeout_seconds: float
 def end_offsets(
     admin: AdminClient, partitions: Iterable[tuple[str, int]], *, timeout_seconds: float = 5.0
 ) -> dict[tuple[str, int], int]:
-    """Return the end offset (exclusive) of each (topic, partition), as the broker knows it now.
+    """Return the end offset (exclusive) of Kafka partitions, as the broker knows it now.
+
+    By (topic, partition).
 
     Raises Unavailable.
     """
@@ -163,7 +167,7 @@ def end_offsets(
 def read_all(
     kafka: Mapping[str, str], topic: str, *, timeout_seconds: float = 30.0
 ) -> Iterator[StoredMessage]:
-    """Yield every message of a topic, from its beginning to the end seen at the start.
+    """Yield every message of a Kafka topic, from its beginning to the end seen at the start.
 
     The messages of one partition are in order, those of several are mixed. Raises Refused where the
     topic does not exist, Unavailable where nothing comes for `timeout_seconds`.
@@ -184,7 +188,7 @@ def read_partition(
     with_headers: bool = False,
     timeout_seconds: float = 30.0,
 ) -> Iterator[StoredMessage]:
-    """Yield every message of one partition, from an offset to the end seen at the start.
+    """Yield every message of a Kafka partition, from an offset to the end seen at the start.
 
     The default is its beginning. Raises Unavailable, also where the offset is no longer held.
     """
@@ -234,7 +238,9 @@ def _read_between(
 
 
 def position_of(message: Message) -> tuple[int, int, bool]:
-    """Return (partition, offset, whether this only reports that the end was reached).
+    """Return the position of a message that a Kafka client gave.
+
+    That is (partition, offset, whether this only reports that the end was reached).
 
     Raises Unavailable for an error.
     """
@@ -250,7 +256,7 @@ def position_of(message: Message) -> tuple[int, int, bool]:
 
 
 def stored(message: Message) -> StoredMessage:
-    """Return the message as a value."""
+    """Return a message of the Kafka client as a plain value."""
     partition, offset, _ = position_of(message)
     _, milliseconds = message.timestamp()
     return StoredMessage(
@@ -265,7 +271,9 @@ def send(
     *,
     timeout_seconds: float = 35.0,
 ) -> list[tuple[int, int]]:
-    """Send (key, value) messages, wait for all acknowledgements, return (partition, offset) each.
+    """Send (key, value) messages to Kafka and wait for all acknowledgements.
+
+    Returns (partition, offset) of each.
 
     A third item is the sender's time in milliseconds, which counts only where the topic takes it.
     Raises Unavailable if any was not acknowledged: it is then unknown whether it counts, and

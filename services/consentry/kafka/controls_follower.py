@@ -1,4 +1,4 @@
-"""The controls of the log, followed by a thread, for services that decide or open purge orders."""
+"""Controls that a thread reads from Kafka, for services that decide or open purge orders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ Either way it pauses everything.
 
 
 def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdictions) -> str | None:
-    """Return which of MISUNDERSTANDINGS a control is; None if it is understood.
+    """Return the kind of fault for which a control read from Kafka pauses all, or None.
+
+    It is one of MISUNDERSTANDINGS; None if the control is understood.
 
     `control` comes from `read_control_or_pause`, and stands at `offset`.
     """
@@ -47,7 +49,7 @@ def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdicti
 
 
 class ControlsFollower:
-    """Follows the controls topic from its beginning, on a thread of its own.
+    """Reads the controls topic of Kafka from its beginning, on a thread of its own.
 
     `controls` is the value as of the last message read. With a `clock` the broker is asked for the
     end of the topic every half second, so that silence differs from lag.
@@ -86,21 +88,21 @@ class ControlsFollower:
         self._thread = threading.Thread(target=self._run, name="controls", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Begin to read the controls topic."""
         self._thread.start()
 
     @property
     def position(self) -> int:
-        """The next offset to read: every control below it is in `controls`."""
+        """The next offset of the controls topic: every control below it is in `controls`."""
         return self._log.position(CONTROLS, 0)
 
     @property
     def is_alive(self) -> bool:
-        """True while the controls are followed."""
+        """True while the thread reads the controls topic."""
         return self._thread.is_alive()
 
     def not_understood(self, kind: str, now: Micros) -> int:
-        """Return how many pauses stand in for controls with this kind of misunderstanding.
+        """Return how many pauses stand in for controls of the topic not understood this way.
 
         Each pauses everything; those that were lifted do not count.
         """
@@ -113,7 +115,7 @@ class ControlsFollower:
         return sum(not controls.is_lifted(pause, at=now, known_at=now) for pause in pauses.values())
 
     def wait_until_read(self, timeout_seconds: float) -> None:
-        """Return once everything there was at the start is read.
+        """Return once all that the controls topic held at the start is read.
 
         Raises Unavailable after that time.
         """
@@ -125,7 +127,7 @@ class ControlsFollower:
             )
 
     def stop(self) -> None:
-        """End, within a moment."""
+        """End the thread that reads the controls topic, within a moment."""
         self._stopping.set()
         self._thread.join(timeout=5)
         self._log.close()

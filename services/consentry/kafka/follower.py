@@ -1,4 +1,4 @@
-"""One follower of the log: read topics from given offsets, and note how far each partition is read.
+"""A follower of Kafka topics: reads from given offsets, notes how far each partition is read.
 
 It reads on the thread of its caller, who takes the messages in. A trainer's client, the bundler and
 the services that follow the controls all read the log through it.
@@ -37,7 +37,7 @@ _LOG: Final = structlog.get_logger(__name__)
 
 
 class PositionLost(Unavailable):
-    """Raised when a topic no longer holds the message that is to be read next."""
+    """Raised when a Kafka topic no longer holds the message that is to be read next."""
 
     def __init__(self, topic: str, detail: str, *, offset: int | None, fix: str) -> None:
         super().__init__(
@@ -49,7 +49,10 @@ class PositionLost(Unavailable):
 
 
 def log_partitions(topics: Iterable[str], records_partitions: int) -> list[LogPartition]:
-    """Return every partition of these topics: `records` has the given number, the others one."""
+    """Return every Kafka partition of these topics.
+
+    `records` has the given number, each other topic has one.
+    """
     partitions: list[LogPartition] = []
     for topic in topics:
         count = records_partitions if topic == RECORDS else 1
@@ -60,7 +63,7 @@ def log_partitions(topics: Iterable[str], records_partitions: int) -> list[LogPa
 def log_ends(
     admin: AdminClient, namespace: str, partitions: Iterable[LogPartition]
 ) -> dict[LogPartition, int]:
-    """Return the end offset (exclusive) of each partition as of now. Raises Unavailable."""
+    """Return the end offset (exclusive) of each Kafka partition now. Raises Unavailable."""
     full_names = {
         (topic_name(namespace, topic), partition): (topic, partition)
         for topic, partition in partitions
@@ -75,7 +78,7 @@ def start_offsets(
     *,
     always_whole: Collection[str] = (),
 ) -> dict[LogPartition, int]:
-    """Return the offset to begin at for each partition in `ends`.
+    """Return the offset at which to begin to read each Kafka partition in `ends`.
 
     That is the position, or the beginning where there is none. A topic in `always_whole` is read
     from its beginning in any case. Of the frontiers only the tail is read: an old one proves
@@ -96,7 +99,9 @@ def start_offsets(
 
 
 class LogFollower:
-    """Reads partitions of a namespace's topics; joins no group, and commits nothing.
+    """Reads Kafka partitions of our topics; joins no consumer group, and commits nothing.
+
+    The topics are those of one namespace.
 
     Call `poll` for messages and `data_messages` for those that carry something; once a message is
     taken in, call `move`. `positions` is the caller's own dict, the next offset per partition; only
@@ -139,18 +144,20 @@ class LogFollower:
         )
 
     def close(self) -> None:
-        """End following."""
+        """Close the Kafka consumer."""
         self._consumer.close()
 
     def poll(self, timeout_seconds: float) -> list[Message]:
-        """Return what is there, at most BATCH_MESSAGES, once one came or the time is up."""
+        """Return Kafka messages, at most BATCH_MESSAGES, once one came or the time is up."""
         first = self._consumer.poll(timeout_seconds)
         if first is None:
             return []
         return [first, *self._consumer.consume(BATCH_MESSAGES - 1, 0)]
 
     def data_messages(self, messages: Sequence[Message]) -> Iterator[tuple[str, Message]]:
-        """Yield the messages that carry something, in order, each with its topic's short name.
+        """Yield the Kafka messages that carry something, in order, each with its topic's name.
+
+        The name is the short one.
 
         The end of a partition moves its position. Other reports of the broker are logged: the
         client tries again by itself. Raises PositionLost at the message that shows it; what was
@@ -185,23 +192,23 @@ class LogFollower:
             )
 
     def position(self, topic: str, partition: int) -> int:
-        """Return the next offset to read; every message below it has been taken in."""
+        """Return the next offset to read of a Kafka partition; everything below is taken in."""
         return self.positions.get((topic, partition), 0)
 
     def move(self, topic: str, partition: int, position: int) -> None:
-        """Note that everything below `position` has been taken in."""
+        """Note that everything below `position` of a Kafka partition has been taken in."""
         key = (topic, partition)
         self.positions[key] = max(position, self.positions.get(key, 0))
 
     @property
     def is_caught_up(self) -> bool:
-        """True once every partition is read to the end that it had at the start."""
+        """True once every Kafka partition is read to the end that it had at the start."""
         return all(
             self.position(topic, partition) >= end for (topic, partition), end in self.ends.items()
         )
 
     def end_now(self, topic: str, partition: int, *, timeout_seconds: float) -> int:
-        """Return the end offset (exclusive), as the broker knows it now. Raises Unavailable."""
+        """Return a Kafka partition's end offset (exclusive) as of now. Raises Unavailable."""
         log_partition = TopicPartition(self._full_names[topic], partition)
         try:
             _, end = self._consumer.get_watermark_offsets(

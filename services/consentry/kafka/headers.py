@@ -17,7 +17,9 @@ left behind.
 
 
 def headers_of(message: Message) -> Headers | None:
-    """Return the headers of a consumed message; UNREADABLE where a name is not UTF-8.
+    """Return the headers of a message that the Kafka client gave.
+
+    UNREADABLE where the name of a header is not UTF-8.
 
     None if it has none. For such a name the client returns a list with a hole in it and leaves an
     error pending. Called in the plain way, that error comes up at the next operation, whatever that
@@ -32,7 +34,10 @@ def headers_of(message: Message) -> Headers | None:
 
 
 def headers_of_all(messages: Iterable[Message]) -> list[Headers | None]:
-    """Return `headers_of` each message; the hot path asks for those of every message."""
+    """Return the headers of each message that the Kafka client gave, as `headers_of` does.
+
+    The hot path asks for those of every message.
+    """
     all_headers: list[Any] = []
     take, ask = all_headers.append, _ask
     for message in messages:

@@ -1,4 +1,4 @@
-"""A Confluent-compatible schema registry over HTTP."""
+"""A client of a Confluent-compatible schema registry over HTTP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class HttpRegistry:
-    """The registry at `url`; see catalog.Registry for the contract."""
+    """A client of the schema registry at `url`, over HTTP.
+
+    See catalog.Registry for the contract.
+    """
 
     def __init__(
         self, url: str, *, settings: Mapping[str, Any] | None = None, timeout_seconds: float = 3.0
@@ -36,13 +39,13 @@ class HttpRegistry:
         self._client = SchemaRegistryClient(config)
 
     def register(self, subject: str, schema: Schema) -> int:
-        """See Registry."""
+        """Register a schema at the registry over HTTP; see Registry."""
         return self._ask(
             lambda: int(self._client.register_schema(subject, RemoteSchema(schema.text, "AVRO")))
         )
 
     def find(self, subject: str, schema: Schema) -> int | None:
-        """See Registry."""
+        """Ask the registry over HTTP for the id of a schema; see Registry."""
 
         def ask() -> int:
             registered = self._client.lookup_schema(subject, RemoteSchema(schema.text, "AVRO"))
@@ -51,11 +54,11 @@ class HttpRegistry:
         return self._ask_or_none(ask)
 
     def text(self, schema_id: int) -> str | None:
-        """See Registry."""
+        """Ask the registry over HTTP for the text of a schema; see Registry."""
         return self._ask_or_none(lambda: str(self._client.get_schema(schema_id).schema_str))
 
     def set_compatibility(self, subject: str, level: str) -> None:
-        """See Registry."""
+        """Set a subject's compatibility at the registry over HTTP; see Registry."""
         self._ask(
             lambda: self._client.set_config(
                 subject, ServerConfig(compatibility=ConfigCompatibilityLevel(level))
@@ -63,7 +66,7 @@ class HttpRegistry:
         )
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the HTTP connections to the schema registry back."""
         self._client.close()
 
     def _ask_or_none(self, question: Callable[[], Answer]) -> Answer | None:

@@ -46,14 +46,17 @@ _new_tuple: Final = tuple.__new__
 
 
 class TopicPosition(NamedTuple):
-    """The position of a message in its topic."""
+    """The position of a sent message in its Kafka topic."""
 
     partition: int
     offset: int
 
 
 class Undelivered(Unavailable):
-    """Raised when a message was not acknowledged; if `is_unknown`, it may be in the log anyhow."""
+    """Raised when the Kafka broker did not acknowledge a message that was sent.
+
+    If `is_unknown`, it may be in the log anyhow.
+    """
 
     def __init__(self, topic: str, error: KafkaError) -> None:
         known = unavailable(f"acknowledge a message for {topic}", KafkaException(error))
@@ -62,7 +65,7 @@ class Undelivered(Unavailable):
 
 
 class QueueFull(Unavailable):
-    """Raised when more messages wait for the broker than may; the message was not taken."""
+    """Raised when too many messages wait for the Kafka broker; the message was not taken."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -96,7 +99,7 @@ os.register_at_fork(after_in_child=_note_fork)
 
 
 class Sender:
-    """An idempotent producer, and a thread that serves its acknowledgements.
+    """An idempotent Kafka producer, and a thread that serves its acknowledgements.
 
     It may be called from any thread, but not from a child made by fork(): librdkafka's threads stay
     in the parent. An event loop goes without the thread, with which it would take turns: it calls
@@ -129,7 +132,7 @@ class Sender:
     def send(
         self, topic: str, key: bytes, value: bytes, headers: Headers, delivered: Delivered
     ) -> None:
-        """Queue a message; `delivered` is called with its result.
+        """Queue a message for Kafka; `delivered` is called with its result.
 
         Raises QueueFull, Unavailable, Refused; then `delivered` is not called.
         """
@@ -144,7 +147,10 @@ class Sender:
         self.produce(topic, key, value, headers, note)
 
     def produce(self, topic: str, key: bytes, value: bytes, headers: Headers, note: Note) -> None:
-        """Queue a message as `send` does, at one call less: `note` gets librdkafka's arguments."""
+        """Queue a message for Kafka as `send` does, with one call less.
+
+        `note` gets librdkafka's arguments.
+        """
         if self._forks != _forks:
             raise _refused_after_fork()
         with self._lock:
@@ -164,11 +170,11 @@ class Sender:
 
     @property
     def waiting(self) -> int:
-        """The number of messages that wait to be sent or acknowledged."""
+        """The number of messages that wait to be sent to Kafka or acknowledged."""
         return sum(map(len, self._producers()))
 
     def flush(self, timeout_seconds: float) -> int:
-        """Wait until all is acknowledged, or the time is up; return how many messages are not."""
+        """Wait until Kafka has acknowledged all, or time is up; return how many it has not."""
         # Not librdkafka's flush: it would call the callbacks on this thread, and raise their
         # errors here.
         until = time.monotonic() + timeout_seconds
@@ -177,7 +183,10 @@ class Sender:
         return left
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Wait a while for queued messages, then end; the result of the others is not known."""
+        """Wait a while for queued messages, then close the Kafka producer.
+
+        The result of the others is not known.
+        """
         if self._forks != _forks:
             return  # the parent's, and its thread is not here
         with self._lock:
@@ -199,7 +208,7 @@ class Sender:
         return [*self._retired, self._producer]
 
     def serve(self, seconds: float = 0.0) -> None:
-        """Call the callbacks of acknowledgements; wait up to `seconds` for the first."""
+        """Call the callbacks of Kafka's acknowledgements; wait up to `seconds` for the first."""
         _poll(self._producer, seconds)
         for old in tuple(self._retired):
             _poll(old, 0)

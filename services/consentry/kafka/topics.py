@@ -1,4 +1,4 @@
-"""Make a broker's topics equal to the declared ones, without ever losing data or order."""
+"""Make a Kafka broker's topics equal to the declared ones, without ever losing data or order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SEEN_PAUSE_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One difference, and the step that removes it.
+    """One difference between a Kafka topic and its declaration, and the step that removes it.
 
     A step with `loses_data` is refused: data or order would be lost.
     """
@@ -42,7 +42,7 @@ class Step:
 
     @property
     def loses_data(self) -> bool:
-        """True if the step would lose data or order."""
+        """True if the change of the Kafka topic would lose data or order."""
         return self.act == "refuse"
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Step:
 
 
 def plan_topics(kafka: Mapping[str, str], *, namespace: str, profile: str) -> list[Step]:
-    """Return the steps from the broker's topics to those declared. Raises Unavailable."""
+    """Return the steps that make Kafka's topics equal to those declared. Raises Unavailable."""
     admin = AdminClient(client_config(kafka, "consentry-topics"))
     try:
         metadata = admin.list_topics(timeout=10).topics
@@ -109,7 +109,7 @@ def _would_lose(setting: str, current: str, value: str) -> bool:
 
 
 def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str) -> Iterator[Step]:
-    """Carry out a plan, step by step.
+    """Carry out a plan of changes to the Kafka topics, step by step.
 
     Raises UnsafeSetting before anything if a step would lose data.
     """
@@ -164,7 +164,7 @@ def _wait_seen(admin: AdminClient, topic: str) -> None:
 
 
 def topic_configs(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the broker's settings of each topic. Raises Unavailable."""
+    """Return the Kafka broker's settings of each topic. Raises Unavailable."""
     if not names:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]

@@ -1,4 +1,4 @@
-"""The ledger as a Faust agent: pauses open purge orders, receipts settle them.
+"""The ledger of purge orders as a Faust agent: pauses open purge orders, receipts settle them.
 
 Each of its effects may happen twice without harm. All three of its topics have one partition, so
 one worker reads all messages. When that worker changes, the new one first reads their history. An
@@ -39,7 +39,10 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Ledger:
-    """Keeps a Book up to date and publishes the orders that follow. For one thread at a time."""
+    """Keeps the ledger's Book of purge orders and publishes those that follow.
+
+    For one thread at a time.
+    """
 
     def __init__(
         self,
@@ -64,15 +67,18 @@ class Ledger:
 
     @property
     def topics(self) -> list[str]:
-        """The topics that the ledger reads."""
+        """The topics that the ledger of purge orders reads."""
         return list(self._topics.values())
 
     def forget(self) -> None:
-        """Drop the book, so that the history is read anew: another worker may have gone on."""
+        """Drop the ledger's book, so that the history is read anew.
+
+        Another worker may have gone on.
+        """
         self._book = None
 
     def take_in(self, topic: str, value: bytes | None, offset: int, appended_at: Micros) -> None:
-        """Take one message in and publish the order that follows from it, if any.
+        """Take one message into the ledger; publish the purge order that follows, if any.
 
         Raises Unavailable: give the same message again.
         """
@@ -84,14 +90,14 @@ class Ledger:
             self._publish([order])
 
     def report(self) -> None:
-        """Set the gauges of open and overdue orders."""
+        """Set the ledger's gauges of open and overdue purge orders."""
         counts = self._load_book().open_and_overdue(self._clock())
         for subscriber, (open_orders, overdue) in counts.items():
             self._metrics.gauge("consentry_purge_orders_open", subscriber).set(open_orders)
             self._metrics.gauge("consentry_purge_orders_overdue", subscriber).set(overdue)
 
     def is_abandoned(self, group: str) -> bool:
-        """Return True if the group is at rest and no member of it reads the controls.
+        """Return True if the ledger's consumer group is at rest and nobody reads the controls.
 
         Nobody opens orders then. Returns False where the broker does not answer: call again.
         """
@@ -171,7 +177,7 @@ class Ledger:
 
 
 def add_ledger(app: faust.App, ledger: Ledger) -> None:
-    """Give the app the ledger's agent and its timer."""
+    """Give a Faust app the agent and the timer of the ledger of purge orders."""
     channel = app.topic(*ledger.topics, value_type=bytes, key_type=bytes)
     lock = asyncio.Lock()
     unassigned_since: float | None = None

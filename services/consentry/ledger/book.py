@@ -1,4 +1,7 @@
-"""The book of purge orders and the receipts that settle them. Pure; time is an argument."""
+"""The ledger's book of purge orders and the receipts that settle them.
+
+Pure; time is an argument.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from consentry.domain.values import Micros
 
 
 class Book:
-    """The state of all orders, built from messages in any order and any number of times.
+    """The ledger's state of all purge orders, built from messages in any order.
+
+    Each may come any number of times.
 
     `declared` has every (subscriber, data set) that owes a receipt for each order.
     """
@@ -23,7 +28,7 @@ class Book:
         self._receipts: dict[str, dict[tuple[str, str], Receipt]] = {}
 
     def read_control(self, control: Control) -> PurgeOrder | None:
-        """Take a control in; return the order it opens, unless that is open or settled already."""
+        """Take a control in; return the purge order it opens, if not yet open or settled."""
         self.controls = self.controls.after(control)
         if not isinstance(control, PauseImposed):
             return None
@@ -37,7 +42,7 @@ class Book:
         return order
 
     def read_order(self, order: PurgeOrder) -> PurgeOrder | None:
-        """Take an order in; return the settled order if it has to be published in answer.
+        """Take a purge order in; return the settled one if it has to be published in answer.
 
         That is where the order is settled although this message calls it open.
         """
@@ -49,7 +54,7 @@ class Book:
         return self._settled(known)
 
     def read_receipt(self, receipt: Receipt) -> PurgeOrder | None:
-        """Take a receipt in; return the settled order if this was the last receipt owed."""
+        """Take a purge receipt in; return the settled order if this was the last one owed."""
         receipts = self._receipts.setdefault(receipt.order_id, {})
         receipts[receipt.subscriber, receipt.dataset] = receipt
         order = self.orders.get(receipt.order_id)
@@ -66,11 +71,13 @@ class Book:
         return replace(order, is_settled=True)
 
     def owed(self, order: PurgeOrder) -> tuple[tuple[str, str], ...]:
-        """Return the (subscriber, data set) pairs that still owe a final receipt."""
+        """Return the (subscriber, data set) pairs that still owe an order a final receipt."""
         return owed(order, self._receipts.get(order.order_id, {}), self._declared)
 
     def open_and_overdue(self, now: Micros) -> dict[str, tuple[int, int]]:
-        """Return for each declared subscriber how many orders wait for it, and how many are late.
+        """Return for each subscriber how many purge orders wait for it, and how many are late.
+
+        The subscribers are those declared.
 
         An order is late once its time is before `now`.
         """

@@ -1,4 +1,4 @@
-"""Opens the purge orders that members' events require, before those events are committed."""
+"""Opens in the ledger the purge orders that members' events require, before their commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from consentry.wire.schemas import PURGE_ORDERS, topic_name
 
 
 class FactChange(Protocol):
-    """A member's fact and the record after it, as the hot path passes them."""
+    """A member's fact and the record after it, from which the ledger opens purge orders.
+
+    It is a tuple, as the hot path passes them.
+    """
 
     @property
     def member(self) -> MemberId: ...
@@ -30,7 +33,7 @@ class FactChange(Protocol):
 
 
 class KafkaObligations:
-    """Writes orders to the purge-orders topic.
+    """Writes the ledger's purge orders for members' events to the purge-orders topic.
 
     An order's id comes from its event, so that opening it again changes nothing. A policy that
     asks for a purge on opt-out counts for the opt-outs after this worker has read it, which takes
@@ -51,13 +54,13 @@ class KafkaObligations:
         self._producer = Producer(producer_config(kafka, "consentry-ledger"))
 
     def wants(self, fact_kind: int) -> bool:
-        """Return True if facts of this kind may open an order under the controls in force."""
+        """Return True if facts of this kind may open a purge order under controls in force."""
         if fact_kind == FactKind.ERASED:
             return True
         return fact_kind == FactKind.OPTED_OUT and self._controls.controls.purges_on_opt_out
 
     def open_for(self, changes: Sequence[FactChange]) -> None:
-        """Open the orders that these changes require, and wait until they are acknowledged.
+        """Open the purge orders that facts require; wait until they are acknowledged.
 
         Raises Unavailable.
         """

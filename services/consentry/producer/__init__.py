@@ -1,4 +1,4 @@
-"""The producer SDK that a service embeds.
+"""The producer SDK: a service embeds it to send consent events.
 
 It sends consent changes with its own Kafka client; each is acknowledged and gives a token.
 """

@@ -1,4 +1,4 @@
-"""The outcome of a sent event: accepted, with a token, or not acknowledged."""
+"""The outcome of an event sent by the producer SDK: accepted, with a token, or not."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from consentry.wire.tokens import Token, TokenKeys, write_token
 
 
 class Signer(NamedTuple):
-    """The parts of a token that all events share: the log of its offsets, and the keys."""
+    """The parts that all tokens of one producer share: the log of its offsets, and the keys."""
 
     log: bytes
     keys: TokenKeys
 
 
 class Acceptance(NamedTuple):
-    """The broker's acknowledgement of one event.
+    """The broker's acknowledgement of one event that the producer SDK sent.
 
     `accepted_at` is when it was accepted, in microseconds since 1970 UTC.
     """
@@ -33,12 +33,12 @@ class Acceptance(NamedTuple):
 
     @property
     def event_id(self) -> uuid.UUID:
-        """The event's id: the caller's, or the one that was made for it."""
+        """The sent event's id: the caller's, or the one that was made for it."""
         return uuid.UUID(bytes=self.identity)
 
     @property
     def token(self) -> str:
-        """The consistency token of this event.
+        """The consistency token of this sent event.
 
         Pass it on to readers whose answers must take this event into account.
         """
@@ -54,7 +54,7 @@ class Acceptance(NamedTuple):
 
 
 class EventUndelivered(Undelivered):
-    """Raised when events were not acknowledged: send the very same ones again.
+    """Raised by the producer SDK for events not acknowledged: send the very same again.
 
     With `is_unknown` they may count already. `event` is the first of `unacknowledged`. `accepted`
     has the events of the same call that were acknowledged.

@@ -1,4 +1,4 @@
-"""The producer for asyncio; nothing here blocks the event loop."""
+"""The producer SDK for asyncio: sends events and never blocks the event loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from consentry.wire.tokens import TokenKeys
 
 
 class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
-    """See ConsentProducer; opened by `async with`, which asks registry and broker on a thread.
+    """The producer SDK for asyncio: sends events as ConsentProducer does; calls are awaited.
+
+    See ConsentProducer; opened by `async with`, which asks registry and broker on a thread.
 
     The event of a cancelled send may have been sent: as after EventUndelivered, nobody knows.
     """
@@ -73,7 +75,7 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
         await self.close()
 
     async def send(self, event: SentEvent, *, traceparent: str | None = None) -> Acceptance:
-        """See ConsentProducer.send."""
+        """Send an event and await its acceptance; see ConsentProducer.send."""
         producer = self._producer()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[PendingEvent] = loop.create_future()
@@ -92,12 +94,15 @@ class AsyncConsentProducer(Statements[Coroutine[Any, Any, Acceptance]]):
     async def send_all(
         self, events: Iterable[SentEvent], *, traceparent: str | None = None
     ) -> list[Acceptance]:
-        """See ConsentProducer.send_all; `events` is iterated on another thread."""
+        """Send many events and await their acceptances; see ConsentProducer.send_all.
+
+        `events` is iterated on another thread.
+        """
         trace = traceparent_of(traceparent)
         return await asyncio.to_thread(self._producer().send_all, events, traceparent=trace)
 
     async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """See ConsentProducer.close."""
+        """Await the events that were sent, then end; see ConsentProducer.close."""
         if self._opened is not None:
             await asyncio.to_thread(self._opened.close, timeout_seconds)
 

@@ -1,4 +1,4 @@
-"""The transactional outbox.
+"""The producer SDK's transactional outbox: events as rows of the service's own database.
 
 The event is written in the business transaction, and sent after that is committed. Table and
 columns are Debezium's (deploy/outbox); `Relay` sends the rows where no Debezium runs.
@@ -42,7 +42,11 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class OutboxRow(NamedTuple):
-    """One row of consent_outbox, in the order of INSERT's parameters."""
+    """One event as a row of the producer's outbox table, consent_outbox.
+
+    Its fields stand in the order of INSERT's parameters.
+
+    """
 
     id: uuid.UUID
     aggregatetype: str
@@ -52,7 +56,7 @@ class OutboxRow(NamedTuple):
 
 
 class Outbox(Statements[OutboxRow]):
-    """Makes rows instead of sending events.
+    """Makes rows for the producer's outbox table instead of sending events.
 
     Use: `cursor.execute(INSERT, outbox.opt_out(member, purpose))`, and commit. See ConsentProducer
     for the arguments. Creating one raises Refused or Unavailable. A statement that nobody could
@@ -73,7 +77,10 @@ class Outbox(Statements[OutboxRow]):
         self._writer = EventWriter(catalog or catalog_of(registry_url, registry, namespace))
 
     def row_for(self, event: SentEvent) -> OutboxRow:
-        """Return the row to insert in the event's own transaction. Raises InvalidInput."""
+        """Return an event as the outbox row to insert in its own transaction.
+
+        Raises InvalidInput.
+        """
         return OutboxRow(
             id=uuid.UUID(bytes=event.event_id),
             aggregatetype=MEMBER_EVENTS,
@@ -87,26 +94,29 @@ class Outbox(Statements[OutboxRow]):
 
 
 class Cursor(Protocol):
-    """The part of a DB-API cursor that is used."""
+    """The part of a DB-API cursor that the producer's outbox relay uses."""
 
     def execute(self, query: Any, parameters: Any = ..., /) -> Any:
         """Run a statement with %s parameters."""
         ...
 
     def fetchone(self) -> Any:
-        """Return the next row."""
+        """Return the next row of the result."""
         ...
 
     def fetchall(self) -> Any:
-        """Return all rows that are left."""
+        """Return all rows of the result that are left."""
         ...
 
 
 class OutboxConnection(Protocol):
-    """The part of a DB-API connection that is used: PostgreSQL (psycopg), without autocommit."""
+    """The part of a DB-API connection that the producer's outbox relay uses.
+
+    It is one of PostgreSQL (psycopg), without autocommit.
+    """
 
     def cursor(self) -> Any:
-        """Return a new cursor."""
+        """Return a new cursor of the outbox's database."""
         ...
 
     def commit(self) -> None:
@@ -119,7 +129,9 @@ class OutboxConnection(Protocol):
 
 
 class Relay:
-    """Sends the rows of consent_outbox in their order, and deletes each acknowledged row.
+    """Sends the rows of the producer's outbox table in order, deletes each acknowledged row.
+
+    The table is consent_outbox.
 
     At least once: a relay that ends in between sends a row again, and the same event counts once.
     At most one event of a member is on its way, so that none can overtake an earlier one that has
@@ -143,7 +155,10 @@ class Relay:
         )
 
     def run(self, stopping: threading.Event) -> None:
-        """Relay until `stopping` is set; waits while there are no rows or the broker is away."""
+        """Relay outbox rows until `stopping` is set.
+
+        It waits while there are no rows or the broker is away.
+        """
         while not stopping.is_set():
             try:
                 relayed = self.run_once()
@@ -155,7 +170,7 @@ class Relay:
                 stopping.wait(IDLE_SECONDS)
 
     def run_once(self) -> int:
-        """Send a batch; return how many rows were sent and deleted.
+        """Send a batch of outbox rows; return how many were sent and deleted.
 
         Returns 0 also while another relay is at work. Raises Unavailable for the first row that was
         not acknowledged, after deleting those that were.
@@ -180,7 +195,7 @@ class Relay:
         return len(acknowledged)
 
     def close(self) -> None:
-        """Give the connection to Kafka back; the one to the database is the caller's."""
+        """Give the relay's connection to Kafka back; the one to the database is the caller's."""
         self._sender.close()
 
     def _send(self, rows: Sequence[Any], acknowledged: Callable[[int], None]) -> Unavailable | None:

@@ -1,4 +1,4 @@
-"""The statements that a service can make about a member, one method each.
+"""The statements that a producer can send about a member, one method each.
 
 A subclass decides what is done with the event: it is sent, or written into an outbox.
 """
@@ -31,7 +31,9 @@ class _ChoiceFields(NamedTuple):
 
 
 class Statements(ABC, Generic[Answer]):
-    """Turns opt-outs, opt-ins, relocations and erasures into events with an id and both times.
+    """The producer SDK's methods for opt-outs, opt-ins, relocations and erasures.
+
+    It turns them into events with an id and both times.
 
     `effective_at` (an aware datetime, or microseconds since 1970 UTC) is when the statement holds
     in the world; default: now. `event_id` is for a service that has an id already. A repetition has

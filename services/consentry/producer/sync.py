@@ -1,4 +1,4 @@
-"""The producer that a service embeds: one call, one acknowledged event."""
+"""The producer SDK that a service embeds: one call, one acknowledged event."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _new_tuple: Final = tuple.__new__
 
 
 class PendingEvent:
-    """One event that was sent, and the broker's answer once it has come.
+    """One event that the producer SDK has sent, and the broker's answer once it has come.
 
     The answer is noted on the sender's thread and awaited on another. An event without an error
     has its partition and offset.
@@ -58,7 +58,7 @@ class PendingEvent:
         self._waiter: threading.Lock | None = None
 
     def note(self, error: KafkaError | None, message: Message) -> None:
-        """Note the answer, and wake the thread that waits for it."""
+        """Note the broker's answer, and wake the thread that waits for it."""
         if error is None:
             self.partition = message.partition()
             self.offset = message.offset()
@@ -68,7 +68,7 @@ class PendingEvent:
             self._waiter.release()
 
     def wait(self, timeout_seconds: float) -> None:
-        """Return when the answer has come, or the time is over; then it counts as timed out."""
+        """Return when the broker's answer has come, or time is over: then it is timed out."""
         if self.is_answered:
             return
         waiter = threading.Lock()
@@ -81,7 +81,7 @@ class PendingEvent:
 
 
 class ConsentProducer(Statements[Acceptance]):
-    """Sends events and waits for the broker's acknowledgement of each.
+    """The producer SDK: sends events and waits for the broker's acknowledgement of each.
 
     Threads may share one; forked children may not.
 
@@ -192,7 +192,10 @@ class ConsentProducer(Statements[Acceptance]):
         *,
         traceparent: str | None = None,
     ) -> None:
-        """Queue an event; `on_answer` is called on the sender's thread when its answer has come."""
+        """Queue an event to send; `on_answer` is called once the broker has answered.
+
+        The call is on the sender's thread.
+        """
         pending = PendingEvent(event)
 
         def note(error: KafkaError | None, message: Message) -> None:
@@ -202,20 +205,20 @@ class ConsentProducer(Statements[Acceptance]):
         self._queue(event, traceparent_of(traceparent), note)
 
     def acceptance_of(self, pending: PendingEvent) -> Acceptance:
-        """Return the acceptance of an answered event. Raises EventUndelivered."""
+        """Return the acceptance of a sent event that is answered. Raises EventUndelivered."""
         if pending.error is not None:
             raise self._undelivered([pending], [])
         return self._accept(pending, self._clock())
 
     def flush(self, timeout_seconds: float) -> int:
-        """Wait until everything queued is acknowledged, or the time is over.
+        """Wait until every queued event is acknowledged, or the time is over.
 
         Returns the number of events that are still not acknowledged.
         """
         return self._sender.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Wait for the events that other threads have sent, or until the time is over, then end.
+        """Wait for events that other threads have sent, or until time is over, then end.
 
         Events that are sent later are refused.
         """
@@ -326,7 +329,7 @@ class _Batch:
 def catalog_of(
     registry_url: str | None, registry: Mapping[str, Any] | None, namespace: str
 ) -> Catalog:
-    """Ask the registry once for the schema ids of a namespace.
+    """Ask the registry once for the schema ids that a producer writes in a namespace.
 
     Raises InvalidInput without an address, Refused, Unavailable.
     """

@@ -1,4 +1,4 @@
-"""The trace of an event, in W3C form."""
+"""The trace that a producer's event carries, in W3C form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import sys
 
 
 def traceparent_of(traceparent: str | None) -> str | None:
-    """Return `traceparent`, or if it is None that of OpenTelemetry's current span.
+    """Return the `traceparent` that a producer's event carries; by default OpenTelemetry's.
+
+    If it is None, that of the current span.
 
     None where the program does not use OpenTelemetry, or is in no span.
     """

@@ -1,4 +1,4 @@
-"""The records of very many members in memory, found for millions of rows at once.
+"""An index in memory of very many members' records, for looking up millions of rows at once.
 
 `keys` holds member ids column-wise and hashes them. `segment` is an immutable part with its index,
 `segment_file` is its layout in a file, and `segment_writer` builds one from batches. `index` is the

@@ -1,4 +1,4 @@
-"""All records that a follower holds: a few immutable segments, and the changes since.
+"""The index of all records that a follower holds: a few fixed segments, and changes since.
 
 New records go into a dict. When it is full it becomes a segment, and segments of like size are
 merged, so that there are never many (as in a log-structured merge tree: O'Neil et al., 1996).
@@ -25,7 +25,7 @@ _BATCH_ROWS_MIN: Final = 64
 
 
 class IndexRegression(NamedTuple):
-    """An older record that came after the newest one, which stays."""
+    """A record that came to the record index after a newer one, which stays."""
 
     member: bytes
     newest: bytes
@@ -33,7 +33,10 @@ class IndexRegression(NamedTuple):
 
 
 class FoundRecords(NamedTuple):
-    """The keys that one segment has: their rows in the question, their positions in the segment."""
+    """The keys found in one segment of the record index: their rows, and their positions.
+
+    Rows are those of the question, positions those in the segment.
+    """
 
     segment: Segment
     rows: Offsets
@@ -41,7 +44,9 @@ class FoundRecords(NamedTuple):
 
 
 class RecordIndex(Mapping[bytes, bytes]):
-    """Member id → framed record bytes. One thread changes it, any may read meanwhile.
+    """The index in memory from member id to framed record bytes.
+
+    One thread changes it, any may read meanwhile.
 
     A reader sees each member's record as it is or as it was a moment ago; a member who has a record
     is always found.
@@ -57,7 +62,7 @@ class RecordIndex(Mapping[bytes, bytes]):
 
     @classmethod
     def counted(cls, segments: Sequence[Segment], count: int) -> RecordIndex:
-        """Return an index of these segments, the newest first, with a member count that is given.
+        """Return a record index of these segments, newest first; its member count is given.
 
         Nothing is counted.
         """
@@ -86,7 +91,7 @@ class RecordIndex(Mapping[bytes, bytes]):
         return self._in_segments(key) if record is None else record
 
     def pairs(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield every member and record once; not all in memory at once."""
+        """Yield every member and record of the index once; not all in memory at once."""
         newer: list[Segment] = []
         for segment in self.segments():
             live = np.ones(len(segment), dtype=np.bool_)
@@ -98,7 +103,10 @@ class RecordIndex(Mapping[bytes, bytes]):
             newer.append(segment)
 
     def segments(self) -> tuple[Segment, ...]:
-        """Return all of it as segments, the newest first: the first record of a member counts."""
+        """Return the whole record index as segments, the newest first.
+
+        The first record of a member counts.
+        """
         changes, recent = self._changes, dict(self._recent)
         segments = self._segments  # after what is recent: see `_record_of`
         if not recent:
@@ -110,7 +118,7 @@ class RecordIndex(Mapping[bytes, bytes]):
         return (indexed, *segments)
 
     def find(self, keys: Keys) -> list[FoundRecords]:
-        """Return where the keys are, each in the newest segment that has it.
+        """Look keys up in the record index: each in the newest segment that has it.
 
         A key that no segment has is in none of the results.
         """
@@ -134,7 +142,7 @@ class RecordIndex(Mapping[bytes, bytes]):
         return [result for result in results if len(result.rows)]
 
     def apply(self, keys: Sequence[bytes], values: Sequence[bytes]) -> list[IndexRegression]:
-        """Take records in, in this order; return those that are older than the one there.
+        """Take records into the index, in this order; return those older than the one there.
 
         They are not taken in.
         """

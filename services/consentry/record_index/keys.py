@@ -1,4 +1,6 @@
-"""Member ids side by side, and their hashes: as texts, or as integers with the same decimal text.
+"""Keys of the record index: member ids side by side, as texts or integers, and their hashes.
+
+Integers stand for the same decimal text.
 
 A text is hashed word by word, eight bytes each, read as a little-endian number; the hash begins as
 the text's length and ends with a word of 0. One word is mixed in by XOR, by a multiplication that
@@ -59,7 +61,7 @@ def _u64(value: int) -> np.uint64:
 
 
 def mix(hashes: U64, words: U64) -> U64:
-    """Mix one more word into each hash, in place, and return the hashes."""
+    """Mix one more word into each hash of the record index's keys, in place; return them."""
     hashes ^= words
     hashes *= _u64(_MULTIPLIER)
     hashes ^= hashes >> _u64(_SHIFT)
@@ -67,7 +69,7 @@ def mix(hashes: U64, words: U64) -> U64:
 
 
 def integer_hashes(values: U64) -> U64:
-    """Return the hashes of integers.
+    """Return the hashes that integers have as keys of the record index.
 
     One word would leave the low bits of few values in the low bits of all hashes: so two.
     """
@@ -76,7 +78,7 @@ def integer_hashes(values: U64) -> U64:
 
 
 def hash_of(key: bytes) -> int:
-    """Return the hash of one text, as the columns have it."""
+    """Return the hash of one text as a key of the record index, as columns of keys have it."""
     length = len(key)
     if length <= DECIMAL_DIGITS_MAX and key.isdigit() and (key[0] != 0x30 or length == 1):
         return _mix_one(_mix_one(_BITS, int(key)), 0)
@@ -94,7 +96,10 @@ def _mix_one(before: int, word: int) -> int:
 
 
 def in_hash_order(keys: Sequence[bytes]) -> list[bytes]:
-    """Return the keys in a segment's order: by their hashes, those of one hash by their bytes."""
+    """Return keys in the order of a segment of the record index.
+
+    It is by their hashes, and for those of one hash by their bytes.
+    """
     hashes = TextKeys.of(keys).hashes(decimals=True)
     order = np.argsort(hashes)
     hashes = hashes[order]
@@ -105,7 +110,9 @@ def in_hash_order(keys: Sequence[bytes]) -> list[bytes]:
 
 
 class TextKeys:
-    """Member ids as texts: the bytes of `data` from each of `starts` up to each of `ends`.
+    """Member ids as text keys of the record index, side by side in one array of bytes.
+
+    They are the bytes of `data` from each of `starts` up to each of `ends`.
 
     Of a null both are the same: a length that no member id has.
     """
@@ -139,19 +146,19 @@ class TextKeys:
 
     @property
     def lengths(self) -> Offsets:
-        """The length of each, in bytes."""
+        """The length of each key, in bytes."""
         return self.ends - self.starts
 
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> TextKeys:
-        """Return the keys of a list."""
+        """Return the text keys of a list of member ids."""
         ends = np.cumsum(np.fromiter(map(len, keys), dtype=np.intp, count=len(keys)))
         starts = np.concatenate([[0], ends[:-1]]) if len(keys) else ends
         return cls(np.frombuffer(b"".join(keys), dtype=np.uint8), starts, ends)
 
     @classmethod
     def of_arrow(cls, array: pa.Array) -> TextKeys:
-        """Return the keys of an array of strings or bytes, with offsets of 32 or 64 bits.
+        """Return the text keys of an array of strings or bytes, with offsets of 32 or 64 bits.
 
         Nothing is copied but for nulls.
         """
@@ -170,7 +177,7 @@ class TextKeys:
         return cls(text, starts, ends)
 
     def to_list(self) -> list[bytes]:
-        """Return each as bytes."""
+        """Return each key as bytes."""
         text = self.data.tobytes()
         spans = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
         return [text[start:end] for start, end in spans]
@@ -180,7 +187,7 @@ class TextKeys:
         return TextKeys(self.data, self.starts[rows], self.ends[rows])
 
     def valid(self) -> Mask:
-        """Return which of them are member ids: 1 to 64 letters, digits, ':', '_' or '-'."""
+        """Return which keys are member ids: 1 to 64 letters, digits, ':', '_' or '-'."""
         lengths = self.lengths
         is_id: Mask = (lengths > 0) & (lengths <= MEMBER_ID_BYTES_MAX)
         if not len(self):
@@ -195,7 +202,7 @@ class TextKeys:
         return is_id
 
     def short_numbers(self) -> U64 | None:
-        """Return each as a number other than 0; None if some have more than seven bytes.
+        """Return each key's bytes as a number other than 0; None if some exceed seven bytes.
 
         The low bytes are those of the text, the highest one more than its length: no two texts have
         the same number. `bo` is 0x03000000_00006f62.
@@ -215,7 +222,7 @@ class TextKeys:
         return numbers
 
     def hashes(self, *, decimals: bool) -> U64:
-        """Return the hash of each.
+        """Return the hash of each key.
 
         With `decimals` decimal texts hash as their integers, without they hash as any text.
         """
@@ -251,7 +258,7 @@ class TextKeys:
         return is_even and bool((self.starts[1:] == self.ends[:-1]).all())
 
     def decimals(self) -> tuple[U64, Mask]:
-        """Return the integer of each text, and whether the text is its plain decimal form.
+        """Return each key's integer, and whether the key is its plain decimal form.
 
         The integers are below 10**18. Eight digits are read at a time, the last ones first.
         """
@@ -277,7 +284,7 @@ class TextKeys:
 
     @cached_property
     def all_decimals(self) -> tuple[U64, Mask | None]:
-        """The result of `decimals`, remembered; None for the mask if all texts are decimal.
+        """The result of `decimals`, remembered; None for the mask if all keys are decimal.
 
         It takes eight bytes a member, and only those who ask by integers need it.
         """
@@ -300,7 +307,7 @@ class TextKeys:
         return digits
 
     def same(self, rows: Offsets, others: TextKeys, positions: Offsets) -> Mask:
-        """Say of each pair whether the keys are equal: here at `rows`, there at `positions`."""
+        """Say which pairs of keys are equal: here at `rows`, there at `positions`."""
         here, there = self.starts[rows], others.starts[positions]
         lengths = self.ends[rows] - here
         is_same: Mask = lengths == others.ends[positions] - there
@@ -369,7 +376,9 @@ def _eight_digits(words: U64) -> tuple[U64, Mask]:
 
 
 def numbers_of_views(array: pa.Array) -> U64 | None:
-    """Return what `TextKeys.short_numbers` does, for an array of string views.
+    """Return the keys of an array of string views as numbers, for the record index.
+
+    It does what `TextKeys.short_numbers` does.
 
     A view is 16 bytes: the length in four, and a text of up to twelve behind it. The number of a
     null may be any. Source: Arrow Columnar Format, "Variable-size Binary View Layout".
@@ -393,7 +402,10 @@ def numbers_of_views(array: pa.Array) -> U64 | None:
 
 
 class IntegerKeys:
-    """Member ids as integers with the same decimal text, each from 0 to below 10**18."""
+    """Member ids as integer keys of the record index: equal to their decimal texts.
+
+    Each is from 0 to below 10**18.
+    """
 
     def __init__(self, values: U64) -> None:
         self.values = values
@@ -402,7 +414,7 @@ class IntegerKeys:
         return len(self.values)
 
     def to_list(self) -> list[bytes]:
-        """Return each as the bytes of its decimal text."""
+        """Return each key as the bytes of its decimal text."""
         return [b"%d" % value for value in self.values.tolist()]
 
     def take(self, rows: Offsets) -> IntegerKeys:
@@ -410,14 +422,14 @@ class IntegerKeys:
         return IntegerKeys(self.values[rows])
 
     def hashes(self, *, decimals: bool) -> U64:
-        """Return the hash of each.
+        """Return the hash of each key.
 
         `decimals` says whether there is any decimal text to be found; else no hash matters.
         """
         return integer_hashes(self.values)
 
     def same(self, rows: Offsets, others: TextKeys, positions: Offsets) -> Mask:
-        """Say of each pair whether the keys are equal: here at `rows`, there at `positions`."""
+        """Say which pairs of keys are equal: here at `rows`, there at `positions`."""
         values, is_decimal = others.all_decimals
         is_same: Mask = values[positions] == self.values[rows]
         return is_same if is_decimal is None else is_same & is_decimal[positions]

@@ -1,4 +1,4 @@
-"""An immutable part of the records: ids and records in the order of their hashes, with an index.
+"""A fixed part of the record index: ids and records in the order of their hashes.
 
 A member is found in three steps. The first bits of the hash name a bucket, and the index says where
 its members begin and end. The next 32 bits are compared with each of those members' prints. Where
@@ -59,7 +59,7 @@ CHUNK_ROWS: Final = 1 << 16
 
 
 class Segment:
-    """Members, each once, and the framed bytes of their records.
+    """A fixed part of the record index: members, each once, and their records' framed bytes.
 
     Made by `of`, `of_arrow`, `merged` or `open`.
     """
@@ -79,7 +79,7 @@ class Segment:
 
     @cached_property
     def has_decimals(self) -> bool:
-        """True if any id is the decimal form of an integer."""
+        """True if any member id in the segment is the decimal form of an integer."""
         for start in range(0, len(self), CHUNK_ROWS):
             rows = np.arange(start, min(start + CHUNK_ROWS, len(self)))
             _, is_decimal = self.keys.take(rows).decimals()
@@ -94,7 +94,7 @@ class Segment:
 
     @classmethod
     def of_arrow(cls, ids: pa.Array, records: pa.Array) -> Segment:
-        """Return a segment as `of` does, from two arrays of bytes.
+        """Return a segment as `of` does, from two arrays of bytes (members, records).
 
         Raises InvalidInput where a member is named twice, or for too many.
         """
@@ -108,14 +108,14 @@ class Segment:
 
     @classmethod
     def merged(cls, newer: Segment, older: Segment) -> Segment:
-        """Return one segment of both; of a member in both it has the newer record."""
+        """Return one segment of two; of a member in both it has the newer record."""
         hashes = older.keys.hashes(decimals=True)
         only_older = pa.array(np.flatnonzero(newer.find(older.keys, hashes) == _NONE))
         ids = pa.concat_arrays([newer.ids, older.ids.take(only_older)])
         return cls.of_arrow(ids, pa.concat_arrays([newer.records, older.records.take(only_older)]))
 
     def find(self, keys: Keys, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-        """Return the position of each key, or -1. `hashes` are those of the keys."""
+        """Return the position of each key in the segment, or -1. `hashes` are the keys'."""
         positions = np.full(len(keys), _NONE, dtype=np.int32)
         if len(self) == 0:
             return positions
@@ -177,7 +177,10 @@ class Segment:
         return positions
 
     def may_share(self, other: Segment) -> bool:
-        """Say whether a member can be in both: not if one's hashes all lie before the other's."""
+        """Say whether a member can be in both segments, as far as their hashes tell.
+
+        It cannot if one's hashes all lie before the other's.
+        """
         if not len(self) or not len(other):
             return False
         (first, last), (others_first, others_last) = self._span, other._span
@@ -188,7 +191,7 @@ class Segment:
         return hash_of(self.ids[0].as_py()), hash_of(self.ids[-1].as_py())
 
     def position_of(self, key: bytes) -> int:
-        """Return the position of one member, or -1."""
+        """Return the position of one member in the segment, or -1."""
         if len(self) == 0:
             return _NONE
         key_hash = hash_of(key)
@@ -202,41 +205,44 @@ class Segment:
         return _NONE
 
     def record(self, position: int) -> bytes:
-        """Return the record at a position."""
+        """Return the record at a position of the segment."""
         record: bytes = self.records[position].as_py()
         return record
 
     def members_at(self, positions: Offsets) -> list[bytes]:
-        """Return the ids at some positions."""
+        """Return the member ids at some positions of the segment."""
         members: list[bytes] = self.ids.take(pa.array(positions)).to_pylist()
         return members
 
     def records_at(self, positions: Offsets) -> list[bytes]:
-        """Return the records at some positions."""
+        """Return the records at some positions of the segment."""
         records: list[bytes] = self.records.take(pa.array(positions)).to_pylist()
         return records
 
     def items(self, live: Mask | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Yield members and records, all or those that are `live`; not all in memory at once."""
+        """Yield members and records of the segment, all or those that are `live`.
+
+        Not all are in memory at once.
+        """
         positions = np.arange(len(self)) if live is None else np.flatnonzero(live)
         for start in range(0, len(positions), CHUNK_ROWS):
             chunk = positions[start : start + CHUNK_ROWS]
             yield from zip(self.members_at(chunk), self.records_at(chunk), strict=True)
 
     def save(self, path: Path) -> None:
-        """Write it to a file that `open` takes; the file appears whole or not at all."""
+        """Write the segment to a file that `open` takes; it appears whole or not at all."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as file:
             self.write(file)
         temporary.replace(path)
 
     def write(self, file: IO[bytes]) -> None:
-        """Write it to an empty file."""
+        """Write the segment to an empty file."""
         write_segment(file, self.index, self.ids, self.records)
 
     @classmethod
     def open(cls, path: Path) -> Segment:
-        """Return the segment of a file; pages of records are read when they are needed.
+        """Return the segment in a file; pages of records are read when they are needed.
 
         Raises InvalidInput.
         """
@@ -245,7 +251,7 @@ class Segment:
 
 
 def hashes_of(ids: pa.Array) -> U64:
-    """Return the hashes by which a segment orders its members.
+    """Return the hashes by which a segment of the record index orders its members.
 
     Raises InvalidInput where they are too many for one.
     """
@@ -259,12 +265,12 @@ def hashes_of(ids: pa.Array) -> U64:
 
 
 def ascend(hashes: U64) -> bool:
-    """Say whether the hashes stand in the order of a segment."""
+    """Say whether hashes stand in the order of a segment of the record index."""
     return bool((hashes[1:] >= hashes[:-1]).all())
 
 
 def index_of(hashes: U64, ids: pa.Array) -> Index:
-    """Return the index of these ids, whose hashes ascend.
+    """Return the index of a segment's member ids, whose hashes ascend.
 
     Raises InvalidInput where one of them stands there twice.
     """
@@ -290,7 +296,10 @@ def _narrowest(steps: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.unsignedin
 
 
 def with_room(array: pa.Array) -> pa.Array:
-    """Return the same texts, with eight bytes before the first and behind the last."""
+    """Return texts of a record index segment with eight bytes of room before and behind them.
+
+    The texts are the same.
+    """
     offsets, data = buffers_of(array)
     room = np.zeros(WORD, np.uint8)
     text = data[int(offsets[0]) : int(offsets[-1])]

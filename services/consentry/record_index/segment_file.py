@@ -1,4 +1,6 @@
-"""The file of a segment: a head that says where each array lies, and arrays as they are in memory.
+"""The file of a record index segment: a head with the place of each array, then the arrays.
+
+They are as they are in memory.
 
 The head is 1024 bytes: a magic number and JSON, filled up with spaces. A file is for processes of
 one machine and one version of this package; a bundle is for others.
@@ -29,14 +31,14 @@ GROUP: Final = 1 << GROUP_BITS
 
 
 class FileSpan(NamedTuple):
-    """The place of a buffer: the byte of the file at which it begins, and its size in bytes."""
+    """The place of an array in a record index segment's file: first byte, and size in bytes."""
 
     at: int
     size: int
 
 
 class Index(NamedTuple):
-    """The index of a segment; see segment.py.
+    """The index of one segment of records in its file; see segment.py.
 
     `groups` has the beginning of each 16th bucket, `steps` how far behind that each bucket begins,
     `prints` 32 bits of each member's hash.
@@ -48,7 +50,10 @@ class Index(NamedTuple):
 
 
 def write_buffers(file: IO[bytes], buffers: Sequence[npt.NDArray[Any]]) -> list[FileSpan]:
-    """Write buffers at the file's position, each at a multiple of 64 bytes; return their places."""
+    """Write arrays of a record index segment to its file; return their places.
+
+    They begin at the file's position, each at a multiple of 64 bytes.
+    """
     spans: list[FileSpan] = []
     for buffer in buffers:
         file.write(bytes(-file.tell() % _ALIGNMENT))
@@ -58,7 +63,7 @@ def write_buffers(file: IO[bytes], buffers: Sequence[npt.NDArray[Any]]) -> list[
 
 
 def write_segment(file: IO[bytes], index: Index, ids: pa.Array, records: pa.Array) -> None:
-    """Write all parts of a segment to an empty file."""
+    """Write all parts of a record index segment to an empty file."""
     file.seek(HEAD_BYTES)
     offsets, data = buffers_of(records)
     [records_span] = write_buffers(file, [data])
@@ -68,7 +73,10 @@ def write_segment(file: IO[bytes], index: Index, ids: pa.Array, records: pa.Arra
 def write_rest(
     file: IO[bytes], index: Index, ids: pa.Array, offsets: npt.NDArray[np.int32], records: FileSpan
 ) -> None:
-    """Write all but the records' bytes, which the file has already; `offsets` are theirs."""
+    """Write a record index segment to its file, but for the records' bytes, already there.
+
+    `offsets` are theirs.
+    """
     buffers = [*index, *buffers_of(ids), offsets]
     head = {
         "format": _FORMAT,
@@ -92,7 +100,9 @@ def _digest(buffers: Sequence[npt.NDArray[Any]]) -> str:
 
 
 def map_segment(file: IO[bytes], *, is_own: bool = False) -> tuple[Index, pa.Array, pa.Array]:
-    """Return index, ids and records; pages are read when needed, and the file may be closed.
+    """Return index, ids and records of a segment's file, mapped into memory.
+
+    Pages are read when needed, and the file may be closed.
 
     All but the records is read once and compared with its digest: a member whom a damaged index
     does not find is nobody, and allowed. A file of one's own (`is_own`), written just now and
@@ -135,12 +145,15 @@ def _check_index(index: Index, count: int) -> None:
 
 
 def bucket_bits_of(count: int) -> int:
-    """Return the number of bits of a hash that name a bucket, for `count` members."""
+    """Return how many bits of a hash name a bucket in a record index segment.
+
+    It is for `count` members.
+    """
     return max(count, 1).bit_length()
 
 
 def map_texts(file: IO[bytes], count: int, spans: Sequence[FileSpan]) -> pa.Array:
-    """Return `count` texts whose offsets and bytes lie at these places of a file."""
+    """Return `count` texts whose offsets and bytes lie at these places of a segment's file."""
     file.flush()
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return array_of(count, *(_part(data, span) for span in spans))
@@ -153,7 +166,7 @@ def _part(data: mmap.mmap, span: FileSpan) -> npt.NDArray[np.uint8]:
 
 
 def buffers_of(array: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Return the offsets and bytes of binary texts.
+    """Return the offsets and bytes of binary texts, to be written to a segment's file.
 
     The offsets are into all the bytes, which may be more than the array has.
     """
@@ -166,7 +179,10 @@ def buffers_of(array: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.u
 
 
 def array_of(count: int, offsets: npt.NDArray[Any], data: npt.NDArray[np.uint8]) -> pa.Array:
-    """Return the binary texts with these offsets and bytes. Raises ValueError if they misfit."""
+    """Return the binary texts of a segment's file with these offsets and bytes.
+
+    Raises ValueError if they misfit.
+    """
     array = pa.Array.from_buffers(
         pa.binary(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )

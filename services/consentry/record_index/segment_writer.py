@@ -1,4 +1,4 @@
-"""Build a segment from members that come in batches; a batch's records are not kept in memory."""
+"""Build a record index segment from batches of members, without their records in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BYTES_MAX: Final = 1 << 30
 
 
 class SegmentWriter:
-    """Writes one segment to a file.
+    """Writes one segment of the record index to a file, from batches of members.
 
     Members in the order of their hashes, as bundles have them, need no sorting; others are sorted.
     """
@@ -38,7 +38,7 @@ class SegmentWriter:
         file.seek(HEAD_BYTES)
 
     def add(self, ids: pa.Array, records: pa.Array) -> bool:
-        """Take members and their records in, both as binary; say whether they fit.
+        """Take members and their records into the segment, both binary; say whether they fit.
 
         Where they do not fit, none is taken.
         """
@@ -55,7 +55,7 @@ class SegmentWriter:
         return True
 
     def finish(self) -> Segment:
-        """Return the segment, mapped from the file.
+        """Return the written segment, mapped from the file.
 
         Raises InvalidInput where a member is named twice, or for too many.
         """

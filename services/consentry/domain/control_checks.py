@@ -1,4 +1,4 @@
-"""Checks of a control before it is sent: it would be accepted, and not do what it is meant to."""
+"""The rules' checks of a control before it is sent: it would be taken, and miss its purpose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from consentry.domain.wording import date_text
 
 
 class ControlConflict(NamedTuple):
-    """The reason why a control would not do what it is meant to.
+    """The reason why a pause, lift or policy would not do what it is meant to, by the rules.
 
     `field` is the control's field, `problem` a clause, `fix` the cure, and `code` is stable.
     """
@@ -56,7 +56,7 @@ def conflict_of_pause(
 def conflict_of_lift(
     lift: PauseLifted, log: Sequence[Control], *, has_effective: bool
 ) -> ControlConflict | None:
-    """Return the conflict of a lift that changes nothing or too much, or None.
+    """Return the conflict of a lift that changes nothing or too much by the rules, or None.
 
     A lift of a pause that was never imposed changes nothing; one from before the pause would undo
     that it ever held. A lift of a version beyond the highest would end, unseen, the next pause that
@@ -120,7 +120,7 @@ def conflict_of_policy(
 
 
 def is_published(policy: PolicyPublished, log: Sequence[Control], *, has_effective: bool) -> bool:
-    """Return whether this very policy was published before: publishing it again changes nothing."""
+    """Return True if this very policy was published before: again would change nothing."""
     is_known = any(
         isinstance(known, PolicyPublished) and known.version == policy.version for known in log
     )

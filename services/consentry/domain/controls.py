@@ -1,4 +1,4 @@
-"""Pauses, lifts and policies as one value that is read when deciding.
+"""Pauses, lifts and policies as one value that the rules read when deciding.
 
 Repeated, or recorded in another order, they come to the same answers.
 """
@@ -26,7 +26,7 @@ _Value = TypeVar("_Value")
 
 
 class Regime(enum.StrEnum):
-    """The rule for members who have not chosen."""
+    """The rule of a policy's terms for members who have not chosen."""
 
     NOT_OFFERED = "NOT_OFFERED"
     OPT_IN = "OPT_IN"
@@ -35,7 +35,7 @@ class Regime(enum.StrEnum):
 
 
 class Minors(enum.StrEnum):
-    """The rule of terms for members under age."""
+    """The rule of a policy's terms for members under age."""
 
     EXCLUDE_UNLESS_ADULT = "EXCLUDE_UNLESS_ADULT"
     EXCLUDE = "EXCLUDE"
@@ -69,7 +69,7 @@ class OptIns(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """The jurisdictions, purposes and categories that a pause covers.
+    """The jurisdictions, purposes and categories that a pause covers, by the rules.
 
     None means all; a scope with an unknown jurisdiction, or none, covers everything.
     """
@@ -79,7 +79,10 @@ class Scope:
     categories: tuple[str, ...] | None = None
 
     def covers_use(self, purpose: str, category: str | None) -> bool:
-        """Return whether purpose and category are inside; a row without category is inside any."""
+        """Return True if a pause's scope has purpose and category.
+
+        A row without category is inside any.
+        """
         if self.purposes is not None and purpose not in self.purposes:
             return False
         return self.categories is None or category is None or category in self.categories
@@ -87,7 +90,10 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseImposed:
-    """An authority or the platform stops a use for a scope; keyed by pause and version."""
+    """A pause: an authority or the platform stops a use for a scope.
+
+    It is keyed by pause and version.
+    """
 
     event_id: bytes
     pause: str
@@ -102,13 +108,13 @@ class PauseImposed:
 
     @property
     def requires_purge(self) -> bool:
-        """True where stored training data must go too; an unknown reach is read as the stricter."""
+        """True if a pause means stored data must go; an unknown reach is read as stricter."""
         return self.reach is not Reach.GOING_FORWARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseLifted:
-    """The end of a pause, up to and including a version."""
+    """A lift: the end of a pause, up to and including a version."""
 
     event_id: bytes
     pause: str
@@ -120,13 +126,19 @@ class PauseLifted:
 
     @property
     def voids_opt_ins(self) -> bool:
-        """True where only later opt-ins count; an unknown word is read as the stricter one."""
+        """True if after the lift only later opt-ins count; so for an unknown word too.
+
+        It is read as the stricter one.
+        """
         return self.opt_ins is not OptIns.KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The terms of a policy for some jurisdictions and one purpose. None means no condition."""
+    """The terms of a policy for some jurisdictions and one purpose, as the rules read them.
+
+    None means no condition.
+    """
 
     jurisdictions: tuple[str, ...]
     purpose: str
@@ -142,7 +154,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyPublished:
-    """A policy version and its terms; the first matching entry wins."""
+    """A policy version and its terms, as the rules read it; the first matching entry wins."""
 
     event_id: bytes
     version: str
@@ -156,7 +168,7 @@ Control = PauseImposed | PauseLifted | PolicyPublished
 
 
 class Imposition(NamedTuple):
-    """A pause with its position in the log; its times once more, for a quick search."""
+    """A pause with its position in the log, and its times once more for a quick search."""
 
     place: int
     effective_at: Micros
@@ -164,19 +176,19 @@ class Imposition(NamedTuple):
     pause: PauseImposed
 
     def counts(self, at: Micros, known_at: Micros) -> bool:
-        """Return whether the pause counts for a question. Source: rule 1."""
+        """Return True if the imposed pause counts for a question. Source: rule 1."""
         return self.effective_at <= at and self.recorded_at <= known_at
 
 
 class Lift(NamedTuple):
-    """A lift with its position in the log."""
+    """A lift of a pause with its position in the log."""
 
     place: int
     lift: PauseLifted
 
 
 class OptInVoid(NamedTuple):
-    """A lift that voids the opt-ins of a pause's scope, if both count."""
+    """A lift that voids the opt-ins in a pause's scope, if the rules count both."""
 
     recorded_at: Micros
     place: int
@@ -185,7 +197,7 @@ class OptInVoid(NamedTuple):
 
 
 class TermsEntry(NamedTuple):
-    """The first terms of a policy for a scope entry and purpose, sorted so that the last one binds.
+    """The first terms of a policy for a scope entry and purpose; sorted, the last one binds.
 
     A later effective time comes first, then a later position in the log; `number` is that of the
     terms in the policy.
@@ -199,7 +211,7 @@ class TermsEntry(NamedTuple):
 
     @property
     def precedence(self) -> tuple[int, int, int]:
-        """The rank among the entries that match: the greatest binds.
+        """The rank among the terms that match a question: the greatest binds.
 
         It is that of the policy that took effect last, and in it of the first terms that match.
         """
@@ -358,7 +370,9 @@ def _merged(before: tuple[Micros, ...], more: Iterable[Micros]) -> tuple[Micros,
 
 
 class ApplicableControls(NamedTuple):
-    """The controls that apply to one use in one jurisdiction; None where there is none of a kind.
+    """The pause, policy, terms and voiding lift that apply to one use in one place.
+
+    The place is a jurisdiction; None stands where there is none of a kind.
 
     `voiding_lift` is the last lift that voids opt-ins there.
     """
@@ -371,7 +385,9 @@ class ApplicableControls(NamedTuple):
 
 @dataclass(frozen=True)
 class Controls:
-    """All controls in log order, with the jurisdictions they name. `after` extends them.
+    """All pauses, lifts and policies in log order, as the rules read them to decide.
+
+    With the jurisdictions they name; `after` extends them.
 
     Answers come from an index and are remembered: the controls that count change only at the times
     that some control or group membership names, so between two of these all questions about a use
@@ -387,7 +403,7 @@ class Controls:
     )
 
     def after(self, *controls: Control) -> Controls:
-        """Return the controls after these followed; one with a known event id changes nothing.
+        """Return the controls with one more; one with a known event id changes nothing.
 
         The exception is a pause that says something new: an event id used twice must not leave a
         regulator unheard.
@@ -412,7 +428,7 @@ class Controls:
         return Controls(self.jurisdictions, (*self.log, *new), frozenset(seen), index)
 
     def understands(self, control: Control) -> bool:
-        """Return whether a control's scope is understood; only that of a pause may not be."""
+        """Return True if a control's scope is understood; only that of a pause may not be."""
         return self._widened(control) is control
 
     def _widened(self, control: Control) -> Control:
@@ -435,7 +451,7 @@ class Controls:
     def applicable(
         self, jurisdiction: str, purpose: str, category: str | None, *, at: Micros, known_at: Micros
     ) -> ApplicableControls:
-        """Return the controls that apply to this use.
+        """Return the pause, policy terms and voiding lift that apply to this use.
 
         Times in microseconds. Source: rules 5 to 7.
         """
@@ -478,7 +494,7 @@ class Controls:
         return None if first is None else first.pause
 
     def is_lifted(self, pause: PauseImposed, *, at: Micros, known_at: Micros) -> bool:
-        """Return whether a counting lift ends this version of the pause."""
+        """Return True if a counting lift ends this version of the pause."""
         return self._index.is_lifted(pause, at, known_at)
 
     def terms_for(
@@ -552,12 +568,12 @@ class Controls:
 
     @cached_property
     def purges_on_opt_out(self) -> bool:
-        """True where any terms ask for a purge when a member opts out."""
+        """True if any policy's terms ask for a purge when a member opts out."""
         return any(terms.purge_on_opt_out for policy in self.policies for terms in policy.terms)
 
     @cached_property
     def purposes(self) -> tuple[str, ...]:
-        """Every purpose that any terms name, in order of first mention."""
+        """Every purpose that any policy's terms name, in order of first mention."""
         return tuple(
             dict.fromkeys(terms.purpose for policy in self.policies for terms in policy.terms)
         )
@@ -609,5 +625,5 @@ def _are_names(names: tuple[str, ...] | None) -> bool:
 
 
 def counts(fact: Control, at: Micros, known_at: Micros) -> bool:
-    """Return whether a control counts for a question. Source: rule 1."""
+    """Return True if the rules count a control for a question. Source: rule 1."""
     return fact.effective_at <= at and fact.recorded_at <= known_at

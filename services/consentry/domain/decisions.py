@@ -1,4 +1,4 @@
-"""The one answer: whether this member's data may be used for a purpose at a time, and why.
+"""The decision by the rules: may this member's data be used for a purpose at a time, and why.
 
 It is given by what was known at a time, which may be another.
 """
@@ -30,7 +30,7 @@ _NOWHERE = "neither the member's record nor the row names a jurisdiction"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """The known facts of one row of training data; None is not known.
+    """The facts that the rules know of one row of training data; None is not known.
 
     `collected` is in microseconds.
     """
@@ -41,7 +41,9 @@ class Row:
 
 
 class Limit(enum.StrEnum):
-    """The condition of terms that a question fails; the first in this order is reported.
+    """The condition of a policy's terms that a question fails.
+
+    If several fail, the first in this order is reported.
 
     Source: rule 6.
     """
@@ -54,7 +56,7 @@ class Limit(enum.StrEnum):
 
 
 class Ground(NamedTuple):
-    """One fact behind a decision: the reason it stands for, the fact, and the jurisdiction.
+    """One fact behind a decision of the rules: its reason, the fact, and the jurisdiction.
 
     With a policy come the terms that bind, and for OUTSIDE_TERMS the limit that fails.
     """
@@ -68,7 +70,7 @@ class Ground(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """An answer: the outcome, the reason, and the grounds, the deciding one first."""
+    """An answer of the rules: outcome, reason, and grounds, the deciding one first."""
 
     allowed: bool
     reason: Reason
@@ -76,7 +78,7 @@ class Decision:
 
 
 class MemberState(NamedTuple):
-    """The part of an answer that is the member's own: their record, read for one purpose and time.
+    """A member's own part in a decision: their record, read for one purpose and time.
 
     Whatever `decide_state` reads of it stands in `equivalence_key` too.
     """
@@ -95,7 +97,7 @@ class MemberState(NamedTuple):
 
     @property
     def age_band(self) -> AgeBand:
-        """The age band last recorded."""
+        """The age band last recorded of the member."""
         return AgeBand.UNKNOWN if self.relocation is None else AGE_BANDS[self.relocation.kind]
 
     @property
@@ -112,12 +114,12 @@ class MemberState(NamedTuple):
 
     @property
     def has_opted_out(self) -> bool:
-        """True where the choice that stands is an opt-out."""
+        """True if the member's choice that stands is an opt-out."""
         return self.choice is not None and self.choice.kind is not FactKind.OPTED_IN
 
     @property
     def is_excluded_by_own_facts(self) -> bool:
-        """True where the member is excluded whatever row and controls say. Source: rule 8."""
+        """True if the member is excluded whatever row and controls say. Source: rule 8."""
         return self.bar is not None or self.has_opted_out
 
     def equivalence_key(self, opt_ins_voided_at: Sequence[Micros]) -> Hashable:
@@ -147,7 +149,9 @@ UNREADABLE = NOBODY._replace(quarantine=Fact(FactKind.QUARANTINED, Micros(0), Mi
 def member_state(
     record: Record | None, *, purpose: str, at: Micros, known_at: Micros
 ) -> MemberState:
-    """Return what the record's facts that count come to, in log order. Times in microseconds.
+    """Return by the rules what the facts of a member's record that count come to.
+
+    In log order; times in microseconds.
 
     Source: rules 1 to 4 and 10.
     """
@@ -181,7 +185,7 @@ def decide(
     at: Micros,
     known_at: Micros,
 ) -> Decision:
-    """Return whether this row, or the member's data at large, may be used for `purpose`, and why.
+    """Decide by the rules if a row, or a member's data at large, may be used for `purpose`.
 
     `record` is None for a member who is not in the table. `at` is when the data would be used; only
     what had been recorded by `known_at` counts; both in microseconds since 1970-01-01 UTC. Returns
@@ -202,7 +206,7 @@ def decide_state(
     at: Micros,
     known_at: Micros,
 ) -> Decision:
-    """Return the decision for a member's state; see `decide`. The only place that allows.
+    """Decide by the rules for a member's state; see `decide`. The only place that allows.
 
     Whoever reads more of `own` here adds it to `MemberState.equivalence_key` and to its form in
     columns, trainer/deciding/fact_columns.py; tests fail until both are done.
@@ -289,7 +293,7 @@ class _UseQuestion(NamedTuple):
 
 
 def failed_limit(terms: Terms, band: AgeBand, row: Row | None) -> Limit | None:
-    """Return the first limit by which age, category or time of collection is outside the terms.
+    """Return the first limit of a policy's terms that age, category or collection time fails.
 
     Source: rule 6.
     """
@@ -313,5 +317,5 @@ def failed_limit(terms: Terms, band: AgeBand, row: Row | None) -> Limit | None:
 
 
 def stale(detail: str) -> Decision:
-    """Return the answer where freshness is not proven; `detail` says by what bound."""
+    """Return the decision if freshness is not proven; `detail` says by what bound."""
     return Decision(False, Reason.STALE, (Ground(Reason.STALE, detail),))

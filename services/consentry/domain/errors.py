@@ -1,4 +1,4 @@
-"""Every error of Consentry, sorted by what the caller does next.
+"""Every error class of Consentry's domain, sorted by what the caller does next.
 
 ConsentryError                 a sentence: what failed, which value, why; `code` is stable, `fix`
 says what to do
@@ -20,7 +20,10 @@ from typing import Any
 
 
 class ConsentryError(Exception):
-    """A failure, with a stable `code` and the `fix`; `str(error)` is one paragraph for a person."""
+    """The base of all errors of Consentry: a stable `code`, and the `fix` for a person.
+
+    `str(error)` is one paragraph.
+    """
 
     def __init__(self, message: str, *, code: str, fix: str = "") -> None:
         super().__init__(message)
@@ -47,31 +50,34 @@ def _again(
 
 
 class Refused(ConsentryError):
-    """The request or configuration is wrong; nothing was written."""
+    """Error of the domain: the request or configuration is wrong; nothing was written."""
 
 
 class InvalidInput(Refused):
-    """A value given by a person or a file does not fit."""
+    """Error of the domain: a value given by a person or a file does not fit."""
 
 
 class UnsafeSetting(Refused):
-    """A broker, table or topic is set up in a way that could lose an exclusion."""
+    """Error of the domain: broker, table or topic is set up so that an exclusion may be lost."""
 
 
 class Unavailable(ConsentryError):
-    """Something outside did not answer; the call may be repeated."""
+    """Error of the domain: something outside did not answer; the call may be repeated."""
 
 
 class Fenced(ConsentryError):
-    """Another owner has claimed the partition since."""
+    """Error of the domain: another owner has claimed the partition since."""
 
 
 class TableWentBack(ConsentryError):
-    """The table holds less than it once acknowledged (fail-over, torn file, wipe)."""
+    """Error of the domain: the consent table holds less than it once acknowledged.
+
+    That comes from a fail-over, a torn file or a wipe.
+    """
 
 
 class UndecodableEvent(ConsentryError):
-    """The bytes of a message cannot be read as an event.
+    """Error of the domain: the bytes of a message cannot be read as an event.
 
     `error_class` is one word of a closed list, safe as a metric label; the message never holds
     payload text.

@@ -1,4 +1,4 @@
-"""The events of members, as they are read from the log.
+"""The events of members as the rules take them: choices, moves, erasures, quarantines.
 
 Each event has the fact that a record keeps of it.
 """
@@ -13,7 +13,10 @@ from consentry.domain.values import AgeBand, Choice, MemberId, Micros
 
 
 class FactKind(enum.IntEnum):
-    """The kind of a fact; the numbers are the order of symbols in ConsentRecord.avsc."""
+    """The kind of a fact in a member's record.
+
+    The numbers are the order of symbols in ConsentRecord.avsc.
+    """
 
     ERASED = 0
     QUARANTINED = 1
@@ -49,7 +52,7 @@ QUARANTINE_FACTS = frozenset({FactKind.QUARANTINED, FactKind.RELEASED, FactKind.
 
 
 class Fact(NamedTuple):
-    """One recorded fact of a member.
+    """One recorded fact of a member, as the rules read it.
 
     `version` is the record's version that the fact made, 0 before folding. `name` is the purpose of
     a choice or the jurisdiction of a relocation. `tag` is eight bytes of the event's identity, so
@@ -65,7 +68,7 @@ class Fact(NamedTuple):
     version: int = 0
 
     def says_the_same(self, other: Fact) -> bool:
-        """Return whether both are the same event, whatever version each made.
+        """Return True if both facts are of the same event, whatever version each made.
 
         `recorded_at` may differ: a gateway stamps every attempt, and a fast clock is clamped to
         each append, where `effective_at` is clamped with it. The first one stands, so a retry can
@@ -89,12 +92,12 @@ class Fact(NamedTuple):
         )
 
     def binds(self, later: Fact) -> bool:
-        """Return whether this erasure binds a later fact: unless it is dated ahead of that."""
+        """Return True if this erasure binds a later fact: unless it is dated ahead of that."""
         return self.effective_at <= max(self.recorded_at, later.recorded_at)
 
 
 def event_tag(event_id: bytes) -> bytes:
-    """Return the two halves of a 16-byte event id, combined by exclusive or."""
+    """Return the tag of a fact: the halves of a 16-byte event id, combined by exclusive or."""
     return (int.from_bytes(event_id[:8], "big") ^ int.from_bytes(event_id[8:], "big")).to_bytes(
         8, "big"
     )
@@ -102,7 +105,7 @@ def event_tag(event_id: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsentChanged:
-    """A member chose for a purpose."""
+    """An event for the rules: a member chose for a purpose."""
 
     event_id: bytes
     member: MemberId
@@ -127,7 +130,7 @@ class ConsentChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberRelocated:
-    """A member is known to live somewhere, or their age band became known."""
+    """An event for the rules: a member's place became known, or their age band."""
 
     event_id: bytes
     member: MemberId
@@ -152,7 +155,7 @@ class MemberRelocated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberErased:
-    """A member was erased (GDPR 17)."""
+    """An event for the rules: a member was erased (GDPR 17)."""
 
     event_id: bytes
     member: MemberId
@@ -167,7 +170,7 @@ class MemberErased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventUnreadable:
-    """A message with this member's key could not be read: the member is quarantined."""
+    """An event for the rules: an unreadable message has this member's key: quarantine."""
 
     event_id: bytes
     member: MemberId
@@ -182,7 +185,9 @@ class EventUnreadable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberReleased:
-    """An operator ended the quarantine of a member, after replaying or dismissing the event.
+    """An event for the rules: an operator ended the quarantine of a member.
+
+    It came after replaying or dismissing the unreadable event.
 
     `observed_version` is the version of the record that the operator had looked at: a quarantine
     above it was not looked at, and stays. None releases from every quarantine before it.

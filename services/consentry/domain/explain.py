@@ -1,4 +1,4 @@
-"""The chain behind a decision: the deciding fact, the member's choice, and the terms without it."""
+"""The chain that explains a decision: its fact, the member's choice, the terms otherwise."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FOREVER: Final = Micros(1 << 62)
 
 
 class SentenceRole(enum.StrEnum):
-    """The role of a sentence in a chain."""
+    """The role of a sentence in the chain that explains a decision."""
 
     DECIDES = "decides"
     BESIDE = "beside"
@@ -47,7 +47,7 @@ class SentenceRole(enum.StrEnum):
 
 
 class Link(NamedTuple):
-    """One sentence of a chain, its role, and the ground that it speaks of."""
+    """One sentence in the chain that explains a decision, its role, and its ground."""
 
     role: SentenceRole
     ground: Ground
@@ -55,8 +55,7 @@ class Link(NamedTuple):
 
 
 class FactNote(NamedTuple):
-    """One fact of the record, in words, and why it does not count for the question ('' where it
-    does).
+    """One fact of a record in words, and why the explained question does not count it, or ''.
 
     `replaced_by` is the version of the fact that took its place; a fact that was replaced did
     count.
@@ -69,14 +68,15 @@ class FactNote(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        """True where the answer heeds the fact."""
+        """True if the explained answer heeds the fact."""
         return not self.why_not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainQuestion:
-    """One question about one member, as `decide` takes it; times in microseconds since 1970-01-01
-    UTC.
+    """One question about one member to be explained, as `decide` takes it.
+
+    Times are in microseconds since 1970-01-01 UTC.
     """
 
     record: Record | None
@@ -87,11 +87,11 @@ class ExplainQuestion:
     known_at: Micros
 
     def member_state(self) -> MemberState:
-        """Return the state that the record gives for the question."""
+        """Return the member's state that the record gives for the question."""
         return member_state(self.record, purpose=self.purpose, at=self.at, known_at=self.known_at)
 
     def decide_state(self, own: MemberState, row: Row | None, controls: Controls) -> Decision:
-        """Return the decision for a state, row and controls at the same times."""
+        """Return the decision for a member's state, row and controls at the same times."""
         return decide_state(
             own, row, controls, purpose=self.purpose, at=self.at, known_at=self.known_at
         )
@@ -106,8 +106,9 @@ class ExplainQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """A decision with its chain of sentences, the deciding one first, and the record's facts in log
-    order.
+    """A decision explained: its chain of sentences, and the record's facts in log order.
+
+    The deciding sentence is the first.
     """
 
     asked: ExplainQuestion
@@ -117,13 +118,14 @@ class Explanation:
 
     @property
     def because(self) -> tuple[str, ...]:
-        """The sentences alone."""
+        """The sentences of the explanation alone."""
         return tuple(link.text for link in self.chain)
 
 
 def explain(asked: ExplainQuestion, name_of: NameOf | None = None) -> Explanation:
-    """Decide a question, and say why, what the member had chosen, and what the terms would have
-    said otherwise.
+    """Decide a question by the rules and explain it: reason, choice, the terms otherwise.
+
+    It says why, what the member had chosen, and what the terms would have said otherwise.
 
     The decision is that of `decide`. Costs a few decisions more, so it is for people, not for rows.
     Raises nothing.
@@ -136,7 +138,7 @@ def explain(asked: ExplainQuestion, name_of: NameOf | None = None) -> Explanatio
 
 
 def sentences(decision: Decision, name_of: NameOf | None = None) -> tuple[str, ...]:
-    """One sentence per ground of a decision, the deciding one first;
+    """One sentence per ground of a decision, the deciding one first.
 
     `explain` says more, but needs the question.
     """
@@ -429,7 +431,7 @@ def _without(controls: Controls, pauses: tuple[PauseImposed, ...]) -> Controls:
 
 
 def as_data(explanation: Explanation) -> dict[str, Any]:
-    """An explanation as plain values for JSON; times in ISO 8601, UTC.
+    """An explained decision as plain values for JSON; times in ISO 8601, UTC.
 
     `because` and `grounds` go in step.
     """

@@ -1,4 +1,4 @@
-"""The members whose answers a control would change: counted, where they live and for what reason.
+"""The members whose answers a control would change by the rules: counted, by home and reason.
 
 Nothing is sent.
 """
@@ -26,7 +26,7 @@ ANY_PURPOSE: Final = "any purpose"
 
 
 class ReasonChange(NamedTuple):
-    """Members whose answer becomes another one, or comes for another reason.
+    """Members whose answer by the rules a control changes, or gives another reason.
 
     `jurisdiction` is their residence.
     """
@@ -42,7 +42,7 @@ class ReasonChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Impact:
-    """The difference between the answers with and without a control, at one moment.
+    """The difference that a control makes to the answers of the rules, at one moment.
 
     Times in microseconds. `covered` has members by last residence, for residences inside the
     control's scope; `unplaced` are those without one. `unchanged` counts the covered members' other
@@ -58,13 +58,13 @@ class Impact:
     unchanged: Mapping[tuple[str, Reason], int]
 
     def excluded(self) -> Mapping[str, int]:
-        """Return how many members would no longer be allowed, by purpose."""
+        """Return how many members the control would exclude, by purpose."""
         return _by_purpose(
             change for change in self.changes if change.was_allowed and not change.is_allowed
         )
 
     def opened(self) -> Mapping[str, int]:
-        """Return how many members would be allowed who were not, by purpose."""
+        """Return how many members the control would newly allow, by purpose."""
         return _by_purpose(
             change for change in self.changes if change.is_allowed and not change.was_allowed
         )
@@ -78,7 +78,7 @@ def _by_purpose(changes: Iterable[ReasonChange]) -> Mapping[str, int]:
 
 
 class Census:
-    """Members counted by everything that an answer depends on, so each kind is decided once."""
+    """Members counted by all that the rules' answer depends on, so each kind is decided once."""
 
     def __init__(
         self, controls: Controls, *, purposes: tuple[str, ...], at: Micros, known_at: Micros
@@ -94,7 +94,7 @@ class Census:
         self._members = 0
 
     def add(self, record: Record, members: int = 1) -> None:
-        """Count one member; -1 takes one back."""
+        """Count one member; -1 takes the member back."""
         self._members += members
         for purpose in self._purposes:
             own = member_state(record, purpose=purpose, **self._times)
@@ -105,7 +105,7 @@ class Census:
             self._counts[kind] += members
 
     def compare(self, before: Controls, after: Controls, scope: Iterable[str]) -> Impact:
-        """Return how the answers of all members counted so far differ.
+        """Return how a control changes the answers of all members counted so far.
 
         They are asked about the member alone, without a row.
         """
@@ -177,7 +177,7 @@ def scope_of(control: Control, controls: Controls) -> tuple[str, ...]:
 
 
 def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
-    """Return the purposes that a control names; every one that terms name where it names none."""
+    """Return the purposes that a control names; or else every purpose that terms name."""
     if isinstance(control, PolicyPublished):
         return tuple(dict.fromkeys(terms.purpose for terms in control.terms))
     named: dict[str, None] = {}
@@ -189,7 +189,7 @@ def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
 
 
 def lifted_by(lift: PauseLifted, controls: Controls) -> tuple[PauseImposed, ...]:
-    """Return the pauses that a lift ends."""
+    """Return the pauses that a lift ends, by the rules."""
     return tuple(
         pause
         for pause in controls.pauses
@@ -198,7 +198,7 @@ def lifted_by(lift: PauseLifted, controls: Controls) -> tuple[PauseImposed, ...]
 
 
 def moments_of(control: Control, *, now: Micros) -> tuple[Micros, ...]:
-    """Return the moments to ask at: when the control takes effect, and as each notice ends.
+    """Return the moments to ask about a control: when it takes effect, when each notice ends.
 
     In microseconds.
     """

@@ -1,4 +1,4 @@
-"""The jurisdictions that exist, and the groups that hold them at a time.
+"""Jurisdictions as the rules read them: the codes that exist, the groups that hold each.
 
 A value: the codes come from a library (wire).
 """
@@ -19,8 +19,9 @@ _UNBOUNDED: Final = Micros(2**62)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """A country belongs to a group from `since` until `until` (exclusive); microseconds since
-    1970-01-01 UTC.
+    """A country's time in a group such as the EEA: from `since` until `until` (exclusive).
+
+    In microseconds since 1970-01-01 UTC.
     """
 
     country: str
@@ -30,7 +31,9 @@ class Membership:
 
 @dataclass(frozen=True)
 class Jurisdictions:
-    """The codes that are known:
+    """The codes of jurisdictions that the rules know: countries, subdivisions, dated groups.
+
+    They are ISO 3166-1 alpha-2 countries and ISO 3166-2 subdivisions.
 
     ISO 3166-1 alpha-2 countries, ISO 3166-2 subdivisions, and dated groups.
 
@@ -43,16 +46,15 @@ class Jurisdictions:
     twins: Mapping[str, str] = field(default_factory=dict)
 
     def is_code(self, code: str) -> bool:
-        """Return whether a member or a row can be in `code`."""
+        """Return True if `code` is a jurisdiction that a member or a row can be in."""
         return code in self.codes
 
     def is_scope(self, entry: str) -> bool:
-        """Return whether `entry` can stand in the scope of a pause or of terms."""
+        """Return True if `entry` can stand in the scope of a pause or of terms."""
         return entry == ANYWHERE or entry in self.codes or entry in self.groups
 
     def holders(self, code: str, *, at: Micros) -> frozenset[str]:
-        """Every scope entry that holds `code` at that time: itself, its country, its groups, and
-        anywhere.
+        """Every scope entry that holds `code` at a time: itself, country, groups, anywhere.
 
         A subdivision that has a country's code of its own is held by what holds that country as
         well.
@@ -86,12 +88,13 @@ class Jurisdictions:
         )
 
     def unknown(self, scope: Iterable[str]) -> tuple[str, ...]:
-        """The entries of `scope` that are neither a code, nor a group, nor anywhere."""
+        """The entries of `scope` that are no jurisdiction, no group and not anywhere."""
         return tuple(entry for entry in scope if not self.is_scope(entry))
 
     def expanded(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
-        """The codes that a scope stands for at that time: groups become their countries, anywhere
-        every country.
+        """The codes that a scope stands for at that time.
+
+        Groups become their countries, anywhere becomes every country.
         """
         codes: set[str] = set()
         for entry in scope:

@@ -1,4 +1,6 @@
-"""The new uses that a control opens: in words for a second person, and as a digest of the terms.
+"""The new uses that a control opens by the rules: in words for a second person, as a digest.
+
+The digest is of the terms.
 
 A lift ends pauses; a policy may offer what was not offered, or keep what was to be purged.
 """
@@ -34,7 +36,7 @@ _STRICTNESS: Final[Mapping[Minors, int]] = {Minors.ALLOW: 0, Minors.EXCLUDE: 1}
 
 
 class Openings(NamedTuple):
-    """The new uses that a control opens.
+    """The new uses that a control opens by the rules, in words and as a digest.
 
     `words` has one clause for each, and is empty where it opens nothing. `digest` stands for the
     exact change: words round off, and terms that were narrowed since can give the same ones.
@@ -68,7 +70,9 @@ class _Comparison(NamedTuple):
 
 
 def openings(control: Control, before: Controls, *, now: Micros) -> Openings:
-    """Return the uses that a control would open, asked when it takes effect. `now` in microseconds.
+    """Return the new uses that a control would open, by the rules, when it takes effect.
+
+    `now` is in microseconds.
 
     A pause opens nothing. A lift always opens something: at the least, a pause ends. So does a
     policy that offers something and takes effect at another time than now: the terms that it is
@@ -136,7 +140,7 @@ def _at_another_time(policy: PolicyPublished, now: Micros) -> tuple[str, ...]:
 def freed(
     lift: PauseLifted, before: Controls, after: Controls, *, at: Micros, known_at: Micros
 ) -> Mapping[str, list[str]]:
-    """Return the jurisdictions, by purpose, in which rows may be used again after a lift.
+    """Return the jurisdictions, by purpose, in which a lift lets rows be used again.
 
     No other pause is in force there, and some terms offer the purpose: the choice of a row's member
     decides. Times in microseconds.
@@ -158,7 +162,7 @@ def freed(
 
 
 class TermsChange(NamedTuple):
-    """Jurisdictions in which a purpose comes under other terms; None: under none.
+    """Jurisdictions in which a policy puts a purpose under other terms; None: under no terms.
 
     The terms name no jurisdictions here.
 
@@ -223,7 +227,9 @@ def in_force(
 
 
 def widenings(old: Terms | None, new: Terms | None) -> tuple[str, ...]:
-    """Return how new terms let in what the old ones kept out, or keep what those purged, in words.
+    """Return in words how a policy's new terms allow or keep what the old ones did not.
+
+    They let in what the old ones kept out, or keep what those purged.
 
     Empty where they do neither.
     """

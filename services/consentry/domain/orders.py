@@ -1,6 +1,4 @@
-"""Purge orders: what an erasure, an opt-out or a pause of past training obliges subscribers to
-delete, and by when.
-"""
+"""Rules of purge orders: what erasure, opt-out or pause obliges to delete, and by when."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from consentry.domain.values import MemberId, Micros
 
 
 class PurgeReason(enum.StrEnum):
-    """The reason why stored data must go."""
+    """The reason for a purge order: why stored data must go."""
 
     ERASURE = "ERASURE"
     PAUSE = "PAUSE"
@@ -23,7 +21,10 @@ class PurgeReason(enum.StrEnum):
 
 
 class Result(enum.StrEnum):
-    """The act of a subscriber for one data set. FAILED leaves the obligation open."""
+    """The act of a subscriber on a purge order for one data set.
+
+    FAILED leaves the obligation open.
+    """
 
     FAILED = "FAILED"
     EXEMPT = "EXEMPT"
@@ -36,8 +37,9 @@ FINAL_RESULTS = frozenset({Result.DELETED, Result.NOT_FOUND, Result.EXEMPT})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgeOrder:
-    """A duty to delete: for one member, or for the whole scope of a pause. Times in
-    microseconds.
+    """A duty to delete by the rules: for one member, or for the whole scope of a pause.
+
+    Times in microseconds.
     """
 
     order_id: str
@@ -52,7 +54,7 @@ class PurgeOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """A subscriber's answer for one data set, with its version before and after.
+    """A subscriber's answer to a purge order for one data set, its version before and after.
 
     Times in microseconds.
     """
@@ -71,7 +73,7 @@ class Receipt:
 def order_for_fact(
     member: MemberId, fact: Fact, record: Record | None, controls: Controls
 ) -> PurgeOrder | None:
-    """The order that an erasure, or an opt-out where the terms ask for it, opens;
+    """The purge order that an erasure, or an opt-out if terms ask for it, opens by the rules.
 
     None for any other fact.
 
@@ -121,7 +123,7 @@ def _asks_on_opt_out(
 
 
 def order_for_pause(pause: PauseImposed, controls: Controls) -> PurgeOrder | None:
-    """The one order that a pause of past training opens for its whole scope;
+    """The one purge order that a pause of past training opens for its whole scope.
 
     None if it only goes forward.
     """
@@ -145,7 +147,7 @@ def owed(
     receipts: Mapping[tuple[str, str], Receipt],
     declared: Iterable[tuple[str, str]],
 ) -> tuple[tuple[str, str], ...]:
-    """The (subscriber, data set) pairs that still owe a final receipt for the order.
+    """The (subscriber, data set) pairs that still owe a final receipt for the purge order.
 
     `receipts` holds the last receipt for this order per pair; `declared` is who must answer. An
     order that nobody is declared for stays open: nobody can say that it was kept.

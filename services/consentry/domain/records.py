@@ -1,4 +1,7 @@
-"""A member's record, and how events fold into it. Pure: the log's order decides, never a clock."""
+"""Rules of a member's record: how events fold into it. The log's order decides, never a clock.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ _EXCLUDING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """The folded state of one member: facts in log order, the newest last.
+    """The record of one member as the rules read it: folded facts in log order, newest last.
 
     Only an erasure dated ahead stays behind newer facts. `version` counts the distinct events
     folded so far. Questions with `at` before `folded_effective_at` or `known_at` before
@@ -49,7 +52,7 @@ class Record:
 
     @property
     def erasure(self) -> Fact | None:
-        """The erasure, which stays the last fact, or None.
+        """The member's erasure, which stays the last fact, or None.
 
         Nothing recorded from its effective time on is folded any more.
         """
@@ -57,7 +60,7 @@ class Record:
 
 
 def fold(record: Record | None, event: MemberEvent) -> Record:
-    """Return the record after `event`, which follows in the log everything the record holds.
+    """Return a member's record after `event`, which follows all it holds in the log.
 
     Deterministic, and the same record for any duplication of events. Raises nothing.
     Source: design rules 2, 3 and 10 (docs/architecture.md, "Rules").
@@ -66,7 +69,7 @@ def fold(record: Record | None, event: MemberEvent) -> Record:
 
 
 def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
-    """Return the record after the event behind `fact`; see `fold`.
+    """Return a member's record after the event behind `fact`; see `fold`.
 
     An event id that comes back with other content is a forgery or a bug: the member is quarantined.
     """
@@ -113,7 +116,7 @@ def _with(facts: tuple[Fact, ...], erasure: Fact | None, fact: Fact) -> tuple[Fa
 
 
 def reused_event_id(member: MemberId, fact: Fact) -> EventUnreadable:
-    """Return the quarantine that stands for an event id that came back with other content.
+    """Return the quarantine for an event id that came back to a record with other content.
 
     Its own identity is derived from the content, so that repeating the offence changes nothing
     more.
@@ -179,7 +182,9 @@ def _still_standing(facts: tuple[Fact, ...]) -> tuple[Fact, ...]:
 
 
 def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
-    """Return the choice that stands after `fact`, given the one before (None: no choice).
+    """Return by the rules the choice that stands after `fact`, given the one before.
+
+    None stands for no choice.
 
     OPT_OUT always takes over. OPT_IN takes over an opt-out only if the person had seen it. UNKNOWN
     leaves an opt-out and takes an opt-in back. Source: rule 2; 11 CCR 7025(c)(3) names the same
@@ -205,7 +210,9 @@ def next_choice(standing: Fact | None, fact: Fact) -> Fact | None:
 
 
 def next_quarantine(standing: Fact | None, fact: Fact) -> Fact | None:
-    """Return the quarantine that stands after `fact`, given the one before (None: no quarantine).
+    """Return by the rules the quarantine that stands after `fact`, given the one before.
+
+    None stands for no quarantine.
 
     `fact` is a quarantine or a release. Versions grow along the log, so the newest quarantine
     stands for all before it: a release that had seen it has seen them. A release says by

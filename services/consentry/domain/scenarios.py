@@ -1,4 +1,4 @@
-"""A story as data: what was recorded, in order, and what must then be answered.
+"""A scenario of the rules as data: what was recorded, in order, and what must be answered.
 
 Source: docs/scenarios.md.
 """
@@ -20,7 +20,7 @@ from consentry.domain.values import MemberId, Micros, Reason
 
 
 class TimelineEntry(NamedTuple):
-    """One entry of a timeline.
+    """One entry in the timeline of a scenario of the rules.
 
     `observed_entry`: the number, from 1, of the entry that a choice or release had seen.
     """
@@ -31,7 +31,7 @@ class TimelineEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """A question and its right answer; times in microseconds."""
+    """A scenario's question to the rules and its right answer; times in microseconds."""
 
     member: MemberId
     purpose: str
@@ -44,7 +44,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedOrder:
-    """A purge order that must be open at the end;
+    """A purge order that must be open at the end of a scenario of the rules.
 
     `jurisdictions` are those of a pause's scope, in any order.
     """
@@ -58,8 +58,9 @@ class ExpectedOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A timeline in log order, the questions to ask, and the orders that must be open (None: not
-    looked at).
+    """A scenario of the rules: a timeline in log order, the questions, and the open orders.
+
+    Orders that are None are not looked at.
     """
 
     name: str
@@ -69,18 +70,21 @@ class Scenario:
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        """The timeline's pauses, lifts and policies, in log order."""
+        """The scenario's pauses, lifts and policies, in log order."""
         return tuple(one.what for one in self.timeline if isinstance(one.what, Control))
 
     @property
     def end(self) -> Micros:
-        """The time at which the last entry was recorded; 0 for an empty timeline."""
+        """The time at which the scenario's last entry was recorded; 0 for an empty timeline."""
         return self.timeline[-1].what.recorded_at if self.timeline else Micros(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An expectation that did not hold; `where` is its place in the file, such as `expect[3]`."""
+    """A scenario's expectation that did not hold by the rules.
+
+    `where` is its place in the file, such as `expect[3]`.
+    """
 
     where: str
     question: str
@@ -90,7 +94,9 @@ class Failure:
 
 
 class History(NamedTuple):
-    """The result of a timeline: each member's record, the controls, the events and the orders.
+    """The result of a scenario's timeline by the rules: records, controls, events, orders.
+
+    There is a record of each member.
 
     The events carry the versions that had been seen.
     """
@@ -102,7 +108,7 @@ class History(NamedTuple):
 
 
 def history(scenario: Scenario, jurisdictions: Jurisdictions) -> History:
-    """Fold a timeline.
+    """Fold a scenario's timeline by the rules.
 
     An observed entry becomes the version that the member's record had at that entry.
     """
@@ -133,7 +139,7 @@ def _version_at(versions: Sequence[tuple[int, int]], entry: int) -> int:
 
 
 def answers(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[Decision, ...]:
-    """Return the answer of the rules to each question."""
+    """Return the answer of the rules to each question of a scenario."""
     folded = history(scenario, jurisdictions)
     return tuple(_answer(question, folded) for question in scenario.expect)
 
@@ -150,7 +156,7 @@ def _answer(question: Expectation, folded: History) -> Decision:
 
 
 def open_orders(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[PurgeOrder, ...]:
-    """The purge orders that a timeline opens."""
+    """The purge orders that a scenario's timeline opens by the rules."""
     return history(scenario, jurisdictions).orders
 
 
@@ -162,7 +168,7 @@ def run(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[Failure, ...]
 
 
 def failed_answers(scenario: Scenario, decisions: Sequence[Decision | None]) -> Iterator[Failure]:
-    """The questions that were answered otherwise than expected;
+    """The questions of a scenario that the rules answered otherwise than expected.
 
     None stands for one that was not asked.
     """
@@ -178,7 +184,7 @@ def failed_answers(scenario: Scenario, decisions: Sequence[Decision | None]) -> 
 
 
 def failed_orders(scenario: Scenario, orders: Sequence[PurgeOrder]) -> Iterator[Failure]:
-    """The purge orders that are missing, and those that nobody expects."""
+    """The purge orders of a scenario that are missing, and those that nobody expects."""
     if scenario.expect_orders is None:
         return
     left = list(orders)

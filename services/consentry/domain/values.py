@@ -1,4 +1,4 @@
-"""Identifiers, instants and closed lists that all rules share.
+"""Identifiers, times and closed lists that all rules of the domain share.
 
 The words: docs/architecture.md, "Words".
 """
@@ -71,7 +71,7 @@ def parse_name(text: str, *, what: str) -> str:
 
 
 class Choice(enum.StrEnum):
-    """The choice of a member for a purpose; no choice is not OPT_IN."""
+    """The choice of a member for a purpose, as the rules read it; no choice is not OPT_IN."""
 
     OPT_OUT = "OPT_OUT"
     OPT_IN = "OPT_IN"
@@ -79,7 +79,7 @@ class Choice(enum.StrEnum):
 
 
 class AgeBand(enum.StrEnum):
-    """The age of a member: of age where they live, a minor, or not known."""
+    """The age of a member for the rules: of age where they live, a minor, or not known."""
 
     MINOR = "MINOR"
     ADULT = "ADULT"
@@ -87,7 +87,7 @@ class AgeBand(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """The closed list of reasons for an answer, in the order in which the first match wins."""
+    """The closed list of reasons for an answer of the rules; the first that applies wins."""
 
     ERASED = "ERASED"
     QUARANTINED = "QUARANTINED"
@@ -106,7 +106,7 @@ class Reason(enum.StrEnum):
 
     @property
     def allows(self) -> bool:
-        """True where the reason allows the use; every other one excludes."""
+        """True if the reason allows the use; every other reason excludes."""
         return self is Reason.OPTED_IN or self is Reason.DEFAULT_ON
 
 

@@ -1,4 +1,4 @@
-"""Grounds, facts and instants in English that a privacy officer can read.
+"""Reasons and facts of a decision in English that a privacy officer can read.
 
 Names of jurisdictions come from outside.
 """
@@ -56,7 +56,10 @@ _SAYS: Final[Mapping[Reason, tuple[str, str]]] = {
 
 
 def date_text(instant: Micros) -> str:
-    """`11 Oct 2024`, with the time to the second where it is not midnight, UTC."""
+    """`11 Oct 2024`: a date in a decision's sentences, with the time if not midnight, UTC.
+
+    The time is to the second.
+    """
     moment = moment_of(instant)
     day = f"{moment.day} {moment:%b %Y}"
     if moment.time() == time():
@@ -69,13 +72,14 @@ def date_text(instant: Micros) -> str:
 
 
 def moment_of(instant: Micros) -> datetime:
-    """The aware UTC datetime of an instant."""
+    """The aware UTC datetime of a time in microseconds, for a decision's sentences."""
     return _EPOCH + timedelta(microseconds=instant)
 
 
 def iso_text(instant: Micros) -> str:
-    """An instant in ISO 8601, UTC, to the microsecond; one that no calendar has, as the nearest
-    that it has.
+    """A time of a decision in ISO 8601, UTC, to the microsecond.
+
+    One that no calendar has is the nearest that it has.
     """
     try:
         return moment_of(instant).isoformat().replace("+00:00", "Z")
@@ -84,19 +88,19 @@ def iso_text(instant: Micros) -> str:
 
 
 def place_text(code: str, name_of: NameOf | None = None) -> str:
-    """`Hong Kong (HK)`, or the code alone where it has no name."""
+    """`Hong Kong (HK)`: a jurisdiction in a decision's sentences; nameless, the code alone."""
     name = name_of(code) if name_of else None
     return code if name is None else f"{name} ({code})"
 
 
 def terms_text(terms: Terms) -> str:
-    """`default on, legitimate interest`."""
+    """`default on, legitimate interest`: the terms of a policy in a decision's sentences."""
     regime = _REGIMES.get(terms.regime, "a regime that is not understood")
     return ", ".join(filter(None, (regime, _BASES.get(terms.basis))))
 
 
 def terms_summary(terms: Terms | None) -> str:
-    """Everything that terms say but where and for what: the regime, then its limits."""
+    """All that a policy's terms say, in words, but for place and purpose: regime, limits."""
     if terms is None:
         return "no terms"
     said = [terms_text(terms)]
@@ -116,8 +120,9 @@ def terms_summary(terms: Terms | None) -> str:
 
 
 def duration_text(length: Micros) -> str:
-    """`30 days`, `12 hours` or `90 minutes`: the largest unit that says it exactly, rounded to
-    minutes.
+    """`30 days`, `12 hours` or `90 minutes`: a time span in the sentences about rules.
+
+    The largest unit that says it exactly, rounded to minutes.
     """
     minutes = round(length / 60_000_000)
     for unit, size in (("day", 1440), ("hour", 60), ("minute", 1)):
@@ -127,18 +132,24 @@ def duration_text(length: Micros) -> str:
 
 
 class Phrasing:
-    """Says grounds and facts; `row` is what was asked about, as far as that is known."""
+    """Says grounds and facts of a decision in English.
+
+    `row` is what was asked about, as far as that is known.
+    """
 
     def __init__(self, name_of: NameOf | None = None, row: Row | None = None) -> None:
         self._name_of = name_of
         self._row = row or Row()
 
     def place(self, code: str | None) -> str:
-        """A jurisdiction."""
+        """A jurisdiction in words."""
         return "the row" if code is None else place_text(code, self._name_of)
 
     def sentence(self, ground: Ground, *, would: bool = False) -> str:
-        """Return a ground as a clause; with `would`, as if no earlier ground had decided."""
+        """Return a decision's ground as a clause.
+
+        With `would`, as if no earlier ground had decided.
+        """
         fact, place = ground.fact, self.place(ground.jurisdiction)
         if isinstance(fact, str):
             if ground.reason is not Reason.NO_TERMS:
@@ -236,7 +247,7 @@ class Phrasing:
 def named(
     codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros, most: int | None = _NAMED_MAX
 ) -> str:
-    """Return codes as a person would write them: whole groups by name, or `everywhere`.
+    """Return jurisdictions as a person would write them: whole groups by name, or `everywhere`.
 
     Where fewer are left out than named, those that are left out are named. A part that is a country
     too is left out where that country is named. At most `most` are named; None: all.

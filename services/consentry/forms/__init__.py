@@ -1,1 +1,1 @@
-"""Documents that people write: controls and scenarios, as YAML or JSON."""
+"""Documents that people write, as YAML or JSON: controls and scenarios."""

@@ -1,4 +1,4 @@
-"""Pauses, lifts and policies as people write them: each document declared once.
+"""Pauses, lifts and policies as documents that people write, each declared once.
 
 The command line, the gateway and scenarios read them by these models, and describe them by these.
 """
@@ -45,7 +45,7 @@ _EFFECTIVE = "When it begins to hold. Left out: when it was recorded."
 
 
 class TermsBasis(enum.StrEnum):
-    """The legal basis that terms name."""
+    """The legal basis that terms name in a policy document that people write."""
 
     CONSENT = "CONSENT"
     LEGITIMATE_INTEREST = "LEGITIMATE_INTEREST"
@@ -59,7 +59,7 @@ class WrittenDocument(Document):
 
 
 class PauseDocument(WrittenDocument):
-    """A pause: an authority, or the platform itself, stops a use for a scope."""
+    """A pause as people write it: an authority, or the platform, stops a use for a scope."""
 
     pause: PauseName = Field(description="The name of the pause.")
     version: Version = Field(
@@ -88,7 +88,7 @@ class PauseDocument(WrittenDocument):
     )
 
     def control(self, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseImposed:
-        """Return the pause, in effect from when it was recorded unless the document says more."""
+        """Return the written pause, in effect from when it was recorded unless it says more."""
         return PauseImposed(
             event_id=event_id,
             pause=self.pause,
@@ -108,7 +108,7 @@ class PauseDocument(WrittenDocument):
 
 
 class LiftTerms(WrittenDocument):
-    """The end of a pause that is named elsewhere. Opt-outs survive it."""
+    """The end of a pause that is named elsewhere, as people write it. Opt-outs survive it."""
 
     version: Version = Field(
         1, description="The version it ends, with all lower ones. Left out: 1."
@@ -122,12 +122,12 @@ class LiftTerms(WrittenDocument):
 
 
 class LiftDocument(LiftTerms):
-    """The end of a pause. Opt-outs survive it."""
+    """The end of a pause as people write it. Opt-outs survive it."""
 
     pause: PauseName = Field(description="The name of the pause that it ends.")
 
     def control(self, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseLifted:
-        """Return the lift, in effect from when it was recorded unless the document says more."""
+        """Return the written lift, in effect from when it was recorded unless it says more."""
         return PauseLifted(
             event_id=event_id,
             pause=self.pause,
@@ -140,7 +140,7 @@ class LiftDocument(LiftTerms):
 
 
 class PurgeDuties(WrittenDocument):
-    """Duties to delete."""
+    """Duties to delete, as people write them in the terms of a policy."""
 
     on_opt_out: bool = Field(
         default=False, description="Whether an opt-out opens a purge order too."
@@ -154,7 +154,7 @@ class PurgeDuties(WrittenDocument):
 
 
 class TermsDocument(WrittenDocument):
-    """The terms of a policy for some jurisdictions and one purpose."""
+    """The terms of a policy for some jurisdictions and one purpose, as people write them."""
 
     jurisdictions: ScopeEntries = Field(description="The jurisdictions these terms are for.")
     purpose: Purpose = Field(description="The purpose these terms are for.")
@@ -193,7 +193,7 @@ class TermsDocument(WrittenDocument):
     )
 
     def terms(self) -> Terms:
-        """Return the terms as the rules read them."""
+        """Return the written terms as the rules read them."""
         return Terms(
             jurisdictions=self.jurisdictions,
             purpose=self.purpose,
@@ -215,7 +215,10 @@ def _refuse_empty(value: Any) -> Any:
 
 
 class PolicyDocument(WrittenDocument):
-    """A policy: from its effective time on its terms bind. Also the whole of a policy file."""
+    """A policy as people write it: from its effective time on its terms bind.
+
+    Also the whole of a policy file.
+    """
 
     version: PolicyVersion = Field(
         description="The name of this version; published once. Quote it, or a date becomes a time "
@@ -234,7 +237,7 @@ class PolicyDocument(WrittenDocument):
     def control(
         self, *, event_id: bytes, recorded_at: Micros, source: str, path: str = ""
     ) -> PolicyPublished:
-        """Return the policy, in effect from when it was recorded unless the document says more.
+        """Return the written policy, in effect from when it was recorded unless it says more.
 
         `path` is the document's place in the text around it. Raises InvalidDocument for a notice
         that ends before the policy takes effect.
@@ -260,13 +263,13 @@ class PolicyDocument(WrittenDocument):
 
 
 def parse_pause(data: object, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseImposed:
-    """Return a pause from plain values. Raises InvalidDocument."""
+    """Return a pause from the plain values of a written document. Raises InvalidDocument."""
     document = PauseDocument.read(data, name="the pause")
     return document.control(event_id=event_id, recorded_at=recorded_at, source=source)
 
 
 def parse_lift(data: object, *, event_id: bytes, recorded_at: Micros, source: str) -> PauseLifted:
-    """Return a lift from plain values. Raises InvalidDocument."""
+    """Return a lift from the plain values of a written document. Raises InvalidDocument."""
     document = LiftDocument.read(data, name="the lift")
     return document.control(event_id=event_id, recorded_at=recorded_at, source=source)
 
@@ -274,7 +277,7 @@ def parse_lift(data: object, *, event_id: bytes, recorded_at: Micros, source: st
 def parse_policy(
     data: object, *, event_id: bytes, recorded_at: Micros, source: str
 ) -> PolicyPublished:
-    """Return a policy from plain values. Raises InvalidDocument."""
+    """Return a policy from the plain values of a written document. Raises InvalidDocument."""
     document = PolicyDocument.read(data, name="the policy")
     return document.control(event_id=event_id, recorded_at=recorded_at, source=source)
 
@@ -282,7 +285,10 @@ def parse_policy(
 def parse_policy_file(
     text: str, *, event_id: bytes, recorded_at: Micros, source: str, file: str = "the policy"
 ) -> PolicyPublished:
-    """Return a policy from YAML 1.2 text. Raises InvalidInput naming file, line and field."""
+    """Return a policy from the YAML 1.2 text that people write.
+
+    Raises InvalidInput naming file, line and field.
+    """
 
     def parse(data: object) -> PolicyPublished:
         return parse_policy(data, event_id=event_id, recorded_at=recorded_at, source=source)

@@ -1,4 +1,4 @@
-"""The base of every document that is written outside: declared once, as a frozen pydantic model.
+"""The base of every document that people write: declared once, as a frozen pydantic model.
 
 A document is a mapping of fields, as a YAML or JSON reader returns it. `Document.read` accepts it
 whole, or raises `InvalidDocument`, which names the first field that does not fit by its path.
@@ -40,7 +40,7 @@ _Value = TypeVar("_Value")
 
 
 class InvalidDocument(InvalidInput):
-    """Raised for a value of a document that does not fit.
+    """Raised for a value that does not fit in a document that people write.
 
     `field` is the path of the value, such as `terms[0].regime`. `problem` is the sentence without
     its full stop.
@@ -68,7 +68,9 @@ class _UnknownField(InvalidInput):
 
 
 class Document(BaseModel):
-    """A mapping with exactly the declared fields, each of exactly its type. It is frozen.
+    """The base of written documents: a mapping with exactly the declared fields.
+
+    Each field is of exactly its type. The mapping is frozen.
 
     Where `null_is_absent`, a field that is null is read as one that was left out.
     """
@@ -78,7 +80,7 @@ class Document(BaseModel):
 
     @classmethod
     def read(cls, data: object, *, name: str, path: str = "") -> Self:
-        """Return the document in `data`, plain values as a YAML or JSON reader returns them.
+        """Read a written document from `data`, plain values as YAML or JSON readers return.
 
         `name` is what error sentences call the document, such as "the pause". `path` is its place
         in the text around it, such as `timeline[3].pause_imposed`; it is empty where the document
@@ -92,7 +94,7 @@ class Document(BaseModel):
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> None:
-        """Refuse fields that do not go together, before each of them is read by itself.
+        """Refuse fields of a written document that do not go together, before each is read.
 
         Called with the declared fields that are there. Raises InvalidDocument, whose `field` is a
         path from this document on; empty for the document itself.
@@ -132,7 +134,9 @@ class Document(BaseModel):
 
 
 def as_validator(parse: Callable[[Any], _Value]) -> Callable[[Any], _Value]:
-    """Return `parse` as a validator of a field: an InvalidInput it raises is reported there.
+    """Return `parse` as a validator of a written document's field.
+
+    An InvalidInput that it raises is reported there.
 
     The `field` of an InvalidDocument it raises is a path from that field on, such as `[2]`.
     """
@@ -155,12 +159,15 @@ ListOf = Annotated[tuple[_Value, ...], BeforeValidator(_list_to_tuple)]
 
 
 def refuse(field: str, value: object, problem: str, fix: str) -> NoReturn:
-    """Raise InvalidDocument for the value of a field: the sentence is the value, then `problem`."""
+    """Raise InvalidDocument for the value of a written document's field.
+
+    Its sentence is the value, then `problem`.
+    """
     raise _described(field, value, problem, fix)
 
 
 def shown(value: object) -> str:
-    """Return a value as it stands in a sentence.
+    """Return a value of a written document as it stands in an error sentence.
 
     A list or mapping is only named: its parts may be without number.
     """

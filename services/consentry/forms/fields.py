@@ -1,4 +1,4 @@
-"""The types of fields in documents that people write: how each is read, refused and described.
+"""Types of fields in documents that people write: how each is read, refused, described.
 
 A type's description is its JSON Schema, which editors show; the reading is at least as strict.
 """
@@ -41,7 +41,9 @@ _DURATION: Final = re.compile(
 
 
 def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Micros:
-    """Return an ISO 8601 date, or date and time, as microseconds; without a zone it is UTC.
+    """Return a date, or date and time, that people write as ISO 8601, in microseconds.
+
+    Without a zone it is UTC.
 
     `what` is the field's path in error sentences. What is recorded lies in the years 1979 to 3111;
     data may have been collected `at_any_time`. Raises InvalidDocument.
@@ -63,7 +65,9 @@ def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Mic
 
 
 def parse_duration(value: object, *, what: str) -> Micros:
-    """Return an ISO 8601 duration of weeks, days, hours and minutes in microseconds.
+    """Return an ISO 8601 duration that people write, in microseconds.
+
+    It has weeks, days, hours and minutes.
 
     `what` is the field's path in error sentences. Raises InvalidDocument.
     """
@@ -88,7 +92,7 @@ def parse_scope(
     *,
     what: str = "jurisdictions",
 ) -> Scope:
-    """Return a scope whose every entry is known.
+    """Return the scope in a document that people write; its every entry is known.
 
     `what` is the path of the jurisdictions in error sentences. Raises InvalidDocument for an empty
     scope or an unknown code, InvalidInput for what is no name of a purpose or category.
@@ -187,7 +191,7 @@ def _parse_word(value: object, words: Mapping[str, enum.StrEnum]) -> enum.StrEnu
 
 
 class FieldType:
-    """A type of field: the reader of its values, and the JSON Schema that describes them.
+    """A type of field in written documents: the reader of its values, and their JSON Schema.
 
     `parse` returns the value or raises InvalidInput.
     """
@@ -204,7 +208,7 @@ class FieldType:
 
 
 def one_of(*words: enum.StrEnum) -> FieldType:
-    """Return the type of a field that takes one of these words, and no other."""
+    """Return the type of a field in written documents that takes one of these words only."""
     by_text = {word.value: word for word in words}
     return FieldType(lambda value: _parse_word(value, by_text), enum=list(by_text))
 

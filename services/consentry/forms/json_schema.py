@@ -1,4 +1,4 @@
-"""JSON Schema of documents, as editors read it: generated from their models."""
+"""JSON Schema of documents that people write, for their editors: generated from the models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pydantic import BaseModel
 
 
 def editor_schema(model: type[BaseModel], title: str) -> dict[str, Any]:
-    """Return the JSON Schema of a document, as an editor reads it from a file.
+    """Return the JSON Schema of a document that people write, as their editor reads it.
+
+    It is for a file.
 
     Definitions are called as their model is, without "Document".
     """
@@ -19,7 +21,10 @@ def editor_schema(model: type[BaseModel], title: str) -> dict[str, Any]:
 
 
 def or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a field that may be null too; null is no default worth showing."""
+    """Return the JSON Schema of a written document's field that may be null too.
+
+    Null is no default worth showing.
+    """
     shown_default = {} if schema.get("default") is None else {"default": schema["default"]}
     rest = {key: value for key, value in schema.items() if key != "default"}
     if "enum" in rest:

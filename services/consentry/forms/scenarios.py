@@ -1,4 +1,6 @@
-"""Scenario files: YAML 1.2 as docs/scenarios.md describes it, each part declared as a model.
+"""Scenario files that people write: YAML 1.2 as docs/scenarios.md describes it.
+
+Each part is declared as a model.
 
 Errors name the line and the field.
 """
@@ -55,7 +57,7 @@ _ALLOWING: Final = [reason.value for reason in Reason if reason.allows]
 
 
 class ChoiceDocument(WrittenDocument):
-    """A member chooses for one purpose."""
+    """A member chooses for one purpose, as people write it in a scenario file."""
 
     member: Member = Field(description="The member who chooses.")
     purpose: Purpose = Field(
@@ -73,7 +75,10 @@ class ChoiceDocument(WrittenDocument):
 
 
 class RelocationDocument(WrittenDocument):
-    """A member is known to live somewhere, or their age became known. The last one counts."""
+    """A member is known to live somewhere, or their age became known, in a scenario file.
+
+    The last one counts.
+    """
 
     member: Member = Field(description="The member who lives there.")
     jurisdiction: Jurisdiction = Field(
@@ -87,20 +92,23 @@ class RelocationDocument(WrittenDocument):
 
 
 class ErasureDocument(WrittenDocument):
-    """A member is erased; from its effective time on nothing about them changes."""
+    """A member is erased, in a scenario file.
+
+    From its effective time on nothing about them changes.
+    """
 
     member: Member = Field(description="The member who is erased.")
     effective: Instant | None = Field(None, description=_EFFECTIVE)
 
 
 class UnreadableDocument(WrittenDocument):
-    """An event of this member that could not be read: the member is quarantined."""
+    """A member's event that could not be read, in a scenario file: they are quarantined."""
 
     member: Member = Field(description="The member who is quarantined.")
 
 
 class ReleaseDocument(WrittenDocument):
-    """An operator ends the quarantine of a member."""
+    """An operator ends the quarantine of a member, as people write it in a scenario file."""
 
     member: Member = Field(description="The member who is released.")
     observed: Version | None = Field(
@@ -118,7 +126,10 @@ _KINDS: Final = (
 
 
 class EntryDocument(WrittenDocument):
-    """One thing that was recorded: a time, and exactly one kind."""
+    """One thing that was recorded, as people write it in a scenario file.
+
+    A time, and exactly one kind.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]}
@@ -152,7 +163,7 @@ class EntryDocument(WrittenDocument):
 
     @classmethod
     def check_fields(cls, fields: Mapping[str, Any]) -> None:
-        """Refuse an entry without a kind, or with more than one."""
+        """Refuse a written entry of a scenario without a kind, or with more than one."""
         kinds = [kind for kind in _KINDS if kind in fields]
         if len(kinds) == 1:
             return
@@ -161,7 +172,7 @@ class EntryDocument(WrittenDocument):
 
 
 class RowDocument(WrittenDocument):
-    """One row of training data."""
+    """One row of training data, as people write it in a scenario file."""
 
     jurisdiction: Jurisdiction | None = Field(
         None,
@@ -175,7 +186,7 @@ class RowDocument(WrittenDocument):
 
 
 class ExpectationDocument(WrittenDocument):
-    """A question and its right answer."""
+    """A question and its right answer, as people write them in a scenario file."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -208,7 +219,7 @@ class ExpectationDocument(WrittenDocument):
 
 
 class OrderDocument(WrittenDocument):
-    """A purge order that is open: for one member, or for the scope of a pause."""
+    """A purge order that is open, in a scenario file: for one member, or a pause's scope."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -241,7 +252,7 @@ class OrderDocument(WrittenDocument):
 
 
 class ScenarioDocument(WrittenDocument):
-    """A story: its timeline in order, and the answers that it must then get.
+    """A story in a scenario file: its timeline in order, and the answers it must then get.
 
     See docs/scenarios.md. Optional fields may be null, which means the same as leaving them out.
     """
@@ -279,7 +290,10 @@ class ScenarioDocument(WrittenDocument):
 
 
 def schema_text() -> str:
-    """Return the JSON Schema of scenario files, the same text for the same models."""
+    """Return the JSON Schema of scenario files that people write.
+
+    It is the same text for the same models.
+    """
     schema = editor_schema(ScenarioDocument, "Consentry scenario")
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
@@ -288,12 +302,18 @@ def schema_text() -> str:
 
 
 def read_scenario(text: str, *, file: str = "the scenario") -> Scenario:
-    """Return a scenario from YAML 1.2 text. Raises InvalidInput naming file, line and field."""
+    """Return a scenario from the YAML 1.2 text that people write.
+
+    Raises InvalidInput naming file, line and field.
+    """
     return read_form(text, parse_scenario, source=file)
 
 
 def parse_scenario(data: object) -> Scenario:
-    """Return a scenario from plain values, as a YAML loader gives them. Raises InvalidDocument."""
+    """Return a scenario from the plain values of a written file. Raises InvalidDocument.
+
+    They are as a YAML loader gives them.
+    """
     document = ScenarioDocument.read(data, name="the scenario")
     timeline = []
     for index, entry in enumerate(document.timeline):

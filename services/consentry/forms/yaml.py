@@ -1,4 +1,4 @@
-"""YAML 1.2 text (so NO is Norway) as plain values, and in which line of it a field stands."""
+"""YAML 1.2 text that people write (so NO is Norway) as plain values, and the line of a field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Form = TypeVar("_Form")
 
 
 def read_form(text: str, parse: Callable[[object], _Form], *, source: str) -> _Form:
-    """Return the result of `parse` for the text's plain values.
+    """Return the result of `parse` for the plain values of a YAML text that people write.
 
     Raises InvalidInput naming `source`, line and field.
     """
@@ -86,8 +86,9 @@ def _composed(text: str) -> Node | None:
 
 
 def line_of(text: str, field: str) -> int:
-    """The line, from 1, in which a field of the text stands; that of the nearest thing around it if
-    it does not.
+    """The line, from 1, in which a field of a written YAML text stands.
+
+    That of the nearest thing around it if it does not.
     """
     node: Node | None = _composed(text)
     line = 1
@@ -107,8 +108,9 @@ def line_of(text: str, field: str) -> int:
 
 
 def document_text(document: Any, made_by: str) -> str:
-    """Plain values as YAML under a line that says what made it; the same text for the same
-    values.
+    """Plain values as YAML under a line that says what made it.
+
+    The same text for the same values.
     """
     yaml = YAML()
     yaml.default_flow_style = False

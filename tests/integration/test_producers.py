@@ -248,7 +248,7 @@ def test_while_the_broker_stands_still_nothing_is_accepted_and_the_very_same_eve
     """*Accepted* for an event that is not in the log is a member who believes to have opted out and
     has not.
     """
-    world.processor()
+    world.processor().wait_ready()  # one that starts on a frozen broker ends, for its supervisor
     client = world.client()
     with open_producer(world, delivery_timeout_seconds=5) as producer:
         producer.relocate("anna", "US", age_band=AgeBand.ADULT)

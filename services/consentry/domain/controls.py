@@ -60,7 +60,7 @@ class Reach(enum.StrEnum):
 
 
 class OptIns(enum.StrEnum):
-    """The effect of a lift on earlier opt-ins."""
+    """The effect of a lift on earlier opt-ins, by the rules."""
 
     VOID = "VOID"
     KEEP = "KEEP"
@@ -500,7 +500,7 @@ class Controls:
     def terms_for(
         self, jurisdiction: str, purpose: str, *, at: Micros, known_at: Micros
     ) -> tuple[PolicyPublished, Terms] | None:
-        """Return the terms that bind: of the latest policy that counts and has a matching entry.
+        """Return the terms that bind: of the latest policy that counts and has a match.
 
         Source: rule 6.
         """
@@ -549,7 +549,7 @@ class Controls:
 
     @cached_property
     def collection_cut_offs(self) -> tuple[Micros, ...]:
-        """Every `collected_from` of any terms, ascending.
+        """Every `collected_from` of any policy's terms, ascending.
 
         Data collected between two of them gets the same answers.
         """
@@ -579,7 +579,9 @@ class Controls:
         )
 
     def codes_in(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
-        """Return the countries of a scope at a time, and their parts that may have other terms.
+        """Return the countries of a scope, and parts of them that may have other policy terms.
+
+        The scope is read as of a time.
 
         These are the parts that some terms name by themselves, and those that are countries too:
         the scope entries of either country hold them, so their answers can differ from both.

@@ -13,7 +13,7 @@ from consentry.domain.values import AgeBand, Choice, MemberId, Micros
 
 
 class FactKind(enum.IntEnum):
-    """The kind of a fact in a member's record.
+    """The kind of a fact that the rules read in a member's record.
 
     The numbers are the order of symbols in ConsentRecord.avsc.
     """
@@ -97,7 +97,10 @@ class Fact(NamedTuple):
 
 
 def event_tag(event_id: bytes) -> bytes:
-    """Return the tag of a fact: the halves of a 16-byte event id, combined by exclusive or."""
+    """Return the tag by which the rules know a repeated event, from its 16-byte id.
+
+    It is the two halves of the id, combined by exclusive or.
+    """
     return (int.from_bytes(event_id[:8], "big") ^ int.from_bytes(event_id[8:], "big")).to_bytes(
         8, "big"
     )

@@ -55,7 +55,7 @@ class Link(NamedTuple):
 
 
 class FactNote(NamedTuple):
-    """One fact of a record in words, and why the explained question does not count it, or ''.
+    """One fact of a record in words, and why the rules do not count it for a question, or ''.
 
     `replaced_by` is the version of the fact that took its place; a fact that was replaced did
     count.
@@ -74,9 +74,9 @@ class FactNote(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainQuestion:
-    """One question about one member to be explained, as `decide` takes it.
+    """One question about one member, to be decided by the rules and explained.
 
-    Times are in microseconds since 1970-01-01 UTC.
+    It is as `decide` takes it; times are in microseconds since 1970-01-01 UTC.
     """
 
     record: Record | None

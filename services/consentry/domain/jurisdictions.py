@@ -79,7 +79,7 @@ class Jurisdictions:
 
     @cached_property
     def changes(self) -> frozenset[Micros]:
-        """Every time at which some country joins or leaves a group."""
+        """Every time at which some country joins or leaves a group such as the EEA."""
         return frozenset(
             time
             for members in self.groups.values()

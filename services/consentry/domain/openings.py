@@ -140,7 +140,7 @@ def _at_another_time(policy: PolicyPublished, now: Micros) -> tuple[str, ...]:
 def freed(
     lift: PauseLifted, before: Controls, after: Controls, *, at: Micros, known_at: Micros
 ) -> Mapping[str, list[str]]:
-    """Return the jurisdictions, by purpose, in which a lift lets rows be used again.
+    """Return the jurisdictions, by purpose, in which the rules let rows be used after a lift.
 
     No other pause is in force there, and some terms offer the purpose: the choice of a row's member
     decides. Times in microseconds.

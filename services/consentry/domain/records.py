@@ -60,7 +60,7 @@ class Record:
 
 
 def fold(record: Record | None, event: MemberEvent) -> Record:
-    """Return a member's record after `event`, which follows all it holds in the log.
+    """Return by the rules a member's record after `event`, which follows it in the log.
 
     Deterministic, and the same record for any duplication of events. Raises nothing.
     Source: design rules 2, 3 and 10 (docs/architecture.md, "Rules").
@@ -69,7 +69,7 @@ def fold(record: Record | None, event: MemberEvent) -> Record:
 
 
 def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
-    """Return a member's record after the event behind `fact`; see `fold`.
+    """Return by the rules a member's record after the event behind `fact`; see `fold`.
 
     An event id that comes back with other content is a forgery or a bug: the member is quarantined.
     """
@@ -116,7 +116,7 @@ def _with(facts: tuple[Fact, ...], erasure: Fact | None, fact: Fact) -> tuple[Fa
 
 
 def reused_event_id(member: MemberId, fact: Fact) -> EventUnreadable:
-    """Return the quarantine for an event id that came back to a record with other content.
+    """Return by the rules the quarantine for an event id that came back with other content.
 
     Its own identity is derived from the content, so that repeating the offence changes nothing
     more.

@@ -34,13 +34,19 @@ DATASET_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCI
 
 
 def micros(moment: datetime) -> Micros:
-    """Return an aware datetime in microseconds since 1970-01-01 UTC, exactly."""
+    """Return an aware datetime in microseconds since 1970-01-01 UTC, as the rules hold times.
+
+    It is exact.
+    """
     since = moment - _EPOCH
     return Micros((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
 
 def parse_member_id(text: object) -> MemberId:
-    """Return `text` as a member id, or raise InvalidInput, also for what is no text."""
+    """Return `text` as a member id for the rules, or raise InvalidInput.
+
+    It raises that also for what is no text.
+    """
     if not isinstance(text, str) or MEMBER_ID_PATTERN.fullmatch(text) is None:
         shown = repr(text[:80]) if isinstance(text, str) else f"of type {type(text).__name__}"
         raise InvalidInput(

@@ -247,7 +247,9 @@ class Phrasing:
 def named(
     codes: Iterable[str], jurisdictions: Jurisdictions, *, at: Micros, most: int | None = _NAMED_MAX
 ) -> str:
-    """Return jurisdictions as a person would write them: whole groups by name, or `everywhere`.
+    """Return jurisdictions of a decision or control in words: groups by name, or `everywhere`.
+
+    As a person would write them.
 
     Where fewer are left out than named, those that are left out are named. A part that is a country
     too is left out where that country is named. At most `most` are named; None: all.

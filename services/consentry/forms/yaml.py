@@ -108,7 +108,7 @@ def line_of(text: str, field: str) -> int:
 
 
 def document_text(document: Any, made_by: str) -> str:
-    """Plain values as YAML under a line that says what made it.
+    """Plain values as the text of a YAML document, under a line that says what made it.
 
     The same text for the same values.
     """

@@ -35,7 +35,9 @@ def stale_age(
     *,
     clocks_seconds: float = CLOCKS_SECONDS_MAX,
 ) -> str:
-    """Return why an age proves no record fresh, as a clause naming `subject`; empty if it does.
+    """Return why a frontier's age proves no record fresh, as a clause; empty if it does.
+
+    The clause names `subject`.
 
     An age below `-clocks_seconds` is refused as well: a clock that went back makes no old record
     fresh. An age that is not a number is never fresh.
@@ -48,7 +50,9 @@ def stale_age(
 
 
 class Freshness:
-    """Frontier messages of all partitions: those waiting for their positions, those that count.
+    """Frontiers decoded from messages: those that wait for their positions, those that count.
+
+    They are of all partitions.
 
     A frontier says: all events recorded up to its time are in records below its offset. It counts
     once the follower's positions have reached that offset. `partitions` is the partition count of

@@ -18,9 +18,9 @@ _LOG = structlog.get_logger(__name__)
 
 
 class Frontier(NamedTuple):
-    """A message that tells a partition's progress; times in microseconds since 1970 UTC.
+    """A partition's progress, as the bytes of a frontier message tell it.
 
-    Offsets are exclusive.
+    Times are in microseconds since 1970-01-01 UTC, offsets exclusive.
 
     `log` names the log of `next_offset` (kafka.log_identity, in hexadecimal digits; empty: not
     known).
@@ -43,7 +43,7 @@ def read_frontier(value: bytes | None, catalog: Catalog) -> Frontier:
 
 
 def readable_frontiers(messages: Iterable[StoredMessage], catalog: Catalog) -> Iterator[Frontier]:
-    """Decode the frontiers of a topic's messages; leaves unreadable ones out.
+    """Decode the frontiers of a topic from their bytes; leaves unreadable ones out.
 
     Those prove nothing.
     """

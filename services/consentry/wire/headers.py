@@ -1,4 +1,4 @@
-"""Headers of a message as plain values: bounded when they are kept, never a reason to allow."""
+"""Headers of a message's bytes as plain values: bounded if kept, never a reason to allow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def are_refused(headers: Headers | None) -> bool:
 
 
 def kept_headers(headers: Headers | None, ours: Mapping[str, str]) -> list[Header]:
-    """Return the headers to write on a quarantined message: its first 32, cut, then ours.
+    """Return the headers for a quarantined message on the wire: its first 32, cut, then ours.
 
     An original header with one of our names is left out: a reader of the first of two would believe
     it.

@@ -1,4 +1,4 @@
-"""ISO 3166 codes of jurisdictions, as pycountry has them, and the EEA as dated data."""
+"""ISO 3166 codes that may come over the wire, from pycountry, and the EEA as dated data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Messages of the quarantine topic: unreadable ones, with their original bytes and headers."""
+"""Messages of the quarantine topic from bytes: unreadable ones, with the original bytes.
+
+Their headers are kept too.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,16 @@ _BYTES_MAX: Final = 2_000_000
 
 
 def unreadable_event_id(partition: int, offset: int) -> bytes:
-    """Return the event id that stands for the unreadable message at a log position."""
+    """Return the event id that stands for a message with unreadable bytes, by its position.
+
+    It is the event id of the quarantine.
+    """
     return hashlib.blake2b(f"{partition}:{offset}".encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineEntry:
-    """One message of the quarantine topic: an unreadable one with its original bytes.
+    """One decoded message of the quarantine topic: an unreadable one with its original bytes.
 
     `partition` and `offset` are those in member-events.
     """

@@ -39,7 +39,7 @@ from consentry.trainer.filters.torch_ import ConsentDataset, ConsentLoader, filt
 from consentry.trainer.filters.torch_batches import BatchQuestion, take_rows
 from consentry.wire.jurisdictions import iso_jurisdictions
 
-BOUND_SECONDS = 5.0
+BOUND_SECONDS = 10.0  # a busy machine may need seconds to start a worker process
 ROW_COLUMNS = ("row", "member_id", "jurisdiction", "category", "collected_at")
 WORKERS = [(0, None), (2, "fork"), (2, "spawn")]
 

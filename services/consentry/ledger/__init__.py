@@ -1,0 +1,1 @@
+"""The ledger: which purge orders are open, and which receipts settle them."""

@@ -52,9 +52,13 @@ class PurgePlan:
 
     def touched_by(self, order_id: str) -> tuple[int, int, int]:
         """Return the files, rows, and bytes of these files that one purge order touches."""
-        touched = [file for file in self.files if order_id in file.selected]
-        rows = sum(file.selected[order_id] for file in touched)
-        return len(touched), rows, sum(file.bytes for file in touched)
+        files = rows = size_bytes = 0
+        for file in self.files:
+            if order_id in file.selected:
+                files += 1
+                rows += file.selected[order_id]
+                size_bytes += file.bytes
+        return files, rows, size_bytes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +103,9 @@ class Verified:
         """The purge's exit status: 0 if clean, 1 if rows are left, 2 if nobody can tell."""
         if self.rows_left or self.old_versions:
             return 1
-        return 2 if self.unreadable or self.unknown else 0
+        if self.unreadable or self.unknown:
+            return 2
+        return 0
 
 
 class DatasetChanged(Unavailable):

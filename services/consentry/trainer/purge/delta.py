@@ -44,7 +44,8 @@ _BASE: Final = re.compile(
 
 def delta_table(uri: str, *, clock: Clock, columns: Columns | None = None) -> VersionedTable:
     """Return the Delta table to purge at a path or address. Raises InvalidInput if none."""
-    return VersionedTable(uri.rstrip("/").rpartition("/")[2], _DeltaTable(uri, clock, columns))
+    name = uri.rstrip("/").rpartition("/")[2]
+    return VersionedTable(name, _DeltaTable(uri, clock, columns))
 
 
 class _DeltaTable:
@@ -139,10 +140,11 @@ class _DeltaVersion:
     def _actions(self) -> dict[str, dict[str, Any]]:
         # The log encodes paths; a file is opened, and a transaction takes them, as they are on the
         # disk.
-        return {
-            unquote(action["path"]): action
-            for action in pa.table(self._table.get_add_actions()).to_pylist()
-        }
+        actions: dict[str, dict[str, Any]] = {}
+        for action in pa.table(self._table.get_add_actions()).to_pylist():
+            path = unquote(action["path"])
+            actions[path] = action
+        return actions
 
     @cached_property
     def files(self) -> Mapping[str, int]:
@@ -154,16 +156,18 @@ class _DeltaVersion:
         for name in self._names_in(_LOG):
             match = _BASE.fullmatch(name.rpartition("/")[2])
             if match is not None:
-                bases.append(int(next(filter(None, match.groups()))))
+                number = next(filter(None, match.groups()))
+                bases.append(int(number))
         return min(bases, default=0)
 
     def files_on_disk(self) -> set[str]:
         """Return every data file in the table's folder, those of the change data feed too."""
-        return {
-            path
-            for path in self._names_in("")
-            if path.endswith(".parquet") and not path.startswith(f"{_LOG}/")
-        }
+        paths: set[str] = set()
+        for path in self._names_in(""):
+            is_of_log = path.startswith(f"{_LOG}/")
+            if path.endswith(".parquet") and not is_of_log:
+                paths.add(path)
+        return paths
 
     def _names_in(self, folder: str) -> list[str]:
         selector = pyarrow.fs.FileSelector(folder, recursive=not folder)
@@ -184,14 +188,20 @@ class _DeltaVersion:
     def _shared_values(self, path: str, source: pa.NativeFile) -> dict[str, str | None]:
         """Return the partition's values, and null for columns that the table got after the file."""
         stored = pq.read_schema(source).names
-        missing = dict.fromkeys(name for name in self._names if name not in stored)
-        return missing | self._partition(path)
+        missing = [name for name in self._names if name not in stored]
+        return dict.fromkeys(missing) | self._partition(path)
 
     def _partition(self, path: str) -> dict[str, str | None]:
         if path not in self._actions:
             return folder_values(path)
+        partition: dict[str, str | None] = {}
         values = self._actions[path].get("partition") or {}
-        return {name: None if value is None else str(value) for name, value in values.items()}
+        for name, value in values.items():
+            if value is None:
+                partition[name] = None
+            else:
+                partition[name] = str(value)
+        return partition
 
     def commit(
         self, files: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
@@ -258,7 +268,8 @@ def _statistics(metadata: pq.FileMetaData) -> dict[str, Any]:
         chunks = [
             metadata.row_group(group).column(index) for group in range(metadata.num_row_groups)
         ]
-        name, statistics = chunks[0].path_in_schema, [chunk.statistics for chunk in chunks]
+        name = chunks[0].path_in_schema
+        statistics = [chunk.statistics for chunk in chunks]
         if "." in name or not all(map(_has_null_count, statistics)):
             continue
         nulls[name] = sum(part.null_count for part in statistics)
@@ -284,5 +295,7 @@ def _has_exact_bounds(statistics: pq.Statistics) -> bool:
     kind = statistics.logical_type.type
     if kind in ("INT", "NONE") and statistics.physical_type in ("INT32", "INT64"):
         return True
-    longest = max(len(statistics.min), len(statistics.max)) if kind == "STRING" else 0
-    return kind == "STRING" and longest <= _STATISTICS_BYTES_MAX
+    if kind != "STRING":
+        return False
+    longest = max(len(statistics.min), len(statistics.max))
+    return longest <= _STATISTICS_BYTES_MAX

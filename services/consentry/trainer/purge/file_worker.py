@@ -126,14 +126,15 @@ class FileWorker:
             sync_file(staged)
         except OSError as error:
             _check_unchanged(path, result)
+            why = error.strerror or type(error).__name__
             raise Unavailable(
-                f"The successor of {result.name!r} could not be written: "
-                f"{error.strerror or type(error).__name__}.",
+                f"The successor of {result.name!r} could not be written: {why}.",
                 code="purge.write",
                 fix="make room, or give the right to write to the data set, then run the same "
                 "command again",
             ) from error
-        result.new, result.staged = fingerprint(staged), staged.name
+        result.new = fingerprint(staged)
+        result.staged = staged.name
 
 
 def _unreadable(task: FileTask, error: Exception) -> ConsentryError:
@@ -204,7 +205,8 @@ def _read_chunks(
     shared_values: Mapping[str, str | None],
 ) -> Iterator[_FileChunk]:
     stored_names = file.schema_arrow.names
-    names = [*stored_names, *(key for key in shared_values if key not in stored_names)]
+    shared_names = [key for key in shared_values if key not in stored_names]
+    names = [*stored_names, *shared_names]
     deciding = find_columns(names, columns, holder=f"The file {name!r}")
     stored = [key for key in deciding.names if key in stored_names]
     for groups in _group_batches(file.metadata):
@@ -225,7 +227,9 @@ def _with_shared_value(
     """
     column = pa.array([value], pa.string()).take(pa.array([0] * rows, pa.int32()))
     if key not in table.column_names:
-        return table.append_column(key, column) if table.num_columns else pa.table({key: column})
+        if not table.num_columns:
+            return pa.table({key: column})
+        return table.append_column(key, column)
     own = table[key].cast(pa.string())
     is_same = pc.or_kleene(pc.equal(own, column), pc.is_null(own))
     if not pc.all(is_same, min_count=0).as_py():
@@ -268,6 +272,8 @@ def result_fields(result: FileResult) -> Mapping[str, Any]:
 def read_result(fields: Mapping[str, Any]) -> FileResult:
     """Return the result of a purged file that `result_fields` made the fields of."""
     result = FileResult(**fields)
-    result.old = None if result.old is None else Fingerprint(*result.old)
-    result.new = None if result.new is None else Fingerprint(*result.new)
+    if result.old is not None:
+        result.old = Fingerprint(*result.old)
+    if result.new is not None:
+        result.new = Fingerprint(*result.new)
     return result

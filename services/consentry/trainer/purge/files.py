@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 from urllib.parse import unquote
@@ -42,7 +42,9 @@ def fingerprint(path: Path) -> Fingerprint:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         size = status.st_size
-        tail = b"" if size < _BYTES_MIN else _tail(file, size, 8)
+        tail = b""
+        if size >= _BYTES_MIN:
+            tail = _tail(file, size, 8)
         footer_length = int.from_bytes(tail[:4], "little")
         if tail[4:] != _MAGIC or footer_length > size - _BYTES_MIN:
             raise InvalidInput(
@@ -101,7 +103,10 @@ def understood_files(directory: Path) -> list[Path]:
 
     Raises InvalidInput where a file could hold rows that we would not see or could not destroy.
     """
-    for path in walk(directory) if directory.is_dir() else ():
+    paths: Iterable[Path] = ()
+    if directory.is_dir():
+        paths = walk(directory)
+    for path in paths:
         if path.is_symlink():
             raise InvalidInput(
                 f"The data set holds {path.name!r}, which is a link: its rows would stay where it "
@@ -133,10 +138,15 @@ def listing(directory: Path) -> dict[str, Fingerprint]:
 
     Raises InvalidInput as understood_files, and OSError.
     """
-    return {
-        path.relative_to(directory).as_posix(): fingerprint(path)
-        for path in understood_files(directory)
-    }
+    return _fingerprints(directory, understood_files(directory))
+
+
+def _fingerprints(directory: Path, paths: Sequence[Path]) -> dict[str, Fingerprint]:
+    fingerprints: dict[str, Fingerprint] = {}
+    for path in paths:
+        name = path.relative_to(directory).as_posix()
+        fingerprints[name] = fingerprint(path)
+    return fingerprints
 
 
 def version_of_listing(files: Mapping[str, Fingerprint]) -> str:
@@ -149,10 +159,7 @@ def version_of_listing(files: Mapping[str, Fingerprint]) -> str:
 
 def dataset_version(directory: Path) -> str:
     """Return the version of a data set that is purged; see version_of_listing."""
-    files = {
-        path.relative_to(directory).as_posix(): fingerprint(path)
-        for path in dataset_files(directory)
-    }
+    files = _fingerprints(directory, dataset_files(directory))
     return version_of_listing(files)
 
 
@@ -162,8 +169,14 @@ def folder_values(name: str) -> dict[str, str | None]:
     for folder in name.split("/")[:-1]:
         key, equals, value = folder.partition("=")
         if equals:
-            values[unquote(key)] = None if value == _NULL_FOLDER else unquote(value)
+            values[unquote(key)] = _folder_value(value)
     return values
+
+
+def _folder_value(text: str) -> str | None:
+    if text == _NULL_FOLDER:
+        return None
+    return unquote(text)
 
 
 def read_file(path: Path) -> pa.Table:

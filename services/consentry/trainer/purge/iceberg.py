@@ -69,9 +69,10 @@ class _IcebergTable:
 
     def older(self) -> Iterator[_IcebergVersion]:
         current = self._table.current_snapshot()
-        for snapshot in sorted(
+        snapshots = sorted(
             self._table.snapshots(), key=lambda snapshot: snapshot.timestamp_ms, reverse=True
-        ):
+        )
+        for snapshot in snapshots:
             if current is None or snapshot.snapshot_id != current.snapshot_id:
                 yield _IcebergVersion(self._table, snapshot, self._columns)
 
@@ -84,11 +85,12 @@ class _IcebergTable:
 
     def totals(self) -> Mapping[str, OrderTotal]:
         self._table.refresh()
-        return {
-            name.removeprefix(_PREFIX): OrderTotal(*json.loads(value))
-            for name, value in self._table.properties.items()
-            if name.startswith(_PREFIX)
-        }
+        totals: dict[str, OrderTotal] = {}
+        for name, value in self._table.properties.items():
+            if name.startswith(_PREFIX):
+                key = name.removeprefix(_PREFIX)
+                totals[key] = OrderTotal(*json.loads(value))
+        return totals
 
     def vacuum(self) -> tuple[str, ...]:
         """Expire all snapshots but those that a branch or tag names, and delete their own files."""
@@ -104,7 +106,9 @@ class _IcebergTable:
         still_used: set[str] = set()
         for snapshot in self._table.snapshots():
             still_used |= files.get(snapshot.snapshot_id) or set(self._files_of(snapshot))
-        of_expired = set[str]().union(*(files[number] for number in expired))
+        of_expired: set[str] = set()
+        for number in expired:
+            of_expired |= files[number]
         for path in sorted(of_expired - still_used):
             self._table.io.delete(path)
         return tuple(str(number) for number in expired)
@@ -125,13 +129,18 @@ class _IcebergVersion:
     def __init__(self, table: Table, snapshot: Snapshot | None, columns: Columns | None) -> None:
         self._table = table
         self._snapshot = snapshot
-        self._schema = table.schema() if snapshot is None else _schema_of(table, snapshot)
+        if snapshot is None:
+            self._schema = table.schema()
+        else:
+            self._schema = _schema_of(table, snapshot)
         names = [field.name for field in self._schema.fields]
         self._columns = find_columns(names, columns)
 
     @property
     def id(self) -> str:
-        return "none" if self._snapshot is None else str(self._snapshot.snapshot_id)
+        if self._snapshot is None:
+            return "none"
+        return str(self._snapshot.snapshot_id)
 
     @cached_property
     def _tasks(self) -> dict[str, FileScanTask]:
@@ -168,7 +177,8 @@ class _IcebergVersion:
     def commit(
         self, files: list[FileResult], selector: RowSelector, rows: Mapping[str, int]
     ) -> None:
-        commit_id, counter = uuid.uuid4(), itertools.count(0)
+        commit_id = uuid.uuid4()
+        counter = itertools.count(0)
         new: list[DataFile] = []
         try:
             with self._table.transaction() as transaction:
@@ -212,4 +222,6 @@ class _IcebergVersion:
 
 def _schema_of(table: Table, snapshot: Snapshot) -> Schema:
     schemas = table.schemas()
-    return schemas[snapshot.schema_id] if snapshot.schema_id in schemas else table.schema()
+    if snapshot.schema_id in schemas:
+        return schemas[snapshot.schema_id]
+    return table.schema()

@@ -40,13 +40,12 @@ def orders_to_verify(orders: Sequence[PurgeOrder], order_ids: Sequence[str]) -> 
 
     A settled erasure stays: it also holds for rows that come later.
     """
-    return [
-        order
-        for order in orders
-        if not order.is_settled
-        or order.because is PurgeReason.ERASURE
-        or order.order_id in order_ids
-    ]
+    selected: list[PurgeOrder] = []
+    for order in orders:
+        is_erasure = order.because is PurgeReason.ERASURE
+        if is_erasure or not order.is_settled or order.order_id in order_ids:
+            selected.append(order)
+    return selected
 
 
 def send_receipts(

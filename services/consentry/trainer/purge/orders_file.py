@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput
 from consentry.domain.orders import PurgeOrder, PurgeReason
-from consentry.domain.values import Micros, parse_member_id
+from consentry.domain.values import MemberId, Micros, parse_member_id
 from consentry.forms.document import Document, InvalidDocument, ListOf, as_validator, refuse
 from consentry.forms.fields import parse_instant
 
@@ -100,18 +100,24 @@ def _read_order(fields: Any, number: int) -> PurgeOrder:
     try:
         document = _OrderDocument.read(fields, name="the order")
     except InvalidDocument as error:
-        is_of_a_field = error.field not in ("", "the order")
-        where = f"{error.field}: " if is_of_a_field else ""
-        raise _unusable(number, f"{where}{error.problem}") from error
-    is_for_member = document.member is not None
+        why = error.problem
+        if error.field not in ("", "the order"):
+            why = f"{error.field}: {why}"
+        raise _unusable(number, why) from error
+    member: MemberId | None = None
+    scope: Scope | None = None
+    if document.member is not None:
+        member = parse_member_id(document.member)
+    else:
+        scope = _scope(document)
     return PurgeOrder(
         order_id=document.order_id,
         because=document.because,
         recorded_at=Micros(document.recorded_at),
         due_at=Micros(document.due_at or document.recorded_at),
-        member=parse_member_id(document.member) if is_for_member else None,
+        member=member,
         pause=document.pause,
-        scope=None if is_for_member else _scope(document),
+        scope=scope,
     )
 
 

@@ -132,7 +132,9 @@ class ParquetDirectory:
             progress(number, len(names))
         if understood_files(self.directory) != paths:
             raise DatasetChanged("Files came or went while the data set was looked through.")
-        version = "" if unreadable else self.version()
+        version = ""
+        if not unreadable:
+            version = self.version()
         if not names:
             unreadable.append("there is no data file there")
         if leftover_files(self.directory):
@@ -173,7 +175,9 @@ class ParquetDirectory:
         self, selector: RowSelector, names: Sequence[str], *, tolerant: bool = False
     ) -> Iterator[FileResult]:
         worker = FileWorker(selector, self._columns, tolerant=tolerant)
-        return self._run(worker, [FileTask(directory=str(self.directory), name=n) for n in names])
+        directory = str(self.directory)
+        tasks = [FileTask(directory=directory, name=name) for name in names]
+        return self._run(worker, tasks)
 
     def batches(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Yield the files to purge in batches of whole partitions.
@@ -286,7 +290,9 @@ class _ParquetPurge:
             for path in understood_files(self._directory)
         }
         for name in sorted(names ^ self._listed.keys()):
-            how = "appeared in" if name in names else "vanished from"
+            how = "vanished from"
+            if name in names:
+                how = "appeared in"
             raise DatasetChanged(f"The file {name!r} {how} the data set while it was purged.")
         for name, listed in self._listed.items():
             try:

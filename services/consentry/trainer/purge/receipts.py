@@ -31,15 +31,22 @@ def receipt(
     An order whose rows an earlier run removed is DELETED, with all its rows: also where that run
     was killed before its receipt was sent.
     """
-    result, rows, versions = Result.FAILED, 0, ("", "")
+    rows = 0
+    version_before = version_after = ""
     if isinstance(outcome, PurgeResult):
         rows = outcome.rows_in_all[order.order_id]
-        result = Result.DELETED if rows else Result.NOT_FOUND
-        versions = (outcome.versions_first[order.order_id], outcome.version_after)
-        detail = detail if rows else ""
+        version_before = outcome.versions_first[order.order_id]
+        version_after = outcome.version_after
+        if rows:
+            result = Result.DELETED
+        else:
+            result = Result.NOT_FOUND
+            detail = ""
     elif isinstance(outcome, str):
-        result, detail = Result.EXEMPT, outcome
+        result = Result.EXEMPT
+        detail = outcome
     else:
+        result = Result.FAILED
         detail = reason_of(outcome)
     return Receipt(
         order_id=order.order_id,
@@ -47,8 +54,8 @@ def receipt(
         dataset=dataset,
         result=result,
         rows_removed=rows,
-        version_before=versions[0],
-        version_after=versions[1],
+        version_before=version_before,
+        version_after=version_after,
         completed_at=completed_at,
         detail=detail,
     )
@@ -56,7 +63,9 @@ def receipt(
 
 def reason_of(error: Exception) -> str:
     """Return why a purge failed, for its receipt: no error's text, which may quote the data."""
-    return error.code if isinstance(error, ConsentryError) else type(error).__name__
+    if isinstance(error, ConsentryError):
+        return error.code
+    return type(error).__name__
 
 
 def receipts(
@@ -70,8 +79,9 @@ def receipts(
     detail: str = "",
 ) -> list[Receipt]:
     """Return a purge's receipts, one for each order; `exempt` are reasons by order id."""
-    return [
-        receipt(
+    answers: list[Receipt] = []
+    for order in orders:
+        answer = receipt(
             order,
             exempt.get(order.order_id, outcome),
             subscriber=subscriber,
@@ -79,13 +89,15 @@ def receipts(
             completed_at=completed_at,
             detail=detail,
         )
-        for order in orders
-    ]
+        answers.append(answer)
+    return answers
 
 
 def old_versions_detail(dataset: Dataset, *, is_vacuumed: bool) -> str:
     """Return a receipt's sentence that older versions keep purged rows; else empty."""
-    return KEPT_BY_OLD_VERSIONS if dataset.keeps_versions and not is_vacuumed else ""
+    if dataset.keeps_versions and not is_vacuumed:
+        return KEPT_BY_OLD_VERSIONS
+    return ""
 
 
 def as_fields(receipt: Receipt) -> dict[str, Any]:

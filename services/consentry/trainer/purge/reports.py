@@ -32,8 +32,10 @@ def plan_text(plan: PurgePlan, selector: RowSelector) -> str:
     for order_id in selector.order_ids:
         files, rows, size_bytes = plan.touched_by(order_id)
         lines.append(f"{files:>8,} {rows:>12,} {size_bytes:>16,}  {order_id}")
-    rows = sum(sum(file.selected.values()) for file in plan.files)
-    size_bytes = sum(file.bytes for file in plan.files)
+    rows = size_bytes = 0
+    for file in plan.files:
+        rows += sum(file.selected.values())
+        size_bytes += file.bytes
     lines.append(f"{len(plan.files):>8,} {rows:>12,} {size_bytes:>16,}  in all")
     for line in _unknown_lines(plan.unknown):
         lines.append(f"{line}; without `--unknown purge`, apply and verify will exit 2")
@@ -62,7 +64,10 @@ def result_text(dataset: Dataset, applied: Applied) -> str:
     for name, rows in result.rows_removed.items():
         # No order asked for these rows, so no receipt shows them.
         if name.startswith("excluded:"):
-            lines.append(_order_line("DELETED" if rows else "NOT_FOUND", rows, name))
+            outcome = "NOT_FOUND"
+            if rows:
+                outcome = "DELETED"
+            lines.append(_order_line(outcome, rows, name))
     if applied.vacuumed:
         lines.append(f"vacuumed: {len(applied.vacuumed)} old versions or files")
     if applied.old_versions and removed:
@@ -97,4 +102,6 @@ def verified_text(dataset: Dataset, verified: Verified, selector: RowSelector) -
 
 
 def _unknown_lines(unknown: int) -> list[str]:
-    return [f"{unknown:,} rows are kept: something about them is not known"] if unknown else []
+    if not unknown:
+        return []
+    return [f"{unknown:,} rows are kept: something about them is not known"]

@@ -45,9 +45,8 @@ def check_same_rows(old: pq.ParquetFile, new: pq.ParquetFile, rows: int, name: s
     stored in another type. Readers see no difference in them, but a checksum over stored types
     does.
     """
-    if new.metadata.num_rows != rows or not new.schema_arrow.equals(
-        old.schema_arrow, check_metadata=False
-    ):
+    is_same_schema = new.schema_arrow.equals(old.schema_arrow, check_metadata=False)
+    if new.metadata.num_rows != rows or not is_same_schema:
         raise InvalidInput(
             f"The file {name!r} cannot be written again as it is: this version of pyarrow would "
             "change its schema.",
@@ -68,27 +67,39 @@ def writer_settings(file: pq.ParquetFile) -> dict[str, Any]:
     They are found as far as the file shows them.
     """
     metadata = file.metadata
+    version = "2.6"
+    if metadata.format_version == "1.0":
+        version = "1.0"
     settings: dict[str, Any] = {
         "store_schema": _ARROW_SCHEMA in (metadata.metadata or {}),
-        "version": "2.6" if metadata.format_version != "1.0" else "1.0",
+        "version": version,
     }
     columns = [file.schema.column(index) for index in range(len(file.schema))]
     if any(column.physical_type == "INT96" for column in columns):
         settings["use_deprecated_int96_timestamps"] = True
-    elif any(
-        pa.types.is_timestamp(field.type) and field.type.unit == "ns" for field in file.schema_arrow
-    ):
+    elif any(map(_has_nanoseconds, file.schema_arrow)):
         settings["version"] = "2.6"  # the first format has no nanoseconds
-    if any(
-        column.logical_type.type == "DECIMAL" and column.physical_type.startswith("INT")
-        for column in columns
-    ):
+    if any(map(_is_decimal_in_integers, columns)):
         settings["store_decimal_as_integer"] = True
     if any(column.path.endswith(".list.item") for column in columns):
         settings["use_compliant_nested_type"] = False
     if metadata.num_row_groups:
         settings |= _column_settings(metadata)
     return settings
+
+
+def _has_nanoseconds(field: pa.Field) -> bool:
+    if not pa.types.is_timestamp(field.type):
+        return False
+    unit: str = field.type.unit
+    return unit == "ns"
+
+
+def _is_decimal_in_integers(column: pq.ColumnSchema) -> bool:
+    if column.logical_type.type != "DECIMAL":
+        return False
+    physical_type: str = column.physical_type
+    return physical_type.startswith("INT")
 
 
 def _column_settings(metadata: pq.FileMetaData) -> dict[str, Any]:

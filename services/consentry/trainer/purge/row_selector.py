@@ -58,10 +58,10 @@ class Selection(NamedTuple):
         """
         selected = self.order_indices[self.order_indices >= 0]
         indices, numbers = np.unique(selected, return_counts=True)
-        return {
-            order_ids[index]: number
-            for index, number in zip(indices.tolist(), numbers.tolist(), strict=True)
-        }
+        counts: dict[str, int] = {}
+        for index, number in zip(indices.tolist(), numbers.tolist(), strict=True):
+            counts[order_ids[index]] = number
+        return counts
 
 
 class RowSelector(Protocol):
@@ -147,12 +147,14 @@ class OrdersSelector:
         if columns.jurisdiction is None:
             return np.zeros(table.num_rows, dtype=np.bool_)
         codes_of_rows, codes = encoded(table[columns.jurisdiction])
-        known, named = self._snapshot.controls.jurisdictions, frozenset(scope.jurisdictions)
-        is_inside = [
-            isinstance(code, str) and not named.isdisjoint(known.holders(code, at=self._now))
-            for code in codes_of_rows
-        ]
-        return np.array(is_inside, dtype=np.bool_)[codes]
+        jurisdictions = self._snapshot.controls.jurisdictions
+        named = frozenset(scope.jurisdictions)
+        is_inside = np.zeros(len(codes_of_rows), dtype=np.bool_)
+        for position, code in enumerate(codes_of_rows):
+            if isinstance(code, str):
+                holders = jurisdictions.holders(code, at=self._now)
+                is_inside[position] = not named.isdisjoint(holders)
+        return is_inside[codes]
 
 
 class _Residents:
@@ -220,11 +222,14 @@ class _Residents:
         lived = np.zeros(len(self._scopes), dtype=np.bool_)
         for number, (recorded_at, _, names) in enumerate(self._scopes):
             since = [fact.name for fact in moves if fact.recorded_at > recorded_at]
-            before = [fact.name for fact in moves if fact.recorded_at <= recorded_at][-1:]
-            lived[number] = record.folded_recorded_at > recorded_at or any(
-                not names.isdisjoint(self._holders_of(code)) for code in (*before, *since)
-            )
+            before = [fact.name for fact in moves if fact.recorded_at <= recorded_at]
+            homes = [*before[-1:], *since]
+            is_folded = record.folded_recorded_at > recorded_at
+            lived[number] = is_folded or self._is_any_inside(homes, names)
         return lived
+
+    def _is_any_inside(self, codes: Sequence[str], names: frozenset[str]) -> bool:
+        return any(not names.isdisjoint(self._holders_of(code)) for code in codes)
 
     def _holders_of(self, code: str) -> frozenset[str]:
         holders = self._holders.get(code)
@@ -288,8 +293,11 @@ class ExcludedSelector:
         is_selected = self._is_excluded[decisions.reasons]
         if self._purge_unknown:
             is_selected = is_selected | is_unknown
+            unknown = 0
+        else:
+            unknown = int(is_unknown.sum())
         order_indices = np.where(is_selected, np.int32(0), np.int32(NOT_SELECTED))
-        return Selection(order_indices, 0 if self._purge_unknown else int(is_unknown.sum()))
+        return Selection(order_indices, unknown)
 
 
 class JointSelector:
@@ -301,7 +309,10 @@ class JointSelector:
     @property
     def order_ids(self) -> Sequence[str]:
         """The names of all the purge's selectors, in order; see RowSelector."""
-        return tuple(name for selector in self._selectors for name in selector.order_ids)
+        order_ids: list[str] = []
+        for selector in self._selectors:
+            order_ids += selector.order_ids
+        return tuple(order_ids)
 
     def select_rows(self, table: pa.Table, columns: Columns) -> Selection:
         """Return which rows any of the purge's selectors selects; see RowSelector."""
@@ -338,7 +349,9 @@ def _member_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
             code="input.member_column",
             fix="store member ids as strings or integers",
         )
-    return column if pa.types.is_string(column.type) else column.cast(kind).cast(pa.string())
+    if pa.types.is_string(column.type):
+        return column
+    return column.cast(kind).cast(pa.string())
 
 
 def _is_in_categories(table: pa.Table, order: PurgeOrder, columns: Columns) -> _Mask:

@@ -164,7 +164,9 @@ class PurgeSession:
         selector = self.selector(options.exemptions, now=now)
         with translate_errors(), progress() as show_progress:
             result = self.dataset.apply(selector, show_progress)
-            vacuumed = self.dataset.vacuum() if options.vacuum else ()
+            vacuumed: Sequence[str] = ()
+            if options.vacuum:
+                vacuumed = self.dataset.vacuum()
         return result, vacuumed
 
     def _answer(
@@ -175,7 +177,9 @@ class PurgeSession:
         send: SendReceipts,
     ) -> Sequence[Receipt]:
         """Make a receipt for each order, write them to the file, and send them."""
-        is_done = isinstance(outcome, PurgeResult)
+        detail = ""
+        if isinstance(outcome, PurgeResult):
+            detail = self._old_versions_detail(options)
         answers = receipts(
             self.orders,
             options.exemptions,
@@ -183,7 +187,7 @@ class PurgeSession:
             subscriber=options.subscriber,
             dataset=self.dataset.name,
             completed_at=completed_at,
-            detail=self._old_versions_detail(options) if is_done else "",
+            detail=detail,
         )
         if options.receipts_file is not None:
             write_receipts(options.receipts_file, answers)
@@ -202,12 +206,12 @@ def check_purpose(purpose: str | None, snapshot: Snapshot) -> None:
     """
     known = snapshot.controls.purposes
     if purpose is not None and purpose not in known:
-        named = ", ".join(known)[:300]
+        choice = ", ".join(known)[:300] or "those of a policy; none was published yet"
         raise Refused(
             f"No policy names the purpose {purpose!r}: everybody is excluded from it, and every "
             "row would go.",
             code="purge.purpose_unknown",
-            fix=f"ask for one of {named or 'those of a policy; none was published yet'}",
+            fix=f"ask for one of {choice}",
         )
 
 

@@ -41,7 +41,9 @@ def spark_directory(
     """
     if spark is None:
         builder = SparkSession.builder.appName("consentry-purge")
-        spark = (builder.master(master) if master else builder).getOrCreate()
+        if master:
+            builder = builder.master(master)
+        spark = builder.getOrCreate()
     return ParquetDirectory(
         directory, columns=columns, run=run_on(spark), files_at_once=_FILES_AT_ONCE
     )

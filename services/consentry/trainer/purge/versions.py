@@ -128,17 +128,20 @@ class VersionedTable:
         """Return what a purge of the table would do; see Dataset."""
         version = self._versions.newest()
         results = list(_examine_new(version, selector, progress, frozenset()))
-        files = [
-            FilePlan(result.name, result.rows, version.files[result.name], result.selected)
-            for result in results
-            if result.selected
-        ]
+        files: list[FilePlan] = []
+        rows = unknown = 0
+        for result in results:
+            rows += result.rows
+            unknown += result.unknown
+            if result.selected:
+                size = version.files[result.name]
+                files.append(FilePlan(result.name, result.rows, size, result.selected))
         return PurgePlan(
             version=version.id,
             files=tuple(files),
             files_looked_at=len(results),
-            rows_looked_at=sum(result.rows for result in results),
-            unknown=sum(result.unknown for result in results),
+            rows_looked_at=rows,
+            unknown=unknown,
         )
 
     def apply(self, selector: RowSelector, progress: Progress = no_progress) -> PurgeResult:
@@ -195,12 +198,17 @@ class VersionedTable:
         rows_by_old_version: dict[str, int] = {}
         if old_versions:
             rows_by_old_version = self._verify_older(version, selector, unreadable)
+        rows = unknown = 0
+        for result in results:
+            rows += result.rows
+            unknown += result.unknown
+        rows_left = sum_counts(*[result.selected for result in results])
         return Verified(
             version=version.id,
             files=len(version.files),
-            rows=sum(result.rows for result in results),
-            rows_left=sum_counts(*(result.selected for result in results)),
-            unknown=sum(result.unknown for result in results),
+            rows=rows,
+            rows_left=rows_left,
+            unknown=unknown,
             unreadable=tuple(sorted(unreadable)),
             old_versions=rows_by_old_version,
         )
@@ -225,7 +233,8 @@ class VersionedTable:
             for result in results:
                 rows_by_file[result.name] = sum(result.selected.values())
             unreadable += problems
-            if rows := sum(rows_by_file[path] for path in older.files):
+            rows = sum(rows_by_file[path] for path in older.files)
+            if rows:
                 rows_by_version[older.id] = rows
         unreadable += self._examine_strays(newest, selector, rows_by_file)
         return rows_by_version
@@ -241,7 +250,8 @@ class VersionedTable:
         strays = self._versions.stray_files(named)
         results, problems = _examine_all(version, selector, no_progress, strays, skip_vanished=True)
         for result in results:
-            if rows := sum(result.selected.values()) + result.unknown:
+            rows = sum(result.selected.values()) + result.unknown
+            if rows:
                 problems.append(
                     f"{result.name}: no log that can be read names it, and it holds {rows:,} rows "
                     "that may have to go"

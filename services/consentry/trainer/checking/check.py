@@ -56,13 +56,11 @@ class FileReport:
     @property
     def violations(self) -> Counter[Reason]:
         """The rows of the checked file that may not be used, by reason."""
-        return Counter(
-            {
-                reason: n
-                for reason, n in self.counts.items()
-                if not reason.allows and reason is not Reason.STALE
-            }
-        )
+        violations: Counter[Reason] = Counter()
+        for reason, rows in self.counts.items():
+            if not reason.allows and reason is not Reason.STALE:
+                violations[reason] = rows
+        return violations
 
     @property
     def outcome(self) -> CheckOutcome:
@@ -103,7 +101,9 @@ class CheckReport:
         outcomes = {file.outcome for file in self.files}
         if CheckOutcome.VIOLATIONS in outcomes:
             return CheckOutcome.VIOLATIONS
-        return CheckOutcome.CLEAN if outcomes == {CheckOutcome.CLEAN} else CheckOutcome.CANNOT_TELL
+        if outcomes == {CheckOutcome.CLEAN}:
+            return CheckOutcome.CLEAN
+        return CheckOutcome.CANNOT_TELL
 
     @property
     def counts(self) -> Counter[Reason]:
@@ -115,13 +115,14 @@ class CheckReport:
 
         Member ids are in it only where `shown` has any.
         """
+        violations = sum(file.violations.total() for file in self.files)
         data: dict[str, Any] = {
             "outcome": self.outcome.value,
             "purpose": self.purpose,
             "snapshot": self.snapshot,
             "rows": self.counts.total(),
             "counts": _plain(self.counts),
-            "violations": sum(file.violations.total() for file in self.files),
+            "violations": violations,
             "files": list(map(_file_data, self.files)),
         }
         if self.stale_detail:
@@ -132,12 +133,15 @@ class CheckReport:
 
 
 def _file_data(file: FileReport) -> dict[str, Any]:
+    problem: dict[str, str] | None = None
+    if file.problem is not None:
+        problem = _problem(file.problem)
     return {
         "file": file.name,
         "outcome": file.outcome.value,
         "rows": file.rows,
         "counts": _plain(file.counts),
-        "problem": None if file.problem is None else _problem(file.problem),
+        "problem": problem,
     }
 
 
@@ -181,7 +185,9 @@ class Check:
         self._at_least = at_least
         self._show_max = show_max
         self._seconds_max = seconds_max
-        self._until = None if seconds_max is None else monotonic() + seconds_max
+        self._until: float | None = None
+        if seconds_max is not None:
+            self._until = monotonic() + seconds_max
         self._on_file = on_file
         self._shown_members: set[str] = set()
 

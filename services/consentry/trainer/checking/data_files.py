@@ -82,8 +82,8 @@ def _in_directory(root: Path, ignored: Sequence[str]) -> Iterator[DataFile]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if _is_data(name, ignored))
-        for name in sorted(name for name in names if _is_data(name, ignored)):
+        folders[:] = _data_names(folders, ignored)
+        for name in _data_names(names, ignored):
             count += 1
             if count > _FILES_MAX:
                 raise InvalidInput(
@@ -92,6 +92,10 @@ def _in_directory(root: Path, ignored: Sequence[str]) -> Iterator[DataFile]:
                     fix="check its parts one by one",
                 )
             yield DataFile(Path(directory, name), _partitions(Path(directory).parts))
+
+
+def _data_names(names: Iterable[str], ignored: Sequence[str]) -> list[str]:
+    return sorted(name for name in names if _is_data(name, ignored))
 
 
 def _is_data(name: str, ignored: Sequence[str]) -> bool:
@@ -106,8 +110,14 @@ def _partitions(parts: Iterable[str]) -> dict[str, str | None]:
     for part in parts:
         name, equals, value = part.partition("=")
         if name and equals:
-            values[unquote(name)] = None if value == _HIVE_NULL else unquote(value)
+            values[unquote(name)] = _partition_value(value)
     return values
+
+
+def _partition_value(text: str) -> str | None:
+    if text == _HIVE_NULL:
+        return None
+    return unquote(text)
 
 
 def read_batches(file: DataFile, spec: ColumnSpec) -> Iterator[tuple[pa.Table, Columns]]:
@@ -119,13 +129,16 @@ def read_batches(file: DataFile, spec: ColumnSpec) -> Iterator[tuple[pa.Table, C
     suffixes = [suffix.lower() for suffix in file.path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    read = _READERS.get(suffixes[-1] if suffixes else "")
+    kind = ""
+    if suffixes:
+        kind = suffixes[-1]
+    read = _READERS.get(kind)
     if read is None:
+        known = ", ".join(sorted(_READERS))
         raise InvalidInput(
             f"The name {file.path.name!r} does not show what kind of file it is.",
             code="input.format",
-            fix=f"name it {', '.join(sorted(_READERS))}, the text ones also with .gz; or have it "
-            "ignored",
+            fix=f"name it {known}, the text ones also with .gz; or have it ignored",
         )
     yield from read_as(read, file.path, spec, file.partitions)
 
@@ -200,7 +213,8 @@ def _contradiction(name: str) -> InvalidInput:
 
 
 def _all_names(names: Sequence[str], partitions: Mapping[str, str | None]) -> list[str]:
-    return [*names, *(name for name in partitions if name not in names)]
+    further = [name for name in partitions if name not in names]
+    return [*names, *further]
 
 
 def read_parquet(
@@ -208,8 +222,7 @@ def read_parquet(
 ) -> Iterator[tuple[pa.Table, Columns]]:
     """Yield the batches of a Parquet file that is checked for rows not to be used."""
     limits = {"thrift_string_size_limit": 64 << 20, "thrift_container_size_limit": 1 << 22}
-    opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
-    with pq.ParquetFile(opened, **limits) as file:
+    with pq.ParquetFile(_parquet_source(source), **limits) as file:
         schema = file.schema_arrow
         columns = spec.find_among(_all_names(schema.names, partitions))
     stored = [name for name in columns.names if name in schema.names]
@@ -219,25 +232,31 @@ def read_parquet(
     texts = [name for name in stored if pa.types.is_string(schema.field(name).type)]
     if columns.member in texts and not isinstance(source, bytes):
         texts.remove(columns.member)
-    opened = pa.BufferReader(source) if isinstance(source, bytes) else str(source)
-    with pq.ParquetFile(opened, read_dictionary=texts, **limits) as file:
+    with pq.ParquetFile(_parquet_source(source), read_dictionary=texts, **limits) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=stored):
             yield _with_partitions(pa.Table.from_batches([batch]), columns, partitions)
+
+
+def _parquet_source(source: Source) -> pa.BufferReader | str:
+    if isinstance(source, bytes):
+        return pa.BufferReader(source)
+    return str(source)
 
 
 def read_ipc(
     source: Source, spec: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
     """Yield the batches of an Arrow IPC file that is checked, or of a stream."""
-    opened = pa.BufferReader(source) if isinstance(source, bytes) else pa.memory_map(str(source))
-    with opened:
+    with _ipc_source(source) as opened:
         is_file = opened.read(6) == b"ARROW1"
         opened.seek(0)
-        reader = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
+        reader = _open_ipc(opened, is_file=is_file)
         names = reader.schema.names
         columns = spec.find_among(_all_names(names, partitions))
         stored = [name for name in columns.names if name in names]
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        batches = reader
+        if is_file:
+            batches = map(reader.get_batch, range(reader.num_record_batches))
         for batch in batches:
             # Readers trust the offsets in a file: one that points elsewhere would end this process.
             whole = batch.select(stored)
@@ -254,6 +273,18 @@ def read_ipc(
             )
 
 
+def _ipc_source(source: Source) -> pa.NativeFile:
+    if isinstance(source, bytes):
+        return pa.BufferReader(source)
+    return pa.memory_map(str(source))
+
+
+def _open_ipc(opened: pa.NativeFile, *, is_file: bool) -> Any:
+    if is_file:
+        return pa.ipc.open_file(opened)
+    return pa.ipc.open_stream(opened)
+
+
 def _read_csv(
     source: Source, spec: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
@@ -263,10 +294,14 @@ def _read_csv(
         names = next(csv.reader(text, delimiter=delimiter), [])
     columns = spec.find_among(_all_names(names, partitions))
     stored = [name for name in columns.names if name in names]
+    # Nothing is guessed: "NA" is Namibia, and an id of digits keeps its leading zeros.
+    column_types: dict[str, pa.DataType] = {}
+    for name in stored:
+        if name != columns.collected:
+            column_types[name] = pa.string()
     options = pacsv.ConvertOptions(
         include_columns=stored,
-        # Nothing is guessed: "NA" is Namibia, and an id of digits keeps its leading zeros.
-        column_types={name: pa.string() for name in stored if name != columns.collected},
+        column_types=column_types,
         null_values=[""],
         strings_can_be_null=True,
     )
@@ -304,17 +339,23 @@ def _read_lines(
 def _table_of_rows(
     rows: Sequence[Mapping[str, Any]], columns: Columns, partitions: Mapping[str, str | None]
 ) -> pa.Table:
-    values = {name: [row.get(name) for row in rows] for name in columns.names}
+    values: dict[str, list[Any]] = {}
+    for name in columns.names:
+        values[name] = [row.get(name) for row in rows]
     table = table_of(columns, values, len(rows))
     for name, own in values.items():
         of_directory = partitions.get(name)
         if of_directory is not None:
             # Compared before the table is made: in it a value that is not an id is null, and would
             # pass for a row that has no value.
-            if any(value is not None and json_member_id(value) != of_directory for value in own):
+            if _has_other_value(own, of_directory):
                 raise _contradiction(name)
             table = _with_value(table, name, of_directory)
     return table
+
+
+def _has_other_value(values: Sequence[Any], of_directory: str) -> bool:
+    return any(value is not None and json_member_id(value) != of_directory for value in values)
 
 
 def _object(number: int, line: bytes) -> dict[str, Any]:

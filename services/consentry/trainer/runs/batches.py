@@ -77,7 +77,8 @@ def read_batch(data: Any, columns: Columns | None) -> RunBatch:
         named = _find_columns(data.columns, columns)
         return RunBatch(_polars_table(data, named), named, data.filter)
     if _is_pandas(data):
-        named = _find_columns([str(name) for name in data.columns], columns)
+        names = [str(name) for name in data.columns]
+        named = _find_columns(names, columns)
         return RunBatch(_table(data, named), named, lambda mask: data[mask])
     if isinstance(data, Mapping):
         return _read_mapping(data, columns)
@@ -116,7 +117,10 @@ def _check_lengths(data: Mapping[str, Any]) -> None:
                 code="input.batch",
                 fix="give a list of values for each column, or Arrow, Polars or pandas batches",
             )
-        lengths[name] = len(values) if hasattr(values, "__len__") else None
+        if hasattr(values, "__len__"):
+            lengths[name] = len(values)
+        else:
+            lengths[name] = None
     if None in lengths.values() or len(set(lengths.values())) > 1:
         raise InvalidInput(
             f"The columns of a batch differ in length: {lengths}.",
@@ -167,7 +171,9 @@ def _keep_values(values: Any, mask: _Mask) -> Any:
     if isinstance(values, np.ndarray) or _is_tensor(values):
         return values[mask]
     selected = compress(values, mask.tolist())
-    return tuple(selected) if isinstance(values, tuple) else list(selected)
+    if isinstance(values, tuple):
+        return tuple(selected)
+    return list(selected)
 
 
 def _find_columns(names: Sequence[str], columns: Columns | None) -> Columns:

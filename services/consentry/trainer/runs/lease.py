@@ -65,7 +65,9 @@ class Lease:
 
         A new error each time, as an error that was raised carries the frames it passed.
         """
-        return None if self._make_lost is None else self._make_lost()
+        if self._make_lost is None:
+            return None
+        return self._make_lost()
 
     def revoke(self, reason: str) -> None:
         """Take a training run's lease back; a wait for freshness ends at once."""

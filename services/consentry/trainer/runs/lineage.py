@@ -52,6 +52,12 @@ def run_facet(change: RunChange) -> dict[str, Any]:
     Those of the certificate are there only once there is one.
     """
     start, certificate = change.start, change.certificate
+    if certificate is None:
+        token = start["token_start"]
+        view_id = start["view_start"]
+    else:
+        token = certificate["token_end"]
+        view_id = certificate["view_end"]
     facet = {
         "runId": start["run_id"],
         "state": change.state,
@@ -60,8 +66,8 @@ def run_facet(change: RunChange) -> dict[str, Any]:
         "datasetVersion": start["dataset_version"],
         "purpose": start["purpose"],
         "subscriber": start["subscriber"],
-        "consentToken": start["token_start"] if certificate is None else certificate["token_end"],
-        "viewId": start["view_start"] if certificate is None else certificate["view_end"],
+        "consentToken": token,
+        "viewId": view_id,
         "url": change.url,
     }
     if certificate is not None:

@@ -19,7 +19,9 @@ class MlflowObserver:
 
     def __init__(self) -> None:
         run = mlflow.active_run()
-        self._run_id = None if run is None else run.info.run_id
+        self._run_id: str | None = None
+        if run is not None:
+            self._run_id = run.info.run_id
 
     @staticmethod
     def has_open_run() -> bool:

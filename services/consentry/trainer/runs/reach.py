@@ -47,7 +47,10 @@ from consentry.wire.freshness import FOREVER
 
 _NUMBERS: Final = ("started_at", "lease_micros", "tail_micros", "tail_rows")
 COMPLETED: Final = "COMPLETED"
-BEFORE, AFTER, BOTH, NOT_EXCLUDED = "before", "after", "before and after", "not excluded"
+BEFORE: Final = "before"
+AFTER: Final = "after"
+BOTH: Final = "before and after"
+NOT_EXCLUDED: Final = "not excluded"
 
 
 @dataclass(slots=True)
@@ -79,9 +82,13 @@ class RunReads:
     @property
     def when(self) -> str:
         """The word for when a training run read: before or after the exclusion, or both."""
+        if self.violations and self.before:
+            return BOTH
         if self.violations:
-            return BOTH if self.before else AFTER
-        return BEFORE if self.before else NOT_EXCLUDED
+            return AFTER
+        if self.before:
+            return BEFORE
+        return NOT_EXCLUDED
 
 
 def runs_in(url: str) -> Iterator[RunFolder]:
@@ -110,7 +117,9 @@ def reach_of_member(
         _reexamine_reads(report, snapshot, reads, start)
         _decide_now(report, snapshot, reads, member, now)
         report.before = bool(report.excluded_now) and _is_before_exclusion(report, start)
-    return report if report.rows or report.unclear else None
+    if not report.rows and not report.unclear:
+        return None
+    return report
 
 
 def reach_of_pause(
@@ -134,10 +143,14 @@ def reach_of_pause(
                 _count_reads(report, reads)
                 _reexamine_reads(report, snapshot, reads, start, only=Reason.PAUSED)
     if report.rows:
-        report.excluded_since = min(max(pause.effective_at, pause.recorded_at) for pause in pauses)
-        report.excluded_now = Reason.PAUSED.value if _is_in_force(snapshot, pauses, now) else ""
+        beginnings = [max(pause.effective_at, pause.recorded_at) for pause in pauses]
+        report.excluded_since = min(beginnings)
+        if _is_in_force(snapshot, pauses, now):
+            report.excluded_now = Reason.PAUSED.value
         report.before = _is_before_exclusion(report, start)
-    return report if report.rows or report.unclear else None
+    if not report.rows and not report.unclear:
+        return None
+    return report
 
 
 def pauses_named(snapshot: Snapshot, name: str) -> list[PauseImposed]:
@@ -153,8 +166,11 @@ def pauses_named(snapshot: Snapshot, name: str) -> list[PauseImposed]:
 
 
 def _covers_purpose(pauses: list[PauseImposed], purpose: str) -> bool:
-    purposes = [pause.scope.purposes for pause in pauses]
-    return any(named is None or purpose in named for named in purposes)
+    for pause in pauses:
+        purposes = pause.scope.purposes
+        if purposes is None or purpose in purposes:
+            return True
+    return False
 
 
 def _is_in_force(snapshot: Snapshot, pauses: list[PauseImposed], now: Micros) -> bool:
@@ -204,7 +220,9 @@ def _new_report(folder: RunFolder, start: dict[str, Any]) -> RunReads:
 def _open_reads(folder: RunFolder, report: RunReads) -> Iterator[list[pq.ParquetFile]]:
     """Open the reads that are there, and report where they cannot be all of them."""
     is_merged = folder.exists(READS_FILE)
-    names = [READS_FILE] if is_merged else folder.parts()
+    names = [READS_FILE]
+    if not is_merged:
+        names = folder.parts()
     with open_read_files(folder, names) as files:
         if report.state == COMPLETED:
             missing = _missing_reads(folder, files, is_merged=is_merged)

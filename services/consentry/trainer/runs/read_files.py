@@ -69,7 +69,9 @@ def merge_reads(files: Sequence[pq.ParquetFile]) -> Iterator[pa.Table]:
     """
     for lowest, beyond in _member_ranges(files):
         reads = pa.concat_tables([_reads_between(file, lowest, beyond) for file in files])
-        yield reads if len(files) == 1 else distinct_reads(reads)
+        if len(files) > 1:
+            reads = distinct_reads(reads)
+        yield reads
 
 
 def write_reads(reads: pa.Table, out: IO[bytes]) -> None:

@@ -171,7 +171,9 @@ def _cut_offs_met(collected: pa.Array, cut_offs: Sequence[Micros]) -> pa.Array:
 
 
 def _texts(table: pa.Table, name: str | None) -> pa.Array:
-    return pa.nulls(table.num_rows, pa.string()) if name is None else plain_texts_of(table[name])
+    if name is None:
+        return pa.nulls(table.num_rows, pa.string())
+    return plain_texts_of(table[name])
 
 
 def _times(table: pa.Table, name: str | None) -> pa.Array:

@@ -54,7 +54,9 @@ class ReadsAccumulator:
         self._last_row = reads.slice(reads.num_rows - 1)
 
     def _check_order(self, reads: pa.Table) -> None:
-        joined = reads if self._last_row is None else pa.concat_tables([self._last_row, reads])
+        joined = reads
+        if self._last_row is not None:
+            joined = pa.concat_tables([self._last_row, reads])
         if not is_sorted(joined) or reads["member_id"].null_count:
             raise InvalidInput(
                 "The reads are not sorted and distinct: they were altered.",
@@ -76,6 +78,12 @@ class ReadsAccumulator:
             leaves=self._tree.size,
             members=self._members,
             rows=self._rows,
-            first_read_at=None if self._first is None else Micros(self._first),
-            last_read_at=None if self._last is None else Micros(self._last),
+            first_read_at=_as_micros(self._first),
+            last_read_at=_as_micros(self._last),
         )
+
+
+def _as_micros(time: int | None) -> Micros | None:
+    if time is None:
+        return None
+    return Micros(time)

@@ -113,7 +113,9 @@ class _Examination:
         suspect = np.flatnonzero(~_allows(reasons))
         if not len(suspect):
             return
-        rows, times, reasons = rows[suspect], times[suspect], reasons[suspect]
+        rows = rows[suspect]
+        times = times[suspect]
+        reasons = reasons[suspect]
         excluded = np.flatnonzero(~_allows(self._decider.decide(rows, times, 0)))
         for index in excluded.tolist():
             row, reason = int(rows[index]), int(reasons[index])
@@ -232,15 +234,18 @@ class _ReadDecider:
         spans = np.searchsorted(changes, times[settled], side="right")
         for span in np.unique(spans).tolist():
             same = settled[spans == span]
-            begin = int(changes[span - 1]) if span else self._earliest
-            time = max(self._earliest, begin)
+            time = self._earliest
+            if span:
+                time = max(time, int(changes[span - 1]))
             reasons[same] = self._decide_together(rows[same], time, time - lag)
 
     def _decide_together(self, rows: _Rows, at: int, known_at: int) -> _ReasonCodes:
         """Decide these reads at one time, as a table."""
         count = self._reads.num_rows
         is_whole = len(rows) == count and rows[0] == 0 and rows[-1] == count - 1
-        reads = self._reads if is_whole else self._reads.take(pa.array(rows))
+        reads = self._reads
+        if not is_whole:
+            reads = reads.take(pa.array(rows))
         decisions = decide_table(
             reads,
             self._snapshot,

@@ -115,7 +115,8 @@ class TrainingRun:
         self._columns = columns
         self._clock = clock
         self._lease_micros = _micros(lease_seconds)
-        wait_seconds = wait_seconds if stale == "wait" else 0.0
+        if stale != "wait":
+            wait_seconds = 0.0
         self._lease = Lease(
             decider, clock, seconds=lease_seconds, wait_seconds=wait_seconds, conditions=conditions
         )
@@ -185,7 +186,8 @@ class TrainingRun:
 
         Raises ConsentStale, LeaseRevoked, InvalidInput, Unavailable.
         """
-        columns = self._columns if columns is None else columns
+        if columns is None:
+            columns = self._columns
         if is_batch(data):
             return self._filter_batch(data, shard, columns).rows
         return self._filter_each(data, shard, columns)
@@ -313,6 +315,9 @@ class TrainingRun:
 
     def _describe_start(self) -> dict[str, Any]:
         """Return the content of run.json. Raises ConsentStale."""
+        tail_rows = 0
+        if self._spool_seconds:
+            tail_rows = self._spool_rows
         return {
             "format": RUN_FORMAT,
             "run_id": self.run_id,
@@ -324,7 +329,7 @@ class TrainingRun:
             **self._describe_snapshot("start"),
             "lease_micros": self._lease_micros,
             "tail_micros": _micros(self._spool_seconds),
-            "tail_rows": self._spool_rows if self._spool_seconds else 0,
+            "tail_rows": tail_rows,
             "software": f"consentry {version('consentry')}",
         }
 
@@ -338,9 +343,13 @@ class TrainingRun:
         if known_at is None:
             raise ConsentStale("freshness was never proven")
         token = snapshot.freshness.token(snapshot.positions, self._clock())
+        snapshot_id = self._decider.snapshot_id
+        token_text = ""
+        if token is not None:
+            token_text = write_token(token, self._token_keys)
         return {
-            f"view_{when}": self._decider.snapshot_id,
-            f"token_{when}": "" if token is None else write_token(token, self._token_keys),
+            f"view_{when}": snapshot_id,
+            f"token_{when}": token_text,
             f"known_at_{when}": known_at,
         }
 

@@ -151,7 +151,11 @@ class RunFolder:
         Parts that were merged into a longer one are left out.
         """
         spans = self._spans()
-        return [_part_name(*span) for span in spans if not _is_merged(span, spans)]
+        names: list[str] = []
+        for span in spans:
+            if not _is_merged(span, spans):
+                names.append(_part_name(*span))
+        return names
 
     def remove_parts(self, *, merged_only: bool) -> None:
         """Remove parts of a run's reads: those merged into longer ones, or all."""
@@ -214,7 +218,11 @@ def _part_name(first: int, last: int) -> str:
 def _is_merged(span: tuple[int, int], spans: list[tuple[int, int]]) -> bool:
     """Return whether another part holds all that this one does, and more."""
     first, last = span
-    return any(other != span and other[0] <= first and last <= other[1] for other in spans)
+    for other in spans:
+        other_first, other_last = other
+        if other != span and other_first <= first and last <= other_last:
+            return True
+    return False
 
 
 def _write_local(path: Path, write: Callable[[IO[bytes]], object]) -> None:

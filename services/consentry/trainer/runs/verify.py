@@ -45,7 +45,9 @@ class CertificateReport:
         """The exit status of verifying: 0 all holds, 1 something does not, 2 is unclear."""
         if self.wrong:
             return 1
-        return 2 if self.unclear else 0
+        if self.unclear:
+            return 2
+        return 0
 
 
 def verify(
@@ -76,7 +78,8 @@ def verify(
     elif not _knows_enough(report, statement, snapshot):
         snapshot = None
     if reads is not None:
-        bound = Micros(statement["lease_micros"]) if bound is None else bound
+        if bound is None:
+            bound = Micros(statement["lease_micros"])
         check = _ReadsCheck(report, statement, snapshot, bound, show_members=show_members)
         check.check(reads, progress)
     if snapshot is not None:
@@ -90,7 +93,9 @@ def _check_signature(
     if certificate.is_verified:
         report.checked.append(f"signed by the key {certificate.key_id}")
     elif certificate.key_id:
-        whose = "is none of the keys given" if key_is_given else "was not given"
+        whose = "was not given"
+        if key_is_given:
+            whose = "is none of the keys given"
         report.unclear.append(f"it is signed by the key {certificate.key_id}, which {whose}")
     elif key_is_given:
         report.unclear.append(
@@ -198,7 +203,9 @@ def _compare(report: CertificateReport, statement: dict[str, Any], summary: Read
     if _rows_allowed(statement) > summary.rows:
         different.append("rows that were answered as allowed")
     begin, end = statement["started_at"], statement["ended_at"]
-    if not begin <= (summary.first_read_at or begin) <= (summary.last_read_at or end) <= end:
+    first = summary.first_read_at or begin
+    last = summary.last_read_at or end
+    if not begin <= first <= last <= end:
         different.append("times, which are not those of the run")
     if different:
         report.wrong.append(f"the reads are not those of the certificate: {', '.join(different)}")
@@ -216,7 +223,11 @@ def _compare(report: CertificateReport, statement: dict[str, Any], summary: Read
 
 def _rows_allowed(statement: dict[str, Any]) -> int:
     counts: dict[str, int] = statement["counts"]
-    return sum(counts.get(reason.value, 0) for reason in Reason if reason.allows)
+    rows = 0
+    for reason in Reason:
+        if reason.allows:
+            rows += counts.get(reason.value, 0)
+    return rows
 
 
 def _check_exclusions(

@@ -41,11 +41,11 @@ def read_certificate(raw: bytes, keys: PublicKeys | None = None) -> Certificate:
     if len(raw) > BYTES_MAX or raw[-1:] != b"\n":
         raise _tampered("it is too long or its end is missing")
     envelope = read_canonical(raw[:-1], what="certificate", code="certificate.tampered")
-    if envelope.keys() != {"certificate", "digest", "signature"} or not isinstance(
-        envelope["certificate"], dict
-    ):
+    if envelope.keys() != {"certificate", "digest", "signature"}:
         raise _tampered("it has other parts than a certificate")
     statement, signature = envelope["certificate"], envelope["signature"]
+    if not isinstance(statement, dict):
+        raise _tampered("it has other parts than a certificate")
     body = canonical(statement)
     if envelope["digest"] != digest_of(body):
         raise _tampered("its digest is that of another statement")

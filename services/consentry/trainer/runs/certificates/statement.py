@@ -111,6 +111,7 @@ def _first_field(error: ValidationError) -> str:
     paths = []
     for details in error.errors(include_url=False, include_input=False):
         names = [str(name) for name in details["loc"]]
-        # The names in `counts` are reasons, not fields.
-        paths.append(names[:1] if names[0] == "counts" else names)
+        if names[0] == "counts":
+            names = names[:1]  # the names in `counts` are reasons, not fields
+        paths.append(names)
     return ".".join(min(paths))

@@ -107,6 +107,10 @@ def asyncapi_text() -> str:
 
 def asyncapi_document() -> dict[str, Any]:
     """The AsyncAPI document of topics and schemas, as plain values."""
+    messages: dict[str, Any] = {}
+    for topic in topics().values():
+        for name in topic.records:
+            messages[name] = _message(topic, name)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -121,15 +125,14 @@ def asyncapi_document() -> dict[str, Any]:
         "channels": {topic.name: _channel(topic) for topic in topics().values()},
         "operations": {_operation_id(use): _operation(use) for use in USES},
         "components": {
-            "messages": {
-                name: _message(topic, name) for topic in topics().values() for name in topic.records
-            },
+            "messages": messages,
             "messageTraits": {"cloudEvent": _cloud_event(), "quarantined": _quarantined()},
         },
     }
 
 
 def _channel(topic: Topic) -> dict[str, Any]:
+    settings = topic.config_for(PROFILE)
     channel: dict[str, Any] = {
         "address": f"{{namespace}}.{topic.name}",
         "parameters": {
@@ -143,7 +146,7 @@ def _channel(topic: Topic) -> dict[str, Any]:
             "kafka": {
                 "partitions": topic.partitions_for(PROFILE),
                 "topicConfiguration": {
-                    name: _setting(name, value) for name, value in topic.config_for(PROFILE).items()
+                    name: _setting(name, value) for name, value in settings.items()
                 },
                 "bindingVersion": BINDING_VERSION,
             }
@@ -158,7 +161,9 @@ def _channel(topic: Topic) -> dict[str, Any]:
 def _setting(name: str, value: str) -> Any:
     if name == "cleanup.policy":
         return value.split(",")
-    return int(value) if name in _NUMBERS else value
+    if name in _NUMBERS:
+        return int(value)
+    return value
 
 
 def _message(topic: Topic, name: str) -> dict[str, Any]:
@@ -220,6 +225,7 @@ def _cloud_event() -> dict[str, Any]:
 def _quarantined() -> dict[str, Any]:
     """The headers that the processor adds to what it could not read."""
     number = {"type": "string", "pattern": "^[0-9]+$"}
+    place = [f"orig.{word}" for word in _PLACE]
     return {
         "headers": {
             "type": "object",
@@ -238,24 +244,23 @@ def _quarantined() -> dict[str, Any]:
                 "error_class": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,63}$"},
                 "app_version": {"type": "string"},
             },
-            "required": [*(f"orig.{what}" for what in _PLACE), "error_class", "app_version"],
+            "required": [*place, "error_class", "app_version"],
         }
     }
 
 
 def _operation_id(use: Use) -> str:
-    words = [use.role, f"{use.action}s", use.topic]
-    return "".join(part.capitalize() for word in words for part in word.replace("-", " ").split())
+    words = f"{use.role} {use.action}s {use.topic}".replace("-", " ").split()
+    return "".join(map(str.capitalize, words))
 
 
 def _operation(use: Use) -> dict[str, Any]:
+    channel = f"#/channels/{use.topic}"
+    records = topics()[use.topic].records
     return {
         "action": use.action,
-        "channel": {"$ref": f"#/channels/{use.topic}"},
+        "channel": {"$ref": channel},
         "title": f"{use.role.capitalize()} {use.action}s {use.topic}",
         "tags": [{"name": use.role}],
-        "messages": [
-            {"$ref": f"#/channels/{use.topic}/messages/{name}"}
-            for name in topics()[use.topic].records
-        ],
+        "messages": [{"$ref": f"{channel}/messages/{name}"} for name in records],
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +38,9 @@ class GateRefused(Refused):
     """
 
     def __init__(self, findings: Sequence[Finding]) -> None:
-        more = f", and {len(findings) - 1} more" if len(findings) > 1 else ""
+        more = ""
+        if len(findings) > 1:
+            more = f", and {len(findings) - 1} more"
         super().__init__(
             f"The schemas break rules: {findings[0]}{more}.",
             code="schemas.gate",
@@ -56,9 +57,12 @@ def check_package(root: Traversable | None = None) -> list[Finding]:
     """
     root = root or package_root()
     findings = lint_package(root)
-    if any(finding.code == "L21" for finding in findings):
+    codes = {finding.code for finding in findings}
+    if "L21" in codes:
         return findings  # what is no schema cannot be compared
-    return [*findings, *_compare_package(root), *_check_pins(root)]
+    findings += _compare_package(root)
+    findings += _check_pins(root)
+    return findings
 
 
 def require_package(root: Traversable | None = None) -> None:
@@ -73,29 +77,32 @@ def require_package(root: Traversable | None = None) -> None:
 
 def _compare_package(root: Traversable) -> Iterator[Finding]:
     current, topics = read_schemas(root), read_topics(root)
+    member_events = topics.get(MEMBER_EVENTS, ())
+    frozen = topics.get(RECORDS, ())
     for name, versions in read_published(root).items():
         if name not in current:
             yield Finding("E01", name, "was published and is gone; old logs could not be read")
             continue
         seen: set[Finding] = set()
         for number, old in enumerate(versions, start=1):
-            for found in compare(
+            findings = compare(
                 old,
                 current[name],
-                is_member_event=name in topics.get(MEMBER_EVENTS, ()),
-                is_frozen=name in topics.get(RECORDS, ()),
-            ):
-                if found not in seen:
-                    seen.add(found)
-                    yield found._replace(detail=f"{found.detail} (version {number})")
+                is_member_event=name in member_events,
+                is_frozen=name in frozen,
+            )
+            for finding in findings:
+                if finding not in seen:
+                    seen.add(finding)
+                    yield finding._replace(detail=f"{finding.detail} (version {number})")
 
 
 def _check_pins(root: Traversable) -> Iterator[Finding]:
     pins, published = read_pins(root), read_published(root)
     for topic, names in read_topics(root).items():
         for name in names:
-            made = [canonical_fingerprint(json.dumps(text)) for text in published.get(name, ())]
-            if pins.get(topic, {}).get(name, []) != made:
+            pinned = pins.get(topic, {}).get(name, [])
+            if pinned != _fingerprints(published.get(name, ())):
                 yield Finding(
                     "E12",
                     name,
@@ -109,6 +116,15 @@ def _check_pins(root: Traversable) -> Iterator[Finding]:
                 name,
                 "is not its last published version; run `consentry schemas publish`",
             )
+
+
+def _fingerprint(schema: Mapping[str, Any]) -> str:
+    """The canonical fingerprint of a schema that is given as parsed JSON."""
+    return canonical_fingerprint(json.dumps(schema))
+
+
+def _fingerprints(versions: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [_fingerprint(version) for version in versions]
 
 
 def publish(root: Path) -> list[Path]:
@@ -126,20 +142,18 @@ def publish(root: Path) -> list[Path]:
     written = []
     for name, text in read_schemas(root).items():
         versions = published.setdefault(name, [])
-        if not versions or versions[-1] != text:
-            versions.append(text)
-            file = root / PUBLISHED / name / f"{len(versions)}.avsc"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes((root / "avro" / f"{name}.avsc").read_bytes())
-            written.append(file)
+        if versions and versions[-1] == text:
+            continue
+        versions.append(text)
+        source = root / "avro" / f"{name}.avsc"
+        file = root / PUBLISHED / name / f"{len(versions)}.avsc"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(source.read_bytes())
+        written.append(file)
     if written:
-        pins = {
-            topic: {
-                name: [canonical_fingerprint(json.dumps(text)) for text in published[name]]
-                for name in names
-            }
-            for topic, names in sorted(read_topics(root).items())
-        }
+        pins: dict[str, dict[str, list[str]]] = {}
+        for topic, names in sorted(read_topics(root).items()):
+            pins[topic] = {name: _fingerprints(published[name]) for name in names}
         (root / PUBLISHED / PINS).write_text(json.dumps(pins, indent=2) + "\n", encoding="utf-8")
     return written
 
@@ -159,20 +173,14 @@ def compare(
     A frozen record (the one that is read byte by byte, whatever its schema id) does not change at
     all but for words.
     """
-    found = list(
-        _Change(named_types(old), named_types(new), is_member_event).of_type(
-            old, new, str(new["name"])
+    change = _Change(named_types(old), named_types(new), is_member_event)
+    name = str(new["name"])
+    findings = list(change.of_type(old, new, name))
+    if is_frozen and _fingerprint(old) != _fingerprint(new):
+        findings.append(
+            Finding("E10", name, "is read byte by byte everywhere; its form does not change")
         )
-    )
-    if is_frozen and canonical_fingerprint(json.dumps(old)) != canonical_fingerprint(
-        json.dumps(new)
-    ):
-        found.append(
-            Finding(
-                "E10", str(new["name"]), "is read byte by byte everywhere; its form does not change"
-            )
-        )
-    return found
+    return findings
 
 
 class _Change:
@@ -221,10 +229,8 @@ class _Change:
     def _of_fields(
         self, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], where: str
     ) -> Iterator[Finding]:
-        before, after = (
-            {field["name"]: field for field in old},
-            {field["name"]: field for field in new},
-        )
+        before = {field["name"]: field for field in old}
+        after = {field["name"]: field for field in new}
         for name in before.keys() - after.keys():
             yield Finding(
                 "E02", f"{where}.{name}", "is removed or renamed; facts in old logs would be lost"
@@ -243,7 +249,8 @@ class _Change:
                     "is new and of bytes; fastavro fills in text. Make it optional",
                 )
         kept = [name for name in after if name in before]
-        if kept != [name for name in before if name in after]:
+        kept_before = [name for name in before if name in after]
+        if kept != kept_before:
             yield Finding("E03", where, "has its fields in another order")
         elif self._is_member_event and (
             _head(old, self._old) != _head(new, self._new) or list(before)[-1:] != list(after)[-1:]
@@ -273,17 +280,19 @@ class _Change:
 def _of_enum(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Iterator[Finding]:
     before, after = list(old["symbols"]), list(new["symbols"])
     gone = [symbol for symbol in before if symbol not in after]
+    kept = [symbol for symbol in after if symbol in before]
+    added = [symbol for symbol in after if symbol not in before]
     if gone:
         yield Finding(
             "E05", where, f"loses {', '.join(gone)}; what old logs say would become the default"
         )
-    elif [symbol for symbol in after if symbol in before] != before:
+    elif kept != before:
         yield Finding(
             "E06",
             where,
             "has its symbols in another order; whoever counts them reads another choice",
         )
-    elif after != [*before[:-1], *(symbol for symbol in after if symbol not in before), before[-1]]:
+    elif after != [*before[:-1], *added, before[-1]]:
         yield Finding(
             "E07", where, "has a new symbol elsewhere than just before its last one, UNKNOWN"
         )
@@ -295,7 +304,9 @@ def _of_enum(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> Iter
 
 def _default(field: Mapping[str, Any]) -> str:
     """A default in a form in which 1 and true differ, and no default differs from null."""
-    return json.dumps(field["default"]) if "default" in field else ""
+    if "default" not in field:
+        return ""
+    return json.dumps(field["default"])
 
 
 def _plain(kind: Any, types: Mapping[str, Any]) -> Any:
@@ -304,7 +315,9 @@ def _plain(kind: Any, types: Mapping[str, Any]) -> Any:
         kind = kind["type"]
     if isinstance(kind, Mapping) and (kind["type"] in types or not kind.keys() - {"type", "doc"}):
         kind = kind["type"]
-    return types.get(kind, kind) if isinstance(kind, str) else kind
+    if isinstance(kind, str):
+        return types.get(kind, kind)
+    return kind
 
 
 def _short(kind: Mapping[str, Any]) -> str:
@@ -312,17 +325,25 @@ def _short(kind: Mapping[str, Any]) -> str:
 
 
 def _short_type(kind: Any) -> str:
-    return str(kind["type"] if isinstance(kind, Mapping) else kind)
+    if isinstance(kind, Mapping):
+        return str(kind["type"])
+    return str(kind)
 
 
 def _told(kind: Any) -> str:
     if isinstance(kind, list):
-        return f"[{', '.join(map(_told, kind))}]"
-    return f"{kind['type']} {_short(kind)}".strip() if isinstance(kind, Mapping) else str(kind)
+        branches = ", ".join(map(_told, kind))
+        return f"[{branches}]"
+    if isinstance(kind, Mapping):
+        return f"{kind['type']} {_short(kind)}".strip()
+    return str(kind)
 
 
 def _head(fields: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> list[str]:
     """The names of the fields before the first one of variable length."""
-    return [
-        field["name"] for field in takewhile(lambda field: is_fixed_width(field, types), fields)
-    ]
+    names: list[str] = []
+    for field in fields:
+        if not is_fixed_width(field, types):
+            break
+        names.append(field["name"])
+    return names

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from typing import Any, Final, NamedTuple
 
@@ -100,23 +100,28 @@ def lint_package(root: Traversable | None = None) -> list[Finding]:
     """
     root = root or package_root()
     schemas, topics = read_schemas(root), read_topics(root)
-    listed = Counter(name for records in topics.values() for name in records)
-    findings = [
-        finding
-        for name, text in schemas.items()
-        for finding in lint_schema(text, is_member_event=name in topics.get(MEMBER_EVENTS, ()))
-    ]
-    findings += [
-        Finding("L01", name, "is listed for no topic, or for several")
-        for name in schemas
-        if listed[name] != 1
-    ]
-    findings += [
-        Finding("L02", name, "is listed for a topic but does not exist")
-        for name in listed
-        if name not in schemas
-    ]
-    return [*findings, *_lint_names(schemas)]
+    member_events = topics.get(MEMBER_EVENTS, ())
+    findings: list[Finding] = []
+    for name, text in schemas.items():
+        findings += lint_schema(text, is_member_event=name in member_events)
+    findings += _lint_topics(schemas, topics)
+    findings += _lint_names(schemas)
+    return findings
+
+
+def _lint_topics(
+    schemas: Mapping[str, Mapping[str, Any]], topics: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
+    """Every schema is listed for one topic, and every name that is listed has a schema."""
+    listed: Counter[str] = Counter()
+    for records in topics.values():
+        listed.update(records)
+    for name in schemas:
+        if listed[name] != 1:
+            yield Finding("L01", name, "is listed for no topic, or for several")
+    for name in listed:
+        if name not in schemas:
+            yield Finding("L02", name, "is listed for a topic but does not exist")
 
 
 def lint_schema(text: Mapping[str, Any], *, is_member_event: bool) -> list[Finding]:
@@ -141,29 +146,40 @@ def named_types(text: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
     The name is the full one and, where that is not taken, also the short one.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    definitions: dict[str, Mapping[str, Any]] = {}
 
     def visit(kind: Any, namespace: str) -> None:
-        for one in kind if isinstance(kind, list) else [kind]:
-            if not isinstance(one, Mapping):
+        for branch in _branches(kind):
+            if not isinstance(branch, Mapping):
                 continue
-            if "name" in one and one["type"] in ("record", "enum", "fixed"):
-                name = (
-                    one["name"]
-                    if "." in one["name"]
-                    else f"{one.get('namespace', namespace)}.{one['name']}"
-                )
-                namespace = name.rpartition(".")[0]
-                found[name] = one
-                found.setdefault(name.rpartition(".")[2], one)
-            for field in one.get("fields", ()):
+            if "name" in branch and branch["type"] in ("record", "enum", "fixed"):
+                name = _full_name(branch, namespace)
+                namespace, _, short_name = name.rpartition(".")
+                definitions[name] = branch
+                definitions.setdefault(short_name, branch)
+            for field in branch.get("fields", ()):
                 visit(field["type"], namespace)
-            visit(one.get("items", one.get("values")), namespace)
-            if isinstance(one["type"], Mapping | list):
-                visit(one["type"], namespace)
+            visit(branch.get("items", branch.get("values")), namespace)
+            if isinstance(branch["type"], Mapping | list):
+                visit(branch["type"], namespace)
 
     visit(text, "")
-    return found
+    return definitions
+
+
+def _full_name(definition: Mapping[str, Any], namespace: str) -> str:
+    """The full name of a record, enum or fixed that stands in a namespace."""
+    name: str = definition["name"]
+    if "." in name:
+        return name
+    return f"{definition.get('namespace', namespace)}.{name}"
+
+
+def _branches(kind: Any) -> list[Any]:
+    """The types of a union; of any other type, the type alone."""
+    if isinstance(kind, list):
+        return kind
+    return [kind]
 
 
 Types = Mapping[str, Mapping[str, Any]]
@@ -175,16 +191,18 @@ def _resolved(kind: Any, types: Types) -> Any:
         kind = kind["type"]
     if isinstance(kind, Mapping) and kind["type"] in types:
         kind = kind["type"]
-    return types.get(kind, kind) if isinstance(kind, str) else kind
+    if isinstance(kind, str):
+        return types.get(kind, kind)
+    return kind
 
 
 def _word(kind: Any) -> str:
     """The Avro word for a type: union, string, record …"""
-    return (
-        "union"
-        if isinstance(kind, list)
-        else str(kind["type"] if isinstance(kind, Mapping) else kind)
-    )
+    if isinstance(kind, list):
+        return "union"
+    if isinstance(kind, Mapping):
+        return str(kind["type"])
+    return str(kind)
 
 
 def _lint_names(schemas: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
@@ -232,14 +250,9 @@ def _lint_record(
 
 
 def _lint_default(field: Mapping[str, Any], where: str, types: Types) -> Iterator[Finding]:
-    default, kind = field["default"], field["type"]
-    branches = [_resolved(one, types) for one in (kind if isinstance(kind, list) else [kind])]
-    if isinstance(default, str):
-        enums = [one for one in branches if _word(one) == "enum" and default in one["symbols"]]
-        if default.upper() in PERMISSIVE_WORDS or any(
-            default != enum["symbols"][0] for enum in enums
-        ):
-            yield Finding("L07", where, f"defaults to {default}, which may allow")
+    default = field["default"]
+    if isinstance(default, str) and _may_allow(default, field["type"], types):
+        yield Finding("L07", where, f"defaults to {default}, which may allow")
     if default is True and field["name"] not in PROTECTIVE_FLAGS:
         yield Finding("L07", where, "is a flag that defaults to true")
     if isinstance(default, list | dict) and default:
@@ -250,15 +263,29 @@ def _lint_default(field: Mapping[str, Any], where: str, types: Types) -> Iterato
         )
 
 
+def _may_allow(default: str, kind: Any, types: Types) -> bool:
+    """Return True if a default is a permissive word, or a later symbol than its enum's first."""
+    if default.upper() in PERMISSIVE_WORDS:
+        return True
+    for branch in _branches(kind):
+        enum = _resolved(branch, types)
+        if _word(enum) != "enum" or default not in enum["symbols"]:
+            continue
+        if default != enum["symbols"][0]:
+            return True
+    return False
+
+
 def _lint_instant(field: Mapping[str, Any], where: str, is_member_event: bool) -> Iterator[Finding]:
-    kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
-    if "long" not in map(_word, kinds) or not _INSTANT_NAME.fullmatch(field["name"]):
+    words = map(_word, _branches(field["type"]))
+    if "long" not in words or not _INSTANT_NAME.fullmatch(field["name"]):
         return
-    if not _INSTANT_UNIT.search(field.get("doc", "")):
+    doc = field.get("doc", "")
+    if not _INSTANT_UNIT.search(doc):
         yield Finding(
             "L17", where, "is an instant whose doc does not say 'microseconds since 1970-01-01 UTC'"
         )
-    if is_member_event and WINDOW not in field.get("doc", ""):
+    if is_member_event and WINDOW not in doc:
         yield Finding("L18", where, f"is an instant whose doc does not state the window '{WINDOW}'")
 
 
@@ -304,9 +331,9 @@ def _is_anchored(pattern: object) -> bool:
 
 
 def _lint_type(
-    types_of_field: Any, where: str, is_member_event: bool, types: Types
+    type_of_field: Any, where: str, is_member_event: bool, types: Types
 ) -> Iterator[Finding]:
-    for kind in types_of_field if isinstance(types_of_field, list) else [types_of_field]:
+    for kind in _branches(type_of_field):
         name = _word(kind)
         if name in ("float", "double"):
             yield Finding("L08", where, "is a float: NaN compares with nothing")
@@ -364,19 +391,23 @@ def _lint_recursion(
         for one in kind:
             yield from _lint_recursion(one, where, inside, types)
         return
-    found = _resolved(kind, types)
-    if not isinstance(found, Mapping):
+    definition = _resolved(kind, types)
+    if not isinstance(definition, Mapping):
         return
-    if found["type"] in ("array", "map"):
-        yield from _lint_recursion(found.get("items", found.get("values")), where, inside, types)
-    elif found["type"] == "record" and found["name"] in inside:
-        yield Finding(
-            "L09", where, f"contains {found['name']} again: a deep value would end the process"
-        )
-    elif found["type"] == "record":
-        for field in found["fields"]:
-            deeper = (*inside, found["name"])
-            yield from _lint_recursion(field["type"], f"{where}.{field['name']}", deeper, types)
+    if definition["type"] in ("array", "map"):
+        items = definition.get("items", definition.get("values"))
+        yield from _lint_recursion(items, where, inside, types)
+    elif definition["type"] == "record":
+        name = definition["name"]
+        if name in inside:
+            yield Finding(
+                "L09", where, f"contains {name} again: a deep value would end the process"
+            )
+            return
+        for field in definition["fields"]:
+            yield from _lint_recursion(
+                field["type"], f"{where}.{field['name']}", (*inside, name), types
+            )
 
 
 def _lint_enum(kind: Mapping[str, Any], where: str) -> Iterator[Finding]:
@@ -407,9 +438,9 @@ def is_fixed_width(field: Mapping[str, Any], types: Types) -> bool:
     word = _word(kind)
     if word == "enum":
         return len(kind["symbols"]) < _ONE_BYTE_SYMBOLS
-    return word in ("fixed", "boolean") or (
-        word == "long" and _INSTANT_NAME.fullmatch(field["name"]) is not None
-    )
+    if word == "long":
+        return _INSTANT_NAME.fullmatch(field["name"]) is not None
+    return word in ("fixed", "boolean")
 
 
 def _lint_order(record: Mapping[str, Any], types: Types) -> Iterator[Finding]:

@@ -30,12 +30,11 @@ def read_schemas(root: Traversable) -> dict[str, dict[str, Any]]:
 
     The name is the file's, without its ending.
     """
-    entries = sorted((root / "avro").iterdir(), key=lambda entry: entry.name)
-    return {
-        entry.name.removesuffix(".avsc"): json.loads(entry.read_text(encoding="utf-8"))
-        for entry in entries
-        if entry.name.endswith(".avsc")
-    }
+    schemas: dict[str, dict[str, Any]] = {}
+    for file in _files(root / "avro", ".avsc"):
+        name = file.name.removesuffix(".avsc")
+        schemas[name] = json.loads(file.read_text(encoding="utf-8"))
+    return schemas
 
 
 def read_topics(root: Traversable) -> dict[str, list[str]]:
@@ -44,13 +43,17 @@ def read_topics(root: Traversable) -> dict[str, list[str]]:
     By the topic's short name.
     """
     yaml = YAML(typ="safe")
-    entries = sorted((root / "topics").iterdir(), key=lambda entry: entry.name)
-    found = [
-        yaml.load(entry.read_text(encoding="utf-8"))
-        for entry in entries
-        if entry.name.endswith(".yaml")
-    ]
-    return {topic["name"]: list(topic["records"]) for topic in found}
+    records: dict[str, list[str]] = {}
+    for file in _files(root / "topics", ".yaml"):
+        topic = yaml.load(file.read_text(encoding="utf-8"))
+        records[topic["name"]] = list(topic["records"])
+    return records
+
+
+def _files(folder: Traversable, ending: str) -> list[Traversable]:
+    """The entries of a folder whose names have this ending, by name."""
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    return [entry for entry in entries if entry.name.endswith(ending)]
 
 
 def read_published(root: Traversable) -> dict[str, list[dict[str, Any]]]:
@@ -61,28 +64,35 @@ def read_published(root: Traversable) -> dict[str, list[dict[str, Any]]]:
     folder = root / PUBLISHED
     if not folder.is_dir():
         return {}
-    found: dict[str, list[dict[str, Any]]] = {}
+    published: dict[str, list[dict[str, Any]]] = {}
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.is_dir():
-            count = sum(one.name.endswith(".avsc") for one in entry.iterdir())
-            texts = [entry / f"{number}.avsc" for number in range(1, count + 1)]
-            found[entry.name] = [
-                json.loads(text.read_text(encoding="utf-8")) for text in texts if text.is_file()
-            ]
-            if len(found[entry.name]) != count:
-                raise Refused(
-                    f"The published versions of {entry.name} are not numbered 1 to {count}.",
-                    code="schemas.published",
-                    fix="restore the missing file of schemas/consentry_schemas/published from "
-                    "version control",
-                )
-    return found
+            published[entry.name] = _read_versions(entry)
+    return published
+
+
+def _read_versions(folder: Traversable) -> list[dict[str, Any]]:
+    """The published versions of one schema, oldest first. Raises Refused if one is missing."""
+    count = len(_files(folder, ".avsc"))
+    versions: list[dict[str, Any]] = []
+    for number in range(1, count + 1):
+        file = folder / f"{number}.avsc"
+        if file.is_file():
+            versions.append(json.loads(file.read_text(encoding="utf-8")))
+    if len(versions) != count:
+        raise Refused(
+            f"The published versions of {folder.name} are not numbered 1 to {count}.",
+            code="schemas.published",
+            fix="restore the missing file of schemas/consentry_schemas/published from version "
+            "control",
+        )
+    return versions
 
 
 def read_pins(root: Traversable) -> dict[str, dict[str, list[str]]]:
     """Fingerprints of the published schema versions, oldest first, by topic and record."""
     file = root / PUBLISHED / PINS
-    found: dict[str, dict[str, list[str]]] = (
-        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    )
-    return found
+    if not file.is_file():
+        return {}
+    pins: dict[str, dict[str, list[str]]] = json.loads(file.read_text(encoding="utf-8"))
+    return pins

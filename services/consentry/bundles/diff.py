@@ -62,12 +62,17 @@ def compare(before: Bundle, after: Bundle) -> Difference:
     purposes = sorted({*before.manifest.purposes, *after.manifest.purposes})
     in_both = new.keys() & old.keys()
     changed = [member for member in in_both if new[member].is_other_than(old[member])]
+    newly_excluded: dict[str, tuple[str, ...]] = {}
+    no_longer_excluded: dict[str, tuple[str, ...]] = {}
+    for purpose in purposes:
+        newly_excluded[purpose] = _only_in(new, old, purpose)
+        no_longer_excluded[purpose] = _only_in(old, new, purpose)
     return Difference(
         added=tuple(sorted(new.keys() - old.keys())),
         changed=tuple(sorted(changed)),
         removed=tuple(sorted(old.keys() - new.keys())),
-        newly_excluded={purpose: _only_in(new, old, purpose) for purpose in purposes},
-        no_longer_excluded={purpose: _only_in(old, new, purpose) for purpose in purposes},
+        newly_excluded=newly_excluded,
+        no_longer_excluded=no_longer_excluded,
         controls_added=len(new_controls - old_controls),
         controls_removed=len(old_controls - new_controls),
     )

@@ -65,7 +65,9 @@ class HttpBundleStore(BundleStore):
                 code="bundle.credential",
                 fix="give the key as it was printed, without blanks or line breaks",
             )
-        self._headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+        self._headers: dict[str, str] = {}
+        if credential:
+            self._headers["Authorization"] = f"Bearer {credential}"
         self._timeout_seconds = timeout_seconds
         self._opener = urllib.request.build_opener(_RefuseRedirect)
         self._pointer: tuple[str, bytes] | None = None
@@ -76,11 +78,15 @@ class HttpBundleStore(BundleStore):
     def read(self, *names: str, bytes_max: int) -> bytes:
         """Return the content of a bundle's file; see BundleStore."""
         headers = dict(self._headers)
-        known = self._pointer if names == (POINTER_NAME,) else None
+        is_pointer = names == (POINTER_NAME,)
+        known: tuple[str, bytes] | None = None
+        if is_pointer:
+            known = self._pointer
         if known is not None:
             headers["If-None-Match"] = known[0]
         # Every name was checked against a pattern, but that is not seen from here.
-        path = "/".join(urllib.parse.quote(name, safe="") for name in names)
+        quoted = [urllib.parse.quote(name, safe="") for name in names]
+        path = "/".join(quoted)
         request = urllib.request.Request(f"{self.url}/{path}", headers=headers)  # noqa: S310 - http(s), see __init__
         try:
             with self._opener.open(request, timeout=self._timeout_seconds) as answer:
@@ -97,7 +103,7 @@ class HttpBundleStore(BundleStore):
         if len(content) < min(announced, bytes_max + 1):
             # urllib does not notice this where the body is read by blocks.
             raise _silent("the connection ended too soon")
-        if names == (POINTER_NAME,) and etag:
+        if is_pointer and etag:
             self._pointer = etag, content
         return content
 

@@ -139,7 +139,9 @@ class Manifest:
         """
         proven_at = self.created_at
         for summary in self.partitions:
-            frontier_at = summary.frontier.frontier_at if summary.frontier else Micros(0)
+            frontier_at = Micros(0)
+            if summary.frontier is not None:
+                frontier_at = summary.frontier.frontier_at
             proven_at = min(proven_at, frontier_at)
         return proven_at
 
@@ -181,6 +183,9 @@ class Pointer:
 
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Return a bundle's manifest as its canonical bytes."""
+    parent: dict[str, Any] | None = None
+    if manifest.parent is not None:
+        parent = _plain(manifest.parent)
     return canonical(
         {
             "format": MANIFEST_FORMAT,
@@ -188,7 +193,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
             "kind": manifest.kind,
             "sequence": manifest.sequence,
             "deltas": manifest.deltas,
-            "parent": None if manifest.parent is None else _plain(manifest.parent),
+            "parent": parent,
             "created_at": manifest.created_at,
             "namespace": manifest.namespace,
             "logs": dict(manifest.logs),
@@ -425,14 +430,16 @@ def _manifest(fields: StrictObject, sha256: str, signed_by: str) -> Manifest:
         raise _malformed("its kind is not known here")
     parent = fields.object_or_none("parent", _parent)
     deltas = fields.number("deltas")
-    if (kind == "delta") != (parent is not None) or (kind == "delta") != (deltas > 0):
+    is_delta = kind == "delta"
+    if is_delta != (parent is not None) or is_delta != (deltas > 0):
         raise _malformed("a delta has a parent, and only a delta")
     partitions = fields.many("partitions", _partition)
     numbers = [summary.partition for summary in partitions]
     if not partitions or numbers != list(range(len(partitions))):
         raise _malformed("its partitions are not numbered from 0 on")
     files = fields.many("files", _file)
-    if len({file.name for file in files}) < len(files):
+    names = {file.name for file in files}
+    if len(names) < len(files):
         raise _malformed("two of its files have one name")
     return Manifest(
         bundle_id=fields.text("bundle_id", BUNDLE_ID_PATTERN),

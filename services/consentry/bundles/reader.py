@@ -130,9 +130,12 @@ def _check_age(newest: Manifest, now: Micros, max_age_seconds: float | None) -> 
             f"The bundle was made {-age:.0f} s from now: it would not grow old in time.",
             fix="set the clocks of this machine and of the bundler's",
         )
-    proven = (now - newest.proven_at) / 1e6 if newest.proven_at > 0 else math.inf
+    proven = math.inf
+    detail = "never, for some partition"
+    if newest.proven_at > 0:
+        proven = (now - newest.proven_at) / 1e6
+        detail = f"{proven:.0f} s ago"
     if max_age_seconds is not None and not proven <= max_age_seconds:
-        detail = "never, for some partition" if math.isinf(proven) else f"{proven:.0f} s ago"
         raise BundleRefused(
             "expired",
             f"The bundle was proven fresh {detail}; the bound is {max_age_seconds:g} s.",
@@ -251,10 +254,12 @@ class Bundle:
         record), damaged (bool: the member stays quarantined by the reader), or some of them; None:
         also the public ones. Raises BundleRefused, Unavailable.
         """
+        names: list[str] | None = None
+        if columns is not None:
+            names = list(columns)
         for manifest in self.manifests:
             for file in manifest.with_role("records"):
                 parquet = self._parquet(manifest, file, _RECORD_TYPES)
-                names = None if columns is None else list(columns)
                 yield from parquet.iter_batches(
                     batch_size=batch_rows, columns=names, use_threads=False
                 )
@@ -289,11 +294,13 @@ class Bundle:
         names; BundleRefused, Unavailable.
         """
         if purpose not in self.manifest.purposes:
+            purposes = ", ".join(self.manifest.purposes)[:300]
+            if not purposes:
+                purposes = "none: no policy was published"
             raise Refused(
                 f"The bundle has no set for the purpose {purpose[:80]!r}.",
                 code="bundle.purpose",
-                fix="ask for one of "
-                f"{', '.join(self.manifest.purposes)[:300] or 'none: no policy was published'}",
+                fix=f"ask for one of {purposes}",
             )
         excluded: Any = read_set(b"\0" * 8)
         for manifest in self.manifests:

@@ -26,7 +26,9 @@ def integer_of(member: bytes) -> int | None:
     if _INTEGER.fullmatch(member) is None:
         return None
     value = int(member)
-    return value if value < INTEGERS_BELOW else None
+    if value >= INTEGERS_BELOW:
+        return None
+    return value
 
 
 def _bit_map(integers: Iterable[int] = ()) -> Any:

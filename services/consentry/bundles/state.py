@@ -120,14 +120,13 @@ class BundleState:
     def apply_control(self, stored: StoredControl) -> None:
         """Take one control's message in; one that cannot be read pauses everything."""
         self.stored_controls.append(stored)
-        self.controls = self.controls.after(
-            read_control_or_pause(
-                stored.value,
-                offset=stored.offset,
-                appended_at=stored.appended_at,
-                catalog=self.catalog,
-            )
+        control = read_control_or_pause(
+            stored.value,
+            offset=stored.offset,
+            appended_at=stored.appended_at,
+            catalog=self.catalog,
         )
+        self.controls = self.controls.after(control)
         self.move(CONTROLS, 0, stored.offset + 1)
 
     def move(self, topic: str, partition: int, position: int) -> None:
@@ -183,13 +182,17 @@ class BundleState:
     @property
     def changed(self) -> list[bytes] | None:
         """The members whose row may differ from the last bundle's; None without one."""
-        return None if self._before is None else list(self._before)
+        if self._before is None:
+            return None
+        return list(self._before)
 
     @property
     def newest_policy(self) -> str | None:
         """The version of the policy that stands last in the log."""
         policies = self.controls.policies
-        return policies[-1].version if policies else None
+        if not policies:
+            return None
+        return policies[-1].version
 
     @property
     def purposes(self) -> tuple[str, ...]:
@@ -208,11 +211,13 @@ class BundleState:
 
     def digests(self) -> list[str]:
         """Return per partition the sum of all records' digests, as Snapshot.digests() does."""
-        return [f"{total:032x}" for total in self._totals()[0]]
+        sums, _ = self._totals()
+        return [f"{total:032x}" for total in sums]
 
     def counts(self) -> list[int]:
         """Return the number of members with a record, per partition."""
-        return list(self._totals()[1])
+        _, counts = self._totals()
+        return list(counts)
 
     def mark(self) -> None:
         """Count changes from here on: a bundle of this state was written."""
@@ -224,7 +229,9 @@ class BundleState:
         if self._known_totals is not None:
             return self._known_totals
         sums, counts = list(self._sums), list(self._counts)
-        changed = list(self._records) if self._before is None else list(self._before)
+        changed = self.changed
+        if changed is None:
+            changed = list(self._records)
         partitions = partitions_of(changed, self.partitions).tolist()
         for member, partition in zip(changed, partitions, strict=True):
             before = None if self._before is None else self._before[member]
@@ -235,5 +242,6 @@ class BundleState:
             if now is not None:
                 sums[partition] += record_digest(member, now)
                 counts[partition] += 1
-        self._known_totals = [total % _MODULUS for total in sums], counts
+        sums = [total % _MODULUS for total in sums]
+        self._known_totals = (sums, counts)
         return self._known_totals

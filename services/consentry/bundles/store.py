@@ -91,8 +91,12 @@ class BundleStore:
                 paths = self._fs.ls(self._root, detail=False)
             except FileNotFoundError:
                 return []
-        names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths]
-        return sorted(name for name in names if BUNDLE_ID_PATTERN.fullmatch(name))
+        bundle_ids: list[str] = []
+        for path in paths:
+            name = str(path).rstrip("/").rsplit("/", 1)[-1]
+            if BUNDLE_ID_PATTERN.fullmatch(name):
+                bundle_ids.append(name)
+        return sorted(bundle_ids)
 
     def remove(self, bundle_id: str) -> None:
         """Delete a bundle's directory, if the store has one. Raises Unavailable."""

@@ -24,6 +24,7 @@ from consentry.bundles.manifest import (
     BundleFile,
     Kind,
     Manifest,
+    Parent,
     PartitionSummary,
     Pointer,
     Role,
@@ -85,25 +86,29 @@ def write_bundle(
     sees the bundle before `publish`. Afterwards `state.changed` counts from this bundle. Needs the
     extra `bundler`. Raises Unavailable; Refused where `why_no_delta` returns a reason.
     """
-    reason = "" if parent is None else why_no_delta(parent, state)
-    if reason:
-        raise Refused(
-            f"No delta can be written: {reason}.", code="bundle.no_delta", fix="write a snapshot"
-        )
-    kind: Kind = "snapshot" if parent is None else "delta"
+    kind: Kind = "snapshot"
+    deltas = 0
+    named_parent: Parent | None = None
+    controls_start = 0
+    if parent is not None:
+        _require_delta(parent, state)
+        kind = "delta"
+        deltas = parent.deltas + 1
+        named_parent = parent.as_parent()
+        controls_start = parent.controls_offset
     bundle = _Writer(store, f"{sequence:010d}-{kind}-{secrets.token_hex(8)}", state)
-    changed = state.changed if parent is not None else None
-    members = state.members() if changed is None else changed
-    bundle.write_records(members, file_rows=file_rows, is_delta=parent is not None)
-    start = 0 if parent is None else parent.controls_offset
-    new_controls = [control for control in state.stored_controls if control.offset >= start]
+    members = _members_of(state, kind)
+    bundle.write_records(members, file_rows=file_rows, is_delta=kind == "delta")
+    new_controls = [
+        control for control in state.stored_controls if control.offset >= controls_start
+    ]
     bundle.write_controls(new_controls)
     manifest = Manifest(
         bundle_id=bundle.bundle_id,
         kind=kind,
         sequence=sequence,
-        deltas=0 if parent is None else parent.deltas + 1,
-        parent=None if parent is None else parent.as_parent(),
+        deltas=deltas,
+        parent=named_parent,
         created_at=created_at,
         namespace=namespace,
         logs=dict(state.logs),
@@ -118,6 +123,24 @@ def write_bundle(
     manifest = bundle.write_manifest(manifest, key)
     state.mark()
     return manifest
+
+
+def _require_delta(parent: Manifest, state: BundleState) -> None:
+    """Raise Refused where a delta of the state cannot be written on this parent."""
+    reason = why_no_delta(parent, state)
+    if reason:
+        raise Refused(
+            f"No delta can be written: {reason}.", code="bundle.no_delta", fix="write a snapshot"
+        )
+
+
+def _members_of(state: BundleState, kind: Kind) -> list[bytes]:
+    """Return the members of whom a bundle of this kind has a row."""
+    if kind == "delta":
+        changed = state.changed
+        if changed is not None:
+            return changed
+    return state.members()
 
 
 def publish(store: BundleStore, manifest: Manifest, *, key: SigningKey) -> None:
@@ -271,13 +294,15 @@ class _Writer:
 
     def write_controls(self, controls: Sequence[StoredControl]) -> None:
         """Write the messages of controls, as they stand in the log."""
-        columns = [list(column) for column in zip(*controls, strict=True)] or [[], [], []]
-        self._write(
-            "controls.parquet",
-            "controls",
-            _parquet(_table(_CONTROL_COLUMNS, columns)),
-            len(controls),
-        )
+        offsets: list[int] = []
+        instants: list[Micros] = []
+        values: list[bytes | None] = []
+        for control in controls:
+            offsets.append(control.offset)
+            instants.append(control.appended_at)
+            values.append(control.value)
+        content = _parquet(_table(_CONTROL_COLUMNS, [offsets, instants, values]))
+        self._write("controls.parquet", "controls", content, len(controls))
 
     def _write_set(self, role: Role, index: int, purpose: str, integers: Sequence[int]) -> None:
         # A reader of the set finds the purpose in the manifest; the file only has to have a name
@@ -289,11 +314,10 @@ class _Writer:
     def _write(self, name: str, role: Role, content: bytes, rows: int, purpose: str = "") -> None:
         self._store.write(self.bundle_id, name, content=content)
         sha256 = hashlib.sha256(content).hexdigest()
-        self.files.append(
-            BundleFile(
-                name=name, role=role, size=len(content), sha256=sha256, rows=rows, purpose=purpose
-            )
+        file = BundleFile(
+            name=name, role=role, size=len(content), sha256=sha256, rows=rows, purpose=purpose
         )
+        self.files.append(file)
 
     def write_manifest(self, manifest: Manifest, key: SigningKey) -> Manifest:
         """Write the manifest and its signature; return the manifest with its SHA-256."""
@@ -324,9 +348,9 @@ def _parts(
 
 
 def _table(fields: Sequence[tuple[str, pa.DataType]], columns: Sequence[Any]) -> pa.Table:
-    arrays = [
-        pa.array(column, type=kind) for (_, kind), column in zip(fields, columns, strict=True)
-    ]
+    arrays: list[pa.Array] = []
+    for (_, kind), column in zip(fields, columns, strict=True):
+        arrays.append(pa.array(column, type=kind))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
@@ -337,6 +361,8 @@ def _parquet(table: pa.Table) -> bytes:
     known beforehand.
     """
     plain = {name for name, _ in (*_OWN_COLUMNS, *_CONTROL_COLUMNS)}
+    with_dictionary = [name for name in table.column_names if name not in plain]
+    with_statistics = [name for name in table.column_names if name not in ("record", "value")]
     out = io.BytesIO()
     pq.write_table(
         table,
@@ -344,31 +370,34 @@ def _parquet(table: pa.Table) -> bytes:
         row_group_size=GROUP_ROWS,
         compression="zstd",
         compression_level=_COMPRESSION_LEVEL,
-        use_dictionary=[name for name in table.column_names if name not in plain],
-        write_statistics=[name for name in table.column_names if name not in ("record", "value")],
+        use_dictionary=with_dictionary,
+        write_statistics=with_statistics,
     )
     return out.getvalue()
 
 
 def _summaries(state: BundleState) -> tuple[PartitionSummary, ...]:
-    digests, counts, counted = state.digests(), state.counts(), state.freshness.counted()
+    digests = state.digests()
+    counts = state.counts()
+    frontiers = state.freshness.counted()
     damaged = [0] * state.partitions
     for partition in partitions_of(list(state.damaged), state.partitions).tolist():
         damaged[partition] += 1
-    return tuple(
-        PartitionSummary(
+    summaries: list[PartitionSummary] = []
+    for partition in range(state.partitions):
+        summary = PartitionSummary(
             partition=partition,
             records_offset=state.position(RECORDS, partition),
             members=counts[partition],
             damaged=damaged[partition],
             digest=digests[partition],
             tainted=partition in state.freshness.tainted,
-            frontier=counted.get(partition),
+            frontier=frontiers.get(partition),
         )
-        for partition in range(state.partitions)
-    )
+        summaries.append(summary)
+    return tuple(summaries)
 
 
 def _schema_ids(catalog: Catalog) -> dict[str, tuple[int, ...]]:
-    names = {name for topic in (RECORDS, CONTROLS) for name in topics()[topic].records}
+    names = {*topics()[RECORDS].records, *topics()[CONTROLS].records}
     return catalog.ids_for(names)

@@ -153,15 +153,17 @@ def end_offsets(
     while True:
         try:
             answers = admin.list_offsets(request, request_timeout=timeout_seconds)
-            return {
-                (topic_partition.topic, topic_partition.partition): answer.result().offset
-                for topic_partition, answer in answers.items()
-            }
+            offsets: dict[tuple[str, int], int] = {}
+            for topic_partition, answer in answers.items():
+                key = (topic_partition.topic, topic_partition.partition)
+                offsets[key] = answer.result().offset
         except KafkaException as error:
             if error.args[0].code() not in _LEADER_MOVED or time.monotonic() > until:
                 raise unavailable("report its offsets", error) from error
             # A broker that came back gives out new leader epochs; the client learns of it soon.
             time.sleep(_LEADER_PAUSE_SECONDS)
+        else:
+            return offsets
 
 
 def read_all(
@@ -194,9 +196,10 @@ def read_partition(
     """
     admin = AdminClient(client_config(kafka, "consentry-reader"))
     end = end_offsets(admin, [(topic, partition)])[topic, partition]
-    ends = {partition: end if start < end else 0}
+    if start >= end:
+        end = 0
     yield from _read_between(
-        kafka, topic, ends, timeout_seconds, start=start, with_headers=with_headers
+        kafka, topic, {partition: end}, timeout_seconds, start=start, with_headers=with_headers
     )
 
 
@@ -309,11 +312,10 @@ def send(
                 raise unavailable(f"accept a message for {topic}", error) from error
     unacknowledged = producer.flush(timeout_seconds)
     if errors or unacknowledged:
+        count = unacknowledged
         cause: Exception = TimeoutError("time-out; it is unknown whether they count")
         if errors:
+            count = len(errors)
             cause = KafkaException(errors[0])
-        raise unavailable(
-            f"acknowledge {len(errors) or unacknowledged} of {len(positions)} messages for {topic}",
-            cause,
-        )
+        raise unavailable(f"acknowledge {count} of {len(positions)} messages for {topic}", cause)
     return positions

@@ -45,7 +45,9 @@ def misunderstanding(control: Control, *, offset: int, jurisdictions: Jurisdicti
         return None
     if not control.scope.jurisdictions and control.pause == f"unreadable-{offset}":
         return "unreadable"
-    return None if Controls(jurisdictions).understands(control) else "scope"
+    if not Controls(jurisdictions).understands(control):
+        return "scope"
+    return None
 
 
 class ControlsFollower:
@@ -107,12 +109,15 @@ class ControlsFollower:
         Each pauses everything; those that were lifted do not count.
         """
         controls = self.controls
-        pauses = {
-            (pause.pause, pause.version): pause
-            for pause_kind, pause in self._not_understood
-            if pause_kind == kind
-        }
-        return sum(not controls.is_lifted(pause, at=now, known_at=now) for pause in pauses.values())
+        pauses: dict[tuple[str, int], PauseImposed] = {}
+        for pause_kind, pause in self._not_understood:
+            if pause_kind == kind:
+                pauses[pause.pause, pause.version] = pause
+        count = 0
+        for pause in pauses.values():
+            if not controls.is_lifted(pause, at=now, known_at=now):
+                count += 1
+        return count
 
     def wait_until_read(self, timeout_seconds: float) -> None:
         """Return once all that the controls topic held at the start is read.

@@ -55,7 +55,9 @@ def log_partitions(topics: Iterable[str], records_partitions: int) -> list[LogPa
     """
     partitions: list[LogPartition] = []
     for topic in topics:
-        count = records_partitions if topic == RECORDS else 1
+        count = 1
+        if topic == RECORDS:
+            count = records_partitions
         partitions += [(topic, partition) for partition in range(count)]
     return partitions
 
@@ -64,10 +66,9 @@ def log_ends(
     admin: AdminClient, namespace: str, partitions: Iterable[LogPartition]
 ) -> dict[LogPartition, int]:
     """Return the end offset (exclusive) of each Kafka partition now. Raises Unavailable."""
-    full_names = {
-        (topic_name(namespace, topic), partition): (topic, partition)
-        for topic, partition in partitions
-    }
+    full_names: dict[tuple[str, int], LogPartition] = {}
+    for topic, partition in partitions:
+        full_names[topic_name(namespace, topic), partition] = (topic, partition)
     offsets = end_offsets(admin, full_names)
     return {full_names[full_name]: offset for full_name, offset in offsets.items()}
 
@@ -88,8 +89,9 @@ def start_offsets(
     starts: dict[LogPartition, int] = {}
     for (topic, partition), end in ends.items():
         if topic == FRONTIERS:
-            tail = end - _FRONTIERS_TAIL * records_partitions
-            start = tail if tail > 0 else OFFSET_BEGINNING
+            start = end - _FRONTIERS_TAIL * records_partitions
+            if start <= 0:
+                start = OFFSET_BEGINNING
         elif topic in always_whole:
             start = OFFSET_BEGINNING
         else:
@@ -135,13 +137,12 @@ class LogFollower:
         self._never_goes_back = never_goes_back
         self._full_names = {topic: topic_name(namespace, topic) for topic, _ in starts}
         self._short_names = {full_name: topic for topic, full_name in self._full_names.items()}
+        assignment: list[TopicPartition] = []
+        for (topic, partition), offset in starts.items():
+            full_name = self._full_names[topic]
+            assignment.append(TopicPartition(full_name, partition, offset))
         self._consumer = Consumer(follower_config(kafka, f"consentry-{name}"))
-        self._consumer.assign(
-            [
-                TopicPartition(self._full_names[topic], partition, offset)
-                for (topic, partition), offset in starts.items()
-            ]
-        )
+        self._consumer.assign(assignment)
 
     def close(self) -> None:
         """Close the Kafka consumer."""
@@ -182,7 +183,8 @@ class LogFollower:
                 _LOG.warning("kafka_error", follower=self._name, detail=error.str())
 
     def _check_goes_on(self, topic: str, message: Message) -> None:
-        position, offset = self.position(topic, message.partition() or 0), message.offset()
+        position = self.position(topic, message.partition() or 0)
+        offset = message.offset()
         if offset is not None and offset < position:
             raise PositionLost(
                 topic,

@@ -58,7 +58,8 @@ def plan_topics(kafka: Mapping[str, str], *, namespace: str, profile: str) -> li
         raise unavailable("answer", error) from error
     existing = {name: len(topic.partitions) for name, topic in metadata.items()}
     declared_names = [topic_name(namespace, topic) for topic in topics()]
-    configs = topic_configs(admin, [name for name in declared_names if name in existing])
+    existing_names = [name for name in declared_names if name in existing]
+    configs = topic_configs(admin, existing_names)
     plan: list[Step] = []
     for topic in topics().values():
         name = topic_name(namespace, topic.name)
@@ -77,10 +78,8 @@ def _differences(
     namespace: str,
     profile: str,
 ) -> Iterator[Step]:
-    paired = topic.same_partitions_as
-    declared_count = existing.get(topic_name(namespace, paired)) if paired else None
-    declared_count = declared_count or topic.partitions_for(profile)
-    is_fixed = paired or topic.partitions["production"] == 1
+    declared_count = _declared_count(topic, existing, namespace, profile)
+    is_fixed = bool(topic.same_partitions_as) or topic.partitions["production"] == 1
     if existing[name] != declared_count and is_fixed:
         detail = (
             f"{existing[name]} partitions, declared {declared_count}: changing the count would "
@@ -96,6 +95,16 @@ def _differences(
             yield Step("refuse", name, f"{detail}: the broker would begin to delete", topic)
         else:
             yield Step("set", name, detail, topic, setting, value)
+
+
+def _declared_count(topic: Topic, existing: Mapping[str, int], namespace: str, profile: str) -> int:
+    """Return how many partitions a topic shall have: as many as its pair, if that one exists."""
+    paired = topic.same_partitions_as
+    if paired:
+        paired_count = existing.get(topic_name(namespace, paired))
+        if paired_count:
+            return paired_count
+    return topic.partitions_for(profile)
 
 
 def _would_lose(setting: str, current: str, value: str) -> bool:
@@ -125,25 +134,33 @@ def apply_topics(kafka: Mapping[str, str], plan: Sequence[Step], *, profile: str
     for step in plan:
         try:
             if step.act == "create":
-                new = NewTopic(
-                    step.topic,
-                    num_partitions=step.declared.partitions_for(profile),
-                    replication_factor=REPLICAS[profile],
-                    config=step.declared.config_for(profile),
-                )
-                admin.create_topics([new], request_timeout=15)[step.topic].result()
-                _wait_seen(admin, step.topic)
+                _create(admin, step, profile)
             else:
-                entry = ConfigEntry(
-                    step.setting, step.value, incremental_operation=AlterConfigOpType.SET
-                )
-                resource = ConfigResource(
-                    ResourceType.TOPIC, step.topic, incremental_configs=[entry]
-                )
-                admin.incremental_alter_configs([resource])[resource].result()
+                _set(admin, step)
         except KafkaException as error:
             raise unavailable(f"{step.act} {step.topic}", error) from error
         yield step
+
+
+def _create(admin: AdminClient, step: Step, profile: str) -> None:
+    """Make a topic, and return once clients see it. Raises KafkaException, Refused."""
+    new = NewTopic(
+        step.topic,
+        num_partitions=step.declared.partitions_for(profile),
+        replication_factor=REPLICAS[profile],
+        config=step.declared.config_for(profile),
+    )
+    answers = admin.create_topics([new], request_timeout=15)
+    answers[step.topic].result()
+    _wait_seen(admin, step.topic)
+
+
+def _set(admin: AdminClient, step: Step) -> None:
+    """Change one setting of a topic. Raises KafkaException."""
+    entry = ConfigEntry(step.setting, step.value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, step.topic, incremental_configs=[entry])
+    answers = admin.incremental_alter_configs([resource])
+    answers[resource].result()
 
 
 def _wait_seen(admin: AdminClient, topic: str) -> None:

@@ -164,9 +164,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_defaults(options: argparse.Namespace) -> None:
-    defaults = QUICK if options.quick else DEFAULT
+    defaults = DEFAULT
+    filters_defaults = FILTERS_DEFAULT
+    if options.quick:
+        defaults = QUICK
+        filters_defaults = FILTERS_QUICK
     if options.what == "filters":
-        defaults = defaults | (FILTERS_QUICK if options.quick else FILTERS_DEFAULT)
+        defaults = defaults | filters_defaults
     if options.what == "cold" and not options.quick:
         defaults = defaults | COLD_DEFAULT
     if options.what == "purge" and not options.quick:
@@ -404,8 +408,9 @@ def _cache() -> Path:
     if own_cache:
         return Path(own_cache)
     shared_cache = os.environ.get("XDG_CACHE_HOME")
-    caches = Path(shared_cache) if shared_cache else Path.home() / ".cache"
-    return caches / "consentry"
+    if shared_cache:
+        return Path(shared_cache) / "consentry"
+    return Path.home() / ".cache" / "consentry"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.events import PURPOSES, pseudonym
-from bench.figures import CannotMeasure, as_document, spread_columns, spread_of
+from bench.figures import CannotMeasure, spread_columns, spreads_of
 from bench.stack import ROOT
 from consentry.bundles import (
     BundleState,
@@ -67,12 +67,14 @@ def measure_cold(members: int, *, repeats: int) -> dict[str, Any]:
         "first_question_cpu_seconds",
         "find_rows_per_second",
     )
-    figures = as_document({name: spread_of([load[name] for load in loads]) for name in names})
+    figures: dict[str, list[float]] = {}
+    for name in names:
+        figures[name] = [load[name] for load in loads]
     return {
         "members": members,
         "bundle_bytes": size,
         "write_cpu_seconds": round(written, 2),
-        **figures,
+        **spreads_of(figures),
     }
 
 
@@ -208,8 +210,9 @@ def show_cold(results: Mapping[str, Any], console: Console) -> None:
     """Print the results for a person."""
     measurement = results["cold"]
     table = Table(title=f"A cold trainer, {measurement['members']:,} members", title_justify="left")
-    for column in ("figure", "median", "from", "to"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
+    table.add_column("figure", justify="left")
+    for column in ("median", "from", "to"):
+        table.add_column(column, justify="right")
     for name in ("wall_seconds", "cpu_seconds", "own_bytes_a_member", "first_question_cpu_seconds"):
         table.add_row(name.replace("_", " "), *spread_columns(measurement[name], ",.2f"))
     console.print(table)

@@ -96,16 +96,22 @@ def pseudonym(number: int, *, seed: int) -> MemberId:
 def _consent(
     random_numbers: random.Random, member: MemberId, instant: Micros, version: int
 ) -> Event:
-    opts_in = random_numbers.random() < 0.4
+    choice = Choice.OPT_OUT
+    observed_version: int | None = None
+    legal_basis = "LEGITIMATE_INTEREST"
+    if random_numbers.random() < 0.4:
+        choice = Choice.OPT_IN
+        observed_version = version
+        legal_basis = "CONSENT"
     return ConsentChanged(
         event_id=random_numbers.randbytes(16),
         member=member,
         purpose=random_numbers.choice(PURPOSES),
-        choice=Choice.OPT_IN if opts_in else Choice.OPT_OUT,
+        choice=choice,
         effective_at=instant,
         recorded_at=instant,
-        observed_version=version if opts_in else None,
-        legal_basis="CONSENT" if opts_in else "LEGITIMATE_INTEREST",
+        observed_version=observed_version,
+        legal_basis=legal_basis,
         notice_version=random_numbers.choice(_NOTICES),
         source=random_numbers.choice(_SOURCES),
     )

@@ -86,6 +86,20 @@ def spread_of(values: Sequence[float]) -> Spread:
     )
 
 
+def spreads_of(repeats: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Return the spread of each measurement as it stands in the results; see `spread_of`."""
+    spreads: dict[str, Spread] = {}
+    for name, values in repeats.items():
+        spreads[name] = spread_of(values)
+    return as_document(spreads)
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median over the rounds of ours to theirs; above 1 where ours is faster."""
+    ratios = [own / peer for own, peer in zip(ours, theirs, strict=True)]
+    return round(statistics.median(ratios), 3)
+
+
 def schedule(*, start: int, rate: float, seconds: float) -> list[int]:
     """Return evenly spaced times in microseconds, `rate` a second, the first at `start`.
 
@@ -110,7 +124,9 @@ def check_count(what: str, *, expected: int, found: int) -> None:
     A rate over lost events is no rate.
     """
     if found != expected:
-        word = "lost" if found < expected else "too many"
+        word = "too many"
+        if found < expected:
+            word = "lost"
         raise CannotMeasure(
             f"{what}: {expected} expected, {found} found, {abs(expected - found)} {word}."
         )
@@ -119,6 +135,13 @@ def check_count(what: str, *, expected: int, found: int) -> None:
 def as_document(figures: Mapping[str, Latency | Spread]) -> dict[str, dict[str, float]]:
     """Return figures as they stand in the results."""
     return {name: asdict(figure) for name, figure in figures.items()}
+
+
+def yes_or_no(is_kept: bool) -> str:
+    """Return whether a promise is kept, as a word for a person."""
+    if is_kept:
+        return "yes"
+    return "no"
 
 
 def spread_columns(spread: Mapping[str, float], form: str = ",.0f") -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,14 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import CannotMeasure, as_document, rate_of, spread_columns, spread_of
+from bench.figures import (
+    CannotMeasure,
+    rate_of,
+    ratio_of,
+    spread_columns,
+    spreads_of,
+    yes_or_no,
+)
 
 KINDS: Final = ("text", "integers")
 OURS: Final = ("arrow", "polars", "pandas", "huggingface", "duckdb")
@@ -46,8 +52,11 @@ def measure_filters(sizes: FilterSizes, *, repeats: int, seed: int) -> dict[str,
 
     Raises CannotMeasure where an answer is wrong.
     """
-    summaries = {kind: summary(_measure_in_process(kind, sizes, repeats, seed)) for kind in KINDS}
-    return {"sizes": sizes._asdict(), **summaries}
+    measurement: dict[str, Any] = {"sizes": sizes._asdict()}
+    for kind in KINDS:
+        seconds = _measure_in_process(kind, sizes, repeats, seed)
+        measurement[kind] = summary(seconds)
+    return measurement
 
 
 def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -60,19 +69,18 @@ def summary(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     rates: dict[str, list[float]] = {}
     for way in WAYS:
         rates[way] = [rate_of(count, round_seconds) for round_seconds in seconds[way]]
+    ratios: dict[str, float] = {}
+    ratios_to_is_in: dict[str, float] = {}
+    for way in OURS:
+        ratios[way] = ratio_of(rates[way], rates["polars_anti_join"])
+        ratios_to_is_in[way] = ratio_of(rates[way], rates["pyarrow_is_in"])
     return {
-        **as_document({way: spread_of(values) for way, values in rates.items()}),
+        **spreads_of(rates),
         "first_decision": round(rate_of(count, seconds["first_decision"][0]), 2),
-        "ratios": {way: ratio_of(rates[way], rates["polars_anti_join"]) for way in OURS},
-        "ratios_to_is_in": {way: ratio_of(rates[way], rates["pyarrow_is_in"]) for way in OURS},
+        "ratios": ratios,
+        "ratios_to_is_in": ratios_to_is_in,
         "ratio_of_decision": ratio_of(rates["decision"], rates["polars_anti_join_of_ids"]),
     }
-
-
-def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median over the rounds of ours to theirs; above 1 where ours is faster."""
-    ratios = [own / peer for own, peer in zip(ours, theirs, strict=True)]
-    return round(statistics.median(ratios), 3)
 
 
 def document(
@@ -81,7 +89,8 @@ def document(
     """Return all results; `ok` tells if the in-memory filters are as fast as promised."""
     in_memory: list[float] = []
     for kind in KINDS:
-        in_memory.extend([measurement[kind]["ratios"][way] for way in IN_MEMORY])
+        ratios = measurement[kind]["ratios"]
+        in_memory += [ratios[way] for way in IN_MEMORY]
     return {
         "measured_at": at.astimezone(UTC).isoformat(timespec="seconds"),
         **about,
@@ -113,7 +122,7 @@ def show_filters(results: Mapping[str, Any], console: Console) -> None:
             f"The decision alone: {ratio} of the anti-join of ids alone; {first:,.2f} M rows/s "
             "when asked for the first time"
         )
-    verdict = "yes" if results["ok"]["in_memory_at_least_half_of_an_anti_join"] else "no"
+    verdict = yes_or_no(results["ok"]["in_memory_at_least_half_of_an_anti_join"])
     console.print(
         f"Arrow, Polars and pandas at least {RATIO_MIN} of the Polars anti-join: {verdict}"
     )

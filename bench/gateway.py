@@ -23,12 +23,12 @@ from rich.table import Table
 from bench.events import PURPOSES, pseudonym
 from bench.figures import (
     CannotMeasure,
-    as_document,
     check_count,
     latency_of,
     rate_of,
     spread_columns,
     spread_of,
+    spreads_of,
 )
 from bench.http import Loaded, closed_loop, open_loop, request_of
 from bench.stack import ROOT, BenchNamespace, Program, cpu_per_million, cpu_seconds
@@ -67,25 +67,17 @@ def measure_gateway(
         ours, theirs = _address(gateway, "gateway"), _address(bare, "bare")
         pids = {**services, "gateway": gateway.pid}
         for address in (ours, theirs):
-            _closed_loop(
-                namespace, address, single_requests(WARM_UP, seed=seed), CONNECTIONS, events=WARM_UP
-            )
+            _singles(namespace, address, single_requests(WARM_UP, seed=seed))
         used: list[dict[str, float]] = []
         bulk_used: list[dict[str, float]] = []
         for repeat in range(repeats):
             plain = single_requests(requests, seed=seed + repeat)
             keyed = single_requests(requests, seed=seed + repeat, keyed=True)
             before = cpu_seconds(pids)
-            singles["gateway"].append(
-                _closed_loop(namespace, ours, plain, CONNECTIONS, events=requests)
-            )
+            singles["gateway"].append(_singles(namespace, ours, plain))
             used.append(cpu_per_million(before, cpu_seconds(pids), requests))
-            singles["with_idempotency_key"].append(
-                _closed_loop(namespace, ours, keyed, CONNECTIONS, events=requests)
-            )
-            singles["bare"].append(
-                _closed_loop(namespace, theirs, plain, CONNECTIONS, events=requests)
-            )
+            singles["with_idempotency_key"].append(_singles(namespace, ours, keyed))
+            singles["bare"].append(_singles(namespace, theirs, plain))
             template_lines = bulk_requests(bulks, seed=seed + repeat)
             before = cpu_seconds(pids)
             bulk["bulk"].append(_bulk(namespace, ours, template_lines))
@@ -97,12 +89,13 @@ def measure_gateway(
         _check(loaded, 202)
     rates = _rates(singles, requests)
     pairs = zip(rates["gateway"], rates["bare"], strict=True)
+    ratios = [own / peer for own, peer in pairs]
     return {
-        "requests_per_second": _spreads(rates),
-        "gateway_to_bare": spread_of([ours / theirs for ours, theirs in pairs]).median,
+        "requests_per_second": spreads_of(rates),
+        "gateway_to_bare": spread_of(ratios).median,
         "cpu_seconds_per_million": used[-1],
         "bulk_cpu_seconds_per_million": bulk_used[-1],
-        "bulk_events_per_second": _spreads(_rates(bulk, bulks * BULK_LINES)),
+        "bulk_events_per_second": spreads_of(_rates(bulk, bulks * BULK_LINES)),
         "latency": {"rate": OPEN_RATE, **asdict(latency_of(loaded.samples_micros))},
     }
 
@@ -113,10 +106,6 @@ def _rates(runs_by_way: Mapping[str, Sequence[Loaded]], count: int) -> dict[str,
     for way, runs in runs_by_way.items():
         rates[way] = [rate_of(count, run.seconds) for run in runs]
     return rates
-
-
-def _spreads(rates: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    return as_document({way: spread_of(values) for way, values in rates.items()})
 
 
 def single_requests(count: int, *, seed: int, keyed: bool = False) -> list[bytes]:
@@ -158,6 +147,10 @@ def _change(number: int, seed: int) -> dict[str, str]:
 def _identity(numbers: random.Random, number: int) -> dict[str, str]:
     at = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(milliseconds=number)
     return {"event_id": str(uuid.UUID(bytes=numbers.randbytes(16))), "effective_at": at.isoformat()}
+
+
+def _singles(namespace: BenchNamespace, address: str, requests: Sequence[bytes]) -> Loaded:
+    return _closed_loop(namespace, address, requests, CONNECTIONS, events=len(requests))
 
 
 def _bulk(namespace: BenchNamespace, address: str, requests: Sequence[bytes]) -> Loaded:
@@ -245,8 +238,9 @@ def show_gateway(results: Mapping[str, Any], console: Console) -> None:
     """Print the results as a table for a person."""
     measurement = results["gateway"]
     table = Table(title="HTTP, one gateway, the broker and the load on the same machine")
-    for name in ("what", "median", "low", "high"):
-        table.add_column(name, justify="left" if name == "what" else "right")
+    table.add_column("what", justify="left")
+    for name in ("median", "low", "high"):
+        table.add_column(name, justify="right")
     bulk = measurement["bulk_events_per_second"]
     rows = measurement["requests_per_second"] | {
         "bulk, events": bulk["bulk"],

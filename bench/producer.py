@@ -20,7 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.events import Event, make_events
-from bench.figures import CannotMeasure, check_count, rate_of, spread_columns, spread_of
+from bench.figures import (
+    CannotMeasure,
+    check_count,
+    rate_of,
+    spread_columns,
+    spread_of,
+    yes_or_no,
+)
 from bench.stack import BenchNamespace
 from consentry.domain.events import ConsentChanged
 from consentry.kafka.clients import producer_config
@@ -163,9 +170,9 @@ def send_raw(
         acknowledged += 1
 
     topic = namespace.topic(MEMBER_EVENTS)
-    frames = {
-        name: namespace.catalog.frame_of(name) for name in ("ConsentChanged", "MemberRelocated")
-    }
+    frames: dict[str, bytes] = {}
+    for name in ("ConsentChanged", "MemberRelocated"):
+        frames[name] = namespace.catalog.frame_of(name)
     schemas = {name: schema(name) for name in frames}
     for (name, fields), event in zip(work.fields, work.events, strict=True):
         value = frames[name] + schemas[name].encode(fields)
@@ -179,9 +186,10 @@ def send_raw(
             except BufferError:
                 time.sleep(0.001)
     if producer.flush(ACKNOWLEDGED_SECONDS_MAX) or failed:
-        raise CannotMeasure(
-            f"The broker did not take {len(work.events) - acknowledged or len(failed)} raw events."
-        )
+        missing = len(work.events) - acknowledged
+        if missing == 0:
+            missing = len(failed)
+        raise CannotMeasure(f"The broker did not take {missing} raw events.")
     check_count("Raw acknowledgements", expected=len(work.events), found=acknowledged)
 
 
@@ -236,7 +244,7 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         ratio = measurement[f"{ours}_to_{theirs}"]
         title = f"{ours} to {theirs}".replace("_", " ")
         console.print(f"{title}: {ratio['rate']} of its rate, {ratio['cpu']} by CPU time")
-    verdict = "yes" if results["ok"]["within_20_percent_of_raw"] else "no"
+    verdict = yes_or_no(results["ok"]["within_20_percent_of_raw"])
     console.print(f"Within 20 % of raw, with headers and without: {verdict}")
 
 

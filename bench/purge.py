@@ -33,7 +33,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bundles import PURPOSE, BundleWriter, ids_of
-from bench.figures import CannotMeasure, Spread, as_document, rate_of, spread_columns, spread_of
+from bench.figures import (
+    CannotMeasure,
+    rate_of,
+    ratio_of,
+    spread_columns,
+    spreads_of,
+    yes_or_no,
+)
 from consentry.bundles import SigningKey
 from consentry.domain.events import FactKind
 from consentry.domain.values import DAY_MICROS, Micros
@@ -116,24 +123,19 @@ def measure_purge(sizes: PurgeSizes, *, repeats: int, seed: int) -> dict[str, An
     rates: dict[str, list[float]] = {}
     for way in ("apply", "plan", "verify", *PEERS):
         rates[way] = [rate_of(sizes.rows, figures[way]) for figures in rounds]
-    seconds: dict[str, Spread] = {}
+    seconds: dict[str, list[float]] = {}
     for step in ("apply", "writing"):
-        seconds[step] = spread_of([figures[step] for figures in rounds])
+        seconds[step] = [figures[step] for figures in rounds]
+    ratios = {peer: ratio_of(rates["apply"], rates[peer]) for peer in PEERS}
     return {
         "sizes": sizes._asdict() | {"gone": len(case.gone), "orders": len(case.ordered)},
         "expected": expected._asdict() | {"removed": sum(expected.removed.values())},
-        "seconds": as_document(seconds),
-        "rows_per_second": as_document({way: spread_of(values) for way, values in rates.items()}),
-        "ratios": {peer: ratio_of(rates["apply"], rates[peer]) for peer in PEERS},
+        "seconds": spreads_of(seconds),
+        "rows_per_second": spreads_of(rates),
+        "ratios": ratios,
         "undisturbed": [figures["left"] for figures in rounds],
         "killed": killed,
     }
-
-
-def ratio_of(ours: list[float], theirs: list[float]) -> float:
-    """Return the median over the rounds of ours to theirs; above 1 where ours is faster."""
-    ratios = [own / peer for own, peer in zip(ours, theirs, strict=True)]
-    return round(statistics.median(ratios), 3)
 
 
 # ---- the data set
@@ -384,7 +386,9 @@ def kill_repeatedly(
         share = (len(kills) + numbers.random()) / sizes.kills
         goal = int(share * (sizes.files - 2 * _FILES_A_FOLDER))
         is_aimed = len(kills) % _AIMED_EVERY == _AIMED_EVERY - 1
-        delay = None if is_aimed else numbers.random() * pause
+        delay: float | None = None
+        if not is_aimed:
+            delay = numbers.random() * pause
         is_killed = _kill_at_work(case, written, goal=goal, pause=delay)
         state = inspect_copy(case, written)
         is_unfinished = state.purged_files < sizes.files or state.staged or state.within_swaps
@@ -484,7 +488,9 @@ def inspect_copy(case: PurgeCase, written: int) -> Killed:
 def is_within_swaps(directory: Path) -> bool:
     """Return True if the journal has swaps that are not settled; a torn last line is ignored."""
     path = directory / JOURNAL
-    text = path.read_bytes() if path.exists() else b""
+    if not path.exists():
+        return False
+    text = path.read_bytes()
     whole_lines = text[: text.rfind(b"\n") + 1].splitlines()
     counts = Counter(json.loads(line)["do"] for line in whole_lines)
     return counts["stage"] != counts["done"] + counts["drop"]
@@ -517,8 +523,8 @@ def document(
         "ok": {
             "no_row_of_the_gone_left": all(end["rows_of_the_gone"] == 0 for end in ends),
             "no_other_row_lost": all(_has_expected_rows(end, expected) for end in ends),
-            "counted_rightly": all(_is_reported_rightly(end) for end in ends),
-            "every_command_exits_0": all(not any(end["exit_statuses"].values()) for end in ends),
+            "counted_rightly": all(map(_is_reported_rightly, ends)),
+            "every_command_exits_0": all(map(_has_exited_0, ends)),
             "every_file_whole_at_every_kill": killed["broken_files"] == 0
             and expected["rows_after"] <= rows[0] <= rows[1] <= expected["rows_before"],
             "all_kills_hit_at_work": killed["kills"] == measurement["sizes"]["kills"],
@@ -533,6 +539,10 @@ def _has_expected_rows(end: Mapping[str, Any], expected: Mapping[str, Any]) -> b
 
 def _is_reported_rightly(end: Mapping[str, Any]) -> bool:
     return bool(end["is_counted_rightly"] and end.get("is_planned_rightly", True))
+
+
+def _has_exited_0(end: Mapping[str, Any]) -> bool:
+    return not any(end["exit_statuses"].values())
 
 
 def show_purge(results: Mapping[str, Any], console: Console) -> None:
@@ -559,8 +569,9 @@ def show_purge(results: Mapping[str, Any], console: Console) -> None:
         "within swaps"
     )
     end = killed["left"][-1]
+    are_the_same = yes_or_no(results["ok"]["no_other_row_lost"])
     console.print(
         f"left: {end['rows_of_the_gone']:,} rows of the gone; {end['rows']:,} rows in all, "
         f"{measurement['expected']['rows_after']:,} expected; the same ones: "
-        f"{'yes' if results['ok']['no_other_row_lost'] else 'no'}"
+        f"{are_the_same}"
     )

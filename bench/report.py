@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import spread_columns
+from bench.figures import spread_columns, yes_or_no
 from bench.stack import BenchNamespace
 from consentry.kafka.clients import client_config
 from consentry.kafka.topics import REPLICAS, topic_configs
@@ -37,16 +37,22 @@ PACKAGES = (
 
 def machine() -> dict[str, Any]:
     """Return a description of this machine."""
-    cpu_info = Path("/proc/cpuinfo")
-    text = cpu_info.read_text() if cpu_info.exists() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return {
         "cpus": os.cpu_count(),
-        "model": model[1] if model else platform.processor() or platform.machine(),
+        "model": _processor_model(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "load_1_minute": round(os.getloadavg()[0], 2),
     }
+
+
+def _processor_model() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        model = re.search(r"^model name\s*:\s*(.+)$", cpu_info.read_text(), re.MULTILINE)
+        if model:
+            return model[1]
+    return platform.processor() or platform.machine()
 
 
 def packages() -> dict[str, str]:
@@ -57,7 +63,9 @@ def packages() -> dict[str, str]:
 def versions(namespace: BenchNamespace) -> dict[str, str]:
     """Return the versions of the software that is measured, servers included."""
     brokers = [jar.version for jar in load_lock().kafka if jar.artifact.startswith("kafka_")]
-    broker = brokers[0] if brokers else ""
+    broker = ""
+    if brokers:
+        broker = brokers[0]
     with redis.Redis.from_url(namespace.addresses.redis_url) as server:
         info: Any = server.info("server")
     name = info.get("server_name", "redis")
@@ -152,10 +160,10 @@ def _show_rules(rules: Mapping[str, Any], ok: Mapping[str, bool], console: Conso
     for title, name in lines.items():
         rates.add_row(title, *spread_columns(rules[name]))
     console.print(rates)
+    verdict = yes_or_no(ok["table_ratio_at_least_50"])
     console.print(
         f"A table at once: {rules['ratio_warm']} times the loop over its rows (50 wanted: "
-        f"{_word(ok['table_ratio_at_least_50'])}); {rules['ratio_cold']} times when asked for the "
-        "first time"
+        f"{verdict}); {rules['ratio_cold']} times when asked for the first time"
     )
 
 
@@ -173,9 +181,8 @@ def _show_throughput(
     console.print(rates)
     steps = _pairs(throughput["ours"]["step_seconds_per_million"])
     console.print(f"The hot path's seconds per million events by step: {steps}")
-    console.print(
-        f"{throughput['ratio']} times the naive peer (10 wanted: {_word(ok['ratio_at_least_10'])})"
-    )
+    verdict = yes_or_no(ok["ratio_at_least_10"])
+    console.print(f"{throughput['ratio']} times the naive peer (10 wanted: {verdict})")
 
 
 def _show_latency(latency: Mapping[str, Any], ok: Mapping[str, bool], console: Console) -> None:
@@ -188,15 +195,10 @@ def _show_latency(latency: Mapping[str, Any], ok: Mapping[str, bool], console: C
             ranks = [f"{figure[rank]:.1f}" for rank in _LATENCY_RANKS]
             delays.add_row(name.replace("_", " "), f"{figure['count']:,}", *ranks)
     console.print(delays)
-    console.print(
-        f"p99 {latency['event_to_trainer']['p99_ms']} ms (50 wanted: "
-        f"{_word(ok['p99_at_most_50_ms'])})"
-    )
+    p99_ms = latency["event_to_trainer"]["p99_ms"]
+    verdict = yes_or_no(ok["p99_at_most_50_ms"])
+    console.print(f"p99 {p99_ms} ms (50 wanted: {verdict})")
 
 
 def _pairs(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value}" for name, value in figures.items())
-
-
-def _word(is_kept: bool) -> str:
-    return "yes" if is_kept else "no"

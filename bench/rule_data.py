@@ -106,21 +106,24 @@ def make_controls(count: int, *, seed: int, years: float = 2.0) -> list[Control]
 def _policy(
     numbers: random.Random, number: int, at: Micros, *, scope: tuple[str, ...]
 ) -> PolicyPublished:
-    terms = tuple(
-        Terms(
+    collected_from: Micros | None = None
+    if number != 0:
+        collected_from = Micros(NOW - YEAR_MICROS)
+    terms: list[Terms] = []
+    for purpose in dict.fromkeys(PURPOSES):
+        terms_of_purpose = Terms(
             jurisdictions=scope,
             purpose=purpose,
             regime=numbers.choice((Regime.DEFAULT_ON, Regime.OPT_IN)),
-            collected_from=None if number == 0 else Micros(NOW - YEAR_MICROS),
+            collected_from=collected_from,
             minors=Minors.EXCLUDE_UNLESS_ADULT,
             notice_until=Micros(at + 30 * DAY_MICROS),
         )
-        for purpose in dict.fromkeys(PURPOSES)
-    )
+        terms.append(terms_of_purpose)
     return PolicyPublished(
         event_id=_identity(number),
         version=f"v{number}",
-        terms=terms,
+        terms=tuple(terms),
         effective_at=at,
         recorded_at=at,
         source="bench",

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import pyarrow as pa
 
 from bench.events import JURISDICTIONS, Event
-from bench.figures import CannotMeasure, as_document, check_count, rate_of, spread_of
+from bench.figures import CannotMeasure, check_count, rate_of, spreads_of
 from bench.rule_data import (
     CATEGORIES,
     COLUMNS,
@@ -221,8 +221,10 @@ def check_same(title: str, expected: Sequence[Reason], reasons: Sequence[Reason]
 
 def summary(runs: Sequence[Mapping[str, float]], sizes: RuleSizes) -> dict[str, Any]:
     """Return the rules' part of the results: medians with spread, and the ratios to the loop."""
-    spreads = {name: spread_of([run[name] for run in runs]) for name in runs[0]}
-    figures = as_document(spreads)
+    repeats: dict[str, list[float]] = {}
+    for name in runs[0]:
+        repeats[name] = [run[name] for run in runs]
+    figures = spreads_of(repeats)
     naive = figures["naive_rows_per_second"]["median"]
     counts = {"controls": CONTROLS, "controls_many": CONTROLS_MANY, "opt_outs": OPT_OUTS}
     return {

@@ -89,19 +89,17 @@ def write_bundle(
     kind: Kind = "snapshot"
     deltas = 0
     named_parent: Parent | None = None
-    controls_start = 0
+    start = 0
     if parent is not None:
         _require_delta(parent, state)
         kind = "delta"
         deltas = parent.deltas + 1
         named_parent = parent.as_parent()
-        controls_start = parent.controls_offset
+        start = parent.controls_offset
     bundle = _Writer(store, f"{sequence:010d}-{kind}-{secrets.token_hex(8)}", state)
     members = _members_of(state, kind)
     bundle.write_records(members, file_rows=file_rows, is_delta=kind == "delta")
-    new_controls = [
-        control for control in state.stored_controls if control.offset >= controls_start
-    ]
+    new_controls = [control for control in state.stored_controls if control.offset >= start]
     bundle.write_controls(new_controls)
     manifest = Manifest(
         bundle_id=bundle.bundle_id,
@@ -377,8 +375,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _summaries(state: BundleState) -> tuple[PartitionSummary, ...]:
-    digests = state.digests()
-    counts = state.counts()
+    digests, counts = state.digests(), state.counts()
     frontiers = state.freshness.counted()
     damaged = [0] * state.partitions
     for partition in partitions_of(list(state.damaged), state.partitions).tolist():

@@ -73,11 +73,13 @@ class BundleWriter:
     def add(self, members: pa.Array, kind: FactKind, *, at: Micros) -> None:
         """Add a choice of these members, each without a record so far, made at that time."""
         frame = self._state.catalog.frame_of("ConsentRecord")
-        body = fact_body(Fact(kind, at, at, at.to_bytes(8, "big"), None, PURPOSE, version=1))
+        fact = Fact(kind, at, at, at.to_bytes(8, "big"), None, PURPOSE, version=1)
+        body = fact_body(fact)
         for start in range(0, len(members), _CHUNK_MEMBERS):
             chunk = members[start : start + _CHUNK_MEMBERS]
             keys = [member.encode() for member in chunk.to_pylist()]
-            self._apply(keys, [first_record(key, body, frame) for key in keys])
+            records = [first_record(key, body, frame) for key in keys]
+            self._apply(keys, records)
 
     def _apply(self, keys: Sequence[bytes], records: Sequence[bytes]) -> None:
         homes = partitions_of(keys, PARTITIONS)

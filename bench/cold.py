@@ -85,7 +85,10 @@ def _write_bundle(directory: Path, members: int, key: SigningKey) -> int:
     state = BundleState(PARTITIONS, catalog)
     frame = catalog.frame_of("ConsentRecord")
     now = system_clock()
-    bodies = [fact_body(_fact(Micros(now - 10**12 - number))) for number in range(_FACTS)]
+    bodies: list[bytes] = []
+    for number in range(_FACTS):
+        at = Micros(now - 10**12 - number)
+        bodies.append(fact_body(_fact(at)))
     for start in range(0, members, _CHUNK_MEMBERS):
         numbers = range(start, min(start + _CHUNK_MEMBERS, members))
         keys = [pseudonym(number, seed=1).encode() for number in numbers]

@@ -146,7 +146,8 @@ def _change(number: int, seed: int) -> dict[str, str]:
 
 def _identity(numbers: random.Random, number: int) -> dict[str, str]:
     at = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(milliseconds=number)
-    return {"event_id": str(uuid.UUID(bytes=numbers.randbytes(16))), "effective_at": at.isoformat()}
+    event_id = uuid.UUID(bytes=numbers.randbytes(16))
+    return {"event_id": str(event_id), "effective_at": at.isoformat()}
 
 
 def _singles(namespace: BenchNamespace, address: str, requests: Sequence[bytes]) -> Loaded:

@@ -213,7 +213,9 @@ def compute_expected(case: PurgeCase) -> Expected:
     remaining = all_rows.filter(pc.invert(is_gone))
     removed = all_rows.filter(is_gone)["member_id"]
     is_ordered = pc.is_in(removed, value_set=case.ordered)
-    counts = {f"e:{member}": 0 for member in case.ordered.to_pylist()}
+    counts: dict[str, int] = {}
+    for member in case.ordered.to_pylist():
+        counts[f"e:{member}"] = 0
     for entry in removed.filter(is_ordered).value_counts().to_pylist():
         counts[f"e:{entry['values']}"] = entry["counts"]
     counts[f"excluded:{PURPOSE}"] = len(removed) - sum(counts.values())
@@ -482,7 +484,9 @@ def inspect_copy(case: PurgeCase, written: int) -> Killed:
         except (pa.ArrowException, OSError):
             broken += 1
     purged = purged_in(case.copy, written)
-    return Killed(purged, bool(staged_in(case.copy)), is_within_swaps(case.copy), broken, rows)
+    staged = bool(staged_in(case.copy))
+    within_swaps = is_within_swaps(case.copy)
+    return Killed(purged, staged, within_swaps, broken, rows)
 
 
 def is_within_swaps(directory: Path) -> bool:

@@ -223,7 +223,8 @@ def make_table(members: Iterable[bytes], rows: int, *, seed: int) -> pa.Table:
     numbers = np.random.default_rng(seed)
 
     def drawn(values: Sequence[str | None]) -> pa.Array:
-        return pa.array(values, pa.string()).take(pa.array(numbers.integers(0, len(values), rows)))
+        indexes = numbers.integers(0, len(values), rows)
+        return pa.array(values, pa.string()).take(pa.array(indexes))
 
     collected = pa.array(NOW - numbers.integers(0, 2 * YEAR_MICROS, rows)).cast(pa.timestamp("us"))
     return pa.table(

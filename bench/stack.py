@@ -283,7 +283,11 @@ def cpu_per_million(
     before: Mapping[str, float], after: Mapping[str, float], events: int
 ) -> dict[str, float]:
     """Return the CPU seconds that each process used per million events."""
-    return {name: round((after[name] - before[name]) * 1_000_000 / events, 2) for name in before}
+    costs: dict[str, float] = {}
+    for name in before:
+        used = after[name] - before[name]
+        costs[name] = round(used * 1_000_000 / events, 2)
+    return costs
 
 
 def _script() -> str:

@@ -105,13 +105,18 @@ def measure_verify(sizes: VerifySizes, *, seed: int) -> dict[str, Any]:
         refusals: dict[str, bool] = {}
         for field, raw in altered_certificates(honest_run, seed=seed).items():
             refusals[field] = is_refused_as_altered(files, honest_run, raw)
-    rates = {step: round(rate_of(sizes.reads, duration)) for step, duration in seconds.items()}
+    rates: dict[str, int] = {}
+    rounded_seconds: dict[str, float] = {}
+    for step, duration in seconds.items():
+        rates[step] = round(rate_of(sizes.reads, duration))
+        rounded_seconds[step] = round(duration, 2)
+    planted_ids = set(ids_of(roles.planted).to_pylist())
     return {
         "sizes": sizes._asdict()
         | {"rows": len(roles.rows), "excluded": len(roles.excluded), "late": len(roles.late)},
-        "seconds": {step: round(duration, 2) for step, duration in seconds.items()},
+        "seconds": rounded_seconds,
         "reads_per_second": rates,
-        "planted": planted_summary(planted_status, report, set(ids_of(roles.planted).to_pylist())),
+        "planted": planted_summary(planted_status, report, planted_ids),
         "honest": {
             "reads": honest_read,
             "reads_allowed": len(honest_allowed),

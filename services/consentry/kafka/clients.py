@@ -158,7 +158,8 @@ def end_offsets(
                 key = (topic_partition.topic, topic_partition.partition)
                 offsets[key] = answer.result().offset
         except KafkaException as error:
-            if error.args[0].code() not in _LEADER_MOVED or time.monotonic() > until:
+            has_moved = error.args[0].code() in _LEADER_MOVED
+            if not has_moved or time.monotonic() > until:
                 raise unavailable("report its offsets", error) from error
             # A broker that came back gives out new leader epochs; the client learns of it soon.
             time.sleep(_LEADER_PAUSE_SECONDS)

@@ -226,7 +226,8 @@ class Sender:
         """
         # The error that is raised here has the code _FATAL without being marked fatal; the one that
         # is marked is only logged.
-        if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
+        failure = error.args[0]
+        if failure.fatal() or failure.code() == KafkaError._FATAL:
             self._retired.append(self._producer)
             self._producer = self._new_producer()
 

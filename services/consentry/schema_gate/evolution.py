@@ -252,9 +252,7 @@ class _Change:
         kept_before = [name for name in before if name in after]
         if kept != kept_before:
             yield Finding("E03", where, "has its fields in another order")
-        elif self._is_member_event and (
-            _head(old, self._old) != _head(new, self._new) or list(before)[-1:] != list(after)[-1:]
-        ):
+        elif self._is_member_event and self._moves_columns(old, new):
             yield Finding(
                 "E03",
                 where,
@@ -262,6 +260,14 @@ class _Change:
             )
         for name in kept:
             yield from self._of_field(before[name], after[name], f"{where}.{name}")
+
+    def _moves_columns(
+        self, old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
+    ) -> bool:
+        """Return True if the fixed-width head differs, or the last field."""
+        if _head(old, self._old) != _head(new, self._new):
+            return True
+        return _last_name(old) != _last_name(new)
 
     def _of_field(
         self, old: Mapping[str, Any], new: Mapping[str, Any], where: str
@@ -337,6 +343,13 @@ def _told(kind: Any) -> str:
     if isinstance(kind, Mapping):
         return f"{kind['type']} {_short(kind)}".strip()
     return str(kind)
+
+
+def _last_name(fields: Sequence[Mapping[str, Any]]) -> str:
+    """The name of the last field; empty where there is no field."""
+    if not fields:
+        return ""
+    return str(fields[-1]["name"])
 
 
 def _head(fields: Sequence[Mapping[str, Any]], types: Mapping[str, Any]) -> list[str]:

@@ -321,7 +321,9 @@ def _holds_text(kind: Any) -> bool:
 
 
 def _is_anchored(pattern: object) -> bool:
-    if not isinstance(pattern, str) or not (pattern.startswith("^") and pattern.endswith("$")):
+    if not isinstance(pattern, str):
+        return False
+    if not pattern.startswith("^") or not pattern.endswith("$"):
         return False
     try:
         re.compile(pattern)

@@ -160,7 +160,8 @@ def event_delays(plan: LoadPlan, journal: LatencyJournal) -> list[int]:
     delays: list[int] = []
     for event in plan.events:
         if event.recorded_at >= plan.counted_from:
-            delays.append(arrived_at[event_tag(event.event_id).hex()] - event.recorded_at)
+            tag = event_tag(event.event_id).hex()
+            delays.append(arrived_at[tag] - event.recorded_at)
     return delays
 
 
@@ -199,7 +200,8 @@ def read_journal(lines: Iterable[str]) -> LatencyJournal:
 
 def _control(number: int, instant: int, seed: int) -> Control:
     identity = bytes([seed % 256, 1]) + number.to_bytes(14, "big")
-    pause, at = f"bench-{number // 2}", Micros(instant)
+    pause = f"bench-{number // 2}"
+    at = Micros(instant)
     if number % 2:
         return PauseLifted(
             event_id=identity,

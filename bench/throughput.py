@@ -127,9 +127,8 @@ def measure_naive(
     with redis.Redis.from_url(namespace.addresses.redis_url, protocol=3) as table:
         stored = _integer(table.hlen(hash_name))
     check_count("Members in the peer's hash", expected=work.members, found=stored)
-    return Run(
-        events=count, seconds=last["at"] - first["at"], cpu=cpu_per_million(before, after, count)
-    )
+    seconds = last["at"] - first["at"]
+    return Run(events=count, seconds=seconds, cpu=cpu_per_million(before, after, count))
 
 
 def check_records(namespace: BenchNamespace, work: Workload) -> None:

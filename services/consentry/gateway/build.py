@@ -164,9 +164,10 @@ def liveness(context: GatewayContext) -> dict[str, Any]:
 
 
 def readiness(context: GatewayContext) -> dict[str, Any]:
-    """Return the gateway's answer at /readyz: it is ready while its consent table is fresh.
+    """Return the gateway's answer at /readyz: it is ready while its controls are fresh.
 
-    Events are accepted also while the table is stale: an opt-out must not wait for it.
+    The table is not asked; GET /v1/status says whether it is fresh. Events are accepted also while
+    this is not ready: an opt-out must not wait for it.
     """
     detail = context.reader.stale_detail()
     return {

@@ -117,7 +117,7 @@ DEFINITIONS: Final[Mapping[str, Definition]] = {
         "time since the moment up to which the newest bundle is proven; infinite without a bundle"
     ),
     "consentry_bundles_total": _counter(
-        "bundles that were due, by outcome: snapshot, delta, stale, unhealed, standby, failed",
+        "bundles that were due, by outcome: snapshot, delta, stale, standby, conflict, failed",
         "outcome",
     ),
     "consentry_bundler_regressions_total": _counter(

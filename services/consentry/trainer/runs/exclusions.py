@@ -19,8 +19,8 @@ EXCLUDED_WHATEVER_THE_ROW: Final = (
     "say: erased, quarantined, history folded, or the last choice that counts is no opt-in; at "
     "the time the run ended, by what was recorded up to known_at_end"
 )
-"""The definition of `exclusions`, as the certificate states it. Part of a signed document: never
-changed without a new format."""
+"""The definition of `exclusions`, as the certificate states it. Part of a signed document:
+from the first release on it changes only with a new format."""
 _CHUNK_ROWS: Final = 16_384
 
 

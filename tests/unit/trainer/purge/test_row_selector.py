@@ -16,13 +16,18 @@ from consentry.domain.controls import Scope
 from consentry.domain.errors import InvalidInput, Refused
 from consentry.domain.orders import PurgeOrder, PurgeReason
 from consentry.domain.records import Record, fold
-from consentry.domain.values import MemberId
+from consentry.domain.values import MemberId, Reason
 from consentry.trainer.deciding.columns import Columns, find_columns
 from consentry.trainer.deciding.decider import SnapshotDecider
 from consentry.trainer.deciding.snapshot import Snapshot
 from consentry.trainer.purge import dataset_files, dataset_version, purge, read_dataset
 from consentry.trainer.purge import row_selector as row_selector_module
-from consentry.trainer.purge.row_selector import ExcludedSelector, JointSelector, OrdersSelector
+from consentry.trainer.purge.row_selector import (
+    UNKNOWN_REASONS,
+    ExcludedSelector,
+    JointSelector,
+    OrdersSelector,
+)
 from consentry.wire.frames import frame
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import read_record, write_record
@@ -316,3 +321,28 @@ class TestSpeed:
             assert (~selector.select_rows(table, Columns()).keep).sum() == 100
 
         assert asked == [b"wing"]
+
+
+DELETING_REASONS = frozenset(
+    {
+        Reason.ERASED,
+        Reason.PAUSED,
+        Reason.OPTED_OUT,
+        Reason.NO_TERMS,
+        Reason.NOT_OFFERED,
+        Reason.OUTSIDE_TERMS,
+        Reason.NOTICE_OPEN,
+        Reason.OPT_IN_REQUIRED,
+    }
+)
+"""The reasons for which `purge apply --excluded` deletes a row, said once more by hand."""
+
+
+def test_every_reason_either_allows_or_deletes_or_keeps_a_row_for_another_day() -> None:
+    """A new reason that nobody sorted would delete rows of members of whom little is known."""
+    allowing = {reason for reason in Reason if reason.allows}
+
+    # No row of a STALE table is purged at all: the selector raises.
+    assert allowing | DELETING_REASONS | UNKNOWN_REASONS == set(Reason) - {Reason.STALE}
+    assert not DELETING_REASONS & UNKNOWN_REASONS
+    assert not allowing & (DELETING_REASONS | UNKNOWN_REASONS)

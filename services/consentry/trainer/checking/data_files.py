@@ -110,14 +110,8 @@ def _partitions(parts: Iterable[str]) -> dict[str, str | None]:
     for part in parts:
         name, equals, value = part.partition("=")
         if name and equals:
-            values[unquote(name)] = _partition_value(value)
+            values[unquote(name)] = None if value == _HIVE_NULL else unquote(value)
     return values
-
-
-def _partition_value(text: str) -> str | None:
-    if text == _HIVE_NULL:
-        return None
-    return unquote(text)
 
 
 def read_batches(file: DataFile, spec: ColumnSpec) -> Iterator[tuple[pa.Table, Columns]]:
@@ -129,9 +123,7 @@ def read_batches(file: DataFile, spec: ColumnSpec) -> Iterator[tuple[pa.Table, C
     suffixes = [suffix.lower() for suffix in file.path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    kind = ""
-    if suffixes:
-        kind = suffixes[-1]
+    kind = suffixes[-1] if suffixes else ""
     read = _READERS.get(kind)
     if read is None:
         known = ", ".join(sorted(_READERS))
@@ -247,10 +239,11 @@ def read_ipc(
     source: Source, spec: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
     """Yield the batches of an Arrow IPC file that is checked, or of a stream."""
-    with _ipc_source(source) as opened:
+    opened = pa.BufferReader(source) if isinstance(source, bytes) else pa.memory_map(str(source))
+    with opened:
         is_file = opened.read(6) == b"ARROW1"
         opened.seek(0)
-        reader = _open_ipc(opened, is_file=is_file)
+        reader = pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
         names = reader.schema.names
         columns = spec.find_among(_all_names(names, partitions))
         stored = [name for name in columns.names if name in names]
@@ -273,18 +266,6 @@ def read_ipc(
             )
 
 
-def _ipc_source(source: Source) -> pa.NativeFile:
-    if isinstance(source, bytes):
-        return pa.BufferReader(source)
-    return pa.memory_map(str(source))
-
-
-def _open_ipc(opened: pa.NativeFile, *, is_file: bool) -> Any:
-    if is_file:
-        return pa.ipc.open_file(opened)
-    return pa.ipc.open_stream(opened)
-
-
 def _read_csv(
     source: Source, spec: ColumnSpec, partitions: Mapping[str, str | None]
 ) -> Iterator[tuple[pa.Table, Columns]]:
@@ -295,10 +276,7 @@ def _read_csv(
     columns = spec.find_among(_all_names(names, partitions))
     stored = [name for name in columns.names if name in names]
     # Nothing is guessed: "NA" is Namibia, and an id of digits keeps its leading zeros.
-    column_types: dict[str, pa.DataType] = {}
-    for name in stored:
-        if name != columns.collected:
-            column_types[name] = pa.string()
+    column_types = {name: pa.string() for name in stored if name != columns.collected}
     options = pacsv.ConvertOptions(
         include_columns=stored,
         column_types=column_types,
@@ -348,14 +326,10 @@ def _table_of_rows(
         if of_directory is not None:
             # Compared before the table is made: in it a value that is not an id is null, and would
             # pass for a row that has no value.
-            if _has_other_value(own, of_directory):
+            if any(value is not None and json_member_id(value) != of_directory for value in own):
                 raise _contradiction(name)
             table = _with_value(table, name, of_directory)
     return table
-
-
-def _has_other_value(values: Sequence[Any], of_directory: str) -> bool:
-    return any(value is not None and json_member_id(value) != of_directory for value in values)
 
 
 def _object(number: int, line: bytes) -> dict[str, Any]:

@@ -42,11 +42,13 @@ def conflict_of_pause(
             is_moved = has_effective and pause.effective_at != known.effective_at
             is_other = is_moved or (known.scope, known.reach) != (pause.scope, pause.reach)
         if is_lifted or is_other:
+            act = "lifted"
+            if not is_lifted:
+                act = "imposed otherwise"
             return ControlConflict(
                 "version",
-                f"version {pause.version} of pause {pause.pause!r} was "
-                f"{'lifted' if is_lifted else 'imposed otherwise'} already: repeating it changes "
-                "nothing",
+                f"version {pause.version} of pause {pause.pause!r} was {act} already: repeating it "
+                "changes nothing",
                 "give it a higher version",
                 "input.pause_version",
             )
@@ -67,8 +69,11 @@ def conflict_of_lift(
     ]
     ended = [known for known in named if known.version <= lift.version]
     if not ended:
+        field = "version"
+        if not named:
+            field = "pause"
         return ControlConflict(
-            "pause" if not named else "version",
+            field,
             f"no pause {lift.pause!r} with a version up to {lift.version} was ever imposed",
             "name the pause as it was imposed; `consentry pause list` shows them",
             "input.pause_unknown",
@@ -105,9 +110,11 @@ def conflict_of_policy(
     for known in log:
         if isinstance(known, PolicyPublished) and known.version == policy.version:
             is_moved = has_effective and known.effective_at != policy.effective_at
-            if known.terms == policy.terms and not is_moved:
-                return None
-            other = "another effective time" if known.terms == policy.terms else "other terms"
+            other = "other terms"
+            if known.terms == policy.terms:
+                if not is_moved:
+                    return None
+                other = "another effective time"
             return ControlConflict(
                 "version",
                 f"the policy version {policy.version!r} was published before with {other}: a "

@@ -239,26 +239,29 @@ class _Index:
         """Return the index with more controls, whose positions in the log begin at `start`."""
         new = tuple(controls)
         numbered = tuple(enumerate(new, start=start))
-        pauses = [
-            Imposition(place, control.effective_at, control.recorded_at, control)
-            for place, control in numbered
-            if isinstance(control, PauseImposed)
-        ]
-        lifts = [
-            Lift(place, control) for place, control in numbered if isinstance(control, PauseLifted)
-        ]
+        pauses: list[Imposition] = []
+        lifts: list[Lift] = []
+        for place, control in numbered:
+            if isinstance(control, PauseImposed):
+                effective_at = control.effective_at
+                recorded_at = control.recorded_at
+                pauses.append(Imposition(place, effective_at, recorded_at, control))
+            elif isinstance(control, PauseLifted):
+                lifts.append(Lift(place, control))
         by_name = _grown(self.by_name, ((one.pause.pause, one) for one in pauses))
-        pairs = [(one, lift) for lift in lifts for one in by_name.get(lift.lift.pause, ())]
-        pairs += [(one, lift) for one in pauses for lift in self.lifts.get(one.pause.pause, ())]
+        pairs: list[tuple[Imposition, Lift]] = []
+        for lift in lifts:
+            pairs += [(one, lift) for one in by_name.get(lift.lift.pause, ())]
+        for one in pauses:
+            pairs += [(one, lift) for lift in self.lifts.get(one.pause.pause, ())]
         opt_in_voids = _grown(self.opt_in_voids, _opt_in_voids(pairs))
+        entries = _grown(self.entries, _entries(numbered))
         return _Index(
-            impositions=_grown(
-                self.impositions, ((code, one) for one in pauses for code in _codes(one.pause))
-            ),
+            impositions=_grown(self.impositions, _by_code(pauses)),
             by_name=by_name,
             lifts=_grown(self.lifts, ((one.lift.pause, one) for one in lifts)),
             opt_in_voids=_sorted(opt_in_voids, self.opt_in_voids, key=_last_recorded_first),
-            entries=_sorted(_grown(self.entries, _entries(numbered)), self.entries, key=_rank),
+            entries=_sorted(entries, self.entries, key=_rank),
             effective_times=_merged(self.effective_times, (one.effective_at for one in new)),
             recorded_times=_merged(self.recorded_times, (one.recorded_at for one in new)),
         )
@@ -310,6 +313,12 @@ def _codes(pause: PauseImposed) -> Iterable[str]:
     return dict.fromkeys(pause.scope.jurisdictions)
 
 
+def _by_code(impositions: Iterable[Imposition]) -> Iterator[tuple[str, Imposition]]:
+    for imposition in impositions:
+        for code in _codes(imposition.pause):
+            yield code, imposition
+
+
 def _opt_in_voids(pairs: Iterable[tuple[Imposition, Lift]]) -> Iterator[tuple[str, OptInVoid]]:
     for imposition, (place, lift) in pairs:
         if lift.voids_opt_ins and lift.version >= imposition.pause.version:
@@ -344,7 +353,10 @@ def _grown(
         added.setdefault(key, []).append(value)
     if not added:
         return before
-    return {**before, **{key: (*before.get(key, ()), *values) for key, values in added.items()}}
+    grown = dict(before)
+    for key, values in added.items():
+        grown[key] = (*before.get(key, ()), *values)
+    return grown
 
 
 def _sorted(
@@ -356,17 +368,22 @@ def _sorted(
     """Return the mapping with its changed values in order."""
     if found is before:
         return before
-    changed = {name: values for name, values in found.items() if values is not before.get(name)}
-    return {**found, **{name: tuple(sorted(values, key=key)) for name, values in changed.items()}}
+    ordered = dict(found)
+    for name, values in found.items():
+        if values is not before.get(name):
+            ordered[name] = tuple(sorted(values, key=key))
+    return ordered
 
 
 def _merged(before: tuple[Micros, ...], more: Iterable[Micros]) -> tuple[Micros, ...]:
-    new = {
-        time
-        for time in more
-        if (place := bisect_left(before, time)) == len(before) or before[place] != time
-    }
-    return tuple(sorted((*before, *new))) if new else before
+    new: set[Micros] = set()
+    for time in more:
+        place = bisect_left(before, time)
+        if place == len(before) or before[place] != time:
+            new.add(time)
+    if not new:
+        return before
+    return tuple(sorted((*before, *new)))
 
 
 class ApplicableControls(NamedTuple):
@@ -422,9 +439,8 @@ class Controls:
             return self
         index = self._index.after(len(self.log), new)
         if not self.log:
-            index = replace(
-                index, effective_times=_merged(index.effective_times, self.jurisdictions.changes)
-            )
+            times = _merged(index.effective_times, self.jurisdictions.changes)
+            index = replace(index, effective_times=times)
         return Controls(self.jurisdictions, (*self.log, *new), frozenset(seen), index)
 
     def understands(self, control: Control) -> bool:
@@ -553,8 +569,12 @@ class Controls:
 
         Data collected between two of them gets the same answers.
         """
-        every = {terms.collected_from for policy in self.policies for terms in policy.terms}
-        return tuple(sorted(cut_off for cut_off in every if cut_off is not None))
+        cut_offs: set[Micros] = set()
+        for policy in self.policies:
+            for terms in policy.terms:
+                if terms.collected_from is not None:
+                    cut_offs.add(terms.collected_from)
+        return tuple(sorted(cut_offs))
 
     @cached_property
     def opt_ins_voided_at(self) -> tuple[Micros, ...]:
@@ -574,9 +594,11 @@ class Controls:
     @cached_property
     def purposes(self) -> tuple[str, ...]:
         """Every purpose that any policy's terms name, in order of first mention."""
-        return tuple(
-            dict.fromkeys(terms.purpose for policy in self.policies for terms in policy.terms)
-        )
+        names: dict[str, None] = {}
+        for policy in self.policies:
+            for terms in policy.terms:
+                names[terms.purpose] = None
+        return tuple(names)
 
     def codes_in(self, scope: Iterable[str], *, at: Micros) -> frozenset[str]:
         """Return the countries of a scope, and parts of them that may have other policy terms.
@@ -588,21 +610,19 @@ class Controls:
         """
         countries = self.jurisdictions.expanded(scope, at=at)
         twins = self.jurisdictions.twins
-        return countries | {
-            code
-            for code in self._subdivisions | twins.keys()
-            if code.split("-", 1)[0] in countries or twins.get(code) in countries
-        }
+        parts: set[str] = set()
+        for code in self._subdivisions | twins.keys():
+            if code.split("-", 1)[0] in countries or twins.get(code) in countries:
+                parts.add(code)
+        return countries | parts
 
     @cached_property
     def _subdivisions(self) -> frozenset[str]:
-        named = (
-            code
-            for policy in self.policies
-            for terms in policy.terms
-            for code in terms.jurisdictions
-        )
-        return frozenset(code for code in named if "-" in code)
+        parts: set[str] = set()
+        for policy in self.policies:
+            for terms in policy.terms:
+                parts.update(code for code in terms.jurisdictions if "-" in code)
+        return frozenset(parts)
 
     def purge_within(
         self, codes: Iterable[str], purposes: Iterable[str] | None, *, at: Micros, known_at: Micros
@@ -612,14 +632,14 @@ class Controls:
         30 days where no terms are in force in these jurisdictions. Source: rule 9.
         """
         wanted = self.purposes if purposes is None else tuple(purposes)
-        found = (
-            self.terms_for(code, purpose, at=at, known_at=known_at)
-            for code in codes
-            for purpose in wanted
-        )
-        return min(
-            (terms.purge_within for _, terms in filter(None, found)), default=PURGE_WITHIN_DEFAULT
-        )
+        limits: list[Micros] = []
+        for code in codes:
+            for purpose in wanted:
+                binding = self.terms_for(code, purpose, at=at, known_at=known_at)
+                if binding is not None:
+                    _, terms = binding
+                    limits.append(terms.purge_within)
+        return min(limits, default=PURGE_WITHIN_DEFAULT)
 
 
 def _are_names(names: tuple[str, ...] | None) -> bool:

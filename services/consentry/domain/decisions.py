@@ -93,12 +93,16 @@ class MemberState(NamedTuple):
     @property
     def jurisdiction(self) -> str | None:
         """The jurisdiction where the member was last known to live, or None."""
-        return None if self.relocation is None else self.relocation.name
+        if self.relocation is None:
+            return None
+        return self.relocation.name
 
     @property
     def age_band(self) -> AgeBand:
         """The age band last recorded of the member."""
-        return AgeBand.UNKNOWN if self.relocation is None else AGE_BANDS[self.relocation.kind]
+        if self.relocation is None:
+            return AgeBand.UNKNOWN
+        return AGE_BANDS[self.relocation.kind]
 
     @property
     def bar(self) -> Ground | None:
@@ -214,8 +218,11 @@ def decide_state(
     bar = own.bar
     if bar is not None:
         return Decision(False, bar.reason, (bar,))
-    named = (own.jurisdiction, row.jurisdiction if row else None)
-    jurisdictions = dict.fromkeys(code for code in named if code is not None)
+    jurisdictions: dict[str, None] = {}
+    if own.jurisdiction is not None:
+        jurisdictions[own.jurisdiction] = None
+    if row is not None and row.jurisdiction is not None:
+        jurisdictions[row.jurisdiction] = None
     if not jurisdictions:
         ground = Ground(Reason.JURISDICTION_UNKNOWN, _NOWHERE)
         return Decision(False, ground.reason, (ground,))
@@ -242,7 +249,9 @@ class _UseQuestion(NamedTuple):
             return [
                 Ground(Reason.JURISDICTION_UNKNOWN, f"{place[:16]!r} is not a known code", place)
             ]
-        category = self.row.category if self.row else None
+        category = None
+        if self.row is not None:
+            category = self.row.category
         applicable = self.controls.applicable(
             place, self.purpose, category, at=self.at, known_at=self.known_at
         )
@@ -258,11 +267,9 @@ class _UseQuestion(NamedTuple):
                 *rest,
             ]
         reason = self._by_terms(applicable.terms, choice)
-        limit = (
-            failed_limit(applicable.terms, self.own.age_band, self.row)
-            if reason is Reason.OUTSIDE_TERMS
-            else None
-        )
+        limit = None
+        if reason is Reason.OUTSIDE_TERMS:
+            limit = failed_limit(applicable.terms, self.own.age_band, self.row)
         return [Ground(reason, applicable.policy, place, applicable.terms, limit), *rest]
 
     def _choice_ground(self, place: str, lift: PauseLifted | None) -> Ground | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
-from consentry.domain.controls import Controls, PauseImposed, PolicyPublished, counts
+from consentry.domain.controls import Control, Controls, PauseImposed, PolicyPublished, counts
 from consentry.domain.decisions import (
     Decision,
     Ground,
@@ -98,10 +98,15 @@ class ExplainQuestion:
 
     def places(self, own: MemberState) -> tuple[str, ...]:
         """The jurisdictions that member and row name, the member's first, each once."""
-        row_place = self.row.jurisdiction if self.row else None
-        return tuple(
-            dict.fromkeys(place for place in (own.jurisdiction, row_place) if place is not None)
-        )
+        places: list[str] = []
+        if own.jurisdiction is not None:
+            places.append(own.jurisdiction)
+        row_place = None
+        if self.row is not None:
+            row_place = self.row.jurisdiction
+        if row_place is not None and row_place not in places:
+            places.append(row_place)
+        return tuple(places)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +135,8 @@ def explain(asked: ExplainQuestion, name_of: NameOf | None = None) -> Explanatio
     The decision is that of `decide`. Costs a few decisions more, so it is for people, not for rows.
     Raises nothing.
     """
-    words, own = Phrasing(name_of, asked.row), asked.member_state()
+    words = Phrasing(name_of, asked.row)
+    own = asked.member_state()
     decision = asked.decide_state(own, asked.row, asked.controls)
     notes = _notes(asked, own, words)
     chain = tuple(_Chain(asked, own, decision, notes, words).links())
@@ -186,7 +192,9 @@ def _slot(fact: Fact) -> str:
         return "relocation"
     if fact.kind in CHOICE_FACTS:
         return "choice"
-    return "erasure" if fact.kind is FactKind.ERASED else "quarantine"
+    if fact.kind is FactKind.ERASED:
+        return "erasure"
+    return "quarantine"
 
 
 def _why_not(asked: ExplainQuestion, own: MemberState, fact: Fact) -> str:
@@ -195,7 +203,10 @@ def _why_not(asked: ExplainQuestion, own: MemberState, fact: Fact) -> str:
         return "the record no longer answers for that time"
     is_late = fact.recorded_at > asked.known_at
     if fact.effective_at > asked.at:
-        return "recorded later, and takes effect later" if is_late else "takes effect later"
+        reason = "takes effect later"
+        if is_late:
+            reason = "recorded later, and takes effect later"
+        return reason
     if is_late:
         return "recorded later"
     if own.erasure is not None and fact.version > own.erasure.version:
@@ -234,11 +245,11 @@ def _voided(asked: ExplainQuestion, own: MemberState, choice: Fact, words: Phras
             place, asked.purpose, at=asked.at, known_at=asked.known_at
         )
         if lift is not None and choice.recorded_at <= lift.recorded_at:
-            where = f" in {words.place(place)}" if len(places) > 1 else ""
-            found.append(
-                f"the lift of {lift.pause}, recorded {date_text(lift.recorded_at)}, made it "
-                f"void{where}"
-            )
+            where = ""
+            if len(places) > 1:
+                where = f" in {words.place(place)}"
+            recorded = date_text(lift.recorded_at)
+            found.append(f"the lift of {lift.pause}, recorded {recorded}, made it void{where}")
     return "; ".join(found)
 
 
@@ -266,9 +277,9 @@ class _Chain:
         place = deciding.jurisdiction
         if place is None:
             return
-        pauses = (
-            self._pauses(place, self._asked.known_at) if deciding.reason is Reason.PAUSED else ()
-        )
+        pauses: tuple[PauseImposed, ...] = ()
+        if deciding.reason is Reason.PAUSED:
+            pauses = self._pauses(place, self._asked.known_at)
         for pause in pauses:
             if pause is not deciding.fact:
                 ground = Ground(Reason.PAUSED, pause, place)
@@ -291,50 +302,41 @@ class _Chain:
         if ground.reason is not Reason.JURISDICTION_UNKNOWN:
             return self._words.sentence(ground)
         if ground.jurisdiction is None:
-            member = (
-                "nothing was ever recorded of the member"
-                if record is None
-                else "the member has no known residence"
-            )
-            return (
-                f"{member}, and "
-                f"{'the row names no jurisdiction' if row else 'no row was asked about'}"
-            )
-        whose = (
-            "the row" if row and row.jurisdiction == ground.jurisdiction else "the member's record"
-        )
+            about_member = "the member has no known residence"
+            if record is None:
+                about_member = "nothing was ever recorded of the member"
+            about_row = "the row names no jurisdiction"
+            if row is None:
+                about_row = "no row was asked about"
+            return f"{about_member}, and {about_row}"
+        whose = "the member's record"
+        if row is not None and row.jurisdiction == ground.jurisdiction:
+            whose = "the row"
         return f"{whose} names a jurisdiction that is not known: {ground.fact}"
 
     def _choices(self, deciding: Ground) -> Iterator[Link]:
         """That the member had not chosen, or what did not cancel their opt-out."""
-        if self._own.choice is None:
-            text = f"the member had not chosen for {self._asked.purpose}"
-            if any(
-                note.counts and note.fact.kind is FactKind.CHOICE_UNKNOWN for note in self._notes
-            ):
-                text = (
-                    f"no choice of the member for {self._asked.purpose} stands: the last one "
-                    "is not understood"
-                )
-            yield Link(
-                SentenceRole.BESIDE, Ground(deciding.reason, text, deciding.jurisdiction), text
-            )
-        elif self._own.choice.kind is FactKind.OPTED_OUT:
+        choice = self._own.choice
+        purpose = self._asked.purpose
+        place = deciding.jurisdiction
+        if choice is None:
+            text = f"the member had not chosen for {purpose}"
             for note in self._notes:
-                is_later = (
-                    note.fact.version > self._own.choice.version
-                    and note.fact.name == self._asked.purpose
-                )
-                if is_later and note.fact.kind is FactKind.OPTED_IN:
+                if note.counts and note.fact.kind is FactKind.CHOICE_UNKNOWN:
                     text = (
-                        f"an opt-in on {date_text(note.fact.effective_at)} is not counted: "
-                        f"{note.why_not}"
+                        f"no choice of the member for {purpose} stands: the last one "
+                        "is not understood"
                     )
-                    yield Link(
-                        SentenceRole.NOT_COUNTED,
-                        Ground(Reason.OPTED_OUT, note.fact, deciding.jurisdiction),
-                        text,
-                    )
+            yield Link(SentenceRole.BESIDE, Ground(deciding.reason, text, place), text)
+        elif choice.kind is FactKind.OPTED_OUT:
+            for note in self._notes:
+                fact = note.fact
+                is_later = fact.version > choice.version and fact.name == purpose
+                if is_later and fact.kind is FactKind.OPTED_IN:
+                    opted_in = date_text(fact.effective_at)
+                    text = f"an opt-in on {opted_in} is not counted: {note.why_not}"
+                    ground = Ground(Reason.OPTED_OUT, fact, place)
+                    yield Link(SentenceRole.NOT_COUNTED, ground, text)
 
     def _elsewhere(self, decided: str) -> Iterator[Link]:
         """Yield the other jurisdiction's answer, where member and row name two. Source: rule 4."""
@@ -343,43 +345,50 @@ class _Chain:
             if place != decided:
                 alone = self._alone(place, self._own, self._asked.controls)
                 answers = {place: alone.allowed, decided: self._decision.allowed}
-                home, origin = (
-                    f"{self._words.place(one)}, which {'allows' if answers[one] else 'refuses'}"
-                    for one in places
-                )
-                text = f"the member lives in {home}; the row comes from {origin}"
-                yield Link(
-                    SentenceRole.BESIDE,
-                    alone.because[0],
-                    f"{text}; {self._words.sentence(alone.because[0])}",
-                )
+                home, origin = places
+                home_text = self._with_answer(home, answers[home])
+                origin_text = self._with_answer(origin, answers[origin])
+                text = f"the member lives in {home_text}; the row comes from {origin_text}"
+                ground = alone.because[0]
+                sentence = self._words.sentence(ground)
+                yield Link(SentenceRole.BESIDE, ground, f"{text}; {sentence}")
+
+    def _with_answer(self, place: str, allowed: bool) -> str:
+        """Return a jurisdiction in words, with the answer that it gives."""
+        if allowed:
+            return f"{self._words.place(place)}, which allows"
+        return f"{self._words.place(place)}, which refuses"
 
     def _alone(self, place: str, own: MemberState, controls: Controls) -> Decision:
         """The answer that one jurisdiction gives by itself."""
-        row = None if self._asked.row is None else replace(self._asked.row, jurisdiction=None)
+        row = self._asked.row
         if own.relocation is None:
-            return self._asked.decide_state(
-                own, replace(row or Row(), jurisdiction=place), controls
-            )
-        return self._asked.decide_state(
-            own._replace(relocation=own.relocation._replace(name=place)), row, controls
-        )
+            row_there = replace(row or Row(), jurisdiction=place)
+            return self._asked.decide_state(own, row_there, controls)
+        if row is not None:
+            row = replace(row, jurisdiction=None)
+        relocation = own.relocation._replace(name=place)
+        return self._asked.decide_state(own._replace(relocation=relocation), row, controls)
 
     def _otherwise(self, place: str, pauses: tuple[PauseImposed, ...]) -> Iterator[Link]:
         """Yield the answer that the other rules give, without the pauses and the opt-out."""
         if self._decision.reason not in (Reason.PAUSED, Reason.OPTED_OUT):
             return
-        own, controls, aside = self._own, self._asked.controls, []
+        own = self._own
+        controls = self._asked.controls
+        aside: list[str] = []
+        if len(pauses) == 1:
+            aside.append("the pause")
+        elif pauses:
+            aside.append("the pauses")
         if pauses:
-            aside.append("the pause" if len(pauses) == 1 else "the pauses")
             controls = _without(controls, pauses)
         if own.choice is not None and own.choice.kind is FactKind.OPTED_OUT:
             aside.append("the opt-out")
             own = own._replace(choice=None)
         alone = self._alone(place, own, controls)
-        text = (
-            f"without {' and '.join(aside)}, {self._words.sentence(alone.because[0], would=True)}"
-        )
+        answer = self._words.sentence(alone.because[0], would=True)
+        text = f"without {' and '.join(aside)}, {answer}"
         for other in self._asked.places(self._own):
             if alone.allowed and other != place and not self._alone(other, own, controls).allowed:
                 text += f", yet {self._words.place(other)} would still have refused"
@@ -405,29 +414,32 @@ class _Chain:
         """
         asked, controls = self._asked, self._asked.controls
         holders = controls.jurisdictions.holders(place, at=asked.at)
-        category = asked.row.category if asked.row else None
+        category = None
+        if asked.row is not None:
+            category = asked.row.category
         said: dict[tuple[str, int], PauseImposed] = {}
         for control in controls.log:
             if isinstance(control, PauseImposed) and counts(control, asked.at, known_at):
                 said.setdefault((control.pause, control.version), control)
-        return tuple(
-            pause
-            for pause in said.values()
-            if not holders.isdisjoint(pause.scope.jurisdictions)
-            and pause.scope.covers_use(asked.purpose, category)
-            and not controls.is_lifted(pause, at=asked.at, known_at=known_at)
-        )
+        in_force: list[PauseImposed] = []
+        for pause in said.values():
+            is_here = not holders.isdisjoint(pause.scope.jurisdictions)
+            if not is_here or not pause.scope.covers_use(asked.purpose, category):
+                continue
+            if not controls.is_lifted(pause, at=asked.at, known_at=known_at):
+                in_force.append(pause)
+        return tuple(in_force)
 
 
 def _without(controls: Controls, pauses: tuple[PauseImposed, ...]) -> Controls:
     """The controls as if these pauses had never been imposed."""
     gone = {(pause.pause, pause.version) for pause in pauses}
-    kept = (
-        control
-        for control in controls.log
-        if not isinstance(control, PauseImposed) or (control.pause, control.version) not in gone
-    )
-    return Controls(controls.jurisdictions).after(*kept)
+    others: list[Control] = []
+    for control in controls.log:
+        if isinstance(control, PauseImposed) and (control.pause, control.version) in gone:
+            continue
+        others.append(control)
+    return Controls(controls.jurisdictions).after(*others)
 
 
 def as_data(explanation: Explanation) -> dict[str, Any]:
@@ -435,26 +447,34 @@ def as_data(explanation: Explanation) -> dict[str, Any]:
 
     `because` and `grounds` go in step.
     """
-    asked, row = explanation.asked, explanation.asked.row
-    row_data = None
-    if row is not None:
-        collected_at = None if row.collected is None else _iso(row.collected)
-        row_data = {
-            "jurisdiction": row.jurisdiction,
-            "category": row.category,
-            "collected_at": collected_at,
-        }
+    asked = explanation.asked
+    version = None
+    if asked.record is not None:
+        version = asked.record.version
     return {
         "purpose": asked.purpose,
-        "row": row_data,
+        "row": _row_data(asked.row),
         "at": _iso(asked.at),
         "known_at": _iso(asked.known_at),
         "allowed": explanation.decision.allowed,
         "reason": explanation.decision.reason.value,
         "because": list(explanation.because),
         "grounds": [_ground_data(link) for link in explanation.chain],
-        "version": asked.record.version if asked.record else None,
+        "version": version,
         "facts": [_fact_data(note) for note in explanation.facts],
+    }
+
+
+def _row_data(row: Row | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    collected_at = None
+    if row.collected is not None:
+        collected_at = _iso(row.collected)
+    return {
+        "jurisdiction": row.jurisdiction,
+        "category": row.category,
+        "collected_at": collected_at,
     }
 
 
@@ -480,11 +500,17 @@ def _ground_data(link: Link) -> dict[str, Any]:
             "kind": "policy",
             "version": fact.version,
             "event_id": str(uuid.UUID(bytes=fact.event_id)),
+            "regime": None,
+            "limit": None,
         }
-        found["regime"] = ground.terms.regime.value if ground.terms else None
-        found["limit"] = ground.limit.value if ground.limit else None
+        if ground.terms is not None:
+            found["regime"] = ground.terms.regime.value
+        if ground.limit is not None:
+            found["limit"] = ground.limit.value
     else:
-        kind = "pause" if isinstance(fact, PauseImposed) else "lift"
+        kind = "lift"
+        if isinstance(fact, PauseImposed):
+            kind = "pause"
         found |= {"kind": kind, "pause": fact.pause, "version": fact.version}
         found["event_id"] = str(uuid.UUID(bytes=fact.event_id))
     return found | {"effective_at": _iso(fact.effective_at), "recorded_at": _iso(fact.recorded_at)}

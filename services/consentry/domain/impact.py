@@ -59,15 +59,19 @@ class Impact:
 
     def excluded(self) -> Mapping[str, int]:
         """Return how many members the control would exclude, by purpose."""
-        return _by_purpose(
-            change for change in self.changes if change.was_allowed and not change.is_allowed
-        )
+        excluding = []
+        for change in self.changes:
+            if change.was_allowed and not change.is_allowed:
+                excluding.append(change)
+        return _by_purpose(excluding)
 
     def opened(self) -> Mapping[str, int]:
         """Return how many members the control would newly allow, by purpose."""
-        return _by_purpose(
-            change for change in self.changes if change.is_allowed and not change.was_allowed
-        )
+        opening = []
+        for change in self.changes:
+            if change.is_allowed and not change.was_allowed:
+                opening.append(change)
+        return _by_purpose(opening)
 
 
 def _by_purpose(changes: Iterable[ReasonChange]) -> Mapping[str, int]:
@@ -118,41 +122,41 @@ class Census:
             members, place = self._counts[kind], own.jurisdiction
             if members == 0:
                 continue  # all of them were taken back
-            is_covered = place is not None and not wanted.isdisjoint(
-                after.jurisdictions.holders(place, at=self._times["at"])
-            )
+            is_covered = False
+            if place is not None:
+                holders = after.jurisdictions.holders(place, at=self._times["at"])
+                is_covered = not wanted.isdisjoint(holders)
             if purpose == self._purposes[0]:
-                unplaced += members if place is None else 0
-                covered.update({place: members} if place is not None and is_covered else {})
+                if place is None:
+                    unplaced += members
+                elif is_covered:
+                    covered[place] += members
             was = decide_state(own, None, before, purpose=purpose, **self._times)
             now = decide_state(own, None, after, purpose=purpose, **self._times)
             if was.reason is not now.reason:
                 changed[purpose, place, was.reason, now.reason, was.allowed, now.allowed] += members
             elif is_covered:
                 unchanged[purpose, now.reason] += members
+        changes = [ReasonChange(*key, members) for key, members in changed.items()]
+        changes.sort(key=_order)
         return Impact(
             **self._times,
             members=self._members,
             covered=dict(sorted(covered.items())),
             unplaced=unplaced,
-            changes=tuple(
-                sorted(
-                    (ReasonChange(*key, members) for key, members in changed.items()), key=_order
-                )
-            ),
+            changes=tuple(changes),
             unchanged=dict(sorted(unchanged.items())),
         )
 
 
 def _order(change: ReasonChange) -> tuple[object, ...]:
     """Return the rank of a change: those that open use, those that close it, then other reasons."""
-    weight = (
-        0
-        if change.is_allowed and not change.was_allowed
-        else 1
-        if change.was_allowed != change.is_allowed
-        else 2
-    )
+    if change.is_allowed == change.was_allowed:
+        weight = 2
+    elif change.is_allowed:
+        weight = 0
+    else:
+        weight = 1
     return (
         weight,
         change.purpose,
@@ -167,25 +171,28 @@ def scope_of(control: Control, controls: Controls) -> tuple[str, ...]:
     """Return the jurisdictions that a control names; a lift names those of its pauses."""
     if isinstance(control, PauseImposed):
         return control.scope.jurisdictions
+    codes: dict[str, None] = {}
     if isinstance(control, PolicyPublished):
-        return tuple(dict.fromkeys(code for terms in control.terms for code in terms.jurisdictions))
-    return tuple(
-        dict.fromkeys(
-            code for pause in lifted_by(control, controls) for code in pause.scope.jurisdictions
-        )
-    )
+        for terms in control.terms:
+            codes.update(dict.fromkeys(terms.jurisdictions))
+    else:
+        for pause in lifted_by(control, controls):
+            codes.update(dict.fromkeys(pause.scope.jurisdictions))
+    return tuple(codes)
 
 
 def purposes_of(control: Control, controls: Controls) -> tuple[str, ...]:
     """Return the purposes that a control names; or else every purpose that terms name."""
     if isinstance(control, PolicyPublished):
         return tuple(dict.fromkeys(terms.purpose for terms in control.terms))
+    pauses = (control,) if isinstance(control, PauseImposed) else lifted_by(control, controls)
+    every = controls.purposes or (ANY_PURPOSE,)
     named: dict[str, None] = {}
-    for pause in [control] if isinstance(control, PauseImposed) else lifted_by(control, controls):
+    for pause in pauses:
         if pause.scope.purposes is None:
-            return controls.purposes or (ANY_PURPOSE,)
+            return every
         named.update(dict.fromkeys(pause.scope.purposes))
-    return tuple(named) or controls.purposes or (ANY_PURPOSE,)
+    return tuple(named) or every
 
 
 def lifted_by(lift: PauseLifted, controls: Controls) -> tuple[PauseImposed, ...]:

@@ -80,12 +80,12 @@ class Jurisdictions:
     @cached_property
     def changes(self) -> frozenset[Micros]:
         """Every time at which some country joins or leaves a group such as the EEA."""
-        return frozenset(
-            time
-            for members in self.groups.values()
-            for one in members
-            for time in (one.since, one.until)
-        )
+        times: set[Micros] = set()
+        for members in self.groups.values():
+            for member in members:
+                times.add(member.since)
+                times.add(member.until)
+        return frozenset(times)
 
     def unknown(self, scope: Iterable[str]) -> tuple[str, ...]:
         """The entries of `scope` that are no jurisdiction, no group and not anywhere."""

@@ -92,11 +92,14 @@ def _openings_of_lift(lift: PauseLifted, comparison: _Comparison) -> Openings:
     was_lifted = [comparison.before.is_lifted(pause, **times) for pause in ended]
     names = ", ".join(f"{pause.pause} version {pause.version}" for pause in ended)
     if ended and all(was_lifted):
-        void = ": the opt-ins since then become void too" if lift.voids_opt_ins else ""
-        words = [f"repeats an earlier lift of the pause {names}{void}"]
+        clause = f"repeats an earlier lift of the pause {names}"
+        if lift.voids_opt_ins:
+            clause += ": the opt-ins since then become void too"
     else:
-        words = [f"ends the pause {names or lift.pause}"]
-    for purpose, codes in sorted(freed(lift, comparison.before, comparison.after, **times).items()):
+        clause = f"ends the pause {names or lift.pause}"
+    words = [clause]
+    newly_free = freed(lift, comparison.before, comparison.after, **times)
+    for purpose, codes in sorted(newly_free.items()):
         words.append(f"{purpose} is no longer paused in {comparison.named(codes)}")
     states = zip(ended, was_lifted, strict=True)
     digest = _digest((pause.pause, pause.version, pause.scope, lifted) for pause, lifted in states)
@@ -233,34 +236,58 @@ def widenings(old: Terms | None, new: Terms | None) -> tuple[str, ...]:
 
     Empty where they do neither.
     """
-    return () if new is None else (*_let_in(old, new), *_kept(old, new))
+    if new is None:
+        return ()
+    return (*_let_in(old, new), *_kept(old, new))
 
 
 def _let_in(old: Terms | None, new: Terms) -> tuple[str, ...]:
-    was = 0 if old is None else _OFFERED.get(old.regime, 0)
+    was = 0
+    if old is not None:
+        was = _OFFERED.get(old.regime, 0)
     is_now = _OFFERED.get(new.regime, 0)
     if is_now == 0:
         return ()
     has_notice = new.notice_until is not None and is_now == _DEFAULT_ON
-    notice_end = date_text(new.notice_until) if new.notice_until and has_notice else ""
+    notice_end = ""
+    if has_notice and new.notice_until:
+        notice_end = date_text(new.notice_until)
     if old is None or was == 0:
-        before = f" (before {notice_end} only to who opted in)" if has_notice else ""
-        return (f"it is offered, which it was not{before}",)
+        clause = "it is offered, which it was not"
+        if has_notice:
+            clause += f" (before {notice_end} only to who opted in)"
+        return (clause,)
+    return tuple(_more_let_in(old, new, notice_end, has_notice=has_notice))
+
+
+def _more_let_in(old: Terms, new: Terms, notice_end: str, *, has_notice: bool) -> list[str]:
+    was = _OFFERED.get(old.regime, 0)
+    is_now = _OFFERED.get(new.regime, 0)
     found = []
     if is_now > was:
-        since = f", from {notice_end} on" if has_notice else ""
-        found.append(f"members who have not chosen are used too{since}")
+        clause = "members who have not chosen are used too"
+        if has_notice:
+            clause += f", from {notice_end} on"
+        found.append(clause)
     if was == is_now == _DEFAULT_ON and _ends_earlier(old, new):
-        found.append(f"the notice ends {f'on {notice_end}' if has_notice else 'at once'}")
+        ends = "at once"
+        if has_notice:
+            ends = f"on {notice_end}"
+        found.append(f"the notice ends {ends}")
     if _STRICTNESS.get(new.minors, 2) < _STRICTNESS.get(old.minors, 2):
-        who = "minors" if new.minors is Minors.ALLOW else "members of unknown age"
+        who = "members of unknown age"
+        if new.minors is Minors.ALLOW:
+            who = "minors"
         found.append(f"{who} are used too")
-    if more := _more_categories(old, new):
+    more = _more_categories(old, new)
+    if more:
         found.append(f"more categories are used: {more}")
     if _reaches_further_back(old, new):
-        start = "any time" if new.collected_from is None else date_text(new.collected_from)
+        start = "any time"
+        if new.collected_from is not None:
+            start = date_text(new.collected_from)
         found.append(f"older data is used: from {start}")
-    return tuple(found)
+    return found
 
 
 def _ends_earlier(old: Terms, new: Terms) -> bool:
@@ -288,7 +315,9 @@ def _kept(old: Terms | None, new: Terms) -> tuple[str, ...]:
     found = []
     if old is not None and old.purge_on_opt_out and not new.purge_on_opt_out:
         found.append("an opt-out no longer has stored data purged")
-    within = PURGE_WITHIN_DEFAULT if old is None else old.purge_within
+    within = PURGE_WITHIN_DEFAULT
+    if old is not None:
+        within = old.purge_within
     if new.purge_within > within:
         found.append(f"a purge may take {_days(new.purge_within)} days instead of {_days(within)}")
     return tuple(found)

@@ -81,27 +81,23 @@ def order_for_fact(
     reading the event again after a crash opens the same order. The identity comes from the event.
     Source: rules 3 and 9.
     """
-    facts = record.facts if record else ()
     at = fact.recorded_at
-    version = next(
-        (known.version for known in facts if known.tag == fact.tag),
-        record.version + 1 if record else 1,
-    )
-    before = [known for known in facts if known.version < version]
-    if any(known.kind is FactKind.ERASED and known.binds(fact) for known in before):
-        return None  # nothing that is recorded after an erasure changes anything
-    homes = [
-        known.name
-        for known in before
-        if known.kind in RELOCATION_FACTS and known.effective_at <= at
-    ]
-    jurisdictions = tuple(homes[-1:])
+    jurisdictions: tuple[str, ...] = ()
+    for known in _facts_before(fact, record):
+        if known.kind is FactKind.ERASED and known.binds(fact):
+            return None  # nothing that is recorded after an erasure changes anything
+        if known.kind in RELOCATION_FACTS and known.effective_at <= at:
+            jurisdictions = (known.name,)
+    purposes: tuple[str, ...] | None = None
+    scope: Scope | None = None
     if fact.kind is FactKind.ERASED:
-        because, purposes = PurgeReason.ERASURE, None
-    elif fact.kind is FactKind.OPTED_OUT and _asks_on_opt_out(
-        controls, jurisdictions, fact.name, at
-    ):
-        because, purposes = PurgeReason.OPT_OUT, (fact.name,)
+        because = PurgeReason.ERASURE
+    elif fact.kind is FactKind.OPTED_OUT:
+        if not _asks_on_opt_out(controls, jurisdictions, fact.name, at):
+            return None
+        because = PurgeReason.OPT_OUT
+        purposes = (fact.name,)
+        scope = Scope(jurisdictions=(), purposes=purposes)
     else:
         return None
     within = controls.purge_within(jurisdictions, purposes, at=at, known_at=at)
@@ -111,15 +107,36 @@ def order_for_fact(
         recorded_at=fact.recorded_at,
         due_at=Micros(fact.recorded_at + within),
         member=member,
-        scope=None if purposes is None else Scope(jurisdictions=(), purposes=purposes),
+        scope=scope,
     )
+
+
+def _facts_before(fact: Fact, record: Record | None) -> list[Fact]:
+    """Return the facts of a record with a lower version than this fact made in it.
+
+    All of them where the record does not have this fact.
+    """
+    if record is None:
+        return []
+    version = record.version + 1
+    for known in record.facts:
+        if known.tag == fact.tag:
+            version = known.version
+            break
+    return [known for known in record.facts if known.version < version]
 
 
 def _asks_on_opt_out(
     controls: Controls, jurisdictions: Iterable[str], purpose: str, at: Micros
 ) -> bool:
-    found = (controls.terms_for(code, purpose, at=at, known_at=at) for code in jurisdictions)
-    return any(terms.purge_on_opt_out for _, terms in filter(None, found))
+    for code in jurisdictions:
+        binding = controls.terms_for(code, purpose, at=at, known_at=at)
+        if binding is None:
+            continue
+        _, terms = binding
+        if terms.purge_on_opt_out:
+            return True
+    return False
 
 
 def order_for_pause(pause: PauseImposed, controls: Controls) -> PurgeOrder | None:
@@ -152,7 +169,9 @@ def owed(
     `receipts` holds the last receipt for this order per pair; `declared` is who must answer. An
     order that nobody is declared for stays open: nobody can say that it was kept.
     """
-    pairs = tuple(declared)
-    return tuple(
-        pair for pair in pairs if pair not in receipts or receipts[pair].result not in FINAL_RESULTS
-    )
+    open_pairs: list[tuple[str, str]] = []
+    for pair in declared:
+        receipt = receipts.get(pair)
+        if receipt is None or receipt.result not in FINAL_RESULTS:
+            open_pairs.append(pair)
+    return tuple(open_pairs)

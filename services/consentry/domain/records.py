@@ -56,7 +56,9 @@ class Record:
 
         Nothing recorded from its effective time on is folded any more.
         """
-        return self.facts[-1] if self.facts and self.facts[-1].kind is FactKind.ERASED else None
+        if self.facts and self.facts[-1].kind is FactKind.ERASED:
+            return self.facts[-1]
+        return None
 
 
 def fold(record: Record | None, event: MemberEvent) -> Record:
@@ -87,9 +89,9 @@ def fold_fact(record: Record | None, member: MemberId, fact: Fact) -> Record:
         # It may repeat an event that was folded away. Letting it in could widen use a second time;
         # and a relocation that is new after all must not be lost, so where the member lives is then
         # unknown.
-        return (
-            fold(record, reused_event_id(member, fact)) if fact.kind in RELOCATION_FACTS else record
-        )
+        if fact.kind in RELOCATION_FACTS:
+            return fold(record, reused_event_id(member, fact))
+        return record
     version = record.version + 1
     facts = _with(record.facts, erasure, fact._replace(version=version))
     after = Record(
@@ -223,4 +225,6 @@ def next_quarantine(standing: Fact | None, fact: Fact) -> Fact | None:
         return fact
     if standing is None or fact.observed_version is None:
         return None
-    return None if standing.version <= fact.observed_version < fact.version else standing
+    if standing.version <= fact.observed_version < fact.version:
+        return None
+    return standing

@@ -76,7 +76,9 @@ class Scenario:
     @property
     def end(self) -> Micros:
         """The time at which the scenario's last entry was recorded; 0 for an empty timeline."""
-        return self.timeline[-1].what.recorded_at if self.timeline else Micros(0)
+        if not self.timeline:
+            return Micros(0)
+        return self.timeline[-1].what.recorded_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,7 @@ def history(scenario: Scenario, jurisdictions: Jurisdictions) -> History:
     records: dict[MemberId, Record] = {}
     versions: dict[MemberId, list[tuple[int, int]]] = {}
     events: list[MemberEvent] = []
-    orders: list[PurgeOrder | None] = []
+    orders: list[PurgeOrder] = []
     for number, (what, observed_entry) in enumerate(scenario.timeline, start=1):
         if isinstance(what, Control):
             continue
@@ -124,18 +126,26 @@ def history(scenario: Scenario, jurisdictions: Jurisdictions) -> History:
         event = what
         if isinstance(what, ConsentChanged | MemberReleased) and observed_entry is not None:
             event = replace(what, observed_version=_version_at(seen, observed_entry))
-        record = records[event.member] = fold(records.get(event.member), event)
+        record = fold(records.get(event.member), event)
+        records[event.member] = record
         seen.append((number, record.version))
         events.append(event)
-        orders.append(order_for_fact(event.member, event.fact(), record, controls))
-    orders += [order_for_pause(pause, controls) for pause in controls.pauses]
-    return History(
-        records, controls, tuple(events), tuple(order for order in orders if order is not None)
-    )
+        order = order_for_fact(event.member, event.fact(), record, controls)
+        if order is not None:
+            orders.append(order)
+    for pause in controls.pauses:
+        order = order_for_pause(pause, controls)
+        if order is not None:
+            orders.append(order)
+    return History(records, controls, tuple(events), tuple(orders))
 
 
 def _version_at(versions: Sequence[tuple[int, int]], entry: int) -> int:
-    return max((version for number, version in versions if number <= entry), default=0)
+    highest = 0
+    for number, version in versions:
+        if number <= entry:
+            highest = max(highest, version)
+    return highest
 
 
 def answers(scenario: Scenario, jurisdictions: Jurisdictions) -> tuple[Decision, ...]:
@@ -195,7 +205,9 @@ def failed_orders(scenario: Scenario, orders: Sequence[PurgeOrder]) -> Iterator[
             missing.append((place, wanted))
         else:
             left.remove(found)
-    opened = "; ".join(_order_words(order) for order in left) or "no other order is open"
+    opened = "no other order is open"
+    if left:
+        opened = "; ".join(_order_words(order) for order in left)
     for place, wanted in missing:
         yield Failure(
             where=f"expect_orders[{place}]",
@@ -210,34 +222,47 @@ def failed_orders(scenario: Scenario, orders: Sequence[PurgeOrder]) -> Iterator[
 
 
 def _fits(wanted: ExpectedOrder, order: PurgeOrder) -> bool:
-    places = _places(order)
-    return (
-        (wanted.because, wanted.member, wanted.pause) == (order.because, order.member, order.pause)
-        and (wanted.jurisdictions or places) == places
-        and wanted.due_at in (None, order.due_at)
-    )
+    if wanted.because != order.because:
+        return False
+    if (wanted.member, wanted.pause) != (order.member, order.pause):
+        return False
+    if wanted.jurisdictions and wanted.jurisdictions != _places(order):
+        return False
+    return wanted.due_at is None or wanted.due_at == order.due_at
 
 
 def _places(order: ExpectedOrder | PurgeOrder) -> frozenset[str]:
     if isinstance(order, ExpectedOrder):
         return order.jurisdictions
-    return frozenset(order.scope.jurisdictions) if order.scope and order.pause else frozenset()
+    if order.scope is not None and order.pause:
+        return frozenset(order.scope.jurisdictions)
+    return frozenset()
 
 
 def _order_words(order: ExpectedOrder | PurgeOrder) -> str:
-    places = f" in {', '.join(sorted(_places(order)))}" if _places(order) else ""
-    due = "" if order.due_at is None else f", due {date_text(order.due_at)}"
-    return f"{order.because} of {order.member or order.pause}{places}{due}"
+    text = f"{order.because} of {order.member or order.pause}"
+    places = sorted(_places(order))
+    if places:
+        text += f" in {', '.join(places)}"
+    if order.due_at is not None:
+        text += f", due {date_text(order.due_at)}"
+    return text
 
 
 def _question_words(question: Expectation) -> str:
     row = question.row
-    of = "" if row is None else f", row {row.jurisdiction or '?'}/{row.category or '?'}"
-    if row is not None and row.collected is not None:
-        of += f" of {date_text(row.collected)}"
-    known = "" if question.known_at == question.at else f", known {date_text(question.known_at)}"
-    return f"{question.member}, {question.purpose}{of}, at {date_text(question.at)}{known}"
+    text = f"{question.member}, {question.purpose}"
+    if row is not None:
+        text += f", row {row.jurisdiction or '?'}/{row.category or '?'}"
+        if row.collected is not None:
+            text += f" of {date_text(row.collected)}"
+    text += f", at {date_text(question.at)}"
+    if question.known_at != question.at:
+        text += f", known {date_text(question.known_at)}"
+    return text
 
 
 def _words(allowed: bool, reason: Reason) -> str:
-    return f"{'allowed' if allowed else 'excluded'}, {reason}"
+    if allowed:
+        return f"allowed, {reason}"
+    return f"excluded, {reason}"

@@ -48,7 +48,9 @@ def parse_member_id(text: object) -> MemberId:
     It raises that also for what is no text.
     """
     if not isinstance(text, str) or MEMBER_ID_PATTERN.fullmatch(text) is None:
-        shown = repr(text[:80]) if isinstance(text, str) else f"of type {type(text).__name__}"
+        shown = f"of type {type(text).__name__}"
+        if isinstance(text, str):
+            shown = repr(text[:80])
         raise InvalidInput(
             f"The member id {shown} is not a pseudonym of 1 to 64 letters, digits, ':', '_' or "
             "'-'.",

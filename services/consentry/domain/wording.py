@@ -64,11 +64,9 @@ def date_text(instant: Micros) -> str:
     day = f"{moment.day} {moment:%b %Y}"
     if moment.time() == time():
         return day
-    return (
-        f"{day} {moment:%H:%M:%S}Z"
-        if moment.second or moment.microsecond
-        else f"{day} {moment:%H:%M}Z"
-    )
+    if moment.second or moment.microsecond:
+        return f"{day} {moment:%H:%M:%S}Z"
+    return f"{day} {moment:%H:%M}Z"
 
 
 def moment_of(instant: Micros) -> datetime:
@@ -84,19 +82,28 @@ def iso_text(instant: Micros) -> str:
     try:
         return moment_of(instant).isoformat().replace("+00:00", "Z")
     except OverflowError:
-        return "9999-12-31T23:59:59Z" if instant > 0 else "0001-01-01T00:00:00Z"
+        if instant > 0:
+            return "9999-12-31T23:59:59Z"
+        return "0001-01-01T00:00:00Z"
 
 
 def place_text(code: str, name_of: NameOf | None = None) -> str:
     """`Hong Kong (HK)`: a jurisdiction in a decision's sentences; nameless, the code alone."""
-    name = name_of(code) if name_of else None
-    return code if name is None else f"{name} ({code})"
+    name = None
+    if name_of is not None:
+        name = name_of(code)
+    if name is None:
+        return code
+    return f"{name} ({code})"
 
 
 def terms_text(terms: Terms) -> str:
     """`default on, legitimate interest`: the terms of a policy in a decision's sentences."""
     regime = _REGIMES.get(terms.regime, "a regime that is not understood")
-    return ", ".join(filter(None, (regime, _BASES.get(terms.basis))))
+    basis = _BASES.get(terms.basis)
+    if basis is None:
+        return regime
+    return f"{regime}, {basis}"
 
 
 def terms_summary(terms: Terms | None) -> str:
@@ -143,22 +150,24 @@ class Phrasing:
 
     def place(self, code: str | None) -> str:
         """A jurisdiction in words."""
-        return "the row" if code is None else place_text(code, self._name_of)
+        if code is None:
+            return "the row"
+        return place_text(code, self._name_of)
 
     def sentence(self, ground: Ground, *, would: bool = False) -> str:
         """Return a decision's ground as a clause.
 
         With `would`, as if no earlier ground had decided.
         """
-        fact, place = ground.fact, self.place(ground.jurisdiction)
+        fact = ground.fact
+        place = self.place(ground.jurisdiction)
         if isinstance(fact, str):
             if ground.reason is not Reason.NO_TERMS:
                 return fact
-            return (
-                f"{fact} in {place}, so it would have been excluded"
-                if would
-                else f"{fact} in {place}"
-            )
+            text = f"{fact} in {place}"
+            if would:
+                text += ", so it would have been excluded"
+            return text
         if isinstance(fact, PauseImposed):
             return f"{place} is paused{self._pause(fact, ground.jurisdiction)}"
         if isinstance(fact, PauseLifted):
@@ -172,7 +181,8 @@ class Phrasing:
 
     def fact(self, fact: Fact) -> str:
         """Return a fact as the words that follow `the member`."""
-        dates, recorded = date_text(fact.effective_at), date_text(fact.recorded_at)
+        dates = date_text(fact.effective_at)
+        recorded = date_text(fact.recorded_at)
         if recorded != dates:
             dates += f", recorded {recorded}"
         if fact.kind in RELOCATION_FACTS:
@@ -197,20 +207,27 @@ class Phrasing:
                 f" until an operator lifts {pause.pause}, a control that could not be read, "
                 f"{recorded}"
             )
-        basis = "" if pause.basis is PauseBasis.UNKNOWN else pause.basis.lower()
-        by = " ".join(filter(None, (pause.authority, basis)))
+        since = f" since {date_text(pause.effective_at)}"
+        by = []
+        if pause.authority:
+            by.append(pause.authority)
+        if pause.basis is not PauseBasis.UNKNOWN:
+            by.append(pause.basis.lower())
+        if by:
+            since += f" by {' '.join(by)}"
         whole = self._whole(asked, pause.scope.jurisdictions)
-        since = f" since {date_text(pause.effective_at)}{f' by {by}' if by else ''}"
         return f"{since} ({pause.pause} v{pause.version}{whole}), {recorded}"
 
     def _whole(self, asked: str | None, scope: tuple[str, ...]) -> str:
         """Return the words for a scope that does not name the jurisdiction itself."""
-        country = (asked or "").split("-", 1)[0]
         if asked is None or asked in scope:
             return ""
         if ANYWHERE in scope:
             return ", everywhere"
-        return f", for {self.place(country)}" if country in scope else f", for {', '.join(scope)}"
+        country = asked.split("-", 1)[0]
+        if country in scope:
+            return f", for {self.place(country)}"
+        return f", for {', '.join(scope)}"
 
     def _policy(self, ground: Ground, policy: PolicyPublished, place: str, *, would: bool) -> str:
         said = f"policy {policy.version} for {place} {_SAYS[ground.reason][would]}"
@@ -228,19 +245,24 @@ class Phrasing:
 
     def _limit(self, limit: Limit, terms: Terms) -> str:
         """Return the condition that failed, and by what."""
-        row, start = self._row, date_text(terms.collected_from or Micros(0))
+        row = self._row
+        start = date_text(terms.collected_from or Micros(0))
         if limit is Limit.MINOR:
             return "the member is a minor"
         if limit is Limit.AGE_NOT_KNOWN:
             return "the member is not known to be of age"
         if limit is Limit.CATEGORY:
-            category = f"the category {row.category}" if row.category else "the row's category"
+            category = "the row's category"
+            if row.category:
+                category = f"the category {row.category}"
             return f"{category} is not among {', '.join(terms.categories or ())}"
         if limit is Limit.COLLECTED_UNKNOWN:
             return (
                 f"nobody knows when the row was collected, and only data from {start} on is covered"
             )
-        when = "" if row.collected is None else f" on {date_text(row.collected)},"
+        when = ""
+        if row.collected is not None:
+            when = f" on {date_text(row.collected)},"
         return f"the row was collected{when} before {start}"
 
 
@@ -263,19 +285,23 @@ def named(
     missing = countries - left
     if len(missing) < len(countries) // 2:
         rest = sorted(code for code in left if "-" in code)
-        return ", ".join((f"everywhere but {_listed(missing, jurisdictions, at, most)}", *rest))
+        exceptions = _listed(missing, jurisdictions, at, most)
+        return ", ".join((f"everywhere but {exceptions}", *rest))
     return _listed(left, jurisdictions, at, most)
 
 
 def _listed(
     codes: Iterable[str], jurisdictions: Jurisdictions, at: Micros, most: int | None
 ) -> str:
-    left, groups = set(codes), []
+    left = set(codes)
+    groups: list[str] = []
     for group in sorted(jurisdictions.groups):
         members = jurisdictions.expanded((group,), at=at)
         if members and members <= left:
             groups.append(group)
             left -= members
     names = [*groups, *sorted(left)]
-    more = 0 if most is None else len(names) - most
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
+    if most is None or len(names) <= most:
+        return ", ".join(names)
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more"

@@ -246,8 +246,10 @@ class PolicyDocument(WrittenDocument):
         for index, entry in enumerate(self.terms):
             if entry.notice_until is not None and entry.notice_until < effective_at:
                 field = f"terms[{index}].notice_until"
+                if path:
+                    field = f"{path}.{field}"
                 refuse(
-                    f"{path}.{field}" if path else field,
+                    field,
                     iso_text(entry.notice_until),
                     "is before the policy takes effect",
                     "give a date after `effective`, or leave it out",

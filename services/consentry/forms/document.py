@@ -151,7 +151,9 @@ def as_validator(parse: Callable[[Any], _Value]) -> Callable[[Any], _Value]:
 
 
 def _list_to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(value)
+    return value
 
 
 ListOf = Annotated[tuple[_Value, ...], BeforeValidator(_list_to_tuple)]
@@ -174,7 +176,9 @@ def shown(value: object) -> str:
     if isinstance(value, Mapping):
         return f"a mapping of {len(value)}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[]" if not value else f"a list of {len(value)}"
+        if not value:
+            return "[]"
+        return f"a list of {len(value)}"
     if isinstance(value, int) and abs(value) >= _NUMBER_MAX:
         return "a very long number"
     return str(value)
@@ -191,7 +195,9 @@ def _pydantic_error(error: InvalidInput) -> PydanticCustomError:
 
 def _invalid_document(details: ErrorDetails, *, name: str, path: str) -> InvalidDocument:
     """Return one of pydantic's errors as ours, with the field's path in the text around it."""
-    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    kind = details["type"]
+    value = details["input"]
+    context = details.get("ctx", {})
     location = details["loc"]
     field = _path_to(path, location)
     where = field or name
@@ -222,7 +228,8 @@ def _at_path(error: InvalidInput, path: str, name: str) -> InvalidDocument:
 
 def _path_to(path: str, location: Sequence[int | str]) -> str:
     for step in location:
-        path = _joined(path, f"[{step}]" if isinstance(step, int) else step)
+        below = f"[{step}]" if isinstance(step, int) else step
+        path = _joined(path, below)
     return path
 
 

@@ -58,7 +58,9 @@ def parse_instant(value: object, *, what: str, at_any_time: bool = False) -> Mic
     except ValueError:
         fix = "write 2024-10-11 or 2024-10-11T09:00:00Z"
         refuse(what, value, "is not an ISO 8601 date or time", fix)
-    instant = micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    if not moment.tzinfo:
+        moment = moment.replace(tzinfo=UTC)
+    instant = micros(moment)
     if not at_any_time and not INSTANT_MIN <= instant < INSTANT_MAX:
         refuse(what, value, "lies outside the years 1979 to 3111", "write the date that is meant")
     return instant
@@ -71,13 +73,15 @@ def parse_duration(value: object, *, what: str) -> Micros:
 
     `what` is the field's path in error sentences. Raises InvalidDocument.
     """
+    parts: dict[str, int] = {}
     match = _DURATION.fullmatch(shown(value))
-    groups = match.groupdict() if match else {}
-    parts = {unit: int(number) for unit, number in groups.items() if number}
+    if match is not None:
+        parts = {unit: int(number) for unit, number in match.groupdict().items() if number}
     try:
         length = timedelta(**parts)
     except OverflowError:
-        parts, length = {}, timedelta()
+        parts = {}
+        length = timedelta()
     duration = Micros(length // timedelta(microseconds=1))
     if not parts or duration > PURGE_WITHIN_MAX:
         problem = "is not a duration of at most a hundred years"
@@ -107,12 +111,14 @@ def parse_scope(
         refuse(what, unknown[0], problem, "write HK, US-CA, EEA or '*'")
     return Scope(
         jurisdictions=codes,
-        purposes=None if purposes is None else _parsed_names(purposes, "purpose"),
-        categories=None if categories is None else _parsed_names(categories, "category"),
+        purposes=_parsed_names(purposes, "purpose"),
+        categories=_parsed_names(categories, "category"),
     )
 
 
-def _parsed_names(names: Sequence[str], what: str) -> tuple[str, ...]:
+def _parsed_names(names: Sequence[str] | None, what: str) -> tuple[str, ...] | None:
+    if names is None:
+        return None
     return tuple(parse_name(name, what=what) for name in names)
 
 

@@ -25,15 +25,17 @@ def or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
     Null is no default worth showing.
     """
-    shown_default = {} if schema.get("default") is None else {"default": schema["default"]}
-    rest = {key: value for key, value in schema.items() if key != "default"}
+    rest = dict(schema)
+    default = rest.pop("default", None)
     if "enum" in rest:
         rest["enum"] = [*rest["enum"], None]
     elif "type" in rest:
         rest["type"] = [rest["type"], "null"]
     elif "$ref" in rest:
         rest["anyOf"] = [{"$ref": rest.pop("$ref")}, {"type": "null"}]
-    return {**rest, **shown_default}
+    if default is not None:
+        rest["default"] = default
+    return rest
 
 
 def _without_titles(schema: Any) -> Any:

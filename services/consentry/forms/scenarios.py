@@ -167,7 +167,9 @@ class EntryDocument(WrittenDocument):
         kinds = [kind for kind in _KINDS if kind in fields]
         if len(kinds) == 1:
             return
-        problem = f"it has the kinds {' and '.join(kinds)}" if kinds else "it has no kind of entry"
+        problem = "it has no kind of entry"
+        if kinds:
+            problem = f"it has the kinds {' and '.join(kinds)}"
         raise InvalidDocument("", problem, f"give exactly one of {', '.join(_KINDS)}")
 
 
@@ -324,20 +326,24 @@ def parse_scenario(data: object) -> Scenario:
     if not document.expect and document.expect_orders is None:
         fix = "say what must be answered, or expect_orders"
         refuse("the scenario", "expect", "is missing", fix)
-    end = timeline[-1].what.recorded_at if timeline else None
+    end = None
+    if timeline:
+        end = timeline[-1].what.recorded_at
     expect = [
         _expectation(expected, f"expect[{index}]", end)
         for index, expected in enumerate(document.expect)
     ]
-    orders = [
-        _expected_order(expected, f"expect_orders[{index}]")
-        for index, expected in enumerate(document.expect_orders or ())
-    ]
+    orders = None
+    if document.expect_orders is not None:
+        orders = tuple(
+            _expected_order(expected, f"expect_orders[{index}]")
+            for index, expected in enumerate(document.expect_orders)
+        )
     return Scenario(
         name=document.name,
         timeline=tuple(timeline),
         expect=tuple(expect),
-        expect_orders=None if document.expect_orders is None else tuple(orders),
+        expect_orders=orders,
     )
 
 
@@ -370,7 +376,9 @@ def _member_event(entry: EntryDocument, common: Mapping[str, Any]) -> TimelineEn
         entry.consent_changed or entry.member_relocated or entry.member_erased or entry.released
     )
     assert document is not None, "check_fields lets no entry without a kind pass"
-    effective_at = entry.recorded if document.effective is None else document.effective
+    effective_at = document.effective
+    if effective_at is None:
+        effective_at = entry.recorded
     event = {**common, "member": document.member, "effective_at": effective_at}
     if isinstance(document, ChoiceDocument):
         choice = ConsentChanged(purpose=document.purpose, choice=document.choice, **event)
@@ -400,14 +408,16 @@ def _check_order(timeline: Sequence[TimelineEntry]) -> None:
 def _check_lifts(timeline: Sequence[TimelineEntry]) -> None:
     """Refuse a lift of a pause that the timeline imposes nowhere."""
     imposed = {entry.what.pause for entry in timeline if isinstance(entry.what, PauseImposed)}
-    names = ", ".join(sorted(imposed))
+    fix = "impose it before or after"
+    if imposed:
+        fix = f"name one of {', '.join(sorted(imposed))}"
     for index, entry in enumerate(timeline):
         if isinstance(entry.what, PauseLifted) and entry.what.pause not in imposed:
             refuse(
                 f"timeline[{index}].pause_lifted.pause",
                 entry.what.pause,
                 "is not a pause that this timeline imposes",
-                f"name one of {names}" if names else "impose it before or after",
+                fix,
             )
 
 
@@ -418,7 +428,7 @@ def _expectation(document: ExpectationDocument, path: str, end: Micros | None) -
         purpose=document.purpose,
         at=_instant_or_end(document.at, "at", path, end),
         known_at=_instant_or_end(document.known_at, "known_at", path, end),
-        row=None if document.row is None else _row(document.row),
+        row=_row(document.row),
         allowed=document.allowed,
         reason=document.reason,
     )
@@ -432,7 +442,9 @@ def _instant_or_end(instant: Micros | None, field: str, path: str, end: Micros |
     return end
 
 
-def _row(document: RowDocument) -> Row:
+def _row(document: RowDocument | None) -> Row | None:
+    if document is None:
+        return None
     return Row(
         jurisdiction=document.jurisdiction,
         category=document.category,
@@ -442,12 +454,15 @@ def _row(document: RowDocument) -> Row:
 
 def _expected_order(document: OrderDocument, path: str) -> ExpectedOrder:
     """Return a purge order that must be open: a pause's, or a member's."""
-    is_pause = document.because is PurgeReason.PAUSE
-    wrong_subject = document.member if is_pause else document.pause
+    if document.because is PurgeReason.PAUSE:
+        subject = "pause"
+        wrong_subject: str | None = document.member
+    else:
+        subject = "member"
+        wrong_subject = document.pause
     if wrong_subject is not None:
         fix = "PAUSE names a pause, the others a member"
         refuse(path, document.because, "names the wrong subject", fix)
-    subject = "pause" if is_pause else "member"
     if getattr(document, subject) is None:
         refuse(path, subject, "is missing", f"add {subject}")
     return ExpectedOrder(

@@ -44,14 +44,14 @@ def _load(text: str, source: str) -> Any:
         return YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _not_yaml(
-            source, mark.line + 1 if mark else 1, str(error.problem or error.context)
-        ) from error
+        line = 1
+        if mark:
+            line = mark.line + 1
+        raise _not_yaml(source, line, str(error.problem or error.context)) from error
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         # A date that no calendar has, a character that no text has, or brackets without end.
-        raise _not_yaml(
-            source, _line_of_problem(text, error), str(error).splitlines()[0]
-        ) from error
+        line = _line_of_problem(text, error)
+        raise _not_yaml(source, line, str(error).splitlines()[0]) from error
 
 
 def _not_yaml(source: str, line: int, problem: str) -> InvalidInput:

@@ -56,7 +56,9 @@ def run(
     set_up_logs(style=settings.log_format, level=settings.log_level)
     name = parse_name(name, what="subscriber")
     purposes = [parse_name(one, what="purpose") for one in purpose or ["genai_training"]]
-    tokens = () if settings.agent_token_file is None else read_tokens(settings.agent_token_file)
+    tokens: Any = ()
+    if settings.agent_token_file is not None:
+        tokens = read_tokens(settings.agent_token_file)
     address = Listen.parse(settings.agent_listen)
     address.check(has_tokens=bool(tokens))
     for directory in root or ():
@@ -86,7 +88,7 @@ async def _serve(
     agent = Agent(client, client.hooks, purposes=purposes, roots=roots)
     server = make_server(agent, client.metrics, tokens=tokens, is_unix=address.path is not None)
     health = _health(settings, client, agent)
-    url = f"unix:{address.path}" if address.path else f"http://{_authority(address.host, listener)}"
+    url = _url(address, listener)
     log = structlog.get_logger(__name__)
     # A line of its own: it is what a caller needs, and names on one line are sorted.
     log.info("agent", url=url)
@@ -101,12 +103,15 @@ async def _serve(
         health.stop()
 
 
-def _authority(host: str, listener: Any) -> str:
-    return (
-        f"[{host}]:{listener.getsockname()[1]}"
-        if ":" in host
-        else f"{host}:{listener.getsockname()[1]}"
-    )
+def _url(address: Any, listener: Any) -> str:
+    """Return the URL at which callers reach the agent; an IPv6 address stands in brackets."""
+    if address.path:
+        return f"unix:{address.path}"
+    host = address.host
+    if ":" in host:
+        host = f"[{host}]"
+    port = listener.getsockname()[1]
+    return f"http://{host}:{port}"
 
 
 def _client(settings: Settings, name: str) -> Client:

@@ -107,4 +107,6 @@ def _fail(text: str) -> NoReturn:
 def _kafka_errors() -> tuple[type[Exception], ...]:
     """Return the error class of the Kafka client where the command has loaded that client."""
     client = sys.modules.get("confluent_kafka")
-    return () if client is None else (client.KafkaException,)
+    if client is None:
+        return ()
+    return (client.KafkaException,)

@@ -73,7 +73,9 @@ def _show(proposal: dict[str, Any], *, as_json: bool) -> None:
 
 def _print(proposal: dict[str, Any]) -> None:
     """Print a proposal for a person."""
-    decided = f", {proposal['decided_by']} decided" if proposal["decided_by"] else ""
+    decided = ""
+    if proposal["decided_by"]:
+        decided = f", {proposal['decided_by']} decided"
     typer.echo(f"{proposal['approval_id']}  {proposal['kind']:<8} {proposal['state']}")
     typer.echo(f"  {proposal['requested_by']} asked {proposal['requested_at'][:16]}Z{decided}")
     for line in proposal["opens"]:

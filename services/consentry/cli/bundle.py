@@ -108,15 +108,21 @@ def build(
 
     signing = SigningKey.read(key)
     settings = load_settings()
+    bundle_store = BundleStore(store)
+    kafka = settings.kafka()
+    catalog = open_catalog(settings)
+    believed = None
+    if believe:
+        believed = PublicKeys.read(*believe).and_of(signing)
     manifest = build_bundle(
-        BundleStore(store),
-        settings.kafka(),
-        open_catalog(settings),
+        bundle_store,
+        kafka,
+        catalog,
         key=signing,
         namespace=settings.namespace,
         clock=system_clock,
         is_delta=delta,
-        believed=PublicKeys.read(*believe).and_of(signing) if believe else None,
+        believed=believed,
     )
     if as_json:
         typer.echo(json.dumps(_summary(manifest)))
@@ -230,13 +236,18 @@ def diff(
         "controls removed": difference.controls_removed,
     }
     if as_json:
-        fields = {
-            name: sorted(members) if ids else len(members) for name, members in groups.items()
-        }
+        fields: dict[str, Any] = {}
+        for name, members in groups.items():
+            if ids:
+                fields[name] = sorted(members)
+            else:
+                fields[name] = len(members)
         typer.echo(json.dumps(fields | controls))
     else:
         _print_groups(groups, controls, ids=ids)
-    raise typer.Exit(0 if difference.is_empty else EXIT_DIFFERENT)
+    if difference.is_empty:
+        raise typer.Exit(0)
+    raise typer.Exit(EXIT_DIFFERENT)
 
 
 def _print_groups(
@@ -270,9 +281,13 @@ def _open(url: str, keys: PublicKeys, namespace: str | None, **options: Any) -> 
 
 def _parse_url(url: str) -> tuple[BundleStore, str | None]:
     parent, _, name = url.rstrip("/").rpartition("/")
-    if BUNDLE_ID_PATTERN.fullmatch(name):
-        return BundleStore(parent or ("/" if url.startswith("/") else ".")), name
-    return BundleStore(url), None
+    if not BUNDLE_ID_PATTERN.fullmatch(name):
+        return BundleStore(url), None
+    if parent:
+        return BundleStore(parent), name
+    if url.startswith("/"):
+        return BundleStore("/"), name
+    return BundleStore("."), name
 
 
 def _size(manifest: Manifest) -> int:
@@ -295,11 +310,9 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
 def _lines(bundle: Bundle) -> list[str]:
     manifest = bundle.manifest
-    proven = (
-        date_text(manifest.proven_at)
-        if manifest.proven_at
-        else "never: some partition has no frontier"
-    )
+    proven = "never: some partition has no frontier"
+    if manifest.proven_at:
+        proven = date_text(manifest.proven_at)
     damaged = sum(partition.damaged for partition in manifest.partitions)
     lines = [
         f"bundle      {manifest.bundle_id} (number {manifest.sequence} of {manifest.namespace})",
@@ -317,8 +330,6 @@ def _lines(bundle: Bundle) -> list[str]:
             f"TAINTED     partitions {', '.join(map(str, sorted(manifest.tainted)))}: nobody in "
             "them is allowed"
         )
-    lines += [
-        f"{file.rows:>11} {file.role:<11} {file.size:>12} bytes  {file.name}"
-        for file in manifest.files
-    ]
+    for file in manifest.files:
+        lines.append(f"{file.rows:>11} {file.role:<11} {file.size:>12} bytes  {file.name}")
     return lines

@@ -166,11 +166,11 @@ def _find_regressions(settings: Settings, follower: BundleFollower) -> Iterator[
 
 
 def _log_start(health: HealthServer, signing: SigningKey, newest: Manifest | None) -> None:
+    sequence = 0
+    if newest is not None:
+        sequence = newest.sequence
     structlog.get_logger(__name__).info(
-        "bundler",
-        metrics=health.address,
-        key=signing.key_id,
-        sequence=0 if newest is None else newest.sequence,
+        "bundler", metrics=health.address, key=signing.key_id, sequence=sequence
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -90,13 +90,11 @@ def run(
         )
     # Standard output is for the answer alone.
     set_up_logs(style="text", level="error")
+    on_file: Callable[[FileReport], None] = _print_file
+    if as_json:
+        on_file = _ignore_file
     with _open_decider(bundle, bundle_key, bundle_max_age, at_least) as decider:
-        check = Check(
-            decider,
-            purpose=purpose,
-            show_max=show_members,
-            on_file=_ignore_file if as_json else _print_file,
-        )
+        check = Check(decider, purpose=purpose, show_max=show_members, on_file=on_file)
         report = check.files(data_files, columns)
     if as_json:
         typer.echo(json.dumps(report.as_data(), indent=2))
@@ -156,7 +154,11 @@ def _print_file(file: FileReport) -> None:
 
 def _counts_text(file: FileReport) -> str:
     counts = {**file.violations, Reason.STALE: file.counts[Reason.STALE]}
-    return "".join(f"  {reason} {rows:,}" for reason, rows in counts.items() if rows)
+    text = ""
+    for reason, rows in counts.items():
+        if rows:
+            text += f"  {reason} {rows:,}"
+    return text
 
 
 def _print_outcome(report: CheckReport) -> None:

@@ -113,4 +113,6 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Import the `consentry` command that `args` name; return it, its name and arguments."""
         name, summary, rest = super().resolve_command(ctx, args)
-        return name, summary if name is None else load_command(name), rest
+        if name is None:
+            return name, summary, rest
+        return name, load_command(name), rest

@@ -45,9 +45,10 @@ def read_controls(settings: Settings) -> list[Control]:
     """
     catalog = open_catalog(settings)
     messages = read_all(settings.kafka(), topic_name(settings.namespace, CONTROLS))
-    return [
-        read_control_or_pause(
+    controls = []
+    for message in messages:
+        control = read_control_or_pause(
             message.value, offset=message.offset, appended_at=message.appended_at, catalog=catalog
         )
-        for message in messages
-    ]
+        controls.append(control)
+    return controls

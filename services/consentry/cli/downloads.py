@@ -17,7 +17,9 @@ from consentry.local.artifacts import fetch, load_lock
 def default_cache() -> Path:
     """Return the directory of downloads if no option of the command names another."""
     cache_home = os.environ.get("XDG_CACHE_HOME")  # noqa: TID251 - the platform's own setting, not one of Consentry's
-    return (Path(cache_home) if cache_home else Path.home() / ".cache") / "consentry"
+    if cache_home:
+        return Path(cache_home) / "consentry"
+    return Path.home() / ".cache" / "consentry"
 
 
 def download_everything(

@@ -63,25 +63,28 @@ def run(
     parse_member_id(member)
     parse_name(purpose, what="purpose")
     now = system_clock()
-    at_instant = now if at is None else parse_instant(at, what="--at")
-    known_at_instant = now if known_at is None else parse_instant(known_at, what="--known-at")
+    at_instant = now
+    if at is not None:
+        at_instant = parse_instant(at, what="--at")
+    known_at_instant = now
+    if known_at is not None:
+        known_at_instant = parse_instant(known_at, what="--known-at")
     row = _row(jurisdiction, category, collected)
     settings = load_settings()
+    record = read_member(settings, member)
+    controls = Controls(iso_jurisdictions()).after(*read_controls(settings))
     question = ExplainQuestion(
-        record=read_member(settings, member),
+        record=record,
         row=row,
-        controls=Controls(iso_jurisdictions()).after(*read_controls(settings)),
+        controls=controls,
         purpose=purpose,
         at=at_instant,
         known_at=known_at_instant,
     )
     explanation = explain(question, name_of)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"member": member, **as_data(explanation), "controls": len(question.controls.log)}
-            )
-        )
+        fields = {"member": member, **as_data(explanation), "controls": len(controls.log)}
+        typer.echo(json.dumps(fields))
     else:
         _print(member, explanation)
 
@@ -90,12 +93,10 @@ def _row(jurisdiction: str | None, category: str | None, collected: str | None) 
     """Return the row of the question, or None where no option describes one."""
     if jurisdiction is None and category is None and collected is None:
         return None
-    when = (
-        None
-        if collected is None
-        else parse_instant(collected, what="--collected", at_any_time=True)
-    )
-    return Row(jurisdiction=jurisdiction, category=category, collected=when)
+    collected_at = None
+    if collected is not None:
+        collected_at = parse_instant(collected, what="--collected", at_any_time=True)
+    return Row(jurisdiction=jurisdiction, category=category, collected=collected_at)
 
 
 def _print(member: str, explanation: Explanation) -> None:
@@ -103,7 +104,9 @@ def _print(member: str, explanation: Explanation) -> None:
 
     asked, decision = explanation.asked, explanation.decision
     console = Console(highlight=False, soft_wrap=True)
-    outcome = "[bold green]ALLOWED[/]" if decision.allowed else "[bold red]EXCLUDED[/]"
+    outcome = "[bold red]EXCLUDED[/]"
+    if decision.allowed:
+        outcome = "[bold green]ALLOWED[/]"
     console.print(f"{outcome}  {decision.reason.value}")
     sentences = [
         ("", f"{member}, {asked.purpose}, {_row_text(asked.row)}"),
@@ -118,7 +121,9 @@ def _print(member: str, explanation: Explanation) -> None:
     for note in explanation.facts:
         sentences.append((f"fact {note.fact.version}", _note_text(note)))
     sentences.append(("controls", f"{len(asked.controls.log)} read"))
-    width = console.width if console.is_terminal else None
+    width = None
+    if console.is_terminal:
+        width = console.width
     for label, text in sentences:
         for line in _lines(label, text, width):
             console.print(line, markup=False)
@@ -142,16 +147,16 @@ def _note_text(note: FactNote) -> str:
     """Return a fact, and whether it counts."""
     if note.why_not:
         return f"{note.text} [not counted: {note.why_not}]"
-    return f"{note.text} [replaced by fact {note.replaced_by}]" if note.replaced_by else note.text
+    if note.replaced_by:
+        return f"{note.text} [replaced by fact {note.replaced_by}]"
+    return note.text
 
 
 def _lines(label: str, text: str, width: int | None) -> list[str]:
     """Return a sentence behind its label, wrapped to `width`; one line where it is None."""
 
-    lines = (
-        [text]
-        if width is None
-        else textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False)
-    )
+    lines = [text]
+    if width is not None:
+        lines = textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False)
     first, *further = lines
     return [f"  {label:<9} {first}", *(f"  {'':<9} {line}" for line in further)]

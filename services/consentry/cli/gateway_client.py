@@ -107,7 +107,9 @@ class GatewayClient:
         data = None
         if method == "POST":
             headers |= {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
-            data = json.dumps({} if body is None else body, default=str).encode()
+            if body is None:
+                body = {}
+            data = json.dumps(body, default=str).encode()
         request = urllib.request.Request(self._url + path, data, headers, method=method)  # noqa: S310 - https, or loopback
         try:
             with self._opener.open(request, timeout=_SECONDS) as answer:
@@ -130,6 +132,8 @@ def _error_of(refused: urllib.error.HTTPError) -> Refused | Unavailable:
     except ValueError:
         problem = {}
     detail = str(problem.get("detail") or f"The gateway answered HTTP {refused.code}.")
-    code, fix = str(problem.get("code") or f"http.{refused.code}"), str(problem.get("fix") or "")
-    kind = Unavailable if refused.code >= 500 or refused.code == 429 else Refused
-    return kind(detail, code=code, fix=fix)
+    code = str(problem.get("code") or f"http.{refused.code}")
+    fix = str(problem.get("fix") or "")
+    if refused.code >= 500 or refused.code == 429:
+        return Unavailable(detail, code=code, fix=fix)
+    return Refused(detail, code=code, fix=fix)

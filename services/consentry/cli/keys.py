@@ -67,10 +67,14 @@ def init(as_json: JsonOption = False) -> None:
             made.append(settings.token_keys_file)
         load_token_keys(settings)
     if as_json:
-        typer.echo(json.dumps([{"file": str(file), "made": file in made} for file in files]))
+        entries = [{"file": str(file), "made": file in made} for file in files]
+        typer.echo(json.dumps(entries))
         return
     for file in files:
-        typer.echo(f"{'made' if file in made else 'was there'}: {file}")
+        if file in made:
+            typer.echo(f"made: {file}")
+        else:
+            typer.echo(f"was there: {file}")
 
 
 @app.command()
@@ -122,7 +126,10 @@ def new(
         "Send it as `Authorization: Bearer …`. It is not stored and cannot be shown again.",
         err=True,
     )
-    typer.echo(json.dumps({**_shown(key, now), "key": text}) if as_json else text)
+    if as_json:
+        typer.echo(json.dumps({**_shown(key, now), "key": text}))
+    else:
+        typer.echo(text)
 
 
 @app.command("list")
@@ -132,7 +139,8 @@ def list_keys(as_json: JsonOption = False) -> None:
     now = system_clock()
     keys = _open()[0].all()
     if as_json:
-        typer.echo(json.dumps([_shown(key, now) for key in keys]))
+        entries = [_shown(key, now) for key in keys]
+        typer.echo(json.dumps(entries))
         return
     for key in keys:
         typer.echo(_line(key, now))
@@ -154,7 +162,10 @@ def revoke(
 
     now = system_clock()
     key = _open()[0].revoke(key_id, at=now)
-    typer.echo(json.dumps(_shown(key, now)) if as_json else _line(key, now))
+    if as_json:
+        typer.echo(json.dumps(_shown(key, now)))
+    else:
+        typer.echo(_line(key, now))
 
 
 def _open() -> tuple[FileKeyStore, Path, Path]:
@@ -215,9 +226,12 @@ def _roles(words: list[str]) -> list[Role]:
 def _purposes(purposes: list[str], roles: list[Role]) -> frozenset[str] | None:
     """Return the purposes that the key may ask about; None is any, by '*' or for no trainer."""
 
-    if ANY_PURPOSE in purposes and Role.TRAINER in roles:
+    is_trainer = Role.TRAINER in roles
+    if is_trainer and ANY_PURPOSE in purposes:
         return None
-    return frozenset(purposes) if purposes or Role.TRAINER in roles else None
+    if is_trainer or purposes:
+        return frozenset(purposes)
+    return None
 
 
 def _end(expires: str, now: Micros) -> Micros | None:
@@ -230,19 +244,27 @@ def _end(expires: str, now: Micros) -> Micros | None:
             code="access.key_expires",
             fix="write 12h, 90d, 8w or never",
         )
-    iso = f"P{'T' if short[2] == 'h' else ''}{short[1]}{short[2].upper()}"
+    number, unit = short[1], short[2].upper()
+    iso = f"P{number}{unit}"
+    if unit == "H":
+        iso = f"PT{number}H"
     return Micros(now + parse_duration(iso, what="--expires"))
 
 
 def _shown(key: ApiKey, now: Micros) -> dict[str, Any]:
     def moment(instant: Micros | None) -> str | None:
-        return None if instant is None else moment_of(instant).isoformat()
+        if instant is None:
+            return None
+        return moment_of(instant).isoformat()
 
+    purposes = None
+    if key.purposes is not None:
+        purposes = sorted(key.purposes)
     return {
         "id": key.id,
         "subject": key.subject,
         "roles": sorted(key.roles),
-        "purposes": None if key.purposes is None else sorted(key.purposes),
+        "purposes": purposes,
         "subscriber": key.subscriber,
         "created": moment(key.created),
         "expires": moment(key.expires),
@@ -254,19 +276,25 @@ def _shown(key: ApiKey, now: Micros) -> dict[str, Any]:
 def _state(key: ApiKey, now: Micros) -> str:
     if key.revoked is not None:
         return "revoked"
-    return "valid" if key.is_valid(now) else "expired"
+    if key.is_valid(now):
+        return "valid"
+    return "expired"
 
 
 def _line(key: ApiKey, now: Micros) -> str:
     """Return a key as one line: id, state, subject, roles, and expiry."""
     parts = [key.id, f"{_state(key, now):7}", key.subject, "+".join(sorted(key.roles))]
     if Role.TRAINER in key.roles:
-        parts.append(
-            f"purposes {ANY_PURPOSE if key.purposes is None else ','.join(sorted(key.purposes))}"
-        )
+        purposes = ANY_PURPOSE
+        if key.purposes is not None:
+            purposes = ",".join(sorted(key.purposes))
+        parts.append(f"purposes {purposes}")
     if key.subscriber is not None:
         parts.append(f"subscriber {key.subscriber}")
-    parts.append("never expires" if key.expires is None else f"expires {date_text(key.expires)}")
+    if key.expires is None:
+        parts.append("never expires")
+    else:
+        parts.append(f"expires {date_text(key.expires)}")
     if key.revoked is not None:
         parts.append(f"revoked {date_text(key.revoked)}")
     return "  ".join(parts)

@@ -7,7 +7,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,8 +164,14 @@ def logs(
                 code="local.no_service",
                 fix=f"name one of {', '.join(known)}",
             )
-        paths = {name: log_path(directory, name) for name in ([service] if service else known)}
-        paths = {name: path for name, path in paths.items() if path.exists()}
+        names: Sequence[str] = known
+        if service:
+            names = [service]
+        paths: dict[str, Path] = {}
+        for name in names:
+            path = log_path(directory, name)
+            if path.exists():
+                paths[name] = path
         if not paths:
             raise LocalStackError(
                 f"There is no log in {directory}.",
@@ -254,7 +260,9 @@ def _up_in_foreground(
         directory, cache=cache, ephemeral=ephemeral, report=_say, cancelled=stop_requested
     )
     # The parent of process 1's children never changes: there is nobody to outlive.
-    watched = parent_pid if parent_pid > 1 else None
+    watched = None
+    if parent_pid > 1:
+        watched = parent_pid
     reason = supervise(stack, asked_to_end=stop_requested, parent_pid=watched, on_ready=ready)
     out.print(f"The local stack has ended: {reason}.")
 
@@ -263,12 +271,9 @@ def _up_detached(
     directory: Path, cache: Path, ephemeral: bool, stop_requested: threading.Event
 ) -> None:
     out.print(f"Starting the local stack in {directory} …", soft_wrap=True)
-    arguments = [
-        str(directory.absolute()),
-        "--cache",
-        str(cache),
-        *(["--ephemeral"] if ephemeral else []),
-    ]
+    arguments = [str(directory.absolute()), "--cache", str(cache)]
+    if ephemeral:
+        arguments.append("--ephemeral")
     state = start_detached(arguments, directory=directory, asked_to_end=stop_requested)
     _print_up(directory, state)
     out.print(f"It runs until you type: {_command('down', directory)}", soft_wrap=True)
@@ -311,10 +316,10 @@ def _print_up(directory: Path, state: StackState) -> None:
     for name, address in _by_service(state.addresses).items():
         table.add_row(name, address, str(state.services[name].pid))
     out.print(table)
-    keeps = (
-        "its data goes with it" if state.ephemeral else f"its data stays in {state.data_directory}"
-    )
-    out.print(f"The local stack is up; {keeps}.", soft_wrap=True)
+    data = f"its data stays in {state.data_directory}"
+    if state.ephemeral:
+        data = "its data goes with it"
+    out.print(f"The local stack is up; {data}.", soft_wrap=True)
     out.print("For other programs in another terminal:\n")
     for name, value in _variables(state).items():
         out.print(f"  export {name}={value}", markup=False, soft_wrap=True)
@@ -357,22 +362,28 @@ def _ask_all(state: StackState) -> dict[str, str | None]:
 
 def _status_document(state: StackState, silences: dict[str, str | None]) -> dict[str, object]:
     address = _by_service(state.addresses)
+    services = {}
+    for name, silence in silences.items():
+        pid = None
+        if name in state.services:
+            pid = state.services[name].pid
+        services[name] = {
+            "address": address.get(name),
+            "pid": pid,
+            "answers": silence is None,
+            "problem": silence,
+        }
+    environment = {}
+    if address:
+        environment = _variables(state)
     return {
         "running": True,
         "phase": state.phase,
         "ephemeral": state.ephemeral,
         "supervisor_pid": state.supervisor.pid,
         "data_directory": state.data_directory,
-        "services": {
-            name: {
-                "address": address.get(name),
-                "pid": state.services[name].pid if name in state.services else None,
-                "answers": silence is None,
-                "problem": silence,
-            }
-            for name, silence in silences.items()
-        },
-        "environment": _variables(state) if address else {},
+        "services": services,
+        "environment": environment,
     }
 
 
@@ -380,10 +391,13 @@ def _print_status(directory: Path, state: StackState, silences: dict[str, str | 
     address = _by_service(state.addresses)
     table = Table("service", "answers", "address", "process")
     for name, silence in silences.items():
-        pid = str(state.services[name].pid) if name in state.services else "–"
-        table.add_row(
-            name, "[green]yes[/]" if silence is None else "[red]no[/]", address.get(name, "–"), pid
-        )
+        pid = "–"
+        if name in state.services:
+            pid = str(state.services[name].pid)
+        answers = "[red]no[/]"
+        if silence is None:
+            answers = "[green]yes[/]"
+        table.add_row(name, answers, address.get(name, "–"), pid)
     out.print(table)
     for name, silence in silences.items():
         if silence is not None:
@@ -395,7 +409,9 @@ def _print_status(directory: Path, state: StackState, silences: dict[str, str | 
 
 
 def _prefixed(name: str, line: str, *, alone: bool) -> str:
-    return line if alone else f"{name:<10} {line}"
+    if alone:
+        return line
+    return f"{name:<10} {line}"
 
 
 def _follow(paths: dict[str, Path]) -> None:

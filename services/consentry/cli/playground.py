@@ -31,7 +31,9 @@ def playground(
     """
     settings = Settings.parse()
     namespace = f"{prefix}-{uuid.uuid4().hex[:8]}"
-    named = _running(settings) if use_running else None
+    named = None
+    if use_running:
+        named = _running(settings)
     if settings.kafka_bootstrap and settings.redis_url.get_secret_value() and settings.registry_url:
         named = settings
     if named is not None:
@@ -55,7 +57,9 @@ def playground(
 def _running(settings: Settings) -> Settings | None:
     """Settings of the local stack that runs here, if one does and nothing else is named."""
     state = read_state(settings.local_dir)
-    return load_settings() if state is not None and state.addresses is not None else None
+    if state is None or state.addresses is None:
+        return None
+    return load_settings()
 
 
 @contextmanager

@@ -128,9 +128,10 @@ class ProcessGroup:
         self._stopping.set()
         if self._watch.is_alive():
             self._watch.join(timeout=5)
-        children = [
-            service.child for service in self._children.values() if service.child is not None
-        ]
+        children = []
+        for service in self._children.values():
+            if service.child is not None:
+                children.append(service.child)
         for child in children:
             child.terminate()
         for child in children:
@@ -144,7 +145,9 @@ class ProcessGroup:
     def _keep_alive(self) -> None:
         while not self._stopping.wait(0.2):
             for service in list(self._children.values()):
-                status = service.child.poll() if service.child is not None else None
+                if service.child is None:
+                    continue
+                status = service.child.poll()
                 if status is None or self._stopping.is_set():
                     continue
                 service.restarts += 1
@@ -160,5 +163,7 @@ class ProcessGroup:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines: list[str] = []
+    if log.exists():
+        lines = log.read_text(errors="replace").splitlines()
     return " | ".join(line[:300] for line in lines[-3:]) or "empty"

@@ -241,16 +241,15 @@ def apply(
         check_receipts_file(receipts)
     with _open_session(request, for_verify=False) as session:
         applied = session.apply(
-            options,
-            clock=system_clock,
-            send=_send,
-            progress=lambda: _progress_bar("purging"),
+            options, clock=system_clock, send=_send, progress=lambda: _progress_bar("purging")
         )
     if as_json:
         typer.echo(json.dumps(result_fields(session.dataset, applied)))
     else:
         typer.echo(result_text(session.dataset, applied))
-    raise typer.Exit(_EXIT_UNKNOWN if applied.result.unknown else 0)
+    if applied.result.unknown:
+        raise typer.Exit(_EXIT_UNKNOWN)
+    raise typer.Exit(0)
 
 
 @app.command()
@@ -338,7 +337,9 @@ def _send(receipts: Sequence[Receipt]) -> None:
     send_receipts(
         settings.kafka(), open_catalog(settings), namespace=settings.namespace, receipts=receipts
     )
-    count = "1 receipt was" if len(receipts) == 1 else f"{len(receipts):,} receipts were"
+    count = f"{len(receipts):,} receipts were"
+    if len(receipts) == 1:
+        count = "1 receipt was"
     typer.echo(f"{count} sent for {receipts[0].subscriber}", err=True)
 
 

@@ -55,7 +55,9 @@ def show(entry: EntryArgument, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps(message))
         return
     for name in ("entry", "member", "state", "error_class", "schema_id", "appended_at"):
-        value = "(none)" if message[name] is None else message[name]
+        value = message[name]
+        if value is None:
+            value = "(none)"
         typer.echo(f"{name:<12} {value}")
     typer.echo(f"replay       {message['why_not_replayed'] or 'possible'}")
     for header in message["headers"]:

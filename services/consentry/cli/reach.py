@@ -28,6 +28,7 @@ from consentry.trainer.runs.reach import (
     reach_of_pause,
     runs_in,
 )
+from consentry.trainer.runs.store import RunFolder
 
 app = typer.Typer(add_completion=False)
 
@@ -56,8 +57,12 @@ def run(
             code="input.reach",
             fix="name one member, or one pause with --pause, and run stores with --runs",
         )
-    member_id = None if member is None else parse_member_id(member)
-    folders = [folder for url in runs for folder in runs_in(url)]
+    member_id = None
+    if member is not None:
+        member_id = parse_member_id(member)
+    folders: list[RunFolder] = []
+    for url in runs:
+        folders.extend(runs_in(url))
     if not folders:
         raise InvalidInput(
             f"There is no run in {', '.join(map(repr, runs))}: nothing can be told from that.",
@@ -67,7 +72,9 @@ def run(
     reached: list[RunReads] = []
     with _open_snapshot(bundle, bundle_key) as snapshot:
         now = system_clock()
-        pauses = [] if pause is None else pauses_named(snapshot, pause)
+        pauses: list[PauseImposed] = []
+        if pause is not None:
+            pauses = pauses_named(snapshot, pause)
         for folder in folders:
             if member_id is None:
                 reads = reach_of_pause(folder, snapshot, pause or "", now=now)
@@ -87,7 +94,9 @@ def _status(reached: Sequence[RunReads]) -> int:
     """Return 1 if a run read what was excluded, 2 if one cannot be told of, else 0."""
     if any(reads.violations for reads in reached):
         return 1
-    return 2 if any(reads.unclear for reads in reached) else 0
+    if any(reads.unclear for reads in reached):
+        return 2
+    return 0
 
 
 @contextmanager
@@ -110,11 +119,13 @@ def _open_snapshot(bundle: str | None, key: list[Path] | None) -> Iterator[Snaps
 def _as_data(
     reached: list[RunReads], pauses: list[PauseImposed], looked_at: int, status: int
 ) -> dict[str, Any]:
+    pause_fields = [_pause_data(pause) for pause in pauses]
+    run_fields = [_reads_data(reads, pauses) for reads in reached]
     return {
         "status": ("nothing wrong", "violation", "cannot tell")[status],
         "runs_looked_at": looked_at,
-        "pauses": [_pause_data(pause) for pause in pauses],
-        "runs": [_reads_data(reads, pauses) for reads in reached],
+        "pauses": pause_fields,
+        "runs": run_fields,
     }
 
 
@@ -124,6 +135,9 @@ def _pause_data(pause: PauseImposed) -> dict[str, Any]:
 
 
 def _reads_data(reads: RunReads, pauses: list[PauseImposed]) -> dict[str, Any]:
+    violations = {}
+    for reason, number in sorted(reads.violations.items()):
+        violations[reason.value] = number
     return {
         "run_id": reads.run_id,
         "url": reads.url,
@@ -140,7 +154,7 @@ def _reads_data(reads: RunReads, pauses: list[PauseImposed]) -> dict[str, Any]:
         "excluded_since": reads.excluded_since,
         "when": reads.when,
         "to_be_purged": _is_to_be_purged(reads, pauses),
-        "violations": {reason.value: number for reason, number in sorted(reads.violations.items())},
+        "violations": violations,
         "unclear": reads.unclear,
     }
 
@@ -178,12 +192,14 @@ def _print(reached: list[RunReads], pauses: list[PauseImposed], looked_at: int) 
 
 
 def _decisions(reads: RunReads, pauses: list[PauseImposed]) -> str:
-    since = "" if reads.excluded_since is None else f" {_date(reads.excluded_since)}"
+    since = ""
+    if reads.excluded_since is not None:
+        since = f" {_date(reads.excluded_since)}"
     if reads.violations:
-        counts = ", ".join(
-            f"{reason.value} {number:,}" for reason, number in sorted(reads.violations.items())
-        )
-        return f"VIOLATION: read after they were excluded{since}: {counts}"
+        counts = []
+        for reason, number in sorted(reads.violations.items()):
+            counts.append(f"{reason.value} {number:,}")
+        return f"VIOLATION: read after they were excluded{since}: {', '.join(counts)}"
     if not reads.before:
         return "not excluded"
     if _is_to_be_purged(reads, pauses):
@@ -195,4 +211,6 @@ def _decisions(reads: RunReads, pauses: list[PauseImposed]) -> str:
 
 
 def _date(instant: Micros | None) -> str:
-    return "never" if instant is None else date_text(instant)
+    if instant is None:
+        return "never"
+    return date_text(instant)

@@ -39,9 +39,14 @@ def lint() -> None:
     findings = check_package()
     for finding in findings:
         typer.echo(str(finding))
-    count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
-    typer.echo(count if findings else "all schemas are as they must be")
-    raise typer.Exit(1 if findings else 0)
+    if not findings:
+        typer.echo("all schemas are as they must be")
+        raise typer.Exit(0)
+    count = f"{len(findings)} findings"
+    if len(findings) == 1:
+        count = "1 finding"
+    typer.echo(count)
+    raise typer.Exit(1)
 
 
 @app.command()

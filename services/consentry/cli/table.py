@@ -19,6 +19,7 @@ from consentry.cli.consent_table import open_table, read_member
 from consentry.cli.options import JsonOption
 from consentry.cli.settings import load_settings
 from consentry.domain.errors import InvalidInput, Unavailable
+from consentry.domain.events import Fact
 from consentry.domain.values import parse_member_id
 from consentry.domain.wording import moment_of
 from consentry.kafka.clients import read_all
@@ -49,23 +50,13 @@ def get(
     Exit 0: there is a record. 1: there is none. 2: cannot tell.
     """
     record = read_member(load_settings(), parse_member_id(member))
-    facts = [
-        {
-            "version": fact.version,
-            "kind": fact.kind.name,
-            "name": fact.name,
-            "effective_at": moment_of(fact.effective_at).isoformat(),
-            "recorded_at": moment_of(fact.recorded_at).isoformat(),
-            "observed_version": fact.observed_version,
-        }
-        for fact in (record.facts if record else ())
-    ]
+    version = None
+    facts: list[dict[str, Any]] = []
+    if record:
+        version = record.version
+        facts = [_fact_fields(fact) for fact in record.facts]
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"member": member, "version": record.version if record else None, "facts": facts}
-            )
-        )
+        typer.echo(json.dumps({"member": member, "version": version, "facts": facts}))
     elif record is None:
         typer.echo(f"no record of {member}")
     else:
@@ -75,7 +66,20 @@ def get(
                 f"  {fact['version']:>3}  {fact['kind']:<22} {fact['name']:<24} effective "
                 f"{fact['effective_at']}"
             )
-    raise typer.Exit(0 if record else 1)
+    if record:
+        raise typer.Exit(0)
+    raise typer.Exit(1)
+
+
+def _fact_fields(fact: Fact) -> dict[str, Any]:
+    return {
+        "version": fact.version,
+        "kind": fact.kind.name,
+        "name": fact.name,
+        "effective_at": moment_of(fact.effective_at).isoformat(),
+        "recorded_at": moment_of(fact.recorded_at).isoformat(),
+        "observed_version": fact.observed_version,
+    }
 
 
 @app.command()
@@ -87,11 +91,9 @@ def stats(as_json: JsonOption = False) -> None:
     with open_table(settings, partitions) as table:
         for partition in range(partitions):
             meta = table.meta(partition)
-            age = (
-                None
-                if meta.frontier_at is None
-                else round((system_clock() - meta.frontier_at) / 1e6, 1)
-            )
+            age = None
+            if meta.frontier_at is not None:
+                age = round((system_clock() - meta.frontier_at) / 1e6, 1)
             members = sum(1 for _ in table.scan(partition))
             rows.append(
                 {
@@ -104,19 +106,27 @@ def stats(as_json: JsonOption = False) -> None:
                 }
             )
     if as_json:
-        typer.echo(json.dumps({"partitions": rows, "members": sum(row["members"] for row in rows)}))
+        members = sum(row["members"] for row in rows)
+        typer.echo(json.dumps({"partitions": rows, "members": members}))
         return
     typer.echo("partition    members  next offset  age (s)  generation")
     for row in rows:
-        mark = "  TAINTED" if row["tainted"] else ""
-        held, age_text = (
-            "-" if row[name] is None else row[name] for name in ("next_offset", "age_seconds")
-        )
+        mark = ""
+        if row["tainted"]:
+            mark = "  TAINTED"
+        next_offset = _dash_if_none(row["next_offset"])
+        age_text = _dash_if_none(row["age_seconds"])
         generation = (row["generation"] or "-")[:12]
         typer.echo(
-            f"{row['partition']:>9} {row['members']:>10} {held:>12} {age_text:>8}  "
+            f"{row['partition']:>9} {row['members']:>10} {next_offset:>12} {age_text:>8}  "
             f"{generation}{mark}"
         )
+
+
+def _dash_if_none(value: Any) -> Any:
+    if value is None:
+        return "-"
+    return value
 
 
 @app.command()
@@ -154,20 +164,21 @@ def verify(
             break
     is_equal = not any(differing.values())
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "equal": is_equal,
-                    "compared": sorted(differing),
-                    "differing_partitions": differing,
-                }
-            )
-        )
+        fields = {
+            "equal": is_equal,
+            "compared": sorted(differing),
+            "differing_partitions": differing,
+        }
+        typer.echo(json.dumps(fields))
     else:
         for name, partitions in differing.items():
-            result = f"differs in partitions {partitions}" if partitions else "equal"
+            result = "equal"
+            if partitions:
+                result = f"differs in partitions {partitions}"
             typer.echo(f"{name:<24} {result}")
-    raise typer.Exit(0 if is_equal else 1)
+    if is_equal:
+        raise typer.Exit(0)
+    raise typer.Exit(1)
 
 
 def _differing(digests: dict[int, str], in_table: dict[int, str]) -> list[int]:
@@ -246,9 +257,11 @@ def rebuild(
 
 
 def _unbuilt(table: RedisTable, partitions: int) -> list[int]:
-    return [
-        partition for partition in range(partitions) if table.meta(partition).generation is None
-    ]
+    without_generation = []
+    for partition in range(partitions):
+        if table.meta(partition).generation is None:
+            without_generation.append(partition)
+    return without_generation
 
 
 def _require_processor(table: RedisTable, partitions: int) -> None:

@@ -27,7 +27,10 @@ def diff() -> None:
         typer.echo(str(step))
     if not plan:
         typer.echo("all topics are as declared")
-    raise typer.Exit(2 if any(step.loses_data for step in plan) else 1 if plan else 0)
+        raise typer.Exit(0)
+    if any(step.loses_data for step in plan):
+        raise typer.Exit(2)
+    raise typer.Exit(1)
 
 
 @app.command()

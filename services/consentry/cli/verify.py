@@ -80,11 +80,17 @@ def run(
             code="input.reads",
             fix="verify that one by itself; the others have their reads beside them",
         )
+    keys = None
+    if key:
+        keys = PublicKeys.read(*key)
+    opened_bundle = None
+    if bundle is not None:
+        opened_bundle = bundle_of(bundle, bundle_key)
+    bound = None
+    if within is not None:
+        bound = Micros(round(within * 1e6))
     verification = Verification(
-        keys=PublicKeys.read(*key) if key else None,
-        bundle=None if bundle is None else bundle_of(bundle, bundle_key),
-        within=None if within is None else Micros(round(within * 1e6)),
-        show_members=show_members,
+        keys=keys, bundle=opened_bundle, within=bound, show_members=show_members
     )
     outcomes: list[CertificateOutcome] = []
     for name in certificates:
@@ -94,9 +100,14 @@ def run(
             typer.echo("\n".join(outcome.lines))
     if as_json:
         fields = [outcome.fields for outcome in outcomes]
-        typer.echo(json.dumps(fields if len(fields) > 1 else fields[0], indent=2))
+        if len(fields) > 1:
+            typer.echo(json.dumps(fields, indent=2))
+        else:
+            typer.echo(json.dumps(fields[0], indent=2))
     statuses = [outcome.status for outcome in outcomes]
-    raise typer.Exit(_VIOLATED if _VIOLATED in statuses else max(statuses))
+    if _VIOLATED in statuses:
+        raise typer.Exit(_VIOLATED)
+    raise typer.Exit(max(statuses))
 
 
 class CertificateOutcome(NamedTuple):
@@ -153,7 +164,9 @@ class Verification(NamedTuple):
     @property
     def bundle_keys(self) -> list[str]:
         """The ids of the keys that signed the command's bundle; none without a bundle."""
-        return [] if self.bundle is None else self.bundle.key_ids
+        if self.bundle is None:
+            return []
+        return self.bundle.key_ids
 
     def verify(self, name: str, reads: str | None) -> tuple[Certificate, CertificateReport]:
         """Verify one training run's certificate by its file of reads.
@@ -163,11 +176,17 @@ class Verification(NamedTuple):
         """
         stored = StoredCertificate.named(name)
         certificate = stored.read(self.keys)
+        snapshot = None
+        if self.bundle is not None:
+            snapshot = self.bundle.snapshot
         with stored.open_reads(reads) as file:
+            pieces = None
+            if file is not None:
+                pieces = read_pieces(file)
             report = verify(
                 certificate,
-                None if file is None else read_pieces(file),
-                None if self.bundle is None else self.bundle.snapshot,
+                pieces,
+                snapshot,
                 bound=self.within,
                 key_is_given=self.keys is not None,
                 show_members=self.show_members,

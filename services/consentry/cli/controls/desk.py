@@ -106,9 +106,12 @@ def refuse_both_ways(context: typer.Context) -> None:
         if name not in beside_a_file and source == "COMMANDLINE":
             options.append(name.replace("_", "-"))
     if options:
+        verb = "do"
+        if len(options) == 1:
+            verb = "does"
+        names = ", ".join(sorted(options))
         raise InvalidInput(
-            f"--file says what is to be sent, and so {'does' if len(options) == 1 else 'do'} "
-            f"{', '.join(sorted(options))}.",
+            f"--file says what is to be sent, and so {verb} {names}.",
             code="input.file_and_options",
             fix="write everything into the file, or leave --file out",
         )
@@ -134,18 +137,23 @@ def warn_of_voided_opt_ins(lift: PauseLifted, log: Sequence[Control]) -> None:
     """
     if not lift.voids_opt_ins:
         return
-    earlier = [
-        control
-        for control in log
-        if isinstance(control, PauseLifted) and control.pause == lift.pause
-    ]
-    if any(control.version >= lift.version for control in earlier):
+    if _was_lifted_before(lift, log):
         typer.echo(
             f"note: {lift.pause} was lifted before; this also voids the opt-ins made since then",
             err=True,
         )
     elif lift.pause.startswith("unreadable-"):
         typer.echo("note: opt-ins everywhere become void; --opt-ins KEEP keeps them", err=True)
+
+
+def _was_lifted_before(lift: PauseLifted, log: Sequence[Control]) -> bool:
+    """Return True if the log has a lift of the same pause, of this version or a later one."""
+    for control in log:
+        if not isinstance(control, PauseLifted) or control.pause != lift.pause:
+            continue
+        if control.version >= lift.version:
+            return True
+    return False
 
 
 def warn_of_unknown_purposes(scope: Scope, log: Sequence[Control]) -> None:
@@ -160,12 +168,10 @@ def warn_of_unknown_purpose(purpose: str, log: Sequence[Control]) -> None:
     Says nothing where no policy names any.
     """
 
-    known = {
-        terms.purpose
-        for policy in log
-        if isinstance(policy, PolicyPublished)
-        for terms in policy.terms
-    }
+    known: set[str] = set()
+    for control in log:
+        if isinstance(control, PolicyPublished):
+            known.update(terms.purpose for terms in control.terms)
     if known and purpose not in known:
         typer.echo(
             f"note: no policy has terms for the purpose {purpose!r}; they have "
@@ -180,7 +186,9 @@ def open_settings() -> Settings:
     Whoever has a gateway needs no other addresses.
     """
     settings = Settings.parse()
-    return settings if _has_only_a_gateway(settings) else load_settings()
+    if _has_only_a_gateway(settings):
+        return settings
+    return load_settings()
 
 
 def _has_only_a_gateway(settings: Settings) -> bool:

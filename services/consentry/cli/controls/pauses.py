@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,13 +130,14 @@ def _impose(draft: DeskDraft[PauseImposed], *, dry_run: bool, as_json: bool) -> 
 
 def _pause_body(draft: DeskDraft[PauseImposed]) -> dict[str, Any]:
     """Return the pause as the gateway takes it."""
-    pause, scope = draft.control, draft.control.scope
+    pause = draft.control
+    scope = pause.scope
     return {
         "pause": pause.pause,
         "version": pause.version,
         "jurisdictions": list(scope.jurisdictions),
-        "purposes": None if scope.purposes is None else list(scope.purposes),
-        "categories": None if scope.categories is None else list(scope.categories),
+        "purposes": _list_or_none(scope.purposes),
+        "categories": _list_or_none(scope.categories),
         "authority": pause.authority,
         "basis": pause.basis.value,
         "reach": pause.reach.value,
@@ -231,23 +233,36 @@ def _pause_data(pause: PauseImposed, controls: Controls, now: Micros) -> dict[st
     scope = pause.scope
     # Only what stands in for a control that could not be read is in effect from the beginning of
     # time.
-    has_effective = pause.effective_at > 0
+    effective_at = None
+    if pause.effective_at > 0:
+        effective_at = moment_of(pause.effective_at).isoformat()
+    lifted_at, lifted_by = None, None
+    if lift is not None:
+        lifted_at = moment_of(lift.effective_at).isoformat()
+        lifted_by = lift.source
     return {
         "pause": pause.pause,
         "version": pause.version,
         "state": state,
         "jurisdictions": list(scope.jurisdictions),
-        "purposes": None if scope.purposes is None else list(scope.purposes),
-        "categories": None if scope.categories is None else list(scope.categories),
+        "purposes": _list_or_none(scope.purposes),
+        "categories": _list_or_none(scope.categories),
         "authority": pause.authority,
         "basis": pause.basis.value,
         "reach": pause.reach.value,
-        "effective_at": moment_of(pause.effective_at).isoformat() if has_effective else None,
+        "effective_at": effective_at,
         "recorded_at": moment_of(pause.recorded_at).isoformat(),
         "source": pause.source,
-        "lifted_at": None if lift is None else moment_of(lift.effective_at).isoformat(),
-        "lifted_by": None if lift is None else lift.source,
+        "lifted_at": lifted_at,
+        "lifted_by": lifted_by,
     }
+
+
+def _list_or_none(names: Iterable[str] | None) -> list[str] | None:
+    """Return names as a JSON list; None, which stands for all of them, stays null."""
+    if names is None:
+        return None
+    return list(names)
 
 
 def _ending_lift(pause: PauseImposed, controls: Controls, now: Micros) -> PauseLifted | None:

@@ -72,7 +72,10 @@ def publish(
 
 def _print_published(policy: PolicyPublished, *, as_json: bool) -> None:
     why = f"policy {policy.version} is published already, with the same terms; nothing was sent"
-    typer.echo(json.dumps({"sent": False, "why": why}) if as_json else why)
+    if as_json:
+        typer.echo(json.dumps({"sent": False, "why": why}))
+    else:
+        typer.echo(why)
 
 
 @app.command("list")
@@ -87,11 +90,12 @@ def list_policies(as_json: JsonOption = False) -> None:
     if not controls.policies:
         typer.echo("no policy was ever published")
     for policy in controls.policies:
-        count = len(policy.terms)
-        typer.echo(
-            f"{policy.version}: {count} {'entry' if count == 1 else 'entries'}, effective "
-            f"{date_text(policy.effective_at)}, recorded {date_text(policy.recorded_at)}"
-        )
+        entries = f"{len(policy.terms)} entries"
+        if len(policy.terms) == 1:
+            entries = "1 entry"
+        effective = date_text(policy.effective_at)
+        recorded = date_text(policy.recorded_at)
+        typer.echo(f"{policy.version}: {entries}, effective {effective}, recorded {recorded}")
         for line in _binding_lines(policy, controls, now):
             typer.echo(f"  {line}")
 

@@ -14,7 +14,7 @@ import typer
 from consentry.cli.connections import count_partitions
 from consentry.cli.consent_table import open_table
 from consentry.domain.controls import Control, PauseImposed, PauseLifted, PolicyPublished
-from consentry.domain.impact import Impact, scope_of
+from consentry.domain.impact import Impact, ReasonChange, scope_of
 from consentry.domain.openings import TermsChange
 from consentry.domain.values import Micros
 from consentry.domain.wording import date_text, moment_of, named, place_text, terms_summary
@@ -47,9 +47,13 @@ def show_impact(
     if as_json:
         typer.echo(json.dumps(_data(report)))
         return
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        for line in _lines(report):
+            typer.echo(line)
+        return
+    width = shutil.get_terminal_size().columns
     for line in _lines(report):
-        typer.echo(line if width is None else _wrapped(line, width))
+        typer.echo(_wrapped(line, width))
 
 
 def _wrapped(line: str, width: int) -> str:
@@ -63,14 +67,19 @@ def _wrapped(line: str, width: int) -> str:
 def _lines(report: DryRunReport) -> Iterator[str]:
     """Give the report line by line, for a person."""
     first, *later = report.impacts
-    for_uses = "" if first.at == first.known_at else f", for uses on {date_text(first.at)}"
+    for_uses = ""
+    if first.at != first.known_at:
+        for_uses = f", for uses on {date_text(first.at)}"
     yield f"DRY RUN, nothing is sent: {_control_text(report)}"
     yield (
         f"asked of {first.members + report.quarantined} members as of "
         f"{date_text(first.known_at)}, the table being {report.age_seconds:.1f} s old{for_uses}"
     )
     if not isinstance(report.control, PauseImposed):
-        yield f"opens use: {'YES' if report.opens_use else 'no, nowhere'}"
+        opens_use = "no, nowhere"
+        if report.opens_use:
+            opens_use = "YES"
+        yield f"opens use: {opens_use}"
     yield ""
     yield from _covered_lines(report)
     yield ""
@@ -91,26 +100,29 @@ def _control_text(report: DryRunReport) -> str:
     """Return the control in one line."""
     control = report.control
     effective = f"effective {date_text(control.effective_at)}"
-    where = named(
-        report.after.jurisdictions.expanded(
-            scope_of(control, report.after), at=report.impacts[0].at
-        ),
-        report.after.jurisdictions,
-        at=report.impacts[0].at,
-    )
+    at = report.impacts[0].at
+    jurisdictions = report.after.jurisdictions
+    codes = jurisdictions.expanded(scope_of(control, report.after), at=at)
+    where = named(codes, jurisdictions, at=at)
     if isinstance(control, PauseImposed):
         what = ", ".join(control.scope.purposes or ("every purpose",))
-        only = f", only {', '.join(control.scope.categories)}" if control.scope.categories else ""
-        reach = "prior and future data" if control.requires_purge else "going forward"
+        only = ""
+        if control.scope.categories:
+            only = f", only {', '.join(control.scope.categories)}"
+        reach = "going forward"
+        if control.requires_purge:
+            reach = "prior and future data"
         return (
             f"pause {control.pause} v{control.version} of {what} in {where}{only}, "
             f"{effective}, {reach}"
         )
     if isinstance(control, PauseLifted):
-        kept = "void" if control.voids_opt_ins else "kept"
+        opt_ins = "kept"
+        if control.voids_opt_ins:
+            opt_ins = "void"
         return (
             f"lift of {control.pause} up to v{control.version} in {where}, {effective}, "
-            f"earlier opt-ins {kept}"
+            f"earlier opt-ins {opt_ins}"
         )
     return f"policy {control.version} for {where}, {effective}"
 
@@ -138,45 +150,58 @@ def _covered_lines(report: DryRunReport) -> Iterator[str]:
 
 def _impact_lines(impact: Impact) -> Iterator[str]:
     """Give how the answers change at one moment."""
-    for verb, members_by_purpose in (
-        ("allowed → excluded", impact.excluded()),
-        ("excluded → allowed", impact.opened()),
-    ):
-        counted = ", ".join(
-            f"{members} for {purpose}" for purpose, members in members_by_purpose.items()
-        )
-        yield f"{verb}: {counted or 'none'}"
+    yield f"allowed → excluded: {_counts_text(impact.excluded())}"
+    yield f"excluded → allowed: {_counts_text(impact.opened())}"
     if impact.changes:
-        rows = [("purpose", "lives in", "before", "after", "members")]
-        for change in impact.changes[:ROWS_MAX]:
-            before = f"{'allowed' if change.was_allowed else 'excluded'} {change.before}"
-            after = f"{'allowed' if change.is_allowed else 'excluded'} {change.after}"
-            rows.append(
-                (
-                    change.purpose,
-                    change.jurisdiction or "unknown",
-                    before,
-                    after,
-                    str(change.members),
-                )
-            )
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=False)]
-            yield f"  {'  '.join(cells)}  {row[4].rjust(widths[4])}"
+        yield from _change_rows(impact.changes[:ROWS_MAX])
         if len(impact.changes) > ROWS_MAX:
             yield f"  … and {len(impact.changes) - ROWS_MAX} more kinds of change; --json has all"
     for (purpose, reason), members in impact.unchanged.items():
         yield f"  unchanged: {members} covered members for {purpose}, {reason}"
 
 
+def _counts_text(members_by_purpose: Mapping[str, int]) -> str:
+    counts = [f"{members} for {purpose}" for purpose, members in members_by_purpose.items()]
+    if not counts:
+        return "none"
+    return ", ".join(counts)
+
+
+def _change_rows(changes: Sequence[ReasonChange]) -> Iterator[str]:
+    """Give the kinds of change as a table: its head, then one line for each."""
+    rows = [("purpose", "lives in", "before", "after", "members")]
+    for change in changes:
+        place = change.jurisdiction or "unknown"
+        before = f"{_answer_text(change.was_allowed)} {change.before}"
+        after = f"{_answer_text(change.is_allowed)} {change.after}"
+        rows.append((change.purpose, place, before, after, str(change.members)))
+    widths = [0, 0, 0, 0, 0]
+    for row in rows:
+        for column, cell in enumerate(row):
+            widths[column] = max(widths[column], len(cell))
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=False)]
+        members = row[4].rjust(widths[4])
+        yield f"  {'  '.join(cells)}  {members}"
+
+
+def _answer_text(is_allowed: bool) -> str:
+    if is_allowed:
+        return "allowed"
+    return "excluded"
+
+
 def _terms_lines(report: DryRunReport) -> Iterator[str]:
     """Give what a policy changes in the terms, and whether that opens use."""
     if not isinstance(report.control, PolicyPublished):
         return
-    at, jurisdictions = report.impacts[0].at, report.after.jurisdictions
+    at = report.impacts[0].at
+    jurisdictions = report.after.jurisdictions
     yield ""
-    yield "terms:" if report.terms else "terms: the same everywhere"
+    if report.terms:
+        yield "terms:"
+    else:
+        yield "terms: the same everywhere"
     for change in report.terms:
         yield f"  {change.purpose} in {named(change.jurisdictions, jurisdictions, at=at)}"
         yield f"    was  {terms_summary(change.old)}"
@@ -198,15 +223,14 @@ def _dataset_lines(report: DryRunReport) -> Iterator[str]:
         yield "data sets: none is declared (CONSENTRY_SUBSCRIBERS), so nobody would owe a receipt"
     else:
         yield f"data sets: {named}"
-    if report.order is not None:
-        due = f"due {date_text(report.order.due_at)}"
-        yield f"purge order {report.order.order_id}, {due}: " + (
-            f"a receipt is owed for {named}"
-            if named
-            else "it stays open, as nobody is there to answer it"
-        )
-    else:
+    if report.order is None:
         yield "no purge order: what is stored stays stored, and orders that are open stay open"
+        return
+    consequence = "it stays open, as nobody is there to answer it"
+    if named:
+        consequence = f"a receipt is owed for {named}"
+    due = date_text(report.order.due_at)
+    yield f"purge order {report.order.order_id}, due {due}: {consequence}"
 
 
 def _notes(report: DryRunReport) -> Iterator[str]:
@@ -229,20 +253,42 @@ def _notes(report: DryRunReport) -> Iterator[str]:
             f"note: rows that name {where} themselves may be used again for {purpose}, as the "
             "choices of their members allow"
         )
-    if isinstance(control, PolicyPublished) and any(
-        terms.categories is not None or terms.collected_from is not None for terms in control.terms
-    ):
+    if isinstance(control, PolicyPublished) and _looks_at_rows(control):
         yield (
             "note: the terms look at rows too (category, time of collection); the numbers are "
             "for members alone"
         )
 
 
+def _looks_at_rows(policy: PolicyPublished) -> bool:
+    """Return True if some terms of a policy depend on a row's category or time of collection."""
+    for terms in policy.terms:
+        if terms.categories is not None or terms.collected_from is not None:
+            return True
+    return False
+
+
 def _data(report: DryRunReport) -> dict[str, Any]:
     """Return the report as JSON fields."""
     first, *later = report.impacts
     order = report.order
-    due_at = None if order is None else _iso(order.due_at)
+    due_at = None
+    purge_order = None
+    if order is not None:
+        due_at = _iso(order.due_at)
+        purge_order = {"order_id": order.order_id, "due_at": due_at}
+    datasets = []
+    for subscriber, dataset in report.datasets:
+        datasets.append(
+            {
+                "subscriber": subscriber,
+                "dataset": dataset,
+                "owes_receipt": order is not None,
+                "due_at": due_at,
+            }
+        )
+    after_notice = [_impact_data(impact) for impact in later]
+    terms = [_terms_data(change) for change in report.terms]
     return {
         "dry_run": True,
         "sent": False,
@@ -253,18 +299,10 @@ def _data(report: DryRunReport) -> dict[str, Any]:
         "changes_nothing": report.changes_nothing,
         "freed": report.freed,
         **_impact_data(first),
-        "after_notice": [_impact_data(impact) for impact in later],
-        "terms": [_terms_data(change) for change in report.terms],
-        "purge_order": None if order is None else {"order_id": order.order_id, "due_at": due_at},
-        "datasets": [
-            {
-                "subscriber": subscriber,
-                "dataset": dataset,
-                "owes_receipt": order is not None,
-                "due_at": due_at,
-            }
-            for subscriber, dataset in report.datasets
-        ],
+        "after_notice": after_notice,
+        "terms": terms,
+        "purge_order": purge_order,
+        "datasets": datasets,
     }
 
 
@@ -279,6 +317,9 @@ def _control_data(control: Control) -> dict[str, Any]:
 
 
 def _impact_data(impact: Impact) -> dict[str, Any]:
+    unchanged = []
+    for (purpose, reason), members in impact.unchanged.items():
+        unchanged.append({"purpose": purpose, "reason": reason, "members": members})
     return {
         "at": _iso(impact.at),
         "known_at": _iso(impact.known_at),
@@ -288,10 +329,7 @@ def _impact_data(impact: Impact) -> dict[str, Any]:
         "allowed_to_excluded": dict(impact.excluded()),
         "excluded_to_allowed": dict(impact.opened()),
         "changes": [change._asdict() for change in impact.changes],
-        "unchanged": [
-            {"purpose": purpose, "reason": reason, "members": members}
-            for (purpose, reason), members in impact.unchanged.items()
-        ],
+        "unchanged": unchanged,
     }
 
 
@@ -311,16 +349,25 @@ def _terms_data(change: TermsChange) -> dict[str, Any]:
 def _one_terms_data(terms: Any) -> Mapping[str, Any] | None:
     if terms is None:
         return None
+    categories = None
+    if terms.categories is not None:
+        categories = list(terms.categories)
     return {
         "regime": terms.regime.value,
         "basis": terms.basis,
-        "notice_until": None if terms.notice_until is None else _iso(terms.notice_until),
-        "categories": None if terms.categories is None else list(terms.categories),
-        "collected_from": None if terms.collected_from is None else _iso(terms.collected_from),
+        "notice_until": _iso_or_none(terms.notice_until),
+        "categories": categories,
+        "collected_from": _iso_or_none(terms.collected_from),
         "minors": terms.minors.value,
         "purge_on_opt_out": terms.purge_on_opt_out,
         "purge_within_seconds": terms.purge_within // 1_000_000,
     }
+
+
+def _iso_or_none(instant: Micros | None) -> str | None:
+    if instant is None:
+        return None
+    return _iso(instant)
 
 
 def _iso(instant: Micros) -> str:

@@ -76,7 +76,9 @@ def run(
             )
             console.print(demo.next_commands(), markup=False, soft_wrap=True)
             _wait_for_interrupt()
-    raise typer.Exit(0 if result["ok"] else EXIT_WRONG)
+    if result["ok"]:
+        raise typer.Exit(0)
+    raise typer.Exit(EXIT_WRONG)
 
 
 def write_picture(console: Console, file: Path) -> None:
@@ -105,7 +107,9 @@ def _show(console: Console, demo: DemoRun, result: dict[str, Any]) -> None:
     console.print(table)
     for note in demo.findings.notes:
         console.print(f"  {note}", style="red", markup=False)
-    outcome = f"[green]{texts.RIGHT}[/]" if result["ok"] else f"[red]{texts.WRONG}[/]"
+    outcome = f"[red]{texts.WRONG}[/]"
+    if result["ok"]:
+        outcome = f"[green]{texts.RIGHT}[/]"
     console.print(f"{outcome} {result['seconds']} s in all.")
 
 

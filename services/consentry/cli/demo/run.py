@@ -101,17 +101,21 @@ class DemoRun:
         for name, value in sorted(self._environment(0).items()):
             if "TABLE" not in name:
                 lines.append(f"export {name}={value}")
-        followers = [
-            f"--follower {child.address}"
-            for child in self._processes.children
-            if child.name in TRAINERS
-        ]
-        lines.append(f"consentry table verify {' '.join(followers)}")
+        options = [f"--follower {address}" for address in self._follower_addresses()]
+        lines.append(f"consentry table verify {' '.join(options)}")
         member = self._quiet_member("HK")
         lines.append(f"consentry explain {member} --at 2024-10-12 --known-at 2024-10-12")
         processor = self._processes.pid("processor")
         lines.append(f"kill -9 {processor}    # the processor; the demo starts it again")
         return "\n".join(f"  {line}" for line in lines)
+
+    def _follower_addresses(self) -> list[str]:
+        """Return the metrics addresses of the demo's trainers."""
+        addresses = []
+        for child in self._processes.children:
+            if child.name in TRAINERS:
+                addresses.append(child.address)
+        return addresses
 
     def _environment(self, members: int) -> dict[str, str]:
         settings = self._settings
@@ -244,11 +248,11 @@ class DemoRun:
             self._print(line, markup=True)
 
     def _stored_rows(self) -> int:
-        return sum(
-            pq.read_metadata(file).num_rows
-            for path in self._paths.values()
-            for file in path.glob("*.parquet")
-        )
+        rows = 0
+        for path in self._paths.values():
+            for file in path.glob("*.parquet"):
+                rows += pq.read_metadata(file).num_rows
+        return rows
 
     def _await_orders(self) -> None:
         """Wait until no purge order is open: whoever moves in afterwards must not be purged too."""
@@ -271,6 +275,11 @@ class DemoRun:
         topic = topic_name(self._settings.namespace, MEMBER_EVENTS)
         started = system_clock()
         failed: list[Any] = []
+
+        def note_failure(error: Any, _message: Any) -> None:
+            if error:
+                failed.append(error)
+
         for number, event in enumerate(events):
             self._oracle.send([event])
             value = write_event(event, self._catalog)
@@ -282,12 +291,7 @@ class DemoRun:
                 self._sent.append((event.member, self._oracle.version(event.member), due))
             while True:
                 try:
-                    self._producer.produce(
-                        topic,
-                        value,
-                        event.member,
-                        on_delivery=lambda error, _: failed.append(error) if error else None,
-                    )
+                    self._producer.produce(topic, value, event.member, on_delivery=note_failure)
                     break
                 except BufferError:
                     self._producer.poll(0.05)
@@ -330,7 +334,7 @@ class DemoRun:
                 now,
                 self.findings,
             )
-        followers = [child.address for child in self._processes.children if child.name in TRAINERS]
+        followers = self._follower_addresses()
         with open_table(self._settings, self._partitions) as table:
             check_table(
                 self._oracle,

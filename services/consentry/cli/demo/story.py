@@ -48,21 +48,15 @@ class StoryMaker:
 
     def __init__(self, members: int) -> None:
         self._random = random.Random(SEED)
-        eea = [
-            membership.country
-            for membership in iso_jurisdictions().groups["EEA"]
-            if membership.country != "GB"
-        ]
+        eea = []
+        for membership in iso_jurisdictions().groups["EEA"]:
+            if membership.country != "GB":
+                eea.append(membership.country)
         self._places = ["US", "GB", "CA", "HK", "CH", *eea]
         self._weights = [30, 15, 10, 15, 5, *([25 / len(eea)] * len(eea))]
         self.members = [MemberId(f"demo:{number:07d}") for number in range(members)]
-        self.homes = dict(
-            zip(
-                self.members,
-                self._random.choices(self._places, self._weights, k=members),
-                strict=True,
-            )
-        )
+        homes = self._random.choices(self._places, self._weights, k=members)
+        self.homes = dict(zip(self.members, homes, strict=True))
         self._versions: dict[str, int] = {}
         self._erased: set[str] = set()
 
@@ -94,14 +88,12 @@ class StoryMaker:
         entries = YAML(typ="safe").load((files("consentry.cli.demo") / "timeline.yaml").read_text())
         recorded = [parse_instant(entry["recorded"], what="recorded") for entry in entries]
         ends = [*recorded[1:], Micros(recorded[-1] + 90 * _DAY)]
-        return [
-            Chapter(
-                entry["title"],
-                self._control(entry, at),
-                list(self._changes(at, end, changes_per_chapter)),
-            )
-            for entry, at, end in zip(entries, recorded, ends, strict=True)
-        ]
+        chapters = []
+        for entry, at, end in zip(entries, recorded, ends, strict=True):
+            control = self._control(entry, at)
+            changes = list(self._changes(at, end, changes_per_chapter))
+            chapters.append(Chapter(entry["title"], control, changes))
+        return chapters
 
     def _control(self, entry: dict[str, Any], recorded_at: Micros) -> Control:
         event_id = self._event_id()
@@ -110,14 +102,15 @@ class StoryMaker:
                 entry["policy"], event_id=event_id, recorded_at=recorded_at, source="demo"
             )
         fields = entry.get("pause") or entry["lift"]
+        effective_at = recorded_at
         effective = fields.get("effective")
+        if effective is not None:
+            effective_at = parse_instant(effective, what="effective")
         common: dict[str, Any] = {
             "event_id": event_id,
             "pause": fields["pause"],
             "version": fields["version"],
-            "effective_at": recorded_at
-            if effective is None
-            else parse_instant(effective, what="effective"),
+            "effective_at": effective_at,
             "recorded_at": recorded_at,
             "source": "demo",
         }
@@ -159,10 +152,13 @@ class StoryMaker:
                 age_band=self._random.choice(list(AgeBand)),
                 **common,
             )
-        choice = Choice.OPT_OUT if dice < 0.75 else Choice.OPT_IN
-        # Half of those who opt in had the latest page before them; the other half chose on an old
-        # one.
-        observed = self._random.choice([version, None]) if choice is Choice.OPT_IN else None
+        choice = Choice.OPT_OUT
+        observed = None
+        if dice >= 0.75:
+            choice = Choice.OPT_IN
+            # Half of those who opt in had the latest page before them; the other half chose on an
+            # old one.
+            observed = self._random.choice([version, None])
         basis = self._random.choice(["LEGITIMATE_INTEREST", "OTHER"])
         return ConsentChanged(
             purpose=PURPOSE, choice=choice, observed_version=observed, legal_basis=basis, **common
@@ -198,10 +194,12 @@ class StoryMaker:
         members = [self.members[owner] for owner in owners.tolist()]
         elsewhere = random_numbers.random(len(members)) < 0.05
         strange = random_numbers.choice(np.array(self._places), len(members)).tolist()
-        places = [
-            strange[row] if away else self.homes[member]
-            for row, (member, away) in enumerate(zip(members, elsewhere.tolist(), strict=True))
-        ]
+        places = []
+        for member, away, strange_place in zip(members, elsewhere.tolist(), strange, strict=True):
+            if away:
+                places.append(strange_place)
+            else:
+                places.append(self.homes[member])
         columns: dict[str, Any] = {
             "member_id": members,
             "jurisdiction": places,

@@ -65,7 +65,9 @@ def chapter_text(chapter: Chapter, delays_ms: Mapping[str, float]) -> tuple[str,
 
 def purged_text(rows: int) -> str:
     """Return the demo's line for rows that purge orders have removed since the last chapter."""
-    count = "1 row is" if rows == 1 else f"{rows:,} rows are"
+    count = f"{rows:,} rows are"
+    if rows == 1:
+        count = "1 row is"
     return f"{_INDENT}{count} deleted by purge orders, with receipts"
 
 
@@ -89,7 +91,9 @@ def past_answers(record: Record | None, controls: Controls) -> Iterator[str]:
     for day in _KNOWN_DAYS:
         known_at = parse_instant(day, what="known_at")
         decision = decide(record, None, controls, purpose=PURPOSE, at=at, known_at=known_at)
-        outcome = "allowed" if decision.allowed else "excluded"
+        outcome = "excluded"
+        if decision.allowed:
+            outcome = "allowed"
         yield f"  by what was known on {date_text(known_at)}: {outcome}, {decision.reason}"
         yield f"    {sentences(decision)[0]}"
 
@@ -129,12 +133,19 @@ def _counted(changes: Iterable[ChangeEvent]) -> str:
     counts = Counter(_kind(change) for change in changes)
     parts: list[str] = []
     for kind, count in counts.most_common():
-        one, several = _NOUNS[kind]
-        parts.append(f"{count} {one if count == 1 else several}")
+        singular, plural = _NOUNS[kind]
+        noun = plural
+        if count == 1:
+            noun = singular
+        parts.append(f"{count} {noun}")
     return ", ".join(parts)
 
 
 def _kind(change: ChangeEvent) -> str:
     if isinstance(change, ConsentChanged):
-        return "opt-out" if change.choice is Choice.OPT_OUT else "opt-in"
-    return "erasure" if isinstance(change, MemberErased) else "move"
+        if change.choice is Choice.OPT_OUT:
+            return "opt-out"
+        return "opt-in"
+    if isinstance(change, MemberErased):
+        return "erasure"
+    return "move"

@@ -81,7 +81,7 @@ class Journals:
     def applied_at(self, name: str, member: str, version: int) -> int | None:
         """When a demo trainer first held at least this record version of a member, or None."""
         times = [at for held, at in self.versions[name].get(member, ()) if held >= version]
-        return min(times) if times else None
+        return min(times, default=None)
 
     def delays(self, sent: Iterable[tuple[str, int, int]]) -> tuple[list[Milliseconds], int]:
         """Return each demo trainer's delays in milliseconds, and how many changes never came.
@@ -135,13 +135,10 @@ class Buckets:
             return {"p50": None, "p99": None}
 
         def quantile(share: float) -> float:
-            return (
-                next(
-                    (bound for bound, count in since.items() if count >= share * total),
-                    float("inf"),
-                )
-                * 1000
-            )
+            for bound, count in since.items():
+                if count >= share * total:
+                    return bound * 1000
+            return float("inf")
 
         return {"p50": quantile(0.5), "p99": quantile(0.99)}
 

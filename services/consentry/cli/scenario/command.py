@@ -99,12 +99,16 @@ def run(
         _show(console, outcome)
         failed += [(outcome.file, failure) for failure in outcome.failures]
     expectations = sum(len(file.scenario.expect) for file in scenarios)
-    verdict = f"[red]{len(failed)} did not hold.[/]" if failed else "[green]All hold.[/]"
+    verdict = "[green]All hold.[/]"
+    if failed:
+        verdict = f"[red]{len(failed)} did not hold.[/]"
     counts = f"{_counted(len(scenarios), 'scenario')}, {_counted(expectations, 'expectation')}"
     console.print(f"{counts}. {verdict}")
     if as_json:
         _print_json(scenarios, failed, [])
-    raise typer.Exit(EXIT_FAILED if failed else 0)
+    if failed:
+        raise typer.Exit(EXIT_FAILED)
+    raise typer.Exit(0)
 
 
 @app.command()
@@ -241,8 +245,12 @@ def _timed(
 def _show(console: Console, outcome: ScenarioOutcome) -> None:
     file, failures, seconds = outcome
     count = _counted(len(file.scenario.expect), "expectation")
-    duration = f", {seconds:.1f} s" if seconds >= 0.1 else ""
-    label = "[red]FAILED[/]" if failures else "[green]holds [/]"
+    duration = ""
+    if seconds >= 0.1:
+        duration = f", {seconds:.1f} s"
+    label = "[green]holds [/]"
+    if failures:
+        label = "[red]FAILED[/]"
     console.print(f"{label}  {file.scenario.name}  ({count}{duration})")
     for failure in failures:
         line = line_of(file.text, failure.where)
@@ -261,10 +269,12 @@ def _print_json(
     failed: Sequence[tuple[ScenarioFile, Failure]],
     errors: Sequence[str],
 ) -> None:
+    expectations = sum(len(file.scenario.expect) for file in scenarios)
+    failures = [_failure_fields(file, failure) for file, failure in failed]
     result: dict[str, Any] = {
         "scenarios": len(scenarios),
-        "expectations": sum(len(file.scenario.expect) for file in scenarios),
-        "failed": [_failure_fields(file, failure) for file, failure in failed],
+        "expectations": expectations,
+        "failed": failures,
     }
     if errors:
         result["errors"] = list(errors)
@@ -285,4 +295,6 @@ def _failure_fields(file: ScenarioFile, failure: Failure) -> dict[str, Any]:
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"

@@ -116,9 +116,9 @@ def play(scenario: Scenario, settings: Settings, directory: Path) -> tuple[Failu
             ]
         finally:
             client.stop()
-        orders = (
-            [] if scenario.expect_orders is None else _open_orders(settings, catalog, processes)
-        )
+        orders: Sequence[PurgeOrder] = []
+        if scenario.expect_orders is not None:
+            orders = _open_orders(settings, catalog, processes)
     finally:
         processes.stop()
     return (*failed_answers(scenario, decisions), *failed_orders(scenario, orders))
@@ -163,7 +163,7 @@ def clean_up(settings: Settings) -> None:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    return {
+    environment = {
         "CONSENTRY_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
         "CONSENTRY_KAFKA_SECURITY_PROTOCOL": settings.kafka_security_protocol,
         "CONSENTRY_KAFKA_SASL_MECHANISM": settings.kafka_sasl_mechanism,
@@ -176,7 +176,10 @@ def _environment(settings: Settings) -> dict[str, str]:
         "CONSENTRY_NAMESPACE": settings.namespace,
         "CONSENTRY_SUBSCRIBERS": f"{SUBSCRIBER}=rows",
         "CONSENTRY_TABLE_MEMBERS": "1000",
-    } | ({"CONSENTRY_KAFKA_CA_FILE": str(settings.kafka_ca_file)} if settings.kafka_ca_file else {})
+    }
+    if settings.kafka_ca_file:
+        environment["CONSENTRY_KAFKA_CA_FILE"] = str(settings.kafka_ca_file)
+    return environment
 
 
 def _send(scenario: Scenario, settings: Settings, catalog: Catalog) -> None:
@@ -186,16 +189,17 @@ def _send(scenario: Scenario, settings: Settings, catalog: Catalog) -> None:
         (control_key(control), write_control(control, catalog), _milliseconds(control.recorded_at))
         for control in scenario.controls
     ]
-    events = [
-        (
-            event.member.encode(),
-            _UNREADABLE if isinstance(event, EventUnreadable) else write_event(event, catalog),
+    events = []
+    for event in history(scenario, iso_jurisdictions()).events:
+        sent_at = _milliseconds(event.recorded_at)
+        if isinstance(event, EventUnreadable):
+            value = _UNREADABLE
             # The broker's times are whole milliseconds, and a quarantine is recorded at the end of
             # its own.
-            _milliseconds(event.recorded_at) - isinstance(event, EventUnreadable),
-        )
-        for event in history(scenario, iso_jurisdictions()).events
-    ]
+            sent_at -= 1
+        else:
+            value = write_event(event, catalog)
+        events.append((event.member.encode(), value, sent_at))
     send(producer, topic_name(settings.namespace, CONTROLS), controls)
     send(producer, topic_name(settings.namespace, MEMBER_EVENTS), events)
 
@@ -253,10 +257,8 @@ def _open_orders(
                 fix="run the scenario again, with --jobs 1 on a busy machine",
             )
         sleep(0.1)
-    return _unsettled(
-        read_order(message.value, catalog)
-        for message in read_all(settings.kafka(), topic_name(settings.namespace, PURGE_ORDERS))
-    )
+    messages = read_all(settings.kafka(), topic_name(settings.namespace, PURGE_ORDERS))
+    return _unsettled(read_order(message.value, catalog) for message in messages)
 
 
 def _unsettled(orders: Iterable[PurgeOrder]) -> list[PurgeOrder]:

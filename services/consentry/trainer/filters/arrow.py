@@ -68,16 +68,22 @@ def _filter_batches(
 
 def _filter_batch(batch: pa.RecordBatch, batch_filter: BatchFilter) -> pa.RecordBatch:
     table = pa.Table.from_batches([batch])
-    allowed = filter_rows(table, batch_filter.mask(table.select(batch_filter.names)))
+    mask = batch_filter.mask(table.select(batch_filter.names))
+    allowed = filter_rows(table, mask)
     # One batch, also of no rows, for which to_batches gives none.
-    return pa.RecordBatch.from_arrays(list(map(_one_array, allowed.columns)), schema=batch.schema)
+    arrays = [_one_array(column) for column in allowed.columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     # Of some types, such as extensions, Arrow combines the chunks into a chunked array of one.
     combined = column.combine_chunks()
-    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+    if isinstance(combined, pa.ChunkedArray):
+        return combined.chunk(0)
+    return combined
 
 
 def _schema_of(data: Any) -> pa.Schema:
-    return data.projected_schema if isinstance(data, pads.Scanner) else data.schema
+    if isinstance(data, pads.Scanner):
+        return data.projected_schema
+    return data.schema

@@ -45,7 +45,9 @@ class BatchFilter:
         self._decider = decider
         self._purpose = purpose
         self._at_least = at_least
-        self._tally: Counter[Reason] = Counter() if tally is None else tally
+        if tally is None:
+            tally = Counter()
+        self._tally = tally
         self._counting = threading.Lock()
         self.columns = find_columns(list(map(_label, names)), columns)
 
@@ -92,12 +94,16 @@ class BatchFilter:
                     code="input.column",
                     fix="give it a date or timestamp type, or microseconds since 1970-01-01 UTC",
                 ) from error
-        return _ids(values) if is_member else texts_column(values)
+        if is_member:
+            return _ids(values)
+        return texts_column(values)
 
 
 def _label(name: Any) -> str:
     # A label that is not a text is not the column of that text.
-    return name if isinstance(name, str) else f"{type(name).__name__} {name!r}"
+    if isinstance(name, str):
+        return name
+    return f"{type(name).__name__} {name!r}"
 
 
 def _ids(values: Sequence[Any]) -> pa.Array:

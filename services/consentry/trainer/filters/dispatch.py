@@ -52,11 +52,15 @@ def _module_of(data: Any) -> str:
     for kind in type(data).__mro__:
         package = kind.__module__.partition(".")[0].lstrip("_")
         module, names = LIBRARIES.get(package, ("", ()))
-        # Some of Arrow's types have names of their own for each way in which they are stored.
-        is_known = kind.__name__.endswith(names) if package == "pyarrow" else kind.__name__ in names
-        if is_known:
+        if kind.__name__ in names:
             return module
-    known = "; ".join(f"{package}: {', '.join(names)}" for package, (_, names) in LIBRARIES.items())
+        # Some of Arrow's types have names of their own for each way in which they are stored.
+        if package == "pyarrow" and kind.__name__.endswith(names):
+            return module
+    libraries = []
+    for package, (_, names) in LIBRARIES.items():
+        libraries.append(f"{package}: {', '.join(names)}")
+    known = "; ".join(libraries)
     raise InvalidInput(
         f"A {type(data).__module__}.{type(data).__qualname__} cannot be filtered: it is not a data "
         "set of a known library.",

@@ -122,7 +122,9 @@ def _filter_stream(
     stream = _StreamFilter(decider, data.features, question)
     if data.column_names is not None:
         stream.batch_filter(data.column_names)
-    kind = data._formatting.format_type if data._formatting else None
+    kind = None
+    if data._formatting:
+        kind = data._formatting.format_type
     if kind in _TABLE_FORMATS:
         tables = data.with_format("arrow").map(
             stream.filter_table, batched=True, batch_size=_BATCH_ROWS, features=data.features
@@ -130,9 +132,11 @@ def _filter_stream(
         return tables.with_format(kind)
     # Decided as they are stored, not as tensors. A resume counts the rows before the filter, so it
     # loses none.
-    plain = data if kind is None else data.with_format(None)
+    if kind is None:
+        return data.filter(stream.mask_rows, batched=True, batch_size=_BATCH_ROWS)
+    plain = data.with_format(None)
     allowed = plain.filter(stream.mask_rows, batched=True, batch_size=_BATCH_ROWS)
-    return allowed if kind is None else allowed.with_format(kind)
+    return allowed.with_format(kind)
 
 
 class _StreamFilter:

@@ -36,9 +36,13 @@ def filter(
 
     Raises InvalidInput where a column is missing, when this is called.
     """
-    names = data.collect_schema().names() if isinstance(data, pl.LazyFrame) else data.columns
     batch_filter = BatchFilter(
-        decider, names, purpose=purpose, columns=columns, at_least=at_least, tally=tally
+        decider,
+        _column_names(data),
+        purpose=purpose,
+        columns=columns,
+        at_least=at_least,
+        tally=tally,
     )
     if isinstance(data, pl.DataFrame):
         return _filter_frame(data, batch_filter)
@@ -51,6 +55,12 @@ def filter(
         slice_pushdown=False,
         streamable=True,
     )
+
+
+def _column_names(data: pl.DataFrame | pl.LazyFrame) -> list[str]:
+    if isinstance(data, pl.LazyFrame):
+        return data.collect_schema().names()
+    return data.columns
 
 
 def _filter_frame(frame: pl.DataFrame, batch_filter: BatchFilter) -> pl.DataFrame:

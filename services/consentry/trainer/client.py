@@ -12,7 +12,7 @@ import pyarrow as pa
 import structlog
 from confluent_kafka.admin import AdminClient
 
-from consentry.bundles import PublicKeys
+from consentry.bundles import Bundle, PublicKeys
 from consentry.domain.decisions import Decision, Row
 from consentry.domain.errors import InvalidInput, Refused, Unavailable
 from consentry.domain.orders import PurgeOrder
@@ -107,37 +107,52 @@ class Client:
                 directory=cache,
                 credential=bundle_credential,
             )
-            check_logs(
-                bundle, lambda topic: log_identity(kafka, topic_name(namespace, topic)).hex()
-            )
-            self._controls_log += bundle.controls()
-            _LOG.info(
-                "bundle_loaded",
-                subscriber=name,
-                bundle=bundle.manifest.bundle_id,
-                members=len(self.snapshot.records),
-            )
+            self._begin_with(bundle, kafka, namespace)
         self._is_whole = resume is None
         self._sharing: SnapshotWriter | None = None
-        self._follower = SnapshotFollower(
-            kafka,
-            admin,
-            catalog,
-            self.snapshot,
-            partitions=self.partitions,
-            name=name,
-            namespace=namespace,
-            staleness_seconds=staleness_seconds,
-            clock=clock,
-            metrics=self.metrics,
-            controls_log=self._controls_log,
-            journal=journal,
-        )
+        self._follower = self._make_follower(kafka, admin, namespace=namespace, journal=journal)
         self.hooks = self._follower.hooks
         self.on_exclusion = self.hooks.on_exclusion
         self.on_control = self.hooks.on_control
         self.on_purge_order = self.hooks.on_purge_order
         self._purposes_asked: set[str] = set()
+
+    def _begin_with(self, bundle: Bundle, kafka: Mapping[str, str], namespace: str) -> None:
+        """Check that a bundle is of the logs that Kafka has now, and take over its controls.
+
+        Raises Refused, Unavailable.
+        """
+
+        def identity(topic: str) -> str:
+            return log_identity(kafka, topic_name(namespace, topic)).hex()
+
+        check_logs(bundle, identity)
+        self._controls_log += bundle.controls()
+        _LOG.info(
+            "bundle_loaded",
+            subscriber=self.name,
+            bundle=bundle.manifest.bundle_id,
+            members=len(self.snapshot.records),
+        )
+
+    def _make_follower(
+        self, kafka: Mapping[str, str], admin: AdminClient, *, namespace: str, journal: Path | None
+    ) -> SnapshotFollower:
+        """Return the follower that keeps the client's snapshot up to date; it is not started."""
+        return SnapshotFollower(
+            kafka,
+            admin,
+            self._catalog,
+            self.snapshot,
+            partitions=self.partitions,
+            name=self.name,
+            namespace=namespace,
+            staleness_seconds=self._staleness_seconds,
+            clock=self._clock,
+            metrics=self.metrics,
+            controls_log=self._controls_log,
+            journal=journal,
+        )
 
     def share(self, directory: Path | str) -> SharedSnapshot:
         """Keep the client's snapshot in a directory, for worker processes on this machine.
@@ -252,7 +267,9 @@ class Client:
 
     def _behind(self, at_least: str | None, wait_seconds: float) -> str:
         """Return why an answer would be stale after waiting for the token; else empty."""
-        token = None if at_least is None else read_token(at_least, self._token_keys)
+        if at_least is None:
+            return self._follower.behind(None, wait_seconds)
+        token = read_token(at_least, self._token_keys)
         return self._follower.behind(token, wait_seconds)
 
     @property
@@ -303,13 +320,16 @@ class Client:
         and else the answer is STALE. Raises InvalidInput for a wrong member id or token.
         """
         detail = self._behind(at_least, wait_seconds)
-        now = self._clock()
+        if at is None:
+            at = max(self._clock(), self.snapshot.newest_frontier)
+        if known_at is None:
+            known_at = FOREVER
         decision = self.snapshot.decide(
             parse_member_id(member),
             row,
             purpose=purpose,
-            at=max(now, self.snapshot.newest_frontier) if at is None else at,
-            known_at=FOREVER if known_at is None else known_at,
+            at=at,
+            known_at=known_at,
             stale_detail=detail,
         )
         if not detail:
@@ -335,13 +355,16 @@ class Client:
         conventional names: member_id, jurisdiction, category, collected_at.
         """
         detail = self._behind(at_least, wait_seconds)
-        now = self._clock()
+        if at is None:
+            at = max(self._clock(), self.snapshot.newest_frontier)
+        if known_at is None:
+            known_at = FOREVER
         decisions = decide_table(
             table,
             self.snapshot,
             purpose=purpose,
-            at=max(now, self.snapshot.newest_frontier) if at is None else at,
-            known_at=FOREVER if known_at is None else known_at,
+            at=at,
+            known_at=known_at,
             columns=find_columns(table.column_names, columns),
             is_fresh=not detail,
         )
@@ -395,7 +418,9 @@ class Client:
     def token(self) -> str | None:
         """Return the consistency token of all the client's answers rest on; None if unproven."""
         token = self.snapshot.freshness.token(self.snapshot.positions, self._clock())
-        return None if token is None else write_token(token, self._token_keys)
+        if token is None:
+            return None
+        return write_token(token, self._token_keys)
 
     def open_orders(self) -> list[PurgeOrder]:
         """Return the purge orders not settled, in the order in which they were opened."""
@@ -412,18 +437,21 @@ class Client:
         """
         staleness = self.staleness_seconds()
         detail = self.stale_detail
+        age_seconds = None
+        if staleness != float("inf"):
+            age_seconds = round(staleness, 3)
+        positions = {}
+        for (topic, partition), position in sorted(self.snapshot.positions.items()):
+            positions[f"{topic}-{partition}"] = position
         return {
             "ok": not detail,
             "detail": detail or "fresh",
             "subscriber": self.name,
-            "staleness_seconds": None if staleness == float("inf") else round(staleness, 3),
+            "staleness_seconds": age_seconds,
             "members": len(self.snapshot.records),
             "controls": len(self.snapshot.controls.log),
             "purge_orders_open": len(self.open_orders()),
-            "positions": {
-                f"{topic}-{partition}": position
-                for (topic, partition), position in sorted(self.snapshot.positions.items())
-            },
+            "positions": positions,
         }
 
     def _warn_if_unknown(self, purpose: str) -> None:

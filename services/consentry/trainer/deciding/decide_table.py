@@ -70,9 +70,11 @@ class Decisions:
     def counts(self) -> dict[Reason, int]:
         """Return the number of decided rows of each reason."""
         numbers = np.bincount(self.reasons, minlength=len(REASONS)).tolist()
-        return Counter(
-            {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
-        )
+        counts: Counter[Reason] = Counter()
+        for reason, number in zip(REASONS, numbers, strict=True):
+            if number:
+                counts[reason] = number
+        return counts
 
 
 def decide_table(
@@ -215,12 +217,14 @@ def _member_classes(
     def ask(keys: Keys) -> npt.NDArray[np.int32]:
         return snapshot.classes(keys, member_classes, at=at, known_at=known_at)
 
-    read = _integer_classes if pa.types.is_integer(column.type) else _text_classes
-    if read is _text_classes:
+    read = _integer_classes
+    if not pa.types.is_integer(column.type):
+        read = _text_classes
         column = member_texts(column)
-    return np.concatenate(
-        [np.zeros(0, dtype=np.int32), *(read(part, ask) for part in _slices(column))]
-    )
+    classes = [np.zeros(0, dtype=np.int32)]
+    for part in _slices(column):
+        classes.append(read(part, ask))
+    return np.concatenate(classes)
 
 
 _Ask = Callable[[Keys], npt.NDArray[np.int32]]
@@ -276,11 +280,11 @@ def _axis(table: pa.Table, name: str | None, stand_in: Callable[[str], str]) -> 
 
 
 def _slices(column: pa.ChunkedArray) -> list[pa.Array]:
-    return [
-        chunk.slice(start, _SIDE_BY_SIDE)
-        for chunk in column.chunks
-        for start in range(0, len(chunk), _SIDE_BY_SIDE)
-    ]
+    slices = []
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _SIDE_BY_SIDE):
+            slices.append(chunk.slice(start, _SIDE_BY_SIDE))
+    return slices
 
 
 def _short_texts(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int32]] | None:
@@ -356,17 +360,18 @@ def _shared_dictionary(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[n
     None where they differ, or where most of it may be of no use.
     """
     chunks = [chunk for chunk in column.chunks if len(chunk)]
-    values = chunks[0].dictionary if chunks else None
-    if (
-        values is None
-        or len(values) > len(column)
-        or any(not one.dictionary.equals(values) for one in chunks[1:])
-    ):
+    if not chunks:
         return None
-    codes = [
-        one.indices.cast(pa.int32()).fill_null(len(values)).to_numpy(zero_copy_only=False)
-        for one in chunks
-    ]
+    values = chunks[0].dictionary
+    if len(values) > len(column):
+        return None
+    for chunk in chunks[1:]:
+        if not chunk.dictionary.equals(values):
+            return None
+    codes = []
+    for chunk in chunks:
+        indices = chunk.indices.cast(pa.int32()).fill_null(len(values))
+        codes.append(indices.to_numpy(zero_copy_only=False))
     if pa.types.is_string_view(values.type):
         values = values.cast(pa.string())
     # A null of a categorical has no place in its dictionary.
@@ -391,9 +396,8 @@ def _collection_times(table: pa.Table, name: str | None, boundaries: ControlBoun
 def _passed(values: npt.NDArray[np.int64], cut_offs: Sequence[Micros]) -> npt.NDArray[np.int32]:
     """Return the number of cut-offs, which ascend, that each value has reached."""
     if len(cut_offs) > _COMPARED_MAX:
-        return np.searchsorted(np.array(cut_offs, dtype=np.int64), values, side="right").astype(
-            np.int32
-        )
+        ascending = np.array(cut_offs, dtype=np.int64)
+        return np.searchsorted(ascending, values, side="right").astype(np.int32)
     codes = np.zeros(len(values), dtype=np.int32)
     for cut_off in cut_offs:
         codes += values >= cut_off

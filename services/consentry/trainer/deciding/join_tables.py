@@ -100,6 +100,8 @@ def decision_tables(
             decision = decide_state(own, row, controls, purpose=purpose, at=at, known_at=known_at)
             reasons.append(REASONS.index(decision.reason))
     codes = np.arange(len(reasons), dtype=np.int64)
+    reason_numbers = np.array(reasons, dtype=np.int8)
+    answers = pa.table({"code": pa.array(codes), "reason": pa.array(reason_numbers)})
     place_numbers = {place: number for number, place in enumerate(places)}
     numbers_of_codes = [place_numbers[code] for code in representatives.values()]
     return JoinTables(
@@ -108,9 +110,7 @@ def decision_tables(
         places=_table("jurisdiction", representatives, "place", numbers_of_codes),
         kinds=_table("category", categories, "kind", range(2, len(kinds))),
         cut_offs=boundaries.cut_offs,
-        answers=pa.table(
-            {"code": pa.array(codes), "reason": pa.array(np.array(reasons, dtype=np.int8))}
-        ),
+        answers=answers,
         nobody=states.number(NOBODY),
         quarantined=_MemberStates.QUARANTINED,
         no_place=0,
@@ -124,9 +124,9 @@ def decision_tables(
 
 
 def _table(key: str, keys: Iterable[str], value: str, values: Iterable[int]) -> pa.Table:
-    return pa.table(
-        {key: pa.array(list(keys), pa.string()), value: pa.array(list(values), pa.int32())}
-    )
+    key_column = pa.array(list(keys), pa.string())
+    value_column = pa.array(list(values), pa.int32())
+    return pa.table({key: key_column, value: value_column})
 
 
 class _MemberStates:
@@ -230,6 +230,12 @@ def _applicable(
 ) -> tuple[Hashable, ...]:
     """Return everything in the applicable controls that an answer, not its grounds, depends on."""
     applicable = controls.applicable(code, purpose, kind, at=at, known_at=known_at)
-    terms = applicable.terms and replace(applicable.terms, jurisdictions=())
-    lift = applicable.voiding_lift and applicable.voiding_lift.recorded_at
-    return applicable.pause is not None, applicable.policy is not None, terms, lift
+    terms = applicable.terms
+    if terms is not None:
+        terms = replace(terms, jurisdictions=())
+    lift_recorded_at = None
+    if applicable.voiding_lift is not None:
+        lift_recorded_at = applicable.voiding_lift.recorded_at
+    is_paused = applicable.pause is not None
+    has_policy = applicable.policy is not None
+    return is_paused, has_policy, terms, lift_recorded_at

@@ -53,6 +53,16 @@ def order_of(
 
 
 class TestMembers:
+    def test_an_erasure_opens_an_order_also_where_the_member_has_no_record(self) -> None:
+        """A member whose record was lost is still owed what they asked for."""
+        event = erased(2, on=3)
+
+        order = order_for_fact(MEMBER, event.fact(), None, ASKING)
+
+        assert order is not None
+        assert order.because is PurgeReason.ERASURE
+        assert order_for_fact(MEMBER, chose(Choice.OPT_OUT, 2, on=3).fact(), None, ASKING) is None
+
     def test_an_erasure_opens_an_order_due_in_the_shortest_time_of_the_members_terms(self) -> None:
         """The member is told a date; it has to be the strictest that was promised."""
         order = order_of(erased(2, on=3))

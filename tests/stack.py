@@ -425,7 +425,7 @@ class World:
             return
         admin = AdminClient(client_config(self.kafka, "test-end"))
         try:
-            names = self.topics()
+            names = self._topics_of(admin)
             if names:
                 for deletion in admin.delete_topics(sorted(names), request_timeout=5).values():
                     deletion.result()
@@ -564,9 +564,10 @@ class World:
 
     def topics(self) -> set[str]:
         """The topics of this namespace that exist."""
-        from confluent_kafka.admin import AdminClient
+        return self._topics_of(AdminClient(dict(self.kafka)))
 
-        found = AdminClient(dict(self.kafka)).list_topics(timeout=10).topics
+    def _topics_of(self, admin: AdminClient) -> set[str]:
+        found = admin.list_topics(timeout=10).topics
         return {name for name in found if name.startswith(f"{self.namespace}.")}
 
     def assert_all_agree(self, *clients: Client, seconds: float = 30.0) -> dict[bytes, bytes]:

@@ -17,11 +17,12 @@ from consentry.domain.records import Record
 from consentry.domain.values import MemberId, Micros, Reason
 from consentry.kafka.controls_follower import ControlsFollower
 from consentry.ops.clock import Clock
+from consentry.table.lookup import record_in
 from consentry.table.protocol import ConsentTable, Meta, Reading
 from consentry.wire.freshness import CLOCKS_SECONDS_MAX, stale_age
 from consentry.wire.jurisdictions import name_of
 from consentry.wire.partitions import partition_of
-from consentry.wire.records import DamagedRecord, read_record
+from consentry.wire.records import DamagedRecord
 from consentry.wire.tokens import Token
 
 WAIT_SECONDS_MAX: Final = 10.0
@@ -181,7 +182,8 @@ class TableReader:
             if meta.tainted:
                 return _quarantined("an event of the member's partition has no readable key")
             # The controls are taken after the checks: they are at least what those saw.
-            return self._decide(question, self._record_in(readings, question.member), meta)
+            record = record_in(readings, question.member.encode(), home=self._home(question.member))
+            return self._decide(question, record, meta)
         except DamagedRecord:
             return _quarantined("the member's record is damaged")
         except Unavailable as error:
@@ -283,25 +285,7 @@ class TableReader:
                 code="table.not_built",
                 fix="check that the processor runs; it builds what is missing, then ask again",
             )
-        return self._record_in(readings, member)
-
-    def _record_in(self, readings: Mapping[int, Reading], member: MemberId) -> Record | None:
-        """Return the member's record.
-
-        Raises Unavailable where the member's events have no order, DamagedRecord for a broken
-        record.
-        """
-        home = self._home(member)
-        for partition, reading in readings.items():
-            if partition != home and reading.record:
-                raise Unavailable(
-                    "Events of this member also came on a foreign partition, so they have no "
-                    "order: the member is quarantined.",
-                    code="member.misplaced",
-                    fix="give the producer the murmur2 partitioner",
-                )
-        raw = readings[home].record
-        return None if raw is None else read_record(raw, member.encode())
+        return record_in(readings, member.encode(), home=self._home(member))
 
 
 def _unbuilt(readings: Mapping[int, Reading]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from consentry.domain.errors import Unavailable
 from consentry.domain.records import Record
 from consentry.domain.values import Micros
-from consentry.table.protocol import ConsentTable, Meta
+from consentry.table.protocol import ConsentTable, Meta, Reading
 from consentry.wire.partitions import partition_of
 from consentry.wire.records import read_record
 
@@ -24,6 +26,15 @@ def read_member(
     # would say that nothing is known of the member.
     readings = table.read(key, range(partitions))
     check_meta(readings[home].meta, home, now=now, staleness_seconds=staleness_seconds)
+    return record_in(readings, key, home=home)
+
+
+def record_in(readings: Mapping[int, Reading], member: bytes, *, home: int) -> Record | None:
+    """Return a member's record from what each partition of the consent table holds of them.
+
+    `home` is the member's partition. Raises Unavailable where the member's events have no order,
+    DamagedRecord for a broken record.
+    """
     for partition, reading in readings.items():
         if partition != home and reading.record:
             raise Unavailable(
@@ -33,7 +44,7 @@ def read_member(
                 fix="give the producer the murmur2 partitioner",
             )
     raw = readings[home].record
-    return None if raw is None else read_record(raw, key)
+    return None if raw is None else read_record(raw, member)
 
 
 def check_partition(

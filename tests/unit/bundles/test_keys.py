@@ -103,7 +103,7 @@ def test_another_kind_of_key_is_refused(tmp_path: Path) -> None:
         timeout=60,
     )
     if made.returncode:
-        pytest.skip("there is no openssl on this machine")
+        pytest.skip("there is no openssl on this machine")  # it makes the key of another kind
     path.chmod(0o600)
     with pytest.raises(InvalidInput, match="private"):
         SigningKey.read(path)

@@ -382,7 +382,7 @@ def micros_of(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
         elif not pa.types.is_integer(kind) and not pa.types.is_null(kind):
             raise _no_times(name, column.type)
         return times.cast(pa.int64())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:  # no times, or out of bounds
         raise _no_times(name, column.type) from error
 
 
